@@ -28,6 +28,7 @@ from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
 from sollold.serving.routing import routing_of, warnings_of
 from sollold.serving.unload import TOUCH, read_away, unload
+from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
@@ -192,7 +193,7 @@ class RequestExecutor:
         self._halt(Refusal(Fault.INTERRUPTED, f"the answer was interrupted: {reason}"))
 
     def _expire(self) -> None:
-        seconds = f"{self._ask.deadline:g} s"
+        seconds = seconds_text(self._ask.deadline)
         self._halt(
             Refusal(
                 Fault.TIMEOUT, f"the response was not complete within the request's deadline of {seconds}"

@@ -27,6 +27,7 @@ from sollold.serving.quarantine import Quarantine
 from sollold.serving.request import Answer, Ask, Waiting
 from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
+from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
@@ -116,7 +117,8 @@ class Serving:
         except TimeoutError:
             await executor.close()
             raise Refusal(
-                Fault.TIMEOUT, f"no answer began within the {ask.deadline:g} s that the request allows"
+                Fault.TIMEOUT,
+                f"no answer began within the {seconds_text(ask.deadline)} that the request allows",
             ) from None
         except BaseException:
             await executor.close()

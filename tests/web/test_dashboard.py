@@ -251,6 +251,25 @@ async def test_twenty_machines_and_hostile_names_fit(page: Page, show: Show, wid
     assert await page.run("document.querySelectorAll('main img, main script').length") == 0
 
 
+async def test_a_name_from_right_to_left_leaves_the_numbers_behind_it_in_their_order(
+    page: Page, show: Show
+) -> None:
+    _, url = await show(replace(machines()[0], name="מכונה"), *machines()[1:])
+    await page.size(1180, 844)
+    await page.open(f"{url}/#/cluster")
+    # Where the first and the last number of the layers are drawn.
+    numbers = """[...document.querySelectorAll('.run .band')].filter((one) => one.innerText.includes('מכונה'))
+      .map((one) => ['0', '5'].map((digit) => {
+        const text = one.firstChild, range = document.createRange();
+        const at = text.data.lastIndexOf(digit);
+        range.setStart(text, at); range.setEnd(text, at + 1);
+        return range.getBoundingClientRect().left;
+      }))"""
+    await page.until(f"({numbers}).length")
+    ((first, last),) = await page.run(numbers)
+    assert first < last
+
+
 async def test_no_view_is_wider_than_a_phone(page: Page, show: Show) -> None:
     _, url = await show()
     await page.size(390, 844)

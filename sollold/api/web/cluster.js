@@ -2,7 +2,7 @@
 
 import { actionButton } from "./actions.js";
 import { el, keyed, setAttribute, setText, svg } from "./dom.js";
-import { bytes, clock, colourOf, duration, layerRange, number, shortModel, shortName, stateText } from "./format.js";
+import { bytes, clock, colourOf, duration, isolated, layerRange, number, shortModel, shortName, stateText } from "./format.js";
 import { send } from "./http.js";
 import { onState, refreshModels, state } from "./store.js";
 import { sparkline } from "./plot.js";
@@ -196,11 +196,12 @@ export function updateLayers(bar, { placed, layers, model, state: now }) {
   const ready = now === "ready";
   const shown = placed.filter((share) => share.last > share.first);
   keyed(bar, shown, (share) => `${share.node}/${share.device}/${share.first}`, () => el("span"), (piece, share) => {
-    const words = `${share.node_name} ${share.device}: ${layerRange(share, layers)}, ${bytes(share.bytes)}`;
+    const name = isolated(share.node_name);
+    const words = `${name} ${share.device}: ${layerRange(share, layers)}, ${bytes(share.bytes)}`;
     piece.className = `band ${colourOf(model)}${ready ? "" : " pending"}`;
     piece.style.flexGrow = String(Math.max(0.3, share.last - share.first));
     // A narrow piece has room for one of both.
-    setText(piece, shown.length > 8 ? layerRange(share, layers) : `${share.node_name} ${layerRange(share, layers)}`);
+    setText(piece, shown.length > 8 ? layerRange(share, layers) : `${name} ${layerRange(share, layers)}`);
     setAttribute(piece, "title", words);
   });
   bar.hidden = !shown.length;

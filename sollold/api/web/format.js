@@ -61,7 +61,12 @@ export const stateText = (one) => {
   return one.state;
 };
 
+const rightToLeft = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/;
+
+/** A name amid other words: one that runs from right to left would take the numbers behind it along. */
+export const isolated = (name) => (rightToLeft.test(name) ? `\u2068${name}\u2069` : name);
+
 /** A node's name where there is little room; names of any length are allowed. */
-export const shortName = (name) => (name.length > 40 ? `${name.slice(0, 39)}…` : name);
+export const shortName = (name) => isolated(name.length > 40 ? `${name.slice(0, 39)}…` : name);
 
 export const shortModel = (name) => name.replace(/:latest$/, "");
