@@ -114,8 +114,10 @@ class Library:
         while True:
             resolved = self.resolve(name)
             known = resolved.name or resolved.candidates or self.lists.settled()
-            if known or asyncio.get_running_loop().time() >= end:
+            if known:
                 return resolved
+            if asyncio.get_running_loop().time() >= end:
+                return replace(resolved, unread=self._catalogue.unread)
             await asyncio.sleep(_LOOK)
 
     async def named(self, name: str) -> Listed:

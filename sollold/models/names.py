@@ -145,6 +145,7 @@ class Resolved:
         candidates: when more than one fits.
         suggestions: names like it, when none fits.
         away: names of the nodes that have it but are not there now, when none fits.
+        unread: stores that are read for the first time just now and may have it, when none fits.
     """
 
     asked: str
@@ -152,6 +153,7 @@ class Resolved:
     candidates: tuple[str, ...] = ()
     suggestions: tuple[str, ...] = ()
     away: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -167,6 +169,8 @@ class Resolved:
                 "switched off, restarting or cut off"
             )
         message = f"model {self.asked!r} not found"
+        if self.unread:
+            return f"{message} so far; still reading {' and '.join(self.unread[:3])}, try again in a moment"
         if self.suggestions:
             message += f"; did you mean {' or '.join(self.suggestions)}?"
         return message
@@ -272,6 +276,6 @@ def unresolved(resolved: Resolved) -> Refusal:
     """Why a caller's name is not one model."""
     if resolved.candidates:
         return Refusal(Fault.AMBIGUOUS, resolved.message)
-    if resolved.away:
+    if resolved.away or resolved.unread:
         return Refusal(Fault.UNAVAILABLE, resolved.message, retry_after=_BACK_AGAIN)
     return Refusal(Fault.NOT_FOUND, resolved.message)

@@ -120,7 +120,7 @@ class NodeLists:
             not record.models or self._lists.get(record.node, _UNKNOWN).digest == record.models
             for record in others
         )
-        return known and bool(self._view.leader().leader)
+        return known and not self._catalogue.unread and bool(self._view.leader().leader)
 
     async def refresh(self, node: str) -> None:
         """Learn what a node has now: what was just created, fetched or deleted there shows afterwards.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 import pytest
 
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, State
+from sollold.errors import Fault, Refusal
+from sollold.models.gguf import reader
 from sollold.models.library import Library
 from sollold.models.listing import merge
 from sollold.models.model import Model
@@ -94,6 +98,33 @@ async def test_all_models_once_on_all_nodes(three: ThreeNodes, tmp_path: Path) -
         assert pairs[0][1].files != pairs[1][1].files
         assert {model.digest for _, model in pairs} == {pairs[0][1].digest}
         assert node.library.get("gpt-4") == node.library.get("alpha:f16")
+
+
+async def test_no_model_is_called_missing_while_a_folder_is_read_for_the_first_time(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a, *_), go_on = three.nodes, threading.Event()
+    write_gguf(a.folder / "m" / "gamma-F16.gguf", seed=3)
+    read = reader.read_files
+
+    def slow(paths: Any) -> Any:
+        go_on.wait(20)
+        return read(paths)
+
+    monkeypatch.setattr(reader, "read_files", slow)
+    monkeypatch.setattr("sollold.models.stores.catalogue._FIRST", 0.05)
+    monkeypatch.setattr("sollold.models.library._SETTLE", 0.05)
+    try:
+        await a.start()
+        with pytest.raises(Refusal, match=f"not found so far; still reading .*{a.folder / 'm'}") as refused:
+            await a.library.named("gamma")
+        assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
+        monkeypatch.setattr("sollold.models.library._SETTLE", 20.0)
+        asking = asyncio.create_task(a.library.named("gamma"))
+        go_on.set()
+        assert (await asking).model.name == "gamma:F16"
+    finally:
+        go_on.set()
 
 
 async def test_who_is_back_has_its_models_at_once(three: ThreeNodes, tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ class Catalogue:
         return self._models
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Stores whose models are not known yet: with many files the first look takes long."""
+        return tuple(store.place for store in self._stores.values() if store.unread)
+
+    @property
     def digest(self) -> str:
         """Changes whenever `models` does."""
         return self._digest

@@ -60,6 +60,11 @@ class Store:
         """Whether it does not answer."""
         return self._job is not None and time.monotonic() - self._sign > SILENT
 
+    @property
+    def unread(self) -> bool:
+        """Whether it is being read for the first time."""
+        return self.seen is None and self._job is not None and not self.silent
+
     def begin(self, *, anew: bool) -> bool:
         """Look, if anything there has changed or in any case (``anew``); False while a look is under way."""
         if self._job is not None:
