@@ -12,9 +12,9 @@ import random
 import re
 from typing import Any
 
-from sollold.api.engine.pattern_length import MOST_REPEATS
-from sollold.api.engine.schema_keywords import kind_of_value, same
-from sollold.api.engine.schema_pointer import at_pointer
+from sollold.api.grammar.keywords import kind_of_value, same
+from sollold.api.grammar.pattern_length import MOST_REPEATS
+from sollold.api.grammar.pointer import at_pointer
 
 FORMATS = {
     "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",

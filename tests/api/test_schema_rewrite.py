@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from sollold.api.engine.pattern import convertible_pattern
-from sollold.api.engine.pattern_length import lengths, with_length
 from sollold.api.engine.prepare import prepare_chat
-from sollold.api.engine.schema import ConvertedSchema, convert_schema
-from sollold.api.engine.schema_formats import FORMATS
-from sollold.api.engine.schema_problem import SchemaProblem
-from sollold.api.engine.schema_unenforced import unenforced
+from sollold.api.grammar.formats import FORMATS
+from sollold.api.grammar.pattern import convertible_pattern
+from sollold.api.grammar.pattern_length import lengths, with_length
+from sollold.api.grammar.problem import SchemaProblem
+from sollold.api.grammar.schema import ConvertedSchema, convert_schema
+from sollold.api.grammar.unenforced import unenforced
 from tests.api.llama_grammars import Grammar, Stuck
 from tests.api.schema_strategies import Schemas
 

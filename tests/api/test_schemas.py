@@ -11,10 +11,10 @@ from aiohttp import ClientSession
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.api.engine.pattern import Unsupported, convertible_pattern
 from sollold.api.engine.prepare import prepare_chat
-from sollold.api.engine.schema import convert_schema
-from sollold.api.engine.schema_unenforced import unenforced
+from sollold.api.grammar.pattern import Unsupported, convertible_pattern
+from sollold.api.grammar.schema import convert_schema
+from sollold.api.grammar.unenforced import unenforced
 from sollold.errors import Fault, Refusal
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve

@@ -8,13 +8,13 @@ import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
-from sollold.api.engine.schema import ConvertedSchema, convert_schema
-from sollold.api.engine.schema_keywords import Schema
-from sollold.api.engine.schema_problem import SchemaProblem
-from sollold.api.engine.schema_unenforced import unenforced
-from sollold.api.engine.schema_values import Effort
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
+from sollold.api.grammar.keywords import Schema
+from sollold.api.grammar.problem import SchemaProblem
+from sollold.api.grammar.schema import ConvertedSchema, convert_schema
+from sollold.api.grammar.unenforced import unenforced
+from sollold.api.grammar.values import Effort
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 

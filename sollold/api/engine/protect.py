@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Sized
 from typing import Any
 
-from sollold.api.engine.grammar_width import TooManyWays, check_grammar
 from sollold.api.engine.image_size import HEADS, MOST_PIXELS, pixels
-from sollold.api.engine.schema_width import TooWide, check_schema
+from sollold.api.grammar.grammar_width import TooManyWays, check_grammar
+from sollold.api.grammar.schema_width import TooWide, check_schema
 from sollold.errors import Fault, Refusal
 from sollold.serving.media import Media
 from sollold.serving.request import Call, Engine

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.engine.schema_keywords import CHOICES, CONSTRAINTS, DEFINITIONS, JOINS, Schema
-from sollold.api.engine.schema_pointer import at_pointer
-from sollold.api.engine.schema_problem import SchemaProblem
+from sollold.api.grammar.keywords import CHOICES, CONSTRAINTS, DEFINITIONS, JOINS, Schema
+from sollold.api.grammar.pointer import at_pointer
+from sollold.api.grammar.problem import SchemaProblem
 
 
 def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProblem]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.pattern import Unsupported, convertible_pattern
+from sollold.api.grammar.pattern import Unsupported, convertible_pattern
 from sollold.errors import Fault, Refusal
 
 _GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar", "json_object")}

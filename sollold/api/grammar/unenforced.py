@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from sollold.api.engine.pattern_length import MOST_REPEATS, lengths
-from sollold.api.engine.schema_formats import FORMATS, NATIVE, OTHER_FORMATS
-from sollold.api.engine.schema_join import tuple_of
-from sollold.api.engine.schema_keywords import (
+from sollold.api.grammar.formats import FORMATS, NATIVE, OTHER_FORMATS
+from sollold.api.grammar.join import tuple_of
+from sollold.api.grammar.keywords import (
     BOUNDS,
     CHOICES,
     DEFINITIONS,
@@ -18,8 +17,9 @@ from sollold.api.engine.schema_keywords import (
     kinds_of,
     speaks_of,
 )
-from sollold.api.engine.schema_plain import plain_parts
-from sollold.api.engine.schema_problem import SchemaProblem, escaped
+from sollold.api.grammar.pattern_length import MOST_REPEATS, lengths
+from sollold.api.grammar.plain import plain_parts
+from sollold.api.grammar.problem import SchemaProblem, escaped
 
 _NEVER = (
     *("not", "if", "disallow", "extends"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sollold.api.engine.schema_join import Impossible, tuple_of
-from sollold.api.engine.schema_keywords import (
+from sollold.api.grammar.join import Impossible, tuple_of
+from sollold.api.grammar.keywords import (
     CHOICES,
     CONDITIONS,
     Schema,

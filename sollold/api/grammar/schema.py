@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from sollold.api.engine.pattern import Unsupported, convertible_pattern
-from sollold.api.engine.schema_keywords import DEFINITIONS
-from sollold.api.engine.schema_pointer import anchors_in, at_pointer
-from sollold.api.engine.schema_problem import SchemaProblem, escaped
-from sollold.api.engine.schema_rewrite import Rewriter, TooLarge
-from sollold.api.engine.schema_values import Effort
+from sollold.api.grammar.keywords import DEFINITIONS
+from sollold.api.grammar.pattern import Unsupported, convertible_pattern
+from sollold.api.grammar.pointer import anchors_in, at_pointer
+from sollold.api.grammar.problem import SchemaProblem, escaped
+from sollold.api.grammar.rewrite import Rewriter, TooLarge
+from sollold.api.grammar.values import Effort
 from sollold.facts import dataclass
 
 Schema = dict[str, Any]

@@ -2,13 +2,13 @@
 
 llama.cpp reads one keyword of a schema and overlooks the others: ``$ref``, else at ``oneOf``, ``anyOf``,
 ``const`` or ``enum``. What stands beside them is joined with what they lead to; what is left gets a form of
-its own (`schema_values`, `schema_settle`). What llama.cpp reads as it is stays as it is.
+its own (`values`, `settle`). What llama.cpp reads as it is stays as it is.
 """
 
 from __future__ import annotations
 
-from sollold.api.engine.schema_join import Impossible, Unjoinable, joined, with_rest
-from sollold.api.engine.schema_keywords import (
+from sollold.api.grammar.join import Impossible, Unjoinable, joined, with_rest
+from sollold.api.grammar.keywords import (
     CHOICES,
     CONDITIONS,
     CONSTRAINTS,
@@ -18,12 +18,12 @@ from sollold.api.engine.schema_keywords import (
     constraints_of,
     kinds_of,
 )
-from sollold.api.engine.schema_overlap import may_overlap
-from sollold.api.engine.schema_plain import plain_parts
-from sollold.api.engine.schema_pointer import at_pointer
-from sollold.api.engine.schema_problem import SchemaProblem, escaped
-from sollold.api.engine.schema_settle import settle, without_kind
-from sollold.api.engine.schema_values import Effort, ValueCheck, filter_values
+from sollold.api.grammar.overlap import may_overlap
+from sollold.api.grammar.plain import plain_parts
+from sollold.api.grammar.pointer import at_pointer
+from sollold.api.grammar.problem import SchemaProblem, escaped
+from sollold.api.grammar.settle import settle, without_kind
+from sollold.api.grammar.values import Effort, ValueCheck, filter_values
 
 MOST_ALTERNATIVES = 64
 """Of one schema, once all that stands beside a choice is in each of what is chosen from."""

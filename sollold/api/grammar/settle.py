@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sollold.api.engine.schema_join import Impossible, with_rest
-from sollold.api.engine.schema_keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
-from sollold.api.engine.schema_settle_arrays import settle_array
-from sollold.api.engine.schema_settle_objects import settle_object
-from sollold.api.engine.schema_settle_scalars import settle_number, settle_text
-from sollold.api.engine.schema_settled import Settled
-from sollold.api.engine.schema_values import Resolve, ValueCheck
+from sollold.api.grammar.join import Impossible, with_rest
+from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
+from sollold.api.grammar.settle_arrays import settle_array
+from sollold.api.grammar.settle_objects import settle_object
+from sollold.api.grammar.settle_scalars import settle_number, settle_text
+from sollold.api.grammar.settled import Settled
+from sollold.api.grammar.values import Resolve, ValueCheck
 
 
 def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool = True) -> Settled:

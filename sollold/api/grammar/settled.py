@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from sollold.api.engine.schema_keywords import Schema
+from sollold.api.grammar.keywords import Schema
 from sollold.facts import dataclass
 
 

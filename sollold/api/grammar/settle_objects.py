@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sollold.api.engine.schema_join import Impossible, both
-from sollold.api.engine.schema_keywords import CONDITIONS, JOINS, Schema, constraints_of, is_among, values_of
-from sollold.api.engine.schema_settled import Settled
-from sollold.api.engine.schema_values import Resolve, ValueCheck
+from sollold.api.grammar.join import Impossible, both
+from sollold.api.grammar.keywords import CONDITIONS, JOINS, Schema, constraints_of, is_among, values_of
+from sollold.api.grammar.settled import Settled
+from sollold.api.grammar.values import Resolve, ValueCheck
 
 _ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
 _MOST_CHOICES = 16

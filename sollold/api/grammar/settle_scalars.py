@@ -6,11 +6,11 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from sollold.api.engine.pattern_length import with_length
-from sollold.api.engine.schema_formats import FORMATS
-from sollold.api.engine.schema_join import Impossible
-from sollold.api.engine.schema_keywords import BOUNDS, exact, kinds_of
-from sollold.api.engine.schema_settled import Settled
+from sollold.api.grammar.formats import FORMATS
+from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.keywords import BOUNDS, exact, kinds_of
+from sollold.api.grammar.pattern_length import with_length
+from sollold.api.grammar.settled import Settled
 
 _MOST_VALUES = 256
 """Numbers that are listed one by one."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from sollold.api.engine.schema_keywords import Schema, is_among, kinds_of, values_of
-from sollold.api.engine.schema_values import Resolve
+from sollold.api.grammar.keywords import Schema, is_among, kinds_of, values_of
+from sollold.api.grammar.values import Resolve
 
 _MOST_COMPARED = 32
 _MOST_VALUES = 64

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from sollold.api.engine.grammar_width import MOST_WAYS, TooManyWays, check_pattern
-from sollold.api.engine.schema_formats import FORMATS
+from sollold.api.grammar.formats import FORMATS
+from sollold.api.grammar.grammar_width import MOST_WAYS, TooManyWays, check_pattern
 
 _MOST_VALUES = MOST_WAYS
 """Of all lists of values together."""

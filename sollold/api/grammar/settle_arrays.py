@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sollold.api.engine.schema_join import Impossible, tuple_of
-from sollold.api.engine.schema_settled import Settled
+from sollold.api.grammar.join import Impossible, tuple_of
+from sollold.api.grammar.settled import Settled
 
 _MOST_FURTHER = 16
 """Items behind those that each have a schema of their own: llama.cpp writes arrays of one length alone, and

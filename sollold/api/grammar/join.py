@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sollold.api.engine.schema_keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same
+from sollold.api.grammar.keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same
 
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
 _SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")

@@ -5,7 +5,7 @@ The usual spelling of each: an email address in quotes or an IPv6 address within
 
 from __future__ import annotations
 
-from sollold.api.engine.pattern import convertible_pattern
+from sollold.api.grammar.pattern import convertible_pattern
 
 NATIVE = {
     "date": (10, 10),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.engine.schema_keywords import CONSTRAINTS, DEFINITIONS, JOINS, Schema, kind_of_value
+from sollold.api.grammar.keywords import CONSTRAINTS, DEFINITIONS, JOINS, Schema, kind_of_value
 
 _READ = frozenset(
     ("type", "properties", "required", "additionalProperties", "items", "enum", "$ref", "anyOf")
