@@ -1,3 +1,5 @@
 """HTTP: the application (`http`), one package a dialect (`ollama`, `openai`, `anthropic`), the cluster's own
-routes (`cluster`), and what all dialects share (`engine`). A dialect imports no other dialect.
+routes (`cluster`), what all dialects share (`engine`), and what an engine can enforce (`grammar`).
+
+A dialect imports no other dialect.
 """
