@@ -23,8 +23,9 @@ from sollold.cluster.admission.orders import opened
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.node_key import KEY_FILE
 from sollold.control.admission import AdmissionService
-from sollold.control.doctor import Facts, Finding, examine
+from sollold.control.doctor import examine
 from sollold.control.engine_metrics import EngineMetrics
+from sollold.control.finding import Facts, Finding
 from sollold.control.models import ModelService, PullService
 from sollold.daemon import systemd
 from sollold.daemon.heap import keep_small

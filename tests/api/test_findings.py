@@ -8,8 +8,9 @@ from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.net.mdns import DiscoveryStatus
 from sollold.cluster.net.status import ClusterStatus
-from sollold.control.doctor import Facts, Grade, examine
+from sollold.control.doctor import examine
 from sollold.control.events import LayersHeld, OfflineNode
+from sollold.control.finding import Facts, Grade
 from sollold.engines.llamacpp.exit_reason import exit_reason
 from sollold.leader.pinned import LostModel
 from sollold.machine.device import Device, Kind

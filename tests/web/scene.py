@@ -18,7 +18,8 @@ import msgspec
 from sollold.api.http.services import AppServices
 from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
 from sollold.control.activity import FinishedRequest
-from sollold.control.doctor import Facts, examine
+from sollold.control.doctor import examine
+from sollold.control.finding import Facts
 from sollold.control.keys import Keys
 from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind

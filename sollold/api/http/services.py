@@ -7,8 +7,8 @@ from dataclasses import field
 
 from sollold.control.admission import AdmissionService
 from sollold.control.cluster import ClusterService
-from sollold.control.doctor import Finding
 from sollold.control.engine_metrics import EngineMetrics
+from sollold.control.finding import Finding
 from sollold.control.keys import Keys
 from sollold.control.logs import LogService
 from sollold.control.member_pass import MemberPasses

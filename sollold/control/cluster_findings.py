@@ -1,0 +1,189 @@
+"""What `sollold doctor` finds in the network and the cluster: who is missing, doubled or let in. Pure."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.status import ClusterStatus
+from sollold.control.events import OfflineNode
+from sollold.control.finding import Facts, Finding, Grade
+from sollold.units import bytes_text
+
+_SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
+
+
+def same_names(live: Sequence[Record]) -> list[Finding]:
+    """Images of machines are often copied with their host name."""
+    where: dict[str, list[str]] = {}
+    for record in live:
+        where.setdefault(record.name.lower(), []).append(record.addresses[0] if record.addresses else "?")
+    return [
+        Finding(
+            Grade.NOTICE,
+            f"{len(hosts)} nodes are called {name} ({', '.join(sorted(hosts))}): messages and commands that "
+            "name one can't tell them apart",
+            "give each machine its own host name (`sudo hostnamectl hostname NAME`) or set node.name in its "
+            "sollold.toml, then `sudo systemctl restart sollold` there",
+        )
+        for name, hosts in sorted(where.items())
+        if len(hosts) > 1
+    ]
+
+
+def offline_nodes(offline: Sequence[OfflineNode]) -> list[Finding]:
+    """Those that were here and are not."""
+    found = []
+    for one in offline:
+        name = one.record.name
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since))
+        if one.stopped:
+            what, grade = f"{name} was stopped and has been offline since {since}", Grade.NOTICE
+        else:
+            what, grade = f"{name} has been offline since {since}: it does not answer", Grade.PROBLEM
+        if one.held:
+            models = ", ".join(sorted({held.model for held in one.held}))
+            what += f"; it held {bytes_text(sum(held.bytes for held in one.held))} of {models}"
+        what += ". Start it again, or remove it from the list:"
+        found.append(Finding(grade, what, f"sollold forget {shlex.quote(name)}"))
+    return found
+
+
+def network(facts: Facts) -> list[Finding]:
+    """How nodes find each other, and who of them is not what it says."""
+    status = facts.network
+    if status is None:
+        return []
+    return [
+        *_discovery(status),
+        *_doubles(facts, status),
+        *_others(facts, status),
+        *_disbelieved(status),
+    ]
+
+
+def _discovery(status: ClusterStatus) -> list[Finding]:
+    found = []
+    mdns = status.discovery
+    if mdns is not None and not mdns.working:
+        what = f"multicast DNS does not work ({mdns.reason}): only seeds and remembered addresses are tried"
+        found.append(Finding(Grade.PROBLEM, what, _SEED))
+    if status.unheard:
+        what = (
+            f"{', '.join(status.unheard)}: alive on this network, but never announced here by multicast "
+            "DNS. It is switched off there, or a switch, a firewall or the Wi-Fi filters it; then new "
+            "nodes do not find each other by themselves"
+        )
+        found.append(Finding(Grade.NOTICE, what, _SEED))
+    return found
+
+
+def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
+    """Machines with one node id: a state folder was copied."""
+    found = []
+    names = {record.node: record.name for record in facts.live}
+    for double in status.doubles:
+        if double.node != facts.me.node:
+            name = names.get(double.node, double.node)
+            what = (
+                f"two machines use the node id of {name}: {double.kept}, which takes part in the cluster, "
+                f"and {double.other}, which does not. The state folder of one is a copy of the other's"
+            )
+            fix = (
+                "on one of the two: delete the file node-key in its state folder, then "
+                "`sudo systemctl restart sollold`"
+            )
+            found.append(Finding(Grade.PROBLEM, what, fix))
+    if status.cloned:
+        what = (
+            "another machine uses the same node id: one's state "
+            "folder is a copy of the other's, so they can't find each other"
+        )
+        for double in status.doubles:
+            if double.node == facts.me.node and double.kept and double.other:
+                what += f". {double.kept} takes part in the cluster, {double.other} does not"
+        file = shlex.quote(facts.id_file)
+        fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
+        found.append(Finding(Grade.PROBLEM, what, fix))
+    return found
+
+
+def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
+    """Nodes of another cluster."""
+    mdns = status.discovery
+    # Who waits at another cluster is told how it gets in, not how to have none of its own.
+    if mdns is None or not mdns.foreign or facts.me.seeking:
+        return []
+    several = mdns.foreign > 1
+    what = (
+        f"{mdns.foreign} node{'s' if several else ''} of another cluster on this network: "
+        f"{'their' if several else 'its'} cluster.token is not the one of this node"
+    )
+    fix = (
+        "if they belong together, give all the same one (see `sollold token`), then restart them; "
+        "without tokens delete the file keyring in the state folder of those that are to join, and "
+        "restart those"
+    )
+    return [Finding(Grade.NOTICE, what, fix)]
+
+
+def _disbelieved(status: ClusterStatus) -> list[Finding]:
+    refused = sum(status.disbelieved.values())
+    if not refused:
+        return []
+    what = (
+        f"{refused} statement{'s' if refused > 1 else ''} from members of the cluster refused since the "
+        "start: not signed by the node they are about, or with values that no node has"
+    )
+    fix = "upgrade sollold on all nodes to the same version; if it goes on, change the cluster.token"
+    return [Finding(Grade.NOTICE, what, fix)]
+
+
+def company(facts: Facts) -> list[Finding]:
+    """Who takes part, may ask, or waits to be let in."""
+    found = []
+    if len(facts.live) == 1 and not facts.me.seeking:
+        what = (
+            "no other node found; on the others, check that sollold runs, that the token is the same "
+            "and that the firewall allows 11436/tcp, 11436/udp and 5353/udp"
+        )
+        found.append(Finding(Grade.NOTICE, what, f"to find one without mDNS, {_SEED}"))
+    if facts.me.open:
+        what = (
+            "an open cluster: anyone on this LAN can join it, and then read prompts, write answers, fetch "
+            "models and use its memory"
+        )
+        found.append(Finding(Grade.NOTICE, what, "sollold cluster secure"))
+    if facts.outdated_door:
+        what = (
+            "the settings say that this cluster is open, but it was given a secret (sollold cluster secure), "
+            "which counts more"
+        )
+        found.append(Finding(Grade.NOTICE, what, "remove cluster.door and cluster.token from sollold.toml"))
+    if facts.me.seeking:
+        what = f"this machine {facts.me.seeking}"
+        found.append(
+            Finding(Grade.PROBLEM, what, f"on a machine there: `sollold admit {shlex.quote(facts.me.name)}`")
+        )
+    for record in facts.live:
+        for one in record.waiting:
+            what = f"{one.name} waits at {record.name} for admission; it shows the code {one.code}"
+            found.append(
+                Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.code)}`")
+            )
+    # Of other nodes it is known that they do: how long, their clocks say.
+    if any(one.door_until for one in facts.live):
+        what = "new machines on this LAN are admitted to the cluster"
+        if facts.me.door_until > facts.now:
+            # The record tells the end of the minute in which it shuts.
+            what += f" for another {max(1, int((facts.me.door_until - facts.now) // 60))} min"
+        found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
+    if facts.open_api:
+        what = (
+            "open API: other machines on this network can ask models and read the cluster's state without an "
+            'API key (http.auth = "open" says that this is meant)'
+        )
+        found.append(Finding(Grade.NOTICE, what, "sollold key new NAME"))
+    return found
