@@ -104,8 +104,13 @@ async def test_a_stranger_names_no_workers_that_nobody_knows(serve: Serve, http:
     url = await serve(parts(service, cluster=cluster))
     headers = {"X-Forwarded-For": "10.0.0.7"}
     for address, status in (("127.0.0.1:22", 401), ("10.0.0.9:50052", 200)):
-        body = {"model": "demo", "messages": QUESTION, "placement": {"external": [address]}}
-        for path in ("/api/chat", "/v1/chat/completions", "/api/cluster/plan"):
+        plan = {"model": "demo", "placement": {"external": [address]}}
+        chat = {**plan, "messages": QUESTION}
+        for path, body in (
+            ("/api/chat", chat),
+            ("/v1/chat/completions", chat),
+            ("/api/cluster/plan", plan),
+        ):
             async with http.post(url + path, json=body, headers=headers) as answer:
                 assert answer.status == status, await answer.text()
         assert bool(cluster.asked) == (status == 200)
