@@ -61,7 +61,7 @@ def bury(gossip: Gossip, node: str, now: float = 1.0) -> None:
     """Hold ``node`` dead: suspected here, and found dead elsewhere."""
     gossip._membership.suspect(node, now)
     says(gossip, E, Dead(node, gossip._membership.members[node].incarnation, E), now=now)
-    assert not gossip.alive(node)
+    assert not gossip.known.alive(node)
 
 
 def of(kind: type[T], actions: list[Action]) -> list[T]:
@@ -106,7 +106,7 @@ def exchange(one: Gossip, other: Gossip, now: float) -> list[Action]:
     done: list[Action] = []
     body, sides = one.push_pull_open(), (other, one)
     while body:
-        source = at(sides[1].me.node)
+        source = at(sides[1].known.me.node)
         body, actions = sides[0].push_pull(body, source, now)
         done += actions
         sides = (sides[1], sides[0])

@@ -32,9 +32,9 @@ def test_of_two_that_live_the_first_is_kept_and_the_change_is_told_once() -> Non
             told += changes(says(gossip, C, said(boot, incarnation), now=1.0 + incarnation / 100))
         assert told.count((Change.DOUBLED, B)) == 1
         assert told.count((Change.RESTARTED, B)) <= 5
-        assert gossip.boot(B) == 5
-        assert gossip.doubles(2.0) == (Double(B, FIRST[0], COPY[0]),)
-        assert gossip.barred(B, 9) and not gossip.barred(B, 5)
+        assert gossip.known.boot(B) == 5
+        assert gossip.known.doubles(2.0) == (Double(B, FIRST[0], COPY[0]),)
+        assert gossip.known.barred(B, 9) and not gossip.known.barred(B, 5)
 
 
 def test_one_word_of_an_earlier_process_that_comes_late_is_no_double() -> None:
@@ -42,7 +42,7 @@ def test_one_word_of_an_earlier_process_that_comes_late_is_no_double() -> None:
     told = changes(says(gossip, C, said(5, 1), said(9, 2), said(5, 3), said(9, 4)))
     told += changes(says(gossip, C, said(12, 5), said(9, 6), said(12, 7)))
     assert (Change.DOUBLED, B) not in told
-    assert gossip.boot(B) == 12 and not gossip.doubles(2.0)
+    assert gossip.known.boot(B) == 12 and not gossip.known.doubles(2.0)
 
 
 def test_a_datagram_of_a_process_that_was_followed_long_ago_shows_that_it_lives() -> None:
@@ -51,19 +51,19 @@ def test_a_datagram_of_a_process_that_was_followed_long_ago_shows_that_it_lives(
     assert (Change.DOUBLED, B) not in changes(says(gossip, B, Ping(1, ME), now=2.0, boot=5)), "it may be late"
     assert (Change.DOUBLED, B) in changes(says(gossip, B, Ping(2, ME), now=9.0, boot=5))
     says(gossip, B, said(5, 3), now=9.1, boot=5)
-    assert gossip.boot(B) == 5 and gossip.barred(B, 9)
+    assert gossip.known.boot(B) == 5 and gossip.known.barred(B, 9)
 
 
 def test_the_other_is_listened_to_when_the_first_is_gone() -> None:
     gossip = know(core(), C)
     for incarnation in range(1, 9):
         says(gossip, C, said(5 if incarnation % 2 else 9, incarnation))
-    assert gossip.boot(B) == 5
+    assert gossip.known.boot(B) == 5
     says(gossip, C, Dead(B, 9, C))
     play(gossip, 1.0, 9.0, silent=(B,))
-    assert not gossip.alive(B)
+    assert not gossip.known.alive(B)
     assert (Change.JOINED, B) in changes(says(gossip, C, said(9, 20), now=9.0))
-    assert gossip.boot(B) == 9 and not gossip.barred(B, 9)
+    assert gossip.known.boot(B) == 9 and not gossip.known.barred(B, 9)
 
 
 def cloned(boot: int) -> Gossip:
@@ -79,11 +79,11 @@ def test_of_two_the_one_that_started_later_says_no_more_and_leads_no_more() -> N
     first, later = cloned(7), cloned(90)
     for gossip in (first, later):
         play(gossip, 2.0, 12.0)
-    assert first.leader().leader == ME
-    assert later.leader() == Term()
-    (double,) = later.doubles(12.0)
+    assert first.known.leader().leader == ME
+    assert later.known.leader() == Term()
+    (double,) = later.known.doubles(12.0)
     assert (double.node, double.kept) == (ME, COPY[0])
-    assert first.doubles(12.0)[0].other == COPY[0]
+    assert first.known.doubles(12.0)[0].other == COPY[0]
     before = later._membership.own.incarnation
     says(later, C, Alive(ME, 50, before + 5, (COPY,)), now=60.0)
     assert later._membership.own.incarnation == before
@@ -92,12 +92,12 @@ def test_of_two_the_one_that_started_later_says_no_more_and_leads_no_more() -> N
         later.persisted(persist.kept, 61.0)
     assert later._membership.own.incarnation == before + 7
     play(later, 61.0, 75.0)
-    assert later.leader().leader == ME
+    assert later.known.leader().leader == ME
 
 
 def test_where_it_is_stays_known_for_a_while_only() -> None:
     gossip = know(core(), C)
     for incarnation in range(1, 9):
         says(gossip, C, said(5 if incarnation % 2 else 9, incarnation))
-    assert gossip.doubles(100.0) and not gossip.doubles(300.0)
-    assert at(C) == gossip.addresses(C)[0]
+    assert gossip.known.doubles(100.0) and not gossip.known.doubles(300.0)
+    assert at(C) == gossip.known.addresses(C)[0]

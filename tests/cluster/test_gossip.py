@@ -23,8 +23,8 @@ def test_the_first_thing_is_to_write_what_must_survive() -> None:
 def test_a_lone_node_leads_after_its_grace() -> None:
     gossip = core()
     actions = play(gossip, 0.0, LAN.grace + LAN.settle)
-    assert gossip.leader() == Term(1, ME)
-    assert gossip.me.claim == Term(1, ME)
+    assert gossip.known.leader() == Term(1, ME)
+    assert gossip.known.me.claim == Term(1, ME)
     kept = [action.kept.term for action in of(Persist, actions)]
     assert Term(1, ME) in kept
 
@@ -61,11 +61,11 @@ def test_nothing_waits_for_the_disk_but_the_claim() -> None:
     gossip = core()
     persist = unwritten_claim(gossip)
     assert persist.kept.term == Term(1, ME)
-    assert (gossip.leader(), gossip.me.claim) == (Term(), Term())
+    assert (gossip.known.leader(), gossip.known.me.claim) == (Term(), Term())
     answers = sent(says(gossip, B, alive(B), Ping(9, ME), now=4.0))
     assert any(isinstance(message, Ack) for message in answers)
     gossip.persisted(persist.kept, 5.0)
-    assert gossip.leader() == gossip.me.claim == Term(1, ME)
+    assert gossip.known.leader() == gossip.known.me.claim == Term(1, ME)
 
 
 def test_a_claim_is_dropped_if_a_higher_term_came_before_it_was_on_disk() -> None:
@@ -73,18 +73,18 @@ def test_a_claim_is_dropped_if_a_higher_term_came_before_it_was_on_disk() -> Non
     persist = unwritten_claim(gossip)
     gossip.observe_term(Term(7, B), 5.0)
     gossip.persisted(persist.kept, 5.1)
-    assert gossip.me.claim == Term()
+    assert gossip.known.me.claim == Term()
     play(gossip, 5.1, 12.0)
-    assert gossip.leader() == Term(8, ME)
+    assert gossip.known.leader() == Term(8, ME)
 
 
 def test_the_version_rises_with_each_change_alone() -> None:
     gossip = core()
-    version = gossip.me.version
-    gossip.update_record(replace(gossip.me, build="b1"), 1.0)
-    gossip.update_record(replace(gossip.me, build="b1", version=0, claim=Term(9, B)), 1.0)
-    assert gossip.me.version == version + 1
-    assert gossip.me.claim == Term()
+    version = gossip.known.me.version
+    gossip.update_record(replace(gossip.known.me, build="b1"), 1.0)
+    gossip.update_record(replace(gossip.known.me, build="b1", version=0, claim=Term(9, B)), 1.0)
+    assert gossip.known.me.version == version + 1
+    assert gossip.known.me.claim == Term()
 
 
 def test_a_term_seen_elsewhere_is_never_claimed_below() -> None:
@@ -92,16 +92,16 @@ def test_a_term_seen_elsewhere_is_never_claimed_below() -> None:
     actions = gossip.observe_term(Term(40, B), 1.0)
     assert [action.kept.term for action in of(Persist, actions)][-1] == Term(40, B)
     play(gossip, 1.0, 10.0)
-    assert gossip.leader() == Term(41, ME)
+    assert gossip.known.leader() == Term(41, ME)
 
 
 def test_a_leader_steps_down_when_it_hears_of_a_higher_term() -> None:
     one, other = core(ME), core(B, boot=3, kept=Kept(Term(8, "")))
     play(one, 0.0, 5.0)
     play(other, 0.0, 5.0)
-    assert (one.leader(), other.leader()) == (Term(1, ME), Term(9, B))
+    assert (one.known.leader(), other.known.leader()) == (Term(1, ME), Term(9, B))
     exchange(one, other, 6.0)
-    assert one.leader() == other.leader() == Term(9, B)
+    assert one.known.leader() == other.known.leader() == Term(9, B)
 
 
 def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
@@ -109,8 +109,8 @@ def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
     play(leader, 0.0, 5.0)
     play(gossip, 0.0, 5.0)
     exchange(gossip, leader, 5.0)
-    assert gossip.leader() == Term(6, ME)
+    assert gossip.known.leader() == Term(6, ME)
     bury(know(gossip, B, now=6.0), ME, now=6.0)
-    assert gossip.leader() == Term()
+    assert gossip.known.leader() == Term()
     play(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
-    assert gossip.leader() == Term(7, C)
+    assert gossip.known.leader() == Term(7, C)

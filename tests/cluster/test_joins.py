@@ -40,7 +40,7 @@ def test_who_lives_elsewhere_is_not_looked_for_where_it_was() -> None:
 def test_no_news_are_spent_on_addresses_where_perhaps_nobody_is() -> None:
     gossip = know(core(), B)
     play(gossip, 0.5, 10.0)
-    gossip.update_record(replace(gossip.me, build="b1"), 10.0)
+    gossip.update_record(replace(gossip.known.me, build="b1"), 10.0)
     actions = gossip.introduce(tuple((f"10.7.0.{number}", 1) for number in range(8)), 10.0, keep=True)
     assert len(of(Send, actions)) == 8
     assert not any(isinstance(message, Delta) for message in sent(actions))

@@ -59,7 +59,7 @@ def test_an_old_accusation_is_not_answered() -> None:
 def test_a_suspect_that_refutes_lives() -> None:
     gossip = know(core(), B, C)
     assert (Change.SUSPECTED, B) in changes(says(gossip, C, Suspect(B, 1, C)))
-    assert gossip.alive(B)
+    assert gossip.known.alive(B)
     assert (Change.CLEARED, B) in changes(says(gossip, C, alive(B, 2)))
 
 
@@ -68,7 +68,7 @@ def test_old_gossip_does_not_bring_the_dead_back() -> None:
     bury(gossip, B)
     play(gossip, 1.0, 3.5, silent=(B,))
     assert not changes(says(gossip, C, alive(B, 1), now=3.5))
-    assert not gossip.alive(B)
+    assert not gossip.known.alive(B)
 
 
 def test_the_word_of_one_that_was_cut_off_kills_nobody_who_answers() -> None:
@@ -86,14 +86,14 @@ def test_the_word_of_one_that_was_cut_off_kills_nobody_who_answers() -> None:
             told += actions
             now += 0.05
         assert (Change.SUSPECTED, B) in changes(told)
-        assert gossip.alive(B) is answers
+        assert gossip.known.alive(B) is answers
 
 
 def test_old_accusations_do_not_touch_the_living() -> None:
     gossip = know(core(), C)
     says(gossip, B, alive(B, 5))
     assert not changes(says(gossip, C, Suspect(B, 4, C), Dead(B, 4, C), Left(B, 4)))
-    assert gossip.alive(B)
+    assert gossip.known.alive(B)
 
 
 def test_the_dead_that_speaks_is_told_and_comes_back_by_refuting() -> None:
@@ -151,24 +151,24 @@ def test_a_name_may_come_back_with_another_address() -> None:
     gossip = know(core(), B)
     new = ("10.7.7.7", 11436)
     assert (Change.MOVED, B) in changes(says(gossip, C, alive(B, 2, where=new)))
-    assert gossip.addresses(B)[0] == new
-    assert gossip.lost_hosts(B) == {at(B)[0]}
+    assert gossip.known.addresses(B)[0] == new
+    assert gossip.known.lost_hosts(B) == {at(B)[0]}
     both = Alive(B, 1, 3, (new, ("10.7.7.8", 11436)))
     assert (Change.MOVED, B) in changes(says(gossip, C, both))
-    assert not gossip.lost_hosts(B), "one more address is no loss"
+    assert not gossip.known.lost_hosts(B), "one more address is no loss"
 
 
 def test_the_address_that_a_peer_reached_us_from_is_preferred() -> None:
     gossip = core()
     says(gossip, B, Alive(B, 1, 1, (("172.17.0.1", 11436), at(B))))
-    assert gossip.addresses(B)[0] == at(B)
+    assert gossip.known.addresses(B)[0] == at(B)
 
 
 def test_nonsense_is_not_taken_in() -> None:
     gossip = core()
     says(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, (("example.org", 1),)))
-    assert not gossip.alive(B)
-    assert gossip.contacts() == ()
+    assert not gossip.known.alive(B)
+    assert gossip.known.contacts() == ()
 
 
 def test_a_claim_that_no_election_can_go_above_is_not_taken_in() -> None:
@@ -178,15 +178,15 @@ def test_a_claim_that_no_election_can_go_above_is_not_taken_in() -> None:
     assert gossip.rejected == 1
     bury(gossip, B)
     play(gossip, 1.0, 20.0, silent=(B,))
-    assert gossip.leader() == Term(1, ME)
+    assert gossip.known.leader() == Term(1, ME)
 
 
 def test_invented_names_fill_no_memory() -> None:
     gossip = know(core(), B)
     for number in range(6000):
         says(gossip, B, alive(f"{number + 100:016x}"))
-    assert len(gossip.contacts()) <= 4096
-    assert gossip.alive(B)
+    assert len(gossip.known.contacts()) <= 4096
+    assert gossip.known.alive(B)
 
 
 def test_a_record_of_nobody_is_not_kept() -> None:
@@ -194,9 +194,9 @@ def test_a_record_of_nobody_is_not_kept() -> None:
     exchange(stranger, core(E, boot=4), 0.5)
     news = next(m for m in sent(play(stranger, 0.5, 1.0)) if isinstance(m, Delta) and m.node == D)
     says(gossip, B, news)
-    assert gossip.record(D) is None
+    assert gossip.known.record(D) is None
     says(gossip, B, news, alive(D, boot=3))
-    assert gossip.record(D) == stranger.me
+    assert gossip.known.record(D) == stranger.known.me
 
 
 def test_a_name_is_not_looked_up_for_another() -> None:
@@ -214,4 +214,4 @@ def test_a_goodbye_is_said_and_not_refuted() -> None:
 def test_who_said_goodbye_is_gone_without_suspicion() -> None:
     gossip = know(core(), B, C)
     assert changes(says(gossip, B, Left(B, 1))) == [(Change.LEFT, B)]
-    assert not gossip.alive(B)
+    assert not gossip.known.alive(B)

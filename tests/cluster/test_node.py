@@ -242,7 +242,7 @@ async def test_who_is_never_announced_though_it_lives_here_is_named(nodes: Nodes
     first = await nodes.start(1)
     second = await nodes.start(2, first)
     await until(lambda: len(first.live()) == 2)
-    await until(lambda: first._gossip and first._gossip.addresses(second.me.node))
+    await until(lambda: first._gossip and first._gossip.known.addresses(second.me.node))
     first._finder._networks = ("127.0.0.0/24",)
     heard: dict[str, tuple[tuple[str, int], ...]] = {}
 

@@ -35,8 +35,8 @@ def test_silence_leads_to_indirect_pings_then_suspicion_then_death() -> None:
     assert {action.node for action in of(TcpPing, actions)} == {B}
     mine = [change for change, node in changes(actions) if node == B]
     assert mine == [Change.SUSPECTED, Change.DIED]
-    assert not gossip.alive(B)
-    assert gossip.alive(C)
+    assert not gossip.known.alive(B)
+    assert gossip.known.alive(C)
 
 
 def test_an_answer_over_tcp_is_one() -> None:
@@ -46,7 +46,7 @@ def test_an_answer_over_tcp_is_one() -> None:
         for action in of(TcpPing, gossip.tick(now)):
             gossip.tcp_pong(action.sequence, now)
         now += 0.05
-    assert gossip.alive(B)
+    assert gossip.known.alive(B)
     assert not any(change is Change.SUSPECTED for change, _ in changes(gossip.tick(now)))
 
 
@@ -109,7 +109,7 @@ def test_a_late_answer_gains_a_slow_node_more_time() -> None:
             says(gossip, B, alive(B, int(now * 100)), Ack(sequence, 0), now=now)
         now += 0.05
     assert member.late > 0
-    assert gossip.alive(B)
+    assert gossip.known.alive(B)
 
 
 def test_a_broken_connection_to_the_dead_is_known_within_a_second() -> None:
@@ -190,4 +190,4 @@ def test_suspects_get_the_time_back_that_the_process_stood_still() -> None:
     play(gossip, 1.0, 5.0)
     says(gossip, C, Suspect(B, 1, C), now=5.0)
     assert not any(change is Change.DIED for change, _ in changes(gossip.tick(60.0)))
-    assert gossip.alive(B)
+    assert gossip.known.alive(B)

@@ -32,13 +32,13 @@ from tests.cluster.gossip_core import (
 
 def test_a_push_pull_makes_both_know_all() -> None:
     one, other = know(core(ME), C), know(core(B, boot=3), D)
-    one.update_record(replace(one.me, models="mine"), 1.0)
-    other.update_record(replace(other.me, models="theirs"), 1.0)
+    one.update_record(replace(one.known.me, models="mine"), 1.0)
+    other.update_record(replace(other.known.me, models="theirs"), 1.0)
     exchange(one, other, 2.0)
-    assert one.record(B) == other.me
-    assert other.record(ME) == one.me
+    assert one.known.record(B) == other.known.me
+    assert other.known.record(ME) == one.known.me
     for gossip in (one, other):
-        assert all(gossip.alive(node) for node in (ME, B, C, D))
+        assert all(gossip.known.alive(node) for node in (ME, B, C, D))
 
 
 @pytest.mark.parametrize("opens", [True, False])
@@ -50,11 +50,11 @@ def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
     nodes = [f"{number:016x}" for number in range(100, 109)]
     for node in nodes:
         writer = core(node, boot=4)
-        writer.update_record(replace(writer.me, models="m" * 2000), 1.0)
+        writer.update_record(replace(writer.known.me, models="m" * 2000), 1.0)
         exchange(one, writer, 1.0)
     sides = (one, other) if opens else (other, one)
     rounds = 0
-    while not all(other.record(node) == one.record(node) for node in nodes):
+    while not all(other.known.record(node) == one.known.record(node) for node in nodes):
         rounds += 1
         body, turn, largest = sides[0].push_pull_open(), 1, 0
         while body:
@@ -67,7 +67,7 @@ def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
 
 def test_equals_exchange_little() -> None:
     one, other = core(ME), core(B, boot=3)
-    one.update_record(replace(one.me, models="m" * 5000), 1.0)
+    one.update_record(replace(one.known.me, models="m" * 5000), 1.0)
     exchange(one, other, 2.0)
     answer, _ = other.push_pull(one.push_pull_open(), at(ME), 3.0)
     assert len(answer) < 500
@@ -78,20 +78,20 @@ def test_the_dead_of_a_push_pull_are_suspects() -> None:
     bury(other, C)
     actions = exchange(one, other, 2.0)
     assert (Change.SUSPECTED, C) in changes(actions)
-    assert one.alive(C)
+    assert one.known.alive(C)
 
 
 def test_a_restart_without_disk_ends_above_the_old_record() -> None:
     before, peer = core(ME, kept=Kept(version=900)), core(B, boot=3)
     exchange(before, peer, 1.0)
     after = core(ME, boot=BOOT + 1)
-    after.update_record(replace(after.me, models="new"), 2.0)
+    after.update_record(replace(after.known.me, models="new"), 2.0)
     exchange(after, peer, 3.0)
     exchange(after, peer, 4.0)
-    held = peer.record(ME)
+    held = peer.known.record(ME)
     assert held is not None
     assert held.models == "new"
-    assert held.version > before.me.version
+    assert held.version > before.known.me.version
 
 
 def test_a_record_that_came_over_tcp_goes_on_as_news() -> None:

@@ -104,9 +104,9 @@ def works(world: World) -> None:
         world.mark(one)
     assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
     for one in world.running():
-        assert one.gossip.leader().counter < 2**20
+        assert one.gossip.known.leader().counter < 2**20
         assert one.gossip._membership.own.incarnation < 2**20
-        assert one.gossip.me.version < 2**40
+        assert one.gossip.known.me.version < 2**40
 
 
 def restart(world: World) -> None:
@@ -136,23 +136,23 @@ def suspect_a_little_above(liar: Liar, victim: Machine) -> None:
 
 
 def claim_and_leave(liar: Liar, victim: Machine) -> None:
-    me = liar.process.gossip.me
+    me = liar.process.gossip.known.me
     liar.say(liar.delta(replace(me, claim=Term(HUGE, me.node)), liar.process.boot, me.version + 1))
     liar.say(liar.left(me.node, liar.process.gossip._membership.own.incarnation))
     liar.machine.crash()
 
 
 def claim_for_the_victim(liar: Liar, victim: Machine) -> None:
-    me = liar.process.gossip.me
+    me = liar.process.gossip.known.me
     liar.say(liar.delta(replace(me, claim=Term(1000, victim.node)), liar.process.boot, me.version + 1))
 
 
 def rewrite_the_record(liar: Liar, victim: Machine) -> None:
     there = process(victim)
-    lie = replace(there.gossip.me, models="lie")
+    lie = replace(there.gossip.known.me, models="lie")
     for boot in (there.boot, there.boot + 1):
         liar.say(liar.delta(lie, boot, HUGE))
-        liar.say(liar.delta(lie, boot, there.gossip.me.version + 5))
+        liar.say(liar.delta(lie, boot, there.gossip.known.me.version + 5))
 
 
 def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
@@ -167,12 +167,14 @@ def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
 def push_the_lies(liar: Liar, victim: Machine) -> None:
     """The same in a push-pull: states and records of others."""
     there = process(victim)
-    lie = liar.delta(replace(there.gossip.me, models="lie"), there.boot, HUGE)
+    lie = liar.delta(replace(there.gossip.known.me, models="lie"), there.boot, HUGE)
     held = [
         MemberState(victim.node, there.boot, HUGE, status, (liar.machine.address,), HUGE, there.boot + 1)
         for status in Status
     ]
-    whole = Whole(victim.node, lie.boot, lie.version, encode(replace(there.gossip.me, models="lie")), b"")  # type: ignore[arg-type]
+    whole = Whole(
+        victim.node, lie.boot, lie.version, encode(replace(there.gossip.known.me, models="lie")), b""
+    )  # type: ignore[arg-type]
     body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], [whole]))
     for machine in liar.world.machines[:-1]:
         one = process(machine)
@@ -200,7 +202,7 @@ def test_the_others_go_on_at_once_and_after_a_restart_of_all(
     victim = world.machines[0]
     attack(liar, victim)
     works(world)
-    assert process(victim).gossip.me.models != "lie"
+    assert process(victim).gossip.known.me.models != "lie"
     restart(world)
     works(world)
 
@@ -223,11 +225,11 @@ def test_the_others_go_on_at_once_and_after_a_restart_of_all(
 )
 def test_a_record_that_no_node_can_have_is_refused_and_counted(lie: dict[str, object]) -> None:
     world, liar = world_with_liar(1)
-    me = liar.process.gossip.me
+    me = liar.process.gossip.known.me
     liar.say(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
     for machine in world.machines[:-1]:
         gossip = process(machine).gossip
-        assert gossip.record(me.node) == me
+        assert gossip.known.record(me.node) == me
         assert gossip.refused["record"] == 1
 
 
@@ -268,7 +270,7 @@ def test_invented_nodes_cost_a_bounded_time() -> None:
     body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], []))
     target.apply(target.gossip.push_pull(body, liar.machine.address, target.clock())[1])
     assert checked <= 32
-    assert len(target.gossip.live()) == 5
+    assert len(target.gossip.known.live()) == 5
 
 
 def test_invented_nodes_with_keys_of_their_own_push_out_nobody_who_lives() -> None:
@@ -284,4 +286,4 @@ def test_invented_nodes_with_keys_of_their_own_push_out_nobody_who_lives() -> No
         body = encode(PushPull(FORMAT, 2, liar.machine.node, liar.process.boot, held, [], []))
         target.apply(target.gossip.push_pull(body, liar.machine.address, target.clock())[1])
     assert len(target.gossip._membership.members) <= 4096
-    assert len(target.gossip.live()) == 5
+    assert len(target.gossip.known.live()) == 5

@@ -124,7 +124,7 @@ class Agent:
             )
             for deployment, headed in sorted(self.headed.items())
         )
-        record = replace(gossip.me, grants=self.ledger.grants(), endpoints=endpoints)
+        record = replace(gossip.known.me, grants=self.ledger.grants(), endpoints=endpoints)
         self.process.apply(gossip.update_record(record, self.process.clock()))
 
     def _obeyed(self, term: Term) -> None:
@@ -236,11 +236,11 @@ class Agent:
     def _turn(self) -> None:
         self.process.later(1.0, self._turn)
         self._apply(self.ledger.expire(self.process.clock()))
-        term = self.process.gossip.leader()
+        term = self.process.gossip.known.leader()
         if term.leader != self.node or self.cluster.frozen:
             return
         running: dict[str, list[tuple[str, str]]] = {model: [] for model in _MODELS}
-        for record in self.process.gossip.live():
+        for record in self.process.gossip.known.live():
             for endpoint in record.endpoints:
                 running[endpoint.model].append((endpoint.id, record.node))
         for model, endpoints in running.items():
@@ -252,7 +252,7 @@ class Agent:
 
     def _place(self, model: str, term: Term) -> None:
         random = self.world.random
-        nodes = [record.node for record in self.process.gossip.live()]
+        nodes = [record.node for record in self.process.gossip.known.live()]
         owners = tuple(sorted(random.sample(nodes, min(len(nodes), random.randint(1, 3)))))
         head = random.choice(owners)
         size = random.randint(200, 600)
@@ -289,7 +289,7 @@ class Agent:
         if node == self.node:
             then(self.answer(node, command), True)
             return
-        addresses = self.process.gossip.addresses(node)
+        addresses = self.process.gossip.known.addresses(node)
         if not addresses:
             then(None, False)
             return

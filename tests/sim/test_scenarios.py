@@ -59,7 +59,7 @@ def split(world: World, one: list[Machine], *, back: bool = True) -> None:
 
 
 def leader(world: World) -> Machine:
-    term = world.running()[0].gossip.leader()
+    term = world.running()[0].gossip.known.leader()
     return next(machine for machine in world.machines if machine.node == term.leader)
 
 
@@ -71,7 +71,7 @@ def test_a_machine_that_joins_is_known_to_all_at_once(seed: int) -> None:
     world.run_until(world.now + 5.0)
     machine.start()
     machine.introduce_all()
-    until_all(world, 2.0, lambda one: one.gossip.alive(machine.node), machine)
+    until_all(world, 2.0, lambda one: one.gossip.known.alive(machine.node), machine)
     assert world.run_while(lambda: bool(world.disagreement()), 3.0), world.disagreement()
 
 
@@ -80,7 +80,7 @@ def test_a_killed_daemon_is_known_everywhere_within_a_second(seed: int) -> None:
     world = cluster(5, seed=seed, loss=0.05)
     machine = world.machines[seed % 5]
     machine.crash()
-    assert until_all(world, 1.0, lambda one: not one.gossip.alive(machine.node)) <= 1.0
+    assert until_all(world, 1.0, lambda one: not one.gossip.known.alive(machine.node)) <= 1.0
 
 
 @pytest.mark.parametrize("machines", [2, 3, 4, 5])
@@ -89,7 +89,7 @@ def test_a_cut_cable_is_known_within_six_seconds(machines: int, seed: int) -> No
     world = cluster(machines, seed=seed)
     machine = world.machines[seed % machines]
     split(world, [machine])
-    until_all(world, 6.0, lambda one: not one.gossip.alive(machine.node), machine)
+    until_all(world, 6.0, lambda one: not one.gossip.known.alive(machine.node), machine)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -97,10 +97,10 @@ def test_a_dead_leader_is_followed_within_three_seconds_of_its_detection(seed: i
     world = cluster(5, seed=seed)
     dead = leader(world)
     dead.crash()
-    until_all(world, 1.0, lambda one: not one.gossip.alive(dead.node))
-    until_all(world, 3.0, lambda one: one.gossip.leader().leader not in ("", dead.node))
+    until_all(world, 1.0, lambda one: not one.gossip.known.alive(dead.node))
+    until_all(world, 3.0, lambda one: one.gossip.known.leader().leader not in ("", dead.node))
     world.run_until(world.now + 1.0)
-    assert len({one.gossip.leader() for one in world.running()}) == 1
+    assert len({one.gossip.known.leader() for one in world.running()}) == 1
 
 
 def test_a_machine_that_joins_unseats_nobody() -> None:
@@ -109,11 +109,11 @@ def test_a_machine_that_joins_unseats_nobody() -> None:
     assert leader(world) is first
     first.leave()
     world.run_until(world.now + 5.0)
-    term = world.running()[0].gossip.leader()
+    term = world.running()[0].gossip.known.leader()
     first.start()
     first.introduce_all()
     world.run_until(world.now + 10.0)
-    assert {one.gossip.leader() for one in world.running()} == {term}
+    assert {one.gossip.known.leader() for one in world.running()} == {term}
 
 
 def test_two_halves_that_meet_keep_the_higher_term() -> None:
@@ -121,11 +121,11 @@ def test_two_halves_that_meet_keep_the_higher_term() -> None:
     apart = world.machines[:2]
     split(world, apart)
     world.run_until(world.now + 30.0)
-    terms = {one.gossip.leader() for one in world.running()}
+    terms = {one.gossip.known.leader() for one in world.running()}
     assert len(terms) == 2
     world.cut.clear()
     assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
-    assert {one.gossip.leader() for one in world.running()} == {max(terms)}
+    assert {one.gossip.known.leader() for one in world.running()} == {max(terms)}
 
 
 def test_two_clusters_that_never_met_become_one() -> None:
@@ -138,7 +138,7 @@ def test_two_clusters_that_never_met_become_one() -> None:
                 process.gossip.introduce((side[0].address,), process.clock(), keep=True),
             )
     world.run_until(20.0)
-    assert len({one.gossip.leader() for one in world.running()}) == 2
+    assert len({one.gossip.known.leader() for one in world.running()}) == 2
     process = left[1].process
     assert process is not None
     process.apply(process.gossip.introduce((right[1].address,), process.clock()))
@@ -162,14 +162,14 @@ def test_one_that_was_cut_off_makes_nobody_doubt_the_others() -> None:
 def test_a_leader_that_stands_still_longer_than_anything_lasts_steps_down() -> None:
     world = cluster(4)
     old = leader(world)
-    term = world.running()[0].gossip.leader()
+    term = world.running()[0].gossip.known.leader()
     process = old.process
     assert process is not None
     process.stop()
     world.run_until(world.now + 120.0)
     process.go_on()
     assert world.run_while(lambda: bool(world.disagreement()), 10.0), world.disagreement()
-    assert process.gossip.leader() > term
+    assert process.gossip.known.leader() > term
     assert leader(world) is not old
 
 
@@ -187,7 +187,7 @@ def test_a_goodbye_is_no_death() -> None:
     world = cluster(5)
     told = listen(world)
     world.machines[1].leave()
-    until_all(world, 1.0, lambda one: not one.gossip.alive(world.machines[1].node), world.machines[1])
+    until_all(world, 1.0, lambda one: not one.gossip.known.alive(world.machines[1].node), world.machines[1])
     world.run_until(world.now + 30.0)
     assert {one[2] for one in told if one[3] == "m2"} == {Change.LEFT}
 
@@ -204,7 +204,7 @@ def test_another_address_is_no_death() -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_power_cut_is_survived(keep: bool) -> None:
     world = cluster(5)
-    term = world.running()[0].gossip.leader()
+    term = world.running()[0].gossip.known.leader()
     for machine in world.machines:
         machine.crash("the power is out")
         if not keep:
@@ -215,7 +215,7 @@ def test_a_power_cut_is_survived(keep: bool) -> None:
         machine.introduce_all()
     assert world.run_while(lambda: bool(world.disagreement()), 10.0), world.disagreement()
     if keep:
-        assert world.running()[0].gossip.leader() > term
+        assert world.running()[0].gossip.known.leader() > term
 
 
 def test_restarts_one_after_another_leave_one_leader_and_no_dead() -> None:
@@ -227,7 +227,7 @@ def test_restarts_one_after_another_leave_one_leader_and_no_dead() -> None:
         machine.introduce_all()
         world.run_until(world.now + 8.0)
         assert not world.disagreement()
-        seen.append(world.running()[0].gossip.leader())
+        seen.append(world.running()[0].gossip.known.leader())
     assert seen == sorted(seen)
 
 
@@ -282,7 +282,7 @@ def test_a_cut_cable_is_known_soon_after_the_links_fell_silent(machines: int, se
     for other in world.machines:
         if other is not machine:
             machine.break_link(other)
-    until_all(world, 1.9, lambda one: not one.gossip.alive(machine.node), machine)
+    until_all(world, 1.9, lambda one: not one.gossip.known.alive(machine.node), machine)
 
 
 @pytest.mark.parametrize("seconds", [5.0, 20.0])
@@ -308,7 +308,7 @@ def test_who_can_not_write_its_claim_does_not_lead_and_lives_on() -> None:
     first.disk_seconds = 60.0
     told = listen(world)
     dead.crash()
-    until_all(world, 6.0, lambda one: one.gossip.leader().leader == second.node)
+    until_all(world, 6.0, lambda one: one.gossip.known.leader().leader == second.node)
     world.run_until(world.now + 120.0)
     assert leader(world) is second
     assert {one[3] for one in told if one[2] is Change.DIED} == {dead.name}

@@ -229,7 +229,7 @@ class Machine:
         world = self.world
         boot = world.random.getrandbits(62)
         self.process = Process(self, boot, tuning or world.tuning)
-        world.say(f"{self.name} starts (version {self.process.gossip.me.version})")
+        world.say(f"{self.name} starts (version {self.process.gossip.known.me.version})")
         self.process.arm()
         world.started(self.process)
         return self.process
@@ -271,7 +271,7 @@ class Machine:
 
     def _link_lost(self, peer: Process, dead: Process) -> None:
         gossip = peer.gossip
-        if gossip.boot(self.node) == dead.boot:
+        if gossip.known.boot(self.node) == dead.boot:
             peer.apply(gossip.link_lost(self.node, peer.clock()))
 
     def leave(self) -> None:
@@ -533,22 +533,22 @@ class World:
         """What the running nodes do not agree on, or empty."""
         processes = self.running()
         nodes = {process.machine.node for process in processes}
-        versions = {process.machine.node: process.gossip.me for process in processes}
+        versions = {process.machine.node: process.gossip.known.me for process in processes}
         for process in processes:
             gossip = process.gossip
             for machine in self.machines:
-                if gossip.alive(machine.node) != (machine.node in nodes):
-                    state = "lives" if gossip.alive(machine.node) else "is dead"
+                if gossip.known.alive(machine.node) != (machine.node in nodes):
+                    state = "lives" if gossip.known.alive(machine.node) else "is dead"
                     return f"{process.machine.name} thinks that {machine.name} {state}"
             for node, record in versions.items():
-                held = gossip.record(node)
+                held = gossip.known.record(node)
                 if held != record:
                     version = held.version if held else 0
                     return (
                         f"{process.machine.name} has version {version} of {self.name(node)}, "
                         f"which is at {record.version}"
                     )
-        leaders = {process.gossip.leader() for process in processes}
+        leaders = {process.gossip.known.leader() for process in processes}
         if len(leaders) > 1:
             return f"leaders: {sorted(leaders)}"
         if leaders and next(iter(leaders)).leader not in nodes:
@@ -558,7 +558,7 @@ class World:
     def mark(self, process: Process) -> None:
         """Change something in a node's record."""
         gossip = process.gossip
-        record = replace(gossip.me, models=f"{self.random.getrandbits(32):08x}")
+        record = replace(gossip.known.me, models=f"{self.random.getrandbits(32):08x}")
         if self.random.random() < self.big:
             # Does not fit a datagram, however compressed.
             record = replace(record, setup=f"{self.random.getrandbits(16000):x}")

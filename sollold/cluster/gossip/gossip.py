@@ -15,10 +15,9 @@ from sollold.cluster.gossip.anti_entropy import AntiEntropy
 from sollold.cluster.gossip.awareness import Awareness
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
 from sollold.cluster.gossip.config import LAN, Tuning
-from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.join import Joins
+from sollold.cluster.gossip.known import Known
 from sollold.cluster.gossip.leadership import Leadership
-from sollold.cluster.gossip.member import Status
 from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.outbox import Outbox
 from sollold.cluster.gossip.own_state import OwnState
@@ -52,6 +51,9 @@ class Gossip:
         now: monotonic seconds, as everywhere here.
         random: for the order of probes and the choice of peers.
         signer: signs what this node says of itself; the record's ``node`` is the id of its key.
+
+    Attributes:
+        known: what it knows of the cluster, for those who ask.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Gossip:
             persist=self._persist,
             elected=lambda term: self._tell(Change.LEADER, term.leader, term),
         )
+        self.known = Known(self._membership, self._registry, self._leadership)
         self._anti_entropy = AntiEntropy(
             self._membership,
             self._registry,
@@ -332,12 +335,7 @@ class Gossip:
                 self._outbox.send(address, [farewell])
         return self._done(now)
 
-    # What is known
-
-    @property
-    def me(self) -> Record:
-        """This node's record, with its version and claim."""
-        return self._registry.me
+    # How it does
 
     @property
     def rejected(self) -> int:
@@ -357,73 +355,6 @@ class Gossip:
     def health(self) -> int:
         """0: this node keeps up; up to 7: its probes fail, its time-outs are stretched."""
         return self._awareness.score
-
-    def leader(self) -> Term:
-        """The term that holds; ``leader`` is empty while there is none."""
-        return self._leadership.term
-
-    def live(self) -> tuple[Record, ...]:
-        """Records of the live nodes, this one included, by node id. Without those whose record is due."""
-        registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
-        return tuple(register.record for register in registers if register is not None)
-
-    def record(self, node: str) -> Record | None:
-        """The last record of ``node``, alive or not."""
-        register = self._registry.get(node)
-        return register.record if register is not None else None
-
-    def alive(self, node: str) -> bool:
-        """Whether ``node`` is held alive (suspected ones are)."""
-        member = self._membership.members.get(node)
-        return node == self._me or (member is not None and member.live)
-
-    def left(self, node: str) -> bool:
-        """Whether ``node`` said goodbye, and has not come back since."""
-        member = self._membership.members.get(node)
-        return member is not None and member.status is Status.LEFT
-
-    def addresses(self, node: str) -> tuple[Address, ...]:
-        """Where to reach ``node``: the address it really reached us at first. Empty: unknown."""
-        member = self._membership.members.get(node)
-        return member.everywhere() if member is not None else ()
-
-    def barred(self, node: str, boot: int) -> bool:
-        """Whether this process uses the id of another that lives, and is not listened to."""
-        return self._membership.barred(node, boot)
-
-    def doubles(self, now: float) -> tuple[Double, ...]:
-        """The node ids, this one's too, that two machines use at present."""
-        found = []
-        own = self._membership.own
-        if own.double:
-            here = own.addresses[0][0] if own.addresses else ""
-            kept, other = (own.double, here) if own.withdrawn else (here, own.double)
-            found.append(Double(self._me, kept, other))
-        for node in self._membership.live:
-            member = self._membership.members[node]
-            other_host = member.processes.other(now)
-            if other_host is not None:
-                host = member.addresses[0][0] if member.addresses else ""
-                found.append(Double(node, host, other_host))
-        return tuple(found)
-
-    def lost_hosts(self, node: str) -> frozenset[str]:
-        """What ``node``, which has just moved, no longer has of the addresses that it told before."""
-        member = self._membership.members.get(node)
-        return member.lost if member is not None else frozenset()
-
-    def boot(self, node: str) -> int:
-        """The boot id of ``node``; 0 when unknown."""
-        member = self._membership.members.get(node)
-        return member.boot if member is not None else 0
-
-    def others(self) -> tuple[str, ...]:
-        """Every other node that is held alive."""
-        return tuple(self._membership.live)
-
-    def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
-        """Every other node held alive with its addresses: what to remember on disk."""
-        return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))
 
     # What goes out
 

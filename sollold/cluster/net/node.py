@@ -102,7 +102,7 @@ class ClusterNode:
             made=self._linked,
             lost=self._unlinked,
             measured=self._measured,
-            barred=lambda node, boot: self._gossip is not None and self._gossip.barred(node, boot),
+            barred=lambda node, boot: self._gossip is not None and self._gossip.known.barred(node, boot),
         )
         self._measures = LinkStats()
         self._objection = ""
@@ -216,7 +216,7 @@ class ClusterNode:
     @property
     def me(self) -> Record:
         """This node's own record, with its version and claim."""
-        return self._gossip.me if self._gossip is not None else self._first_record
+        return self._gossip.known.me if self._gossip is not None else self._first_record
 
     @property
     def boot(self) -> int:
@@ -233,18 +233,18 @@ class ClusterNode:
         if self._gossip is None:
             return (self._first_record,)
         if self._live is None:
-            self._live = self._gossip.live()
+            self._live = self._gossip.known.live()
         return self._live
 
     def record(self, node: str) -> Record | None:
         """The last record of ``node``, alive or not; None when never seen."""
         if self._gossip is None:
             return self._first_record if node == self._first_record.node else None
-        return self._gossip.record(node)
+        return self._gossip.known.record(node)
 
     def left(self, node: str) -> bool:
         """Whether ``node`` said goodbye, and has not come back since."""
-        return self._gossip is not None and self._gossip.left(node)
+        return self._gossip is not None and self._gossip.known.left(node)
 
     @property
     def tokens(self) -> Tokens:
@@ -253,7 +253,7 @@ class ClusterNode:
 
     def leader(self) -> Term:
         """The term that holds; ``leader`` is empty while there is none."""
-        return self._gossip.leader() if self._gossip is not None else Term()
+        return self._gossip.known.leader() if self._gossip is not None else Term()
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop after any change; the answer ends that."""
@@ -268,7 +268,7 @@ class ClusterNode:
         if self._gossip is None:
             self._first_record = after
             return
-        if why := objection(after, self._gossip.leader()):
+        if why := objection(after, self._gossip.known.leader()):
             if why != self._objection:
                 log.error("the other nodes will reject this node's record: %s", why)
             self._objection = why
@@ -293,7 +293,7 @@ class ClusterNode:
             tuple(sorted(one.name for one in self.live() if one.node in self._finder.unheard)),
             self._cloned,
             gossip.refused if gossip is not None else {},
-            gossip.doubles(time.monotonic()) if gossip is not None else (),
+            gossip.known.doubles(time.monotonic()) if gossip is not None else (),
         )
 
     def dropped(self) -> dict[str, int]:
@@ -313,10 +313,10 @@ class ClusterNode:
         if change in (Change.JOINED, Change.MOVED):
             self._finder.remember()
         if change is Change.MOVED and self._gossip is not None:
-            self._cut_moved(node, self._gossip.lost_hosts(node))
+            self._cut_moved(node, self._gossip.known.lost_hosts(node))
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
-            self._links.drop_node(node, now=self._gossip.boot(node) if back and self._gossip else 0)
+            self._links.drop_node(node, now=self._gossip.known.boot(node) if back and self._gossip else 0)
             self._peers.drop_node(node)
             self.calls.drop_node(node)
         self._changed()
@@ -336,7 +336,7 @@ class ClusterNode:
         if self._admission is not None and not self._leaving:
             self._admission.saw((one.node, one.name) for one in self.live())
         if self._gossip is not None and not self._leaving:
-            alive = self._gossip.others()
+            alive = self._gossip.known.others()
             self._links.want(neighbours(self._identity.node, alive))
             if self._measures.keep(alive):
                 self.update_me(links=self._measures.told())
@@ -368,7 +368,7 @@ class ClusterNode:
         if node == self._identity.node:
             host = self._settings.host
             return (("127.0.0.1" if host in _ANY else host, self._port),)
-        return self._gossip.addresses(node) if self._gossip is not None else ()
+        return self._gossip.known.addresses(node) if self._gossip is not None else ()
 
     def _use_addresses(self, addresses: tuple[str, ...]) -> None:
         """This node's own addresses are these now."""
@@ -451,7 +451,7 @@ class ClusterNode:
             # The well-known secret counts for a moment still, but not for those who did not get the new one.
             there = {one.node for one in self.live()} | self._peers.callers()
             refused |= there - ring.known - {identity.node}
-        where = {node: self._gossip.addresses(node) for node in refused}
+        where = {node: self._gossip.known.addresses(node) for node in refused}
         identity.refused.clear()
         identity.refused |= refused
         identity.change_tokens(ring.tokens)

@@ -166,7 +166,7 @@ class PeerFinder:
         named = [*self._seeds.values(), *(peer.addresses for peer in self._earlier)]
         announced = self._discovery.foreign() if self._discovery is not None else ()
         if gossip is not None:
-            named += [gossip.addresses(node) for node in known]
+            named += [gossip.known.addresses(node) for node in known]
         found = dict.fromkeys((*announced, *(one for one in named if one)))
         return [one for one in found if here.isdisjoint(one)]
 
@@ -186,7 +186,7 @@ class PeerFinder:
         gossip = self._runner.gossip
         if gossip is None or self._closing:
             return
-        if node == self._identity.node or not gossip.alive(node):
+        if node == self._identity.node or not gossip.known.alive(node):
             self._runner.do(gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
@@ -215,5 +215,5 @@ class PeerFinder:
         self.unheard, self._unseen = unseen & self._unseen, unseen
 
     def _contacts(self) -> tuple[Peer, ...]:
-        contacts = self._runner.gossip.contacts() if self._runner.gossip is not None else ()
+        contacts = self._runner.gossip.known.contacts() if self._runner.gossip is not None else ()
         return tuple(Peer(node, addresses) for node, addresses in contacts)

@@ -1,0 +1,94 @@
+"""What a node knows of its cluster: who lives, what they say of themselves, where they are, who leads."""
+
+from __future__ import annotations
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.double import Double
+from sollold.cluster.gossip.leadership import Leadership
+from sollold.cluster.gossip.member import Status
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.registry import Registry
+from sollold.cluster.gossip.term import Term
+
+
+class Known:
+    """Questions to the parts of a gossip core; nothing is changed by them."""
+
+    def __init__(self, membership: Membership, registry: Registry, leadership: Leadership) -> None:
+        self._me = membership.me
+        self._membership = membership
+        self._registry = registry
+        self._leadership = leadership
+
+    @property
+    def me(self) -> Record:
+        """This node's record, with its version and claim."""
+        return self._registry.me
+
+    def leader(self) -> Term:
+        """The term that holds; ``leader`` is empty while there is none."""
+        return self._leadership.term
+
+    def live(self) -> tuple[Record, ...]:
+        """Records of the live nodes, this one included, by node id. Without those whose record is due."""
+        registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
+        return tuple(register.record for register in registers if register is not None)
+
+    def record(self, node: str) -> Record | None:
+        """The last record of ``node``, alive or not."""
+        register = self._registry.get(node)
+        return register.record if register is not None else None
+
+    def alive(self, node: str) -> bool:
+        """Whether ``node`` is held alive (suspected ones are)."""
+        member = self._membership.members.get(node)
+        return node == self._me or (member is not None and member.live)
+
+    def left(self, node: str) -> bool:
+        """Whether ``node`` said goodbye, and has not come back since."""
+        member = self._membership.members.get(node)
+        return member is not None and member.status is Status.LEFT
+
+    def addresses(self, node: str) -> tuple[Address, ...]:
+        """Where to reach ``node``: the address it really reached us at first. Empty: unknown."""
+        member = self._membership.members.get(node)
+        return member.everywhere() if member is not None else ()
+
+    def barred(self, node: str, boot: int) -> bool:
+        """Whether this process uses the id of another that lives, and is not listened to."""
+        return self._membership.barred(node, boot)
+
+    def doubles(self, now: float) -> tuple[Double, ...]:
+        """The node ids, this one's too, that two machines use at present."""
+        found = []
+        own = self._membership.own
+        if own.double:
+            here = own.addresses[0][0] if own.addresses else ""
+            kept, other = (own.double, here) if own.withdrawn else (here, own.double)
+            found.append(Double(self._me, kept, other))
+        for node in self._membership.live:
+            member = self._membership.members[node]
+            other_host = member.processes.other(now)
+            if other_host is not None:
+                host = member.addresses[0][0] if member.addresses else ""
+                found.append(Double(node, host, other_host))
+        return tuple(found)
+
+    def lost_hosts(self, node: str) -> frozenset[str]:
+        """What ``node``, which has just moved, no longer has of the addresses that it told before."""
+        member = self._membership.members.get(node)
+        return member.lost if member is not None else frozenset()
+
+    def boot(self, node: str) -> int:
+        """The boot id of ``node``; 0 when unknown."""
+        member = self._membership.members.get(node)
+        return member.boot if member is not None else 0
+
+    def others(self) -> tuple[str, ...]:
+        """Every other node that is held alive."""
+        return tuple(self._membership.live)
+
+    def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
+        """Every other node held alive with its addresses: what to remember on disk."""
+        return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))
