@@ -486,9 +486,12 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
             f"document.querySelectorAll('.assistant .foot button:not(.again)').length == {answers}"
         )
 
-    async def kept() -> list[list[str]]:
-        found = json.loads(await page.run("localStorage.getItem('sollold.chats')"))
-        return sorted([one["content"] for one in chat["messages"] if one["role"] == "user"] for chat in found)
+    async def keeps(chats: list[list[str]]) -> None:
+        """What one tab stores reaches the other's process a moment later."""
+        stored = "JSON.parse(localStorage.getItem('sollold.chats'))"
+        asked = "chat.messages.filter((one) => one.role === 'user').map((one) => one.content)"
+        found = f"JSON.stringify({stored}.map((chat) => {asked}).sort())"
+        await page.until(f"{found} === JSON.stringify({json.dumps(chats)})")
 
     async with ClientSession() as session, Browser(devtools, session).page() as other:
         for tab in (page, other):
@@ -496,7 +499,7 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
             await tab.until("document.querySelector('#chat-model').value")
         await ask(page, "one", 1)
         await ask(other, "two", 1)
-        assert await kept() == [["one"], ["two"]]
+        await keeps([["one"], ["two"]])
         # The same conversation in both: each goes on from what the other has said.
         one = "[...document.querySelector('#chat-which').options].find((o) => o.text === 'one')"
         await other.until(one)
@@ -507,7 +510,7 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
         await ask(other, "one more", 2)
         await page.until("document.querySelectorAll('.bubble.user').length === 2")
         await ask(page, "a third", 3)
-        assert await kept() == [["one", "one more", "a third"], ["two"]]
+        await keeps([["one", "one more", "a third"], ["two"]])
 
 
 async def test_a_browser_that_keeps_nothing_shows_all_the_same(page: Page, show: Show) -> None:
