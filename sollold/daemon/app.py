@@ -99,7 +99,6 @@ class Daemon:
         await parts.serving.start()
         stack.push_async_callback(parts.serving.close)
         stack.push_async_callback(parts.internet.close)
-        stack.push_async_callback(parts.headers_internet.close)
         stack.push_async_callback(parts.puller.close)
         stack.push_async_callback(parts.fetcher.close)
         stack.push_async_callback(parts.relay.close)

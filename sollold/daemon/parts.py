@@ -174,8 +174,6 @@ class Parts:
         self.pace = RateLimit(settings.models.transfer_rate)
         self.sender = Sender(self.catalogue, self.peers, me, self.pace)
         self.internet = Internet()
-        # Who asks for a plan is told what fails, and nobody else: it is no trouble of this machine.
-        self.headers_internet = Internet()
         self.puller = Puller(
             self.library,
             self.catalogue,
@@ -229,7 +227,7 @@ class Parts:
             self.agent.grants.external_watch.name,
             self.serving.open,
             settings.http.wait_limit,
-            RemoteHeaders(self.headers_internet),
+            RemoteHeaders(self.internet),
         )
         self.cluster.register(self.peers)
         self.logs = LogService(view, calls, self._folders.state / "logs")
