@@ -27,9 +27,20 @@ _LONGEST = 8000
 
 
 class Refusal(Exception):
-    """A request that can't be answered. The message says what happened, why, and what to do."""
+    """A request that can't be answered. The message says what happened, why, and what to do.
 
-    def __init__(self, fault: Fault, message: str, *, retry_after: float = 0.0, status: int = 0) -> None:
+    ``final``: it shall not be asked again, though the same request may well be answered.
+    """
+
+    def __init__(
+        self,
+        fault: Fault,
+        message: str,
+        *,
+        retry_after: float = 0.0,
+        status: int = 0,
+        final: bool = False,
+    ) -> None:
         # What the caller sent may be named in it, whatever its length.
         message = message if len(message) <= _LONGEST else message[:_LONGEST] + "…"
         super().__init__(message)
@@ -37,10 +48,16 @@ class Refusal(Exception):
         self.message = message
         self.retry_after = retry_after
         self.status = status
+        self.final = final
 
 
 def unloaded_by_force(model: str) -> Refusal:
-    """What a request is told that was in a model, or waited for it, when somebody unloaded it by force."""
+    """What a request is told that was in a model, or waited for it, when somebody unloaded it by force.
+
+    Asked again it would load what was to be unloaded.
+    """
     return Refusal(
-        Fault.INTERRUPTED, f"{model} was unloaded by order, with the requests in it (unload --force)"
+        Fault.INTERRUPTED,
+        f"{model} was unloaded by order, with the requests in it (unload --force)",
+        final=True,
     )

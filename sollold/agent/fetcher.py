@@ -84,6 +84,8 @@ class Fetcher:
     async def _fetch(self, caller: str, request: Fetch) -> Fetched:
         if refusal := await self._obey(caller, request.term):
             return Fetched(failed=refusal)
+        if request.stop:
+            return await self._stop(request)
         if self._has(request.digest):
             self._fetches.pop(request.digest, None)
             return Fetched(done=True)
@@ -109,6 +111,15 @@ class Fetcher:
             return Fetched(failed=fetch.failed or "the downloaded file is not the requested one")
         done = sum(completed for completed, _ in fetch.sizes.values())
         return Fetched(completed=done, total=sum(total for _, total in fetch.sizes.values()))
+
+    async def _stop(self, request: Fetch) -> Fetched:
+        fetch = self._fetches.pop(request.digest, None)
+        if fetch is not None and fetch.task is not None and not fetch.task.done():
+            log.info("download of %s cancelled: its load was", request.model)
+            fetch.failed = "its load was cancelled"
+            fetch.task.cancel()
+            await asyncio.wait([fetch.task])
+        return Fetched(failed="its load was cancelled")
 
     async def _why_not(self, request: Fetch, size: int) -> str:
         if not self._allowed:

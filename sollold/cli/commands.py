@@ -150,7 +150,9 @@ def _model_commands(command: Command) -> None:
         help="unload after this idle time, such as 90, 5m or 1h30m; -1: never",
     )
     unload.add_argument(
-        "--force", action="store_true", help="even while requests are running: they end with an error"
+        "--force",
+        action="store_true",
+        help="even while requests are running or wait for its load: they end with an error",
     )
     _chat_options(chat)
 

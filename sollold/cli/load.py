@@ -62,13 +62,16 @@ def unload(options: argparse.Namespace) -> int:
     if options.json:
         print_json(answer)
     else:
-        print(harmless(f"{options.model}{_ended(answer['unloaded'], answer.get('forgotten', False))}"))
+        print(harmless(f"{options.model}{_ended(answer)}"))
     return Exit.DONE
 
 
-def _ended(count: int, forgotten: bool) -> str:
+def _ended(answer: dict[str, Any]) -> str:
     """What became of a model that was to be unloaded, after its name."""
-    if forgotten:
+    count: int = answer["unloaded"]
+    if answer.get("cancelled"):
+        return f": load cancelled, {count} unloaded" if count else ": load cancelled"
+    if answer.get("forgotten"):
         was = f": {count} unloaded" if count else " was lost"
         return f"{was}; it is not loaded again"
     return f": {count} unloaded" if count else " was not loaded"

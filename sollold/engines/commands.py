@@ -142,12 +142,14 @@ class Unload:
 class Fetch:
     """Leader → head-to-be: get the file of the model with this content from a node that has it.
 
-    Sent again and again while somebody waits for it; without that the fetch is given up.
+    Sent again and again while somebody waits for it; without that the fetch is given up. ``stop``: give it up
+    at once; what has come is kept.
     """
 
     term: Term
     model: str
     digest: str
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of, wait_until
-from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.engines.commands import Deploy, Done, Fetch, Fetched, Release, Reserve, Reserved, Unload
 from sollold.leader.decision import Place
 from sollold.leader.messages import Drop, Dropped
 from sollold.leader.observations import Observations
+from sollold.leader.pending import PendingFetch
 from sollold.leader.snapshot import AcceptedDeployment
 
 log = logging.getLogger("sollold.leader")
@@ -64,7 +65,7 @@ class PlanApplier:
                     return ""
             self._check(term)
             done = await self._deploy(deployment, place, keep_alive, term)
-        except StaleError:
+        except (StaleError, asyncio.CancelledError):
             await self._release(deployment, plan.head, reserved, term)
             raise
         if not done.ok:
@@ -120,6 +121,12 @@ class PlanApplier:
         except PeerError as error:
             # It may have arrived: whatever came of it is ended with the release that follows.
             return Done(False, f"it could not be asked to load the model ({error})")
+
+    async def stop_fetch(self, fetch: PendingFetch) -> None:
+        """Have a node end a fetch. One that can't be asked ends it by itself, soon."""
+        order = Fetch(self._view.leader(), fetch.model, fetch.digest, stop=True)
+        with contextlib.suppress(PeerError):
+            await self._calls.call(fetch.node, "fetch", order, Fetched, timeout=CALL_TIMEOUT)
 
     async def release_orphans(self, orphans: Iterable[tuple[str, str, str]], term: Term) -> None:
         """Free what dead heads have left behind: (node, deployment, head)."""

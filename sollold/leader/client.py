@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, next_change
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 
 log = logging.getLogger("sollold.leader")
@@ -43,6 +44,7 @@ class LeaderClient:
             Refusal: the leader refuses, or fails again and again (UNAVAILABLE).
         """
         failures = 0
+        began = asyncio.get_running_loop().time()
         said = ""
 
         def tell(message: str) -> None:
@@ -58,6 +60,7 @@ class LeaderClient:
                 tell("the cluster has no leader right now")
                 await next_change(self._view, RETRY_AFTER)
                 continue
+            ask = replace(ask, waited=asyncio.get_running_loop().time() - began)
             try:
                 answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=CALL_TIMEOUT)
             except PeerError as error:
@@ -74,6 +77,8 @@ class LeaderClient:
             match answer.verdict:
                 case Verdict.USE | Verdict.WAIT:
                     return answer
+                case Verdict.REFUSED if answer.fault == Fault.INTERRUPTED:
+                    raise unloaded_by_force(ask.model)
                 case Verdict.REFUSED:
                     raise Refusal(_fault(answer.fault), answer.message, retry_after=answer.retry_after)
                 case Verdict.PLANNING:

@@ -20,7 +20,7 @@ from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Fetch, Fetched
-from sollold.errors import Fault
+from sollold.errors import Fault, unloaded_by_force
 from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
 from sollold.leader.decide import decide
@@ -28,6 +28,7 @@ from sollold.leader.decision import FetchFirst, HoldersAway, Place, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, as_it_ran, for_embedding
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
+from sollold.leader.pending import PendingFetch, PendingLoads
 from sollold.leader.pinned import LostModel, PinnedPolicy, needless
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
@@ -95,7 +96,7 @@ class Leader:
             clock=clock,
         )
         self._applier = PlanApplier(view, calls, self._observations, clock)
-        self._jobs: dict[Ensure, asyncio.Task[Ensured]] = {}
+        self._pending = PendingLoads()
         self._one_at_a_time = asyncio.Semaphore(1)
         """Placements go one after the other: a second one is planned when the first has its bytes."""
         self._replica_policy = ReplicaPolicy()
@@ -127,7 +128,7 @@ class Leader:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        jobs: list[asyncio.Task[Any]] = [*self._jobs.values(), *([self._watch] if self._watch else [])]
+        jobs: list[asyncio.Task[Any]] = [*self._pending.tasks(), *([self._watch] if self._watch else [])]
         self._watch = None
         for job in jobs:
             job.cancel()
@@ -187,8 +188,11 @@ class Leader:
         """Make something answer for a model; ELSEWHERE where another node leads."""
         if not self._leads:
             return self._elsewhere()
+        began = self._clock() - ask.waited
         end = asyncio.get_running_loop().time() + SOON
         while True:
+            if self._pending.is_cancelled(ask.model, began):
+                return _cancelled(ask.model)
             changed = self._changed
             snapshot = await self._snapshots.of(ask)
             if not isinstance(snapshot, ClusterSnapshot):
@@ -202,6 +206,8 @@ class Leader:
             await self._applier.release_orphans(snapshot.orphans(), self._view.leader())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
+        if self._pending.is_cancelled(ask.model, began):
+            return _cancelled(ask.model)
         if isinstance(decision, ReloadWhenIdle):
             await self._close_for_reload(decision)
         if isinstance(decision, FetchFirst):
@@ -216,17 +222,18 @@ class Leader:
             digest=model.digest,
             embedding=for_embedding(ask, model),
             keep_alive=None,
+            waited=0.0,
         )
-        job = self._jobs.get(key)
+        job = self._pending.job(key)
         if job is None:
-            job = asyncio.create_task(self._carry_out(ask), name=f"placing {model.name}")
-            self._jobs[key] = job
-            job.add_done_callback(lambda done: self._job_done(key, done))
+            job = self._pending.start(key, model.name, self._carry_out(ask))
+            job.add_done_callback(_tell_fault)
         done, _ = await asyncio.wait([job], timeout=ANSWER_WITHIN)
         if not done:
             return Ensured(Verdict.PLANNING, message=f"making room for {model.name}")
         if job.cancelled():
-            return self._elsewhere()
+            by_order = self._pending.is_cancelled(ask.model, began)
+            return _cancelled(ask.model) if by_order else self._elsewhere()
         return job.result()
 
     async def _look(self) -> None:
@@ -290,10 +297,13 @@ class Leader:
         """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
         node = fetch.place.plan.head
         order = Fetch(self._view.leader(), fetch.model, fetch.digest)
+        self._pending.asked_for(PendingFetch(node, fetch.model, fetch.digest, self._clock()))
         try:
             state = await self._calls.call(node, "fetch", order, Fetched, timeout=FETCH_TIMEOUT)
         except PeerError as error:
             state = Fetched(failed=str(error))
+        if state.done or state.failed:
+            self._pending.came_to_an_end(node, fetch.digest)
         if state.failed:
             log.info("%s does not fetch %s: %s", name_of(self._view, node), fetch.model, state.failed)
             self._snapshots.fetch_failed(node, fetch.digest, state.failed)
@@ -318,10 +328,6 @@ class Leader:
             log.info("%s: new requests wait until it is reloaded", reload.message)
             why = "reloaded with more context"
             await self._applier.end_when_idle(reload.node, deployment, self._view.leader(), why)
-
-    def _job_done(self, key: Ensure, job: asyncio.Task[Ensured]) -> None:
-        self._jobs.pop(key, None)
-        _tell_fault(job)
 
     async def _carry_out(self, ask: Ensure) -> Ensured:
         """Place a model. Placements go one after the other, so that no byte is planned for twice."""
@@ -367,7 +373,8 @@ class Leader:
         )
 
     async def unload(self, drop: Drop) -> Dropped:
-        """Unload a model's deployments; where another node leads, say so, and only load none again."""
+        """Unload a model's deployments, and end what is pending for it; where another node leads, say so,
+        and only load none again."""
         term = self._view.leader()
         name = self._library.resolve(drop.model).name or drop.model
         forgotten = self._pinned.forget(drop.model, name)
@@ -376,8 +383,19 @@ class Leader:
             return Dropped(leader=term.leader)
         if forgotten:
             await self._applier.tell_others(drop)
+        names = {drop.model.lower(), name.lower()}
+        if not drop.force and self._pending.waited_for(names, self._clock()):
+            why = f"{name} is being placed for a request that waits"
+            return Dropped(refused=((name, why),), forgotten=forgotten)
+        cancelled = await self._cancel_pending(names, name)
         ours = loaded_of(self._view.live(), drop.model, name)
-        wanted = sorted({*ours, *drop.seen})
+        # What was ordered a moment ago shows in no record yet.
+        ordered = {
+            (one.plan.head, one.deployment)
+            for one in self._observations.accepted()
+            if {one.deployment.lower(), one.plan.model.lower()} & names
+        }
+        wanted = sorted({*ours, *ordered, *drop.seen})
         done = await asyncio.gather(
             *(
                 self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
@@ -389,7 +407,19 @@ class Leader:
             ended=tuple(deployment for deployment, one in told if one.ok),
             refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
             forgotten=forgotten,
+            cancelled=cancelled,
         )
+
+    async def _cancel_pending(self, names: set[str], model: str) -> bool:
+        """End the placements and fetches of a model that is not loading yet; whether there were any."""
+        jobs, fetches = self._pending.cancel(names, self._clock())
+        if not jobs and not fetches:
+            return False
+        log.info("the load of %s is cancelled: it is unloaded by order", model)
+        # What they have reserved is given back before the answer.
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.gather(*(self._applier.stop_fetch(one) for one in fetches))
+        return True
 
     # Inside
 
@@ -402,6 +432,11 @@ class Leader:
         self._pinned.observe(records, self._clock())
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _cancelled(model: str) -> Ensured:
+    refusal = unloaded_by_force(model)
+    return Ensured(Verdict.REFUSED, fault=refusal.fault.value, message=refusal.message)
 
 
 def _tell_fault(task: asyncio.Task[Any]) -> None:

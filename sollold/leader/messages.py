@@ -26,6 +26,7 @@ class Ensure:
         more: one more endpoint than there is, since their queues are long; only free memory is used.
         slots, type_k, type_v: 0 or empty: as the settings say.
         placement: how it is to be placed.
+        waited: seconds since the caller asked first; who waited when a load was cancelled hears so.
         fixed: (node, layers) in order, the output counted as one; empty: the planner decides.
     """
 
@@ -43,6 +44,7 @@ class Ensure:
     fixed: tuple[tuple[str, int], ...] = ()
     in_ollama: InOllama = field(default_factory=InOllama)
     placement: PlacementWish = field(default_factory=PlacementWish)
+    waited: float = 0.0
 
 
 class Verdict(StrEnum):
@@ -92,10 +94,11 @@ class Drop:
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """``ended``: deployments that are gone; ``refused``: (deployment, why); ``forgotten``: one was lost that
-    was to stay loaded, and is not loaded again."""
+    was to stay loaded, and is not loaded again; ``cancelled``: a load was that had not begun yet."""
 
     ended: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     forgotten: bool = False
+    cancelled: bool = False
     leader: str = ""
     """Who to ask instead; then nothing was done."""

@@ -110,6 +110,25 @@ async def test_what_nobody_asks_about_any_more_is_given_up(
     assert a.catalogue.with_digest(digest) is None
 
 
+async def test_an_order_ends_it_at_once_and_what_has_come_is_kept(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
+    big(b.folder / "m" / "tiny-F16.gguf")
+    made = fetching(a)
+    digest = await known(three)
+
+    async def hang(request: object) -> None:
+        await asyncio.Event().wait()
+
+    b.server.fault = hang
+    await until_told(three, digest, lambda state: state.total)
+    stop = Fetch(TERM, "tiny:F16", digest, stop=True)
+    told = await b.calls.call("a", "fetch", stop, Fetched, timeout=1.0)
+    assert told.failed == "its load was cancelled"
+    assert not made._fetches and not a.puller._pulls
+    assert (await b.calls.call("a", "fetch", stop, Fetched, timeout=1.0)).failed
+    assert not made._fetches, "a stop begins nothing"
+
+
 @pytest.mark.parametrize(
     ("left", "allowed", "refusal", "words"),
     [

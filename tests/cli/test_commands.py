@@ -120,6 +120,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"workers": [free, busy]})
     if path == "/api/cluster/unload":
         lost = {"unloaded": 0, "forgotten": True}
+        if asked["model"] == "pending":
+            return web.json_response({"unloaded": 0, "cancelled": True})
         return web.json_response(lost if asked["model"] == "lost" else {"unloaded": 2})
     if path == "/api/copy" and asked == {"source": "big", "destination": "mine", "nodes": ["anna", "bert"]}:
         return web.Response()
@@ -507,6 +509,7 @@ def test_a_time_that_is_none_is_a_wrong_word(capsys: pytest.CaptureFixture[str])
 
 async def test_unload_models_and_ps(url: str) -> None:
     assert "2 unloaded" in (await sollold(url, "unload", "big")).stdout
+    assert (await sollold(url, "unload", "--force", "pending")).stdout == "pending: load cancelled\n"
     assert "lost was lost; it is not loaded again" in (await sollold(url, "unload", "lost")).stdout
     assert "big:latest" in (await sollold(url, "models")).stdout
     assert "big:latest" in (await sollold(url, "ps")).stdout

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import Deploy, Done, Release, Reserve
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
@@ -249,9 +250,12 @@ async def test_a_leader_that_dies_between_reserve_and_commit_leaves_nothing(clus
         if method == "deploy":
             stuck.set()
             await asyncio.Event().wait()
+        if method == "release":
+            raise PeerError("a", "the dead say nothing", transport=True)
         return None
 
-    cluster.nodes["a"].hook = hook
+    for node in cluster.nodes.values():
+        node.hook = hook
     asking = asyncio.create_task(cluster.planner.ensure(ASK))
     await stuck.wait()
     await cluster.planner.close()
@@ -327,9 +331,18 @@ async def test_drop_ends_what_only_the_caller_sees_yet(cluster: Cluster) -> None
         node.record()
         node.hidden = True
     answer = await cluster.planner.ensure(ASK)
+    cluster.planner._observations.ended(answer.deployment, cluster.now)
     assert (await cluster.planner.unload(Drop("demo"))).ended == ()
     seen = ((answer.node, answer.deployment),)
     assert (await cluster.planner.unload(Drop("demo", seen=seen))).ended == (answer.deployment,)
+
+
+async def test_drop_ends_what_was_ordered_a_moment_ago(cluster: Cluster) -> None:
+    for node in cluster.nodes.values():
+        node.record()
+        node.hidden = True
+    answer = await cluster.planner.ensure(ASK)
+    assert (await cluster.planner.unload(Drop("demo"))).ended == (answer.deployment,)
 
 
 async def test_the_preview_places_nothing(cluster: Cluster) -> None:

@@ -196,7 +196,8 @@ class ClusterRoutes:
         body = as_type(await read_object(request), UnloadBody)
         dropped = await self._services.cluster.unload(require_model(body.model), force=body.force)
         forgotten = {"forgotten": True} if dropped.forgotten else {}
-        return json_response({"unloaded": len(dropped.ended)} | forgotten)
+        cancelled = {"cancelled": True} if dropped.cancelled else {}
+        return json_response({"unloaded": len(dropped.ended)} | forgotten | cancelled)
 
     async def doctor(self, request: web.Request) -> web.Response:
         """``GET /api/doctor``."""

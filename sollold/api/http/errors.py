@@ -113,9 +113,9 @@ def retry_after(refusal: Refusal) -> str | None:
 
 
 def is_final(refusal: Refusal) -> bool:
-    """Whether the same request would fail again though its status is a 5xx.
+    """Whether the same request would fail again, or shall not come again, though its status is a 5xx.
 
     A request that crashed an engine was tried on others already: repeating it would crash more of them.
     """
     failed = refusal.fault is Fault.ENGINE and status_of(refusal) == 502
-    return failed or refusal.fault is Fault.TOO_BIG
+    return refusal.final or failed or refusal.fault is Fault.TOO_BIG
