@@ -309,6 +309,8 @@ def test_settings_and_state_outlive_removal_and_purge_takes_all_but_models(clust
     machine = cluster[2]
     machine.type("echo '# mine' >> /etc/sollold/sollold.toml; touch /var/lib/sollold/models/mine.gguf")
     machine.type("apt-get remove -y sollold", timeout=200)
+    assert machine.type("systemctl is-active sollold; true").strip() == "inactive"
+    together(cluster[:2], 2)
     assert "# mine" in machine.type("cat /etc/sollold/sollold.toml")
     assert machine.type("ls /var/lib/sollold").split()
     machine.type("apt-get purge -y sollold", timeout=200)
