@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sollold.api.engine.prepare import prepare_chat
@@ -35,7 +35,7 @@ EQUAL = {
         of(a={"type": "int"}, b={"type": "float"}, c={"type": "STRING"}, d={"type": ["Str", "None"]}),
         of(a={"type": "integer"}, b={"type": "number"}, c={"type": "string"}, d={"type": ["string", "null"]}),
     ),
-    "true and false": (of(a=True, b=False), of(a={})),
+    "true and false": (of(a=True, b=False), {**of(a={}), "additionalProperties": False}),
     "a type's name": (of(a="string"), of(a={"type": "string"})),
     "no value in an enum": (of(a={"type": "string", "enum": []}), of(a={"type": "string"})),
     "nullable": (
@@ -274,6 +274,9 @@ async def test_a_schema_that_llama_cpp_refuses_all_the_same_is_not_enforced(
         (r"^[^\s\"]+$", "ab", "a b"),
         ("^.*$", "anything", 'a"b'),
         (r"^\[\]\{\}$", "[]{}", "[]"),
+        (r"^[a-z0-9_\.\+\-]+$", "a.b+c-d", "a@b"),
+        (r"^[\^\$]+$", "^$", "a"),
+        (r"^v1\.?$", "v1", "1"),
     ],
 )
 def test_patterns_keep_their_meaning(pattern: str, good: str, bad: str) -> None:
@@ -305,6 +308,28 @@ def test_patterns_keep_their_meaning(pattern: str, good: str, bad: str) -> None:
 def test_patterns_without_a_grammar_are_named(pattern: str) -> None:
     with pytest.raises(Unsupported):
         convertible_pattern(pattern)
+
+
+_TIMES = r"(?:[*+?]|\{\d+(?:,\d*)?\})"
+_CLASS = r"\[(?:[^\]\\]|\\[\[\]\\-]|\\x[0-9A-F]{2})*\]"
+_ESCAPED = rf"\\[\^$.\[\](){{}}|*+?](?!{_TIMES})"
+_LETTER = r"(?![\\\[\](){}|*+?^$.])[ -~]"
+_READ = re.compile(rf"\^(?:{_CLASS}{_TIMES}?|{_ESCAPED}|{_LETTER}{_TIMES}?|\((?!\?)|\||\){_TIMES}?)*\$")
+
+
+@given(st.text(r"ab^$.[](){}|*+?\dwsDux0e9é-", max_size=10))
+@example(r"^[a\.\^]+$")
+@example(r"^v1\.?$")
+@example(r"^\u00e9{2}$")
+def test_a_converted_pattern_has_only_what_llama_cpp_reads(pattern: str) -> None:
+    """It drops a pattern with another escape in a class, repeats all letters before an escaped one with it,
+    and of a letter that is no ASCII the last byte alone.
+    """
+    try:
+        converted = convertible_pattern(pattern)
+    except Unsupported:
+        return
+    assert _READ.fullmatch(converted), converted
 
 
 @given(st.text(r"ab^$.[](){}|*+?\dwsDWSux01-,:<>=!", max_size=14), st.text('ab01 -"\\\n', max_size=4))

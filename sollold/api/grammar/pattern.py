@@ -66,7 +66,11 @@ class _Translator:
     def _sequence(self) -> str:
         out: list[str] = []
         while self._place < len(self._text) and self._text[self._place] not in "|)$":
-            out.append(self._atom() + self._quantifier())
+            atom, times = self._atom(), self._quantifier()
+            if times and atom[0] == "\\":
+                # Behind other letters a repetition would be of all of them.
+                atom = f"[{_in_class(atom)}]"
+            out.append(atom + times)
         return "".join(out)
 
     def _atom(self) -> str:
@@ -125,7 +129,8 @@ class _Translator:
             return f"[{_CLASSES[char]}]"
         if char in "DWS":
             return f"[^{_CLASSES[char.lower()]}{_NOT_IN_JSON}]"
-        return self._escaped(char, _LITERAL_ESCAPES)
+        literal = self._escaped(char, _LITERAL_ESCAPES)
+        return f"[{literal}]" if literal > "~" else literal
 
     def _escaped(self, char: str, literals: frozenset[str]) -> str:
         if char in "xu":
@@ -169,13 +174,13 @@ class _Translator:
                     if negated:
                         continue
                     raise Unsupported(f"{escaped!r} must be escaped in JSON")
-                out.append(self._escaped(escaped, _LITERAL_ESCAPES))
+                out.append(_in_class(self._escaped(escaped, _LITERAL_ESCAPES)))
                 continue
             if char == '"' or char < " ":
                 if negated:
                     continue
                 raise Unsupported(f"{char!r} must be escaped in JSON")
-            out.append("\\" + char if char == "[" else char)
+            out.append(_in_class(char) if char == "[" else char)
         if not out and not negated:
             raise Unsupported("an empty class matches nothing")
         return "[" + ("^" if negated else "") + "".join(out) + (_NOT_IN_JSON if negated else "") + "]"
@@ -190,6 +195,12 @@ class _Translator:
         found = self._text.startswith(text, self._place)
         self._place += len(text) if found else 0
         return found
+
+
+def _in_class(literal: str) -> str:
+    """An escaped character as one of a class: of those that need no escape there llama.cpp knows none."""
+    char = literal[-1]
+    return "\\x5E" if char == "^" else "\\" + char if char in "[]-" else char
 
 
 _NEGATED = {"s": " "}
