@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from sollold.api.engine.prepare import prepare_chat
+from sollold.api.engine.prepare import prepare_chat, prepare_format
 from sollold.api.grammar.formats import FORMATS
 from sollold.api.grammar.pattern import convertible_pattern
 from sollold.api.grammar.pattern_length import lengths, with_length
 from sollold.api.grammar.problem import SchemaProblem
 from sollold.api.grammar.schema import ConvertedSchema, convert_schema
+from sollold.api.grammar.schema_width import check_schema
 from sollold.api.grammar.unenforced import unenforced
 from tests.api.llama_grammars import Grammar, Stuck
 from tests.api.schema_strategies import Schemas
@@ -96,6 +97,19 @@ REWRITTEN = {
     "whole numbers": (
         {"type": ["number", "null"], "multipleOf": 1, "minimum": 0},
         {"type": ["integer", "null"], "minimum": 0},
+    ),
+    "a property that a branch denies": (
+        {
+            **KIND,
+            "if": {"properties": {"kind": {"const": "a"}}},
+            "then": {"properties": {"x": False}},
+        },
+        {
+            "anyOf": [
+                {**of(kind=A), "required": ["kind"], "additionalProperties": False},
+                {**of(kind=B, x=STRING), "required": ["kind"]},
+            ]
+        },
     ),
     "few multiples": (
         {"type": "number", "multipleOf": 0.5, "exclusiveMinimum": 0, "maximum": 1.5},
@@ -282,6 +296,10 @@ OVERLOOKED = [
     ({"type": "object", "minProperties": 1}, "minProperties"),
     ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames"),
     ({"type": "object", "patternProperties": {"^a": STRING}}, "patternProperties"),
+    (
+        {"type": "object", "patternProperties": {"^a": STRING}, "additionalProperties": False},
+        "patternProperties",
+    ),
     ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
     ({"type": "object", "dependencies": {"a": ["b"]}}, "dependencies"),
     ({"type": "object", "dependentSchemas": {"a": of(b=STRING)}}, "dependentSchemas"),
@@ -580,3 +598,38 @@ async def test_a_model_writes_nothing_that_a_schema_forbids(
             assert validator(schema).is_valid(value), (schema, converted.schema, value)
             whole += 1
     assert whole > 50
+
+
+def test_an_object_whose_names_only_patterns_allow_is_not_always_empty() -> None:
+    for patterns, rest in (
+        ({"^[a-z]+$": INTEGER}, INTEGER),
+        ({"^a": INTEGER, "^b": STRING, "^c": INTEGER}, {"anyOf": [INTEGER, STRING]}),
+    ):
+        schema = {"type": "object", "patternProperties": patterns, "additionalProperties": False}
+        assert convert_schema(schema).schema == {**schema, "additionalProperties": rest}
+
+
+def test_a_keyword_that_forbids_nothing_makes_no_type() -> None:
+    schema = of(a={"patternProperties": {".*": {"additionalProperties": True}}, "type": "object"})
+    assert convert_schema(schema).schema == of(
+        a={"type": "object", "additionalProperties": {"additionalProperties": True}}
+    )
+
+
+def test_what_can_be_enforced_is_not_refused_for_what_can_not() -> None:
+    """The limits are those of an engine: what is added to a schema must not lead beyond them."""
+    texts = of(**{f"p{n}": {"type": "string", "format": "uri-reference"} for n in range(200)})
+    wide = {
+        **of(**{f"p{n}": STRING for n in range(300)}, kind={"enum": [*"abcdefgh"]}),
+        "allOf": [
+            {
+                "if": {"properties": {"kind": {"const": one}}, "required": ["kind"]},
+                "then": {"required": ["p1"]},
+            }
+            for one in "abcd"
+        ],
+    }
+    for schema, keyword in ((texts, "format"), (wide, "schema")):
+        body = {"json_schema": schema}
+        assert any(f'"{keyword}" at' in one for one in prepare_format(body))
+        check_schema(body["json_schema"])

@@ -15,6 +15,7 @@ from sollold.api.grammar.pattern import Unsupported, convertible_pattern
 from sollold.api.grammar.pointer import anchors_in, at_pointer
 from sollold.api.grammar.problem import SchemaProblem, escaped
 from sollold.api.grammar.rewrite import Rewriter, TooLarge
+from sollold.api.grammar.schema_width import TooWide, check_schema
 from sollold.api.grammar.values import Effort
 from sollold.facts import dataclass
 
@@ -67,10 +68,22 @@ def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = 
         # They may be elsewhere now.
         named = _Converter(given, name_places=True)
         rewritten = _rewritten(named.document(), effort, formats)
+    why = "it is too large for what stands beside its choices to be enforced"
+    if rewritten is not None and rewritten.schema != schema and _is_too_wide(rewritten.schema):
+        if formats and not _is_too_wide(schema):
+            return convert_schema(given, formats=False)
+        why, rewritten = "an engine would hang over the form in which more of it is enforced", None
     if rewritten is None:
-        why = "it is too large for what stands beside its choices to be enforced"
         return ConvertedSchema(schema, converter.problems, [SchemaProblem("", "schema", why)])
     return ConvertedSchema(rewritten.schema, [*converter.problems, *rewritten.problems], rewritten.notes)
+
+
+def _is_too_wide(schema: Schema) -> bool:
+    try:
+        check_schema(schema)
+    except TooWide:
+        return True
+    return False
 
 
 def _rewritten(schema: Schema, effort: Effort, formats: bool) -> ConvertedSchema | None:
@@ -277,9 +290,8 @@ class _Converter:
                 for name, child in children.items()
                 if child is not False
             }
-            rest = out.get("additionalProperties")
-            if keyword == "properties" and rest not in (None, False) and False in children.values():
-                self._problem(pointer, keyword, "false can't be enforced beside additionalProperties")
+            if keyword == "properties":
+                self._denied(out, [name for name, child in children.items() if child is False], pointer)
         for keyword in _LISTS:
             if keyword in out:
                 self._list(out, keyword, pointer, depth)
@@ -301,6 +313,18 @@ class _Converter:
                 del out[keyword]
             else:
                 out[keyword] = self.node(child, place, depth + 1)
+
+    def _denied(self, out: Schema, names: list[str], pointer: str) -> None:
+        """Properties whose schema is false, so that what is joined later does not bring them back."""
+        rest = out.get("additionalProperties")
+        if not names or rest is False:
+            return
+        if rest is not None:
+            self._problem(pointer, "properties", "false can't be enforced beside additionalProperties")
+            return
+        denied = [{"required": [name]} for name in names]
+        given = [out["not"]] if isinstance(out.get("not"), dict) else []
+        out["not"] = denied[0] if len(denied) == 1 and not given else {"anyOf": [*given, *denied]}
 
     def _list(self, out: Schema, keyword: str, pointer: str, depth: int) -> None:
         children = out[keyword]

@@ -101,13 +101,21 @@ def _with_type(schema: Schema) -> Schema:
     """With the type that its keywords speak of where it names none: llama.cpp takes it from some of them."""
     if "type" in schema:
         return schema
-    spoken = {KIND_OF[key] for key in schema if key in KIND_OF and key not in _OF_NO_TYPE}
+    spoken = {
+        KIND_OF[key]
+        for key, value in schema.items()
+        if key in KIND_OF and key not in _OF_NO_TYPE and value is not _FORBIDS_NOTHING.get(key)
+    }
     if len(spoken) == 1 and (kind := spoken.pop()) in ("array", "object"):
         return {"type": kind, **schema}
     return schema
 
 
 _OF_NO_TYPE = frozenset(("format",))
+_FORBIDS_NOTHING = {
+    "uniqueItems": False,
+    **dict.fromkeys(("items", "additionalItems", "additionalProperties"), True),
+}
 
 
 def _may_be(kind: str, schema: Schema) -> bool:

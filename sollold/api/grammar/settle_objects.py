@@ -30,6 +30,7 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
     """
     _leave_out(settled, [name for name, one in _properties(settled.schema).items() if one is False])
     _all_names(settled)
+    _matched_names(settled)
     _names(settled, resolve, check)
     _foreseen(settled, resolve)
     for step in (_required, _forbidden, _counts, _dependents):
@@ -63,6 +64,21 @@ def _all_names(settled: Settled) -> None:
         return
     properties = {name: both(one, rest) for name, one in _properties(settled.schema).items()}
     settled.set(properties=properties or None, patternProperties=left or None, additionalProperties=rest)
+
+
+def _matched_names(settled: Settled) -> None:
+    """Names that only patterns allow: where there are no others each may be written, with a value that one of
+    the patterns demands. The grammar would allow none, and the object would always be empty.
+    """
+    schema = settled.schema
+    patterns = schema.get("patternProperties")
+    if not patterns or _properties(schema) or schema.get("additionalProperties") is not False:
+        return
+    values = [*patterns.values()]
+    found = [one for place, one in enumerate(values[:_MOST_CHOICES]) if one not in values[:place]]
+    if len(values) > _MOST_CHOICES:
+        found = [{}]
+    settled.set(additionalProperties=found[0] if len(found) == 1 else {"anyOf": found})
 
 
 def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
