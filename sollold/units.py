@@ -29,6 +29,9 @@ _LONGEST = 1000
 _BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_A_DAY = 86400.0
+NEVER = "0001-01-01T00:00:00Z"
+"""The time of what has none, as Ollama writes it and its clients know it."""
 _SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 _SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
 
@@ -104,6 +107,14 @@ def seconds_text(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def file_time_text(seconds: float) -> str:
+    """When a file was written, as `timestamp_text`; where that is not known, Ollama's word for never.
+
+    Tools that build the same archive twice set a time of 0 or 1 on the files in it.
+    """
+    return timestamp_text(seconds) if seconds > _A_DAY else NEVER
 
 
 def timestamp_text(seconds: float) -> str:

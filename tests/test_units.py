@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sollold.units import bytes_text, parse_bytes, parse_seconds, seconds_text
+from sollold.units import bytes_text, file_time_text, parse_bytes, parse_seconds, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,9 @@ def test_a_text_of_any_length_is_refused_at_once() -> None:
             with pytest.raises(ValueError, match="longer than any number"):
                 parse(text)
         assert time.thread_time() - before < 0.05
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, -62135596800.0])
+def test_the_time_of_a_file_without_one_is_ollamas_never(seconds: float) -> None:
+    assert file_time_text(seconds) == "0001-01-01T00:00:00Z"
+    assert file_time_text(1.75e9) == "2025-06-15T15:06:40Z"

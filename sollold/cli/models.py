@@ -62,6 +62,9 @@ def _ago(moment: str) -> str:
         then = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
     except ValueError:
         return ""
+    if then.year <= 1970:
+        # A file without a time, in the words of any release.
+        return ""
     seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
     for length, unit in _SPANS:
         if (count := int(seconds // length)) >= 1:

@@ -17,8 +17,9 @@ from sollold.models.model import Model
 from sollold.units import bytes_text, seconds_text
 
 LOW_DISK = 5 * 1024**3
-_MOST_MODELS = 20
-"""Models that are named which can't be used: a folder may hold thousands of other files."""
+_MOST = 20
+"""Findings of one kind that are listed: a folder may hold thousands of files that can't be used, or whose
+names are taken."""
 _PROCESSOR = "models run on the processor"
 _GPU_ACCESS = (
     "if there is one, see that its driver is loaded, and that the daemon's user may open its files in /dev; "
@@ -42,6 +43,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_failed(facts.live),
         *_lost(facts.lost),
         *offline_nodes(facts.offline),
+        *_files(facts.files),
         *(Finding(Grade.PROBLEM, what, fix) for what, fix in facts.trouble),
         *network(facts),
         *_models(facts.models),
@@ -144,15 +146,24 @@ def _lost(lost: Sequence[LostModel]) -> list[Finding]:
     return found
 
 
+def _files(problems: Sequence[tuple[str, str]]) -> list[Finding]:
+    found = [Finding(Grade.PROBLEM, what, fix) for what, fix in problems[:_MOST]]
+    if more := problems[_MOST:]:
+        what = f"{len(more)} more problem{'s' if len(more) > 1 else ''} with models' files and folders"
+        fix = "mend those that are named, then run `sollold doctor` again"
+        found.append(Finding(Grade.PROBLEM, what, fix))
+    return found
+
+
 def _models(models: Sequence[Model]) -> list[Finding]:
     found = []
     unusable = [model for model in models if model.unusable]
-    for model in unusable[:_MOST_MODELS]:
+    for model in unusable[:_MOST]:
         where = f"{model.source}, {model.files[0]}" if model.files else model.source
         what = f"{model.name} ({where}) can't be used: {model.unusable}"
         fix = "pull or copy it again, or remove the file" if "truncated" in model.unusable else ""
         found.append(Finding(Grade.PROBLEM, what, fix))
-    if more := unusable[_MOST_MODELS:]:
+    if more := unusable[_MOST:]:
         what = f"{len(more)} more model{'s' if len(more) > 1 else ''} can't be used"
         found.append(Finding(Grade.PROBLEM, what, "sollold models --all"))
     return found

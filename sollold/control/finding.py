@@ -38,7 +38,8 @@ class Facts:
     """What the daemon knows of itself.
 
     Attributes:
-        trouble: (what, fix) that rooms report of themselves: GPUs, Ollama, model stores.
+        trouble: (what, fix) that rooms report of themselves: GPUs, Ollama.
+        files: the same of models' files and folders; there may be thousands.
         disk_free: bytes free where the cache is.
         idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
         absent_gpus: kinds of GPU that llama.cpp was built for, where it found none.
@@ -73,3 +74,4 @@ class Facts:
     lost: tuple[LostModel, ...] = ()
     unread: str = ""
     held: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()

@@ -276,9 +276,7 @@ class Daemon:
         trouble: list[tuple[str, str]] = []
         if parts.meter.problem:
             trouble.append((parts.meter.problem, ""))
-        trouble.extend((problem.what, problem.fix) for problem in parts.catalogue.problems)
-        left = abandoned(parts.catalogue.own, time.time())
-        trouble.extend((problem.what, problem.fix) for problem in left)
+        files = [*parts.catalogue.problems, *abandoned(parts.catalogue.own, time.time())]
         trouble.extend(parts.internet.trouble())
         if parts.tls is not None:
             trouble.extend(parts.tls.trouble())
@@ -308,6 +306,7 @@ class Daemon:
                 parts.leader.lost(),
                 self._unread,
                 self._held,
+                tuple((problem.what, problem.fix) for problem in files),
             )
         )
 

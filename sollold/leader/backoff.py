@@ -59,6 +59,11 @@ class Backoff:
         """It works: forget what was."""
         self._stories.pop(key, None)
 
+    def known(self, key: str, now: float) -> bool:
+        """Whether it has failed lately, and did not succeed since."""
+        story = self._stories.get(key)
+        return story is not None and now - story.last < FORGET
+
     def blocked(self, key: str, now: float) -> Blocked | None:
         """Whether it is left out now."""
         story = self._stories.get(key)

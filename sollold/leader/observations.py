@@ -12,7 +12,7 @@ from dataclasses import field, replace
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.facts import dataclass
 from sollold.leader.absent_nodes import BACK_WITHIN, Absences
-from sollold.leader.backoff import Backoff
+from sollold.leader.backoff import Backoff, Blocked
 from sollold.leader.snapshot import AcceptedDeployment, why_blocked
 
 SHOWN_WITHIN = 15.0
@@ -51,7 +51,10 @@ class Observations:
         self._unasked: dict[str, float] = {}
         self.models = Backoff(free=1)
         self.nodes = Backoff(free=2)
-        """Loads that a node made fail: it takes no part for a while."""
+        """Loads that a node made fail: it takes no part for a while. Of each model one counts, the fault of
+        the others may be its own."""
+        self.loads = Backoff(free=2)
+        """The same of one model on one node."""
         self.crashes = Backoff(free=2)
         """Faults of a node in what was answering: it is avoided for a while, where others can do it."""
         self._accepted: dict[str, _Entry] = {}
@@ -139,7 +142,11 @@ class Observations:
             if endpoint.culprit:
                 self.crashes.failed(endpoint.culprit, reason, now)
             return
-        self.nodes.failed(endpoint.culprit or head, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
+        node = endpoint.culprit or head
+        load = _load_key(node, endpoint.digest)
+        if endpoint.hung or not self.loads.known(load, now):
+            self.nodes.failed(node, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
+        self.loads.failed(load, reason, now)
         if endpoint.culprit in ("", head):
             # What another node did is no fault of the model's.
             self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
@@ -151,6 +158,7 @@ class Observations:
             self.models.succeeded(endpoint.digest)
             for node in nodes:
                 self.nodes.succeeded(node)
+                self.loads.succeeded(_load_key(node, endpoint.digest))
         elif now - self._ready[endpoint.id] >= GOOD_SERVICE:
             for node in nodes:
                 self.crashes.succeeded(node)
@@ -249,39 +257,42 @@ class Observations:
         """What answered until its head went, a moment ago."""
         return tuple(endpoint for endpoint, _ in self._lost.values())
 
-    def passing(self, records: Iterable[Record], now: float) -> frozenset[str]:
+    def passing(self, records: Iterable[Record], digest: str, now: float) -> frozenset[str]:
         """Nodes that take no part at present and will be asked again within a minute."""
-        soon = {
-            record.node
-            for record in records
-            if (blocked := self.nodes.blocked(record.node, now)) is not None
-            and blocked.seconds <= BACK_WITHIN
-        }
-        never = {record.node for record in records if self.nodes.blocked(record.node, now) is not None} - soon
-        return frozenset((soon | self._unasked.keys()) - never)
+        left_out = self._left_out(records, digest, now)
+        soon = {node for node, blocked in left_out.items() if blocked.seconds <= BACK_WITHIN}
+        return frozenset((soon | self._unasked.keys()) - (left_out.keys() - soon))
 
-    def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
-        """Nodes that failed too often lately, and why they are left out."""
-        return _blocked(self.nodes, records, now)
+    def out(self, records: Iterable[Record], digest: str, now: float) -> dict[str, str]:
+        """Nodes that failed too often lately, with whatever model or this one, and why they are left out."""
+        return {node: why_blocked(one) for node, one in self._left_out(records, digest, now).items()}
 
-    def spare(self, records: Iterable[Record], now: float) -> frozenset[str]:
+    def spare(self, records: Iterable[Record], digest: str, now: float) -> frozenset[str]:
         """Nodes of `out` to fall back on where nothing else can do it."""
         return frozenset(
-            record.node
-            for record in records
-            if (blocked := self.nodes.blocked(record.node, now)) is not None
-            and blocked.since >= LAST_RESORT
-            and record.node not in self._unasked
+            node
+            for node, blocked in self._left_out(records, digest, now).items()
+            if blocked.since >= LAST_RESORT and node not in self._unasked
         )
 
     def avoided(self, records: Iterable[Record], now: float) -> dict[str, str]:
         """Nodes on which what answered broke too often lately, and why others are taken where they can."""
-        return _blocked(self.crashes, records, now)
+        return {
+            record.node: why_blocked(blocked)
+            for record in records
+            if (blocked := self.crashes.blocked(record.node, now)) is not None
+        }
+
+    def _left_out(self, records: Iterable[Record], digest: str, now: float) -> dict[str, Blocked]:
+        found = {}
+        for record in records:
+            blocked = self.nodes.blocked(record.node, now)
+            if blocked is None:
+                blocked = self.loads.blocked(_load_key(record.node, digest), now)
+            if blocked is not None:
+                found[record.node] = blocked
+        return found
 
 
-def _blocked(backoff: Backoff, records: Iterable[Record], now: float) -> dict[str, str]:
-    return {
-        record.node: why_blocked(blocked)
-        for record in records
-        if (blocked := backoff.blocked(record.node, now)) is not None
-    }
+def _load_key(node: str, digest: str) -> str:
+    return f"{node} {digest}"

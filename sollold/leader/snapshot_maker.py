@@ -117,7 +117,7 @@ class SnapshotMaker:
         records = self._view.live()
         self._observations.observe(records, now)
         model = holders[0][1]
-        left_out = {**self._observations.out(records, now), **(out or {})}
+        left_out = {**self._observations.out(records, model.digest, now), **(out or {})}
         return ClusterSnapshot(
             records=records,
             holders=holders,
@@ -132,8 +132,8 @@ class SnapshotMaker:
             truth=self._observations.truth(),
             blocked=self._observations.models.blocked(model.digest, now),
             avoided=self._observations.avoided(records, now),
-            passing=self._observations.passing(records, now),
-            last_resort=self._observations.spare(records, now) - (out or {}).keys(),
+            passing=self._observations.passing(records, model.digest, now),
+            last_resort=self._observations.spare(records, model.digest, now) - (out or {}).keys(),
             expected=self._observations.expected(now),
             absent=self._observations.absent(now),
             departed=self._observations.departed(),

@@ -50,6 +50,13 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
         assert words in text
 
 
+def test_thousands_of_files_that_are_not_right_are_some_findings() -> None:
+    files = tuple((f"m is /a/{number}.gguf", "rename one of the files") for number in range(3000))
+    found = examine(replace(WELL, files=files))
+    assert len(found) == 21
+    assert found[-1].what == "2980 more problems with models' files and folders" and found[-1].fix
+
+
 def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_model_runs_again() -> None:
     reason = exit_reason(-9, [])
     failed = Endpoint("d", "big:7b", "", Backend.LOCAL, State.FAILED, reason=reason, loaded=False)

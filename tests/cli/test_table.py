@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sollold.cli import nodes
+from sollold.cli import models, nodes
 from sollold.cli.table import columns, lines
 
 ROWS = [("llama3.1:70b", "40 GiB", "anna, bert"), ("模型:latest", "1 GiB", "")]
@@ -75,3 +75,8 @@ def test_nodes_keep_their_whole_names_and_versions_their_columns(
     nodes.version(options)
     at = [columns(line.partition("sollold 0.1")[0]) for line in capsys.readouterr().out.splitlines()[1:]]
     assert at == [columns("workstation-模型  ")] * 2
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:01Z", "", "yesterday"])
+def test_a_file_without_a_time_was_written_at_no_time(moment: str) -> None:
+    assert "ago" not in " ".join(models._row({"name": "a", "size": 1, "modified_at": moment}))

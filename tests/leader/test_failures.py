@@ -423,6 +423,35 @@ async def test_a_node_whose_loads_fail_again_and_again_is_tried_where_nothing_el
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
 
 
+async def test_a_model_that_fails_at_its_start_keeps_no_other_from_its_node() -> None:
+    cluster = Cluster(SETTINGS)
+    await cluster.planner.start()
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    cluster.add("a", 4 * GIB, model(), model("broken:latest", "d2"))
+    for _ in range(6):
+        answer = await cluster.planner.ensure(Ensure("broken"))
+        assert answer.verdict is Verdict.WAIT, answer
+        break_off(cluster, answer.deployment, culprit="a")
+        assert cluster.planner._observations.out(cluster.live(), "d1", cluster.now) == {}
+        cluster.now += 300.0
+    good = await cluster.planner.ensure(ASK)
+    assert good.verdict is Verdict.WAIT
+    await cluster.planner.close()
+
+
+async def test_different_models_that_fail_at_their_start_are_their_nodes_fault() -> None:
+    cluster = Cluster(SETTINGS)
+    await cluster.planner.start()
+    node = cluster.add("a", 4 * GIB, model())
+    for number in range(3):
+        name, digest = f"model{number}", f"m{number}"
+        cluster.shapes[digest] = cluster.shapes["d1"]
+        node.models.append(model(f"{name}:latest", digest))
+        break_off(cluster, (await cluster.planner.ensure(Ensure(name))).deployment, culprit="a")
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    await cluster.planner.close()
+
+
 async def test_a_node_on_which_answers_break_again_and_again_is_avoided_where_others_can_do_it(
     cluster: Cluster,
 ) -> None:

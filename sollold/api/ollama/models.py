@@ -17,7 +17,7 @@ from sollold.machine.device import PROCESSOR
 from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.models.templates.jinja import RAW
-from sollold.units import timestamp_text
+from sollold.units import file_time_text, timestamp_text
 
 _NO_TEMPLATE = "no chat template: the model is given what the user says, without roles or turns"
 _FOREVER = 100 * 365 * 86400.0
@@ -58,7 +58,7 @@ def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) 
         entry = {
             "name": model.name,
             "model": model.name,
-            "modified_at": timestamp_text(model.modified),
+            "modified_at": file_time_text(model.modified),
             "size": model.listed_size or model.size,
             "digest": model.manifest or model.digest,
             "details": details(model),
@@ -146,7 +146,7 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
         **({"projector_info": seeing} if seeing else {}),
         **({"messages": own_messages(model)} if model.messages else {}),
         "capabilities": list(model.capabilities),
-        "modified_at": timestamp_text(model.modified),
+        "modified_at": file_time_text(model.modified),
         "nodes": names(listed),
         **({"unusable": model.unusable} if model.unusable else {}),
         **({"note": _NO_TEMPLATE} if model.template == RAW else {}),

@@ -26,7 +26,7 @@ def listed_model(name: str, tag: Tag) -> Model:
         source="ollama",
         files=(),
         size=tag.size,
-        modified=_seconds(tag.modified_at),
+        modified=max(0.0, _seconds(tag.modified_at)),
         architecture=details.family or "",
         width=details.embedding_length or 0,
         parent=details.parent_model or "",
