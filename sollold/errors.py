@@ -30,6 +30,7 @@ class Refusal(Exception):
     """A request that can't be answered. The message says what happened, why, and what to do.
 
     ``final``: it shall not be asked again, though the same request may well be answered.
+    ``field``: the field of the request that is wrong, where it is one.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Refusal(Exception):
         retry_after: float = 0.0,
         status: int = 0,
         final: bool = False,
+        field: str = "",
     ) -> None:
         # What the caller sent may be named in it, whatever its length.
         message = message if len(message) <= _LONGEST else message[:_LONGEST] + "…"
@@ -49,6 +51,7 @@ class Refusal(Exception):
         self.retry_after = retry_after
         self.status = status
         self.final = final
+        self.field = field
 
 
 def unloaded_by_force(model: str) -> Refusal:

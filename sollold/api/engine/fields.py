@@ -16,7 +16,7 @@ def require_model(name: str) -> str:
         Refusal: BAD_REQUEST.
     """
     if not name.strip():
-        raise Refusal(Fault.BAD_REQUEST, "model is required")
+        raise Refusal(Fault.BAD_REQUEST, "model is required", field="model")
     if len(name) > 500 or min(name) < " ":
         raise Refusal(Fault.BAD_REQUEST, "invalid model name: it is too long or has control characters")
     return name.strip()

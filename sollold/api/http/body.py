@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.http.access import client_of
-from sollold.api.http.invalid import explained
+from sollold.api.http.invalid import explained, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import cut_media, restore_texts
@@ -82,7 +82,7 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
             and len(items) > most
             and sum(isinstance(one, dict) for one in items) > most
         ):
-            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {most} items")
+            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {most} items", field=name)
     return value
 
 
@@ -102,7 +102,8 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         # Not strict: numbers come as "5" and 5.0, and the official servers take them.
         return msgspec.convert(named, type=type_, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal(Fault.BAD_REQUEST, f"invalid request: {explained(error, type_)}") from None
+        message = f"invalid request: {explained(error, type_)}"
+        raise Refusal(Fault.BAD_REQUEST, message, field=wrong_field(error)) from None
     except RecursionError:
         raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
 

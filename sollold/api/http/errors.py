@@ -74,8 +74,10 @@ def status_of(refusal: Refusal) -> int:
     return _STATUS[refusal.fault]
 
 
-def error_object(dialect: Dialect, status: int, message: str, code: str | None = None) -> dict[str, Any]:
-    """The body of an error in ``dialect``."""
+def error_object(
+    dialect: Dialect, status: int, message: str, code: str | None = None, field: str = ""
+) -> dict[str, Any]:
+    """The body of an error in ``dialect``. ``field``: of the request, that is wrong."""
     # A path or a header that is named may have bytes that are not UTF-8.
     message = message.encode("utf-8", "replace").decode()
     if dialect is Dialect.OLLAMA:
@@ -84,7 +86,7 @@ def error_object(dialect: Dialect, status: int, message: str, code: str | None =
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": message}}
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
 
 
 def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:
             message = f"prompt is too long: {message}"
-    return error_object(dialect, status_of(refusal), message, code)
+    return error_object(dialect, status_of(refusal), message, code, refusal.field)
 
 
 def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:

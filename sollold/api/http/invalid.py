@@ -34,6 +34,12 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
     return f"{field}: {what}" if field else what
 
 
+def wrong_field(error: msgspec.ValidationError) -> str:
+    """The name of the field whose value was refused; empty where it is none."""
+    at = _AT.fullmatch(str(error))
+    return at[2] if at else ""
+
+
 def _choices(hint: Any) -> list[str]:
     """The words that a field of this type can be, where there are but a few."""
     if isinstance(hint, type) and issubclass(hint, Enum):

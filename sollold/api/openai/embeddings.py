@@ -33,17 +33,17 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of texts")
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of texts", field="input")
     check_tokens(ask.input, "input")
     texts = [ask.input] if isinstance(ask.input, str) else ask.input
     if not isinstance(texts[0], int):
         check_count(texts)
     if any(one == "" for one in texts):
-        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
-        raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64")
+        raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64", field="encoding_format")
     if ask.dimensions is not None and ask.dimensions < 1:
-        raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+        raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1", field="dimensions")
     out = engine_body(body)
     if out.get("encoding_format") == "":
         del out["encoding_format"]

@@ -13,6 +13,7 @@ from sollold.api.engine.modelfile import add_parameters, with_modelfile
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, named_tools
 from sollold.api.openai.chat_message import chat_message
+from sollold.api.openai.llama_sampling import LlamaSampling
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -25,7 +26,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
 
-class Sampling(msgspec.Struct, kw_only=True):
+class Sampling(LlamaSampling, kw_only=True):
     """The fields that chat and completions have in common. The rest passes on unread."""
 
     model: str = ""
@@ -94,7 +95,7 @@ class Detokenize(msgspec.Struct, kw_only=True):
     tokens: list[int] | None = None
 
 
-class Infill(msgspec.Struct, kw_only=True):
+class Infill(LlamaSampling, kw_only=True):
     """``POST /infill``: llama-server's own."""
 
     model: str = ""
@@ -155,16 +156,20 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         Refusal: BAD_REQUEST.
     """
     if not ask.messages:
-        raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
+        raise Refusal(
+            Fault.BAD_REQUEST, "messages is required: a list with at least one message", field="messages"
+        )
     check_counts(ask)
     if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= 20:
-        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20", field="top_logprobs")
     if ask.top_logprobs and not ask.logprobs:
-        raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true")
+        raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true", field="top_logprobs")
     if not ask.logprobs and "top_logprobs" in body:
         body = {key: value for key, value in body.items() if key != "top_logprobs"}
     if "audio" in (ask.modalities or ()):
-        raise Refusal(Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is")
+        raise Refusal(
+            Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is", field="modalities"
+        )
     out = normalize_chat(with_functions(engine_body(typed_body(body, ask)), ask))
     for name in _NOT_HERE:
         out.pop(name, None)
@@ -177,7 +182,11 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     _tool_choice(out)
     kind = (ask.response_format or {}).get("type")
     if kind not in (None, "text", "json_object", "json_schema"):
-        raise Refusal(Fault.BAD_REQUEST, "response_format.type is text, json_object or json_schema")
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "response_format.type is text, json_object or json_schema",
+            field="response_format.type",
+        )
     return out
 
 
@@ -230,9 +239,9 @@ def check_counts(ask: Sampling) -> None:
         Refusal: BAD_REQUEST.
     """
     if ask.n is not None and ask.n < 1:
-        raise Refusal(Fault.BAD_REQUEST, "n must be at least 1")
+        raise Refusal(Fault.BAD_REQUEST, "n must be at least 1", field="n")
     if ask.temperature is not None and ask.temperature < 0:
-        raise Refusal(Fault.BAD_REQUEST, "temperature must not be negative")
+        raise Refusal(Fault.BAD_REQUEST, "temperature must not be negative", field="temperature")
 
 
 def _tool_choice(out: dict[str, Any]) -> None:
@@ -256,13 +265,19 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
         Refusal: BAD_REQUEST.
     """
     if ask.prompt is None or ask.prompt == []:
-        raise Refusal(Fault.BAD_REQUEST, "prompt is required")
+        raise Refusal(Fault.BAD_REQUEST, "prompt is required", field="prompt")
     check_counts(ask)
     check_tokens(ask.prompt, "prompt")
     if ask.echo:
-        raise Refusal(Fault.BAD_REQUEST, "echo is not supported; put the prompt before the answer yourself")
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "echo is not supported; put the prompt before the answer yourself",
+            field="echo",
+        )
     if ask.best_of is not None and ask.best_of > max(1, ask.n or 1):
-        raise Refusal(Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose")
+        raise Refusal(
+            Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose", field="best_of"
+        )
     out = engine_body(typed_body(body, ask))
     _clean_stop(out, ask)
     for name in ("echo", "best_of", "suffix"):
@@ -285,7 +300,7 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
     lists = [one for one in prompt if type(one) is list]
     inner = list(chain.from_iterable(lists))
     if not _sound(prompt, {str, int, list}) or not all(lists) or not _sound(inner, {str, int}):
-        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens")
+        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens", field=what)
 
 
 def check_in_vocabulary(tokens: list[int], model: Model) -> None:

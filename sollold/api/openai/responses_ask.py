@@ -47,5 +47,5 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
             Refusal: BAD_REQUEST.
         """
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= 20:
-            raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+            raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20", field="top_logprobs")
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

@@ -39,10 +39,12 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of items")
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of items", field="input")
     if ask.previous_response_id:
         raise Refusal(
-            Fault.BAD_REQUEST, "previous_response_id is not known here: send the whole conversation"
+            Fault.BAD_REQUEST,
+            "previous_response_id is not known here: send the whole conversation",
+            field="previous_response_id",
         )
     for name in ("conversation", "prompt"):
         if getattr(ask, name) is not None:
@@ -50,7 +52,11 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
                 Fault.BAD_REQUEST, f"{name} is kept at OpenAI alone: send the whole input and instructions"
             )
     if ask.background:
-        raise Refusal(Fault.BAD_REQUEST, "background is not supported: wait for the answer, or stream it")
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "background is not supported: wait for the answer, or stream it",
+            field="background",
+        )
     messages = _instructed(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for theirs, ours in (

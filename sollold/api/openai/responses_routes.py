@@ -165,7 +165,7 @@ class ResponsesRoutes:
         before = await self._services.responses.conversation(id_, client)
         if before is None:
             message = f"Previous response with id '{id_[:100]}' not found. Send the whole conversation."
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise Refusal(Fault.BAD_REQUEST, message, field="previous_response_id")
         return before
 
     async def _stored(self, request: web.Request, *, delete: bool = False) -> StoredResponse:

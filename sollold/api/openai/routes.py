@@ -127,7 +127,7 @@ class OpenAiRoutes:
         if not name.strip():
             loaded = {one.endpoint.model for one in self._services.library.running()}
             if len(loaded) != 1:
-                raise Refusal(Fault.BAD_REQUEST, "model is required")
+                raise Refusal(Fault.BAD_REQUEST, "model is required", field="model")
             name = next(iter(loaded))
         return await self._services.library.find(require_model(name))
 
@@ -332,7 +332,11 @@ class OpenAiRoutes:
         if ask.input_prefix is None or ask.input_suffix is None:
             raise Refusal(Fault.BAD_REQUEST, "input_prefix and input_suffix are required")
         return await self._llama_only(
-            request, body, await self._find(ask.model), "/infill", stream=bool(ask.stream)
+            request,
+            typed_body(body, ask),
+            await self._find(ask.model),
+            "/infill",
+            stream=bool(ask.stream),
         )
 
     async def apply_template(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,62 @@
+"""Values of a wrong type: read as what they mean, or refused with the field's name where programs read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import post
+
+TEXT = {"model": "demo", "prompt": "a", "stream": True}
+ROUTES = {"/v1/chat/completions": {**CHAT, "stream": True}, "/v1/completions": TEXT}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_the_engines_own_numbers_are_numbers(serve: Serve, http: ClientSession, path: str) -> None:
+    """llama-server overlooks one in quotes, and answers as if it were not named."""
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service))
+    given = {"top_k": "5", "min_p": "0.1", "repeat_penalty": "1.5", "mirostat": 2.0, "cache_prompt": "false"}
+    async with http.post(url + path, json={**ROUTES[path], **given}) as answer:
+        assert answer.status == 200, await answer.read()
+    sent = call_of(service).body
+    assert [sent[name] for name in given] == [5, 0.1, 1.5, 2, False]
+    assert type(sent["mirostat"]) is int and type(sent["cache_prompt"]) is bool
+    for name in given:
+        status, refusal, _ = await post(http, url + path, {**ROUTES[path], name: "many"})
+        assert (status, refusal["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", {**CHAT, "max_tokens": "many"}, "max_tokens"),
+        ("/v1/chat/completions", {**CHAT, "stop": [1]}, "stop[0]"),
+        ("/v1/chat/completions", {**CHAT, "n": 0}, "n"),
+        ("/v1/chat/completions", {**CHAT, "temperature": -1}, "temperature"),
+        ("/v1/chat/completions", {"model": "demo", "messages": []}, "messages"),
+        ("/v1/chat/completions", {**CHAT, "messages": [{}] * 5000}, "messages"),
+        ("/v1/completions", {"model": "demo"}, "prompt"),
+        ("/v1/responses", {"model": "demo", "input": ""}, "input"),
+        ("/v1/responses", {"model": "demo", "input": "a", "store": 5}, "store"),
+        (
+            "/v1/responses",
+            {"model": "demo", "input": "a", "previous_response_id": "x"},
+            "previous_response_id",
+        ),
+        ("/v1/embeddings", {"model": "words", "input": "a", "dimensions": 0}, "dimensions"),
+        ("/infill", {"model": "demo", "input_prefix": "a", "input_suffix": "b", "top_k": "x"}, "top_k"),
+        ("/v1/chat/completions", {**CHAT, "model": "  "}, "model"),
+    ],
+)
+async def test_openais_clients_read_which_field_is_wrong(
+    serve: Serve, http: ClientSession, path: str, body: dict[str, Any], field: str
+) -> None:
+    url = await serve(parts(ScriptedService(), model(), model("words:latest", capabilities=("embedding",))))
+    status, answer, _ = await post(http, url + path, body)
+    assert (status, answer["error"]["param"]) == (400, field), answer
+    assert answer["error"]["type"] == "invalid_request_error"
