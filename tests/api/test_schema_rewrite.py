@@ -254,6 +254,7 @@ def test_what_llama_cpp_overlooks_is_brought_into_a_form_that_it_reads(case: str
 
 
 READ = [
+    {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": INTEGER},
     {**of(a=STRING, b={"type": ["string", "null"]}), "required": ["a"], "additionalProperties": False},
     {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}], "default": None, "$defs": {"A": of(a=STRING)}},
     {"oneOf": [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}], "title": "Letters"},
@@ -633,3 +634,20 @@ def test_what_can_be_enforced_is_not_refused_for_what_can_not() -> None:
         body = {"json_schema": schema}
         assert any(f'"{keyword}" at' in one for one in prepare_format(body))
         check_schema(body["json_schema"])
+
+
+def test_warnings_are_few_and_short() -> None:
+    bounded = of(**{f"p{n}": {"type": "number", "minimum": 1} for n in range(300)})
+    body = {
+        "messages": [{"role": "user", "content": "a"}],
+        "tools": [
+            {"type": "function", "function": {"name": f"f{n}", "parameters": of(**bounded)}}
+            for n in range(50)
+        ],
+        "json_schema": of(**{"x" * 10_000: {"type": "array", "uniqueItems": True}}),
+    }
+    warnings = prepare_chat(body).warnings
+    assert len(warnings) == 10 and all(len(one) < 300 for one in warnings)
+    assert warnings[0].startswith('tool "f0": not enforced: "minimum" at /properties/p0: for numbers')
+    assert warnings[0].endswith(" and 296 more") and " 42 more tools" in warnings[8]
+    assert warnings[9].startswith('format: not enforced: "uniqueItems" at ...x')

@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
+from sollold.api.engine.schema_warnings import of_tools, schema_warnings
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
 from sollold.api.grammar.keywords import Schema
@@ -68,7 +69,7 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
     if body.get("tools"):
         effort = Effort()
         body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
-    return Prepared(continue_last_message(body), (*warnings, *prepare_format(body)))
+    return Prepared(continue_last_message(body), (*of_tools(warnings), *prepare_format(body)))
 
 
 def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
             f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}",
         )
     problems = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
-    return converted.schema, tuple(f"format: not enforced: {problem}" for problem in problems)
+    return converted.schema, tuple(schema_warnings("format", problems))
 
 
 def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
@@ -133,5 +134,5 @@ def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> 
     elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
         schema = {**schema, "type": "object"}
     name = function["name"][:60]
-    warnings += [f'tool "{name}": not enforced: {problem}' for problem in problems]
+    warnings += schema_warnings(f'tool "{name}"', problems)
     return {**tool, "function": {**function, "parameters": schema}}

@@ -46,8 +46,7 @@ def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProble
         merged["additionalProperties"] = rests[0]
     if required:
         merged["required"] = required
-    reason = "it is not enforced which arguments go together"
-    return merged, [SchemaProblem("", keyword, reason)]
+    return merged, [SchemaProblem("", keyword, "which arguments go together")]
 
 
 def _of_any(schemas: list[Schema]) -> Schema:

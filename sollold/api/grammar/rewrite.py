@@ -144,7 +144,7 @@ class Rewriter:
         if not kept:
             raise problem
         if keyword == "oneOf" and may_overlap(kept, self._at):
-            reason = "it is not enforced that only one of them is met"
+            reason = "that only one of them is met"
             self.notes.append(SchemaProblem(pointer, keyword, reason))
         return {**schema, keyword: kept}
 
@@ -213,7 +213,7 @@ class Rewriter:
                 return self._flattened(chosen, settled.schema, pointer, depth)
             schema = settled.schema
         if schema.pop(CONDITIONS, None):
-            self.notes.append(SchemaProblem(pointer, "if", "it is not enforced"))
+            self.notes.append(SchemaProblem(pointer, "if", ""))
         return self._with_parts(schema, pointer, depth)
 
     def _with_parts(self, schema: Schema, pointer: str, depth: int) -> Schema:

@@ -41,7 +41,7 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
     if rest is False and least > count:
         raise Impossible("minItems", "there are fewer items")
     if first > _LONGEST:
-        settled.notes.append(("minItems", f"it is not enforced above {_LONGEST} beside prefixItems"))
+        settled.notes.append(("minItems", f"above {_LONGEST} beside prefixItems"))
         first = last = count
     if rest and isinstance(rest, dict) and most > first and first <= _LONGEST:
         first = least

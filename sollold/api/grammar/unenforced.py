@@ -30,6 +30,7 @@ _NEVER = (
 )
 
 _Found = tuple[str, str]
+"""A keyword, and where or beside what it is not enforced; empty: nowhere."""
 
 
 def unenforced(document: Schema) -> Iterator[SchemaProblem]:
@@ -48,7 +49,7 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[Schem
         if join in schema:
             beside = [*constraints, *(key for key in ("allOf", *CHOICES) if key in schema and key != join)]
             for keyword in beside:
-                yield SchemaProblem(pointer, keyword, f'it is not enforced beside "{join}"')
+                yield SchemaProblem(pointer, keyword, f'beside "{join}"')
             for place, child in enumerate(schema[join] if join != "$ref" else ()):
                 yield from _unenforced(child, f"{pointer}/{join}/{place}", plain)
             return
@@ -56,7 +57,7 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[Schem
     if listed is not None:
         for keyword in constraints:
             if keyword not in (listed, "type"):
-                yield SchemaProblem(pointer, keyword, f'it is not enforced beside "{listed}"')
+                yield SchemaProblem(pointer, keyword, f'beside "{listed}"')
         return
     kinds = kinds_of(schema)
     for keyword, reason in _of_keywords(schema, kinds):
@@ -66,13 +67,13 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[Schem
 
 def _of_keywords(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
     for keyword in _NEVER:
-        if keyword in schema and speaks_of(keyword, kinds) and schema[keyword] is not False:
-            yield keyword, "it is not enforced"
+        if keyword in schema and speaks_of(keyword, kinds) and not _forbids_nothing(keyword, schema[keyword]):
+            yield keyword, ""
     if kinds is None or "number" in kinds:
         for keyword in BOUNDS:
             if keyword in schema:
                 why = "without a type" if kinds is None else "for numbers with a fraction"
-                yield keyword, f"it is not enforced {why}"
+                yield keyword, why
     if kinds is None or "string" in kinds:
         yield from _of_text(schema)
     if kinds is None or "array" in kinds:
@@ -80,7 +81,12 @@ def _of_keywords(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
     if kinds is None or "object" in kinds:
         yield from _of_object(schema)
     if "allOf" in schema and (constraints_of(schema).keys() - {"type"} or kinds not in (None, ["object"])):
-        yield "allOf", "it is not enforced beside other keywords"
+        yield "allOf", "beside other keywords"
+
+
+def _forbids_nothing(keyword: str, value: Any) -> bool:
+    """Whether it is there for the reader alone; all names are texts."""
+    return value is False or (keyword == "propertyNames" and value in ({}, {"type": "string"}))
 
 
 def _of_text(schema: Schema) -> Iterator[_Found]:
@@ -92,38 +98,38 @@ def _of_text(schema: Schema) -> Iterator[_Found]:
         fewest, longest = lengths(pattern)
         # A bound of the format's own pattern comes of the lengths that stand beside it.
         if form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form]):
-            yield "format", "it is not enforced beside a pattern"
+            yield "format", "beside a pattern"
     elif form in NATIVE:
         fewest, longest = NATIVE[form]
     else:
         if form in OTHER_FORMATS or form in FORMATS:
-            yield "format", "it is not enforced"
+            yield "format", ""
         if MOST_REPEATS < most < math.inf:
-            yield "maxLength", f"it is not enforced above {MOST_REPEATS}"
+            yield "maxLength", f"above {MOST_REPEATS}"
         return
     beside = "a pattern" if pattern is not None else "such a format"
     if least > fewest:
-        yield "minLength", f"it is not enforced beside {beside}"
+        yield "minLength", f"beside {beside}"
     if most < longest:
-        yield "maxLength", f"it is not enforced beside {beside}"
+        yield "maxLength", f"beside {beside}"
 
 
 def _of_array(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
     prefix, rest = tuple_of(schema)
     if prefix:
         if isinstance(schema.get("items"), dict | bool):
-            yield "prefixItems", 'it is not enforced beside "items"'
+            yield "prefixItems", 'beside "items"'
         elif isinstance(rest, dict):
             return
         if not schema.get("minItems", 0) <= len(prefix) <= schema.get("maxItems", math.inf):
-            yield "minItems" if "minItems" in schema else "maxItems", "it is not enforced beside single items"
+            yield "minItems" if "minItems" in schema else "maxItems", "beside single items"
         return
     if schema.get("maxItems", 0) > MOST_REPEATS:
-        yield "maxItems", f"it is not enforced above {MOST_REPEATS}"
+        yield "maxItems", f"above {MOST_REPEATS}"
     if kinds is None and "items" not in schema:
         for keyword in ("minItems", "maxItems"):
             if keyword in schema:
-                yield keyword, "it is not enforced without a type"
+                yield keyword, "without a type"
 
 
 def _of_object(schema: Schema) -> Iterator[_Found]:
