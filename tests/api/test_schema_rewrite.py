@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sollold.api.grammar.problem import SchemaProblem
 from sollold.api.grammar.schema import ConvertedSchema, convert_schema
 from sollold.api.grammar.schema_width import check_schema
 from sollold.api.grammar.unenforced import unenforced
+from sollold.errors import Refusal
 from tests.api.llama_grammars import Grammar, Stuck
 from tests.api.schema_strategies import Schemas
 
@@ -641,8 +643,7 @@ def test_warnings_are_few_and_short() -> None:
     body = {
         "messages": [{"role": "user", "content": "a"}],
         "tools": [
-            {"type": "function", "function": {"name": f"f{n}", "parameters": of(**bounded)}}
-            for n in range(50)
+            {"type": "function", "function": {"name": f"f{n}", "parameters": bounded}} for n in range(50)
         ],
         "json_schema": of(**{"x" * 10_000: {"type": "array", "uniqueItems": True}}),
     }
@@ -651,3 +652,37 @@ def test_warnings_are_few_and_short() -> None:
     assert warnings[0].startswith('tool "f0": not enforced: "minimum" at /properties/p0: for numbers')
     assert warnings[0].endswith(" and 296 more") and " 42 more tools" in warnings[8]
     assert warnings[9].startswith('format: not enforced: "uniqueItems" at ...x')
+
+
+def wide_object(count: int, **further: Any) -> Schema:
+    return {**of(**{f"p{n}": STRING for n in range(count)}), "additionalProperties": False, **further}
+
+
+VAST = {
+    "properties": wide_object(200_000),
+    "values": {"type": "string", "enum": [*range(200_000)]},
+    "names": of(a={"type": "object", "required": [f"p{n}" for n in range(200_000)]}),
+    "required properties": wide_object(
+        18_000, required=[f"p{n}" for n in range(17_000)], minProperties=17_500
+    ),
+    "denied properties": of(a=STRING, **{f"p{n}": False for n in range(18_000)}),
+    "patterns": {
+        "type": "array",
+        "prefixItems": [{"type": "string", "pattern": "^" + "(a|b)" * 390 + "$"}] * 3000,
+    },
+}
+
+
+@pytest.mark.parametrize("case", VAST)
+def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
+    for body in (
+        {"json_schema": VAST[case], "messages": [{"role": "user", "content": "a"}]},
+        {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": VAST[case]}}],
+        },
+    ):
+        began = time.thread_time()
+        with suppress(Refusal):
+            prepare_chat(body)
+        assert time.thread_time() - began < 0.6

@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
+from sollold.api.engine.protect import check_size
 from sollold.api.engine.schema_warnings import of_tools, schema_warnings
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
@@ -67,6 +68,7 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
         body["reasoning_effort"] = _EFFORTS[effort]
     warnings: list[str] = []
     if body.get("tools"):
+        check_size(body["tools"], "tools")
         effort = Effort()
         body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
     return Prepared(continue_last_message(body), (*of_tools(warnings), *prepare_format(body)))
@@ -97,6 +99,7 @@ def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    check_size(given, "the schema")
     converted = convert_schema(given)
     if strict and converted.problems:
         raise Refusal(

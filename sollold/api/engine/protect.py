@@ -49,6 +49,7 @@ _MOST_GRAMMAR = 64 * 1024
 _DEEPEST_GRAMMAR = 200
 _MOST_REPETITIONS = 10_000
 _MOST_SCHEMA_NODES = 20_000
+_MOST_SCHEMA_ENTRIES = 50_000
 _CONTAINERS = frozenset((dict, list))
 _DEEPEST_SCHEMA = 100
 _MOST_PROBABILITIES = 256
@@ -118,7 +119,7 @@ def _check_field(name: str, value: object) -> None:
     if name == "grammar":
         _check_grammar(value)
     elif name in _NESTED:
-        _check_depth(value, name)
+        _check_schemas(value, name)
     elif name in _NUMBERS:
         if _exceeds(value, _MOST_PROBABILITIES):
             raise _refused(f"{name} must be at most {_MOST_PROBABILITIES}")
@@ -234,9 +235,14 @@ def _check_grammar(grammar: object) -> None:
         raise _refused(f"an engine would hang over the grammar: {error}") from None
 
 
-def _check_depth(value: object, name: str) -> None:
-    """Refuse what is nested too deeply or has too many parts; without recursion, whatever comes."""
-    layer, seen = [value], 0
+def check_size(value: object, name: str) -> None:
+    """Refuse what is nested too deeply or has too many parts; without recursion, whatever comes.
+
+    Raises:
+        Refusal: BAD_REQUEST, with ``name``.
+    """
+    layer: list[Any] = [value]
+    seen = entries = 0
     for _ in range(_DEEPEST_SCHEMA):
         layer = [
             inner
@@ -247,12 +253,18 @@ def _check_depth(value: object, name: str) -> None:
             if type(inner) in _CONTAINERS
         ]
         seen += len(layer)
+        entries += sum(map(len, layer))
         if seen > _MOST_SCHEMA_NODES:
             raise _refused(f"{name} has more than {_MOST_SCHEMA_NODES} objects and arrays")
+        if entries > _MOST_SCHEMA_ENTRIES:
+            raise _refused(f"{name} has more than {_MOST_SCHEMA_ENTRIES} keywords and values")
         if not layer:
-            break
-    else:
-        raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+            return
+    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+
+
+def _check_schemas(value: object, name: str) -> None:
+    check_size(value, name)
     try:
         check_schema(value)
     except TooWide as error:

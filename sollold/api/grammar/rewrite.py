@@ -239,6 +239,7 @@ class Rewriter:
 
     def _properties(self, schema: Schema, keyword: str, pointer: str, depth: int) -> dict[str, Schema]:
         found: dict[str, Schema] = {}
+        required = {*schema.get("required", ())}
         for name, one in schema[keyword].items():
             if id(one) in self._plain:
                 found[name] = one
@@ -246,7 +247,7 @@ class Rewriter:
             if one is False:
                 continue
             place = f"{pointer}/{escaped(name)}"
-            is_required = name in schema.get("required", ())
+            is_required = name in required
             is_closed = schema.get("additionalProperties", False) is False
             if not (self._choosing and keyword == "properties" and (is_required or is_closed)):
                 found[name] = self._child(one, place, depth + 1)

@@ -61,12 +61,12 @@ def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = 
     ``effort``: what may be done for it, less what is. ``formats``: with their patterns, which are long.
     """
     effort = effort or Effort()
-    converter = _Converter(given)
+    converter = _Converter(given, effort)
     schema = converter.document()
     rewritten = _rewritten(schema, effort, formats)
     if rewritten is not None and rewritten.schema != schema and converter.refers_to_places:
         # They may be elsewhere now.
-        named = _Converter(given, name_places=True)
+        named = _Converter(given, effort, name_places=True)
         rewritten = _rewritten(named.document(), effort, formats)
     why = "it is too large for what stands beside its choices to be enforced"
     if rewritten is not None and rewritten.schema != schema and _is_too_wide(rewritten.schema):
@@ -97,9 +97,10 @@ def _rewritten(schema: Schema, effort: Effort, formats: bool) -> ConvertedSchema
 class _Converter:
     """One pass over a schema."""
 
-    def __init__(self, document: Any, *, name_places: bool = False) -> None:
+    def __init__(self, document: Any, effort: Effort, *, name_places: bool = False) -> None:
         """``name_places``: what is referred to gets a name where it has none."""
         self._document = document
+        self._effort = effort
         self._name_places = name_places
         self.refers_to_places = False
         self.problems: list[SchemaProblem] = []
@@ -220,6 +221,9 @@ class _Converter:
         try:
             if not isinstance(pattern, str):
                 raise Unsupported("it is not a text")
+            self._effort.letters -= len(pattern)
+            if self._effort.letters < 0:
+                raise Unsupported("there are too many long patterns")
             out["pattern"] = convertible_pattern(pattern)
         except Unsupported as error:
             self._problem(pointer, "pattern", str(error))
@@ -347,8 +351,13 @@ class _Converter:
         names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
         children = given.get("properties")
         if isinstance(children, dict):
-            own = (name for name, child in children.items() if isinstance(child, dict))
-            names += [name for name in own if children[name].get("required") is True and name not in names]
+            own = [
+                name
+                for name, child in children.items()
+                if isinstance(child, dict) and child.get("required") is True
+            ]
+            known = {*names}
+            names += [name for name in own if name not in known]
         rest = out.get("additionalProperties", out.get("unevaluatedProperties"))
         if isinstance(out.get("properties"), dict) and rest in (None, True):
             # llama.cpp overlooks those that have no schema.

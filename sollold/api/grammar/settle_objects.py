@@ -179,10 +179,11 @@ def _leave_out(settled: Settled, names: list[str]) -> None:
     schema = settled.schema
     if not names:
         return
-    for name in names:
-        if name in schema.get("required", ()):
+    gone = {*names}
+    for name in schema.get("required", ()):
+        if name in gone:
             raise Impossible("required", f"{name[:40]!r} is not allowed")
-    settled.set(properties={key: one for key, one in _properties(schema).items() if key not in names})
+    settled.set(properties={key: one for key, one in _properties(schema).items() if key not in gone})
     if "additionalProperties" not in schema:
         # Nothing that is joined later brings them back.
         settled.set(additionalProperties=False)
@@ -196,7 +197,7 @@ def _counts(settled: Settled) -> None:
             settled.set(minProperties=None)
         return
     properties = _properties(schema)
-    required = [name for name in schema.get("required", ()) if name in properties]
+    required = dict.fromkeys(name for name in schema.get("required", ()) if name in properties)
     optional = [name for name in properties if name not in required]
     least, most = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
     if least > min(most, len(properties)) or most < len(required):

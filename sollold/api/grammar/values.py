@@ -32,10 +32,12 @@ class Effort:
     Attributes:
         visits: schemas that come of others by joining.
         values: values that are looked at.
+        letters: characters of patterns.
     """
 
     visits: int = 800
     values: int = 10_000
+    letters: int = 32 * 1024
 
 
 class ValueCheck:
