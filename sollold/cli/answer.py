@@ -42,8 +42,16 @@ class Sampling:
         return body
 
 
-def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], sampling: Sampling) -> str:
-    """Print an answer as it comes and return its text. Ctrl-C stops it: the text so far is returned.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was printed of an answer; ``stopped``: by Ctrl-C, before its end."""
+
+    text: str
+    stopped: bool
+
+
+def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], sampling: Sampling) -> Told:
+    """Print an answer as it comes and return it. Ctrl-C stops it: what came so far is returned.
 
     Raises:
         ClientError: the request failed.
@@ -78,7 +86,7 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
         print("sollold: the answer was cut off at its limit (num_predict or context)", file=sys.stderr)
     if final and sampling.verbose:
         _footer(final)
-    return printed.text
+    return Told(printed.text, stopped)
 
 
 class _Printed:

@@ -48,7 +48,9 @@ def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
         body = sampling.body(options.model, messages) | {"stream": False}
         print_json(daemon.post("/api/chat", body, timeout=3600))
         return Exit.DONE
-    answer(daemon, options.model, messages, sampling)
+    if answer(daemon, options.model, messages, sampling).stopped:
+        # For scripts: what was printed is not the whole answer.
+        raise KeyboardInterrupt
     return Exit.DONE
 
 
@@ -91,7 +93,7 @@ def _talk(options: argparse.Namespace) -> int:
             continue
         try:
             talk.ask(question(daemon, talk.model, talk.asked))
-            text = answer(daemon, talk.model, talk.messages(), talk.sampling)
+            text = answer(daemon, talk.model, talk.messages(), talk.sampling).text
         except KeyboardInterrupt:
             # It came before the first word: the question may be asked again.
             print()

@@ -433,8 +433,22 @@ def test_the_bar_ends_before_the_first_word(
             yield {"message": {"content": "Hello"}, "done": True}
 
     monkeypatch.setattr(cli_answer, "loading", loading)
-    text = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
-    assert text == "Hello" and capsys.readouterr().out == "<end>Hello\n"
+    told = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
+    assert told == cli_answer.Told("Hello", stopped=False) and capsys.readouterr().out == "<end>Hello\n"
+
+
+def test_an_answer_that_is_stopped_by_ctrl_c_is_not_told_as_a_whole_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Daemon:
+        def stream(self, path: str, body: object) -> Iterator[dict[str, Any]]:
+            yield {"message": {"content": "Hel"}}
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "client", lambda options: Daemon())
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["chat", "m", "hello"]) == 130
+    assert capsys.readouterr().out == "Hel\n"
 
 
 @pytest.mark.parametrize("width", [40, 80])
