@@ -60,6 +60,7 @@ def network(facts: Facts) -> list[Finding]:
         *_discovery(status),
         *_doubles(facts, status),
         *_others(facts, status),
+        *_unread(facts, status),
         *_disbelieved(status),
     ]
 
@@ -127,6 +128,19 @@ def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
         "restart those"
     )
     return [Finding(Grade.NOTICE, what, fix)]
+
+
+def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
+    """Nodes of a release that says what this one does not understand."""
+    found = []
+    for record in facts.live:
+        if fields := status.unread.get(record.node):
+            what = (
+                f"{record.name} runs sollold {record.release}, this node {facts.me.release}, which does not "
+                f"understand all that it says ({', '.join(fields)}): nothing new is placed there"
+            )
+            found.append(Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version"))
+    return found
 
 
 def _disbelieved(status: ClusterStatus) -> list[Finding]:

@@ -50,6 +50,14 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
         assert words in text
 
 
+def test_a_node_of_a_release_that_is_not_understood_is_named() -> None:
+    later = replace(BERT, release="9.0.0", build="")
+    status = replace(NETWORK, unread={"bb": ("endpoints",), "gone": ("tls",)})
+    (finding,) = examine(replace(WELL, live=(ANNA, later), network=status))
+    assert "bert runs sollold 9.0.0" in finding.what and "(endpoints)" in finding.what
+    assert finding.fix.startswith("upgrade")
+
+
 def test_thousands_of_files_that_are_not_right_are_some_findings() -> None:
     files = tuple((f"m is /a/{number}.gguf", "rename one of the files") for number in range(3000))
     found = examine(replace(WELL, files=files))

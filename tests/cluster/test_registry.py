@@ -234,3 +234,54 @@ def test_what_was_right_before_is_not_checked_again(monkeypatch: pytest.MonkeyPa
     assert {"devices", "addresses"} <= set(checked[1])
     change(one, links=((B, float("nan"), 1e8),))
     assert other.merge_delta(delta(one)) is Merge.IMPOSSIBLE
+
+
+def newer(one: Registry, **parts: object) -> Delta:
+    """The own record of ``one`` as a later release would write it."""
+    fields = {name: msgspec.Raw(part) for name, part in one._parts.items()}
+    body = msgspec.msgpack.encode(fields | parts)
+    return replace_fields(delta(one), zlib.compress(body))
+
+
+def replace_fields(news: Delta, fields: bytes) -> Delta:
+    return msgspec.structs.replace(news, base=0, fields=fields)
+
+
+def as_map(endpoint: Endpoint, **more: object) -> dict[str, object]:
+    return dict(msgspec.to_builtins(endpoint)) | more
+
+
+READY = Endpoint("d", "m", "x", Backend.LOCAL, State.READY, forced=True, hung=True)
+
+
+def test_a_later_release_may_say_more_and_an_earlier_one_less() -> None:
+    one, other = registry(A), registry(B)
+    change(one, build="b1", endpoints=(READY,))
+    more = newer(one, colour="red", endpoints=[as_map(READY, mood={"good": 1})])
+    assert other.merge_delta(more) is Merge.NEWER
+    held = other.get(A)
+    assert held is not None and held.record == one.me and not other.unread()
+    assert b"colour" in bytes(held.whole().record), "it is passed on as it was signed"
+    change(one, models="n")
+    old = as_map(READY)
+    del old["forced"], old["hung"]
+    assert other.merge_delta(newer(one, endpoints=[old])) is Merge.NEWER
+    held = other.get(A)
+    assert held is not None and not held.record.endpoints[0].forced and not other.unread()
+
+
+def test_values_that_only_a_later_release_knows_cost_the_node_its_placements_and_nothing_else() -> None:
+    one, other = registry(A), registry(B)
+    change(one, build="b1", endpoints=(READY,))
+    strange = as_map(READY, id="e", state="paused")
+    assert other.merge_delta(newer(one, endpoints=[as_map(READY), strange], tls={"v": 2})) is Merge.NEWER
+    held = other.get(A)
+    assert held is not None and held.record.endpoints == (READY,)
+    assert (held.record.build, held.record.tls) == ("", False) and "upgrade" in held.record.setup
+    assert set(other.unread()[A]) == {"endpoints", "tls"}
+    change(one, models="n")
+    assert other.merge_delta(newer(one)) is Merge.NEWER
+    held = other.get(A)
+    assert held is not None and held.record == one.me and not other.unread(), "it was upgraded"
+    change(one, models="o")
+    assert other.merge_delta(newer(one, name=["no", "text"])) is Merge.BROKEN

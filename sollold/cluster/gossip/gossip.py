@@ -343,6 +343,11 @@ class Gossip:
         return self._rejected
 
     @property
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Nodes of another release → the fields of their records that are not understood here."""
+        return self._registry.unread()
+
+    @property
     def refused(self) -> dict[str, int]:
         """Statements of members that were not believed, by reason.
 

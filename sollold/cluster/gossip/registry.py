@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Raw
 
 from sollold.cluster.gossip.packet import RECORD_LIMIT, Delta, Whole, encode
+from sollold.cluster.gossip.readable import readable_record
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import objection
 from sollold.cluster.gossip.signing import Signer, record_content
@@ -59,10 +60,16 @@ class Merge(Enum):
 class Register:
     """One node's record as held here."""
 
-    __slots__ = ("boot", "encoded", "parts", "record", "signature", "version")
+    __slots__ = ("boot", "encoded", "parts", "record", "signature", "unread", "version")
 
     def __init__(
-        self, boot: int, version: int, record: Record, parts: Mapping[str, bytes], signature: bytes
+        self,
+        boot: int,
+        version: int,
+        record: Record,
+        parts: Mapping[str, bytes],
+        signature: bytes,
+        unread: tuple[str, ...] = (),
     ) -> None:
         self.boot = boot
         self.version = version
@@ -70,6 +77,8 @@ class Register:
         self.parts = parts
         """Its fields as they were encoded by its writer."""
         self.signature = signature
+        self.unread = unread
+        """Fields with values that this release does not know."""
         self.encoded = b""
 
     def whole(self) -> Whole:
@@ -127,6 +136,10 @@ class Registry:
     def get(self, node: str) -> Register | None:
         """What is held of ``node``."""
         return self._registers.get(node)
+
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Nodes of another release → the fields of their records that are not understood here."""
+        return {node: one.unread for node, one in self._registers.items() if one.unread}
 
     def whole(self, node: str) -> Whole | None:
         """The record of ``node``, to be sent over TCP; None when it is not here."""
@@ -273,13 +286,18 @@ class Registry:
         fields |= {"node": Raw(encode(node)), "version": Raw(encode(version))}
         try:
             record = _whole.decode(encode(fields))
+            unread: tuple[str, ...] = ()
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            return Merge.BROKEN
+            # Its node signed it: it is of a release that says more.
+            try:
+                record, unread = readable_record(parts, node, version)
+            except ValueError:
+                return Merge.BROKEN
         held = self._registers.get(node)
         known = [] if held is None else [name for name in parts if held.parts.get(name) == parts[name]]
         if objection(record, self.highest, known):
             return Merge.IMPOSSIBLE
-        self._store(Register(boot, version, record, parts, signature))
+        self._store(Register(boot, version, record, parts, signature, unread))
         return Merge.NEWER
 
     def _store(self, register: Register) -> None:

@@ -294,6 +294,7 @@ class ClusterNode:
             self._cloned,
             gossip.refused if gossip is not None else {},
             gossip.known.doubles(time.monotonic()) if gossip is not None else (),
+            gossip.unread if gossip is not None else {},
         )
 
     def dropped(self) -> dict[str, int]:

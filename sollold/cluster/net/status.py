@@ -23,6 +23,7 @@ class ClusterStatus:
         unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
         cloned: another machine that uses our node id was heard since the start.
         doubles: node ids that two machines use at present.
+        unread: nodes of another release → the fields of their records that are not understood here.
         disbelieved: statements of members that were dropped, by reason (`Gossip.refused`).
     """
 
@@ -36,3 +37,4 @@ class ClusterStatus:
     cloned: bool
     disbelieved: dict[str, int] = field(default_factory=dict)
     doubles: tuple[Double, ...] = ()
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
