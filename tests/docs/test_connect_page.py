@@ -1,0 +1,16 @@
+"""The dashboard's page of settings to copy says what the documentation says."""
+
+from __future__ import annotations
+
+import re
+
+from tests.docs.pages import FOLDER
+
+SCRIPT = FOLDER.parent / "sollold" / "api" / "web" / "connect.js"
+
+
+def test_claude_code_and_codex_are_told_of_the_context_on_both() -> None:
+    page, script = (FOLDER / "clients.md").read_text("utf-8"), SCRIPT.read_text("utf-8")
+    lines = re.findall(r"^(?:export \w+=|model_context_window = )\d+$", page, re.MULTILINE)
+    assert len(lines) == 3
+    assert all(line in script for line in lines)
