@@ -48,6 +48,7 @@ def examine(facts: Facts) -> list[Finding]:
         *network(facts),
         *_models(facts.models),
         *_memory(facts.me),
+        *_group(facts.group),
         *_gpus(facts),
         *_plain(facts.me),
         *_disk(facts),
@@ -179,6 +180,15 @@ def _gpus(facts: Facts) -> list[Finding]:
     names = ", ".join(facts.idle_gpus)
     what = f"llama.cpp {facts.me.build} here can't use {names}: {_PROCESSOR}"
     fix = "install the GPU's toolkit (for NVIDIA: nvcc), then: `sudo systemctl restart sollold`"
+    return [Finding(Grade.NOTICE, what, fix)]
+
+
+def _group(group: tuple[int, int]) -> list[Finding]:
+    limit, machine = group
+    if not limit:
+        return []
+    what = f"a control group lets this daemon use {bytes_text(limit)} of the machine's {bytes_text(machine)}"
+    fix = "for more: MemoryMax of its systemd unit, or the memory limit of its container"
     return [Finding(Grade.NOTICE, what, fix)]
 
 

@@ -51,6 +51,7 @@ class Facts:
         state, unwritable: the folder of the state, and why nothing can be written there; empty when it can.
         unread: why the settings could not be read again; empty when they could.
         held: keys of settings that were changed and need a restart.
+        group: bytes that a control group lets the daemon have, and those of the machine; zeros: no limit.
         outdated_door: the settings say that the cluster is open, though it was given a secret.
     """
 
@@ -75,3 +76,4 @@ class Facts:
     unread: str = ""
     held: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    group: tuple[int, int] = (0, 0)

@@ -33,6 +33,7 @@ from sollold.daemon.parts import Parts
 from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, persist
 from sollold.leader.draft_models import missing_drafter
+from sollold.machine.memory import held_below
 from sollold.models.transfer.cleanup import abandoned
 from sollold.serving.drain import drain, undrain
 from sollold.settings.fault import SettingsError
@@ -307,6 +308,7 @@ class Daemon:
                 self._unread,
                 self._held,
                 tuple((problem.what, problem.fix) for problem in files),
+                held_below(),
             )
         )
 

@@ -43,6 +43,13 @@ def memory(root: Path = Path("/")) -> Memory:
     return bounded(Memory(system.total, system.available, _mapped(root)), root)
 
 
+def held_below(root: Path = Path("/")) -> tuple[int, int]:
+    """What a control group lets this process have of the machine's RAM, and that; zeros without a limit."""
+    machine = psutil.virtual_memory().total
+    limit = min((group.limit for group in _groups(root)), default=machine)
+    return (limit, machine) if limit < machine else (0, 0)
+
+
 def bounded(machine: Memory, root: Path) -> Memory:
     """``machine`` within the limits of the control groups under ``root``, of either version."""
     total, free = machine.total, machine.free

@@ -58,6 +58,11 @@ def test_a_node_of_a_release_that_is_not_understood_is_named() -> None:
     assert finding.fix.startswith("upgrade")
 
 
+def test_the_limit_of_a_control_group_is_named() -> None:
+    (finding,) = examine(replace(WELL, group=(GIB, 64 * GIB)))
+    assert finding.grade is Grade.NOTICE and "1.00 GiB of the machine's 64.0 GiB" in finding.what
+
+
 def test_thousands_of_files_that_are_not_right_are_some_findings() -> None:
     files = tuple((f"m is /a/{number}.gguf", "rename one of the files") for number in range(3000))
     found = examine(replace(WELL, files=files))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sollold.machine.memory import Memory, bounded, memory
+from sollold.machine.memory import Memory, bounded, held_below, memory
 
 MACHINE = Memory(16_000, 10_000)
 
@@ -77,3 +77,11 @@ def test_what_is_mapped_is_told_apart(tmp_path: Path, text: str, mapped: int):
 def test_the_real_one_is_sensible():
     real = memory()
     assert 0 < real.free <= real.total
+
+
+def test_the_limit_of_a_group_is_told_with_what_the_machine_has(tmp_path: Path):
+    assert held_below(tmp_path) == (0, 0)
+    put(tmp_path, "proc/self/cgroup", "0::/x\n")
+    v2(tmp_path, "/x", "4000", 100)
+    limit, machine = held_below(tmp_path)
+    assert limit == 4000 < machine
