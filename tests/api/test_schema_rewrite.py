@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,15 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from sollold.api.engine.prepare import prepare_chat, prepare_format
+from sollold.api.engine.prepare import prepare_chat
 from sollold.api.grammar.formats import FORMATS
 from sollold.api.grammar.pattern import convertible_pattern
 from sollold.api.grammar.pattern_length import lengths, with_length
 from sollold.api.grammar.problem import SchemaProblem
 from sollold.api.grammar.schema import ConvertedSchema, convert_schema
-from sollold.api.grammar.schema_width import check_schema
 from sollold.api.grammar.unenforced import unenforced
-from sollold.errors import Refusal
 from tests.api.llama_grammars import Grammar, Stuck
 from tests.api.schema_strategies import Schemas
 
@@ -461,104 +457,6 @@ def test_a_pattern_with_a_length_matches_the_same_of_that_length(
             assert (re.fullmatch(bounded[1:-1], one) is not None) == fits
 
 
-def doubling(depth: int) -> Schema:
-    """Each definition joins the next one twice."""
-    defs = {
-        f"d{n}": {
-            **of(
-                a={"$ref": f"#/$defs/d{n + 1}", "maxProperties": 9},
-                b={"$ref": f"#/$defs/d{n + 1}", "minProperties": 1},
-            )
-        }
-        for n in range(depth)
-    }
-    return {"$ref": "#/$defs/d0", "minProperties": 1, "$defs": {**defs, f"d{depth}": of()}}
-
-
-HOSTILE = {
-    "choices times choices": {"allOf": [{"anyOf": [{"minLength": n} for n in range(40)]} for _ in range(40)]},
-    "choices within choices": {
-        "type": "object",
-        "anyOf": [{"$ref": "#/$defs/l0"}],
-        "required": ["a"],
-        "$defs": {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{(n + 1) % 30}"}] * 4} for n in range(30)},
-    },
-    "a circle of references": {
-        "$ref": "#/$defs/A",
-        "maxLength": 3,
-        "$defs": {"A": {"$ref": "#/$defs/B", "minLength": 1}, "B": {"$ref": "#/$defs/A", "type": "string"}},
-    },
-    "itself": {"$ref": "#", "type": "object", "allOf": [{"$ref": "#"}]},
-    "two that contain themselves": {
-        "allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
-        "$defs": {name: of(**{name.lower(): STRING}, n={"$ref": f"#/$defs/{name}"}) for name in ("A", "B")},
-    },
-    "doubling": doubling(30),
-    "many values": {"enum": [{"a": [n]} for n in range(20_000)], "properties": {"a": {"items": INTEGER}}},
-    "many names that depend": {
-        **of(**{f"p{n}": STRING for n in range(60)}),
-        "dependentRequired": {f"p{n}": [f"p{n + 1}"] for n in range(59)},
-    },
-    "a large multiple": {"type": "integer", "multipleOf": 3, "minimum": 0, "maximum": 10**300},
-    "many single items": {"type": "array", "prefixItems": [STRING], "minItems": 10**9},
-    "large numbers": {
-        "type": "integer",
-        "minimum": -(10**400),
-        "maximum": 10**400,
-        "multipleOf": 7 * 10**399,
-    },
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_schema_takes_neither_time_nor_room(case: str) -> None:
-    schema = HOSTILE[case]
-    size = len(json.dumps(schema))
-    taken = []
-    for _ in range(3):
-        began = time.thread_time()
-        converted = convert_schema(schema)
-        found = told(converted)
-        taken.append(time.thread_time() - began)
-    assert min(taken) < 0.2 and len(json.dumps(converted.schema)) < 20 * size + 200_000
-    assert found or case in ("a large multiple", "large numbers")
-
-
-def test_many_tools_share_what_may_be_done() -> None:
-    tools = [
-        {
-            "type": "function",
-            "function": {"name": f"f{n}", "parameters": {**doubling(8), "$ref": "#/$defs/d1"}},
-        }
-        for n in range(100)
-    ]
-    body = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
-    began = time.thread_time()
-    warnings = prepare_chat(body).warnings
-    assert time.thread_time() - began < 1 and any("too large" in one for one in warnings)
-
-
-def test_the_schema_of_a_tool_does_not_make_the_prompt_much_longer() -> None:
-    many = {f"p{n}": {"type": "string", "description": "Something."} for n in range(40)}
-    for inner, keyword in (
-        (
-            {**of(**many), "minProperties": 1, "dependentRequired": {"p1": ["p2"], "p3": ["p4"]}},
-            "minProperties",
-        ),
-        ({"type": "string", "format": "uri"}, "format"),
-    ):
-        schema = of(a=inner)
-        function = {"name": "f", "parameters": schema}
-        body = {
-            "messages": [{"role": "user", "content": "a"}],
-            "tools": [{"type": "function", "function": function}],
-        }
-        warnings = prepare_chat(body).warnings
-        sent = body["tools"][0]["function"]["parameters"]  # type: ignore[index]
-        assert len(json.dumps(sent)) < 3 * len(json.dumps(schema)) + 1000
-        assert any(f'"{keyword}" at /properties/a' in one for one in warnings)
-
-
 def test_the_arguments_of_a_tool_stay_one_object() -> None:
     given_schema = {**of(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
     referred = {"$ref": "#/$defs/A", "$defs": {"A": of(a=STRING)}}
@@ -617,72 +515,3 @@ def test_a_keyword_that_forbids_nothing_makes_no_type() -> None:
     assert convert_schema(schema).schema == of(
         a={"type": "object", "additionalProperties": {"additionalProperties": True}}
     )
-
-
-def test_what_can_be_enforced_is_not_refused_for_what_can_not() -> None:
-    """The limits are those of an engine: what is added to a schema must not lead beyond them."""
-    texts = of(**{f"p{n}": {"type": "string", "format": "uri-reference"} for n in range(200)})
-    wide = {
-        **of(**{f"p{n}": STRING for n in range(300)}, kind={"enum": [*"abcdefgh"]}),
-        "allOf": [
-            {
-                "if": {"properties": {"kind": {"const": one}}, "required": ["kind"]},
-                "then": {"required": ["p1"]},
-            }
-            for one in "abcd"
-        ],
-    }
-    for schema, keyword in ((texts, "format"), (wide, "schema")):
-        body = {"json_schema": schema}
-        assert any(f'"{keyword}" at' in one for one in prepare_format(body))
-        check_schema(body["json_schema"])
-
-
-def test_warnings_are_few_and_short() -> None:
-    bounded = of(**{f"p{n}": {"type": "number", "minimum": 1} for n in range(300)})
-    body = {
-        "messages": [{"role": "user", "content": "a"}],
-        "tools": [
-            {"type": "function", "function": {"name": f"f{n}", "parameters": bounded}} for n in range(50)
-        ],
-        "json_schema": of(**{"x" * 10_000: {"type": "array", "uniqueItems": True}}),
-    }
-    warnings = prepare_chat(body).warnings
-    assert len(warnings) == 10 and all(len(one) < 300 for one in warnings)
-    assert warnings[0].startswith('tool "f0": not enforced: "minimum" at /properties/p0: for numbers')
-    assert warnings[0].endswith(" and 296 more") and " 42 more tools" in warnings[8]
-    assert warnings[9].startswith('format: not enforced: "uniqueItems" at ...x')
-
-
-def wide_object(count: int, **further: Any) -> Schema:
-    return {**of(**{f"p{n}": STRING for n in range(count)}), "additionalProperties": False, **further}
-
-
-VAST = {
-    "properties": wide_object(200_000),
-    "values": {"type": "string", "enum": [*range(200_000)]},
-    "names": of(a={"type": "object", "required": [f"p{n}" for n in range(200_000)]}),
-    "required properties": wide_object(
-        18_000, required=[f"p{n}" for n in range(17_000)], minProperties=17_500
-    ),
-    "denied properties": of(a=STRING, **{f"p{n}": False for n in range(18_000)}),
-    "patterns": {
-        "type": "array",
-        "prefixItems": [{"type": "string", "pattern": "^" + "(a|b)" * 390 + "$"}] * 3000,
-    },
-}
-
-
-@pytest.mark.parametrize("case", VAST)
-def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
-    for body in (
-        {"json_schema": VAST[case], "messages": [{"role": "user", "content": "a"}]},
-        {
-            "messages": [{"role": "user", "content": "a"}],
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": VAST[case]}}],
-        },
-    ):
-        began = time.thread_time()
-        with suppress(Refusal):
-            prepare_chat(body)
-        assert time.thread_time() - began < 0.6

@@ -35,6 +35,8 @@ _LONGEST_LENGTH = 2**31 - 1
 _LARGEST_BOUND = 10**15
 """Of an integer with one bound alone: of one beyond, llama.cpp makes a repetition that ends too early."""
 _MOST_STEPS = 50_000
+_DEEPEST = 200
+"""References that lead to one another."""
 
 
 class TooWide(Exception):
@@ -48,6 +50,7 @@ def check_schema(value: object) -> None:
         TooWide: see there.
     """
     values = squares = letters = ranges = repeats = 0
+    followed: dict[tuple[int, str], bool] = {}
     waiting: list[tuple[Any, Any]] = [(value, value)]
     while waiting:
         one, root = waiting.pop()
@@ -83,6 +86,8 @@ def check_schema(value: object) -> None:
                 check_pattern(pattern)
             except TooManyWays as error:
                 raise TooWide(f"the pattern {pattern[:80]!r}: {error}") from None
+        if "$ref" in one or "allOf" in one:
+            _check_references(one, root, followed)
         if any(isinstance(one.get(name), list) for name in _CHOICES):
             _Choices(root).ways(one)
         for name, inner in one.items():
@@ -96,6 +101,31 @@ def check_schema(value: object) -> None:
         raise TooWide(f"its bounds of lengths are more than {_MOST_REPEATS} together")
     if squares > _MOST_OPTIONAL_SQUARED:
         raise TooWide("it has too many properties that may be left out; make more of them required")
+
+
+def _check_references(
+    one: object, root: object, followed: dict[tuple[int, str], bool], depth: int = 0
+) -> None:
+    """Refuse a reference that leads to itself by others and ``allOf``: an engine follows it until it dies.
+
+    ``followed``: whether the references seen so far have been followed to their ends.
+    """
+    if depth > _DEEPEST:
+        raise TooWide("its references lead to one another too often")
+    if not isinstance(one, dict):
+        return
+    reference = one.get("$ref")
+    if isinstance(reference, str):
+        known = (id(root), reference)
+        if followed.get(known) is False:
+            raise TooWide(f"the reference {reference[:80]!r} leads to itself")
+        if known not in followed:
+            followed[known] = False
+            _check_references(_at(root, reference), root, followed, depth + 1)
+            followed[known] = True
+    members = one.get("allOf")
+    for member in members if isinstance(members, list) else ():
+        _check_references(member, root, followed, depth + 1)
 
 
 def _check_spans(schema: dict[str, Any]) -> None:
@@ -140,7 +170,7 @@ class _Choices:
             TooWide: too many.
         """
         self._steps += 1
-        if depth > 200 or self._steps > _MOST_STEPS:
+        if depth > _DEEPEST or self._steps > _MOST_STEPS:
             raise TooWide("its choices refer to one another too deeply")
         if not isinstance(schema, dict):
             return 1
@@ -149,7 +179,7 @@ class _Choices:
         if isinstance(reference, str):
             if reference not in self._known:
                 self._known[reference] = 0  # within itself
-                self._known[reference] = self.ways(self._at(reference), depth + 1)
+                self._known[reference] = self.ways(_at(self._root, reference), depth + 1)
             found = self._known[reference]
         for name in _CHOICES:
             choices = schema.get(name)
@@ -161,8 +191,9 @@ class _Choices:
             raise TooWide(f"it offers more than {MOST_WAYS} choices at one place")
         return max(1, found)
 
-    def _at(self, reference: str) -> object:
-        found: Any = self._root
-        for part in reference.removeprefix("#").split("/")[1:]:
-            found = found.get(part) if isinstance(found, dict) else None
-        return found
+
+def _at(root: object, reference: str) -> object:
+    found: Any = root
+    for part in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
