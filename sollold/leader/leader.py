@@ -32,8 +32,9 @@ from sollold.leader.pending import PendingFetch, PendingLoads
 from sollold.leader.pinned import LostModel, PinnedPolicy, needless
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
-from sollold.leader.snapshot import ClusterSnapshot, in_use, loaded_of, unloaded
+from sollold.leader.snapshot import ClusterSnapshot, in_use, unloaded
 from sollold.leader.snapshot_maker import SnapshotMaker
+from sollold.leader.unload import Unloader
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
 from sollold.models.model import Model
@@ -101,6 +102,9 @@ class Leader:
         """Placements go one after the other: a second one is planned when the first has its bytes."""
         self._replica_policy = ReplicaPolicy()
         self._pinned = PinnedPolicy()
+        self._unloader = Unloader(
+            view, library, self._observations, self._pinned, self._pending, self._applier, clock
+        )
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
@@ -373,53 +377,8 @@ class Leader:
         )
 
     async def unload(self, drop: Drop) -> Dropped:
-        """Unload a model's deployments, and end what is pending for it; where another node leads, say so,
-        and only load none again."""
-        term = self._view.leader()
-        name = self._library.resolve(drop.model).name or drop.model
-        forgotten = self._pinned.forget(drop.model, name)
-        self._observations.forget(drop.model, name)
-        if not self._leads:
-            return Dropped(leader=term.leader)
-        if forgotten:
-            await self._applier.tell_others(drop)
-        names = {drop.model.lower(), name.lower()}
-        if not drop.force and self._pending.waited_for(names, self._clock()):
-            why = f"{name} is being placed for a request that waits"
-            return Dropped(refused=((name, why),), forgotten=forgotten)
-        cancelled = await self._cancel_pending(names, name)
-        ours = loaded_of(self._view.live(), drop.model, name)
-        # What was ordered a moment ago shows in no record yet.
-        ordered = {
-            (one.plan.head, one.deployment)
-            for one in self._observations.accepted()
-            if {one.deployment.lower(), one.plan.model.lower()} & names
-        }
-        wanted = sorted({*ours, *ordered, *drop.seen})
-        done = await asyncio.gather(
-            *(
-                self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
-                for node, deployment in wanted
-            )
-        )
-        told = list(zip((deployment for _, deployment in wanted), done, strict=True))
-        return Dropped(
-            ended=tuple(deployment for deployment, one in told if one.ok),
-            refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
-            forgotten=forgotten,
-            cancelled=cancelled,
-        )
-
-    async def _cancel_pending(self, names: set[str], model: str) -> bool:
-        """End the placements and fetches of a model that is not loading yet; whether there were any."""
-        jobs, fetches = self._pending.cancel(names, self._clock())
-        if not jobs and not fetches:
-            return False
-        log.info("the load of %s is cancelled: it is unloaded by order", model)
-        # What they have reserved is given back before the answer.
-        await asyncio.gather(*jobs, return_exceptions=True)
-        await asyncio.gather(*(self._applier.stop_fetch(one) for one in fetches))
-        return True
+        """Unload a model, see `Unloader.unload`."""
+        return await self._unloader.unload(drop)
 
     # Inside
 

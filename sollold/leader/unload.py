@@ -1,0 +1,89 @@
+"""A model is unloaded by order, wherever it runs, and what is pending for it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sollold.cluster.net.view import View
+from sollold.leader.apply import PlanApplier
+from sollold.leader.messages import Drop, Dropped
+from sollold.leader.observations import Observations
+from sollold.leader.pending import PendingLoads
+from sollold.leader.pinned import PinnedPolicy
+from sollold.leader.snapshot import loaded_of
+from sollold.models.library import Library
+
+log = logging.getLogger("sollold.leader")
+
+
+class Unloader:
+    """What the leader ends by order. Its parts are the leader's own."""
+
+    def __init__(
+        self,
+        view: View,
+        library: Library,
+        observations: Observations,
+        pinned: PinnedPolicy,
+        pending: PendingLoads,
+        applier: PlanApplier,
+        clock: Callable[[], float],
+    ) -> None:
+        self._view = view
+        self._library = library
+        self._observations = observations
+        self._pinned = pinned
+        self._pending = pending
+        self._applier = applier
+        self._clock = clock
+
+    async def unload(self, drop: Drop) -> Dropped:
+        """Unload a model's deployments, and end what is pending for it; where another node leads, say so,
+        and only load none again."""
+        term = self._view.leader()
+        name = self._library.resolve(drop.model).name or drop.model
+        forgotten = self._pinned.forget(drop.model, name)
+        self._observations.forget(drop.model, name)
+        if term.leader != self._view.me.node:
+            return Dropped(leader=term.leader)
+        if forgotten:
+            await self._applier.tell_others(drop)
+        names = {drop.model.lower(), name.lower()}
+        if not drop.force and self._pending.waited_for(names, self._clock()):
+            why = f"{name} is being placed for a request that waits"
+            return Dropped(refused=((name, why),), forgotten=forgotten)
+        cancelled = await self._cancel_pending(names, name)
+        ours = loaded_of(self._view.live(), drop.model, name)
+        # What was ordered a moment ago shows in no record yet.
+        ordered = {
+            (one.plan.head, one.deployment)
+            for one in self._observations.accepted()
+            if {one.deployment.lower(), one.plan.model.lower()} & names
+        }
+        wanted = sorted({*ours, *ordered, *drop.seen})
+        done = await asyncio.gather(
+            *(
+                self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
+                for node, deployment in wanted
+            )
+        )
+        told = list(zip((deployment for _, deployment in wanted), done, strict=True))
+        return Dropped(
+            ended=tuple(deployment for deployment, one in told if one.ok),
+            refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
+            forgotten=forgotten,
+            cancelled=cancelled,
+        )
+
+    async def _cancel_pending(self, names: set[str], model: str) -> bool:
+        """End the placements and fetches of a model that is not loading yet; whether there were any."""
+        jobs, fetches = self._pending.cancel(names, self._clock())
+        if not jobs and not fetches:
+            return False
+        log.info("the load of %s is cancelled: it is unloaded by order", model)
+        # What they have reserved is given back before the answer.
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.gather(*(self._applier.stop_fetch(one) for one in fetches))
+        return True
