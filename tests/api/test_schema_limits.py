@@ -180,7 +180,8 @@ def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
         began = time.thread_time()
         with suppress(Refusal):
             prepare_chat(body)
-        assert time.thread_time() - began < 0.6
+        # Usually 0.2 s at the most; without limits several seconds and more.
+        assert time.thread_time() - began < 1.5
 
 
 @pytest.mark.parametrize(
