@@ -13,7 +13,6 @@ from sollold.engines.llamacpp.process import Process
 from sollold.machine.device import PROCESSOR
 from sollold.machine.devices import DeviceMeter, Measurement
 from sollold.retry import LogAndRetry
-from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.agent")
 
@@ -55,8 +54,8 @@ class MemoryMonitor:
         """Measure now and then, until cancelled."""
         retrying = LogAndRetry("the measurement of memory", log)
         while True:
-            await next_turn(MEASURE_SECONDS)
-            if time.monotonic() - self._measured_at >= MEASURE_SECONDS / 2:
+            await asyncio.sleep(max(1.0, self._measured_at + MEASURE_SECONDS - time.monotonic()))
+            if time.monotonic() - self._measured_at >= MEASURE_SECONDS - 0.1:
                 with retrying:
                     await self.measure()
 
