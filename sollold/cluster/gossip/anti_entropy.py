@@ -120,9 +120,8 @@ class AntiEntropy:
             return
         for member in self._membership.sample(1):
             if now - member.agreed < pause and self._spared < _SPARED:
-                self._spared += (
-                    1  # an exchange is a connection with TLS, which costs more than a minute's pings
-                )
+                # An exchange is a connection with TLS, which costs more than a minute's pings.
+                self._spared += 1
             else:
                 self._spared = 0
                 self._actions.append(PushPullWith(member.node, member.everywhere()))

@@ -130,9 +130,9 @@ class Prober:
         return [ping]
 
     def _indirect(self, sequence: int, now: float) -> None:
-        probe = self._probes.get(sequence)
-        member = self._membership.members.get(probe.node) if probe is not None else None
-        if probe is None or member is None:
+        probe = self._probes[sequence]
+        member = self._membership.members.get(probe.node)
+        if member is None:
             return
         relays = self._membership.sample(self._tuning.indirect_probes, without=probe.node)
         probe.relays = tuple(relay.node for relay in relays)
@@ -149,9 +149,7 @@ class Prober:
         self._actions.append(TcpPing(member.node, member.everywhere(), sequence, timeout))
 
     def _verdict(self, sequence: int, now: float) -> None:
-        probe = self._probes.get(sequence)
-        if probe is None:
-            return
+        probe = self._probes[sequence]
         self._close(sequence)
         self._overdue[sequence] = probe.node
         self._timers.at(now + _OVERDUE * self._tuning.probe_interval, self._lost, sequence)
@@ -194,9 +192,7 @@ class Prober:
                 self._send(address, self._ping(sequence, member))
 
     def _quick_verdict(self, sequence: int, within: float, now: float) -> None:
-        probe = self._probes.get(sequence)
-        if probe is None:
-            return
+        probe = self._probes[sequence]
         self._membership.suspect(probe.node, now, within=within)
         # Last tries, which tell it of the suspicion. An answer even to an earlier one shows that the process
         # outlived its link: then the suspicion is one like any other.

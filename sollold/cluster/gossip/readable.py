@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -25,7 +26,7 @@ def readable_record(parts: Mapping[str, bytes], node: str, version: int) -> tupl
     """
     kept: dict[str, Any] = {}
     unread = []
-    for name, kind in get_type_hints(Record).items():
+    for name, kind in _kinds().items():
         if name in ("node", "version") or name not in parts:
             continue
         try:
@@ -41,6 +42,11 @@ def readable_record(parts: Mapping[str, bytes], node: str, version: int) -> tupl
     except TypeError as error:
         raise ValueError(str(error)) from None
     return replace(record, build="", setup=OTHER_RELEASE), tuple(unread)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(Record)  # slow, and such a node tells its record often
 
 
 def _known_items(data: bytes, kind: Any) -> tuple[Any, ...]:
