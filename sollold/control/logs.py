@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from sollold.cluster.gossip.record import Backend
@@ -13,6 +14,7 @@ from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
+from sollold.models.names import Resolved
 
 MOST_LINES = 2000
 _TAIL_BYTES = 512 * 1024
@@ -57,12 +59,14 @@ class LogService:
     """Reads this node's logs, and asks other nodes for theirs. `register` it with the port for nodes.
 
     Args:
+        resolve: which model a caller means, as for any other request.
         folder: of the deployments' logs on this node, one folder each.
     """
 
-    def __init__(self, view: View, calls: Calls, folder: Path) -> None:
+    def __init__(self, view: View, calls: Calls, resolve: Callable[[str], Resolved], folder: Path) -> None:
         self._view = view
         self._calls = calls
+        self._resolve = resolve
         self._folder = folder
 
     def register(self, server: Peers) -> None:
@@ -75,11 +79,14 @@ class LogService:
         Raises:
             Refusal: NOT_FOUND, it is not loaded in an engine of our own.
         """
+        # One whose files are gone is known by nobody, and may still run.
+        names = {model.lower(), f"{model.lower()}:latest", self._resolve(model).name.lower()}
         wanted = [
             (endpoint.id, node)
             for record in self._view.live()
             for endpoint in record.endpoints
-            if endpoint.backend is not Backend.OLLAMA and _is_meant(model, endpoint.id, endpoint.model)
+            if endpoint.backend is not Backend.OLLAMA
+            and {endpoint.id.lower(), endpoint.model.lower()} & names
             for node in dict.fromkeys((record.node, *(placed.node for placed in endpoint.placed)))
         ]
         if not wanted:
@@ -105,11 +112,6 @@ class LogService:
     async def _on_logs(self, caller: str, order: LogRequest) -> EngineLogs:
         lines = max(1, min(order.lines, MOST_LINES))
         return EngineLogs(await asyncio.to_thread(_read, self._folder, order.deployment, lines))
-
-
-def _is_meant(asked: str, deployment: str, model: str) -> bool:
-    asked, model = asked.lower(), model.lower()
-    return asked in (deployment.lower(), model) or f"{asked}:latest" == model
 
 
 def _read(folder: Path, deployment: str, lines: int) -> tuple[EngineLog, ...]:

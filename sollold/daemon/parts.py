@@ -230,7 +230,7 @@ class Parts:
             RemoteHeaders(self.internet),
         )
         self.cluster.register(self.peers)
-        self.logs = LogService(view, calls, self._folders.state / "logs")
+        self.logs = LogService(view, calls, self.library.resolve, self._folders.state / "logs")
         self.logs.register(self.peers)
         self.responses = ResponseService(view.me.node, calls)
         self.responses.register(self.peers)

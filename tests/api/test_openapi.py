@@ -19,6 +19,7 @@ from sollold.control.member_pass import MemberPasses
 from sollold.control.models import Running
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
+from sollold.models.names import Resolved
 from sollold.serving.request import Answer, Ask, Engine, Waiting
 from tests.api.api_parts import (
     PlainLibrary,
@@ -146,7 +147,7 @@ async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
         relay=PoliteRelay(),
         keys=Keys(view, calls, tmp_path / "keys.json"),
         passes=MemberPasses(view, calls),
-        logs=LogService(view, calls, tmp_path),
+        logs=LogService(view, calls, Resolved, tmp_path),
     )
     # Who follows the events would stay for good.
     await given.monitor.close()

@@ -13,12 +13,18 @@ from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, Sta
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.logs import EngineLogs, LogService
 from sollold.errors import Fault, Refusal
+from sollold.models.names import Resolved, resolve
 
 DEPLOYMENT = "d-1"
 ENDPOINT = Endpoint(
     DEPLOYMENT, "big:latest", "f" * 64, Backend.SHARDED, State.READY,
     placed=(Placed("a", "CPU", 0, 4, 1), Placed("b", "CPU", 4, 9, 1), Placed("gone", "CPU", 9, 12, 1)),
 )  # fmt: skip
+
+
+def known(asked: str) -> Resolved:
+    """What the library says: one model, with an alias of the user's."""
+    return resolve(asked, [ENDPOINT.model], {"gpt-4o": ENDPOINT.model})
 
 
 class Network:
@@ -32,7 +38,7 @@ class Network:
         self.records[name] = Record(
             name, f"name-{name}", 1, ("127.0.0.1",), 1, 2, "test", endpoints=endpoints
         )
-        service = LogService(_View(self, name), self, folder)  # type: ignore[arg-type]
+        service = LogService(_View(self, name), self, known, folder)  # type: ignore[arg-type]
         self.at = name
         service.register(self)  # type: ignore[arg-type]
         return service
@@ -72,7 +78,7 @@ async def test_every_engine_of_a_model_is_heard(tmp_path: Path) -> None:
     network = Network()
     a = network.node("a", written(tmp_path / "a", "llama-server", 100), ENDPOINT)
     network.node("b", written(tmp_path / "b", "worker", 3))
-    for name in ("big", "BIG:latest", DEPLOYMENT):
+    for name in ("big", "BIG:latest", "gpt-4o", "big.gguf", DEPLOYMENT):
         found = await a.tail(name, 2)
         assert [(log.node, log.process, log.text) for log in found[:2]] == [
             ("name-a", "llama-server", "llama-server 98\nllama-server 99"),
@@ -93,3 +99,10 @@ async def test_what_is_not_loaded_has_no_log_and_no_other_file_is_read(tmp_path:
     with pytest.raises(Refusal, match="not loaded") as refused:
         await a.tail("other", 10)
     assert refused.value.fault is Fault.NOT_FOUND
+
+
+async def test_what_runs_has_a_log_when_its_file_is_gone(tmp_path: Path) -> None:
+    network = Network()
+    gone = replace(ENDPOINT, model="gone:latest", placed=())
+    a = network.node("a", written(tmp_path / "a", "llama-server", 1), gone)
+    assert [log.text for log in await a.tail("gone", 5)] == ["llama-server 0"]

@@ -110,7 +110,7 @@ class Newcomer:
         )
         service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
         monitor = Monitor(view, self.calls, Activity(), lambda node: False)
-        logs = LogService(view, self.calls, Path("/nowhere"))
+        logs = LogService(view, self.calls, library.resolve, Path("/nowhere"))
         parts = AppServices(service, ModelService(library, view, self.calls), cluster, monitor, logs)
         facts = HttpSettings(host="127.0.0.1", port=0)
         self.listener = Listener(build_app(parts, facts), facts, drain=0.2)
