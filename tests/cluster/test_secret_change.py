@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.admission import admission
+from sollold.cluster.admission import admission, keyring
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile, KeyringMember
 from sollold.cluster.admission.orders import DoorOrder, SecretAnswer, SecretOrder, Step, secret_of
@@ -380,5 +380,29 @@ async def test_an_open_cluster_gets_a_secret_without_a_restart(tmp_path: Path, h
             await lan.start(number)
         await until(lambda: lan.one(*stay), 30)
         assert SORTED[out].node not in {one.node for one in lan.running[stay[0]].live()}
+    finally:
+        await lan.close()
+
+
+async def test_an_open_cluster_is_not_closed_where_a_node_could_not_keep_the_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None
+) -> None:
+    """After its next start that node would be open to anyone, whatever the command had said."""
+    lan = Lan(tmp_path, door="open")
+    try:
+        await lan.start(0)
+        await lan.start(1, 0)
+        await until(lambda: lan.led(0, 1), 30)
+        full = lan.running[1].me.name
+        states = {number: lan.running[number]._admission._file._path.parent for number in (0, 1)}  # type: ignore[union-attr]
+        monkeypatch.setattr(
+            keyring, "why_not_writable", lambda folder: "No space left on device" * (folder == states[1])
+        )
+        nodes = [lan.running[number].me.node for number in (0, 1)]
+        with pytest.raises(Refusal, match=f"{full}: it could not keep the secret: .*No space left on device"):
+            await lan.changes[0].secure(nodes)
+        assert lan.running[0].me.open and lan.running[1].me.open
+        monkeypatch.undo()
+        assert len((await lan.changes[0].secure(nodes)).done) == 2
     finally:
         await lan.close()

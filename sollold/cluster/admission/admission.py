@@ -14,7 +14,7 @@ from sollold.cluster.admission.clock import ClockWatch
 from sollold.cluster.admission.exchange import AdmissionState, Answer, Welcome
 from sollold.cluster.admission.invitation import Invitations
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
-from sollold.cluster.admission.orders import SecretAnswer, SecretOrder
+from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.admission.policy import Standing, code_of, standing_of
 from sollold.cluster.admission.search import ClusterSearch
 from sollold.cluster.admission.waiting import WaitingList
@@ -33,6 +33,8 @@ LOOK_SECONDS = 2.0
 _LATER = 3
 """How many times longer that is for a node that is not alone."""
 _MAX_ADMITTED = 256
+_CHECK_SECONDS = 2.0
+"""For a look whether the secret can be kept: the leader waits three for the answer."""
 _SETTLE_SECONDS = 60.0
 """A change of the secret that nobody brings to its end is ended here after so long."""
 
@@ -83,6 +85,7 @@ class Admission:
         self._moved = moved
         self._met = met
         self._changed = changed
+        self._file = file
         self._writer = BackgroundWriter("the keyring", lambda: self.ring, file.write)
         self._opened_until = 0.0
         self._waiting = WaitingList()
@@ -223,10 +226,28 @@ class Admission:
         async with self._steps:
             try:
                 ring = obeyed(self.ring, order, self._key.node)
+                if self.ring.open and order.step is Step.INSTALL:
+                    await self._check_kept()
             except Refused as refused:
                 return SecretAnswer(str(refused), self.ring.newest, self.ring.members)
             await self._take(ring)
             return SecretAnswer("", ring.newest, ring.members)
+
+    async def _check_kept(self) -> None:
+        """A node that forgot the first secret would be open to anyone again after its next start.
+
+        A later secret it would fetch from a member, by its own key.
+
+        Raises:
+            Refused: the secret could not be kept.
+        """
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                why = await asyncio.to_thread(self._file.why_not_kept)
+        except TimeoutError:
+            why = "the disk of its state folder does not answer"
+        if why:
+            raise Refused(f"it could not keep the secret: {why}")
 
     def heard(self, token: bytes) -> None:
         """A member uses ``token``. If that is the next one all have it, and the order to use it was lost."""

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from sollold.cluster.net.identity import OPEN_TOKEN, Tokens
 from sollold.facts import dataclass
-from sollold.settings.state_file import close_to_others, read_bounded, write_whole
+from sollold.settings.state_file import close_to_others, read_bounded, why_not_writable, write_whole
 
 log = logging.getLogger("sollold.cluster")
 
@@ -187,3 +187,8 @@ class KeyringFile:
             OSError: it can't be written.
         """
         write_whole(self._path, msgspec.json.format(msgspec.json.encode(ring), indent=1))
+
+    def why_not_kept(self) -> str:
+        """Why no keyring can be written now, with what to do; empty when it can."""
+        fault = why_not_writable(self._path.parent)
+        return f"nothing can be written to {self._path.parent} ({fault}); mend that first" if fault else ""

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 _CLOSE_SECONDS = 3.0
 """A disk that is still busy with the last write after so long is not waited for."""
+RETRY_SECONDS = 10.0
+"""After a write that failed: what is in memory alone is lost with the daemon."""
 _SETTLE_SECONDS = 2.0
 """Changes of the peers within this time are written together."""
 _MAX_PEERS = 256
@@ -37,7 +39,7 @@ class BackgroundWriter(Generic[T]):
     """Writes a value to disk off the loop: one write at a time, and always the newest value.
 
     It has a thread of its own, so that a slow disk blocks no other work. An error is logged; the value is
-    written with the next request.
+    written with the next request, or by itself once the disk takes it again.
 
     Args:
         name: of what is written, for log lines.
@@ -63,18 +65,21 @@ class BackgroundWriter(Generic[T]):
         self._written = written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._requested = False
+        self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def request(self) -> None:
         """There is a new value to write."""
         self._requested = True
+        self._wake.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
 
     async def close(self) -> None:
         """Write what is not written yet; wait a few seconds at most."""
         self._closing.set()
+        self._wake.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
         if self._task is not None:
@@ -83,23 +88,40 @@ class BackgroundWriter(Generic[T]):
         self._thread.shutdown(wait=False)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        fault = ""
         try:
             while self._requested:
                 if self._settle:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._closing.wait(), self._settle)
                 self._requested = False
+                self._wake.clear()
                 value = self._read()
-                try:
-                    await loop.run_in_executor(self._thread, self._write, value)
-                except OSError as error:
+                before, fault = fault, await self._try(value)
+                if fault and fault != before:
                     # A full disk must not end the cluster: the peers know what this node forgets.
-                    log.error("%s can't be written: %s", self._name, error)
+                    log.error("%s can't be written: %s", self._name, fault)
+                elif before and not fault:
+                    log.info("%s is written again", self._name)
                 if self._written is not None:
                     self._written(value)
+                if fault and not self._closing.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), RETRY_SECONDS)
+                    self._requested = True
         finally:
             self._task = None
+
+    async def _try(self, value: T) -> str:
+        """Why it could not be written; empty when it was."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, value)
+        except OSError as error:
+            return str(error)
+        except RuntimeError as error:
+            # The system gives this user no thread more.
+            return str(error)
+        return ""
 
 
 def checked(kept: Kept) -> Kept:

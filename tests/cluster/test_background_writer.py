@@ -1,0 +1,62 @@
+"""What is written to the state folder in the background, on a disk that is full for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import pytest
+
+from sollold.cluster.net import state_file
+from sollold.cluster.net.state_file import BackgroundWriter
+from tests.doubles import until
+
+
+class Disk:
+    """Takes values, or raises ``fault``."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = OSError(errno.ENOSPC, "No space left on device")
+        self.tried = 0
+        self.kept: list[int] = []
+
+    def write(self, value: int) -> None:
+        self.tried += 1
+        if self.fault is not None:
+            raise self.fault
+        self.kept.append(value)
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("can't start new thread")]
+)
+async def test_what_could_not_be_written_is_written_once_there_is_room(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state_file, "RETRY_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    disk = Disk()
+    disk.fault = fault
+    writer = BackgroundWriter("the keyring", lambda: 7, disk.write)
+    writer.request()
+    await until(lambda: disk.tried > 2)
+    disk.fault = None
+    await until(lambda: disk.kept == [7])
+    await until(lambda: "the keyring is written again" in caplog.text)
+    tried = disk.tried
+    await asyncio.sleep(0.05)
+    assert disk.tried == tried, "nothing is written twice"
+    assert caplog.text.count("can't be written") == 1, "one fault is told once"
+    await writer.close()
+
+
+async def test_a_new_value_is_tried_at_once_and_an_end_does_not_wait_for_room() -> None:
+    disk = Disk()
+    writer = BackgroundWriter("the keyring", lambda: 7, disk.write)
+    writer.request()
+    await until(lambda: disk.tried == 1)
+    writer.request()
+    await until(lambda: disk.tried == 2)
+    async with asyncio.timeout(2):
+        await writer.close()
+    assert disk.tried == 3, "the end tries once more"
