@@ -10,8 +10,8 @@ from typing import Any
 
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
-from sollold.api.engine.documents import unread_document
 from sollold.api.engine.fields import need
+from sollold.api.engine.left_out import unread_document
 from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat

@@ -13,10 +13,9 @@ from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
 from sollold.api.engine.count import count_calls, read_count
-from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
-from sollold.api.engine.messages import unseen_warnings
+from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
 from sollold.api.http.body import as_type, read_object
@@ -57,7 +56,7 @@ class AnthropicRoutes:
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
         said = engine["messages"]
-        lacking = (*tool_warnings(asked), *unseen_warnings(said), *unread_warnings(said))
+        lacking = (*tool_warnings(asked), *left_out_warnings(said))
         native["model"] = asked.model
         calls, prepared = chat_calls(
             listed.model, llama=lambda: engine, ollama=Call(CHAT_PATH, native, lacking)

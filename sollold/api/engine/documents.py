@@ -4,33 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sollold.api.engine.left_out import unread_document
 from sollold.errors import Fault, Refusal
-
-_UNREAD = "was left out here: this server reads plain text only.]"
-
-
-def unread_document(title: object) -> str:
-    """What the model is told in place of a document."""
-    named = f" ({title[:200]})" if isinstance(title, str) and title else ""
-    return f"[A document{named} {_UNREAD}"
-
-
-def unread_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """That a document was left out.
-
-    An agent (Claude Code) sends a PDF that it has read again with each request: refused, it would never go
-    on.
-    """
-    contents = (message.get("content") for message in messages)
-    texts = (
-        part.get("text") for one in contents for part in (one if isinstance(one, list) else [{"text": one}])
-    )
-    if not any(isinstance(text, str) and _UNREAD in text for text in texts):
-        return ()
-    return ("a document is left out: only plain text is read",)
 
 
 def file_part(file: object) -> dict[str, Any]:

@@ -24,10 +24,8 @@ class SseEncoder:
     dialect = Dialect.OPENAI
     content_type = SSE
 
-    @property
-    def finished(self) -> bool:
-        """Only an encoder that looks for stop sequences itself ends before its engine."""
-        return False
+    finished = False
+    """Only an encoder that looks for stop sequences itself ends before its engine."""
 
     def begin(self, routing: Routing) -> bytes:
         """No bytes before the first event."""
@@ -143,18 +141,15 @@ class EventEncoder(SseEncoder):
         self._events = events
         self._last = last
 
-    @property
-    def finished(self) -> bool:
-        """As the translator says."""
-        return self._events.stopped
-
     def begin(self, routing: Routing) -> bytes:
         """The translator's first events."""
         return encode_events(self._events.start(routing))
 
     def event(self, raw: bytes) -> bytes:
         """The events for one chunk."""
-        return encode_events(self._events.feed(raw))
+        events = self._events.feed(raw)
+        self.finished = self._events.stopped
+        return encode_events(events)
 
     def finish(self, routing: Routing) -> bytes:
         """The events that end the answer."""

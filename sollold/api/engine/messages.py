@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from sollold.api.engine.left_out import UNSEEN_IMAGE
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -100,9 +101,6 @@ def image_url_part(image: object) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": text}}
 
 
-_UNSEEN = "[An image was left out here: this model can't see images.]"
-
-
 def seen_in_result(image: Callable[[], dict[str, Any]], model: Model) -> dict[str, Any]:
     """A part with an image of a tool's result; for a model that can't see, a text in its place.
 
@@ -111,20 +109,7 @@ def seen_in_result(image: Callable[[], dict[str, Any]], model: Model) -> dict[st
     Raises:
         Refusal: BAD_REQUEST, as ``image``.
     """
-    return image() if "vision" in model.capabilities else {"type": "text", "text": _UNSEEN}
-
-
-def unseen_warnings(messages: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """That an image in a tool's result was left out."""
-    results = [message.get("content") for message in messages if message.get("role") == "tool"]
-    texts = [
-        part.get("text") if isinstance(part, dict) else part
-        for content in results
-        for part in (content if isinstance(content, list) else [content])
-    ]
-    if not any(isinstance(text, str) and _UNSEEN in text for text in texts):
-        return ()
-    return ("an image in a tool's result is left out: the model does not support images",)
+    return image() if "vision" in model.capabilities else {"type": "text", "text": UNSEEN_IMAGE}
 
 
 def _image_kind(head: bytes) -> str:

@@ -103,9 +103,9 @@ class _Placed(msgspec.Struct):
 
 
 def placement_of(body: dict[str, Any]) -> PlacementBody | None:
-    """The field in ``body``.
+    """The field in ``body``, which has it.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
-    return as_type({"placement": body["placement"]}, _Placed).placement if "placement" in body else None
+    return as_type({"placement": body["placement"]}, _Placed).placement

@@ -66,12 +66,8 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
     effort = body.get("reasoning_effort")
     if isinstance(effort, str) and effort in _EFFORTS:
         body["reasoning_effort"] = _EFFORTS[effort]
-    warnings: list[str] = []
-    if body.get("tools"):
-        check_size(body["tools"], "tools")
-        effort = Effort()
-        body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
-    return Prepared(continue_last_message(body), (*of_tools(warnings), *prepare_format(body)))
+    warnings = _convert_tools(body) if body.get("tools") else []
+    return Prepared(continue_last_message(body), (*warnings, *prepare_format(body)))
 
 
 def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
@@ -121,6 +117,14 @@ def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Sch
         converted = convert_schema(given, Effort(visits=0), formats=False)
         schema, further = as_one_object(given, converted.schema)
     return converted, schema, further
+
+
+def _convert_tools(body: dict[str, Any]) -> list[str]:
+    check_size(body["tools"], "tools")
+    warnings: list[str] = []
+    effort = Effort()
+    body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
+    return of_tools(warnings)
 
 
 def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Access:
         if isinstance(client, Denied):
             return client if needed is not None else None
         request[CLIENT] = client
-        return None if needed is None else self._lacks(client, needed, _shown_in_vain(request))
+        return None if needed is None else _lacks(request, client, needed)
 
     def valid(self, key: Key) -> bool:
         """Whether a key that was shown is still valid."""
@@ -164,20 +164,6 @@ class Access:
         if any(secret.startswith((KEY_PREFIX, PASS_PREFIX)) for secret in secrets):
             return Denied(401, "the API key is not valid: it is unknown, expired or revoked")
         return Client(where.address, Scope.INFER if self.open else None)
-
-    def _lacks(self, client: Client, needed: Scope, vain: str) -> Denied | None:
-        """Why ``client`` may not do what needs ``needed``; ``vain``: what is wrong with what it showed."""
-        if client.scope is not None and client.scope.includes(needed):
-            return None
-        if client.key is not None:
-            return Denied(
-                403,
-                f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}",
-            )
-        how = f"`sollold key new NAME --scope {needed}` on a node creates one"
-        if client.scope is None:
-            return Denied(401, f"an API key is needed{vain}; {how}")
-        return Denied(401, f"from another machine this needs an API key with the scope {needed}{vain}; {how}")
 
 
 ACCESS = web.AppKey("access", Access)
@@ -211,6 +197,23 @@ def client_of(request: web.Request) -> Client:
         return Client(where.address, None, local=where.local)
 
 
+def _lacks(request: web.Request, client: Client, needed: Scope) -> Denied | None:
+    """Why ``client``, who sent ``request``, may not do what needs ``needed``; None: it may."""
+    if client.scope is not None and client.scope.includes(needed):
+        return None
+    if client.key is not None:
+        return Denied(
+            403, f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}"
+        )
+    vain, how = _shown_in_vain(request), _HOW_TO_GET_A_KEY.format(needed)
+    if client.scope is None:
+        return Denied(401, f"an API key is needed{vain}; {how}")
+    return Denied(401, f"from another machine this needs an API key with the scope {needed}{vain}; {how}")
+
+
+_HOW_TO_GET_A_KEY = "`sollold key new NAME --scope {}` on a node creates one"
+
+
 def require(request: web.Request, needed: Scope, what: str) -> None:
     """Refuse what its route alone does not tell from asking a model; ``what``: it, in words.
 
@@ -220,7 +223,7 @@ def require(request: web.Request, needed: Scope, what: str) -> None:
     client = client_of(request)
     if client.scope is not None and client.scope.includes(needed):
         return
-    how = f"`sollold key new NAME --scope {needed}` on a node creates one"
+    how = _HOW_TO_GET_A_KEY.format(needed)
     message = f"{what} from another machine needs an API key with the scope {needed}; {how}"
     raise Refusal(Fault.BAD_REQUEST, message, status=403 if client.key is not None else 401)
 

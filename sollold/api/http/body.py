@@ -12,7 +12,7 @@ from sollold.api.http.access import client_of
 from sollold.api.http.invalid import explained, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
-from sollold.api.http.media_cut import cut_media, restore_texts
+from sollold.api.http.media_cut import SHORTEST_CUT, cut_media, restore_texts
 from sollold.api.http.unpack import unpacked
 from sollold.errors import Fault, Refusal
 from sollold.serving.byte_budget import ByteBudget
@@ -116,7 +116,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
             when the bodies under way take too much memory already.
     """
     raw = await read_bytes(request)
-    if _path(request) not in _WITH_MEDIA:
+    if len(raw) < SHORTEST_CUT or _path(request) not in _WITH_MEDIA:
         return await parse_object(raw)
     text, media = await cut_media(raw)
     value = await parse_object(text)

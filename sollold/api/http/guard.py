@@ -11,6 +11,7 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from sollold import tracing
 from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
 from sollold.api.http.answers import Answers
 from sollold.api.http.body import release_body
@@ -103,7 +104,8 @@ class Guard:
             started = time.monotonic()
             status = _HUNG_UP
             try:
-                response = await traced(request, lambda: self._answer(request, handler, dialect))
+                answer = self._answer(request, handler, dialect)
+                response = await (traced(request, answer) if tracing.on() else answer)
                 status = response.status
                 return response
             finally:

@@ -13,7 +13,7 @@ from sollold.serving.media import Media
 LONGEST_TEXT = 8 << 20
 """Bytes of a body without its images and sound: more than any model reads."""
 _BLOCK = 64 * 1024
-_LONG = 4 * _BLOCK
+SHORTEST_CUT = 4 * _BLOCK
 """Bytes of base64 from which it is cut out; less is soon decoded."""
 _EDGE = 8 * 1024
 """Bytes at either end that stay, for those who look at what it is."""
@@ -25,13 +25,12 @@ _HELD_BY = frozenset(("images", "image_url", "url", "data", "file_data", "video_
 
 
 async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
-    """``raw`` with marks for what was cut out; and that. None: there was nothing.
+    """``raw`` with marks for what was cut out; and that. None: there was nothing. To be called where it has
+    `SHORTEST_CUT` bytes.
 
     Raises:
         Refusal: BAD_REQUEST with status 413: the rest is longer than `LONGEST_TEXT`.
     """
-    if len(raw) < _LONG:
-        return raw, None
     media, kept, left = Media(), bytearray(), 0
     view, at = memoryview(raw), 0
     while at + _BLOCK <= len(raw):
@@ -47,7 +46,7 @@ async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
         end += _first_other(raw[end : end + _BLOCK])
         if raw[end - 1] == _BACKSLASH:
             end -= 1  # of what follows
-        content = await _plain(view[begin:end]) if end - begin >= _LONG else None
+        content = await _plain(view[begin:end]) if end - begin >= SHORTEST_CUT else None
         if content is not None:
             kept += view[left:begin]
             middle = (content.nbytes - 2 * _EDGE) // 4 * 4

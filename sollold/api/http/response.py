@@ -207,6 +207,7 @@ class Reply:
         if self._timer is None:
             self._watch(writer)
         encoder, live = self._encoder, self._live
+        last_words: float | None = None
         try:
             try:
                 if isinstance(answer, BaseException):
@@ -226,6 +227,9 @@ class Reply:
                 refusal = error if isinstance(error, Refusal) else revoked(self._request)
                 if refusal is None:
                     raise
+                if refusal is not error:
+                    # Who reads no further keeps no engine with a key that is no more.
+                    last_words = LAST_WORDS_SECONDS
                 log.info("stream ended with an error: %s", refusal.message, extra={"request": self._ask.id})
                 live.failed(refusal)
                 tail = encoder.fail(refusal)
@@ -236,8 +240,7 @@ class Reply:
                 log.exception("internal error in a stream", extra={"request": self._ask.id})
                 tail = encoder.fail(Refusal(Fault.INTERRUPTED, _UNEXPECTED))
             live.ended = True
-            # Who reads no further keeps no engine with a key that is no more.
-            async with asyncio.timeout(LAST_WORDS_SECONDS if revoked(self._request) else None):
+            async with asyncio.timeout(last_words):
                 await writer.write_eof(tail)
         except TimeoutError:
             writer.abort()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from aiohttp import web
 
@@ -12,19 +12,17 @@ from sollold.api.http.caller import ID
 from sollold.api.http.request_log import FINISHED
 
 
-async def traced(
-    request: web.Request, answer: Callable[[], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Answer within a span, as OpenTelemetry's conventions for HTTP and generative AI name what it tells.
+async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    """Await ``answer`` within a span that tells of it as OpenTelemetry's conventions for HTTP and AI have it.
 
     A caller's ``traceparent`` is taken up. Reading (GET) is not traced: dashboards and monitors poll.
     """
-    if request.method != "POST" or not tracing.on():
-        return await answer()
+    if request.method != "POST":
+        return await answer
     facts: dict[str, tracing.Value] = {"http.request.method": request.method, "sollold.request": request[ID]}
     with tracing.span(f"POST {request.path[:200]}", facts, request.headers.get("traceparent", "")) as span:
         try:
-            response = await answer()
+            response = await answer
             span.set({"http.response.status_code": response.status})
             return response
         finally:

@@ -12,13 +12,13 @@ _OTHERS = ("input", "instructions", "include", "text", "truncation", "max_output
 
 
 def input_as_chat(body: dict[str, Any], model: Model) -> dict[str, Any]:
-    """``body`` with the messages that its ``input`` stands for; one with messages as it is.
+    """``body``, which has no messages, with those that its ``input`` stands for.
 
     Raises:
         Refusal: BAD_REQUEST for an input that is none.
     """
-    given = body.get("input")
-    if body.get("messages") or not given or not isinstance(given, str | list):
+    given = body["input"]
+    if not isinstance(given, str | list):
         return body
     items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else given
     messages = input_messages(items, model)

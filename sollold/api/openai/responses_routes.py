@@ -10,10 +10,9 @@ from aiohttp import web
 
 from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
 from sollold.api.engine.count import count_calls, read_count
-from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
-from sollold.api.engine.messages import unseen_warnings
+from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.truncate import TruncatingService
@@ -81,7 +80,7 @@ class ResponsesRoutes:
         engine = response_body(whole, listed.model)
         own = response_body(whole, bare(listed.model))
         said = engine["messages"]
-        lacking = (*response_warnings(whole), *unseen_warnings(said), *unread_warnings(said))
+        lacking = (*response_warnings(whole), *left_out_warnings(said))
         native = Call(CHAT_PATH, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(said)
         calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)

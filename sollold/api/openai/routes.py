@@ -18,10 +18,9 @@ from sollold.api.engine.calls import (
     ollama_body,
     typed_body,
 )
-from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
-from sollold.api.engine.messages import unseen_warnings
+from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
 from sollold.api.engine.prepare import normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
@@ -58,7 +57,7 @@ from sollold.api.openai.request import (
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
-from sollold.api.openai.summed_usage import several, streamed, summed_usage
+from sollold.api.openai.summed_usage import SummedUsage, has_prompts, streamed
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -137,8 +136,9 @@ class OpenAiRoutes:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
         """
-        placed = await prepare_placement(request, self._services, placement_of(body))
-        return await self._find(placed or name)
+        if "placement" in body:
+            name = await prepare_placement(request, self._services, placement_of(body)) or name
+        return await self._find(name)
 
     async def _respond(
         self,
@@ -164,7 +164,7 @@ class OpenAiRoutes:
             keep_alive=body.get("keep_alive"),
             embedding=embedding,
             prefix=prefix,
-            placement=placement_of(body),
+            placement=placement_of(body) if "placement" in body else None,
         )
         context = self._context
         if embedding:
@@ -178,19 +178,20 @@ class OpenAiRoutes:
         chat = as_type(body, ChatCompletion)
         listed = await self._find_placed(request, body, chat.model)
         can_answer(listed.model, "chat")
-        as_chat = input_as_chat(body, listed.model)
-        if as_chat is not body:
-            body, chat = as_chat, as_type(as_chat, ChatCompletion)
+        if body.get("input") and not chat.messages:
+            body = input_as_chat(body, listed.model)
+            chat = as_type(body, ChatCompletion)
         if chat.tools or chat.functions:
             need(listed.model, "tools", "tools")
-        gathers = not chat.stream and several(chat.n, None)
+        choices = chat.n or 1
+        gathers = choices > 1 and not chat.stream
         if gathers:
             body = streamed(body)
             chat = as_type(body, ChatCompletion)
         checked = checked_chat(body, chat, listed.model)
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
-        lacking = (*unread, *chat_warnings(chat), *unseen_warnings(said), *unread_warnings(said))
+        lacking = (*unread, *chat_warnings(chat), *left_out_warnings(said))
         calls, prepared = chat_calls(
             listed.model,
             llama=lambda: chat_completion_body(checked, chat, listed.model),
@@ -199,7 +200,7 @@ class OpenAiRoutes:
         prefix = prefix_of(body.get("messages"))
 
         def encoder() -> Encoder:
-            summed = summed_usage(chat.n, None, counted=chat.counted)
+            summed = SummedUsage(choices, counted=chat.counted) if choices > 1 else None
             name = chat.model or listed.model.name
             chunks = ChunkEncoder(name, prepared.prefix, counted=chat.counted, summed=summed)
             return GatheredChoices(chunks) if gathers else chunks
@@ -222,7 +223,8 @@ class OpenAiRoutes:
         ask = as_type(body, Completion)
         listed = await self._find_placed(request, body, ask.model)
         can_answer(listed.model, "completions")
-        gathers = not ask.stream and not ask.suffix and several(ask.n, ask.prompt)
+        several = (ask.n or 1) > 1 or has_prompts(ask.prompt)
+        gathers = several and not ask.stream and not ask.suffix
         if gathers:
             body = streamed(body)
             ask = as_type(body, Completion)
@@ -235,7 +237,7 @@ class OpenAiRoutes:
         def encoder() -> Encoder:
             if ask.suffix:
                 return InfillEncoder(ask, name)
-            summed = summed_usage(ask.n, ask.prompt, counted=ask.counted)
+            summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if several else None
             chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
             return GatheredChoices(chunks) if gathers else chunks
 

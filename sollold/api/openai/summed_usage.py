@@ -51,18 +51,9 @@ class SummedUsage:
         return msgspec.json.encode({**self._last, "choices": [], "usage": usage})
 
 
-def summed_usage(n: int | None, prompt: object, *, counted: bool) -> SummedUsage | None:
-    """For an answer of several choices; None for one, whose counts the engine gives.
-
-    ``prompt``: of completions, where it may be a list of several.
-    """
-    return SummedUsage(max(1, n or 1), counted=counted) if several(n, prompt) else None
-
-
-def several(n: int | None, prompt: object) -> bool:
-    """Whether an answer has several choices; arguments as `summed_usage`."""
-    prompts = len(prompt) if isinstance(prompt, list) and not all(type(one) is int for one in prompt) else 1
-    return max(1, n or 1) * prompts > 1
+def has_prompts(prompt: object) -> bool:
+    """Whether what is to be completed is a list of several prompts, not the tokens of one."""
+    return isinstance(prompt, list) and len(prompt) > 1 and not all(type(one) is int for one in prompt)
 
 
 def streamed(body: dict[str, Any]) -> dict[str, Any]:

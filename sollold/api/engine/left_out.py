@@ -1,0 +1,37 @@
+"""What a model is told in place of a document or an image that was left out, and the caller with it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_UNREAD = "was left out here: this server reads plain text only.]"
+UNSEEN_IMAGE = "[An image was left out here: this model can't see images.]"
+
+
+def unread_document(title: object) -> str:
+    """What the model is told in place of a document."""
+    named = f" ({title[:200]})" if isinstance(title, str) and title else ""
+    return f"[A document{named} {_UNREAD}"
+
+
+def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What of a conversation was left out.
+
+    An agent (Claude Code) sends a PDF that it has read, and the images of all results, again with each
+    request: refused, it would never go on.
+    """
+    image = document = False
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else (content,):
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                document = document or _UNREAD in text
+                image = image or (message.get("role") == "tool" and UNSEEN_IMAGE in text)
+    warnings = []
+    if image:
+        warnings.append("an image in a tool's result is left out: the model does not support images")
+    if document:
+        warnings.append("a document is left out: only plain text is read")
+    return tuple(warnings)
