@@ -11,14 +11,15 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
-from sollold.settings.location import HTTP_PORT, local_address, reachable
+from sollold.settings.location import FILE_VARIABLE, HTTP_PORT, local_address, reachable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,15 +35,31 @@ def named(options: argparse.Namespace) -> str:
 
 
 def here() -> tuple[str, int]:
-    """Host and port where this machine's daemon is reached, by the settings."""
-    found = local_address()
-    if found is None:
-        # Something is odd: the full reader says what, or knows better.
-        from sollold.settings.load import load
+    """Host and port where this machine's daemon is reached, by the settings.
 
+    Raises:
+        SettingsError: the file that ``$SOLLOLD_CONFIG`` names can't be used, or a variable.
+    """
+    if (found := local_address()) is not None:
+        return found
+    # Something is odd: the full reader says what, or knows better.
+    from sollold.settings.fault import SettingsError
+    from sollold.settings.load import load
+
+    try:
         http = load(skip_unreadable=True).settings.http
-        found = reachable(http.host), http.port
-    return found
+    except SettingsError as error:
+        if os.environ.get(FILE_VARIABLE):
+            raise
+        # The daemon goes on with what it read before: who has mistyped something may ask it, and the doctor.
+        http = load(Path(os.devnull)).settings.http
+        _warn_once(f"{error}; asking port {http.port}")
+    return reachable(http.host), http.port
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print(f"sollold: {text}", file=sys.stderr)
 
 
 def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingClient:

@@ -13,6 +13,8 @@ from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.service import journalctl, systemctl
 from sollold.client.errors import ClientError
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import load
 
 _MARGIN = 9
 
@@ -73,6 +75,10 @@ def _why_silent() -> list[dict[str, Any]]:
     else:
         what = f"the service can't be started: systemd reports its unit as {loaded}"
         found.append(_problem(what, f"{control} status sollold"))
+    try:
+        load(skip_unreadable=True)
+    except SettingsError as error:
+        found.append(_problem(str(error), f"correct it, then {as_root}{control} restart sollold"))
     host, port = here()
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
         what = f"the program that listens on port {port} is not a sollold node"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -409,6 +410,27 @@ def test_this_machines_daemon_is_asked_where_it_listens(
     monkeypatch.setenv("SOLLOLD_HTTP_HOST", host)
     monkeypatch.setenv("SOLLOLD_HTTP_PORT", "8000")
     assert client(read(["status"])).url == url
+
+
+@pytest.mark.parametrize("words", [("status",), ("doctor",), ("support", "--output", "a.tar.gz")])
+async def test_a_spoilt_file_of_settings_hides_no_daemon(
+    url: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """It goes on with what it had read."""
+    (tmp_path / "sollold").mkdir()
+    (tmp_path / "sollold/sollold.toml").write_text("[http]\n[http]\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SOLLOLD_")}
+    environment |= {"XDG_CONFIG_HOME": str(tmp_path), "SOLLOLD_HTTP_PORT": url.rpartition(":")[2]}
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sollold", *words],
+            env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        )  # fmt: skip
+
+    done = await asyncio.to_thread(ask)
+    assert done.stdout and done.returncode in (Exit.DONE, Exit.FAILED), done.stderr
+    assert done.stderr.count("sollold.toml: not TOML") == 1
 
 
 async def test_chat_prints_as_it_comes(url: str) -> None:

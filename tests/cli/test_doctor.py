@@ -62,6 +62,16 @@ def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, fix: s
     assert what in found["what"] and found["fix"] == fix
 
 
+def test_settings_that_keep_the_daemon_from_starting_are_named(tmp_path: Path) -> None:
+    (tmp_path / "sollold").mkdir()
+    (tmp_path / "sollold/sollold.toml").write_text("[http]\n[http]\n")
+    states = "LoadState=loaded\\nActiveState=failed\\n"
+    done = doctor(tmp_path, states, SOLLOLD_CONFIG="", XDG_CONFIG_HOME=str(tmp_path), SOLLOLD_HTTP_PORT="9")
+    silent, _, settings = json.loads(done.stdout)
+    assert "no daemon answers at http://127.0.0.1:9" in silent["what"]
+    assert "sollold.toml: not TOML" in settings["what"] and "systemctl restart sollold" in settings["fix"]
+
+
 def test_the_users_own_service_is_looked_at_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
