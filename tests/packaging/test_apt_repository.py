@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 BUILD = Path(__file__).parents[2] / "packaging" / "apt" / "build"
+INSTALL = Path(__file__).parents[2] / "docs" / "install.md"
 CONTROL = """Package: {name}
 Version: {version}
 Architecture: {arch}
@@ -27,10 +30,26 @@ def package(folder: Path, name: str, version: str, arch: str) -> None:
     shutil.rmtree(tree)
 
 
+@pytest.fixture
+def key() -> Iterator[str]:
+    """The id of a GnuPG key that is made for the test; its folder's path is short, as a socket's must be."""
+    if not shutil.which("gpg"):
+        pytest.skip("needs gnupg")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNUPGHOME", folder)
+        words = ["gpg", "--batch", "--passphrase", "", "--quick-gen-key", "lab@example.invalid", "ed25519"]
+        subprocess.run(words, check=True, capture_output=True, timeout=60)
+        try:
+            yield "lab@example.invalid"
+        finally:
+            subprocess.run(["gpgconf", "--kill", "all"], check=False, timeout=30)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["trusted", "signed"])
 @pytest.mark.skipif(
     not (shutil.which("dpkg-scanpackages") and shutil.which("apt-get")), reason="needs apt and dpkg-dev"
 )
-def test_apt_finds_the_packages(tmp_path: Path) -> None:
+def test_apt_finds_the_packages(tmp_path: Path, request: pytest.FixtureRequest, signed: bool) -> None:
     dist, state = tmp_path / "dist", tmp_path / "apt"
     dist.mkdir()
     native = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
@@ -38,11 +57,16 @@ def test_apt_finds_the_packages(tmp_path: Path) -> None:
     package(dist, "sollold-llama.cpp", "9.1", native)
     out = dist / "apt"
     words = [sys.executable, str(BUILD), "--from", str(dist), "--out", str(out)]
+    if signed:
+        words += ["--sign", request.getfixturevalue("key")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    for step in done.stdout.splitlines()[1:]:
+        assert step.strip() in INSTALL.read_text(), "the page says what the recipe says"
     for folder in ("lists/partial", "cache/archives/partial", "etc/apt"):
         (state / folder).mkdir(parents=True)
-    (state / "sources.list").write_text(f"deb [trusted=yes] file:{out} stable main\n")
+    option = f"signed-by={out / 'sollold.asc'}" if signed else "trusted=yes"
+    (state / "sources.list").write_text(f"deb [{option}] file:{out} stable main\n")
     options = [
         f"Dir::State={state}", f"Dir::State::lists={state}/lists", f"Dir::Cache={state}/cache",
         f"Dir::Etc::sourcelist={state}/sources.list", "Dir::Etc::sourceparts=-", "APT::Sandbox::User=root",
