@@ -26,6 +26,10 @@ Value = str | int | float | bool
 _FLUSH_MILLISECONDS = 2000
 
 
+NEEDED = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+"""What the extra ``traces`` of the wheel installs."""
+
+
 class TracesUnavailable(Exception):
     """The package that sends traces is not installed."""
 
@@ -55,7 +59,10 @@ def start(url: str, node: str) -> Callable[[], None]:
         TracesUnavailable: the package for it is not installed.
     """
     if not installed():
-        raise TracesUnavailable("log.traces needs OpenTelemetry: pip install 'sollold[traces]'")
+        raise TracesUnavailable(
+            f"log.traces needs OpenTelemetry, which is not installed: pipx inject sollold {NEEDED} "
+            "(the Debian package has no place for it)"
+        )
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -323,7 +323,7 @@ class LogSettings:
     and what was refused; ``all``; ``off``."""
     traces: UrlText = ""
     """Where traces of requests are sent: an OpenTelemetry collector (OTLP over HTTP), as
-    ``http://collector:4318``. It needs the extra ``sollold[traces]``; empty: nowhere."""
+    ``http://collector:4318``. It needs OpenTelemetry, the extra ``traces`` of the wheel; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from sollold import tracing
 from sollold.cli.parser import parser, read, subcommands
 from sollold.settings.load import catalogue
 from tests.docs.pages import FOLDER, PAGES, routes
@@ -63,6 +65,20 @@ def test_each_command_within_a_sentence_is_one() -> None:
             assert words[0] in known or read(words).command, f"{page.name}: {code}"
             options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
             assert set(options) <= known.get(words[0], parser())._option_string_actions.keys(), code
+
+
+def test_nothing_is_installed_from_an_index_that_does_not_have_it() -> None:
+    """Nobody published sollold: who installs it by its name alone gets nothing, or somebody else's."""
+    by_name = re.compile(r"(?:pipx? |uv )(?:tool |pip )?install[^`,\n]* ['\"]?sollold\b(?!-)")
+    files = [*PAGE_FILES, *(ROOT / "sollold").rglob("*.py"), *(ROOT / "packaging").rglob("*.md")]
+    found = [f"{file.name}: {line}" for file in files for line in by_name.findall(file.read_text("utf-8"))]
+    assert not found
+
+
+def test_what_traces_need_is_what_the_extra_installs() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["traces"]
+    assert [re.split(r"[<>=]", one)[0] for one in extra] == tracing.NEEDED.split()
+    assert f"pipx inject sollold {tracing.NEEDED}" in (FOLDER / "monitoring.md").read_text("utf-8")
 
 
 def test_there_are_commands_and_requests() -> None:
