@@ -20,6 +20,7 @@ from sollold.api.engine.embeddings import normalized, shortened
 from sollold.api.engine.fields import parse_keep_alive
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.stop_sequences import StopSequences
+from sollold.api.http.body import as_type
 from sollold.api.http.caller import NAMES, ROLES, parse_priority, prefix_of, priority_of
 from sollold.api.http.cors import allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_object, status_of
@@ -261,7 +262,7 @@ def test_generate_refuses_thinking_and_too_many_logprobs_whichever_way_it_takes(
     plain = model(capabilities=("completion", "insert"))
 
     def asked(**fields: Any) -> Any:
-        generate = msgspec.convert({"model": "demo", "prompt": "hi", **way, **fields}, Generate)
+        generate = as_type({"model": "demo", "prompt": "hi", **way, **fields}, Generate)
         return generate_call(generate, parse_options(None, plain), plain)
 
     assert "does not support thinking" in refused(lambda: asked(think=True))
@@ -545,8 +546,8 @@ def test_responses_show_the_probabilities_that_are_asked_for(rivals: int | None,
     assert deltas == [wanted, []]
     assert [event["logprobs"] for event in out if event["type"].endswith("text.done")] == [wanted]
     assert events.result()["output"][0]["content"][0]["logprobs"] == wanted
-    asked.top_logprobs = 21
-    assert "top_logprobs" in refused(lambda: response_body(asked, ABLE))
+    over = {"model": "demo", "input": "a", "top_logprobs": 21}
+    assert "top_logprobs" in refused(lambda: as_type(over, ResponseAsk))
 
 
 def test_responses_there_and_back() -> None:

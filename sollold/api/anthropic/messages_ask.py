@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature
 from sollold.api.engine.placement import PlacementBody
 
 
@@ -13,7 +14,7 @@ class Thinking(msgspec.Struct):
     """``thinking``."""
 
     type: str = "disabled"
-    budget_tokens: int | None = None
+    budget_tokens: Small | None = None
     display: str | None = None
 
     @property
@@ -52,12 +53,12 @@ class Tokens(msgspec.Struct, kw_only=True):
 class Messages(Tokens, kw_only=True):
     """``POST /v1/messages``."""
 
-    max_tokens: int | None = None
+    max_tokens: Limit | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Small | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
     priority: int | str | None = None

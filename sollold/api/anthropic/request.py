@@ -29,7 +29,7 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     Raises:
         Refusal: BAD_REQUEST.
     """
-    if ask.max_tokens is None or ask.max_tokens < 1:
+    if ask.max_tokens is None:
         raise Refusal(Fault.BAD_REQUEST, "max_tokens is required: at least 1")
     body = prompt_body(ask, model)
     body["max_tokens"] = ask.max_tokens

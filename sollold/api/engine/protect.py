@@ -105,7 +105,11 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
         body["options"] = _bounded(options)
     if engine is Engine.OLLAMA:
         return body
-    return {name: value for name, value in body.items() if name in FIELDS}
+    out = {name: value for name, value in body.items() if name in FIELDS}
+    if isinstance(seed := out.get("seed"), int):
+        # It has 32 bits there; of -1 all are set, which means any.
+        out["seed"] = seed & 0xFFFFFFFF
+    return out
 
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:

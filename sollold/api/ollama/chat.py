@@ -16,7 +16,6 @@ from sollold.api.engine.messages import image_part, tie_tool_results
 from sollold.api.engine.modelfile import with_modelfile
 from sollold.api.engine.tools import normalize_tool_call, normalize_tools
 from sollold.api.ollama.request import Chat, Message, Options, response_format, sampling, thinking
-from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.serving.request import Routing
 from sollold.units import timestamp_text
@@ -78,11 +77,7 @@ def add_shared(body: dict[str, Any], format_: Any, think: bool | str | None, mod
 
 
 def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -> None:
-    """Put ``logprobs`` into the body.
-
-    Raises:
-        Refusal: BAD_REQUEST when more are asked than there are.
-    """
+    """Put ``logprobs`` into the body."""
     rivals = logprobs_wanted(logprobs, top)
     if rivals:
         body["logprobs"] = True
@@ -90,13 +85,7 @@ def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -
 
 
 def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
-    """How many llama-server is to give for each token; 0: none.
-
-    Raises:
-        Refusal: BAD_REQUEST when more are asked than there are.
-    """
-    if top is not None and not 0 <= top <= 20:
-        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+    """How many llama-server is to give for each token; 0: none."""
     # llama-server takes 0 as none at all: one is asked for and left out again.
     return max(1, top or 0) if logprobs else 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -11,9 +13,20 @@ from aiohttp import web
 
 from sollold.api.engine.fields import require_model, stop_list
 from sollold.api.engine.modelfile import SAME_NAMES, own_parameters
+from sollold.api.engine.number_ranges import (
+    Factor,
+    Mirostat,
+    Penalty,
+    RepeatPenalty,
+    Share,
+    Small,
+    Temperature,
+    TopLogprobs,
+    Whole,
+)
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.invalid import explained
+from sollold.api.http.invalid import explained, wrong_field
 from sollold.cluster.gossip.record import Backend
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -28,22 +41,22 @@ class Options(msgspec.Struct, omit_defaults=True):
     ``num_keep``: tokens at the beginning of a plain prompt (raw, template) that stay when it is too long.
     """
 
-    num_ctx: int | None = None
-    num_predict: int | None = None
-    num_keep: int | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
+    num_ctx: Small | None = None
+    num_predict: Whole | None = None
+    num_keep: Small | None = None
+    seed: Whole | None = None
+    temperature: Temperature | None = None
+    top_k: Small | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
+    typical_p: Share | None = None
+    repeat_last_n: Whole | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    mirostat: Mirostat | None = None
+    mirostat_tau: Factor | None = None
+    mirostat_eta: Factor | None = None
     stop: list[str] | str | None = None
 
 
@@ -105,7 +118,7 @@ class Shared(msgspec.Struct, kw_only=True):
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     truncate: bool | None = None
     shift: bool | None = None
     priority: int | str | None = None
@@ -149,7 +162,7 @@ class Embed(msgspec.Struct, kw_only=True):
     model: str = ""
     input: str | list[str] | None = None
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: Small | None = None
     keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
     priority: int | str | None = None
@@ -253,19 +266,35 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
     Options that Ollama no longer knows, or that place layers (``num_gpu`` …), are ours to decide: left out.
 
     Raises:
-        Refusal: BAD_REQUEST naming the option of a wrong type.
+        Refusal: BAD_REQUEST naming the option that has a wrong type or is out of its range.
     """
-    merged = dict(own_parameters(model)) if model is not None else {}
-    named = {key: value for key, value in (given or {}).items() if value is not None}
-    merged.update(named)
-    for name in _WHOLE:
-        if isinstance(merged.get(name), float) and math.isfinite(merged[name]):
-            merged[name] = int(merged[name])
+    merged = _usable(own_parameters(model)) if model is not None else {}
+    merged |= {key: value for key, value in (given or {}).items() if value is not None}
     try:
-        # Not strict: clients send 40.0 for an int and "0.7" for a float, and Ollama takes the first.
-        return msgspec.convert({k: v for k, v in merged.items() if v is not None}, type=Options, strict=False)
+        return _options(merged)
     except msgspec.ValidationError as error:
-        raise Refusal(Fault.BAD_REQUEST, f"options: {explained(error, Options)}") from None
+        raise Refusal(
+            Fault.BAD_REQUEST, f"options: {explained(error, Options)}", field=wrong_field(error)
+        ) from None
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    named = {key: value for key, value in given.items() if value is not None}
+    for name in _WHOLE:
+        if isinstance(named.get(name), float) and math.isfinite(named[name]):
+            named[name] = int(named[name])
+    # Not strict: clients send 40.0 for an int and "0.7" for a float, and Ollama takes the first.
+    return msgspec.convert(named, type=Options, strict=False)
+
+
+def _usable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a Modelfile that are options: for the others no caller is to be blamed."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        with contextlib.suppress(msgspec.ValidationError):
+            _options({name: value})
+            found[name] = value
+    return found
 
 
 def sampling(options: Options) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import msgspec
 
 from sollold.api.engine.calls import engine_body
 from sollold.api.engine.embeddings import check_count, shortened
+from sollold.api.engine.number_ranges import Dimensions
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal
 
@@ -20,7 +21,7 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True):
     model: str = ""
     input: str | list[Any] | None = None
     encoding_format: str | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
@@ -42,8 +43,6 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
         raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
         raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64", field="encoding_format")
-    if ask.dimensions is not None and ask.dimensions < 1:
-        raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1", field="dimensions")
     out = engine_body(body)
     if out.get("encoding_format") == "":
         del out["encoding_format"]

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import msgspec
 
+from sollold.api.engine.number_ranges import (
+    Factor,
+    Finite,
+    LimitOrNone,
+    Mirostat,
+    RepeatPenalty,
+    Share,
+    Small,
+    Whole,
+)
+
 
 class LlamaSampling(msgspec.Struct, kw_only=True):
     """Read for their types alone, and passed on."""
 
-    top_k: int | None = None
-    min_p: float | None = None
-    min_keep: int | None = None
-    top_n_sigma: float | None = None
-    typical_p: float | None = None
-    typ_p: float | None = None
-    dynatemp_range: float | None = None
-    dynatemp_exponent: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    dry_multiplier: float | None = None
-    dry_base: float | None = None
-    dry_allowed_length: int | None = None
-    dry_penalty_last_n: int | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
-    n_predict: int | None = None
-    n_keep: int | None = None
-    n_indent: int | None = None
-    n_probs: int | None = None
+    top_k: Small | None = None
+    min_p: Share | None = None
+    min_keep: Small | None = None
+    top_n_sigma: Finite | None = None
+    typical_p: Share | None = None
+    typ_p: Share | None = None
+    dynatemp_range: Factor | None = None
+    dynatemp_exponent: Factor | None = None
+    xtc_probability: Share | None = None
+    xtc_threshold: Share | None = None
+    repeat_last_n: Whole | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    dry_multiplier: Factor | None = None
+    dry_base: Factor | None = None
+    dry_allowed_length: Small | None = None
+    dry_penalty_last_n: Whole | None = None
+    mirostat: Mirostat | None = None
+    mirostat_tau: Factor | None = None
+    mirostat_eta: Factor | None = None
+    n_predict: LimitOrNone | None = None
+    n_keep: Small | None = None
+    n_indent: Small | None = None
+    n_probs: Small | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None

@@ -47,7 +47,8 @@ def raw_generate(body: dict[str, Any], ask: Completion) -> Call | None:
     prompt = ask.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
-    if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body:
+    if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body or ask.max_tokens == 0:
+        # (An Ollama takes no tokens at all for tokens without end.)
         return None
     options = {_OPTIONS[name]: value for name, value in body.items() if name in _OPTIONS}
     if body.get("stop"):

@@ -10,6 +10,16 @@ import msgspec
 from sollold.api.engine.calls import engine_body, ollama_body, typed_body
 from sollold.api.engine.fields import stop_list
 from sollold.api.engine.modelfile import add_parameters, with_modelfile
+from sollold.api.engine.number_ranges import (
+    Choices,
+    Count,
+    LimitOrNone,
+    Penalty,
+    Share,
+    Temperature,
+    TopLogprobs,
+    Whole,
+)
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, named_tools
 from sollold.api.openai.chat_message import chat_message
@@ -32,14 +42,14 @@ class Sampling(LlamaSampling, kw_only=True):
     model: str = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_tokens: int | None = None
-    n: int | None = None
-    seed: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    max_tokens: LimitOrNone | None = None
+    n: Choices | None = None
+    seed: Whole | None = None
     stop: str | list[str] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
@@ -54,13 +64,13 @@ class ChatCompletion(Sampling, kw_only=True):
     """``POST /v1/chat/completions``."""
 
     messages: list[dict[str, Any]] | None = None
-    max_completion_tokens: int | None = None
+    max_completion_tokens: LimitOrNone | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -74,8 +84,8 @@ class Completion(Sampling, kw_only=True):
     prompt: str | list[Any] | None = None
     suffix: str | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    logprobs: int | None = None
+    best_of: Choices | None = None
+    logprobs: Count | None = None
 
 
 class Tokenize(msgspec.Struct, kw_only=True):
@@ -159,9 +169,11 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         raise Refusal(
             Fault.BAD_REQUEST, "messages is required: a list with at least one message", field="messages"
         )
-    check_counts(ask)
-    if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= 20:
-        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20", field="top_logprobs")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if getattr(ask, name) == 0:
+            raise Refusal(
+                Fault.BAD_REQUEST, f"{name} must be at least 1, or -1 for no limit; it is 0", field=name
+            )
     if ask.top_logprobs and not ask.logprobs:
         raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true", field="top_logprobs")
     if not ask.logprobs and "top_logprobs" in body:
@@ -232,18 +244,6 @@ def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
         body["stop"] = stop
 
 
-def check_counts(ask: Sampling) -> None:
-    """Refuse numbers that make no sense, before an engine does it less clearly.
-
-    Raises:
-        Refusal: BAD_REQUEST.
-    """
-    if ask.n is not None and ask.n < 1:
-        raise Refusal(Fault.BAD_REQUEST, "n must be at least 1", field="n")
-    if ask.temperature is not None and ask.temperature < 0:
-        raise Refusal(Fault.BAD_REQUEST, "temperature must not be negative", field="temperature")
-
-
 def _tool_choice(out: dict[str, Any]) -> None:
     """A choice among the functions, which llama-server overlooks: leave only those, and require one."""
     choice = out.pop("tool_choice", None)
@@ -266,7 +266,6 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
     """
     if ask.prompt is None or ask.prompt == []:
         raise Refusal(Fault.BAD_REQUEST, "prompt is required", field="prompt")
-    check_counts(ask)
     check_tokens(ask.prompt, "prompt")
     if ask.echo:
         raise Refusal(

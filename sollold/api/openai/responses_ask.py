@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.number_ranges import Limit, Share, Temperature, TopLogprobs
 from sollold.api.engine.placement import PlacementBody
-from sollold.errors import Fault, Refusal
 
 
 class ResponseAsk(msgspec.Struct, kw_only=True):
@@ -17,16 +17,16 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
     stream: bool | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_output_tokens: Limit | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     previous_response_id: str | None = None
     background: bool | None = None
     conversation: Any = None
@@ -41,11 +41,5 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
 
     @property
     def rivals(self) -> int | None:
-        """Tokens to show beside each one of the answer; None: no probabilities are asked for.
-
-        Raises:
-            Refusal: BAD_REQUEST.
-        """
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= 20:
-            raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20", field="top_logprobs")
+        """Tokens to show beside each one of the answer; None: no probabilities are asked for."""
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

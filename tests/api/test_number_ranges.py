@@ -1,0 +1,141 @@
+"""Numbers that no engine can honour are refused in every dialect, with the field's name; others reach it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import error_of, post
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/api/chat": CHAT,
+    "/api/generate": {"model": "demo", "prompt": "a"},
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "demo", "prompt": "a"},
+    "/v1/responses": {"model": "demo", "input": "a"},
+    "/v1/messages": {**CHAT, "max_tokens": 5},
+}
+LIMITS = {
+    "/api/chat": "num_predict",
+    "/api/generate": "num_predict",
+    "/v1/responses": "max_output_tokens",
+}
+WRONG: dict[str, tuple[Any, ...]] = {
+    "temperature": (-0.1, 1e9, "nan", "inf", True, [1], 1e300),
+    "top_p": (-0.1, 1.1, "nan", True),
+}
+SAMPLED = {
+    "presence_penalty": (-2.1, 3, True),
+    "frequency_penalty": (-9, 2.5, "nan"),
+    "min_p": (-0.1, 2),
+    "typical_p": (-1, 5),
+    "repeat_penalty": (0, -1, "nan", 1e9),
+    "top_k": (2**31, -(2**70), True),
+    "seed": (2**63, -(2**64), True),
+    "mirostat": (3, -1),
+    "mirostat_tau": (-1, "inf"),
+}
+COUNTED = {"n": (0, -1, 10**9, True, 1.5), "max_tokens": (-2, 2**63, True, 1.5)}
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+
+
+def asked(path: str, **named: Any) -> dict[str, Any]:
+    body = {**ROUTES[path], "stream": True}
+    return {**body, "options": named} if path.startswith("/api/") else {**body, **named}
+
+
+def wrong(path: str) -> dict[str, tuple[Any, ...]]:
+    found = dict(WRONG)
+    if path not in ("/v1/responses", "/v1/messages"):
+        found |= SAMPLED
+    if path in ("/v1/chat/completions", "/v1/completions"):
+        found |= COUNTED
+    if path == "/v1/messages":
+        found |= {"max_tokens": (0, -1, 2**63, True), "top_k": (2**31, True)}
+    if path == "/v1/responses":
+        found |= {"max_output_tokens": (0, -1, 2**63, True), "top_logprobs": (-1, 21, True)}
+    if path == "/v1/chat/completions":
+        found |= {"max_completion_tokens": (0, -2), "top_logprobs": (-1, 21)}
+    return found
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    for name, values in wrong(path).items():
+        for value in values:
+            body = asked(path, **{name: value, **({"logprobs": True} if name == "top_logprobs" else {})})
+            status, answer, _ = await post(http, url + path, body)
+            assert status == 400, (name, value, answer)
+            assert name in error_of(path, answer), (name, value, answer)
+            if path.startswith("/v1") and path != "/v1/messages":
+                assert answer["error"]["param"] == name
+    assert not service.asks
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    limit = LIMITS.get(path, "max_tokens")
+    for named in ({"temperature": 0, "top_p": 1, limit: 1}, {"temperature": 2.5, "top_p": 0, limit: 10**12}):
+        async with http.post(url + path, json=asked(path, **named)) as answer:
+            assert answer.status == 200, await answer.text()
+        sent = call_of(service).body
+        assert (sent["temperature"], sent["top_p"]) == (named["temperature"], named["top_p"])
+        assert sent.get("max_tokens", sent.get("n_predict")) == min(named[limit], 2**31 - 1)
+
+
+@pytest.mark.parametrize("path", [path for path in ROUTES if path.endswith(("chat", "completions"))])
+async def test_a_seed_has_as_many_bits_as_the_engine_reads(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """llama-server would take one of more than 64 bits for a fraction, and the same for every such seed."""
+    service = answers()
+    url = await serve(parts(service))
+    for seed, read in ((7, 7), (2**40 + 5, 5), (2**63 - 1, 2**32 - 1)):
+        async with http.post(url + path, json=asked(path, seed=seed)) as answer:
+            assert answer.status == 200
+        assert call_of(service).body["seed"] == read
+
+
+async def test_a_limit_of_minus_one_is_none(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        async with http.post(url + path, json=asked(path, max_tokens=-1)) as answer:
+            assert answer.status == 200
+        assert call_of(service).body["max_tokens"] == -1
+
+
+async def test_no_tokens_are_not_asked_of_an_ollama_as_tokens_without_end(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    async with http.post(f"{url}/v1/completions", json=asked("/v1/completions", max_tokens=0)) as answer:
+        assert answer.status == 200
+    assert service.asks[-1].calls.keys() == {Engine.LLAMA}
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_what_a_modelfile_says_wrongly_is_not_the_callers_fault(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = answers()
+    params = '{"temperature":-1,"top_p":"much","top_k":7,"stop":["x"],"num_predict":true}'
+    url = await serve(parts(service, model(params=params)))
+    async with http.post(url + path, json=asked(path, seed=1)) as answer:
+        assert answer.status == 200, await answer.text()
+    sent = call_of(service).body
+    assert (sent["top_k"], sent["stop"], sent["seed"]) == (7, ["x"], 1)
+    assert not sent.keys() & {"temperature", "top_p", "n_predict"}
