@@ -64,4 +64,5 @@ class Messages(Tokens, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    num_ctx: Small | None = None
     placement: PlacementBody | None = None

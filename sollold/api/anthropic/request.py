@@ -11,6 +11,7 @@ from typing import Any
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
 from sollold.api.engine.fields import need
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.left_out import unread_document
 from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
@@ -54,6 +55,19 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     # The first event then knows how long the prompt was, which message_start is to say.
     body["timings_per_token"] = True
     return body
+
+
+_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
+_PARTS = {
+    "output_config": ("effort", "format"),
+    "thinking": ("type", "budget_tokens", "display"),
+    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
+}
+
+
+def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
+    """What of a request, as it was sent, has no effect here."""
+    return ignored_fields(body, _FIELDS) + ignored_parts(body, _PARTS)
 
 
 def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:

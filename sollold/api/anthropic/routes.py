@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
-from sollold.api.anthropic.request import messages_body, prompt_body
+from sollold.api.anthropic.request import message_warnings, messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
 from sollold.api.engine.count import count_calls, read_count
@@ -56,7 +56,7 @@ class AnthropicRoutes:
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
         said = engine["messages"]
-        lacking = (*tool_warnings(asked), *left_out_warnings(said))
+        lacking = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
         native["model"] = asked.model
         calls, prepared = chat_calls(
             listed.model, llama=lambda: engine, ollama=Call(CHAT_PATH, native, lacking)
@@ -70,6 +70,7 @@ class AnthropicRoutes:
             calls,
             stream=True,
             keep_alive=asked.keep_alive,
+            context=asked.num_ctx,
             prefix=prefix,
             placement=asked.placement,
         )
@@ -94,7 +95,8 @@ class AnthropicRoutes:
         calls = count_calls(listed.model, prompt_body(asked, listed.model), native)
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
         ask = build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
-        return await Reply(request, self._context, ask, _CountEncoder(_counted)).run()
+        warnings = (*tool_warnings(asked), *message_warnings(body))
+        return await Reply(request, self._context, ask, _CountEncoder(_counted), warnings=warnings).run()
 
 
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")

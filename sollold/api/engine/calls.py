@@ -24,7 +24,7 @@ from sollold.serving.request import Ask, Call, Engine
 
 CHAT_PATH = "/v1/chat/completions"
 """Of either engine."""
-OWN_FIELDS = frozenset(("priority", "timeout", "keep_alive", "placement", "id_slot"))
+OWN_FIELDS = frozenset(("priority", "timeout", "keep_alive", "placement", "num_ctx", "id_slot"))
 """Fields that no engine may see; ``id_slot`` would let a caller take another's slot."""
 
 

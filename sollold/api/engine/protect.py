@@ -26,21 +26,25 @@ _SAMPLING = """
     n_probs post_sampling_probs logprobs top_logprobs
 """
 _GENERATION = """
-    model prompt messages stream stream_options n max_tokens max_completion_tokens n_predict n_keep n_indent
-    t_max_predict_ms stop user cache_prompt return_tokens timings_per_token return_progress response_fields
-    echo suffix best_of sse_ping_interval
+    model stream stream_options n max_tokens max_completion_tokens n_predict n_keep n_indent t_max_predict_ms
+    stop cache_prompt return_tokens timings_per_token return_progress response_fields sse_ping_interval
+    response_format grammar json_schema
 """
 _CHAT = """
-    tools tool_choice parallel_tool_calls functions function_call response_format grammar json_schema
-    chat_template_kwargs reasoning_format reasoning_effort reasoning_in_content reasoning_budget_tokens
-    thinking_budget_tokens thinking enable_thinking thinking_forced_open parse_tool_calls
-    add_generation_prompt continue_final_message metadata store
+    messages tools tool_choice parallel_tool_calls functions function_call chat_template_kwargs
+    reasoning_format reasoning_effort reasoning_in_content reasoning_budget_tokens thinking_budget_tokens
+    parse_tool_calls add_generation_prompt continue_final_message
 """
 _OTHER = """
+    prompt user metadata store echo suffix best_of thinking enable_thinking thinking_forced_open
     input content encoding_format dimensions embd_normalize query documents texts top_n tokens add_special
     parse_special with_pieces input_prefix input_suffix input_extra
 """
-FIELDS = frozenset(f"{_SAMPLING} {_GENERATION} {_CHAT} {_OTHER}".split())
+SAMPLING = frozenset(_SAMPLING.split())
+GENERATION = frozenset(_GENERATION.split())
+"""Of any answer."""
+CHAT = frozenset(_CHAT.split())
+FIELDS = SAMPLING | GENERATION | CHAT | {*_OTHER.split()}
 """What llama-server is sent. It ignores what it does not know; what is not here it might not ignore: adapters
 for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
 

@@ -40,6 +40,7 @@ from sollold.api.ollama.request import (
     parse_options,
     read_as,
 )
+from sollold.api.ollama.request_warnings import option_warnings, request_warnings
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -108,14 +109,16 @@ class OllamaRoutes:
             empty = ChatLines(chat.model).empty()
             return await self._load(request, caller, chat, listed, options, empty, started)
         can_answer(listed.model, "chat")
+        ignored = request_warnings(body, chat)
         calls, prepared = chat_calls(
             listed.model,
             llama=lambda: chat_body(chat, options, listed.model),
-            ollama=Call("/api/chat", native_body(body, chat)),
+            ollama=Call("/api/chat", native_body(body, chat), ignored),
         )
         lines = ChatLines(chat.model, chat.top_logprobs or 0, prepared.prefix)
         ask = self._ask(caller, chat, listed, options, calls, prefix=prefix_of(body.get("messages")))
-        return await self._reply(request, ask, lines, chat, options, started, prepared.warnings)
+        warnings = (*ignored, *option_warnings(chat.options), *prepared.warnings)
+        return await self._reply(request, ask, lines, chat, options, started, warnings)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """``/api/generate``."""
@@ -139,14 +142,17 @@ class OllamaRoutes:
                 "read it; leave context out, or use /api/chat",
             )
         own = native_body(body, generate)
+        ignored = request_warnings(body, generate)
         calls = calls_for(
             listed.model,
             llama=lambda: generate_call(generate, options, listed.model),
-            ollama=None if packed else Call("/api/generate", own),
+            ollama=None if packed else Call("/api/generate", own, ignored),
             what="/api/generate",
         )
         call = calls.get(Engine.LLAMA)
-        warnings = prepare_format(call.body) if call is not None else ()
+        warnings = (*ignored, *option_warnings(generate.options))
+        if call is not None:
+            warnings += prepare_format(call.body)
         path, turns = (call.path, turns_of(generate, call, listed.model)) if call is not None else ("", None)
         said = generate.resume.content if generate.resume is not None else ""
         lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
@@ -238,6 +244,7 @@ class OllamaRoutes:
         found = await self._embedder.embed(
             ask, listed.model, texts, call, truncate=embed.truncate is not False
         )
+        found.routing.warnings += request_warnings(body, embed)
         answer = found.native or {
             "model": embed.model,
             "embeddings": await as_json(found.vectors, embed.dimensions),
@@ -259,6 +266,7 @@ class OllamaRoutes:
         ask = self._embedding_ask(caller, old, listed)
         call = Call("/api/embeddings", body)
         found = await self._embedder.embed(ask, listed.model, [old.prompt], call, normalize=False)
+        found.routing.warnings += request_warnings(body, old)
         answer = found.native or {"embedding": found.vectors[0]}
         answer["_routing"] = routing_object(found.routing, started)
         return json_response(answer, routing_headers(found.routing))

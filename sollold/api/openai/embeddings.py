@@ -10,7 +10,8 @@ import msgspec
 
 from sollold.api.engine.calls import engine_body
 from sollold.api.engine.embeddings import check_count, shortened
-from sollold.api.engine.number_ranges import Dimensions
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields
+from sollold.api.engine.number_ranges import Dimensions, Small
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal
 
@@ -25,6 +26,15 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    num_ctx: Small | None = None
+
+
+_FIELDS = frozenset({*EmbeddingAsk.__struct_fields__, *OF_THE_CALLER})
+
+
+def embedding_warnings(body: dict[str, Any]) -> tuple[str, ...]:
+    """What of a request, as it was sent, has no effect here."""
+    return ignored_fields(body, _FIELDS)
 
 
 def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from sollold.api.engine.number_ranges import (
@@ -17,7 +19,10 @@ from sollold.api.engine.number_ranges import (
 
 
 class LlamaSampling(msgspec.Struct, kw_only=True):
-    """Read for their types alone, and passed on."""
+    """Read for their types alone, and passed on.
+
+    ``repetition_penalty``: vLLM's name of ``repeat_penalty``.
+    """
 
     top_k: Small | None = None
     min_p: Share | None = None
@@ -31,6 +36,7 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
     xtc_threshold: Share | None = None
     repeat_last_n: Whole | None = None
     repeat_penalty: RepeatPenalty | None = None
+    repetition_penalty: RepeatPenalty | None = None
     dry_multiplier: Factor | None = None
     dry_base: Factor | None = None
     dry_allowed_length: Small | None = None
@@ -44,3 +50,13 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
     n_probs: Small | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
+
+
+def with_llamas_names(body: dict[str, Any]) -> dict[str, Any]:
+    """``body`` with llama-server's own names for what others call otherwise; its own name goes before."""
+    if "repetition_penalty" not in body:
+        return body
+    out = {key: value for key, value in body.items() if key != "repetition_penalty"}
+    if body["repetition_penalty"] is not None and out.get("repeat_penalty") is None:
+        out["repeat_penalty"] = body["repetition_penalty"]
+    return out

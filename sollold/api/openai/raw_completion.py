@@ -42,8 +42,11 @@ _OPTIONS = {
 """OpenAI's and llama-server's names, and Ollama's."""
 
 
-def raw_generate(body: dict[str, Any], ask: Completion) -> Call | None:
-    """The call for an Ollama, ``completion_body`` given as ``body``; None for what it has no form for."""
+def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...] = ()) -> Call | None:
+    """The call for an Ollama, ``completion_body`` given as ``body``; None for what it has no form for.
+
+    ``notes``: what of the request has no effect.
+    """
     prompt = ask.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -51,6 +54,8 @@ def raw_generate(body: dict[str, Any], ask: Completion) -> Call | None:
         # (An Ollama takes no tokens at all for tokens without end.)
         return None
     options = {_OPTIONS[name]: value for name, value in body.items() if name in _OPTIONS}
+    if ask.num_ctx:
+        options["num_ctx"] = ask.num_ctx
     if body.get("stop"):
         options["stop"] = body["stop"]
     out: dict[str, Any] = {"model": ask.model, "prompt": prompt, "raw": True, "stream": bool(ask.stream)}
@@ -63,7 +68,7 @@ def raw_generate(body: dict[str, Any], ask: Completion) -> Call | None:
     schema = body.get("json_schema") or _schema_in(body.get("response_format"))
     if schema is not None:
         out["format"] = schema
-    return Call("/api/generate", out)
+    return Call("/api/generate", out, notes)
 
 
 def _schema_in(response_format: Any) -> Any:

@@ -16,6 +16,7 @@ from sollold.api.engine.number_ranges import (
     LimitOrNone,
     Penalty,
     Share,
+    Small,
     Temperature,
     TopLogprobs,
     Whole,
@@ -23,7 +24,7 @@ from sollold.api.engine.number_ranges import (
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, named_tools
 from sollold.api.openai.chat_message import chat_message
-from sollold.api.openai.llama_sampling import LlamaSampling
+from sollold.api.openai.llama_sampling import LlamaSampling, with_llamas_names
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -53,6 +54,7 @@ class Sampling(LlamaSampling, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    num_ctx: Small | None = None
 
     @property
     def counted(self) -> bool:
@@ -146,19 +148,6 @@ def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model)
     return out
 
 
-_NOT_AT_OLLAMA = ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
-
-
-def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
-    """What of a chat has no effect at an Ollama."""
-    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)]
-    lost += ["n"] if (ask.n or 1) > 1 else []
-    mode, names = chosen_tools(ask.tool_choice)
-    lost += ["tool_choice"] if mode == "required" or names is not None else []
-    lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
-    return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
-
-
 def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
     """A chat in the form that both engines take, without what the model's Modelfile adds.
 
@@ -182,8 +171,8 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         raise Refusal(
             Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is", field="modalities"
         )
-    out = normalize_chat(with_functions(engine_body(typed_body(body, ask)), ask))
-    for name in _NOT_HERE:
+    out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask))), ask))
+    for name in NOT_HERE:
         out.pop(name, None)
     _effort(out)
     if ask.max_tokens is not None:
@@ -202,22 +191,25 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     return out
 
 
-_NOT_HERE = ("modalities", "audio", "web_search_options")
-
-
-def chat_warnings(ask: ChatCompletion) -> tuple[str, ...]:
-    """What of a request has no effect here."""
-    if ask.web_search_options is None:
-        return ()
-    return ("web_search_options has no effect: there is no web search here",)
+NOT_HERE = ("modalities", "audio", "web_search_options")
+"""Fields of a chat that no engine is sent."""
 
 
 def _effort(out: dict[str, Any]) -> None:
-    """``reasoning``, which an Ollama and others know beside ``reasoning_effort``, as the latter."""
-    reasoning = out.pop("reasoning", None)
-    if not isinstance(reasoning, dict) or out.get("reasoning_effort") is not None:
+    """What others know beside ``reasoning_effort``, as that: ``reasoning`` (an Ollama, OpenRouter),
+    ``thinking`` (as Anthropic has it) and ``enable_thinking`` (Qwen's own servers).
+    """
+    reasoning, thinking = out.pop("reasoning", None), out.pop("thinking", None)
+    enabled = out.pop("enable_thinking", None)
+    if out.get("reasoning_effort") is not None:
         return
-    effort = "none" if reasoning.get("enabled") is False else reasoning.get("effort")
+    off = enabled is False or (isinstance(thinking, dict) and thinking.get("type") == "disabled")
+    effort = None
+    if isinstance(reasoning, dict):
+        off = off or reasoning.get("enabled") is False
+        effort = reasoning.get("effort")
+    if off:
+        effort = "none"
     if isinstance(effort, str) and effort:
         out["reasoning_effort"] = effort
 
@@ -277,7 +269,7 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
         raise Refusal(
             Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose", field="best_of"
         )
-    out = engine_body(typed_body(body, ask))
+    out = with_llamas_names(engine_body(typed_body(body, ask)))
     _clean_stop(out, ask)
     for name in ("echo", "best_of", "suffix"):
         out.pop(name, None)

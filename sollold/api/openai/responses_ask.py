@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.number_ranges import Limit, Share, Temperature, TopLogprobs
+from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature, TopLogprobs
 from sollold.api.engine.placement import PlacementBody
 
 
@@ -37,6 +37,7 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    num_ctx: Small | None = None
     placement: PlacementBody | None = None
 
     @property

@@ -13,6 +13,7 @@ import msgspec
 
 from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import need
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
@@ -57,6 +58,8 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
             "background is not supported: wait for the answer, or stream it",
             field="background",
         )
+    if ask.truncation not in (None, "auto", "disabled"):
+        raise Refusal(Fault.BAD_REQUEST, "truncation is auto or disabled", field="truncation")
     messages = _instructed(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for theirs, ours in (
@@ -269,9 +272,24 @@ def _is_known(kind: str) -> bool:
     return kind.startswith("mcp_") or kind.endswith(("_call", "_call_output"))
 
 
-def response_warnings(ask: ResponseAsk) -> tuple[str, ...]:
-    """What of a request has no effect here."""
+_FIELDS = frozenset({*ResponseAsk.__struct_fields__, *OF_THE_CALLER, "stream_options"})
+_PARTS = {
+    "text": ("format",),
+    "reasoning": ("effort", "summary"),
+    "stream_options": ("include_obfuscation",),
+}
+_INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
+
+
+def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]:
+    """What of a request, its ``body`` as it was sent, has no effect here."""
     found = tool_warnings(ask)
+    found += [*ignored_fields(body, _FIELDS), *ignored_parts(body, _PARTS)]
+    found += [
+        f"include {name[:60]} has no effect: it is made at OpenAI alone"
+        for name in dict.fromkeys((ask.include or ())[:8])
+        if name not in _INCLUDED
+    ]
     kinds = {str(item.get("type")) for item in ask.input} if isinstance(ask.input, list) else set()
     if kinds & {*_UNREADABLE}:
         found.append("a compaction can only be read by OpenAI and is left out")

@@ -80,7 +80,7 @@ class ResponsesRoutes:
         engine = response_body(whole, listed.model)
         own = response_body(whole, bare(listed.model))
         said = engine["messages"]
-        lacking = (*response_warnings(whole), *left_out_warnings(said))
+        lacking = (*response_warnings(body, whole), *left_out_warnings(said))
         native = Call(CHAT_PATH, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(said)
         calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)
@@ -91,6 +91,7 @@ class ResponsesRoutes:
             calls,
             stream=True,
             keep_alive=asked.keep_alive,
+            context=asked.num_ctx,
             prefix=prefix,
             placement=asked.placement,
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from sollold.api.engine.calls import (
@@ -32,10 +33,11 @@ from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.openai.constraints import with_own_constraints
-from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
+from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body, embedding_warnings
 from sollold.api.openai.gathered_choices import GatheredChoices
 from sollold.api.openai.infill import InfillEncoder, infill_of
 from sollold.api.openai.input_as_chat import input_as_chat
+from sollold.api.openai.llama_sampling import with_llamas_names
 from sollold.api.openai.model_page import model_page
 from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
 from sollold.api.openai.request import (
@@ -46,13 +48,17 @@ from sollold.api.openai.request import (
     Infill,
     Tokenize,
     chat_completion_body,
-    chat_warnings,
     check_in_vocabulary,
     check_pieces,
     check_tokens,
     checked_chat,
     completion_body,
     native_chat_body,
+)
+from sollold.api.openai.request_warnings import (
+    chat_warnings,
+    completion_warnings,
+    llama_warnings,
     native_chat_notes,
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
@@ -149,6 +155,7 @@ class OpenAiRoutes:
         encoder: Encoder,
         *,
         stream: bool = False,
+        context: int | None = None,
         embedding: bool = False,
         prefix: str = "",
         warnings: tuple[str, ...] = (),
@@ -162,20 +169,22 @@ class OpenAiRoutes:
             calls,
             stream=stream,
             keep_alive=body.get("keep_alive"),
+            context=context,
             embedding=embedding,
             prefix=prefix,
             placement=placement_of(body) if "placement" in body else None,
         )
-        context = self._context
+        here = self._context
         if embedding:
             # As Ollama does on these routes: a text that is too long is cut.
-            context = replace(context, service=TruncatingService(context.service))
-        return await Reply(request, context, ask, encoder, gather=gather, warnings=warnings).run()
+            here = replace(here, service=TruncatingService(here.service))
+        return await Reply(request, here, ask, encoder, gather=gather, warnings=warnings).run()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
         body, unread = with_own_constraints(await read_object(request), chat=True)
         chat = as_type(body, ChatCompletion)
+        unread += chat_warnings(body, chat)
         listed = await self._find_placed(request, body, chat.model)
         can_answer(listed.model, "chat")
         if body.get("input") and not chat.messages:
@@ -191,7 +200,7 @@ class OpenAiRoutes:
         checked = checked_chat(body, chat, listed.model)
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
-        lacking = (*unread, *chat_warnings(chat), *left_out_warnings(said))
+        lacking = (*unread, *left_out_warnings(said))
         calls, prepared = chat_calls(
             listed.model,
             llama=lambda: chat_completion_body(checked, chat, listed.model),
@@ -212,6 +221,7 @@ class OpenAiRoutes:
             calls,
             encoder(),
             stream=bool(chat.stream),
+            context=chat.num_ctx,
             prefix=prefix,
             warnings=(*lacking, *prepared.warnings),
             gather=encoder if gathers else None,
@@ -221,6 +231,7 @@ class OpenAiRoutes:
         """``/v1/completions``."""
         body, unread = with_own_constraints(await read_object(request), chat=False)
         ask = as_type(body, Completion)
+        unread += completion_warnings(body)
         listed = await self._find_placed(request, body, ask.model)
         can_answer(listed.model, "completions")
         several = (ask.n or 1) > 1 or has_prompts(ask.prompt)
@@ -232,7 +243,7 @@ class OpenAiRoutes:
         warnings = (*unread, *prepare_format(engine))
         call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
-        native = raw_generate(engine, ask)
+        native = raw_generate(engine, ask, unread)
 
         def encoder() -> Encoder:
             if ask.suffix:
@@ -244,7 +255,7 @@ class OpenAiRoutes:
         if ask.suffix:
             need(listed.model, "insert", "a suffix")
             call = Call("/infill", infill_of(engine, ask))
-            native = Call("/v1/completions", ollama_body(typed_body(body, ask)))
+            native = Call("/v1/completions", ollama_body(typed_body(body, ask)), unread)
         calls = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
         stream, prefix = bool(ask.stream), prefix_of(ask.prompt)
         return await self._respond(
@@ -254,6 +265,7 @@ class OpenAiRoutes:
             calls,
             encoder(),
             stream=stream,
+            context=ask.num_ctx,
             prefix=prefix,
             warnings=warnings,
             gather=encoder if gathers else None,
@@ -266,7 +278,9 @@ class OpenAiRoutes:
         listed = await self._find(ask.model)
         no_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
-        native, encoder = Call(call.path, ollama_body(typed_body(body, ask))), PassThroughEncoder()
+        warnings = embedding_warnings(body)
+        native = Call(call.path, ollama_body(typed_body(body, ask)), warnings)
+        encoder = PassThroughEncoder()
         if ask.dimensions is not None:
             native = call
         if ask.dimensions is not None or ask.encoding_format == "base64":
@@ -274,7 +288,16 @@ class OpenAiRoutes:
         # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
-        return await self._respond(request, body, listed, calls, encoder, embedding=True)
+        return await self._respond(
+            request,
+            body,
+            listed,
+            calls,
+            encoder,
+            context=ask.num_ctx,
+            embedding=True,
+            warnings=warnings,
+        )
 
     async def models(self, request: web.Request) -> web.Response:
         """``/v1/models``."""
@@ -303,7 +326,8 @@ class OpenAiRoutes:
         change = None
         if ask.return_documents and ask.documents:
             change = partial(with_documents, documents=engine["documents"])
-        return await self._llama_only(request, engine, listed, "/v1/rerank", embedding=True, change=change)
+        path = "/v1/rerank"
+        return await self._llama_only(request, engine, listed, path, ask, embedding=True, change=change)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
         """``/tokenize``."""
@@ -314,7 +338,7 @@ class OpenAiRoutes:
         check_tokens(ask.content, "content")
         if ask.with_pieces:
             check_pieces(ask.content)
-        return await self._llama_only(request, body, await self._find(ask.model), "/tokenize")
+        return await self._llama_only(request, body, await self._find(ask.model), "/tokenize", ask)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
         """``/detokenize``."""
@@ -325,7 +349,7 @@ class OpenAiRoutes:
         check_tokens(list(ask.tokens), "tokens")
         listed = await self._find(ask.model)
         check_in_vocabulary(ask.tokens, listed.model)
-        return await self._llama_only(request, body, listed, "/detokenize")
+        return await self._llama_only(request, body, listed, "/detokenize", ask)
 
     async def infill(self, request: web.Request) -> web.StreamResponse:
         """``/infill``."""
@@ -338,6 +362,7 @@ class OpenAiRoutes:
             typed_body(body, ask),
             await self._find(ask.model),
             "/infill",
+            ask,
             stream=bool(ask.stream),
         )
 
@@ -348,7 +373,7 @@ class OpenAiRoutes:
         if not ask.messages:
             raise Refusal(Fault.BAD_REQUEST, "messages is required")
         body = normalize_chat({**body, "messages": ask.messages, "tools": ask.tools})
-        return await self._llama_only(request, body, await self._find(ask.model), "/apply-template")
+        return await self._llama_only(request, body, await self._find(ask.model), "/apply-template", ask)
 
     async def _llama_only(
         self,
@@ -356,13 +381,17 @@ class OpenAiRoutes:
         body: dict[str, Any],
         listed: Listed,
         path: str,
+        asked: msgspec.Struct,
         *,
         stream: bool = False,
         embedding: bool = False,
         change: Callable[[bytes], bytes] | None = None,
     ) -> web.StreamResponse:
         """A route that only llama-server has; ``change`` is applied to its answer."""
-        call = Call(path, engine_body(body))
+        warnings = llama_warnings(body, asked)
+        call = Call(path, with_llamas_names(engine_body(body)))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
         encoder = PassThroughEncoder(change)
-        return await self._respond(request, body, listed, calls, encoder, stream=stream, embedding=embedding)
+        return await self._respond(
+            request, body, listed, calls, encoder, stream=stream, embedding=embedding, warnings=warnings
+        )

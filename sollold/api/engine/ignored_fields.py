@@ -1,0 +1,77 @@
+"""Fields of a request that have no effect, as its caller is told: none is dropped in silence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from sollold.did_you_mean import did_you_mean
+
+_CALLERS = """
+    user metadata client_metadata safety_identifier prompt_cache_key prompt_cache_retention
+    prompt_cache_options prediction service_tier cache_control inference_geo betas diagnostics user_profile_id
+    workspace_id billing_policy fallback_credit_token
+"""
+OF_THE_CALLER = frozenset(_CALLERS.split())
+"""Who asks and how that is billed, kept or sped up elsewhere: the answer is the same without them."""
+
+_WHY = {
+    "container": "code runs at Anthropic alone",
+    "context_management": "shorten the conversation before you send it",
+    "compaction": "shorten the conversation before you send it",
+    "fallbacks": "name the other model in a request of its own",
+    "include": "what it names is made at OpenAI alone",
+    "max_tool_calls": "the tools that it counts run at OpenAI alone",
+    "moderation": "nothing is moderated here",
+    "store": "chats are not kept here; /v1/responses keeps what it answers for a while",
+    "text": "it belongs to /v1/responses; a chat has response_format",
+    "verbosity": "say in the prompt how long the answer is to be",
+    "text.verbosity": "say in the prompt how long the answer is to be",
+    "truncation": "it belongs to /v1/responses",
+}
+_UNKNOWN = "it is not known here"
+_TRUE_ANYWAY = frozenset(("skip_special_tokens", "add_special_tokens", "spaces_between_special_tokens"))
+"""Switches that are as if on; of all others it is off that asks for nothing."""
+_MOST_NAMED = 8
+_LONGEST = 40
+_MOST_GUESSED = 2
+
+
+def ignored_fields(
+    body: Mapping[str, Any], known: Set[str], why: Mapping[str, str] = _WHY, *, within: str = ""
+) -> tuple[str, ...]:
+    """A warning for each field of ``body`` that asks for something and is none of ``known``.
+
+    ``why``: for fields that others know; ``within``: the field that ``body`` is the value of.
+    """
+    names = [name for name, value in body.items() if name not in known and _asks(name, value)]
+    found: list[str] = []
+    guessed = 0
+    for name in names[:_MOST_NAMED]:
+        shown = f"{within}.{name[:_LONGEST]}" if within else name[:_LONGEST]
+        reason = why.get(shown)
+        if reason is None:
+            reason = _UNKNOWN
+            if guessed < _MOST_GUESSED and len(name) <= _LONGEST:
+                guessed += 1
+                reason += did_you_mean(name, known, 0.75)
+        found.append(f"{shown} has no effect: {reason}")
+    if len(names) > _MOST_NAMED:
+        found.append(f"{len(names) - _MOST_NAMED} more fields have no effect")
+    return tuple(found)
+
+
+def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Likewise for the fields of those fields that are objects: ``known`` has the names in each."""
+    found: tuple[str, ...] = ()
+    for name, inner in known.items():
+        value = body.get(name)
+        if isinstance(value, dict):
+            found += ignored_fields(value, frozenset(inner), within=name)
+    return found
+
+
+def _asks(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value is not (name in _TRUE_ANYWAY)
+    return value is not None and value not in ("", [], {})

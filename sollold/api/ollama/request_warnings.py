@@ -1,0 +1,34 @@
+"""What of a request in Ollama's dialect has no effect here. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields
+from sollold.api.ollama.request import Options
+
+_PLACING = (
+    *("num_gpu", "main_gpu", "num_batch", "num_thread", "numa", "low_vram", "num_gqa"),
+    *("use_mmap", "use_mlock", "f16_kv", "vocab_only", "logits_all"),
+)
+_OPTIONS = frozenset(Options.__struct_fields__)
+_WHY = {
+    **{f"options.{name}": "the cluster itself decides how a model is loaded" for name in _PLACING},
+    **{
+        f"options.{name}": "Ollama no longer knows it either"
+        for name in ("penalize_newline", "tfs_z", "rope_frequency_base", "rope_frequency_scale")
+    },
+    **{name: f"it belongs into options: options.{name}" for name in Options.__struct_fields__},
+}
+
+
+def request_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
+    """For ``body``, which ``asked`` was read from, whichever engine answers."""
+    return ignored_fields(body, OF_THE_CALLER | {*asked.__struct_fields__}, _WHY)
+
+
+def option_warnings(options: dict[str, Any] | None) -> tuple[str, ...]:
+    """For ``options`` where llama.cpp answers; an Ollama gets all of them."""
+    return ignored_fields(options or {}, _OPTIONS, _WHY, within="options")

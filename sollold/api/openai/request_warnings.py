@@ -1,0 +1,72 @@
+"""What of a chat or a completion has no effect, here or at an Ollama. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import OWN_FIELDS
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
+from sollold.api.engine.tools import chosen_tools
+from sollold.api.openai.llama_sampling import LlamaSampling
+from sollold.api.openai.request import NOT_HERE, ChatCompletion, Completion
+
+_CHAT_FIELDS = frozenset(
+    {
+        *(SAMPLING | GENERATION | CHAT | OWN_FIELDS | OF_THE_CALLER),
+        *ChatCompletion.__struct_fields__,
+        *NOT_HERE,
+        *("reasoning", "thinking", "enable_thinking", "input", "instructions", "max_output_tokens"),
+    }
+)
+_COMPLETION_FIELDS = frozenset(
+    {*(SAMPLING | GENERATION | OWN_FIELDS | OF_THE_CALLER), *Completion.__struct_fields__}
+)
+
+
+def chat_warnings(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
+    """What of a request, its ``body`` as it was sent, has no effect here."""
+    found = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _PARTS)
+    if ask.web_search_options is not None:
+        found += ("web_search_options has no effect: there is no web search here",)
+    return found
+
+
+def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
+    """Likewise."""
+    return ignored_fields(body, _COMPLETION_FIELDS) + ignored_parts(body, _PARTS)
+
+
+def llama_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
+    """Likewise, of a route that only llama-server has."""
+    sampled = SAMPLING | GENERATION if isinstance(asked, LlamaSampling) else frozenset()
+    return ignored_fields(body, sampled | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
+
+
+_PARTS = {"stream_options": ("include_usage", "include_obfuscation")}
+
+
+_AT_OLLAMA = frozenset(
+    ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "logprobs", "top_logprobs")
+)
+_NOT_AT_OLLAMA = (SAMPLING - _AT_OLLAMA) | {
+    *("grammar", "json_schema", "n_predict", "repetition_penalty", "chat_template_kwargs"),
+    *("reasoning_budget_tokens", "thinking_budget_tokens", "continue_final_message", "add_generation_prompt"),
+}
+_NEUTRAL = {"repeat_penalty": 1, "repetition_penalty": 1, "typical_p": 1, "add_generation_prompt": True}
+
+
+def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
+    """What of a chat has no effect at an Ollama."""
+    lost = [
+        name
+        for name, value in body.items()
+        if name in _NOT_AT_OLLAMA and value and value != _NEUTRAL.get(name)
+    ]
+    lost += ["n"] if (ask.n or 1) > 1 else []
+    mode, names = chosen_tools(ask.tool_choice)
+    lost += ["tool_choice"] if mode == "required" or names is not None else []
+    lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
+    return tuple(f"{name} has no effect: an Ollama answers" for name in lost)

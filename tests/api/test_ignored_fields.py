@@ -1,0 +1,224 @@
+"""A field that a request has is honoured, named in a warning, or refused; none is dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+
+ABLE = model(capabilities=("completion", "tools", "thinking"))
+WORDS = model("words:latest", capabilities=("embedding",))
+ROUTES: dict[str, dict[str, Any]] = {
+    "/api/chat": CHAT,
+    "/api/generate": {"model": "demo", "prompt": "a"},
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "demo", "prompt": "a"},
+    "/v1/responses": {"model": "demo", "input": "a"},
+    "/v1/messages": {**CHAT, "max_tokens": 5},
+    "/infill": {"model": "demo", "input_prefix": "a", "input_suffix": "b"},
+}
+V1 = tuple(path for path in ROUTES if path.startswith("/v1"))
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+
+
+async def told(http: ClientSession, url: str, body: dict[str, Any]) -> str:
+    async with http.post(url, json={"stream": True, **body}) as answer:
+        assert answer.status == 200, await answer.text()
+        return answer.headers.get("X-Sollold-Warning", "")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_what_no_one_knows_is_named(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    plain = ROUTES[path]
+    assert "no effect" not in await told(http, url + path, plain)
+    for name, value in (("min_tokens", 3), ("bad_words", ["x"]), ("stop_token_ids", [7]), ("beams", 2.5)):
+        said = f"{name} has no effect: it is not known here"
+        assert said in await told(http, url + path, {**plain, name: value})
+        if path != "/infill":
+            assert any(note.startswith(said) for note in call_of(service, Engine.OLLAMA).notes)
+    for nothing in (None, "", [], {}, False):
+        assert "no effect" not in await told(http, url + path, {**plain, "use_beam_search": nothing})
+    assert "skip_special_tokens" in await told(http, url + path, {**plain, "skip_special_tokens": False})
+    assert "skip_special" not in await told(http, url + path, {**plain, "skip_special_tokens": True})
+    many = await told(http, url + path, {**plain, **{f"odd{n}": 1 for n in range(20)}})
+    assert "12 more fields have no effect" in many and len(many) < 1000
+    long = await told(http, url + path, {**plain, "x" * 5000: 1})
+    assert "x" * 40 + " has no effect" in long
+
+
+INERT: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "store": True,
+        "verbosity": "low",
+        "moderation": {"model": "x"},
+        "text": {"format": {"type": "text"}},
+        "truncation": "auto",
+        "web_search_options": {},
+        "stream_options.continuous_usage_stats": True,
+    },
+    "/v1/responses": {
+        "max_tool_calls": 3,
+        "text.verbosity": "low",
+        "context_management": [{"type": "compaction"}],
+        "include": ["file_search_call.results"],
+        "reasoning.context": "auto",
+        "top_k": 3,
+    },
+    "/v1/messages": {
+        "container": "c1",
+        "context_management": {"edits": [1]},
+        "fallbacks": ["x"],
+        "output_config.task_budget": {"type": "tokens", "total": 5},
+        "thinking.odd": 1,
+        "min_p": 0.1,
+    },
+    "/api/chat": {"temperature": 0.5, "options.num_gpu": 3, "options.repetition_penalty": 1.1},
+    "/api/generate": {"top_k": 5, "options.num_thread": 3, "options.tfs_z": 0.5, "messages": ["x"]},
+    "/v1/completions": {"verbosity": "low", "tools": [{}], "prompt_logprobs": 1},
+}
+
+
+@pytest.mark.parametrize("path", INERT)
+async def test_what_has_no_effect_here_is_named(serve: Serve, http: ClientSession, path: str) -> None:
+    url = await serve(parts(answers(), ABLE))
+    for name, value in INERT[path].items():
+        outer, _, inner = name.partition(".")
+        given = {outer: {**({"type": "disabled"} if outer == "thinking" else {}), inner: value}}
+        body = {**ROUTES[path], **(given if inner else {outer: value})}
+        warned = await told(http, url + path, body)
+        assert f"{name} has no effect" in warned or f"{name} {value[0]} has no effect" in warned, name
+
+
+async def test_advice_goes_with_it(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(answers()))
+    warned = await told(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})
+    assert "it belongs into options: options.temperature" in warned
+    warned = await told(http, f"{url}/api/chat", {**CHAT, "options": {"repetition_penalty": 1.1}})
+    assert "did you mean repeat_penalty?" in warned
+    warned = await told(http, f"{url}/v1/chat/completions", {**CHAT, "max_token": 5})
+    assert "did you mean max_tokens?" in warned
+
+
+QUIET: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "prompt_cache_key": "k",
+        "safety_identifier": "s",
+        "prediction": {"type": "content", "content": "x"},
+        "store": False,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "modalities": ["text"],
+        "parallel_tool_calls": True,
+        "reasoning_effort": "low",
+        "cache_prompt": True,
+        "samplers": ["top_k"],
+        "chat_template_kwargs": {"a": 1},
+        "keep_alive": 5,
+        "priority": 5,
+    },
+    "/v1/responses": {"metadata": {}, "text": {"format": {"type": "text"}}, "reasoning": {"effort": "low"}},
+    "/v1/messages": {
+        "metadata": {"user_id": "u"},
+        "service_tier": "auto",
+        "output_config": {"effort": "low"},
+    },
+    "/api/chat": {"shift": True, "truncate": True, "keep_alive": 5, "options": {"num_ctx": 512, "seed": 1}},
+    "/api/generate": {"system": "s", "options": {"num_predict": 1, "num_keep": 1}},
+    "/v1/completions": {"user": "u", "cache_prompt": True, "logit_bias": {"5": 1}, "n": 1},
+}
+
+
+@pytest.mark.parametrize("path", QUIET)
+async def test_what_is_honoured_or_asks_for_nothing_is_not_named(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    url = await serve(parts(answers(), ABLE))
+    assert await told(http, url + path, {**ROUTES[path], **QUIET[path]}) == ""
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/infill"])
+async def test_vllms_name_of_the_penalty_is_llamas(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    assert await told(http, url + path, {**ROUTES[path], "repetition_penalty": "1.1"}) == ""
+    sent = call_of(service).body
+    assert sent["repeat_penalty"] == 1.1 and "repetition_penalty" not in sent
+    both = {**ROUTES[path], "repetition_penalty": 1.1, "repeat_penalty": 1.2}
+    await told(http, url + path, both)
+    assert call_of(service).body["repeat_penalty"] == 1.2
+
+
+@pytest.mark.parametrize("path", V1)
+async def test_a_context_is_asked_for_in_each_dialect(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    assert await told(http, url + path, {**ROUTES[path], "num_ctx": 2048}) == ""
+    assert service.asks[-1].context == 2048
+    assert "num_ctx" not in call_of(service).body
+    async with http.post(url + path, json={**ROUTES[path], "num_ctx": 2**31}) as answer:
+        assert answer.status == 400 and "num_ctx" in await answer.text()
+
+
+async def test_an_ollama_gets_the_context_where_its_route_takes_one(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    await told(http, f"{url}/v1/completions", {**ROUTES["/v1/completions"], "num_ctx": 2048})
+    assert call_of(service, Engine.OLLAMA).body["options"]["num_ctx"] == 2048
+
+
+@pytest.mark.parametrize("given", [{"thinking": {"type": "disabled"}}, {"enable_thinking": False}])
+async def test_thinking_is_turned_off_by_the_words_of_others(
+    serve: Serve, http: ClientSession, given: dict[str, Any]
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    assert await told(http, f"{url}/v1/chat/completions", {**CHAT, **given}) == ""
+    for engine in Engine:
+        sent = call_of(service, engine).body
+        assert sent["reasoning_effort"] == "none" and not sent.keys() & given.keys()
+
+
+async def test_what_an_ollama_does_not_take_from_a_chat_is_named(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    given = {"typical_p": 0.5, "dry_multiplier": 0.8, "repetition_penalty": 1.1, "mirostat": 2, "top_k": 4}
+    await told(http, f"{url}/v1/chat/completions", {**CHAT, **given})
+    notes = call_of(service, Engine.OLLAMA).notes
+    assert [*notes] == [f"{name} has no effect: an Ollama answers" for name in given]
+    neutral = {"typical_p": 1, "repeat_penalty": 1.0, "temperature": 0.5, "seed": 3}
+    await told(http, f"{url}/v1/chat/completions", {**CHAT, **neutral})
+    assert not call_of(service, Engine.OLLAMA).notes
+
+
+async def test_embeddings_and_counts_tell_it_too(serve: Serve, http: ClientSession) -> None:
+    vectors = b'{"data":[{"embedding":[1.0],"index":0}],"usage":{"prompt_tokens":1,"total_tokens":1}}'
+    url = await serve(parts(ScriptedService(vectors), WORDS))
+    for path in ("/v1/embeddings", "/api/embed", "/api/embeddings"):
+        body = {"model": "words", "input": "a", "prompt": "a", "input_type": "query"}
+        del body["prompt" if path != "/api/embeddings" else "input"]
+        assert "input_type has no effect" in await told(http, url + path, {**body, "stream": None}), path
+    url = await serve(parts(ScriptedService(b'{"input_tokens":3}')))
+    body = {**CHAT, "context_management": {"edits": [1]}}
+    warned = await told(http, f"{url}/v1/messages/count_tokens", {**body, "stream": None})
+    assert "context_management has no effect" in warned
+
+
+async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(answers()))
+    body = {**ROUTES["/v1/responses"], "truncation": "middle"}
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        assert answer.status == 400 and (await answer.json())["error"]["param"] == "truncation"
