@@ -11,4 +11,4 @@ _RANGES = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"
 def out_of_range(fault: str) -> str:
     """``must be at most 64`` for a decoder's "Expected `int` <= 64"; empty when it says something else."""
     beyond = _BEYOND.match(fault)
-    return f"must be {_RANGES[beyond[1]]} {beyond[2].removesuffix('.0')}" if beyond else ""
+    return f"must be {_RANGES[beyond[1]]} {beyond[2]}" if beyond else ""
