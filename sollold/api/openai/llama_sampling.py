@@ -52,11 +52,14 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
     cache_prompt: bool | None = None
 
 
-def with_llamas_names(body: dict[str, Any]) -> dict[str, Any]:
-    """``body`` with llama-server's own names for what others call otherwise; its own name goes before."""
-    if "repetition_penalty" not in body:
+def with_llamas_names(body: dict[str, Any], asked: LlamaSampling) -> dict[str, Any]:
+    """``body``, which ``asked`` was read from, with llama-server's own names for what others call otherwise.
+
+    Its own name goes before.
+    """
+    if asked.repetition_penalty is None:
         return body
     out = {key: value for key, value in body.items() if key != "repetition_penalty"}
-    if body["repetition_penalty"] is not None and out.get("repeat_penalty") is None:
-        out["repeat_penalty"] = body["repetition_penalty"]
+    if asked.repeat_penalty is None:
+        out["repeat_penalty"] = asked.repetition_penalty
     return out

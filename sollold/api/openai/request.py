@@ -171,7 +171,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         raise Refusal(
             Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is", field="modalities"
         )
-    out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask))), ask))
+    out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
     for name in NOT_HERE:
         out.pop(name, None)
     _effort(out)
@@ -269,7 +269,7 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
         raise Refusal(
             Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose", field="best_of"
         )
-    out = with_llamas_names(engine_body(typed_body(body, ask)))
+    out = with_llamas_names(engine_body(typed_body(body, ask)), ask)
     _clean_stop(out, ask)
     for name in ("echo", "best_of", "suffix"):
         out.pop(name, None)

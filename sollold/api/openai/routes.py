@@ -359,7 +359,7 @@ class OpenAiRoutes:
             raise Refusal(Fault.BAD_REQUEST, "input_prefix and input_suffix are required")
         return await self._llama_only(
             request,
-            typed_body(body, ask),
+            with_llamas_names(typed_body(body, ask), ask),
             await self._find(ask.model),
             "/infill",
             ask,
@@ -389,7 +389,7 @@ class OpenAiRoutes:
     ) -> web.StreamResponse:
         """A route that only llama-server has; ``change`` is applied to its answer."""
         warnings = llama_warnings(body, asked)
-        call = Call(path, with_llamas_names(engine_body(body)))
+        call = Call(path, engine_body(body))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
         encoder = PassThroughEncoder(change)
         return await self._respond(
