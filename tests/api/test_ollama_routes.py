@@ -330,7 +330,8 @@ async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
         ({"model": "brief", "from": "demo", "template": "{{ .Prompt }}"}, False),
         # It may fetch it.
         ({"model": "brief", "from": "elsewhere"}, True),
-        ({"name": "old", "modelfile": "FROM demo"}, True),
+        ({"name": "old", "modelfile": "FROM demo"}, False),
+        ({"name": "old", "modelfile": "FROM theirs"}, True),
         ({"model": "odd", "from": 5}, True),
     ):
         before = len(relay.sent)
@@ -338,7 +339,7 @@ async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
             assert answer.status == 200, body
             assert json.loads((await answer.read()).splitlines()[-1]) == {"status": "success"}
         assert len(relay.sent) - before == relayed, body
-    assert library.copied == [("demo:latest", "brief", ())] * 2
+    assert library.copied == [*[("demo:latest", "brief", ())] * 2, ("demo:latest", "old", ())]
 
 
 async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:

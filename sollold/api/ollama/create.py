@@ -39,7 +39,7 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
     @property
     def renames(self) -> bool:
         """Whether it asks for nothing but what a second name can say."""
-        more = (self.files, self.adapters, self.quantize, self.modelfile)
+        more = (self.files, self.adapters, self.quantize)
         return bool(self.base) and not any(more)
 
     @property

@@ -21,6 +21,7 @@ from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.ollama.create import Create, told
+from sollold.api.ollama.modelfile_text import modelfile_fields
 from sollold.api.ollama.models import ps, show, tags, with_settings
 from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
 from sollold.errors import Fault, Refusal
@@ -173,8 +174,8 @@ class OllamaModelRoutes:
         await response.write_eof()
         return response
 
-    async def relay(self, request: web.Request) -> web.StreamResponse:
-        """Push, create and blobs: forwarded to an Ollama unchanged."""
+    async def relay(self, request: web.Request, changed: dict[str, Any] | None = None) -> web.StreamResponse:
+        """Push, create and blobs: forwarded to an Ollama, as they are or as ``changed``."""
         relay = self._services.relay
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
         if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
@@ -184,6 +185,8 @@ class OllamaModelRoutes:
         if not path.startswith("/api/blobs/"):
             _, named = await read_as(request, Relayable)
             body, model = bytes(await read_bytes(request)), named.needed(path)
+            if changed is not None:
+                body, model = msgspec.json.encode(changed), str(changed["from"])
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
@@ -220,6 +223,10 @@ class OllamaModelRoutes:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """``/api/create``: forwarded to an Ollama; from a model that none has, a second name."""
         body = fold_keys(await read_object(request), Create)
+        changed = None
+        if isinstance(text := body.get("modelfile"), str) and text.strip():
+            rest = {key: value for key, value in body.items() if key != "modelfile"}
+            body = changed = {**modelfile_fields(text), **rest}
         try:
             wanted = as_type(body, Create)
             base = await self._services.library.find(wanted.needed) if wanted.renames else None
@@ -228,7 +235,7 @@ class OllamaModelRoutes:
             base = None
         if base is None or base.model.source == "ollama":
             try:
-                return await self.relay(request)
+                return await self.relay(request, changed)
             except Refusal as refusal:
                 if refusal.status != 501:
                     raise
