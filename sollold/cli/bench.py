@@ -13,6 +13,7 @@ from typing import Any
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.progress import loading
 from sollold.cli.table import print_table
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
@@ -58,7 +59,8 @@ def bench(options: argparse.Namespace) -> int:
     daemon = client(options, timeout=3600)
     if not options.json:
         print(f"Loading {options.model} …", file=sys.stderr)
-    daemon.post("/api/generate", {"model": options.model, "stream": False}, timeout=3600)
+    with loading(daemon, options.model):
+        daemon.post("/api/generate", {"model": options.model, "stream": False}, timeout=3600)
     rows = [
         measured(daemon, options.model, callers, options.prompt_tokens, options.tokens).row()
         for callers in options.callers

@@ -12,6 +12,7 @@ from typing import Any
 
 from sollold.cli.exit import Exit
 from sollold.cli.parser import read
+from sollold.cli.signals import end_in_order
 from sollold.cli.streams import forget_output, forgive, harmless
 from sollold.settings.fault import SettingsError
 
@@ -72,7 +73,8 @@ def main(words: Sequence[str] | None = None) -> int:
         forget_output()
         return Exit.DONE
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # The last one is that of a terminal that was closed.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         if error.filename is None:
             forget_output()
@@ -82,6 +84,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str] | None) -> int:
     options = read(words)
+    if words is None and options.command != "run":
+        # Not in a program that calls this. And the daemon has its own ways: systemd expects it to die of
+        # them while it starts.
+        end_in_order()
     module = importlib.import_module(f"sollold.cli.{ROOMS[options.command]}")
     try:
         return _call(getattr(module, options.command), options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sollold.cli.asking import console
+from sollold.cli.on_screen import on_screen
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
@@ -17,6 +19,8 @@ from sollold.client.errors import ClientError
 _INTERVAL = 0.5
 _QUIET = 0.4
 """Seconds before a bar is shown: a model that is loaded already answers sooner."""
+_LOOK = 3.0
+"""Seconds that a look may take: Ctrl-C waits for its end."""
 _NEWS = 10
 """Looks that the news of a drain may take."""
 
@@ -27,6 +31,11 @@ class Waiting:
     def __init__(self, end: Callable[[], None]) -> None:
         self._end: Callable[[], None] | None = end
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._end is None
+
     def end(self) -> None:
         """Take the bar away; again: nothing."""
         end, self._end = self._end, None
@@ -36,10 +45,25 @@ class Waiting:
 
 @contextlib.contextmanager
 def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
-    """A bar on the terminal (standard error) with the load of ``model``, until the block or its `end`."""
-    if not sys.stderr.isatty():
-        yield Waiting(lambda: None)
-        return
+    """A bar on the terminal (standard error) with the load of ``model``, until the block or its `end`.
+
+    Where Ctrl-C ends the block before the load has ended, it is said that that goes on.
+    """
+    waiting = _bar(daemon, model) if sys.stderr.isatty() else Waiting(lambda: None)
+    try:
+        yield waiting
+    except (KeyboardInterrupt, SystemExit):
+        loaded = waiting.over
+        waiting.end()
+        if not loaded and _loads(daemon, model):
+            end = f"sollold unload --force {shlex.quote(model)}"
+            print(harmless(f"sollold: the load of {model} goes on; to end it: {end}"), file=sys.stderr)
+        raise
+    finally:
+        waiting.end()
+
+
+def _bar(daemon: BlockingClient, model: str) -> Waiting:
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(daemon, model, done), daemon=True)
     watcher.start()
@@ -48,11 +72,7 @@ def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
         done.set()
         watcher.join()
 
-    waiting = Waiting(end)
-    try:
-        yield waiting
-    finally:
-        waiting.end()
+    return Waiting(end)
 
 
 def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
@@ -66,7 +86,7 @@ def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    with on_screen(Progress(*columns, console=console(stderr=True), transient=True)) as bar:
         task = bar.add_task(model, total=None)
         while not done.is_set():
             for found in _loads(daemon, model):
@@ -79,7 +99,7 @@ def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
     """The deployments of ``model``, whatever its tag, that are not ready yet."""
     name = model.split(":")[0]
     try:
-        deployments = daemon.get("/api/cluster")["deployments"]
+        deployments = daemon.get("/api/cluster", timeout=_LOOK)["deployments"]
     except ClientError:
         return []
     return [one for one in deployments if one["model"].split(":")[0] == name and one["state"] != "ready"]
@@ -87,6 +107,15 @@ def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
 
 def emptied(daemon: BlockingClient, name: str) -> bool:
     """Wait until the draining node (name or id) is empty, saying what it still does; False: it won't be."""
+    try:
+        return _emptied(daemon, name)
+    except (KeyboardInterrupt, SystemExit):
+        back = f"sollold undrain {shlex.quote(name)}"
+        print(harmless(f"sollold: {name} goes on draining; to end that: {back}"), file=sys.stderr)
+        raise
+
+
+def _emptied(daemon: BlockingClient, name: str) -> bool:
     told = ""
     # It may be another node than the one asked, where the news comes a moment later.
     unheard = _NEWS

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.on_screen import on_screen
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
@@ -17,11 +19,16 @@ from sollold.client.errors import ClientError
 def pull(options: argparse.Namespace) -> int:
     """Fetch a model, with a bar a file."""
     daemon = client(options)
-    if options.json:
-        for item in _steps(daemon, options.model):
-            print_json(item, line=True)
-    else:
-        _show(_steps(daemon, options.model), stderr=False)
+    try:
+        if options.json:
+            for item in _steps(daemon, options.model):
+                print_json(item, line=True)
+        else:
+            _show(_steps(daemon, options.model), stderr=False)
+    except (KeyboardInterrupt, SystemExit):
+        again = f"sollold pull {shlex.quote(options.model)}"
+        print(harmless(f"sollold: stopped; what has come is kept, go on with: {again}"), file=sys.stderr)
+        raise
     return Exit.DONE
 
 
@@ -73,7 +80,7 @@ def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
         DownloadColumn(),
         TransferSpeedColumn(),
     )
-    with Progress(*columns, console=console(stderr=stderr)) as bar:
+    with on_screen(Progress(*columns, console=console(stderr=stderr))) as bar:
         tasks = {}
         for item in steps:
             digest = item.get("digest", "")

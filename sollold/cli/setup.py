@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
+from sollold.cli.on_screen import on_screen
 from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, Setup
 from sollold.settings.paths import places
@@ -38,7 +39,7 @@ def setup(options: argparse.Namespace) -> int:
         except SetupFailed as error:
             print(f"sollold: {error}", file=sys.stderr)
             return Exit.FAILED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             work.cancel()
             raise
     if options.print_folder:
@@ -71,6 +72,6 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
         rich.TimeElapsedColumn(),
         rich.TextColumn("{task.description}", markup=False),
     )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with on_screen(rich.Progress(*columns, console=Console(stderr=True), transient=True)) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda progress: bar.update(task, completed=progress.fraction, description=progress.message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.following import Follower
+from sollold.cli.on_screen import on_screen
 from sollold.cli.streams import harmless
 from sollold.machine.device import PROCESSOR
 from sollold.units import bytes_text, seconds_text
@@ -37,7 +38,7 @@ def status(options: argparse.Namespace) -> int:
     if options.watch and out.is_terminal and not options.json:
         from rich.live import Live
 
-        with Live(_all(state), console=out, auto_refresh=False) as screen:
+        with on_screen(Live(_all(state), console=out, auto_refresh=False)) as screen:
             while True:
                 time.sleep(1)
                 screen.update(_all(asked()), refresh=True)

@@ -45,16 +45,18 @@ def support(options: argparse.Namespace) -> int:
         "events.txt": lambda: daemon.text("/api/cluster/events?last=1000"),
         "metrics.txt": lambda: daemon.text("/metrics"),
     }
-    with tarfile.open(file, "w:gz") as archive:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
         for name, make in parts.items():
             try:
                 text = make()
             except (ClientError, OSError, SettingsError, subprocess.SubprocessError) as error:
                 text = f"not available: {error}\n"
-            data = text.encode(errors="replace")
+            part = text.encode(errors="replace")
             entry = tarfile.TarInfo(f"sollold-support-{stamp}/{name}")
-            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
-            archive.addfile(entry, io.BytesIO(data))
+            entry.size, entry.mtime, entry.mode = len(part), int(time.time()), 0o600
+            archive.addfile(entry, io.BytesIO(part))
+    _write(file, data.getvalue())
     if options.json:
         print_json({"file": str(file)})
         return Exit.DONE
@@ -65,6 +67,23 @@ def support(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return Exit.DONE
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write the archive. None is left that is not whole; what was there before stays where it is.
+
+    Raises:
+        OSError: it can't be written, as on a full disk.
+    """
+    new = not file.exists()
+    try:
+        with file.open("wb") as out:
+            out.write(data)
+    except OSError as error:
+        error.filename = str(file)
+        if new:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _json(item: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
+from sollold.cli.on_screen import on_screen
 from sollold.cli.status import deployment_table, faults, headline, node_table
 from sollold.client.errors import ClientError
 from sollold.units import seconds_text
@@ -40,7 +41,7 @@ def top(options: argparse.Namespace) -> int:
     from rich.live import Live
 
     view, paused, state = "all", False, _asked(daemon)
-    with _keys(), Live(console=console(), screen=True, auto_refresh=False) as screen:
+    with _keys(), on_screen(Live(console=console(), screen=True, auto_refresh=False)) as screen:
         while True:
             screen.update(frame(state, view, paused=paused), refresh=True)
             key = _pressed(_INTERVAL)
@@ -132,7 +133,8 @@ def _keys() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _pressed(seconds: float) -> str:

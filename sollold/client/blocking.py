@@ -64,13 +64,13 @@ class BlockingClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, *, timeout: float | None = None) -> Any:
         """The JSON object at ``path``.
 
         Raises:
             ClientError: nobody answers, the answer is an error, or what answers is not sollold.
         """
-        return self._whole("GET", path, None, self._timeout)
+        return self._whole("GET", path, None, timeout or self._timeout)
 
     def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
         """Send JSON, get JSON (None for an empty answer).
