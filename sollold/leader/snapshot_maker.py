@@ -82,7 +82,10 @@ class SnapshotMaker:
                 back = {record.name for record in self._observations.expected(self._clock())}
                 if awaited := ", ".join(sorted(back & set(resolved.away))):
                     return HoldersAway(f"{ask.model} waits for {awaited}: it has the file and was just here.")
-                gone = f"No node that has {ask.model} is online any more."
+                gone = (
+                    f"No node has {ask.model} any more: those that had it are offline, or its files were "
+                    "moved, removed or closed to the daemon."
+                )
                 return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
             refusal = unresolved(resolved)
             message = refusal.message or f"model {ask.model!r} not found"

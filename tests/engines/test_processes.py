@@ -13,7 +13,7 @@ import pytest
 
 from sollold.engines.llamacpp import process_log
 from sollold.engines.llamacpp.child_journal import MARK, Journal, started
-from sollold.engines.llamacpp.exit_reason import exit_reason
+from sollold.engines.llamacpp.exit_reason import crashed, exit_reason
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.process_log import ProcessLog, prune
@@ -291,9 +291,23 @@ def test_ports_are_given_once():
             "it was ended by SIGABRT: what():  Invalid diff",
         ),
         (-11, ["0.1 I srv load: error correction is off", "0.2 I done"], "it was ended by SIGSEGV: done"),
+        (-7, ["0.1 I slot init_sampler: took 0.00 ms"], "a file that it had mapped can't be read any more"),
+        (
+            -6,
+            [
+                "terminate called after throwing an instance of 'std::system_error'",
+                "  what():  Resource temporarily unavailable",
+            ],
+            "it was ended by SIGABRT: the system gives this user no more threads or processes",
+        ),
         (0, [], "it ended with exit code 0"),
         (-99, ["x"], "it was ended by signal 99: x"),
     ],
 )  # fmt: skip
 def test_last_words(code: int, lines: list[str], words: str):
     assert words in exit_reason(code, lines)
+
+
+def test_a_file_that_is_cut_short_under_an_engine_is_no_fault_of_a_request():
+    assert crashed(-signal.SIGSEGV) and crashed(-signal.SIGABRT) and crashed(1)
+    assert not crashed(-signal.SIGBUS)

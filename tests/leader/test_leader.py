@@ -112,7 +112,7 @@ async def test_a_model_whose_only_holder_restarts_is_waited_for(cluster: Cluster
     assert (await cluster.planner.ensure(ask)).verdict is Verdict.WAIT
     gone_for_good(cluster, "only")
     answer = await cluster.planner.ensure(ask)
-    assert answer.verdict is Verdict.REFUSED and "online any more" in answer.message
+    assert answer.verdict is Verdict.REFUSED and "those that had it are offline" in answer.message
 
 
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
@@ -120,7 +120,7 @@ async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "not_found")
     answer = await cluster.planner.ensure(Ensure("gone:latest", digest="d9"))
     assert answer.fault == "unavailable"
-    assert "online any more" in answer.message
+    assert "those that had it are offline" in answer.message
     cluster.nodes["b"].models += [model("twin:7b", "t1"), model("twin:8b", "t2")]
     answer = await cluster.planner.ensure(Ensure("twin"))
     assert answer.fault == "ambiguous"

@@ -426,7 +426,7 @@ def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 
     monkeypatch.setattr("sollold.models.stores.folders.scan_folder", held(folders.scan_folder))
     monkeypatch.setattr(reader, "read_files", held(reader.read_files))
-    monkeypatch.setattr(scan_result, "stamp", held(scan_result.stamp))
+    monkeypatch.setattr(scan_result, "_watched", held(scan_result._watched))
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)

@@ -199,3 +199,14 @@ def test_where_the_hub_cache_is(tmp_path: Path) -> None:
     assert huggingface_cache.caches({"HF_HUB_CACHE": "/x", "HF_HOME": "/y"}, tmp_path) == (Path("/x"),)
     assert huggingface_cache.caches({"HF_HOME": "/y"}, tmp_path) == (Path("/y/hub"),)
     assert huggingface_cache.caches({}, tmp_path) == (tmp_path / ".cache/huggingface/hub",)
+
+
+def test_what_may_be_read_again_is_looked_at_again(tmp_path: Path) -> None:
+    """As after the command that doctor shows: it changes no time."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    folder.chmod(0)
+    found = folders.scan_folder(folder)
+    assert not found.changed()
+    folder.chmod(0o755)
+    assert found.changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,16 @@ async def test_a_share_whose_server_is_away_holds_up_no_transfer_of_other_models
     server_away.set()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_read_that_fails_is_told_to_its_caller_and_to_nobody_else(tmp_path: Path) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    threads = PatientThreads(MOST, "test")
+    with pytest.raises(FileNotFoundError):
+        await threads.run(tmp_path / "gone", (tmp_path / "gone").read_bytes)
+    threads.close()
+    for _ in range(3):
+        gc.collect()
+        await asyncio.sleep(0)
+    assert told == []

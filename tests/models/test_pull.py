@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.models.gguf import reader as gguf
+from sollold.models.transfer import peer_source
 from sollold.models.transfer.partial_file import Item, PartialFile
 from sollold.models.transfer.pull_progress import PullError
 from tests.doubles import until
@@ -178,6 +181,35 @@ async def test_all_sources_gone_says_so_and_keeps_what_came(
         await a.pull("tiny")
     assert a.catalogue.models == ()
     assert unfinished(a)
+
+
+@pytest.mark.parametrize("how", ["removed", "grown"])
+async def test_a_file_that_goes_while_it_is_sent_is_told_by_the_name_of_its_node_and_is_no_internal_error(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
+    monkeypatch.setattr("sollold.models.transfer.part_check._PAUSE", 0.01)
+    a, b, _ = three.nodes
+    path = big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    await until(lambda: a.library.find("tiny"))
+    read = peer_source._read
+
+    def goes(*args: Any) -> bytes:
+        if b.server.asked > 3 and path.exists():
+            if how == "removed":
+                path.unlink()
+            else:
+                path.write_bytes(path.read_bytes() + b"more")
+        return read(*args)
+
+    monkeypatch.setattr(peer_source, "_read", goes)
+    with pytest.raises(PullError, match="node b"):
+        await a.pull("tiny")
+    gc.collect()
+    assert "sending" in caplog.text
+    assert not [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+    assert a.catalogue.models == () and unfinished(a)
 
 
 async def test_other_content_is_thrown_away(three: ThreeNodes) -> None:

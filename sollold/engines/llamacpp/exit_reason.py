@@ -9,11 +9,15 @@ from collections.abc import Sequence
 OUT_OF_MEMORY = "ran out of memory"
 """What a reason says of a process that did."""
 KILLED = "it was killed (SIGKILL), probably out of memory"
+UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): cut short, or its disk is gone"
+NO_THREADS = "the system gives this user no more threads or processes; raise TasksMax= or `ulimit -u`"
 _MEMORY = re.compile(
     r"out of memory|failed to allocate|unable to allocate|cannot allocate|OutOfDeviceMemory"
     r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
     re.IGNORECASE,
 )
+_THREADS = re.compile(r"what\(\):\s+Resource temporarily unavailable|pthread_create.*\bEAGAIN\b")
+"""What the C++ library says when a thread can't be started."""
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
 _PROJECTOR = re.compile(
     r"failed to load (?:CLIP|multimodal) model|error: failed to load mmproj", re.IGNORECASE
@@ -54,8 +58,10 @@ def draft_was_refused(lines: Sequence[str]) -> bool:
 
 
 def crashed(code: int) -> bool:
-    """Whether a process with this exit code ended by a fault of its own; nobody ended or killed it."""
-    return code not in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+    """Whether a process with this exit code ended by a fault of its own, or of what it was asked: nobody
+    ended or killed it, and no file was taken from under it."""
+    told = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return code not in (0, -signal.SIGBUS, *(-one for one in told))
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:
@@ -75,6 +81,10 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         return f"it {OUT_OF_MEMORY} ({_short(memory)})"
     if code == -signal.SIGKILL:
         return KILLED
+    if code == -signal.SIGBUS:
+        return UNREADABLE
+    if any(_THREADS.search(line) for line in clean):
+        return f"{_how(code)}: {NO_THREADS}"
     how = _how(code)
     telling = _assertion(clean) if code < 0 else ""
     telling = telling or next((line for line in clean if _LOADING.search(line)), "")

@@ -57,9 +57,11 @@ class PatientThreads:
         async with self._slots:
             self._check(place)
             job = self._threads.submit(work)
-            done, _ = await asyncio.wait({asyncio.wrap_future(job)}, timeout=self._seconds)
-        if done:
-            return job.result()
+            waiting = asyncio.wrap_future(job)
+            await asyncio.wait({waiting}, timeout=self._seconds)
+        if waiting.done():
+            return waiting.result()
+        waiting.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         self._silent[place] += 1
         loop = asyncio.get_running_loop()
         job.add_done_callback(lambda ended: self._answers(loop, place))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import field, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from sollold.facts import dataclass
 
 Stamp = tuple[int, int, int, int] | None
 """Device, inode, size and modification time (ns) of a path; None when it is not there."""
+Watched = tuple[tuple[int, int, int, int], int, int, int] | None
+"""Its stamp, mode, owner and group."""
 
 
 def stamp(path: str | Path) -> Stamp:
@@ -18,7 +21,21 @@ def stamp(path: str | Path) -> Stamp:
         status = Path(path).stat()
     except (OSError, ValueError):
         return None
+    return stamp_of(status)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    """The stamp of what is there."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _watched(path: str | Path) -> Watched:
+    """What is compared of a path: who may read it as well, which changes no time of it."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return (stamp_of(status), status.st_mode, status.st_uid, status.st_gid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +82,11 @@ class Scan:
 
     found: list[FoundModel] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    watch: dict[str, Stamp] = field(default_factory=dict)
+    watch: dict[str, Watched] = field(default_factory=dict)
 
     def see(self, path: str | Path) -> None:
         """Watch a path from now on."""
-        self.watch[str(path)] = stamp(path)
+        self.watch[str(path)] = _watched(path)
 
     def see_files(self, files: Iterable[Path], projector: Path | None) -> None:
         """Watch a model's files."""
@@ -80,7 +97,7 @@ class Scan:
 
     def changed(self) -> bool:
         """Whether any watched path is not as it was. One ``stat`` a path."""
-        return any(stamp(path) != was for path, was in self.watch.items())
+        return any(_watched(path) != was for path, was in self.watch.items())
 
 
 def unreadable(found: FoundModel, reason: str) -> FoundModel:

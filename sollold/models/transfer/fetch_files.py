@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 
 import msgspec
@@ -37,7 +37,8 @@ class Download:
         model: what is written beside the files, so that they are listed as they were.
         key: names the download, so that it goes on where it stopped.
         check: what is wrong with the files of a folder; empty: nothing.
-        verifiers: nodes that can tell whether parts are right; one after the other is asked.
+        verifiers: nodes that can tell whether parts are right, and their names for people; one after the
+            other is asked.
     """
 
     model: Model
@@ -45,7 +46,7 @@ class Download:
     key: str
     sources: Sequence[Source | BlockingSource]
     check: Callable[[Path], str]
-    verifiers: Sequence[str] = ()
+    verifiers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def download(
@@ -85,7 +86,7 @@ async def _receive(
     # The one by whose word the parts of an earlier attempt were taken goes first.
     nodes = sorted(job.verifiers, key=lambda node: node != partial.measure) or [""]
     for left, node in enumerate(nodes, 1 - len(nodes)):
-        verifier = PartCheck(calls, node, job.key, partial, threads) if node else None
+        verifier = _verifier(job, partial, calls, node, threads)
         downloader = _downloader(job, partial, verifier, pace, threads, say)
         _tell(job, downloader, say)
         try:
@@ -98,6 +99,12 @@ async def _receive(
                 raise
             log.info("%s; another node is asked", lost)
     _tell(job, downloader, say)
+
+
+def _verifier(
+    job: Download, partial: PartialFile, calls: Calls, node: str, threads: Executor
+) -> PartCheck | None:
+    return PartCheck(calls, node, job.verifiers[node], job.key, partial, threads) if node else None
 
 
 def _downloader(

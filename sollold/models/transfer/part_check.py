@@ -46,8 +46,12 @@ class PartHash:
 class PartCheck:
     """Checks the parts of a model by the word of one node."""
 
-    def __init__(self, calls: Calls, node: str, digest: str, partial: PartialFile, threads: Executor) -> None:
+    def __init__(
+        self, calls: Calls, node: str, name: str, digest: str, partial: PartialFile, threads: Executor
+    ) -> None:
+        """``name``: the node's, for people."""
         self.node = node
+        self._name = name
         self._calls = calls
         self._digest = digest
         self._partial = partial
@@ -93,4 +97,4 @@ class PartCheck:
                     await asyncio.sleep(min(5.0, _PAUSE * 2**attempt))
             else:
                 return told.sha256
-        raise CheckLost(f"what came can't be checked: {fault}") from None
+        raise CheckLost(f"what came can't be checked by {self._name}: {fault}") from None

@@ -185,12 +185,15 @@ class Sender:
         response = web.StreamResponse(status=206, headers={"Content-Type": "application/octet-stream"})
         response.content_length = end - start
         await response.prepare(request)
-        await self._send(response, path, stamp, start, end)
+        if not await self._send(response, path, stamp, start, end) and request.transport is not None:
+            # The only way to say in the middle of an answer that no more of it comes.
+            request.transport.abort()
         return response
 
     async def _send(
         self, response: web.StreamResponse, path: str, stamp: _Stamp, start: int, end: int
-    ) -> None:
+    ) -> bool:
+        """Whether all was sent: a file may be changed or removed meanwhile, and a disk pulled out."""
         loop = asyncio.get_running_loop()
         most = self._pace.piece(_PIECE)
         while start < end:
@@ -198,11 +201,12 @@ class Sender:
                 piece = await self._threads.run(path, _read, path, stamp, min(most, end - start), start)
             except (OSError, LookupError) as error:
                 log.warning("sending %s broke off: %s", path, error)
-                raise ConnectionResetError(str(error)) from None
+                return False
             if delay := self._pace.wait(len(piece), loop.time()):
                 await asyncio.sleep(delay)
             await response.write(piece)
             start += len(piece)
+        return True
 
 
 class NodeSource:

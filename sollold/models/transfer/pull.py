@@ -240,7 +240,7 @@ class Puller:
         model = holders[0][1]
         sources: list[Source | BlockingSource] = []
         parcel: ModelFiles | None = None
-        verifiers: list[str] = []
+        verifiers: dict[str, str] = {}
         fault: PeerError | None = None
         for node, _ in holders:
             source = NodeSource(self._calls, node, model.digest)
@@ -255,7 +255,7 @@ class Puller:
             ]:
                 parcel = parcel or offered
                 if offered.hashes:
-                    verifiers.append(node)
+                    verifiers[node] = f"node {node}" if self._reach is None else self._reach.name(node)
                 if self._reach is not None:
                     piece = self._pace.piece(DirectSource.PIECE)
                     sources.append(DirectSource(self._reach, node, model.digest, piece))
