@@ -14,10 +14,10 @@ MOST_RECENT = 100
 MOST_LABELS = 500
 """(route, model) pairs that are counted apart; what comes after counts as model ``other``."""
 
-FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 10)
-WAIT_BUCKETS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-REQUEST_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+FIRST_TOKEN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 320)
+TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 10)
+WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 120, 600)
+REQUEST_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 
 class Histogram:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.api.http.inflight import InflightRequest
-from sollold.control.activity import Activity
+from sollold.control.activity import Activity, RequestStats
 from sollold.control.history import regular
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
@@ -291,3 +291,33 @@ async def test_polling_is_told_apart_from_requests(serve: Serve, http: ClientSes
     assert 'sollold_http_request_seconds_count{dialect="ollama",kind="poll"} 3.0' in text
     assert 'sollold_http_request_seconds_count{dialect="ollama",kind="request"} 2.0' in text
     assert "xxxxx" not in text, "what callers make up names no series"
+
+
+async def test_metrics_of_many_models_are_short(serve: Serve, http: ClientSession) -> None:
+    """What was never counted, and what does not depend on the route, has no lines of its own."""
+    given = parts()
+    for number in range(17):
+        for path in ("/api/chat", "/v1/chat/completions", "/v1/embeddings"):
+            stats = RequestStats(outcomes={"ok": 1}, prompt_tokens=5)
+            stats.duration.observe(0.3)
+            stats.queue.observe(0.0)
+            stats.load.observe(0.0)
+            if path != "/v1/embeddings":
+                stats.first_token.observe(0.3)
+                stats.inter_token.observe(0.03)
+            given.monitor.activity.stats[path, f"demo{number}:latest"] = stats
+    url = await serve(given)
+    async with http.get(f"{url}/metrics", headers={"Accept-Encoding": "identity"}) as answer:
+        plain = await answer.read()
+        assert "Content-Encoding" not in answer.headers
+    text = plain.decode()
+    assert 'sollold_request_queue_time_seconds_count{model="demo0:latest"} 3.0' in text
+    assert 'sollold_inter_token_latency_seconds_sum{model="demo0:latest"} 0.06' in text
+    assert 'sollold_time_to_first_token_seconds_count{model="demo0:latest",route="/api/chat"} 1.0' in text
+    assert 'seconds_count{model="demo0:latest",route="/v1/embeddings"} 1.0' in text
+    assert 'first_token_seconds_count{model="demo0:latest",route="/v1/embeddings"}' not in text
+    assert len(plain) < 200_000
+    async with http.get(f"{url}/metrics", headers={"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert int(answer.headers["Content-Length"]) < len(plain) / 10
+        assert "sollold_requests_total" in await answer.text()

@@ -195,9 +195,13 @@ class _Requests(Collector):
                 "Seconds from a request to the end of its response",
             ),
         }
+        # Each has a dozen lines. What an engine does to all alike is summed over the routes.
+        alike = {"inter_token": ["model"], "queue": ["model"], "load": ["model"]}
         families = {
-            key: HistogramMetricFamily(name, text, labels=names) for key, (name, text) in texts.items()
+            key: HistogramMetricFamily(name, text, labels=alike.get(key, names))
+            for key, (name, text) in texts.items()
         }
+        times: dict[tuple[str, ...], activity.Histogram] = {}
         # Copies: others are added meanwhile.
         for (route, model), stats in self._monitor.activity.stats.copy().items():
             labels = [route, model]
@@ -205,9 +209,14 @@ class _Requests(Collector):
                 requests.add_metric([*labels, outcome], count)
             prompt.add_metric(labels, stats.prompt_tokens)
             generated.add_metric(labels, stats.generated_tokens)
-            for key, family in families.items():
+            for key in families:
                 histogram: activity.Histogram = getattr(stats, key)
-                family.add_metric(labels, histogram.cumulative(), histogram.sum)
+                if any(histogram.counts):
+                    of = (key, model) if key in alike else (key, *labels)
+                    summed = times.setdefault(of, activity.Histogram(histogram.bounds))
+                    summed.add(histogram.counts, histogram.sum)
+        for (key, *shown_by), summed in times.items():
+            families[key].add_metric(shown_by, summed.cumulative(), summed.sum)
         yield from (requests, prompt, generated, *families.values())
 
     def _loads(self) -> Iterator[Metric]:
