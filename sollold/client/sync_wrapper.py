@@ -248,16 +248,15 @@ class HybridRouter(_Blocking):
         Raises:
             ClientError: no daemon could be reached.
         """
-        found = run(self.asynchronous.refresh())
-        reached = self.asynchronous.ollama_pool.client
+        # A method, and no function of here: it goes with a coordinator to another process.
+        return [_looking(one, self._is_ready) for one in run(self.asynchronous.refresh())]
 
-        def look(deployment: str) -> bool:
-            with contextlib.suppress(ClientError):
-                there = coordinators_in(run(reached.get("/api/cluster")))
-                return any(one.id == deployment and one.state == "ready" for one in there)
-            return False
-
-        return [_looking(one, look) for one in found]
+    def _is_ready(self, deployment: str) -> bool:
+        """Whether the cluster has a coordinator of this id that answers."""
+        with contextlib.suppress(ClientError):
+            there = coordinators_in(run(self.asynchronous.ollama_pool.client.get("/api/cluster")))
+            return any(one.id == deployment and one.state == "ready" for one in there)
+        return False
 
     @property
     def coordinator(self) -> Coordinator | None:

@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -21,6 +22,7 @@ from sollold.client import (
     background,
     sync_wrapper,
 )
+from sollold.client.coordinator import DISTRIBUTED
 from sollold.client.errors import NodeLost, NodeSilent
 from tests.doubles import until
 from tests.http_double import HttpDouble
@@ -32,6 +34,7 @@ class Slow(HttpDouble):
     def __init__(self) -> None:
         self.open = 0
         self.end = asyncio.Event()
+        self.deployments: list[dict[str, Any]] = []
 
     async def start(self) -> str:
         app = web.Application()
@@ -40,7 +43,8 @@ class Slow(HttpDouble):
         return await self.serve(app)
 
     async def _whole(self, request: web.Request) -> web.Response:
-        return web.json_response({"name": "a", "models": [], "nodes": [], "deployments": []})
+        whole = {"name": "a", "models": [], "nodes": [], "deployments": self.deployments}
+        return web.json_response(whole)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -151,3 +155,15 @@ async def test_a_router_in_use_goes_to_another_process(node: tuple[Slow, str]) -
     pool = sync_wrapper.OllamaPool(url)
     assert await asyncio.to_thread(pool.list) == []
     assert await asyncio.to_thread(copy.deepcopy(pool).list) == []
+
+
+async def test_a_coordinator_goes_to_another_process_and_is_asked_there(node: tuple[Slow, str]) -> None:
+    slow, url = node
+    runs = {"id": "d1", "model": "big:latest", "node": "1", "node_name": "a", "state": "ready", "placed": []}
+    slow.deployments = [runs | {"backend": DISTRIBUTED, "context": 768, "speed": 0.0}]
+    with sync_wrapper.HybridRouter(node=url) as router:
+        (found,) = await asyncio.to_thread(lambda: router.coordinators)
+        again = pickle.loads(pickle.dumps(found))
+        assert again == found and await asyncio.to_thread(again.is_running)
+        slow.deployments = []
+        assert not await asyncio.to_thread(again.is_running)
