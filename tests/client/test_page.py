@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -40,6 +41,32 @@ def test_the_examples_are_typed() -> None:
         cwd=page.PAGE.parents[1],
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_is_read_that_a_loop_may_not_have_bound() -> None:
+    """Which pyright refuses, and mypy does not: of no rounds nothing is left."""
+    for one in page.examples():
+        statements = ast.parse(one.code).body
+        for number, loop in enumerate(statements):
+            if isinstance(loop, ast.For):
+                bound = {name.id for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
+                assert not bound & _read_first(statements[number + 1 :]), one.code
+
+
+def _read_first(statements: list[ast.stmt]) -> set[str]:
+    """Names that ``statements`` read before they bind them."""
+    read, bound = set[str](), set[str]()
+    for statement in statements:
+        names = [name for name in ast.walk(statement) if isinstance(name, ast.Name)]
+        stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        loop = isinstance(statement, ast.For)
+        read |= (
+            {name.id for name in names if isinstance(name.ctx, ast.Load)}
+            - bound
+            - (stored if loop else set())
+        )
+        bound |= stored
+    return read
 
 
 @pytest.fixture
