@@ -1,0 +1,43 @@
+"""The properties of an object in a JSON schema, as llama.cpp reads them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.keywords import Schema
+from sollold.api.grammar.settled import Settled
+
+MOST_CHOICES = 16
+MOST_NAMES = 256
+
+
+def properties_of(schema: Schema) -> dict[str, Any]:
+    """Those that have a schema, by name."""
+    found: dict[str, Any] = schema.get("properties", {})
+    return found
+
+
+def is_closed(schema: Schema) -> bool:
+    """Whether llama.cpp writes no properties but those that have a schema."""
+    rest = schema.get("additionalProperties")
+    return rest is False or (rest is None and "properties" in schema)
+
+
+def leave_out(settled: Settled, names: list[str]) -> None:
+    """Without the properties of these names, which must not be there.
+
+    Raises:
+        Impossible: one of them is required.
+    """
+    schema = settled.schema
+    if not names:
+        return
+    gone = {*names}
+    for name in schema.get("required", ()):
+        if name in gone:
+            raise Impossible("required", f"{name[:40]!r} is not allowed")
+    settled.set(properties={key: one for key, one in properties_of(schema).items() if key not in gone})
+    if "additionalProperties" not in schema:
+        # Nothing that is joined later brings them back.
+        settled.set(additionalProperties=False)

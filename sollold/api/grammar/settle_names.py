@@ -1,0 +1,75 @@
+"""Which names the properties of an object in a JSON schema may have. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.grammar.join import both
+from sollold.api.grammar.keywords import JOINS, constraints_of, values_of
+from sollold.api.grammar.object_properties import MOST_CHOICES, MOST_NAMES, is_closed, properties_of
+from sollold.api.grammar.settled import Settled
+from sollold.api.grammar.values import Resolve, ValueCheck
+
+_ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
+
+
+def settle_names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+    """Names that patterns and ``propertyNames`` allow."""
+    _all_names(settled)
+    _matched_names(settled)
+    _names(settled, resolve, check)
+
+
+def _all_names(settled: Settled) -> None:
+    """A pattern of any name speaks of all properties."""
+    patterns = settled.schema.get("patternProperties")
+    if not isinstance(patterns, dict):
+        return
+    rest: Any = True
+    for name in _ANY_NAME & patterns.keys():
+        rest = both(rest, patterns[name])
+    left = {name: one for name, one in patterns.items() if name not in _ANY_NAME}
+    if len(left) == len(patterns):
+        return
+    properties = {name: both(one, rest) for name, one in properties_of(settled.schema).items()}
+    settled.set(properties=properties or None, patternProperties=left or None, additionalProperties=rest)
+
+
+def _matched_names(settled: Settled) -> None:
+    """Names that only patterns allow: where there are no others each may be written, with a value that one of
+    the patterns demands. The grammar would allow none, and the object would always be empty.
+    """
+    schema = settled.schema
+    patterns = schema.get("patternProperties")
+    if not patterns or properties_of(schema) or schema.get("additionalProperties") is not False:
+        return
+    values = [*patterns.values()]
+    found = [one for place, one in enumerate(values[:MOST_CHOICES]) if one not in values[:place]]
+    if len(values) > MOST_CHOICES:
+        found = [{}]
+    settled.set(additionalProperties=found[0] if len(found) == 1 else {"anyOf": found})
+
+
+def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+    """The names that ``propertyNames`` lists or lets through."""
+    schema = settled.schema
+    if not isinstance(names := schema.get("propertyNames"), dict):
+        return
+    target = (resolve(names["$ref"]) or {}) if "$ref" in names and not constraints_of(names) else names
+    properties, rest = properties_of(schema), schema.get("additionalProperties", True)
+    listed = values_of(target) if target.keys() & {"enum", "const"} and not target.keys() & JOINS else None
+    if listed is not None and len(listed) <= MOST_NAMES and "patternProperties" not in schema:
+        allowed = [
+            name for name in listed if isinstance(name, str) and check.admits(target, name) is not False
+        ]
+        given = {name: one for name, one in properties.items() if name in allowed}
+        if not is_closed(schema):
+            further = rest if isinstance(rest, dict) else {}
+            given |= {name: further for name in allowed if name not in given}
+        settled.set(properties=given, additionalProperties=False, propertyNames=None)
+        return
+    if is_closed(schema):
+        verdicts = {name: check.admits(target, name) for name in properties}
+        if None not in verdicts.values():
+            kept = {name: one for name, one in properties.items() if verdicts[name]}
+            settled.set(properties=kept, propertyNames=None)
