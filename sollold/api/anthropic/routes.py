@@ -21,6 +21,7 @@ from sollold.api.engine.placement import find_placed
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
+from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -58,21 +59,26 @@ class AnthropicRoutes:
         said = engine["messages"]
         lacking = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
         native["model"] = asked.model
-        calls, prepared = chat_calls(
-            listed.model, llama=lambda: engine, ollama=Call(CHAT_PATH, native, lacking)
+        call = Call(CHAT_PATH, native, lacking)
+        calls, prepared = await off_loop(
+            request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=call)
         )
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
-        ask = build_ask(
-            caller,
-            asked.model,
-            listed,
-            calls,
-            stream=True,
-            keep_alive=asked.keep_alive,
-            context=asked.num_ctx,
-            prefix=prefix,
-            placement=asked.placement,
+        ask = await off_loop(
+            request,
+            body,
+            lambda: build_ask(
+                caller,
+                asked.model,
+                listed,
+                calls,
+                stream=True,
+                keep_alive=asked.keep_alive,
+                context=asked.num_ctx,
+                prefix=prefix,
+                placement=asked.placement,
+            ),
         )
 
         def encoder() -> EventEncoder:
@@ -92,9 +98,14 @@ class AnthropicRoutes:
         listed = await self._services.library.find(require_model(asked.model))
         own = {**prompt_body(asked, bare(listed.model)), "model": asked.model}
         native = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
-        calls = count_calls(listed.model, prompt_body(asked, listed.model), native)
+        whole = prompt_body(asked, listed.model)
+        calls = await off_loop(request, body, partial(count_calls, listed.model, whole, native))
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
-        ask = build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
+        ask = await off_loop(
+            request,
+            body,
+            lambda: build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive")),
+        )
         warnings = (*tool_warnings(asked), *message_warnings(body))
         return await Reply(request, self._context, ask, _CountEncoder(_counted), warnings=warnings).run()
 

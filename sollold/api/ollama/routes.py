@@ -18,6 +18,7 @@ from sollold.api.engine.prepare import prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import require
 from sollold.api.http.caller import Caller, caller_of, prefix_of
+from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import (
     Reply,
     ResponseContext,
@@ -110,13 +111,20 @@ class OllamaRoutes:
             return await self._load(request, caller, chat, listed, options, empty, started)
         can_answer(listed.model, "chat")
         ignored = request_warnings(body, chat)
-        calls, prepared = chat_calls(
-            listed.model,
-            llama=lambda: chat_body(chat, options, listed.model),
-            ollama=Call("/api/chat", native_body(body, chat), ignored),
+        calls, prepared = await off_loop(
+            request,
+            body,
+            lambda: chat_calls(
+                listed.model,
+                llama=lambda: chat_body(chat, options, listed.model),
+                ollama=Call("/api/chat", native_body(body, chat), ignored),
+            ),
         )
         lines = ChatLines(chat.model, chat.top_logprobs or 0, prepared.prefix)
-        ask = self._ask(caller, chat, listed, options, calls, prefix=prefix_of(body.get("messages")))
+        prefix = prefix_of(body.get("messages"))
+        ask = await off_loop(
+            request, body, lambda: self._ask(caller, chat, listed, options, calls, prefix=prefix)
+        )
         warnings = (*ignored, *option_warnings(chat.options), *prepared.warnings)
         return await self._reply(request, ask, lines, chat, options, started, warnings)
 
@@ -152,11 +160,14 @@ class OllamaRoutes:
         call = calls.get(Engine.LLAMA)
         warnings = (*ignored, *option_warnings(generate.options))
         if call is not None:
-            warnings += prepare_format(call.body)
+            warnings += await off_loop(request, body, partial(prepare_format, call.body))
         path, turns = (call.path, turns_of(generate, call, listed.model)) if call is not None else ("", None)
         said = generate.resume.content if generate.resume is not None else ""
         lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
-        ask = self._ask(caller, generate, listed, options, calls, prefix=prefix_of(generate.prompt))
+        prefix = prefix_of(generate.prompt)
+        ask = await off_loop(
+            request, body, lambda: self._ask(caller, generate, listed, options, calls, prefix=prefix)
+        )
         return await self._reply(request, ask, lines, generate, options, started, warnings)
 
     def _ask(

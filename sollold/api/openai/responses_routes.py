@@ -20,6 +20,7 @@ from sollold.api.http.access import holder_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
+from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -83,17 +84,23 @@ class ResponsesRoutes:
         lacking = (*response_warnings(body, whole), *left_out_warnings(said))
         native = Call(CHAT_PATH, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(said)
-        calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)
-        ask = build_ask(
-            caller,
-            asked.model,
-            listed,
-            calls,
-            stream=True,
-            keep_alive=asked.keep_alive,
-            context=asked.num_ctx,
-            prefix=prefix,
-            placement=asked.placement,
+        calls, prepared = await off_loop(
+            request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=native)
+        )
+        ask = await off_loop(
+            request,
+            body,
+            lambda: build_ask(
+                caller,
+                asked.model,
+                listed,
+                calls,
+                stream=True,
+                keep_alive=asked.keep_alive,
+                context=asked.num_ctx,
+                prefix=prefix,
+                placement=asked.placement,
+            ),
         )
         responses = self._services.responses
 
@@ -114,13 +121,17 @@ class ResponsesRoutes:
 
     async def count(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/responses/input_tokens``."""
-        asked = as_type(await read_object(request), ResponseAsk)
+        body = await read_object(request)
+        asked = as_type(body, ResponseAsk)
         listed = await self._services.library.find(require_model(asked.model))
         whole, _ = await self._whole(asked, holder_of(request))
         own = {**response_body(whole, bare(listed.model)), "model": asked.model}
-        calls = count_calls(listed.model, response_body(whole, listed.model), own)
+        read = response_body(whole, listed.model)
+        calls = await off_loop(request, body, partial(count_calls, listed.model, read, own))
         caller = caller_of(request, asked.priority, asked.timeout)
-        ask = build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
+        ask = await off_loop(
+            request, body, lambda: build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
+        )
         return await Reply(request, self._context, ask, PassThroughEncoder(_counted)).run()
 
     async def _whole(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:

@@ -29,6 +29,7 @@ from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect
+from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -162,7 +163,8 @@ class OpenAiRoutes:
         gather: Callable[[], Encoder] | None = None,
     ) -> web.StreamResponse:
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
-        ask = build_ask(
+        build = partial(
+            build_ask,
             caller,
             body.get("model") or listed.model.name,
             listed,
@@ -174,6 +176,7 @@ class OpenAiRoutes:
             prefix=prefix,
             placement=placement_of(body) if "placement" in body else None,
         )
+        ask = await off_loop(request, body, build)
         here = self._context
         if embedding:
             # As Ollama does on these routes: a text that is too long is cut.
@@ -201,10 +204,10 @@ class OpenAiRoutes:
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
         lacking = (*unread, *left_out_warnings(said))
-        calls, prepared = chat_calls(
-            listed.model,
-            llama=lambda: chat_completion_body(checked, chat, listed.model),
-            ollama=Call(CHAT_PATH, own, (*lacking, *native_chat_notes(body, chat))),
+        call = Call(CHAT_PATH, own, (*lacking, *native_chat_notes(body, chat)))
+        llama = partial(chat_completion_body, checked, chat, listed.model)
+        calls, prepared = await off_loop(
+            request, body, lambda: chat_calls(listed.model, llama=llama, ollama=call)
         )
         prefix = prefix_of(body.get("messages"))
 
@@ -240,7 +243,7 @@ class OpenAiRoutes:
             body = streamed(body)
             ask = as_type(body, Completion)
         engine = completion_body(body, ask, listed.model)
-        warnings = (*unread, *prepare_format(engine))
+        warnings = (*unread, *await off_loop(request, body, partial(prepare_format, engine)))
         call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
         native = raw_generate(engine, ask, unread)

@@ -1,0 +1,30 @@
+"""Work on the schemas of a request: in a thread where they are large, since all others would wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+T = TypeVar("T")
+
+_LARGE = 32 * 1024
+_WITH_SCHEMAS = (
+    *("tools", "functions", "response_format", "json_schema", "format", "text"),
+    *("output_config", "output_format"),
+)
+_ENCODER = msgspec.json.Encoder()
+
+
+async def off_loop(request: web.Request, body: dict[str, Any], work: Callable[[], T]) -> T:
+    """The result of ``work`` on what ``body`` was read from ``request`` as."""
+    length = request.content_length
+    if length is not None and length < _LARGE and "Content-Encoding" not in request.headers:
+        return work()
+    schemas = [body[name] for name in _WITH_SCHEMAS if name in body]
+    if not schemas or len(_ENCODER.encode(schemas)) < _LARGE:
+        return work()
+    return await asyncio.to_thread(work)
