@@ -20,10 +20,10 @@ from sollold.agent.deployments import Deployments
 from sollold.agent.grants import GrantManager
 from sollold.agent.record_publisher import RecordPublisher
 from sollold.agent.worker_access import WorkerAccess
-from sollold.cluster.gossip.record import OLLAMA_PREFIX, State
+from sollold.cluster.gossip.record import OLLAMA_PREFIX
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import View, name_of, next_change
+from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import (
     Commit,
     Deploy,
@@ -57,8 +57,6 @@ from sollold.settings.schema import Settings
 from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.agent")
-
-_WAIT_BEAT = 5.0
 
 
 class Agent:
@@ -298,18 +296,14 @@ class Agent:
         return await self.deployments.unload(request.deployment, reason, force=request.force)
 
     async def _wait(self, request: web.Request) -> web.StreamResponse:
-        deployment = self.deployments.all.get(request.match_info["id"])
-        if deployment is None:
+        deployment = request.match_info["id"]
+        if deployment not in self.deployments.all:
             raise web.HTTPNotFound(text="no such deployment on this node\n")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        while True:
-            endpoint = deployment.endpoint()
-            # The beat shows a caller that is gone.
+        async for endpoint in self.deployments.loading(deployment):
+            # What is sent now and then shows a caller that is gone.
             await response.write(msgspec.json.encode(endpoint) + b"\n")
-            if endpoint.state not in (State.STARTING, State.LOADING):
-                break
-            await next_change(deployment, _WAIT_BEAT)
         await response.write_eof()
         return response
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from sollold.cluster.gossip.record import Endpoint, State
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, next_change
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Done
 from sollold.engines.llamacpp.deployment import Deployment, Work
@@ -20,6 +20,8 @@ log = logging.getLogger("sollold.agent")
 FAILED_SECONDS = 60.0
 """How long a failed deployment stays in the record, so that those who waited for it see why."""
 _LEAVING_LOOKS, _LEAVING_LOOK = 15, 0.02
+_BEAT = 5.0
+"""Seconds after which is told of one that loads, though nothing has changed."""
 
 
 class Deployments:
@@ -132,6 +134,16 @@ class Deployments:
         """What the record says, or will say in a moment, of a deployment whose head this is."""
         one = self.all.get(deployment)
         return one.endpoint() if one is not None else None
+
+    async def loading(self, deployment: str) -> AsyncIterator[Endpoint]:
+        """What is true of one while it loads: now, at each change and now and then; last how that ended."""
+        one = self.all.get(deployment)
+        while one is not None:
+            endpoint = one.endpoint()
+            yield endpoint
+            if endpoint.state not in (State.STARTING, State.LOADING):
+                return
+            await next_change(one, _BEAT)
 
     async def unload(self, deployment: str, reason: str, *, force: bool = False) -> Done:
         """End one. Returns when every byte is given back."""

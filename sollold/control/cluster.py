@@ -31,10 +31,10 @@ from sollold.models.names import resolve
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
 from sollold.placement.request import names_drafter
 from sollold.serving.candidate import EndpointQuery
-from sollold.serving.draft_warnings import undrafted_warning
 from sollold.serving.loader import Loader, Need
 from sollold.serving.request import Answer, Ask, Call, Engine, Waiting
 from sollold.serving.router import Router
+from sollold.serving.routing import undrafted_warning
 from sollold.units import bytes_text
 
 DRAIN_CALL = 5.0

@@ -89,8 +89,8 @@ def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
         if double.node != facts.me.node:
             name = names.get(double.node, double.node)
             what = (
-                f"two machines use the node id of {name}: {double.kept}, which takes part in the cluster, "
-                f"and {double.other}, which does not. The state folder of one is a copy of the other's"
+                f"two machines use the node id of {name}{double.machines}. "
+                "The state folder of one is a copy of the other's"
             )
             fix = (
                 "on one of the two: delete the file node-key in its state folder, then "
@@ -98,13 +98,11 @@ def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
             )
             found.append(Finding(Grade.PROBLEM, what, fix))
     if status.cloned:
+        machines = "".join(one.machines for one in status.doubles if one.node == facts.me.node)
         what = (
-            "another machine uses the same node id: one's state "
-            "folder is a copy of the other's, so they can't find each other"
+            f"another machine uses the same node id{machines}. "
+            "The state folder of one is a copy of the other's, so they can't find each other"
         )
-        for double in status.doubles:
-            if double.node == facts.me.node and double.kept and double.other:
-                what += f". {double.kept} takes part in the cluster, {double.other} does not"
         file = shlex.quote(facts.id_file)
         fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
         found.append(Finding(Grade.PROBLEM, what, fix))

@@ -201,7 +201,7 @@ class Parts:
         self.counters = Counters()
         self.endpoints = EndpointServer(view, engines, settings.serving, self.peers, counters=self.counters)
         router = Router(self.identity.node, settings.ollama.strategy)
-        self.loader = Loader(view, calls, settings.serving.queue)
+        self.loader = Loader(view, calls, settings.serving.queue, self.agent.deployments)
         self.serving = Serving(
             view,
             self.library,

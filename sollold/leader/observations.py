@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.facts import dataclass
 from sollold.leader.absent_nodes import BACK_WITHIN, Absences
 from sollold.leader.backoff import Backoff, Blocked
-from sollold.leader.snapshot import AcceptedDeployment, why_blocked
+from sollold.leader.snapshot import AcceptedDeployment, ClusterSnapshot, why_blocked
 
 SHOWN_WITHIN = 15.0
 """Seconds within which the records show what was ordered, or it did not happen."""
@@ -221,69 +221,43 @@ class Observations:
             for entry in self._accepted.values()
         )
 
-    def gone(self) -> frozenset[str]:
-        """Deployments that may still show in the records."""
-        return frozenset(self._gone)
-
-    def returning(self, now: float) -> frozenset[str]:
-        """Deployments that ended so short a time ago that their memory is about to be free."""
-        return frozenset(key for key, at in self._ended_at.items() if now - at < RETURNED_WITHIN)
-
-    def refusing(self) -> frozenset[str]:
-        """Deployments that would not be unloaded a moment ago."""
-        return frozenset(self._unwilling)
-
-    def truth(self) -> dict[tuple[str, str], int]:
-        """(node, device) → available bytes by the owner's own word."""
-        return {key: size for key, (size, _) in self._truth.items()}
-
-    def pooled(self) -> frozenset[str]:
-        """Nodes with one limit over all devices."""
-        return frozenset(self._pooled)
-
     def expected(self, now: float) -> tuple[Record, ...]:
         """Nodes that were here a moment ago and should be back, as they will be."""
         return self._absences.expected(now)
 
-    def absent(self, now: float) -> tuple[tuple[Record, float], ...]:
-        """Nodes that are gone for longer, as they would be, and for how many seconds."""
-        return self._absences.absent(now)
+    def added_to(
+        self, snapshot: ClusterSnapshot, digest: str, now: float, out: Mapping[str, str]
+    ) -> ClusterSnapshot:
+        """``snapshot``, made for the model of this content, with all that is known here.
 
-    def departed(self) -> frozenset[str]:
-        """Nodes that were there and have left or died. One whose record has not come yet is none of them."""
-        return self._departed
-
-    def lost(self) -> tuple[Endpoint, ...]:
-        """What answered until its head went, a moment ago."""
-        return tuple(endpoint for endpoint, _ in self._lost.values())
-
-    def passing(self, records: Iterable[Record], digest: str, now: float) -> frozenset[str]:
-        """Nodes that take no part at present and will be asked again within a minute."""
-        left_out = self._left_out(records, digest, now)
-        soon = {node for node, blocked in left_out.items() if blocked.seconds <= BACK_WITHIN}
-        return frozenset((soon | self._unasked.keys()) - (left_out.keys() - soon))
-
-    def out(self, records: Iterable[Record], digest: str, now: float) -> dict[str, str]:
-        """Nodes that failed too often lately, with whatever model or this one, and why they are left out."""
-        return {node: why_blocked(one) for node, one in self._left_out(records, digest, now).items()}
-
-    def spare(self, records: Iterable[Record], digest: str, now: float) -> frozenset[str]:
-        """Nodes of `out` to fall back on where nothing else can do it."""
-        return frozenset(
-            node
-            for node, blocked in self._left_out(records, digest, now).items()
-            if blocked.since >= LAST_RESORT and node not in self._unasked
+        ``out``: nodes that are left out besides, and why.
+        """
+        records = snapshot.records
+        blocked = self._left_out(records, digest, now)
+        soon = {node for node, one in blocked.items() if one.seconds <= BACK_WITHIN}
+        spare = {node for node, one in blocked.items() if one.since >= LAST_RESORT}
+        avoided = {record.node: self.crashes.blocked(record.node, now) for record in records}
+        return replace(
+            snapshot,
+            accepted=self.accepted(),
+            gone=frozenset(self._gone),
+            returning=frozenset(key for key, at in self._ended_at.items() if now - at < RETURNED_WITHIN),
+            unwilling=frozenset(self._unwilling),
+            out={**{node: why_blocked(one) for node, one in blocked.items()}, **out},
+            pooled=frozenset(self._pooled),
+            truth={key: size for key, (size, _) in self._truth.items()},
+            blocked=self.models.blocked(digest, now),
+            avoided={node: why_blocked(one) for node, one in avoided.items() if one is not None},
+            passing=frozenset((soon | self._unasked.keys()) - (blocked.keys() - soon)),
+            last_resort=frozenset(spare - self._unasked.keys() - out.keys()),
+            expected=self.expected(now),
+            absent=self._absences.absent(now),
+            departed=self._departed,
+            lost=tuple(endpoint for endpoint, _ in self._lost.values()),
         )
 
-    def avoided(self, records: Iterable[Record], now: float) -> dict[str, str]:
-        """Nodes on which what answered broke too often lately, and why others are taken where they can."""
-        return {
-            record.node: why_blocked(blocked)
-            for record in records
-            if (blocked := self.crashes.blocked(record.node, now)) is not None
-        }
-
     def _left_out(self, records: Iterable[Record], digest: str, now: float) -> dict[str, Blocked]:
+        """Nodes that failed too often lately, with whatever model or this one."""
         found = {}
         for record in records:
             blocked = self.nodes.blocked(record.node, now)

@@ -120,27 +120,11 @@ class SnapshotMaker:
         records = self._view.live()
         self._observations.observe(records, now)
         model = holders[0][1]
-        left_out = {**self._observations.out(records, model.digest, now), **(out or {})}
-        return ClusterSnapshot(
+        snapshot = ClusterSnapshot(
             records=records,
             holders=holders,
             shape=shape,
             settings=self.settings,
-            accepted=self._observations.accepted(),
-            gone=self._observations.gone(),
-            returning=self._observations.returning(now),
-            unwilling=self._observations.refusing(),
-            out=left_out,
-            pooled=self._observations.pooled(),
-            truth=self._observations.truth(),
-            blocked=self._observations.models.blocked(model.digest, now),
-            avoided=self._observations.avoided(records, now),
-            passing=self._observations.passing(records, model.digest, now),
-            last_resort=self._observations.spare(records, model.digest, now) - (out or {}).keys(),
-            expected=self._observations.expected(now),
-            absent=self._observations.absent(now),
-            departed=self._observations.departed(),
-            lost=self._observations.lost(),
             unfetched=frozenset(
                 record.node
                 for record in records
@@ -149,6 +133,7 @@ class SnapshotMaker:
             correction=self._corrections(model.architecture),
             draft_stats=self._draft_stats(model.digest),
         )
+        return self._observations.added_to(snapshot, model.digest, now, out or {})
 
     async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
         """Who has the model. One that the caller knows may be so new that its node's list is on its way."""

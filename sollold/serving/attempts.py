@@ -14,12 +14,11 @@ from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.engine_deaths import EngineDeaths
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
-from sollold.serving.event_split import whole
-from sollold.serving.local_stream import Stream
 from sollold.serving.model_names import body_for
 from sollold.serving.opening import ServingContext, StreamOpening
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
 from sollold.serving.request import Ask, Call, Engine, Waiting
+from sollold.serving.stream import Stream, whole
 
 log = logging.getLogger("sollold.serving")
 
@@ -36,13 +35,9 @@ class Attempt:
     """An engine's answer under way: a request has one, and after each fault another."""
 
     choice: ScoredCandidate
+    candidate: EndpointCandidate
     stream: Stream
     call: Call
-
-    @property
-    def candidate(self) -> EndpointCandidate:
-        """The endpoint."""
-        return self.choice.candidate
 
 
 class EndpointRefusal(Refusal):
@@ -124,7 +119,7 @@ class Attempts:
                 self.deaths.add_crash(refusal.message)
                 self.deaths.check()
             raise _classified(refusal, candidate.engine)
-        return Attempt(choice, stream, call)
+        return Attempt(choice, candidate, stream, call)
 
     async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
         ask, body = self._ask, msgspec.json.encode(body_for(candidate, call))

@@ -52,9 +52,12 @@ class EndpointQuery:
 class EndpointCandidate:
     """An endpoint that could answer, and what the rules look at.
 
-    ``load``: requests in it and in its queue, ours that its record can't know yet included.
+    ``key``: node and endpoint; ``engine``: who computes there; ``load``: requests in it and in its queue,
+    ours that its record can't know yet included.
     """
 
+    key: tuple[str, str]
+    engine: Engine
     record: Record
     endpoint: Endpoint
     local: bool
@@ -64,16 +67,6 @@ class EndpointCandidate:
     first_byte: float
     success: float
     sticky: bool
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Node and endpoint."""
-        return self.record.node, self.endpoint.id
-
-    @property
-    def engine(self) -> Engine:
-        """Who computes there."""
-        return engine_of(self.endpoint)
 
     @property
     def free(self) -> bool:

@@ -1,4 +1,4 @@
-"""How much context a request needs: prompts that are too long, and what is said of it. Pure."""
+"""How much context a request needs whose prompt an engine refused as too long. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sollold.cluster.gossip.record import Endpoint
 from sollold.errors import Refusal
 
 ANSWER_TOKENS = 4096
@@ -47,18 +46,3 @@ def too_long(refusal: Refusal, why: str) -> Refusal:
     """An engine's refusal of a prompt as too long; ``why``: the model is not loaded with more context."""
     message = f"{refusal.message}; {why.rstrip('.')}. The setting is {SETTING}"
     return Refusal(refusal.fault, message, status=refusal.status)
-
-
-def context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
-    """What to tell a caller who asked for more context than there is; empty when it is there."""
-    if not 0 < endpoint.context < asked:
-        return ""
-    if 0 < trained <= endpoint.context:
-        return no_more_context(asked, endpoint.model, endpoint.context)
-    has = f"{endpoint.model} has {endpoint.context}"
-    return f"{asked} tokens of context were asked for, {has}: more does not fit"
-
-
-def no_more_context(asked: int, model: str, most: int) -> str:
-    """The same where the model was trained with ``most`` tokens."""
-    return f"{asked} tokens of context were asked for, {model} has {most}: it was trained with no more"

@@ -26,10 +26,9 @@ from sollold.serving.engine_client import EngineClient
 from sollold.serving.engine_slots import work_of_slots
 from sollold.serving.engines import EngineHost, Engines
 from sollold.serving.local_stream import Figures, LocalStream, has_crashed
-from sollold.serving.own_pauses import OwnPauses
 from sollold.serving.peer_handler import PeerRequestHandler
 from sollold.serving.protocol import PATH, EngineRequest, ErrorKind, StreamError
-from sollold.serving.watchdog import IdleDetector
+from sollold.serving.watchdog import IdleDetector, OwnPauses
 from sollold.settings.schema import ServingSettings
 from sollold.turns import next_turn
 

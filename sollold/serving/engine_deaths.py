@@ -1,25 +1,89 @@
-"""Engines that ended with one request in them: after a few it is given to no further one."""
+"""Requests over which engines end: noticed while one is answered, and then refused for a while on this node.
+
+An engine that crashes with a request in it shows that at once; of one that only ended it takes several, one
+after the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+from collections import OrderedDict
+
+import msgspec
 
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.protocol import StreamError
-from sollold.serving.quarantine import PERIOD, Quarantine
-from sollold.serving.quarantine import refusal as crash_refusal
 from sollold.serving.request import Ask
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
+PERIOD = 600.0
+"""Seconds for which such a request is refused."""
 FRUITLESS = 3
 """Engines that may end after the first, one after the other, with a request in them."""
 FRUITLESS_EMBEDDING = 2
 """The same for embeddings: they are short, so engines that die over one die of it."""
+_MOST = 256
+"""Requests that are remembered."""
+_VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metadata", "options", "seed"))
+"""Fields of a body in which a request that is sent again may differ."""
+
+
+class Quarantine:
+    """This node's memory of requests after which an engine crashed, by a digest of what was asked."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def add(self, ask: Ask, now: float) -> None:
+        """An engine crashed with ``ask`` in it."""
+        digest = _digest(ask)
+        self._until[digest] = now + PERIOD
+        self._until.move_to_end(digest)
+        if len(self._until) > _MOST:
+            self._until.popitem(last=False)
+
+    def check(self, ask: Ask, now: float) -> None:
+        """Refuse what crashed an engine a short time ago.
+
+        Raises:
+            Refusal: BAD_REQUEST with status 422.
+        """
+        if not self._until:
+            return
+        digest = _digest(ask)
+        until = self._until.get(digest)
+        if until is None:
+            return
+        if now >= until:
+            del self._until[digest]
+            return
+        raise _crashed_refusal(f"it is refused for {seconds_text(until - now)} more")
+
+
+def _crashed_refusal(what_follows: str) -> Refusal:
+    """Why such a request is not tried on another engine."""
+    return Refusal(
+        Fault.BAD_REQUEST,
+        f"an engine crashed while it worked on this request, so no other is given it: {what_follows}. "
+        "Something in it, such as a grammar, a schema or an image, makes the engine fail; change it",
+        status=422,
+    )
+
+
+def _digest(ask: Ask) -> bytes:
+    """Over the model and what is asked of it, whichever engine and however often."""
+    bodies = [
+        (engine, call.path, {key: value for key, value in call.body.items() if key not in _VOLATILE})
+        for engine, call in sorted(ask.calls.items())
+    ]
+    model = ask.resolved.model.digest if ask.resolved is not None else ask.model
+    return hashlib.blake2b(msgspec.json.encode((model, bodies), order="sorted"), digest_size=16).digest()
 
 
 @dataclass(slots=True)
@@ -69,7 +133,7 @@ class EngineDeaths:
             Refusal: BAD_REQUEST, INTERRUPTED.
         """
         if self._killer:
-            raise crash_refusal(f"it is refused for {seconds_text(PERIOD)}")
+            raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]

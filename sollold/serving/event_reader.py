@@ -1,14 +1,96 @@
-"""One attempt's body as the events that the caller gets."""
+"""One attempt's body as the events that the caller gets: cut apart, named, and noted for a fault."""
 
 from __future__ import annotations
 
 from sollold.serving.attempts import Attempt
-from sollold.serving.event_split import EventSplitter
 from sollold.serving.model_names import callers_name
+from sollold.serving.request import Engine
 from sollold.serving.resume.base import Continuation
+from sollold.serving.resume.base import read as read_event
 
 _ERROR = b'{"error"'
 """How an event begins with which an engine says that it failed."""
+
+
+class EventSplitter:
+    """Cuts an engine's body into events, and knows whether its end was the end."""
+
+    def __init__(self, engine: Engine, path: str) -> None:
+        self._lines = engine is Engine.OLLAMA and path.startswith("/api/")
+        self._done_word = _done_word(path)
+        self._rest = b""
+        self._last = b""
+        self.done = False
+        """Whether the body has come to the end that the engine announces."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that are whole now: payloads of ``data:`` lines, or lines."""
+        if self._rest:
+            data = self._rest + data
+        if self._lines:
+            return self._cut_lines(data)
+        if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:
+            # One event alone, as nearly all come.
+            payload, self._rest = data[6:-2], b""
+            if payload == b"[DONE]":
+                self.done = True
+                return []
+            self._last = payload
+            return [payload]
+        parts = data.split(b"\n\n")
+        self._rest = parts.pop()
+        events = []
+        for part in parts:
+            if part.startswith(b"data: "):
+                payload = part[6:]
+            else:
+                at = part.find(b"data:")
+                if at < 0 or (at and part[at - 1] != 10):
+                    continue
+                payload = part[at + 5 :].strip()
+            if payload == b"[DONE]":
+                self.done = True
+            else:
+                events.append(payload)
+        if events:
+            self._last = events[-1]
+        return events
+
+    def _cut_lines(self, data: bytes) -> list[bytes]:
+        events = data.split(b"\n")
+        self._rest = events.pop()
+        events = [event for event in events if event]
+        if events:
+            self._last = events[-1]
+        return events
+
+    @property
+    def over(self) -> bool:
+        """Whether the engine has said that there is no more, however the body ended."""
+        if self._lines:
+            # The word may stand in a tool call's arguments, too.
+            last = read_event(self._last)
+            return last is not None and last.get("done") is True
+        return self.done or any(word in self._last for word in self._done_word)
+
+    def finish(self) -> list[bytes]:
+        """The body has ended: an event whose end-of-line was left out, and `done` gets its last word."""
+        events: list[bytes] = []
+        if self._rest.strip():
+            events = self.feed(b"\n" if self._lines else b"\n\n")
+        self.done = self.over
+        return events
+
+
+def _done_word(path: str) -> tuple[bytes, ...]:
+    """What the last of an event stream's events contains, where it does not end with ``[DONE]``."""
+    if path.startswith("/v1/messages"):
+        return (b'"message_stop"',)
+    if path.startswith("/v1/responses"):
+        return (b'"response.completed"', b'"response.failed"', b'"response.incomplete"')
+    if path.startswith(("/completion", "/infill")):
+        return (b'"stop":true',)
+    return ()
 
 
 class EventReader:
@@ -24,6 +106,8 @@ class EventReader:
         """When that was, on the loop's clock."""
         self.delivered = False
         """Whether the caller got anything of this attempt."""
+        self.whole = False
+        """Whether the body came to the end that the engine announces."""
         self.error = b""
         """An event with which the engine itself says that it failed."""
 
@@ -33,12 +117,9 @@ class EventReader:
 
     def finish(self) -> list[bytes]:
         """The body is over: the last events."""
-        return self._to_caller(self._events.finish())
-
-    @property
-    def whole(self) -> bool:
-        """Whether the body, which is over, came to the end that the engine announces."""
-        return self._events.done
+        events = self._to_caller(self._events.finish())
+        self.whole = self._events.done
+        return events
 
     @property
     def over(self) -> bool:

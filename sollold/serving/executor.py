@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend
-from sollold.cluster.net.pour import Pour, Receiver, pulled
+from sollold.cluster.net.pour import Receiver
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.serving.attempts import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Attempts
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.dispatch import Dispatcher
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed, stream_status
 from sollold.serving.event_reader import EventReader
-from sollold.serving.event_split import whole
 from sollold.serving.model_names import callers_name
 from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
@@ -27,6 +26,7 @@ from sollold.serving.request import Answer, Ask, Delivered, Engine, Routing, Wai
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
 from sollold.serving.routing import routing_of, warnings_of
+from sollold.serving.stream import whole
 from sollold.serving.unload import TOUCH, read_away, unload
 from sollold.units import seconds_text
 
@@ -101,7 +101,7 @@ class RequestExecutor:
         if attempt is None:
             me = self._context.view.me
             self._routing = Routing(Backend.OLLAMA, Engine.OLLAMA, self._query.model, me.name, "")
-            return Answer(self._routing, self._closing(), self.close, over=self.over)
+            return Answer(self._routing, self._pour_end, self.close, self.over)
         self._routing = self._routing_from(attempt)
         if self._ask.deadline > 0:
             left = self._attempts.came + self._ask.deadline - self._loop.time()
@@ -109,7 +109,7 @@ class RequestExecutor:
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
             self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
         pour = self._pour if self._ask.stream else self._pour_whole
-        return Answer(self._routing, self._batches(pour), self.close, pour, self.over)
+        return Answer(self._routing, pour, self.close, self.over)
 
     async def _take_over(self, delivered: Delivered) -> Attempt | None:
         """An engine for the rest of an answer that another node began; None when only its end is lacking.
@@ -132,12 +132,6 @@ class RequestExecutor:
         limit = self._context.serving.recover_limit
         return await find_rest(self._dispatcher, self._ask, limit, engine, frozenset(), continuation)
 
-    async def _closing(self) -> AsyncIterator[list[bytes]]:
-        """The end of an answer for which no engine is needed, or none any more."""
-        if self._continuation is not None:
-            yield self._continuation.closing()
-        await self.close()
-
     async def load(self) -> Answer:
         """Only get the model loaded.
 
@@ -153,7 +147,7 @@ class RequestExecutor:
         except Refusal as refusal:
             raise self._stopped or refusal from None
         self._routing = self._routing_from(attempt)
-        return Answer(self._routing, self._closing(), self.close, over=self.over)
+        return Answer(self._routing, self._pour_end, self.close, self.over)
 
     async def unload(self) -> Answer:
         """End the deployments of the model that are not in use, and let an Ollama unload it.
@@ -162,7 +156,7 @@ class RequestExecutor:
             Refusal: as its fault says.
         """
         self._routing = await unload(self._ask, self._query, self._context, self._attempts)
-        return Answer(self._routing, self._closing(), self.close, over=self.over)
+        return Answer(self._routing, self._pour_end, self.close, self.over)
 
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its slot. May be called twice."""
@@ -233,13 +227,12 @@ class RequestExecutor:
 
     # Giving the answer.
 
-    async def _batches(self, pour: Pour[list[bytes]]) -> AsyncIterator[list[bytes]]:
-        """What ``pour`` gives, for whoever fetches it."""
-        try:
-            async for events in pulled(pour):
-                yield events
-        finally:
-            await self.close()
+    async def _pour_end(self, receive: Receiver[list[bytes]]) -> bool:
+        """The end of an answer for which no engine is needed, or none any more."""
+        if self._continuation is not None:
+            receive(self._continuation.closing())
+        await self.close()
+        return True
 
     async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
         """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""

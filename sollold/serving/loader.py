@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import msgspec
 
+from sollold.agent.deployments import Deployments
 from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
@@ -107,8 +108,9 @@ class _Load:
 class Loader:
     """Gets endpoints made, by the cluster's leader."""
 
-    def __init__(self, view: View, calls: Calls, queue: int = 512) -> None:
-        """``queue``: callers of a model that may wait for it here."""
+    def __init__(self, view: View, calls: Calls, queue: int = 512, own: Deployments | None = None) -> None:
+        """``queue``: callers of a model that may wait for it here; ``own``: what this node is the head of."""
+        self._own = own
         self._view = view
         self._queue = max(1, queue)
         self._calls = calls
@@ -274,13 +276,12 @@ class Loader:
         """The head's own account, a line at every change. None when there is none, or not to the end."""
         last: Endpoint | None = None
         try:
-            path = f"/deployments/{deployment}/wait"
-            async with self._calls.stream(node, "GET", path, idle_timeout=_SILENCE) as response:
-                if response.status != 200:
-                    return None
-                while line := await response.content.readline():
-                    last = msgspec.json.decode(line, type=Endpoint)
-                    load.tell(_waiting(last))
+            if self._own is not None and node == self._view.me.node:
+                account = self._own.loading(deployment)
+            else:
+                account = self._account(node, deployment)
+            async for last in account:
+                load.tell(_waiting(last))
         except (
             PeerError,
             aiohttp.ClientError,
@@ -292,6 +293,12 @@ class Loader:
             head = name_of(self._view, node)
             log.debug("lost contact with the head %s: %s", head, error, extra={"deployment": deployment})
         return last
+
+    async def _account(self, node: str, deployment: str) -> AsyncIterator[Endpoint]:
+        path = f"/deployments/{deployment}/wait"
+        async with self._calls.stream(node, "GET", path, idle_timeout=_SILENCE) as response:
+            while response.status == 200 and (line := await response.content.readline()):
+                yield msgspec.json.decode(line, type=Endpoint)
 
 
 def _waiting(endpoint: Endpoint) -> Waiting:

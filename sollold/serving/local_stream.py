@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isfinite
-from typing import Protocol
 
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
@@ -34,29 +33,6 @@ _COMMENT = ord(":")
 _EXIT_KNOWN = 0.4
 """Seconds in which a crash of the engine is known after the connection to it broke."""
 _HEADERS = {"Content-Type": "application/json"}
-
-
-class Stream(Protocol):
-    """An engine's answer under way, wherever the engine is."""
-
-    head: ResponseHead | None
-    """The engine's status; None until the engine has begun to answer."""
-
-    async def pour(self, receive: Receiver[bytes]) -> bool:
-        """Hand on the body in pieces, as `sollold.cluster.net.pour` says.
-
-        Raises:
-            StreamError: it broke off.
-        """
-        ...
-
-    def abort(self, error: StreamError) -> None:
-        """Break it off from outside: its reader gets ``error``. For a stream that has begun."""
-        ...
-
-    async def close(self) -> None:
-        """End the generation, if it is not at its end, and free its slot. May be called twice."""
-        ...
 
 
 def has_crashed(endpoint: Endpoint) -> bool:

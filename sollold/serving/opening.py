@@ -11,13 +11,14 @@ from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.engine_deaths import Quarantine
 from sollold.serving.loader import Loader
-from sollold.serving.local_stream import Stream
+from sollold.serving.local_stream import LocalStream
 from sollold.serving.protocol import EngineRequest
-from sollold.serving.quarantine import Quarantine
 from sollold.serving.remote_stream import RemoteStream
 from sollold.serving.request import Waiting
 from sollold.serving.router import Router
+from sollold.serving.stream import Stream
 from sollold.settings.schema import HttpSettings, ServingSettings
 
 
@@ -101,18 +102,15 @@ class StreamOpening:
         Raises:
             StreamError: it could not be opened.
         """
-        self._stream = await self._open()
-        return self._stream
-
-    async def _open(self) -> Stream:
-        context, node = self._context, self.candidate.record.node
-        if node == context.view.me.node:
-            local = context.server.stream(self.request)
-            await local.open(self._on_position)
-            return local
-        remote = RemoteStream(context.calls, self.candidate.record, self.request)
-        await remote.open(self._on_position)
-        return remote
+        context, record = self._context, self.candidate.record
+        stream: LocalStream | RemoteStream
+        if record.node == context.view.me.node:
+            stream = context.server.stream(self.request)
+        else:
+            stream = RemoteStream(context.calls, record, self.request)
+        await stream.open(self._on_position)
+        self._stream = stream
+        return stream
 
     def tell_start(self) -> None:
         """The engine may work on it: of an answer that is not streamed nothing is heard until its end."""
@@ -129,7 +127,7 @@ class StreamOpening:
     async def wait(self, seconds: float) -> bool:
         """Whether it is open (or failed), within ``seconds``; earlier when another endpoint is free."""
         nudge = self._nudge
-        task = self._task = self._task or asyncio.ensure_future(self._open())
+        task = self._task = self._task or asyncio.ensure_future(self.open())
         either = (task,) if nudge is None else (task, nudge)
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if nudge is not None and nudge.done() and not task.done():

@@ -10,10 +10,10 @@ import msgspec
 from sollold.errors import Fault, Refusal
 from sollold.serving.attempts import BYPASS_LIMIT, Attempt
 from sollold.serving.dispatch import Dispatcher
-from sollold.serving.event_split import whole
 from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Delivered, Engine
 from sollold.serving.resume.base import Continuation, NotResumable
+from sollold.serving.stream import whole
 
 log = logging.getLogger("sollold.serving")
 

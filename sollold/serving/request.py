@@ -14,12 +14,12 @@ import asyncio
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import InitVar, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from sollold.cluster.gossip.record import Backend, Drafts
-from sollold.cluster.net.pour import Pour, pushed
+from sollold.cluster.net.pour import Pour, pulled
 from sollold.facts import dataclass
 from sollold.leader.wish import PlacementWish
 from sollold.models.listing import Listed
@@ -147,28 +147,42 @@ class Waiting:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way. Take it to its end by ``pour``, ``batches``, ``events`` or `whole`, or `end` it.
+    """An answer under way. Take it to its end by ``pour``, `batches`, `events` or `whole`, or `end` it.
 
-    ``batches`` gives the events, those that came together in one list, so that they can leave together.
-    ``pour`` hands the same lists to a receiver in the moment in which they come. Each may raise `Refusal`
-    (INTERRUPTED, TIMEOUT, ENGINE) at any point.
+    ``pour`` hands the events to a receiver in the moment in which they come, those that came together in one
+    list, so that they can leave together. Each way may raise `Refusal` (INTERRUPTED, TIMEOUT, ENGINE) at any
+    point.
     """
 
     routing: Routing
-    batches: AsyncIterator[list[bytes]]
+    pour: Pour[list[bytes]]
     close: Callable[[], Any] = field(default=lambda: None)
     """Coroutine function or plain: ends the generation and frees its slot."""
-    quickly: InitVar[Pour[list[bytes]] | None] = None
-    """``pour``, where it is more than a turn of ``batches`` for each list."""
     over: Callable[[], bool] = field(default=lambda: False)
     """Whether ``close`` has nothing to do any more."""
-    pour: Pour[list[bytes]] = field(init=False)
-    events: AsyncIterator[bytes] = field(init=False)
-    """The events one by one, for those to whom speed is nothing."""
+    _batches: AsyncIterator[list[bytes]] | None = field(default=None, init=False)
+    _events: AsyncIterator[bytes] | None = field(default=None, init=False)
 
-    def __post_init__(self, quickly: Pour[list[bytes]] | None) -> None:
-        self.pour = pushed(self.batches) if quickly is None else quickly
-        self.events = _one_by_one(self.batches)
+    @property
+    def batches(self) -> AsyncIterator[list[bytes]]:
+        """The same lists, for whoever fetches them. Always the same iterator, which `end`s the answer."""
+        if self._batches is None:
+            self._batches = self._fetched()
+        return self._batches
+
+    @property
+    def events(self) -> AsyncIterator[bytes]:
+        """The events one by one, likewise, for those to whom speed is nothing."""
+        if self._events is None:
+            self._events = _one_by_one(self.batches)
+        return self._events
+
+    async def _fetched(self) -> AsyncIterator[list[bytes]]:
+        try:
+            async for batch in pulled(self.pour):
+                yield batch
+        finally:
+            await self.end()
 
     async def end(self) -> None:
         """``close`` it, whatever that is; completes even when it is cancelled meanwhile."""

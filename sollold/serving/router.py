@@ -13,11 +13,11 @@ from dataclasses import field
 
 from sollold.cluster.gossip.record import Endpoint, Record
 from sollold.facts import dataclass
-from sollold.serving.breaker import Breaker
 from sollold.serving.candidate import (
     EndpointCandidate,
     EndpointQuery,
     ScoredCandidate,
+    engine_of,
     fits,
     has_room,
     on_gpu,
@@ -29,6 +29,52 @@ _PREFIX_LIFE = 600.0
 _LEARN = 0.3
 _RECORD_AGE = 1.5
 """Seconds that a record may be old when it is looked at."""
+
+
+class Breaker:
+    """Keeps requests away from an endpoint that can't be reached, and tries it again now and then.
+
+    Closed → open after ``threshold`` errors in a row → one try after the pause → closed or open again.
+    """
+
+    def __init__(self, threshold: int = 3, pause: float = 2.0, longest: float = 15.0) -> None:
+        """``pause``: seconds of the first opening; doubled by each further one up to ``longest``."""
+        self._threshold = threshold
+        self._pause = pause
+        self._longest = longest
+        self._errors = 0
+        self._openings = 0
+        self._until = 0.0
+        self._trying = False
+
+    def allows(self, now: float) -> bool:
+        """Whether a request may be sent now; while half open only one at a time."""
+        if self._openings == 0:
+            return True
+        return now >= self._until and not self._trying
+
+    def sent(self, now: float) -> None:
+        """A request is being sent."""
+        if self._openings and now >= self._until:
+            self._trying = True
+
+    def reached(self) -> None:
+        """The endpoint answered, whatever it said."""
+        self._errors = self._openings = 0
+        self._trying = False
+
+    def given_up(self) -> None:
+        """The request was called off before anything was learned."""
+        self._trying = False
+
+    def failed(self, now: float) -> None:
+        """The endpoint could not be reached, or the connection broke."""
+        self._errors += 1
+        if self._trying or self._errors >= self._threshold:
+            self._until = now + min(self._pause * 2**self._openings, self._longest)
+            self._openings = min(self._openings + 1, 16)
+            self._errors = 0
+        self._trying = False
 
 
 @dataclass(slots=True)
@@ -85,6 +131,8 @@ class Router:
                     continue
                 found.append(
                     EndpointCandidate(
+                        key,
+                        engine_of(endpoint),
                         record,
                         endpoint,
                         local=record.node == self._me,

@@ -1,14 +1,18 @@
-"""Which endpoint answers a request, as ``_routing`` says it, with the caller's warnings. Pure."""
+"""What callers are told of the endpoint that answers: which it is, and what they get less of there. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from sollold.cluster.gossip.record import Endpoint, Record
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Record
+from sollold.leader.wish import PlacementWish
+from sollold.placement.request import AUTO, OFF
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, engine_of
-from sollold.serving.context_size import context_warning, no_more_context
-from sollold.serving.draft_warnings import logprobs_warning, undrafted_warning
 from sollold.serving.request import Ask, Engine, Routing
+
+_PROBABILITIES = ("n_probs", "logprobs", "top_logprobs")
 
 
 def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
@@ -35,13 +39,59 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     undrafted = "" if ask.embedding else undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
         more = 0 < query.trained < ask.context
-        context = no_more_context(ask.context, query.model, query.trained) if more else ""
+        context = _no_more_context(ask.context, query.model, query.trained) if more else ""
         return tuple(warning for warning in (context, undrafted) if warning)
     if ask.embedding:
         return ()
     warnings = (
-        context_warning(ask.context, endpoint, query.trained),
-        logprobs_warning(ask.calls[Engine.LLAMA].body, endpoint.drafts),
+        _context_warning(ask.context, endpoint, query.trained),
+        _logprobs_warning(ask.calls[Engine.LLAMA].body, endpoint.drafts),
         undrafted,
     )
     return tuple(warning for warning in warnings if warning)
+
+
+def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
+    """What to tell a caller who asked for more context than there is; empty when it is there."""
+    if not 0 < endpoint.context < asked:
+        return ""
+    if 0 < trained <= endpoint.context:
+        return _no_more_context(asked, endpoint.model, endpoint.context)
+    has = f"{endpoint.model} has {endpoint.context}"
+    return f"{asked} tokens of context were asked for, {has}: more does not fit"
+
+
+def _no_more_context(asked: int, model: str, most: int) -> str:
+    """The same where the model was trained with ``most`` tokens."""
+    return f"{asked} tokens of context were asked for, {model} has {most}: it was trained with no more"
+
+
+def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
+    """What a caller who wants probabilities of tokens is told; empty: nothing is missing.
+
+    llama-server works out none for the tokens of a draft that it accepts, and gives a logprob of 0.0.
+    """
+    if not drafts.by or not any(body.get(name) for name in _PROBABILITIES):
+        return ""
+    return (
+        "tokens that were drafted have no probabilities: their logprob is given as 0.0. "
+        "Load the model with speculation off to have them"
+    )
+
+
+def undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
+    """What a caller is told who named what is to draft, where that does not; empty: nothing is missing.
+
+    ``wish``: with a model's own name.
+    """
+    wanted, by = wish.speculation, endpoint.drafts.by
+    if wanted in ("", OFF, AUTO, by):
+        return ""
+    now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
+    told = f"{now}, though speculation {wanted!r} was asked for"
+    if endpoint.backend is Backend.OLLAMA:
+        return f"{told}: an Ollama answers"
+    if endpoint.reason:
+        return f"{told}: {endpoint.reason}"
+    words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
+    return f"{told}; `{words}` says why"

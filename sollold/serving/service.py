@@ -20,10 +20,10 @@ from sollold.serving.attempts import BYPASS_PATHS
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.counters import Counters
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.engine_deaths import Quarantine
 from sollold.serving.executor import RequestExecutor
 from sollold.serving.loader import Loader
 from sollold.serving.opening import QueueWaiters, ServingContext
-from sollold.serving.quarantine import Quarantine
 from sollold.serving.request import Answer, Ask, Waiting
 from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
@@ -107,7 +107,9 @@ class Serving:
             raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
         listed = ask.resolved or await self._library.named(ask.model)
-        wish = with_drafter_named(self._library, ask.placement)
+        wish = ask.placement
+        if wish.speculation:
+            wish = with_drafter_named(self._library, wish)
         query = _query(ask, listed, wish, self._placement)
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)

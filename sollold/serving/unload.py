@@ -9,11 +9,11 @@ from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.errors import Fault, Refusal
 from sollold.serving.attempts import BYPASS_LIMIT, Attempt, Attempts
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
-from sollold.serving.event_split import whole
 from sollold.serving.opening import ServingContext
 from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Engine, Routing
 from sollold.serving.routing import routing_of
+from sollold.serving.stream import whole
 
 log = logging.getLogger("sollold.serving")
 

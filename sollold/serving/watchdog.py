@@ -3,12 +3,17 @@
 A llama-server whose worker hangs answers ``/health`` and makes no token. Silence alone proves nothing:
 a long prompt takes its time, and a slow machine is not a dead one. So the limit follows the speed that was
 measured, and before it is applied the engine's own account of its work is asked for. An engine none of whose
-processes, on any node, does anything is another matter: `IdleDetector` tells it early.
+processes, on any node, does anything is another matter: `IdleDetector` tells it early. And silence while this
+daemon itself did not run is none of an engine's: `OwnPauses` takes it off.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable
+
+log = logging.getLogger("sollold.serving")
 
 _TOKENS = 100
 """Tokens' worth of silence at the measured speed that are taken as slow still."""
@@ -55,19 +60,15 @@ class RequestProgress:
         self._least = least if least > 0 else math.inf
         self._speed = speed
         self._begin = begin
-        self._first = False
+        self.began = False
+        """Whether any bytes came."""
         self._work = -1
         self._unread = False
-
-    @property
-    def began(self) -> bool:
-        """Whether any bytes came."""
-        return self._first
 
     def came(self, now: float) -> None:
         """Bytes came, and are being passed on: until `wanted` the silence is the caller's."""
         self._since = now
-        self._first = True
+        self.began = True
         self._unread = True
 
     def wanted(self, now: float) -> None:
@@ -78,7 +79,7 @@ class RequestProgress:
     def passed(self, now: float) -> None:
         """Bytes came, and the caller took them at once and wants more."""
         self._since = now
-        self._first = True
+        self.began = True
         self._unread = False
 
     def unread(self, now: float) -> float:
@@ -99,7 +100,7 @@ class RequestProgress:
     def limit(self) -> float:
         """Seconds of silence after which the engine is taken for hung."""
         limit = max(self._least, _TOKENS / self._speed) if self._speed > 0 else self._least
-        return limit if self._first else max(limit * _PROMPT, self._begin)
+        return limit if self.began else max(limit * _PROMPT, self._begin)
 
     def silent(self, now: float) -> float:
         """Seconds since the last sign of life."""
@@ -116,3 +117,29 @@ class RequestProgress:
     def hung(self, now: float) -> bool:
         """Whether the silence has lasted too long."""
         return not self._unread and self.silent(now) > self.limit
+
+
+STOOD_STILL = 5.0
+"""Seconds between two checks, of which there is one a second, from which a daemon did not run."""
+
+
+class OwnPauses:
+    """Notices by its own checks coming late that a daemon was stopped, or its machine suspended."""
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+
+    def rested(self, now: float) -> None:
+        """There was nothing to check until now."""
+        self._last = now
+
+    def check(self, under_way: Iterable[RequestProgress | None], now: float) -> None:
+        """Where it did not run since the last check, give what was ``under_way`` that time back."""
+        seconds, self._last = now - self._last, now
+        if seconds < STOOD_STILL:
+            return
+        why = "it was stopped, or its machine was suspended or overloaded"
+        log.warning("this daemon did not run for %.0f s: %s", seconds, why)
+        for progress in under_way:
+            if progress is not None:
+                progress.stood_still(seconds)

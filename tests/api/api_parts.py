@@ -12,6 +12,7 @@ import msgspec
 from sollold.api.http.services import AppServices
 from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
 from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.pour import Pour, pushed
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.activity import Activity
 from sollold.control.cluster import Planned, Scored
@@ -48,10 +49,14 @@ def model(name: str = "demo:latest", **changes: Any) -> Model:
     return Model(**{**facts, **changes})
 
 
-async def singly(events: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Events that come one after the other."""
-    async for event in events:
-        yield [event]
+def singly(events: AsyncIterator[bytes]) -> Pour[list[bytes]]:
+    """Events that come one after the other, as an answer has them."""
+
+    async def one_by_one() -> AsyncIterator[list[bytes]]:
+        async for event in events:
+            yield [event]
+
+    return pushed(one_by_one())
 
 
 class PlainLibrary:

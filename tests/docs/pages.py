@@ -9,9 +9,9 @@ from typing import cast
 
 from sollold.api.cluster.metrics import Metrics
 from sollold.api.cluster.openapi import ASKED, SAID
-from sollold.api.http.answers import Answers
 from sollold.api.http.application import all_routes
 from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.request_log import Answers
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
 from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands

@@ -432,7 +432,7 @@ async def test_a_model_that_fails_at_its_start_keeps_no_other_from_its_node() ->
         answer = await cluster.planner.ensure(Ensure("broken"))
         assert answer.verdict is Verdict.WAIT, answer
         break_off(cluster, answer.deployment, culprit="a")
-        assert cluster.planner._observations.out(cluster.live(), "d1", cluster.now) == {}
+        assert cluster.planner._observations._left_out(cluster.live(), "d1", cluster.now) == {}
         cluster.now += 300.0
     good = await cluster.planner.ensure(ASK)
     assert good.verdict is Verdict.WAIT

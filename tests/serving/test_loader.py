@@ -245,6 +245,25 @@ async def test_head_itself_tells_sooner_than_its_record(cluster: Cluster) -> Non
     await scene.loader.close()
 
 
+class _Own:
+    """Stands in for the deployments of the node itself."""
+
+    async def loading(self, deployment: str) -> AsyncIterator[Endpoint]:
+        yield LOADING
+        yield replace(LOADING, progress=0.5)
+        yield replace(LOADING, state=State.READY)
+
+
+async def test_a_node_that_loads_itself_is_not_asked_over_the_network(scene: Scene) -> None:
+    scene.answers = [replace(WAIT, node="a")]
+    own: Any = _Own()
+    scene.loader = Loader(scene.a.view, scene.a.calls, own=own)
+    heard: list[Waiting] = []
+    ready = await scene.loader.ready(need(), heard.append)
+    assert ready == Ready("a", replace(LOADING, state=State.READY))
+    assert [one.progress for one in heard if one.stage == "loading"][:2] == [0.25, 0.5]
+
+
 async def test_drop_follows_the_leader(scene: Scene) -> None:
     asked = []
 

@@ -672,9 +672,9 @@ async def test_an_endpoint_with_a_free_slot_is_asked_in_no_task_of_its_own(clust
 
     asyncio.get_running_loop().set_task_factory(noted)
     await give(b, id="here")
-    assert "StreamOpening._open" not in tasks
+    assert "StreamOpening.open" not in tasks
     await give(a, id="elsewhere")
-    assert "StreamOpening._open" in tasks
+    assert "StreamOpening.open" in tasks
 
 
 async def test_hang_up_while_an_endpoint_with_a_free_slot_is_asked_frees_it(cluster: Cluster) -> None:

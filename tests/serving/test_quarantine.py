@@ -15,7 +15,7 @@ from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
 from sollold.models.gguf import demo_model
-from sollold.serving.quarantine import PERIOD, Quarantine
+from sollold.serving.engine_deaths import PERIOD, Quarantine
 from sollold.serving.request import Answer
 from tests.api.direct_service import LlamaServer
 from tests.doubles import until

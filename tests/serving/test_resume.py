@@ -380,7 +380,7 @@ async def test_no_engine_is_ended_for_a_time_in_which_the_daemon_did_not_run(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
-    monkeypatch.setattr("sollold.serving.own_pauses.STOOD_STILL", 2.0)
+    monkeypatch.setattr("sollold.serving.watchdog.STOOD_STILL", 2.0)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=2.0)
     a, one, _ = await three(cluster)
     one.hang_after = 30

@@ -10,11 +10,10 @@ import pytest
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Placed, Record, State
 from sollold.leader.wish import PlacementWish
 from sollold.machine.device import Device, Kind
-from sollold.serving.breaker import Breaker
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.ranking import STRATEGIES
 from sollold.serving.request import Engine
-from sollold.serving.router import Router
+from sollold.serving.router import Breaker, Router
 
 BOTH = frozenset((Engine.LLAMA, Engine.OLLAMA))
 WISH = EndpointQuery("m:latest", BOTH)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.serving.event_split import EventSplitter
+from sollold.serving.event_reader import EventSplitter
 from sollold.serving.protocol import BadFrame, Frames, frame
 from sollold.serving.request import Engine
 

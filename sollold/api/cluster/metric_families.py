@@ -24,8 +24,7 @@ from prometheus_client.registry import Collector
 from sollold import __version__
 from sollold.api.cluster.engine_families import EngineFamilies
 from sollold.api.cluster.views import names_of, shown
-from sollold.api.http.answers import Answers
-from sollold.api.http.request_log import KeyUsage
+from sollold.api.http.request_log import Answers, KeyUsage
 from sollold.cluster.gossip.record import State
 from sollold.control import activity
 from sollold.control.cluster import ClusterService

@@ -8,8 +8,7 @@ import importlib
 
 from aiohttp import web
 
-from sollold.api.http.answers import Answers
-from sollold.api.http.request_log import KeyUsage
+from sollold.api.http.request_log import Answers, KeyUsage
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 

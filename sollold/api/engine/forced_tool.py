@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.begun_answer import joined
+from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
@@ -47,7 +48,7 @@ class ForcedToolService:
             await answer.end()
             raise
         if calls:
-            return Answer(answer.routing, joined(begun, answer.batches), answer.close)
+            return Answer(answer.routing, pushed(joined(begun, answer.batches)), answer.close)
         await answer.end()
         forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
         try:
@@ -60,7 +61,7 @@ class ForcedToolService:
             # A format that the engine can't convert: better a text than nothing.
             return await self.service.open(ask, on_wait)
         if answer.routing.engine is Engine.LLAMA:
-            return Answer(answer.routing, _translated(answer.batches, part), answer.close)
+            return Answer(answer.routing, pushed(_translated(answer.batches, part)), answer.close)
         return answer
 
 

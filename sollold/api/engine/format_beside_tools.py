@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.begun_answer import joined
+from sollold.cluster.net.pour import pushed
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _FORMATS = ("response_format", "json_schema", "format")
@@ -48,7 +49,7 @@ class FormatBesideToolsService:
             await answer.end()
             raise
         if not is_text:
-            return Answer(answer.routing, joined(begun, answer.batches), answer.close)
+            return Answer(answer.routing, pushed(joined(begun, answer.batches)), answer.close)
         await answer.end()
         return await self.service.open(formed, on_wait)
 

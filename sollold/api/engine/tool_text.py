@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
@@ -37,7 +38,7 @@ class ToolTextService:
             plain = Call(call.path, {**call.body, "tool_choice": "none"})
             return await self.service.open(replace(ask, calls={**ask.calls, Engine.LLAMA: plain}), on_wait)
         if answer.routing.engine is Engine.LLAMA and ask.stream:
-            return Answer(answer.routing, _ended(answer.batches), answer.close)
+            return Answer(answer.routing, pushed(_ended(answer.batches)), answer.close)
         return answer
 
 

@@ -23,7 +23,6 @@ from sollold.api.cluster.routes import ClusterRoutes
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
-from sollold.api.http.answers import Answers
 from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.client_address import networks
@@ -39,7 +38,7 @@ from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.key_watch import BEGUN
-from sollold.api.http.request_log import REQUEST_LOG, RequestLog
+from sollold.api.http.request_log import REQUEST_LOG, Answers, RequestLog
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.secure_server import secure_server

@@ -13,14 +13,13 @@ from aiohttp.typedefs import Middleware
 
 from sollold import tracing
 from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
-from sollold.api.http.answers import Answers
 from sollold.api.http.body import release_body
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.cors import Origins, allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_bytes
 from sollold.api.http.hosts import Hosts, cross_site
 from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
-from sollold.api.http.request_log import FINISHED, RequestLog
+from sollold.api.http.request_log import FINISHED, Answers, RequestLog
 from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler
 from sollold.api.http.traced import traced

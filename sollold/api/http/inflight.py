@@ -24,8 +24,8 @@ class InflightRequest:
     path: str
     activity: Activity
     started: float = field(default_factory=time.monotonic)
-    stage: str = "planning"
-    node: str = ""
+    waiting: Waiting = Waiting("planning")
+    """What its caller waits for."""
     events: int = 0
     """What the engine has said so far: for a stream about as many as tokens."""
     routing: Routing | None = None
@@ -38,14 +38,13 @@ class InflightRequest:
     tail: tuple[bytes, bytes] = (b"", b"")
     gaps: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
 
-    def waits(self, waiting: Waiting) -> None:
-        """Note what it waits for."""
-        self.stage, self.node = waiting.stage, waiting.node
+    def wait(self, waiting: Waiting) -> None:
+        """Note what its caller waits for."""
+        self.waiting = waiting
 
     def answers(self, routing: Routing) -> None:
-        """Note that an engine answers."""
-        self.stage = "answering"
-        self.node = routing.node
+        """Note that an engine answers, at first or after a fault."""
+        self.waiting = Waiting("answering", node=routing.node)
         self.routing = routing
 
     def event(self, raw: bytes) -> None:
@@ -78,8 +77,8 @@ class InflightRequest:
             "model": self.ask.model,
             "path": self.path,
             "priority": self.ask.priority,
-            "stage": self.stage,
-            "node": self.node,
+            "stage": self.waiting.stage,
+            "node": self.waiting.node,
             "seconds": round(time.monotonic() - self.started, 1),
             "events": self.events,
         }

@@ -28,16 +28,13 @@ class JsonBounds:
         """``containers``, ``values``: the most there may be."""
         self._most_containers = containers
         self._most_values = values
+        self.cost = 0
+        """Bytes that the decoded values take besides their texts, about."""
         self._containers = 0
         self._commas = 0
         self._keys = 0
         self._in_string = False
         self._escaped = False
-
-    @property
-    def cost(self) -> int:
-        """Bytes that the decoded values take besides their texts, about."""
-        return self._containers * _CONTAINER_BYTES + self._commas * _VALUE_BYTES
 
     def feed(self, piece: bytes) -> None:
         """Count the next piece.
@@ -49,6 +46,7 @@ class JsonBounds:
         self._containers += outside.count(b"[") + outside.count(b"{")
         self._commas += outside.count(b",")
         self._keys += outside.count(b":")
+        self.cost = self._containers * _CONTAINER_BYTES + self._commas * _VALUE_BYTES
         if self._keys > MOST_KEYS:
             raise TooManyValues(f"the JSON body has more than {MOST_KEYS} names in its objects")
         if self._containers > self._most_containers:

@@ -104,7 +104,6 @@ class Reply:
         self._to_stream = ask.stream and gather is None
         self._keepalive = context.keepalive
         self._live = context.inflight.enter(ask, request.path)
-        self._waiting = Waiting("planning")
         self._response: StreamedResponse | None = None
         self._writer: BodyWriter | None = None
         self._written = self._unread_since = time.monotonic()
@@ -113,15 +112,6 @@ class Reply:
         self._early: asyncio.Task[BodyWriter] | None = None
         """Sends the headers before an engine answers."""
         self._timer: asyncio.TimerHandle | None = None
-
-    def _on_wait(self, waiting: Waiting) -> None:
-        self._waiting = waiting
-        self._live.waits(waiting)
-
-    def _answers(self, routing: Routing) -> None:
-        """An engine answers now, at first or after a fault."""
-        self._waiting = Waiting("answering")
-        self._live.answers(routing)
 
     async def run(self) -> web.StreamResponse:
         """Give the answer.
@@ -144,7 +134,7 @@ class Reply:
                 self._request[FINISHED] = done
 
     async def _open(self) -> Answer:
-        answer = await self._service.open(self._ask, self._on_wait)
+        answer = await self._service.open(self._ask, self._live.wait)
         if answer.routing.engine is Engine.LLAMA:
             answer.routing.warnings = (*self._warnings, *answer.routing.warnings)
         return answer
@@ -179,7 +169,7 @@ class Reply:
         self._early = asyncio.ensure_future(self._prepare_waiting())
 
     async def _prepare_waiting(self) -> BodyWriter:
-        writer = await self._prepare({"X-Sollold-Status": waiting_text(self._waiting)})
+        writer = await self._prepare({"X-Sollold-Status": waiting_text(self._live.waiting)})
         self._watch(writer)
         return writer
 
@@ -212,7 +202,7 @@ class Reply:
             try:
                 if isinstance(answer, BaseException):
                     raise answer
-                self._answers(answer.routing)
+                self._live.answers(answer.routing)
                 if "X-Sollold-Backend" not in self._response.headers:
                     # The headers were sent before this was known.
                     source = f"{answer.routing.backend} on {answer.routing.node}"
@@ -260,7 +250,7 @@ class Reply:
             nonlocal resumed
             if routing.resumed != resumed:
                 resumed = routing.resumed
-                self._answers(routing)
+                self._live.answers(routing)
                 self._say_resumed(routing)
             if len(batch) == 1:
                 live.event(batch[0])
@@ -315,7 +305,7 @@ class Reply:
         if silent >= every:
             # A caller with unread bytes needs no keep-alive.
             if not seen[0]:
-                self._write(self._encoder.keep_alive(self._waiting))
+                self._write(self._encoder.keep_alive(self._live.waiting))
             silent = 0.0
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(0.01, every - silent), self._watch, writer)
@@ -323,7 +313,7 @@ class Reply:
     async def _whole(self) -> web.Response:
         answer = await self._open()
         try:
-            self._answers(answer.routing)
+            self._live.answers(answer.routing)
             if self._gather is not None:
                 await self._collect(answer, self._gather)
                 body = b""
@@ -346,7 +336,7 @@ class Reply:
         async for raw in answer.events:
             if answer.routing.resumed != resumed:
                 resumed = answer.routing.resumed
-                self._answers(answer.routing)
+                self._live.answers(answer.routing)
             if not raw:
                 encoder = self._encoder = anew()
                 encoder.begin(answer.routing)

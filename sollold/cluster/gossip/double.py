@@ -44,6 +44,13 @@ class Double:
     kept: str
     other: str
 
+    @property
+    def machines(self) -> str:
+        """Which both are, to be put behind a sentence; empty where that is not known."""
+        if not self.kept or not self.other:
+            return ""
+        return f": {self.kept}, which takes part in the cluster, and {self.other}, which does not"
+
 
 class _Barred:
     __slots__ = ("heard", "host", "since", "told")

@@ -17,12 +17,6 @@ _COPIED = (
 )
 
 
-def _which(double: Double | None) -> str:
-    if double is None or not double.kept or not double.other:
-        return ""
-    return f"{double.kept}, which takes part in the cluster, and {double.other}, which does not; "
-
-
 def log_change(
     event: NodeEvent, me: str, name_of: Callable[[str], str], double: Double | None = None
 ) -> None:
@@ -34,6 +28,7 @@ def log_change(
         double: of a node id that two machines use, where they are.
     """
     change, term = event.change, event.term
+    machines = double.machines if double is not None else ""
     name = name_of(event.node)
     if change is Change.JOINED:
         log.info("node %s joined", name)
@@ -51,8 +46,8 @@ def log_change(
     elif change is Change.LEADER:
         log.info("no leader")
     elif change is Change.CLONED:
-        log.error("another machine uses the node id %s: %s%s", event.node, _which(double), _COPIED)
+        log.error("another machine uses the node id %s%s; %s", event.node, machines, _COPIED)
     elif change is Change.DOUBLED:
-        log.error("two machines use the id of the node %s: %s%s", name, _which(double), _COPIED)
+        log.error("two machines use the id of the node %s%s; %s", name, machines, _COPIED)
     else:
         log.debug("node %s: %s", name, change)

@@ -97,8 +97,9 @@ class HttpConnection(asyncio.Protocol):
             self._size -= len(piece)
             if not receive(piece):
                 return False
-        # Also behind a whole answer: another may follow on this connection.
-        self._read_on()
+        if self._paused:
+            # Also behind a whole answer: another may follow on this connection.
+            self._read_on()
         if self._parser.done:
             return True
         if self._error is not None:
@@ -111,7 +112,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _read_on(self) -> None:
         """Nothing is unread: more may come."""
-        if self._paused and self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
