@@ -23,7 +23,7 @@ from sollold.settings.schema import ClusterSettings
 PORT = ClusterSettings().port
 """For nodes, where none is named."""
 _CALL_SECONDS = 5.0
-_NO_DOOR_TOKEN = "who has the cluster.token of the settings belongs to this cluster, and nobody else"
+_NO_DOOR_TOKEN = "only machines with the cluster.token of the settings belong to this cluster"
 _NO_DOOR_OPEN = "any machine may join this cluster at any time; `sollold cluster secure` ends that"
 
 
@@ -192,7 +192,7 @@ class AdmissionService:
         except PeerError as error:
             why = f"{record.name}: {error}"
             if "no call is named" in str(error):
-                why = f"{record.name} has cluster.token in its settings: nobody waits there"
+                why = f"{record.name} has cluster.token in its settings: no machine waits there"
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
 
 

@@ -71,7 +71,7 @@ def _settings(facts: Facts) -> list[Finding]:
     found = []
     if facts.unread:
         what = f"the settings could not be read again, and nothing would start with them: {facts.unread}"
-        found.append(Finding(Grade.PROBLEM, what, "mend that, then: `sudo systemctl reload sollold`"))
+        found.append(Finding(Grade.PROBLEM, what, "fix that, then: `sudo systemctl reload sollold`"))
     if facts.held:
         what = f"these settings were changed and need a restart: {', '.join(facts.held)}"
         found.append(Finding(Grade.NOTICE, what, "sudo systemctl restart sollold"))
@@ -151,7 +151,7 @@ def _files(problems: Sequence[tuple[str, str]]) -> list[Finding]:
     found = [Finding(Grade.PROBLEM, what, fix) for what, fix in problems[:_MOST]]
     if more := problems[_MOST:]:
         what = f"{len(more)} more problem{'s' if len(more) > 1 else ''} with models' files and folders"
-        fix = "mend those that are named, then run `sollold doctor` again"
+        fix = "fix those that are named, then run `sollold doctor` again"
         found.append(Finding(Grade.PROBLEM, what, fix))
     return found
 

@@ -240,7 +240,7 @@ def _check_grammar(grammar: object) -> None:
     try:
         check_grammar(grammar)
     except TooManyWays as error:
-        raise _refused(f"an engine would hang over the grammar: {error}") from None
+        raise _refused(f"an engine would hang on the grammar: {error}") from None
 
 
 def check_size(value: object, name: str) -> None:
@@ -276,7 +276,7 @@ def _check_schemas(value: object, name: str) -> None:
     try:
         check_schema(value)
     except TooWide as error:
-        raise _refused(f"an engine would hang over the schema in {name}: {error}") from None
+        raise _refused(f"an engine would hang on the schema in {name}: {error}") from None
 
 
 def _refused(message: str) -> Refusal:

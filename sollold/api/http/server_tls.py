@@ -195,7 +195,7 @@ class ServerTls:
         if left > _SOON:
             return ()
         what = "has expired" if left < datetime.timedelta() else f"expires in {left.days} days"
-        fix = "renew the file of http.tls_certificate; it is read again by itself"
+        fix = "renew the file of http.tls_certificate; it is reloaded automatically"
         return ((f"the certificate of the API's port {what} ({self._ends.date()})", fix),)
 
     async def _watch(self) -> None:

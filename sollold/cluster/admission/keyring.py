@@ -191,4 +191,4 @@ class KeyringFile:
     def why_not_kept(self) -> str:
         """Why no keyring can be written now, with what to do; empty when it can."""
         fault = why_not_writable(self._path.parent)
-        return f"nothing can be written to {self._path.parent} ({fault}); mend that first" if fault else ""
+        return f"nothing can be written to {self._path.parent} ({fault}); fix that first" if fault else ""
