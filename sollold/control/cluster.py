@@ -34,7 +34,6 @@ from sollold.serving.candidate import EndpointQuery
 from sollold.serving.loader import Loader, Need
 from sollold.serving.request import Answer, Ask, Call, Engine, Waiting
 from sollold.serving.router import Router
-from sollold.serving.routing import undrafted_warning
 from sollold.units import bytes_text
 
 DRAIN_CALL = 5.0
@@ -74,26 +73,6 @@ class Scored:
     node: str
     score: float
     why: str
-
-
-def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
-    """What a load gave less of than was named, a sentence each."""
-    undrafted = "" if endpoint.embedding else undrafted_warning(ask.placement, endpoint)
-    if endpoint.backend is Backend.OLLAMA:
-        return (undrafted,) if undrafted else ()
-    told = []
-    if 0 < endpoint.context < ask.context:
-        told.append(
-            f"{ask.context} tokens of context were asked for, {endpoint.context} are given: "
-            "the model was trained with no more"
-        )
-    if endpoint.slots < ask.slots:
-        told.append(
-            f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
-        )
-    if undrafted:
-        told.append(undrafted)
-    return tuple(told)
 
 
 class ClusterService:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Record
+from sollold.leader.messages import Ensure
 from sollold.leader.wish import PlacementWish
 from sollold.placement.request import AUTO, OFF
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, engine_of
@@ -36,7 +37,7 @@ def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable
 def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) -> tuple[str, ...]:
     """What the caller gets less of than asked for, where ``candidate`` answers."""
     endpoint = candidate.endpoint
-    undrafted = "" if ask.embedding else undrafted_warning(query.placement, endpoint)
+    undrafted = "" if ask.embedding else _undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
         more = 0 < query.trained < ask.context
         context = _no_more_context(ask.context, query.model, query.trained) if more else ""
@@ -51,19 +52,35 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     return tuple(warning for warning in warnings if warning)
 
 
+def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
+    """What a load gave less of than was named, a sentence each."""
+    undrafted = "" if endpoint.embedding else _undrafted_warning(ask.placement, endpoint)
+    if endpoint.backend is Backend.OLLAMA:
+        return (undrafted,) if undrafted else ()
+    told = []
+    if 0 < endpoint.context < ask.context:
+        told.append(_no_more_context(ask.context, endpoint.model, endpoint.context))
+    if endpoint.slots < ask.slots:
+        told.append(
+            f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
+        )
+    if undrafted:
+        told.append(undrafted)
+    return tuple(told)
+
+
 def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
     """What to tell a caller who asked for more context than there is; empty when it is there."""
     if not 0 < endpoint.context < asked:
         return ""
     if 0 < trained <= endpoint.context:
         return _no_more_context(asked, endpoint.model, endpoint.context)
-    has = f"{endpoint.model} has {endpoint.context}"
-    return f"{asked} tokens of context were asked for, {has}: more does not fit"
+    return f"{asked} tokens of context were asked for, {endpoint.context} are given: more does not fit"
 
 
 def _no_more_context(asked: int, model: str, most: int) -> str:
     """The same where the model was trained with ``most`` tokens."""
-    return f"{asked} tokens of context were asked for, {model} has {most}: it was trained with no more"
+    return f"{asked} tokens of context were asked for, {most} are given: {model} was trained with no more"
 
 
 def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
@@ -79,7 +96,7 @@ def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
     )
 
 
-def undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
+def _undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
     """What a caller is told who named what is to draft, where that does not; empty: nothing is missing.
 
     ``wish``: with a model's own name.

@@ -11,13 +11,14 @@ import pytest
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, InOllama, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
-from sollold.control.cluster import ClusterService, KeepOrder, less_than_asked
+from sollold.control.cluster import ClusterService, KeepOrder
 from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Drop, Dropped, Ensure
 from sollold.leader.wish import PlacementWish
 from sollold.serving.loader import Need, Ready
 from sollold.serving.request import Answer, Ask, Engine, Routing
+from sollold.serving.routing import less_than_asked
 from tests.api.api_parts import singly
 
 READY = Endpoint("demo-1", "demo:latest", "d1", Backend.LOCAL, State.READY, context=4096)

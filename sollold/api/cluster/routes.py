@@ -24,10 +24,10 @@ from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.control.cluster import less_than_asked
 from sollold.control.logs import MOST_LINES
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Ensure
+from sollold.serving.routing import less_than_asked
 from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
