@@ -1,12 +1,62 @@
-"""An answer whose beginning was read to see what it is."""
+"""An answer whose beginning is read to see whether it is a call of a tool or a text."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 
-async def joined(begun: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    """What was read, and what follows it."""
+from sollold.cluster.net.pour import pushed
+from sollold.serving.request import Answer
+
+
+async def begins_with_call(answer: Answer, *, or_thought: bool = False) -> tuple[bool | None, Answer]:
+    """Whether ``answer`` begins with a call or with a text (False), and the answer to be given in its place.
+
+    None: it has ended with neither. What the model thinks before is passed over; ``or_thought``: it counts as
+    a call.
+    """
+    begun: list[list[bytes]] = []
+    try:
+        calls = await _read(answer.batches, begun, or_thought)
+    except BaseException:
+        await answer.end()
+        raise
+    return calls, Answer(answer.routing, pushed(_joined(begun, answer.batches)), answer.close)
+
+
+async def _read(
+    batches: AsyncIterator[list[bytes]], begun: list[list[bytes]], or_thought: bool
+) -> bool | None:
+    """All that was read is put into ``begun``."""
+    async for batch in batches:
+        begun.append(batch)
+        for raw in batch:
+            if not raw:
+                begun.clear()
+            elif (calls := _shows_call(raw, or_thought)) is not None:
+                return calls
+    return None
+
+
+def _shows_call(raw: bytes, or_thought: bool) -> bool | None:
+    """What an event shows; None: neither yet. What is no event of a chat is left as it is, as a call is."""
+    try:
+        event = msgspec.json.decode(raw)
+        # Ollama's own events are one choice, and have no name for it.
+        choices = event["choices"] if "choices" in event else [{**event, "finish_reason": event["done"]}]
+        for choice in choices:
+            said = choice.get("delta") or choice.get("message") or {}
+            if said.get("tool_calls") or (or_thought and said.get("reasoning_content")):
+                return True
+            if (said.get("content") or "").strip() or choice.get("finish_reason"):
+                return False
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return True
+    return None
+
+
+async def _joined(begun: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
     for batch in begun:
         yield batch
     async for batch in rest:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.begun_answer import joined
+from sollold.api.engine.begun_answer import begins_with_call
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
@@ -41,14 +41,9 @@ class ForcedToolService:
         answer = await self.service.open(ask, on_wait)
         if answer.routing.engine is not Engine.LLAMA:
             return answer
-        part = "delta" if ask.stream or ask.gathered else "message"
-        try:
-            begun, calls = await _beginning(answer.batches, part)
-        except BaseException:
-            await answer.end()
-            raise
+        calls, answer = await begins_with_call(answer, or_thought=True)
         if calls:
-            return Answer(answer.routing, pushed(joined(begun, answer.batches)), answer.close)
+            return answer
         await answer.end()
         forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
         try:
@@ -61,38 +56,9 @@ class ForcedToolService:
             # A format that the engine can't convert: better a text than nothing.
             return await self.service.open(ask, on_wait)
         if answer.routing.engine is Engine.LLAMA:
+            part = "delta" if ask.stream or ask.gathered else "message"
             return Answer(answer.routing, pushed(_translated(answer.batches, part)), answer.close)
         return answer
-
-
-async def _beginning(batches: AsyncIterator[list[bytes]], part: str) -> tuple[list[list[bytes]], bool]:
-    """What came until it shows whether the answer begins with a call, and whether it does."""
-    begun: list[list[bytes]] = []
-    async for batch in batches:
-        begun.append(batch)
-        for raw in batch:
-            if not raw:
-                begun.clear()
-            elif (calls := _begins_with_call(raw, part)) is not None:
-                return begun, calls
-    return begun, False
-
-
-def _begins_with_call(raw: bytes, part: str) -> bool | None:
-    """Whether this event shows that the answer begins with a call, or with a text; None: neither yet.
-
-    What is no event of a chat, and a thought, is left as it is.
-    """
-    try:
-        for choice in msgspec.json.decode(raw)["choices"]:
-            said = choice.get(part) or {}
-            if said.get("tool_calls") or said.get("reasoning_content"):
-                return True
-            if (said.get("content") or "").strip() or choice.get("finish_reason"):
-                return False
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return True
-    return None
 
 
 def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:

@@ -7,14 +7,11 @@ is asked again with the format and without calls.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
-from sollold.api.engine.begun_answer import joined
-from sollold.cluster.net.pour import pushed
+from sollold.api.engine.begun_answer import begins_with_call
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _FORMATS = ("response_format", "json_schema", "format")
@@ -42,14 +39,9 @@ class FormatBesideToolsService:
         engine = answer.routing.engine
         if engine not in both or ask.calls[engine].body.get("tool_choice") == "required":
             return answer
-        begun: list[list[bytes]] = []
-        try:
-            is_text = await _is_text(answer.batches, begun)
-        except BaseException:
-            await answer.end()
-            raise
-        if not is_text:
-            return Answer(answer.routing, pushed(joined(begun, answer.batches)), answer.close)
+        calls, answer = await begins_with_call(answer)
+        if calls is not False:
+            return answer
         await answer.end()
         return await self.service.open(formed, on_wait)
 
@@ -73,32 +65,3 @@ def _formed(engine: Engine, call: Call) -> Call:
         # The tools stay in the prompt, which is kept.
         return replace(call, body={**call.body, "tool_choice": "none"})
     return replace(call, body={key: value for key, value in call.body.items() if key not in _TOOLS})
-
-
-async def _is_text(batches: AsyncIterator[list[bytes]], begun: list[list[bytes]]) -> bool:
-    """Whether the answer is a text, after what the model thinks; all that was read is put into ``begun``."""
-    async for batch in batches:
-        begun.append(batch)
-        for raw in batch:
-            if not raw:
-                begun.clear()
-            elif (text := _shows_text(raw)) is not None:
-                return text
-    return False
-
-
-def _shows_text(raw: bytes) -> bool | None:
-    """Whether an event shows that the answer is a text (True) or a call; None: neither yet."""
-    try:
-        event = msgspec.json.decode(raw)
-        # Ollama's own events are one choice, and have no name for it.
-        choices = event["choices"] if "choices" in event else [{**event, "finish_reason": event["done"]}]
-        for choice in choices:
-            said = choice.get("delta") or choice.get("message") or {}
-            if said.get("tool_calls"):
-                return False
-            if (said.get("content") or "").strip() or choice.get("finish_reason"):
-                return True
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return False
-    return None
