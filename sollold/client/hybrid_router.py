@@ -9,8 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
-from sollold.client.arguments import check_model, check_seconds
-from sollold.client.backends import backend_addresses
+from sollold.client.arguments import check_seconds
 from sollold.client.bodies import checked_messages
 from sollold.client.coordinator import DISTRIBUTED, Coordinator, coordinator_of, coordinators_in
 from sollold.client.daemon_process import DaemonProcess
@@ -20,9 +19,10 @@ from sollold.client.events import Events
 from sollold.client.generation import Generation, Record
 from sollold.client.http import api_key_of
 from sollold.client.pool import OllamaPool, Vectors
-from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
+from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of
 from sollold.client.request_arguments import ChatArguments, EmbedArguments
 from sollold.client.router_options import RouterOptions, checked_options
+from sollold.client.router_placement import RouterPlacement
 from sollold.client.stats import Stats
 from sollold.client.time_limits import TimeLimits
 
@@ -34,11 +34,9 @@ _PLAN_SECONDS = 60.0
 _OLLAMA = "ollama:"
 """How the endpoints of Ollamas begin."""
 _LOOKS, _LOOK_SECONDS = 10, 0.2
-_ANY_SIZE = 1e-6
-"""Billions of parameters: a threshold that every model is over."""
 
 
-class HybridRouter(Generation):
+class HybridRouter(RouterPlacement, Generation):
     """Routes requests to the cluster. Nothing is asked before the first request.
 
     Every argument holds for the requests of this router alone; what is None is as the daemons' settings say.
@@ -73,15 +71,8 @@ class HybridRouter(Generation):
             self.ollama_pool.client.nodes.add(urls_of(node))
         if ollama_pool is not None and api_key is not None:
             self.ollama_pool.client.api_key = api_key_of(api_key)
-        self.enable_distributed = options.get("enable_distributed", True)
-        self.model_filter = options["model_filter"]
+        super().__init__(options)
         self.coordinator_timeout = options.get("coordinator_timeout")
-        self._backends = backend_addresses(options.get("rpc_backends"))
-        self._auto_discover = options.get("auto_discover_rpc", True)
-        self._workers = options.get("num_rpc_backends")
-        self._threshold = options.get("distributed_threshold_params")
-        self._policy = options.get("layer_strategy")
-        self._path = options["gguf_path"]
         starts = options.get("auto_setup_rpc", False)
         self._child: DaemonProcess | None = DaemonProcess(self._backends) if starts else None
         self._events = Events()
@@ -391,42 +382,6 @@ class HybridRouter(Generation):
         limits = TimeLimits(time.monotonic(), timeout, None)
         await limits.within(self.connect())
         return None if timeout is None else max(0.001, timeout - limits.elapsed())
-
-    def placement(self, model: str) -> Record:
-        """What a load for this router's request is asked for; empty: nothing but what the settings say."""
-        check_model(model)
-        wanted: Record = {}
-        profile = wanted_by_user(model)
-        if not self._may_distribute(model):
-            wanted["distributed"] = False
-        else:
-            if self._workers is not None:
-                wanted["workers"] = self._workers
-            if profile is not None and self._must_distribute(profile):
-                wanted["threshold"] = _ANY_SIZE
-            elif self._threshold is not None:
-                wanted["threshold"] = self._threshold
-            if self._policy is not None:
-                wanted["policy"] = self._policy
-            if self._backends:
-                wanted["external"] = list(self._backends)
-            elif not self._auto_discover:
-                wanted["external"] = []
-        if self._path is not None and self._in_filter(model):
-            wanted["file"] = self._path
-        return wanted
-
-    def _must_distribute(self, profile: Mapping[str, Any]) -> bool:
-        """Whether a model is to be spread, for all that its profile says."""
-        billions = float(profile.get("parameter_count") or 0)
-        over = self._threshold is not None and 0 < self._threshold <= billions
-        return bool(profile.get("requires_distributed")) or over
-
-    def _may_distribute(self, model: str) -> bool:
-        return self.enable_distributed and self._in_filter(model)
-
-    def _in_filter(self, model: str) -> bool:
-        return self.model_filter is None or plain_name(model) in map(plain_name, self.model_filter)
 
 
 def _with_placement(body: Record, placement: Any) -> Record:
