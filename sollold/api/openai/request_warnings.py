@@ -66,7 +66,8 @@ def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, .
         if name in _NOT_AT_OLLAMA and value and value != _NEUTRAL.get(name)
     ]
     lost += ["n"] if (ask.n or 1) > 1 else []
-    mode, names = chosen_tools(ask.tool_choice)
-    lost += ["tool_choice"] if mode == "required" or names is not None else []
+    if ask.tool_choice is not None:
+        mode, names = chosen_tools(ask.tool_choice)
+        lost += ["tool_choice"] if mode == "required" or names is not None else []
     lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
     return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
