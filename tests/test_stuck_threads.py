@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from sollold.daemon.stuck_threads import StuckThreads
 
 _PROGRAM = """
 import threading
@@ -28,3 +31,16 @@ def test_a_thread_that_hangs_does_not_keep_the_process(hangs: bool) -> None:
     assert done.returncode == 0
     assert done.stdout == "the loop has ended\n"
     assert ("did not end" in done.stderr) == hangs
+
+
+def test_a_system_without_a_thread_more_lets_the_daemon_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stuck = StuckThreads(60)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    stuck.expect_end()
+    stuck.all_ended()
+    assert "can't start new thread" in caplog.text

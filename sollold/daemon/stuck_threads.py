@@ -21,8 +21,12 @@ class StuckThreads:
 
     def expect_end(self) -> None:
         """From now on the process has so many seconds."""
-        if not self._timer.is_alive():
+        if self._timer.is_alive():
+            return
+        try:
             self._timer.start()
+        except RuntimeError as error:
+            logger.warning("nothing ends the daemon if a disk or a share does not answer: %s", error)
 
     def all_ended(self) -> None:
         """The loop has ended. Where no thread is left that Python would wait for, there is nothing to do."""

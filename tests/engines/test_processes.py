@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,15 @@ async def test_what_can_not_be_started_ends_with_a_reason(folder: Path):
     process = await begin(folder, str(folder / "nothing"))
     assert await process.exited != 0
     assert "No such file" in exit_reason(process.exited.result(), process.last_lines())
+
+
+async def test_a_system_without_a_thread_more_is_a_reason_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(OSError, match="test can't be started: the system gives this user no more threads"):
+        await begin(folder, "true")
 
 
 async def test_a_name_in_bytes_of_another_encoding_is_passed_on(folder: Path):

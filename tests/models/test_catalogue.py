@@ -593,3 +593,22 @@ def test_two_contents_of_the_longest_name_keep_names() -> None:
     assert len(name) == 350
     other = apart(name, "c0ffee00" * 8)
     assert parse(other).tag.endswith("-c0ffee00")
+
+
+async def test_what_keeps_all_folders_from_being_read_is_a_problem(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the system gives no thread more: models would only be missing."""
+    write_gguf(tmp_path / "folder" / "here.gguf")
+
+    def none(work: object, *, name: str) -> None:
+        raise RuntimeError("can't start new thread")
+
+    catalogue = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("sollold.models.stores.store_watcher.alone", none)
+        await catalogue.start()
+        assert not catalogue.models
+        assert "can't start new thread" in catalogue.problems[0].what
+    await until(lambda: "here:latest" in named(catalogue))
+    assert not catalogue.problems

@@ -6,6 +6,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,3 +130,18 @@ def test_chosen_files() -> None:
     assert len(choose(paths, "BF16")) == 3
     assert choose(paths[:-1], "BF16") == ()
     assert choose(paths, "Q2_K") == ()
+
+
+def test_a_disk_without_room_is_told_in_sizes_and_nothing_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    landing = PartialFile(tmp_path, "a" * 32, (Item("model.gguf", 5 << 30),))
+    with pytest.raises(PartialFileError) as told:
+        landing.open()
+    assert str(told.value) == (
+        f"it needs 5.00 GiB, and the disk of {tmp_path} has 3.00 MiB free; free some space there and pull it "
+        "again"
+    )
+    assert not landing.folder.exists()
+    landing.close()

@@ -25,6 +25,7 @@ from typing import IO, Any
 import psutil
 
 from sollold.engines.llamacpp.child_journal import MARK, Journal
+from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
 
@@ -92,7 +93,11 @@ class Process:
         """
         process = cls(name, on_line, log_file, heard, gather)
         arguments = (list(command), dict(env or {}), deployment, journal)
-        threading.Thread(target=process._run, args=arguments, name=f"child {name}", daemon=True).start()
+        thread = threading.Thread(target=process._run, args=arguments, name=f"child {name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, f"{name} can't be started: {NO_THREADS}") from None
         try:
             await asyncio.shield(process._started)
         except asyncio.CancelledError:

@@ -136,7 +136,8 @@ class Catalogue:
         silent = [Path(store.place) for store in self._stores.values() if store.silent]
         unread = [one for one in sorted(self._headers.silent) if not any(map(one.is_relative_to, silent))]
         then = ", so its models can't be used"
-        return (*self._problems, *(Problem(shown(no_answer(one, then))) for one in unread))
+        none = (Problem(f"the folders with models can't be read now: {self._said}"),) if self._said else ()
+        return (*none, *self._problems, *(Problem(shown(no_answer(one, then))) for one in unread))
 
     def get(self, name: str) -> Model | None:
         """The model of this canonical name, whatever the case of its letters."""
@@ -272,7 +273,7 @@ class Catalogue:
             if str(error) != self._said:
                 self._said = str(error)
                 unforeseen = not isinstance(error, OSError)
-                log.warning("the stores can't be read right now: %s", error, exc_info=unforeseen)
+                log.warning("the folders with models can't be read now: %s", error, exc_info=unforeseen)
             return False
         self._said = ""
         return done

@@ -6,6 +6,7 @@ folder is renamed. A part counts only after its bytes are on the disk. Blocks: c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ import msgspec
 
 from sollold.facts import dataclass
 from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.units import bytes_text
 
 PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
@@ -81,7 +83,12 @@ class PartialFile:
         left = sum(item.size for item in self.items) - self.completed
         free = shutil.disk_usage(self.folder).free
         if left > free:
-            raise PartialFileError(f"{left} bytes are to be fetched, but {self.folder} has room for {free}")
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # where nothing has come yet
+            raise PartialFileError(
+                f"it needs {bytes_text(left)}, and the disk of {self._own} has {bytes_text(free)} free; "
+                "free some space there and pull it again"
+            )
         for index, item in enumerate(self.items):
             path = self.folder / item.name
             self._files[index] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

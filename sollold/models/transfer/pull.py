@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -188,9 +189,7 @@ class Puller:
         except HubError as error:
             raise PullError(str(error), missing=error.missing) from None
         except OSError as error:
-            raise PullError(
-                f"it can't be written to {self._catalogue.own}: {error.strerror or error}"
-            ) from None
+            raise PullError(_not_written(self._catalogue.own, error)) from None
         pull.say("success")
 
     async def _get(self, pull: _Pull, name: str) -> None:
@@ -318,6 +317,13 @@ class _Guarded:
                 yield piece
         except (PeerError, aiohttp.ClientError, TimeoutError) as error:
             raise SourceError(str(error) or "no data was received in time") from None
+
+
+def _not_written(folder: Path, error: OSError) -> str:
+    why = f"it can't be written to {folder}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why += "; free some space there and pull it again: what has come is kept"
+    return why
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:
