@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -223,6 +224,31 @@ def test_a_backend_that_does_not_build_gives_way_to_the_processor(
     assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
     assert shop.runs() == runs
     assert "CMake Error at x:1" in (shop.cache / "llama.cpp/b11434-cuda.failed").read_text()
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_disk_that_becomes_full_is_no_fault_of_the_backend(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """Else a machine would do without its GPU until the next upgrade."""
+    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
+    said = "cc1plus: fatal error: error writing to /tmp/x.s: No space left on device"
+    said = said if where == "elsewhere" else "collect2: error: ld returned 1 exit status"
+    shop.ninja(f'echo "{said}"; touch {shop.folder}/full; exit 1')
+    usage = shutil.disk_usage
+
+    def measured(path: Path) -> object:
+        full = where == "here" and (shop.folder / "full").exists()
+        return SimpleNamespace(free=0) if full else usage(path)
+
+    monkeypatch.setattr(llama_setup.shutil, "disk_usage", measured)
+    with pytest.raises(SetupFailed, match=r"the disk became full while llama\.cpp was built"):
+        shop.setup().run()
+    assert shop.left() == [] and shop.runs() == 1
+    (shop.folder / "full").unlink()
+    shop.ninja()
+    assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
 
 
 def test_where_one_toolkit_is_too_old_the_next_is_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch):

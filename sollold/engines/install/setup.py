@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -35,7 +36,8 @@ from sollold.engines.install.toolchain import (
     portable,
 )
 from sollold.facts import dataclass
-from sollold.settings.schema import GIB, LlamaSettings
+from sollold.settings.schema import GIB, MIB, LlamaSettings
+from sollold.units import bytes_text
 
 log = logging.getLogger("sollold.engines")
 
@@ -43,6 +45,8 @@ LOOK_SECONDS = 60.0
 BUILD_AFTER = 10
 """Looks after which a build that failed is tried again; then after twice as many, and so on."""
 _LOCK_SECONDS = 0.3
+_FULL_BYTES = 64 * MIB
+"""What is free on a disk that is full: a compiler's last output was larger."""
 _RELEASE = f"sollold {__version__}"
 
 
@@ -216,10 +220,10 @@ class Setup:
         try:
             return self._build_once(lambda: [better], there)
         except SetupFailed as error:
-            log.warning(
-                "%s; %s is used; it is tried again after an upgrade, or once you remove %s",
-                *(error, found.server, _failure(self._folder, better)),
-            )
+            again = "with the next start"
+            if _failed(self._folder, better):
+                again = f"after an upgrade, or once you remove {_failure(self._folder, better)}"
+            log.warning("%s; %s is used; it is tried again %s", error, found.server, again)
             return found
 
     def _find_portable(self, backend: BuildBackend) -> Llama | None:
@@ -257,7 +261,8 @@ class Setup:
                     return found
                 return self._build(wanted)
         except OSError as error:
-            raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {error}") from error
+            fault = error.strerror or str(error)
+            raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {fault}") from error
 
     def _build(self, wanted: Callable[[], list[BuildBackend]]) -> Llama:
         for stale in self._folder.glob("tmp-*"):
@@ -288,12 +293,25 @@ class Setup:
             try:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
+                if fault := self._disk_full(error):
+                    # Says nothing of the backend: it is neither noted nor is another taken.
+                    raise SetupFailed(fault) from error
                 if backend is not CPU or self._beside:
                     _failure(self._folder, backend).write_text(f"{_RELEASE}\n{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
                 log.warning("%s; the next that can be built is taken", error)
         raise AssertionError("unreachable: something is always wanted")
+
+    def _disk_full(self, error: SetupFailed) -> str:
+        """What to say of a build that failed since the disk became full under it; empty where it did not."""
+        free = shutil.disk_usage(self._folder).free
+        if free > _FULL_BYTES and os.strerror(errno.ENOSPC) not in str(error):
+            return ""
+        return (
+            f"the disk became full while llama.cpp was built in {self._folder} ({bytes_text(free)} are free "
+            f"there): make room or set node.cache_dir. {error}"
+        )
 
     def _put(self, made: Path, backend: BuildBackend) -> Llama:
         """Try what was built, then rename it into its place."""
