@@ -328,23 +328,3 @@ def _sound(values: list[Any], types: set[type]) -> bool:
         return found <= types
     numbers = values if found == {int} else [one for one in values if type(one) is int]
     return bool(min(numbers) >= 0 and max(numbers) < 2**31)
-
-
-def both_reasonings(raw: bytes) -> bytes:
-    """An event whose thinking is under both names, ``reasoning_content`` and ``reasoning``.
-
-    Only events that speak of it are read; a token of the answer costs a search in its bytes.
-    """
-    if b'"reasoning' not in raw:
-        return raw
-    try:
-        event = msgspec.json.decode(raw)
-        for choice in event["choices"]:
-            said = choice.get("delta") or choice.get("message") or {}
-            if "reasoning_content" in said:
-                said["reasoning"] = said["reasoning_content"]
-            elif "reasoning" in said:
-                said["reasoning_content"] = said["reasoning"]
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return raw
-    return msgspec.json.encode(event)

@@ -9,7 +9,6 @@ import msgspec
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.engine.impossible_tokens import with_shown_logprobs
-from sollold.api.openai.request import both_reasonings
 from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
@@ -38,10 +37,18 @@ class ChunkEncoder(SseEncoder):
         self._engines_name = b""
         self._prefix = prefix
 
-    def _with_model(self, raw: bytes) -> bytes:
-        """The event with the caller's name for the model; looked for once, and then only replaced."""
+    def _shown(self, raw: bytes) -> bytes:
+        """An event or a whole answer as clients know it, with the caller's name for the model.
+
+        An event is only read where it has what is to be changed: each is a token.
+        """
+        if b'"reasoning' in raw:
+            raw = _with_both_reasonings(raw)
+        if b'"logprob"' in raw:
+            raw = with_shown_logprobs(raw)
         if not self._named:
             return raw
+        # Looked for once, and then only replaced.
         if not self._engines_name or self._engines_name not in raw:
             found = _MODEL.search(raw)
             if found is None:
@@ -50,29 +57,44 @@ class ChunkEncoder(SseEncoder):
         return raw.replace(self._engines_name, self._named, 1)
 
     def event(self, raw: bytes) -> bytes:
-        """The event, its reasoning under both names."""
+        """The event; an Ollama's with the usage only where the caller wants it."""
         if self._summed is not None and not (raw := self._summed.event(raw)):
             return b""
         # llama-server begins the answer to several prompts with a null, which no client takes for a chunk.
-        if raw == b"null" or (not self._counted and _is_usage(raw)):
+        if raw == b"null" or (not self._counted and b'"usage"' in raw and _is_usage(raw)):
             return b""
-        return b"data: " + self._with_model(with_shown_logprobs(both_reasonings(raw))) + b"\n\n"
+        return b"data: " + self._shown(raw) + b"\n\n"
 
     def finish(self, routing: Routing) -> bytes:
         """``[DONE]``, after the sum of what several choices took."""
         summed = self._summed.chunk() if self._summed is not None else b""
-        told = b"data: " + self._with_model(summed) + b"\n\n" if summed else b""
+        told = b"data: " + self._shown(summed) + b"\n\n" if summed else b""
         return told + b"data: [DONE]\n\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The answer, without the beginning that the caller sent."""
         raw = self._prefix.cut_from(raw) if routing.engine is Engine.LLAMA else raw
-        return with_required(self._with_model(with_shown_logprobs(both_reasonings(raw))))
+        return with_required(self._shown(raw))
+
+
+def _with_both_reasonings(raw: bytes) -> bytes:
+    """An event whose thinking is under both names, ``reasoning_content`` and ``reasoning``."""
+    try:
+        event = msgspec.json.decode(raw)
+        for choice in event["choices"]:
+            said = choice.get("delta") or choice.get("message") or {}
+            if "reasoning_content" in said:
+                said["reasoning"] = said["reasoning_content"]
+            elif "reasoning" in said:
+                said["reasoning_content"] = said["reasoning"]
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return raw
+    return msgspec.json.encode(event)
 
 
 def _is_usage(raw: bytes) -> bool:
-    """Whether an event is the last, without choices."""
-    if b'"usage"' not in raw or b'"choices"' not in raw:
+    """Whether an event with a usage is the last, without choices."""
+    if b'"choices"' not in raw:
         return False
     try:
         return not msgspec.json.decode(raw, type=_Chunk).choices
