@@ -1,11 +1,11 @@
 """What a worker will be asked for by its hash, made ready on its own disk before the head would send it.
 
 From a copy of the model's file that this machine has, or from several other nodes that have it, in pieces of
-which each node gives as many as it can. A model's digest is over samples of its file, so each tensor's sha256
-must be the one that the head's own file has; files whose whole sha256 both sides know to be equal (Ollama's
-store and Hugging Face's cache name them by it) are not read again for that. The name by which the worker
-looks, FNV-1a over the bytes, comes from llama-server when it asks: to compute it here would take minutes in
-Python, and as long again as the load itself in a worker made for that.
+which each node gives as many as it can. A model's digest is over samples of its file, so each tensor is
+compared with the head's own (`sollold.models.transfer.part_check`); files whose whole sha256 both sides know
+to be equal (Ollama's store and Hugging Face's cache name them by it) are not read again for that. The name by
+which the worker looks, FNV-1a over the bytes, comes from llama-server when it asks: to compute it here would
+take minutes in Python, and as long again as the load itself in a worker made for that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,9 @@ from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import BlockingSource, SourceError, Stop
-from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
-from sollold.models.transfer.partial_file import Item, sha256_between
+from sollold.models.transfer.file_digest import digest_between
+from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash, same_bytes
+from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.peer_source import NodeSource, items_of, paths_of
 from sollold.units import bytes_text
 
@@ -281,18 +284,15 @@ class CacheFill:
         for start in range(one.start, end, LARGEST):
             until = min(start + LARGEST, end)
             asked = PartDigestRequest(request.digest, one.file, start, until)
-            told = asyncio.ensure_future(
-                self._calls.call(request.head, "part", asked, PartHash, timeout=_TIMEOUT)
-            )
-            try:
-                have = await in_thread(threads, _sha256, file, start - one.start, until - one.start)
-                if have != (await told).sha256:
-                    return False
-                self._came()
-            finally:
-                told.cancel()
-                await asyncio.gather(told, return_exceptions=True)
+            digest = partial(_digest, file, start - one.start, until - one.start)
+            if not await same_bytes(partial(self._told, asked), partial(in_thread, threads, digest)):
+                return False
+            self._came()
         return True
+
+    async def _told(self, asked: PartDigestRequest, key: str) -> PartHash:
+        keyed = replace(asked, key=key)
+        return await self._calls.call(self._request.head, "part", keyed, PartHash, timeout=_TIMEOUT)
 
     def _set(self, one: WantedTensor, file: Path | None) -> None:
         ready = self._files[one.name]
@@ -356,10 +356,10 @@ def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file:
         os.close(into)
 
 
-def _sha256(file: Path, start: int, end: int) -> str:
+def _digest(file: Path, start: int, end: int, key: str) -> str:
     handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return sha256_between(handle, start, end)
+        return digest_between(handle, start, end, key)
     finally:
         os.close(handle)
 

@@ -412,7 +412,7 @@ async def test_leaving_ends_the_reading_of_what_has_come(
     verifying: list[threading.Thread] = []
     monkeypatch.setattr(os, "pread", slowly)
     monkeypatch.setattr(PartialFile, "verify", verified)
-    monkeypatch.setattr("sollold.models.transfer.partial_file._PIECE", 1024)
+    monkeypatch.setattr("sollold.models.transfer.file_digest._PIECE", 1024)
     stream = a.puller.pull("tiny")
     async for line in stream:
         if line["status"] == "verifying sha256 digest":

@@ -7,7 +7,6 @@ folder is renamed. A part counts only after its bytes are on the disk. Blocks: c
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import msgspec
 
 from sollold.facts import dataclass
 from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.models.transfer.file_digest import digest_between, sha256_between
 from sollold.units import bytes_text
 
 PART = 8 << 20
@@ -28,7 +28,6 @@ PARTS = ".parts"
 OLD = ".old"
 """Ending of a model's folder in there that is being replaced."""
 NOTES = "parts.json"
-_PIECE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +167,13 @@ class PartialFile:
             self._done[index].add(part)
             self._note()
 
-    def sha256_of(self, index: int, part: int) -> str:
-        """Hex sha256 of a part's bytes on the disk.
+    def digest_of(self, index: int, part: int, key: str) -> str:
+        """`digest_between` over a part's bytes on the disk.
 
         Raises:
             OSError: they can't be read.
         """
-        start, end = self.span(index, part)
-        return self._sha256(index, start, end)
+        return digest_between(self._files[index], *self.span(index, part), key, self._stopped.is_set)
 
     def verify(self, check: Callable[[Path], str]) -> None:
         """See that what came is what was promised; else throw it away. ``check`` gives a fault, or "".
@@ -186,7 +184,7 @@ class PartialFile:
         """
         fault = ""
         for index, item in enumerate(self.items):
-            if item.sha256 and self._sha256(index, 0, item.size) != item.sha256:
+            if item.sha256 and self._sha256(index, item.size) != item.sha256:
                 fault = fault or f"{item.name} does not have the expected sha256"
         fault = fault or check(self.folder)
         if fault:
@@ -223,8 +221,8 @@ class PartialFile:
         _sync(self._own)
         return place
 
-    def _sha256(self, index: int, start: int, end: int) -> str:
-        return sha256_between(self._files[index], start, end, self._stopped.is_set)
+    def _sha256(self, index: int, size: int) -> str:
+        return sha256_between(self._files[index], 0, size, self._stopped.is_set)
 
     def _note(self) -> None:
         notes = Notes(
@@ -267,21 +265,6 @@ def read_notes(folder: Path) -> Notes | None:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
     except (OSError, *UNDECODABLE):
         return None
-
-
-def sha256_between(handle: int, start: int, end: int, stopped: Callable[[], bool] = lambda: False) -> str:
-    """Hex sha256 of an open file's bytes from ``start`` to before ``end``. Blocks.
-
-    Raises:
-        OSError: they can't be read, or ``stopped`` said so.
-    """
-    digest = hashlib.sha256()
-    while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
-        if stopped():
-            raise InterruptedError("stopped while it was read")
-        digest.update(piece)
-        start += len(piece)
-    return digest.hexdigest()
 
 
 def _sync(folder: Path) -> None:

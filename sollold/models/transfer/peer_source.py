@@ -1,8 +1,8 @@
 """Models from node to node, over the port for nodes.
 
 Peer method ``parcel`` (`ReadPartRequest` → `ModelFiles`) tells the files of a model, ``part``
-(`PartDigestRequest` → `PartHash`) the hash of a piece of one; the raw route ``GET /models/{digest}/{index}``
-gives bytes of one, by a ``Range`` header.
+(`PartDigestRequest` → `PartHash`) the digest of a piece of one; the raw route
+``GET /models/{digest}/{index}`` gives bytes of one, by a ``Range`` header.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.patient_threads import PatientThreads
+from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
-from sollold.models.transfer.partial_file import Item, sha256_between
+from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.rate_limit import RateLimit
 
 log = logging.getLogger("sollold.models")
@@ -150,15 +151,18 @@ class Sender:
             raise PeerError(self._node, "the model is no longer on this node", transport=False)
         path = paths[request.index]
 
-        def read() -> str:
+        def read() -> PartHash:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return sha256_between(handle, request.start, request.end)
+                digest = digest_between(handle, request.start, request.end, request.key)
+                return PartHash(gmac=digest) if request.key else PartHash(sha256=digest)
             finally:
                 os.close(handle)
 
         try:
-            return PartHash(await self._threads.run(path, read))
+            return await self._threads.run(path, read)
+        except ValueError as error:
+            raise PeerError(self._node, str(error), transport=False) from None
         except OSError as error:
             raise PeerError(self._node, f"{path}: {error.strerror}", transport=False) from None
         except LookupError as error:
