@@ -29,10 +29,13 @@ class PatientThreads:
     Args:
         most: reads at a time.
         seconds: after which nobody waits for one any more.
+        begin: called in each thread first.
     """
 
-    def __init__(self, most: int, name: str, seconds: float = PATIENCE) -> None:
-        self._threads = ThreadPoolExecutor(most * _STUCK, thread_name_prefix=name)
+    def __init__(
+        self, most: int, name: str, seconds: float = PATIENCE, begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self._threads = ThreadPoolExecutor(most * _STUCK, thread_name_prefix=name, initializer=begin)
         self._slots = asyncio.Semaphore(most)
         self._seconds = seconds
         self._silent: Counter[str] = Counter()

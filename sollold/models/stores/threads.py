@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -11,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_NICE = 10
 
 
 async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -25,6 +28,15 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
     finally:
         if not job.cancel():
             await asyncio.gather(waiting, return_exceptions=True)
+
+
+def behind_others() -> None:
+    """Called in a thread that copies or compares much: engines and the loop get the processor first.
+
+    Not for threads that run much Python: whatever waits for the interpreter's lock waits for them, too.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def alone(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:

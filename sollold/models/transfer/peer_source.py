@@ -24,6 +24,7 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.patient_threads import PatientThreads
+from sollold.models.stores.threads import behind_others
 from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
 from sollold.models.transfer.partial_file import Item
@@ -33,6 +34,8 @@ log = logging.getLogger("sollold.models")
 
 _PIECE = 1 << 20
 _THREADS = 8
+_DIGESTS = 4
+"""Digests at a time."""
 _TIMEOUT = 15.0
 _IDLE = 30.0
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
@@ -121,6 +124,7 @@ class Sender:
 
     def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
         self._threads = PatientThreads(_THREADS, "send")
+        self._digests = PatientThreads(_DIGESTS, "digest", begin=behind_others)
         self._catalogue = catalogue
         self._node = node
         self._pace = pace
@@ -131,6 +135,7 @@ class Sender:
     def close(self) -> None:
         """End the threads; what is being sent breaks off."""
         self._threads.close()
+        self._digests.close()
 
     async def _parcel(self, caller: str, request: ReadPartRequest) -> ModelFiles:
         model = self._catalogue.with_digest(request.digest)
@@ -160,7 +165,7 @@ class Sender:
                 os.close(handle)
 
         try:
-            return await self._threads.run(path, read)
+            return await self._digests.run(path, read)
         except ValueError as error:
             raise PeerError(self._node, str(error), transport=False) from None
         except OSError as error:
