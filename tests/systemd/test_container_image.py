@@ -45,7 +45,10 @@ class Builder:
         self.words = ["buildah"]
         if folder is not None:
             self.words += ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
-            self.words += ["--storage-driver", "vfs"]
+            # It copies each layer whole where the kernel does not let it mount one over the other.
+            driver = ["--storage-driver", "overlay"]
+            tried = subprocess.run([*self.words, *driver, "info"], capture_output=True, timeout=60)
+            self.words += driver if tried.returncode == 0 else ["--storage-driver", "vfs"]
 
     def __call__(self, *words: str, cwd: Path = ROOT) -> str:
         done = subprocess.run([*self.words, *words], capture_output=True, text=True, cwd=cwd, timeout=600)
