@@ -10,9 +10,11 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.events import OfflineNode
 from sollold.control.finding import Facts, Finding, Grade
+from sollold.natural_order import natural
 from sollold.units import bytes_text
 
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
+_MOST_ADDRESSES = 8
 
 
 def same_names(live: Sequence[Record]) -> list[Finding]:
@@ -61,6 +63,7 @@ def network(facts: Facts) -> list[Finding]:
         *_doubles(facts, status),
         *_others(facts, status),
         *_unread(facts, status),
+        *_unlike(facts, status),
         *_disbelieved(status),
     ]
 
@@ -139,6 +142,20 @@ def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
             )
             found.append(Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version"))
     return found
+
+
+def _unlike(facts: Facts, status: ClusterStatus) -> list[Finding]:
+    """Nodes of a release that this one can't talk with at all."""
+    announced = status.discovery.unlike if status.discovery is not None else ()
+    addresses = sorted({*announced, *status.formats}, key=natural)
+    if not addresses:
+        return []
+    more = f" and {len(addresses) - _MOST_ADDRESSES} more" if len(addresses) > _MOST_ADDRESSES else ""
+    what = (
+        f"{', '.join(addresses[:_MOST_ADDRESSES])}{more}: a node whose release can't talk with this one's "
+        f"({facts.me.release}), so they do not find each other"
+    )
+    return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
 
 
 def _disbelieved(status: ClusterStatus) -> list[Finding]:

@@ -203,6 +203,10 @@ def test_why_nodes_do_not_find_each_other_is_said() -> None:
     (finding,) = examine(replace(WELL, network=other))
     assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
     assert "sollold token" in finding.fix
+    unlike = replace(NETWORK, discovery=replace(MDNS, unlike=("10.0.0.9",)), formats={"10.0.0.10": 3})
+    (finding,) = examine(replace(WELL, network=unlike))
+    assert finding.grade is Grade.PROBLEM and "10.0.0.9, 10.0.0.10: a node whose release" in finding.what
+    assert "upgrade sollold" in finding.fix
     waits = replace(ANNA, seeking="waits for admission to the cluster of bert; its code is ABCD-EFGH")
     (finding,) = examine(replace(WELL, me=waits, live=(waits,), network=other))
     assert "waits for admission" in finding.what and "sollold admit anna" in finding.fix

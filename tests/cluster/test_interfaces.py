@@ -159,6 +159,26 @@ async def test_while_the_token_is_changed_both_names_of_the_cluster_are_its_own(
     assert discovery.status().foreign == 0
 
 
+async def test_a_node_of_another_protocol_is_told_until_it_is_upgraded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
+    discovery = make([])
+
+    async def heard(version: str, change: ServiceStateChange) -> tuple[str, ...]:
+        monkeypatch.setitem(Announced.decoded_properties, "v", version)
+        discovery._heard(cast(Zeroconf, None), SERVICE, f"bb.{SERVICE}", change)
+        await until(lambda: not discovery._asking)
+        return discovery.status().unlike
+
+    assert await heard("7", ServiceStateChange.Added) == ("10.0.0.2",)
+    assert discovery.status().found == ()
+    assert await heard("1", ServiceStateChange.Updated) == ()
+    assert discovery.status().found == ("bb",)
+    assert await heard("7", ServiceStateChange.Updated) == ("10.0.0.2",)
+    assert await heard("7", ServiceStateChange.Removed) == ()
+
+
 async def test_who_took_its_announcement_back_is_known_but_no_longer_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,6 +19,7 @@ from sollold.cluster.gossip.join import Joins
 from sollold.cluster.gossip.known import Known
 from sollold.cluster.gossip.leadership import Leadership
 from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.other_formats import OtherFormats
 from sollold.cluster.gossip.outbox import Outbox
 from sollold.cluster.gossip.own_state import OwnState
 from sollold.cluster.gossip.packet import (
@@ -76,6 +77,7 @@ class Gossip:
         self._actions: list[Action] = []
         self._awareness = Awareness(tuning.awareness_max)
         self._rejected = 0
+        self._other_formats = OtherFormats()
         self._refused = {"record": 0, "forged": 0}
         self._outbox = Outbox(
             record.node,
@@ -182,6 +184,7 @@ class Gossip:
             packet = decode(data)
         except Rejected:
             self._rejected += 1
+            self._other_formats.note(data, source, now)
             return self._done(now)
         self._handler.handle(packet, source, now)
         return self._done(now)
@@ -264,6 +267,7 @@ class Gossip:
             body = decode_push_pull(data)
         except Rejected:
             self._rejected += 1
+            self._other_formats.note(data, source, now)
             return b"", self._done(now)
         if body.sender == self._me:
             return b"", self._done(now)
@@ -341,6 +345,10 @@ class Gossip:
     def rejected(self) -> int:
         """Packets, push-pull bodies and records that were not understood."""
         return self._rejected
+
+    def other_formats(self, now: float) -> dict[str, int]:
+        """IP addresses of nodes of another release → the format of their packets, which is not ours."""
+        return self._other_formats.heard(now)
 
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:

@@ -196,6 +196,12 @@ def room(head: bytes) -> int:
     return LIMIT - len(head) - _OVERHEAD
 
 
+def format_of(data: bytes) -> int:
+    """The format that what is no packet of ours says it has; 0: none can be read."""
+    is_array, is_small = data[:1] and data[0] >> 4 == 9, data[1:2] and data[1] < 0x80
+    return data[1] if is_array and is_small else 0
+
+
 def decode(data: bytes) -> Packet:
     """Read a packet.
 

@@ -39,6 +39,7 @@ class DiscoveryStatus:
         reason: why not, or empty.
         interfaces: the addresses it works on.
         found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters announced now.
+        unlike: IP addresses of nodes announced now whose announcement is of another release.
     """
 
     working: bool
@@ -46,6 +47,7 @@ class DiscoveryStatus:
     interfaces: tuple[str, ...]
     found: tuple[str, ...]
     foreign: int
+    unlike: tuple[str, ...] = ()
 
 
 class Discovery:
@@ -85,6 +87,7 @@ class Discovery:
         self._reason = "not started"
         self._seen: dict[str, tuple[Address, ...]] = {}
         self._foreign: dict[str, tuple[Address, ...]] = {}
+        self._unlike: dict[str, str] = {}
         self._wanted: tuple[str, ...] | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -94,7 +97,12 @@ class Discovery:
     def status(self) -> DiscoveryStatus:
         """How it does now."""
         return DiscoveryStatus(
-            not self._reason, self._reason, self._interfaces, tuple(sorted(self._seen)), len(self._foreign)
+            not self._reason,
+            self._reason,
+            self._interfaces,
+            tuple(sorted(self._seen)),
+            len(self._foreign),
+            tuple(sorted(self._unlike.values())),
         )
 
     def seen(self) -> dict[str, tuple[Address, ...]]:
@@ -212,6 +220,7 @@ class Discovery:
             if node in self._seen:
                 self._seen[node] = ()
             self._foreign.pop(node, None)
+            self._unlike.pop(node, None)
             return
         if name in self._asking:
             return
@@ -227,10 +236,15 @@ class Discovery:
             if not await info.async_request(zeroconf, _ASK_MILLISECONDS):
                 return
             told = info.decoded_properties
-            if told.get("v") != _PROTOCOL or not info.port:
+            if not info.port:
                 return
             version = IPVersion.All if self._ipv6 else IPVersion.V4Only
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
+            if told.get("v") != _PROTOCOL:
+                if addresses and len(self._unlike) < _MOST:
+                    self._unlike[node] = addresses[0][0]
+                return
+            self._unlike.pop(node, None)
             if told.get("c") not in self._clusters:
                 if node != self._node and len(self._foreign) < _MOST:
                     self._foreign[node] = addresses

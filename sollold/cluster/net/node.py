@@ -295,6 +295,7 @@ class ClusterNode:
             gossip.refused if gossip is not None else {},
             gossip.known.doubles(time.monotonic()) if gossip is not None else (),
             gossip.unread if gossip is not None else {},
+            gossip.other_formats(time.monotonic()) if gossip is not None else {},
         )
 
     def dropped(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ class ClusterStatus:
         cloned: another machine that uses our node id was heard since the start.
         doubles: node ids that two machines use at present.
         unread: nodes of another release → the fields of their records that are not understood here.
+        formats: IP addresses of nodes of another release → the format of their packets.
         disbelieved: statements of members that were dropped, by reason (`Gossip.refused`).
     """
 
@@ -38,3 +39,4 @@ class ClusterStatus:
     disbelieved: dict[str, int] = field(default_factory=dict)
     doubles: tuple[Double, ...] = ()
     unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
