@@ -288,7 +288,7 @@ OVERLOOKED = [
     ({"type": "string", "maxLength": 5000}, "maxLength"),
     ({"type": "string", "pattern": "^(a|bc)+$", "minLength": 3}, "minLength"),
     ({"type": "string", "not": {"pattern": "^a"}}, "not"),
-    ({"enum": ["a", "b"], "pattern": "^a"}, "pattern"),
+    ({"enum": ['a"', "b"], "pattern": "^a"}, "pattern"),
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"type": "array", "contains": STRING}, "contains"),
     ({"type": "array", "prefixItems": [STRING], "items": INTEGER}, "items"),

@@ -5,7 +5,10 @@ The usual spelling of each: an email address in quotes or an IPv6 address within
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sollold.api.grammar.pattern import convertible_pattern
+from sollold.api.grammar.pattern_match import matches, samples
 
 NATIVE = {
     "date": (10, 10),
@@ -56,5 +59,42 @@ _WRITTEN = {
     "json-pointer": f"^{_POINTER}$",
     "relative-json-pointer": f"^(0|[1-9][0-9]{{0,8}})(#|{_POINTER})$",
 }
+_DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\.[0-9]+)?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_UUID = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 FORMATS = {name: convertible_pattern(pattern) for name, pattern in _WRITTEN.items()}
 """What they write has at most as many characters as the standard lets it have."""
+
+_NAME = "[A-Za-z0-9][A-Za-z0-9-]*"
+_HOST = rf"{_NAME}(\.{_NAME})*"
+_MEANT = {
+    # As they are known, seconds or not, and longer than they are ever written here.
+    **_WRITTEN,
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}[Tt]{_TIME}$",
+    "uuid": f"^{_UUID}$",
+    **{f"uuid{version}": f"^{_UUID}$" for version in range(1, 6)},
+    "email": rf"^{_LOCAL[:-6]}+(\.{_LOCAL[:-6]}+)*@{_HOST}$",
+    "hostname": f"^{_HOST}$",
+}
+_TEXTS = {name: convertible_pattern(pattern) for name, pattern in _MEANT.items()}
+_SAMPLES = 48
+_LONGEST_PATTERN = 1000
+
+
+def has_format(text: str, name: str) -> bool | None:
+    """Whether a text has a format; None: that is not known. A name that nobody knows forbids nothing."""
+    if (pattern := _TEXTS.get(name)) is not None:
+        return True if matches(pattern, text) else None
+    return None if name in OTHER_FORMATS else True
+
+
+@lru_cache(maxsize=512)
+def means_format(pattern: str, name: str) -> bool:
+    """Whether what a converted pattern matches has a format, as far as many such texts tell."""
+    written = _TEXTS.get(name)
+    if written is None or len(pattern) > _LONGEST_PATTERN:
+        return False
+    found = samples(pattern, _SAMPLES)
+    return bool(found) and all(matches(written, text) for text in found)

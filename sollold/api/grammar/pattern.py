@@ -23,6 +23,14 @@ _DEEPEST = 30
 _MOST_TIMES = 1000
 
 
+_EQUAL = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^([A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    )
+}
+"""What programs (zod) write with look-arounds → the same without."""
+
+
 class Unsupported(ValueError):
     """No grammar of llama.cpp's means the pattern."""
 
@@ -33,6 +41,7 @@ def convertible_pattern(pattern: str) -> str:
     Raises:
         Unsupported: look-arounds, back references, word borders, character properties, flags, quotes …
     """
+    pattern = _EQUAL.get(pattern, pattern)
     if len(pattern) > _LONGEST:
         raise Unsupported("it is too long")
     return f"^{_Translator(pattern).alternatives()}$"

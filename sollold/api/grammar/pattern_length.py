@@ -10,7 +10,7 @@ import re
 
 _ATOM = r"(?:\[(?:[^\]\\]|\\.)*+\]|\\.|[^\\()\[\]|*+?{}^$])"
 _TIMES = r"(?:[*+?]|\{\d+(?:,\d*)?\})?"
-_TOKEN = re.compile(
+TOKEN = re.compile(
     rf"(?:(?P<atom>{_ATOM})|(?P<open>\()|(?P<bar>\|)|(?P<close>\)))(?P<times>{_TIMES})", re.DOTALL
 )
 _SIMPLE = re.compile(rf"\^(?:{_ATOM}{_TIMES})*+\$", re.DOTALL)
@@ -28,7 +28,7 @@ def lengths(pattern: str) -> Lengths:
     stack: list[_Group] = [_Group()]
     place, text = 0, pattern[1:-1]
     while place < len(text):
-        token = _TOKEN.match(text, place)
+        token = TOKEN.match(text, place)
         if token is None:
             return 0, math.inf
         place = token.end()
@@ -40,9 +40,9 @@ def lengths(pattern: str) -> Lengths:
             if len(stack) == 1:
                 return 0, math.inf
             found = stack.pop().lengths()
-            stack[-1].add(found, _times(token["times"]))
+            stack[-1].add(found, times_of(token["times"]))
         else:
-            stack[-1].add((1, 1), _times(token["times"]))
+            stack[-1].add((1, 1), times_of(token["times"]))
     return stack[0].lengths() if len(stack) == 1 else (0, math.inf)
 
 
@@ -53,7 +53,7 @@ def with_length(pattern: str, least: float, most: float) -> str | None:
         return pattern
     if fewest > most or longest < least or not _SIMPLE.fullmatch(pattern):
         return None
-    parts = [(atom, *_times(times)) for atom, times in _PART.findall(pattern[1:-1])]
+    parts = [(atom, *times_of(times)) for atom, times in _PART.findall(pattern[1:-1])]
     free = [place for place, (_, low, high) in enumerate(parts) if low != high]
     if len(free) != 1:
         return None
@@ -89,7 +89,8 @@ class _Group:
         return min(low for low, _ in self._ended), max(high for _, high in self._ended)
 
 
-def _times(text: str) -> Lengths:
+def times_of(text: str) -> Lengths:
+    """How often a part stands there, by the quantifier behind it."""
     if not text:
         return 1, 1
     if text in "*+?":

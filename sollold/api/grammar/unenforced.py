@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from sollold.api.grammar.formats import FORMATS, NATIVE, OTHER_FORMATS
+from sollold.api.grammar.formats import FORMATS, NATIVE, OTHER_FORMATS, means_format
 from sollold.api.grammar.join import tuple_of
 from sollold.api.grammar.keywords import (
     BOUNDS,
@@ -29,21 +29,36 @@ _NEVER = (
     *("multipleOf", "divisibleBy"),
 )
 
+_MOST_ASKED = 64
+
+
+class _Asked:
+    """How often it may be asked what a pattern means: each takes a millisecond."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_ASKED
+
+    def ask(self) -> bool:
+        """Whether it may be, once more."""
+        self._left -= 1
+        return self._left >= 0
+
+
 _Found = tuple[str, str]
 """A keyword, and where or beside what it is not enforced; empty: nowhere."""
 
 
 def unenforced(document: Schema) -> Iterator[SchemaProblem]:
     """The keywords of a converted schema that llama.cpp does not enforce."""
-    return _unenforced(document, "", plain_parts(document))
+    return _unenforced(document, "", plain_parts(document), _Asked())
 
 
-def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[SchemaProblem]:
+def _unenforced(schema: Schema, pointer: str, plain: set[int], means: _Asked) -> Iterator[SchemaProblem]:
     if id(schema) in plain:
         return
     for keyword in DEFINITIONS:
         for name, child in schema.get(keyword, {}).items():
-            yield from _unenforced(child, f"{pointer}/{keyword}/{escaped(name)}", plain)
+            yield from _unenforced(child, f"{pointer}/{keyword}/{escaped(name)}", plain, means)
     constraints = constraints_of(schema)
     for join in ("$ref", "oneOf", "anyOf"):
         if join in schema:
@@ -51,7 +66,7 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[Schem
             for keyword in beside:
                 yield SchemaProblem(pointer, keyword, f'beside "{join}"')
             for place, child in enumerate(schema[join] if join != "$ref" else ()):
-                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain)
+                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain, means)
             return
     listed = next((key for key in ("const", "enum") if key in schema), None)
     if listed is not None:
@@ -60,12 +75,12 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[Schem
                 yield SchemaProblem(pointer, keyword, f'beside "{listed}"')
         return
     kinds = kinds_of(schema)
-    for keyword, reason in _of_keywords(schema, kinds):
+    for keyword, reason in _of_keywords(schema, kinds, means):
         yield SchemaProblem(pointer, keyword, reason)
-    yield from _of_parts(schema, pointer, plain)
+    yield from _of_parts(schema, pointer, plain, means)
 
 
-def _of_keywords(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
+def _of_keywords(schema: Schema, kinds: list[str] | None, means: _Asked) -> Iterator[_Found]:
     for keyword in _NEVER:
         if keyword in schema and speaks_of(keyword, kinds) and not _forbids_nothing(keyword, schema[keyword]):
             yield keyword, ""
@@ -75,7 +90,7 @@ def _of_keywords(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
                 why = "without a type" if kinds is None else "for numbers with a fraction"
                 yield keyword, why
     if kinds is None or "string" in kinds:
-        yield from _of_text(schema)
+        yield from _of_text(schema, means)
     if kinds is None or "array" in kinds:
         yield from _of_array(schema, kinds)
     if kinds is None or "object" in kinds:
@@ -89,7 +104,7 @@ def _forbids_nothing(keyword: str, value: Any) -> bool:
     return value is False or (keyword == "propertyNames" and value in ({}, {"type": "string"}))
 
 
-def _of_text(schema: Schema) -> Iterator[_Found]:
+def _of_text(schema: Schema, means: _Asked) -> Iterator[_Found]:
     least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
     form = schema.get("format")
     form = form if isinstance(form, str) else ""
@@ -97,7 +112,8 @@ def _of_text(schema: Schema) -> Iterator[_Found]:
     if pattern is not None:
         fewest, longest = lengths(pattern)
         # A bound of the format's own pattern comes of the lengths that stand beside it.
-        if form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form]):
+        known = form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form])
+        if known and not (means.ask() and means_format(pattern, form)):
             yield "format", "beside a pattern"
     elif form in NATIVE:
         fewest, longest = NATIVE[form]
@@ -139,14 +155,14 @@ def _of_object(schema: Schema) -> Iterator[_Found]:
         yield "required", f"{missing[0][:40]!r} has no schema"
 
 
-def _of_parts(schema: Schema, pointer: str, plain: set[int]) -> Iterator[SchemaProblem]:
+def _of_parts(schema: Schema, pointer: str, plain: set[int], means: _Asked) -> Iterator[SchemaProblem]:
     for name, child in schema.get("properties", {}).items():
-        yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain)
+        yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain, means)
     for keyword in ("allOf", "prefixItems", "items"):
         children: Any = schema.get(keyword)
         for place, child in enumerate(children if isinstance(children, list) else ()):
-            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain)
+            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain, means)
     for keyword in ("items", "additionalProperties"):
         child = schema.get(keyword)
         if isinstance(child, dict):
-            yield from _unenforced(child, f"{pointer}/{keyword}", plain)
+            yield from _unenforced(child, f"{pointer}/{keyword}", plain, means)

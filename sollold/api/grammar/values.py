@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sollold.api.grammar.formats import has_format
 from sollold.api.grammar.join import Impossible, tuple_of
 from sollold.api.grammar.keywords import (
     CHOICES,
@@ -17,12 +19,14 @@ from sollold.api.grammar.keywords import (
     kinds_of,
     same,
 )
+from sollold.api.grammar.pattern_match import matches
 from sollold.facts import dataclass
 
 Resolve = Callable[[str], Schema | None]
 """The schema at a reference; None: there is none."""
 
 _DEEPEST = 30
+_PLAIN = re.compile(r'(?:(?!["\\\x00-\x1f])(?:\S| ))*+')
 
 
 @dataclass(slots=True)
@@ -73,12 +77,25 @@ class ValueCheck:
         if kind == "string":
             if not _within(len(value), schema, "Length"):
                 return False
-            return None if "pattern" in schema or "format" in schema else True
+            return self._text(schema, value)
         if kind == "array":
             return self._array(schema, value, depth) if _within(len(value), schema, "Items") else False
         if kind == "object":
             return self._object(schema, value, depth) if _within(len(value), schema, "Properties") else False
         return True
+
+    def _text(self, schema: Schema, value: str) -> bool | None:
+        found: list[bool | None] = []
+        if "pattern" in schema:
+            self._effort.letters -= 8 * len(value)
+            known = self._effort.letters >= 0
+            met = matches(schema["pattern"], value) if known else None
+            # Converted, it has no characters that JSON writes with a backslash, and no space but one.
+            found.append(met if met or _PLAIN.fullmatch(value) else None)
+        if isinstance(form := schema.get("format"), str):
+            self._effort.letters -= 8 * len(value)
+            found.append(has_format(value, form) if self._effort.letters >= 0 else None)
+        return _all(found)
 
     def _array(self, schema: Schema, value: list[Any], depth: int) -> bool | None:
         prefix, rest = tuple_of(schema)

@@ -1,0 +1,162 @@
+"""Which texts a pattern matches, and some of them: of patterns as `convertible_pattern` gives them. Pure.
+
+By the places at which each part may end: whatever the pattern, a text takes no more than its length allows.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import field
+from functools import lru_cache
+
+from sollold.api.grammar.pattern_length import TOKEN, times_of
+from sollold.facts import dataclass
+
+_MOST_STEPS = 20_000
+"""Of one text; then it is not known."""
+_LONGEST = 1000
+_CHARS = "".join(map(chr, range(0x20, 0x7F)))
+_MOST_REPEATED = 6
+_LONGEST_SAMPLE = 400
+
+
+class _TooMuch(Exception):
+    """It takes too many steps, or is no such pattern."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """A character of a kind, or a choice of sequences, and how often it stands there."""
+
+    atom: str
+    choices: list[list[_Part]] = field(default_factory=list)
+    low: float = 1
+    high: float = 1
+
+
+def matches(pattern: str, text: str) -> bool | None:
+    """Whether ``pattern`` matches the whole ``text``; None: that is not known."""
+    if len(text) > _LONGEST:
+        return None
+    try:
+        return len(text) in _Matcher(text).ends(_parsed(pattern), frozenset((0,)))
+    except _TooMuch:
+        return None
+
+
+def samples(pattern: str, count: int) -> list[str]:
+    """Texts that it matches, of as many kinds as so few can show; none where there is no telling."""
+    chance = random.Random(0)
+    try:
+        sequence = _parsed(pattern)
+        return [_Sampler(chance).text(sequence) for _ in range(count)]
+    except _TooMuch:
+        return []
+
+
+@lru_cache(maxsize=64)
+def _parsed(pattern: str) -> list[_Part]:
+    stack: list[list[list[_Part]]] = [[[]]]
+    place, text = 0, pattern[1:-1]
+    while place < len(text):
+        token = TOKEN.match(text, place)
+        if token is None:
+            raise _TooMuch
+        place = token.end()
+        if token["open"]:
+            stack.append([[]])
+        elif token["bar"]:
+            stack[-1].append([])
+        elif token["close"]:
+            if len(stack) == 1:
+                raise _TooMuch
+            choices = stack.pop()
+            stack[-1][-1].append(_Part("", choices, *times_of(token["times"])))
+        else:
+            stack[-1][-1].append(_Part(token["atom"], [], *times_of(token["times"])))
+    if len(stack) != 1:
+        raise _TooMuch
+    return [_Part("", stack[0])]
+
+
+@lru_cache(maxsize=256)
+def _is_one(atom: str) -> Callable[[str], object]:
+    return re.compile(atom if atom[0] in "[\\" else re.escape(atom), re.DOTALL).fullmatch
+
+
+class _Matcher:
+    """Of one text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._steps = 0
+
+    def ends(self, sequence: list[_Part], starts: frozenset[int]) -> frozenset[int]:
+        """Where it may end that begins at one of ``starts``."""
+        for part in sequence:
+            starts = self._repeated(part, starts)
+            if not starts:
+                break
+        return starts
+
+    def _repeated(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
+        found = starts if part.low == 0 else frozenset()
+        seen, count = starts, 0
+        while count < part.high and seen:
+            before = seen
+            seen = self._once(part, seen)
+            count += 1
+            if count >= part.low:
+                if seen <= found:
+                    break
+                found |= seen
+            elif seen == before and part.low < math.inf:
+                count = int(part.low) - 1
+        return found
+
+    def _once(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
+        self._steps += 1 + len(starts)
+        if self._steps > _MOST_STEPS:
+            raise _TooMuch
+        if part.choices:
+            return frozenset().union(*(self.ends(choice, starts) for choice in part.choices))
+        is_one = _is_one(part.atom)
+        return frozenset(
+            start + 1 for start in starts if start < len(self._text) and is_one(self._text[start])
+        )
+
+
+class _Sampler:
+    """Makes one text."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._steps = 0
+
+    def text(self, sequence: list[_Part]) -> str:
+        """A text that the sequence matches."""
+        return "".join(self._parts(sequence))
+
+    def _parts(self, sequence: list[_Part]) -> Iterator[str]:
+        chance = self._chance
+        for part in sequence:
+            low, most = int(part.low), int(min(part.high, part.low + _MOST_REPEATED))
+            for _ in range(chance.choice((low, most, chance.randint(low, most)))):
+                self._steps += 1
+                if self._steps > _LONGEST_SAMPLE:
+                    raise _TooMuch
+                if part.choices:
+                    yield from self._parts(chance.choice(part.choices))
+                else:
+                    yield chance.choice(_chars(part.atom))
+
+
+@lru_cache(maxsize=256)
+def _chars(atom: str) -> str:
+    found = "".join(filter(_is_one(atom), _CHARS))
+    if not found:
+        raise _TooMuch
+    return found

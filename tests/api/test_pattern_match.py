@@ -1,0 +1,140 @@
+"""Which texts a converted pattern matches: as `re` says it, whatever the pattern, in little time."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from typing import Any
+
+import pytest
+
+from sollold.api.grammar.formats import FORMATS, NATIVE, has_format, means_format
+from sollold.api.grammar.pattern import convertible_pattern
+from sollold.api.grammar.pattern_match import matches, samples
+from sollold.api.grammar.problem import SchemaProblem
+from sollold.api.grammar.schema import convert_schema
+from sollold.api.grammar.unenforced import unenforced
+
+
+def rewritten(schema: dict[str, Any]) -> tuple[dict[str, Any], list[SchemaProblem]]:
+    """The schema as llama.cpp gets it, and what of it is not enforced."""
+    converted = convert_schema(schema)
+    return converted.schema, [*converted.problems, *converted.notes, *unenforced(converted.schema)]
+
+
+PATTERNS = [
+    r"^$",
+    r"^a*b+c?$",
+    r"^(ab|a)(c|bcd)(d*)$",
+    r"^([a-z]{2,3}-?)*$",
+    r"^(a|b){0,3}(|x)$",
+    r"^((a{2}){2,}|[^a-c])$",
+    r"^\d+(\.\d{1,2})?$",
+    r"^(x*)*y$",
+    r"^([A-Z]\.)+$|^none$",
+    r"a.c",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_it_matches_what_re_matches(pattern: str) -> None:
+    converted, chance = convertible_pattern(pattern), random.Random(pattern)
+    texts = ["".join(chance.choices("abcdxyAB.-019", k=chance.randrange(9))) for _ in range(400)]
+    texts += samples(converted, 50)
+    for text in texts:
+        assert matches(converted, text) is bool(re.search(pattern, text)), text
+    assert all(matches(converted, text) for text in samples(converted, 50))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^(a|a)*b$", "^((a*)*)*b$", "^(a{1,1000}){1000}b$", "^(((a?){99}){99}){99}$"]
+)
+def test_none_takes_long(pattern: str) -> None:
+    began = time.thread_time()
+    assert matches(convertible_pattern(pattern), "a" * 999) in (False, None, True)
+    samples(convertible_pattern(pattern), 5)
+    assert time.thread_time() - began < 0.5
+
+
+def test_formats_are_known_by_their_texts() -> None:
+    for name, text in {
+        "date": "2024-02-29",
+        "time": "10:00:00Z",
+        "date-time": "2024-02-29T10:00:00.5+01:00",
+        "uuid": "0" * 8 + "-0000" * 3 + "-" + "a" * 12,
+        "email": "a.b@c.d",
+        "ipv4": "1.2.3.4",
+    }.items():
+        assert has_format(text, name) and has_format("§", name) is None
+    assert has_format("anything", "color") and has_format("a", "regex") is None
+    for name, pattern in FORMATS.items():
+        assert means_format(pattern, name), name
+        assert not means_format("^x+§$", name)
+    assert not any(means_format("^[a-z]+ $", name) for name in NATIVE)
+
+
+ZOD_DATE = (
+    r"((\d\d[2468][048]|\d\d[13579][26]|\d\d0[48]|[02468][048]00|[13579][26]00)-02-29|\d{4}-((0[13578]|1[02])"
+    r"-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|(02)-(0[1-9]|1\d|2[0-8])))"
+)
+ZOD = {
+    "date": f"^{ZOD_DATE}$",
+    "date-time": rf"^{ZOD_DATE}T(?:(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?(?:Z))$",
+    "uuid": "^([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[1-8][0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12})$",
+    "ipv4": r"^(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9][0-9]|[0-9])\.){3}(?:25[0-5]|[1-9][0-9]|[0-9])$",
+    "email": (
+        r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ZOD)
+def test_a_format_beside_the_pattern_that_means_it_is_no_matter(form: str) -> None:
+    """Zod writes both."""
+    schema, left = rewritten({"type": "string", "format": form, "pattern": ZOD[form]})
+    assert not left and schema["pattern"].startswith("^")
+    _, left = rewritten({"type": "string", "format": form, "pattern": "^[a-z]+$"})
+    assert [one.keyword for one in left] == ["format"]
+
+
+def test_zods_address_without_its_look_arounds_is_the_same() -> None:
+    converted, chance = convertible_pattern(ZOD["email"]), random.Random(1)
+    texts = ["a@b.cd", "a..b@c.de", ".a@c.de", "a.@c.de", "a.b@c-.de", "a@b", "a@b..cd", "a'@b.cd", "@b.cd"]
+    texts += ["".join(chance.choices("aB0_'+-.@", k=6)) + "@b.cd" for _ in range(2000)]
+    for text in texts:
+        assert matches(converted, text) is bool(re.search(ZOD["email"], text)), text
+
+
+def test_many_patterns_are_not_all_asked_what_they_mean() -> None:
+    forms = {
+        f"p{n}": {"type": "string", "format": "date", "pattern": f"^[0-9]{{4}}-{n}$"} for n in range(2000)
+    }
+    began = time.thread_time()
+    _, left = rewritten({"type": "object", "properties": forms})
+    assert len(left) == 2000 and time.thread_time() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("beside", "kept"),
+    [
+        ({"pattern": "^[a-z][0-9]$"}, ["a1"]),
+        ({"pattern": "^(b|2020).*$"}, ["b", "2020-01-01"]),
+        ({"not": {"pattern": "^b"}}, ["a1", "2020-01-01", 'q"', "é\n"]),
+        ({"pattern": "."}, None),
+    ],
+)
+def test_listed_values_meet_the_pattern_beside_them(
+    beside: dict[str, object], kept: list[str] | None
+) -> None:
+    values = ["a1", "b", "2020-01-01", 'q"', "é\n"]
+    schema, left = rewritten({"type": "string", "enum": values, **beside})
+    certain = [value for value in schema["enum"] if value not in ('q"', "é\n")]
+    if kept is None:
+        assert schema["enum"] == values
+    else:
+        assert certain == [value for value in kept if value not in ('q"', "é\n")]
+        # Of what JSON writes with a backslash a converted pattern says nothing.
+        assert {'q"', "é\n"} <= {*schema["enum"]} and left
+    schema, left = rewritten({"enum": ["2020-01-01"], "format": "date"})
+    assert schema["enum"] == ["2020-01-01"] and not left
