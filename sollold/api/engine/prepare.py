@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -9,7 +10,6 @@ import msgspec
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
 from sollold.api.engine.protect import check_size
-from sollold.api.engine.schema_warnings import of_tools, schema_warnings
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
 from sollold.api.grammar.keywords import Schema
@@ -53,6 +53,9 @@ _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 
 _MOST_GROWTH = 1000
 """Characters by which the schema of a tool may become longer than twice what it was."""
+_MOST_PLACES = 4
+"""Of one schema: who knows these knows what to change, and a header has no room for all."""
+_MOST_TOOLS = 8
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -103,7 +106,7 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
             f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}",
         )
     problems = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
-    return converted.schema, tuple(schema_warnings("format", problems))
+    return converted.schema, tuple(_schema_warnings("format", problems))
 
 
 def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
@@ -120,11 +123,14 @@ def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Sch
 
 
 def _convert_tools(body: dict[str, Any]) -> list[str]:
+    """Convert the schemas of its tools, in place; what of them is not enforced, of many how many."""
     check_size(body["tools"], "tools")
     warnings: list[str] = []
     effort = Effort()
     body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
-    return of_tools(warnings)
+    if (further := len(warnings) - _MOST_TOOLS) > 0:
+        warnings[_MOST_TOOLS:] = [f"not all is enforced of the schemas of {further} more tools"]
+    return warnings
 
 
 def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:
@@ -141,5 +147,14 @@ def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> 
     elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
         schema = {**schema, "type": "object"}
     name = function["name"][:60]
-    warnings += schema_warnings(f'tool "{name}"', problems)
+    warnings += _schema_warnings(f'tool "{name}"', problems)
     return {**tool, "function": {**function, "parameters": schema}}
+
+
+def _schema_warnings(what: str, problems: Iterable[SchemaProblem]) -> list[str]:
+    """One warning for the schema of ``what``; none where all of it is enforced."""
+    found = list(dict.fromkeys(str(problem) for problem in problems))
+    if not found:
+        return []
+    further = f" and {len(found) - _MOST_PLACES} more" if len(found) > _MOST_PLACES else ""
+    return [f"{what}: not enforced: {', '.join(found[:_MOST_PLACES])}{further}"]
