@@ -243,11 +243,14 @@ def holder_of(request: web.Request) -> str:
 
 def _secrets(request: web.Request) -> list[str]:
     """The keys or passes that a request shows: a program may send another beside the one it was given."""
+    found = []
     # A proxy with a login of its own may have added a second header.
-    split = [one.split(None, 1) for one in request.headers.getall("Authorization", ())]
-    bearers = [words[1].strip() for words in split if len(words) == 2 and words[0].lower() == "bearer"]
-    others = [one.strip() for one in request.headers.getall("X-Api-Key", ())]
-    return [one for one in (*bearers, *others) if one]
+    for one in request.headers.getall("Authorization", ()):
+        words = one.split(None, 1)
+        if len(words) == 2 and words[0].lower() == "bearer":
+            found.append(words[1].strip())
+    found += map(str.strip, request.headers.getall("X-Api-Key", ()))
+    return list(filter(None, found))
 
 
 def _shown_in_vain(request: web.Request) -> str:

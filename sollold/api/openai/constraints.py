@@ -17,6 +17,7 @@ from sollold.errors import Fault, Refusal
 _GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar", "json_object")}
 _OTHER = ("guided_decoding_backend", "guided_whitespace_pattern", "structural_tag")
 _OF_VALUES = {"json": "json", "json_schema": "json", "regex": "regex"}
+_ALL = frozenset(("structured_outputs", "grammar", "response_format", *_GUIDED, *_OTHER))
 _TOKEN = re.compile(r"\[(?:[^\]\\]|\\.)*+\]|\\.|[()|]|[*+?]|\{\d+(?:,\d*)?\}|.", re.DOTALL)
 _MOST_CHOICES = 1000
 
@@ -28,6 +29,8 @@ def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str,
     Raises:
         Refusal: BAD_REQUEST.
     """
+    if _ALL.isdisjoint(body):
+        return body, ()
     asked, left_out = _asked(body)
     known = {key: value for key, value in body.items() if key not in _GUIDED and key not in _OTHER}
     known.pop("structured_outputs", None)
