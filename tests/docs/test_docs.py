@@ -54,6 +54,15 @@ def test_each_command_is_one(page: str, line: str) -> None:
     assert read(words).command
 
 
+def test_a_file_is_written_where_a_folder_is() -> None:
+    """An account that is new has none of those in which programs look."""
+    lines = [line for _, line in commands()]
+    made = {word for line in lines if line.startswith("mkdir -p ") for word in shlex.split(line)[2:]}
+    for line in lines:
+        _, written, file = line.partition(" > ")
+        assert not written or "/" not in file or file.rpartition("/")[0] in made, line
+
+
 def test_each_command_within_a_sentence_is_one() -> None:
     """A command's name alone is one as well, without what it needs."""
     known = subcommands(parser())

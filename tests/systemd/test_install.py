@@ -198,6 +198,7 @@ def test_what_people_look_for_is_installed(cluster: list[Container]) -> None:
         "usr/share/man/man1/sollold.1.gz",
         "usr/share/bash-completion/completions/sollold",
         "usr/share/zsh/vendor-completions/_sollold",
+        "usr/share/fish/vendor_completions.d/sollold.fish",
         "etc/ufw/applications.d/sollold",
         "etc/sollold/sollold.toml",
         "usr/share/doc/sollold/guide/operating.md",
