@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,51 @@ def test_a_name_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str])
     console(stderr=True).print("x\x1b[2Jy")
     said = "".join(capsys.readouterr())
     assert "mine" in said and not {"\x1b", "\x07", "\x9b", "\r"} & set(said)
+
+
+class Broken(threading.Thread):
+    """A node that is killed between two chunks of its answer, once."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        super().__init__()
+        self._lines = lines
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def run(self) -> None:
+        while True:
+            with self._listening.accept()[0] as link:
+                asked = link.recv(1 << 16)
+                if b"/api/chat" not in asked and b"/api/pull" not in asked:
+                    link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                    continue
+                link.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                for line in self._lines:
+                    link.sendall(b"%x\r\n%s\r\n" % (len(line), line))
+            self._listening.close()
+            return
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("chat", "m", "hello"), b'{"message": {"content": "Hel"}, "done": false}\n'),
+        (("pull", "m"), b'{"status": "pulling manifest"}\n'),
+        (("pull", "m", "--json"), b'{"status": "pulling manifest"}\n'),
+    ],
+)
+def test_a_node_that_is_killed_in_an_answer_is_told_and_half_is_not_taken_for_all(
+    words: tuple[str, ...], line: bytes
+) -> None:
+    node = Broken([line])
+    node.start()
+    done = subprocess.run(
+        command("--node", node.url, *words),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    node.join(30)
+    assert done.returncode == Exit.FAILED
+    assert f"the connection to {node.url} was lost: it ended in the middle" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,30 @@ async def test_long_prompts_alone_are_kept_within_the_limit(tmp_path: Path) -> N
         kept.close()
         await kept.save(http, where, "e", 2000, 8000)
     assert not folder.exists()
+    await engine.close()
+
+
+async def test_a_disk_that_can_be_written_no_more_costs_only_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that the system mounts read-only after an error: a load and an unload go on."""
+    kept = KeptPrompts(tmp_path / "prompts", 2500)
+    kept.open()
+    engine = Engine((300, 4000), kept.folder or tmp_path)
+    where = await engine.start()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    async with aiohttp.ClientSession() as http:
+        await kept.save(http, where, "a", 2000, 8000)
+        monkeypatch.setattr(os, "unlink", refused)
+        monkeypatch.setattr(os, "rmdir", refused)
+        await kept.restore(http, where, "a")
+        assert sorted(engine.restored) == ["a-0", "a-1"]
+        await kept.save(http, where, "b", 20_000, 8000)
+        kept.close()
+    monkeypatch.undo()
     await engine.close()
 
 

@@ -83,8 +83,7 @@ class KeptPrompts:
     def close(self) -> None:
         """Keep nothing any more, and remove what was kept. Blocks."""
         self._closed = True
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def save(
         self, http: aiohttp.ClientSession, engine: EngineAddress, key: str, size: int, cells: int
@@ -129,7 +128,7 @@ class KeptPrompts:
             except _FAILURES as error:
                 log.debug("saved prompts can't be used: %s", error or "it took too long")
             # It is written anew when this deployment ends.
-            await asyncio.to_thread(one.path.unlink, missing_ok=True)
+            await asyncio.to_thread(_remove, one.path)
 
     def _take_over(self, part: str, name: str) -> None:
         file = self._folder / part
@@ -157,7 +156,13 @@ class KeptPrompts:
         for one in self._files():
             total += one.size
             if one.slot < 0 or total > self._limit:
-                one.path.unlink(missing_ok=True)
+                _remove(one.path)
+
+
+def _remove(file: Path) -> None:
+    """A disk that can be written no more costs what was kept, never a load or an end."""
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def can_keep(plan: Plan, drafts_by: str) -> bool:
