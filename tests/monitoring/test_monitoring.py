@@ -93,10 +93,19 @@ async def test_the_page_names_every_metric(metrics: str) -> None:
     kinds = dict(re.findall(r"^# TYPE (sollold_\w+) (\w+)$", metrics, re.MULTILINE))
     docs = FOLDER.parents[1] / "docs"
     rows = re.findall(
-        r"^\| (`sollold_.*?) \| (\w+) \|", (docs / "monitoring.md").read_text("utf-8"), re.MULTILINE
+        r"^\| (`sollold_.*?) \| (\w+) \| (.*)\|$", (docs / "monitoring.md").read_text("utf-8"), re.MULTILINE
     )
-    named = {name: kind.replace("info", "gauge") for cell, kind in rows for name in NAME.findall(cell)}
+    named = {name: kind.replace("info", "gauge") for cell, kind, _ in rows for name in NAME.findall(cell)}
     assert named == kinds
+    # Of those that have a series here: a label without its column is one that nobody can ask for.
+    labels = {
+        name: set(re.findall(r"(?:^|, )(\w+)", re.sub(r"\(.*\)", "", cell)))
+        for names, _, cell in rows
+        for name in NAME.findall(names)
+    }
+    for series, given in re.findall(r"^(sollold_\w+)\{(.*)\} ", metrics, re.MULTILINE):
+        name = series if series in kinds else re.sub(r"_(bucket|sum|count)$", "", series)
+        assert set(re.findall(r'(\w+)="', given)) - {"le"} == labels[name], name
     for page in docs.glob("*.md"):
         assert set(re.findall(r"`(sollold_[a-z0-9_]+)`", page.read_text("utf-8"))) <= kinds.keys(), page
 
