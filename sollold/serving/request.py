@@ -11,9 +11,8 @@ engine does passes bytes on unread, and only a fault makes anybody parse them.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -145,6 +144,10 @@ class Waiting:
     """The name of the node whose engine has the request; empty: none has it."""
 
 
+async def _nothing() -> None:
+    """For an answer that holds nothing."""
+
+
 @dataclass(slots=True)
 class Answer:
     """An answer under way. Take it to its end by ``pour``, `batches`, `events` or `whole`, or `end` it.
@@ -156,8 +159,8 @@ class Answer:
 
     routing: Routing
     pour: Pour[list[bytes]]
-    close: Callable[[], Any] = field(default=lambda: None)
-    """Coroutine function or plain: ends the generation and frees its slot."""
+    close: Callable[[], Coroutine[Any, Any, None]] = field(default=_nothing)
+    """Ends the generation and frees its slot."""
     over: Callable[[], bool] = field(default=lambda: False)
     """Whether ``close`` has nothing to do any more."""
     _batches: AsyncIterator[list[bytes]] | None = field(default=None, init=False)
@@ -185,12 +188,9 @@ class Answer:
             await self.end()
 
     async def end(self) -> None:
-        """``close`` it, whatever that is; completes even when it is cancelled meanwhile."""
-        if self.over():
-            return
-        closing: Any = self.close()
-        if inspect.isawaitable(closing):
-            await asyncio.shield(asyncio.ensure_future(closing))
+        """``close`` it; completes even when it is cancelled meanwhile."""
+        if not self.over():
+            await asyncio.shield(asyncio.ensure_future(self.close()))
 
     async def whole(self) -> bytes:
         """All events together: the body of an answer that is not streamed."""

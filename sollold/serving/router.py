@@ -106,11 +106,8 @@ class Router:
         self._memory: dict[tuple[str, str], _Memory] = {}
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
         self._round = 0
-        self._on_end: list[Callable[[tuple[str, str]], None]] = []
-
-    def on_request_end(self, callback: Callable[[tuple[str, str]], None]) -> None:
-        """Call ``callback`` with the endpoint whenever a request there is over."""
-        self._on_end.append(callback)
+        self.on_request_end: Callable[[tuple[str, str]], None] = lambda endpoint: None
+        """Called with the endpoint whenever a request there is over."""
 
     def candidates(
         self, records: Iterable[Record], query: EndpointQuery, now: float
@@ -221,8 +218,7 @@ class Router:
         if memory is None:
             return
         memory.under_way = max(0, memory.under_way - 1)
-        for callback in self._on_end:
-            callback(key)
+        self.on_request_end(key)
         if ok is None:
             memory.breaker.given_up()
         else:

@@ -58,7 +58,7 @@ class Serving:
         self._router = router
         self._executors: set[RequestExecutor] = set()
         waiters = QueueWaiters()
-        router.on_request_end(waiters.freed)
+        router.on_request_end = waiters.freed
         self._context = ServingContext(
             view, calls, server, loader, router, waiters, Quarantine(), serving, http
         )
