@@ -14,6 +14,7 @@ from typing import Any
 from sollold.api.grammar.join import Impossible, with_rest
 from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
 from sollold.api.grammar.settle_arrays import settle_array
+from sollold.api.grammar.settle_denied import settle_denied
 from sollold.api.grammar.settle_objects import settle_object
 from sollold.api.grammar.settle_scalars import settle_number, settle_text
 from sollold.api.grammar.settled import Settled
@@ -29,10 +30,13 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
     if not _may_need(schema):
         return Settled(schema)
     settled = Settled(_without_denied_types(_with_type(with_rest(schema))))
+    settle_denied(settled)
+    if settled.alternatives is not None:
+        return settled
     for kind, step in (
         ("number", settle_number),
         ("string", partial(settle_text, formats=formats)),
-        ("array", settle_array),
+        ("array", partial(settle_array, resolve=resolve, check=check, many=formats)),
     ):
         if _may_be(kind, settled.schema):
             _settle_kind(settled, kind, step)

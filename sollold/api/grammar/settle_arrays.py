@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from sollold.api.grammar.join import Impossible, tuple_of
+from sollold.api.grammar.settle_items import settle_items
 from sollold.api.grammar.settled import Settled
+from sollold.api.grammar.values import Resolve, ValueCheck
 
 _MOST_FURTHER = 16
 """Items behind those that each have a schema of their own: llama.cpp writes arrays of one length alone, and
@@ -15,8 +17,10 @@ each length is a choice.
 _LONGEST = 64
 
 
-def settle_array(settled: Settled) -> None:
-    """Lengths, and items that have a schema each.
+def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
+    """Lengths, items that have a schema each, and what is demanded of them together.
+
+    ``many``: also where that takes many choices.
 
     Raises:
         Impossible: the lengths leave nothing.
@@ -27,6 +31,9 @@ def settle_array(settled: Settled) -> None:
         raise Impossible("minItems", "it is more than maxItems")
     if schema.get("uniqueItems") is False or (most <= 1 and "uniqueItems" in schema):
         settled.set(uniqueItems=None)
+    settle_items(settled, resolve, check, many=many)
+    if settled.alternatives is not None or "enum" in settled.schema:
+        return
     prefix, rest = tuple_of(settled.schema)
     if not prefix:
         if settled.schema.get("items") is False:

@@ -51,6 +51,13 @@ class ValueCheck:
         self._resolve = resolve
         self._effort = effort
 
+    def spend(self, values: int) -> bool:
+        """Whether so many may be listed besides, which then are."""
+        if values > self._effort.values:
+            return False
+        self._effort.values -= values
+        return True
+
     def admits(self, schema: Any, value: Any, depth: int = 0) -> bool | None:
         """Whether ``value`` meets a converted schema; None: that is not known, as for patterns."""
         if isinstance(schema, bool):
@@ -103,8 +110,21 @@ class ValueCheck:
             self.admits(prefix[place] if place < len(prefix) else rest, item, depth + 1)
             for place, item in enumerate(value)
         ]
-        unsure = any(key in schema for key in ("contains", "uniqueItems", "unevaluatedItems"))
-        return _all([*found, None if unsure else True])
+        if schema.get("uniqueItems") is True:
+            self._effort.values -= len(value) ** 2 // 8
+            if self._effort.values < 0:
+                return None
+            found.append(not any(is_among(one, value[:place]) for place, one in enumerate(value)))
+        if "contains" in schema:
+            found.append(self._contains(schema, value, depth))
+        return _all([*found, None if "unevaluatedItems" in schema else True])
+
+    def _contains(self, schema: Schema, value: list[Any], depth: int) -> bool | None:
+        met = [self.admits(schema["contains"], one, depth + 1) for one in value]
+        if None in met:
+            return None
+        fewest, most = schema.get("minContains", 1), schema.get("maxContains", len(met))
+        return bool(fewest <= sum(map(bool, met)) <= most)
 
     def _object(self, schema: Schema, value: dict[str, Any], depth: int) -> bool | None:
         if not all(name in value for name in schema.get("required", ())):
