@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sollold.cli.exit import Exit
 from sollold.cli.service import unit_file
+from sollold.settings.state_file import write_whole
 
 _MARK = "# Written by `sollold install --user`."
 _UNIT = """\
@@ -62,7 +63,8 @@ def install(options: argparse.Namespace) -> int:
         )
         return Exit.FAILED
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(unit(found))
+    # Where a link leads, as that of people who keep such files elsewhere; never half of it.
+    write_whole(file.resolve(), unit(found).encode())
     print(f"wrote {file}")
     if options.now:
         _systemctl("daemon-reload")

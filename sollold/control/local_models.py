@@ -23,7 +23,7 @@ from sollold.models.names import canonical
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.folders import CARD, read_card
 from sollold.models.stores.patient_read import PATIENCE, read_patiently
-from sollold.models.transfer.partial_file import slug
+from sollold.models.transfer.partial_file import OLD, PARTS, slug
 from sollold.models.transfer.peer_source import items_of, paths_of
 from sollold.models.transfer.verify import adapters_in
 
@@ -277,20 +277,44 @@ def _hard_linked(link: Path, target: Path) -> bool:
 
 
 def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
-    """``old``: the folder that gives way, perhaps the very one that is linked to."""
+    """``old``: the folder that gives way, perhaps the very one that is linked to. Nothing half-made is left.
+
+    Raises:
+        OSError: it can't be made, as on a full disk.
+    """
     items = items_of(model)
     folder = own / slug(name, model.digest)
     making = own / f".{folder.name}.new"
     shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    inside = own.resolve()
-    for item, path in zip(items, paths_of(model), strict=True):
-        target = Path(path).resolve()
-        # Of two names of what we fetched either may be deleted first.
-        if not (target.is_relative_to(inside) and _hard_linked(making / item.name, target)):
-            (making / item.name).symlink_to(target)
-    card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
-    (making / CARD).write_bytes(msgspec.json.encode(card))
-    if old is not None:
-        shutil.rmtree(old)
-    making.rename(folder)
+    try:
+        making.mkdir(parents=True)
+        inside = own.resolve()
+        for item, path in zip(items, paths_of(model), strict=True):
+            target = Path(path).resolve()
+            # Of two names of what we fetched either may be deleted first.
+            if not (target.is_relative_to(inside) and _hard_linked(making / item.name, target)):
+                (making / item.name).symlink_to(target)
+        card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
+        (making / CARD).write_bytes(msgspec.json.encode(card))
+        _put(own, making, folder, old)
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+
+
+def _put(own: Path, making: Path, folder: Path, old: Path | None) -> None:
+    """Rename what was made into its place; ``old`` gives way, and is back where that fails."""
+    if old is None:
+        making.rename(folder)
+        return
+    # Named so that what is killed in between can be put back (`sollold.models.transfer.cleanup`).
+    aside = own / PARTS / f"{old.name}{OLD}"
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    old.rename(aside)
+    try:
+        making.rename(folder)
+    except OSError:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -60,3 +61,25 @@ def test_root_is_shown_the_package(
 
 def test_specifiers_of_systemd_in_a_path_are_no_specifiers() -> None:
     assert 'ExecStart="/home/a b/100%%/sollold" run' in room.unit("/home/a b/100%/sollold")
+
+
+def test_a_full_disk_leaves_the_unit_that_was_there(
+    user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept" / "sollold.service"
+    kept.parent.mkdir()
+    user.parent.mkdir(parents=True)
+    user.symlink_to(kept)
+    assert main(["install", "--user"]) == Exit.DONE
+    before = kept.read_text()
+    assert user.is_symlink()
+    monkeypatch.setattr(room, "unit", lambda found: f"{before}\n")
+
+    def full(descriptor: int, mode: str) -> IO[bytes]:
+        os.close(descriptor)
+        return Path("/dev/full").open("wb", buffering=0)
+
+    monkeypatch.setattr("sollold.settings.state_file.os.fdopen", full)
+    assert main(["install", "--user"]) == Exit.FAILED
+    assert f"No space left on device: {kept}" in capsys.readouterr().err
+    assert kept.read_text() == before and [*kept.parent.iterdir()] == [kept]

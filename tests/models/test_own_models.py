@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from sollold.control.local_models import NameOverrides, OwnError
@@ -53,6 +57,35 @@ async def test_a_name_of_ours_is_given_anew_and_nobody_elses(three: ThreeNodes) 
         await a.own.copy(mine, "tiny", NameOverrides(system="x"), replace=True)
     assert await a.own.delete("mine:latest")
     assert [one.name for one in a.catalogue.models] == ["tiny:latest"]
+
+
+@pytest.mark.parametrize("fails", ["write_bytes", "rename"])
+async def test_a_full_disk_leaves_no_half_copy_and_the_old_one_where_it_was(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    a, _, _ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    await three.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    await a.own.copy(tiny, "mine", NameOverrides(system="one"))
+    whole = getattr(Path, fails)
+
+    def full(path: Path, *args: Any) -> Any:
+        if path.name.endswith(".new") or path.parent.name.endswith(".new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, *args)
+
+    for name in ("mine", "other"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, fails, full)
+            with pytest.raises(OwnError, match="No space left"):
+                await a.own.copy(tiny, name, NameOverrides(system="two"), replace=name == "mine")
+    found = [path.name for path in a.catalogue.own.iterdir() if path.name != ".parts"]
+    assert len(found) == 1 and found[0].startswith("mine")
+    await a.catalogue.refresh()
+    mine = a.catalogue.get("mine:latest")
+    assert mine is not None and (mine.system, mine.unusable) == ("one", "")
 
 
 async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(three: ThreeNodes) -> None:
