@@ -123,7 +123,7 @@ async def test_a_header_is_passed_on_when_it_is_whole() -> None:
 async def test_a_slow_header_is_ended(
     serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ClientConnection.__init__, "__defaults__", (0.3,))
+    monkeypatch.setattr("sollold.api.http.connections._HEADER_SECONDS", 0.3)
     url = await serve(parts())
     slow = [await asyncio.open_connection("127.0.0.1", port_of(url)) for _ in range(50)]
     for _, writer in slow:

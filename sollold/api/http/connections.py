@@ -14,7 +14,7 @@ from typing import cast
 
 from sollold.cluster.net.acceptor import is_loopback
 
-HEADER_SECONDS = 10.0
+_HEADER_SECONDS = 10.0
 LONGEST_HEADER = 64 * 1024
 """Bytes of a line of the header: browsers send all cookies of ``localhost`` to every port of it."""
 _LONGEST_HEAD = 4 * LONGEST_HEADER
@@ -112,12 +112,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         self,
         make: Callable[[], asyncio.Protocol],
         connections: Connections,
-        seconds: float = HEADER_SECONDS,
     ) -> None:
-        """``seconds``: for the header to come."""
         self._make = make
         self._connections = connections
-        self._seconds = seconds
         self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
@@ -130,7 +127,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._refuse, _TIMED_OUT)
+        self._timer = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._refuse, _TIMED_OUT)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the transport reads into."""

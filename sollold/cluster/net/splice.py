@@ -25,12 +25,10 @@ _LINGER_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Traffic:
-    """What went through. ``turns``: how often bytes came back after bytes had gone up: round trips."""
+    """Bytes that went through."""
 
     up: int = 0
     down: int = 0
-    turns: int = 0
-    upward: bool = False
 
 
 class ProxyEnd(asyncio.Protocol):
@@ -80,15 +78,10 @@ class ProxyEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came in."""
-        traffic = self._traffic
         if self._up:
-            traffic.up += len(data)
-            traffic.upward = True
+            self._traffic.up += len(data)
         else:
-            traffic.down += len(data)
-            if traffic.upward:
-                traffic.upward = False
-                traffic.turns += 1
+            self._traffic.down += len(data)
         if self._other is None:
             # Some event loops read once more after they were told to pause.
             self._early.append(data)

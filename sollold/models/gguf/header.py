@@ -14,15 +14,13 @@ class GgufError(Exception):
         path: the file.
         offset: byte at which it was seen; 0 when it concerns the file as a whole.
         reason: what is wrong, without path and offset.
-        unsupported: the file is whole, but of a kind that llama.cpp does not read.
     """
 
-    def __init__(self, path: str, offset: int, reason: str, *, unsupported: bool = False) -> None:
+    def __init__(self, path: str, offset: int, reason: str) -> None:
         super().__init__(f"{path}: {reason} (at byte {offset})")
         self.path = path
         self.offset = offset
         self.reason = reason
-        self.unsupported = unsupported
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,8 @@ class _Window:
         self.size = size
         self.position = 0
 
-    def error(self, reason: str, *, unsupported: bool = False) -> GgufError:
-        return GgufError(self.path, self.position, reason, unsupported=unsupported)
+    def error(self, reason: str) -> GgufError:
+        return GgufError(self.path, self.position, reason)
 
     @property
     def left(self) -> int:
@@ -148,7 +148,7 @@ def _parse(window: _Window) -> Header:
             reason = "a big-endian GGUF file; llama.cpp here reads little-endian ones: convert it again"
         else:
             reason = f"GGUF version {version}; 2 and 3 can be read"
-        raise GgufError(window.path, 4, reason, unsupported=True)
+        raise GgufError(window.path, 4, reason)
     tensor_count, key_count = window.u64(), window.u64()
     if key_count > min(_MOST_KEYS, window.left // 13):
         raise window.error(f"{key_count} metadata keys announced, more than the file can hold")
@@ -231,9 +231,7 @@ def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
         kind, offset = window.u32(), window.u64()
         known = TENSOR_TYPES.get(kind)
         if known is None:
-            raise window.error(
-                f"tensor {name!r} has type {kind}, which llama.cpp does not read", unsupported=True
-            )
+            raise window.error(f"tensor {name!r} has type {kind}, which llama.cpp does not read")
         rows = 1
         for length in shape[1:]:
             rows *= length
