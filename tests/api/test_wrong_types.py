@@ -60,3 +60,44 @@ async def test_openais_clients_read_which_field_is_wrong(
     status, answer, _ = await post(http, url + path, body)
     assert (status, answer["error"]["param"]) == (400, field), answer
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+OTHERS: dict[str, Any] = {
+    "samplers": ["top_k", "temperature"],
+    "logit_bias": {"5": -1.5, "7": False},
+    "dry_sequence_breakers": ["x"],
+    "post_sampling_probs": True,
+    "grammar": 'root ::= "a"',
+    "json_schema": {"type": "object"},
+    "response_fields": ["content"],
+    "timings_per_token": True,
+    "t_max_predict_ms": 500,
+}
+OF_CHATS: dict[str, Any] = {
+    "chat_template_kwargs": {"a": 1},
+    "reasoning_format": "none",
+    "add_generation_prompt": True,
+    "reasoning_budget_tokens": 5,
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_the_engines_own_fields_have_the_types_that_it_reads(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """It overlooks others, or says only what its decoder thought."""
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service))
+    for name, value in {**OTHERS, **(OF_CHATS if "chat" in path else {})}.items():
+        async with http.post(url + path, json={**ROUTES[path], name: value}) as answer:
+            assert answer.status == 200, await answer.read()
+        assert call_of(service).body[name] == value
+        for wrong in (5.5, "x", [[1]], {"a": []}, True):
+            if isinstance(wrong, type(value)) and wrong != {"a": []}:
+                continue
+            if name in ("json_schema", "chat_template_kwargs") and isinstance(wrong, bool | dict):
+                continue
+            if (name, wrong) in (("samplers", "x"), ("logit_bias", [[1]])):
+                continue
+            status, refusal, _ = await post(http, url + path, {**ROUTES[path], name: wrong})
+            assert status == 400 and refusal["error"]["param"].startswith(name), (name, wrong)

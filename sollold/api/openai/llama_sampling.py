@@ -1,4 +1,4 @@
-"""The fields of llama-server's own that hold a number or a switch: it overlooks one of another type."""
+"""The fields of llama-server's own: it overlooks most that have another type, and dislikes the others."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
     n_probs: Small | None = None
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
+    adaptive_target: Finite | None = None
+    adaptive_decay: Share | None = None
+    samplers: list[str] | str | None = None
+    dry_sequence_breakers: list[str] | None = None
+    logit_bias: dict[str, float | bool] | list[Any] | None = None
+    post_sampling_probs: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    response_fields: list[str] | None = None
+    return_tokens: bool | None = None
+    return_progress: bool | None = None
+    timings_per_token: bool | None = None
+    t_max_predict_ms: Small | None = None
+    sse_ping_interval: Small | None = None
 
 
 def with_llamas_names(body: dict[str, Any], asked: LlamaSampling) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -78,6 +78,14 @@ class ChatCompletion(Sampling, kw_only=True):
     function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
     web_search_options: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | str | None = None
+    parse_tool_calls: bool | None = None
+    reasoning_format: Literal["none", "auto", "deepseek", "deepseek-legacy"] | None = None
+    reasoning_in_content: bool | None = None
+    reasoning_budget_tokens: Small | None = None
+    thinking_budget_tokens: Small | None = None
 
 
 class Completion(Sampling, kw_only=True):
