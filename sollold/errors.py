@@ -26,6 +26,13 @@ _LONGEST = 8000
 """Characters of a message."""
 
 
+def system_words(error: BaseException) -> str:
+    """What an error says to people: one of the system without its number, with the file it is about."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+
+
 class Refusal(Exception):
     """A request that can't be answered. The message says what happened, why, and what to do.
 

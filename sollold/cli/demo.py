@@ -22,6 +22,7 @@ from sollold.cli.status import deployment_table, node_table
 from sollold.client.errors import ClientError
 from sollold.client.http import Client
 from sollold.engines.install.find import Llama, LlamaUnusable, find
+from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.models.gguf.demo_model import GREETING, Recital, pieces, write
 from sollold.settings.paths import places
@@ -73,7 +74,7 @@ async def demo(options: argparse.Namespace) -> int:
         except BrokenPipeError:
             raise
         except OSError as error:
-            print(f"sollold: the demo can't run here: {error}", file=sys.stderr)
+            print(f"sollold: the demo can't run here: {system_words(error)}", file=sys.stderr)
             return Exit.FAILED
 
 

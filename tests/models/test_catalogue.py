@@ -611,4 +611,4 @@ async def test_what_keeps_all_folders_from_being_read_is_a_problem(
         assert not catalogue.models
         assert "can't start new thread" in catalogue.problems[0].what
     await until(lambda: "here:latest" in named(catalogue))
-    assert not catalogue.problems
+    await until(lambda: not catalogue.problems)

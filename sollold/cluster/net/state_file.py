@@ -17,6 +17,7 @@ import msgspec
 
 from sollold.cluster.gossip.actions import Address, Kept
 from sollold.cluster.gossip.term import Term, follows
+from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.settings.state_file import read_bounded, write_whole
 
@@ -116,11 +117,9 @@ class BackgroundWriter(Generic[T]):
         """Why it could not be written; empty when it was."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._write, value)
-        except OSError as error:
-            return str(error)
-        except RuntimeError as error:
-            # The system gives this user no thread more.
-            return str(error)
+        except (OSError, RuntimeError) as error:
+            # The latter: the system gives this user no thread more.
+            return system_words(error)
         return ""
 
 

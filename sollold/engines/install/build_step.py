@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from sollold.errors import system_words
 from sollold.machine.child_guard import guarded
 
 _KEPT = 400
@@ -85,7 +86,7 @@ class Steps:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise SetupFailed(f"{what}: {command[0]} can't be run: {error}") from error
+                raise SetupFailed(f"{what}: {command[0]} can't be run: {system_words(error)}") from error
         timer = threading.Timer(timeout, self._expire, [popen])
         timer.daemon = True
         if timeout:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import LlamaSettings
@@ -149,7 +150,7 @@ def _ask(program: Path, option: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LlamaUnusable(f"{program} does not run: {error}") from error
+        raise LlamaUnusable(f"{program} does not run: {system_words(error)}") from error
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
         raise LlamaUnusable(f"{program} {option} ended with {done.returncode}: {text.strip()[-200:]}")

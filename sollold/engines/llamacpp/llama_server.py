@@ -26,6 +26,7 @@ from sollold.engines.llamacpp.exit_reason import (
 )
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.engines.llamacpp.process import GATHER_SECONDS, Process
+from sollold.errors import system_words
 from sollold.machine.backends import ENVIRONMENT
 from sollold.models.model import Model
 from sollold.models.templates.go_parser import TemplateError
@@ -151,7 +152,7 @@ class Head:
             template = await asyncio.to_thread(_write_template, plan, logs)
             port = ports.take_port()
         except (OSError, TemplateError) as error:
-            raise HeadFailed(f"llama-server could not be started: {error}") from error
+            raise HeadFailed(f"llama-server could not be started: {system_words(error)}") from error
         key = EngineKey(context.keys, port)
         words = command_line(
             plan,
@@ -183,7 +184,7 @@ class Head:
             await asyncio.shield(asyncio.to_thread(key.remove))
             ports.give_back(port)
             if isinstance(error, OSError):
-                raise HeadFailed(f"llama-server could not be started: {error}") from error
+                raise HeadFailed(f"llama-server could not be started: {system_words(error)}") from error
             raise
         return cls(process, port, ports, key)
 

@@ -16,6 +16,7 @@ from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.exit_reason import exit_reason, port_was_taken
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.engines.llamacpp.process import Process
+from sollold.errors import system_words
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.loopback_clients import client_users
 
@@ -91,7 +92,7 @@ class Worker:
                 )
             except OSError as error:
                 ports.give_back(port)
-                raise WorkerFailed(f"{llama.worker} could not be started: {error}") from error
+                raise WorkerFailed(f"{llama.worker} could not be started: {system_words(error)}") from error
             except BaseException:
                 ports.give_back(port)
                 raise

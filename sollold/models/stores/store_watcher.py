@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.patient_read import no_answer
@@ -94,7 +95,7 @@ class Store:
         if self.silent:
             return (*found, Problem(no_answer(self.place, ", so its models can't be used")))
         if self.fault is not None:
-            return (*found, Problem(f"{self.place} can't be checked: {self.fault}"))
+            return (*found, Problem(f"{self.place} can't be checked: {system_words(self.fault)}"))
         return found
 
     @property

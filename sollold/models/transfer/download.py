@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol, runtime_checkable
 
+from sollold.errors import system_words
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.models.transfer.rate_limit import RateLimit
@@ -224,7 +225,7 @@ class Downloader:
             except OSError as error:
                 # To the source it would look like a fault of its own connection.
                 faults.append(error)
-                raise SourceError(f"it can't be written here: {error}") from None
+                raise SourceError(f"it can't be written here: {system_words(error)}") from None
             self._under_way[index, part] = offset + len(data) - start
             stop.pause(self._pace.wait(len(data), time.monotonic()))
 

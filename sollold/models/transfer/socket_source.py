@@ -14,6 +14,7 @@ from collections.abc import Callable
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import tls_name
 from sollold.cluster.net.rpc_server import HTTP
+from sollold.errors import system_words
 from sollold.models.transfer.download import SourceError, Stop
 
 _CONNECT = 3.0
@@ -68,7 +69,7 @@ class DirectSource:
                 # The node may just have closed a connection that lay idle.
                 self.fetch_range(index, start, end, write, stop)
                 return
-            raise SourceError(f"{self.name} broke off: {error}") from None
+            raise SourceError(f"{self.name} broke off: {system_words(error)}") from None
         except BaseException:
             if connection is not None:
                 connection.close()
