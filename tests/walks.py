@@ -29,6 +29,8 @@ from tests.found_llama import required_llama
 ROOT = Path(sollold.__file__).parent
 _PERIOD = 17.0
 """Seconds within which a daemon does all that it does by itself."""
+_TIMES = 4
+"""That a warm chat is asked for; what each enters counts."""
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
 
@@ -91,7 +93,9 @@ async def main(verbose: bool) -> None:
         for name, work in walks.items():
             await asyncio.sleep(1.0)  # What the walk before left to be done is done by then.
             by_itself |= await entered(idle)
-            codes = await entered(work) - by_itself
+            # What else comes in between on a slow machine comes not each time.
+            again = _TIMES if name == "warm chat" else 1
+            codes = set.intersection(*[await entered(work) for _ in range(again)]) - by_itself
             files = {code.co_filename for code in codes}
             print(f"{name}: {len(files)} files, {len(codes)} functions")
             if verbose:
