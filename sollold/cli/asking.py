@@ -184,7 +184,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(item: Any, *, line: bool = False) -> None:
-    """One JSON document for programs, indented, or a ``line`` of several; what the output's encoding may not
-    have is escaped."""
+    """One JSON document for programs, indented, or a ``line`` of several, which each comes at once; what the
+    output's encoding may not have is escaped."""
     plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    print(json.dumps(item, indent=None if line else 2, ensure_ascii=plain))
+    print(json.dumps(item, indent=None if line else 2, ensure_ascii=plain), flush=line)

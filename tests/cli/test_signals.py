@@ -174,6 +174,21 @@ def test_what_goes_on_without_the_command_is_said(url: str, words: tuple[str, ..
         typed.close()
 
 
+def test_a_line_for_a_program_comes_when_it_is_there(url: str) -> None:
+    words = [sys.executable, "-m", "sollold", "--node", url, "pull", "big", "--json"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=buffered)
+    try:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0], "the pull goes on, and nothing was said"
+        assert b"pulling" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_who_is_told_twice_ends_at_once(tmp_path: Path) -> None:
     """However long the giving back takes."""
     code = (
