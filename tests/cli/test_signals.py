@@ -125,7 +125,7 @@ class Typed:
                 self.said += os.read(self.ours, 1 << 16)
 
     def tell(self, number: signal.Signals) -> None:
-        """Send a signal when it waits: Python loses an exception that comes while it collects garbage."""
+        """Send a signal when it waits: one just before that is acted on when the next bytes come only."""
         asleep = 0
 
         def waits() -> bool:
