@@ -36,6 +36,8 @@ def config(options: argparse.Namespace) -> int:
         print(example(), end="")
         return Exit.DONE
     found = loaded(options)
+    if options.check:
+        return Exit.DONE
     if options.json:
         shown = {key: {"value": value, "from": origin} for key, value, origin in values_in_force(found)}
         print_json(msgspec.to_builtins(shown))

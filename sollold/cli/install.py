@@ -26,6 +26,7 @@ After=network-online.target
 Type=notify
 ExecStart={command} run
 ExecReload=/bin/kill -HUP $MAINPID
+ExecReload={command} config --check
 WatchdogSec=60
 Restart=on-failure
 RestartSec=2

@@ -727,6 +727,13 @@ def test_an_empty_end_of_a_key_is_not_left_out(monkeypatch: pytest.MonkeyPatch, 
     assert sent[0].get("expires") == expires
 
 
+def test_settings_are_checked_without_a_word_where_they_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--check", "--config", "/dev/null"]) == Exit.DONE
+    assert capsys.readouterr() == ("", "")
+    assert main(["config", "--check", "--config", "/dev/null", "--set", "http.prt=1"]) == Exit.USAGE
+    assert "http.prt" in capsys.readouterr().err
+
+
 def test_config_gives_programs_values_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["node.memory_limit=20GiB", "llama.rpc_backends=pc:50052", f"cluster.token={'ab' * 32}"]
     flags = [part for word in words for part in ("--set", word)]

@@ -222,7 +222,8 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
     doctor = ["sollold", "doctor"]
     held = "these settings were changed and need a restart: node.reserve"
     until(lambda: held in machine.run(doctor, check=False), "the doctor names it")
-    machine.type(f"echo 'nonsense = 1' >>{file}; systemctl reload sollold; mv {file}.before {file}")
+    wrong = f"echo 'nonsense = 1' >>{file}; systemctl reload sollold || echo refused; mv {file}.before {file}"
+    assert "refused" in machine.type(wrong)
     until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
     unread = "the settings could not be read again"
     until(lambda: unread in machine.run(doctor, check=False), "the doctor tells of the file")
