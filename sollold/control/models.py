@@ -134,8 +134,14 @@ class ModelService:
         """Remove a model that was fetched by the daemon, or a second name, everywhere or from the ``nodes``.
 
         Raises:
-            Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own.
+            Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own, and for an alias.
         """
+        if target := self._library.behind_alias(name):
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"{name} is an alias of {target} in the settings of this node (models.aliases): remove it "
+                f"there, or delete {target}",
+            )
         model = (await self._exact(name)).model
         holders = dict(self._library.holders(model.name))
         # All are asked: what a node has got in this very moment is not in its list here yet.

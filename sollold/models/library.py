@@ -21,7 +21,7 @@ from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.listing import Listed, merge
 from sollold.models.model import Model
-from sollold.models.names import Resolved, exact, resolve, unresolved
+from sollold.models.names import Resolved, behind_alias, exact, resolve, unresolved
 from sollold.models.node_lists import NodeLists
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import distinct_names
@@ -141,6 +141,11 @@ class Library:
     def exact(self, name: str) -> Resolved:
         """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
         return self._or_away(exact(name, self._shelves()[0], self._aliases))
+
+    def behind_alias(self, name: str) -> str:
+        """The name that ``name`` stands for by this node's settings; empty where it is no alias."""
+        target = behind_alias(name, self._aliases)
+        return target if target != name.strip() else ""
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
         """As `find`, for a name just as `all` has it."""

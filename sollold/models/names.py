@@ -182,7 +182,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     Order: an alias; the name as written; the name without regard to case; without a tag, the model's only
     tag; without host and namespace, the only model of that name anywhere; a file's name.
     """
-    asked = _behind_alias(asked, aliases)
+    asked = behind_alias(asked, aliases)
     names = tuple(known)
     wanted = asked[: -len(_ENDING)] if asked.lower().endswith(_ENDING) else asked
     try:
@@ -240,7 +240,7 @@ def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = 
 
     An alias, or the whole name without regard to case. What `resolve` would take it for is suggested.
     """
-    asked = _behind_alias(asked, aliases)
+    asked = behind_alias(asked, aliases)
     names = tuple(known)
     try:
         key = parse(asked).key
@@ -254,7 +254,8 @@ def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = 
     return Resolved(asked, suggestions=near)
 
 
-def _behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
+def behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
+    """The name that an alias of the settings stands for; what is none as it is."""
     asked = asked.strip()
     for alias, target in (aliases or {}).items():
         if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):

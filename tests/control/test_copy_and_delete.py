@@ -59,6 +59,16 @@ async def test_all_that_have_it_copy_and_delete_it(three: ThreeNodes) -> None:
     assert [names(node) for node in (a, b, c)] == [["tiny:latest"]] * 2 + [[]]
 
 
+async def test_a_model_is_not_deleted_by_its_alias(three: ThreeNodes) -> None:
+    """It would go for all who ask for it by its name; the alias would stay."""
+    await copied(three)
+    a = three.nodes[0]
+    a.library.use_aliases({"gpt-4o": "mine"})
+    with pytest.raises(Refusal, match="gpt-4o is an alias of mine in the settings"):
+        await here(a).delete("gpt-4o")
+    assert names(a) == ["mine:latest", "tiny:latest"]
+
+
 async def test_a_file_that_another_user_put_into_our_folder_gets_a_second_name(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
