@@ -39,6 +39,7 @@ EXACT: list[dict[str, Any]] = [
     {**ARRAY, "contains": {"const": "a"}, "minItems": 2, "maxItems": 3},
     {"type": "array", "contains": {"type": "integer"}, "maxItems": 2, "items": {"enum": ["a", 1]}},
     {**ARRAY, "contains": {"const": "a"}, "minContains": 0},
+    {"type": "array", "prefixItems": [TEXT, WHOLE], "items": False, "contains": WHOLE, "maxItems": 2},
     {"enum": [["a", "a"], ["a", "b"], ["b"]], "uniqueItems": True, "contains": {"const": "a"}},
     {**WHOLE, "not": {"const": 0}, "minimum": 0, "maximum": 10},
     {**WHOLE, "not": {"enum": [3, 5, "x", 5.0]}, "minimum": 1, "maximum": 7},

@@ -226,16 +226,26 @@ class Rewriter:
             if (left := without_kind(schema, "object")) is None:
                 raise
             out = left
-        for keyword in _LISTS:
-            if isinstance(out.get(keyword), list):
-                out[keyword] = [
-                    self._child(one, f"{pointer}/{keyword}/{place}", depth + 1)
-                    for place, one in enumerate(out[keyword])
-                ]
+        try:
+            for keyword in _LISTS:
+                if isinstance(out.get(keyword), list):
+                    out[keyword] = [
+                        self._item(one, f"{pointer}/{keyword}/{place}", depth)
+                        for place, one in enumerate(out[keyword])
+                    ]
+        except Impossible:
+            if (left := without_kind(out, "array")) is None:
+                raise
+            out = left
         for keyword in _SINGLES:
             if isinstance(out.get(keyword), dict):
                 out[keyword] = self._child(out[keyword], f"{pointer}/{keyword}", depth + 1)
         return out
+
+    def _item(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        """One of a tuple, which llama.cpp writes to its end: with an item that nothing meets it is no choice."""
+        visit = self._visit if self._choosing and id(schema) not in self._plain else self._child
+        return visit(schema, pointer, depth + 1)
 
     def _properties(self, schema: Schema, keyword: str, pointer: str, depth: int) -> dict[str, Schema]:
         found: dict[str, Schema] = {}
