@@ -71,6 +71,24 @@ def test_what_has_no_field_is_refused(text: str, why: str) -> None:
     assert "system, template, parameters" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ('SYSTEM "a\nb"', "system", "a\nb"),
+        ('SYSTEM a "b', "system", 'a "b'),
+        ('SYSTEM """say "a""""', "system", 'say "a"'),
+        ('LICENSE """one\x0ctwo\u2028"""', "license", ["one\x0ctwo\u2028"]),
+        ("MESSAGE\tuser\thi  there", "messages", [{"role": "user", "content": "hi  there"}]),
+        ('MESSAGE user "a\nb"', "messages", [{"role": "user", "content": "a\nb"}]),
+        ('PARAMETER\tstop\t"x y"', "parameters", {"stop": ["x y"]}),
+        ("PARAMETER  seed   7", "parameters", {"seed": 7}),
+    ],
+)
+def test_values_are_read_as_an_ollama_does(text: str, field: str, value: object) -> None:
+    for written in (text, text.replace("\n", "\r\n")):
+        assert modelfile_fields(f"FROM a\n{written}")[field] == value
+
+
 ODD = ('SYSTEM """a', "\x00", '"' * 5000, "#" * 5000, "\n" * 99, '"""' * 3000, " " * 9000)
 LONG = ("FROM a\n" + 'SYSTEM """a\n' * 30_000, "FROM a\n" + 'SYSTEM "x' * 40_000, "a" * 390_000)
 
@@ -87,7 +105,7 @@ async def test_an_ollama_is_sent_the_fields(serve: Serve, http: ClientSession) -
     """It would look at no Modelfile."""
     relay = ScriptedRelay(PlainRelayed(b'{"status":"success"}\n'))
     url = await serve(parts(library=PlainLibrary(model(source="ollama")), relay=relay))
-    body = {"name": "mine", "modelfile": "FROM demo\nSYSTEM Be kind."}
+    body = {"name": "mine", "modelfile": "FROM demo\nSYSTEM Be kind.", "from": "", "quantize": None}
     async with http.post(f"{url}/api/create", json=body) as answer:
         assert answer.status == 200
     ((_, _, sent, base),) = relay.sent

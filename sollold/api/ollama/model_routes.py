@@ -225,7 +225,7 @@ class OllamaModelRoutes:
         body = fold_keys(await read_object(request), Create)
         changed = None
         if isinstance(text := body.get("modelfile"), str) and text.strip():
-            rest = {key: value for key, value in body.items() if key != "modelfile"}
+            rest = {key: value for key, value in body.items() if key != "modelfile" and value not in (None, "")}
             body = changed = {**modelfile_fields(text), **rest}
         try:
             wanted = as_type(body, Create)

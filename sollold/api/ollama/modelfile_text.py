@@ -9,10 +9,12 @@ from typing import Any
 from sollold.errors import Fault, Refusal
 
 _COMMAND = re.compile(r"([A-Za-z]++)[ \t]++")
-_MARK = '"""'
+_MARKS = ('"""', '"')
 _LONGEST = 400_000
 _LISTED = ("stop",)
 _TEXTS = {"SYSTEM": "system", "TEMPLATE": "template"}
+_OF_A_WORD = ("PARAMETER", "MESSAGE")
+"""A word stands before the value."""
 _FIELDS = "from, system, template, parameters, messages, license"
 
 
@@ -25,7 +27,8 @@ def modelfile_fields(text: str) -> dict[str, Any]:
     if len(text) > _LONGEST:
         raise _refused(f"it is longer than {_LONGEST} characters")
     found: dict[str, Any] = {}
-    lines = iter(text.splitlines())
+    # (Not `splitlines`: a licence has form feeds in it.)
+    lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
         line = line.strip()
         if not line or line.startswith("#"):
@@ -33,44 +36,50 @@ def modelfile_fields(text: str) -> dict[str, Any]:
         command = _COMMAND.match(line)
         if command is None:
             raise _refused(f"{line[:40]!r} is no command of one")
-        _add(found, command[1].upper(), _whole(line[command.end() :], lines))
+        name, value = command[1].upper(), line[command.end() :]
+        word, value = _first_word(value) if name in _OF_A_WORD else ("", value)
+        _add(found, name, word.lower(), _unquoted(_whole(value, lines)))
     if "from" not in found:
         raise _refused("it has no FROM")
     return found
 
 
+def _first_word(text: str) -> tuple[str, str]:
+    """And what follows it."""
+    word, *rest = text.split(None, 1)
+    return word, rest[0] if rest else ""
+
+
 def _whole(value: str, lines: Iterator[str]) -> str:
-    """A value with the lines that it goes on over, up to the end of what is in three quotes."""
-    if value.count(_MARK) != 1:
+    """A value with the lines that it goes on over, up to the end of what is in quotes."""
+    mark = next((mark for mark in _MARKS if value.startswith(mark)), "")
+    if not mark or (value.endswith(mark) and len(value) >= 2 * len(mark)):
         return value
     further = [value]
     for line in lines:
         further.append(line)
-        if _MARK in line:
+        if line.rstrip().endswith(mark):
             return "\n".join(further).rstrip()
-    raise _refused(f"the text in {_MARK} has no end")
+    raise _refused(f"the text in {mark} has no end")
 
 
-def _add(found: dict[str, Any], command: str, value: str) -> None:
+def _add(found: dict[str, Any], command: str, word: str, value: str) -> None:
     if command == "FROM":
-        value = _unquoted(value)
         if value.startswith(("/", ".", "~")) or value.lower().endswith(".gguf"):
             raise _refused(
                 f"FROM {value[:60]} is a file: put it into a model folder (sollold.toml, [models] folders)"
             )
         found["from"] = value
     elif command in _TEXTS:
-        found[_TEXTS[command]] = _unquoted(value)
+        found[_TEXTS[command]] = value
     elif command == "LICENSE":
-        found.setdefault("license", []).append(_unquoted(value))
+        found.setdefault("license", []).append(value)
     elif command == "PARAMETER":
-        name, _, given = value.partition(" ")
-        _add_parameter(found.setdefault("parameters", {}), name.lower(), _unquoted(given.strip()))
+        _add_parameter(found.setdefault("parameters", {}), word, value)
     elif command == "MESSAGE":
-        role, _, content = value.partition(" ")
-        found.setdefault("messages", []).append({"role": role.lower(), "content": _unquoted(content.strip())})
+        found.setdefault("messages", []).append({"role": word, "content": value})
     else:
-        raise _refused(f"{command[:40]} is not supported without an Ollama")
+        raise _refused(f"{command[:40]} is not supported in it")
 
 
 def _add_parameter(parameters: dict[str, Any], name: str, given: str) -> None:
@@ -87,7 +96,7 @@ def _add_parameter(parameters: dict[str, Any], name: str, given: str) -> None:
 
 
 def _unquoted(text: str) -> str:
-    for mark in (_MARK, '"'):
+    for mark in _MARKS:
         if len(text) >= 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             return text[len(mark) : -len(mark)]
     return text
