@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import platform
@@ -70,19 +71,24 @@ def support(options: argparse.Namespace) -> int:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write the archive. None is left that is not whole; what was there before stays where it is.
+    """Write the archive. None is left that is not whole, and one that was there before stays until then.
 
     Raises:
         OSError: it can't be written, as on a full disk.
     """
-    new = not file.exists()
+    whole = file.resolve()
+    is_pipe = whole.exists() and not whole.is_file()
+    fresh = whole if is_pipe else whole.with_name(f"{whole.name}.new")
     try:
-        with file.open("wb") as out:
+        with fresh.open("wb") as out:
             out.write(data)
+        if not is_pipe:
+            fresh.replace(whole)
     except OSError as error:
         error.filename = str(file)
-        if new:
-            file.unlink(missing_ok=True)
+        if not is_pipe:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
         raise
 
 

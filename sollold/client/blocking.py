@@ -110,6 +110,7 @@ class BlockingClient:
         """
         connection, answer = self._open("POST", path, body, stall)
         with closing(connection):
+            item: dict[str, Any] | None = None
             while line := self._line(answer):
                 if line.strip():
                     item = self._object(line, answer.status)
@@ -117,9 +118,10 @@ class BlockingClient:
                         code = item.get("code")
                         raise ClientError(error_text(item), code if isinstance(code, int) else answer.status)
                     yield item
-            # What breaks off between two chunks looks to `readline` like an end: half would pass for all.
-            if answer.chunked and answer.chunk_left is not None:
-                raise self._cut_off(EOFError("it ended in the middle of the answer"))
+            # What breaks off between two chunks, or before the first, looks to `readline` like an end: half
+            # would pass for all.
+            if item is None or (answer.chunked and answer.chunk_left is not None):
+                raise self._cut_off(EOFError("it ended before the end of the answer"))
 
     def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
         """Server-sent events at ``path``: (event's name, its JSON), as they come.

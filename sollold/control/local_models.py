@@ -307,8 +307,9 @@ def _put(own: Path, making: Path, folder: Path, old: Path | None) -> None:
     if old is None:
         making.rename(folder)
         return
-    # Named so that what is killed in between can be put back (`sollold.models.transfer.cleanup`).
-    aside = own / PARTS / f"{old.name}{OLD}"
+    # Named so that what is killed in between can be put back, unless the new one is there
+    # (`sollold.models.transfer.cleanup`).
+    aside = own / PARTS / f"{folder.name}{OLD}"
     aside.parent.mkdir(exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -22,7 +24,7 @@ from aiohttp import web
 from rich.console import Console
 
 from sollold.cli import answer as cli_answer
-from sollold.cli import chat, doctor, key, nodes
+from sollold.cli import chat, doctor, key, nodes, support
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.logs import added
@@ -508,6 +510,24 @@ async def test_a_support_archive_goes_into_a_folder_that_is_named_and_nowhere_el
         Exit.FAILED,
         f"sollold: No such file or directory: {file}\n",
     )
+
+
+def test_an_archive_that_can_not_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "s.tar.gz"
+    support._write(file, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="s.tar.gz") as caught:
+            support._write(file, bytes(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert [*tmp_path.iterdir()] == [file] and file.read_bytes() == b"old"
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    support._write(link, b"new")
+    assert link.is_symlink() and file.read_bytes() == b"new"
 
 
 def test_help_of_help_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sollold.control.local_models import NameOverrides, OwnError
+from sollold.models.transfer.cleanup import sweep
+from sollold.models.transfer.partial_file import OLD, PARTS
 from tests.doubles import until
 from tests.models.pulling import ThreeNodes, big
 
@@ -86,6 +90,33 @@ async def test_a_full_disk_leaves_no_half_copy_and_the_old_one_where_it_was(
     await a.catalogue.refresh()
     mine = a.catalogue.get("mine:latest")
     assert mine is not None and (mine.system, mine.unusable) == ("one", "")
+
+
+async def test_killed_while_one_gives_way_to_other_content_it_is_there_once(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, _ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    big(a.folder / "m" / "other.gguf", seed=3)
+    await three.start()
+    tiny, other = a.catalogue.get("tiny:latest"), a.catalogue.get("other:latest")
+    assert tiny is not None and other is not None and tiny.digest != other.digest
+    await a.own.copy(tiny, "mine", NameOverrides(system="one"))
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.name.endswith(OLD) and path.exists():
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(RuntimeError):
+            await a.own.copy(other, "mine", NameOverrides(system="two"), replace=True)
+    sweep(a.catalogue.own, time.time())
+    found = [path.name for path in a.catalogue.own.iterdir() if path.name != PARTS]
+    assert len(found) == 1
+    await a.catalogue.refresh()
+    mine = a.catalogue.get("mine:latest")
+    assert mine is not None and (mine.system, mine.digest) == ("two", other.digest)
 
 
 async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(three: ThreeNodes) -> None:
