@@ -152,8 +152,8 @@ def _unlike(facts: Facts, status: ClusterStatus) -> list[Finding]:
         return []
     more = f" and {len(addresses) - _MOST_ADDRESSES} more" if len(addresses) > _MOST_ADDRESSES else ""
     what = (
-        f"{', '.join(addresses[:_MOST_ADDRESSES])}{more}: a node whose release can't talk with this one's "
-        f"({facts.me.release}), so they do not find each other"
+        f"{', '.join(addresses[:_MOST_ADDRESSES])}{more}: the release there can't talk with this one's "
+        f"({facts.me.release}), so the nodes do not find each other"
     )
     return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
 

@@ -205,7 +205,7 @@ def test_why_nodes_do_not_find_each_other_is_said() -> None:
     assert "sollold token" in finding.fix
     unlike = replace(NETWORK, discovery=replace(MDNS, unlike=("10.0.0.9",)), formats={"10.0.0.10": 3})
     (finding,) = examine(replace(WELL, network=unlike))
-    assert finding.grade is Grade.PROBLEM and "10.0.0.9, 10.0.0.10: a node whose release" in finding.what
+    assert finding.grade is Grade.PROBLEM and "10.0.0.9, 10.0.0.10: the release there" in finding.what
     assert "upgrade sollold" in finding.fix
     waits = replace(ANNA, seeking="waits for admission to the cluster of bert; its code is ABCD-EFGH")
     (finding,) = examine(replace(WELL, me=waits, live=(waits,), network=other))

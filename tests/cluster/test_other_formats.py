@@ -8,7 +8,7 @@ import pytest
 
 from sollold.cluster.gossip.other_formats import KEPT_SECONDS, OtherFormats
 from sollold.cluster.gossip.packet import FORMAT, encode, format_of
-from tests.cluster.gossip_core import B, at, core
+from tests.cluster.gossip_core import B, alive, at, core, says
 
 OTHER = encode([FORMAT + 1, "b" * 16, 1, "what nobody knows yet"])
 
@@ -36,11 +36,15 @@ def test_many_addresses_are_not_all_kept() -> None:
     assert len(seen.heard(10.0)) == 64 and "10.0.3.249" in seen.heard(10.0)
 
 
-def test_a_node_hears_who_it_does_not_understand() -> None:
+def test_a_node_hears_who_it_does_not_understand_until_it_does() -> None:
     """In a datagram and in an exchange."""
     gossip = core()
     gossip.handle_packet(OTHER, at(B), 1.0)
     assert gossip.other_formats(2.0) == {at(B)[0]: FORMAT + 1}
+    gossip.push_pull(core(B).push_pull_open(), at(B), 3.0)
+    assert not gossip.other_formats(4.0)
     gossip = core()
     gossip.push_pull(OTHER, at(B), 1.0)
     assert gossip.other_formats(2.0) == {at(B)[0]: FORMAT + 1}
+    says(gossip, B, alive(B), now=3.0)
+    assert not gossip.other_formats(4.0)

@@ -186,6 +186,7 @@ class Gossip:
             self._rejected += 1
             self._other_formats.note(data, source, now)
             return self._done(now)
+        self._other_formats.understood(source)
         self._handler.handle(packet, source, now)
         return self._done(now)
 
@@ -269,6 +270,7 @@ class Gossip:
             self._rejected += 1
             self._other_formats.note(data, source, now)
             return b"", self._done(now)
+        self._other_formats.understood(source)
         if body.sender == self._me:
             return b"", self._done(now)
         answer, merged = self._exchange.merge(body, now)

@@ -26,6 +26,11 @@ class OtherFormats:
         if len(self._heard) > _MOST:
             del self._heard[next(iter(self._heard))]
 
+    def understood(self, source: Address | None) -> None:
+        """One was: it has been upgraded."""
+        if self._heard and source is not None:
+            self._heard.pop(source[0], None)
+
     def heard(self, now: float) -> dict[str, int]:
         """IP address → format, of those heard of late."""
         return {ip: number for ip, (number, then) in self._heard.items() if now - then < KEPT_SECONDS}
