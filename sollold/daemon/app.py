@@ -164,7 +164,7 @@ class Daemon:
         systemd.notify(stopping=True, status=self._leaving)
         systemd.extend(limit + 20)
         logger.info("stopping")
-        parts.serving.refuse("this node is stopping; use another node")
+        parts.serving.refuse("this node is stopping")
         await self._end_drain()
         draining = asyncio.ensure_future(
             drain(

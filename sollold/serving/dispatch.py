@@ -81,6 +81,8 @@ class Dispatcher:
         self.attempts = attempts
         self._loop = asyncio.get_running_loop()
         self.load_ms = 0.0
+        self.waiting = False
+        """No engine has the request, and none is there that it could be sent to."""
         self._progressed = 0.0
         """When a load that is waited for after a fault last went forward, and how far it was then."""
         self._furthest = 0.0
@@ -110,7 +112,11 @@ class Dispatcher:
             self.attempts.deaths.check()
             choice = self._best(search)
             if choice is None:
-                await self._get_endpoint(search)
+                self.waiting = True
+                try:
+                    await self._get_endpoint(search)
+                finally:
+                    self.waiting = False
                 continue
             search.loaded = False
             attempt = await self._try(choice, search)

@@ -34,6 +34,7 @@ async def drain(
     server.refuse(reason)
 
     def empty() -> bool:
+        serving.refuse_waiting()
         return not (server.under_way or serving.under_way or lent(view.me))
 
     log.info(

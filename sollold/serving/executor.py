@@ -82,6 +82,11 @@ class RequestExecutor:
         return self._attempt.candidate.record.node if self._attempt is not None else ""
 
     @property
+    def waiting(self) -> bool:
+        """Whether it waits for an engine that it could be sent to."""
+        return self._dispatcher.waiting
+
+    @property
     def resumed(self) -> int:
         """Faults after which the answer went on."""
         return self._routing.resumed if self._routing is not None else 0

@@ -78,16 +78,25 @@ class Serving:
         self._placement = placement
 
     def refuse(self, reason: str) -> None:
-        """Accept no new requests; those under way go on."""
+        """Accept no new requests; those under way go on. ``reason``: such as that this node is stopping."""
         self._refusing = reason
+
+    def refuse_waiting(self) -> None:
+        """Once no new requests are accepted, and no other node takes any either: refuse also those for which
+        there is no engine. They would only hold up the end.
+        """
+        if self._refusing and all(record.draining for record in self._view.live()):
+            for executor in tuple(self._executors):
+                if executor.waiting:
+                    executor.stop(self._refusing)
 
     async def close(self) -> None:
         """Break off what callers here still have under way, with a clear error. May be called twice."""
-        self.refuse("this node is stopping; use another node")
+        self.refuse("this node is stopping")
         self._unsubscribe()
         self._unsubscribe = lambda: None
         for executor in tuple(self._executors):
-            executor.stop("this node is stopping")
+            executor.stop(self._refusing)
         if self._executors:
             # Each ends by itself when its caller reads on; one that is not read is closed here.
             self._idle = asyncio.Event()
@@ -104,7 +113,7 @@ class Serving:
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """Find or load an endpoint, wait for a slot, send the request; as `Service` says."""
         if self._refusing:
-            raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
+            raise Refusal(Fault.UNAVAILABLE, f"{self._refusing}; use another node", retry_after=1.0)
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
         listed = ask.resolved or await self._library.named(ask.model)
         wish = ask.placement

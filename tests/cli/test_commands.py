@@ -518,7 +518,7 @@ def test_an_archive_that_can_not_be_written_whole_leaves_the_old_one(tmp_path: P
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        with pytest.raises(OSError, match="s.tar.gz") as caught:
+        with pytest.raises(OSError, match=r"s\.tar\.gz") as caught:
             support._write(file, bytes(2 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -477,7 +477,7 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
     reciter.pause = 0.05
     answer = await a.serving.open(ask(id="running"), lambda _: None)
     running = asyncio.create_task(read(answer))
-    a.serving.refuse("this node is stopping; use another node")
+    a.serving.refuse("this node is stopping")
     with pytest.raises(Refusal) as late:
         await give(a, id="late")
     assert late.value.fault is Fault.UNAVAILABLE and late.value.retry_after > 0
@@ -598,6 +598,38 @@ async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(clu
     assert answer.routing.resumed == 0
     await draining
     assert b.view.me.draining
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_node_that_stops_is_not_held_up_by_those_whom_nobody_can_answer(
+    cluster: Cluster, others: bool
+) -> None:
+    b, reciter = await cluster.node("b"), await cluster.reciter()
+    b.engines.serve("d1", reciter, slots=1)
+    c = await cluster.node("c") if others else None
+    reciter.gate.clear()
+    first = asyncio.create_task(give(b, id="first", user="first"))
+    await until(lambda: reciter.running == 1)
+    second = asyncio.create_task(give(b, id="second", user="second"))
+    await until(lambda: b.server.under_way == 2)
+    b.serving.refuse("this node is stopping")
+    draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
+    if c is not None:
+        await until(lambda: b.server.under_way == 1)
+        c.engines.serve("d2", await cluster.reciter())
+        assert (await second)[1].routing.node == "host-c"
+    else:
+        with pytest.raises(Refusal) as left:
+            async with asyncio.timeout(3):
+                await second
+        assert left.value.fault is Fault.UNAVAILABLE
+        assert left.value.message == "this node is stopping; use another node"
+    assert not first.done() and not draining.done()
+    reciter.gate.set()
+    events, _ = await first
+    assert said(events) == TEXT
+    async with asyncio.timeout(3):
+        await draining
 
 
 async def test_drain_waits_for_the_deployments_of_others_that_hold_memory_here(cluster: Cluster) -> None:

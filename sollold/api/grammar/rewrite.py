@@ -243,7 +243,7 @@ class Rewriter:
         return out
 
     def _item(self, schema: Schema, pointer: str, depth: int) -> Schema:
-        """One of a tuple, which llama.cpp writes to its end: with an item that nothing meets it is no choice."""
+        """One of a tuple, which llama.cpp writes to its end: a choice with one that nothing meets is none."""
         visit = self._visit if self._choosing and id(schema) not in self._plain else self._child
         return visit(schema, pointer, depth + 1)
 

@@ -225,8 +225,9 @@ class OllamaModelRoutes:
         body = fold_keys(await read_object(request), Create)
         changed = None
         if isinstance(text := body.get("modelfile"), str) and text.strip():
-            rest = {key: value for key, value in body.items() if key != "modelfile" and value not in (None, "")}
-            body = changed = {**modelfile_fields(text), **rest}
+            named = {key: value for key, value in body.items() if value not in (None, "")}
+            body = changed = {**modelfile_fields(text), **named}
+            del changed["modelfile"]
         try:
             wanted = as_type(body, Create)
             base = await self._services.library.find(wanted.needed) if wanted.renames else None
