@@ -414,6 +414,7 @@ async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
     with pytest.raises(Refusal) as late:
         await give(a, deadline=0.3)
     assert late.value.fault is Fault.TIMEOUT
+    await until(lambda: not reciter.running)
     reciter.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
