@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from typing import Any
@@ -91,3 +92,19 @@ async def test_a_small_one_is(serve: Serve, http: ClientSession, threads: set[in
         ) as answer:
             assert answer.status == 200
     assert threads == {threading.get_ident()}
+
+
+async def test_several_large_schemas_are_rewritten_in_the_same_thread(
+    serve: Serve, http: ClientSession, threads: set[int]
+) -> None:
+    """Each thread that computes takes the loop's turn for five milliseconds."""
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, model()))
+
+    async def ask() -> int:
+        async with http.post(f"{url}/api/chat", json={**CHAT, "format": LARGE}) as answer:
+            await answer.read()
+            return answer.status
+
+    assert {*await asyncio.gather(*(ask() for _ in range(6)))} == {200}
+    assert len(threads) == 1 and threading.get_ident() not in threads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,8 @@ _WITH_SCHEMAS = (
     *("output_config", "output_format"),
 )
 _ENCODER = msgspec.json.Encoder()
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+"""One: several would not be quicker, and the loop would wait for each of them whenever it is its turn."""
 
 
 async def off_loop(request: web.Request, body: dict[str, Any], work: Callable[[], T]) -> T:
@@ -27,4 +30,4 @@ async def off_loop(request: web.Request, body: dict[str, Any], work: Callable[[]
     schemas = [body[name] for name in _WITH_SCHEMAS if name in body]
     if not schemas or len(_ENCODER.encode(schemas)) < _LARGE:
         return work()
-    return await asyncio.to_thread(work)
+    return await asyncio.get_running_loop().run_in_executor(_THREAD, work)
