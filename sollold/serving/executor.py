@@ -406,8 +406,8 @@ class RequestExecutor:
 
     def _context_at(self, attempt: Attempt) -> int:
         """Tokens of the context with which an Ollama gives this answer; 0: not known."""
-        if self._query.context:
-            return self._query.context
+        if self._query.context and attempt.call.path.startswith("/api/"):
+            return self._query.context  # Elsewhere it takes none.
         record = self._context.view.record(attempt.candidate.record.node)
         endpoints = record.endpoints if record is not None else ()
         return next((one.context for one in endpoints if one.id == attempt.candidate.endpoint.id), 0)

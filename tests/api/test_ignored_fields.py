@@ -174,10 +174,15 @@ async def test_a_context_is_asked_for_in_each_dialect(serve: Serve, http: Client
 async def test_an_ollama_gets_the_context_where_its_route_takes_one(
     serve: Serve, http: ClientSession
 ) -> None:
-    service = answers()
-    url = await serve(parts(service))
-    await told(http, f"{url}/v1/completions", {**ROUTES["/v1/completions"], "num_ctx": 2048})
-    assert call_of(service, Engine.OLLAMA).body["options"]["num_ctx"] == 2048
+    """Elsewhere it is said that it does not."""
+    for path in V1:
+        service = answers()
+        url = await serve(parts(service))
+        await told(http, url + path, {**ROUTES[path], "num_ctx": 2048})
+        call = call_of(service, Engine.OLLAMA)
+        taken = call.body.get("options", {}).get("num_ctx") == 2048
+        assert taken is call.path.startswith("/api/")
+        assert any("num_ctx has no effect" in note for note in call.notes) is not taken
 
 
 @pytest.mark.parametrize("given", [{"thinking": {"type": "disabled"}}, {"enable_thinking": False}])

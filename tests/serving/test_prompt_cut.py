@@ -10,6 +10,7 @@ import pytest
 from sollold.cluster.gossip.record import Backend
 from sollold.serving.prompt_cut import CutPrompt, prompt_size, tokens_read, was_cut
 from sollold.serving.request import Engine, Routing
+from tests.serving.cluster_double import Cluster, ask
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,17 @@ def test_the_warning_is_there_with_the_last_event() -> None:
     assert not routing.warnings
     cut.look([b'{"done":true,"prompt_eval_count":16}'])
     assert "context of 16 tokens" in routing.warnings[0]
+
+
+@pytest.mark.parametrize(("form", "context"), [("chat", 4096), ("ollama", 99_999)])
+async def test_a_context_is_what_the_ollama_was_told_and_not_what_was_named(
+    cluster: Cluster, form: str, context: int
+) -> None:
+    """At ``/v1`` it takes none: what its model is loaded with holds."""
+    node, reciter = await cluster.node("b"), await cluster.reciter()
+    node.engines.serve("ollama:m", reciter, backend=Backend.OLLAMA)
+    (call,) = ask(form, messages=[{"role": "user", "content": "word " * 20_000}]).calls.values()
+    answer = await node.serving.open(ask(form, calls={Engine.OLLAMA: call}, context=99_999), lambda _: None)
+    assert [event async for event in answer.events]
+    told = [warning for warning in answer.routing.warnings if "longer than the context" in warning]
+    assert bool(told) is (context == 4096) and all("of 4096 tokens" in one for one in told)

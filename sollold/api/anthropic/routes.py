@@ -15,6 +15,7 @@ from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_bo
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
@@ -59,7 +60,7 @@ class AnthropicRoutes:
         said = engine["messages"]
         lacking = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
         native["model"] = asked.model
-        call = Call(CHAT_PATH, native, lacking)
+        call = Call(CHAT_PATH, native, (*lacking, *context_note(asked.num_ctx)))
         calls, prepared = await off_loop(
             request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=call)
         )

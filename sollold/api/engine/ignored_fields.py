@@ -71,6 +71,11 @@ def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -
     return found
 
 
+def context_note(num_ctx: int | None) -> tuple[str, ...]:
+    """That an Ollama which is asked as OpenAI is takes no context."""
+    return ("num_ctx has no effect: an Ollama answers, which takes it at /api alone",) if num_ctx else ()
+
+
 def _asks(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value is not (name in _TRUE_ANYWAY)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.calls import OWN_FIELDS
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields, ignored_parts
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
 from sollold.api.engine.tools import chosen_tools
 from sollold.api.openai.llama_sampling import LlamaSampling
@@ -70,4 +70,4 @@ def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, .
         mode, names = chosen_tools(ask.tool_choice)
         lost += ["tool_choice"] if mode == "required" or names is not None else []
     lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
-    return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
+    return (*(f"{name} has no effect: an Ollama answers" for name in lost), *context_note(ask.num_ctx))

@@ -12,6 +12,7 @@ from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_bo
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
@@ -82,7 +83,8 @@ class ResponsesRoutes:
         own = response_body(whole, bare(listed.model))
         said = engine["messages"]
         lacking = (*response_warnings(body, whole), *left_out_warnings(said))
-        native = Call(CHAT_PATH, ollama_body({**own, "model": asked.model}, listed.model), lacking)
+        at_ollama = ollama_body({**own, "model": asked.model}, listed.model)
+        native = Call(CHAT_PATH, at_ollama, (*lacking, *context_note(asked.num_ctx)))
         prefix = prefix_of(said)
         calls, prepared = await off_loop(
             request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=native)

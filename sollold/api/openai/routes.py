@@ -21,6 +21,7 @@ from sollold.api.engine.calls import (
 )
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
+from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
 from sollold.api.engine.prepare import normalize_chat, prepare_format
@@ -258,7 +259,8 @@ class OpenAiRoutes:
         if ask.suffix:
             need(listed.model, "insert", "a suffix")
             call = Call("/infill", infill_of(engine, ask))
-            native = Call("/v1/completions", ollama_body(typed_body(body, ask)), unread)
+            notes = (*unread, *context_note(ask.num_ctx))
+            native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
         calls = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
         stream, prefix = bool(ask.stream), prefix_of(ask.prompt)
         return await self._respond(
@@ -282,24 +284,19 @@ class OpenAiRoutes:
         no_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
         warnings = embedding_warnings(body)
-        native = Call(call.path, ollama_body(typed_body(body, ask)), warnings)
+        notes = (*warnings, *context_note(ask.num_ctx))
+        native = Call(call.path, ollama_body(typed_body(body, ask)), notes)
         encoder = PassThroughEncoder()
         if ask.dimensions is not None:
-            native = call
+            native = replace(call, notes=notes)
         if ask.dimensions is not None or ask.encoding_format == "base64":
             encoder = PassThroughEncoder(lambda raw: as_asked(raw, ask))
         # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
+        context = ask.num_ctx
         return await self._respond(
-            request,
-            body,
-            listed,
-            calls,
-            encoder,
-            context=ask.num_ctx,
-            embedding=True,
-            warnings=warnings,
+            request, body, listed, calls, encoder, context=context, embedding=True, warnings=warnings
         )
 
     async def models(self, request: web.Request) -> web.Response:
