@@ -96,13 +96,14 @@ def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
 
 
 def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
-    """The deployments of ``model``, whatever its tag, that are not ready yet."""
+    """The deployments of ``model``, whatever its tag, that are being loaded."""
     name = model.split(":")[0]
     try:
         deployments = daemon.get("/api/cluster", timeout=_LOOK)["deployments"]
     except ClientError:
         return []
-    return [one for one in deployments if one["model"].split(":")[0] == name and one["state"] != "ready"]
+    loads = [one for one in deployments if one["state"] in ("starting", "loading")]
+    return [one for one in loads if one["model"].split(":")[0] == name]
 
 
 def emptied(daemon: BlockingClient, name: str) -> bool:

@@ -24,7 +24,7 @@ from aiohttp import web
 from rich.console import Console
 
 from sollold.cli import answer as cli_answer
-from sollold.cli import chat, doctor, key, nodes, support
+from sollold.cli import chat, doctor, key, nodes, progress, support
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.logs import added
@@ -459,6 +459,27 @@ def test_the_bar_ends_before_the_first_word(
     monkeypatch.setattr(cli_answer, "loading", loading)
     told = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
     assert told == cli_answer.Told("Hello", stopped=False) and capsys.readouterr().out == "<end>Hello\n"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        (("failed", "draining"), False),
+        (("ready",), False),
+        (("failed", "loading"), True),
+        (("starting",), True),
+    ],
+)
+def test_ctrl_c_says_that_a_load_goes_on_where_it_does(
+    states: tuple[str, ...], said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Daemon:
+        def get(self, path: str, **_: object) -> dict[str, Any]:
+            return {"deployments": [{"model": "big:latest", "state": state} for state in states]}
+
+    with pytest.raises(KeyboardInterrupt), progress.loading(cast("BlockingClient", Daemon()), "big"):
+        raise KeyboardInterrupt
+    assert ("goes on" in capsys.readouterr().err) is said
 
 
 def test_an_answer_that_is_stopped_by_ctrl_c_is_not_told_as_a_whole_one(
