@@ -227,3 +227,19 @@ async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSessio
     body = {**ROUTES["/v1/responses"], "truncation": "middle"}
     async with http.post(f"{url}/v1/responses", json=body) as answer:
         assert answer.status == 400 and (await answer.json())["error"]["param"] == "truncation"
+
+
+async def test_what_llama_server_is_passed_and_reads_is_known(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    given = {"add_generation_prompt": False, "chat_template_kwargs": {"a": 1}, "reasoning_format": "none"}
+    async with http.post(f"{url}/apply-template", json={**CHAT, **given}) as answer:
+        assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
+    assert call_of(service).body.items() >= given.items()
+    url = await serve(parts(service, WORDS))
+    async with http.post(
+        f"{url}/v1/embeddings", json={"model": "words", "input": "a", "embd_normalize": -1}
+    ) as answer:
+        assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
+    assert call_of(service).body["embd_normalize"] == -1
+    assert call_of(service, Engine.OLLAMA).notes == ("embd_normalize has no effect: an Ollama answers",)

@@ -10,7 +10,7 @@ import msgspec
 
 from sollold.api.engine.calls import engine_body
 from sollold.api.engine.embeddings import check_count, shortened
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields
 from sollold.api.engine.number_ranges import Dimensions, Small
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal
@@ -29,12 +29,19 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True):
     num_ctx: Small | None = None
 
 
-_FIELDS = frozenset({*EmbeddingAsk.__struct_fields__, *OF_THE_CALLER})
+_FIELDS = frozenset({*EmbeddingAsk.__struct_fields__, *OF_THE_CALLER, "embd_normalize"})
 
 
 def embedding_warnings(body: dict[str, Any]) -> tuple[str, ...]:
     """What of a request, as it was sent, has no effect here."""
     return ignored_fields(body, _FIELDS)
+
+
+def native_embedding_notes(body: dict[str, Any], ask: EmbeddingAsk) -> tuple[str, ...]:
+    """What of it has no effect at an Ollama."""
+    normalized = body.get("embd_normalize", 2) != 2
+    lost = ("embd_normalize has no effect: an Ollama answers",) if normalized else ()
+    return (*embedding_warnings(body), *lost, *context_note(ask.num_ctx))
 
 
 def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:

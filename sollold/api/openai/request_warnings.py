@@ -11,7 +11,7 @@ from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignor
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
 from sollold.api.engine.tools import chosen_tools
 from sollold.api.openai.llama_sampling import LlamaSampling
-from sollold.api.openai.request import NOT_HERE, ChatCompletion, Completion
+from sollold.api.openai.request import NOT_HERE, ApplyTemplate, ChatCompletion, Completion
 
 _CHAT_FIELDS = frozenset(
     {
@@ -41,8 +41,12 @@ def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
 
 def llama_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
     """Likewise, of a route that only llama-server has."""
-    sampled = SAMPLING | GENERATION if isinstance(asked, LlamaSampling) else frozenset()
-    return ignored_fields(body, sampled | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
+    passed: frozenset[str] = frozenset()
+    if isinstance(asked, LlamaSampling):
+        passed = SAMPLING | GENERATION
+    elif isinstance(asked, ApplyTemplate):
+        passed = CHAT
+    return ignored_fields(body, passed | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
 
 
 _PARTS = {"stream_options": ("include_usage", "include_obfuscation")}

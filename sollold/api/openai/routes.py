@@ -35,7 +35,13 @@ from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.openai.constraints import with_own_constraints
-from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body, embedding_warnings
+from sollold.api.openai.embeddings import (
+    EmbeddingAsk,
+    as_asked,
+    embedding_body,
+    embedding_warnings,
+    native_embedding_notes,
+)
 from sollold.api.openai.gathered_choices import GatheredChoices
 from sollold.api.openai.infill import InfillEncoder, infill_of
 from sollold.api.openai.input_as_chat import input_as_chat
@@ -283,12 +289,9 @@ class OpenAiRoutes:
         listed = await self._find(ask.model)
         no_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
-        warnings = embedding_warnings(body)
-        notes = (*warnings, *context_note(ask.num_ctx))
-        native = Call(call.path, ollama_body(typed_body(body, ask)), notes)
-        encoder = PassThroughEncoder()
-        if ask.dimensions is not None:
-            native = replace(call, notes=notes)
+        warnings, encoder = embedding_warnings(body), PassThroughEncoder()
+        own = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
+        native = Call(call.path, own, native_embedding_notes(body, ask))
         if ask.dimensions is not None or ask.encoding_format == "base64":
             encoder = PassThroughEncoder(lambda raw: as_asked(raw, ask))
         # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
