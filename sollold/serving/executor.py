@@ -82,6 +82,11 @@ class RequestExecutor:
         return self._attempt.candidate.record.node if self._attempt is not None else ""
 
     @property
+    def model(self) -> str:
+        """The model's name, as the library lists it."""
+        return self._query.model
+
+    @property
     def waiting(self) -> bool:
         """Whether it waits for an engine that it could be sent to."""
         return self._dispatcher.waiting

@@ -82,13 +82,15 @@ class Serving:
         self._refusing = reason
 
     def refuse_waiting(self) -> None:
-        """Once no new requests are accepted, and no other node takes any either: refuse also those for which
-        there is no engine. They would only hold up the end.
+        """Once no new requests are accepted: refuse also those for which there is no engine, and no other
+        node that takes requests and has the model. They would only hold up the end.
         """
-        if self._refusing and all(record.draining for record in self._view.live()):
-            for executor in tuple(self._executors):
-                if executor.waiting:
-                    executor.stop(self._refusing)
+        taking = {record.node for record in self._view.live() if not record.draining}
+        for executor in tuple(self._executors) if self._refusing else ():
+            having = {node for node, _ in self._library.holders(executor.model)}
+            # Of a model that nobody lists any more, whoever takes requests may have an engine soon.
+            if executor.waiting and not (taking & having if having else taking):
+                executor.stop(self._refusing)
 
     async def close(self) -> None:
         """Break off what callers here still have under way, with a clear error. May be called twice."""

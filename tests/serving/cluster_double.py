@@ -228,6 +228,11 @@ class FakeNames:
         self.learned = asyncio.Event()
         self.size = 0
         """Bytes of the model."""
+        self.having: set[str] = set()
+        """The nodes that have the model."""
+
+    def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
+        return tuple((node, Model(listed, "", "folder", (), self.size, 0.0)) for node in self.having)
 
     async def awaited(self, name: str) -> Resolved:
         if name in self.late:
