@@ -209,13 +209,18 @@ class CacheFill:
                 one = left.popleft()
                 file = folder / str(self._request.tensors.index(one))
                 try:
-                    span = (one.start, one.size)
-                    await in_thread(threads, copy_bytes, paths[one.file], *span, file, stop, self._came)
+                    source, right = paths[one.file], True
+                    if one.file in self._whole:
+                        span = (one.start, one.size)
+                        await in_thread(threads, copy_bytes, source, *span, file, stop, self._came)
+                    else:
+                        digest = partial(_copied, source, one.start, file, stop, self._came)
+                        right = await self._is_the_heads(one, digest, threads)
                 except (OSError, IndexError) as error:
                     log.info("%s can't be copied from %s: %s", one.name, model.name, error)
                     self._set(one, None)
                 else:
-                    await self._check(one, file, threads)
+                    self._judge(one, file, right)
 
         await _all([copy() for _ in range(_AT_A_TIME)])
 
@@ -256,7 +261,8 @@ class CacheFill:
                 self._came()
                 left[one.name] -= 1
                 if not left[one.name]:
-                    await self._check(one, file, threads)
+                    digest = partial(_digest, file, one.start)
+                    self._judge(one, file, await self._is_the_heads(one, digest, threads))
 
         sources = [self._connect(node, self._request.digest) for node in nodes]
         try:
@@ -274,20 +280,22 @@ class CacheFill:
 
     # Both
 
-    async def _check(self, one: WantedTensor, file: Path, threads: ThreadPoolExecutor) -> None:
+    def _judge(self, one: WantedTensor, file: Path, right: bool) -> None:
         """The tensor is there: let it be found if it is what the head has."""
-        right = one.file in self._whole or await self._is_the_heads(one, file, threads)
         if not right:
             log.warning("%s: the local copy differs from the head's, which is used instead", one.name)
         self._set(one, file if right else None)
 
-    async def _is_the_heads(self, one: WantedTensor, file: Path, threads: ThreadPoolExecutor) -> bool:
+    async def _is_the_heads(
+        self, one: WantedTensor, digest: Callable[[int, int, str], str], threads: ThreadPoolExecutor
+    ) -> bool:
+        """``digest``: (start, end, key) → of these bytes of the model's file, in a thread."""
         request, end = self._request, one.start + one.size
         for start in range(one.start, end, LARGEST):
             until = min(start + LARGEST, end)
             asked = PartDigestRequest(request.digest, one.file, start, until)
-            digest = partial(_digest, file, start - one.start, until - one.start)
-            if not await same_bytes(partial(self._told, asked), partial(in_thread, threads, digest)):
+            own = partial(in_thread, threads, partial(digest, start, until))
+            if not await same_bytes(partial(self._told, asked), own):
                 return False
             self._came()
         return True
@@ -358,12 +366,35 @@ def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file:
         os.close(into)
 
 
-def _digest(file: Path, start: int, end: int, key: str) -> str:
+def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
+    """Of a tensor's bytes in a ``file`` of its own; in the model's it begins at ``base``."""
     handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return digest_between(handle, start, end, key)
+        return digest_between(handle, start - base, end - base, key)
     finally:
         os.close(handle)
+
+
+def _copied(
+    path: str, base: int, target: Path, stop: Stop, came: Callable[[], None], start: int, end: int, key: str
+) -> str:
+    """Copy bytes of a model's file to a tensor's own, which begins at ``base``; their digest by the way."""
+    with ExitStack() as stack:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, source)
+        into = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, into)
+        place = start - base
+
+        def write(piece: bytes) -> None:
+            nonlocal place
+            view = memoryview(piece)
+            while view:
+                count = os.pwrite(into, view, place)
+                view, place = view[count:], place + count
+            came()
+
+        return digest_between(source, start, end, key, lambda: stop.stopped, write)
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -157,7 +157,7 @@ async def test_a_copy_that_does_not_answer_holds_up_no_end(
         reading.set()
         back.wait()
 
-    monkeypatch.setattr(cache_fill, "copy_bytes", hanging)
+    monkeypatch.setattr(cache_fill, "_copied", hanging)
     monkeypatch.setattr(cache_fill, "_CLOSE_SECONDS", 0.05)
     fill = bench.fill(copy)
     await asyncio.to_thread(reading.wait)
@@ -196,6 +196,17 @@ async def test_what_is_in_the_cache_is_not_made_again(bench: Bench, copy: Path) 
     assert not (bench.worker.parent / "fill" / "0").exists()
     assert bench.found("a" * 16) == bytes_of(TENSORS[0])
     assert bench.found("b" * 16) == bytes_of(TENSORS[1])
+
+
+async def test_a_large_tensor_is_copied_and_compared_in_pieces(
+    bench: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_fill, "LARGEST", 7000)
+    fill = bench.fill(copy)
+    for one in TENSORS:
+        assert await fill.offer(asked(one, one.name[1] * 16))
+        assert bench.found(one.name[1] * 16) == bytes_of(one)
+    assert bench.calls.parts == 3 * len(TENSORS)
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -31,37 +31,49 @@ def sha256_between(handle: int, start: int, end: int, stopped: Callable[[], bool
     Raises:
         OSError: they can't be read, or ``stopped`` said so.
     """
-    digest = hashlib.sha256()
-    _feed(digest.update, handle, start, end, stopped)
-    return digest.hexdigest()
+    return digest_between(handle, start, end, "", stopped)
 
 
 def digest_between(
-    handle: int, start: int, end: int, key: str, stopped: Callable[[], bool] = lambda: False
+    handle: int,
+    start: int,
+    end: int,
+    key: str,
+    stopped: Callable[[], bool] = lambda: False,
+    take: Callable[[bytes], object] = lambda piece: None,
 ) -> str:
     """Hex GMAC under ``key`` (`new_key`) of the same bytes; their sha256 where it is empty. Blocks.
+
+    ``take`` is given the bytes, piece by piece, for what else is to be done with them.
 
     Raises:
         OSError: as `sha256_between`.
         ValueError: that is not a key.
     """
     if not key:
-        return sha256_between(handle, start, end, stopped)
+        digest = hashlib.sha256()
+        _feed((digest.update, take), handle, start, end, stopped)
+        return digest.hexdigest()
     secret = bytes.fromhex(key)
     if len(secret) != _KEY_BYTES:
         raise ValueError(f"a key has {_KEY_BYTES} bytes")
     mac = Cipher(algorithms.AES(secret), modes.GCM(_NONCE)).encryptor()
-    _feed(mac.authenticate_additional_data, handle, start, end, stopped)
+    _feed((mac.authenticate_additional_data, take), handle, start, end, stopped)
     mac.finalize()
     return mac.tag.hex()
 
 
 def _feed(
-    update: Callable[[bytes], object], handle: int, start: int, end: int, stopped: Callable[[], bool]
+    takers: Sequence[Callable[[bytes], object]],
+    handle: int,
+    start: int,
+    end: int,
+    stopped: Callable[[], bool],
 ) -> None:
-    """Both ``update`` functions let other threads run meanwhile."""
+    """Both digests let other threads run meanwhile."""
     while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
         if stopped():
             raise InterruptedError("stopped while it was read")
-        update(piece)
+        for take in takers:
+            take(piece)
         start += len(piece)
