@@ -181,7 +181,7 @@ class LlamaSettings:
     build: bool = True
     """Build the pinned version when none is found."""
     jobs: Count = 0
-    """Parallel compile jobs; 0: one per core."""
+    """Parallel compile jobs; 0: as many as cores and memory allow."""
     worker_port: Port = 50052
     """First port tried for workers, on loopback."""
     server_port: Port = 18080

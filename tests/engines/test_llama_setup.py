@@ -251,6 +251,27 @@ def test_a_disk_that_becomes_full_is_no_fault_of_the_backend(
     assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "g++: fatal error: Killed signal terminated program cc1plus",
+        "nvcc error   : 'cicc' died due to signal 9 (Kill signal)",
+        "cc1plus: out of memory allocating 65536 bytes after a total of 1216512 bytes",
+        "virtual memory exhausted: Cannot allocate memory",
+    ],
+)
+def test_memory_that_runs_out_is_no_fault_of_the_backend(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, said: str
+):
+    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
+    shop.ninja(f'echo "{said}"; exit 1')
+    with pytest.raises(SetupFailed, match=r"the memory was full .* lower llama\.jobs"):
+        shop.setup().run()
+    shop.ninja()
+    assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
+
+
 def test_where_one_toolkit_is_too_old_the_next_is_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     """Debian 13's ROCm is, and Vulkan's may be there too."""
     names = ("hip", "vulkan")

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -47,6 +48,10 @@ BUILD_AFTER = 10
 _LOCK_SECONDS = 0.3
 _FULL_BYTES = 64 * MIB
 """What is free on a disk that is full: a compiler's last output was larger."""
+_NO_MEMORY = re.compile(
+    r"\bKilled\b|signal 9\b|virtual memory exhausted|out of memory|Cannot allocate memory", re.IGNORECASE
+)
+"""What compilers and their drivers say then."""
 _RELEASE = f"sollold {__version__}"
 
 
@@ -293,7 +298,7 @@ class Setup:
             try:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
-                if fault := self._disk_full(error):
+                if fault := self._disk_full(error) or _memory_full(error):
                     # Says nothing of the backend: it is neither noted nor is another taken.
                     raise SetupFailed(fault) from error
                 if backend is not CPU or self._beside:
@@ -351,6 +356,13 @@ class Setup:
 
     def _tell(self, stage: str, fraction: float, message: str) -> None:
         self._tell_all(Progress(stage, fraction, message))
+
+
+def _memory_full(error: SetupFailed) -> str:
+    """What to say of a build whose compiler the system killed or gave no more memory; empty of another."""
+    if not _NO_MEMORY.search(str(error)):
+        return ""
+    return f"the memory was full while llama.cpp was built: close other programs or lower llama.jobs. {error}"
 
 
 def _failure(folder: Path, backend: BuildBackend) -> Path:
