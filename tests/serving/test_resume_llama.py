@@ -74,7 +74,9 @@ class Engine:
 
     def signal(self, how: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
-            os.kill(self._process.pid, how)
+            # The loop hears of its end a moment after the system has forgotten it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, how)
 
     async def stop(self) -> None:
         self.signal(signal.SIGKILL)
