@@ -11,7 +11,8 @@ from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import message_warnings, messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
-from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
+from sollold.api.engine.chat_ask import chat_ask
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
@@ -61,25 +62,10 @@ class AnthropicRoutes:
         lacking = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
         native["model"] = asked.model
         call = Call(CHAT_PATH, native, (*lacking, *context_note(asked.num_ctx)))
-        calls, prepared = await off_loop(
-            request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=call)
-        )
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
-        ask = await off_loop(
-            request,
-            body,
-            lambda: build_ask(
-                caller,
-                asked.model,
-                listed,
-                calls,
-                stream=True,
-                keep_alive=asked.keep_alive,
-                context=asked.num_ctx,
-                prefix=prefix,
-                placement=asked.placement,
-            ),
+        ask, prepared = await chat_ask(
+            request, body, asked, listed, engine, call, caller=caller, prefix=prefix
         )
 
         def encoder() -> EventEncoder:

@@ -8,7 +8,8 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
+from sollold.api.engine.chat_ask import chat_ask
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
@@ -86,23 +87,8 @@ class ResponsesRoutes:
         at_ollama = ollama_body({**own, "model": asked.model}, listed.model)
         native = Call(CHAT_PATH, at_ollama, (*lacking, *context_note(asked.num_ctx)))
         prefix = prefix_of(said)
-        calls, prepared = await off_loop(
-            request, body, lambda: chat_calls(listed.model, llama=lambda: engine, ollama=native)
-        )
-        ask = await off_loop(
-            request,
-            body,
-            lambda: build_ask(
-                caller,
-                asked.model,
-                listed,
-                calls,
-                stream=True,
-                keep_alive=asked.keep_alive,
-                context=asked.num_ctx,
-                prefix=prefix,
-                placement=asked.placement,
-            ),
+        ask, prepared = await chat_ask(
+            request, body, asked, listed, engine, native, caller=caller, prefix=prefix
         )
         responses = self._services.responses
 

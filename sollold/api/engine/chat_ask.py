@@ -1,0 +1,63 @@
+"""The request for the service where a dialect has a form of chat of its own: Anthropic's, Responses."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from sollold.api.engine.calls import build_ask, chat_calls
+from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.prepare import Prepared
+from sollold.api.http.caller import Caller
+from sollold.api.http.off_loop import off_loop
+from sollold.models.listing import Listed
+from sollold.serving.request import Ask, Call
+
+
+class ChatFields(Protocol):
+    """What such a request names for us."""
+
+    model: str
+    keep_alive: float | str | None
+    num_ctx: int | None
+    placement: PlacementBody | None
+
+
+async def chat_ask(
+    request: web.Request,
+    body: dict[str, Any],
+    asked: ChatFields,
+    listed: Listed,
+    engine: dict[str, Any],
+    native: Call,
+    *,
+    caller: Caller,
+    prefix: str,
+) -> tuple[Ask, Prepared]:
+    """The request, and what was found as it was prepared for llama-server.
+
+    Args:
+        body: what ``request`` has, ``asked`` as it was read.
+        engine: the body for llama-server; ``native``: the call of an Ollama.
+
+    Raises:
+        Refusal: as `chat_calls` and `build_ask`.
+    """
+
+    def build() -> tuple[Ask, Prepared]:
+        calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)
+        ask = build_ask(
+            caller,
+            asked.model,
+            listed,
+            calls,
+            stream=True,
+            keep_alive=asked.keep_alive,
+            context=asked.num_ctx,
+            prefix=prefix,
+            placement=asked.placement,
+        )
+        return ask, prepared
+
+    return await off_loop(request, body, build)
