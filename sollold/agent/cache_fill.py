@@ -35,7 +35,7 @@ from sollold.models.stores.threads import behind_others, in_thread
 from sollold.models.transfer.download import BlockingSource, SourceError, Stop
 from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash, same_bytes
-from sollold.models.transfer.partial_file import Item
+from sollold.models.transfer.partial_file import Item, write_all
 from sollold.models.transfer.peer_source import NodeSource, items_of, paths_of
 from sollold.units import bytes_text
 
@@ -355,10 +355,7 @@ def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file:
     into = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(at: int, data: memoryview) -> None:
-        place = at - one.start
-        while data:
-            count = os.pwrite(into, data, place)
-            data, place = data[count:], place + count
+        write_all(into, at - one.start, data)
 
     try:
         source.fetch_range(one.file, start, end, write, stop)
@@ -388,10 +385,8 @@ def _copied(
 
         def write(piece: bytes) -> None:
             nonlocal place
-            view = memoryview(piece)
-            while view:
-                count = os.pwrite(into, view, place)
-                view, place = view[count:], place + count
+            write_all(into, place, piece)
+            place += len(piece)
             came()
 
         return digest_between(source, start, end, key, lambda: stop.stopped, write)

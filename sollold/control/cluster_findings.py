@@ -14,6 +14,7 @@ from sollold.natural_order import natural
 from sollold.units import bytes_text
 
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
+SAME_VERSION = "upgrade sollold on all nodes to the same version"
 _MOST_ADDRESSES = 8
 
 
@@ -140,7 +141,7 @@ def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
                 f"{record.name} runs sollold {record.release}, this node {facts.me.release}, which does not "
                 f"understand all that it says ({', '.join(fields)}): nothing new is placed there"
             )
-            found.append(Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version"))
+            found.append(Finding(Grade.PROBLEM, what, SAME_VERSION))
     return found
 
 
@@ -155,7 +156,7 @@ def _unlike(facts: Facts, status: ClusterStatus) -> list[Finding]:
         f"{', '.join(addresses[:_MOST_ADDRESSES])}{more}: the release there can't talk with this one's "
         f"({facts.me.release}), so the nodes do not find each other"
     )
-    return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
+    return [Finding(Grade.PROBLEM, what, SAME_VERSION)]
 
 
 def _disbelieved(status: ClusterStatus) -> list[Finding]:
@@ -166,7 +167,7 @@ def _disbelieved(status: ClusterStatus) -> list[Finding]:
         f"{refused} statement{'s' if refused > 1 else ''} from members of the cluster refused since the "
         "start: not signed by the node they are about, or with values that no node has"
     )
-    fix = "upgrade sollold on all nodes to the same version; if it goes on, change the cluster.token"
+    fix = f"{SAME_VERSION}; if it goes on, change the cluster.token"
     return [Finding(Grade.NOTICE, what, fix)]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sollold.cluster.gossip.record import Record, State
-from sollold.control.cluster_findings import company, network, offline_nodes, same_names
+from sollold.control.cluster_findings import SAME_VERSION, company, network, offline_nodes, same_names
 from sollold.control.finding import Facts, Finding, Grade
 from sollold.engines.llamacpp.exit_reason import KILLED, OUT_OF_MEMORY
 from sollold.leader.pinned import LostModel
@@ -99,7 +99,7 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
     words = "; ".join(f"{build} on {', '.join(names)}" for build, names in sorted(builds.items()))
     what = f"the nodes run different builds of llama.cpp, which can't share a model: {words}"
     if len({record.release for record in live if record.build}) > 1:
-        return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
+        return [Finding(Grade.PROBLEM, what, SAME_VERSION)]
     fix = (
         "have all use the same: one that is not sollold's own is named by llama.server in the settings, or a "
         "llama-server in the PATH was found first (`sollold setup` there shows which)"

@@ -155,10 +155,7 @@ class PartialFile:
         Raises:
             OSError: the disk is full, say.
         """
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._files[index], view, offset)
-            view, offset = view[count:], offset + count
+        write_all(self._files[index], offset, data)
 
     def finish_part(self, index: int, part: int) -> None:
         """All bytes of a part were written: bring them to the disk and note it."""
@@ -265,6 +262,18 @@ def read_notes(folder: Path) -> Notes | None:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
     except (OSError, *UNDECODABLE):
         return None
+
+
+def write_all(handle: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of ``data`` to an open file, from ``offset`` on. Blocks.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(handle, view, offset)
+        view, offset = view[count:], offset + count
 
 
 def _sync(folder: Path) -> None:
