@@ -29,6 +29,15 @@ from sollold.models.model import Model
 from sollold.serving.request import Answer, Ask, Call, Engine, Routing, Waiting
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+BODIES: dict[str, dict[str, Any]] = {
+    "/api/chat": CHAT,
+    "/api/generate": {"model": "demo", "prompt": "a"},
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "demo", "prompt": "a"},
+    "/v1/responses": {"model": "demo", "input": "a"},
+    "/v1/messages": {**CHAT, "max_tokens": 5},
+}
+"""The shortest request for each route that answers with text."""
 
 
 def model(name: str = "demo:latest", **changes: Any) -> Model:

@@ -8,20 +8,12 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import BODIES, CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 
 ABLE = model(capabilities=("completion", "tools", "thinking"))
 WORDS = model("words:latest", capabilities=("embedding",))
-ROUTES: dict[str, dict[str, Any]] = {
-    "/api/chat": CHAT,
-    "/api/generate": {"model": "demo", "prompt": "a"},
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": {"model": "demo", "prompt": "a"},
-    "/v1/responses": {"model": "demo", "input": "a"},
-    "/v1/messages": {**CHAT, "max_tokens": 5},
-    "/infill": {"model": "demo", "input_prefix": "a", "input_suffix": "b"},
-}
+ROUTES = {**BODIES, "/infill": {"model": "demo", "input_prefix": "a", "input_suffix": "b"}}
 V1 = tuple(path for path in ROUTES if path.startswith("/v1"))
 
 

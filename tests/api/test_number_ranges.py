@@ -8,18 +8,10 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import BODIES, ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import error_of, post
 
-ROUTES: dict[str, dict[str, Any]] = {
-    "/api/chat": CHAT,
-    "/api/generate": {"model": "demo", "prompt": "a"},
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": {"model": "demo", "prompt": "a"},
-    "/v1/responses": {"model": "demo", "input": "a"},
-    "/v1/messages": {**CHAT, "max_tokens": 5},
-}
 LIMITS = {
     "/api/chat": "num_predict",
     "/api/generate": "num_predict",
@@ -48,7 +40,7 @@ def answers() -> ScriptedService:
 
 
 def asked(path: str, **named: Any) -> dict[str, Any]:
-    body = {**ROUTES[path], "stream": True}
+    body = {**BODIES[path], "stream": True}
     return {**body, "options": named} if path.startswith("/api/") else {**body, **named}
 
 
@@ -67,7 +59,7 @@ def wrong(path: str) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", BODIES)
 async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
@@ -82,7 +74,7 @@ async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: Clie
     assert not service.asks
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("path", BODIES)
 async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service))
@@ -95,7 +87,7 @@ async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: Client
         assert sent.get("max_tokens", sent.get("n_predict")) == min(named[limit], 2**31 - 1)
 
 
-@pytest.mark.parametrize("path", [path for path in ROUTES if path.endswith(("chat", "completions"))])
+@pytest.mark.parametrize("path", [path for path in BODIES if path.endswith(("chat", "completions"))])
 async def test_a_seed_has_as_many_bits_as_the_engine_reads(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
