@@ -1,6 +1,6 @@
-"""What the command ``sollold`` and ``python -m sollold`` start.
+"""Entry point of the command ``sollold`` and of ``python -m sollold``.
 
-Nothing is imported above: Ctrl-C while Python still reads modules ends a command as it does later.
+Nothing else is imported at module level, so that Ctrl-C during imports also exits with status 130.
 """
 
 

@@ -1,4 +1,4 @@
-"""A hint where a word is nearly one that is known."""
+"""A suggestion for a misspelt word."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 
 def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
-    """``; did you mean X?``, to be put behind a fault; empty when nothing is near.
+    """Return ``; did you mean X?`` to append to an error message, or an empty string when nothing is close.
 
-    ``alike``: the least likeness, from 0 to 1, as `difflib` counts it.
+    ``alike``: minimum similarity from 0 to 1, as computed by `difflib`.
     """
-    import difflib  # seldom needed, and a daemon that is idle is to be small
+    import difflib  # rarely needed; keeps an idle daemon small
 
     near = difflib.get_close_matches(word, list(known), 1, alike)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""How a request is refused: `Refusal`, of a kind that each dialect shows in its own way (`Fault`)."""
+"""Refused requests: `Refusal`, and its kind (`Fault`), which each API dialect renders in its own way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """Kinds of refusal; each dialect has its own status, type and shape for them."""
+    """Kinds of refusal. Each dialect maps them to its own status, type and body."""
 
     BAD_REQUEST = "bad_request"
     NOT_FOUND = "not_found"
@@ -14,30 +14,30 @@ class Fault(StrEnum):
     TOO_BIG = "too_big"
     """The model does not fit; the message carries the arithmetic."""
     UNAVAILABLE = "unavailable"
-    """For now: the queue is full, or a load takes longer than the limit. With ``retry_after``."""
+    """Temporarily: the queue is full, or a load takes longer than the limit. Has a ``retry_after``."""
     TIMEOUT = "timeout"
     ENGINE = "engine"
-    """The engine refused or failed; ``status`` is its own."""
+    """The engine refused or failed; ``status`` is the engine's."""
     INTERRUPTED = "interrupted"
-    """A fault in mid-stream after which the answer can't be continued exactly."""
+    """A failure in mid-stream after which the answer can't be continued exactly."""
 
 
 _LONGEST = 8000
-"""Characters of a message."""
+"""Maximum length of a message, in characters."""
 
 
 def system_words(error: BaseException) -> str:
-    """What an error says to people: one of the system without its number, with the file it is about."""
+    """Return the error's text for people: an `OSError` without its number, but with the file concerned."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
 class Refusal(Exception):
-    """A request that can't be answered. The message says what happened, why, and what to do.
+    """A request that can't be served. The message says what happened, why, and what to do.
 
-    ``final``: it shall not be asked again, though the same request may well be answered.
-    ``field``: the field of the request that is wrong, where it is one.
+    ``final``: the request must not be retried automatically, although a later attempt might succeed.
+    ``field``: the invalid field of the request, if there is one.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Refusal(Exception):
         final: bool = False,
         field: str = "",
     ) -> None:
-        # What the caller sent may be named in it, whatever its length.
+        # The message may quote client input of any length.
         message = message if len(message) <= _LONGEST else message[:_LONGEST] + "…"
         super().__init__(message)
         self.fault = fault
@@ -62,9 +62,9 @@ class Refusal(Exception):
 
 
 def unloaded_by_force(model: str) -> Refusal:
-    """What a request is told that was in a model, or waited for it, when somebody unloaded it by force.
+    """Return the refusal of a request that was in, or waited for, a model that somebody unloaded by force.
 
-    Asked again it would load what was to be unloaded.
+    It is final: a retry would load the model again.
     """
     return Refusal(
         Fault.INTERRUPTED,

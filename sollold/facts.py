@@ -1,10 +1,10 @@
-"""Dataclasses that share what `dataclasses` writes anew for each: half the memory, the same behaviour.
+"""`dataclass` whose classes share their generated methods: half the memory, the same behaviour.
 
-With Python 3.11 a frozen class with slots takes 16 KB and keeps the class without slots that it was made
-from; a daemon has some 270.
+With Python 3.11 a frozen class with slots takes 16 KB and keeps alive the class without slots that it was
+made from; a daemon has some 270 of them.
 
-That nobody changes a fact is checked by mypy, and by the tests, for which `GUARD` is set: in a daemon the
-check would cost each field of each fact ten times what setting it does, a twelfth of a short request.
+mypy checks that no fact is modified, and so do the tests, which set `GUARD`: in a daemon the run-time check
+would make setting each field ten times as expensive, a twelfth of the time of a short request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, NoReturn
 
 GUARD = "GUARD_SOLLOLD_FACTS"
-"""The environment variable with which facts refuse to be changed."""
+"""Environment variable that makes frozen facts refuse changes at run time."""
 _GUARDED = bool(os.environ.get(GUARD))
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool = False, slots: bool = False) -> Callable[[type], type]:
-        """As `dataclasses.dataclass` with these parameters."""
+        """Replace `dataclasses.dataclass` with these parameters."""
         return lambda cls: _made(cls, frozen, slots)
 
 
@@ -34,7 +34,7 @@ def _made(cls: type, frozen: bool, slots: bool) -> Any:
     made: Any = dataclasses.dataclass(frozen=guarded, slots=slots, repr=False, eq=False)(cls)
     for name, shared in _SHARED.items():
         if name not in own and (guarded or shared is not _refuse):
-            # Those of `dataclasses` that refuse changes hold on to `cls`.
+            # The versions that `dataclasses` generates to refuse changes hold a reference to `cls`.
             setattr(made, name, shared)
     if not frozen and "__hash__" not in own:
         made.__hash__ = None
@@ -54,7 +54,7 @@ def _shown(self: Any) -> str:
 
 
 def _equal(self: Any, other: object) -> Any:
-    """The first comparison: most classes never see one."""
+    """Generate the real comparison at the first use: most classes are never compared."""
     _compare(type(self))
     return self.__eq__(other)
 
@@ -65,7 +65,7 @@ def _hashed(self: Any) -> int:
 
 
 def _compare(cls: Any) -> None:
-    """Give a class the comparison that `dataclasses` writes for its fields: none is quicker."""
+    """Give a class the comparison that `dataclasses` generates for its fields, which is the fastest."""
     fields = [
         (field.name, Any, dataclasses.field(compare=field.compare, hash=field.hash))
         for field in dataclasses.fields(cls)

@@ -1,7 +1,7 @@
-"""Where log lines go: the journal with fields under systemd, else a terminal in plain words.
+"""Log output: the journal with structured fields under systemd, else plain lines on a terminal.
 
-The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an entry, ``FIELD=value``
-lines, or ``FIELD``, newline, 8 bytes little-endian length, value, newline where the value has newlines.
+The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL) has one datagram per entry: ``FIELD=value``
+lines, or, for values with newlines, ``FIELD``, newline, 8 bytes little-endian length, value, newline.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, TextIO
 
 JOURNAL = "/run/systemd/journal/socket"
 FIELDS = ("deployment", "request", "peer", "model")
-"""What ``extra=`` may carry; ``SOLLOLD_DEPLOYMENT=`` and so on in the journal."""
+"""Keys allowed in ``extra=``; ``SOLLOLD_DEPLOYMENT=`` and so on in the journal."""
 REQUEST_FIELDS = (
     *("client", "key", "route", "status", "node", "prompt_tokens", "tokens", "first_token", "seconds"),
     *("resumed", "outcome"),
 )
-"""What the line of a request carries in the journal besides; its text has them as well."""
+"""Further journal fields of a request's log line; its text contains them as well."""
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to journald. Never blocks: a journal that is full or away costs the line."""
+    """Sends records to journald. Never blocks: when the journal is full or gone the line is dropped."""
 
     def __init__(self, path: str = JOURNAL) -> None:
         """Connect.
@@ -80,7 +80,7 @@ def _entry(name: str, value: str) -> bytes:
 
 
 def shown(text: str) -> str:
-    """``text`` on one line: line breaks and whatever else a terminal obeys are written as escapes."""
+    """Return ``text`` on one line, with line breaks and control characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -89,7 +89,7 @@ def shown(text: str) -> str:
 
 
 class _Shown:
-    """An argument of a log line, by `shown`."""
+    """An argument of a log line, escaped by `shown`."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -102,31 +102,31 @@ class _Shown:
 
 
 class PlainFormatter(logging.Formatter):
-    """Names, paths and errors come from elsewhere: they can't begin a line of their own or colour one."""
+    """Escapes arguments, which are untrusted, so that they can't start a new line or colour the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, its arguments escaped, and the traceback below it if there is one."""
+        """Return the message with its arguments escaped, followed by the traceback if there is one."""
         safe = copy.copy(record)
         if isinstance(record.args, tuple):
             safe.args = tuple(one if isinstance(one, int | float) else _Shown(one) for one in record.args)
         elif record.args:
             safe.args = {name: _Shown(one) for name, one in record.args.items()}
-        safe.__dict__["exc_text"] = None  # what another formatter made of the traceback
+        safe.__dict__["exc_text"] = None  # cached by another formatter
         return super().format(safe)
 
     def formatException(self, ei: Any) -> str:
-        """The traceback, indented, so that no error's text passes for a line of the log."""
+        """Return the traceback, indented so that no exception text can pass for a log line."""
         return "\n".join(f"  {shown(line)}" for line in super().formatException(ei).splitlines())
 
 
 class TerminalFormatter(PlainFormatter):
-    """``12:03:07 cluster: node pc2 joined  (deployment=…)``, the level only where it is worth a look."""
+    """Formats ``12:03:07 cluster: node pc2 joined  (deployment=…)``; the level appears from WARNING up."""
 
     def __init__(self) -> None:
         super().__init__("%(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it if there is one."""
+        """Return one line, followed by the traceback if there is one."""
         text = super().format(record)
         room = record.name.removeprefix("sollold.").removeprefix("sollold")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -137,7 +137,7 @@ class TerminalFormatter(PlainFormatter):
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
-    """Send all of sollold's log to the journal where stderr leads there, else to ``stream`` (stderr)."""
+    """Send sollold's log to ``stream``; None: to the journal if our output goes there, else to stderr."""
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -157,9 +157,9 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
 
 
 def _is_the_journals() -> bool:
-    """Whether what we write to standard error or output would go to the journal (systemd.exec(5)).
+    """Return whether our standard error or output is connected to the journal (systemd.exec(5)).
 
-    That ``$JOURNAL_STREAM`` is set does not say so: terminals of a desktop that systemd started hand it on.
+    ``$JOURNAL_STREAM`` alone proves nothing: terminals of a desktop session started by systemd inherit it.
     """
     for number in (2, 1):
         with contextlib.suppress(OSError):
@@ -170,5 +170,5 @@ def _is_the_journals() -> bool:
 
 
 def set_level(level: str) -> None:
-    """Change the level of sollold's own lines; libraries stay at warnings."""
+    """Change the level of sollold's own loggers; libraries stay at WARNING."""
     logging.getLogger("sollold").setLevel(level.upper())

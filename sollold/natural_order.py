@@ -1,4 +1,4 @@
-"""The order in which people expect names: pc2 before pc10."""
+"""Natural sort order of names: pc2 before pc10."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """What to sort names by: numbers in them count as numbers, and case does not."""
-    # Every second part is a number; a text before it, which may be empty, keeps the kinds apart.
+    """Return a sort key in which numbers within the name compare as numbers and case is ignored."""
+    # Every second part is a number; the string before it, possibly empty, keeps types aligned.
     parts = _DIGITS.split(name.casefold())
     return tuple(
         (len(digits := part.lstrip("0")), digits) if place % 2 else (0, part)

@@ -1,4 +1,4 @@
-"""What msgspec says of a number out of its bounds, in words of people."""
+"""Readable text for msgspec's errors about numbers out of range."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ _RANGES = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"
 
 
 def out_of_range(fault: str) -> str:
-    """``must be at most 64`` for a decoder's "Expected `int` <= 64"; empty when it says something else."""
+    """Return ``must be at most 64`` for the error "Expected `int` <= 64"; empty for any other error."""
     beyond = _BEYOND.match(fault)
     return f"must be {_RANGES[beyond[1]]} {beyond[2]}" if beyond else ""

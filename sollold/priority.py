@@ -1,4 +1,4 @@
-"""How urgent a request is: numbers, their names, and what roles and kinds of work have."""
+"""Request priorities: numbers, their names, and the priorities of roles and tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Those who want to hear of the changes of something."""
+"""Callbacks that are notified when something changes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ log = logging.getLogger("sollold")
 
 
 class Subscribers:
-    """Callbacks of one thing, called on the loop after each of its changes."""
+    """The callbacks of one subject, called on the event loop after each change."""
 
     def __init__(self, what: str) -> None:
-        """``what`` changes, for the log."""
+        """``what``: the subject's name, for the log."""
         self._what = what
         self._callbacks: dict[object, Callable[[], None]] = {}
 
     def add(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` from now on; the answer ends that."""
+        """Call ``callback`` after each change. Returns a function that unsubscribes it."""
         key = object()
         self._callbacks[key] = callback
 
@@ -27,7 +27,7 @@ class Subscribers:
         return end
 
     def notify(self) -> None:
-        """Call them all: one that fails keeps no other from hearing of it."""
+        """Call all callbacks. One that raises is logged and does not affect the others."""
         for callback in tuple(self._callbacks.values()):
             try:
                 callback()

@@ -1,7 +1,7 @@
-"""Spans of a request on its way over nodes, for a collector that speaks OTLP (OpenTelemetry).
+"""Spans of a request across nodes, exported to an OTLP collector (OpenTelemetry).
 
-Off until `start` is called; what is here costs a comparison then. A span that begins on another node is given
-the ``traceparent`` (W3C Trace Context) of the one that asked for it.
+Tracing is off until `start` is called; each function then costs one comparison. A span on another node
+receives the caller's ``traceparent`` (W3C Trace Context).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _FLUSH_MILLISECONDS = 2000
 
 
 NEEDED = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
-"""What the extra ``traces`` of the wheel installs."""
+"""Packages that the wheel's extra ``traces`` installs."""
 
 
 class TracesUnavailable(Exception):
-    """The package that sends traces is not installed."""
+    """The packages for exporting traces are not installed."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ _state = _State()
 
 
 def installed() -> bool:
-    """Whether traces can be sent: the extra ``traces`` is installed."""
+    """Return whether traces can be exported: the extra ``traces`` is installed."""
     try:
         return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
     except ModuleNotFoundError:
@@ -51,12 +51,14 @@ def installed() -> bool:
 
 
 def start(url: str, node: str) -> Callable[[], None]:
-    """Send traces to the collector at ``url`` (``http://host:4318``). The answer ends that; it blocks.
+    """Export traces to the collector at ``url`` (``http://host:4318``).
 
-    ``node``: this node's name, which its spans carry.
+    Returns a function that stops the export; it blocks while it flushes.
+
+    ``node``: this node's name, set on its spans.
 
     Raises:
-        TracesUnavailable: the package for it is not installed.
+        TracesUnavailable: the packages are not installed.
     """
     if not installed():
         raise TracesUnavailable(
@@ -70,7 +72,7 @@ def start(url: str, node: str) -> Callable[[], None]:
     from requests import Session
 
     session = Session()
-    # Its own rules know neither networks in NO_PROXY nor that this machine is not asked through a proxy.
+    # requests' own proxy rules support neither networks in NO_PROXY nor direct requests to this machine.
     session.trust_env = False
     try:
         if (proxy := proxy_for(url)) is not None:
@@ -92,12 +94,12 @@ def start(url: str, node: str) -> Callable[[], None]:
 
 
 def on() -> bool:
-    """Whether traces are sent."""
+    """Return whether traces are being exported."""
     return _state.tracer is not None
 
 
 class Traced:
-    """One span; of one that is off nothing is kept."""
+    """A span, or a no-op while tracing is off."""
 
     __slots__ = ("_span",)
 
@@ -110,12 +112,12 @@ class Traced:
             self._span.set_attributes(attributes)
 
     def event(self, name: str, attributes: Mapping[str, Value]) -> None:
-        """Something happened at this moment."""
+        """Record an event at this moment."""
         if self._span is not None:
             self._span.add_event(name, attributes)
 
     def end(self, error: str = "") -> None:
-        """It is over; ``error``: and failed, so."""
+        """End the span; a non-empty ``error`` marks it as failed."""
         if self._span is not None:
             _set_error(self._span, error)
             self._span.end()
@@ -126,7 +128,7 @@ _OFF = Traced(None)
 
 @contextlib.contextmanager
 def span(name: str, attributes: Mapping[str, Value], parent: str = "") -> Iterator[Traced]:
-    """A span around the block; those within are its parts. ``parent``: a ``traceparent`` from elsewhere."""
+    """Open a span around the block, the parent of those opened within; ``parent``: another node's span."""
     tracer = _state.tracer
     if tracer is None:
         yield _OFF
@@ -143,13 +145,13 @@ def span(name: str, attributes: Mapping[str, Value], parent: str = "") -> Iterat
 
 
 def begin(name: str, attributes: Mapping[str, Value], parent: str = "") -> Traced:
-    """A span that its caller ends; nothing becomes a part of it."""
+    """Start a span that the caller must end; it does not become the parent of other spans."""
     tracer = _state.tracer
     return _OFF if tracer is None else Traced(_begun(tracer, name, attributes, parent))
 
 
 def current() -> Traced:
-    """The span that this is a part of."""
+    """Return the enclosing span."""
     if _state.tracer is None:
         return _OFF
     from opentelemetry.trace import get_current_span
@@ -158,7 +160,7 @@ def current() -> Traced:
 
 
 def traceparent() -> str:
-    """The header for what is asked of others; empty when nothing is traced."""
+    """Return the ``traceparent`` header for outgoing requests; empty while tracing is off."""
     if _state.tracer is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

@@ -1,4 +1,4 @@
-"""Work that is done every so often, by all at the same moment: an idle daemon wakes up once for it."""
+"""Aligned periodic work: all loops of one period run at the same moment, so an idle daemon wakes up once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from math import floor
 
 
 async def next_turn(seconds: float) -> None:
-    """Sleep until the clock of the loop shows a multiple of ``seconds``: half of these to one and a half."""
+    """Sleep until the loop's clock shows a multiple of ``seconds``: between 0.5 and 1.5 periods."""
     await asyncio.sleep(pause(asyncio.get_running_loop().time(), seconds))
 
 
 def pause(now: float, seconds: float) -> float:
-    """Until the next multiple of ``seconds`` that is not nearer than half of them: timers may be early."""
+    """Return the time to the next multiple of ``seconds`` at least half of it away: timers may be early."""
     return (floor(now / seconds + 0.5) + 1) * seconds - now

@@ -1,4 +1,4 @@
-"""Bytes and seconds as people write and read them."""
+"""Parsing and formatting of byte counts, durations and timestamps."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SIZES = {
     "tb": 1000**4,
 }
 _MOST = 2.0**62
-"""Sizes that nodes can still tell each other, as 64 bits."""
+"""Largest accepted size, in bytes: sizes must fit in 64 bits on the wire."""
 _LONGEST = 1000
-"""Characters of a number with its unit: a megabyte of digits would be read for long."""
+"""Maximum length of a number with its unit, in characters: a megabyte of digits would take long to parse."""
 _BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _A_DAY = 86400.0
 NEVER = "0001-01-01T00:00:00Z"
-"""The time of what has none, as Ollama writes it and its clients know it."""
+"""The zero time, as Ollama writes it and its clients know it."""
 _SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 _SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
 
@@ -42,10 +42,10 @@ def _check_length(text: str) -> None:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from ``20 GiB``, ``400MB``, ``1.5g`` (a bare K, M, G, T is binary) or a plain number.
+    """Parse a size: ``20 GiB``, ``400MB``, ``1.5g`` (a bare K, M, G, T is binary) or a plain number of bytes.
 
     Raises:
-        ValueError: it is not such a text.
+        ValueError: ``text`` is not a size.
     """
     _check_length(text)
     match = _SIZE.fullmatch(text)
@@ -59,10 +59,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds from a plain number or Go's form of a duration: ``5m``, ``1h30m``, ``250ms``, ``-1``.
+    """Parse a plain number of seconds or a duration in Go's format: ``5m``, ``1h30m``, ``250ms``, ``-1``.
 
     Raises:
-        ValueError: it is not such a text.
+        ValueError: ``text`` is not a duration.
     """
     _check_length(text)
     text = text.strip()
@@ -81,7 +81,7 @@ def parse_seconds(text: str) -> float:
 
 
 def bytes_text(count: float) -> str:
-    """``1536`` → ``1.50 KiB``: three digits are enough to compare."""
+    """Format bytes with three digits: ``1536`` → ``1.50 KiB``."""
     sign, size = "-" if count < 0 else "", abs(float(count))
     if size < 1024:
         return f"{sign}{size:.0f} B"
@@ -110,15 +110,15 @@ def seconds_text(seconds: float) -> str:
 
 
 def file_time_text(seconds: float) -> str:
-    """When a file was written, as `timestamp_text`; where that is not known, Ollama's word for never.
+    """Format a file's modification time like `timestamp_text`; `NEVER` where it is not known.
 
-    Tools that build the same archive twice set a time of 0 or 1 on the files in it.
+    Tools for reproducible archives set a time of 0 or 1 on the files in them.
     """
     return timestamp_text(seconds) if seconds > _A_DAY else NEVER
 
 
 def timestamp_text(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC; what no calendar holds is the epoch."""
+    """Format seconds since the epoch as RFC 3339 in UTC; times out of range become the epoch."""
     try:
         moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     except (OverflowError, OSError, ValueError):

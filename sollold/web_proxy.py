@@ -1,7 +1,7 @@
-"""Which proxy a request to the internet takes, by ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``.
+"""The proxy for requests to the internet, from ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``.
 
-As curl reads them: a name in lower case counts more than one in upper case. This machine itself is never
-asked through a proxy, and connections between nodes do not come here at all.
+As in curl, a lower-case name takes precedence over an upper-case one. Requests to this machine never use a
+proxy, and connections between nodes do not use this module at all.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class BadProxy(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy. ``url``: with its password; ``variable``: what names it."""
+    """A proxy. ``url`` includes its password; ``variable`` is the environment variable that set it."""
 
     url: str
     variable: str
 
     def __str__(self) -> str:
-        """For people: without the user and the password."""
+        """Return the URL without user and password, for people."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} ({self.variable})"
 
 
 def proxy_for(url: str, environ: Mapping[str, str] | None = None) -> Proxy | None:
-    """The proxy for a URL; None: none, it is asked directly.
+    """Return the proxy for a URL; None to connect directly.
 
     Raises:
-        BadProxy: there is one, and it can't be used.
+        BadProxy: the configured proxy can't be used.
     """
     environ = os.environ if environ is None else environ
     parts = urlsplit(url)
@@ -56,12 +56,12 @@ def proxy_for(url: str, environ: Mapping[str, str] | None = None) -> Proxy | Non
 
 
 def excepted(host: str, port: int, rules: str) -> bool:
-    """Whether a ``NO_PROXY`` names this host: itself, a domain it is in, its network, or ``*``."""
+    """Return whether a ``NO_PROXY`` list contains this host, its domain, its network, or ``*``."""
     return any(_matches(host.lower(), port, rule) for rule in re.split(r"[,\s]+", rules.lower()) if rule)
 
 
 def _named(environ: Mapping[str, str], name: str) -> tuple[str, str]:
-    """The variable that is set, and its value: an empty one in lower case says that there is none."""
+    """Return the variable that is set and its value: an empty lower-case one turns the proxy off."""
     variable = name if name in environ else name.upper()
     return variable, environ.get(variable, "").strip()
 
