@@ -103,7 +103,8 @@ class OwnModels:
         """Give content on this node a second name, in our own folder; the files are linked, not copied.
 
         An Ollama's without readable files gets it there. ``told``: what is said of it under that name;
-        ``replace``: what has that name in our own folder gives way. Onto itself it changes nothing.
+        ``replace``: what has that name in our own folder gives way. A name that stands for just that already
+        stays as it is, so that a script may be run again.
 
         Raises:
             OwnError: the name is no name, or taken; or the files can't be linked, or the Ollama refused.
@@ -113,7 +114,7 @@ class OwnModels:
         except ValueError as error:
             raise OwnError(str(error)) from None
         before = self._catalogue.get(name)
-        if before is not None and before.name == model.name and told == _AS_IT_IS:
+        if before is not None and told == _AS_IT_IS and _stands_for(before, model):
             return
         old = self._own_folder(before) if before is not None and replace else None
         if before is not None and old is None:
@@ -274,6 +275,12 @@ def _hard_linked(link: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def _stands_for(name: Model, model: Model) -> bool:
+    """Whether ``name`` has the content of ``model`` and says of it what ``model`` does."""
+    said = NameOverrides(model.system, model.params, model.license, model.template, model.messages)
+    return name.digest == model.digest and said.over(name) == name
 
 
 def _link(own: Path, model: Model, name: str, old: Path | None) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,7 @@ from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.protocol import StreamError
-from sollold.serving.request import Ask
+from sollold.serving.request import Ask, Engine
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -30,8 +31,8 @@ FRUITLESS_EMBEDDING = 2
 """The same for embeddings: they are short, so engines that die over one die of it."""
 _MOST = 256
 """Requests that are remembered."""
-_VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metadata", "options", "seed"))
-"""Fields of a body in which a request that is sent again may differ."""
+_VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metadata", "seed"))
+"""Fields of a body, and of its options, in which a request that is sent again may differ."""
 
 
 class Quarantine:
@@ -71,17 +72,19 @@ def _crashed_refusal(what_follows: str) -> Refusal:
     return Refusal(
         Fault.BAD_REQUEST,
         f"an engine crashed while it worked on this request, so no other is given it: {what_follows}. "
-        "Something in it, such as a grammar, a schema or an image, makes the engine fail; change it",
+        "Something in it, such as a grammar, an option or an image, makes the engine fail; change it",
         status=422,
     )
 
 
 def _digest(ask: Ask) -> bytes:
     """Over the model and what is asked of it, whichever engine and however often."""
-    bodies = [
-        (engine, call.path, {key: value for key, value in call.body.items() if key not in _VOLATILE})
-        for engine, call in sorted(ask.calls.items())
-    ]
+    bodies: list[tuple[Engine, str, dict[str, Any]]] = []
+    for engine, call in sorted(ask.calls.items()):
+        body = {key: value for key, value in call.body.items() if key not in _VOLATILE}
+        if isinstance(options := body.get("options"), dict):
+            body["options"] = {key: value for key, value in options.items() if key not in _VOLATILE}
+        bodies.append((engine, call.path, body))
     model = ask.resolved.model.digest if ask.resolved is not None else ask.model
     return hashlib.blake2b(msgspec.json.encode((model, bodies), order="sorted"), digest_size=16).digest()
 

@@ -54,6 +54,8 @@ async def test_root_says_what_clients_look_for(serve: Serve, http: ClientSession
         ("/api/generate", b'{"model":"demo","prompt":"x","format":3}', 400, "format"),
         ("/api/generate", b'{"model":"demo","prompt":"x","keep_alive":"5 parsecs"}', 400, "keep_alive"),
         ("/api/show", b'{"model":"none"}', 404, "not found"),
+        ("/api/copy", b'{"source":"demo"}', 400, "destination is required"),
+        ("/api/copy", b'{"destination":"demo"}', 400, "source is required"),
         (
             "/v1/chat/completions",
             b'{"model":"none","messages":[{"role":"user","content":"x"}]}',
@@ -63,6 +65,7 @@ async def test_root_says_what_clients_look_for(serve: Serve, http: ClientSession
         ("/v1/chat/completions", b'{"model":"demo"}', 400, "messages"),
         ("/v1/chat/completions", b"nonsense", 400, "not JSON"),
         ("/v1/embeddings", b'{"model":"demo","input":{}}', 400, "input"),
+        ("/v1/embeddings", b'{"model":"demo","input":["a",1]}', 400, "input has texts beside numbers"),
         (
             "/v1/chat/completions",
             b'{"model":"demo","messages":[{"role":"assistant","content":[{"type":"text","text":5}]}]}',

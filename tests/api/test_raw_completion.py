@@ -128,7 +128,7 @@ async def test_what_an_ollama_has_no_form_for_is_llama_servers_alone(
     assert (await post(http, url, **body))[0] == 200
     assert set(service.asks[0].calls) == {Engine.LLAMA}
     status, text = await post(http, url, **{**body, "model": "stored"})
-    assert status == 400 and "needs llama.cpp" in text
+    assert status == 400 and "needs llama.cpp. llama.cpp can't" in text
 
 
 @pytest.fixture

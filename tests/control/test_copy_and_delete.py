@@ -12,7 +12,7 @@ import pytest
 from sollold.control.models import ModelService
 from sollold.errors import Fault, Refusal
 from tests.doubles import until
-from tests.models.pulling import Node, ThreeNodes
+from tests.models.pulling import Node, ThreeNodes, big
 from tests.models.stores import OllamaStore, write_gguf
 
 
@@ -114,8 +114,11 @@ async def test_nodes_that_are_not_there_or_can_not_are_named(three: ThreeNodes) 
     assert names(a) == ["mine:latest", "tiny:latest"], "nothing was done by halves"
     with pytest.raises(Refusal, match="name-c: no model mine:latest there"):
         await here(a).delete("mine", ["name-c"])
+    big(a.folder / "m" / "big.gguf")
+    await a.catalogue.refresh()
+    await until(lambda: a.library.find("big"))
     with pytest.raises(Refusal, match="name-a: a model mine:latest already exists"):
-        await here(a).copy("tiny", "mine", ["name-a"])
+        await here(a).copy("big", "mine", ["name-a"])
 
 
 async def test_what_is_deleted_is_not_guessed(three: ThreeNodes) -> None:

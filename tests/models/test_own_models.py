@@ -15,22 +15,31 @@ from sollold.models.transfer.cleanup import sweep
 from sollold.models.transfer.partial_file import OLD, PARTS
 from tests.doubles import until
 from tests.models.pulling import ThreeNodes, big
+from tests.models.stores import write_gguf
 
 
 async def test_copy_and_delete(three: ThreeNodes) -> None:
     a, _, _ = three.nodes
     path = big(a.folder / "m" / "tiny.gguf")
+    write_gguf(a.folder / "m" / "other.gguf")
     await three.start()
-    tiny = a.catalogue.get("tiny:latest")
+    tiny, other = a.catalogue.get("tiny:latest"), a.catalogue.get("other:latest")
     assert tiny is not None
+    assert other is not None
     await a.own.copy(tiny, "mine")
     copied = a.catalogue.get("mine:latest")
     assert copied is not None
     assert copied.digest == tiny.digest
-    with pytest.raises(OwnError, match="already exists"):
-        await a.own.copy(tiny, "mine")
     told = NameOverrides(system="Be brief.", params='{"top_k":3}')
     await a.own.copy(tiny, "brief", told)
+    for taken in ("mine", "tiny"):
+        with pytest.raises(OwnError, match="already exists"):
+            await a.own.copy(other, taken)
+    with pytest.raises(OwnError, match="already exists"):
+        await a.own.copy(tiny, "brief")
+    # Done already: a script that names models is run again.
+    await a.own.copy(tiny, "mine")
+    await a.own.copy(tiny, "MINE")
     await a.own.copy(tiny, "tiny:latest")
     brief = a.catalogue.get("brief:latest")
     assert brief is not None

@@ -130,6 +130,16 @@ def test_what_crashed_an_engine_is_refused_for_a_while() -> None:
     quarantine.check(ask(grammar="deadly"), PERIOD)
 
 
+def test_the_same_words_with_other_options_are_not_refused() -> None:
+    """An option crashed the engine, such as a num_thread that the machine hasn't."""
+    quarantine = Quarantine()
+    quarantine.add(ask("ollama", options={"num_thread": 100_000, "seed": 1}), 0.0)
+    for options in ({}, None, {"num_thread": 4}):
+        quarantine.check(ask("ollama", options=options), 1.0)
+    with pytest.raises(Refusal, match="refused for 9 min"):
+        quarantine.check(ask("ollama", options={"num_thread": 100_000, "seed": 2}), 60.0)
+
+
 def test_only_so_many_are_remembered() -> None:
     quarantine = Quarantine()
     for n in range(1000):

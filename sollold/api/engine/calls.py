@@ -104,7 +104,7 @@ def calls_for(
     if not model.only_ollama:
         calls[Engine.LLAMA] = llama()
     if not calls:
-        raise Refusal(Fault.BAD_REQUEST, f"{what} needs llama.cpp; {model.only_ollama}")
+        raise Refusal(Fault.BAD_REQUEST, f"{what} needs llama.cpp. {model.only_ollama}")
     return calls
 
 

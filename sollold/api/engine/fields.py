@@ -9,14 +9,14 @@ from sollold.models.model import Model
 from sollold.units import parse_seconds
 
 
-def require_model(name: str) -> str:
-    """``name`` without surrounding white space.
+def require_model(name: str, field: str = "model") -> str:
+    """``name`` without surrounding white space; it was sent as ``field``.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
     if not name.strip():
-        raise Refusal(Fault.BAD_REQUEST, "model is required", field="model")
+        raise Refusal(Fault.BAD_REQUEST, f"{field} is required", field=field)
     if len(name) > 500 or min(name) < " ":
         raise Refusal(Fault.BAD_REQUEST, "invalid model name: it is too long or has control characters")
     return name.strip()

@@ -49,7 +49,7 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
         Raises:
             Refusal: BAD_REQUEST.
         """
-        return require_model(self.base)
+        return require_model(self.base, "from")
 
 
 def told(create: Create, base: Model) -> NameOverrides:

@@ -255,7 +255,8 @@ class OllamaModelRoutes:
     async def copy(self, request: web.Request) -> web.Response:
         """``/api/copy``."""
         _, named = await read_as(request, Copy)
-        source, destination = require_model(named.source), require_model(named.destination)
+        source = require_model(named.source, "source")
+        destination = require_model(named.destination, "destination")
         await self._services.library.copy(source, destination, named.nodes or ())
         return web.Response()
 

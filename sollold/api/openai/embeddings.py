@@ -56,6 +56,9 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
     texts = [ask.input] if isinstance(ask.input, str) else ask.input
     if not isinstance(texts[0], int):
         check_count(texts)
+    if {str, int} <= set(map(type, texts)):
+        # llama-server would join them to one text, with one vector for all.
+        raise Refusal(Fault.BAD_REQUEST, "input has texts beside numbers of tokens", field="input")
     if any(one == "" for one in texts):
         raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
