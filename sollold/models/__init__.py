@@ -1,1 +1,1 @@
-"""Model files and their names. Headers are read, tensors never; the user's files are never written."""
+"""Model files and their names. Only headers are read, never tensors; the user's files are never written."""

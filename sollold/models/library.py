@@ -1,7 +1,7 @@
-"""The models of the whole cluster, each once, from the lists of its nodes.
+"""The models of the whole cluster, merged from the lists of its nodes, each listed once.
 
-What a model's header says is asked of a node that has the file, by the peer calls ``shape`` (`ShapeRequest` →
-`Shape`) and ``metadata`` (`MetadataRequest` → `Metadata`).
+A model's header facts are requested from a node that has the file, by the peer calls ``shape``
+(`ShapeRequest` → `Shape`) and ``metadata`` (`MetadataRequest` → `Metadata`).
 """
 
 from __future__ import annotations
@@ -30,22 +30,25 @@ from sollold.subscribers import Subscribers
 _TIMEOUT = 15.0
 _SHAPES = 16
 _MEANT = 1000
-"""Callers' names whose meaning is remembered, until models come or go."""
+"""Maximum number of resolved names that are cached until the set of models changes."""
 _SETTLE = 5.0
-"""Seconds that an unknown name waits for this node to learn of the others' models."""
+"""Seconds to wait, for an unknown name, until this node has learnt of the others' models."""
 _LOOK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeRequest:
-    """Asks a node that has the model's files what its header says."""
+    """Asks a node that has the model's files for its shape."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataRequest:
-    """Asks such a node for the header's key-value pairs; ``whole``: with the values of long arrays."""
+    """Asks a node that has the model's files for the header's key-value pairs.
+
+    ``whole``: include the values of long arrays.
+    """
 
     name: str
     whole: bool = False
@@ -59,10 +62,12 @@ class Metadata:
 
 
 class Library:
-    """What the cluster has. Reading never waits but in `awaited`; only `shape` and `metadata` ask others.
+    """The models of the cluster.
+
+    Reading never blocks, except in `awaited` and `named`; only `shape` and `metadata` call other nodes.
 
     Attributes:
-        lists: the nodes' own lists, to be started and closed.
+        lists: the lists of the individual nodes; the owner must start and close it.
     """
 
     def __init__(
@@ -73,13 +78,13 @@ class Library:
         server: Peers,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
-        """Registers its peer methods with ``server``, which must not have started."""
+        """Register the peer methods with ``server``, which must not have started."""
         self._catalogue = catalogue
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
         self._meant: dict[str, Resolved] = {}
-        """What callers' names mean among the models that are known now."""
+        """Cached results of `resolve` for the models known now."""
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: dict[str, Shape] = {}
         self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
@@ -88,27 +93,31 @@ class Library:
         server.method("metadata", MetadataRequest, self._answer_metadata)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
+        """Call ``callback`` on the loop when any node's models change. Returns an unsubscribe function."""
         return self._subscribers.add(callback)
 
     def use_aliases(self, aliases: Mapping[str, str]) -> None:
-        """The user's own names from now on."""
+        """Replace the user's aliases."""
         self._aliases = dict(aliases)
         self._meant.clear()
 
     def all(self) -> tuple[Listed, ...]:
-        """Every model once, by name. Of other content under a taken name, the digest is in the tag."""
+        """Return every model once, sorted by name.
+
+        Different content under a name that is already taken is told apart by its tag
+        (`sollold.models.listing.merge`).
+        """
         return tuple(self._shelves()[0].values())
 
     def resolve(self, name: str) -> Resolved:
-        """Which model a caller means."""
+        """Resolve a caller's name to a model."""
         return self._or_away(self._here(name))
 
     async def awaited(self, name: str) -> Resolved:
-        """As `resolve`, for a caller who would be told that no such model.
+        """Resolve a name, but wait before reporting that there is no such model.
 
-        A node that was just started, or joined, must not call a model missing that others have: while it does
-        not know all their models it waits, some seconds at the most.
+        A node that has just started or joined must not report a model as missing that others have. While it
+        does not yet know all their models it waits, for a few seconds at most.
         """
         end = asyncio.get_running_loop().time() + _SETTLE
         while True:
@@ -121,10 +130,11 @@ class Library:
             await asyncio.sleep(_LOOK)
 
     async def named(self, name: str) -> Listed:
-        """The model that a caller means by ``name``; waits as `awaited` does.
+        """Return the model that a caller means by ``name``; waits as `awaited` does.
 
         Raises:
-            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while those who have it are away.
+            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while the nodes that have it are
+                offline or stores are still being read for the first time.
         """
         listed = self.get(name)
         if listed is None:
@@ -135,31 +145,31 @@ class Library:
         return listed
 
     def get(self, name: str) -> Listed | None:
-        """The model that a caller means by ``name``; None when it is not exactly one."""
+        """Return the model that a caller means by ``name``, or None unless it is exactly one."""
         return self._shelves()[0].get(self._here(name).name)
 
     def exact(self, name: str) -> Resolved:
-        """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
+        """Resolve ``name`` without guessing (only aliases and case), for models to be pulled or deleted."""
         return self._or_away(exact(name, self._shelves()[0], self._aliases))
 
     def behind_alias(self, name: str) -> str:
-        """The name that ``name`` stands for by this node's settings; empty where it is no alias."""
+        """Return the target if ``name`` is an alias in this node's settings, else an empty string."""
         target = behind_alias(name, self._aliases)
         return target if target != name.strip() else ""
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
-        """As `find`, for a name just as `all` has it."""
+        """Like `find`, for a name exactly as in `all`."""
         return self._shelves()[1].get(listed, ())
 
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """(node, model) for each live node that has the content; each with its own node's paths.
+        """Return (node, model) for each live node that has the content; each model has its node's own paths.
 
         Empty when the name is not exactly one model; `resolve` says why.
         """
         return self._shelves()[1].get(self._here(name).name, ())
 
     def nodes_with(self, digest: str) -> tuple[str, ...]:
-        """The live nodes that can read the files of a model with this content."""
+        """Return the live nodes that have usable files of a model with this content digest."""
         live = [self._view.me.node, *(record.node for record in self._view.live())]
         return tuple(
             node
@@ -168,7 +178,7 @@ class Library:
         )
 
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
-        """As `find`, of each model whose vocabulary is like this one."""
+        """Return the holders, as `find` does, of each model with a vocabulary similar to ``vocabulary``."""
         return tuple(
             holders
             for holders in self._shelves()[1].values()
@@ -176,10 +186,10 @@ class Library:
         )
 
     async def shape(self, node: str, model: Model) -> Shape:
-        """What the model's header says, asked of ``node``; remembered by content.
+        """Return the model's shape, requested from ``node``; cached by content digest.
 
         Raises:
-            LookupError: the node can't be asked or can't read the file; the message says why.
+            LookupError: the node can't be reached or can't read the file; the message says why.
         """
         shape = self._shapes.get(model.digest)
         if shape is None:
@@ -190,9 +200,9 @@ class Library:
         return shape
 
     async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
-        """The header's key-value pairs of a model, from the first node that answers; else empty.
+        """Return the key-value pairs of a model's header, or an empty dict.
 
-        ``whole``: with the values of long arrays.
+        Up to three nodes that have the model are asked in turn. ``whole``: include the values of long arrays.
         """
         for node, model in self.find(name)[:3]:
             if node == self._view.me.node:
@@ -216,13 +226,13 @@ class Library:
         return shape
 
     def name_at(self, node: str, model: Model) -> str:
-        """What the node itself calls the content."""
+        """Return the name under which the node itself lists the content."""
         models = self.lists.of(node)
         same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
         return model.name if model.name in same or not same else same[0]
 
     def listed_at(self, node: str, listed: Model) -> str:
-        """The name in the node's own list behind one of `all`; empty when the node has not just that."""
+        """Return a node's own name for a model from `all`; empty when the node does not have that model."""
         for other in self.lists.of(node):
             shown = (other.name, *distinct_names(other, None))
             if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
@@ -240,9 +250,9 @@ class Library:
         return found
 
     def _or_away(self, resolved: Resolved) -> Resolved:
-        """A model of nodes that are not there now is missing for a while, which is not "no such model".
+        """Fill in which offline nodes have the model: it is then temporarily unavailable, not unknown.
 
-        Their lists are kept as long as their records are.
+        Lists of offline nodes are kept as long as their records are.
         """
         if resolved.name or resolved.candidates:
             return resolved

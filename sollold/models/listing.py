@@ -1,4 +1,4 @@
-"""All nodes' models as one list: each with its name, its nodes and what Ollamas call it. Pure."""
+"""Merges all nodes' models into one list: each with its name, its nodes and its names in Ollama. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sollold.models.templates.jinja import fingerprint, untranslatable
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model of the cluster, the nodes that have its content, by id, and what Ollamas call it."""
+    """A model of the cluster, the ids of the nodes that have its content, and its names in Ollama."""
 
     model: Model
     nodes: tuple[str, ...]
@@ -24,12 +24,13 @@ class Listed:
 def merge(
     lists: Mapping[str, tuple[Model, ...]],
 ) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
-    """The lists of all nodes as one: name → model with its nodes, and name → (node, model) pairs.
+    """Merge the lists of all nodes into name → model with its nodes, and name → (node, model) pairs.
 
-    Content is told by digest, so a node that has it under another name counts too, and a model that a node
-    knows only by Ollama's manifest is the one that another node could read. If a name stands for several
-    contents, it keeps the one that has had it for longest, else that most nodes have, then the newest; the
-    others get the name of their folder into the tag, or the digest.
+    Content is identified by digest, so a node that has it under another name counts too, and a model that one
+    node knows only by Ollama's manifest is the same as the one another node can read. If a name stands for
+    several contents, it stays with runnable content, then with the content that has had the name longest,
+    then with the one on the most nodes, then with the newest. The others get their folder's name, or the
+    digest, into the tag.
     """
     in_ollama, held, named = _grouped(lists)
     listed: dict[str, Listed] = {}
@@ -46,7 +47,7 @@ def merge(
             ),
         )
         for rank, digest in enumerate(order):
-            # What an Ollama says of a name counts before a plain file of that name.
+            # A model from an Ollama store takes precedence over a plain file of the same name.
             best = min(contents[digest], key=lambda one: (not _runs(one), not one.manifest, one.name))
             if why := template_refusal(best):
                 best = replace(best, only_ollama=best.only_ollama or why)
@@ -71,7 +72,7 @@ def merge(
 def _grouped(
     lists: Mapping[str, tuple[Model, ...]],
 ) -> tuple[dict[str, list[Model]], dict[str, dict[str, Model]], dict[str, dict[str, list[Model]]]]:
-    """Digest → what Ollamas have of it; digest → node → model; name in lower case → digest → models."""
+    """Return digest → models in Ollama stores; digest → node → model; lower-case name → digest → models."""
     by_manifest = {
         model.manifest: model
         for models in lists.values()
@@ -85,7 +86,7 @@ def _grouped(
         for model in models:
             known = by_manifest.get(model.manifest, model)
             digest = known.digest
-            # A manifest names all layers: what one node can't read of it another has read.
+            # The manifest covers all layers: another node may have read what this one can't.
             same = model if digest == model.digest else _as_named(model, replace(known, name=model.name))
             if model.manifest:
                 in_ollama.setdefault(digest, []).append(model)
@@ -101,7 +102,7 @@ def _runs(model: Model) -> bool:
 
 
 def template_refusal(model: Model) -> str:
-    """Why its TEMPLATE leaves a model to Ollama alone, as sentences; empty: it does not."""
+    """Return why the model's TEMPLATE can run in Ollama only, as sentences; empty if llama.cpp can use it."""
     why = untranslatable(model.template)
     if not why:
         return ""
@@ -112,7 +113,7 @@ def template_refusal(model: Model) -> str:
 
 
 def _as_named(model: Model, named: Model) -> Model:
-    """A node's copy of the content with the name, and what belongs to the name rather than the files."""
+    """Return ``named`` with the files and file-related facts of ``model``, a node's copy of that content."""
     return replace(
         named,
         source=model.source,

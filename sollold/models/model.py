@@ -1,4 +1,4 @@
-"""A model as the catalogue knows it: where its files lie and what its header says."""
+"""A model as the catalogue knows it: the location of its files and the facts from its header."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ class Model:
 
     Attributes:
         name: canonical, with its tag (``llama3.1:70b``, ``demo:latest``).
-        digest: identity of the content (hex sha256), the same wherever the files lie: in a store, a
-            cache or a folder, on any node. Over headers, sizes and samples
+        digest: identity of the content (hex sha256), the same wherever the files are: in a store, a cache or
+            a folder, on any node. Computed over headers, sizes and samples
             (`sollold.models.stores.content_digest`).
         manifest: Ollama's manifest digest (hex sha256), what its API calls the digest; empty elsewhere.
-        source: ``ollama``, ``folder``, ``huggingface``, ``llama.cpp``, ``demo``, or ``own`` for what
-            was fetched on somebody's request and may be deleted again.
-        files: the GGUF shards in order, absolute paths on the node; llama.cpp is given the first.
+        source: ``ollama``, ``folder``, ``huggingface``, ``llama.cpp``, ``demo``, or ``own`` for models pulled
+            at a user's request, which may be deleted again.
+        files: the GGUF shards in order, as absolute paths on the node; llama.cpp is given the first.
         projector: path of the mmproj file, or empty.
         adapters: paths of LoRA adapters.
-        size: bytes of all files.
-        modified: seconds since the epoch.
-        layers: block count, without the output; ``width``: elements of an embedding.
-        listed_size: bytes of all layers of Ollama's manifest; 0 elsewhere. ``parent``: the model that Ollama
-            says it was made of.
-        since: when its content got this name on the node, seconds since the epoch; 0.0: not known.
-        parameters: count of weights.
+        size: total size of all files, in bytes.
+        modified: modification time, in seconds since the epoch.
+        layers: block count, without the output; ``width``: embedding length, in elements.
+        listed_size: total size of all layers in Ollama's manifest, in bytes; 0 elsewhere. ``parent``: the
+            parent model that Ollama reports.
+        since: when its content got this name on the node, in seconds since the epoch; 0.0: unknown.
+        parameters: number of weights.
         quantization: as users write it (``Q4_K_M``).
         context_train: the context the model was trained with, in tokens.
-        capabilities: Ollama's words: completion, tools, insert, vision, embedding, thinking; and ``rerank``
-            beside ``embedding`` for a model that only orders documents by a query.
-        template: Ollama's template text; empty when the file's own chat template is used. A file without
-            one has ``{{ .Prompt }}``, as Ollama takes it to have.
-        system: Ollama's system text.
-        messages: (role, content) of Ollama's MESSAGEs, which come before every conversation.
-        params: Ollama's default options as JSON text, ``{}`` when none.
+        capabilities: in Ollama's terms: completion, tools, insert, vision, embedding, thinking; and
+            ``rerank`` beside ``embedding`` for a model that only ranks documents by a query.
+        template: Ollama's template; empty when the file's own chat template is used. A file without one has
+            ``{{ .Prompt }}``, as Ollama assumes.
+        system: Ollama's system prompt.
+        messages: (role, content) of Ollama's MESSAGEs, which precede every conversation.
+        params: Ollama's default options as JSON, ``{}`` when none.
         license: licence text.
-        vocabulary: count and hash of its tokens (`sollold.models.gguf.vocabulary`); empty: not known.
-        unusable: why it can't be run, as a sentence with what to do; empty when it can.
+        vocabulary: count and hash of its tokens (`sollold.models.gguf.vocabulary`); empty: unknown.
+        unusable: why it can't be run, as a sentence with what to do about it; empty when it can.
         only_ollama: why stock llama.cpp can't read it though Ollama can; empty when it can.
     """
 

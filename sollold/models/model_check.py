@@ -1,4 +1,4 @@
-"""What another node may say of its models: its list names files and folders here, and numbers for plans."""
+"""Validates the models in another node's list: their names, digests, numbers and sizes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sollold.models.names import canonical
 
 _DIGEST = re.compile(r"[0-9A-Za-z]{1,64}")
 _MAX_BYTES = 2**60
-"""Also of what counts no bytes: no model has more of anything."""
+"""Upper limit of every integer field, whether it counts bytes or not."""
 _MAX_TEXT = 1 << 20
-"""Of a template or a licence; all else is shorter."""
+"""Maximum length of a template, system prompt, licence or parameters, in characters."""
 _MAX_ITEMS = 4096
 _TEXTS = frozenset(("template", "system", "license", "params"))
 _MAX_LINE = 4096
 
 
 def objection(model: Model) -> str:
-    """Why no honest node lists ``model``; empty when one may."""
+    """Return why ``model`` can't be accepted from another node; empty if it can."""
     try:
         if canonical(model.name) != model.name:
             return "its name is not in its canonical form"

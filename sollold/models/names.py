@@ -1,8 +1,8 @@
-"""Names of models, as Ollama reads them, and what a caller's name means among the models that are there.
+"""Parses model names as Ollama does, and resolves a caller's name among the known models.
 
-``[host/][namespace/]model[:tag]``: the tag follows the last ``:`` behind the last ``/``; then come model,
-namespace and host from the right. What is left out is ``registry.ollama.ai``, ``library`` and ``latest``.
-Letters' case is kept for showing and ignored for comparing.
+``[host/][namespace/]model[:tag]``: the tag follows the last ``:`` after the last ``/``; model, namespace and
+host are read from the right. The defaults are ``registry.ollama.ai``, ``library`` and ``latest``. Case is
+kept for display and ignored in comparisons.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ HOST = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
 _BACK_AGAIN = 5.0
-"""Seconds after which a caller may ask again for what is on a node that is away."""
+"""Seconds after which to retry when the model is on an offline node or its store is still being read."""
 
 NAMELESS = "model"
-"""The model of a file whose name has no letter that a model's name may have."""
+"""Model name for a file whose name has no character that is valid in a model name."""
 _ENDING = ".gguf"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -49,7 +49,7 @@ class Name:
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
 
     def __str__(self) -> str:
-        """As people see it: Ollama's host and its ``library`` left out, the tag always there."""
+        """Return the name as displayed: without Ollama's host and ``library``, always with the tag."""
         name = f"{self.model}:{self.tag}"
         if self.host.lower() != HOST:
             return f"{self.host}/{self.namespace}/{name}"
@@ -57,21 +57,21 @@ class Name:
 
     @property
     def key(self) -> str:
-        """Equal for names that mean the same."""
+        """Key that is equal for names that mean the same model."""
         return self.full.lower()
 
     @property
     def cloud(self) -> bool:
-        """Whether it stands for a model in Ollama's cloud rather than a file."""
+        """Whether the name refers to a model in Ollama's cloud rather than to files."""
         tag = self.tag.lower()
         return tag == "cloud" or tag.endswith("-cloud")
 
 
 def parse(text: str) -> Name:
-    """Read a name.
+    """Parse a name.
 
     Raises:
-        ValueError: it is no name; the message says why.
+        ValueError: it is not a valid name; the message says why.
     """
     text = text.strip()
     for scheme in ("https://", "http://"):
@@ -98,16 +98,16 @@ def parse(text: str) -> Name:
 
 
 def canonical(text: str) -> str:
-    """A name in the form in which the catalogue keeps names.
+    """Return a name in the canonical form that the catalogue uses.
 
     Raises:
-        ValueError: it is no name.
+        ValueError: it is not a valid name.
     """
     return str(parse(text))
 
 
 def is_name(text: str) -> bool:
-    """Whether `parse` can read it."""
+    """Return whether `parse` accepts it."""
     try:
         parse(text)
     except ValueError:
@@ -116,12 +116,12 @@ def is_name(text: str) -> bool:
 
 
 def of_file(stem: str) -> tuple[str, str]:
-    """Model and tag that a file's name (without ``.gguf`` and shard number) tells.
+    """Return the model and tag implied by a file name (without ``.gguf`` and shard number).
 
-    ``Llama-3-8B-Instruct-Q4_K_M`` gives ``("Llama-3-8B-Instruct", "Q4_K_M")``. Characters that no name
-    may have become ``-``.
+    ``Llama-3-8B-Instruct-Q4_K_M`` gives ``("Llama-3-8B-Instruct", "Q4_K_M")``. Characters that are invalid in
+    names become ``-``.
     """
-    # Accents go, and the letters stay.
+    # Strip accents but keep the letters.
     letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
     clean = re.sub(r"[^A-Za-z0-9_.\-]+", "-", letters).strip("-.") or NAMELESS
     match = _QUANTIZED_STEM.fullmatch(clean)
@@ -129,7 +129,7 @@ def of_file(stem: str) -> tuple[str, str]:
 
 
 def quantization_in(stem: str) -> str:
-    """The quantization that a file's name ends with, or that it consists of; empty when none."""
+    """Return the quantization that a file name ends with or consists of; empty when there is none."""
     if _QUANTIZATION.fullmatch(stem):
         return stem.upper()
     tag = of_file(stem)[1]
@@ -138,14 +138,14 @@ def quantization_in(stem: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a caller's name came to.
+    """The result of resolving a caller's name.
 
     Attributes:
         name: the one model meant; empty when there is none or more than one.
-        candidates: when more than one fits.
-        suggestions: names like it, when none fits.
-        away: names of the nodes that have it but are not there now, when none fits.
-        unread: stores that are read for the first time just now and may have it, when none fits.
+        candidates: the matching models when there is more than one.
+        suggestions: similar names, when none matches.
+        away: names of the offline nodes that have it, when none matches.
+        unread: stores still being read for the first time, which may have it, when none matches.
     """
 
     asked: str
@@ -157,7 +157,7 @@ class Resolved:
 
     @property
     def message(self) -> str:
-        """Why it is not one model, as a sentence; empty when it is."""
+        """Explanation of why the name is not exactly one model, as a sentence; empty when it is."""
         if self.name:
             return ""
         if self.candidates:
@@ -177,10 +177,10 @@ class Resolved:
 
 
 def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
-    """Which of the ``known`` (canonical) names is meant.
+    """Resolve a name among the ``known`` (canonical) names.
 
-    Order: an alias; the name as written; the name without regard to case; without a tag, the model's only
-    tag; without host and namespace, the only model of that name anywhere; a file's name.
+    Order: an alias; the name as written; the name ignoring case; without a tag, the model's only tag; without
+    host and namespace, the only model of that name anywhere; a file name.
     """
     asked = behind_alias(asked, aliases)
     names = tuple(known)
@@ -210,7 +210,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
 
 
 def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
-    """What a file's own name means, which may have characters in it that no model's name has."""
+    """Resolve a file name, which may contain characters that are invalid in model names."""
     stem = wanted.rsplit("/", 1)[-1].strip()
     if not stem:
         return Resolved(asked)
@@ -218,27 +218,27 @@ def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
     name = Name(HOST, NAMESPACE, model, tag)
     parsed = [(text, parse(text)) for text in names]
     fitting = [text for text, other in parsed if _fits(name, other, tagged=tag != TAG, placed=False)]
-    # All of a name's letters may be foreign ones: then it says nothing.
+    # If no character of the name is valid in a model name, there is nothing left to compare.
     if len(fitting) == 1 and model != NAMELESS:
         return Resolved(asked, fitting[0])
     return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _near(f"{model}:{tag}", names))
 
 
 def _near(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Up to three of the names that are like the wanted one; the usual tag makes none alike."""
+    """Return up to three names similar to the wanted one; the default tag does not count as similarity."""
     usual = f":{TAG}"
     lowered = {text.lower().removesuffix(usual): text for text in names}
     wanted = wanted.removesuffix(usual)
-    import difflib  # seldom needed, and a daemon that is idle is to be small
+    import difflib  # rarely needed: keeps an idle daemon small
 
     near = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
     return tuple(lowered[text] for text in near)
 
 
 def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
-    """Which of the ``known`` names is meant where guessing would be wrong: what is fetched or removed.
+    """Resolve a name where guessing would be wrong: for models to be pulled or deleted.
 
-    An alias, or the whole name without regard to case. What `resolve` would take it for is suggested.
+    Only an alias or the full name, ignoring case, matches. What `resolve` would have chosen is suggested.
     """
     asked = behind_alias(asked, aliases)
     names = tuple(known)
@@ -255,7 +255,7 @@ def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = 
 
 
 def behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
-    """The name that an alias of the settings stands for; what is none as it is."""
+    """Return the target of an alias from the settings; any other name is returned unchanged."""
     asked = asked.strip()
     for alias, target in (aliases or {}).items():
         if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
@@ -274,7 +274,7 @@ def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:
 
 
 def unresolved(resolved: Resolved) -> Refusal:
-    """Why a caller's name is not one model."""
+    """Return the refusal for a caller's name that is not exactly one model."""
     if resolved.candidates:
         return Refusal(Fault.AMBIGUOUS, resolved.message)
     if resolved.away or resolved.unread:

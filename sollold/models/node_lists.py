@@ -1,7 +1,7 @@
-"""The list of models of each node, as this node knows it.
+"""Keeps the list of models of each node, as known to this node.
 
-A record carries the digest of its node's list; the list itself is fetched by the peer call ``models``
-(`ListModelsRequest` → `ModelList`) when that changes.
+A record carries the digest of its node's list; when that changes, the list itself is fetched by the peer call
+``models`` (`ListModelsRequest` → `ModelList`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger("sollold.models")
 
 _TIMEOUT = 15.0
 _AGAIN = 5.0
-"""Seconds before a list that could not be fetched is asked for again."""
+"""Seconds before a failed fetch of a list is retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListModelsRequest:
-    """Asks a node for its models. ``refresh``: it is to look at its stores first."""
+    """Asks a node for its models. ``refresh``: rescan its stores first."""
 
     refresh: bool = False
 
@@ -47,13 +47,14 @@ _UNKNOWN = ModelList("", ())
 
 
 class NodeLists:
-    """Keeps a list of every node as long as its record is kept. Own it: `start`, `close`.
+    """Keeps the list of every node for as long as its record is kept. Call `start` and `close`.
 
     Args:
         changed: called on the loop when the models of any node may have changed.
 
     Attributes:
-        sources: what else than the catalogue is to look anew when this node's list must be current.
+        sources: further refresh functions to call, before the catalogue's, when this node's list must be
+            current.
     """
 
     def __init__(
@@ -79,14 +80,14 @@ class NodeLists:
         server.method("models", ListModelsRequest, self._answer)
 
     async def start(self) -> None:
-        """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
+        """Publish the digest of this node's list and start fetching the others. Start the catalogue first."""
         self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._look)]
         self._publish()
         self._wanted.set()
         self._task = asyncio.create_task(self._run(), name="models of all nodes")
 
     async def close(self) -> None:
-        """End all fetches."""
+        """Cancel all fetches."""
         for undo in self._undo:
             undo()
         tasks = [*self._fetches.values(), *([self._task] if self._task else [])]
@@ -97,24 +98,27 @@ class NodeLists:
         self._fetches = {}
 
     def of(self, node: str) -> tuple[Model, ...]:
-        """One node's own list, as last fetched."""
+        """Return one node's own list, as last fetched."""
         if node == self._view.me.node:
             return self._catalogue.models
         return self._lists.get(node, _UNKNOWN).models
 
     def live(self) -> dict[str, tuple[Model, ...]]:
-        """The lists of the nodes that are alive, this one included."""
+        """Return the lists of the live nodes, including this one."""
         live = {record.node for record in self._view.live()}
         lists = {node: known.models for node, known in self._lists.items() if node in live}
         return {**lists, self._view.me.node: self._catalogue.models}
 
     def away(self) -> dict[str, tuple[Model, ...]]:
-        """The last lists of nodes that are not there now, by node id."""
+        """Return the last known lists of offline nodes, by node id."""
         live = {record.node for record in self._view.live()}
         return {node: self._lists[node].models for node in sorted(self._lists.keys() - live)}
 
     def settled(self) -> bool:
-        """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
+        """Return whether the models of all live nodes are known and there is a leader.
+
+        Without a leader there may be nodes that are not known yet.
+        """
         others = [record for record in self._view.live() if record.node != self._view.me.node]
         known = all(
             not record.models or self._lists.get(record.node, _UNKNOWN).digest == record.models
@@ -123,9 +127,9 @@ class NodeLists:
         return known and not self._catalogue.unread and bool(self._view.leader().leader)
 
     async def refresh(self, node: str) -> None:
-        """Learn what a node has now: what was just created, fetched or deleted there shows afterwards.
+        """Update a node's list, so that models just created, pulled or deleted there are reflected in it.
 
-        One that can't be asked is left as it is known.
+        The list of a node that can't be reached stays unchanged.
         """
         if node == self._view.me.node:
             await self._refresh_own()
@@ -143,8 +147,10 @@ class NodeLists:
         self._changed()
 
     def _look(self) -> None:
-        """The view changed. Who comes back brings the models with them that they had, at once: a moment
-        later somebody may have been told that nobody has them."""
+        """React to a change of the view.
+
+        A node that comes back brings back its last known models at once; otherwise a client might be told in
+        the meantime that no node has them."""
         live = frozenset(record.node for record in self._view.live())
         if live != self._live:
             self._live = live
@@ -152,7 +158,7 @@ class NodeLists:
         self._wanted.set()
 
     async def _run(self) -> None:
-        """Keep a list of every live node."""
+        """Fetch the lists of live nodes as they change."""
         loop = asyncio.get_running_loop()
         known: frozenset[str] = frozenset()
         while True:
@@ -188,14 +194,14 @@ class NodeLists:
             self._learn(node, got)
             record = self._view.record(node)
             if record is not None and record.models != got.digest:
-                # The record is behind the list or the list behind the record: ask again, but not at once.
+                # Record and list disagree: one of them is newer. Ask again, but not at once.
                 self._retry_at[node] = loop.time() + 1.0
         finally:
             del self._fetches[node]
             self._wanted.set()
 
     def _learn(self, node: str, got: ModelList) -> None:
-        # What a node of another release may call a model must not keep the others' from being found.
+        # An invalid entry from a node of another release must not hide that node's other models.
         self._lists[node] = replace(got, models=tuple(one for one in got.models if not self._odd(node, one)))
         self._changed()
 

@@ -1,1 +1,1 @@
-"""Pure: the bytes that each layer of a model needs, from its header and the options it runs with."""
+"""Computes the bytes that each layer of a model needs, from its header and run options. Pure."""

@@ -1,4 +1,4 @@
-"""What a projector and LoRA adapters add to a model's memory."""
+"""Memory that a projector and LoRA adapters add to a model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
 def with_projector(shape: Shape, header: Header) -> Shape:
-    """The shape of a model with its projector (mmproj), which the head computes, on a GPU of its own or not.
+    """Return the shape of a model with its projector (mmproj), which runs on the head.
 
-    Its compute buffer is an estimate on the safe side (`sollold.models.footprint.vision`).
+    It is on one of the head's GPUs or on its CPU. Its compute buffer is a conservative estimate
+    (`sollold.models.footprint.vision`).
     """
     weights = sum(padded(tensor.size) for tensor in header.tensors)
     return replace(shape, projector=shape.projector + weights + seen(header))
 
 
 def with_adapters(shape: Shape, headers: Sequence[Header]) -> Shape:
-    """The shape of a model with LoRA adapters: each tensor lies beside the one that it changes.
+    """Return the shape of a model with LoRA adapters; each tensor is placed with the one that it changes.
 
-    Every product with an adapter has a second one beside it until they are added.
+    The slack covers the second product that each adapted matrix needs until the two are added.
     """
     layers = list(shape.layers)
     output, host = shape.output, shape.host_weights

@@ -1,4 +1,4 @@
-"""What is known of each architecture that a header does not say: one row each.
+"""Per-architecture facts that a header does not contain, one row per architecture.
 
 After llama.cpp's src/models/*.cpp. Widths, experts, norms and the like are not here: they are read from the
 tensors themselves, so that most of a new architecture is right before its row is written.
@@ -14,37 +14,38 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        window: how attention slides over a window. ``none``: it never does, whatever the file says.
-            ``key``: when the file says how far. A number: the window when the file
-            names none.
-        fixed: the window is that number whatever the file says.
-        window_blocks: only models of so many blocks have it; 0: all.
-        every: with a window, every n-th layer sees all the same, when the file has no pattern of its own;
-            0: none does.
-        dense_first: it is the first of the n rather than the last.
+        window: whether there is a sliding window. ``none``: never, whatever the file says. ``key``: if the
+            file gives its size. A number: the size if the file gives none.
+        fixed: the window always has that size, whatever the file says (except 0, which means no window).
+        window_blocks: only models with this many blocks have a window; 0: all.
+        every: one of every n layers attends to the whole context, when the file has no pattern of its own; 0:
+            none does.
+        dense_first: that layer is the first of the n rather than the last.
         recurrent: which layers keep a recurrent state: ``no``, ``all``, ``kv0`` (those without KV heads),
-            ``kv0ff0`` (and without feed-forward), ``interval`` (all but every n-th), ``both`` (all, and they
+            ``kv0ff0`` (and without feed-forward), ``interval`` (all but every n-th), ``both`` (all, and all
             attend too).
-        kv_from_start: so many first layers have a cache, the others use theirs; 0: all have their own.
-        cache: keeps a KV cache (embedders and diffusion models do not). ``idle_cache``: one is there though
-            it is never used.
-        parallel: attention and feed-forward start from the same norm: ``early``: attention is added to the
-            feed-forward first; ``late``: the hidden state is.
-        late: outputs are chosen only after the last block.
-        streams: hidden states carried from layer to layer.
-        expert_first: the experts' weights are applied before them.
-        headless: there is no output matrix.
-        norm_beside: the output norm is called ``token_embd_norm``.
-        copied: an output tied to the token embedding is loaded before it, and so a copy of it everywhere.
-        predicts: llama.cpp drafts by a layer for next-token prediction at the end, where that has the tensors
-            ``nextn.eh_proj`` and these; empty: it does not, or not in a way that was tried here.
-        slack, front: hidden states that the compute buffer was measured to hold beyond what the rules say, on
-            every device and on the one that begins.
-        repeats: a delta net's keys are repeated to the width of its values.
-        reshaped: queries and keys are reshaped and then normed or turned, which cannot be done in place.
-        onto: attention and feed-forward are added to the hidden state, not it to them.
-        followed: all operations are followed in order, and blocks in the row in which they stand. So it is
-            for all that have recurrent layers. Only of these the two above are said.
+        kv_from_start: this many first layers have a cache, which the others reuse; 0: as the file says.
+        cache: has a KV cache (embedders and diffusion models do not). ``idle_cache``: it is allocated though
+            never used.
+        parallel: attention and feed-forward start from the same norm. ``early``: attention is added to the
+            feed-forward's result first; ``late``: the hidden state is.
+        late: outputs are selected only after the last block.
+        streams: number of hidden states carried from layer to layer.
+        expert_first: expert weights are applied before the experts rather than after.
+        headless: there is no output matrix, not even a tied one.
+        norm_beside: the output norm is named ``token_embd_norm``.
+        copied: an output tied to the token embedding is loaded before it, and is therefore a second copy even
+            on the head's CPU.
+        predicts: tensors that, besides ``nextn.eh_proj``, its last layer must have for llama.cpp to draft by
+            it (multi-token prediction); empty: llama.cpp can't, or not in a way that was tested here.
+        slack, front: number of hidden states by which the measured compute buffer exceeds the rules, on every
+            device and on the first one.
+        repeats: the keys of a delta net are repeated to the width of its values.
+        reshaped: queries and keys are reshaped and then normed or rotated, which can't be done in place.
+        onto: attention's and feed-forward's results are added to the hidden state, rather than it to them.
+        followed: operations are modelled one by one in their order, and blocks in their actual sequence.
+            Always so for architectures with recurrent layers. ``reshaped`` and ``onto`` are set for such
+            architectures only.
     """
 
     window: str | int = "none"
@@ -78,7 +79,7 @@ _HYBRID = Architecture(recurrent="kv0")
 _RECURRENT = Architecture(recurrent="all")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    # Attention everywhere, all of it over the whole context.
+    # All layers attend to the whole context.
     "llama": _PLAIN,
     "mistral3": _PLAIN,
     "mistral4": _PLAIN,
@@ -122,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "arcee": _PLAIN,
     "bailingmoe": _PLAIN,
     "falcon": Architecture(parallel="early"),
-    # Some layers look only at a window.
+    # Some layers attend to a window only.
     "llama4": Architecture(window=8192, fixed=True, every=4, expert_first=True),
     "gemma2": Architecture(window=4096, every=2),
     "gemma3": Architecture(window="key", every=6),
@@ -133,7 +134,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": Architecture(window="key", every=4, slack=1),
     "mimo2": Architecture(window="key"),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
-    # Recurrent layers, alone or among others.
+    # Recurrent layers, alone or mixed with others.
     "mamba": _RECURRENT,
     "mamba2": Architecture(recurrent="all"),
     "rwkv6": Architecture(recurrent="all", slack=1),
@@ -145,7 +146,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h": Architecture(recurrent="kv0ff0", late=True),
     "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True),
     "falcon-h1": Architecture(recurrent="both", reshaped=True),
-    # Its layer for next-token prediction is left alone: llama.cpp can't take tokens back from its state
+    # Its MTP layer is not used: llama.cpp can't roll back its recurrent state
     # (llm_arch_supports_rs_rollback), so all of it would be copied over the network for each draft.
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": Architecture(recurrent="interval", late=True, predicts=("attn_q", "ffn_up")),
@@ -162,5 +163,5 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 UNKNOWN = Architecture(window="key", late=True, slack=4)
-"""For an architecture without a row: the choices that need most memory. Where the file names a window, masks
-are counted for it and for the whole context, and every layer's cache for the whole context."""
+"""For an architecture without a row: the choices that need most memory. If the file gives a window, masks are
+counted for it and for the whole context; every layer's cache is counted for the whole context."""

@@ -1,4 +1,4 @@
-"""The operations of attention, as far as they need memory; see `sollold.models.footprint.block_graph`."""
+"""The operations of attention that need memory; see `sollold.models.footprint.block_graph`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sollold.models.footprint.recurrent import Early
 def attention(
     graph: Graph, block: Block, batch: Batch, normed: int, following: Early, *, project: bool = True
 ) -> int:
-    """Attention over the cache; its result, behind the output matrix if ``project``.
+    """Add attention over the cache; return its result, after the output matrix if ``project``.
 
-    ``following``: what the next block fetches early.
+    ``following``: the state that the next block fetches early.
     """
     unit = batch.tokens * FLOAT
     gate = None
@@ -40,7 +40,7 @@ def attention(
     if batch.rotate_k:
         key = graph.add(block.k * unit, key)
     if block.cached:
-        # Into the cache.
+        # Store both in the cache.
         graph.add(0, key)
         graph.add(0, value)
         key = value = query
@@ -51,7 +51,7 @@ def attention(
         result = graph.add(block.out * unit, query, key, value, *mask)
     else:
         scores = graph.add(block.heads * batch.cells * unit, query, key, *mask)
-        # They come of the cache.
+        # They are read from the cache.
         values = () if block.cached and block.followed else (value,)
         result = graph.add(block.out * unit, graph.add(block.out * unit, scores, *values))
     if not block.experts and not block.mixer:
@@ -66,7 +66,7 @@ def attention(
 
 
 def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
-    """Multi-head latent attention of DeepSeek, with its output matrix; its result."""
+    """Add DeepSeek's multi-head latent attention with its output matrix; return its result."""
     unit = batch.tokens * FLOAT
     source = graph.add(block.q_rank * unit, normed) if block.q_rank else normed
     chosen = _chosen(graph, block, batch, source) if block.indexer else None
@@ -80,7 +80,8 @@ def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> i
     key = graph.add((block.latent + block.rope) * unit, value, place)
     graph.add(0, key)
     if chosen is not None:
-        # A mask that only those chosen pass. Not followed step by step: rather too much than too little.
+        # A mask that lets only the chosen tokens through. Not modelled step by step: rather an overestimate
+        # than an underestimate.
         mask = batch.cells * batch.tokens * (2 if batch.flash else FLOAT)
         none = graph.add(mask)
         zeros = graph.add(3 * min(block.chosen, batch.cells) * unit)
@@ -98,7 +99,7 @@ def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> i
 
 
 def _chosen(graph: Graph, block: Block, batch: Batch, source: int) -> int:
-    """The tokens that attention looks at, by scores of their own (DeepSeek 3.2)."""
+    """Add the selection of the tokens to attend to, by scores of its own (DeepSeek 3.2)."""
     unit = batch.tokens * FLOAT
     query = graph.add(block.indexer * unit, graph.add(block.indexer * unit, source))
     scores = graph.add(batch.cells * unit, query)

@@ -1,41 +1,46 @@
-"""What a block of a model computes, and for how many tokens at once."""
+"""Describes what a block of a model computes, and for how many tokens at once."""
 
 from __future__ import annotations
 
 from sollold.facts import dataclass
 
 FLOAT = 4
-"""Bytes of an element of everything that is computed."""
+"""Size of one element of an intermediate result, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one block computes: widths in elements of a token; 0 where it has no such part.
+    """What one block computes: widths in elements per token, 0 where it has no such part.
 
     Attributes:
         embd: hidden state.
-        q, k, v: what attention computes for new tokens; ``out``: its result before the output matrix.
-        heads: attention heads; ``head_k``, ``head_v``: elements of one.
-        fused: query, key and value come of one matrix; ``query_gate``: the query has a gate beside it,
-            ``out_gate``: attention's result has one; ``reshaped``: query and key cannot be turned in place.
-        latent, rope, q_rank: of multi-head latent attention. ``indexer``: width of the queries that choose
-            the tokens that it looks at; ``chosen``: how many.
-        mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``kda``,
+        q, k, v: attention's projections for new tokens; ``out``: its result before the output matrix.
+        heads: number of attention heads; ``head_k``, ``head_v``: elements of one.
+        fused: query, key and value come from one matrix; ``query_gate``: the query's projection includes a
+            gate, ``out_gate``: attention's result has a gate; ``reshaped``: query and key can't be rotated in
+            place.
+        latent, rope, q_rank: widths in multi-head latent attention. ``indexer``: width of the queries that
+            choose the tokens to attend to; ``chosen``: how many tokens they choose.
+        mixer: what replaces or accompanies attention: ``mamba``, ``mamba2``, ``delta``, ``kda``,
             ``lightning``, ``conv``, ``rwkv6``, ``rwkv7``; or empty.
-        inner, steps, projected, convolved: of the mixer: its width, that of its time steps, what it projects
-            to, what it convolves; ``repeats``: keys are repeated to the width of values.
-        mixer_state, conv_state: elements a sequence.
-        ff, gated, wide: feed-forward layer; with a gate; the gate in the same matrix.
-        experts, used, ff_expert, ff_shared: of a mixture of experts; ``latent_expert``: width they work at.
+        inner, steps, projected, convolved: the mixer's width, and the widths of its time steps, its
+            projection and its convolution; ``repeats``: keys are repeated to the width of values.
+        mixer_state, conv_state: elements per sequence.
+        ff, gated, wide: width of the feed-forward layer; it has a gate; the gate is in the same matrix.
+        experts, used, ff_expert, ff_shared: number of experts in all and per token, width of one and of the
+            shared one; ``latent_expert``: width of the experts' input and output, if not ``embd``.
         parallel: attention and feed-forward start from the same norm: ``early`` or ``late``, by which is
             added first, attention or the hidden state.
-        late: outputs are chosen only after the last block.
-        onto: attention and feed-forward are added to the hidden state, not it to them.
-        followed: all of its operations are followed in order; those of others were fitted to measurements.
+        late: outputs are selected only after the last block.
+        onto: attention's and feed-forward's results are added to the hidden state, rather than it to them.
+        followed: its operations are modelled one by one in their order; those of other blocks were fitted to
+            measurements.
         after: norms follow attention and feed-forward; ``bare``: there is none before attention.
         cached: attention has a cache.
-        choice: experts are chosen by more than their weight; ``expert_first``: weights come before them.
-        streams, per_layer: hidden states carried at once (AltUp), embedding of its own (Gemma).
+        choice: experts are chosen by a biased weight; ``expert_first``: weights are applied before the
+            experts.
+        streams, per_layer: number of hidden states carried at once (AltUp); width of the per-layer embedding
+            (Gemma).
     """
 
     embd: int
@@ -85,25 +90,25 @@ class Block:
     per_layer: int = 0
 
     def passed(self, tokens: int) -> tuple[int, int]:
-        """Bytes of what follows the next block's state to its device, and of what comes back.
+        """Return the bytes transferred to the next block's device, and back, for the end of this block.
 
-        Where that state is fetched before this block has ended.
+        Applies when the next block's state is fetched before this block has ended.
         """
         if self.q:
             return self.out * tokens * FLOAT, self.out * tokens * FLOAT
-        # The gate is a part of what was projected.
+        # The gate is a view of the projection.
         return ((tokens - 1) * self.projected + self.inner) * FLOAT, self.inner * tokens * FLOAT
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is computed at once.
+    """The dimensions of one computation.
 
-    ``tokens``: of the ubatch; ``outputs``: those whose result is wanted; ``sequences``: slots; ``cells``:
-    of the cache over all streams, as far as one token sees them; ``flash``: flash attention; ``rotate_k``,
-    ``rotate_v``: the cache is quantized and its rows are rotated; ``kept``: states that recurrent blocks keep
-    besides the last, to go back by so many tokens. ``mask``: the operation that gives the mask, where its
-    room may be used again; -1: the mask lies before everything.
+    ``tokens``: size of the ubatch; ``outputs``: number of tokens whose result is wanted; ``sequences``:
+    number of slots; ``cells``: cache cells that one token sees; ``flash``: flash attention is used;
+    ``rotate_k``, ``rotate_v``: the cache is quantized and its rows are rotated; ``kept``: states that
+    recurrent blocks keep besides the last, to roll back by as many tokens. ``mask``: the operation that
+    yields the mask, if its memory may be reused; -1: the mask lies before everything.
     """
 
     tokens: int

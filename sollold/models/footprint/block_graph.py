@@ -1,7 +1,7 @@
-"""The operations of one block of a model, as far as they need memory.
+"""Builds the operations of a model's blocks, as far as they need memory.
 
 In the order in which llama.cpp's graphs (src/llama-graph.cpp, src/models/*.cpp) compute them for one ubatch.
-What is done in place (a rope, an activation, adding a bias) does not show; neither do weights and caches.
+Operations done in place (a rope, an activation, adding a bias) are left out; so are weights and caches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollold.models.footprint.graph_allocator import Graph
 from sollold.models.footprint.recurrent import MIXERS, Early, Slots, fetched_early, mixer
 
 Row = tuple[tuple[Block, Batch], ...]
-"""Blocks that follow each other, and what each is to compute."""
+"""Consecutive blocks, each with its batch."""
 
 
 def peaks(
@@ -31,14 +31,14 @@ def peaks(
     opening: Opening | None = None,
     handed: Handed | None = None,
 ) -> list[int]:
-    """Bytes that each block of a row needs at most, besides what their device is given.
+    """Return the peak bytes of each block in a row, without the inputs of its device.
 
-    ``row``: blocks that a device computes one after another; ``following``: what comes next, there or
-    elsewhere. ``piped``: batches follow each other through the devices; then the inputs lie before everything
-    and are never freed. ``first``: the row begins with the first block of its device; ``ends``: it ends with
-    the last of it; ``last``: with the last of the model. ``home``: the device is the head's processor;
-    ``outputs``: it is told which tokens are output. ``opening``: what it makes when it begins the model;
-    ``handed``: how it comes to its hidden state when it does not, and that matters.
+    ``row``: blocks that a device computes one after another; ``following``: the blocks after them, there or
+    elsewhere. ``piped``: batches are pipelined through the devices; the inputs then lie before everything and
+    are never freed. ``first``: the row begins with the first block of its device; ``ends``: it ends with the
+    last block of the device; ``last``: with the last of the model. ``home``: the device is the head's CPU;
+    ``outputs``: it receives the output token ids. ``opening``: what the device computes when it begins the
+    model; ``handed``: how it receives the hidden state when it does not, where that matters.
     """
     graph = Graph()
     if opening is not None and opening.done:
@@ -54,7 +54,7 @@ def peaks(
     if not piped and first and early.slots.busy < 0 and _recurs(row):
         early = Early(early.size, Slots.of(graph, ends))
     if block.mixer == "rwkv7":
-        # Every block needs the first one's value.
+        # Every block needs the first block's value.
         graph.add(block.embd * batch.tokens * FLOAT, kept=True)
     slots = early.slots
     marks = []
@@ -75,8 +75,10 @@ def peaks(
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """How a row begins: ``state``: its hidden state; ``normed``: that after a norm, -1: not made yet;
-    ``given``: bytes that the device is given, which are none of the row's own.
+    """The start of a row.
+
+    ``state``: its hidden state; ``normed``: that after a norm, -1: not computed yet; ``given``: bytes of the
+    device's inputs, which are not counted for the row.
     """
 
     state: int
@@ -96,7 +98,7 @@ def _begin(
     home: bool,
     handed: Handed | None,
 ) -> _Start:
-    """What a device has before the first block of its row; arguments as for `peaks`."""
+    """Add what a device holds before the first block of its row; arguments as for `peaks`."""
     block, batch = row[0]
     size = block.embd * block.streams * batch.tokens * FLOAT
     slots = Slots()
@@ -118,11 +120,11 @@ def _begin(
         slots = Slots.of(graph, ends)
     early = Early(fetched_early(block, batch), slots)
     if home:
-        # There all other inputs lie before the hidden state.
+        # On the head's CPU all other inputs precede the hidden state.
         graph.add(ALIGNED, kept=True)
     state = graph.add(size, kept=piped and first and not block.after)
     if not piped:
-        # Elsewhere the first hidden state lies before them and leaves a hole there.
+        # Elsewhere the first hidden state precedes them and leaves a hole there.
         given = ALIGNED
         graph.add(0 if home else ALIGNED, kept=True)
     elif first and not block.after:
@@ -131,7 +133,7 @@ def _begin(
 
 
 def computed(graph: Graph, block: Block, batch: Batch, state: int) -> int:
-    """The hidden state after a block that stands for itself, from the one before it."""
+    """Add a single block after ``state``; return the hidden state that it yields."""
     return _block(graph, block, batch, state, -1, Early(0, Slots()), last=False)
 
 
@@ -140,12 +142,15 @@ def _recurs(row: Row) -> bool:
 
 
 def _next_asked(row: Row) -> tuple[Block, Batch] | None:
-    """The next block of which llama.cpp asks for an operation by name."""
+    """Return the next block with an operation that is added explicitly, as `asks` tells."""
     return next((one for one in row if asks(one[0])), None)
 
 
 def asks(block: Block) -> bool:
-    """Whether llama.cpp asks for operations of a block by name: then all that they need comes before."""
+    """Return whether llama.cpp adds operations of a block explicitly (``ggml_build_forward_expand``).
+
+    Everything that such an operation needs then precedes it.
+    """
     return bool(block.q or block.latent or block.mixer or block.experts)
 
 
@@ -181,14 +186,14 @@ def _block(
         normed = graph.add(hidden, normed) if block.parallel else normed
     if block.parallel and parts:
         return _parallel(graph, block, tokens, x, normed, parts, following)
-    # The result of these is seen in another shape.
+    # These mixers' results are used through a view of another shape.
     viewed = tokens == batch.tokens and block.mixer in ("mamba", "conv", "delta")
     done = _add_parts(graph, block, hidden, x, parts, viewed=viewed)
     if laurel is not None:
         done = graph.add(hidden, done, laurel, inplace=True)
     done = _feed(graph, block, tokens, done, normed if not parts else -1, following)
     if block.mixer.startswith("rwkv"):
-        # The next token's shift is stored last.
+        # The shift for the next token is stored last.
         graph.add(0, normed)
     if block.streams > 1:
         return _corrected(graph, block, hidden, predictions, done)
@@ -204,8 +209,8 @@ def _block(
 def _mix_tokens(
     graph: Graph, block: Block, batch: Batch, x: int, normed: int, before: int, following: Early
 ) -> list[int]:
-    """Attention, what takes its place or stands beside it: the results that are added to the hidden state."""
-    # Where something else is computed before it is needed, attention's output matrix waits.
+    """Add attention, its replacement or companion; return the results to be added to the hidden state."""
+    # If something else is computed before its result is needed, attention's output matrix is delayed.
     waits = bool(block.mixer) or block.parallel == "late"
     parts = []
     if block.latent:
@@ -224,7 +229,7 @@ def _mix_tokens(
 def _parallel(
     graph: Graph, block: Block, tokens: int, x: int, normed: int, parts: list[int], following: Early
 ) -> int:
-    """Attention and the feed-forward layer both start from the same norm."""
+    """Add a feed-forward layer that starts from the same norm as attention; return the sum."""
     hidden = block.embd * tokens * FLOAT
     fed = feed_forward(graph, block, tokens, normed, following)
     if block.parallel == "early":
@@ -234,7 +239,7 @@ def _parallel(
 
 
 def _add_parts(graph: Graph, block: Block, hidden: int, x: int, parts: list[int], *, viewed: bool) -> int:
-    """The hidden state with attention's and the mixer's results added."""
+    """Return the hidden state with attention's and the mixer's results added."""
     if len(parts) > 1:
         parts = [graph.add(hidden, *parts, inplace=True)]
     for part in parts:
@@ -244,7 +249,10 @@ def _add_parts(graph: Graph, block: Block, hidden: int, x: int, parts: list[int]
 
 
 def _feed(graph: Graph, block: Block, tokens: int, state: int, normed: int, following: Early) -> int:
-    """The hidden state with the feed-forward layer's result added. ``normed``: its input; -1: to be made."""
+    """Return the hidden state with the feed-forward layer's result added.
+
+    ``normed``: its input; -1: still to be computed.
+    """
     hidden = block.embd * tokens * FLOAT
     if block.ff and block.experts and block.followed:
         return graph.add(hidden, experts_beside_dense(graph, block, tokens, state), state, inplace=True)
@@ -256,7 +264,7 @@ def _feed(graph: Graph, block: Block, tokens: int, state: int, normed: int, foll
 
 
 def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
-    """As in BERT: no norm before attention, but one after each half. There is no cache."""
+    """Add a block as in BERT: no norm before attention, but one after each half; no cache."""
     tokens = batch.outputs if last else batch.tokens
     hidden = block.embd * tokens * FLOAT
     following = Early(0, Slots())
@@ -269,7 +277,7 @@ def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *,
 
 
 def _predictions(graph: Graph, block: Block, hidden: int, state: int) -> int:
-    """AltUp's prediction for each of the streams (Gemma 3n)."""
+    """Add AltUp's prediction of each stream (Gemma 3n)."""
     turned = graph.add(block.streams * hidden, state)
     mixed = graph.add(block.streams * hidden, turned)
     straight = graph.add(block.streams * hidden, mixed)
@@ -277,7 +285,7 @@ def _predictions(graph: Graph, block: Block, hidden: int, state: int) -> int:
 
 
 def _corrected(graph: Graph, block: Block, hidden: int, predictions: int, active: int) -> int:
-    """AltUp's correction of the streams by what the block computed (Gemma 3n)."""
+    """Add AltUp's correction of the streams by the block's result (Gemma 3n)."""
     change = graph.add(hidden, active, predictions, inplace=True)
     repeated = graph.add(block.streams * hidden, change)
     corrected = graph.add(block.streams * hidden, repeated, predictions, inplace=True)

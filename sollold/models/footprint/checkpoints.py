@@ -1,8 +1,8 @@
-"""Copies of a slot's state that llama-server keeps to go back to.
+"""Memory of llama-server's context checkpoints, the copies of a slot's state that it can return to.
 
-What slides over a window or is recurrent can't be rolled back: a prompt that leaves the one before early is
-read again from the start, unless a checkpoint lies before that place. llama-server makes one or two near the
-end of each prompt and at the user's messages, in the head's memory, wherever the layers are.
+A sliding window or a recurrent state can't be rolled back: a prompt that diverges early from the previous one
+is processed again from the start, unless a checkpoint precedes that point. llama-server makes one or two near
+the end of each prompt and at the user's messages, in the head's memory, wherever the layers are.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from sollold.models.gguf.tensor_types import by_name
 from sollold.settings.schema import MIB
 
 CHECKPOINTS = 3
-"""Of a slot: the two of the last prompt, and one before."""
+"""Checkpoints per slot: two for the last prompt, and one earlier."""
 _SHARE = 8
 _LEAST = 64 * MIB
-"""All checkpoints may take an eighth of what the weights take, or this: a prompt that is read again costs
-less than a model that finds no room."""
+"""All checkpoints together may take an eighth of the size of the weights, or ``_LEAST`` if that is more:
+processing a prompt again costs less than a model that does not fit."""
 _CELL = 12
-"""Bytes that say of each cell which token it is, beside its rows; once for all layers, but it is little."""
+"""Metadata of each cell (its token's position and sequence) beside its rows, in bytes. Stored once for all
+layers but counted for each; it is small."""
 
 
 def snapshot(shape: Shape, layer: Layer, run: Run, cells: int) -> int:
-    """Bytes of a layer in a checkpoint of one slot, whose cache has ``cells`` for it.
+    """Return the bytes of a layer in a checkpoint of one slot with ``cells`` cache cells in that layer.
 
     Raises:
         KeyError: a KV type that llama.cpp does not know.
@@ -35,7 +36,10 @@ def snapshot(shape: Shape, layer: Layer, run: Run, cells: int) -> int:
 
 
 def checkpoints(shape: Shape, run: Run, size: int) -> int:
-    """How many a slot may have of ``size`` bytes each; 0 where the model needs none, or can't be reckoned."""
+    """Return how many checkpoints of ``size`` bytes each slot may have.
+
+    0 if the model needs none, or if its size can't be computed.
+    """
     if size <= 0 or run.embedding or not shape.cached or not shape.known:
         return 0
     weights = shape.output + sum(layer.weights for layer in shape.layers)

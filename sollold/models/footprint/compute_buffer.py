@@ -1,4 +1,4 @@
-"""What each layer's operations need of a device's compute buffer, pipelined or not."""
+"""Computes what each layer's operations need of a device's compute buffer, pipelined or not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from sollold.models.gguf.tensor_types import UNPACKED
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a layer's operations need: pipelined as the first of a device, pipelined as a later one, without
-    pipelining; and which inputs. ``received``, ``sent``: bytes that pass besides the hidden state when a
-    device begins or ends with it. ``source``: the layer whose cache it uses, -1: its own.
+    """What a layer's operations need, in bytes.
+
+    ``first``, ``later``: when pipelined, as the device's first layer or as a later one; ``alone``: without
+    pipelining. ``full``, ``windowed``: which inputs it needs. ``received``, ``sent``: bytes transferred
+    besides the hidden state when a device begins or ends with this layer. ``source``: the layer whose cache
+    it uses, -1: its own.
     """
 
     first: int
@@ -34,11 +37,12 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """The demands of all layers, the output last, by kind: a planner asks for thousands of ranges.
+    """The demands of all layers, with the output last, stored by kind: a planner queries thousands of ranges.
 
-    ``full`` to ``windowed_own``: how many layers before each one attend so, and have a cache of their own.
-    ``borrowed``: pairs of a layer and the one whose cache it uses. ``varied``: for models with recurrent
-    blocks among others, whose ``first`` to ``alone`` are 0 but for the output.
+    ``full`` to ``windowed_own``: cumulative counts of the layers before each one that attend in that way, and
+    that also have their own cache. ``borrowed``: pairs of a layer and the one whose cache it uses.
+    ``varied``: for models that mix recurrent blocks with others; ``first`` to ``alone`` are then 0 except for
+    the output.
     """
 
     first: tuple[int, ...]
@@ -55,7 +59,10 @@ class Demands:
 
     @classmethod
     def of(cls, each: Sequence[Demand], varied: MixedLayers | None) -> Demands:
-        """Gathered from one a layer. ``varied``: in its place where what a layer needs depends on others."""
+        """Collect the demands of single layers.
+
+        ``varied`` replaces them where a layer's demand depends on its neighbours.
+        """
 
         def before(flags: Iterable[bool]) -> tuple[int, ...]:
             return tuple(itertools.accumulate(flags, initial=0))
@@ -76,13 +83,13 @@ class Demands:
 
     @property
     def opened(self) -> bool:
-        """Whether what the first layer's device makes besides is counted here."""
+        """Whether the extra results on the first layer's device are included in `peak`."""
         return self.varied is not None and self.varied.scaled
 
     def peak(self, first: int, last: int, *, piped: bool, own: int = 0) -> int:
-        """What the operations of layers ``first`` to ``last - 1`` need on one device.
+        """Return the peak bytes of the operations of layers ``first`` to ``last - 1`` on one device.
 
-        ``own``: how many layers the head's processor has.
+        ``own``: number of layers on the head's CPU.
         """
         peak = max((self.first if piped else self.alone)[first : first + 1], default=0)
         peak = max(peak, *(self.later if piped else self.alone)[first + 1 : last], 0)
@@ -90,7 +97,7 @@ class Demands:
 
 
 def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
-    """Those of all layers, the output last."""
+    """Return the demands of all layers, with the output last."""
     varied = MixedLayers.of(
         tuple(
             (layer.block, batch_of(layer, layer.block, cells, run, flash))
@@ -106,7 +113,7 @@ def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
     kinds = _kinds(shape)
     known: dict[tuple[object, ...], Demand] = {}
     for index, layer in enumerate(shape.layers):
-        # Most layers are alike, and stand between such that are.
+        # Most layers are identical, and so are their neighbours.
         near = kinds[max(index - NEAR, 0) : index + 1 + NEAR]
         alike = (*near, min(index, NEAR), layer.window, layer.source, index == last)
         if alike not in known:
@@ -117,7 +124,7 @@ def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
 
 
 def _kinds(shape: Shape) -> list[int]:
-    """A number for each layer: that of its block."""
+    """Number the layers by kind: layers with equal blocks get the same number."""
     numbers: dict[Block | None, int] = {}
     return [numbers.setdefault(layer.block, len(numbers)) for layer in shape.layers]
 
@@ -131,9 +138,9 @@ def _demand(
     block = layer.block
     batch = batch_of(layer, block, cells, run, flash)
     attends = bool(block.q)
-    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
+    # Without flash attention the scores leave a hole, and the hidden state is allocated beside it.
     states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
-    # Of several streams, only where they are made or nothing is pipelined; see
+    # With several streams this counts only where they are created or without pipelining; see
     # `sollold.models.footprint.inputs`.
     near = shape.slack if block.streams > 1 else states
     hidden = shape.n_embd * cells.tokens * 4
@@ -154,7 +161,7 @@ def _demand(
 
 
 def batch_of(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) -> Batch:
-    """What a layer computes at once."""
+    """Return the dimensions of a layer's computation."""
     return Batch(
         tokens=cells.tokens,
         outputs=cells.outputs,
@@ -168,7 +175,7 @@ def batch_of(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) ->
 
 
 def _received(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None) -> int:
-    """What a device that begins with a layer is given of the ones before, besides the hidden state.
+    """Return the bytes, besides the hidden state, that a device beginning with a layer receives.
 
     RWKV 7's was measured, not derived.
     """
@@ -181,7 +188,7 @@ def _received(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None
     if varied is not None:
         return varied.passed(index)[0]
     if block.mixer == "rwkv6":
-        # Of its feed-forward layer the norm, and the same for the token before.
+        # The norm of its feed-forward layer, and the same for the previous token.
         return shape.n_embd * unit * 2
     if block.mixer == "rwkv7":
         return shape.n_embd * unit * 5 // 2
@@ -189,7 +196,7 @@ def _received(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None
 
 
 def _sent(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None) -> int:
-    """What comes back to a device that ends with a layer; see `_received`."""
+    """Return the bytes sent back to a device that ends with a layer; see `_received`."""
     block = shape.layers[index].block
     if block is None:
         return 0
@@ -200,13 +207,14 @@ def _sent(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None) ->
 
 @functools.lru_cache(maxsize=4096)
 def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> int:
-    """What a block needs among others like it: after three it repeats itself."""
+    """Return the peak bytes of a block among identical ones: after three the pattern repeats."""
     row = ((block, batch),) * (1 if last else 3)
     return max(block_graph.peaks(row, (), piped=piped, first=first, last=last))
 
 
 def _output_demand(shape: Shape, cells: Cells) -> Demand:
-    """The output norm and the logits; the hidden state is there beside them. Embedders have no logits."""
+    """Return the demand of the output norm and the logits beside the hidden state (no logits for
+    embedders)."""
     if not shape.cached:
         normed = 2 * shape.n_embd * cells.tokens * 4 if shape.output else 0
         return Demand(normed, normed, normed)

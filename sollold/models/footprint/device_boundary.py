@@ -1,7 +1,7 @@
-"""How a device that begins within a model comes to its hidden state, where batches are not pipelined.
+"""Models how a device that begins within a model gets its hidden state, without pipelining.
 
-The scheduler (ggml/src/ggml-backend.cpp) keeps what has weights with them; all else goes where its neighbours
-in the graph are, to GPUs rather than to the processor.
+The scheduler (ggml/src/ggml-backend.cpp) keeps operations with weights on the device of the weights; all
+others go where their neighbours in the graph are, preferably to GPUs rather than the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sollold.models.footprint.graph_allocator import Graph
 from sollold.models.footprint.recurrent import Early, Slots
 
 ALIGNED = 128
-"""Bytes of what stands for the other inputs; the graph rounds to that."""
+"""Bytes that stand for the other inputs; the graph rounds up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,12 @@ class Handed:
     """How a device that begins within a model is handed the hidden state, without pipelining.
 
     Attributes:
-        hosted: by the head's processor: then all of the block before that no weight holds there is computed
-            here; by another device: then even the norm is computed there.
-        before: the block before.
-        interrupted: the block before whose end comes after what this device fetches early; None: none does.
-        rotated: its attention's values are turned back.
+        hosted: the head's CPU hands it over: the operations of the previous block that have no weights there
+            are then computed on this device. Otherwise another device does, and even the norm is computed
+            there.
+        before: the previous block.
+        interrupted: the earlier block whose end comes after this device's early fetch; None: there is none.
+        rotated: the values of that block's attention are rotated back.
     """
 
     hosted: bool
@@ -36,10 +37,10 @@ class Handed:
 def taken_over(
     graph: Graph, handed: Handed, batch: Batch, early: Early, *, attends: bool, recurs: bool, ends: bool
 ) -> tuple[int, int]:
-    """The norm (-1: not yet computed) and the hidden state with which a device begins.
+    """Add what a device begins with; return the norm (-1: not computed yet) and the hidden state.
 
-    ``early``: what it fetches early, and is told besides. ``attends``: so does its first block. ``recurs``:
-    it has recurrent blocks. ``ends``: the last of them is known.
+    ``early``: the state it fetches early, with the index inputs for it. ``attends``: its first block has
+    attention. ``recurs``: it has recurrent blocks. ``ends``: the row includes the last of them.
     """
     before, late = handed.before, handed.interrupted
     unit = batch.tokens * FLOAT
@@ -76,7 +77,7 @@ def taken_over(
     if late is None or late.experts or late.mixer == "conv" or (late.q and not handed.rotated):
         early.fetch(graph)
     else:
-        # What follows the state here, and is sent back.
+        # The operations that move here with the state; their result is sent back.
         there, back = late.passed(batch.tokens)
         passed = graph.add(there)
         early.fetch(graph)
@@ -93,18 +94,18 @@ def taken_over(
 
 
 def ordered(block: Block, part: int, state: int) -> tuple[int, int]:
-    """A part and the hidden state in the order in which they are added."""
+    """Return a part and the hidden state in the order in which they are added."""
     return (state, part) if block.onto else (part, state)
 
 
 @dataclass(slots=True)
 class Opening:
-    """The hidden state, scaled, and what layers have of their own: of that it holds all to the end.
+    """The scaled hidden state and the per-layer embeddings, which are kept to the end (Gemma).
 
     Attributes:
-        raw: bytes of what layers have of their own, all together.
-        done: it was made long before.
-        selected, scaled: what it is made of.
+        raw: bytes of the per-layer embeddings of all layers together.
+        done: they were computed long before.
+        selected, scaled: the operations they are computed from.
     """
 
     raw: int
@@ -113,15 +114,15 @@ class Opening:
     scaled: int = -1
 
     def scale(self, graph: Graph, state: int, size: int, *, piped: bool, home: bool) -> int:
-        """The hidden state, scaled; ``home``: by the head's processor, in place."""
-        # Pipelining keeps what it is made of, which is counted elsewhere.
+        """Add the scaled hidden state; ``home``: on the head's CPU, in place."""
+        # With pipelining its source is an input, which is counted elsewhere.
         source = graph.add(0 if piped else self.raw)
         self.selected = graph.add(self.raw, source)
         self.scaled = graph.add(size, state, inplace=home)
         return self.scaled
 
     def make(self, graph: Graph) -> None:
-        """What layers have of their own, once that is needed."""
+        """Add the per-layer embeddings, when they are first needed."""
         if not self.done:
             projected = graph.add(self.raw, graph.add(self.raw, self.scaled))
             graph.add(self.raw, graph.add(self.raw, projected, self.selected, inplace=True), kept=True)

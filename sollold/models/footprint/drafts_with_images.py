@@ -1,25 +1,25 @@
-"""Which drafts go on where llama-server reads images: it feeds what a projector made of one to the draft.
+"""Tells which kinds of draft work with images: llama-server feeds the projector's output to the draft too.
 
-Tried with build b11434 for every architecture that the footprint knows: a model with a projector, and a chat
-with an image. N-grams need only the text, so they always do.
+Tested with build b11434 for every architecture that the footprint knows: a model with a projector, and a chat
+with an image. N-gram drafts need only the text, so they always work.
 """
 
 from __future__ import annotations
 
 FOURFOLD = frozenset({"qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next"})
-"""Architectures whose tokens have four positions."""
+"""Architectures with four positions per token (M-RoPE)."""
 _MAYBE_FOURFOLD = frozenset({"glm4", "glm4moe", "hunyuan_vl"})
-"""Those of which some files have."""
+"""Architectures of which only some files have four positions per token."""
 _OWN_LAYER = frozenset({"qwen35", "qwen35moe"})
 
 
 def own_layer_reads_images(architecture: str) -> bool:
-    """Whether a model that sees images can draft by its own layer; the others answer images with an error."""
+    """Return whether a model with vision can draft by its own MTP layer; others fail on images."""
     return architecture in _OWN_LAYER
 
 
 def draft_model_reads_images(architecture: str) -> bool:
-    """Whether another model can draft for one of this architecture that sees images.
+    """Return whether another model can draft for one of this architecture that has vision.
 
     A draft loses count at an image whose tokens have four positions: llama-server answers with an error.
     """

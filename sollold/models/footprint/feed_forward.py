@@ -1,5 +1,6 @@
-"""The operations of feed-forward layers, dense and of experts, as far as they need memory; see
-`sollold.models.footprint.block_graph`.
+"""The operations of feed-forward layers, dense or with experts, that need memory.
+
+See `sollold.models.footprint.block_graph`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from sollold.models.footprint.recurrent import Early, channel_mix
 
 
 def feed_forward(graph: Graph, block: Block, tokens: int, normed: int, following: Early) -> int:
-    """A block's feed-forward layer: RWKV's channel mix, experts or a dense one; its result."""
+    """Add a block's feed-forward layer (RWKV's channel mix, experts or a dense one); return its result."""
     unit = tokens * FLOAT
     if block.mixer.startswith("rwkv"):
         return channel_mix(graph, block, tokens, normed)
@@ -33,7 +34,7 @@ def _dense(
 
 
 def experts_beside_dense(graph: Graph, block: Block, tokens: int, state: int) -> int:
-    """Experts and a dense layer beside them, each with a norm of its own, and one to choose by (Gemma 4)."""
+    """Add experts beside a dense layer, each with its own norm, and a norm for the router (Gemma 4)."""
     unit = tokens * FLOAT
     probabilities = graph.add(block.experts * unit, graph.add(block.embd * unit, state))
     order = graph.add(block.experts * unit, probabilities)

@@ -1,4 +1,4 @@
-"""How many bytes each layer of a model takes on a device, before anything is loaded.
+"""Computes how many bytes each layer of a model takes on a device, before anything is loaded.
 
 The formulas are llama.cpp's own: ``llama_kv_cache``, ``llama_memory_recurrent`` and, for compute buffers, the
 graph allocator's rules applied to each block (`sollold.models.footprint.block_graph`).
@@ -19,40 +19,40 @@ _COPIES = 4
 """Copies of a device's inputs when batches are pipelined (GGML_SCHED_MAX_COPIES)."""
 
 _TOKEN = 400
-"""Bytes of llama-server's memory for each token that it knows: its text, its place in tables, the merges that
-make it. Measured: 170 with none, 390 with two merges a token."""
+"""Memory of llama-server per token of the vocabulary, in bytes: its text, its table entries and the merges
+that make it. Measured: 170 with no merges, 390 with two merges per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a model run in one way.
+    """The bytes that a model needs with given run options.
 
-    Layers are counted as everywhere: 0 to L - 1 the blocks, L the output group.
+    Layers are numbered as everywhere: 0 to L - 1 are the blocks, L is the output group.
 
     Attributes:
-        architecture: the model's, as its file names it.
+        architecture: name of the architecture in the model's file.
         layers: L.
-        weights: L + 1 entries, the last the output group with its norm.
+        weights: L + 1 entries; the last is the output group with its norm.
         state: L entries: KV cache and recurrent state.
-        active: L + 1 entries: bytes that one token reads (of experts only those used).
-        host_weights: on the head's processor whatever is offloaded (token embedding), the projector included.
-        projector: what of that is on a GPU of the head's instead, where one holds layers.
-        host_buffers: on the head's processor besides: logits and the like, the vocabulary, the checkpoints.
+        active: L + 1 entries: bytes read per token (of the experts only those used).
+        host_weights: weights that are on the head's CPU whatever is offloaded (token embedding), plus the
+            projector.
+        projector: part of ``host_weights`` that is on one of the head's GPUs instead, if one holds layers.
+        host_buffers: further memory on the head's CPU: logits and the like, the vocabulary, the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.footprint.checkpoints`).
-        snapshots: L entries: bytes of each layer in one of them.
-        results: of ``host_buffers`` what is read off for each token: logits or embeddings.
-        tied: of the output's weights, a second copy of the token embedding.
-        largest_tensor: held once more while the head loads; ``largest``: L + 1 entries, the largest of each
-            layer, held once more by a worker that is sent it.
-        experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
-        estimate: the architecture is not known; everything is on the safe side.
-        slots: requests at a time.
-        recurrent: some layer keeps a recurrent state, from which no single token can be taken back.
-        predicted: bytes that a token reads which the model's own layer for next-token prediction drafts;
-            0: it has none that can.
+        snapshots: L entries: bytes of each layer in one checkpoint.
+        results: part of ``host_buffers`` for the results of each token: logits or embeddings.
+        tied: part of the output's weights that is a second copy of the token embedding.
+        largest_tensor: size of the largest tensor, held once more while the head loads; ``largest``: L + 1
+            entries, the largest of each layer, held once more by a worker that receives it.
+        experts: L entries: part of ``weights`` for experts, which can stay on the head's CPU.
+        estimate: the architecture is unknown; all figures are conservative estimates.
+        slots: maximum number of concurrent requests.
+        recurrent: some layer keeps a recurrent state, from which no single token can be removed.
+        predicted: bytes read per token drafted by the model's own MTP layer; 0: it has none that can draft.
 
-    ``_lent``: L entries, what a device is given of a layer's cache that one of another device uses.
-    ``_second``: where that layer drafts, the context that it does so in.
+    ``_lent``: L entries: inputs of a device, in bytes, for the cache of a layer on another device.
+    ``_second``: the context of the MTP layer, if it drafts.
     """
 
     architecture: str
@@ -83,22 +83,23 @@ class Footprint:
     _second: SecondContext | None = None
 
     def host_tensors(self, layers: int) -> int:
-        """Bytes of tensors on the head's processor when it holds the first ``layers``, the output the last.
+        """Return the bytes of tensors on the head's CPU when it holds the first ``layers``.
 
-        Where it holds all of them, an output tied to the token embedding needs no copy.
+        The output counts as the last layer; if the CPU holds all, a tied output needs no copy.
         """
         return self.host_weights + sum(self.weights[:layers]) - self.tied * (layers > self.layers)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """What all checkpoints of all slots take of ``host_buffers``."""
+        """Part of ``host_buffers`` for all checkpoints of all slots, in bytes."""
         return self.checkpoints * self.slots * sum(self.snapshots)
 
     def compute(self, first: int, last: int, *, devices: int, offloaded: int) -> int:
-        """Compute buffer of a device that holds layers ``first`` to ``last - 1`` (L: the output).
+        """Return the compute buffer of a device with layers ``first`` to ``last - 1`` (L: the output), in
+        bytes.
 
-        ``devices``: how many the model is spread over; ``offloaded``: how many of the L + 1 layers have left
-        the head's processor.
+        ``devices``: number of devices that the model is spread over; ``offloaded``: number of the L + 1
+        layers that are not on the head's CPU.
         """
         if first >= last:
             return 0
@@ -118,10 +119,10 @@ class Footprint:
         own = self.layers + 1 - offloaded
         peak = needs.peak(first, last, piped=piped, own=own)
         if not piped and first > own:
-            # Handed over by another device, several streams leave a hole.
+            # If another device hands them over, several streams leave a hole.
             peak += inputs.turned
         if first == 0:
-            # What all layers have of their own is made here; pipelining keeps what it is made of.
+            # The per-layer embeddings are computed here; pipelining keeps their source.
             made = 0 if needs.opened else inputs.raw + inputs.front + inputs.holes * piped
             peak = max(peak + made, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
             given += inputs.raw * piped
@@ -135,7 +136,7 @@ class Footprint:
         return peak + _COPIES * given
 
     def active_experts(self, layers: int) -> int:
-        """Bytes of the experts of the first ``layers`` that one token reads."""
+        """Return the bytes of the experts in the first ``layers`` that are read per token."""
         return sum(
             max(experts - (weights - active), 0)
             for experts, weights, active in zip(
@@ -144,15 +145,17 @@ class Footprint:
         )
 
     def host_experts(self, layers: int) -> int:
-        """What the head's processor computes in besides, when it keeps the experts of the first ``layers``.
+        """Return the extra compute buffer of the head's CPU for the experts of the first ``layers``.
 
-        As much as for the whole of one of them: more than it is.
+        Computed as if it held those layers whole, which is an overestimate.
         """
         return self._demands.peak(0, layers, piped=False) if layers else 0
 
     def lent_experts(self, layers: int) -> int:
-        """Bytes on the device that computes the rest: for long prompts it is lent the experts, one tensor
-        after another, and takes the next while it uses one.
+        """Return the bytes that experts on the head's CPU take on the device with the rest of their layers.
+
+        For long prompts they are copied there one tensor after another, the next one while the last is in
+        use.
         """
         return max(
             (
@@ -163,14 +166,15 @@ class Footprint:
         )
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
-        """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
+        """Return the compute buffer of the head's CPU and its own first layers (those not offloaded), in
+        bytes."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
         peak = self._demands.peak(0, own, piped=False, own=own) if own else self._inputs.looked_up
         if own and not self._demands.opened:
             peak = max(peak + self._inputs.raw + self._inputs.front, self._inputs.makes)
         if own > self.layers and self._inputs.joins:
-            # Where all is on one processor, several streams are joined beside what layers have of their own.
+            # With everything on the CPU, the streams are joined beside the per-layer embeddings.
             # Measured, not derived.
             peak = max(peak, 3 * self._inputs.raw + self._inputs.joins)
         if self._second is not None:
@@ -179,7 +183,7 @@ class Footprint:
 
 
 def footprint(shape: Shape, run: Run) -> Footprint:
-    """The bytes of a model of this shape, run in this way.
+    """Return the footprint of a model of this shape with these run options.
 
     Raises:
         KeyError: a KV type that llama.cpp does not know.
@@ -198,7 +202,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         v = layer.v if flash or not layer.v else widest_v
         kv = rows * cells.streams * (type_k.row(layer.k) + type_v.row(v))
         state.append(kv + layer.recurrent * run.slots * run.states)
-        # Of the last stream no more is seen than the layer's own values.
+        # In the last stream only the layer's own values are seen.
         lent.append(kv - rows * (type_v.row(v) - type_v.row(layer.v)))
     snapshots = tuple(
         snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers

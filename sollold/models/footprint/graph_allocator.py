@@ -1,8 +1,8 @@
-"""How much memory a sequence of operations needs at once, by the rules of ggml's graph allocator.
+"""Computes the peak memory of a sequence of operations by the rules of ggml's graph allocator.
 
-After ggml/src/ggml-alloc.c: a result is written over an operand of the same size where the operation allows
-it and nothing else needs the operand; a tensor is freed after its last use; a new one takes the smallest free
-block that holds it, else the end.
+After ggml/src/ggml-alloc.c: a result overwrites an operand of the same size if the operation allows it and
+nothing else needs the operand; a tensor is freed after its last use; a new one takes the smallest free block
+that fits, else the end of the buffer.
 """
 
 from __future__ import annotations
@@ -38,27 +38,28 @@ class Graph:
     def add(
         self, size: int, *sources: int, inplace: bool = False, viewed: int = -1, kept: bool = False
     ) -> int:
-        """An operation whose result takes ``size`` bytes.
+        """Add an operation whose result takes ``size`` bytes; return its number.
 
-        ``inplace``: it may be written over the first source that allows it, but for the one that is
-        ``viewed``, seen in another shape. ``kept``: never freed, as an output is.
+        ``inplace``: the result may overwrite the first source that allows it, except ``viewed``, which is
+        used through a view of another shape. ``kept``: never freed, like an output.
         """
         over = tuple(source for source in sources if source != viewed) if inplace else ()
         self._nodes.append(_Node(-(-size // _ALIGNMENT) * _ALIGNMENT, sources, over, kept))
         return len(self._nodes) - 1
 
     def empty(self, *sources: int, kept: bool = False) -> int:
-        """An operation whose result has no elements, but takes its place all the same."""
+        """Add an operation whose result has no elements but still takes a place; return its number."""
         self._nodes.append(_Node(0, sources, (), kept, empty=True))
         return len(self._nodes) - 1
 
     def __len__(self) -> int:
-        """How many operations there are."""
+        """Return the number of operations."""
         return len(self._nodes)
 
     def peaks(self, ends: Sequence[int]) -> list[int]:
-        """Bytes of the buffer that holds every result while it is needed: operations before the first of
-        ``ends``, from there to the next, and so on.
+        """Return the bytes of the buffer that holds every result while it is needed, one figure per section.
+
+        A section ends before the operation numbered in ``ends`` and begins where the previous one ended.
         """
         for node in self._nodes:
             for source in node.sources:
@@ -75,7 +76,7 @@ class Graph:
         return peaks
 
     def peak(self) -> int:
-        """Bytes of the buffer that holds every result while it is needed."""
+        """Return the bytes of the buffer that holds every result while it is needed."""
         return self.peaks([len(self)])[0]
 
     def _compute(self, node: _Node, blocks: _Blocks) -> None:
@@ -99,14 +100,15 @@ class Graph:
 
 @dataclass(slots=True)
 class _Blocks:
-    """Free blocks as (offset, size) in order, the last endless. ``end``: behind all that was ever taken."""
+    """Free blocks as (offset, size) in order, the last endless. ``end``: the end of all memory used so
+    far."""
 
     end: int = 0
     free_blocks: list[tuple[int, int]] = field(default_factory=lambda: [(0, _ENDLESS)])
 
     @property
     def tail(self) -> int:
-        """Where everything behind is free."""
+        """Offset from which everything is free."""
         return self.free_blocks[-1][0]
 
     def allocate(self, size: int) -> int:
@@ -123,9 +125,9 @@ class _Blocks:
         return offset
 
     def free(self, offset: int, size: int) -> None:
-        """Free what was taken: it is joined to the first block that touches it, and that to one more.
+        """Free an allocation: merge it with the first block adjacent to it, and that with one more.
 
-        So an empty block, left by an empty result, keeps those around it apart.
+        So an empty block, left by an empty result, keeps its neighbours apart.
         """
         blocks = self.free_blocks
         for index, (start, room) in enumerate(blocks):

@@ -1,7 +1,7 @@
-"""The metadata of a header that memory depends on, with llama.cpp's defaults.
+"""The header metadata that memory depends on, with llama.cpp's defaults.
 
-Read as llama.cpp's ``load_hparams`` and each architecture's loader do; what differs between architectures
-stands as data in `sollold.models.footprint.architectures`.
+Read as in llama.cpp's ``load_hparams`` and each architecture's loader; differences between architectures are
+data in `sollold.models.footprint.architectures`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _ALTUP_RANK = 256
 
 
 class Hparams:
-    """Of one model; attributes and methods are named as in llama.cpp's ``llama_hparams``, about."""
+    """The hyperparameters of one model; names follow llama.cpp's ``llama_hparams`` where possible."""
 
     def __init__(self, header: Header) -> None:
         self.header = header
@@ -43,11 +43,11 @@ class Hparams:
             self.latent = self.integer("attention.kv_lora_rank")
 
     def integer(self, key: str, default: int = 0) -> int:
-        """A number under the architecture's name."""
+        """Return an integer from the metadata under the architecture's prefix."""
         return self.header.integer(f"{self.arch}.{key}", default)
 
     def each(self, key: str, default: int | tuple[int, ...]) -> tuple[int, ...]:
-        """A number for every layer, said once or per layer."""
+        """Return one integer per layer, from a single value or an array; ``default`` if there is neither."""
         values = self.header.integers(f"{self.arch}.{key}")
         if len(values) == 1:
             return values * self.count
@@ -76,7 +76,7 @@ class Hparams:
         return tuple(index % every != full for index in range(self.count))
 
     def recurrent(self, index: int) -> bool:
-        """Whether a layer keeps a recurrent state."""
+        """Return whether a layer keeps a recurrent state."""
         if index >= self.trunk:
             return False
         rule = self.row.recurrent
@@ -94,13 +94,13 @@ class Hparams:
         return False
 
     def source(self, index: int) -> int:
-        """The layer whose cache a layer uses that has none of its own; -1: there is none such."""
+        """Return the layer whose cache a layer without its own uses; -1: none."""
         if index < self.kv_layers or self.kv_layers < 2 or index >= self.trunk:
             return -1
         return self.kv_layers - (2 if self.windowed[index] else 1)
 
     def attends(self, index: int) -> bool:
-        """Whether a layer has a KV cache of its own."""
+        """Return whether a layer has its own KV cache."""
         if index >= self.trunk or index >= self.kv_layers or not (self.row.cache or self.row.idle_cache):
             return False
         if self.row.recurrent == "all":

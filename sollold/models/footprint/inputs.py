@@ -1,4 +1,4 @@
-"""What devices are given for each ubatch: hidden state, masks, positions, and where in the caches rows go."""
+"""Computes the inputs of devices for each ubatch: hidden state, masks, positions and cache row indices."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from sollold.models.gguf.tensor_types import UNPACKED
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Bytes of what each device is given for one ubatch.
+    """The inputs of each device for one ubatch, in bytes.
 
-    ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
-    of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
-    ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``front``: what the
-    first block's device holds besides; ``joins``: the output's device needs that too; ``begins``,
-    ``ends``: what making several streams of one takes, and one of several; ``makes``: what making the
-    embedding beside the streams takes without pipelining; ``turned``: of several streams one, for which
-    there is no hole; ``holes``: what scores leave where the streams are made; ``host``: what the head keeps
-    of all inputs; ``looked_up``: what the head computes of them.
+    ``hidden``: the hidden state; ``chosen``: that of the output tokens only; ``full``, ``windowed``:
+    attention masks; ``indices``: the cache rows that new tokens are written to; ``always``: positions and the
+    like; ``per_layer``, ``raw``: the per-layer embedding of one layer, and of all layers together; ``front``:
+    what the first block's device holds besides; ``joins``: that the output's device needs for several
+    streams; ``begins``, ``ends``: memory for splitting the hidden state into streams, and for joining them;
+    ``makes``: memory for computing the per-layer embeddings beside the streams, without pipelining;
+    ``turned``: one of the streams, for which there is no hole; ``holes``: holes left by attention scores
+    where the streams are created; ``host``: the head's copy of all inputs; ``looked_up``: what the head
+    computes from them.
     """
 
     hidden: int
@@ -43,7 +44,7 @@ class Inputs:
     looked_up: int
 
     def of_all(self, needs: Demands, first: int, last: int) -> int:
-        """Inputs that layers have in common."""
+        """Return the bytes of the inputs shared by layers ``first`` to ``last - 1``."""
         total = self.always
         if needs.full[last] > needs.full[first]:
             total += self.full + self.indices * (needs.full_own[last] > needs.full_own[first])
@@ -53,7 +54,7 @@ class Inputs:
 
 
 def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> Inputs:
-    """Those of every device; ``widest_v``: elements of the widest layer's values."""
+    """Return the inputs of every device. ``widest_v``: elements of the widest layer's values."""
     width = 2 if flash else 4
     tokens = cells.tokens
     hidden = shape.n_embd * tokens * 4
@@ -78,13 +79,13 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
     masks += (windowed + indices) * any(layer.window for layer in attends)
     streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
     positions = 4 * tokens * (4 if shape.architecture in FOURFOLD else 1)
-    # Lightning attention is told how much each token counts for each other, head by head.
+    # Lightning attention gets a weight for each pair of tokens and each head.
     always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
     per_layer = shape.per_layer * tokens * 4
     raw = per_layer * sum(layer.block is not None for layer in shape.layers)
     several = streams > 1
     return Inputs(
-        # Of several streams one, all of them turned, and all of them pass (Gemma 3n).
+        # With several streams: one of them, all of them transposed, and all of them (Gemma 3n).
         hidden=hidden * (2 * streams + 1) if several else hidden,
         chosen=hidden if shape.late else shape.n_embd * cells.outputs * 4 * (shape.output > 0),
         full=full,
@@ -96,7 +97,7 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
         front=shape.front * hidden,
         joins=raw + hidden if several else 0,
         begins=4 * streams * hidden if several else 0,
-        # The second part was measured, not derived: holes that were too small for the embedding.
+        # The second term was measured, not derived: holes that were too small for the embedding.
         makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * several,
         turned=hidden if several else 0,
         holes=streams * hidden if several and not flash else 0,
@@ -107,7 +108,7 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
 
 
 def _rotations(shape: Shape, run: Run) -> int:
-    """Bytes of the matrices that turn the rows of a quantized cache."""
+    """Return the bytes of the matrices that rotate the rows of a quantized cache."""
     total = 0
     blocks_with_heads = [layer.block for layer in shape.layers if layer.block and layer.block.q]
     for kind, size in (

@@ -1,6 +1,7 @@
-"""What layers need of a device where recurrent ones stand among others: it depends on those before and after.
+"""Computes the memory of layers in models that mix recurrent blocks with others.
 
-Reckoned when it is asked for: a planner asks for many ranges, but most of them are alike.
+Each layer's need depends on its neighbours. It is computed on demand: a planner queries many ranges, but most
+of them are alike.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from sollold.models.footprint.device_boundary import Handed, Opening
 from sollold.models.footprint.recurrent import MIXERS, fetches_early
 
 NEAR = 4
-"""So many blocks before and after one matter for what it needs."""
+"""Number of blocks before and after a block that affect its need."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Begins:
-    """How a device begins: it is the head's processor; or follows it; and is told which tokens are output."""
+    """How a device begins: as the head's CPU, directly after it, with output token ids among its inputs."""
 
     home: bool
     hosted: bool
@@ -30,8 +31,8 @@ class _Begins:
 class MixedLayers:
     """The blocks of a model, and which of them are alike (``kinds``, a number for each).
 
-    ``slack``: bytes to add to what they need. ``raw``: of what layers have of their own, all together;
-    ``scaled``: the first layer's input is.
+    ``slack``: bytes to add to every result. ``raw``: bytes of the per-layer embeddings of all layers;
+    ``scaled``: the first layer's input is scaled.
     """
 
     row: block_graph.Row
@@ -44,16 +45,16 @@ class MixedLayers:
 
     @classmethod
     def of(cls, row: block_graph.Row, *, slack: int, raw: int, scaled: bool) -> MixedLayers | None:
-        """None where no block depends on others."""
+        """Describe a model's blocks; None if no block's need depends on others."""
         if not any(block.mixer in MIXERS or (block.followed and not block.mixer) for block, _ in row):
             return None
         numbers: dict[object, int] = {}
         return cls(row, tuple(numbers.setdefault(one, len(numbers)) for one in row), slack, raw, scaled)
 
     def peak(self, first: int, last: int, *, piped: bool, own: int) -> int:
-        """Bytes that the operations of layers ``first`` to ``last - 1`` need on one device.
+        """Return the peak bytes of the operations of layers ``first`` to ``last - 1`` on one device.
 
-        ``own``: how many layers the head's processor has.
+        ``own``: number of layers on the head's CPU.
         """
         outputs = last >= len(self.row)
         last = min(last, len(self.row))
@@ -75,7 +76,7 @@ class MixedLayers:
         return self.slack + peak
 
     def _within(self, piped: bool, opened: bool) -> tuple[int, ...]:
-        """Of each layer, far from where its device begins and ends."""
+        """Return the need of each layer far from where its device begins and ends."""
         if (piped, opened) not in self._far:
             self._far[piped, opened] = tuple(
                 self._peak(max(index - NEAR, 0), index + 1, piped, opened=opened)
@@ -84,10 +85,12 @@ class MixedLayers:
         return self._far[piped, opened]
 
     def passed(self, index: int) -> tuple[int, int]:
-        """Bytes that pass besides the hidden state when a device begins with a layer, there and back.
+        """Return the bytes transferred to a device that begins at a layer, and back, besides the hidden
+        state.
 
-        Recurrent layers fetch their state before the layer before has ended. Operations of that end that no
-        weight holds on its device follow the state to the next one, and need there what they start from.
+        A recurrent layer fetches its state before the previous layer has ended. The remaining operations of
+        that layer that have no weights are then scheduled on the state's device, and need their operands
+        there.
         """
         late = self._interrupted(index)
         if late is None:
@@ -100,7 +103,7 @@ class MixedLayers:
         return block.passed(batch.tokens)
 
     def _interrupted(self, index: int) -> int | None:
-        """The layer before one whose end comes only after another, there or behind, has fetched its state."""
+        """Return the layer before ``index`` that ends only after a later layer's early fetch, if any."""
         following = next((block for block, _ in self.row[index:] if block_graph.asks(block)), None)
         if following is None or not fetches_early(following):
             return None
@@ -116,7 +119,9 @@ class MixedLayers:
         ends: bool = False,
         opened: bool = False,
     ) -> int:
-        """Of layers ``begin`` to ``end - 1``; only of the last where no device begins or ends with them."""
+        """Return the need of layers ``begin`` to ``end - 1``.
+
+        Unless a device begins or ends with them, only the need of the last one."""
         handed, late = None, None
         if begins is not None and begin > 0 and not piped:
             late = self._interrupted(begin)

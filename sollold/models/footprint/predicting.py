@@ -1,8 +1,8 @@
-"""What drafting by a model's own layer for next-token prediction takes besides the layer and its cache.
+"""Computes what drafting by a model's own MTP layer takes besides the layer and its cache.
 
-llama-server makes a second context of the same model for it, with compute buffers and results of its own; and
-the first one gives out the hidden state of every token, from which the layer predicts. After ``graph_mtp`` in
-llama.cpp's src/models/*.cpp and ``common_speculative_impl_draft_mtp`` in common/speculative.cpp.
+llama-server creates a second context of the same model for it, with its own compute buffers and results; and
+the first context outputs the hidden state of every token, from which the layer predicts. After ``graph_mtp``
+in llama.cpp's src/models/*.cpp and ``common_speculative_impl_draft_mtp`` in common/speculative.cpp.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sollold.models.footprint.shape import Layer, Predicting, Shape
 _COPIES = 4
 _ROWS, _NEAR_ROWS = 5, 3
 """Copies of the hidden states of a batch, and of a ubatch, that llama-server holds. Measured: the first
-context's results, the second's input, those of the last batch, and what they are copied through."""
+context's results, the second's input, those of the last batch, and the buffers for copying them."""
 
 
 def loaded(shape: Shape) -> Shape:
-    """The shape of a model whose predicting layer is loaded: it is there, but no part of a token's way.
+    """Return the shape of a model with its MTP layer loaded, which is no part of the main graph.
 
-    Outputs are chosen after the last block, since the layer is given all hidden states.
+    Outputs are selected after the last block, since the layer receives all hidden states.
     """
     if shape.predicting is None:
         return shape
@@ -42,13 +42,13 @@ def loaded(shape: Shape) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class SecondContext:
-    """Bytes of the second context. ``layer``: the place of the predicting layer, the last of the blocks.
+    """The bytes of the second context. ``layer``: index of the MTP layer, the last of the blocks.
 
-    ``there``, ``apart``: what its operations need on its device, which has the output or has not, each
-    without pipelining and with; ``given``: what that device is given besides. ``large``: the hidden states
-    and the mask that it is given; without pipelining ``there`` and ``apart`` have them. ``after``,
-    ``passed``: the same two of the output's device, if that is another. ``host``, ``looked_up``: inputs, and
-    what the head's processor computes of them. ``results``: what is read off, in the head's memory.
+    ``there``, ``apart``: need of its operations on its device, if that also has the output or if not, each as
+    (without pipelining, with pipelining); ``given``: inputs of that device. ``large``: the hidden states and
+    the mask among its inputs; without pipelining they are included in ``there`` and ``apart``. ``after``,
+    ``passed``: operations and inputs on the output's device, if that is another. ``host``, ``looked_up``:
+    inputs on the head's CPU, and what it computes from them. ``results``: its results in the head's memory.
     """
 
     layer: int
@@ -66,7 +66,7 @@ class SecondContext:
     def of(
         cls, shape: Shape, predicting: Predicting, run: Run, cells: Cells, *, flash: bool
     ) -> SecondContext:
-        """That of a model's predicting layer. ``shape``: as the model is without it."""
+        """Compute the second context of a model's MTP layer. ``shape``: the model's shape without it."""
         layer = predicting.layer
         assert layer.block is not None, "a layer that predicts has a block"
         only = replace(shape, layers=(replace(layer, source=-1),), slack=0)
@@ -98,7 +98,7 @@ class SecondContext:
         )
 
     def compute(self, first: int, last: int, *, piped: bool) -> int:
-        """Bytes of its compute buffer on the device that holds layers ``first`` to ``last - 1``."""
+        """Return its compute buffer on the device that holds layers ``first`` to ``last - 1``, in bytes."""
         copies = _COPIES if piped else 1
         if first <= self.layer < last:
             return (self.there if last > self.layer + 1 else self.apart)[piped] + copies * self.given[piped]
@@ -107,7 +107,7 @@ class SecondContext:
         return 0
 
     def host_compute(self, *, own: int, piped: bool) -> int:
-        """The same on the head's processor, which has the first ``own`` layers."""
+        """Return its compute buffer on the head's CPU, which has the first ``own`` layers."""
         total = self.looked_up + (_COPIES if piped else 1) * self.host
         if own > self.layer + 1:
             return total + self.there[False] - self.large
@@ -123,10 +123,10 @@ class _Graphs:
     mask: int
 
     def peak(self, *, piped: bool, output: bool) -> int:
-        """Bytes that its operations need on its device, and unless ``piped`` what it is given for them.
+        """Return the peak bytes of its operations on its device, and unless ``piped`` of their inputs.
 
-        Where batches follow each other, that lies before everything and is never freed. ``output``: the
-        output matrix is there too.
+        With pipelining the inputs lie before everything and are never freed. ``output``: the device has the
+        output matrix too.
         """
         graph = Graph()
         tokens = self.batch.tokens
@@ -149,7 +149,7 @@ class _Graphs:
             done = graph.add(self.shape.n_embd * self.batch.outputs * FLOAT, done)
         if output or self.predicting.heads:
             graph.add(self.shape.n_vocab * self.batch.outputs * FLOAT, done)
-        # In a dense layer the norm, and the mask, leave holes that are too small for what follows: measured,
+        # In a dense layer the norm and the mask leave holes that are too small for what follows: measured,
         # not derived.
         fed = block.ff * tokens * FLOAT
         wide = (2 + block.gated) * fed + 2 * hidden + (self.mask if not piped and self.mask < fed else 0)

@@ -1,4 +1,4 @@
-"""One block of a model, read from the names and shapes of its tensors."""
+"""Reads a block of a model from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sollold.models.gguf.header import Tensor
 
 
 def block_from(facts: Hparams, index: int, tensors: list[Tensor]) -> Block:
-    """One block from the names and shapes of its tensors; long since it fills all fields of one table row."""
+    """Return one block, read from the names and shapes of its tensors."""
     shapes = {tensor.name.split(".", 2)[2]: tensor.shape for tensor in tensors}
 
     def rows(name: str) -> int:
@@ -88,7 +88,7 @@ def block_from(facts: Hparams, index: int, tensors: list[Tensor]) -> Block:
 
 
 def states(facts: Hparams, mixer: str) -> tuple[int, int]:
-    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer.
+    """Return the elements of recurrent state per sequence: of convolution or token shift, and of the mixer.
 
     After llama.cpp's ``n_embd_r`` and ``n_embd_s`` (src/llama-hparams.cpp).
     """

@@ -20,15 +20,15 @@ _FIRST = (
     "rope_factors_short.",
 )
 _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
-"""What llama.cpp's ``--n-cpu-moe`` takes for experts."""
+"""The tensors that llama.cpp's ``--n-cpu-moe`` treats as experts."""
 
 
 def shape_of(header: Header) -> Shape:
-    """The shape of a model by its header. Never fails for a header that could be read."""
+    """Return the shape of a model from its header. Never fails for a header that could be parsed."""
     facts = Hparams(header)
     layers, first, output, largest_output, tied, host = _grouped(facts)
     made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.trunk)]
-    # Layers for next-token prediction are not loaded unless they draft.
+    # MTP layers are not loaded unless they draft.
     made += [Layer(0, 0)] * (facts.count - facts.trunk)
     return Shape(
         architecture=header.architecture,
@@ -54,8 +54,11 @@ def shape_of(header: Header) -> Shape:
 
 
 def _grouped(facts: Hparams) -> tuple[list[list[Tensor]], list[Tensor], int, int, int, int]:
-    """Tensors of each block, those that go with the first; bytes of the output group, of the largest in it,
-    of its copy of the token embedding; bytes of the host."""
+    """Group the tensors by where they are loaded.
+
+    Returns:
+        the tensors of each block; those loaded with the first block; the bytes of the output group, of its
+        largest tensor and of its copy of the token embedding; the bytes on the head's CPU."""
     blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
     first: list[Tensor] = []
     output = largest = host = tied = 0
@@ -73,7 +76,7 @@ def _grouped(facts: Hparams) -> tuple[list[list[Tensor]], list[Tensor], int, int
             output += padded(tensor.size)
             largest = max(largest, tensor.size)
             own_output = own_output or tensor.name == "output.weight"
-    # Embedders like BERT have no output, and mostly no norm before it.
+    # Embedders like BERT have no output matrix, and mostly no norm before it.
     if output and not own_output and not facts.row.headless:
         once = 0 if facts.row.copied else tied
         return blocks, first, output + tied, max(largest, tied), once, host
@@ -81,7 +84,7 @@ def _grouped(facts: Hparams) -> tuple[list[list[Tensor]], list[Tensor], int, int
 
 
 def block_of(tensor: Tensor) -> int | None:
-    """The block that a tensor belongs to (``blk.7.attn_q.weight``: 7); None when it belongs to none."""
+    """Return the block that a tensor belongs to (``blk.7.attn_q.weight``: 7), or None."""
     parts = tensor.name.split(".", 2)
     if parts[0] == "blk" and len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():
         return int(parts[1][:9])
@@ -102,13 +105,13 @@ def _layer(facts: Hparams, index: int, tensors: list[Tensor], besides: list[Tens
         k = (facts.head_k_swa if windowed else facts.head_k) * facts.heads_kv[index]
         v = (facts.head_v_swa if windowed else facts.head_v) * facts.heads_kv[index]
         v = 0 if facts.latent else v
-        # Sparse attention keeps keys of its own to choose by (DeepSeek 3.2).
+        # Sparse attention caches separate keys for its indexer (DeepSeek 3.2).
         k += max(facts.integer("attention.indexer.key_length"), 0)
     block = block_from(facts, index, tensors)
     if facts.recurrent(index) or (facts.row is UNKNOWN and block.mixer):
         recurrent = 4 * sum(states(facts, block.mixer))
     elif facts.row is UNKNOWN and not block.q:
-        # It mixes tokens in a way that nobody knows here, and keeps what that needs: at most a square a head.
+        # An unknown way of mixing tokens; assume the largest state: at most one square per head.
         recurrent = 4 * max(sum(states(facts, mixer)) for mixer in ("", "kda", "lightning"))
     return Layer(
         weights=weights,
@@ -125,14 +128,15 @@ def _layer(facts: Hparams, index: int, tensors: list[Tensor], besides: list[Tens
 
 
 def _predicting(facts: Hparams, tensors: list[Tensor], output: int) -> Predicting | None:
-    """The last layer, if llama.cpp can draft by it: it has to be the only one, with all of its tensors."""
+    """Return the last layer if llama.cpp can draft by it: the only MTP layer, with all its tensors."""
     sizes = {tensor.name.split(".", 2)[2].removesuffix(".weight"): tensor.size for tensor in tensors}
     needed = {*facts.row.predicts, "nextn.eh_proj", "nextn.enorm", "nextn.hnorm"}
     if not facts.row.predicts or facts.trunk != facts.count - 1 or not needed <= sizes.keys():
         return None
     scaled = facts.header.metadata.get(f"{facts.arch}.attention.temperature_scale")
     if "attn_q_a" in needed and (scaled or not facts.latent):
-        # It gives up where attention is scaled by place, and where keys are not latent.
+        # llama.cpp refuses models with position-dependent attention scaling, or with keys that are not
+        # latent.
         return None
     layer = _layer(facts, facts.trunk, tensors, [])
     heads = "nextn.shared_head_head" in sizes

@@ -1,4 +1,4 @@
-"""What takes attention's place in a block, or stands beside it: scans, convolutions, RWKV's mixing.
+"""The operations of mixers, which replace or accompany attention in a block: scans, convolutions, RWKV.
 
 In the order in which src/models/mamba-base.cpp, delta-net-base.cpp, lfm2.cpp and rwkv7-base.cpp compute them.
 """
@@ -10,14 +10,15 @@ from sollold.models.footprint.block import FLOAT, Batch, Block
 from sollold.models.footprint.graph_allocator import Graph
 
 MIXERS = ("mamba", "mamba2", "conv", "delta", "kda", "lightning")
-"""Those that may stand among other blocks."""
+"""Mixers that may occur among other kinds of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Which states of recurrent blocks are whose: those of slots with tokens, those of the rest (none).
+    """Index inputs that assign recurrent states to slots.
 
-    -1: it lies before everything else, and so has no effect.
+    ``busy``: slots with tokens in the batch; ``idle``: the others (none, so it is empty). -1: the input lies
+    before everything else and so has no effect.
     """
 
     busy: int = -1
@@ -25,23 +26,26 @@ class Slots:
 
     @classmethod
     def of(cls, graph: Graph, ends: bool) -> Slots:
-        """They are told the device now, and freed after its last recurrent block. ``ends``: that is known."""
+        """Add the inputs at this point of the graph.
+
+        ``ends``: the row includes the device's last recurrent block, after which they are freed.
+        """
         return cls(graph.add(1, kept=not ends), graph.empty(kept=not ends))
 
     def fetch(self, graph: Graph, size: int) -> int:
-        """A state is fetched, and what the rest of the slots have is moved."""
+        """Add the fetching of a state, and the moving of the idle slots' states."""
         state = graph.add(size, *self._of(self.busy))
         self.move(graph)
         return state
 
     def scan(self, graph: Graph, size: int, *sources: int) -> int:
-        """The same by an operation that uses the state at once."""
+        """Like `fetch`, but by an operation that uses the state at once."""
         result = graph.add(size, *sources, *self._of(self.busy))
         self.move(graph)
         return result
 
     def move(self, graph: Graph) -> None:
-        """What the rest of the slots have is moved: nothing, but that takes a place."""
+        """Add the moving of the idle slots' states: it moves nothing, but takes a place."""
         graph.add(0, graph.empty(*self._of(self.idle)))
 
     @staticmethod
@@ -51,15 +55,16 @@ class Slots:
 
 @dataclass(slots=True)
 class Early:
-    """What a recurrent block's convolution keeps of the tokens before: it is fetched before all else of it.
+    """A recurrent block's convolution state, which is fetched before the rest of the block.
 
-    So it lies before the end of the block before it: behind the last operation of that which llama.cpp asks
-    for by name (the graph takes what such an operation needs, and leaves the rest for the next).
+    The fetch precedes even the end of the previous block: it follows the last operation that llama.cpp adds
+    explicitly (``ggml_build_forward_expand`` adds what such an operation needs, and leaves the rest for
+    later).
 
     Attributes:
-        size: bytes; 0: the next block fetches nothing so.
-        slots: which states are whose.
-        fetched: the operation that did; -1: not yet.
+        size: bytes of the state; 0: the next block fetches none early.
+        slots: the index inputs for the states.
+        fetched: the operation that fetches it; -1: not fetched yet.
     """
 
     size: int
@@ -67,28 +72,28 @@ class Early:
     fetched: int = -1
 
     def fetch(self, graph: Graph) -> int:
-        """Fetch it if that has not been done."""
+        """Add the fetch unless that has been done; return its operation."""
         if self.size and self.fetched < 0:
             self.fetched = self.slots.fetch(graph, self.size)
         return self.fetched
 
 
 def fetches_early(block: Block) -> bool:
-    """Whether a block begins with fetching what it keeps of the tokens before."""
+    """Return whether a block begins by fetching a convolution state."""
     return block.mixer in ("mamba", "mamba2", "conv") and not block.q
 
 
 def fetched_early(block: Block, batch: Batch) -> int:
-    """Bytes of what a block fetches before all else; 0: nothing."""
+    """Return the bytes of the state that a block fetches early; 0: none."""
     return block.conv_state * batch.sequences * FLOAT * fetches_early(block)
 
 
 def mixer(
     graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int], before: int, following: Early
 ) -> tuple[int, list[int]]:
-    """What takes attention's place or stands beside it; then ``waiting`` is attention's result.
+    """Add a block's mixer; return its result, and ``waiting`` (attention's result) after its output matrix.
 
-    ``before``: what was kept of the tokens before. ``following``: what the next block fetches early.
+    ``before``: the convolution state. ``following``: the state that the next block fetches early.
     """
     unit = batch.tokens * FLOAT
     if block.mixer == "conv":
@@ -134,13 +139,14 @@ def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int, s
         if block.repeats and key < block.inner:
             turned.append(graph.add(block.inner * unit, turned.pop()))
     query, keys = turned
-    # How much is forgotten, and how much learnt.
+    # The decay and the update rate.
     rates = [graph.add(block.steps * unit, graph.add(block.steps * unit, normed)) for _ in range(2)]
     result = graph.add(_scanned(block, batch), query, keys, x, state, *rates)
     result = graph.add(block.inner * unit, result)
     gate = graph.add(block.inner * unit, graph.add(block.inner * unit, normed))
     if block.mixer != "delta":
-        # Not followed step by step: its gates and decays are as wide as its keys, and wait until the end.
+        # Not modelled step by step: its gates and decays are as wide as its keys, and are needed until the
+        # end.
         graph.add(0, query, keys, x, *(graph.add(block.inner * unit, normed) for _ in range(4)))
     if block.mixer == "lightning":
         graph.add(0, *(graph.add(_decays(block, batch)) for _ in range(4)))
@@ -149,17 +155,17 @@ def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int, s
 
 
 def _decays(block: Block, batch: Batch) -> int:
-    """Bytes of how much each token of a ubatch counts for each other, head by head (lightning attention)."""
+    """Return the bytes of lightning attention's decay matrix: one weight per head and pair of tokens."""
     return block.heads * batch.tokens * batch.tokens * FLOAT
 
 
 def _convolved(block: Block, batch: Batch) -> int:
-    """Bytes of a convolution's input: the tokens', and what is kept of those before."""
+    """Return the bytes of a convolution's input: that of the tokens, and the state kept from earlier ones."""
     return (block.convolved * batch.tokens + block.conv_state * batch.sequences) * FLOAT
 
 
 def _scanned(block: Block, batch: Batch) -> int:
-    """Bytes of a scan's result: the tokens' and the new state, and those after each of the last tokens."""
+    """Return the bytes of a scan's result: the tokens', the new state, and that after each recent token."""
     return (block.inner * batch.tokens + block.mixer_state * batch.sequences * (1 + batch.kept)) * FLOAT
 
 
@@ -180,7 +186,7 @@ def _short_convolution(
 
 
 def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int, slots: Slots) -> int:
-    """RWKV 6 and 7: everything is mixed with the token before, in several ways at once."""
+    """Add RWKV 6's or 7's time mix: everything is mixed with the previous token, in several ways at once."""
     hidden = block.embd * batch.tokens * FLOAT
     state = block.mixer_state * batch.sequences * FLOAT
     shift = graph.add(hidden, normed)
@@ -210,7 +216,7 @@ def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int, slots: Slot
 
 
 def channel_mix(graph: Graph, block: Block, tokens: int, normed: int) -> int:
-    """RWKV's feed-forward layer, which sees the token before too."""
+    """Add RWKV's feed-forward layer, which also sees the previous token."""
     hidden = block.embd * tokens * FLOAT
     shift = graph.add(hidden, normed)
     if block.mixer == "rwkv7":

@@ -1,4 +1,4 @@
-"""How a model is to be run: what its footprint depends on besides the file."""
+"""The run options that a model's footprint depends on, besides its file."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from sollold.models.footprint.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """llama-server's settings that decide memory: as they are given, which may be less than was asked for.
+    """llama-server's settings that decide memory: the effective ones, which may be lower than requested.
 
     Attributes:
-        context: tokens in all slots together (``-c``).
-        slots: requests at a time (``-np``); each has ``context // slots`` tokens unless unified.
+        context: tokens of all slots together (``-c``).
+        slots: maximum number of concurrent requests (``-np``); each has ``context // slots`` tokens unless
+            unified.
         unified: one KV pool for all slots (``-kvu``).
         type_k, type_v: KV types (``f16``, ``q8_0``, ``q4_0`` …).
-        batch, ubatch: logical and physical batch (``-b``, ``-ub``), tokens.
+        batch, ubatch: logical and physical batch size (``-b``, ``-ub``), in tokens.
         flash: flash attention: ``on``, ``off`` or ``auto`` (``-fa``).
         embedding: serve embeddings (``--embedding``).
-        checkpoints: most copies of a slot's state that are kept to go back to (``--ctx-checkpoints``).
-        drafts: most tokens that are drafted for a slot and then checked in one batch; 0: no speculation.
-        predicts: the model's own layer for next-token prediction drafts them (``--spec-type draft-mtp``).
+        checkpoints: maximum number of copies of a slot's state to return to (``--ctx-checkpoints``).
+        drafts: maximum number of tokens drafted for a slot and then verified in one batch; 0: no speculation.
+        predicts: the model's own MTP layer drafts them (``--spec-type draft-mtp``).
     """
 
     context: int
@@ -38,23 +39,28 @@ class Run:
 
     @property
     def results(self) -> int:
-        """Tokens of a batch for which results are read off: the newest of each slot and its drafts."""
+        """Number of tokens of a batch with results: the newest of each slot and its drafts."""
         return min(self.slots * (1 + self.drafts), self.batch)
 
     @property
     def states(self) -> int:
-        """Recurrent states of a slot: one more for each token of a draft that may have to be taken back."""
+        """Recurrent states per slot: one more for each drafted token that may have to be rolled back."""
         return 1 + self.drafts * self.predicts
 
     @property
     def request_context(self) -> int:
-        """Tokens that one request may use."""
+        """Maximum number of tokens of one request."""
         return self.context if self.unified else self.context // self.slots
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The sizes of a run: cells of the caches of one stream, streams, tokens and outputs of a ubatch."""
+    """The sizes of a run.
+
+    ``full``, ``windowed``: cells of the caches of one stream; ``streams``: number of streams; ``tokens``,
+    ``outputs``: tokens and outputs of a ubatch; ``sequences``: number of slots; ``cached``: the model has a
+    cache.
+    """
 
     full: int
     windowed: int
@@ -65,14 +71,14 @@ class Cells:
     cached: bool
 
     def seen(self, window: bool) -> int:
-        """Tokens that one token's attention looks at."""
+        """Return the number of tokens that one token attends to."""
         if not self.cached:
             return self.tokens
         return self.windowed if window else self.full
 
     @classmethod
     def of(cls, shape: Shape, run: Run) -> Cells:
-        """Those of a model of this shape, run in this way."""
+        """Compute the sizes for a model of this shape with these run options."""
         context = padded(run.context or shape.context_train, 256)
         streams = 1 if run.unified else run.slots
         full = context if run.unified else padded(context // run.slots, 256)
@@ -85,5 +91,5 @@ class Cells:
 
 
 def padded(value: int, multiple: int) -> int:
-    """``value`` rounded up to a multiple."""
+    """Return ``value`` rounded up to a multiple."""
     return -(-value // multiple) * multiple

@@ -1,4 +1,4 @@
-"""What of a model's header its memory depends on: small enough to be sent to the node that plans.
+"""The facts of a model's header that its memory depends on, small enough to send to the node that plans.
 
 `sollold.models.footprint.read_shape` reads it from a header.
 """
@@ -9,7 +9,7 @@ from sollold.facts import dataclass
 from sollold.models.footprint.block import Block
 
 ALIGNMENT = 128
-"""Tensors begin at multiples of this in a device's buffer: CUDA's; the processor's 32 is smaller."""
+"""Alignment of tensors in a device's buffer, in bytes: CUDA's; the CPU's, 32, is smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +18,14 @@ class Layer:
 
     Attributes:
         weights: bytes of its tensors, each padded to the buffer's alignment.
-        active: bytes of them that one token reads: of experts only those used.
-        k, v: elements of a row of its K and V cache, 0 when it has none.
-        window: its attention slides over ``Shape.window`` tokens only.
-        recurrent: bytes of recurrent state a sequence.
-        block: what is computed in it; None: nothing (a layer for next-token prediction that is not used).
+        active: bytes of them that are read per token: of the experts only those used.
+        k, v: elements of a row of its K and V cache; 0 if it has none.
+        window: it attends to a window of ``Shape.window`` tokens only.
+        recurrent: bytes of recurrent state per sequence.
+        block: what is computed in it; None: nothing (an MTP layer that is not used).
         source: the layer whose cache it uses; -1: its own, or none.
         largest: bytes of its largest tensor.
-        experts: bytes of the weights of its experts, of ``weights``: they can stay with the head's processor.
+        experts: bytes of the experts' weights within ``weights``; they can stay on the head's CPU.
     """
 
     weights: int
@@ -42,11 +42,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Predicting:
-    """The last layer, which predicts the token after the next one, as it is when llama.cpp drafts by it.
+    """The last layer, an MTP layer (predicting the token after the next one), as llama.cpp drafts by it.
 
     Attributes:
-        embeds: it has a token embedding of its own; ``norms``, ``heads``: an output norm, an output matrix.
-        read: bytes that a drafted token reads, of the output matrix too where it has none.
+        embeds: it has its own token embedding; ``norms``, ``heads``: its own output norm, output matrix.
+        read: bytes read per drafted token, including the shared output if it has no output matrix.
     """
 
     layer: Layer
@@ -58,28 +58,27 @@ class Predicting:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model as far as its memory goes.
+    """The facts of a model that its memory depends on.
 
     Attributes:
-        known: the architecture is in the table; otherwise everything is estimated on the safe side.
-        output: bytes of the output group (output matrix, output norm), a second copy of the token
-            embedding included when the output is tied to it.
-        host_weights: bytes that stay with the head's processor (token embedding and the like).
-        tied: of ``output`` that second copy, where the head's processor can do without; 0: it has a matrix of
-            its own.
-        largest_tensor: bytes of it: while loading, so much is held once more. ``largest_output``: of the
-            output group's.
+        known: the architecture is in the table; otherwise everything is estimated conservatively.
+        output: bytes of the output group (output matrix, output norm), including a second copy of the token
+            embedding if the output is tied to it.
+        host_weights: bytes that stay on the head's CPU (token embedding and the like).
+        tied: the part of ``output`` that is such a copy and is not needed on the head's CPU; 0: none.
+        largest_tensor: bytes of the largest tensor, held once more while loading. ``largest_output``: the
+            same for the output group.
         n_embd, n_vocab: elements of a hidden state, tokens of the vocabulary.
-        window: tokens of the sliding window; 0: none.
-        context_train: tokens of the context it was trained with.
-        parameters: count of weights.
-        cached: has a cache or a recurrent state: without one it gives embeddings only.
-        per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
-        positions: places have an embedding beside that of tokens.
-        projector: bytes of the projector and of what it computes in; 0: the model has none.
-        slack, front: hidden states to add to every compute buffer, and to that of the device that begins
-            (see `sollold.models.footprint.architectures`).
-        predicting: None: llama.cpp can't draft by a layer of its own.
+        window: size of the sliding window, in tokens; 0: none.
+        context_train: context the model was trained with, in tokens.
+        parameters: number of weights.
+        cached: it has a cache or a recurrent state; without one it only gives embeddings.
+        per_layer: elements of the per-layer embedding (Gemma 3n and 4).
+        positions: positions have an embedding as tokens do.
+        projector: bytes of the projector and its compute buffer; 0: the model has none.
+        slack, front: hidden states to add to every compute buffer, and to that of the first device (see
+            `sollold.models.footprint.architectures`).
+        predicting: the MTP layer; None: llama.cpp can't draft by one.
     """
 
     architecture: str
@@ -105,15 +104,15 @@ class Shape:
 
     @property
     def late(self) -> bool:
-        """Whether outputs are chosen only after the last block."""
+        """Whether outputs are selected only after the last block."""
         return any(layer.block is not None and layer.block.late for layer in self.layers)
 
     @property
     def windowed(self) -> bool:
-        """Whether some layers' attention slides over a window."""
+        """Whether some layers attend to a window only."""
         return self.window > 0 and any(layer.window for layer in self.layers)
 
 
 def padded(size: int) -> int:
-    """Bytes that a tensor takes in a device's buffer."""
+    """Return the bytes that a tensor takes in a device's buffer."""
     return -(-size // ALIGNMENT) * ALIGNMENT

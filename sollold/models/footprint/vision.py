@@ -1,7 +1,7 @@
-"""How much memory a projector computes in while it looks at an image: by the biggest that it takes.
+"""Computes how much memory a projector needs to process an image, by the largest image it accepts.
 
-llama.cpp makes room for a middling image while it loads, and for a bigger one when it comes. How big that may
-be stands in the header of some projectors and in tools/mtmd/clip.cpp for the others.
+llama.cpp reserves memory for a medium image while it loads, and for a larger one when it comes. The maximum
+size is in the header of some projectors, and in tools/mtmd/clip.cpp for the others.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from sollold.facts import dataclass
 from sollold.models.gguf.header import Header
 
 _AUDIO_PLACES = 1500
-"""Places of half a minute of sound, which is what encoders look at together."""
+"""Positions in 30 seconds of audio, which encoders process together."""
 _WINDOWED = ("n_wa_pattern", "wa_layer_indexes", "wa_pattern_mode")
-"""Keys of projectors with windows in their attention: they have a mask of every place for every other."""
+"""Keys of projectors with windowed attention, which have a mask over all pairs of positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisionLimits:
-    """What clip.cpp says of a kind of projector that uses flash attention.
+    """What clip.cpp specifies for a kind of projector that uses flash attention.
 
     Attributes:
-        tokens: that the biggest image becomes; 0: images are made as large as the header says.
-        merge: so many places each way become one token, where the header does not say.
-        images: looked at together.
+        tokens: tokens of the largest image; 0: images are scaled as the header says.
+        merge: positions per token in each direction, if the header gives none.
+        images: images processed together.
     """
 
     tokens: int = 0
@@ -59,12 +59,12 @@ VISION_LIMITS = {
     "qwen2vl_merger": VisionLimits(4096),
     "qwen3vl_merger": VisionLimits(4096),
 }
-"""By ``clip.projector_type``. Of others, whose images are all of one size, attention's scores are taken to be
-written out."""
+"""Limits by ``clip.projector_type``. Other types have images of one size; their attention scores are counted
+in full."""
 
 
 def seen(header: Header) -> int:
-    """Bytes needed to look at one image and to hear half a minute, by the projector's header."""
+    """Return the bytes needed to process one image and 30 seconds of audio, by the projector's header."""
     return _looking(header) + _hearing(header)
 
 
@@ -88,7 +88,7 @@ def _looking(header: Header) -> int:
     if limits is None:
         return one + _scores(header, "vision", places)
     windowed = any(f"clip.vision.{key}" in header.metadata for key in _WINDOWED)
-    # A mask as it is given, and once more in half as many bytes.
+    # The mask as given, and a copy of it with half as many bytes.
     mask = 6 * places * places * windowed
     return limits.images * one + mask
 
@@ -100,12 +100,12 @@ def _hearing(header: Header) -> int:
 
 
 def _states(header: Header, part: str, places: int) -> int:
-    """Bytes of what an encoder holds of every place at a time."""
+    """Return the bytes that an encoder holds for all positions at once."""
     width = header.integer(f"clip.{part}.embedding_length")
     inner = header.integer(f"clip.{part}.feed_forward_length")
     return 4 * places * (6 * width + 2 * inner)
 
 
 def _scores(header: Header, part: str, places: int) -> int:
-    """Bytes of attention's scores where they are written out."""
+    """Return the bytes of materialized attention scores."""
     return 4 * header.integer(f"clip.{part}.attention.head_count") * places * places
