@@ -1,1 +1,1 @@
-"""The gossip protocol without I/O: membership (SWIM), records, election. Packets in, actions out."""
+"""The gossip protocol without I/O: membership (SWIM), records, elections. Packets in, actions out."""

@@ -1,4 +1,4 @@
-"""What the gossip core asks of the shell around it. Carried out in the order given."""
+"""Actions that the gossip core requests from the I/O shell, which carries them out in the given order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What must survive a restart. A node that lost it learns the like from its peers.
+    """State that should survive a restart. A node that lost it recovers equivalent values from its peers.
 
     Attributes:
-        term: the highest term seen; claims are above it.
-        version: the record's version was never above this (it is written ahead, so seldom).
-        incarnation: of the membership, as last used.
+        term: the highest term seen; new claims are above it.
+        version: upper bound of the record versions used so far; written ahead, so that writes are rare.
+        incarnation: the last incarnation used by the membership protocol.
     """
 
     term: Term = field(default_factory=Term)
@@ -37,10 +37,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write ``kept`` to disk, then call `Gossip.persisted`, also when it could not be written.
+    """Write ``kept`` to disk, then call `Gossip.persisted`, even if the write failed.
 
-    Nothing waits for it: a disk may take longer than others take to hold a silent node dead. Of several
-    the last is enough.
+    Nothing waits for the write: a disk may take longer than peers take to declare a silent node dead. Of
+    several pending ones only the last needs to be written.
     """
 
     kept: Kept
@@ -48,12 +48,12 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class PushPullWith:
-    """Exchange whole states over TCP with the first of ``addresses`` that answers.
+    """Exchange full states over TCP with the first of ``addresses`` that responds.
 
-    Send `Gossip.push_pull_open`, then give every body received to `Gossip.push_pull` and send what it
-    returns, until one side has nothing to say. ``node`` is empty when it is not known who is there, if
-    anybody: such tries must not hold up the others.
-    Report the end with `Gossip.push_pull_done`, also when it failed.
+    Send `Gossip.push_pull_open`, then pass every received body to `Gossip.push_pull` and send what it
+    returns, until one side has nothing to send. ``node`` is empty if it is unknown which node, if any, is at
+    the addresses: such attempts must not delay others.
+    Report the end with `Gossip.push_pull_done`, even if the exchange failed.
     """
 
     node: str
@@ -62,7 +62,7 @@ class PushPullWith:
 
 @dataclass(frozen=True, slots=True)
 class TcpPing:
-    """Ask ``node`` over TCP whether it lives; if so call `Gossip.tcp_pong` with ``sequence``.
+    """Ping ``node`` over TCP; if it responds, call `Gossip.tcp_pong` with ``sequence``.
 
     A failure need not be reported. Give up after ``timeout`` seconds.
     """
@@ -74,32 +74,32 @@ class TcpPing:
 
 
 class Change(StrEnum):
-    """What became different."""
+    """Kind of a `NodeEvent`."""
 
     JOINED = "joined"
-    """A node is there that was not, or was dead or left."""
+    """A node appeared that was unknown, dead or had left."""
     RESTARTED = "restarted"
-    """Its process is another one (new boot), though it was never found dead: links to it are void."""
+    """The node's process changed (new boot), but it was never declared dead: connections to it are void."""
     MOVED = "moved"
-    """Its addresses changed."""
+    """The node's addresses changed."""
     SUSPECTED = "suspected"
     CLEARED = "cleared"
     """A suspicion was refuted."""
     DIED = "died"
     LEFT = "left"
     UPDATED = "updated"
-    """Its record changed."""
+    """The node's record changed."""
     LEADER = "leader"
-    """Another term holds, or none (``term.leader`` empty)."""
+    """The current term changed, or there is none now (``term.leader`` empty)."""
     CLONED = "cloned"
-    """Another machine that lives uses our node id."""
+    """Another live machine uses this node's id."""
     DOUBLED = "doubled"
-    """Two machines that live use the node's id."""
+    """Two live machines use the same node id."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """Something that others may want to know. ``term`` is set for LEADER only."""
+    """A change that observers may act on. ``term`` is set for LEADER only."""
 
     change: Change
     node: str

@@ -1,6 +1,6 @@
-"""Notices that a peer knows more, and asks it: by digests, by hearsay, and now and then without cause.
+"""Decides when to exchange full states: when digests differ, when a peer has newer data, and periodically.
 
-Where digests agree, nearly all exchanges without cause are left out.
+Nearly all periodic exchanges are skipped while digests agree.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.timers import Timers
 
 _DIFFERENT = 2
-"""Digests in a row that differ before a peer is asked: news may be on its way."""
+"""Consecutive differing digests before a peer is asked: the missing news may already be on its way."""
 _SPARED = 9
-"""Exchanges in a row that are left out at most, since digests agree. They don't tell of the dead."""
+"""Maximum consecutive exchanges skipped because digests agree: digests do not cover dead nodes."""
 
 
 class AntiEntropy:
-    """When to exchange whole states, and with whom.
+    """Schedules exchanges of full states and picks the peers for them.
 
     Args:
-        actions: where `PushPullWith` goes.
+        actions: the list that `PushPullWith` is appended to.
 
     Attributes:
-        digest: of all that is known of the live nodes; equal for nodes that know the same.
+        digest: covers all that is known of the live nodes; equal on nodes that know the same.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AntiEntropy:
         timers.at(now + random.random() * tuning.push_pull_interval, self._turn)
 
     def note(self, node: str) -> None:
-        """Bring the digest up to date with what is known of ``node``."""
+        """Update the digest with what is known of ``node``."""
         mark = 0
         register = self._registry.get(node)
         version, boot = (register.version, register.boot) if register is not None else (0, 0)
@@ -75,7 +75,7 @@ class AntiEntropy:
             self._marks[node] = mark
 
     def compare(self, sender: str, digest: int, now: float) -> None:
-        """A peer told its digest. If they go on to differ, exchange; ever less often if that is no use."""
+        """Compare a peer's digest; exchange if it keeps differing, with growing pauses if that is no help."""
         member = self._membership.members.get(sender)
         if digest == self.digest:
             self._differing = 0
@@ -91,7 +91,7 @@ class AntiEntropy:
             self._actions.append(PushPullWith(sender, member.everywhere()))
 
     def want(self, node: str, addresses: tuple[Address, ...], now: float) -> None:
-        """A peer is known to know more: exchange, but not more often than each `Tuning.fetch_interval`."""
+        """Exchange with a peer that has newer data, at most once per `Tuning.fetch_interval`."""
         if self._membership.own.leaving:
             return
         if now >= self._fetch_at:
@@ -103,7 +103,7 @@ class AntiEntropy:
         self._fetch = (node, addresses)
 
     def failed(self, node: str, now: float) -> None:
-        """An exchange with ``node`` failed: try another."""
+        """Try another peer after an exchange with ``node`` failed."""
         for other in self._membership.sample(1, without=node):
             self.want(other.node, other.everywhere(), now)
 
@@ -120,7 +120,7 @@ class AntiEntropy:
             return
         for member in self._membership.sample(1):
             if now - member.agreed < pause and self._spared < _SPARED:
-                # An exchange is a connection with TLS, which costs more than a minute's pings.
+                # An exchange takes a TLS connection, which costs more than a minute's pings.
                 self._spared += 1
             else:
                 self._spared = 0

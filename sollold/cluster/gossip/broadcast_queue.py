@@ -1,21 +1,21 @@
-"""News on its way through the cluster: each piece is sent a limited number of times, the freshest first."""
+"""Queue of gossip messages: each is sent a limited number of times, the least sent and newest first."""
 
 from __future__ import annotations
 
 
 class BroadcastQueue:
-    """A queue of encoded messages, one a subject: newer news of a subject replaces older."""
+    """A queue of encoded messages, one per subject: newer news of a subject replaces older."""
 
     def __init__(self) -> None:
         self._tiers: list[dict[tuple[str, str], bytes]] = []
-        """By how often a piece was sent already."""
+        """Messages by the number of times they have been sent."""
         self._tier: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
         return len(self._tier)
 
     def add(self, kind: str, node: str, message: bytes) -> None:
-        """Queue ``message``; it replaces what was there of this kind about this node."""
+        """Queue ``message``, replacing any of the same kind about the same node."""
         self.withdraw(kind, node)
         if not self._tiers:
             self._tiers.append({})
@@ -23,13 +23,13 @@ class BroadcastQueue:
         self._tier[kind, node] = 0
 
     def withdraw(self, kind: str, node: str) -> None:
-        """What was queued of this kind about this node is no longer so."""
+        """Remove the queued message of this kind about this node, if any."""
         tier = self._tier.pop((kind, node), None)
         if tier is not None:
             del self._tiers[tier][kind, node]
 
     def take_messages(self, room: int, limit: int) -> list[bytes]:
-        """Messages of at most ``room`` bytes in all for one packet; each leaves after ``limit`` packets."""
+        """Return messages of at most ``room`` bytes in total for a packet; each is sent ``limit`` times."""
         if not self._tier:
             return []
         taken: list[tuple[int, tuple[str, str], bytes]] = []

@@ -1,4 +1,4 @@
-"""Times and counts of the gossip protocols. Seconds where not said otherwise."""
+"""Intervals, timeouts and limits of the gossip protocols. Times are in seconds unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How eager membership, records and election are.
+    """Parameters of membership, records and elections.
 
     Attributes:
-        probe_interval: after it a probe without an ack makes its target a suspect.
-        probes: peers whose probe begins in each interval.
-        probe_timeout: after it without an ack others are asked to try.
-        indirect_probes: how many others.
-        suspicion_multiplier: least suspicion, in probe intervals times log10(n).
-        suspicion_max: most suspicion, as a multiple of the least.
-        confirmations: independent suspicions that bring the time down to the least.
-        awareness_max: how far a slow node's time-outs stretch.
-        gossip_interval, gossip_fanout: news go to that many peers in each interval.
-        retransmit_multiplier: each piece of news is sent this often times ⌈log10(n + 1)⌉.
-        push_pull_interval: whole states are exchanged with somebody; longer in big clusters.
-        sync_interval: least time between exchanges because digests differ; doubled while they still do.
-        fetch_interval: least time between exchanges because a peer is known to know more.
-        reconnect_interval: one dead peer is tried in each.
-        forget_after: a dead or left node is forgotten.
-        quick_probe, quick_suspicion: after a broken link: how long a ping may take, and how long the
-            suspicion lasts that follows.
-        silent_probe, silent_suspicion: the same after a link that fell silent and was given up.
-        lag: a tick later than this means that this process was stopped; its time-outs are moved on.
-        introduce_timeout: after it without an ack an introduced address is tried over TCP.
-        retry_min, retry_max: pauses between tries of a kept introduction.
-        settle: an empty leadership is left so for this long, so that views agree who is first in line.
-        patience: each further one in the line waits this much longer.
-        grace: a node that just started waits for introductions before it claims.
-        record_wait: how long the record of a live leader may be missing before it is given up.
+        probe_interval: time after which the target of an unacknowledged probe becomes suspect.
+        probes: probes started per interval.
+        probe_timeout: time without an ack after which other nodes are asked to probe.
+        indirect_probes: number of nodes asked.
+        suspicion_multiplier: minimum suspicion time, in probe intervals times log10(n).
+        suspicion_max: maximum suspicion time, as a multiple of the minimum.
+        confirmations: independent suspicions that reduce the time to the minimum.
+        awareness_max: maximum factor by which a slow node stretches its timeouts.
+        gossip_interval, gossip_fanout: news is sent to this many peers in each interval.
+        retransmit_multiplier: each message is sent this number times ⌈log10(n + 1)⌉ times.
+        push_pull_interval: time between periodic exchanges of full states; longer in big clusters.
+        sync_interval: minimum time between exchanges because of differing digests; doubled while they differ.
+        fetch_interval: minimum time between exchanges with peers known to have newer data.
+        reconnect_interval: one dead peer is tried per interval.
+        forget_after: time after which a dead or left node is forgotten.
+        quick_probe, quick_suspicion: after a broken connection: ping timeout, and duration of the suspicion
+            that follows.
+        silent_probe, silent_suspicion: the same after a connection was closed because it fell silent.
+        lag: a tick later than this means that the process was stopped; its timeouts are moved back.
+        introduce_timeout: time without an ack after which an introduced address is tried over TCP.
+        retry_min, retry_max: pauses between attempts of a kept introduction.
+        settle: time to wait after the leadership became vacant, so that views agree who is first in line.
+        patience: additional wait per place in that line.
+        grace: time for which a newly started node waits for introductions before it claims a term.
+        record_wait: time for which the record of a live leader may be missing before the leader is given up.
     """
 
     probe_interval: float = 1.0
@@ -69,21 +69,21 @@ class Tuning:
     record_wait: float = 3.0
 
     def retransmits(self, nodes: int) -> int:
-        """How often each piece of news is sent in a cluster of ``nodes``."""
+        """Return how often each message is sent in a cluster of ``nodes``."""
         return self.retransmit_multiplier * ceil(log10(nodes + 1))
 
     def suspicion_min(self, nodes: int) -> float:
-        """Least time that a suspect has to refute in a cluster of ``nodes``."""
+        """Return the minimum time that a suspect has to refute in a cluster of ``nodes``."""
         return self.suspicion_multiplier * max(1.0, log10(max(1, nodes))) * self.probe_interval
 
     def push_pull_every(self, nodes: int) -> float:
-        """Seconds between exchanges of whole states: longer by the interval with each doubling past 32."""
+        """Return the seconds between periodic exchanges: one more interval per doubling beyond 32 nodes."""
         if nodes <= 32:
             return self.push_pull_interval
         return self.push_pull_interval * (ceil(log2(nodes) - log2(32)) + 1)
 
 
 LAN = Tuning()
-"""The LAN defaults of memberlist, but for two. Two probes begin in an interval: in small clusters most of
-the time until a death is known passes before anybody probes the dead. And suspicion is 3 instead of 4,
-since nodes that hear of a suspect probe it next, so that confirmations and refutations come sooner."""
+"""The LAN defaults of memberlist, with two exceptions. Two probes start per interval: in small clusters most
+of the time until a death is known passes before any node probes the dead one. The suspicion multiplier is 3
+instead of 4: nodes that learn of a suspect probe it next, so confirmations and refutations come sooner."""

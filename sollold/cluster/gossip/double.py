@@ -1,8 +1,8 @@
-"""One node id and two processes that live: a state folder was copied to another machine.
+"""Detects two live processes with the same node id: a state folder was copied to another machine.
 
-A process that was followed by another never speaks again. If one does, and again and again, both live, and
-each takes what is said of the other for an old word that it must refute. So all nodes keep the one that
-started first, as the numbers of the processes tell, and listen to the other no more.
+A process that was replaced by a restart never speaks again. If one does so repeatedly, both are alive, and
+each takes statements about the other for outdated ones that it must refute. So all nodes keep the process
+that started first, according to the boot numbers, and ignore the other.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from sollold.cluster.gossip.actions import Address
 from sollold.facts import dataclass
 
 _RETURNS = 3
-"""Returns of a process that another had followed. One or two are gossip that comes late."""
+"""Times that a replaced process has to return before it counts as alive. One or two are delayed gossip."""
 _MOST = 8
 _SILENT = 60.0
-"""Seconds of silence of the process that is kept, after which the other is listened to again."""
+"""Seconds of silence of the kept process after which the other is accepted again."""
 _CURRENT = 180.0
-"""Seconds without a word of the other one, after which it is taken to be gone."""
+"""Seconds without any message of the other process after which it is considered gone."""
 _TELL_PAUSE = 0.5
 _LATE = 3.0
-"""Seconds for which datagrams of a process that ended may still be on their way."""
+"""Seconds for which datagrams of an ended process may still arrive."""
 _CHANCE_BITS = 32
 _EPOCH = 1_577_836_800
 """The year 2020, in Unix time."""
 
 
 def boot_number(started: float, chance: int) -> int:
-    """A number for a process that starts at this Unix time, greater than those of earlier seconds.
+    """Return a boot number for a process started at this Unix time, greater than those of earlier seconds.
 
-    ``chance``: random bits, which keep it from being any other's; it is odd, below 2**63.
+    ``chance``: random bits that make it unique. The number is odd and below 2**62.
     """
     seconds = min(max(0, int(started - _EPOCH)), (1 << 30) - 1)
     return seconds << _CHANCE_BITS | chance % (1 << _CHANCE_BITS) | 1
@@ -38,7 +38,7 @@ def boot_number(started: float, chance: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Double:
-    """A node id that two machines use: where the one is that takes part, and the other."""
+    """A node id used by two machines: host of the one that takes part, and of the other."""
 
     node: str
     kept: str
@@ -46,7 +46,7 @@ class Double:
 
     @property
     def machines(self) -> str:
-        """Which both are, to be put behind a sentence; empty where that is not known."""
+        """Both hosts as the end of a sentence; empty if either is unknown."""
         if not self.kept or not self.other:
             return ""
         return f": {self.kept}, which takes part in the cluster, and {self.other}, which does not"
@@ -62,7 +62,7 @@ class _Barred:
 
 
 class Processes:
-    """The processes that spoke in the name of one node."""
+    """The processes that have used one node's id."""
 
     __slots__ = ("_barred", "_followed", "_former", "_returns")
 
@@ -73,17 +73,17 @@ class Processes:
         self._barred: dict[int, _Barred] = {}
 
     def barred(self, boot: int) -> bool:
-        """Whether this one is not listened to."""
+        """Whether messages of this process are ignored."""
         return boot in self._barred
 
     def forget(self, boot: int) -> None:
-        """Listen to this one again: nobody else is there."""
+        """Accept this process again: no other is alive."""
         self._barred.pop(boot, None)
 
     def follows(
         self, boot: int, said: int, hosts: tuple[Address, ...], said_hosts: tuple[Address, ...], now: float
     ) -> bool:
-        """Whether the process ``said`` takes the place of ``boot``, which is held alive: it said so anew."""
+        """Whether process ``said``, which spoke anew, replaces ``boot``, which is considered alive."""
         if said in self._barred:
             return False
         self._returns = self._returns + 1 if said in self._former else 0
@@ -105,9 +105,9 @@ class Processes:
         heard: float,
         now: float,
     ) -> bool:
-        """The process ``other`` speaks, which is not the one that counts, ``boot``.
+        """Note a message of process ``other``, while ``boot`` is the one that counts.
 
-        ``heard``: when that last did. True: now it is clear that both live.
+        ``heard``: when ``boot`` was last heard. Returns True if this shows for the first time that both live.
         """
         one = self._barred.get(other)
         if one is None:
@@ -126,14 +126,15 @@ class Processes:
     def _part(
         self, boot: int, other: int, hosts: tuple[Address, ...], others: tuple[Address, ...], now: float
     ) -> None:
-        """Bar the one of the two that started later."""
+        """Ignore the process that started later."""
         barred, where = (other, others) if boot < other else (boot, hosts)
         if len(self._barred) < _MOST:
             self._barred[barred] = _Barred(where[0][0] if where else "", now)
 
     def tells(self, boot: int, now: float) -> bool:
-        """Whether the process that is kept is to hear what this one says: it refutes that, and so both
-        learn that there are two."""
+        """Whether to forward this process' statement to the kept one: it refutes the statement, and so both
+        learn of each other. Rate limited.
+        """
         one = self._barred.get(boot)
         if one is None or now - one.told < _TELL_PAUSE:
             return False
@@ -141,6 +142,6 @@ class Processes:
         return True
 
     def other(self, now: float) -> str | None:
-        """Where the other one is; None when there is none, or it is gone."""
+        """Return the other process' host; None if there is none or it is gone."""
         current = [one for one in self._barred.values() if now - one.heard < _CURRENT]
         return max(current, key=lambda one: one.heard).host if current else None

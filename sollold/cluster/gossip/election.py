@@ -1,9 +1,9 @@
 """Who leads: the holder of the highest term as long as it lives, else the first in line claims a higher one.
 
-Nothing is voted on. A leader only proposes; owners decide by their own ledgers and refuse older terms
-than the newest they have seen. So all that is asked here is that views agree within seconds, and that a
-node that joins unseats nobody. Terms are totally ordered by (counter, node id): where two halves of a
-network meet, both know which of two leaders stays.
+There is no voting. A leader only proposes; owners decide by their own ledgers and refuse terms older than
+the newest they have seen. So all that is required is that views agree within seconds, and that a node that
+joins unseats nobody. Terms are totally ordered by (counter, node id): when two halves of a network meet,
+both know which of the two leaders stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ElectionMember:
-    """One live node, as far as leading goes. ``claim`` is None while its record is not here."""
+    """A live node's part in elections. ``claim`` is None while its record is missing."""
 
     node: str
     claim: Term | None
@@ -26,7 +26,7 @@ class ElectionMember:
 
 @dataclass(frozen=True, slots=True)
 class ElectionResult:
-    """``term`` holds (empty: none). ``claim``: this node shall claim it now. ``again``: look again then."""
+    """``term``: the current one (empty: none). ``claim``: claim it now. ``again``: when to decide again."""
 
     term: Term
     claim: bool = False
@@ -54,14 +54,14 @@ class Election:
         self._missing: float | None = None
 
     def observe(self, term: Term) -> bool:
-        """A term was seen; True when none was as high. One that elections can't have led to is ignored."""
+        """Note a term; True if it is the highest so far. One that elections can't have reached is ignored."""
         if term <= self.highest or not follows(term, self.highest):
             return False
         self.highest = term
         return True
 
     def decide(self, live: Iterable[ElectionMember], now: float) -> ElectionResult:
-        """Who leads among the live nodes, this one included; a claim is taken as made."""
+        """Decide who leads among the live nodes, including this one; a returned claim counts as made."""
         standings = tuple(live)
         for one in standings:
             if one.claim is not None and one.claim.leader == one.node:
@@ -72,7 +72,7 @@ class Election:
             self._vacant = self._missing = None
             return ElectionResult(self.highest)
         if holder is not None and holder.claim is None:
-            # Its record is on its way; without this wait a node that joins would unseat it.
+            # Its record is on its way; without this wait a joining node would unseat it.
             if self._missing is None:
                 self._missing = now
             until = self._missing + self._tuning.record_wait
@@ -95,9 +95,9 @@ class Election:
         return ElectionResult(self.highest, claim=True)
 
     def _forget_invented(self, standings: tuple[ElectionMember, ...]) -> None:
-        """Forget a highest term that nobody here holds and that is out of reach of all who lead or led.
+        """Forget a highest term that no live node holds and that is out of reach of all who lead or led.
 
-        A node that knew nothing yet believes a high claim; if that was a lie, others would never follow it.
+        A new node accepts a high claim; if that was false, others would never accept this node's terms.
         """
         claims = [one.claim for one in standings if one.claim is not None and one.claim.counter]
         if not claims or any(one.node == self.highest.leader for one in standings):

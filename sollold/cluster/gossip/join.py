@@ -1,4 +1,4 @@
-"""How a node gets to know its first peers: addresses from mDNS, seeds and memory, tried until one answers."""
+"""Finds a node's first peers: tries addresses from mDNS, seeds and disk until one responds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sollold.cluster.gossip.packet import Ping, encode
 from sollold.cluster.gossip.timers import Timers
 
 _MOST = 1024
-"""Joins under way at most."""
+"""Maximum introductions in progress."""
 _TRIES = 4
-"""Of an introduction that is not kept: a datagram may be lost."""
+"""Attempts per introduction that is not kept: a datagram may be lost."""
 _ADDRESSES = 8
 
 
@@ -31,12 +31,12 @@ class _Introduction:
 
 
 class Joins:
-    """Pings introduced addresses; who answers is asked for all it knows.
+    """Pings introduced addresses and starts a push-pull with nodes that respond.
 
     Args:
-        send: sends encoded messages to an address, without news: nobody may be there to hear them.
+        send: sends encoded messages to an address, without news: possibly no node is there.
         sequence: as in `probe.Prober`.
-        actions: where `PushPullWith` goes.
+        actions: the list that `PushPullWith` is appended to.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Joins:
         self._pinged: dict[int, _Introduction] = {}
 
     def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool, source: str) -> None:
-        """Somebody may be at one of ``addresses``; see `Gossip.introduce`."""
+        """Try ``addresses``, where a node may be; see `Gossip.introduce`."""
         addresses = tuple(one for one in addresses if one not in self._membership.own.addresses)[:_ADDRESSES]
         if not addresses:
             return
-        # Name servers give the same addresses in another order each time.
+        # Name servers return the same addresses in varying order.
         key = source or frozenset(addresses)
         known = self._all.get(key)
         if known is not None and set(known.addresses) == set(addresses):
@@ -78,7 +78,7 @@ class Joins:
         self._try(introduction, now)
 
     def _known(self, introduction: _Introduction) -> bool:
-        """Whether a live node is there already, or who was meant lives elsewhere."""
+        """Whether a live node has one of the addresses, or the meant node lives elsewhere."""
         wanted = set(introduction.addresses)
         members = self._membership.members
         if isinstance(introduction.key, str):
@@ -105,7 +105,7 @@ class Joins:
         if not introduction.keep and (known or introduction.tries >= _TRIES):
             self._all.pop(introduction.key, None)
             return
-        # While a live node is there it is enough to look now and then: the dead are tried by themselves.
+        # While a live node is there an occasional check is enough: dead nodes are retried elsewhere.
         pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)
         pause = min(pause, tuning.retry_max)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
@@ -115,7 +115,7 @@ class Joins:
             self._actions.append(PushPullWith("", introduction.addresses))
 
     def hear_ack(self, sender: str, sequence: int, source: Address) -> None:
-        """Somebody answered: exchange all that is known."""
+        """Start a push-pull with a node that responded."""
         introduction = self._pinged.pop(sequence, None)
         if introduction is not None and not introduction.answered:
             introduction.answered = True

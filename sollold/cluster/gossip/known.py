@@ -1,4 +1,4 @@
-"""What a node knows of its cluster: who lives, what they say of themselves, where they are, who leads."""
+"""Read-only view of what a node knows of its cluster: live nodes, records, addresses, the leader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sollold.cluster.gossip.term import Term
 
 
 class Known:
-    """Questions to the parts of a gossip core; nothing is changed by them."""
+    """Queries on the parts of a gossip core; they change nothing."""
 
     def __init__(self, membership: Membership, registry: Registry, leadership: Leadership) -> None:
         self._me = membership.me
@@ -27,40 +27,40 @@ class Known:
         return self._registry.me
 
     def leader(self) -> Term:
-        """The term that holds; ``leader`` is empty while there is none."""
+        """Return the current term; ``leader`` is empty while there is none."""
         return self._leadership.term
 
     def live(self) -> tuple[Record, ...]:
-        """Records of the live nodes, this one included, by node id. Without those whose record is due."""
+        """Return the records of the live nodes, including this one, by node id; missing ones are left out."""
         registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
         return tuple(register.record for register in registers if register is not None)
 
     def record(self, node: str) -> Record | None:
-        """The last record of ``node``, alive or not."""
+        """Return the last record of ``node``, alive or not."""
         register = self._registry.get(node)
         return register.record if register is not None else None
 
     def alive(self, node: str) -> bool:
-        """Whether ``node`` is held alive (suspected ones are)."""
+        """Whether ``node`` is considered alive (suspected nodes are)."""
         member = self._membership.members.get(node)
         return node == self._me or (member is not None and member.live)
 
     def left(self, node: str) -> bool:
-        """Whether ``node`` said goodbye, and has not come back since."""
+        """Whether ``node`` left and has not come back since."""
         member = self._membership.members.get(node)
         return member is not None and member.status is Status.LEFT
 
     def addresses(self, node: str) -> tuple[Address, ...]:
-        """Where to reach ``node``: the address it really reached us at first. Empty: unknown."""
+        """Return the addresses of ``node``: first the one its last datagram came from. Empty: unknown."""
         member = self._membership.members.get(node)
         return member.everywhere() if member is not None else ()
 
     def barred(self, node: str, boot: int) -> bool:
-        """Whether this process uses the id of another that lives, and is not listened to."""
+        """Whether this process shares its node id with another live one and is ignored."""
         return self._membership.barred(node, boot)
 
     def doubles(self, now: float) -> tuple[Double, ...]:
-        """The node ids, this one's too, that two machines use at present."""
+        """Return the node ids, possibly including this one's, that two machines use at present."""
         found = []
         own = self._membership.own
         if own.double:
@@ -76,19 +76,19 @@ class Known:
         return tuple(found)
 
     def lost_hosts(self, node: str) -> frozenset[str]:
-        """What ``node``, which has just moved, no longer has of the addresses that it told before."""
+        """Return the hosts that ``node`` had before its last move and no longer has."""
         member = self._membership.members.get(node)
         return member.lost if member is not None else frozenset()
 
     def boot(self, node: str) -> int:
-        """The boot id of ``node``; 0 when unknown."""
+        """Return the boot number of ``node``; 0 if unknown."""
         member = self._membership.members.get(node)
         return member.boot if member is not None else 0
 
     def others(self) -> tuple[str, ...]:
-        """Every other node that is held alive."""
+        """Return all other nodes considered alive."""
         return tuple(self._membership.live)
 
     def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
-        """Every other node held alive with its addresses: what to remember on disk."""
+        """Return all other nodes considered alive with their addresses, to be remembered on disk."""
         return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))

@@ -1,4 +1,4 @@
-"""This node's part in elections: records of the live nodes in, claims and the term that holds out."""
+"""This node's part in elections: takes the live nodes' records, yields claims and the current term."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sollold.cluster.gossip.timers import Timers
 
 
 class Leadership:
-    """Runs the election whenever something changed that may matter to it.
+    """Runs the election whenever something relevant changed.
 
     Args:
         highest: the highest term seen by earlier processes.
-        persist: asks for `highest` to be written to disk; `persisted` must follow.
-        elected: called with each new term that holds.
+        persist: requests that `highest` is written to disk; `persisted` must follow.
+        elected: called whenever the current term changes.
 
     Attributes:
-        due: something changed; `run` decides anew.
-        term: the term that holds; ``leader`` is empty while there is none.
-        claiming: the claim that is on its way to the disk; nobody is told of it before.
+        due: something changed; `run` must decide again.
+        term: the current term; ``leader`` is empty while there is none.
+        claiming: the claim that is being written to disk; it is not announced before.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Leadership:
 
     @property
     def highest(self) -> Term:
-        """The highest term seen; claims are above it."""
+        """The highest term seen; new claims are above it."""
         return self._election.highest
 
     def observe(self, term: Term) -> None:
-        """A term was seen."""
+        """Note a term that was seen."""
         if self._election.observe(term):
             self.due = True
 
     def persisted(self, term: Term) -> Term | None:
-        """``term`` is on disk. Returns the claim that waited for it; None if a higher one came."""
+        """Note that ``term`` is on disk. Returns the claim that waited for it; None if it was superseded."""
         claim = self.claiming
         if claim is None or term < claim:
             return None
@@ -69,12 +69,12 @@ class Leadership:
         return claim if claim == self.highest and not self._membership.own.leaving else None
 
     def run(self, now: float) -> None:
-        """Decide by the election who leads; claim the next term where that is this node."""
+        """Run the election; claim the next term if it is this node's turn."""
         self.due = False
         if self._membership.own.leaving:
             return
         if self._membership.own.withdrawn:
-            # The other process leads by this id, or may: two would give orders in one name.
+            # The other process leads with this id, or may: two would give orders in one name.
             self.claiming = None
             if self.term != Term():
                 self.term = Term()

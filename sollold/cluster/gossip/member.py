@@ -1,4 +1,4 @@
-"""What is known of one other node: its state, its addresses and its own signed words."""
+"""State of one other node: its status, its addresses and its own signed statements."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sollold.cluster.gossip.record_check import is_ip
 from sollold.cluster.gossip.suspicion import Suspicion
 
 _LATE = 3
-"""How many times its time a slow node may get more."""
+"""Maximum additional timeouts granted to a slow node."""
 
 
 class Status(IntEnum):
-    """What is held of a node."""
+    """Status of a node in the view of another."""
 
     ALIVE = 0
     SUSPECT = 1
@@ -25,7 +25,7 @@ class Status(IntEnum):
 
 
 class Member:
-    """What this node holds of another: its state, its addresses, and how long it has been silent."""
+    """One other node as seen from this one: its status, its addresses and when it was last heard."""
 
     __slots__ = (
         "addresses",
@@ -55,49 +55,49 @@ class Member:
         self.signature = alive.signature
         self.farewell = b""
         self.reached: Address | None = None
-        """Where its last datagram came from."""
+        """Address that its last datagram came from."""
         self.heard = float("-inf")
-        """When that was."""
+        """Time of its last datagram."""
         self.agreed = float("-inf")
-        """When it last knew the same as this node."""
+        """Time when its digest last equalled this node's."""
         self.status = Status.ALIVE
         self.since = now
         self.suspicion: Suspicion | None = None
         self.lost: frozenset[str] = frozenset()
-        """Of the hosts that it told before, those that it told no more when it last moved."""
+        """Hosts that it had before its last move and no longer has."""
         self.processes = Processes()
         self.late = 0
-        """How many times longer than others it gets to answer."""
+        """Number of additional timeouts it gets to respond; 0 for a node that is on time."""
 
     def slowed(self) -> None:
-        """It answered too late."""
+        """Grant it more time: it responded too late."""
         self.late = min(self.late + 1, _LATE)
 
     def quickened(self) -> None:
-        """It answered in the time that everybody has."""
+        """Grant it less time again: it responded on time."""
         self.late = max(self.late - 1, 0)
 
     @property
     def live(self) -> bool:
-        """Alive as far as anybody may say; suspects are."""
+        """Whether it is alive or suspected."""
         return self.status <= Status.SUSPECT
 
     def address(self) -> Address | None:
-        """The best one to reach it at."""
+        """Return its best address: the one it was last heard from, else the first it announced."""
         return self.reached or (self.addresses[0] if self.addresses else None)
 
     def everywhere(self) -> tuple[Address, ...]:
-        """All its addresses, the best first."""
+        """Return all its addresses, the best first."""
         if self.reached is None:
             return self.addresses
         return (self.reached, *(address for address in self.addresses if address != self.reached))
 
     def alive(self) -> bytes:
-        """The last sign of life it gave."""
+        """Return its last signed `Alive` message, encoded."""
         return encode(Alive(self.node, self.boot, self.incarnation, self.addresses, self.key, self.signature))
 
     def summary(self, version: int, version_boot: int) -> MemberState:
-        """What is known of it, for a push-pull, with the version of its record."""
+        """Return its state for a push-pull, with the version of its record."""
         return MemberState(
             self.node,
             self.boot,
@@ -113,7 +113,7 @@ class Member:
         )
 
     def state(self) -> list[bytes]:
-        """What is known of it, as messages, for itself: with its own words, which it believes."""
+        """Return its state as messages for the node itself, in its own signed statements, which it trusts."""
         if self.status is Status.LEFT:
             return [encode(Left(self.node, self.incarnation, self.farewell))]
         if self.status is Status.DEAD:
@@ -122,12 +122,12 @@ class Member:
 
 
 def plausible(said: Alive) -> bool:
-    """Whether a node id and addresses are what they should be; checked when something new comes in."""
+    """Whether node id and addresses are well formed; checked for each new statement."""
     return _is_node(said.node) and literal(said.addresses) == said.addresses
 
 
 def literal(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
-    """Those that are IP literals: a name would have to be looked up, by the sender's wish."""
+    """Return the IP literals among them: a host name would have to be looked up at the sender's will."""
     return tuple(address for address in addresses if is_ip(address[0]))
 
 

@@ -1,12 +1,12 @@
-"""Who is alive, suspected, dead or gone: the table of SWIM with Lifeguard's suspicion.
+"""Membership table: who is alive, suspected, dead or left (SWIM with Lifeguard's suspicion).
 
-Only a node itself raises its incarnation, and does so to refute what is said of it
-(`sollold.cluster.gossip.own_state`). An accusation counts from the incarnation it names on; a sign of life
-only above it. So old gossip brings nobody back, while a restarted process, which is told what is held of it,
-comes back by one refutation.
+Only a node itself raises its incarnation, and does so to refute statements about it
+(`sollold.cluster.gossip.own_state`). An accusation counts if its incarnation is at least the known one; an
+`Alive` only if it is above. So old gossip revives no node, while a restarted process, which is told its
+recorded state, comes back by one refutation.
 
-Signs of life and goodbyes are signed by their node. An accusation is not, so it counts for the incarnation
-that the accused itself has told, whatever it names.
+`Alive` and `Left` messages are signed by their node. Accusations are not, so they count for the incarnation
+that the accused itself announced, whatever they name.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sollold.cluster.gossip.suspicion import Suspicion
 from sollold.cluster.gossip.timers import Timers
 
 _OBJECTION = 2.0
-"""Probe intervals that a node gets which only others hold dead."""
+"""Probe intervals that a node has to object when only others consider it dead."""
 _HURRY = 8
-"""How many peers, about, probe a new suspect at once."""
+"""Approximate number of peers that probe a new suspect at once."""
 
 
 class Membership:
-    """The table, and what follows from each thing heard.
+    """The table of members and its transitions.
 
     Args:
-        changed: called with each change, after the table has it.
+        changed: called with each change, after the table was updated.
 
     Attributes:
-        own: what this node says of itself.
+        own: this node's own state.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Membership:
         self.me = own.node
         self._refused = 0
         self.evicted: frozenset[str] = frozenset()
-        """Nodes that are not to come back: no sign of life of them counts."""
+        """Evicted nodes; their `Alive` messages are ignored."""
         self.members: dict[str, Member] = {}
         self.live: list[str] = []
-        """Other nodes alive or suspected; in no order."""
+        """Other nodes that are alive or suspected, unordered."""
         self.order = ProbeOrder(random)
         self.retransmits = tuning.retransmits(1)
-        """How often each piece of news is sent in a cluster of this size."""
+        """How often each message is sent in a cluster of this size."""
         self._place: dict[str, int] = {}
         self._random = random
         self._tuning = tuning
@@ -71,36 +71,36 @@ class Membership:
         self._changed = changed
         self._signer = signer
         self._gone: dict[str, None] = {}
-        """Those dead or gone, the longest first."""
+        """Dead and left nodes, the earliest first."""
 
     @property
     def refused(self) -> int:
-        """Statements that were not signed by their node, or name a count that nobody reaches."""
+        """Number of statements refused because of a wrong signature or an implausible incarnation."""
         return self._refused + self.own.refused
 
     @property
     def size(self) -> int:
-        """Live nodes, this one included."""
+        """Number of live nodes, including this one."""
         return len(self.live) + 1
 
     def key_of(self, node: str) -> bytes | None:
-        """The public key of a known node; None when it is not known."""
+        """Return the public key of a known node; None if the node is unknown."""
         if node == self.me:
             return self._signer.public
         member = self.members.get(node)
         return member.key if member is not None else None
 
     def sample(self, count: int, *, without: str = "") -> list[Member]:
-        """Up to ``count`` live others, at random."""
+        """Return up to ``count`` other live nodes, chosen at random."""
         chosen = self.live
         if len(chosen) > count:
             chosen = self._random.sample(chosen, count + 1 if without else count)
         return [self.members[node] for node in chosen if node != without][:count]
 
-    # What is heard
+    # Received statements
 
     def hear_alive(self, said: Alive, now: float) -> None:
-        """``said.node`` lives, or did when it said so."""
+        """Handle an `Alive` message."""
         if said.node == self.me:
             old = said.boot == self.own.boot or said.incarnation < self.own.incarnation
             if not old and self._signed(said):
@@ -148,7 +148,7 @@ class Membership:
             self._changed(Change.CLEARED, member.node)
 
     def _succeeds(self, member: Member, said: Alive, now: float) -> bool:
-        """Whether another process takes this member's place: not where both live."""
+        """Whether a new process replaces this member's: not if both live."""
         processes = member.processes
         if not member.live:
             processes.forget(said.boot)
@@ -163,17 +163,17 @@ class Membership:
         return follows
 
     def hear_other(self, member: Member, boot: int, source: Address, now: float) -> None:
-        """A datagram of another process of this live node came than of the one that counts."""
+        """Note a datagram of a live node that came from another process than the one that counts."""
         if member.processes.hear(member.boot, boot, source, member.addresses, member.heard, now):
             self._changed(Change.DOUBLED, member.node)
 
     def barred(self, node: str, boot: int) -> bool:
-        """Whether this process uses the id of another that lives, and is not listened to."""
+        """Whether this process shares its node id with another live one and is ignored."""
         member = self.members.get(node)
         return member is not None and member.live and member.processes.barred(boot)
 
     def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
-        """``by`` heard nothing of ``node``."""
+        """Handle a suspicion of ``node`` by ``by``."""
         if node == self.me:
             self.own.hear_accusation(incarnation)
             return
@@ -184,10 +184,10 @@ class Membership:
             self.order.hurry(node)
 
     def hear_dead(self, node: str, incarnation: int, by: str, now: float) -> None:
-        """``node`` had its time, says ``by``. Whom this node does not suspect itself gets a moment to object.
+        """Handle ``by``'s statement that ``node`` is dead. A node not suspected here has a moment to object.
 
-        A node that was cut off holds all others dead, and says so when it is back: two that hear of it
-        must not part.
+        A node that was cut off considers all others dead and says so when it is back: two nodes that hear it
+        must not lose each other.
         """
         if node == self.me:
             self.own.take_part()
@@ -207,7 +207,7 @@ class Membership:
             self._news.add("member", node, encode(Dead(node, member.incarnation, by)))
 
     def hear_left(self, node: str, incarnation: int, farewell: bytes, now: float) -> None:
-        """``node`` said goodbye; ``farewell`` is its signature."""
+        """Handle a `Left` message; ``farewell`` is the node's signature."""
         member = self.members.get(node)
         if node == self.me:
             if incarnation >= self.own.incarnation and self._signed_farewell(node, incarnation, farewell):
@@ -225,7 +225,7 @@ class Membership:
             member.status = Status.LEFT
 
     def hear_member_state(self, held: MemberState, by: str, now: float) -> None:
-        """A peer's view of a node, from a push-pull. Its dead are but suspects here: they may refute."""
+        """Handle a peer's view of a node, from a push-pull. Its dead are only suspected: they may refute."""
         if held.status == Status.LEFT:
             self.hear_left(held.node, held.incarnation, held.farewell, now)
             return
@@ -239,10 +239,10 @@ class Membership:
         if held.status != Status.ALIVE:
             self.hear_suspect(held.node, held.incarnation, by, now)
 
-    # What this node finds
+    # Own observations
 
     def suspect(self, node: str, now: float, *, within: float | None = None) -> None:
-        """This node heard nothing of ``node``. ``within``: other evidence allows but so many seconds."""
+        """Suspect ``node``, which did not respond. ``within``: end the suspicion after this many seconds."""
         member = self.members.get(node)
         if member is None or not member.live:
             return
@@ -251,7 +251,7 @@ class Membership:
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
 
     def evict(self, nodes: frozenset[str], now: float) -> None:
-        """These nodes, and no others, were evicted by an admin: they are gone at once, and stay so."""
+        """Set the nodes evicted by an admin: they are declared dead at once and stay so."""
         self.evicted = nodes
         for node in nodes:
             member = self.members.get(node)
@@ -259,26 +259,26 @@ class Membership:
                 self._end(member, Status.DEAD, now)
 
     def relax(self, node: str) -> None:
-        """``node`` answered this node after its link broke: what is left of the suspicion takes its time."""
+        """Restore the normal suspicion time of ``node``: it responded after its connection broke."""
         member = self.members.get(node)
         if member is not None and member.suspicion is not None:
             member.suspicion.relax()
 
     def shift(self, seconds: float) -> None:
-        """The process stood still for so long: suspects get that time back."""
+        """Extend all suspicions by the seconds for which this process stood still."""
         for node in self.live:
             suspicion = self.members[node].suspicion
             if suspicion is not None:
                 suspicion.started += seconds
 
     def forget(self, now: float) -> None:
-        """Drop those dead or gone for long."""
+        """Drop nodes that have been dead or left for long."""
         until = now - self._tuning.forget_after
         while (node := next(iter(self._gone), None)) is not None and self.members[node].since < until:
             del self._gone[node], self.members[node]
 
     def _make_room(self) -> bool:
-        """Drop the longest dead when there are too many; False when all are alive."""
+        """Drop the earliest dead node if the table is full; False if all are alive."""
         if len(self.members) < MAX_MEMBERS:
             return True
         node = next(iter(self._gone), None)
@@ -290,7 +290,7 @@ class Membership:
     # Transitions
 
     def _accuse(self, member: Member, by: str, now: float) -> bool:
-        """Begin or confirm a suspicion; True when it begins."""
+        """Start or confirm a suspicion; True if it starts."""
         suspicion = member.suspicion
         if suspicion is not None:
             if suspicion.confirm(by):

@@ -1,4 +1,4 @@
-"""Datagrams to send: messages for an address, with as much news as there is room for."""
+"""Builds datagrams: messages for an address, filled up with news."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sollold.cluster.gossip.packet import compound, head, room
 
 
 class Outbox:
-    """Makes the packets.
+    """Builds packets and queues them for sending.
 
     Args:
-        node: this node's id, and `boot` its process: they are in front of each packet.
-        news: what spreads by every packet.
-        retransmits: how often each piece of news is sent.
-        actions: where `Send` goes.
+        node, boot: this node's id and process number, at the start of each packet.
+        news: messages that travel along with every packet.
+        retransmits: returns how often each of them is sent.
+        actions: the list that `Send` is appended to.
 
     Attributes:
-        room: bytes of messages in one packet.
+        room: bytes available for messages in one packet.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Outbox:
         self._actions = actions
 
     def send(self, address: Address, messages: list[bytes]) -> None:
-        """Messages in one datagram, filled up with news."""
+        """Send messages in one datagram, filled up with news."""
         space = self.room
         for message in messages:
             space -= len(message)
@@ -47,10 +47,10 @@ class Outbox:
         self.send_alone(address, messages)
 
     def send_alone(self, address: Address, messages: list[bytes]) -> None:
-        """Messages without news: perhaps nobody hears them, and each piece is sent a few times only."""
+        """Send messages without news: possibly no node is there, and news is sent a few times only."""
         self._actions.append(Send(address, compound(self._head, messages)))
 
     def send_news(self, address: Address) -> None:
-        """News alone, if there is any that has not been sent often enough."""
+        """Send news alone, if any is queued."""
         if messages := self._news.take_messages(self.room, self._retransmits()):
             self.send_alone(address, messages)

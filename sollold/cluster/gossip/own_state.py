@@ -1,6 +1,6 @@
-"""What this node says of itself, and how it refutes what others say of it.
+"""This node's own membership state, and how it refutes statements about itself.
 
-Only a node itself raises its incarnation. What it says is signed: that it lives and where, and its goodbye.
+Only a node itself raises its incarnation. It signs its statements: that it lives and where, that it left.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from sollold.cluster.gossip.packet import Alive, Left, MemberState, encode
 from sollold.cluster.gossip.signing import Signer, alive_content, left_content
 
 _CLONE_RAISES = 4
-"""Refutations in our name by one other process before it is called a clone: echoes make fewer."""
+"""Refutations in our name by another process before it counts as a clone: echoes cause fewer."""
 _REFUTE_PAUSE = 20.0
-"""Seconds between refutations of a clone: the two go on for ever, and all others log each."""
+"""Seconds between refutations of a clone: the two would go on for ever, and all others log each."""
 _CLONE_PAUSE = 60.0
-"""Seconds between words about packets that come in our own name."""
+"""Minimum seconds between reports of messages from a clone."""
 _ACCUSED_AHEAD = 1024
-"""An accusation that names an incarnation this far above our own is not made by a node that counts."""
+"""Accusations whose incarnation exceeds ours by more than this are refused: no honest node makes them."""
 
 
 class OwnState:
-    """This node in the table of members.
+    """This node's own entry in the membership.
 
     Attributes:
-        refused: accusations that name a count that nobody reaches.
-        withdrawn: another process that started earlier uses our node id: this one says no more of itself.
+        refused: number of accusations with an implausible incarnation.
+        withdrawn: another process with our node id started earlier: this one makes no more statements.
         double: the host of another process that uses our node id; empty: none is known.
     """
 
@@ -64,14 +64,14 @@ class OwnState:
         self._refute_after = 0.0
         self._double_after = 0.0
 
-    # What is said
+    # Own statements
 
     def alive(self) -> bytes:
-        """That this node lives, and where."""
+        """Return this node's signed `Alive` message, encoded."""
         return encode(self._sign())
 
     def state(self, version: int) -> MemberState:
-        """The same for a push-pull, with the version of the record."""
+        """Return this node's state for a push-pull, with the version of its record."""
         said = self._sign()
         status = Status.LEFT if self.leaving else Status.ALIVE
         return MemberState(
@@ -98,19 +98,19 @@ class OwnState:
         return made
 
     def announce(self) -> None:
-        """Spread that this node lives."""
+        """Broadcast this node's `Alive` message."""
         if self.withdrawn:
             return
         self._news.add("member", self.node, self.alive())
 
     def move(self, addresses: tuple[Address, ...]) -> None:
-        """This node's addresses changed."""
+        """Change this node's addresses and broadcast them."""
         self.addresses = addresses
         self.incarnation += 1
         self.announce()
 
     def leave(self) -> bytes:
-        """Say goodbye, and no longer refute."""
+        """Broadcast `Left` and stop refuting. Returns the message."""
         self.leaving = True
         self._news.withdraw("member", self.node)
         self._farewell = self._signer.sign(left_content(self.node, self.incarnation))
@@ -118,10 +118,10 @@ class OwnState:
         self._news.add("member", self.node, message)
         return message
 
-    # What is heard of this node
+    # Received statements about this node
 
     def hear_alive(self, said: Alive, now: float) -> None:
-        """Another process says so in this node's name, with its signature: an echo, or a clone."""
+        """Handle an `Alive` made by another process with this node's key: an echo, or a clone."""
         if said.boot != self._foreign_boot:
             self._foreign_boot, self._foreign_raises = said.boot, 0
         self._foreign_raises += 1
@@ -133,9 +133,9 @@ class OwnState:
         self.refute(said.incarnation)
 
     def hear_double(self, boot: int, host: str, now: float) -> bool:
-        """Another process sends in our own name: a clone. False when that was told just now.
+        """Handle a message from a clone, another process with our node id. False if it was reported recently.
 
-        The one that started first stays, as all others hold it.
+        The process that started first stays, in this node's view as in all others'.
         """
         self.double = host or self.double
         withdraws = boot < self.boot and not self.withdrawn
@@ -149,20 +149,20 @@ class OwnState:
         return True
 
     def take_part(self) -> None:
-        """Nobody else lives in our name any more."""
+        """Take part again: no other process uses our node id any more."""
         self.withdrawn = False
         self.double = ""
 
     def hear_accusation(self, incarnation: int) -> None:
-        """Somebody suspects this node, or holds it dead."""
+        """Refute a suspicion or a statement that this node is dead."""
         if incarnation > self.incarnation + _ACCUSED_AHEAD:
-            # Nobody has heard it from us: refuting it would use up our counter.
+            # We never announced it: refuting it would use up our counter.
             self.refused += 1
             return
         self.refute(incarnation, accused=True)
 
     def refute(self, incarnation: int, *, accused: bool = False) -> None:
-        """Say with a higher incarnation that this node lives, where ``incarnation`` counts at all."""
+        """Announce with a higher incarnation that this node lives, unless ``incarnation`` is outdated."""
         if self.leaving or self.withdrawn or incarnation < self.incarnation:
             return
         self.incarnation = incarnation + 1

@@ -1,7 +1,7 @@
-"""What nodes say to each other in datagrams and in push-pulls, and how it is written: msgpack arrays.
+"""Messages of datagrams and push-pulls, and their encoding: msgpack arrays.
 
 A datagram carries several messages of one sender. Decoding is strict: an unknown tag, a missing or an
-extra value, a number or a text out of its bounds rejects the whole packet.
+extra value, or a number or string out of bounds rejects the whole packet.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 FORMAT = 2
-"""2: what a node says of itself is signed by it."""
+"""Format version. Since 2 a node signs its statements about itself."""
 LIMIT = 1350
-"""Most bytes of a packet before it is sealed, so that a datagram has no more than 1,400."""
+"""Maximum bytes of a packet before it is sealed, so that a datagram has at most 1,400."""
 PUSH_PULL_LIMIT = 16 * 1024 * 1024
-"""Most bytes of one push-pull body."""
+"""Maximum bytes of one push-pull body."""
 RECORD_LIMIT = 256 * 1024
-"""Most bytes of one node's record."""
+"""Maximum bytes of one node's record."""
 MAX_MEMBERS = 4096
-"""Nodes known at most, the dead among them: nobody fills the memory with invented names."""
+"""Maximum number of known nodes, including dead ones: invented node ids must not exhaust memory."""
 _OVERHEAD = 3
 
 NodeId = Annotated[str, Meta(min_length=16, max_length=16)]
 Somebody = Annotated[str, Meta(max_length=16)]
 """A node id, or empty: any node."""
 Counter = Annotated[int, Meta(ge=0, lt=2**62)]
-"""Incarnations and versions: nobody gets near the bound by counting."""
+"""Incarnations and versions; counting never reaches the bound."""
 Boot = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=0, lt=2**32)]
 Digest = Annotated[int, Meta(ge=0, lt=2**62)]
@@ -35,18 +35,18 @@ _Address = tuple[Annotated[str, Meta(min_length=2, max_length=64)], Annotated[in
 Addresses = Annotated[tuple[_Address, ...], Meta(max_length=8)]
 PublicKey = Annotated[bytes, Meta(max_length=32)]
 Signature = Annotated[bytes, Meta(max_length=64)]
-"""By the node that the message is about, over what `signing` says."""
+"""Signature by the node that the message is about; see `signing` for the signed content."""
 
 
 class Ping(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=1):
-    """Do you live? Only ``node`` answers; empty: any node that hears it."""
+    """Asks for an `Ack`. Only ``node`` responds; empty: any node that receives it."""
 
     sequence: Sequence
     node: Somebody
 
 
 class PingReq(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=2):
-    """Ask ``node`` for me whether it lives."""
+    """Asks the receiver to ping ``node`` on the sender's behalf."""
 
     sequence: Sequence
     node: NodeId
@@ -54,20 +54,20 @@ class PingReq(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
 
 
 class Ack(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=3):
-    """I do (or the one you asked me to ping does). ``digest``: of all that the sender knows."""
+    """The sender is alive (or the node it was asked to ping is). ``digest``: of all that the sender knows."""
 
     sequence: Sequence
     digest: Digest
 
 
 class Nack(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=4):
-    """I asked for you and heard nothing in time; but I live."""
+    """The pinged node did not respond in time; but the sender is alive."""
 
     sequence: Sequence
 
 
 class Alive(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=5):
-    """``node`` lives. Said and signed by itself; only itself raises the incarnation."""
+    """``node`` is alive. Made and signed by ``node`` itself, which alone raises the incarnation."""
 
     node: NodeId
     boot: Boot
@@ -78,7 +78,7 @@ class Alive(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc
 
 
 class Suspect(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=6):
-    """``by`` heard nothing of ``node``."""
+    """``by`` got no response from ``node``."""
 
     node: NodeId
     incarnation: Counter
@@ -86,7 +86,7 @@ class Suspect(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
 
 
 class Dead(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=7):
-    """``node`` had its time to refute a suspicion, says ``by``."""
+    """``by`` states that ``node`` failed to refute a suspicion in time."""
 
     node: NodeId
     incarnation: Counter
@@ -94,7 +94,7 @@ class Dead(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=
 
 
 class Left(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=8):
-    """``node`` said goodbye."""
+    """``node`` left the cluster."""
 
     node: NodeId
     incarnation: Counter
@@ -102,9 +102,9 @@ class Left(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=
 
 
 class Delta(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=9):
-    """Fields of ``node``'s record, for nodes that have a version from ``base`` on. See `registry`.
+    """Fields of ``node``'s record, for nodes that have version ``base`` or a later one. See `registry`.
 
-    ``fields``: zlib-compressed msgpack map; empty when nothing fits a datagram: fetch it.
+    ``fields``: zlib-compressed msgpack map; empty if no field fits a datagram: fetch the record.
     """
 
     node: NodeId
@@ -113,14 +113,14 @@ class Delta(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc
     version: Counter
     fields: bytes
     signature: Signature = b""
-    """Over the whole record, not only these fields; empty when there are none."""
+    """Covers the whole record, not only these fields; empty if there are no fields."""
 
 
 Message = Ping | PingReq | Ack | Nack | Alive | Suspect | Dead | Left | Delta
 
 
 class Packet(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A datagram, opened."""
+    """A decrypted datagram."""
 
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     sender: NodeId
@@ -129,7 +129,7 @@ class Packet(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class MemberState(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """What the sender holds of one node. ``status`` as in `membership.Status`.
+    """The sender's view of one node. ``status``: a `member.Status`.
 
     ``key`` and ``signature`` are those of its `Alive`; ``farewell`` is the signature of its `Left`.
     """
@@ -140,17 +140,17 @@ class MemberState(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     status: Annotated[int, Meta(ge=0, le=3)]
     addresses: Addresses
     version: Counter
-    """Of its record; 0: the sender has none."""
+    """Version of the node's record; 0: the sender has none."""
     version_boot: Boot
     key: PublicKey = b""
     signature: Signature = b""
     farewell: Signature = b""
     reached: Addresses = ()
-    """Where the sender reaches it, if that is known: a hint that nobody signed."""
+    """Address at which the sender reaches it, if known: an unsigned hint."""
 
 
 class Whole(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One node's record, all of it (a msgpack map)."""
+    """One node's complete record (a msgpack map)."""
 
     node: NodeId
     boot: Boot
@@ -160,7 +160,7 @@ class Whole(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class PushPull(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One body of an exchange over TCP. ``stage``: 0 opens, 1 answers, 2 ends it."""
+    """One body of an exchange over TCP. ``stage``: 0 opens, 1 responds, 2 ends it."""
 
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]
     stage: Annotated[int, Meta(ge=0, le=2)]
@@ -178,35 +178,35 @@ _push_pulls = msgspec.msgpack.Decoder(PushPull)
 
 
 class Rejected(ValueError):
-    """Bytes that are no packet, or one that breaks the rules."""
+    """The bytes are not a valid packet."""
 
 
 def head(sender: str, boot: int) -> bytes:
-    """The beginning of all packets of this sender."""
+    """Return the start of all packets of this sender."""
     return b"\x94" + encode(FORMAT) + encode(sender) + encode(boot)
 
 
 def compound(head: bytes, messages: list[bytes]) -> bytes:
-    """A packet of messages that are encoded already."""
+    """Return a packet of encoded messages."""
     return b"".join((head, b"\xdc", len(messages).to_bytes(2, "big"), *messages))
 
 
 def room(head: bytes) -> int:
-    """Bytes that messages may take in one packet."""
+    """Return the bytes available for messages in one packet."""
     return LIMIT - len(head) - _OVERHEAD
 
 
 def format_of(data: bytes) -> int:
-    """The format that what is no packet of ours says it has; 0: none can be read."""
+    """Return the format number in bytes that are not a valid packet; 0 if there is none."""
     is_array, is_small = data[:1] and data[0] >> 4 == 9, data[1:2] and data[1] < 0x80
     return data[1] if is_array and is_small else 0
 
 
 def decode(data: bytes) -> Packet:
-    """Read a packet.
+    """Decode a packet.
 
     Raises:
-        Rejected: it is none.
+        Rejected: the bytes are not a valid packet.
     """
     if len(data) > LIMIT:
         raise Rejected(f"{len(data)} bytes are more than a packet has")
@@ -217,10 +217,10 @@ def decode(data: bytes) -> Packet:
 
 
 def decode_push_pull(data: bytes) -> PushPull:
-    """Read a push-pull body.
+    """Decode a push-pull body.
 
     Raises:
-        Rejected: it is none.
+        Rejected: the bytes are not a valid body.
     """
     if len(data) > PUSH_PULL_LIMIT:
         raise Rejected(f"{len(data)} bytes are more than a push-pull has")

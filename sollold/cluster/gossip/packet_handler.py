@@ -1,4 +1,4 @@
-"""What a packet from another node does: each message goes to the part that it is for."""
+"""Dispatches the messages of a received packet to the parts of the gossip core."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sollold.cluster.gossip.registry import Merge, Registry
 
 
 class PacketHandler:
-    """Reads packets.
+    """Handles received packets.
 
     Args:
-        merged: told what became of a record that came in.
+        merged: called with the result of merging a received record.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PacketHandler:
         self._merged = merged
 
     def handle(self, packet: Packet, source: Address, now: float) -> None:
-        """A packet came from ``source``."""
+        """Handle a packet received from ``source``."""
         membership, sender = self._membership, packet.sender
         if sender == membership.me:
             own = membership.own
@@ -86,20 +86,20 @@ class PacketHandler:
             elif isinstance(message, Left):
                 membership.hear_left(message.node, message.incarnation, message.signature, now)
         for delta in deltas:
-            # After the rest: a newcomer's record comes with the word that it lives.
+            # After the rest: a new node's record comes together with its `Alive`.
             self._hear_delta(delta, sender, source, now)  # type: ignore[arg-type]
         if incarnation != membership.own.incarnation:
-            # The accuser hears the refutation first.
+            # Send the refutation to the accuser first.
             self._outbox.send(source, [membership.own.alive()])
         self._contact(sender, packet.boot, source, now)
 
     def _greeting(self, sender: str) -> list[bytes]:
-        """What goes before an answer to somebody who may not know us: we did not know it live until now."""
+        """Return our `Alive` if the sender may not know us, because we did not know it as alive until now."""
         member = self._membership.members.get(sender)
         return [] if member is not None and member.live and member.reached else [self._membership.own.alive()]
 
     def _contact(self, sender: str, boot: int, source: Address, now: float) -> None:
-        """A packet came from ``sender``: note where from, or tell it what is wrongly held of it."""
+        """Note the address of ``sender``, or send it the wrong state recorded of it."""
         member = self._membership.members.get(sender)
         if member is None:
             self._anti_entropy.want(sender, (source,), now)
@@ -120,7 +120,7 @@ class PacketHandler:
             if where is not None:
                 self._outbox.send(where, [encode(said)])
         if was_gone and said.node == sender and members[sender].live:
-            # The other side of a healed partition has news of more than itself.
+            # The other side of a healed partition has news of further nodes.
             self._anti_entropy.want(sender, (source,), now)
 
     def _hear_ack(self, sender: str, ack: Ack, source: Address, now: float) -> None:

@@ -1,7 +1,7 @@
-"""Finds out who does not answer: ping; indirect pings, other addresses and TCP; then a verdict.
+"""Detects nodes that do not respond: ping; then indirect pings, other addresses and TCP; then a verdict.
 
-SWIM's probe with Lifeguard's nacks: a node asked to ping for us says so even if it heard nothing;
-when these nacks are missing too, the fault is likely ours.
+SWIM's probe with Lifeguard's nacks: a node asked to ping for us reports even if it got no response;
+if these nacks are missing too, the fault is probably ours.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sollold.cluster.gossip.packet import Ack, Addresses, Nack, Ping, PingReq, S
 from sollold.cluster.gossip.timers import Timer, Timers
 
 _RELAYED = 1024
-"""Pings for others under way at most."""
+"""Maximum pings in progress on behalf of others."""
 _OVERDUE = 5.0
-"""Probe intervals in which a late ack is still told from a stray one."""
+"""Probe intervals for which an ack after the verdict is still recognised as late."""
 _NACK_AT = 0.8
-"""Share of the time-out after which a nack is sent, so that it is there before the asker's verdict."""
+"""Share of the timeout after which a nack is sent, so that it arrives before the asker's verdict."""
 
 
 class _Probe:
@@ -36,7 +36,7 @@ class _Probe:
         self.silent: set[str] = set()
         """Relays that have not even sent a nack."""
         self.timers: list[Timer] = []
-        """What else is done for this probe; nothing once it is closed."""
+        """Later steps of this probe, cancelled when it is closed."""
 
 
 class Prober:
@@ -44,8 +44,8 @@ class Prober:
 
     Args:
         send: sends encoded messages to an address, with news if there is room.
-        actions: where `TcpPing` goes.
-        digest: of all this node knows; goes with every ack.
+        actions: the list that `TcpPing` is appended to.
+        digest: returns the digest of all this node knows; sent with every ack.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Prober:
         self._relayed: dict[int, tuple[str, Address, int]] = {}
 
     def sequence(self) -> int:
-        """A number for a ping, not used for long."""
+        """Return a sequence number for a ping; it wraps around."""
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
         return self._sequence
 
     def start(self, now: float) -> None:
-        """Begin to ping the members in turn."""
+        """Start to ping the members in turn."""
         self._timers.at(now, self._turn)
 
     def _turn(self, now: float) -> None:
@@ -110,7 +110,7 @@ class Prober:
             del self._probed[probe.node]
 
     def _then(self, when: float, call: Callable[..., None], sequence: int, *args: Any) -> None:
-        """``call(sequence, *args, now)`` at ``when``, unless the probe is closed by then."""
+        """Schedule ``call(sequence, *args, now)`` at ``when``, unless the probe is closed before."""
         self._probes[sequence].timers.append(self._timers.at(when, call, sequence, *args))
 
     def _probe(self, member: Member, now: float) -> None:
@@ -123,7 +123,7 @@ class Prober:
         self._then(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
 
     def _ping(self, sequence: int, member: Member) -> list[bytes]:
-        """A ping; to a suspect it carries the suspicion, before it, so that the ack refutes it."""
+        """Return a ping; for a suspect it is preceded by the suspicion, so that the node refutes it."""
         ping = encode(Ping(sequence, member.node))
         if member.status is Status.SUSPECT:
             return [encode(Suspect(member.node, member.incarnation, self._membership.me)), ping]
@@ -162,9 +162,9 @@ class Prober:
     # After a broken connection
 
     def quick(self, node: str, now: float, *, silent: bool) -> None:
-        """The connection to ``node`` broke: ping it on all ways at once, and decide quickly.
+        """Ping ``node`` on all paths at once after a broken connection, and decide quickly.
 
-        ``silent``: see `Gossip.link_lost`. A node known to answer late has more time.
+        ``silent``: see `Gossip.link_lost`. A node known to respond late has more time.
         """
         member = self._membership.members.get(node)
         if member is None or not member.live:
@@ -194,8 +194,8 @@ class Prober:
     def _quick_verdict(self, sequence: int, within: float, now: float) -> None:
         probe = self._probes[sequence]
         self._membership.suspect(probe.node, now, within=within)
-        # Last tries, which tell it of the suspicion. An answer even to an earlier one shows that the process
-        # outlived its link: then the suspicion is one like any other.
+        # Last attempts, which carry the suspicion. An ack even to an earlier one shows that the process
+        # outlived its connection: then the suspicion is treated like any other.
         self._again(sequence, now)
         self._then(now + within / 2, self._again, sequence)
         self._then(now + within, self._forget, sequence)
@@ -203,15 +203,15 @@ class Prober:
     def _forget(self, sequence: int, now: float) -> None:
         self._close(sequence)
 
-    # What comes in
+    # Received messages
 
     def hear_ping(self, ping: Ping, source: Address, greeting: list[bytes]) -> None:
-        """Answer, unless the ping is for another that had this address."""
+        """Respond to a ping, unless it is for another node that had this address."""
         if ping.node in ("", self._membership.me):
             self._send(source, [*greeting, encode(Ack(ping.sequence, self._digest()))])
 
     def hear_ping_request(self, ask: PingReq, source: Address, now: float) -> None:
-        """Another hears nothing of a node: ping it for the other."""
+        """Ping a node on behalf of another node that got no response from it."""
         if ask.node == self._membership.me:
             self._send(source, [encode(Ack(ask.sequence, self._digest()))])
             return
@@ -232,10 +232,10 @@ class Prober:
             self._send(asked[1], [encode(Nack(asked[2]))])
 
     def hear_ack(self, sender: str, ack: Ack, now: float) -> bool:
-        """True when ``sender`` answered a probe of ours itself.
+        """Handle an ack. True if ``sender`` itself responded to a probe of ours.
 
-        Who answered after the verdict is slow, not dead: it gets more time from now on, less again once it
-        is quick. (Lifeguard has this for the prober alone.)
+        A node that responds after the verdict is slow, not dead: it gets more time from now on, and less
+        again once it is quick. (In Lifeguard only the prober's own slowness stretches timeouts.)
         """
         member = self._membership.members.get(sender)
         probe = self._probes.get(ack.sequence)
@@ -264,20 +264,20 @@ class Prober:
         return False
 
     def hear_nack(self, sender: str, sequence: int) -> None:
-        """A relay lives, though it heard nothing."""
+        """Handle a nack: the relay is alive, though it got no response."""
         probe = self._probes.get(sequence)
         if probe is not None:
             probe.silent.discard(sender)
 
     def tcp_pong(self, sequence: int) -> None:
-        """The probed node answered over TCP."""
+        """Close the probe: the node responded over TCP."""
         probe = self._probes.get(sequence)
         if probe is not None and probe.quick:
             self._membership.relax(probe.node)
         self._close(sequence)
 
     def hear_link(self, node: str) -> None:
-        """A connection with ``node`` was made: it lives."""
+        """Close any probe of ``node``: a connection with it was made, so it is alive."""
         sequence = self._probed.get(node)
         if sequence is not None:
             self._close(sequence)

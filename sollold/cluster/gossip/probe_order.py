@@ -1,4 +1,4 @@
-"""Whom to probe next: everybody once in a round, each round in another order."""
+"""Probe order: every node once per round, each round in a new random order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 
 
 class ProbeOrder:
-    """A shuffled round robin. Bounds the time until a death is noticed by two rounds (SWIM, section 4.3)."""
+    """A shuffled round robin. Bounds the detection time of a death to two rounds (SWIM, section 4.3)."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
@@ -16,11 +16,11 @@ class ProbeOrder:
         self._urgent: dict[str, None] = {}
 
     def add(self, node: str) -> None:
-        """At a random place of the round, so that newcomers are not probed by all at once."""
+        """Insert ``node`` at a random position, so that a new node is not probed by all at once."""
         self._nodes.insert(self._random.randint(0, len(self._nodes)), node)
 
     def remove(self, node: str) -> None:
-        """No longer probe ``node``."""
+        """Stop probing ``node``."""
         at = self._nodes.index(node)
         del self._nodes[at]
         if at < self._at:
@@ -32,9 +32,9 @@ class ProbeOrder:
         self._urgent[node] = None
 
     def next(self, due: Callable[[str], bool]) -> str | None:
-        """The first from the one whose turn it is that is ``due``; None when nobody is.
+        """Return the next node that is ``due``, or an urgent one; None if there is none.
 
-        Who is not due has had its turn: it needs no probe in this round.
+        A node that is not due has had its turn: it needs no probe in this round.
         """
         if self._urgent:
             node = next(iter(self._urgent))

@@ -1,8 +1,8 @@
-"""Push-pull: two nodes compare all that they hold, and each gets the records that are newer at the other.
+"""Push-pull: two nodes compare their full states, and each gets the records that are newer at the other.
 
-Three bodies: the opener tells what it holds of every node, and the version of each record. The answer
-tells the same, brings the records that are newer there and names those that are newer here. The third
-brings these. So an exchange between equals is small, whatever the size of the records.
+There are three bodies. The opener lists its view of every node and the version of each record. The response
+lists the same, includes the records that are newer there and names those that are newer at the opener. The
+third includes those. So an exchange between equals is small, whatever the size of the records.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from sollold.cluster.gossip.packet import FORMAT, MemberState, PushPull, Whole, 
 from sollold.cluster.gossip.registry import Merge, Registry
 
 _ROOM = 12 * 1024 * 1024
-"""Bytes of records in one body; what does not fit comes with a later exchange."""
+"""Maximum bytes of records in one body; the rest follows in a later exchange."""
 _MAX_NEW = _MAX_RECORDS = 256
-"""Nodes not known yet and records that are taken from one body: checking a signature takes a while."""
+"""Maximum unknown nodes and records accepted from one body: checking a signature takes time."""
 _MAX_REFUSED = 16
-"""Forged statements after which the rest of a body is not looked at."""
+"""Forged statements after which the rest of a body's members is ignored."""
 
 
 class PushPullExchange:
-    """Makes and takes the bodies."""
+    """Builds and merges the bodies."""
 
     def __init__(self, membership: Membership, registry: Registry) -> None:
         self._membership = membership
@@ -42,11 +42,11 @@ class PushPullExchange:
         return held
 
     def first_body(self) -> bytes:
-        """That of the side that starts the exchange: all members, no records yet."""
+        """Return the body that starts an exchange: all members, no records yet."""
         return self._body(0, self._held(), [], [])
 
     def merge(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:
-        """A body from the other side → the answer (empty: none), and what became of its records."""
+        """Merge a received body. Returns the response (empty: none) and the results for its records."""
         answer = self._held() if body.stage == 0 else []
         self._hear_members(body, now)
         known = {self._membership.me, *self._membership.members}
@@ -65,7 +65,7 @@ class PushPullExchange:
         return (self._body(2, [], [], records) if records else b""), merged
 
     def _hear_members(self, body: PushPull, now: float) -> None:
-        """Only so many new nodes at a time, and no more of a body that has many forged ones."""
+        """Merge members: a limited number of new nodes, and none after too many forged ones."""
         members = self._membership.members
         enough = self._membership.refused + _MAX_REFUSED
         room = _MAX_NEW
@@ -84,7 +84,7 @@ class PushPullExchange:
         return [whole for whole in wholes if whole is not None]
 
     def _compare(self, body: PushPull) -> tuple[list[str], list[Whole]]:
-        """Nodes whose record is newer there; records that are newer here."""
+        """Return the nodes whose record is newer at the sender, and the records that are newer here."""
         theirs = {held.node: (held.version, held.version_boot) for held in body.held}
         wanted = []
         for held in body.held:
@@ -103,7 +103,7 @@ class PushPullExchange:
 
 
 def _fitting(wholes: Iterable[Whole]) -> list[Whole]:
-    """The first of them, as many as one body carries."""
+    """Return the first records, as many as one body carries."""
     fitting: list[Whole] = []
     room = _ROOM
     for whole in wholes:

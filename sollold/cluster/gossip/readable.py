@@ -1,4 +1,4 @@
-"""What this release understands of a record that another release wrote. Pure."""
+"""Decodes what this release understands of a record written by another release. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OTHER_RELEASE = "it runs another release of sollold; upgrade all nodes to the sa
 
 
 def readable_record(parts: Mapping[str, bytes], node: str, version: int) -> tuple[Record, tuple[str, ...]]:
-    """A record without the values that are not known here, and the names of the fields that have such.
+    """Return the record without unknown values, and the names of the fields that have such.
 
-    Nothing is placed on such a node: it is as one without llama.cpp. What it answers for and is understood
-    stays.
+    No work is placed on such a node: it is treated like one without llama.cpp. Its endpoints that are
+    understood stay usable.
 
     Raises:
-        ValueError: too little of it is understood.
+        ValueError: a field needed by all releases is not understood.
     """
     kept: dict[str, Any] = {}
     unread = []

@@ -1,4 +1,4 @@
-"""What a node says of itself. Each node is the only writer of its own record."""
+"""The record in which a node describes itself. Each node is the only writer of its own record."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sollold.machine.device import Device
 from sollold.machine.external_worker import ExternalWorker
 
 OLLAMA_PREFIX = "ollama:"
-"""Begins the id of an endpoint that is a model in a node's Ollama; the rest is the model's name there."""
+"""Prefix of the id of an endpoint that is a model in a node's Ollama; the model's name there follows."""
 
 NGRAM = "ngram"
-"""In `Drafts.by`: tokens are drafted from repeats of the conversation's own text."""
+"""Value of `Drafts.by`: tokens are drafted from repetitions in the conversation."""
 
 MTP = "mtp"
-"""Likewise: by the model's own layer for next-token prediction."""
+"""Value of `Drafts.by`: tokens are drafted by the model's own multi-token prediction layer."""
 
 MOST_CACHED, DIGEST_LENGTH = 12, 16
-"""Models of which a record tells that their tensors are kept, and how much of their digests."""
+"""Maximum number of models in `Record.cached`, and the length to which their digests are cut."""
 
 
 class GrantState(StrEnum):
-    """A reservation expires unless committed; a commitment lives while its head renews it."""
+    """State of a grant. Reservations expire unless committed; commitments last while the head renews them."""
 
     RESERVED = "reserved"
     COMMITTED = "committed"
@@ -32,7 +32,7 @@ class GrantState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Bytes of one device set aside for one deployment."""
+    """Bytes of one device reserved for one deployment."""
 
     deployment: str
     device: str
@@ -42,7 +42,7 @@ class Grant:
 
 
 class State(StrEnum):
-    """An endpoint's life. Only READY answers requests."""
+    """State of an endpoint. Only READY ones serve requests."""
 
     STARTING = "starting"
     LOADING = "loading"
@@ -52,7 +52,7 @@ class State(StrEnum):
 
 
 class Backend(StrEnum):
-    """What answers; the words users see in ``_routing`` and ``X-Sollold-Backend``."""
+    """Kind of engine; users see the values in ``_routing`` and ``X-Sollold-Backend``."""
 
     OLLAMA = "ollama-pool"
     SHARDED = "llama.cpp-distributed"
@@ -61,9 +61,9 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Layers of an endpoint on one device, for people to read: ``first`` to ``last - 1``.
+    """Layers of an endpoint on one device, for display: ``first`` to ``last - 1``.
 
-    ``resident``: bytes that its process really holds there, and ending it would free; -1: not known.
+    ``resident``: bytes that its process holds there, which would be freed if it ended; -1: unknown.
     """
 
     node: str
@@ -75,23 +75,23 @@ class Placed:
 
     @property
     def freed(self) -> int:
-        """Bytes that ending it would free."""
+        """Bytes that would be freed if it ended."""
         return self.bytes if self.resident < 0 else min(self.resident, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How a deployment was asked to run, by its caller or by the settings: it may have got less.
+    """The options requested for a deployment, by its caller or by the settings; it may have got less.
 
-    Part of every record, so it has what is compared with a later request, and no more.
+    It is part of every record, so it has only what is compared with later requests.
 
     Attributes:
-        slots: requests at a time. 0, like what else is empty: not known.
-        type_k, type_v: of the KV cache.
-        policy: how layers were shared out; ``workers``: machines besides the head at most.
-        fixed: (node, layers) that the caller fixed; empty: the planner decided.
-        context: tokens for each request; ``always``: it was to be spread over machines.
-        speculation: how it was to draft tokens, as the setting ``placement.speculation`` says it.
+        slots: parallel requests. 0, like any other empty value: unknown.
+        type_k, type_v: types of the KV cache.
+        policy: how layers were distributed; ``workers``: maximum machines besides the head.
+        fixed: (node, layers) fixed by the caller; empty: the planner decided.
+        context: tokens per request; ``always``: it was to be spread over machines.
+        speculation: requested speculation, as in the setting ``placement.speculation``.
     """
 
     slots: int = 0
@@ -107,13 +107,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """Speculation of a deployment, and what came of it in all answers since it was loaded.
+    """Speculative decoding of a deployment, and its results over all responses since it was loaded.
 
     Attributes:
-        by: what drafts, `NGRAM`, `MTP` or a model's name; empty: there is no speculation.
-        digest: the content of that model.
-        length: tokens drafted at a time at most.
-        tokens: generated, of which ``accepted`` were drafted; ``drafted``: with those that were rejected.
+        by: source of drafts: `NGRAM`, `MTP` or a model's name; empty: no speculation.
+        digest: content digest of that model.
+        length: maximum tokens drafted at a time.
+        tokens: tokens generated, of which ``accepted`` were drafted; ``drafted`` includes rejected ones.
     """
 
     by: str = ""
@@ -125,11 +125,11 @@ class Drafts:
 
     @property
     def acceptance(self) -> float:
-        """The share of drafted tokens that was accepted; 0.0 when none were drafted yet."""
+        """Share of drafted tokens that were accepted; 0.0 if none were drafted yet."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     def with_answer(self, tokens: int, drafted: int, accepted: int) -> Drafts:
-        """With one more answer counted."""
+        """Return the counts with one more response added."""
         return Drafts(
             self.by,
             self.length,
@@ -142,13 +142,12 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True)
 class InOllama:
-    """What Ollamas call a content.
+    """Names and digests of a model's content in Ollama.
 
     Attributes:
-        names: under which it answers alike: an Ollama puts in the system text and the template of the name
-            that it is asked by.
-        manifests: Ollama's own digests, all that is known where the node can't read the files.
-        template: fingerprint of the name's TEMPLATE, by which a llama-server must have been started.
+        names: names with equal behaviour: Ollama adds the system prompt and template of the requested name.
+        manifests: Ollama's own digests, the only ones known if the node cannot read the files.
+        template: fingerprint of the name's TEMPLATE, with which a llama-server must have been started.
     """
 
     names: tuple[str, ...] = ()
@@ -158,20 +157,20 @@ class InOllama:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Something that answers for a model now (or soon): a head's llama-server, or an Ollama.
+    """Something that serves a model now (or soon): a head's llama-server, or an Ollama.
 
     Attributes:
-        id: the deployment's id; `OLLAMA_PREFIX` and the name for a model in the node's Ollama.
-        progress: of loading, 0.0 to 1.0.
-        reason: of FAILED, a sentence with what to do.
-        context: tokens a request may use; ``slots``: requests at a time.
-        active, waiting: requests in the engine and in line.
-        speed: tokens per second of a single stream, measured; 0.0 when not yet.
+        id: the deployment's id; for a model in the node's Ollama `OLLAMA_PREFIX` and its name.
+        progress: loading progress, 0.0 to 1.0.
+        reason: if FAILED, why and what to do, as a sentence.
+        context: tokens per request; ``slots``: parallel requests.
+        active, waiting: requests in the engine and in the queue.
+        speed: measured tokens per second of a single stream; 0.0: not measured yet.
         idle: seconds without a request when the record was written.
         loaded: its weights are in memory (always so for llama.cpp when READY).
-        pinned: the caller asked that it stays (keep_alive negative).
-        bytes: memory it holds over all nodes.
-        cpu_moe: of so many first layers the head's processor keeps the experts.
+        pinned: the caller asked to keep it loaded (keep_alive negative).
+        bytes: memory it holds on all nodes.
+        cpu_moe: number of first layers whose experts stay with the head's CPU.
     """
 
     id: str
@@ -193,33 +192,33 @@ class Endpoint:
     layers: int = 0
     placed: tuple[Placed, ...] = ()
     expires: float = 0.0
-    """Seconds of idleness left before it is unloaded; negative: never."""
+    """Remaining idle seconds before it is unloaded; negative: never."""
     embedding: bool = False
-    """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
+    """It is a llama-server that serves only embeddings; an Ollama serves both."""
     answered: bool = False
-    """It was READY once: if it is FAILED now, it was not the load that failed."""
+    """It was READY once: if it is FAILED now, the failure was not in the load."""
     asked: Asked = field(default_factory=Asked)
-    """Of a deployment of llama.cpp: a caller who names something else can tell."""
+    """Options of a llama.cpp deployment, to be compared with those of a later request."""
     closing: bool = False
-    """It takes no new work, since a node that holds layers of it drains; what is in it may finish."""
+    """It accepts no new work, since a participant drains or it is to be unloaded when idle."""
     culprit: str = ""
-    """Of FAILED: the node whose part failed; empty when that is not known."""
+    """If FAILED: the node whose part failed; empty if unknown."""
     crashed: bool = False
-    """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
+    """If FAILED: one of its processes crashed by itself, rather than being killed by a user or the system."""
     hung: bool = False
-    """Of FAILED: its load, which was its head's alone, stood still, a minute of the callers' time."""
+    """If FAILED: its load stalled, and the head was the only participant. A retry may cost a minute again."""
     forced: bool = False
-    """Of DRAINING: somebody ends it with the requests in it, which are not to go on elsewhere."""
+    """If DRAINING: it was ended on purpose with its requests, which must not continue elsewhere."""
     cpu_moe: int = 0
     ready_since: float = 0.0
-    """Of a deployment of llama.cpp: when it got READY, as a Unix time of its node; 0.0: it is not."""
+    """Unix time, by its node's clock, when a llama.cpp deployment became READY; 0.0: it is not READY."""
     template: str = ""
-    """Fingerprint of the TEMPLATE with which its llama-server was started; empty: the file's own."""
+    """Fingerprint of the TEMPLATE its llama-server was started with; empty: the file's own."""
     drafts: Drafts = field(default_factory=Drafts)
 
     def is_of(self, model: str, digest: str, in_ollama: InOllama) -> bool:
-        """Whether it answers for this content, which goes before the name: the same content may have
-        another name on another node, and one name other content.
+        """Whether it serves this content. Content takes precedence over the name: equal content may have
+        another name on another node, and equal names different content.
         """
         if not self.digest or not digest:
             return self.model.lower() == model.lower()
@@ -232,8 +231,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class WaitingMachine:
-    """A machine that asks to be admitted. ``code``: to compare with what that machine shows. ``evicted``: an
-    admin evicted it earlier."""
+    """A machine that asks to be admitted. ``code``: to compare with the one that machine shows. ``evicted``:
+    an admin evicted it earlier."""
 
     node: str
     name: str
@@ -246,27 +245,27 @@ class Record:
     """All that a node tells the others. Merged by the greatest (version, boot), see `registry`.
 
     Attributes:
-        node: id, 16 hex digits, kept on disk for ever.
-        name: host name, for people.
+        node: node id, 16 hex digits, never changes.
+        name: host name, for display.
         version: raised by the writer with every change; survives restarts (kept above any seen).
         addresses: IP literals, the best first.
-        build: llama.cpp build (``b11434``); empty while there is none. Only equal builds mix.
-        setup: what llama.cpp's set-up is doing, for people; ``ready`` when there is one.
+        build: llama.cpp build (``b11434``); empty if there is none. Only equal builds are combined.
+        setup: state of llama.cpp's installation, for display; ``ready`` if there is one.
         models: digest of the model list, which is fetched over TCP when this changes.
         claim: the term in which this node leads or led last.
         open: the node uses the well-known token.
-        draining: takes no new work; ``empty``: and nothing is under way there any more.
-        cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
+        draining: the node accepts no new work; ``empty``: and no work is left there.
+        cached: (start of a model's digest, bytes of its tensors that workers here have cached on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
-        plain: workers that others started and the node's settings name, used or not.
+        plain: external workers named in the node's settings, used or not.
         waiting: machines that ask this node to be admitted to the cluster.
-        door_until: Unix time, by this node's clock, until which whoever asks it is admitted; 0.0: an admin
-            decides. Another one's clock may say otherwise: what is not 0 is open.
-        seeking: where this node itself waits for admission, a sentence; empty when it does not.
-        inviting: of an invitation that is open here or was withdrawn, the end of a sentence; empty: none.
-        admitted_by: id of the node that let this one in; empty for a founder and with a token.
+        door_until: Unix time, by this node's clock, until which every applicant is admitted; 0.0: an admin
+            decides. Clocks may differ: on other nodes any value but 0 means open.
+        seeking: while this node itself waits for admission, the rest of a sentence about it; else empty.
+        inviting: state of an invitation that is open here or was withdrawn, likewise; empty: none.
+        admitted_by: id of the node that admitted this one; empty for a founder and with a token.
         keys: digest of the API keys that the node knows; empty: none.
-        tls: other machines reach its API by HTTPS alone.
+        tls: other machines must use HTTPS to reach its API.
     """
 
     node: str
@@ -299,7 +298,7 @@ class Record:
 
     @property
     def url(self) -> str:
-        """Where people reach the node."""
+        """Base URL of the node's HTTP API."""
         host = self.addresses[0] if self.addresses else "127.0.0.1"
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.http_port}"

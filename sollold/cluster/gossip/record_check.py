@@ -1,4 +1,4 @@
-"""What a record may say: values that a machine can have, in amounts that do not grow the others."""
+"""Validates records: plausible values, in amounts that cannot exhaust other nodes' memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_BYTES = 2**50
 MAX_DEVICES = 64
 MAX_NAME = 64
 _MAX_LIMIT = 2**62
-"""Of a device, from the settings: may be far above what the device has."""
+"""Maximum `Device.limit`, which comes from the settings and may be far above what the device has."""
 _MAX_TEXT = 16 * 1024
 _MAX_ITEMS = 1024
 _MAX_FLOAT = 1e18
@@ -25,16 +25,16 @@ _MAX_ADDRESSES = 16
 
 
 def printable_name(name: str) -> str:
-    """``name`` as a record may carry it: without control characters, at most `MAX_NAME` characters."""
+    """Return ``name`` without control characters, cut to `MAX_NAME` characters."""
     return "".join(letter for letter in name if letter.isprintable())[:MAX_NAME]
 
 
 def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str:
-    """Why no honest node has such a record; empty when it may be one.
+    """Return why no honest node has such a record; empty if it is plausible.
 
     Args:
-        highest: the highest term seen so far: claims go up by few at a time.
-        known: fields that are as they were in a record that was found right.
+        highest: the highest term seen so far: claims rise in small steps.
+        known: fields that are unchanged from an accepted record.
     """
     claim = record.claim
     if claim.leader not in ("", record.node) or (claim.counter and not claim.leader):
@@ -54,9 +54,9 @@ def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str
 
 
 def bad_value(value: Any, name: str = "", least: int = 0) -> str:
-    """What is wrong with a value of a node's, or with one that a tuple or a dataclass holds; empty: nothing.
+    """Return what is wrong with a value, or with one inside a tuple or dataclass; empty: nothing.
 
-    ``least``: what a whole number may be.
+    ``least``: minimum of an integer.
     """
     if value is None or value is True or value is False or name in ("version", "claim"):
         return ""
@@ -90,7 +90,7 @@ def _bad_field(value: Any, known: Collection[str] = ()) -> str:
 
 @lru_cache
 def _checked_fields(kind: Any) -> tuple[tuple[str, int], ...]:
-    """The fields of a dataclass, each with what it may be at least if it is a whole number."""
+    """Return the fields of a dataclass, each with its minimum if it is an integer."""
     return tuple(
         # A default below zero stands for "not known".
         (field.name, min(0, field.default if isinstance(field.default, int) else 0))
@@ -100,7 +100,7 @@ def _checked_fields(kind: Any) -> tuple[tuple[str, int], ...]:
 
 @lru_cache(4096)
 def is_ip(host: str) -> bool:
-    """Whether ``host`` is an IP literal. A name would have to be looked up, by the sender's wish."""
+    """Whether ``host`` is an IP literal. A host name would have to be looked up at the sender's will."""
     try:
         ip_address(host)
     except ValueError:

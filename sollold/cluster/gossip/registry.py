@@ -1,16 +1,16 @@
 """The records of all nodes: registers with one writer each, merged by the greatest (version, boot).
 
-A record is signed by its writer, over all fields as they were encoded, those of later releases too, which
-are kept and passed on. What others say of a record counts only with that signature, and only if the record
-is one that a node can have (`record_check`).
+A record is signed by its writer, over all fields as they were encoded, including those of later releases,
+which are kept and passed on. A record received from others counts only with that signature, and only if it
+is plausible (`record_check`).
 
-No clock takes part. The writer raises the version with each change and starts above every version it
-used before, which it keeps on disk. If the disk was lost it meets its old record at a peer (same node,
-another boot) and raises itself above it.
+No clock is involved. The writer raises the version with each change and starts above every version it
+used before, which it keeps on disk. If the disk was lost it finds its old record at a peer (same node,
+another boot) and raises its version above it.
 
-News of a record is a `Delta`: the fields changed last, as many as fit one datagram, and as ``base`` the
-version of the newest change among the fields left out. A node that has a version from ``base`` on gets the
-whole of the new one by replacing just these fields; one with an older one fetches it over TCP.
+Changes of a record spread as a `Delta`: the fields changed last, as many as fit one datagram, and as
+``base`` the version of the newest change among the fields left out. A node with version ``base`` or later
+gets the complete new record by replacing just these fields; one with an older version fetches it over TCP.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ AHEAD = 4096
 _names = tuple(field.name for field in fields(Record) if field.name not in ("node", "version"))
 _whole = msgspec.msgpack.Decoder(Record)
 _APART = frozenset(("node", "version"))
-"""Told beside the fields of a record."""
+"""Sent beside the fields of a record."""
 _parts = msgspec.msgpack.Decoder(dict[str, Raw])
 
 
 class Merge(Enum):
-    """What became of a record that came in."""
+    """Result of merging a received record."""
 
     NEWER = auto()
     OLD = auto()
     BEHIND = auto()
-    """It is newer, but builds on a version that is not here."""
+    """It is newer, but based on a version that is not known here."""
     BROKEN = auto()
-    """It is no record."""
+    """It cannot be decoded."""
     IMPOSSIBLE = auto()
-    """Its node signed it, but no node can have it."""
+    """Its node signed it, but its values are implausible."""
     FORGED = auto()
-    """Its node did not sign it."""
+    """It is not signed by its node."""
     RAISED = auto()
-    """It was our own of an earlier boot; ours is above it now."""
+    """It was our own record from another boot; our version is above it now."""
 
 
 class Register:
-    """One node's record as held here."""
+    """One node's record as known here."""
 
     __slots__ = ("boot", "encoded", "parts", "record", "signature", "unread", "version")
 
@@ -75,14 +75,14 @@ class Register:
         self.version = version
         self.record = record
         self.parts = parts
-        """Its fields as they were encoded by its writer."""
+        """Its fields as encoded by its writer."""
         self.signature = signature
         self.unread = unread
-        """Fields with values that this release does not know."""
+        """Fields with values unknown to this release."""
         self.encoded = b""
 
     def whole(self) -> Whole:
-        """To be sent over TCP."""
+        """Return the complete record, to be sent over TCP."""
         if not self.encoded:
             fields = {name: Raw(part) for name, part in self.parts.items()}
             self.encoded = encode(fields | {"node": Raw(encode(self.record.node))})
@@ -90,15 +90,15 @@ class Register:
 
 
 class Registry:
-    """All registers, the own one among them.
+    """All registers, including this node's own.
 
     Args:
-        record: the own one; its ``version`` is replaced.
-        boot: of this process.
-        version: the greatest that an earlier process may have used.
+        record: this node's record; its ``version`` is replaced.
+        boot: boot number of this process.
+        version: the greatest version that an earlier process may have used.
         highest: the highest term seen by an earlier process.
-        barred: (node, boot) → whether what this process says of the node does not count.
-        key_of: the public key of a known node; None when it is not known.
+        barred: (node, boot) → whether this process' statements about the node are ignored.
+        key_of: returns the public key of a known node; None if unknown.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class Registry:
         self._own = own
         self._changed = dict.fromkeys(_names, own.version)
         self.ceiling = own.version + AHEAD
-        """The own version stays below it until it is written anew."""
+        """The own version stays below it until a higher one was written to disk."""
         self.highest = highest or Term()
-        """The highest claim in any record ever seen here."""
+        """The highest term seen by an earlier process or claimed in any record received."""
         self.stirred = False
-        """A record came that may change who leads; the reader sets it back."""
+        """A received record may change who leads; the reader resets it."""
 
     @property
     def me(self) -> Record:
@@ -134,15 +134,15 @@ class Registry:
         return self._own.record
 
     def get(self, node: str) -> Register | None:
-        """What is held of ``node``."""
+        """Return the register of ``node``, if there is one."""
         return self._registers.get(node)
 
     def unread(self) -> dict[str, tuple[str, ...]]:
-        """Nodes of another release → the fields of their records that are not understood here."""
+        """Return nodes of other releases → the fields of their records that are not understood here."""
         return {node: one.unread for node, one in self._registers.items() if one.unread}
 
     def whole(self, node: str) -> Whole | None:
-        """The record of ``node``, to be sent over TCP; None when it is not here."""
+        """Return the record of ``node``, to be sent over TCP; None if it is unknown."""
         if node == self._me:
             self._sign()
         register = self._registers.get(node)
@@ -160,18 +160,18 @@ class Registry:
         return key is not None and self._signer.verify(node, key, by, content)
 
     def forget_barred(self, node: str) -> None:
-        """Drop the record of a node if a process made it that does not count."""
+        """Drop the record of ``node`` if it was written by an ignored process."""
         held = self._registers.get(node)
         if held is not None and node != self._me and self._barred(node, held.boot):
             del self._registers[node]
 
     def forget_all_but(self, nodes: Collection[str]) -> None:
-        """Drop the records of nodes that are gone for good."""
+        """Drop the records of all other nodes, which are gone for good."""
         for node in [node for node in self._registers if node != self._me and node not in nodes]:
             del self._registers[node]
 
     def update(self, record: Record) -> bool:
-        """Take ``record`` (but for its version) as the own one; False when nothing changed."""
+        """Replace this node's record (except its version); False if nothing changed."""
         version = self._own.version + 1
         changed = False
         for name in _names:
@@ -190,11 +190,11 @@ class Registry:
         own.record = replace(record, node=self._me, version=version)
         own.encoded = own.signature = b""
         if version >= self.ceiling - AHEAD // 2:
-            # Early enough that a slow disk has it before these versions are used.
+            # Early enough for a slow disk to write it before these versions are used.
             self.ceiling = version + AHEAD
 
     def is_ahead(self, version: int, boot: int) -> bool:
-        """Whether this version of our own record was made by another boot and hides ours: go above it."""
+        """Whether this version of our record, from another boot, hides ours, so that we must exceed it."""
         return boot != self._own.boot and version >= self._own.version
 
     def _rise_above(self, version: int) -> None:
@@ -202,9 +202,9 @@ class Registry:
         self._changed = dict.fromkeys(_names, version + 1)
 
     def delta(self, room: int, enough: int) -> bytes:
-        """News of the own record, encoded, in at most ``room`` bytes.
+        """Return an encoded `Delta` of this node's record, of at most ``room`` bytes.
 
-        Older changes come along up to ``enough`` bytes only: most peers have them.
+        Older changes are included up to ``enough`` bytes only: most peers have them.
         """
         self._sign()
         own = self._own
@@ -220,7 +220,7 @@ class Registry:
         return encode(Delta(self._me, own.boot, own.version, own.version, b""))
 
     def delta_of(self, node: str, room: int) -> bytes:
-        """News of another's record: all of it if it fits ``room``, else that there is something new."""
+        """Return a `Delta` of another node's record: all of it if it fits ``room``, else only its version."""
         register = self._registers[node]
         message = _encode_delta(register, 0, register.parts)
         if len(message) <= room:
@@ -236,7 +236,7 @@ class Registry:
         return held is None or (version, boot) > (held.version, held.boot)
 
     def merge_delta(self, delta: Delta) -> Merge:
-        """Take news of a record in."""
+        """Merge a received `Delta`."""
         if not self._is_news(delta.node, delta.version, delta.boot):
             return Merge.OLD
         held = self._registers.get(delta.node)
@@ -255,11 +255,11 @@ class Registry:
         if delta.base and held is not None:
             parts = {**held.parts, **parts}
         merge = self._take(delta.node, delta.boot, delta.version, parts, delta.signature)
-        # Fields of two writers' making, if a member lied before: the whole record tells.
+        # The fields may stem from two writers if a member lied before: the whole record will tell.
         return Merge.BEHIND if merge is Merge.FORGED and delta.base else merge
 
     def merge_whole(self, whole: Whole) -> Merge:
-        """Take a record in that came over TCP."""
+        """Merge a complete record received over TCP."""
         if not self._is_news(whole.node, whole.version, whole.boot):
             return Merge.OLD
         data = bytes(whole.record)
@@ -274,7 +274,7 @@ class Registry:
         return self._take(whole.node, whole.boot, whole.version, parts, whole.signature)
 
     def _take(self, node: str, boot: int, version: int, parts: dict[str, bytes], signature: bytes) -> Merge:
-        """Take a record in if its node signed it and it is one that a node can have."""
+        """Store a record if its node signed it and it is plausible."""
         if sum(map(len, parts.values())) > RECORD_LIMIT:
             return Merge.BROKEN
         if not self._signed(node, boot, version, parts, signature):
@@ -288,7 +288,7 @@ class Registry:
             record = _whole.decode(encode(fields))
             unread: tuple[str, ...] = ()
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            # Its node signed it: it is of a release that says more.
+            # Its node signed it: it comes from a release with other fields or values.
             try:
                 record, unread = readable_record(parts, node, version)
             except ValueError:
@@ -310,10 +310,10 @@ class Registry:
 
 
 def _decode_parts(data: bytes) -> dict[str, bytes]:
-    """The fields of a record, each as it was encoded.
+    """Return the fields of a record, each as encoded.
 
     Raises:
-        msgspec.MsgspecError: it is no map.
+        msgspec.MsgspecError: the data is not a map.
     """
     return {name: bytes(part) for name, part in _parts.decode(data).items()}
 

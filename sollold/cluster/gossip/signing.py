@@ -1,7 +1,7 @@
-"""What a node signs with its own key: that it lives, that it leaves, and its record.
+"""Statements that a node signs with its own key: that it is alive, that it left, and its record.
 
-Others pass these statements on, and whoever receives one checks it against the author's key. So neither a
-member that lies nor one that is broken can speak for another, however the statement travelled.
+Others pass these statements on, and every receiver checks them against the author's key. So neither a
+lying member nor a faulty one can speak for another, however a statement travelled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollold.cluster.gossip.packet import encode
 
 
 class Signer(Protocol):
-    """This node's key, and the check of signatures by others'."""
+    """This node's key, and verification of other nodes' signatures."""
 
     @property
     def public(self) -> bytes:
@@ -23,7 +23,7 @@ class Signer(Protocol):
         ...
 
     def sign(self, content: bytes) -> bytes:
-        """The signature of ``content`` by this node's key."""
+        """Return the signature of ``content`` by this node's key."""
         ...
 
     def verify(self, node: str, public: bytes, signature: bytes, content: bytes) -> bool:
@@ -32,17 +32,17 @@ class Signer(Protocol):
 
 
 def alive_content(node: str, boot: int, incarnation: int, addresses: tuple[Address, ...]) -> bytes:
-    """What is signed of an `Alive`."""
+    """Return the signed content of an `Alive`."""
     return b"sollold alive 1" + encode((node, boot, incarnation, addresses))
 
 
 def left_content(node: str, incarnation: int) -> bytes:
-    """What is signed of a `Left`."""
+    """Return the signed content of a `Left`."""
     return b"sollold left 1" + encode((node, incarnation))
 
 
 def record_content(node: str, boot: int, version: int, fields: Mapping[str, bytes]) -> bytes:
-    """What is signed of a record: the encoded value of every field, those of later releases too."""
+    """Return the signed content of a record: all encoded fields, including those of later releases."""
     digest = blake2b(digest_size=32)
     for name in sorted(fields):
         digest.update(encode((name, fields[name])))

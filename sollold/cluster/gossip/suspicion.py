@@ -1,4 +1,4 @@
-"""How long a suspect has to refute (Lifeguard's dynamic suspicion time-out, arXiv:1707.00788)."""
+"""How long a suspect has to refute (Lifeguard's dynamic suspicion timeout, arXiv:1707.00788)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from math import log
 
 
 class Suspicion:
-    """Starts at ``most`` seconds and shrinks to ``least`` as others confirm.
+    """A timeout that starts at ``most`` seconds and shrinks to ``least`` as others confirm.
 
     Args:
         by: the first accuser.
-        started: when it began.
-        wanted: confirmations that bring it down to ``least``; 0: it starts there.
+        started: start time.
+        wanted: confirmations that reduce it to ``least``; 0: it starts there.
     """
 
     __slots__ = ("_accusers", "_least", "_most", "_slow", "_wanted", "started")
@@ -26,30 +26,30 @@ class Suspicion:
 
     @property
     def deadline(self) -> float:
-        """When the suspect is dead, as things stand."""
+        """Time at which the suspect will be declared dead, as things stand."""
         if self._wanted < 1:
             return self.started + self._least
         share = log(len(self._accusers)) / log(self._wanted + 1)
         return self.started + max(self._least, self._most - share * (self._most - self._least))
 
     def has(self, accuser: str) -> bool:
-        """Whether ``accuser`` is one of those who suspect."""
+        """Whether ``accuser`` has suspected the node."""
         return accuser in self._accusers
 
     def confirm(self, by: str) -> bool:
-        """Another accuser; False when it tells nothing new."""
+        """Add an accuser; False if it changes nothing."""
         if by in self._accusers or len(self._accusers) > self._wanted:
             return False
         self._accusers.add(by)
         return True
 
     def quicken(self, seconds: float, now: float) -> bool:
-        """Other evidence of death: at most ``seconds`` from now. False when it ends before that anyway."""
+        """End in at most ``seconds``, on other evidence of death. False if it ends before that anyway."""
         if now + seconds >= self.deadline:
             return False
         self._least = self._most = max(0.0, now + seconds - self.started)
         return True
 
     def relax(self) -> None:
-        """The other evidence was wrong: the time is again what the accusers make of it."""
+        """Restore the normal timeout: the other evidence was wrong."""
         self._least, self._most = self._slow

@@ -1,4 +1,4 @@
-"""The order of leaders."""
+"""Terms: the total order of leaders."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Annotated
 from msgspec import Meta
 
 TERM_STEP = 2**20
-"""Most elections between two terms that a node sees one after the other."""
+"""Maximum elections between two terms that a node sees one after the other."""
 _FIRST = 2**40
-"""The highest term that a node believes which has seen none yet."""
+"""The highest term accepted by a node that has seen none yet."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Term:
-    """One election's claim. Totally ordered by (counter, leader): no two leaders share one.
+    """One election's claim. Totally ordered by (counter, leader): no two leaders share a term.
 
-    Where one is read, its counter is held to what elections can reach and can be written.
+    Decoding limits the counter to values that elections can reach and that can be encoded.
     """
 
     counter: Annotated[int, Meta(ge=0, lt=2**62)] = 0
@@ -25,5 +25,5 @@ class Term:
 
 
 def follows(term: Term, highest: Term) -> bool:
-    """Whether elections can have led from ``highest`` to ``term``; where nothing was seen, many may have."""
+    """Whether elections can lead from ``highest`` to ``term``; if none was seen, many may have been held."""
     return term.counter <= highest.counter + TERM_STEP or (not highest.counter and term.counter <= _FIRST)

@@ -1,4 +1,4 @@
-"""What is due when, for a state machine that is given its clock."""
+"""Scheduled calls for a state machine that is given its clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Timer:
-    """A call that is to be made."""
+    """A scheduled call."""
 
     __slots__ = ("args", "call")
 
@@ -17,14 +17,14 @@ class Timer:
         self.args = args
 
     def cancel(self) -> None:
-        """Don't make the call, if it is not made yet."""
+        """Cancel the call unless it was made."""
         self.call = None
 
 
 class Timers:
-    """Calls in the order of their times.
+    """Scheduled calls in the order of their times.
 
-    A call that has become void may stay and find that out itself. To cancel it spares the process a wake-up.
+    A call that became obsolete may stay and detect that itself. Cancelling it saves a wake-up.
     """
 
     def __init__(self) -> None:
@@ -32,21 +32,21 @@ class Timers:
         self._order = 0
 
     def at(self, when: float, call: Callable[..., None], *args: Any) -> Timer:
-        """``call(*args, now)`` once the clock is at ``when``."""
+        """Schedule ``call(*args, now)`` for when the clock reaches ``when``."""
         self._order += 1
         timer = Timer(call, args)
         heappush(self._heap, (when, self._order, timer))
         return timer
 
     def next(self) -> float:
-        """When the first is due; infinity when there is none."""
+        """Return when the first call is due; infinity if there is none."""
         heap = self._heap
         while heap and heap[0][2].call is None:
             heappop(heap)
         return heap[0][0] if heap else float("inf")
 
     def run(self, now: float) -> None:
-        """Make the calls that are due, with those they add."""
+        """Make the calls that are due, including those they add."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             timer = heappop(heap)[2]
@@ -54,5 +54,5 @@ class Timers:
                 timer.call(*timer.args, now)
 
     def shift(self, seconds: float) -> None:
-        """Move everything later: the process stood still, so nobody had a chance to answer."""
+        """Postpone all calls: the process stood still, so no node had a chance to respond."""
         self._heap = [(when + seconds, order, timer) for when, order, timer in self._heap]
