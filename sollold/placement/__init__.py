@@ -1,1 +1,1 @@
-"""Pure: footprint + devices + policy → plan, with its reasons. No I/O, no clock."""
+"""Computes a plan, with its reasons, from a footprint, devices and a policy. Pure: no I/O, no clock."""

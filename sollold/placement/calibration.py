@@ -1,9 +1,9 @@
-"""What real answers say about the speed model. Pure.
+"""Corrects the speed model with measured generation times. Pure.
 
-A deployment's measured time per token is compared with what would have been predicted for it. The ratio
-corrects each device that took part, by its share of the predicted time, and the hops of each worker. It is
-kept by device and architecture, since a device reads some kinds of weights faster than others; what is not
-known yet is taken from other architectures on the same device, else from other devices of its sort.
+A deployment's measured time per token is compared with the time predicted for it. The ratio corrects every
+device that took part and the hop to each worker, all by the same factor. Corrections are kept per device and
+architecture, since a device reads some kinds of weights faster than others. A missing one is taken from other
+architectures on the same device, else from other devices of the same kind.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sollold.facts import dataclass
 from sollold.placement.cost_model import Correction
 
 MOST = 2048
-"""Devices whose corrections are kept."""
+"""Maximum number of devices whose corrections are kept."""
 LIMIT = 50.0
-"""A correction beyond this factor or below its inverse is a fault of measuring, and not taken."""
+"""Largest plausible correction; one above it or below its inverse is a measuring error and is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Measured time divided by predicted, of a node's device (or ``speed.HOP``), for an architecture."""
+    """Measured time divided by predicted time, for a node's device (or `cost_model.HOP`) and architecture."""
 
     node: str
     device: str
@@ -33,7 +33,7 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class TimePart:
-    """A part of a predicted time per token, without any correction: seconds."""
+    """A device's part of a predicted time per token, uncorrected, in seconds."""
 
     node: str
     device: str
@@ -41,7 +41,7 @@ class TimePart:
 
 
 class Calibration:
-    """The factors by which predicted times are corrected, by device and architecture."""
+    """The factors that correct predicted times, by device and architecture."""
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
         self._devices: OrderedDict[tuple[str, str], dict[str, Factor]] = OrderedDict()
@@ -50,23 +50,23 @@ class Calibration:
                 self._keep(one)
 
     def factors(self) -> tuple[Factor, ...]:
-        """All that is known, to be kept on disk."""
+        """Return all known factors, for storing on disk."""
         return tuple(one for known in self._devices.values() for one in known.values())
 
     def correction(self, architecture: str) -> Correction:
-        """The corrections for a model of this architecture, as known now."""
+        """Return the corrections for models of this architecture, as known now."""
         alike: dict[str, list[float]] = {}
         exact: dict[tuple[str, str], float] = {}
         for (node, device), known in self._devices.items():
             exact[node, device] = factor = _of(known, architecture)
             alike.setdefault(_sort(device), []).append(factor)
-        # What holds for every device seen (all of them are slower than their figures, say) is taken to hold
-        # for one not seen yet: else it would look better than it is, just because it was never used.
+        # A device not measured yet gets the typical factor of its kind. Otherwise it would look better than
+        # the measured ones (which may all be slower than their figures) just because it was never used.
         usual = {sort: _middle(factors) for sort, factors in alike.items()}
         return lambda node, device: exact.get((node, device)) or usual.get(_sort(device), 1.0)
 
     def measured(self, architecture: str, terms: Sequence[TimePart], seconds: float) -> None:
-        """A deployment made of ``terms`` took ``seconds`` per token."""
+        """Learn from a deployment made of ``terms`` that took ``seconds`` per token."""
         correction = self.correction(architecture)
         predicted = sum(term.seconds * correction(term.node, term.device) for term in terms)
         if not (isfinite(seconds) and seconds > 0 and predicted > 0):
@@ -74,7 +74,7 @@ class Calibration:
         ratio = seconds / predicted
         for node, device in dict.fromkeys((term.node, term.device) for term in terms if term.seconds > 0):
             before = self._devices.get((node, device), {}).get(architecture)
-            # The first answer is believed wholly, later ones by half: they differ by chance alone.
+            # The first measurement counts fully, later ones by half: they vary at random.
             change = ratio if before is None else sqrt(ratio)
             factor = correction(node, device) * change
             if 1 / LIMIT <= factor <= LIMIT:
@@ -90,18 +90,18 @@ class Calibration:
 
 
 def _of(known: dict[str, Factor], architecture: str) -> float:
-    """A device's correction for an architecture: its own, else what is usual on the device."""
+    """Return a device's correction for an architecture: its own, else the median of the device's others."""
     if architecture in known:
         return known[architecture].factor
     return _middle([one.factor for one in known.values()])
 
 
 def _middle(values: list[float]) -> float:
-    """The median. `statistics` would bring fractions and more into every daemon."""
+    """Return the median, without `statistics`, which would import `fractions` and more into every daemon."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _sort(device: str) -> str:
-    """``CUDA0`` and ``CUDA1`` are of one sort."""
+    """Return a device's kind: the name without its number, so that ``CUDA0`` and ``CUDA1`` are alike."""
     return device.rstrip("0123456789")

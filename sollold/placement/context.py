@@ -1,4 +1,4 @@
-"""How much context: the settings that are tried one after the other, the best first."""
+"""Lists the context sizes, slot counts and batch sizes to try for a model, best first."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from sollold.models.footprint.run_options import Run
 from sollold.placement.request import PlacementRequest
 
 LEAST = 2048
-"""Tokens a slot below which a model is of little use: fewer are not offered unasked."""
+"""Minimum context per slot, in tokens, unless the caller asks for less. A model is of little use below it."""
 STEP = 512
 BATCHES = (256, 128)
-"""Physical batches tried when the wanted one finds no room: compute buffers shrink with them, and prompts
-take a little longer. That costs a user less than a shorter context."""
+"""Physical batch sizes, in tokens, to try when the requested one does not fit. Smaller batches need smaller
+compute buffers and make prompts a little slower, which costs a user less than a shorter context."""
 
 
 def tokens(request: PlacementRequest, context_train: int) -> int:
-    """Tokens a slot that are aimed at: what was named, else the usual; never over the training's."""
+    """Return the target context per slot: the requested or usual one, capped by the trained."""
     aim = request.context or request.usual
     if context_train > 0:
         aim = min(aim, context_train)
@@ -23,11 +23,12 @@ def tokens(request: PlacementRequest, context_train: int) -> int:
 
 
 def run_with(request: PlacementRequest, context: int, slots: int, batch: int = 0) -> Run:
-    """The run with ``context`` tokens for each of ``slots``; ``batch``: less than the wanted physical one.
+    """Return the run with ``context`` tokens for each of ``slots``.
 
-    Where batches are made smaller to find room, no checkpoints are kept either.
+    A ``batch`` other than 0 replaces the requested physical batch to save memory; then no checkpoints are
+    kept either.
     """
-    # Padded as llama.cpp pads each slot, so that what is promised is what is there.
+    # Padded as llama.cpp pads each slot, so that the promised context is the real one.
     each = -(-context // 256) * 256
     ubatch = batch or request.ubatch
     if request.embedding:
@@ -40,7 +41,7 @@ def run_with(request: PlacementRequest, context: int, slots: int, batch: int = 0
         type_v=request.type_v,
         batch=max(ubatch, 2048),
         ubatch=ubatch,
-        # Left to itself llama.cpp turns it off for some splits, and then needs more than was reckoned.
+        # On "auto" llama.cpp turns it off for some splits, and then needs more memory than was calculated.
         flash="on",
         embedding=request.embedding,
         checkpoints=0 if batch or request.embedding else CHECKPOINTS,
@@ -48,9 +49,10 @@ def run_with(request: PlacementRequest, context: int, slots: int, batch: int = 0
 
 
 def runs_to_try(request: PlacementRequest, context_train: int) -> tuple[list[Run], list[Run]]:
-    """Runs to try in turn: those with the full context (fewer slots, then smaller batches), then less.
+    """Return the runs to try in turn: those with the full context, then those with less.
 
-    The second list is empty when the caller named the context: nobody gets less than they asked for.
+    With the full context, fewer slots are tried first, then smaller batches. The second list is empty when
+    the caller named a context: nobody gets less than they asked for.
     """
     aim = tokens(request, context_train)
     slots = max(request.slots, 1)
@@ -75,14 +77,14 @@ def runs_to_try(request: PlacementRequest, context_train: int) -> tuple[list[Run
 
 
 def between(request: PlacementRequest, fits: Run, fails: Run) -> list[Run]:
-    """Runs of one slot between one that fits and one that does not, in steps of `STEP`, ascending."""
+    """Return one-slot runs between one that fits and one that does not, ascending in steps of `STEP`."""
     low = fits.request_context
     high = fails.request_context
     return [run_with(request, context, 1, fits.ubatch) for context in range(low + STEP, high, STEP)]
 
 
 def given(request: PlacementRequest, run: Run, context_train: int) -> str:
-    """Sentences: what context was given and why."""
+    """Describe, in sentences, the context that was given and why."""
     text = _context_given(request, run, context_train)
     if run.ubatch < request.ubatch:
         text += f" Prompts are computed {run.ubatch} tokens at a time: larger batches do not fit."

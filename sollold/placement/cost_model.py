@@ -1,10 +1,10 @@
-"""How long a token takes: the speed model. Seconds and bytes throughout.
+"""The speed model: predicts how long tokens, prompts and loading take. Seconds and bytes throughout.
 
-Decoding is bound by memory: each device reads the weights that are active for a token once, so a layer
-costs its active bytes divided by the device's bandwidth. Each device behind a worker adds one blocking
-round trip per token, in turn, all through the head (measured; see `sollold.placement.cost_model.WORKER`),
-with the hidden state going out and coming back, and the logits too where the output is remote.
-Reading a prompt is bound by computing: two operations a weight and token.
+Decoding is memory-bound: each device reads the weights that are active for a token once, so a layer costs
+its active bytes divided by the device's bandwidth. Each device behind a worker adds one blocking round trip
+per token, one after the other and all through the head (measured; see `WORKER`): the hidden state goes out
+and comes back, and so do the logits if the output is remote.
+Reading a prompt is compute-bound: two operations per weight and token.
 """
 
 from __future__ import annotations
@@ -16,58 +16,58 @@ from sollold.machine.device import Kind
 from sollold.placement.inventory import DeviceCapacity, Link
 
 WORKER = 0.0004
-"""Seconds that a worker's device adds to a token besides the network: measured on loopback with a tiny
-model (459 to 387 tokens per second with a second worker)."""
+"""Seconds that a worker's device adds to each token besides the network. Measured on loopback with a tiny
+model (a second worker took it from 459 to 387 tokens per second)."""
 
 LOOPBACK = Link(round_trip=0.00003, bandwidth=2e9)
-"""To a worker on the head itself."""
+"""The link to a worker on the head itself."""
 
 ASSUMED_BANDWIDTH = {Kind.GPU: 300e9, Kind.CPU: 20e9, Kind.EXTERNAL: 20e9}
-"""Bytes per second where nothing is known: a modest GPU, two channels of DDR4. A plain
-worker does not say what it computes on."""
+"""Bytes per second where nothing is known: a modest GPU, two channels of DDR4. An external worker does not
+report what it computes on."""
 
 ASSUMED_COMPUTE = {Kind.GPU: 10e12, Kind.CPU: 0.2e12, Kind.EXTERNAL: 0.2e12}
 
 DISK = 500e6
-"""Bytes per second from disk, of a SATA SSD: no disk is measured."""
+"""Assumed disk bandwidth in bytes per second, that of a SATA SSD: disks are not measured."""
 
 Correction = Callable[[str, str], float]
-"""(node, device) → measured time divided by predicted time; 1.0 where nothing was measured."""
+"""Maps (node, device) to measured time divided by predicted time; 1.0 where nothing was measured."""
 
 
 HOP = "hop"
-"""In a `Correction`, instead of a device: the round trip to a node's worker."""
+"""Stands in a `Correction` for a device: the round trip to a node's worker."""
 
 
 def uncorrected(node: str, device: str) -> float:
-    """Take the devices' own figures as they are."""
+    """Apply no correction."""
     return 1.0
 
 
 def seconds_per_byte(capacity: DeviceCapacity, correction: Correction = uncorrected) -> float:
-    """Seconds to read one active byte of weights while decoding."""
+    """Return the seconds to read one active byte of weights while decoding."""
     bandwidth = capacity.bandwidth if capacity.bandwidth > 0 else ASSUMED_BANDWIDTH[capacity.kind]
     return correction(capacity.node, capacity.device) / bandwidth
 
 
 def hop_seconds(link: Link, width: int) -> float:
-    """Seconds that a worker's device adds to each token: a round trip with the hidden state both ways.
+    """Return the seconds that a worker's device adds to each token: a round trip with the hidden state.
 
     Args:
-        link: from the head to the worker.
-        width: values of the hidden state (n_embd), 4 bytes each.
+        link: the link from the head to the worker.
+        width: number of values in the hidden state (n_embd), 4 bytes each.
     """
     return WORKER + link.round_trip + 2 * width * 4 / link.bandwidth
 
 
 def logits_seconds(link: Link, vocabulary: int) -> float:
-    """Seconds more where the output matrix is remote: 4 bytes a word of the vocabulary."""
+    """Return the extra seconds per token if the output matrix is remote: 4 bytes per vocabulary entry."""
     return vocabulary * 4 / link.bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one device of a plan does, for predicting: ``link`` None where the head computes itself."""
+    """One device's work in a plan, for predictions. ``link`` is None where llama-server itself computes."""
 
     capacity: DeviceCapacity
     active: int
@@ -79,7 +79,7 @@ class Part:
 def decode_seconds(
     parts: Sequence[Part], width: int, vocabulary: int, correction: Correction = uncorrected
 ) -> float:
-    """Seconds per generated token of one stream."""
+    """Return the seconds per generated token of one stream."""
     total = 0.0
     for part in parts:
         total += part.active * seconds_per_byte(part.capacity, correction)
@@ -99,14 +99,14 @@ def batch_seconds(
     parameters_per_byte: float,
     correction: Correction = uncorrected,
 ) -> float:
-    """Seconds for a batch of so many tokens of one stream, of each of which the result is wanted.
+    """Return the seconds for a batch of ``tokens`` of one stream when the logits of each are wanted.
 
-    The weights are read once, and computed with for each further token; measured on a processor, where that
-    is most: batches of 2 to 33 tokens took within a quarter of it. Experts may differ from token to token.
-    The trips are as many as for one token, and carry more.
+    The weights are read once; each further token adds computing. On a processor, where computing counts most,
+    batches of 2 to 33 tokens were measured within a quarter of this prediction. Experts may differ from token
+    to token. The batch makes as many round trips as one token, with more data in each.
 
     Args:
-        parameters_per_byte: of the weights, more than 0.0.
+        parameters_per_byte: parameters per byte of weights; must be more than 0.0.
     """
     total = 0.0
     for part in parts:
@@ -124,13 +124,12 @@ def batch_seconds(
 
 
 def prefill_seconds(parts: Sequence[Part], width: int, parameters_per_byte: float) -> float:
-    """Seconds per token of a long prompt, the devices one after the other.
+    """Return the seconds per token of a long prompt, the devices working one after the other.
 
     Args:
         parts: the plan's devices.
-        width: n_embd; 4 bytes a value cross each hop both ways.
-        parameters_per_byte: of the weights, from the model's parameter count and size; 0.0: not known, and
-            so is the answer.
+        width: n_embd; 4 bytes per value cross each hop both ways.
+        parameters_per_byte: parameters per byte of weights; 0.0 if unknown, and then 0.0 is returned.
     """
     total = 0.0
     if parameters_per_byte <= 0:
@@ -144,15 +143,15 @@ def prefill_seconds(parts: Sequence[Part], width: int, parameters_per_byte: floa
 
 
 def load_seconds(parts: Sequence[Part], host_bytes: int, cached: Mapping[str, int]) -> float:
-    """Seconds from start to ready: every byte is read from disk, the remote ones sent after another.
+    """Return the seconds from start to ready: the head reads every byte from disk and sends the remote ones.
 
-    llama.cpp loads tensor by tensor, so that reading and sending do not overlap much. The head reads what a
-    worker has kept, too, to name it; the worker then reads it from its own disk instead of the network.
+    llama.cpp loads tensor by tensor, so reading and sending hardly overlap. The head reads cached tensors
+    too, since it must hash them; the worker then loads them from its own disk instead of the network.
 
     Args:
         parts: the plan's devices.
-        host_bytes: that stay with the head's processor.
-        cached: node → bytes of the model on its disk.
+        host_bytes: bytes that stay with the head's processor.
+        cached: bytes of the model on each node's disk, by node.
     """
     total = host_bytes / DISK
     left = dict(cached)

@@ -1,12 +1,11 @@
-"""The split with the least time per token: which devices, in which order, with which layers.
+"""Finds the split with the least time per token: which devices, in which order, with which layers.
 
 Layers lie in a row and each device gets a run of them. A device costs a fixed time when it is used (its
-hop) and a time per active byte. With layers alike this is a knapsack with fixed charges, whose best
-answer fills the faster of the chosen devices before the slower ones. That gives a bound for every
-subset: branch and bound walks the subsets, fastest first, and only for those whose bound can win looks
-for the true best cut points and order, by dynamic programming over the layers. Exact for the usual sizes
-within `SLACK`; for very many devices the search is cut short after `EFFORT` steps and keeps the best
-found.
+hop) and a time per active byte. If all layers are alike, this is a knapsack with fixed charges, whose best
+solution fills the faster of the chosen devices before the slower ones. That gives a bound for every subset:
+branch and bound walks the subsets, fastest first. Only for those whose bound can win does it look for the
+best cut points and order, by dynamic programming over the layers. The result is exact within `SLACK` for
+the usual sizes; with very many devices the search stops after `EFFORT` steps and keeps the best split found.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from sollold.placement.layer_runs import Bin, BinBounds, Buffers, Layers, Split
 from sollold.placement.partition import ENOUGH, Partition
 
 SLACK = 0.002
-"""Gain (as a share of the time) that is not worth looking for."""
+"""Gain, as a share of the time, that is not worth searching for."""
 EFFORT = 4000
-"""Subsets walked at most; a quarter with more than `SHORTLIST` devices."""
+"""Maximum number of subsets walked; a quarter of it with more than `SHORTLIST` devices."""
 WORK = 2500
-"""Steps for the best cut points and orders of the promising subsets; ten times that until one fits."""
+"""Maximum steps spent on cut points and orders of promising subsets; ten times that until one fits."""
 SHORTLIST = 16
 ALL_ORDERS, ALL_STEPS = 4, 6000
-"""Up to so many devices every order is tried, and of more where that takes no more steps."""
+"""Up to this many devices every order is tried; with more devices, if it takes at most this many steps."""
 NOTHING = Buffers()
 
 
@@ -46,20 +45,20 @@ def best_split(
     below: float = inf,
     largest: Sequence[int] = (),
 ) -> Split | None:
-    """The fastest split, or None when none fits.
+    """Return the fastest split, or None when none fits.
 
     Args:
         memory: bytes that each layer takes, the output as the last.
-        active: bytes of each that are read per token.
+        active: bytes of each layer that are read per token.
         bins: the devices.
-        weights: bytes of ``memory`` that are read from the file; empty: all.
-        buffers: what each device takes besides.
-        most: devices used at most, the ``first`` kind not counted.
-        workers: machines with workers at most.
-        host: one of the ``first`` kind must hold layers.
+        weights: bytes of ``memory`` that are read from the file, by layer; empty: all of them.
+        buffers: bytes each device takes besides its layers.
+        most: maximum number of devices, not counting the ``first`` kind.
+        workers: maximum number of machines with workers.
+        host: a device of the ``first`` kind must hold layers.
         apart: some machine must run a worker.
-        below: only splits quicker than this are of interest.
-        largest: bytes of each layer's largest tensor; empty: nothing more is taken while they are loaded.
+        below: ignore splits that take this many seconds or more.
+        largest: bytes of each layer's largest tensor; empty: loading takes no extra memory.
     """
     layers = Layers(memory, active, weights, buffers, largest)
     search = _Search(layers, Partition(layers), bins, most, workers, host, apart, below)
@@ -110,10 +109,10 @@ class _Search:
         for i in range(count - 1, -1, -1):
             one = items[i]
             self.hops[i] = min(self.hops[i + 1], one.bin.hop)
-            # A byte on a device costs no less than when the device is full.
+            # A byte costs least when the device is full.
             self.price[i] = min(self.price[i + 1], one.bin.rate + one.bin.hop / one.cap)
             self.rest[i] = self.rest[i + 1] + one.cap
-        # Some device must hold the output, so its tail at the least is paid.
+        # Some device must hold the output, so at least the smallest tail is paid.
         ends = [item.bin.tail for item in items if item.low_last < len(self.layers.mem) - 1]
         if not ends:
             return
@@ -126,11 +125,11 @@ class _Search:
             work += self._refine(chosen, bound)
 
     def _bar(self) -> float:
-        """Only what is quicker than this can win."""
+        """Return the seconds a split must stay below to win."""
         return self.best.seconds * (1 - SLACK) if self.best is not None else self.below
 
     def _shortlist(self) -> list[int]:
-        """Indices worth searching: with very many bins the best by time a byte, and the roomiest."""
+        """Return the bins worth searching: with very many, the best by time per byte and the roomiest."""
         everything = [i for i, one in enumerate(self.bins) if one.room > 0]
         if len(everything) <= SHORTLIST:
             return everything
@@ -188,14 +187,15 @@ class _Search:
             chosen.pop()
 
     def _no_news(self, one: BinBounds, before: BinBounds) -> bool:
-        """Whether all that can be done with a device was tried with the one before it, which is alike.
+        """Return whether the device before is equivalent, so that this one needs no trial of its own.
 
-        Where machines are counted it is not so of one that has more devices: they cost no further machine.
+        If the number of workers is limited, a machine with several devices is not equivalent to one with a
+        single device: its other devices add no worker.
         """
         return _alike(one, before) and (not self.scarce or self.devices[one.bin.worker] == 1)
 
     def _leaf(self, chosen: list[BinBounds], bound: float) -> bool:
-        """These devices may do: fill them. Returns whether no further device can make it any better."""
+        """Fill these devices, which may suffice. Return whether no further device can improve the result."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
         if not rest or len(head) > 1 or (self.host and not head):
@@ -214,11 +214,11 @@ class _Search:
         if found is not None and (found.seconds <= bound * (1 + ENOUGH) or self.many):
             return True
         self.leaves.append((bound, tuple(chosen)))
-        # Layers are whole: one more device may take the piece that ill fits these.
+        # Layers are indivisible: one more device may take a layer that fits these badly.
         return found is not None and found.seconds <= bound * (1 + 2 * ENOUGH)
 
     def _refine(self, chosen: tuple[BinBounds, ...], bound: float) -> int:
-        """Find the best order and cut points for exactly these devices. Returns the steps it took."""
+        """Find the best order and cut points for exactly these devices. Return the number of steps taken."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
         each = len(rest) * len(self.layers.mem)

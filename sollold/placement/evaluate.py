@@ -1,4 +1,4 @@
-"""A placement worked out to the byte: who holds which layers, what that takes, how fast it is."""
+"""Works a placement out to the byte: which device holds which layers, the memory needed, and the speed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sollold.placement.plan import Plan, Share
 from sollold.placement.request import PlacementRequest
 
 CROSSING_SECONDS = 1.0
-"""A checkpoint that takes longer to cross the network is not made: each prompt would wait for two of them."""
+"""Longest transfer of a checkpoint, in seconds. Slower ones are disabled: each prompt would wait for two."""
 NONE_KEPT: Mapping[str, int] = MappingProxyType({})
 
 Hold = tuple[DeviceCapacity, int, int]
-"""A device with the run of layers that it holds: first, last (exclusive)."""
+"""A device with the run of layers it holds: first, last (exclusive)."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceShortfall:
-    """A device that would have to hold more than it can: bytes."""
+    """A device that would have to hold more bytes than it has room for."""
 
     node: str
     device: str
@@ -38,9 +38,9 @@ class DeviceShortfall:
 class Candidate:
     """A placement that may fit.
 
-    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps;
-    ``cpu_moe``: of so many first layers the head's processor keeps the experts. What drafts tokens is as in
-    `Plan`; ``gain``: how many times as fast that makes an answer, predicted.
+    ``seconds``: time per token; ``short``: where it does not fit; ``checkpoints``: number that each slot
+    keeps; ``cpu_moe``: number of first layers whose experts stay with the head's processor. The fields about
+    drafts are as in `Plan`; ``gain``: predicted speed-up by drafts.
     """
 
     head: Machine
@@ -62,24 +62,24 @@ class Candidate:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The head, then the machines with workers, in layer order."""
+        """The head, then the nodes with workers, in layer order."""
         found = dict.fromkeys([self.head.node, *(share.node for share in self.shares)])
         return tuple(found)
 
     @property
     def alone(self) -> bool:
-        """Whether one machine does it all, without even a worker that others started."""
+        """Whether one machine does everything, without any external worker."""
         return len(self.nodes) == 1 and not any(external_address(share.device) for share in self.shares)
 
     @property
     def on_host(self) -> bool:
-        """Whether layers, or experts of layers, are computed by the head's processor itself."""
+        """Whether llama-server computes layers, or experts of layers, on the head's processor."""
         return self.host.layers > 0 or self.cpu_moe > 0
 
     def plan(
         self, request: PlacementRequest, layers: int, reasons: Sequence[str], *, windowed: bool = False
     ) -> Plan:
-        """The plan to be carried out."""
+        """Return the plan to carry out."""
         return Plan(
             model=request.model,
             digest=request.digest,
@@ -103,24 +103,24 @@ class Candidate:
 
 
 def is_worker(head: Machine, capacity: DeviceCapacity) -> bool:
-    """Whether the device needs a worker: it is elsewhere, or the head's processor in the line."""
+    """Return whether the device needs a worker: all do except the head's own GPUs."""
     return capacity.node != head.node or capacity.kind is not Kind.GPU
 
 
 def link_to(head: Machine, capacity: DeviceCapacity, links: Mapping[str, Link]) -> Link | None:
-    """The way from the head to a device; None where the head computes itself."""
+    """Return the link from the head to a device; None for the head's own GPUs."""
     way = links.get(capacity.node, Link()) if capacity.node != head.node else None
     if capacity.kind is Kind.EXTERNAL:
-        # Behind the node that names it; how far is not measured, since only its one client may ask it.
+        # Reached through the node that lists it. The second link is not measured: it serves one client only.
         return joined(way, Link())
     return way or (cost_model.LOOPBACK if capacity.kind is Kind.CPU else None)
 
 
 def share_overhead(capacity: DeviceCapacity, worker: bool, largest: int, state: int, compute: int) -> int:
-    """Bytes besides tensors and buffers: a process, and the peak of loading.
+    """Return the bytes besides tensors and buffers: those of the process, and the peak while loading.
 
-    While a processor's worker loads, the largest tensor that it is sent is in memory once more; that is over
-    before the state and the compute buffers are allocated.
+    While a worker on a processor loads, the largest tensor it receives is in memory twice. That ends before
+    the state and the compute buffers are allocated, so only the excess over them counts.
     """
     peak = max(0, largest - state - compute) if worker and capacity.kind is not Kind.GPU else 0
     return capacity.overhead + peak
@@ -129,9 +129,9 @@ def share_overhead(capacity: DeviceCapacity, worker: bool, largest: int, state: 
 def host_share(
     head: Machine, footprint: Footprint, layers: int, devices: int, *, checkpoints: bool = True
 ) -> Share:
-    """What stays with the head's processor when it computes the first ``layers`` itself.
+    """Return what stays with the head's processor when it computes the first ``layers`` itself.
 
-    ``checkpoints``: those that the footprint has are kept.
+    ``checkpoints``: whether to count the footprint's context checkpoints.
     """
     cpu = head.cpu
     weights = footprint.host_tensors(layers)
@@ -142,7 +142,7 @@ def host_share(
         compute = max(compute - footprint.checkpoint_bytes, 0)
     overhead = (cpu.overhead if cpu is not None else 0) + max(0, footprint.largest_tensor - state - compute)
     if cpu is None:
-        # The processor is not offered, so its memory is nobody's to grant.
+        # The processor is not offered, so no node can grant its memory.
         weights = state = compute = overhead = 0
     return Share(head.node, PROCESSOR, 0, layers, weights, state, compute, overhead)
 
@@ -159,18 +159,19 @@ def evaluate(
     cached: Mapping[str, int] = NONE_KEPT,
     cpu_moe: int = 0,
 ) -> Candidate:
-    """Work a placement out.
+    """Work out a placement.
 
     Args:
-        head: where llama-server runs.
-        footprint, run: the model's, and how it runs.
-        on_host: how many first layers the head's processor computes.
+        head: the machine that runs llama-server.
+        footprint, run: the model's footprint, and the run it is for.
+        on_host: number of first layers that the head's processor computes.
         holds: the devices with their layers, in order.
-        links: node → link from the head.
-        correction: of the devices' speeds.
-        parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
-        cached: node → bytes of the model that its workers have on disk.
-        cpu_moe: of so many first layers the head's processor keeps the experts; then one device holds all.
+        links: links from the head, by node.
+        correction: correction of the devices' speeds.
+        parameters_per_byte: parameters per byte of the model's tensors, for predicting prompts.
+        cached: bytes of the model that each node's workers have on disk, by node.
+        cpu_moe: number of first layers whose experts stay with the head's processor; if not 0, one device
+            holds everything else.
     """
     total = footprint.layers + 1
     crossing = _crossing(head, footprint, holds, links) if footprint.checkpoints else 0.0
@@ -210,7 +211,7 @@ def evaluate(
 
 
 def _share(hold: Hold, footprint: Footprint, weights: int, compute: int, *, remote: bool) -> Share:
-    """What a device's layers need, besides ``weights`` and ``compute`` bytes."""
+    """Return a device's share: ``weights`` and ``compute`` as given, with its state and overhead."""
     capacity, first, last = hold
     state = sum(footprint.state[first:last])
     largest = max(footprint.largest[first:last], default=0)
@@ -219,7 +220,7 @@ def _share(hold: Hold, footprint: Footprint, weights: int, compute: int, *, remo
 
 
 def _parts_of_host(head: Machine, footprint: Footprint, on_host: int, cpu_moe: int) -> list[cost_model.Part]:
-    """What the head's processor computes: experts that it keeps, and the first layers."""
+    """Return what the head's processor computes: the experts it keeps, and the first layers."""
     parts = []
     if cpu_moe and head.cpu is not None:
         kept, active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
@@ -231,7 +232,7 @@ def _parts_of_host(head: Machine, footprint: Footprint, on_host: int, cpu_moe: i
 
 
 def _taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dict[DeviceCapacity, int]:
-    """Bytes that the shares take of each device."""
+    """Return the bytes that the shares take from each device."""
     capacities = {(capacity.node, capacity.device): capacity for capacity, _, _ in holds}
     if head.cpu is not None:
         capacities[head.node, PROCESSOR] = head.cpu
@@ -244,7 +245,7 @@ def _taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dic
 
 
 def _short(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
-    """Where more is taken than there is: of a device for itself, or of all that share its memory."""
+    """Yield where more is taken than there is room for: on one device, or on all that share a memory."""
     together: dict[tuple[str, str], list[DeviceCapacity]] = {}
     for capacity, size in taken.items():
         together.setdefault(capacity.memory, []).append(capacity)
@@ -257,12 +258,12 @@ def _short(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
 
 
 def _is_gpu_of(head: Machine, capacity: DeviceCapacity) -> bool:
-    """Whether llama-server itself computes on the device: the projector may lie there, and nowhere else."""
+    """Return whether the device is a GPU of the head: the projector can be offloaded only to one."""
     return capacity.node == head.node and capacity.kind is Kind.GPU
 
 
 def _crossing(head: Machine, footprint: Footprint, holds: Sequence[Hold], links: Mapping[str, Link]) -> float:
-    """Seconds that the state of the layers elsewhere takes to the head, device after device."""
+    """Return the seconds to send a checkpoint of all remote layers to the head, device after device."""
     return sum(
         sum(footprint.snapshots[first:last]) / links.get(capacity.node, Link()).bandwidth
         for capacity, first, last in holds

@@ -1,4 +1,4 @@
-"""Why a model does not fit, in numbers, and the cheapest ways out."""
+"""Explains why a model does not fit, in numbers, with the cheapest remedies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sollold.settings.schema import GIB
 from sollold.units import bytes_text
 
 LEAST_HELD_BACK = 64 * 1024**2
-"""Bytes that a node's limits must hold back to be worth a word."""
+"""Minimum bytes that a node must hold back for a remedy to mention it."""
 LEAST_BITS = 1.8
-"""Bits a weight of the smallest quantization that people use (IQ1_M)."""
+"""Bits per weight of the smallest quantization in use (IQ1_M)."""
 _WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """A deployment that may not be evicted now: (node, device) → bytes it holds."""
+    """A deployment that may not be evicted now; ``bytes``: what it holds, by (node, device)."""
 
     deployment: str
     model: str
@@ -36,7 +36,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A machine that takes no part and could again; ``how``: what to do for it, and why it does not."""
+    """A machine that takes no part but could; ``how``: what to do for that, and why it takes no part."""
 
     machine: Machine
     how: str
@@ -44,13 +44,13 @@ class Away:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """The arithmetic. Bytes.
+    """How much memory is missing, in bytes.
 
     Attributes:
-        needed: weights, state and buffers over all devices, at the least context that would be given.
+        needed: weights, state and buffers over all devices, at the smallest context that would be given.
         there: room on the machines that may take part.
-        missing: ``needed - there``; 0 when the sum is enough, but no device takes its part.
-        remedies: what would help, the cheapest first; sentences.
+        missing: ``needed - there``; 0 when the total suffices, but the parts fit no devices.
+        remedies: what would help, the cheapest first, as phrases.
         message: everything in words, for the caller.
     """
 
@@ -73,7 +73,7 @@ def explain(
     correction: cost_model.Correction = cost_model.uncorrected,
     away: Sequence[Away] = (),
 ) -> Shortfall:
-    """Work out what is missing after `choose` found nothing, and try what would help."""
+    """Work out what is missing after `choose` found no placement, and try what would help."""
     footprint = choice.footprint
     heads = [machine for machine in fleet.machines if machine.holds]
     weights = footprint.host_weights + sum(footprint.weights)
@@ -111,7 +111,7 @@ def explain(
 
 
 def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequence[DeviceCapacity]) -> int:
-    """Compute buffers and processes, with as few devices as the weights could do with."""
+    """Return the bytes of compute buffers and processes on the fewest devices that could hold the model."""
     total = sum(footprint.weights) + sum(footprint.state)
     host = host_share(heads[0], footprint, 0, 2) if heads else None
     size = host.total - host.weights if host is not None else footprint.host_buffers
@@ -159,7 +159,7 @@ def _remedies(
     missing: int,
     away: Sequence[Away],
 ) -> list[str]:
-    """What would help, each tried: sentences in the order of what it costs."""
+    """Return what would help, each tried: phrases, the cheapest first."""
 
     def fits(
         other: PlacementRequest, on: Fleet = fleet, footprint_with: FootprintOf = footprint_of
@@ -193,7 +193,7 @@ def _remedies(
 def _by_settings(
     request: PlacementRequest, fits: Callable[[PlacementRequest], Candidate | None]
 ) -> list[str]:
-    """What a caller or the settings can change: each alone, or where none suffices the fewest together."""
+    """Return the changes to the request or settings that help: each alone, or else the fewest together."""
     changes: list[dict[str, object]] = []
     if request.context > context.LEAST:
         changes.append({"context": 0, "usual": request.context})
@@ -230,19 +230,19 @@ def _setting(change: dict[str, object], request: PlacementRequest, made: Candida
 
 
 def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
-    """Raising the limits of the fewest machines that would do, those first that hold most back."""
+    """Return the remedy of raising limits on the fewest machines, starting with those that hold back most."""
     held = _where(fleet, lambda one: one.held_back, 1.0, fits_on)
     return f"raising node.memory_limit (or node.device_limits): it holds back {held}" if held else ""
 
 
 def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
-    """Closing other programs; the system itself is one of them, so half of what they use has to do."""
+    """Return the remedy of closing other programs. They include the system, so half of it must suffice."""
     used = _where(fleet, lambda one: one.others, 0.5, fits_on, "")
     return f"closing other programs: they have {used}" if used else ""
 
 
 def _without_reserve(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
-    """Leaving less to the rest of a machine: half of it has to do."""
+    """Return the remedy of reserving less for the rest of a machine; half of the reserve must suffice."""
     kept = _where(fleet, lambda one: one.reserved, 0.5, fits_on)
     return f"lowering node.reserve (or node.gpu_reserve): it keeps {kept}" if kept else ""
 
@@ -254,8 +254,10 @@ def _where(
     fits_on: Callable[[Fleet], bool],
     of: str = " of free memory",
 ) -> str:
-    """The fewest machines on which a ``share`` of ``size`` more would do, those first that have most of it:
-    how much and where, or empty when it would not do.
+    """Find the fewest machines on which a ``share`` of ``size`` more room suffices, largest ``size`` first.
+
+    Returns:
+        How much and where, in words; empty when even all of it does not suffice.
     """
     sizes = {machine.node: machine.sum_of(size) for machine in fleet.machines}
     on, found = fleet, list[str]()
@@ -274,7 +276,7 @@ def _where(
 def _given_back(
     request: PlacementRequest, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
 ) -> list[tuple[Busy, ...]]:
-    """The smallest deployment in use that would make room; where none does, the fewest of the smallest."""
+    """Return the smallest busy deployment whose end would make room, or else the fewest of the smallest."""
     some = sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]
     for one in some:
         if fits_on(_freed(fleet, one)):
@@ -292,7 +294,7 @@ def _quantized(
     footprint: Footprint,
     fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],
 ) -> int:
-    """Bytes of the largest file of this model that would fit; 0 when not even the smallest would."""
+    """Return the size in bytes of the largest file of this model that would fit; 0 when none would."""
     whole = request.size or footprint.host_weights + sum(footprint.weights)
 
     def fits(share: float) -> bool:
@@ -309,7 +311,7 @@ def _quantized(
 
 
 def _scaled(footprint: Footprint, share: float) -> Footprint:
-    """With weights of so much fewer bits."""
+    """Return the footprint with weights scaled to ``share`` of their size."""
     return replace(
         footprint,
         weights=tuple(int(size * share) for size in footprint.weights),
@@ -353,7 +355,7 @@ def _another(
     *,
     fits_with: Callable[[Fleet], bool],
 ) -> int:
-    """Bytes of the smallest further machine (whole GiB) that would do; 0 when one is not the answer."""
+    """Return the bytes (whole GiB) of the smallest additional machine that suffices; 0 when one does not."""
     whole = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
     holds = not any(machine.holds for machine in fleet.machines)
 

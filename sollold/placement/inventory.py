@@ -1,4 +1,4 @@
-"""What there is to place on: machines, their devices and the links between them, as the planner sees them."""
+"""The machines, devices and links that the planner can place a model on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class DeviceCapacity:
     """One device that may hold layers.
 
     Attributes:
-        device: llama.cpp's name on its machine.
-        room: bytes that a plan may take, spare room already left out.
-        overhead: bytes that one more process on it costs.
-        bandwidth: bytes per second that weights are read with; 0.0 when unknown.
+        device: llama.cpp's name of the device on its machine.
+        room: bytes that a plan may take, spare room already deducted.
+        overhead: bytes that one more process on the device costs.
+        bandwidth: bytes of weights read per second; 0.0 when unknown.
         compute: operations per second in a matrix product; 0.0 when unknown.
-        held_back: bytes more that are free, and that the node's own limits keep from models.
-        reserved: bytes more that are free, and left to the rest of the machine by the settings.
-        others: bytes more that models could have if no other program used the device.
-        pool: devices of a machine with one pool share one memory, so that ``room`` of each is that of
-            all; empty: its memory is its own.
+        held_back: further free bytes that the node's own limits keep from models.
+        reserved: further free bytes that the settings leave to the rest of the machine.
+        others: further bytes that models could have if no other program used the device.
+        pool: devices of a machine with the same pool share one memory, so the ``room`` of each is that of
+            all; empty: the device has its own memory.
     """
 
     node: str
@@ -41,26 +41,26 @@ class DeviceCapacity:
 
     @property
     def memory(self) -> tuple[str, str]:
-        """What the device's bytes are taken from."""
+        """The memory that the device's bytes are taken from."""
         return self.node, self.pool or self.device
 
     @property
     def machine(self) -> str:
-        """What computes: the node, or a worker that others started and the node names."""
+        """The machine that computes: the node, or an external worker that the node lists."""
         return external_address(self.device) or self.node
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between two machines: round trip in seconds, bytes per second."""
+    """The network link between two machines: round trip in seconds, bandwidth in bytes per second."""
 
     round_trip: float = 0.0005
     bandwidth: float = 110e6
-    """Of a 1 Gb/s network, where nothing was measured."""
+    """Default: that of a 1 Gb/s network."""
 
 
 def joined(one: Link | None, other: Link) -> Link:
-    """A way that leads over two links."""
+    """Return the link that two links in a row make."""
     if one is None:
         return other
     return Link(one.round_trip + other.round_trip, min(one.bandwidth, other.bandwidth))
@@ -72,9 +72,9 @@ class Machine:
 
     Attributes:
         name: host name, for people.
-        holds: it has the model's file and can read it: it can be the head.
-        cached: bytes of the model that its workers find on its own disk: tensors that were kept, or the file.
-        links: measured from here (peer, link).
+        holds: whether it has the model's file and can read it, so that it can be the head.
+        cached: bytes of the model that its workers find on its own disk: cached tensors, or the file.
+        links: (peer, link) pairs measured by this node.
     """
 
     node: str
@@ -85,16 +85,16 @@ class Machine:
     cached: int = 0
 
     def device_named(self, device: str) -> DeviceCapacity | None:
-        """The device of that name."""
+        """Return the device of that name, if any."""
         return next((capacity for capacity in self.devices if capacity.device == device), None)
 
     @property
     def room(self) -> int:
-        """Bytes over all devices, a shared memory counted once."""
+        """Room in bytes over all devices, counting a shared memory once."""
         return self.sum_of(lambda capacity: capacity.room)
 
     def sum_of(self, size: Callable[[DeviceCapacity], int]) -> int:
-        """Some bytes of all devices, of those that share a memory the most."""
+        """Sum ``size`` over all devices, counting only the largest of those that share a memory."""
         memories: dict[tuple[str, str], int] = {}
         for capacity in self.devices:
             memories[capacity.memory] = max(memories.get(capacity.memory, 0), size(capacity))
@@ -102,18 +102,18 @@ class Machine:
 
     @property
     def cpu(self) -> DeviceCapacity | None:
-        """The processor."""
+        """The processor, if offered."""
         return next((capacity for capacity in self.devices if capacity.kind is Kind.CPU), None)
 
     @property
     def gpus(self) -> tuple[DeviceCapacity, ...]:
-        """Those of its devices that are GPUs."""
+        """The machine's GPUs."""
         return tuple(capacity for capacity in self.devices if capacity.kind is Kind.GPU)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A machine that takes no part, and why: half a sentence for a person."""
+    """A machine that takes no part; ``reason``: a clause for people."""
 
     node: str
     name: str
@@ -128,17 +128,17 @@ class Fleet:
     left_out: tuple[LeftOut, ...] = ()
 
     def machine(self, node: str) -> Machine | None:
-        """The machine of that id."""
+        """Return the machine of that node id, if any."""
         return next((machine for machine in self.machines if machine.node == node), None)
 
     def name(self, node: str) -> str:
-        """The host name of a node, for people."""
+        """Return a node's host name, for people; the node id when unknown."""
         known: tuple[Machine | LeftOut, ...] = (*self.machines, *self.left_out)
         return next((one.name for one in known if one.node == node), node)
 
 
 def links_between(machines: Iterable[Machine], head: Machine) -> dict[str, Link]:
-    """Link from ``head`` to each other machine: what either side measured, the mean where both did."""
+    """Return the link from ``head`` to each machine as either side measured it; the mean where both did."""
     own = dict(head.links)
     found: dict[str, Link] = {}
     for machine in machines:
@@ -164,19 +164,19 @@ def machine_of(
     digest: str = "",
     copy: int = 0,
 ) -> Machine:
-    """A record as the planner sees it.
+    """Convert a node's record into the planner's view of it.
 
     Args:
-        record: what the node says of itself.
-        holds: it has the model's file.
-        spare: share of each device's memory that stays unused.
-        freed: device → bytes that an eviction would give back.
-        taken: device → bytes promised since the record was written.
-        one_pool: all its devices share one limit.
-        digest: of the model; empty: none in particular.
-        copy: bytes of the model's file on its disk.
+        record: the node's own record.
+        holds: whether the node has the model's file.
+        spare: share of each device's memory to leave unused.
+        freed: bytes that an eviction would free, by device.
+        taken: bytes promised since the record was written, by device.
+        one_pool: whether all devices share one limit.
+        digest: digest of the model; empty: no particular model.
+        copy: bytes of the model's file on the node's disk.
     """
-    # What is taken from or given back to a shared memory is so for each device that shares it.
+    # A change to a shared memory applies to each device that shares it.
     change: dict[str, int] = {}
     pools = {
         device.id: "node" if one_pool and device.kind is not Kind.EXTERNAL else device.memory
@@ -214,9 +214,9 @@ def machine_of(
 
 
 def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:
-    """Bytes that each device could get: each that shares a memory says what all of it has left."""
+    """Return the available bytes by device; with a shared memory or limit, each reports those of all."""
     offered = {device.id: device.available for device in devices}
-    # Under one limit over the node each device says what the limit leaves.
+    # With one limit for the node, each device reports what the limit leaves.
     if one_pool:
         own = [device.id for device in devices if device.kind is not Kind.EXTERNAL]
         offered |= dict.fromkeys(own, max((offered[id] for id in own), default=0))
@@ -230,7 +230,7 @@ def _plain_room(
     freed: Mapping[str, int],
     taken: Mapping[str, int],
 ) -> int:
-    """A worker that others started is one deployment's at a time: it is there whole or not at all."""
+    """Return an external worker's room: it serves one deployment at a time, so all of it or nothing."""
     address = external_address(device.id)
     alike = [other for other in devices if external_address(other.id) == address]
     if any(taken.get(other.id, 0) for other in alike):
@@ -243,20 +243,20 @@ def _plain_room(
 
 
 def _held_back(device: Device) -> int:
-    """Free bytes that ``node.memory_limit`` or ``node.device_limits`` keep from models."""
+    """Return the free bytes that ``node.memory_limit`` or ``node.device_limits`` keep from models."""
     if device.limit >= device.total:
         return 0
     return max(0, min(device.free - device.reserve, device.total - device.granted) - device.available)
 
 
 def _reserved(device: Device) -> int:
-    """Free bytes that ``node.reserve`` or ``node.gpu_reserve`` keep from models."""
+    """Return the free bytes that ``node.reserve`` or ``node.gpu_reserve`` keep from models."""
     more = min(device.free, device.limit - device.granted) - device.available
     return min(device.reserve, max(0, more))
 
 
 def _others(device: Device) -> int:
-    """Bytes that models could have beside what they can have now, were it not for other programs."""
+    """Return the bytes that models could have in addition if other programs used none."""
     if device.kind is Kind.EXTERNAL:
         return 0
     used = device.total - device.free - device.granted
@@ -265,8 +265,8 @@ def _others(device: Device) -> int:
 
 
 def _room(device: Device, offered: int, spare: float, more: int) -> int:
-    # A limit over the whole node shows in what is available alone, so the spare room is a share of what the
-    # device can give at all, not of its size.
+    # A limit on the whole node shows only in the available bytes, so the spare room is a share of what the
+    # device can give at most, not of its size.
     whole = min(device.limit, device.total, offered + device.granted)
     return max(min(offered + more, device.limit, device.total) - int(whole * spare), 0)
 
@@ -276,11 +276,11 @@ def _freed(endpoint: Endpoint) -> int:
 
 
 UNKNOWN = 1 << 62
-"""Bytes where nothing is measured yet: nothing speaks against it."""
+"""Room in bytes of a node that has measured nothing yet: assume that everything fits."""
 
 
 def ollama_room(record: Record) -> int:
-    """Bytes over all memories of the node, as its record has it; deployments keep what they were granted."""
+    """Return the bytes that Ollama could use on the node, by its record, leaving deployments their grants."""
     own = [device for device in record.devices if device.kind is not Kind.EXTERNAL]
     if not own:
         return UNKNOWN
@@ -289,7 +289,7 @@ def ollama_room(record: Record) -> int:
     granted = sum(device.granted for device in own)
     loaded = [one for one in record.endpoints if one.backend is Backend.OLLAMA and one.loaded]
     busy = sum(one.bytes for one in loaded if one.active or one.waiting)
-    # What ending the idle ones frees is what their runners really hold.
+    # Unloading idle models frees what their runners really hold.
     idle = sum(_freed(one) for one in loaded if not (one.active or one.waiting))
-    # Mapped weights count as free to the system, so what is free alone would count a busy model's too.
+    # The system counts mapped weights as free, so `free` alone would include those of busy models.
     return max(0, min(free + idle, total - granted - busy))

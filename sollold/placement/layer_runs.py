@@ -1,4 +1,4 @@
-"""Which runs of layers a device can hold. Seconds and bytes."""
+"""Works out which runs of layers a device can hold. Seconds and bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Bytes that a device takes besides its layers, by where in the row its run lies.
+    """Bytes that a device takes besides its layers, by the position of its run.
 
     Attributes:
-        begins: the run has the first layer; ``ends``: the last layers and the output; ``middle``: neither;
-            ``output``: nothing but the output.
-        exact: (first, last) → bytes, where the four are no more than bounds; ``least``: its least.
+        begins: for a run that starts with the first layer.
+        middle: for a run with neither the first layer nor the output.
+        ends: for a run that ends with the output.
+        output: for the output alone.
+        exact: maps (first, last) to the exact bytes; if set, the four above are only bounds.
+        least: smallest value of ``exact``.
     """
 
     begins: int = 0
@@ -32,15 +35,15 @@ class Bin:
     """A device as the search sees it. Seconds and bytes.
 
     Attributes:
-        rate: per active byte.
-        hop: per token when it is used at all.
-        tail: more per token when it holds the output.
-        room: for layers and the buffers beside them.
-        loading: for the weights and the largest of them once more, while they are loaded (of the ``first``
-            kind: for the weights alone); None: that never takes more than ``room``.
-        group: of the bins with one group (not -1) at most one is used.
+        rate: seconds per active byte.
+        hop: seconds per token when the device is used at all.
+        tail: extra seconds per token when it holds the output.
+        room: bytes for layers and their buffers.
+        loading: bytes for the weights plus their largest tensor during loading (for the ``first`` kind, the
+            weights alone); None: loading never takes more than ``room``.
+        group: at most one bin of a group is used; -1: no group.
         worker: number of the machine that must run a worker for it; -1: none.
-        first: may only hold the first layers, and never the output; its buffers are not in ``room``.
+        first: whether it may hold only the first layers, never the output; ``room`` then excludes buffers.
     """
 
     rate: float
@@ -63,14 +66,14 @@ class Split:
 
 @dataclass(slots=True)
 class BinBounds:
-    """A bin with what was worked out about it.
+    """A bin with precomputed bounds.
 
     Attributes:
-        index: of the bin.
-        cap: most active bytes that fit in a run.
-        low: for each end of a run the first layer with which it still fits.
+        index: index of the bin.
+        cap: maximum active bytes of a run that fits.
+        low: for each end of a run, the lowest first layer with which it fits.
         low_last: the same for the run that ends the model.
-        read: seconds to read the layers before each, once they are asked for.
+        read: cumulative seconds to read the layers before each position; empty until first needed.
     """
 
     index: int
@@ -86,9 +89,9 @@ class Layers:
     """The layers of a model in a row, the output as the last.
 
     Attributes:
-        memory: bytes that each takes; ``weights``: of these what is read from the file; ``largest``: its
-            largest tensor.
-        active: bytes read a token.
+        memory: bytes that each layer takes; ``weights``: the bytes of these that are read from the file;
+            ``largest``: bytes of each layer's largest tensor.
+        active: bytes of each layer that are read per token.
     """
 
     memory: Sequence[int]
@@ -109,12 +112,12 @@ class Layers:
         self._most = max(self.largest, default=0)
 
     def _loads(self, one: Bin, start: int, end: int) -> bool:
-        """Whether the run's weights fit while they are loaded."""
+        """Return whether the run's weights fit while they are loaded."""
         most = one.loading
         if most is None:
             return True
         size = self.load[end] - self.load[start]
-        # Nearly all are told by this alone.
+        # This decides nearly all cases.
         if size + self._most <= most or one.first or size > most:
             return size <= most
         peak = self._peaks.get((start, end))
@@ -123,7 +126,7 @@ class Layers:
         return size + peak <= most
 
     def item(self, index: int, one: Bin) -> BinBounds:
-        """What can be said of a bin beforehand."""
+        """Precompute the bounds of a bin."""
         exact = None if one.first else self.buffers.exact
         low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
         count = len(self.mem) - 1
@@ -140,7 +143,7 @@ class Layers:
         return BinBounds(index, one, float(cap), low, low_last)
 
     def _lowest(self, one: Bin) -> list[int]:
-        """For each end but the model's the first layer with which a run fits."""
+        """Return, for each end but the model's, the lowest first layer with which a run fits."""
         mem = self.mem
         buffers = self.buffers
         room = one.room if one.first else one.room - buffers.middle
@@ -158,9 +161,9 @@ class Layers:
         return low
 
     def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
-        """The same with the buffers of each run as they are."""
+        """Do the same with the exact buffers of each run."""
         mem = self.mem
-        # Between the two the bytes are counted; beyond them that is no question.
+        # Only sizes between these two need the exact buffers.
         perhaps = one.room - self.buffers.least
         surely = one.room - max(self.buffers.begins, self.buffers.middle)
         low = [0] * (len(mem) - 1)
@@ -176,7 +179,7 @@ class Layers:
         return low
 
     def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
-        """Whether the layers from ``start`` on fit with the output."""
+        """Return whether the layers from ``start`` on fit together with the output."""
         mem = self.mem
         count = len(mem) - 1
         if exact is not None:

@@ -1,7 +1,7 @@
-"""A GPU for all but the experts of the first layers, which stay with the head's processor.
+"""Places a mixture of experts on one GPU, with the experts of the first layers on the head's processor.
 
-Of a mixture of experts a token reads few, but all have to lie somewhere: in RAM they cost little time, while
-attention, its cache and what every token reads stay on the GPU.
+A token reads only a few experts, but all need memory. In RAM they cost little time, while attention, its
+cache and the weights that every token reads stay on the GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sollold.placement.search import SearchContext
 
 
 def experts_on_host(search: SearchContext, head: Machine, gpu: DeviceCapacity) -> Candidate | None:
-    """The placement with as few layers' experts in the head's RAM as must be; None: it does not fit so."""
+    """Return the placement with the fewest layers' experts in the head's RAM; None when it does not fit."""
     footprint = search.footprint
     if head.cpu is None or not any(footprint.experts):
         return None
@@ -26,7 +26,7 @@ def experts_on_host(search: SearchContext, head: Machine, gpu: DeviceCapacity) -
         )
 
     def too_much(one: Candidate) -> bool:
-        """Whether the GPU holds too much still."""
+        """Return whether the GPU still holds too much."""
         return any(short.device == gpu.device for short in one.short)
 
     low, high = 0, footprint.layers

@@ -1,4 +1,4 @@
-"""A model over several machines: the fastest split, or by the policy or the counts that were asked for."""
+"""Splits a model over several machines: the fastest way, by another policy, or by fixed layer counts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sollold.placement.request import MOST_DEVICES, Policy
 from sollold.placement.search import SearchContext
 
 HEADS = 4
-"""Heads for which splits are sought at most."""
+"""Maximum number of heads for which splits are searched."""
 ALONE = 8
-"""Devices of other machines tried for all layers at most."""
+"""Maximum number of devices of other machines that are tried for all layers."""
 MANY = 64
-"""Machines from which on half as many are tried."""
+"""Above this many machines, half as many heads are tried."""
 
 
 def over_several(search: SearchContext) -> Candidate | None:
-    """The best split over several machines by the request's policy."""
+    """Return the best split over several machines by the request's policy."""
     if search.request.fixed:
         return fixed(search)
     if not search.request.distributed:
         return None
-    # No more devices than llama.cpp takes, and the head's processor.
+    # At most as many devices as llama.cpp takes, plus the head's processor.
     rooms = nlargest(
         MOST_DEVICES + 1, (capacity.room for capacities in search.devices.values() for capacity in capacities)
     )
@@ -55,7 +55,7 @@ def over_several(search: SearchContext) -> Candidate | None:
 
 
 def _promise(search: SearchContext, head: Machine) -> tuple[float, str]:
-    """Seconds a byte and hops if ``head`` held what fits it: the fewer the better a head it is."""
+    """Return a sort key: estimated seconds if ``head`` held what fits on it. Lower is a better head."""
     left, cost = float(search.needed), 0.0
     for capacity in sorted(
         search.devices[head.node], key=lambda s: cost_model.seconds_per_byte(s, search.correction)
@@ -70,7 +70,7 @@ def _promise(search: SearchContext, head: Machine) -> tuple[float, str]:
 def _fastest(
     search: SearchContext, head: Machine, links: Mapping[str, Link], below: float
 ) -> Candidate | None:
-    """Wholly on one device of another machine, over several devices, or the first layers on the head."""
+    """Return the fastest of: one device elsewhere, several devices, the first layers on the head's CPU."""
     cpu = next((capacity for capacity in search.devices[head.node] if capacity.kind is Kind.CPU), None)
     bins = [
         (capacity, search.bin(capacity, head, links))
@@ -101,7 +101,7 @@ def _on_one_worker(
     bins: Sequence[tuple[DeviceCapacity, Bin]],
     links: Mapping[str, Link],
 ) -> Candidate | None:
-    """All layers on the quickest device elsewhere that holds them: alone it pipelines nothing."""
+    """Place all layers on the fastest worker's device that holds them: alone, it pipelines nothing."""
     if search.request.workers < 1:
         return None
     whole = sum(search.footprint.active)

@@ -1,4 +1,4 @@
-"""Where to cut: the best runs of layers for devices that are given. Seconds and bytes."""
+"""Finds the best runs of layers for a given set of devices. Seconds and bytes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from sollold.facts import dataclass
 from sollold.placement.layer_runs import BinBounds, Layers, Split
 
 ENOUGH = 0.005
-"""How near to the bound of its devices a split must come before better orders are looked for."""
+"""Stop looking for better orders once a split is within this fraction of its devices' bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Cuts the layers of one model."""
+    """Cuts one model's layers into runs."""
 
     layers: Layers
 
     def some_orders(
         self, head: list[BinBounds], rest: list[BinBounds], bound: float, bar: float = inf
     ) -> Split | None:
-        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
+        """Try some orders of many devices: a few as the last, the rest by speed, largest or smallest first.
 
-        Only what is quicker than ``bar`` is of interest.
+        Splits that take ``bar`` seconds or more are ignored.
         """
         found: Split | None = None
         keys: list[Callable[[BinBounds], float]] = [
@@ -52,7 +52,7 @@ class Partition:
     def pour(self, order: list[BinBounds]) -> Split | None:
         """Fill all devices but the slowest, from both ends; the slowest gets what is left in between.
 
-        The best there is when layers are alike, and quick.
+        This is fast, and optimal when all layers are alike.
         """
         act = self.layers.act
         count = len(act) - 1
@@ -77,11 +77,11 @@ class Partition:
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
     def arrange(self, order: list[BinBounds], bar: float = inf) -> Split | None:
-        """Best cut points for the devices in this order, each holding at least one layer.
+        """Return the best cut points for the devices in this order, each holding at least one layer.
 
-        None as well when it can't be quicker than ``bar``.
+        Return None if nothing fits, or nothing can take less than ``bar`` seconds.
         """
-        # What those before can reach, and what those after need: between the two each cut must lie.
+        # Each cut lies between what the devices after it need and what those before it can reach.
         highs = [0]
         for item in order[:-1]:
             highs.append(_reach(item, highs[-1]))
@@ -111,21 +111,21 @@ class Partition:
     def _extend(
         self, times: list[float], item: BinBounds, begin: int = 0, low_end: int = 1, high_end: int = -1
     ) -> tuple[list[float], list[int]]:
-        """Let ``item`` hold the layers after each prefix: least time per longer prefix, and its start.
+        """Append a run on ``item`` to each prefix: return the least time of each longer prefix, and its cut.
 
-        Only for starts from ``begin`` on and ends from ``low_end`` to ``high_end``. A sliding window: the
-        earliest start that fits only moves on, so each prefix enters and leaves the queue of candidates
-        once.
+        Considers only runs that start at ``begin`` or later and end from ``low_end`` to ``high_end``. This is
+        a sliding window: the earliest start that fits only moves forward, so each prefix enters and leaves
+        the queue of candidates once.
         """
         low, hop, rate = item.low, item.bin.hop, item.bin.rate
-        # Seconds from the first layer on: a run takes the difference of two.
+        # Cumulative seconds: a run takes the difference of two.
         read = item.read = item.read or [rate * size for size in self.layers.act]
         count = len(read)
         if high_end < 0:
             high_end = count - 2
         out = [inf] * count
         back = [-1] * count
-        # The candidates, the best first: from `lead` on, values and starts ascend.
+        # The candidates, best first: from `lead` on, values and starts ascend.
         values: list[float] = []
         starts: list[int] = []
         lead = size = 0
@@ -151,7 +151,7 @@ class Partition:
         return out, back
 
     def _least(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
-        """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
+        """Return a lower bound: the fastest device left does all after prefixes of ``low`` to ``high`` layers."""
         act = self.layers.act
         rate = min(item.bin.rate for item in left)
         fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
@@ -159,7 +159,7 @@ class Partition:
         return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
 
     def _finish(self, times: list[float], item: BinBounds) -> tuple[float, int] | None:
-        """Let ``item`` hold all the rest with the output: (time, first layer)."""
+        """Let ``item`` hold everything left, with the output. Return (time, first layer), or None."""
         act, rate = self.layers.act, item.bin.rate
         fixed = item.bin.hop + item.bin.tail + rate * act[-1]
         best, at = inf, -1
@@ -170,9 +170,9 @@ class Partition:
         return (best + fixed, at) if at >= 0 else None
 
     def any_order(self, head: list[BinBounds], rest: list[BinBounds], bar: float = inf) -> Split | None:
-        """The best over all orders: dynamic programming over sets of devices and prefixes.
+        """Return the best split over all orders, by dynamic programming over sets of devices and prefixes.
 
-        None as well when it can't be quicker than ``bar``.
+        Return None if nothing fits, or nothing can take less than ``bar`` seconds.
         """
         start = [0.0] + [inf] * (len(self.layers.mem) - 1)
         prefix: list[int] = []
@@ -229,8 +229,10 @@ class Partition:
         return Split(seconds, tuple(reversed(runs)))
 
     def _bounds(self, head: list[BinBounds], rest: list[BinBounds]) -> tuple[list[int], list[int]]:
-        """For each set of devices the first and the last layer that a run after just these may begin with:
-        the others must hold what is left, and these what comes before."""
+        """Return, for each set of devices, the lowest and highest first layer of a run after exactly these.
+
+        The set must hold what comes before the run, and the other devices the rest.
+        """
         mem = self.layers.mem
         count = len(mem) - 1
         least = (
@@ -255,5 +257,5 @@ class Partition:
 
 
 def _reach(item: BinBounds, start: int) -> int:
-    """The last layer that a run from ``start`` on can end before, the output left to another."""
+    """Return the largest (exclusive) end of a run from ``start`` on without the output."""
     return bisect_right(item.low, start, start, len(item.low) - 1) - 1

@@ -1,4 +1,4 @@
-"""A plan: which layers of a model go to which devices of which nodes."""
+"""Defines a plan: which layers of a model go to which devices of which nodes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class Share:
     so the share that ends the model has ``last == L + 1``.
 
     Attributes:
-        weights, state, compute, overhead: bytes: tensors; KV and recurrent state; compute buffers;
-            process and loading peak.
+        weights: bytes of tensors.
+        state: bytes of KV cache and recurrent state.
+        compute: bytes of compute buffers.
+        overhead: bytes of the process and its loading peak.
     """
 
     node: str
@@ -34,36 +36,36 @@ class Share:
 
     @property
     def layers(self) -> int:
-        """How many layers, the output counted as one."""
+        """Number of layers, counting the output as one."""
         return self.last - self.first
 
     @property
     def total(self) -> int:
-        """Bytes to be granted."""
+        """Bytes to reserve."""
         return self.weights + self.state + self.compute + self.overhead
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a model will run. Carried out by the head; kept in no place but the head's record.
+    """Where a model will run. The head carries it out; it is kept only in the head's record.
 
     Attributes:
-        model: canonical name; ``digest``: its content.
-        head: node id of the one that runs ``llama-server``.
+        model: canonical name of the model; ``digest``: digest of its content.
+        head: node id of the node that runs ``llama-server``.
         layers: the model's block count L.
         host: what stays with the head's own processor: the token embedding, host buffers and, when
-            ``host.layers`` is not 0, the first layers of the model. Device ``CPU``.
+            ``host.layers`` is not 0, the first layers of the model. Its device is ``CPU``.
         shares: the offloaded layers in ``--device`` order, which is layer order; may be empty.
-        asked: how it was asked to run; ``template``: Ollama's TEMPLATE to be applied, empty: the file's own.
-        cpu_moe: of so many first layers the experts stay with the head's processor, though they are offloaded
-            otherwise; their bytes are the host's.
-        tokens_per_second, load_seconds: predicted; 0.0 when unknown.
-        estimate: the model's architecture is not known, so the bytes are estimates on the safe side.
-        reasons: sentences for a person: why so, what was given.
-        drafts_by: what drafts tokens, as in `Drafts`, ``run.drafts`` of them at a time; empty: nothing does.
-        windowed: the attention of some layers slides over a window.
-        draft_digest: content of the draft model, where one does, and ``draft_device``: of the head, on which
-            it computes; its bytes are in the shares.
+        asked: the requested settings; ``template``: Ollama's TEMPLATE to apply, empty: the file's own.
+        cpu_moe: number of first layers whose experts stay with the head's processor while the rest of the
+            layer is offloaded; ``host`` counts their bytes.
+        tokens_per_second, load_seconds: predictions; 0.0 when unknown.
+        estimate: whether the architecture is unknown, so that the bytes are conservative estimates.
+        reasons: sentences for people: why this placement, and what was given.
+        drafts_by: what drafts tokens, as in `Drafts`, ``run.drafts`` of them at a time; empty: no drafts.
+        windowed: whether some layers use sliding-window attention.
+        draft_digest: digest of the draft model, if one is used; ``draft_device``: the head's device on which
+            it computes. The shares include its bytes.
     """
 
     model: str
@@ -87,22 +89,22 @@ class Plan:
 
     @property
     def tensor_split(self) -> tuple[int, ...]:
-        """``--tensor-split``: integer counts, one a device, that sum to ``gpu_layers``."""
+        """``--tensor-split``: one layer count per device; they sum to ``gpu_layers``."""
         return tuple(share.layers for share in self.shares)
 
     @property
     def gpu_layers(self) -> int:
-        """``-ngl``: how many of the L + 1 layers leave the head's own processor."""
+        """``-ngl``: how many of the L + 1 layers are offloaded from the head's own processor."""
         return sum(self.tensor_split)
 
     @property
     def projector_device(self) -> str:
-        """The head's first GPU that holds layers, which computes the projector; empty: its processor does."""
+        """The head's first GPU that holds layers; it computes the projector. Empty: the processor does."""
         own = (share.device for share in self.shares if share.node == self.head)
         return next((device for device in own if device != PROCESSOR and not external_address(device)), "")
 
     def bytes_by_owner(self) -> dict[str, dict[str, int]]:
-        """Bytes to reserve, node → device → bytes, the host's share included."""
+        """Return the bytes to reserve by node and device, including the host's share."""
         owners: dict[str, dict[str, int]] = {}
         for share in (self.host, *self.shares):
             devices = owners.setdefault(share.node, {})

@@ -1,8 +1,9 @@
-"""Where a model goes: alone on a machine if it fits, else the fastest split over several.
+"""Decides where a model goes: on one machine if it fits there, else on the fastest split over several. Pure.
 
-Pure. `choose` tries the settings of `sollold.placement.context` one after the other; for each, every
-machine that has the file alone, then the splits headed by the most promising of them. What lost is kept
-with its reason, and when nothing fits, the arithmetic (`sollold.placement.explain`).
+`choose` tries the settings of `sollold.placement.context` one after the other. Those with the full context
+are tried first on each machine that has the file, then as splits headed by the most promising of these
+machines; a smaller context comes last. Losing placements are kept with the reason. When nothing fits,
+`sollold.placement.explain` reports what is missing.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ CLEAR_GAIN = 1.5
 
 @dataclass(frozen=True, slots=True)
 class PlacementChoice:
-    """The best placement with what it beat.
+    """The best placement, with those it beat.
 
-    ``candidate`` None: nothing fits, not even with the least context, for which ``footprint`` then is;
-    ``alternatives`` say what each way lacked.
+    If ``candidate`` is None, nothing fits, not even with the smallest context. ``footprint`` is then the one
+    for that context, and ``alternatives`` say what each placement lacked.
     """
 
     candidate: Candidate | None
@@ -49,7 +50,7 @@ def choose(
     footprint_of: FootprintOf,
     correction: cost_model.Correction = cost_model.uncorrected,
 ) -> PlacementChoice:
-    """Find the best placement under the room that ``fleet`` has."""
+    """Find the best placement in the room that ``fleet`` has."""
     footprint_of = cache(footprint_of)
 
     train = footprint_of(
@@ -60,7 +61,7 @@ def choose(
     tried = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
     alone_allowed = not request.always and not request.fixed and request.policy is not Policy.SPREAD
     if alone_allowed:
-        # Fewer requests at a time on one machine go before many over several: a token is quicker there.
+        # Prefer fewer slots on one machine to many slots over several: tokens are faster there.
         for run in full:
             if run is not full[0] and not _may_hold(tried):
                 break
@@ -84,7 +85,7 @@ def choose(
         first, *others = *full, *smaller
         found = attempt(first)
         if found is None and others and (least := attempt(others[-1])) is not None:
-            # Where not even the last had found room, none between would.
+            # If not even the last one fits, none between does.
             between = (one for run in others[:-1] if (one := attempt(run)) is not None)
             found = next(between, least)
         if found is not None and found[0].run in smaller:
@@ -100,7 +101,7 @@ def choose(
 
 
 def _may_hold(search: SearchContext) -> bool:
-    """Whether some machine with the file has room for the weights, however the model runs."""
+    """Return whether some machine with the file has room for the weights alone."""
     weights = sum(search.footprint.weights)
     return any(
         sum(capacity.room for capacity in search.devices[head.node]) >= weights for head in search.heads()
@@ -116,7 +117,7 @@ def _widen(
     order: list[Run],
     alone_allowed: bool,
 ) -> tuple[Candidate, list[Alternative]]:
-    """Between the context that fits and the next larger one tried, find the largest that fits."""
+    """Find the largest context that fits, between the one found and the next larger one tried."""
     at = order.index(found[0].run)
     steps = context.between(request, order[at], order[at - 1])
     low, high = -1, len(steps)
@@ -132,7 +133,7 @@ def _widen(
 
 
 def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
-    """The split instead, where the machine alone would compute on its processor and it pays clearly."""
+    """Return the split instead if the machine alone would compute on its processor and is clearly slower."""
     if not search.request.distributed or not alone.on_host or len(search.numbers) == 1:
         return alone
     if not any(
@@ -150,7 +151,7 @@ def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
 
 
 def _ranked(lost: Sequence[Alternative], best: Candidate) -> tuple[Alternative, ...]:
-    """The alternatives once each, the fastest first, those that do not fit last."""
+    """Return each alternative once, the fastest first, those that do not fit last; at most 12."""
     once: dict[str, Alternative] = {}
     for one in lost:
         known = once.get(one.what)
@@ -160,7 +161,7 @@ def _ranked(lost: Sequence[Alternative], best: Candidate) -> tuple[Alternative, 
 
 
 def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
-    """Sentences for a person."""
+    """Return sentences for people that explain the placement."""
     size = sum(share.total for share in (best.host, *best.shares))
     head = best.head.name
     devices = [share.device for share in best.shares]
@@ -209,7 +210,7 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
 
 
 def _is_measured(fleet: Fleet, head: str, node: str) -> bool:
-    """Whether either side has measured the link; with very many nodes each measures some."""
+    """Return whether either side has measured the link. With very many nodes, each measures only some."""
     one, other = fleet.machine(head), fleet.machine(node)
     return (one is not None and any(peer == node for peer, _ in one.links)) or (
         other is not None and any(peer == head for peer, _ in other.links)

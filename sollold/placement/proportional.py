@@ -1,4 +1,4 @@
-"""Layers shared out by a policy that is not after speed, or by counts that the user fixed."""
+"""Splits layers by a policy other than speed, or by counts that the user fixed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from sollold.units import bytes_text
 
 
 def proportional(search: SearchContext, head: Machine, links: Mapping[str, Link]) -> Candidate | None:
-    """The split by the policies ``memory_aware``, ``even`` and ``spread``.
+    """Return the split by policy ``memory_aware``, ``even`` or ``spread``.
 
-    Over GPUs and the machines without any; where that is too little, processors beside a GPU take part too.
+    It uses GPUs, and the processors of machines without any. If these do not suffice, processors of machines
+    with GPUs take part too.
     """
     for beside in (False, True):
         line = _within_workers(search, _line(search, head, links, beside=beside), head)
@@ -30,8 +31,10 @@ def proportional(search: SearchContext, head: Machine, links: Mapping[str, Link]
 def _line(
     search: SearchContext, head: Machine, links: Mapping[str, Link], *, beside: bool
 ) -> list[tuple[DeviceCapacity, LayerRoom]]:
-    """The devices that may take part, the roomiest first; ``beside``: after them processors that have a GPU
-    beside them, where they do not share its memory."""
+    """Return the devices that may take part, the roomiest first.
+
+    With ``beside``, the processors of machines with GPUs follow, unless they share a GPU's memory.
+    """
     line: list[tuple[DeviceCapacity, LayerRoom]] = []
     last: set[DeviceCapacity] = set()
     buffers = search.buffers(piped=True)
@@ -97,7 +100,7 @@ def _within_workers(
 
 
 def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
-    """Why counts that the user fixed are not those of a model with so many layers; empty: they are."""
+    """Return why the fixed counts do not suit a model with this many layers; empty when they do."""
     given = sum(count for _, count in counts)
     if given in (layers, layers + 1) and all(count >= 0 for _, count in counts):
         return ""
@@ -105,7 +108,7 @@ def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
 
 
 def fixed(search: SearchContext) -> Candidate | None:
-    """The counts that the user fixed, each machine's shared out over its devices."""
+    """Return the placement by the fixed counts, each machine's layers split over its devices."""
     counts = list(search.request.fixed)
     if wrong := miscounted(counts, search.footprint.layers):
         search.lost.append(Alternative("the fixed counts", 0.0, wrong))
@@ -159,14 +162,14 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class LayerRoom:
-    """Bytes for layers on a device; ``last``: when it holds the output too."""
+    """Bytes for layers on a device; ``last``: bytes if it also holds the output."""
 
     middle: int
     last: int
 
 
 def by_room(memory: Sequence[int], rooms: Sequence[LayerRoom]) -> list[tuple[int, int]] | None:
-    """Runs with bytes in proportion to the rooms; None when it does not fit. Runs may be empty."""
+    """Return runs with bytes in proportion to the rooms, some possibly empty; None when nothing fits."""
     low, high = 0.0, 1.0
     best = _fill(memory, rooms, 1.0, len(memory))
     if best is None:
@@ -182,7 +185,7 @@ def by_room(memory: Sequence[int], rooms: Sequence[LayerRoom]) -> list[tuple[int
 
 
 def by_count(memory: Sequence[int], rooms: Sequence[LayerRoom]) -> list[tuple[int, int]] | None:
-    """Runs of layers as equal in number as fits; None when it does not fit. Runs may be empty."""
+    """Return runs with layer counts as equal as possible, some possibly empty; None when nothing fits."""
     low, high = 1, len(memory)
     best = _fill(memory, rooms, 1.0, high)
     while low < high and best is not None:
@@ -203,7 +206,7 @@ def _fill(
     runs = []
     at = 0
     for index, room in enumerate(rooms):
-        # A device that could end the model does, if all that is left fits.
+        # If everything left fits on this device, it ends the model.
         if total - at <= count and sums[total] - sums[at] <= room.last * fullness:
             runs.append((at, total))
             runs += [(total, total)] * (len(rooms) - index - 1)

@@ -1,4 +1,4 @@
-"""What a placement is asked for."""
+"""Defines a placement request: a model, and how it should run."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ from sollold.models.names import canonical
 from sollold.settings.schema import ModelProfile, PlacementSettings
 
 MOST_DEVICES = 15
-"""llama.cpp takes no more in one model (GGML_SCHED_MAX_BACKENDS less the processor's)."""
+"""llama.cpp's maximum number of devices per model (GGML_SCHED_MAX_BACKENDS less the processor's)."""
 
 
 OFF, AUTO = "off", "auto"
-"""Of `PlacementRequest.speculation`: no tokens are drafted; or in whatever way pays."""
+"""Values of `PlacementRequest.speculation`: draft no tokens; draft them in whatever way pays."""
 _SPECULATION = (OFF, AUTO, NGRAM, MTP)
 
 
 def names_drafter(speculation: str) -> bool:
-    """Whether it is a draft model's name, and no other way to draft."""
+    """Return whether the value is a draft model's name."""
     return speculation not in ("", *_SPECULATION)
 
 
 class Policy(StrEnum):
-    """How layers are shared out."""
+    """How layers are distributed over devices."""
 
     FASTEST = "fastest"
     """Least predicted time per token."""
     MEMORY_AWARE = "memory_aware"
-    """The roomiest devices that hold it, in proportion to their room."""
+    """The fewest, roomiest devices that hold the model, in proportion to their room."""
     EVEN = "even"
-    """The fewest devices that hold it, with layers as equal in number as can be."""
+    """The fewest devices that hold the model, with layer counts as equal as possible."""
     SPREAD = "spread"
-    """All devices, in proportion to their room: the most room is left on each."""
+    """All devices, in proportion to their room, which leaves the most room on each."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """A model to be placed, and how it shall run: what was named, the rest from the settings and the file.
+    """A model to place, and how it should run: what the caller named, else from the settings and the file.
 
-    Flat, and no `Asked` with more beside it: plans with one field changed are compared (`explain`).
+    The fields are flat rather than an `Asked` inside, since `explain` tries requests with one field changed.
 
     Attributes:
-        parameters, size: count of weights and bytes of the files; 0 when unknown.
-        context: tokens a slot that the caller named; 0: none, take the largest that fits up to
+        parameters, size: number of weights, and bytes of the files; 0 when unknown.
+        context: tokens per slot that the caller named; 0: none, so take the largest that fits, up to
             ``usual`` and ``context_train``.
-        slots: requests at a time; fewer are given before it is refused.
-        workers: most machines besides the head.
-        distributed: it may be spread over several machines; ``always``: it must be.
+        slots: concurrent requests; fewer are given before the model is refused.
+        workers: maximum number of machines besides the head.
+        distributed: whether it may be spread over several machines; ``always``: whether it must be.
         template: Ollama's TEMPLATE that the engine applies; empty: the file's own.
         speculation: whether and how tokens are drafted, as ``placement.speculation`` in the settings.
         external: addresses of the external workers that may be used; None: all.
-        fixed: (node's id or name, count of layers) that the user fixed, in layer order; the output is one.
+        fixed: (node id or name, number of layers) pairs that the user fixed, in layer order; the output
+            counts as a layer.
     """
 
     model: str
@@ -78,7 +79,7 @@ class PlacementRequest:
 
     @property
     def asked(self) -> Asked:
-        """What of it a later caller may want otherwise, for the record."""
+        """The settings that a later caller may want to differ, for the record."""
         return Asked(
             self.slots,
             self.type_k,
@@ -93,28 +94,28 @@ class PlacementRequest:
 
 
 def speculation_meant(text: str) -> str:
-    """What a person means who wants tokens drafted so: case counts no more than in models' names."""
+    """Normalise a user's speculation setting: its keywords are case-insensitive, as model names are."""
     word = text.strip()
     return word.lower() if word.lower() in _SPECULATION else word
 
 
 def must_shard(settings: PlacementSettings, parameters: int) -> bool:
-    """Whether the settings want a model of so many weights spread, even where it fits one machine."""
+    """Return whether the settings want a model of this size spread, even if it fits on one machine."""
     return settings.enable_distributed and 0 < settings.distributed_threshold <= parameters / 1e9
 
 
 _BYTES_A_WEIGHT = 0.7
-"""Of the usual 4-bit quantizations, context and buffers included."""
+"""Bytes per weight of the usual 4-bit quantizations, context and buffers included."""
 
 
 def profile_of(profiles: Mapping[str, ModelProfile], name: str) -> ModelProfile | None:
-    """The profile of a model, however its name is written; None when the settings have none."""
+    """Return the profile of a model, however its name is written; None when the settings have none."""
     wanted = _plain(name)
     return next((profile for known, profile in profiles.items() if _plain(known) == wanted), None)
 
 
 def needed(profile: ModelProfile) -> int:
-    """Bytes that the model takes, guessed from its weights where the profile does not say; 0: not known."""
+    """Return the bytes that the model takes, estimated if the profile has only its size; 0 when unknown."""
     return profile.memory or int(profile.parameters * 1e9 * _BYTES_A_WEIGHT)
 
 

@@ -1,4 +1,4 @@
-"""The search for one setting of context and slots: what its ways to place a model share."""
+"""Holds what all ways to place a model share in the search with one setting of context and slots."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sollold.placement.request import MOST_DEVICES, PlacementRequest
 
 RETRIES = 4
 LIKED = 0.02
-"""Share by which a device may be slower than others and be taken, since its machine has kept the tensors."""
+"""Bonus, as a share of the time, for a device whose machine has the tensors cached."""
 FEW = 16
-"""Machines up to which buffers that differ from layer to layer are looked at one by one."""
+"""Maximum number of machines for which the exact buffers of each run of layers are considered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A placement that was considered and lost. ``tokens_per_second`` 0.0: it does not fit."""
+    """A placement that was considered and lost; ``tokens_per_second`` is 0.0 if it does not fit."""
 
     what: str
     tokens_per_second: float
@@ -35,7 +35,7 @@ class Alternative:
 
 
 class SearchContext:
-    """One setting on one fleet. ``lost`` gathers what was considered and did not win."""
+    """The search with one setting on one fleet; ``lost`` collects the placements that did not win."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class SearchContext:
         self.density = request.parameters / held if held else 0.0
 
     def heads(self) -> list[Machine]:
-        """Machines that can be the head."""
+        """Return the machines that can be the head."""
         return [machine for machine in self.fleet.machines if machine.holds]
 
     def may_head(self, head: Machine) -> bool:
-        """Whether a machine has room for what its processor keeps at the least, with all layers elsewhere."""
+        """Return whether a machine has room for what its processor keeps even with all layers elsewhere."""
         cpu = head.cpu
         if cpu is None:
             return True
@@ -92,10 +92,10 @@ class SearchContext:
         links: Mapping[str, Link],
         below: float = inf,
     ) -> Candidate | None:
-        """The fastest split over these devices, worked out and checked to the byte.
+        """Return the fastest split over these devices, worked out and checked to the byte.
 
-        Where one of them is the head's processor with the first layers (`host_bin`), it holds some.
-        ``below``: only one quicker than this is of interest.
+        If one of them is the head's processor with the first layers (`host_bin`), it must hold some. Splits
+        that take ``below`` seconds or more are ignored.
         """
         tight = [one for _, one in bins]
         host = any(one.first for one in tight)
@@ -105,7 +105,7 @@ class SearchContext:
                 self.footprint.active,
                 tight,
                 weights=self.footprint.weights,
-                # With the first layers on the head's processor batches are not pipelined.
+                # With the first layers on the head's processor, batches are not pipelined.
                 buffers=self.buffers(piped=not host),
                 most=MOST_DEVICES,
                 workers=self.request.workers,
@@ -126,7 +126,7 @@ class SearchContext:
             made = self.evaluate(head, on_host, holds, links)
             if not made.short:
                 return made
-            # The buffers of these very layers are larger than those the search reckoned with.
+            # The buffers of exactly these layers are larger than the search assumed.
             over = {(short.node, short.device): short.needed - short.room for short in made.short}
             tight = [
                 replace(one, room=one.room - more)
@@ -137,7 +137,10 @@ class SearchContext:
         return None
 
     def buffers(self, *, piped: bool) -> Buffers:
-        """Compute buffers beside a device's layers when the model is split; ``piped``: none on the host."""
+        """Return a device's compute buffers when the model is split.
+
+        ``piped``: batches are pipelined, since the host holds no layers.
+        """
         if piped not in self._buffers:
             layers = self.footprint.layers
             known: dict[tuple[int, int], int] = {}
@@ -158,14 +161,14 @@ class SearchContext:
                 middle=middle,
                 ends=exact(min(1, layers), self.total),
                 output=exact(layers, self.total),
-                # What differs from layer to layer is worth its time only where every byte may count.
+                # The exact buffers are worth their time only with few machines, where every byte may count.
                 exact=exact if few else None,
                 least=least,
             )
         return self._buffers[piped]
 
     def bin(self, capacity: DeviceCapacity, head: Machine, links: Mapping[str, Link]) -> Bin:
-        """A device as the search sees it."""
+        """Return a device as a bin of the search."""
         footprint = self.footprint
         link = link_to(head, capacity, links)
         room = capacity.room - capacity.overhead
@@ -188,14 +191,14 @@ class SearchContext:
         )
 
     def _kept(self, capacity: DeviceCapacity, head: Machine) -> float:
-        """Which part of what the device could hold its machine has on disk."""
+        """Return the fraction of what the device could hold that its machine has on disk."""
         if capacity.node == head.node:
             return 0.0
         size = self.cached.get(capacity.node, 0)
         return min(1.0, size / max(min(self.needed, capacity.room), 1)) if size else 0.0
 
     def _host_bytes(self, head: Machine, capacity: DeviceCapacity) -> int:
-        """Bytes in the memory of one of the head's devices that stay there with all layers elsewhere."""
+        """Return the host's bytes with all layers elsewhere, if the device shares the processor's memory."""
         cpu = head.cpu
         if cpu is None or cpu.memory != capacity.memory:
             return 0
@@ -204,7 +207,7 @@ class SearchContext:
         return self._hosts[head.node]
 
     def host_bin(self, cpu: DeviceCapacity, head: Machine) -> Bin:
-        """The head's processor holding the first layers itself."""
+        """Return the bin of the head's processor, holding the first layers itself."""
         room = cpu.room - cpu.overhead - self.footprint.host_weights
         buffers = self.footprint.host_buffers + self.footprint.host_compute(devices=2, offloaded=1)
         return Bin(
@@ -218,13 +221,13 @@ class SearchContext:
         )
 
     def _group(self, capacity: DeviceCapacity) -> int:
-        """One number for the devices that share a memory: only one of them is used."""
+        """Return one number for all devices that share a memory: only one of them is used. -1: not shared."""
         return self.numbers[capacity.node] if capacity.pool else -1
 
     def evaluate(
         self, head: Machine, on_host: int, holds: Sequence[Hold], links: Mapping[str, Link]
     ) -> Candidate:
-        """Work a placement out to the byte; it may not fit."""
+        """Work out a placement to the byte; it may not fit."""
         return evaluate(
             head,
             self.footprint,
@@ -238,26 +241,26 @@ class SearchContext:
         )
 
     def lose(self, one: Candidate, reason: str) -> None:
-        """Remember a placement that did not win, and why."""
+        """Record a placement that did not win, and why."""
         self.lost.append(
             Alternative(describe(one, self.fleet), 1 / one.seconds if one.seconds > 0 else 0.0, reason)
         )
 
 
 def _may_use(capacity: DeviceCapacity, external: tuple[str, ...] | None) -> bool:
-    """Whether a device is this node's own, or an external worker's that the caller allows."""
+    """Return whether a device is a node's own, or that of an external worker that the caller allows."""
     address = external_address(capacity.device)
     return not address or external is None or address in external
 
 
 def plain_of(one: Candidate) -> list[str]:
-    """The workers that others started among the devices of a placement, as people call them."""
+    """Return the external workers that a placement uses, as people call them."""
     addresses = dict.fromkeys(external_address(share.device) for share in one.shares)
     return [f"the external worker {address}" for address in addresses if address]
 
 
 def describe(one: Candidate, fleet: Fleet) -> str:
-    """A placement in a few words: ``a alone``, ``a with b and c``."""
+    """Describe a placement in a few words: ``a alone``, ``a with b, c``."""
     others = [fleet.name(node) for node in one.nodes[1:]] + plain_of(one)
     if not others:
         return f"{one.head.name} alone"

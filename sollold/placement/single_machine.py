@@ -1,4 +1,4 @@
-"""A model on one machine: on a GPU, on several, with the first layers on the processor, or there wholly."""
+"""Places a model on one machine: on a GPU, on several, partly on the processor, or wholly on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sollold.placement.search import Alternative, SearchContext
 from sollold.units import bytes_text
 
 TOLD = 40
-"""Machines of which it is told why the model does not fit them."""
+"""Maximum number of machines for which to report why the model does not fit."""
 
 
 def on_one_machine(search: SearchContext) -> Candidate | None:
-    """The fastest placement on one machine."""
+    """Return the fastest placement on one machine."""
     best: Candidate | None = None
     for head in search.heads():
         if (

@@ -1,11 +1,11 @@
-"""Speculation: some tokens are drafted, and the model checks them in one batch. Pure.
+"""Decides on speculative decoding: some tokens are drafted, and the model checks them in one batch. Pure.
 
-It is decided for a placement that was found without it, and only takes memory that is left there. No layer
-is moved for it, but where the model's own layer shall draft and finds no room beside the last ones: then all
-are shared out anew over the same machines, if these have room for everything.
+Drafts are added to a placement that was found without them, and use only memory that is left there. No layer
+is moved for them, with one exception: if the model's own layer (MTP) should draft and does not fit beside the
+last layers, all layers are split again over the same machines, provided these have room for everything.
 
-All that is accepted is what the model itself would have said next, so drafts change how soon an answer comes,
-and its words only where a batch is rounded otherwise than a single token.
+Only tokens that the model itself would have produced are accepted. So drafts change how fast an answer comes,
+and its words only where a batch is rounded differently from a single token.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from sollold.units import bytes_text
 
 NGRAM_LENGTHS = (8, 16)
 NGRAM_LOOKUP = 8
-"""So many last tokens must have stood in the conversation before, for what followed to be drafted."""
+"""Number of last tokens that must occur earlier in the conversation for what followed to be drafted."""
 DRAFT_LENGTHS = (2, 3, 4, 6, 8)
 MTP_LENGTHS = (1, 2, 3)
 WORTH = 1.1
-"""What `AUTO` wants to gain at the least."""
+"""Minimum expected speed-up for `AUTO` to enable drafts."""
 FAST_ENOUGH = 100.0
-"""Tokens per second from which `AUTO` leaves an answer as it is: nobody reads faster."""
+"""Tokens per second above which `AUTO` enables no drafts: nobody reads faster."""
 
 MeasuredDrafts = Callable[[str], DraftStats | None]
-"""What was measured of drafts for the model by another (its digest), or by `NGRAM` or `MTP`."""
+"""Returns the measured drafts for the model by a draft model (its digest), or by `NGRAM` or `MTP`."""
 
 
 def nothing_measured(by: str) -> DraftStats | None:
-    """For a planner that knows of no answers: of no drafts anything was measured."""
+    """Return None: for a planner without measurements."""
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A model that could draft: its vocabulary is the model's; ``nodes`` have its file."""
+    """A model that could draft, since it has the same vocabulary; ``nodes``: those that have its file."""
 
     name: str
     digest: str
@@ -60,7 +60,7 @@ class Drafter:
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """A way to draft, worked out: ``gain`` 0.0 where that can't be said."""
+    """A way to draft, worked out; ``gain`` is 0.0 when unknown."""
 
     candidate: Candidate
     gain: float
@@ -77,15 +77,15 @@ def with_drafts(
     correction: cost_model.Correction = cost_model.uncorrected,
     no_drafter: str = "",
 ) -> tuple[Candidate, str]:
-    """The placement with the speculation that was asked for, where it is possible.
+    """Add the requested speculation to a placement, where possible.
 
     Args:
-        found: on machines of ``fleet``.
-        drafters: models that may draft: all that could, or the one that was named. ``no_drafter``: why that
-            one can't, half a sentence.
+        found: a placement on machines of ``fleet``.
+        drafters: models that may draft: all that could, or the one that was named.
+        no_drafter: why the named one can't draft, as a clause.
 
     Returns:
-        The placement, and a sentence for a person; empty when there is nothing to say.
+        The placement, and a sentence for people; empty when there is nothing to say.
     """
     wanted = request.speculation
     auto = wanted == AUTO
@@ -125,7 +125,7 @@ def _undrafted(why: str) -> str:
 
 
 def _unable(of: Footprint) -> str:
-    """Why no tokens can be drafted for a model, half a sentence; empty: they can."""
+    """Return why no tokens can be drafted for a model, as a clause; empty when they can."""
     return "its architecture is unknown" if of.estimate else ""
 
 
@@ -133,7 +133,7 @@ _BLIND = "it sees images, which llama.cpp does not combine with"
 
 
 class _Search:
-    """The ways to draft for one placement; ``refused``: why some are none, half a sentence each."""
+    """Collects the ways to draft for one placement; ``refused``: why some are impossible, as clauses."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class _Search:
         self.refused: list[str] = []
 
     def by_own_layer(self) -> None:
-        """By the model's own layer for next-token prediction, on the device where the layers end."""
+        """Try the model's own layer for next-token prediction, on the device that holds the last layer."""
         of = self._footprint_of(self._found.run)
         if not of.predicted:
             self.refused.append("it has no layer for next-token prediction by which llama.cpp can draft")
@@ -183,7 +183,7 @@ class _Search:
             self.options.append(_Option(made, factor * other, words))
 
     def _anew(self, length: int) -> Candidate | None:
-        """The layers shared out over the same machines so that the model's own layer finds room, too."""
+        """Split the layers again over the same machines so that the model's own draft layer fits too."""
 
         def of(run: Run) -> Footprint:
             return self._footprint_of(replace(run, drafts=length, predicts=True))
@@ -197,13 +197,13 @@ class _Search:
         return replace(made, run=replace(made.run, drafts=length, predicts=True))
 
     def _predicting(self, made: Candidate, length: int) -> float:
-        """Seconds in which the model's own layer drafts so many tokens, and reads what was checked."""
+        """Return the seconds for the model's own layer to draft ``length`` tokens and read the checked ones."""
         of = self._footprint_of(made.run)
         density = self._request.parameters / max(sum(of.weights), 1)
         last = made.parts[-1]
         ends = [replace(last, active=of.predicted, weights=of.predicted, output=True)]
         if made.shares and made.shares[-1].first >= of.layers and len(made.parts) > 1:
-            # The output is elsewhere: one more trip.
+            # The output is on another device: one more round trip.
             ends.append(replace(made.parts[-2], active=0, weights=0, output=False))
         each = cost_model.decode_seconds(ends, of.n_embd, of.n_vocab, self._correction)
         read = [replace(part, output=False) for part in ends]
@@ -212,7 +212,7 @@ class _Search:
         )
 
     def by_ngrams(self) -> None:
-        """From repeats of the conversation's own text."""
+        """Try drafts from repeats of the conversation's own text."""
         stats = self._measured(NGRAM) or NGRAM_PRIOR
         for length in NGRAM_LENGTHS:
             made = self._with(length)
@@ -223,7 +223,7 @@ class _Search:
             self.options.append(_Option(replace(made, drafts_by=NGRAM, gain=factor or 1.0), factor, words))
 
     def by_model(self, drafter: Drafter) -> None:
-        """By another model, on a GPU of the head that holds layers, or else on its processor."""
+        """Try a draft model, on a GPU of the head that holds layers, or else on the head's processor."""
         head = self._found.head
         if head.node not in drafter.nodes:
             self.refused.append(f"{head.name} does not have the file of {drafter.name}")
@@ -252,7 +252,7 @@ class _Search:
                 return
 
     def _devices(self) -> list[DeviceCapacity]:
-        """Those of the head on which a draft model may compute, the best first."""
+        """Return the head's devices on which a draft model may run, the best first."""
         head = self._fleet.machine(self._found.head.node) or self._found.head
         held = {share.device for share in self._found.shares if share.node == head.node}
         gpus = [one for one in head.devices if one.kind is Kind.GPU and one.device in held]
@@ -272,7 +272,7 @@ class _Search:
         each = active * cost_model.seconds_per_byte(device, self._correction)
         part = cost_model.Part(device, active, active, None, True)
         density = drafter.shape.parameters / active if active else 0.0
-        # It reads along what was checked, too: one more batch.
+        # The draft model must also read the checked tokens: one more batch.
         checked = cost_model.batch_seconds(
             [part], takes.n_embd, takes.n_vocab, length + 1, density, self._correction
         )
@@ -290,7 +290,7 @@ class _Search:
         )
 
     def _with(self, length: int, *, predicts: bool = False) -> Candidate | None:
-        """The placement with room for the results of drafts of this length."""
+        """Return the placement with room for the logits of drafts of this length, if it fits."""
         run = replace(self._found.run, drafts=length, predicts=predicts)
         made = remade(self._found, run, self._request, self._fleet, self._footprint_of(run))
         if not made.short:
@@ -303,7 +303,7 @@ class _Search:
         return None
 
     def _gain(self, stats: DraftStats, length: int, made: Candidate, drafting: float) -> float:
-        """The factor; 0.0 where the count of weights is not known."""
+        """Return the expected speed-up; 0.0 when the number of weights is unknown."""
         of = self._footprint_of(made.run)
         density = self._request.parameters / max(sum(of.weights), 1)
         if density <= 0:
@@ -316,14 +316,14 @@ class _Search:
 
 
 def _beside(made: Candidate, takes: Footprint, device: DeviceCapacity) -> Candidate:
-    """With the bytes of a draft model added to the shares that the head has already."""
+    """Add a draft model's bytes to the head's shares."""
     layers = takes.layers + 1
     offered = made.head.cpu is not None
     if device.kind is not Kind.GPU:
         compute = takes.host_compute(devices=1, offloaded=0) + takes.host_buffers
         return replace(made, host=_more(made.host, takes.host_tensors(layers), sum(takes.state), compute))
     compute = takes.host_compute(devices=1, offloaded=layers) + takes.host_buffers
-    # A processor that is not offered has nothing to grant.
+    # A processor that is not offered can grant nothing.
     host = _more(made.host, takes.host_weights, 0, compute) if offered else made.host
     there = takes.compute(0, layers, devices=1, offloaded=layers)
     shares, given = [], False
@@ -341,7 +341,7 @@ def _more(share: Share, weights: int, state: int, compute: int) -> Share:
 
 
 def _short(made: Candidate, fleet: Fleet) -> str:
-    """A device of the head that would have to hold more than it can; empty: none."""
+    """Return a memory of the head that would have to hold more than it can; empty when none would."""
     head = fleet.machine(made.head.node) or made.head
     taken: dict[tuple[str, str], int] = {}
     rooms: dict[tuple[str, str], int] = {}
@@ -355,7 +355,7 @@ def _short(made: Candidate, fleet: Fleet) -> str:
 
 
 def remade(found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, of: Footprint) -> Candidate:
-    """The same layers on the same devices, run otherwise; ``short`` says where that does not fit."""
+    """Return the same layers on the same devices with another run; ``short`` says where it does not fit."""
     held = sum(of.weights)
     head = fleet.machine(found.head.node) or found.head
     made = evaluate(

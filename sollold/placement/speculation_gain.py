@@ -1,9 +1,9 @@
-"""How much faster drafts make an answer. Pure. Seconds throughout.
+"""Predicts how much faster drafts make an answer. Pure. Seconds throughout.
 
-A round of llama-server reads the weights once and makes one trip to each worker, whether it checks one token
-or some drafted ones besides; each of those costs its computing and its bytes on the links. So a round that
-drafts is longer, and gives more than one token. How many is accepted can only be guessed before a model has
-answered (`NGRAM_PRIOR`, `MTP_PRIOR`, `draft_prior`), and is measured from then on (`AcceptanceHistory`).
+A round of llama-server reads the weights once and makes one trip to each worker, however many tokens it
+checks. Each drafted token adds its computing and its bytes on the links. So a round with drafts is longer and
+yields more than one token. How many tokens are accepted can only be guessed before a model has answered
+(`NGRAM_PRIOR`, `MTP_PRIOR`, `draft_prior`); from then on it is measured (`AcceptanceHistory`).
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from dataclasses import replace
 from sollold.facts import dataclass
 
 KEPT = 512
-"""Pairs of a model and what drafts for it that are remembered."""
+"""Maximum number of remembered (model, drafter) pairs."""
 ENOUGH = 256
-"""Tokens after which what was measured goes before what is usual."""
+"""Tokens after which measurements replace the assumed values."""
 MOST = 20_000
-"""Tokens from which older answers count half: what a model is used for changes."""
+"""Tokens above which all counts are halved, so that older answers count less: a model's use changes."""
 EXPIRES = 7 * 86400.0
-"""Seconds after which what was measured is tried anew."""
+"""Seconds after which measurements are no longer used."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftStats:
-    """What comes of drafts: the share of rounds that draft, the chance that a next drafted token is right."""
+    """How drafts do: the share of rounds that draft, and the chance that each next drafted token is right."""
 
     share: float
     acceptance: float
 
     def accepted(self, length: int) -> float:
-        """Tokens of a draft of this length that are accepted, in the mean."""
+        """Return the mean number of accepted tokens in a draft of this length."""
         return sum(self.acceptance**place for place in range(1, length + 1))
 
 
 NGRAM_PRIOR = DraftStats(0.03, 0.8)
-"""Assumed of texts in general, which repeat little of what was said: it pays where a batch costs hardly more
-than a token."""
+"""Assumed for text in general, which repeats little of the conversation. N-gram drafts pay if a batch costs
+hardly more than a token."""
 
 
 MTP_PRIOR = DraftStats(1.0, 0.7)
-"""Assumed of a model's own layer for next-token prediction, which is trained for the first of its tokens and
+"""Assumed for a model's own layer for next-token prediction, which is trained for the first drafted token and
 drafts the others from its own results."""
 
 
 def draft_prior(weights: int, of: int) -> DraftStats:
-    """Assumed of a draft model: it is right more seldom the fewer weights it has beside the model's."""
+    """Return the assumed values of a draft model: the smaller it is, the less often it is right."""
     if weights <= 0 or of <= 0:
         return DraftStats(1.0, 0.5)
     chance, ratio = 0.75, of / weights
@@ -56,12 +56,12 @@ def draft_prior(weights: int, of: int) -> DraftStats:
 
 
 def gain(stats: DraftStats, length: int, single: float, batch: float, drafting: float) -> float:
-    """Tokens per second with drafts divided by those without.
+    """Return tokens per second with drafts divided by those without.
 
     Args:
         length: tokens drafted at a time.
-        single, batch: a round of one token, and of one and a whole draft.
-        drafting: what makes the draft, once.
+        single, batch: seconds of a round with one token, and with one token and a whole draft.
+        drafting: seconds to make one draft.
     """
     if single <= 0:
         return 1.0
@@ -72,7 +72,7 @@ def gain(stats: DraftStats, length: int, single: float, batch: float, drafting: 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of the drafts of a model (digest) by another, or by `NGRAM` or `MTP`; ``at``: a Unix time."""
+    """Counts of drafts for ``model`` (a digest) by a draft model, `NGRAM` or `MTP`; ``at``: Unix time."""
 
     model: str
     by: str
@@ -84,7 +84,7 @@ class Measured:
 
     @property
     def stats(self) -> DraftStats:
-        """The statistics that explain the counts."""
+        """The statistics that these counts imply."""
         rounds = max(self.tokens - self.accepted, 1)
         drafts = self.drafted / max(self.length, 1)
         return DraftStats(
@@ -93,7 +93,7 @@ class Measured:
 
 
 def _chance(mean: float, length: int) -> float:
-    """The chance of a token with which so many of a draft are accepted in the mean."""
+    """Return the chance per token at which the mean number of accepted tokens is ``mean``."""
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
@@ -102,24 +102,24 @@ def _chance(mean: float, length: int) -> float:
 
 
 class AcceptanceHistory:
-    """What was measured, by pair."""
+    """Remembers measured drafts, by pair of model and drafter."""
 
     def __init__(self, facts: Iterable[Measured] = ()) -> None:
         self._facts = {(one.model, one.by): one for one in facts if _sensible(one)}
 
     def facts(self) -> tuple[Measured, ...]:
-        """All, to be kept on disk."""
+        """Return all measurements, for storing on disk."""
         return tuple(self._facts.values())
 
     def stats(self, model: str, by: str, now: float) -> DraftStats | None:
-        """What was measured of a pair; None when that is too little, or too long ago."""
+        """Return the statistics of a pair; None when they are too few or too old."""
         one = self._facts.get((model, by))
         if one is None or one.tokens < ENOUGH or not 0 <= now - one.at < EXPIRES:
             return None
         return one.stats
 
     def learn(self, more: Measured) -> None:
-        """Further answers of a pair."""
+        """Add the counts of further answers of a pair."""
         if not _sensible(more):
             return
         key = more.model, more.by
