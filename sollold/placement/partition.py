@@ -151,7 +151,7 @@ class Partition:
         return out, back
 
     def _least(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
-        """Return a lower bound: the fastest device left does all after prefixes of ``low`` to ``high`` layers."""
+        """Return a lower bound: after prefixes of ``low`` to ``high`` layers, the fastest device does all."""
         act = self.layers.act
         rate = min(item.bin.rate for item in left)
         fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)

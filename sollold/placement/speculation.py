@@ -197,7 +197,7 @@ class _Search:
         return replace(made, run=replace(made.run, drafts=length, predicts=True))
 
     def _predicting(self, made: Candidate, length: int) -> float:
-        """Return the seconds for the model's own layer to draft ``length`` tokens and read the checked ones."""
+        """Return the seconds for the own layer to draft ``length`` tokens and read the checked ones."""
         of = self._footprint_of(made.run)
         density = self._request.parameters / max(sum(of.weights), 1)
         last = made.parts[-1]
