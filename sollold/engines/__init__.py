@@ -1,1 +1,1 @@
-"""Processes and protocols of the engines that compute: llama.cpp, Ollama, external workers."""
+"""Engine processes and protocols: llama.cpp, Ollama, external RPC workers."""

@@ -1,4 +1,4 @@
-"""Where an engine answers, and what it wants to see before it does."""
+"""The address of an engine and the key it requires."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineAddress:
-    """How to reach an engine of this machine.
+    """Where an engine on this machine listens.
 
     Attributes:
-        url: without a path (``http://127.0.0.1:18080``).
-        key: that a ``llama-server`` of ours was started with; empty for engines that ask for none.
+        url: base URL without a path (``http://127.0.0.1:18080``).
+        key: API key that our ``llama-server`` was started with; empty for engines without one.
     """
 
     url: str
@@ -21,5 +21,5 @@ class EngineAddress:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that every request to it must carry."""
+        """Headers that every request to the engine must carry."""
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}

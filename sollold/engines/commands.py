@@ -1,9 +1,9 @@
-"""What a leader or a head may ask of a node, and what it answers. Carried by peer calls.
+"""Messages between a leader or head and the participants of a deployment, sent as peer calls.
 
-A placement goes in three steps. The leader sends `Reserve` to every participant in node-id order, all or
+A placement takes three steps. The leader sends `Reserve` to every participant in node-id order, all or
 nothing. Then it sends `Deploy` to the head, which sends `Commit` to every other participant (each starts its
 worker), opens tunnels to them and starts ``llama-server``. From then on the head alone sends `Renew`;
-a participant that hears none for the time to live kills the worker and frees the bytes.
+a participant that receives none within the time to live kills the worker and frees the memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollold.placement.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Leader → participant. Set aside ``bytes`` (device → bytes) for ``deployment``, uncommitted."""
+    """Leader → participant: reserve ``bytes`` (device → bytes) for ``deployment``, uncommitted."""
 
     term: Term
     deployment: str
@@ -25,7 +25,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Its answer. ``ok`` False: ``reason`` says why, ``available`` is device → bytes there now."""
+    """Reply to `Reserve`. If not ``ok``: ``reason``, and ``available`` (device → bytes available now)."""
 
     ok: bool
     reason: str = ""
@@ -34,7 +34,7 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """Leader → head: carry out ``plan`` under what every participant has reserved.
+    """Leader → head: carry out ``plan`` with the memory that every participant has reserved.
 
     ``keep_alive``: seconds of idleness before the head unloads it; negative: never.
     """
@@ -47,9 +47,9 @@ class Deploy:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Head → participant: the reservation becomes a grant; start the worker over these ``devices``.
+    """Head → participant: turn the reservation into a grant; start the worker on these ``devices``.
 
-    ``digest``: of the model, whose tensors the worker may find kept here, and keeps.
+    ``digest``: digest of the model, under which the worker's tensors are cached on that node.
     """
 
     deployment: str
@@ -61,9 +61,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class WantedTensor:
-    """Where the bytes of a tensor lie: ``size`` of them from ``start`` of the model's file number ``file``.
+    """Location of a tensor's data: ``size`` bytes from offset ``start`` in the model's file number ``file``.
 
-    ``type`` and ``shape`` (four dimensions) as its header says.
+    ``type`` and ``shape`` (four dimensions) are those of the file's header.
     """
 
     name: str
@@ -76,12 +76,12 @@ class WantedTensor:
 
 @dataclass(frozen=True, slots=True)
 class FillCache:
-    """Head → participant, after its commit: get ready for the worker what it will be asked for by its hash.
+    """Head → participant, after its commit: fill the worker's cache with tensors that it will need.
 
-    From a copy of the file on the participant's own disk, else from all of ``sources`` (node ids) at a time.
-    Answered at once; what is not there when llama-server asks for it comes from the head as ever.
+    The data comes from the participant's own copy of the file, else from all ``sources`` (node ids) in
+    parallel. The reply comes at once; tensors that are not ready in time come from the head as usual.
 
-    ``digest``: of the model.
+    ``digest``: digest of the model.
     """
 
     deployment: str
@@ -93,9 +93,9 @@ class FillCache:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Head → participant: the deployment still lives. Answered with ``Done(ok=False)`` if it is unknown.
+    """Head → participant: the deployment is alive. The reply is ``Done(ok=False)`` if it is unknown there.
 
-    ``loaded``: every tensor has arrived, so what the worker wrote to its cache is whole.
+    ``loaded``: every tensor has arrived, so what the worker wrote to its cache is complete.
     """
 
     deployment: str
@@ -105,7 +105,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Leader or head → participant: end the worker, free the bytes. Idempotent."""
+    """Leader or head → participant: stop the worker and free the memory. Idempotent."""
 
     term: Term
     deployment: str
@@ -114,9 +114,9 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Participant → head: the worker of the deployment is dead. Saves the head the wait for its next renewal.
+    """Participant → head: the deployment's worker has died. Saves the head the wait for a renewal.
 
-    ``crashed``: by a fault of its own; nobody killed it.
+    ``crashed``: it ended by a fault of its own; nobody killed it.
     """
 
     deployment: str
@@ -126,9 +126,9 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Leader → head: end a deployment. Refused while requests are in it, unless ``force``.
+    """Leader → head: unload a deployment. Refused while requests are in it, unless ``force``.
 
-    ``when_idle``: let no new requests in, and end it when those in it are done; answered at once.
+    ``when_idle``: admit no new requests and unload once the running ones finish; the reply comes at once.
     """
 
     term: Term
@@ -140,10 +140,10 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Leader → head-to-be: get the file of the model with this content from a node that has it.
+    """Leader → future head: download the files of the model with this digest from a node that has them.
 
-    Sent again and again while somebody waits for it; without that the fetch is given up. ``stop``: give it up
-    at once; what has come is kept.
+    Repeated while somebody waits for the model, else the download is cancelled. ``stop``: cancel at
+    once, keeping the data received so far.
     """
 
     term: Term
@@ -154,7 +154,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """``done``: the file is there. ``failed``: why it will not be. Else bytes of ``total`` that have come."""
+    """Progress of `Fetch`: ``done``, or ``failed`` with the reason, or ``completed`` of ``total`` bytes."""
 
     done: bool = False
     failed: str = ""
@@ -164,10 +164,10 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A plain answer: whether it was done, and why not.
+    """Generic reply: whether the command was carried out, and if not, why.
 
-    ``work``: to a renewal, what the worker has done so far (`sollold.engines.llamacpp.process.Process.work`),
-    0 where there is none; None when that is not known.
+    ``work``: in replies to `Renew`, the worker's counter `sollold.engines.llamacpp.process.Process.work`;
+    0 without a worker, None if unknown.
     """
 
     ok: bool
@@ -176,4 +176,4 @@ class Done:
 
 
 GRANT_SECONDS = 15.0
-"""How long a committed grant lives after its head's last word."""
+"""Time to live of a committed grant after its head's last message, in seconds."""

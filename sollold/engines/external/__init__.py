@@ -1,1 +1,1 @@
-"""RPC workers that others started: their protocol, checks of them, the scan of the LAN for them."""
+"""External RPC workers, not started by sollold: their protocol, probes, and a LAN scan for them."""

@@ -1,4 +1,4 @@
-"""One look at an external worker: a real handshake, with a time-out on every step."""
+"""A probe of an external worker: a real handshake with a timeout on every step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ log = logging.getLogger("sollold.engines")
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
-"""A worker that is free answers within milliseconds; one that serves another client never."""
+"""Timeout of the handshake: a free worker answers within milliseconds, one serving another client never."""
 _PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What was found.
+    """Outcome of a probe.
 
-    ``memories``: of its devices, in order, when it is USABLE; ``silent``: not even refused.
+    ``memories``: memory of the worker's devices, in order, if USABLE; ``silent``: connecting timed
+    out.
     """
 
     state: ExternalState
@@ -37,7 +38,7 @@ class ProbeResult:
     silent: bool = False
 
     def worker(self, address: str) -> ExternalWorker:
-        """As it is told on of the worker at ``address``."""
+        """Return the status to report for the worker at ``address``."""
         total = sum(memory.total for memory in self.memories)
         version = str(self.version or "")
         return ExternalWorker(address, self.state, self.reason, version, len(self.memories), total)
@@ -46,11 +47,11 @@ class ProbeResult:
 async def look(
     host: str, port: int, ours: Version | None, *, connect: float = CONNECT_SECONDS
 ) -> ProbeResult:
-    """Look at the worker on ``host``. It serves one client, and for this moment that is us.
+    """Probe the worker at ``host:port``. It serves one client at a time, and during the probe that is us.
 
     Args:
-        ours: the protocol of the llama.cpp in use; None: any will do.
-        connect: seconds for the connection.
+        ours: protocol version of the local llama.cpp; None: accept any.
+        connect: connection timeout in seconds.
     """
     try:
         async with asyncio.timeout(connect):
@@ -72,13 +73,13 @@ async def look(
             return ProbeResult(ExternalState.BUSY, reason)
         return ProbeResult(ExternalState.REFUSED, f"{host}:{port} stopped while answering")
     except (OSError, EOFError):
-        # A worker of long ago closes when it is greeted in words that it does not know.
+        # Very old workers close the connection when they receive an unknown command.
         reason = f"{host}:{port} closed the connection: not a worker, or from another llama.cpp"
         return ProbeResult(ExternalState.REFUSED, reason, handshake.version)
     except NotAWorker as error:
         return ProbeResult(ExternalState.REFUSED, f"{host}:{port}: {error}", handshake.version)
     finally:
-        writer.transport.abort()  # The next client's turn comes when we are gone.
+        writer.transport.abort()  # The worker serves the next client only once we are gone.
     version = handshake.version
     assert version is not None
     if ours is not None and not version.mixes(ours):
@@ -103,7 +104,7 @@ async def _talk(handshake: Handshake, reader: asyncio.StreamReader, writer: asyn
 
 
 async def own_protocol(llama: Llama, ports: Ports, journal: Journal, logs: Path) -> Version | None:
-    """The protocol that this llama.cpp speaks, from a worker of its own; None when that can't be had."""
+    """Return the protocol version of this llama.cpp, asked of a temporary worker; None if that fails."""
     try:
         worker = await Worker.start(
             llama,

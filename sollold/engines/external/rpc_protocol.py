@@ -1,7 +1,7 @@
-"""The first words of llama.cpp's RPC: who are you, what devices, how much memory. Sans-I/O.
+"""Client side of llama.cpp's RPC handshake: version, device count, device memory. Sans-I/O.
 
-A request is a byte that names the command, eight bytes of size (little-endian) and the payload; an
-answer is the size and the payload.
+A request is a command byte, an eight-byte payload size (little-endian) and the payload; a response is a size
+and a payload.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _CAPABILITIES = bytes(24)
 """All zero: plain TCP."""
 MOST_DEVICES = 64
 _LARGEST = 4096
-"""Bytes of an answer that are believed: these are a few dozen."""
+"""Largest accepted response, in bytes: real ones have a few dozen."""
 _MOST_BYTES = 1 << 60
 
 
 class NotAWorker(Exception):
-    """What answers does not speak this protocol; the message says how one can tell."""
+    """The peer does not speak this protocol; the message says what gave it away."""
 
 
 class Version(NamedTuple):
-    """Of the protocol. Workers and heads mix when major and minor are equal."""
+    """Protocol version. Workers and heads are compatible if major and minor are equal."""
 
     major: int
     minor: int
@@ -40,28 +40,28 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}.{self.patch}"
 
     def mixes(self, other: Version) -> bool:
-        """Whether one can talk with the other."""
+        """Return whether the two versions are compatible."""
         return (self.major, self.minor) == (other.major, other.minor)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Bytes of one device, as the worker says."""
+    """Memory of one device in bytes, as the worker reports it."""
 
     free: int
     total: int
 
 
 class Handshake:
-    """One conversation. Send `begin`; give what comes to `feed` and send what it answers, until `done`.
+    """One handshake. Send `begin`, then pass received bytes to `feed` and send its result, until `done`.
 
     Attributes:
-        version: of the worker's protocol, once it is known.
-        memories: of its devices, in order.
+        version: the worker's protocol version, once known.
+        memories: memory of the worker's devices, in order.
     """
 
     def __init__(self, ours: Version | None = None) -> None:
-        """``ours``: with another version that does not mix nothing but the version is asked. None: always."""
+        """``ours``: our version; stop once the worker's turns out to be incompatible. None: never stop."""
         self._ours = ours
         self._buffer = b""
         self._count = -1
@@ -70,14 +70,14 @@ class Handshake:
         self.done = False
 
     def begin(self) -> bytes:
-        """What to send first."""
+        """Return the first request."""
         return _request(_HELLO, _CAPABILITIES)
 
     def feed(self, data: bytes) -> bytes:
-        """What to send after ``data`` has come; empty while an answer is not whole, and when all is known.
+        """Return the next request after receiving ``data``; empty until a response is complete and if done.
 
         Raises:
-            NotAWorker: these are no answers of a worker.
+            NotAWorker: the data is not a worker's response.
         """
         self._buffer += data
         out = b""

@@ -1,4 +1,4 @@
-"""A look over the LAN for workers that others started. Only on request: it knocks at every door."""
+"""LAN scan for external workers. Runs only on request, since it connects to every host of the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sollold.engines.external.rpc_protocol import Version
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 
 PORTS = range(50052, 50056)
-"""Where llama.cpp's workers listen unless they are told otherwise, and the next few."""
+"""Default port of llama.cpp's workers, and the next few."""
 CONNECT_SECONDS = 0.7
 AT_A_TIME = 128
 MOST_NETWORKS = 4
@@ -19,7 +19,7 @@ _WIDTH = 24
 
 
 def hosts_beside(addresses: Iterable[str]) -> tuple[str, ...]:
-    """The IPv4 addresses of the same /24 as each of ``addresses``, of `MOST_NETWORKS` at the most. Pure."""
+    """Return the IPv4 addresses in the same /24 as each of ``addresses``, for up to `MOST_NETWORKS`. Pure."""
     networks: dict[ipaddress.IPv4Network, None] = {}
     for address in addresses:
         one = ipaddress.ip_address(address)
@@ -32,11 +32,11 @@ def hosts_beside(addresses: Iterable[str]) -> tuple[str, ...]:
 async def scan(
     hosts: Sequence[str], ports: Sequence[int], ours: Version | None, taken: Collection[str] = ()
 ) -> tuple[ExternalWorker, ...]:
-    """Whatever answers on ``ports`` of ``hosts``. Takes some seconds.
+    """Return the workers found on ``ports`` of ``hosts``. Takes some seconds.
 
     Args:
-        ours: the protocol of the llama.cpp in use; None: not known.
-        taken: addresses that deployments have now: they are told, and not looked at.
+        ours: protocol version of the local llama.cpp; None: unknown.
+        taken: addresses in use by deployments: reported as TAKEN without a probe.
     """
     doors = [(host, port) for host in hosts for port in ports]
     found: dict[tuple[str, int], ExternalWorker] = {}
@@ -54,7 +54,7 @@ async def scan(
                 found[host, port] = seen.worker(address)
 
     async with asyncio.TaskGroup() as group:
-        # One after the other: of hosts that are not there all would be given up in the same moment.
+        # Staggered: otherwise all connections to hosts that do not exist would time out in the same moment.
         for place in range(min(AT_A_TIME, len(doors))):
             group.create_task(knock(place * CONNECT_SECONDS / AT_A_TIME))
     return tuple(found[door] for door in doors if door in found)

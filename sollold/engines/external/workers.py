@@ -1,7 +1,7 @@
-"""The workers that others started and the settings name: looked at from time to time, offered as devices.
+"""External workers named by settings or requests: probed periodically and offered as devices.
 
-They belong to the node that names them, so its ledger grants their bytes, and a worker is one deployment's
-at a time: while one holds it, it is not looked at, for it would not answer.
+They belong to the node that names them, so its ledger grants their memory. A worker serves one deployment at
+a time and is not probed meanwhile, since it would not answer.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from sollold.machine.external_worker import ExternalDevice, ExternalState, Exter
 log = logging.getLogger("sollold.engines")
 
 _BEAT = 1.0
-"""Seconds between two looks at which are taken and which are due."""
+"""Interval of the watch loop, in seconds."""
 _PAUSES = {
     ExternalState.USABLE: 60.0,
     ExternalState.DEAD: 20.0,
     ExternalState.BUSY: 60.0,
     ExternalState.REFUSED: 120.0,
 }
-"""Seconds until the next look."""
+"""Seconds until the next probe, by the result of the last one."""
 NAMED_SECONDS = 900.0
-"""How long a worker that a request named is watched after it was last named."""
+"""How long a worker named by a request is watched after the last such request, in seconds."""
 MOST_NAMED = 32
-"""Workers that requests may name at a time, besides the settings'."""
+"""Maximum number of workers named by requests, in addition to those of the settings."""
 _LONGEST = 600.0
-"""Each look at a busy worker stands in its line of one, so they become rare."""
+"""Longest interval between probes, in seconds: each probe of a busy worker occupies its accept queue."""
 
 
 @dataclass(slots=True)
@@ -47,18 +47,18 @@ class _Watched:
     pause: float = 0.0
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     until: float = float("inf")
-    """When it is watched no more, on the loop's clock; infinite: the settings name it."""
+    """Loop time at which the watch ends; infinite for workers named in the settings."""
 
 
 class ExternalWorkers:
-    """Watches them in `run`; the rest never waits, but `check`.
+    """Watches external workers in `run`. Only `settled` and `check` wait.
 
     Args:
-        addresses: ``host:port`` each.
-        allowed: whether the settings let them be used.
-        limits: device → most bytes.
-        taken: addresses that a deployment has now.
-        changed: called on the loop when what is offered or known has changed.
+        addresses: ``host:port`` of each worker.
+        allowed: whether the settings permit their use.
+        limits: device → maximum bytes.
+        taken: returns the addresses in use by deployments.
+        changed: called on the loop when the offered devices or the known states change.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ExternalWorkers:
         return one
 
     def add(self, addresses: Sequence[str]) -> None:
-        """Watch these too, for `NAMED_SECONDS`: a request names them. Too many are left out."""
+        """Watch workers named by a request for `NAMED_SECONDS`. Those beyond `MOST_NAMED` are ignored."""
         now = asyncio.get_running_loop().time()
         for address in addresses:
             one = self._watched.get(address)
@@ -102,7 +102,7 @@ class ExternalWorkers:
                 one.until = now + NAMED_SECONDS
 
     async def settled(self, addresses: Sequence[str], limit: float) -> tuple[ExternalWorker, ...]:
-        """What is known of these, once each was looked at, after ``limit`` seconds at the latest."""
+        """Wait up to ``limit`` seconds until each of these has been probed; return what is known of them."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         while loop.time() < end and any(self._checking(address) for address in addresses):
@@ -135,21 +135,21 @@ class ExternalWorkers:
 
     @property
     def protocol(self) -> Version | None:
-        """Of the llama.cpp here; None while it is not known."""
+        """Protocol version of the local llama.cpp; None while unknown."""
         return self._ours
 
     def use_version(self, ours: Version) -> None:
-        """The protocol of the llama.cpp here is known: now they can be judged."""
+        """Set the protocol version of the local llama.cpp, which enables probing."""
         self._ours = ours
         for one in self._watched.values():
             one.due = min(one.due, 0.0) if one.host else one.due
 
     def listed(self) -> tuple[ExternalWorker, ...]:
-        """All that are named, used or not."""
+        """Return all watched workers, usable or not."""
         return tuple(one.worker for one in self._watched.values())
 
     def devices(self) -> tuple[Device, ...]:
-        """What those offer that can be used, or are."""
+        """Return the devices of the workers that are usable or in use."""
         taken = self._taken()
         return tuple(
             device
@@ -159,7 +159,7 @@ class ExternalWorkers:
         )
 
     async def run(self) -> None:
-        """Watch them, until cancelled."""
+        """Watch the workers until cancelled."""
         loop = asyncio.get_running_loop()
         while self._watched:
             taken = self._taken()
@@ -169,7 +169,7 @@ class ExternalWorkers:
                 if address in taken:
                     self._know(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
                 elif one.worker.state is ExternalState.TAKEN:
-                    # Whether it survived its client is not known: it is offered again after a look.
+                    # Whether it survived its client is unknown: it is offered again only after a probe.
                     reason = "a deployment has just released it"
                     self._know(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
                     one.due = now
@@ -178,7 +178,7 @@ class ExternalWorkers:
             await asyncio.sleep(_BEAT)
 
     async def check(self, address: str) -> str:
-        """Look at a worker that a deployment is about to use: why it can't, or empty."""
+        """Probe a worker that a deployment is about to use; return why it is unusable, or an empty string."""
         one = self._watched.get(address)
         if one is None or not self._allowed or self._ours is None:
             return f"{address} is not used by this node"
@@ -190,11 +190,11 @@ class ExternalWorkers:
         async with one.looking:
             found = await look(one.host, one.port, self._ours)
         if one.worker.address in self._taken():
-            return  # A deployment took it meanwhile: that may be why it did not answer.
+            return  # A deployment has taken it meanwhile, which may be why it did not answer.
         before = one.worker.state
         state, reason = found.state, found.reason
         if state is ExternalState.DEAD and before is ExternalState.BUSY and found.silent:
-            # Its line of one is full, of us as well as others.
+            # Its accept queue is full, with our probes among others.
             state, reason = ExternalState.BUSY, one.worker.reason
         if state is ExternalState.USABLE and not self._allowed:
             state = ExternalState.REFUSED

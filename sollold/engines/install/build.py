@@ -1,4 +1,4 @@
-"""Building the pinned llama.cpp: its source fetched, configured, compiled, put in its place whole."""
+"""Builds the pinned llama.cpp: fetches the source, configures and compiles it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sollold.web_proxy import BadProxy, proxy_for
 
 TAG = "b11434"
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
-"""What is built, whole: git checks that the content is that of the hash. `TAG` only names it."""
+"""Full hash of the commit to build, so that git verifies the content. `TAG` is only its name."""
 UPSTREAM = "https://github.com/ggml-org/llama.cpp"
 SDIST = ("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
-"""A Python package whose source distribution holds the same commit as ``vendor/llama.cpp``: name, version,
-sha256. It comes by pip, from wherever the user's pip is set up to look."""
+"""Python package (name, version, sha256) whose source distribution contains the same commit in
+``vendor/llama.cpp``. pip downloads it from whatever index the user has configured."""
 TOOLS = Path(__file__).with_name("build_tools.lock")
-"""What a build takes from the package index, with hashes: `make lock` renews it."""
+"""Lock file of the build tools from the package index, with hashes; `make lock` updates it."""
 TARGETS = ("llama-server", "ggml-rpc-server", "llama-fit-params")
 NEEDED_BYTES = 3 * GIB
-"""Of disk, while it is built."""
+"""Disk space needed during the build, in bytes."""
 _COMPILER_BYTES = 3 * GIB // 2
-"""RAM for one compiler at its worst."""
+"""Peak memory of one compiler process, in bytes."""
 _OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -46,15 +46,15 @@ _OPTIONS = (
 _COUNT = re.compile(r"^\[(\d+)/(\d+)\]")
 
 Tell = Callable[[str, float, str], None]
-"""(stage, fraction of the whole, message for people)."""
+"""Progress callback: (stage, fraction of the whole, message for people)."""
 
 
 class Build:
-    """One build in ``work``, a folder of its own that the caller removes.
+    """One build in ``work``, a temporary folder that the caller removes.
 
     Args:
-        jobs: compilers at a time; 0: as many as cores and memory allow.
-        tell: is told what is going on.
+        jobs: parallel compilers; 0: as many as cores and memory allow.
+        tell: called with the progress.
     """
 
     def __init__(self, work: Path, steps: Steps, jobs: int, tell: Tell) -> None:
@@ -65,10 +65,10 @@ class Build:
         self._env: Path | None = None
 
     def fetch(self) -> Path:
-        """The source. From upstream by git, else from the source distribution.
+        """Fetch the source from upstream with git, or else from the source distribution.
 
         Raises:
-            SetupFailed: neither could be had.
+            SetupFailed: neither is available.
         """
         self._tell("fetching", 0.01, f"fetching llama.cpp {TAG}")
         why = []
@@ -83,14 +83,14 @@ class Build:
         )
 
     def compile(self, source: Path, backend: BuildBackend) -> Path:
-        """Configure and compile. The folder with the programs.
+        """Configure and compile; return the folder with the programs.
 
         Raises:
-            SetupFailed: with the line that failed.
+            SetupFailed: a step failed; the message quotes the line that tells why.
         """
         cmake, ninja = generator() or self._wheels()
         target = self._work / f"build-{backend.name}"
-        # Vulkan's shaders have a project of their own within, which looks for Ninja by itself.
+        # The Vulkan shaders are a nested CMake project, which looks for Ninja on PATH.
         path = {"PATH": f"{Path(ninja).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         self._tell("configuring", 0.06, f"configuring llama.cpp for {backend.name}")
         self._steps.run(
@@ -128,7 +128,7 @@ class Build:
         if shutil.which("git") is None:
             raise SetupFailed("git is not installed (on Debian: sudo apt install git)")
         source = self._work / "git"
-        # An unreachable host must not hold us up, nor may git ask anybody for a password.
+        # An unreachable host must not block the build, and git must not prompt for a password.
         env = {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
@@ -151,7 +151,7 @@ class Build:
         name, version, digest = SDIST
         wanted = self._work / "source.txt"
         wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
-        # pip has the package's own tools say what it is, and would fetch them without looking at hashes.
+        # pip runs the package's build backend for its metadata, and would fetch that without checking hashes.
         self._install_tools(f"pip could not fetch the source of {name} {version}")
         self._steps.run(
             f"pip could not fetch the source of {name} {version}",
@@ -167,7 +167,7 @@ class Build:
             raise SetupFailed(f"pip fetched {name} {version}, but no archive came")
         self._tell("fetching", 0.04, "unpacking llama.cpp")
         inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
-        import tarfile  # seldom needed, and a daemon that is idle is to be small
+        import tarfile  # rarely needed; keeps an idle daemon small
 
         with tarfile.open(archive) as packed:
             members = [one for one in packed.getmembers() if one.name.startswith(inside)]
@@ -178,7 +178,7 @@ class Build:
         return self._work / inside
 
     def _wheels(self) -> tuple[str, str]:
-        """CMake and Ninja in an environment of this build's own."""
+        """Install CMake and Ninja into an environment of this build; return their paths."""
         self._tell("fetching", 0.05, "fetching CMake and Ninja")
         self._install_tools("pip could not install CMake and Ninja")
         scripts = Path(self._python()).parent
@@ -206,7 +206,7 @@ class Build:
 
 
 def _way() -> str:
-    """Through which proxy git and pip went: they read the environment themselves."""
+    """Return a sentence naming the proxy that git and pip use, which they read from the environment."""
     try:
         proxy = proxy_for(UPSTREAM)
     except BadProxy as error:

@@ -1,4 +1,4 @@
-"""One step of a build: a command whose output goes to a log, and which ends when the build is cancelled."""
+"""Runs build commands: their output goes to a log, and cancelling the build kills the running one."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class SetupFailed(Exception):
 
 
 class Cancelled(Exception):
-    """Somebody wanted the set-up to end."""
+    """The set-up was cancelled."""
 
 
 class Steps:
-    """Runs commands one after the other and writes all they say to ``log``.
+    """Runs commands one at a time and writes their output to ``log``.
 
     Args:
-        log: the open log.
-        where: path of the log, for messages.
+            log: the open log file.
+            where: path of the log file, for messages.
     """
 
     def __init__(self, log: BinaryIO, where: Path) -> None:
@@ -48,13 +48,13 @@ class Steps:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """End the running command and refuse more. From any thread."""
+        """Kill the running command and refuse further ones. Thread-safe."""
         with self._lock:
             self._cancelled = True
             self._kill()
 
     def check(self) -> None:
-        """Raise `Cancelled` if it was."""
+        """Raise `Cancelled` if `cancel` was called."""
         if self._cancelled:
             raise Cancelled
 
@@ -67,10 +67,10 @@ class Steps:
         on_line: Callable[[str], None] | None = None,
         timeout: float = 0.0,
     ) -> str:
-        """Run ``command`` and return the end of its output. ``what`` names it for people.
+        """Run ``command`` and return the last lines of its output. ``what`` describes it in messages.
 
         Raises:
-            SetupFailed: it could not be run, ended with an error, or took more than ``timeout`` seconds.
+                SetupFailed: it could not be run, failed, or took more than ``timeout`` seconds.
             Cancelled: `cancel` was called.
         """
         self._write(f"\n$ {' '.join(command)}\n")
@@ -119,7 +119,7 @@ class Steps:
     def _story(self, what: str, code: int, lines: Sequence[str]) -> str:
         rest = iter(lines)
         telling = next((line for line in rest if _FAULT.search(line)), "")
-        if telling.endswith("(message):"):  # CMake says where, and what on a line of its own
+        if telling.endswith("(message):"):  # CMake puts the message on the next line
             telling = next((line for line in rest if line.strip()), telling)
         if not telling:
             telling = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
@@ -133,7 +133,7 @@ class Steps:
                 self._kill()
 
     def _kill(self) -> None:
-        """End the command with all that it started; a group's number is free only when all are gone."""
+        """Kill the command and its descendants; a group's id is not reused until the whole group is gone."""
         if self._running is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._running.pid, signal.SIGKILL)

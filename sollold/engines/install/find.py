@@ -1,4 +1,4 @@
-"""Finding llama.cpp: a ``llama-server`` and an RPC worker of the same build, with RPC."""
+"""Finds llama.cpp: a ``llama-server`` and an RPC worker of the same build, with RPC support."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import LlamaSettings
 
 PACKAGED = Path("/usr/lib/sollold/llama.cpp/bin")
-"""Where the Debian package puts its own."""
+"""Install location of the Debian package's llama.cpp."""
 _WORKERS = ("ggml-rpc-server", "rpc-server")
-"""The worker's names, the present one first."""
+"""File names of the worker program, the current one first."""
 _VERSION = re.compile(r"version: .*?(?:build )?(\d+)[, (]+(?:commit )?([0-9a-f]{7,40})")
 DRAFT_MTP = "draft-mtp"
-"""A kind of speculation that not all builds with speculation have."""
+"""A speculation type that not every build supports."""
 _ASK_SECONDS = 20.0
 
 
 class LlamaUnusable(Exception):
-    """The llama.cpp that the settings name can't be used; a sentence says why."""
+    """The llama.cpp at some path can't be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """A llama.cpp that can be used.
+    """A usable llama.cpp.
 
     Attributes:
-        build: as it goes into the record: ``b11434``. Only equal builds may mix.
-        flags: the options that ``llama-server`` knows, and `DRAFT_MTP` if it does.
+        build: name as in the node's record: ``b11434``. Only equal builds are compatible.
+        flags: options that ``llama-server`` supports, and `DRAFT_MTP` if it does.
     """
 
     server: Path
@@ -46,10 +46,10 @@ class Llama:
 
 
 def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]:
-    """Look in the settings, the cache, PATH, ``~/llama.cpp`` and the package's folder; the first wins.
+    """Return the first usable llama.cpp, and why candidates before it were passed over.
 
-    Runs programs and waits for them: call it off the loop. The second answer says why each candidate
-    that was there is not used.
+    Searches the settings, GPU builds in the cache, PATH, ``~/llama.cpp``, the package's folder and finally
+    CPU builds in the cache. Runs the programs and waits for them: call it off the loop.
 
     Raises:
         LlamaUnusable: the settings name one that can't be used.
@@ -66,10 +66,10 @@ def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]
 
 
 def look_at(server: Path, worker: Path) -> Llama:
-    """What is at these paths.
+    """Inspect the programs at these paths.
 
     Raises:
-        LlamaUnusable: it can't be used.
+        LlamaUnusable: they can't be used.
     """
     for program in (server, worker):
         if not _is_file(program) or not os.access(program, os.X_OK):
@@ -86,7 +86,7 @@ def look_at(server: Path, worker: Path) -> Llama:
     if "--port" not in _ask(worker, "--help"):
         raise LlamaUnusable(f"{worker} does not run: it prints no help")
     number, commit = match.groups()
-    # A shallow clone counts one commit: the number then says nothing, the commit does.
+    # In a shallow clone the build number is always 1: then only the commit identifies the build.
     build = f"b{number}" if int(number) > 1 else f"b{number}-{commit}"
     return Llama(server, worker, build, commit, flags)
 
@@ -106,9 +106,9 @@ def _named(settings: LlamaSettings) -> Llama:
 
 
 def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
-    """Pairs in the same folder, which is how we know that they are of one build."""
+    """Yield (server, worker) pairs; sharing a folder shows that they come from the same build."""
     built = sorted((cache / "llama.cpp").glob("b*/bin"), key=_age, reverse=True)
-    # Our own with a GPU first; of those for the processor alone any other is as good or better.
+    # Our GPU builds come first. Our CPU builds come last: any other build is at least as good.
     folders = [one for one in built if not one.parent.name.endswith("-cpu")]
     on_path = shutil.which("llama-server")
     if on_path:
@@ -123,7 +123,7 @@ def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _age(built: Path) -> tuple[int, str]:
-    """Sorts builds in our cache (``b11434-cuda/bin``), the oldest first."""
+    """Sort key of builds in our cache (``b11434-cuda/bin``) by age, oldest first."""
     number, _, backend = built.parent.name.removeprefix("b").partition("-")
     return int(number) if number.isdecimal() else 0, backend
 
@@ -133,7 +133,7 @@ def _worker_in(folder: Path) -> Path | None:
 
 
 def _is_file(path: Path) -> bool:
-    """False, too, where a folder above may not be entered."""
+    """Return whether it is a file; False, too, if a parent folder is not accessible."""
     with contextlib.suppress(OSError):
         return path.is_file()
     return False

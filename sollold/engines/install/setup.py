@@ -1,8 +1,8 @@
-"""llama.cpp made ready: found, or the pinned version built into the cache. By the daemon or by hand.
+"""Sets up llama.cpp: finds it, or builds the pinned version into the cache.
 
-Two processes that start at once build once: the second waits for the first. A build lies in a folder of
-its own beside the others until it is whole and was tried, then it is renamed into its place; so whatever
-interrupts it, nothing half-done is ever found. What an interrupted build left is removed by the next.
+Two processes that start at once build only once: the second waits for the first. A build stays in a
+temporary folder until it is complete and tested, then it is renamed into place, so an interrupted build is
+never found. What it leaves behind is removed by the next build.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ log = logging.getLogger("sollold.engines")
 
 LOOK_SECONDS = 60.0
 BUILD_AFTER = 10
-"""Looks after which a build that failed is tried again; then after twice as many, and so on."""
+"""Searches after which a failed build is retried; the number doubles after each failure."""
 _LOCK_SECONDS = 0.3
 _FULL_BYTES = 64 * MIB
-"""What is free on a disk that is full: a compiler's last output was larger."""
+"""Free bytes at or below which the disk counts as full: a compiler's last output was larger."""
 _NO_MEMORY = re.compile(
     r"\bKilled\b|signal 9\b|virtual memory exhausted|out of memory|Cannot allocate memory", re.IGNORECASE
 )
-"""What compilers and their drivers say then."""
+"""Output of compilers and their drivers when memory runs out."""
 _RELEASE = f"sollold {__version__}"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the set-up is.
+    """Progress of the set-up.
 
     Attributes:
         stage: ``finding``, ``waiting``, ``fetching``, ``configuring``, ``building``, ``checking``, ``ready``.
-        fraction: of the whole, 0.0 to 1.0.
-        message: a short sentence for people, as the record's ``setup`` says it.
+            fraction: fraction of the whole, 0.0 to 1.0.
+            message: a short sentence for people, as in the record's ``setup``.
     """
 
     stage: str
@@ -71,10 +71,10 @@ class Progress:
 
 
 async def set_up(settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> Llama:
-    """Find llama.cpp or build it; ``tell`` is called on the loop. Cancelling it ends the build's processes.
+    """Find or build llama.cpp; ``tell`` is called on the loop. Cancelling kills the build's processes.
 
     Raises:
-        SetupFailed: there is none and it can't be built; the sentence says why and what to do.
+            SetupFailed: there is none and it can't be built; the message says why and what to do.
     """
     loop = asyncio.get_running_loop()
 
@@ -98,10 +98,10 @@ async def persist(
     tell: Callable[[Progress], None],
     failed: Callable[[SetupFailed], None],
 ) -> Llama:
-    """As `set_up`, again and again until there is one; ``failed`` is told why there is none yet.
+    """Repeat `set_up` until it succeeds; ``failed`` is called with the reason of each failure.
 
-    A machine may start before its network, and somebody may install what is lacking: that is looked for
-    every minute. To build costs minutes of all its cores, so that is tried ever more seldom.
+    The network may come up, or somebody may install what is missing, after the daemon's start, so it searches
+    every minute. Building occupies all cores for minutes, so builds are retried at growing intervals.
     """
     looks = BUILD_AFTER
     while True:
@@ -117,14 +117,14 @@ async def persist(
 
 
 def _unheard(progress: Progress) -> None:
-    """A look that will mostly find nothing is no news."""
+    """Ignore the progress of a repeated search."""
 
 
 class Setup:
-    """One set-up; `run` blocks, `cancel` may come from any thread.
+    """One set-up; `run` blocks, `cancel` is thread-safe.
 
     Args:
-        cache: the daemon's cache folder; builds lie in ``cache/llama.cpp``.
+        cache: the daemon's cache folder; builds are in ``cache/llama.cpp``.
     """
 
     def __init__(self, settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> None:
@@ -136,7 +136,7 @@ class Setup:
         self._steps: Steps | None = None
         self._passed: list[str] = []
         self._beside = False
-        """Another is there and does when the build fails: then it is not tried with every start."""
+        """A usable one exists: a failed build is then recorded, so that not every start repeats it."""
 
     @property
     def _folder(self) -> Path:
@@ -144,18 +144,18 @@ class Setup:
 
     @property
     def log_file(self) -> Path:
-        """What the last build said."""
+        """Log of the last build."""
         return self._folder / "build.log"
 
     def cancel(self) -> None:
-        """End it soon: `run` then raises `Cancelled`."""
+        """Stop soon: `run` then raises `Cancelled`."""
         self._cancelled.set()
         with self._lock:
             if self._steps is not None:
                 self._steps.cancel()
 
     def run(self) -> Llama:
-        """Find or build.
+        """Find or build llama.cpp.
 
         Raises:
             SetupFailed: there is none and it can't be built.
@@ -172,11 +172,11 @@ class Setup:
         return found
 
     def run_portable(self, gpu: str = "", architectures: str = "") -> Llama:
-        """What a package or an image carries: built for any processor of this kind, not used on this machine.
+        """Build for a package or image: runs on any processor of this architecture; not used on this machine.
 
         Args:
-            gpu: the name of a backend to be built as well.
-            architectures: of that GPU; empty: the usual ones.
+            gpu: name of a GPU backend to build as well.
+            architectures: that GPU's architectures; empty: the usual ones.
 
         Raises:
             SetupFailed: it can't be built.
@@ -195,8 +195,8 @@ class Setup:
         return found
 
     def _worth_building(self, found: Llama) -> BuildBackend | None:
-        """The backend to build for, where what was found is of an earlier release of ours, which does not mix
-        with the other nodes' builds, or knows the processor alone and a GPU's toolkit is here.
+        """Return the backend to build for although ``found`` works: if that is our earlier release, which
+        is incompatible with the other nodes' builds, or CPU-only while a GPU toolkit is installed.
         """
         if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
             return None
@@ -208,12 +208,12 @@ class Setup:
         if not ours or best is None:
             return None
         if best is CPU:
-            # Without its toolkit a GPU is better served by the old one.
+            # Without its toolkit a GPU is better served by the old build.
             return CPU if old and alone else None
         return best if old or alone else None
 
     def _build_beside(self, found: Llama, better: BuildBackend) -> Llama:
-        """Build; ``found`` does when that fails. It is tried once, and again after an upgrade."""
+        """Build; use ``found`` if that fails. A failed build is retried only after an upgrade."""
         log.info("using %s; building %s for %s, which is better", found.server, TAG, better.name)
 
         self._beside = True
@@ -299,7 +299,7 @@ class Setup:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
                 if fault := self._disk_full(error) or _memory_full(error):
-                    # Says nothing of the backend: it is neither noted nor is another taken.
+                    # Not the backend's fault: don't record the failure or fall back to another backend.
                     raise SetupFailed(fault) from error
                 if backend is not CPU or self._beside:
                     _failure(self._folder, backend).write_text(f"{_RELEASE}\n{error}\n", encoding="utf-8")
@@ -309,7 +309,7 @@ class Setup:
         raise AssertionError("unreachable: something is always wanted")
 
     def _disk_full(self, error: SetupFailed) -> str:
-        """What to say of a build that failed since the disk became full under it; empty where it did not."""
+        """Return the error message if the build failed because the disk became full, else an empty string."""
         free = shutil.disk_usage(self._folder).free
         if free > _FULL_BYTES and os.strerror(errno.ENOSPC) not in str(error):
             return ""
@@ -319,21 +319,21 @@ class Setup:
         )
 
     def _put(self, made: Path, backend: BuildBackend) -> Llama:
-        """Try what was built, then rename it into its place."""
+        """Test the build, then rename it into place."""
         self._tell("checking", 0.99, "testing the build")
         try:
             look_at(made / "llama-server", made / "ggml-rpc-server")
         except LlamaUnusable as error:
             raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
         place = _place(self._folder, backend)
-        # Only an unusable one can be there: a usable one would have been found.
+        # Only an unusable build can be here: a usable one would have been found.
         shutil.rmtree(place, ignore_errors=True)
         made.parent.rename(place)
         return look_at(place / "bin" / "llama-server", place / "bin" / "ggml-rpc-server")
 
     @contextmanager
     def _only_one(self) -> Iterator[bool]:
-        """Hold the lock of all processes that use this cache. Whether we had to wait for it."""
+        """Hold the lock shared by all processes that use this cache; yields whether we had to wait for it."""
         waited = False
         with (self._folder / "lock").open("a+b") as file:
             while True:
@@ -359,19 +359,19 @@ class Setup:
 
 
 def _memory_full(error: SetupFailed) -> str:
-    """What to say of a build whose compiler the system killed or gave no more memory; empty of another."""
+    """Return the error message if the build failed because memory ran out, else an empty string."""
     if not _NO_MEMORY.search(str(error)):
         return ""
     return f"the memory was full while llama.cpp was built: close other programs or lower llama.jobs. {error}"
 
 
 def _failure(folder: Path, backend: BuildBackend) -> Path:
-    """Where it is noted that this build for a GPU failed here, so that not every start tries it anew."""
+    """Path of the file that records a failed build of this backend, so that not every start retries it."""
     return folder / f"{TAG}-{backend.name}.failed"
 
 
 def _failed(folder: Path, backend: BuildBackend) -> bool:
-    """Whether this build failed here with this release; another may do better with the same llama.cpp."""
+    """Return whether this build failed here under this release; another release may succeed."""
     try:
         return _failure(folder, backend).read_text(encoding="utf-8").startswith(f"{_RELEASE}\n")
     except (OSError, UnicodeDecodeError):
@@ -379,6 +379,6 @@ def _failed(folder: Path, backend: BuildBackend) -> bool:
 
 
 def _place(folder: Path, backend: BuildBackend) -> Path:
-    """Where a build goes. What is made to be packed has a name that `find` passes over."""
+    """Path of a build. Portable builds have names that `find` ignores."""
     packed = backend.name.startswith(PORTABLE)
     return folder / (f"{backend.name}-{TAG}" if packed else f"{TAG}-{backend.name}")

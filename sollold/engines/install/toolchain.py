@@ -1,4 +1,4 @@
-"""What a build of llama.cpp needs, and which backend it can have on this machine."""
+"""Build prerequisites of llama.cpp, and the backends that can be built on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VULKAN_HEADERS = (Path("/usr/include/vulkan/vulkan.h"), Path("/usr/local/includ
 
 @dataclass(frozen=True, slots=True)
 class BuildBackend:
-    """What computes: ``name`` goes into the folder's name, ``options`` to CMake."""
+    """A compute backend: ``name`` is part of the folder's name, ``options`` go to CMake."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -27,31 +27,30 @@ class BuildBackend:
 
 CPU = BuildBackend("cpu")
 PORTABLE = "portable"
-"""How the name of what `portable` gives begins."""
+"""Prefix of the names of backends returned by `portable`."""
 _HIP_ARCHITECTURES = "gfx803;gfx900;gfx906;gfx908;gfx90a;gfx1010;gfx1030;gfx1100;gfx1101;gfx1102"
-"""Those of Debian's rocBLAS. Without a GPU at hand neither CMake nor llama.cpp chooses any."""
+"""Architectures of Debian's rocBLAS. Without a GPU present neither CMake nor llama.cpp picks any."""
 _VARIANTS_NEED_GCC = 14
-"""The first that knows all instruction sets of 64-bit ARM for which llama.cpp has a variant."""
+"""First GCC version that supports all 64-bit ARM instruction sets for which llama.cpp has a variant."""
 
 
 def backends() -> list[BuildBackend]:
-    """The backends that can be built here, the best first; the processor alone is always the last."""
+    """Return the backends that can be built here, best first; the CPU backend is always last."""
     return [*_gpus(), CPU]
 
 
 def for_gpu(name: str) -> BuildBackend | None:
-    """The backend of this name; None when its toolkit isn't here."""
+    """Return the backend of this name; None if its toolkit is not installed."""
     return next((one for one in _gpus() if one.name == name), None)
 
 
 def portable(gpu: BuildBackend | None = None, architectures: str = "") -> BuildBackend:
-    """Any processor of this kind: a library for each instruction set, chosen at run time.
-
-    An older compiler on ARM can't make all of those: then one for the plainest instruction set.
+    """Return a backend for any processor of this architecture: one library per instruction set, chosen at run
+    time. With an older compiler on ARM it is a single one for the baseline instruction set.
 
     Args:
-        gpu: built as well, as a library that is left aside where its driver is missing.
-        architectures: of that GPU, as CMake lists them (``86;89``); empty: all the usual ones.
+        gpu: GPU backend to build as well, as a library that is ignored where its driver is missing.
+        architectures: that GPU's architectures, as a CMake list (``86;89``); empty: the usual ones.
     """
     options = ["-DGGML_NATIVE=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
     options.append("-DCMAKE_BUILD_RPATH=$ORIGIN")
@@ -67,7 +66,7 @@ def portable(gpu: BuildBackend | None = None, architectures: str = "") -> BuildB
 
 
 def _gpus() -> Iterator[BuildBackend]:
-    """Those whose toolkit is here, the best first."""
+    """Yield the GPU backends whose toolkit is installed, best first."""
     if nvcc := _program("nvcc", "/usr/local/cuda/bin/nvcc", variable="CUDACXX"):
         yield BuildBackend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"))
     if _program("hipcc", "/opt/rocm/bin/hipcc"):
@@ -79,7 +78,7 @@ def _gpus() -> Iterator[BuildBackend]:
 
 
 def _gcc() -> int:
-    """The major version of the compiler; 0 when it does not say."""
+    """Return the compiler's major version; 0 if unknown."""
     compiler = os.environ.get("CXX") or "c++"
     try:
         told = subprocess.run(
@@ -92,7 +91,7 @@ def _gcc() -> int:
 
 
 def missing() -> list[str]:
-    """What has to be there and is not, each with the command that brings it; empty when all is there."""
+    """Return the missing prerequisites, each with the command that installs it."""
     wanted = []
     if not any(_program(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
         wanted.append("a C++ compiler (on Debian: sudo apt install g++)")
@@ -102,7 +101,7 @@ def missing() -> list[str]:
 
 
 def generator() -> tuple[str, str] | None:
-    """Paths of a CMake that is new enough and of Ninja, when both are here."""
+    """Return the paths of a recent enough CMake and of Ninja if both are installed."""
     cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
     if cmake is None or ninja is None:
         return None

@@ -1,1 +1,1 @@
-"""The Ollama of this machine: its API, its models and memory, its process if we manage it."""
+"""The Ollama on this machine: its API, models and memory, and its process if we manage it."""

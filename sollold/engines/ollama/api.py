@@ -1,4 +1,4 @@
-"""What we ask of an Ollama's HTTP API, typed; every call has its time-out."""
+"""Typed client for the parts of Ollama's HTTP API that we use; every call has a timeout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 _MOST = 32 << 20
 _QUICK = 2.0
 _PS = 2.0
-"""Seconds after which Ollama is taken to be busy with a load."""
+"""Timeout of ``/api/ps`` in seconds; beyond it Ollama is assumed to be busy with a load."""
 
 
 class OllamaError(Exception):
-    """Ollama could not be asked, or refused; the message says which and why."""
+    """Ollama could not be reached, or refused; the message says which and why."""
 
 
 class Details(msgspec.Struct):
@@ -76,10 +76,10 @@ class _Version(msgspec.Struct):
 def address(
     url: str, environ: Mapping[str, str] | None = None, service: Mapping[str, str] | None = None
 ) -> str:
-    """The URL of the local Ollama: the setting's, ``$OLLAMA_HOST`` here or in the environment of Ollama's own
-    ``service``, or the default; no slash at the end.
+    """Return the local Ollama's base URL: from the setting, ``$OLLAMA_HOST`` here or in the environment of
+    Ollama's own ``service``, or the default; without a trailing slash.
 
-    ``OLLAMA_HOST`` may lack scheme and port, and may say on which address Ollama listens, ``0.0.0.0``.
+    ``OLLAMA_HOST`` may lack scheme and port, and may be a listening address such as ``0.0.0.0``.
     """
     environ = os.environ if environ is None else environ
     text = url or environ.get("OLLAMA_HOST", "") or (service or {}).get("OLLAMA_HOST", "")
@@ -106,9 +106,9 @@ def address(
 
 
 def is_here(url: str) -> bool:
-    """Whether the host of ``url`` is this machine, by one of its addresses. Blocks while a name is resolved.
+    """Return whether the host of ``url`` is an address of this machine. Blocks during name resolution.
 
-    A name that can't be resolved leads nowhere, so it counts as one of this machine.
+    A name that can't be resolved leads nowhere else, so it counts as this machine.
     """
     try:
         found = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
@@ -116,28 +116,28 @@ def is_here(url: str) -> bool:
         return True
     for family, kind, _, _, place in found:
         with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-            probe.bind(place)  # refused for an address that no interface has
+            probe.bind(place)  # fails unless an interface has the address
             return True
     return False
 
 
 class OllamaApi:
-    """One Ollama. The session is the caller's; it is not closed here."""
+    """Client of one Ollama. The session belongs to the caller and is not closed here."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self.url = url
 
     async def version(self) -> str:
-        """Its version.
+        """Return its version.
 
         Raises:
-            OllamaError: nothing answers there, or it is no Ollama.
+            OllamaError: nothing answers there, or it is not an Ollama.
         """
         return (await self._ask("GET", "/api/version", _Version)).version
 
     async def is_ours(self) -> bool:
-        """Whether a sollold answers there, which speaks Ollama's API too."""
+        """Return whether the server is a sollold, which speaks Ollama's API too."""
         try:
             async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_QUICK)) as answer:
                 return answer.status == 200
@@ -145,7 +145,7 @@ class OllamaApi:
             return False
 
     async def tags(self) -> list[Tag]:
-        """Its models.
+        """Return its models.
 
         Raises:
             OllamaError: as `version`.
@@ -153,10 +153,10 @@ class OllamaApi:
         return (await self._ask("GET", "/api/tags", _Tags, timeout=10.0)).models or []
 
     async def ps(self) -> list[Loaded] | None:
-        """What it has loaded; None while it is too busy to say (it blocks during some loads).
+        """Return the loaded models; None while it is too busy to answer (it blocks during some loads).
 
         Raises:
-            OllamaError: it refused, or is gone.
+            OllamaError: it refused, or can't be reached.
         """
         try:
             return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS)).models or []
@@ -166,28 +166,28 @@ class OllamaApi:
             raise
 
     async def unload(self, model: str) -> None:
-        """Let go of a model's memory.
+        """Unload a model.
 
         Raises:
-            OllamaError: it refused, or is gone.
+            OllamaError: it refused, or can't be reached.
         """
         body = {"model": model, "keep_alive": 0}
         await self._ask("POST", "/api/generate", dict[str, msgspec.Raw], body=body, timeout=30.0)
 
     async def copy(self, model: str, name: str) -> None:
-        """Give a model a second name.
+        """Copy a model to a second name.
 
         Raises:
-            OllamaError: it refused, or is gone.
+            OllamaError: it refused, or can't be reached.
         """
         body = {"source": model, "destination": name}
         await self._ask("POST", "/api/copy", None, body=body, timeout=30.0)
 
     async def delete(self, model: str) -> None:
-        """Delete a model from its store.
+        """Delete a model.
 
         Raises:
-            OllamaError: it refused, or is gone.
+            OllamaError: it refused, or can't be reached.
         """
         await self._ask("DELETE", "/api/delete", None, body={"model": model}, timeout=30.0)
 

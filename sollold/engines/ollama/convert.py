@@ -1,4 +1,4 @@
-"""What an Ollama says, in our own terms. Pure."""
+"""Converts Ollama's responses to our own types. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sollold.machine.device import Kind, one_a_memory
 from sollold.models.model import Model
 
 _FOR_EVER = 10 * 365 * 86400.0
-"""Seconds beyond which a model stays for ever: Ollama writes a moment some centuries away."""
+"""Seconds beyond which a model counts as kept forever: Ollama writes a time centuries away."""
 _COUNT = re.compile(r"([\d.]+)\s*([KMBT]?)", re.IGNORECASE)
 _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def listed_model(name: str, tag: Tag) -> Model:
-    """What the API tells of a model whose files can't be read here."""
+    """Return a model whose files can't be read here, as far as the API describes it."""
     details = tag.details or Details()
     return Model(
         name=name,
@@ -56,7 +56,7 @@ def _seconds(text: str) -> float:
 
 
 def seconds_left(expires_at: str, now: float) -> float:
-    """Seconds until then; negative when that is no time that anybody waits for."""
+    """Return the seconds until ``expires_at``; negative if the model is kept forever."""
     left = _seconds(expires_at) - now
     return -1.0 if left > _FOR_EVER else round(max(0.0, left), 1)
 
@@ -72,16 +72,16 @@ def endpoint_of(
     slots: int,
     now: float,
 ) -> Endpoint:
-    """A model of the Ollama as an endpoint.
+    """Return the endpoint of one of Ollama's models.
 
     Args:
-        name: in its canonical form.
+        name: its canonical name.
         tag: the model as Ollama lists it.
-        model: as this node's catalogue has it; None: it does not.
-        loaded: as it is in memory; None: it is not.
-        use: our own requests at it.
-        placed: on which devices it is.
-        slots: requests that Ollama takes at a time.
+        model: the model in this node's catalogue, if it is there.
+        loaded: its entry in ``/api/ps``; None if not loaded.
+        use: our own requests to it.
+        placed: its memory by device.
+        slots: parallel requests that Ollama accepts.
         now: seconds since 1970.
     """
     can = (model.capabilities if model else ()) or tuple(tag.capabilities or ())
@@ -106,7 +106,7 @@ def endpoint_of(
 
 
 def most_room(record: Record) -> int:
-    """Bytes that Ollama could have if everything idle made room: all that is not granted."""
+    """Return the bytes Ollama could use if everything idle were unloaded: all memory not granted."""
     own = [device for device in record.devices if device.kind is not Kind.EXTERNAL]
     if not record.devices:
         return 1 << 62

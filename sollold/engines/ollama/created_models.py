@@ -1,4 +1,4 @@
-"""Names that were created or pulled in this machine's Ollama by the daemon: these it may delete again."""
+"""Names of the models that the daemon created or pulled in this machine's Ollama, so it may delete them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ log = logging.getLogger("sollold.engines")
 
 
 class CreatedModels:
-    """The names, on disk. Every call may touch it: off the loop."""
+    """The names, stored on disk. Every call may block: use it off the loop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def add(self, name: str) -> None:
-        """A model was made under this name; what is no name is ignored."""
+        """Record that a model was created under this name; invalid names are ignored."""
         self._change(name, add=True)
 
     def remove(self, name: str) -> None:
-        """The model of this name was deleted."""
+        """Record that the model of this name was deleted."""
         self._change(name, add=False)
 
     def __contains__(self, name: str) -> bool:

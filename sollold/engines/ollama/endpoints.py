@@ -1,4 +1,4 @@
-"""The models of this machine's Ollama as endpoints in the node's record."""
+"""Publishes the models of this machine's Ollama as endpoints in the node's record."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sollold.models.names import canonical, parse
 from sollold.models.stores.catalogue import Catalogue
 
 _MARGIN = 1.1
-"""Bytes a model takes in memory, for each byte of its file, at the least."""
+"""Minimum memory of a loaded model, per byte of its file."""
 _TIMES = 10.0
-"""Seconds after which it is told anew how long models stay, when nothing else has changed."""
+"""Minimum interval between updates in which only expiry times change, in seconds."""
 _COUNTS = 0.25
-"""Seconds within which several counts of requests become one change of the record."""
+"""Interval in which changes of request counts are gathered into one record update, in seconds."""
 
 
 class OllamaEndpoints:
-    """What Ollama could answer for, loaded or not.
+    """The models that Ollama can serve, loaded or not.
 
     Attributes:
-        endpoints: as they were published last.
-        loaded: what it has loaded, and who uses it.
+        endpoints: the endpoints as last published.
+        loaded: the loaded models, and their use.
     """
 
     def __init__(self, view: View, catalogue: Catalogue, slots: Callable[[], int]) -> None:
-        """``slots``: requests at a time."""
+        """``slots``: returns how many requests Ollama serves in parallel."""
         self._view = view
         self._catalogue = catalogue
         self._slots = slots
@@ -49,7 +49,7 @@ class OllamaEndpoints:
         self._published_at = float("-inf")
 
     def has(self, name: str) -> bool:
-        """Whether it has a model of just this name, but for case; one too big for this machine counts."""
+        """Return whether Ollama has a model of exactly this name (ignoring case), even if too big to run."""
         try:
             key = parse(name).key
         except ValueError:
@@ -57,7 +57,7 @@ class OllamaEndpoints:
         return any(parse(known).key == key for known in self._tags)
 
     def loaded_bytes(self) -> dict[str, int]:
-        """Device → bytes of the models that it has loaded."""
+        """Return device → bytes of the loaded models."""
         sizes: dict[str, int] = {}
         for endpoint in self.endpoints:
             for placed in endpoint.placed:
@@ -65,7 +65,7 @@ class OllamaEndpoints:
         return sizes
 
     def use_tags(self, tags: list[Tag]) -> None:
-        """The models that it has."""
+        """Take over Ollama's list of models."""
         self._tags = {}
         for tag in tags:
             with contextlib.suppress(ValueError):
@@ -75,40 +75,40 @@ class OllamaEndpoints:
         self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in self._tags.items()))
 
     def use_loaded(self, loaded: list[Loaded]) -> None:
-        """The models that it has loaded."""
+        """Take over Ollama's list of loaded models."""
         self.loaded.update(loaded, asyncio.get_running_loop().time())
 
     async def measure_runners(self) -> None:
-        """What the runners hold; a runner in a container or of another user may not be found."""
+        """Measure the runners' memory; a runner in a container or of another user may not be found."""
         files = [file for name in self._tags if self.loaded.get(name) and (file := self._file(name))]
         now = asyncio.get_running_loop().time()
         resident = await asyncio.to_thread(self._runner_memory.resident, files, now) if files else {}
         self._resident = resident
 
     def _file(self, name: str) -> str:
-        """The file with a model's weights; empty when this node can't read it."""
+        """Path of a model's weights; empty if this node can't read it."""
         model = self._catalogue.get(name)
         return model.files[0] if model is not None and model.files else ""
 
     def clear(self) -> None:
-        """It is not there any more."""
+        """Forget all models: Ollama is gone."""
         self._tags = {}
         self.loaded.clear()
         self._catalogue.offer(())
         self.publish()
 
     def close(self) -> None:
-        """Publish nothing more of what waits."""
+        """Cancel a pending `publish_soon`."""
         if self._timer is not None:
             self._timer.cancel()
 
     def publish_soon(self) -> None:
-        """Publish counts of requests, several at a time."""
+        """Publish changed request counts, several at a time."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_COUNTS, self.publish)
 
     def publish(self) -> None:
-        """Put the endpoints into this node's record, where they are others than before."""
+        """Update this node's record if the endpoints have changed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -116,7 +116,7 @@ class OllamaEndpoints:
             endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
         )
         self.loaded.forget_unused({one.id for one in endpoints})
-        # That time passes is news only now and then.
+        # A change of expiry times alone is published only now and then.
         now = asyncio.get_running_loop().time()
         same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self.endpoints]
         if endpoints != self.endpoints and not (same and now - self._published_at < _TIMES):
@@ -125,7 +125,7 @@ class OllamaEndpoints:
             self._view.update_me(endpoints=(*endpoints, *others))
 
     def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
-        """None for a model that this machine could not hold, unless nothing but Ollama can run it."""
+        """Return None for a model too big for this machine, unless only Ollama can run it."""
         me = self._view.me
         loaded = self.loaded.get(name)
         model = self._catalogue.get(name)
@@ -138,5 +138,5 @@ class OllamaEndpoints:
 
 
 def _timeless(endpoint: Endpoint) -> Endpoint:
-    """Without what only the passing of time changes."""
+    """Return the endpoint without its expiry, which changes all the time."""
     return replace(endpoint, expires=0.0)

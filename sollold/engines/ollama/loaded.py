@@ -1,4 +1,4 @@
-"""What an Ollama has in memory: on which devices, and whether it is in use by us or by others."""
+"""Ollama's loaded models: on which devices, and whether in use by us or by other clients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sollold.models.model import Model
 from sollold.models.names import canonical
 
 RESIDENT_STEP = 64 * 1024**2
-"""Bytes to which a runner's memory is rounded: it changes all the time, and all nodes hear of it."""
+"""Granularity of a runner's memory in bytes: it changes all the time, and is gossiped to all nodes."""
 _RECENT = 5.0
-"""Seconds for which a model counts as used after others than us have used it."""
+"""Seconds for which a model counts as in use after another client has used it."""
 
 
 @dataclass(slots=True)
 class ModelUse:
-    """Our own requests at one model."""
+    """Our own requests to one model."""
 
     inside: int = 0
     active: int = 0
@@ -31,14 +31,14 @@ class ModelUse:
 
 @dataclass(slots=True)
 class _InMemory:
-    """A model that Ollama has loaded; ``touched``: when its expiry was last put off."""
+    """A model that Ollama has loaded; ``touched``: when its expiry last moved."""
 
     loaded: Loaded
     touched: float
 
 
 class LoadedModels:
-    """Follows ``/api/ps``, and counts our own requests. Times are the event loop's."""
+    """Tracks ``/api/ps`` and counts our own requests. Times are the event loop's."""
 
     def __init__(self) -> None:
         self._uses: dict[str, ModelUse] = {}
@@ -46,7 +46,7 @@ class LoadedModels:
         self._seen = False
 
     def update(self, loaded: list[Loaded], now: float) -> None:
-        """What ``/api/ps`` says now. A model whose expiry has moved was used by somebody."""
+        """Process a response of ``/api/ps``. A model whose expiry has moved was used by somebody."""
         new = now if self._seen else 0.0
         self._seen = True
         models: dict[str, _InMemory] = {}
@@ -59,28 +59,28 @@ class LoadedModels:
         self._models = models
 
     def clear(self) -> None:
-        """Ollama is gone, and all that it had loaded."""
+        """Forget all loaded models: Ollama is gone."""
         self._models, self._seen = {}, False
 
     def get(self, name: str) -> Loaded | None:
-        """The model of this canonical name, if it is in memory."""
+        """Return the model of this canonical name if it is loaded."""
         found = self._models.get(name.lower())
         return found.loaded if found is not None else None
 
     def own_use(self, endpoint: str) -> ModelUse:
-        """Our requests at an endpoint, to be changed."""
+        """Return our use of an endpoint, for updating."""
         return self._uses.setdefault(endpoint, ModelUse())
 
     def use_of(self, endpoint: str) -> ModelUse:
-        """The same to be read."""
+        """Return our use of an endpoint, for reading."""
         return self._uses.get(endpoint) or ModelUse()
 
     def forget_unused(self, endpoints: Collection[str]) -> None:
-        """Only these endpoints are left; what others have in them ends first."""
+        """Drop endpoints not in ``endpoints``, except those with requests of ours still in them."""
         self._uses = {id: use for id, use in self._uses.items() if use.inside or id in endpoints}
 
     def in_use(self, name: str, now: float) -> bool:
-        """Whether a model has requests of ours in it, or was used by others a moment ago."""
+        """Return whether a model has requests of ours or was used by others a moment ago."""
         use = self.use_of(OLLAMA_PREFIX + name)
         if use.inside or use.active or use.waiting:
             return True
@@ -91,9 +91,11 @@ class LoadedModels:
 def placement(
     me: Record, loaded: Loaded, model: Model | None, resident: int | None = None
 ) -> tuple[Placed, ...]:
-    """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken.
+    """Return on which devices a model is.
 
-    ``resident``: bytes of RAM that its runner holds, rounded to `RESIDENT_STEP`; None: not known.
+    Ollama tells how much is on GPUs, but not on which: the one with the least free memory is assumed.
+
+    ``resident``: bytes of RAM that its runner holds, here rounded up to `RESIDENT_STEP`; None: unknown.
     """
     last = (model.layers if model else 0) + 1
     gpus = sorted((d for d in me.devices if d.kind is Kind.GPU), key=lambda d: (d.free, d.id))

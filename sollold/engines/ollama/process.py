@@ -1,4 +1,4 @@
-"""An Ollama that this daemon starts and supervises, on loopback since it has no authentication."""
+"""An Ollama started and supervised by this daemon, on loopback since it has no authentication."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sollold.settings.location import expanded
 log = logging.getLogger("sollold.engines")
 
 _START = 90.0
-"""Seconds within which a started Ollama must answer: it listens at once, but looks for GPUs first."""
+"""Timeout of a start, in seconds: Ollama listens at once, but looks for GPUs first."""
 _LOOK = 0.2
 
 
 class OwnOllama:
-    """The child process; one at a time."""
+    """Runs at most one Ollama process."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class OwnOllama:
         environ: Mapping[str, str] = os.environ,
         store: str = "",
     ) -> None:
-        """``binary``: its path; empty: looked for in PATH. The port is that of ``url``.
+        """``binary``: path of the program; empty: search PATH. The port is taken from ``url``.
 
-        ``store``: root of its models; empty: ``$OLLAMA_MODELS``, or where Ollama puts them.
+        ``store``: root of the model store; empty: ``$OLLAMA_MODELS``, or Ollama's default.
         """
         self._store = str(expanded(store)) if store else environ.get("OLLAMA_MODELS", "")
         self._binary = binary
@@ -50,16 +50,16 @@ class OwnOllama:
 
     @property
     def started(self) -> bool:
-        """Whether one is running that was started here."""
+        """Whether a process started here is running."""
         return self._process is not None and self._process.running
 
     @property
     def ended(self) -> bool:
-        """Whether the one started here has ended by itself."""
+        """Whether the process started here has exited by itself."""
         return self._process is not None and not self._process.running
 
     async def start(self, answers: Callable[[], Awaitable[bool]]) -> bool:
-        """Start one and wait until it ``answers``; False when that fails, see `trouble`."""
+        """Start Ollama and wait until it ``answers``; return False on failure, see `trouble`."""
         await self.stop()
         self.trouble = ""
         binary = self._binary or await asyncio.to_thread(_binary)
@@ -102,7 +102,7 @@ class OwnOllama:
         return False
 
     def environment(self) -> dict[str, str]:
-        """What it is started with besides the environment that the daemon has itself."""
+        """Return the variables that are added to the daemon's own environment."""
         environment = {
             "OLLAMA_HOST": f"127.0.0.1:{self._port}",
             "OLLAMA_NO_CLOUD": "1",
@@ -114,12 +114,12 @@ class OwnOllama:
         return environment
 
     def kill(self) -> None:
-        """End it at once; whoever watches starts it anew."""
+        """Kill it at once; the supervising loop restarts it."""
         if self._process is not None:
             self._process.kill()
 
     async def stop(self) -> None:
-        """End it, if it runs."""
+        """Stop it if it runs."""
         if self._process is not None:
             process, self._process = self._process, None
             await process.stop()

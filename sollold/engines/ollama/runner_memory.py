@@ -1,7 +1,7 @@
-"""What an Ollama's runners really hold of this machine's RAM: that is what unloading a model frees.
+"""RAM that Ollama's runners actually use, which is what unloading a model would free.
 
-``/api/ps`` counts buffers that a model may never touch. A runner's command line names the file that it has
-loaded, so its process is found by that.
+``/api/ps`` includes buffers that a model may never touch. A runner is found by the model file on its command
+line.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import PurePath
 import psutil
 
 SCAN_SECONDS = 10.0
-"""Between two looks through all processes for runners that are not known."""
+"""Minimum interval between searches of all processes for unknown runners, in seconds."""
 
 
 class RunnerMemory:
-    """The resident bytes of runners, by the file that each has loaded. Its methods block a little."""
+    """Resident memory of runners, by the file that each has loaded. Its methods block briefly."""
 
     def __init__(self) -> None:
         self._runners: dict[str, psutil.Process] = {}
         self._scanned = float("-inf")
 
     def resident(self, files: Iterable[str], now: float) -> dict[str, int]:
-        """File → bytes of RAM that its runner holds; without those whose runner is not found.
+        """Return file → bytes of RAM that its runner holds, without files whose runner is not found.
 
         ``now``: seconds of any clock, the same in all calls.
         """
@@ -42,7 +42,7 @@ class RunnerMemory:
         if runner is None:
             return None
         with contextlib.suppress(psutil.Error):
-            # A pid that was given to another process since is no runner of ours.
+            # The pid may have been reused by another process.
             if runner.is_running():
                 return int(runner.memory_info().rss)
         self._runners.pop(name, None)
@@ -50,7 +50,7 @@ class RunnerMemory:
 
 
 def _runners(wanted: Mapping[str, str]) -> dict[str, psutil.Process]:
-    """Name of a file → the process of an Ollama that has it on its command line."""
+    """Return file name → the Ollama process that has it on its command line."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter(["cmdline", "ppid"]):
         words = process.info["cmdline"] or ()
@@ -62,7 +62,7 @@ def _runners(wanted: Mapping[str, str]) -> dict[str, psutil.Process]:
 
 
 def _is_ollamas(process: psutil.Process, words: Iterable[str]) -> bool:
-    """Whether an Ollama runs it: it is one, or a child of one."""
+    """Return whether the process is an Ollama or the child of one."""
     if "ollama" in PurePath(next(iter(words), "")).name:
         return True
     with contextlib.suppress(psutil.Error):

@@ -1,6 +1,6 @@
-"""The Ollama on this machine: found by its API, or started, and polled; its models are endpoints.
+"""The Ollama on this machine: found by its API or started by us, then polled; its models become endpoints.
 
-It fulfils `sollold.serving.engines.Engines` for the endpoints ``ollama:<model>``.
+Implements `sollold.serving.engines.Engines` for the endpoints ``ollama:<model>``.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ log = logging.getLogger("sollold.engines")
 
 _POLL = 3.0
 _TAGS_EVERY = 5
-"""Polls after which the list of models is asked for again."""
+"""Number of polls between requests for the list of models."""
 _ABSENT = (5.0, 60.0)
-"""Seconds between two looks for an Ollama that is not there: at first, at most."""
+"""Seconds between attempts to find Ollama: initial and maximum."""
 _STEADY = 60.0
-"""Seconds after which an Ollama that was started here and ends is started anew at once."""
+"""Uptime in seconds after which an Ollama that we started is restarted immediately when it exits."""
 _HANGS = 3
-"""Silences in a row after which Ollama counts as gone, and a managed one is started anew."""
+"""Consecutive failed polls after which Ollama counts as gone; a managed one is then restarted."""
 _LET_GO = 15.0
 
 
 class LocalOllama:
-    """Watches this machine's Ollama. `start` it once; `endpoints` never waits; `close` ends it."""
+    """Watches this machine's Ollama. Call `start` once and finally `close`; `endpoints` never blocks."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class LocalOllama:
         service: Mapping[str, str] | None = None,
         poll: float = _POLL,
     ) -> None:
-        """``own_port``: where this daemon itself speaks Ollama's API.
+        """``own_port``: port on which this daemon itself serves Ollama's API.
 
-        ``stores``: the settings' roots of stores; an Ollama that is started here uses the first. ``service``:
-        the environment of Ollama's systemd unit; None: looked for.
+        ``stores``: store roots from the settings; an Ollama that we start uses the first. ``service``: the
+        environment of Ollama's systemd unit; None: read it.
         """
         self._settings = settings
         self._own_port = own_port
@@ -83,17 +83,17 @@ class LocalOllama:
         self._models = OllamaEndpoints(view, catalogue, self._slots)
         self.created = CreatedModels(log_dir.parent / "ollama_models.json")
         self.version = ""
-        """Of the Ollama that answers; empty when none does."""
+        """Version of the running Ollama; empty if none answers."""
         self._wrong_address = ""
 
     async def start(self) -> None:
-        """Begin to look. Nothing is done when the settings turn Ollama off."""
+        """Start watching, unless the settings disable Ollama."""
         if self._settings.enabled:
             self._session = aiohttp.ClientSession()
             self._task = asyncio.create_task(self._run(), name="ollama")
 
     async def close(self) -> None:
-        """End the watch, and the Ollama that was started here."""
+        """Stop watching, and stop the Ollama that we started."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -106,36 +106,36 @@ class LocalOllama:
 
     @property
     def trouble(self) -> str:
-        """Why there is none although there should be one, as a sentence."""
+        """Why there is no Ollama although there should be one, as a sentence."""
         return self._wrong_address or (
             self._own.trouble if self._own is not None and not self.version else ""
         )
 
     @property
     def url_of_api(self) -> str:
-        """Where it listens; empty when none answers."""
+        """Base URL of Ollama; empty if none answers."""
         return self._url if self.version else ""
 
     def has(self, name: str) -> bool:
-        """Whether it has a model of just this name, but for case; one too big for this machine counts."""
+        """Return whether Ollama has a model of exactly this name (ignoring case), even if too big to run."""
         return self._models.has(name)
 
     def loaded_bytes(self) -> dict[str, int]:
-        """Device → bytes of the models that it has loaded."""
+        """Return device → bytes of the loaded models."""
         return self._models.loaded_bytes()
 
     async def refresh(self) -> None:
-        """Ask for its models now, since one was created, pulled or deleted."""
+        """Fetch the list of models now, after one was created, pulled or deleted."""
         if self._api is not None:
             with contextlib.suppress(OllamaError):
                 self._models.use_tags(await self._api.tags())
                 self._models.publish()
 
     async def copy(self, name: str, second: str) -> None:
-        """Give a model a second name, which `delete` may take away again.
+        """Copy a model to a second name, which `delete` may delete again.
 
         Raises:
-            OllamaError: it refused, or there is none.
+            OllamaError: it refused, or no Ollama answers.
         """
         if self._api is None:
             raise OllamaError("no Ollama answers here")
@@ -157,22 +157,22 @@ class LocalOllama:
         return True
 
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
+        """Return the models that Ollama can serve, loaded or not. They are in the node's record too."""
         return self._models.endpoints
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
-        """One of them, by its id."""
+        """Return the endpoint with this id."""
         return next((one for one in self.endpoints() if one.id == endpoint), None)
 
     # Engines
 
     def address(self, endpoint: str) -> EngineAddress | None:
-        """Where requests for an endpoint go; None when it is not one of this Ollama's."""
+        """Return where requests for an endpoint go; None if it is not one of this Ollama's."""
         return EngineAddress(self._url) if self.endpoint(endpoint) is not None else None
 
     @contextlib.contextmanager
     def busy(self, endpoint: str, keep_alive: float | None) -> Iterator[None]:
-        """Count a request at an endpoint. Ollama itself keeps to the caller's keep_alive."""
+        """Count a request at an endpoint. Ollama itself applies the request's keep_alive."""
         use = self._models.loaded.own_use(endpoint)
         use.inside += 1
         try:
@@ -183,13 +183,13 @@ class LocalOllama:
             self._poll_now.set()
 
     def fail(self, endpoint: str, reason: str) -> None:
-        """An endpoint makes no progress: an Ollama that was started here is restarted."""
+        """Handle an endpoint without progress: an Ollama that we started is killed, to be restarted."""
         log.warning("Ollama does not respond at %s: %s", endpoint, reason)
         if self._own is not None:
             self._own.kill()
 
     def work(self, endpoint: str) -> None:
-        """Nothing is known of what its runners do."""
+        """Return None: the runners' activity is unknown."""
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """Publish an endpoint's load: requests in it, waiting ones, tokens per second."""
@@ -198,12 +198,12 @@ class LocalOllama:
         self._models.publish_soon()
 
     def answered(self, endpoint: str, tokens: int, drafted: int, accepted: int) -> None:
-        """An Ollama drafts nothing."""
+        """Do nothing: Ollama does not draft."""
 
     # Memory
 
     async def unload(self, endpoint: str, *, force: bool = False) -> Done:
-        """Let go of one model's memory; refused while it is in use, unless ``force``."""
+        """Unload one model; refused while it is in use, unless ``force``."""
         name = endpoint.removeprefix(OLLAMA_PREFIX)
         loaded = self._models.loaded.get(name)
         if loaded is None or self._api is None:
@@ -219,7 +219,7 @@ class LocalOllama:
             return Done(False, f"Ollama did not unload {name}: {error}")
 
     async def _gone(self, name: str) -> Done:
-        """Wait until Ollama no longer lists the model: its runner ends a moment after the answer."""
+        """Wait until Ollama no longer lists the model: its runner exits a moment after the response."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LET_GO
         while self._api is not None and loop.time() < until:
@@ -248,13 +248,13 @@ class LocalOllama:
                 wait = min(wait * 2, _ABSENT[1])
 
     async def _watch_once(self) -> tuple[bool, bool]:
-        """Follow Ollama while it is there. Whether to look again at once, and whether it was there long."""
+        """Follow Ollama while it answers. Returns (retry at once, whether it had been up for long)."""
         loop = asyncio.get_running_loop()
         if await self._connect():
             since = loop.time()
             await self._follow()
             self._forget()
-            # One that ends again and again is not started anew without a pause.
+            # One that keeps exiting is restarted only after a pause.
             steady = self._own is None or loop.time() - since > _STEADY
             return self._own is not None and steady, steady
         if self._own is not None and not self._wrong_address:
@@ -286,7 +286,7 @@ class LocalOllama:
         return True
 
     async def _follow(self) -> None:
-        """Keep tags and loaded models current until Ollama is gone."""
+        """Keep the lists of models and loaded models current until Ollama is gone."""
         assert self._api is not None
         silences, polls = 0, 0
         while silences < _HANGS:
@@ -298,7 +298,7 @@ class LocalOllama:
                     self._models.use_tags(await self._api.tags())
                 loaded = await self._api.ps()
                 if loaded is None:
-                    await self._api.version()  # Busy with a load is not hung: this one always answers.
+                    await self._api.version()  # Busy with a load, not hung, if this answers.
                 else:
                     self._models.use_loaded(loaded)
                     await self._models.measure_runners()
@@ -311,7 +311,7 @@ class LocalOllama:
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poll_now.wait(), self._poll)
-                await asyncio.sleep(min(0.3, self._poll))  # What has just been used shows a moment later.
+                await asyncio.sleep(min(0.3, self._poll))  # A use shows in /api/ps a moment later.
         if self._own is not None and self._own.started:
             log.warning("Ollama has not answered %d times; restarting it", _HANGS)
             await self._own.stop()
@@ -322,7 +322,7 @@ class LocalOllama:
         self._models.clear()
 
     def _slots(self) -> int:
-        """Requests at a time: as the Ollama that answers was told, by us or by its own unit."""
+        """Return the parallel requests configured for the running Ollama, by us or by its own unit."""
         ours = self._environ.get("OLLAMA_NUM_PARALLEL", "")
         if self._own is not None and self._own.started:
             return _number(ours)
