@@ -1,1 +1,1 @@
-"""The commands: they call a daemon's HTTP API, or start one."""
+"""The command line: each command calls a daemon's HTTP API, or starts a daemon."""

@@ -1,4 +1,4 @@
-"""``sollold admit`` and ``sollold cluster``: who may join, who has, and the secret that they share."""
+"""``sollold admit``, ``invite``, ``join`` and ``cluster``: admission of machines, the cluster's secret."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def admit(options: argparse.Namespace) -> int:
 
 
 def invite(options: argparse.Namespace) -> int:
-    """Print a code with which one machine may join."""
+    """Print an invitation code with which one machine may join."""
     answer = client(options).post("/api/cluster/invite", {})
     if options.json:
         print_json(answer)
@@ -40,7 +40,7 @@ def invite(options: argparse.Namespace) -> int:
 
 
 def join(options: argparse.Namespace) -> int:
-    """Join a cluster by a code."""
+    """Join a cluster with an invitation code."""
     body = {"code": options.code, "seed": options.seed}
     answer = client(options, timeout=_ROLL_SECONDS).post("/api/cluster/join", body)
     if options.json:
@@ -51,7 +51,7 @@ def join(options: argparse.Namespace) -> int:
 
 
 def cluster(options: argparse.Namespace) -> int:
-    """Show the members or the authority, open the door for a while, or change the secret."""
+    """Show the members or the authority, admit machines automatically for a while, or change the secret."""
     if options.argument and options.action not in ("open", "evict"):
         print(f"sollold: {options.action} takes no argument", file=sys.stderr)
         return Exit.USAGE
@@ -126,7 +126,7 @@ def _secure(options: argparse.Namespace) -> int:
 
 
 def _agreed(stay: list[dict[str, Any]]) -> bool:
-    """Show the nodes that get a secret, and ask."""
+    """List the nodes that will receive the new secret, and ask for confirmation."""
     print("these nodes get a secret; all others are excluded:", file=sys.stderr)
     for node in stay:
         words = f"  {node['name']}  {node['node']}  {', '.join(node['addresses'])}"
@@ -140,7 +140,7 @@ def _agreed(stay: list[dict[str, Any]]) -> bool:
 
 
 def _rolled(options: argparse.Namespace, answer: dict[str, Any]) -> int:
-    """Show what a change of the secret did."""
+    """Print the result of changing the secret."""
     if options.json:
         print_json(answer)
         return Exit.FAILED if answer["unsure"] else Exit.DONE
@@ -178,7 +178,7 @@ def _members(options: argparse.Namespace) -> int:
             else "founder or token"
         )
         door = ", admits new machines" if node["door_until"] else ""
-        # How long others do, their clocks say, which may be hours away from this one.
+        # The others' remaining time is by their own clocks, which may differ from this one by hours.
         if node["me"] and node["door_until"] > time.time():
             door += f" for {max(1.0, (node['door_until'] - time.time()) // 60):.0f} min"
         rows.append((node["name"], node["node"], f"{how}{door}"))

@@ -1,4 +1,4 @@
-"""One answer of a model on the terminal, as it comes."""
+"""Streams one answer of a model to the terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sollold.client.blocking import BlockingClient
 from sollold.facts import dataclass
 
 LIMIT = 32_768
-"""Tokens of an answer where the user sets no ``num_predict``: an answer without an end has one."""
+"""Default limit on tokens when the user sets no ``num_predict``, so that every answer ends."""
 _REPEATS = 40
-"""The same piece of text so often in a row is a loop."""
+"""Consecutive repetitions of a piece of text that count as a loop."""
 _LONGEST_LOOP = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the model is to answer; ``think`` None: as the model does by itself, a text: how much."""
+    """Sampling options. ``think``: None for the model's default, a string for the effort."""
 
     think: bool | str | None = None
     verbose: bool = True
@@ -28,7 +28,7 @@ class Sampling:
     options: dict[str, Any] = field(default_factory=dict)
 
     def body(self, model: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """The request for ``/api/chat``."""
+        """The body of the request to ``/api/chat``."""
         body: dict[str, Any] = {
             "model": model,
             "messages": messages,
@@ -44,14 +44,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What was printed of an answer; ``stopped``: by Ctrl-C, before its end."""
+    """The printed answer; ``stopped``: whether Ctrl-C ended it early."""
 
     text: str
     stopped: bool
 
 
 def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], sampling: Sampling) -> Told:
-    """Print an answer as it comes and return it. Ctrl-C stops it: what came so far is returned.
+    """Print an answer as it streams, and return it. On Ctrl-C return what has arrived so far.
 
     Raises:
         ClientError: the request failed.
@@ -66,7 +66,7 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
             for item in stream:
                 message = item.get("message", {})
                 if message.get("thinking") or message.get("content"):
-                    # First: what is printed beside a bar gets a line of its own.
+                    # First, since text printed beside a bar gets a line of its own.
                     waiting.end()
                 printed.add(message)
                 if item.get("done"):
@@ -90,7 +90,7 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
 
 
 class _Printed:
-    """What was printed of an answer, its thoughts first.
+    """Prints an answer piece by piece, its thoughts first.
 
     Attributes:
         looping: the text ends in a loop.
@@ -103,12 +103,12 @@ class _Printed:
 
     @property
     def anything(self) -> bool:
-        """Whether a word was printed."""
+        """Whether anything has been printed."""
         return self._thinking or bool(self._parts)
 
     @property
     def text(self) -> str:
-        """The answer so far, without thoughts."""
+        """The answer so far, without its thoughts."""
         return "".join(self._parts)
 
     def add(self, message: dict[str, Any]) -> None:
@@ -126,19 +126,19 @@ class _Printed:
 
 
 def loops(text: str) -> bool:
-    """Whether ``text`` ends in `_REPEATS` repetitions of a short piece that has a letter or a digit in it."""
+    """Whether ``text`` ends in `_REPEATS` repetitions of a short piece that contains a letter or a digit."""
     for length in range(1, 9):
         piece = text[-length:]
         if any(sign.isalnum() for sign in piece) and text.endswith(piece * _REPEATS):
             return True
     lines = text.rstrip("\n").split("\n")
-    # Whole lines that repeat: fewer are enough, since they are longer.
+    # For repeated whole lines fewer repetitions are enough, since they are longer.
     last = lines[-12:]
     return len(last) == 12 and len(set(last)) == 1 and len(last[0].strip()) > 8
 
 
 def _footer(final: dict[str, Any]) -> None:
-    """Where the answer came from and how fast, dim, on a terminal only."""
+    """Print where the answer came from and how fast, dimmed, on a terminal only."""
     if not sys.stdout.isatty():
         return
     routing = final.get("_routing") or {}

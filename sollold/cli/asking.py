@@ -1,4 +1,4 @@
-"""What all asking commands share: which node they ask, and how they print."""
+"""Shared by all commands that query a node: which node to ask, and how to print."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 _UNCUT = 100_000
-"""Columns of an output that is no terminal: what `grep` and `awk` read is not broken into lines."""
+"""Width of output that is not a terminal, in columns: lines for `grep` and `awk` are not wrapped."""
 
 
 def named(options: argparse.Namespace) -> str:
-    """The node that ``--node`` or ``$SOLLOLD_NODE_URL`` names; empty: this machine's is meant."""
+    """The node named by ``--node`` or ``$SOLLOLD_NODE_URL``; empty for this machine's own."""
     return str(options.node or os.environ.get("SOLLOLD_NODE_URL", ""))
 
 
 def here() -> tuple[str, int]:
-    """Host and port where this machine's daemon is reached, by the settings.
+    """Host and port of this machine's daemon, according to the settings.
 
     Raises:
-        SettingsError: the file that ``$SOLLOLD_CONFIG`` names can't be used, or a variable.
+        SettingsError: the file named by ``$SOLLOLD_CONFIG``, or a variable, is invalid.
     """
     if (found := local_address()) is not None:
         return found
-    # Something is odd: the full reader says what, or knows better.
+    # Something is unusual: leave it to the full reader, which reports errors.
     from sollold.settings.fault import SettingsError
     from sollold.settings.load import load
 
@@ -51,7 +51,7 @@ def here() -> tuple[str, int]:
     except SettingsError as error:
         if os.environ.get(FILE_VARIABLE):
             raise
-        # The daemon goes on with what it read before: who has mistyped something may ask it, and the doctor.
+        # The daemon still runs with the settings it read before, so commands and doctor can reach it.
         http = load(Path(os.devnull)).settings.http
         _warn_once(f"{error}; asking port {http.port}")
     return reachable(http.host), http.port
@@ -63,10 +63,10 @@ def _warn_once(text: str) -> None:
 
 
 def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingClient:
-    """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon.
+    """A client of the chosen node: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon.
 
     Raises:
-        ClientError: what is named is not a node.
+        ClientError: the name does not lead to a node.
     """
     key = os.environ.get("SOLLOLD_API_KEY", "")
     meant = named(options)
@@ -81,9 +81,9 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingCli
 
 
 def _member_pass(url: str) -> str:
-    """What shows the node at ``url`` that this machine is a member of its cluster; empty when it is none.
+    """A pass that proves to the node at ``url`` that this machine is a member; empty if it is not one.
 
-    Whoever else answers there gets nothing: this machine's daemon knows where its members are.
+    It is sent only to addresses that this machine's daemon knows to be members.
     """
     host = urlsplit(url).hostname or ""
     with contextlib.suppress(ClientError):
@@ -93,25 +93,25 @@ def _member_pass(url: str) -> str:
 
 
 def _own_authority() -> str:
-    """The authority of this machine's cluster; empty when it is in none."""
+    """The authority of this machine's cluster; empty if it belongs to none."""
     with contextlib.suppress(ClientError):
         return BlockingClient(url_of(*here()), timeout=3.0).text("/api/cluster/ca")
     return ""
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of a node that listens there."""
+    """The URL of a node that listens at this host and port."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _url_of(meant: str, key: str) -> str:
-    """The URL of the node that ``meant`` names: a URL, an address with or without a port, or a node's name.
+    """The URL of the node named by ``meant``: a URL, an address with or without a port, or a node's name.
 
     A bare word is looked up in the cluster first (that of ``$SOLLOLD_NODE_URL``, or this machine's), then by
     DNS.
 
     Raises:
-        ClientError: several nodes have this name, or nothing has it.
+        ClientError: several nodes have this name, or none.
     """
     if "://" in meant:
         return meant
@@ -124,7 +124,7 @@ def _url_of(meant: str, key: str) -> str:
     if "." not in host and host != "localhost":
         with contextlib.suppress(ClientError):
             nodes = BlockingClient(_known_node(), timeout=3.0, key=key).get("/api/cluster")["nodes"]
-            # By its id first: any node may have a name that is another's id.
+            # By id first: a node's name may equal another node's id.
             found = [node for node in nodes if node["node"] == host.lower()] or [
                 node for node in nodes if node["name"].lower() == host.lower()
             ]
@@ -142,7 +142,7 @@ def _url_of(meant: str, key: str) -> str:
 
 
 def _known_node() -> str:
-    """The URL of a node that can tell of the others."""
+    """The URL of a node that can be asked about the others."""
     given = os.environ.get("SOLLOLD_NODE_URL", "")
     return given if "://" in given else url_of(*here())
 
@@ -155,17 +155,17 @@ def _is_host(name: str) -> bool:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where tables go; plain when the output is no terminal, and never cut there.
+    """The console for tables; if the output is not a terminal, without styles and never cut.
 
     Raises:
-        BrokenPipeError: when it prints, and nobody reads.
+        BrokenPipeError: on printing, when the reader has gone.
     """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
     class Out(Console):
         def on_broken_pipe(self) -> None:
-            raise  # as `print` does, not an end with a status of its own
+            raise  # as `print` does, instead of rich's own exit status
 
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -177,9 +177,9 @@ def console(*, stderr: bool = False) -> Console:
     width: int | None = None if terminal else _UNCUT
     height: int | None = None
     if terminal and os.environ.get("TERM") in ("dumb", "unknown"):
-        # rich takes any that calls itself so for one of 80 columns.
+        # rich assumes 80 columns for any terminal of this kind.
         width, height = shutil.get_terminal_size()
-    # Names come from other machines and from files: brackets and colons in them are no markup.
+    # Names come from other machines and from files: brackets and colons in them are not markup.
     return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, height=height)
 
 

@@ -1,4 +1,4 @@
-"""A bar that keeps its proportions in the room there is: cut off, a half would look like the whole."""
+"""A bar that scales to the available width; a bar that is cut off would show wrong proportions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Bar:
 
     Args:
         parts: (share of the whole from 0 to 1, sign, style).
-        width: columns of the whole, where there is room for them.
-        rest: the sign for what no part takes.
+        width: preferred width in columns.
+        rest: the character for the remainder.
     """
 
     def __init__(self, parts: Sequence[tuple[float, str, str]], width: int, rest: str = "") -> None:
@@ -29,11 +29,11 @@ class Bar:
         self._rest = rest
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Asked by rich: the fewest and the most columns it takes."""
+        """Called by rich: the minimum and maximum width, in columns."""
         return Measurement(_LEAST, self._width).with_maximum(options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        """Asked by rich: the bar, as wide as it may be."""
+        """Called by rich: the bar, as wide as allowed."""
         width = min(self._width, options.max_width)
         text = Text(no_wrap=True, overflow="crop")
         for share, sign, style in self._parts:

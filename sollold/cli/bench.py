@@ -1,4 +1,4 @@
-"""``sollold bench``: how fast a model reads prompts and writes answers, alone and with several callers."""
+"""``sollold bench``: speed of prompt processing and generation, for one and for several callers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One measured answer; times in seconds, ``first``: until its first token."""
+    """One measured answer. Times in seconds; ``first``: time to the first token."""
 
     prompt_tokens: int
     prompt_seconds: float
@@ -35,14 +35,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Answers that ran at the same time; ``wall``: seconds until the last one ended."""
+    """Answers that ran concurrently; ``wall``: seconds until the last one ended."""
 
     callers: int
     answers: tuple[Answer, ...]
     wall: float
 
     def row(self) -> dict[str, float]:
-        """The figures: medians over the callers, in tokens per second and seconds."""
+        """The figures as text: medians over the callers, in tokens per second and seconds."""
         prompt = [one.prompt_tokens / one.prompt_seconds for one in self.answers if one.prompt_seconds > 0]
         speed = [one.tokens / one.seconds for one in self.answers if one.seconds > 0]
         return {
@@ -55,7 +55,7 @@ class Result:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure with each number of callers in turn, and print a row for each."""
+    """Measure with each number of callers in turn, and print a row per number."""
     daemon = client(options, timeout=3600)
     if not options.json:
         print(f"Loading {options.model} …", file=sys.stderr)
@@ -84,7 +84,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def measured(daemon: BlockingClient, model: str, callers: int, prompt_tokens: int, tokens: int) -> Result:
-    """``callers`` answers at the same time, of ``tokens`` tokens to prompts of about ``prompt_tokens``.
+    """Run ``callers`` concurrent requests of ``tokens`` tokens, with prompts of about ``prompt_tokens``.
 
     Raises:
         ClientError: a request failed.
@@ -92,7 +92,7 @@ def measured(daemon: BlockingClient, model: str, callers: int, prompt_tokens: in
     begin = time.monotonic()
     pending = [Future[Answer]() for _ in range(callers)]
     for one in pending:
-        # Not a pool's: those are waited for when Ctrl-C ends the program, until their answers end.
+        # Not a thread pool: on Ctrl-C the interpreter would wait for its threads until their answers end.
         threading.Thread(target=_into, args=(one, daemon, model, prompt_tokens, tokens), daemon=True).start()
     answers = tuple(one.result() for one in pending)
     return Result(callers, answers, time.monotonic() - begin)
@@ -108,7 +108,7 @@ def _into(
 
 
 def _answer(daemon: BlockingClient, model: str, prompt_tokens: int, tokens: int) -> Answer:
-    # A beginning of its own, so that no engine has the prompt in its cache.
+    # A unique beginning, so that no engine has the prompt cached.
     words = [secrets.token_hex(4), *(_WORDS[k % len(_WORDS)] for k in range(max(1, prompt_tokens - 8)))]
     body = {
         "model": model,

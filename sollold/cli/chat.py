@@ -20,7 +20,7 @@ from sollold.client.errors import ClientError
 
 
 def chat(options: argparse.Namespace) -> int:
-    """Ask once, with what is piped in added to the prompt, or talk until the end of the input."""
+    """Ask once, adding piped input to the prompt, or hold a conversation until the end of the input."""
     prompt = " ".join(options.prompt)
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     asked = bool(prompt.strip() or piped.strip())
@@ -40,7 +40,7 @@ def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
     daemon = client(options)
     asked = question(daemon, options.model, prompt)
     if piped.strip():
-        # What another program wrote names no files of its reader.
+        # Piped text comes from another program and must not name files to attach.
         asked["content"] = f"{asked['content']}\n\n{piped}" if prompt else piped
     messages.append(asked)
     sampling = Sampling(think=True if options.think else None)
@@ -49,7 +49,7 @@ def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
         print_json(daemon.post("/api/chat", body, timeout=3600))
         return Exit.DONE
     if answer(daemon, options.model, messages, sampling).stopped:
-        # For scripts: what was printed is not the whole answer.
+        # For scripts: the printed answer is incomplete.
         raise KeyboardInterrupt
     return Exit.DONE
 
@@ -62,7 +62,7 @@ def _talk(options: argparse.Namespace) -> int:
     try:
         daemon.post("/api/show", {"model": options.model})
     except ClientError as error:
-        # Now, and not after the first question.
+        # Load now rather than with the first question.
         if error.status == 404:
             raise
     print(f"Talking with {options.model}. /? shows the commands, /bye or Ctrl-D ends it.")
@@ -95,7 +95,7 @@ def _talk(options: argparse.Namespace) -> int:
             talk.ask(question(daemon, talk.model, talk.asked))
             text = answer(daemon, talk.model, talk.messages(), talk.sampling).text
         except KeyboardInterrupt:
-            # It came before the first word: the question may be asked again.
+            # Before the first word: the question may be asked again.
             print()
             talk.unasked()
         except ClientError as error:
@@ -108,7 +108,7 @@ def _talk(options: argparse.Namespace) -> int:
 
 
 def _about_model(daemon: BlockingClient, talk: Conversation, said: LineResult) -> None:
-    """``/show`` and ``/load``: what is known of a model; in a conversation a fault is told and no more."""
+    """Handle ``/show`` and ``/load``. An error is printed and does not end the conversation."""
     model = said.load or talk.model
     try:
         found = daemon.post("/api/show", {"model": model})

@@ -1,4 +1,4 @@
-"""``/set parameter`` of a conversation: Ollama's names, and what their values are."""
+"""``/set parameter`` in a conversation: Ollama's parameter names and their types."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FRACTIONS = (
     "mirostat_eta",
 )
 OURS = ("num_gpu", "num_thread", "num_batch", "main_gpu", "use_mmap", "numa")
-"""Parameters of Ollama's that place layers, which the planner does here."""
+"""Ollama's parameters for placing layers, which sollold decides by itself."""
 
 
 def parameter(name: str, text: str) -> Any:
-    """The value that ``text`` is for the parameter ``name``; of ``stop``: the sequences.
+    """Parse ``text`` as the value of the parameter ``name``; for ``stop``, the list of sequences.
 
     Raises:
-        ValueError: there is no such parameter, or it has no such value; says so.
+        ValueError: unknown parameter or invalid value; its message says which.
     """
     if name == "stop":
         return _sequences(text)
@@ -47,7 +47,7 @@ def parameter(name: str, text: str) -> Any:
 
 
 def _sequences(text: str) -> list[str]:
-    """``END`` or ``A B``, each a sequence; one in quotes may have blanks; a list as JSON."""
+    """Stop sequences separated by spaces (``A B``), quoted if they contain spaces, or as a JSON list."""
     try:
         read = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The commands with their options, group by group. Built without any command's imports."""
+"""The commands and their options, group by group, without importing any command's module."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CLUSTER_ACTIONS = """actions:
   ca       print the authority to trust where nodes have certificates of the cluster (http.tls)"""
 
 Command = Callable[..., argparse.ArgumentParser]
-"""Adds one command: its name, its line of help, ``asks`` (a node; else it has settings), ``settings``."""
+"""Adds one command: its name, its help line, ``asks`` (whether it queries a node) and ``settings``."""
 
 
 def add_commands(command: Command) -> None:
-    """All commands, in the order in which help shows them."""
+    """Add all commands, in the order in which help lists them."""
     _serving_commands(command)
     _cluster_commands(command)
     _access_commands(command)
@@ -304,7 +304,7 @@ def _watching_commands(command: Command) -> None:
 
 
 def settings_options(sub: argparse.ArgumentParser) -> None:
-    """Where the settings are read from, and single ones on the command line."""
+    """Add the options for the settings file and for single settings."""
     sub.add_argument(
         "--config",
         type=Path,
@@ -321,19 +321,19 @@ def settings_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def _counts(text: str) -> list[int]:
-    """``1,2,4`` as numbers."""
+    """Parse ``1,2,4``."""
     return [_count(part.strip()) for part in text.split(",")]
 
 
 def _seconds(text: str) -> float:
-    """``5m`` as seconds."""
+    """Parse a duration such as ``5m`` into seconds."""
     try:
         return parse_seconds(text)
     except ValueError as error:
@@ -341,7 +341,7 @@ def _seconds(text: str) -> float:
 
 
 def _layers(text: str) -> dict[str, int]:
-    """``a=8,b=9`` as counts by node."""
+    """Parse ``a=8,b=9`` into layer counts by node."""
     counts: dict[str, int] = {}
     for part in text.split(","):
         node, _, count = part.strip().partition("=")

@@ -1,4 +1,4 @@
-"""Which command lists what may stand for an argument: for the completion scripts of all shells."""
+"""Which command lists the possible values of an argument, for all shells' completion scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from sollold.cli.parser import ALIASES
 
 _BY_WORD = {"MODEL": "sollold models --quiet", "NODE": "sollold nodes --quiet"}
-"""By the word that stands for it in help."""
+"""Listing command by the argument's placeholder in help."""
 _BY_PLACE = {
     ("forget", "name"): "sollold nodes --quiet --offline",
     ("admit", "name"): "sollold nodes --quiet --waiting",
@@ -15,17 +15,17 @@ _BY_PLACE = {
     ("logs", "model"): "sollold ps --quiet",
     ("key", "name"): "sollold key list --quiet",
 }
-"""By command and argument, where not all models or nodes may stand."""
+"""Listing command by (command, argument), where only some models or nodes are valid."""
 _AFTER = {("key", "name"): "revoke", ("cluster", "argument"): "evict"}
-"""The word that must stand before: a new key has a new name, and a door opens for a time."""
+"""Subcommand after which values are completed; after others, a new name or a duration follows."""
 
 
 def lister(command: str, action: argparse.Action) -> str:
-    """The command that prints the words, one a line; empty where the daemon knows none."""
+    """The command that prints the possible values, one per line; empty if there are none to list."""
     known = _BY_PLACE.get((ALIASES.get(command, command), action.dest))
     return known or _BY_WORD.get(str(action.metavar), "")
 
 
 def needed_before(command: str, action: argparse.Action) -> str:
-    """The word without which `lister`'s words do not stand there; empty: none."""
+    """The subcommand that must precede `lister`'s values; empty if none."""
     return _AFTER.get((command, action.dest), "")

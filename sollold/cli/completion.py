@@ -1,4 +1,4 @@
-"""``sollold completion``: scripts for shells, and the man page, from the parser itself."""
+"""``sollold completion``: shell completion scripts and the man page, generated from the parser."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FUNCTIONS = {
 {name}() {{ {unless}compadd -- ${{(f)"$({words} 2>/dev/null)"}}; }}
 """,
 }
-"""A function of the shell that completes what the daemon knows."""
+"""Shell function that completes values known to the daemon."""
 _UNLESS = {
     "bash": '[[ " ${{COMP_WORDS[*]}} " == *" {before} "* ]] && ',
     "zsh": "(( ${{words[(Ie){before}]}} )) && ",
 }
 _NAMES = """
-# Names come from other machines: `compgen -W` would run what stands in them as commands.
+# Names come from other machines: `compgen -W` would execute commands in them.
 _sollold_names() {
   local name
   while IFS= read -r name; do
@@ -35,8 +35,8 @@ _sollold_names() {
 }
 """
 _WHOLE_NAMES = """
-# bash ends a word at a colon, which names of models have: the words are joined again, and what stands on
-# the line already is taken off the answers.
+# bash ends a word at a colon, which model names contain: join the words again, and remove the part already
+# typed from the completions.
 _sollold() {
   local -a words=()
   local at place=0 glue=
@@ -61,7 +61,7 @@ complete -o filenames -F _sollold sollold
 
 
 def completion(options: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the completion script or the man page."""
     if options.shell == "man":
         print(man_page(), end="")
         return Exit.DONE
@@ -98,7 +98,7 @@ def _function(shell: str, name: str, words: str, before: str) -> str:
 
 
 def man_page() -> str:
-    """The manual in man(7)'s form."""
+    """The manual page in man(7) format."""
     top = parser()
     lines = [
         f'.TH SOLLOLD 1 "" "sollold {__version__}" "User Commands"',

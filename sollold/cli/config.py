@@ -13,7 +13,7 @@ from sollold.settings.load import LoadedSettings, load
 
 
 def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> LoadedSettings:
-    """The settings that ``--config``, ``--set`` and the environment give; ``skip_unreadable`` as for `load`.
+    """The settings from ``--config``, ``--set`` and the environment; ``skip_unreadable`` as in `load`.
 
     Raises:
         SettingsError: as `load`.
@@ -28,8 +28,8 @@ def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> Loa
 
 
 def config(options: argparse.Namespace) -> int:
-    """Print every setting, its value and where it comes from."""
-    # Not above: `loaded` is the daemon's as well, which has no use for the client.
+    """Print every setting, its value and its source."""
+    # Not at the top: the daemon imports `loaded` too, and does not need the client.
     from sollold.cli.asking import console, print_json
 
     if options.example:

@@ -1,4 +1,4 @@
-"""What is typed in a conversation: questions, blocks of several lines, and commands. No input or output."""
+"""Input of a conversation: questions, multi-line blocks and slash commands. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELP = '''\
 
 INFO = "info"
 PARTS = (INFO, "license", "modelfile", "parameters", "system", "template")
-"""What ``/show`` shows of the model."""
+"""Parts of a model's description that ``/show`` can print."""
 LEVELS = ("low", "medium", "high")
 _SETTINGS = "system TEXT | parameter NAME VALUE | think | nothink | format json | noformat | verbose | quiet"
 
@@ -38,13 +38,13 @@ class Quit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """What a typed line leads to.
+    """The effect of a typed line.
 
     Attributes:
-        ask: the model is asked now.
-        words: to print.
-        show: a part of the model's description to print, of `PARTS`.
-        load: the model to go on with; `Conversation.begin` does.
+        ask: whether to ask the model now.
+        words: text to print.
+        show: the part of the model's description to print, one of `PARTS`.
+        load: the model to switch to, with `Conversation.begin`.
     """
 
     ask: bool = False
@@ -65,46 +65,46 @@ class Conversation:
 
     @property
     def in_block(self) -> bool:
-        """Whether a text of several lines is being typed."""
+        """Whether a multi-line block is being typed."""
         return self._block is not None
 
     def cancel_block(self) -> None:
-        """Forget the lines of an unfinished text."""
+        """Discard the unfinished multi-line block."""
         self._block = None
 
     def messages(self) -> list[dict[str, Any]]:
-        """What the model is asked."""
+        """The messages to send to the model."""
         system = [{"role": "system", "content": self._system}] if self._system else []
         return [*system, *self._messages]
 
     def begin(self, model: str) -> None:
-        """Begin anew with ``model``; the settings stay."""
+        """Start a new conversation with ``model``, keeping the settings."""
         self.model = model
         self._messages.clear()
 
     def answered(self, text: str) -> None:
-        """The model's answer, or as much of it as came before it was stopped."""
+        """Add the model's answer, or the part of it that arrived before it was stopped."""
         self._messages.append({"role": "assistant", "content": text})
 
     @property
     def asked(self) -> str:
-        """The words of the last question."""
+        """The text of the last question."""
         return str(self._messages[-1]["content"])
 
     def ask(self, question: dict[str, Any]) -> None:
-        """Put a message in place of the last question: it has pictures now."""
+        """Replace the last question with a message that includes its pictures."""
         self._messages[-1] = question
 
     def unasked(self) -> None:
-        """Take the last question back: nothing was answered."""
+        """Remove the last question, which was not answered."""
         if self._messages and self._messages[-1]["role"] == "user":
             self._messages.pop()
 
     def typed(self, line: str) -> LineResult:
-        """Take one line.
+        """Process one line of input.
 
         Raises:
-            Quit: the user is done.
+            Quit: the user ended the conversation.
         """
         if self._block is not None:
             return self._in_block(line)

@@ -1,4 +1,4 @@
-"""``sollold dashboard``: prints the dashboard's address and opens it where there is a desktop."""
+"""``sollold dashboard``: print the dashboard's address, and open it if there is a desktop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.cli.exit import Exit
 
 
 def dashboard(options: argparse.Namespace) -> int:
-    """Print the address; open a browser unless there is no desktop, or ``--print`` was given."""
+    """Print the address; open a browser if there is a desktop and ``--print`` was not given."""
     daemon = client(options, timeout=5.0)
     daemon.get("/api/version")
     if options.json:

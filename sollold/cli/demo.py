@@ -1,4 +1,4 @@
-"""``sollold demo``: a cluster of three daemons on this machine, and one model spread over them."""
+"""``sollold demo``: three daemons on this machine, and one model spread over them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from sollold.units import bytes_text
 NODES = ("anna", "bert", "cleo")
 MODEL = "demo-12-layers"
 RECITAL = Recital(pieces(GREETING), name=MODEL, layers=12, hidden=16384)
-"""Its blocks are heavy (of zeros), so that a model that knows a few sentences needs three machines."""
+"""The demo model. Its layers are large (all zeros), so that it needs three machines."""
 LIMIT = 130 * MIB
 CONTEXT = 1024
 SLOWEST = 120.0
-"""Seconds that any step may take."""
+"""Timeout of each step, in seconds."""
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -53,7 +53,7 @@ class _Node:
 
 
 async def demo(options: argparse.Namespace) -> int:
-    """Start, spread, ask, print, and clean up, also when it is told to end."""
+    """Start the daemons, spread the model, ask each node, and clean up, also on a signal."""
     settings = loaded(options, skip_unreadable=True).settings
     try:
         llama, passed = await asyncio.to_thread(find, settings.llama, places(settings.node).cache)
@@ -80,9 +80,9 @@ async def demo(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Ctrl-C, a terminal that is closed and a wish to end cancel the block once; what came is in the list.
+    """Cancel the block on SIGINT, SIGHUP or SIGTERM; the list receives the signal.
 
-    More of them change nothing: the cleaning up has its own limits.
+    Further signals are ignored: cleaning up has its own timeouts.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     told: list[int] = []
@@ -129,7 +129,7 @@ async def _demo(folder: Path, llama: Llama, *, keep: bool) -> int:
 
 
 async def _write(file: Path) -> None:
-    """Write the model. Who is told to end meanwhile waits for the writer: its folder goes next."""
+    """Write the model. On cancellation wait for the writer, since its folder is deleted next."""
     writing = asyncio.ensure_future(asyncio.to_thread(write, file, RECITAL))
     try:
         await asyncio.shield(writing)
@@ -162,17 +162,17 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
         "cluster.mdns": "off",
         "cluster.door": "open",
         "cluster.seeds": ",".join(f"127.0.0.1:{seed}" for seed in seeds),
-        # Only the first has the file: the others get their layers from it.
+        # Only the first node has the file; the others receive their layers from it.
         "models.folders": models if not seeds else "",
         "models.huggingface": "off",
         "ollama.enabled": "off",
         "llama.server": llama.server,
         "llama.rpc_server": llama.worker,
-        # The three share this machine's cores, and engines wait busily for each other.
+        # The three share this machine's cores, and engines busy-wait for each other.
         "llama.threads": 1,
     }
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    # Where the libraries are is known to this process, by the way it was started.
+    # This process knows from its own start where the libraries are.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     with (folder / name / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -183,7 +183,7 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
 
 
 async def _ready_nodes(client: Client) -> int:
-    """How many nodes with a llama.cpp this one sees; 0 while it does not answer."""
+    """Number of nodes with llama.cpp that this node sees; 0 while it does not respond."""
     try:
         there = (await client.get("/api/cluster"))["nodes"]
     except ClientError:
@@ -192,7 +192,7 @@ async def _ready_nodes(client: Client) -> int:
 
 
 async def _met(nodes: list[_Node]) -> None:
-    """Wait until every node sees all the others with their llama.cpp ready."""
+    """Wait until every node sees all others with llama.cpp ready."""
     deadline = time.monotonic() + SLOWEST
     for node in nodes:
         async with Client(node.url) as client:
@@ -228,7 +228,7 @@ async def _show(nodes: list[_Node], out: Any) -> None:
 
 
 def _told(state: dict[str, Any]) -> bool:
-    """Whether the news of the load is everywhere: it comes by gossip, a moment after the load."""
+    """Whether all nodes know of the load, which gossip spreads shortly after it."""
     ready = [found for found in state["deployments"] if found["state"] == "ready"]
     holders = {share["node"] for found in ready for share in found["placed"]}
     granted = {node["node"] for node in state["nodes"] if node["granted"]}

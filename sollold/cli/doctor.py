@@ -1,4 +1,4 @@
-"""``sollold doctor``: what is wrong and how to fix it."""
+"""``sollold doctor``: list problems, and how to fix them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MARGIN = 9
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Ask the daemon; if it does not answer, look for why."""
+    """Ask the daemon; if it does not respond, find out why."""
     try:
         daemon = client(options)
         found = (daemon.get("/api/doctor"))["findings"]
     except ClientError as error:
         if error.status or named(options):
-            raise  # another machine is meant: what is wrong here is not why
+            raise  # another machine was asked: problems of this one are not the reason
         found = [{"grade": "problem", "what": error.message, "fix": ""}, *_why_silent()]
     if options.json:
         print_json(found)
@@ -49,12 +49,12 @@ def _show(found: list[dict[str, Any]]) -> None:
         for line in rest:
             out.print(f"{'':{_MARGIN}}{line}", soft_wrap=True)
         if finding["fix"]:
-            # In one line, whatever its length, as it is to be copied.
+            # On one line of any length, so that it can be copied.
             out.print(f"{'→ ':>{_MARGIN + 2}}{finding['fix']}", style="bold", soft_wrap=True)
 
 
 def _why_silent() -> list[dict[str, Any]]:
-    """Why no daemon answers on this machine."""
+    """Explain why no daemon responds on this machine."""
     found = []
     loaded, active = _service()
     log = " ".join([*journalctl(), "-n", "30"])
@@ -63,7 +63,7 @@ def _why_silent() -> list[dict[str, Any]]:
     if active == "failed":
         found.append(_problem("the service has failed", log))
     elif active in ("activating", "reloading"):
-        # Restart=on-failure: a service that can't start is hardly ever "failed".
+        # With Restart=on-failure a service that can't start is rarely "failed".
         found.append(_problem("the service is starting, or keeps failing and restarting", log))
     elif active in ("active", "deactivating"):
         what = "the service runs but does not answer: hung, stopping, or on another address or port"
@@ -87,7 +87,7 @@ def _why_silent() -> list[dict[str, Any]]:
 
 
 def _service() -> tuple[str, str]:
-    """systemd's LoadState and ActiveState of the service; empty where systemd is not, or says nothing."""
+    """systemd's LoadState and ActiveState of the service; empty without systemd."""
     words = [*systemctl(), "show", "sollold.service", "--property=LoadState,ActiveState"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""``sollold events``: what happens in the cluster, a line each."""
+"""``sollold events``: the cluster's events, one per line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sollold.client.errors import ClientError
 
 
 def events(options: argparse.Namespace) -> int:
-    """The last events, and with ``--follow`` those that come until Ctrl-C."""
+    """Print the last events, and with ``--follow`` new ones until Ctrl-C."""
     daemon = client(options)
     try:
         if options.follow:
@@ -39,7 +39,7 @@ def _follow(daemon: BlockingClient, *, as_json: bool) -> NoReturn:
     seen = ""
     while True:
         error = None
-        # By itself, since it may be long before something happens.
+        # Asked separately, since the stream may stay silent for long.
         follower.ask(lambda: daemon.get("/health"))
         try:
             for _, item in daemon.events(f"/api/cluster/events?follow=1{seen}", stall=3600):

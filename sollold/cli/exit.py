@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What a command's exit status means."""
+    """Exit statuses of commands."""
 
     DONE = 0
     FAILED = 1
@@ -17,5 +17,5 @@ class Exit(IntEnum):
 
     @classmethod
     def of(cls, status: int) -> Exit:
-        """The exit status for an HTTP status; 0 means that nobody answered."""
+        """The exit status for an HTTP status; 0: no response."""
         return {0: cls.UNREACHABLE, 404: cls.NO_MODEL, 507: cls.TOO_BIG}.get(status, cls.FAILED)

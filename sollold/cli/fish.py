@@ -1,4 +1,4 @@
-"""The completion script for fish, from the parser."""
+"""The completion script for fish, generated from the parser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sollold.cli.parser import parser, subcommands
 
 
 def fish_script() -> str:
-    """One `complete` command for each word that may follow."""
+    """The script: one `complete` command per possible word."""
     top = parser()
     helps = {
         choice.dest: choice.help or ""
@@ -23,7 +23,7 @@ def fish_script() -> str:
         if action.option_strings:
             lines += _of_action("", action, "__fish_use_subcommand")
     for name, sub in subcommands(top).items():
-        # Another name of a command has its description, which is a sentence.
+        # An alias has its command's description, which is a sentence.
         whole = (sub.description or "").rstrip(".")
         about = helps.get(name) or whole[:1].lower() + whole[1:]
         lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")

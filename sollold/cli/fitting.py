@@ -1,4 +1,4 @@
-"""A table of rich that fits the terminal: no word is broken, the columns that matter least go first."""
+"""A rich table that fits the terminal: words are not broken, the least important columns are dropped."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 _GAP = 2
 _SHORTEST = 8
-"""Columns that are left of a text that has to be cut."""
+"""Minimum width of a text that is cut, in columns."""
 
 
 @dataclass(slots=True)
 class Fitting:
-    """Rows under titles, drawn for the width there is.
+    """A table of titled columns, laid out for the available width.
 
     Attributes:
         right: titles of columns that are aligned to the right.
-        whole: titles of columns whose text is never wrapped, at words neither.
-        spare: titles of columns that are left out where there is no room, the first of them first.
+        whole: titles of columns whose text is never wrapped.
+        spare: titles of columns that are dropped if there is no room, in the order of dropping.
     """
 
     titles: Sequence[str]
@@ -37,11 +37,11 @@ class Fitting:
     _rows: list[tuple[Sequence[RenderableType], str]] = field(default_factory=list)
 
     def add_row(self, *cells: RenderableType, style: str = "") -> None:
-        """A row; cells that are not given are empty."""
+        """Add a row; missing cells are empty."""
         self._rows.append(((*cells, *[""] * (len(self.titles) - len(cells))), style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """Asked by rich: the table."""
+        """Called by rich: the table."""
         sizes = [self._sizes(at, console, options) for at in range(len(self.titles))]
         shown = list(range(len(self.titles)))
         for title in self.spare:
@@ -64,10 +64,10 @@ class Fitting:
         yield table
 
     def _sizes(self, at: int, console: Console, options: ConsoleOptions) -> tuple[int, int]:
-        """The fewest columns that the text of a column takes, and the most."""
+        """Minimum and maximum width of a column's text."""
         least = most = 0
         for cell in (self.titles[at], *(cells[at] for cells, _ in self._rows)):
-            # Not by the width there is: what is too long is to be seen.
+            # Not limited to the available width: the caller has to see what is too long.
             size = Measurement.get(
                 console, options.update(max_width=1000), Text(cell) if isinstance(cell, str) else cell
             )
@@ -82,7 +82,7 @@ def _sum(widths: Iterable[int]) -> int:
 
 
 def _widths(sizes: list[tuple[int, int]], width: int) -> list[int]:
-    """What each column gets: what it needs and could use; the widest give where that is too much."""
+    """The width of each column: what it prefers, with the widest reduced until the total fits."""
     widths = [least for least, _ in sizes]
     while _sum(widths) > width and max(widths) > _SHORTEST:
         widths[widths.index(max(widths))] -= 1

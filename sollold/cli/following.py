@@ -1,4 +1,4 @@
-"""What is watched until Ctrl-C goes on when its node has been away, as at an upgrade."""
+"""Keeps commands that follow a node running while the node is away, as during an upgrade."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sollold.cli.streams import harmless
 from sollold.client.errors import ClientError
 
 PAUSE = 2.0
-"""Seconds between two tries to reach a node that is away."""
+"""Seconds between two attempts to reach a node that is away."""
 _T = TypeVar("_T")
 
 
 def end_without_reader() -> None:
-    """From now on the command ends as by Ctrl-C when nobody reads its output any more (``… | head -1``).
+    """End the command, as Ctrl-C does, when its output has no reader any more (``… | head -1``).
 
-    Without this it would be told by its next line, for which it may wait for hours.
+    Otherwise it would notice only on its next line, which may come hours later.
     """
     try:
         output = sys.stdout.fileno()
         kind = os.fstat(output).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
             return
-        # Not Ctrl-C's own signal, which a shell lets its background jobs ignore.
+        # Not SIGINT, which shells make background jobs ignore.
         signal.signal(signal.SIGURG, signal.default_int_handler)
     except (OSError, ValueError):
         return
@@ -46,17 +46,17 @@ def _wait_for_no_reader(output: int, caller: int) -> None:
 
 
 class Follower:
-    """Asks a node again and again, and waits for it while it is away."""
+    """Polls a node, and waits while it is away."""
 
     def __init__(self) -> None:
         self._reached = False
         self._away = False
 
     def ask(self, ask: Callable[[], _T]) -> _T:
-        """What ``ask`` gives, as soon as the node answers.
+        """The result of ``ask``, as soon as the node responds.
 
         Raises:
-            ClientError: the node refuses, or has never answered.
+            ClientError: the node refuses, or has never responded.
         """
         while True:
             try:
@@ -68,16 +68,16 @@ class Follower:
                 return found
 
     def reached(self) -> None:
-        """The node has answered."""
+        """Note that the node has responded."""
         if self._away:
             print("sollold: the node answers again", file=sys.stderr)
         self._reached, self._away = True, False
 
     def lost(self, error: ClientError | None = None) -> None:
-        """The node does not answer any more: say so once, and wait for a moment.
+        """Note that the node does not respond: say so once, and wait for a moment.
 
         Raises:
-            ClientError: ``error``, where waiting changes nothing.
+            ClientError: ``error``, if waiting can't help.
         """
         if error is not None and (error.status or not self._reached):
             raise error

@@ -1,4 +1,4 @@
-"""``sollold install --user``: a service of this user's systemd, for installs by pipx, uv or pip."""
+"""``sollold install --user``: a systemd user service, for installations by pipx, uv or pip."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WantedBy=default.target
 
 
 def install(options: argparse.Namespace) -> int:
-    """Write the unit and say how it is started, or do that as well; or remove it."""
+    """Write the unit and start it or say how to; or remove it."""
     if os.geteuid() == 0:
         print(
             "sollold: root has the Debian package for this (apt install ./sollold_*.deb); "
@@ -64,7 +64,7 @@ def install(options: argparse.Namespace) -> int:
         )
         return Exit.FAILED
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Where a link leads, as that of people who keep such files elsewhere; never half of it.
+    # Follow a link, as used by people who keep such files elsewhere; and never write half a file.
     write_whole(file.resolve(), unit(found).encode())
     print(f"wrote {file}")
     if options.now:
@@ -81,7 +81,7 @@ def install(options: argparse.Namespace) -> int:
 
 
 def unit(command: str) -> str:
-    """The unit's text. ``command``: the path of the program; systemd's specifiers in it are escaped."""
+    """The text of the unit. ``command``: the program's path; systemd's specifiers in it are escaped."""
     escaped = command.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"').replace("$", "$$")
     return _UNIT.format(mark=_MARK, command=f'"{escaped}"' if " " in escaped else escaped)
 

@@ -27,7 +27,7 @@ def key(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     body = {"name": options.name, "scope": options.scope}
     if options.expires is not None:
-        # An empty one, as of a variable that is not set, is no key without end.
+        # An empty value, as from an unset variable, must not create a key that never expires.
         body["expires"] = options.expires
     made = client(options).post(PATH, body)
     if options.json:

@@ -1,4 +1,4 @@
-"""``sollold load``, ``unload`` and ``drain``: what runs where, by hand."""
+"""``sollold load``, ``unload``, ``drain`` and ``forget``: manual control of what runs where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sollold.units import bytes_text
 
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
-    """The body of ``/api/cluster/load`` and ``/plan``."""
+    """The body of requests to ``/api/cluster/load`` and ``/plan``."""
     body: dict[str, Any] = {"model": options.model, "context": options.context}
     if options.slots is not None:
         body["slots"] = options.slots
@@ -34,7 +34,7 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load(options: argparse.Namespace) -> int:
-    """Load, with a bar, and say where it went."""
+    """Load a model, with a progress bar, and print where it was placed."""
     daemon = client(options)
     with loading(daemon, options.model):
         answer = daemon.post("/api/cluster/load", wishes(options), timeout=3600)
@@ -56,7 +56,7 @@ def load(options: argparse.Namespace) -> int:
 
 
 def unload(options: argparse.Namespace) -> int:
-    """Unload everywhere."""
+    """Unload a model on all nodes."""
     daemon = client(options)
     answer = daemon.post("/api/cluster/unload", {"model": options.model, "force": options.force})
     if options.json:
@@ -67,7 +67,7 @@ def unload(options: argparse.Namespace) -> int:
 
 
 def _ended(answer: dict[str, Any]) -> str:
-    """What became of a model that was to be unloaded, after its name."""
+    """The result of an unload, to be printed after the model's name."""
     count: int = answer["unloaded"]
     if answer.get("cancelled"):
         return f": load cancelled, {count} unloaded" if count else ": load cancelled"
@@ -78,7 +78,7 @@ def _ended(answer: dict[str, Any]) -> str:
 
 
 def drain(options: argparse.Namespace) -> int:
-    """Take a node out of new work and wait until it is empty, or take it back."""
+    """Stop giving a node new work and wait until it is empty, or undo that."""
     daemon = client(options)
     answer = daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
     empty = not options.undo and emptied(daemon, answer["node"])
@@ -95,12 +95,12 @@ def drain(options: argparse.Namespace) -> int:
 
 
 def undrain(options: argparse.Namespace) -> int:
-    """Accept requests again."""
+    """Let a node accept work again."""
     return drain(argparse.Namespace(**{**vars(options), "undo": True}))
 
 
 def forget(options: argparse.Namespace) -> int:
-    """Remove a node from the list of those that are offline."""
+    """Remove a node from the list of offline nodes."""
     answer = client(options).post("/api/cluster/forget", {"node": options.name})
     if options.json:
         print_json(answer)

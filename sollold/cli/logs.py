@@ -1,4 +1,4 @@
-"""``sollold logs``: the daemon's journal on this machine, or what a model's engines wrote."""
+"""``sollold logs``: the daemon's journal on this machine, or the output of a model's engines."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sollold.client.blocking import BlockingClient
 _INTERVAL = 1.0
 _NO_ENTRIES = b"-- No entries --"
 _MOST = 2000
-"""Lines that a node gives at the most: more in a second are not seen."""
+"""Maximum lines per response of a node; if more are written in a second, some are missed."""
 
 
 def logs(options: argparse.Namespace) -> int:
-    """The last lines; without a model: of the service's journal on this machine."""
+    """Print the last lines of a model's engines, or without a model of this machine's journal."""
     if not options.model:
         return _journal(options)
     path = f"/api/cluster/logs/{quote(options.model)}?lines="
@@ -44,7 +44,7 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> int:
-    """Print what comes until Ctrl-C: a title where it comes from another engine than what came before."""
+    """Print new lines until Ctrl-C, with a title whenever the engine changes."""
     known: dict[tuple[str, str, str], list[str]] = {}
     last = None
     follower = Follower()
@@ -74,7 +74,7 @@ def _print_fresh(log: dict[str, Any], lines: list[str], *, titled: bool) -> None
 
 
 def added(before: list[str], now: list[str]) -> list[str]:
-    """What ``now`` has more than ``before``, whose first lines may have gone."""
+    """The lines of ``now`` after those of ``before``, whose first lines may have been dropped."""
     gone = next(gone for gone in range(len(before) + 1) if now[: len(before) - gone] == before[gone:])
     return now[len(before) - gone :]
 

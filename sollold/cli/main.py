@@ -1,4 +1,4 @@
-"""The entry point: reads the words, runs the command, turns faults into one line and an exit status."""
+"""The entry point: parses the arguments, runs the command, turns errors into a line and an exit status."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ROOMS = {
     "scan": "scan",
     "doctor": "doctor",
 }
-"""The module that holds each command; its function of the command's name is called."""
+"""The module of each command; its function of the command's name is called."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -66,14 +66,14 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         finally:
-            # What is left in the buffer fails here, and not at the interpreter's end.
+            # So that a failure to write the rest is reported here, not at the interpreter's exit.
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output went away (`sollold status | head`): nothing to say, nothing to flush.
+        # The reader of our output has gone (`sollold status | head`): nothing to say or to flush.
         forget_output()
         return Exit.DONE
     except OSError as error:
-        # The last one is that of a terminal that was closed.
+        # The last one occurs when the terminal was closed.
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         if error.filename is None:
@@ -85,8 +85,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str] | None) -> int:
     options = read(words)
     if words is None and options.command != "run":
-        # Not in a program that calls this. And the daemon has its own ways: systemd expects it to die of
-        # them while it starts.
+        # Not when another program calls this function, and not for the daemon, which handles signals itself:
+        # systemd expects them to end it while it starts.
         end_in_order()
     module = importlib.import_module(f"sollold.cli.{ROOMS[options.command]}")
     try:
@@ -109,13 +109,13 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
         print(f"sollold: {harmless(error.message)}{_to_get(options, error.message)}", file=sys.stderr)
         return Exit.of(error.status)
     except UnicodeEncodeError:
-        # What is printed or read from a pipe is forgiven; only words of the command line come to this.
+        # Printed and piped text is replaced where needed, so only arguments can cause this.
         print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)
         return Exit.USAGE
 
 
 def _to_get(options: argparse.Namespace, message: str) -> str:
-    """How to come by the model that is wanted, where nobody has it or one of a like name; else nothing."""
+    """Advice on how to get a missing model; empty if a similarly named one exists."""
     model = getattr(options, "model", "")
     if options.typed not in ("chat", "load", "bench") or message != f"model {model!r} not found":
         return ""
@@ -125,7 +125,7 @@ def _to_get(options: argparse.Namespace, message: str) -> str:
 
 
 def _result(made: Any) -> Any:
-    """What a command gave, or what it gives when it is run."""
+    """A command's result; a coroutine is run first."""
     if not isinstance(made, CoroutineType):
         return made
     import asyncio  # few commands need it, and its import takes as long as asking a node

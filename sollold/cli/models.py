@@ -1,4 +1,4 @@
-"""``sollold models``, ``copy``, ``delete`` and ``push``: what there is, naming it, and giving it on."""
+"""``sollold models``, ``copy``, ``delete`` and ``push``: list, name, remove and publish models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPANS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "
 
 
 def models(options: argparse.Namespace) -> int:
-    """All models of the cluster, each once."""
+    """List all models of the cluster, each once."""
     found = client(options).get("/api/tags?unusable=true" if options.all else "/api/tags")["models"]
     if options.json:
         print_json(found)
@@ -57,13 +57,13 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _ago(moment: str) -> str:
-    """An RFC 3339 time as people say it: ``3 days ago``."""
+    """An RFC 3339 time relative to now: ``3 days ago``."""
     try:
         then = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
     except ValueError:
         return ""
     if then.year <= 1970:
-        # A file without a time, in the words of any release.
+        # How releases of all ages report a file without a time.
         return ""
     seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
     for length, unit in _SPANS:
@@ -85,7 +85,7 @@ def copy(options: argparse.Namespace) -> int:
 
 
 def delete(options: argparse.Namespace) -> int:
-    """Remove a fetched model or a second name."""
+    """Remove a fetched model, or a second name."""
     daemon = client(options, timeout=120)
     before = _nodes_with(daemon, options.model)
     daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
@@ -94,7 +94,7 @@ def delete(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"deleted": options.model, "from": gone, "left": left})
     elif left:
-        # Of the same name: what the user put there, or what --on did not name.
+        # Models of the same name remain: the user's own files, or those on nodes that --on did not name.
         print(harmless(f"deleted {options.model} from {', '.join(gone) or 'no node'}"))
         print(harmless(f"it stays on {', '.join(left)}"))
     else:
@@ -110,7 +110,7 @@ def _nodes_with(daemon: BlockingClient, model: str) -> list[str]:
 
 
 def push(options: argparse.Namespace) -> int:
-    """Have an Ollama of the cluster push a model; it says what its library wants."""
+    """Have an Ollama of the cluster push a model; what its library requires is printed."""
     steps = client(options).stream("/api/push", {"model": options.model})
     if options.json:
         for item in steps:

@@ -1,4 +1,4 @@
-"""``sollold nodes`` and ``version``: the machines of the cluster, and what runs on them."""
+"""``sollold nodes`` and ``version``: the cluster's machines and their versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPARE = ("llama.cpp", "release", "devices", "memory", "address")
 
 
 def nodes(options: argparse.Namespace) -> int:
-    """One row a machine."""
+    """Print one row per machine."""
     state = client(options).get("/api/cluster")
     missing = state.get("offline", [])
     listed = missing if options.offline else state["nodes"]
@@ -55,7 +55,7 @@ def nodes(options: argparse.Namespace) -> int:
 
 
 def _waiting(state: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
-    """The machines that ask to be admitted, and the names of the nodes that they ask."""
+    """Machines waiting for admission, and the names of the nodes they asked."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for node in state["nodes"]:
         for one in node.get("waiting", []):
@@ -89,7 +89,7 @@ def _state(node: dict[str, Any]) -> str:
 
 
 def version(options: argparse.Namespace) -> int:
-    """This program's version and those of all nodes, with a warning where they differ."""
+    """Print the versions of this program and of all nodes, with a warning if they differ."""
     try:
         found = client(options, timeout=5.0).get("/api/cluster")["nodes"]
     except ClientError as error:
@@ -124,7 +124,7 @@ def version(options: argparse.Namespace) -> int:
 
 
 def differences(found: list[dict[str, Any]]) -> list[str]:
-    """Sentences on versions that differ between nodes; empty where all are alike."""
+    """Sentences on versions that differ between nodes; empty if all are the same."""
     sentences = []
     if len({node["release"] for node in found}) > 1:
         sentences.append("Warning: the nodes run different releases of sollold; upgrade all of them.")

@@ -1,4 +1,4 @@
-"""What rich draws on a terminal anew and anew, and the terminal as it was before."""
+"""Live displays of rich, after which the terminal is restored in every case."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Drawn(Protocol):
     """rich's `Live` and `Progress`."""
 
     def start(self) -> None:
-        """Draw from now on."""
+        """Start drawing."""
         ...
 
     def stop(self) -> None:
-        """Leave the terminal as it was; where nothing was begun: do nothing."""
+        """Restore the terminal; does nothing if not started."""
         ...
 
 
@@ -24,10 +24,9 @@ T = TypeVar("T", bound=Drawn)
 
 @contextlib.contextmanager
 def on_screen(drawn: T) -> Iterator[T]:
-    """Draw within the block.
+    """Show a live display within the block.
 
-    rich's own ``with`` leaves a terminal without its cursor when Ctrl-C comes while it draws for the first
-    time.
+    rich's own ``with`` leaves the cursor hidden when Ctrl-C arrives during the first drawing.
     """
     try:
         drawn.start()

@@ -1,4 +1,4 @@
-"""What this program calls itself: its version and, where it is known, the commit that it was made from."""
+"""The version of this program and, if known, the commit it was built from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from sollold import __version__
 
 _PACKAGE = Path(__file__).parents[1]
-"""In it a build notes its commit, in a file ``commit``."""
+"""Folder in which a build stores its commit, in a file ``commit``."""
 _SECONDS = 5.0
 
 
@@ -19,10 +19,7 @@ def own_version() -> str:
 
 
 def own_commit(package: Path = _PACKAGE) -> str:
-    """The commit of the checkout that runs (``-dirty`` where it was changed), or of the build.
-
-    Empty: unknown.
-    """
+    """The commit of the running checkout (``-dirty`` if modified) or of the build; empty if unknown."""
     if (package.parent / ".git").exists():
         return _checked_out(package.parent)
     try:

@@ -1,4 +1,4 @@
-"""The command line's words. Built without any command's imports, so that help and completion are quick."""
+"""The command-line parser. It imports no command, so that help and completion are fast."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ ALIASES = {
     "stop": "unload",
     "serve": "run",
 }
-"""Words of Ollama's command line, and ours for them."""
+"""Ollama's commands, and the ones that replace them here."""
 _ALIKE = 0.7
-"""Of 1: how alike a word is to what it may have been meant for."""
+"""Minimum similarity, up to 1, of a mistyped word to its suggestion."""
 PROMPTED = ("chat", "run")
-"""Commands whose words after the model are a prompt."""
+"""Commands whose arguments after the model are a prompt."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is missing in words that stand in the help."""
+    """Names missing arguments as help does."""
 
     _MISSING = "the following arguments are required: "
 
@@ -52,12 +52,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command and its options. Ends the program when they are invalid (2), or after ``--help``."""
+    """Parse the arguments. Exits the program if they are invalid (2), or after ``--help``."""
     top = parser()
     words = list(sys.argv[1:] if words is None else words)
     _check_command(top, words)
     options, rest = top.parse_known_args(words)
-    # What argparse leaves over when an option stands between the model and the prompt.
+    # argparse returns these separately when an option stands between the model and the prompt.
     if options.command in PROMPTED and not any(word.startswith("-") for word in rest):
         options.prompt += rest
     elif rest:
@@ -73,7 +73,7 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
-    """Refuse an unknown command with the nearest one; ``help`` becomes ``--help``, and so does nothing."""
+    """Refuse an unknown command, suggesting the nearest. ``help`` and no argument become ``--help``."""
     known = subcommands(top)
     place = 0
     while place < len(words) and words[place].startswith("-"):
@@ -86,27 +86,27 @@ def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
     if place >= len(words) or words[place] == "--help" or words[place] in known:
         return
     word = words[place].lower()
-    # `sollold evict bert`: what comes before it is left out easily.
+    # `sollold evict bert`: the group before a subcommand is easily forgotten.
     owner = next((name for name, sub in known.items() if word in _first_choices(sub)), "")
     hint = f"; did you mean {owner} {word}?" if owner else did_you_mean(word, known, _ALIKE)
     top.error(f"unknown command {words[place]!r}{hint} (`sollold help` lists all commands)")
 
 
 def _first_choices(sub: argparse.ArgumentParser) -> list[str]:
-    """The words of which one must stand first after a command; none where anything may."""
+    """The possible first arguments of a command; empty if anything may follow."""
     first = next((action for action in sub._actions if not action.option_strings), None)
     return [str(choice) for choice in first.choices] if first is not None and first.choices else []
 
 
 def _near_option(sub: argparse.ArgumentParser, words: list[str]) -> str:
-    """A hint where one of ``words`` is nearly an option of a command; else nothing."""
+    """A hint if one of ``words`` is almost an option of a command; else empty."""
     known = sub._option_string_actions
     hints = (did_you_mean(word.partition("=")[0], known) for word in words if word.startswith("-"))
     return next(filter(None, hints), "")
 
 
 def _check_run(top: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """``run MODEL`` asks a daemon, ``run`` alone is one."""
+    """Check ``run``: with a model it queries a daemon, alone it starts one."""
     if options.typed == "serve" and options.model:
         top.error("serve takes no model; did you mean: sollold run MODEL?")
     if options.model:
@@ -114,7 +114,7 @@ def _check_run(top: argparse.ArgumentParser, options: argparse.Namespace) -> Non
 
 
 def subcommands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """All commands and their other names, by name."""
+    """All commands and aliases, by name."""
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
@@ -122,7 +122,7 @@ def subcommands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 
 class _Version(argparse.Action):
-    """Asks for the version only when it is wanted: a checkout has to ask git."""
+    """Determines the version only on demand, since a checkout has to run git."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from sollold.cli.own_version import own_version
@@ -132,7 +132,7 @@ class _Version(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+    """Build the parser with all commands and options."""
     top = _Parser(
         prog="sollold",
         description="The machines of a LAN run large language models together.",
@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "-v", "--version", action=_Version, nargs=0, help="show program's version number and exit"
     )
-    # They may stand before the command or after it; there, what is not given changes nothing.
+    # These may precede or follow the command; after it, omitted options must not reset given ones.
     top.add_argument("--node", metavar="NODE", default="", help=NODE)
     top.add_argument("--json", action="store_true", help=JSON)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,4 +1,4 @@
-"""Pictures whose paths stand in a question, as Ollama's command line takes them: ``What is on ./cat.png?``"""
+"""Pictures named by their paths in a question, as in Ollama's command line: ``What is on ./cat.png?``"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATH = re.compile(
 
 
 def question(daemon: BlockingClient, model: str, text: str) -> dict[str, Any]:
-    """The message that asks ``text``, with the pictures that it names where the model sees."""
+    """The message for ``text``, with the pictures it names if the model has vision."""
     rest, files = pictures_of(text)
     if not files or not _sees(daemon, model):
         return {"role": "user", "content": text}
@@ -37,7 +37,7 @@ def question(daemon: BlockingClient, model: str, text: str) -> dict[str, Any]:
 
 
 def pictures_of(text: str) -> tuple[str, list[Path]]:
-    """``text`` without the paths of pictures that exist, and these."""
+    """Split ``text`` into the text without paths of existing pictures, and those paths."""
     files: list[Path] = []
 
     def take(found: re.Match[str]) -> str:
@@ -54,4 +54,4 @@ def _sees(daemon: BlockingClient, model: str) -> bool:
     try:
         return "vision" in daemon.post("/api/show", {"model": model}).get("capabilities", [])
     except ClientError:
-        return False  # the question itself tells why
+        return False  # the request itself will report why

@@ -1,4 +1,4 @@
-"""``sollold plan`` and ``sollold route``: what would happen, and why, without doing it."""
+"""``sollold plan`` and ``sollold route``: explain what would happen, without doing it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KINDS = (
     ("compute", "▒", "yellow"),
     ("overhead", "░", "dim"),
 )
-"""Bytes by kind, as the bars show them."""
+"""Kinds of memory, as drawn in the bars."""
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Show the plan as bars, or what is missing and the ways out."""
+    """Show the plan as bars, or how much memory is missing and what would help."""
     daemon = client(options)
     try:
         preview = daemon.post("/api/cluster/plan", wishes(options))
@@ -70,7 +70,7 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _without_remedies(text: str, missing: dict[str, Any] | None) -> str:
-    """``text`` without its sentence on the remedies, which follow as a list."""
+    """``text`` without its sentence on remedies, which are printed as a list."""
     remedies = "; ".join(missing["remedies"]) if missing else ""
     return text.replace(f" What would help: {remedies}.", "")
 
@@ -133,11 +133,11 @@ def _missing(out: Console, missing: dict[str, Any]) -> None:
 
 
 def route(options: argparse.Namespace) -> int:
-    """Say who would answer now, or what would be loaded."""
+    """Print which endpoint would answer now, or what would be loaded."""
     daemon = client(options)
     found = daemon.post("/api/cluster/route", {"model": options.model})
     preview = daemon.post("/api/cluster/plan", {"model": options.model})
-    # What answers already needs no room.
+    # An endpoint that already serves needs no memory.
     status = Exit.DONE if found["endpoints"] or preview["ok"] else Exit.TOO_BIG
     if options.json:
         print_json({**found, "plan": preview})

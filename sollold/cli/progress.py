@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a model being loaded, a node being drained."""
+"""Progress displays for long operations: loading a model, draining a node."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from sollold.client.errors import ClientError
 
 _INTERVAL = 0.5
 _QUIET = 0.4
-"""Seconds before a bar is shown: a model that is loaded already answers sooner."""
+"""Delay before a bar is shown, in seconds; a loaded model responds sooner."""
 _LOOK = 3.0
-"""Seconds that a look may take: Ctrl-C waits for its end."""
+"""Timeout of a status request, in seconds; Ctrl-C waits for it."""
 _NEWS = 10
-"""Looks that the news of a drain may take."""
+"""Status requests after which a drain should be visible."""
 
 
 class Waiting:
-    """A bar on the terminal that ends once."""
+    """A bar on the terminal that can be ended once."""
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end: Callable[[], None] | None = end
 
     @property
     def over(self) -> bool:
-        """Whether it has ended."""
+        """Whether the bar has been ended."""
         return self._end is None
 
     def end(self) -> None:
-        """Take the bar away; again: nothing."""
+        """Remove the bar. May be called again."""
         end, self._end = self._end, None
         if end is not None:
             end()
@@ -45,9 +45,9 @@ class Waiting:
 
 @contextlib.contextmanager
 def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
-    """A bar on the terminal (standard error) with the load of ``model``, until the block or its `end`.
+    """Show a bar for the load of ``model`` on standard error, until the block ends or `end` is called.
 
-    Where Ctrl-C ends the block before the load has ended, it is said that that goes on.
+    If Ctrl-C ends the block during the load, say that the load continues.
     """
     waiting = _bar(daemon, model) if sys.stderr.isatty() else Waiting(lambda: None)
     try:
@@ -96,7 +96,7 @@ def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
 
 
 def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
-    """The deployments of ``model``, whatever its tag, that are being loaded."""
+    """The deployments of ``model``, with any tag, that are loading."""
     name = model.split(":")[0]
     try:
         deployments = daemon.get("/api/cluster", timeout=_LOOK)["deployments"]
@@ -107,7 +107,7 @@ def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
 
 
 def emptied(daemon: BlockingClient, name: str) -> bool:
-    """Wait until the draining node (name or id) is empty, saying what it still does; False: it won't be."""
+    """Wait until the draining node (name or id) is empty, printing what is left; False if it can't be."""
     try:
         return _emptied(daemon, name)
     except (KeyboardInterrupt, SystemExit):
@@ -118,7 +118,7 @@ def emptied(daemon: BlockingClient, name: str) -> bool:
 
 def _emptied(daemon: BlockingClient, name: str) -> bool:
     told = ""
-    # It may be another node than the one asked, where the news comes a moment later.
+    # It may be another node than the one asked, which learns of it a moment later.
     unheard = _NEWS
     while True:
         state = daemon.get("/api/cluster")
@@ -141,7 +141,7 @@ def _emptied(daemon: BlockingClient, name: str) -> bool:
 
 
 def _under_way(state: dict[str, Any], node: str) -> str:
-    """What a node that drains still does."""
+    """What a draining node is still doing."""
     here = [found for found in state["deployments"] if found["node"] == node]
     requests = sum(found["active"] + found["waiting"] for found in here)
     lent = [

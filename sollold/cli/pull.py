@@ -1,4 +1,4 @@
-"""``sollold pull``, and the download before ``run MODEL`` of a model that no node has."""
+"""``sollold pull``, and the download before ``run MODEL`` if no node has the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sollold.client.errors import ClientError
 
 
 def pull(options: argparse.Namespace) -> int:
-    """Fetch a model, with a bar a file."""
+    """Fetch a model, with a bar per file."""
     daemon = client(options)
     try:
         if options.json:
@@ -33,16 +33,16 @@ def pull(options: argparse.Namespace) -> int:
 
 
 def pull_missing(daemon: BlockingClient, model: str) -> None:
-    """Fetch ``model`` if no node has it; what goes on is told on standard error.
+    """Fetch ``model`` if no node has it, with progress on standard error.
 
     Raises:
-        ClientError: it is nowhere to be had, or may not be fetched by this caller.
+        ClientError: no source has it, or this caller may not fetch it.
     """
     try:
         daemon.post("/api/show", {"model": model})
         return
     except ClientError as error:
-        # A like name that is meant may be in its place in the message.
+        # The message may suggest a similar name that was meant instead.
         if error.status != 404 or error.message != f"model {model!r} not found":
             return
         missing = error.message
@@ -58,7 +58,7 @@ def _steps(daemon: BlockingClient, model: str) -> Iterator[dict[str, Any]]:
 
 
 def print_steps(steps: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """A line for each thing that is done, of a pull or a push."""
+    """Print a line per step of a pull or push."""
     last = ""
     for item in steps:
         if item.get("status") != last:
@@ -67,7 +67,7 @@ def print_steps(steps: Iterable[dict[str, Any]], out: TextIO) -> None:
 
 
 def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
-    """A bar a file on a terminal, else a line for each thing that is done."""
+    """Show a bar per file on a terminal, else a line per step."""
     out = sys.stderr if stderr else sys.stdout
     if not out.isatty():
         print_steps(steps, out)

@@ -1,4 +1,4 @@
-"""``sollold run``: the daemon in the foreground, as systemd or a person starts it."""
+"""``sollold run``: run the daemon in the foreground, as systemd does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FLAGS = {
     "memory_limit": ("node.memory_limit",),
     "log_level": ("log.level",),
 }
-"""The settings that each flag sets."""
+"""The setting that each flag sets."""
 
 
 def settings(options: argparse.Namespace) -> LoadedSettings:
-    """The settings with this command's own flags on top; called again on a reload.
+    """The settings, overridden by this command's own flags; called again on a reload.
 
     Raises:
         SettingsError: as `sollold.settings.load.load`.

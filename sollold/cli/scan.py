@@ -1,4 +1,4 @@
-"""``sollold scan``: workers of llama.cpp that others started on this LAN."""
+"""``sollold scan``: find llama.cpp RPC workers on this LAN that are not sollold's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 120.0
 
 
 def scan(options: argparse.Namespace) -> int:
-    """Have a node look around, and say what it found and how that would be used."""
+    """Have a node scan, and print the workers found and how to use them."""
     daemon = client(options, timeout=_SECONDS)
     found = (daemon.post("/api/cluster/scan", {}))["workers"]
     if options.json:
@@ -37,7 +37,7 @@ def scan(options: argparse.Namespace) -> int:
 
 
 def line(worker: dict[str, Any]) -> str:
-    """One worker in a row."""
+    """A table row for a worker."""
     words = [worker["address"], worker["state"]]
     if worker["devices"]:
         count = worker["devices"]

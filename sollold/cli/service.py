@@ -1,4 +1,4 @@
-"""The service of this machine's daemon: the system's, or this user's own (`sollold install --user`)."""
+"""The systemd service of this machine's daemon: system-wide, or the user's (`sollold install --user`)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from sollold.settings.location import own_settings
 
 
 def unit_file() -> Path:
-    """Where this user's systemd reads the unit."""
+    """Path of the unit in this user's systemd."""
     return own_settings() / "systemd/user/sollold.service"
 
 
 def systemctl() -> list[str]:
-    """The command that asks about the service, to which its words are added."""
+    """The systemctl command, with its option for the user's service if needed; append arguments."""
     return ["systemctl", *_user()]
 
 
 def journalctl() -> list[str]:
-    """The command that reads what the daemon logged, to which its options are added."""
+    """The journalctl command for the daemon's log; append options."""
     return ["journalctl", *_user(), "-u", "sollold"]
 
 
 def _user() -> list[str]:
-    """Root has the system's service, whatever lies in its home."""
+    """The option for the user's own service, if it exists; root always uses the system's."""
     return ["--user"] if os.geteuid() and unit_file().exists() else []

@@ -1,4 +1,4 @@
-"""``sollold setup``: llama.cpp found, or built, with a bar."""
+"""``sollold setup``: find or build llama.cpp, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sollold.settings.paths import places
 
 
 def setup(options: argparse.Namespace) -> int:
-    """Find or build, and say where it is."""
+    """Find or build llama.cpp, and print where it is."""
     settings = loaded(options).settings
     if (options.gpu or options.architectures) and not options.portable:
         print("sollold: --gpu and --architectures go with --portable", file=sys.stderr)
@@ -51,7 +51,7 @@ def setup(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _shown() -> Iterator[Callable[[Progress], None]]:
-    """Progress as a bar on a terminal, else as a line a stage; on standard error, results are elsewhere."""
+    """Show progress on standard error: a bar on a terminal, else a line per stage."""
     if not sys.stderr.isatty():
         told = {"stage": "", "tenth": -1}
 

@@ -1,4 +1,4 @@
-"""``sollold show``: what a model is."""
+"""``sollold show``: describe a model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 
 PARTS = ("license", "modelfile", "parameters", "system", "template")
-"""What can be asked for alone, as fields of ``/api/show``."""
+"""Parts that can be printed alone, by their fields in ``/api/show``."""
 
 
 def show(options: argparse.Namespace) -> int:
-    """A summary, or one part of the model's description alone."""
+    """Print a summary, or one part of the model's description."""
     found = client(options).post("/api/show", {"model": options.model})
     if options.json:
         print_json(found)
@@ -24,7 +24,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def print_part(found: dict[str, Any], part: str) -> None:
-    """Print one part of a model's description (``/api/show``); without ``part``: what matters most of all."""
+    """Print one part of a model's description (``/api/show``); without ``part``, a summary."""
     if part:
         print(harmless(str(found.get(part) or "")))
         return

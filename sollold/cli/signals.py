@@ -1,7 +1,7 @@
-"""SIGTERM and a terminal that is closed end a command as Ctrl-C does: what it holds is given back first.
+"""Makes SIGTERM and SIGHUP end a command as Ctrl-C does, after it has cleaned up.
 
-Left to themselves they end Python at once: a terminal would stay without its cursor or without what is typed
-on it, and a compiler would go on.
+By default they end Python at once, which would leave the terminal without its cursor or echo, and a compiler
+running.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
-    """From now on the first of `ENDS` raises `SystemExit`; one more ends the process at once.
+    """Let the first signal of `ENDS` raise `SystemExit`, and a second one end the process at once.
 
-    One that is ignored (``nohup``) stays so.
+    Signals that are ignored (``nohup``) stay ignored.
     """
     for number in ENDS:
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -25,7 +25,7 @@ BAR = 24
 
 
 def status(options: argparse.Namespace) -> int:
-    """Nodes with their memory, and what runs."""
+    """Print the nodes with their memory, and the deployments."""
     daemon = client(options)
     follower = Follower()
 
@@ -55,7 +55,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def ps(options: argparse.Namespace) -> int:
-    """What runs, and with ``--json`` as ``/api/cluster`` has it."""
+    """Print the deployments; with ``--json`` as in ``/api/cluster``."""
     daemon = client(options)
     state = daemon.get("/api/cluster")
     if options.json:
@@ -97,12 +97,12 @@ def _all(state: dict[str, Any]) -> RenderableType:
 
 
 def of_admission(state: dict[str, Any]) -> list[str]:
-    """Sentences on machines that wait for admission, and on this one if it does."""
+    """Sentences on machines waiting for admission, including this one."""
     sentences = []
     for node in state["nodes"]:
         sentences += [
             f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits for admission; "
-            # By its code: whatever it or another one is called, the machine that was looked at is meant.
+            # By its code, which is unambiguous whatever the machines are called.
             f"if it shows {one['code']}: sollold admit {shlex.quote(one['code'])}"
             for one in node.get("waiting", [])
         ]
@@ -114,7 +114,7 @@ def of_admission(state: dict[str, Any]) -> list[str]:
 
 
 def faults(state: dict[str, Any]) -> list[str]:
-    """A sentence for each model that something is wrong with, and where."""
+    """A sentence per model that has a problem, and on which node."""
     told = (
         f"{one['model']} on {one['node_name']}: {one['reason']}"
         for one in state["deployments"]
@@ -124,7 +124,7 @@ def faults(state: dict[str, Any]) -> list[str]:
 
 
 def _offline(state: dict[str, Any]) -> list[str]:
-    """A sentence for each node that is missing: since when, and what it held."""
+    """A sentence per offline node: since when, and what it held."""
     sentences = []
     for node in state.get("offline", []):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(node["since"]))
@@ -139,7 +139,7 @@ def _offline(state: dict[str, Any]) -> list[str]:
 
 
 def _of_plain_workers(state: dict[str, Any]) -> list[str]:
-    """Sentences on workers that others started."""
+    """Sentences on external workers."""
     found = [(node["name"], worker) for node in state["nodes"] for worker in node.get("plain_workers", [])]
     sentences = [
         f"{name} does not use the worker {worker['address']}: {worker['reason']}"
@@ -152,7 +152,7 @@ def _of_plain_workers(state: dict[str, Any]) -> list[str]:
 
 
 def headline(state: dict[str, Any]) -> str:
-    """How many nodes there are and who leads."""
+    """The number of nodes, and the leader."""
     count = len(state["nodes"])
     leader = state.get("leader_name") or state.get("leader") or "none yet"
     return f"{count} node{'s' if count != 1 else ''}, leader {leader} (term {state['term']})"
@@ -163,7 +163,7 @@ _WHOLE = ("node", "address", "layers", "free", "memory", "bytes", "where")
 
 
 def node_table(state: dict[str, Any]) -> Fitting:
-    """A row a device: what is granted of what may be, as a bar."""
+    """A table with a row per device; a bar shows the granted share of its memory."""
     from rich.text import Text
 
     from sollold.cli.bar import Bar
@@ -198,7 +198,7 @@ def node_table(state: dict[str, Any]) -> Fitting:
 
 
 def deployment_table(state: dict[str, Any]) -> Fitting:
-    """A row a device that holds layers of a model."""
+    """A table with a row per device that holds layers of a model."""
     from sollold.cli.fitting import Fitting
 
     titles = ("model", "state", "where", "layers", "bytes", "context", "requests", "speed", "until")
@@ -207,7 +207,7 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
     )
     for found in state["deployments"]:
         condition = found["state"]
-        # What failed has given its memory back, and only tells why for a while.
+        # A failed deployment has freed its memory; it is listed for a while to show the reason.
         held = _nothing if condition == "failed" else bytes_text
         if condition in ("loading", "starting"):
             condition += f" {found['progress']:.0%}"
@@ -230,7 +230,7 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
 
 
 def layers_text(placed: dict[str, Any], count: int) -> str:
-    """``0-11`` with the output named, since it is no layer to people."""
+    """Layer ranges such as ``0-11``; the output layer is named."""
     first, last = placed["first"], min(placed["last"], count)
     words = [] if last <= first else [str(first) if last == first + 1 else f"{first}-{last - 1}"]
     if placed["last"] > count:

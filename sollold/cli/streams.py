@@ -1,4 +1,4 @@
-"""Standard input and output as they come: a locale without our signs, a text that is not the locale's."""
+"""Standard streams in any locale: characters that can't be encoded or decoded are replaced."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 
 def harmless(text: str) -> str:
-    """Without what a terminal obeys: names and reasons come from other machines, of an open cluster any."""
+    """Remove control characters: names and reasons come from other machines, possibly hostile ones."""
     return text.translate(_CONTROLS)
 
 
 def forgive() -> None:
-    """No letter that can't be read or written ends a command: one like it, or a question mark, is taken."""
+    """Replace characters that can't be read or written, instead of failing."""
     codecs.register_error(_NAME, _plain)
-    # Who starts a program with them closed (`>&-`) has None there.
+    # They are None if the program was started with them closed (`>&-`).
     sys.stdin = sys.stdin or _nowhere("r")
     sys.stdout = sys.stdout or _nowhere("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -38,7 +38,7 @@ def _nowhere(mode: Literal["r", "w"]) -> TextIO:
 
 
 def forget_output() -> None:
-    """Nobody takes it any more: what is still in the buffer goes nowhere."""
+    """Discard buffered output, since its reader has gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""``sollold support``: one archive for a bug report, without secrets."""
+"""``sollold support``: write an archive for a bug report, without secrets."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sollold.settings.fault import SettingsError
 from sollold.settings.load import load
 
 _LINES = 5000
-"""Lines of the journal that are taken along."""
+"""Maximum journal lines in the archive."""
 
 
 def support(options: argparse.Namespace) -> int:
-    """Write ``sollold-support-TIME.tar.gz`` (or the file named) and say where it is."""
+    """Write ``sollold-support-TIME.tar.gz`` (or the named file), and print its path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     usual = f"sollold-support-{stamp}.tar.gz"
     file = Path(options.output or usual)
@@ -71,10 +71,10 @@ def support(options: argparse.Namespace) -> int:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write the archive. None is left that is not whole, and one that was there before stays until then.
+    """Write the archive atomically: never leave a partial file, or lose the previous one.
 
     Raises:
-        OSError: it can't be written, as on a full disk.
+        OSError: it can't be written, for example on a full disk.
     """
     whole = file.resolve()
     is_pipe = whole.exists() and not whole.is_file()
@@ -107,7 +107,7 @@ def _versions() -> str:
 
 
 def _settings() -> str:
-    """What is in force, as the settings file writes it; secrets are left out by `in_force`."""
+    """The settings in force, as in a settings file; `in_force` leaves secrets out."""
     found = load(skip_unreadable=True)
     return "\n".join(f"{key} = {value}  # {source}" for key, value, source in in_force(found)) + "\n"
 

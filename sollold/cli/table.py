@@ -1,6 +1,6 @@
-"""Plain tables for lists: aligned columns that are cut, not wrapped, where the terminal is narrow.
+"""Plain tables for lists: aligned columns, cut instead of wrapped on a narrow terminal.
 
-Without rich, whose import takes longer than asking a node.
+Without rich, whose import takes longer than a request to a node.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollold.cli.streams import harmless
 
 _GAP = "  "
 _LEAST = 8
-"""Columns of text that are left of a cut column."""
+"""Minimum width of a cut column, in characters."""
 
 
 def print_table(
@@ -28,12 +28,12 @@ def print_table(
 ) -> None:
     """Print rows under their titles.
 
-    On a terminal that is too narrow columns are left out, and the widest texts cut; elsewhere nothing is.
+    On a narrow terminal, columns are dropped and the widest texts cut; elsewhere the table is complete.
 
     Args:
-        right: titles of columns that are aligned to the right, and never cut.
-        whole: titles of further columns that are cut only when nothing else is left to give.
-        spare: titles of columns that are left out where there is no room, the first of them first.
+        right: titles of columns that are aligned to the right and never cut.
+        whole: titles of columns that are cut only as a last resort.
+        spare: titles of columns that are dropped if there is no room, in the order of dropping.
     """
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
@@ -51,9 +51,9 @@ def lines(
     spare: Sequence[str] = (),
     width: int | None = None,
 ) -> Iterator[str]:
-    """The lines of a table for `print_table`, at most ``width`` columns wide where that is possible."""
+    """The lines of a table for `print_table`, at most ``width`` columns wide if possible."""
     all_ = [list(titles), *([harmless(cell).replace("\n", " ") for cell in row] for row in rows)]
-    # A column without a value tells nothing.
+    # Columns without any value are dropped.
     shown = [k for k, _ in enumerate(titles) if len(all_) == 1 or any(row[k] for row in all_[1:])]
     widths = {k: max(columns(row[k]) for row in all_) for k in shown}
     to_right = {k for k in shown if titles[k] in set(right)}
@@ -73,7 +73,7 @@ def lines(
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal ``text`` takes."""
+    """Width of ``text`` on a terminal, in columns."""
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
         for sign in text
@@ -81,13 +81,13 @@ def columns(text: str) -> int:
 
 
 def _least(widths: dict[int, int], whole: set[int]) -> int:
-    """The fewest columns that a table takes."""
+    """The minimum width of a table, in columns."""
     needed = [width if k in whole else min(width, _LEAST) for k, width in widths.items()]
     return sum(needed) + len(_GAP) * (len(needed) - 1)
 
 
 def _cut(widths: dict[int, int], room: int, whole: set[int]) -> None:
-    """Take columns from the widest text until all fit."""
+    """Reduce the widest columns until the table fits."""
     texts = [k for k in widths if k not in whole]
     while texts and sum(widths.values()) > room:
         widest = max(texts, key=lambda k: widths[k])

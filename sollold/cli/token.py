@@ -1,4 +1,4 @@
-"""``sollold token``: the secret that closes a cluster."""
+"""``sollold token``: the cluster's secret, without which no machine may join."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sollold.cli.exit import Exit
 
 
 def token(options: argparse.Namespace) -> int:
-    """Print a new token and what to do with it, or the one in force."""
+    """Print a new token and how to use it, or the one in force."""
     if options.show:
         value = loaded(options).settings.cluster.token
         if not value:

@@ -1,4 +1,4 @@
-"""``sollold top``: nodes, models, requests and events as they change, with keys."""
+"""``sollold top``: a live view of nodes, models, requests and events, controlled by keys."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _INTERVAL = 1.0
 VIEWS = {"a": "all", "n": "nodes", "m": "models", "r": "requests", "e": "events"}
-"""Keys, and what each shows."""
+"""Keys, and the view that each selects."""
 HELP = "q quit  a all  n nodes  m models  r requests  e events  space pause"
 _SECONDS = 60
 _FEW, _MANY = 5, 30
-"""Events that are shown among the rest, and by themselves."""
+"""Events shown in the overview, and in their own view."""
 _STEPS = "▁▂▃▄▅▆▇█"
 
 
 def top(options: argparse.Namespace) -> int:
-    """Show the cluster until ``q`` or Ctrl-C."""
+    """Show the live view until ``q`` or Ctrl-C."""
     daemon = client(options, timeout=5.0)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("sollold: top needs a terminal; use `sollold status --watch` in a pipe", file=sys.stderr)
@@ -58,7 +58,7 @@ def top(options: argparse.Namespace) -> int:
 
 
 def _asked(daemon: BlockingClient) -> dict[str, Any]:
-    """The cluster with its speed in the last minute, and what happened last."""
+    """The cluster's status with its speed over the last minute, and its last events."""
     state: dict[str, Any] = daemon.get("/api/cluster")
     history = daemon.get(f"/api/cluster/history?seconds={_SECONDS}&step=1")
     events = [event for _, event in daemon.events(f"/api/cluster/events?last={_MANY}", stall=5.0)]
@@ -66,11 +66,11 @@ def _asked(daemon: BlockingClient) -> dict[str, Any]:
 
 
 def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
-    """One screen."""
+    """Render one screen."""
     from rich.console import Group
     from rich.text import Text
 
-    # The keys stand above what may be longer than the screen.
+    # The keys come first, since the rest may be longer than the screen.
     keys = Text(f"{HELP}{'  (paused)' if paused else ''}", style="dim")
     parts: list[RenderableType] = [Text(headline(state), style="bold"), keys, Text()]
     if state.get("lost"):
@@ -93,9 +93,9 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
 
 
 def speed_line(speeds: list[float | None]) -> str:
-    """The tokens per second of the cluster now, and its last minute as a curve."""
+    """Current tokens per second of the cluster, with a sparkline of the last minute."""
     numbers = [speed or 0.0 for speed in speeds[-_SECONDS:]]
-    # What is not over yet says little.
+    # An average, since the current second is incomplete.
     now = sum(numbers[-5:]) / max(1, len(numbers[-5:]))
     most = max([1.0, *numbers])
     curve = "".join(_STEPS[round(number / most * (len(_STEPS) - 1))] for number in numbers[::2])
@@ -103,7 +103,7 @@ def speed_line(speeds: list[float | None]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A moment of the day, in this machine's time."""
+    """The time of day, in the local time zone."""
     return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
@@ -124,7 +124,7 @@ def _requests(state: dict[str, Any]) -> RenderableType:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[None]:
-    """Keys come one by one and are not shown, within the block."""
+    """Read single keys without echo within the block."""
     import termios
     import tty
 
@@ -138,7 +138,7 @@ def _keys() -> Iterator[None]:
 
 
 def _pressed(seconds: float) -> str:
-    """The key that is pressed within ``seconds``; empty when none is."""
+    """Wait up to ``seconds`` for a key; empty if none was pressed."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([sys.stdin], [], [], left)
