@@ -213,8 +213,7 @@ def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> i
 
 
 def _output_demand(shape: Shape, cells: Cells) -> Demand:
-    """Return the demand of the output norm and the logits beside the hidden state (no logits for
-    embedders)."""
+    """Return the demand of the output norm and logits beside the hidden state (no logits for embedders)."""
     if not shape.cached:
         normed = 2 * shape.n_embd * cells.tokens * 4 if shape.output else 0
         return Demand(normed, normed, normed)

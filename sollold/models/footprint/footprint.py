@@ -166,8 +166,7 @@ class Footprint:
         )
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
-        """Return the compute buffer of the head's CPU and its own first layers (those not offloaded), in
-        bytes."""
+        """Return the compute buffer of the head's CPU, with its own first layers (those not offloaded)."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
         peak = self._demands.peak(0, own, piped=False, own=own) if own else self._inputs.looked_up

@@ -100,8 +100,7 @@ class Graph:
 
 @dataclass(slots=True)
 class _Blocks:
-    """Free blocks as (offset, size) in order, the last endless. ``end``: the end of all memory used so
-    far."""
+    """Free blocks as (offset, size) in order, the last endless. ``end``: end of all memory used so far."""
 
     end: int = 0
     free_blocks: list[tuple[int, int]] = field(default_factory=lambda: [(0, _ENDLESS)])

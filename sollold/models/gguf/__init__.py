@@ -1,1 +1,1 @@
-"""GGUF files: reads headers, writes small files, tells tensor types; the demo model."""
+"""GGUF files: reads headers, writes small files, knows tensor types; includes the demo model."""

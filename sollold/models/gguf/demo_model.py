@@ -1,10 +1,10 @@
-"""A model that recites: its weights make each token lead to the next, until the text is said.
+"""Writes a model that recites a text: its weights make each token lead to the next one.
 
-It runs in llama.cpp as any other of the llama family. Attention and feed-forward add nothing, so the state
-is a code of the last token alone, and the output matrix knows which code comes before each token. Whatever
-is asked leads to the beginning; a part of the text leads on from where it ends. The text comes out alike at
-every temperature, and text that came out is read as the very tokens it was, so an answer that was cut can
-be continued exactly.
+It runs in llama.cpp like any other of the llama family. Attention and feed-forward add nothing, so the hidden
+state is a code of the last token alone, and the output matrix maps each code to the next token. Any other
+prompt leads to the beginning of the text; a part of the text is continued from where it ends. The text is the
+same at every temperature, and generated text is tokenized into the same tokens again, so an interrupted
+answer can be continued exactly.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _NORMAL, _CONTROL = 1, 3
 
 @dataclass(frozen=True, slots=True)
 class Recital:
-    """What is recited, and by how big a model.
+    """The text to recite, and the size of the model.
 
     Attributes:
-        pieces: the tokens of the text, in order. Each is there once, has more than one byte, and none begins
-            with another, so that the text can be read in one way only.
+        pieces: the tokens of the text, in order. Each occurs once, has more than one byte, and is no prefix
+            of another, so that the text can be tokenized in one way only.
         name: ``general.name`` of the file.
-        layers: blocks, 1 or more.
-        width: elements of the hidden state, a multiple of 64; 256 tell some thousand tokens apart.
-        hidden: elements of the feed-forward layer, a multiple of 32: makes a block as heavy as wanted.
-        heavy: write the blocks' zeros to the disk instead of leaving holes.
-        context: tokens it claims to have been trained with.
-        template: the chat template that the file carries.
-        predicts: one more layer predicts the token after the next one, rightly: the file is of another family
-            then (glm4moe), for which llama.cpp drafts by such layers.
+        layers: number of blocks, at least 1.
+        width: elements of the hidden state, a multiple of 64; 256 distinguish some thousand tokens.
+        hidden: elements of the feed-forward layer, a multiple of 32; it determines the size of a block.
+        heavy: write the blocks' zeros to disk instead of leaving holes.
+        context: value of the training context in the header, in tokens.
+        template: the chat template in the file.
+        predicts: add an MTP layer, which always predicts correctly; the architecture is then glm4moe, for
+            which llama.cpp drafts by such layers.
     """
 
     pieces: tuple[str, ...]
@@ -77,12 +77,12 @@ class Recital:
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """The whole text."""
         return "".join(self.pieces)
 
 
 def pieces(text: str) -> tuple[str, ...]:
-    """Cut a text into pieces for a `Recital`: words, joined where a word alone would come up twice."""
+    """Cut a text into pieces for a `Recital`: words, joined where a word alone would occur twice."""
     words = re.findall(r"\s*\S+", text)
     cut: list[str] = []
     current = ""
@@ -94,7 +94,7 @@ def pieces(text: str) -> tuple[str, ...]:
             cut.append(current)
             current = ""
     if current:
-        # The rest begins with an earlier piece, or that one with it: they become one with what lies between.
+        # The rest is a prefix of an earlier piece or the other way round: join all pieces from that one on.
         while cut and any(current.startswith(other) or other.startswith(current) for other in cut):
             current = cut.pop() + current
         cut.append(current)
@@ -102,16 +102,16 @@ def pieces(text: str) -> tuple[str, ...]:
 
 
 def counting(count: int, first: int = 1) -> tuple[str, ...]:
-    """The pieces ``w0001 w0002 …``: a text in which a lost or doubled token can be seen."""
+    """Return the pieces ``w0001 w0002 …``: a text in which a lost or duplicated token is visible."""
     digits = max(4, len(str(first + count - 1)))
     return tuple(f"w{number:0{digits}} " for number in range(first, first + count))
 
 
 def write(path: str | Path, recital: Recital | None = None) -> None:
-    """Write the model as a GGUF file; the greeting when nothing else is wanted. Blocks.
+    """Write the model as a GGUF file; by default the greeting. Blocks.
 
     Raises:
-        OSError: the file can't be written; then there is none.
+        OSError: the file can't be written; then none is left.
     """
     recital = recital or Recital(pieces(GREETING))
     tokens, kinds = _vocabulary(recital.pieces)
@@ -119,7 +119,7 @@ def write(path: str | Path, recital: Recital | None = None) -> None:
 
 
 def _vocabulary(text: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Tokens as llama.cpp's greedy tokenizer (``rwkv``) wants them, escaped: bytes, specials, the text."""
+    """Return the vocabulary: bytes, specials and the text, escaped for llama.cpp's ``rwkv`` tokenizer."""
     tokens = [f"\\x{value:02x}" for value in range(256)]
     kinds = [_NORMAL] * 256 + [_CONTROL] * len(_SPECIAL) + [_NORMAL] * len(text)
     tokens += _SPECIAL
@@ -212,9 +212,10 @@ def _tensors(recital: Recital, vocabulary: int) -> Iterator[NewTensor]:
 
 
 def _predicting(block: int, width: int, hidden: int) -> Iterator[NewTensor]:
-    """The rest of a layer that predicts: of a token's code and the state before it, it takes the code.
+    """Yield the remaining tensors of an MTP layer.
 
-    So it leads on as the model does; its only expert adds nothing.
+    From a token's code and the state before it, it takes the code, and so continues as the model does; its
+    only expert adds nothing.
     """
 
     def joined() -> Iterator[bytes]:
@@ -238,7 +239,7 @@ def _predicting(block: int, width: int, hidden: int) -> Iterator[NewTensor]:
 
 
 def _codes(width: int, count: int) -> list[array[float]]:
-    """Random vectors of ±1: equal ones have the product `width`, others one near 0."""
+    """Return random vectors of ±1: the product of equal ones is ``width``, that of others is near 0."""
     source = random.Random(11435)
     codes = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says: metadata and the table of tensors."""
+"""The content of a GGUF file's header: metadata and the table of tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sollold.facts import dataclass
 
 
 class GgufError(Exception):
-    """A file that is no GGUF file that can be used, and where in it that shows.
+    """A file is not a usable GGUF file.
 
     Attributes:
         path: the file.
-        offset: byte at which it was seen; 0 when it concerns the file as a whole.
+        offset: position of the error, in bytes; 0 when it concerns the file as a whole.
         reason: what is wrong, without path and offset.
     """
 
@@ -25,10 +25,10 @@ class GgufError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array of the metadata: its length, and its values unless there were too many to keep.
+    """A metadata array: its length, and its values unless there were too many to keep.
 
-    Of values that were stepped over: ``span``: the bytes from and up to which they lie in the first file;
-    ``scalar``: how `struct` calls their type; empty: they are texts.
+    For skipped values: ``span``: their start and end in the first file, in bytes; ``scalar``: the `struct`
+    format of their type, empty for strings.
     """
 
     length: int
@@ -42,9 +42,9 @@ Value = str | int | float | bool | Array
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as the table lists it.
+    """A tensor as listed in the table.
 
-    ``shape``: innermost dimension first, at least one. ``type``: ggml's number. ``size``: bytes.
+    ``shape``: innermost dimension first, at least one. ``type``: ggml's type number. ``size``: in bytes.
     ``offset``: absolute, in ``files[file]`` of the header.
     """
 
@@ -57,7 +57,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """Count of weights."""
+        """Number of weights."""
         count = 1
         for length in self.shape:
             count *= length
@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one model's file or files say of it. ``size``: bytes of all files."""
+    """The header of one model, from its file or files. ``size``: total size of the files, in bytes."""
 
     files: tuple[str, ...]
     size: int
@@ -76,26 +76,29 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """``general.architecture``; empty when it is not said."""
+        """``general.architecture``; empty if missing."""
         return self.text("general.architecture")
 
     def text(self, key: str, default: str = "") -> str:
-        """A string of the metadata; the default when it is missing or of another type."""
+        """Return a string from the metadata, or the default if it is missing or of another type."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else default
 
     def integer(self, key: str, default: int = 0) -> int:
-        """An integer of the metadata; the default when it is missing or of another type."""
+        """Return an integer from the metadata, or the default if it is missing or of another type."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def length(self, key: str) -> int:
-        """The length of an array of the metadata; 0 when there is none."""
+        """Return the length of a metadata array; 0 if there is none."""
         value = self.metadata.get(key)
         return value.length if isinstance(value, Array) else 0
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """An array of integers or booleans, or one integer as an array of one; empty when there is none."""
+        """Return an array of integers or booleans; a single integer is an array of one.
+
+        Empty if there is none, or if its values were not kept.
+        """
         value = self.metadata.get(key)
         if isinstance(value, int):
             return (value,)

@@ -1,4 +1,4 @@
-"""Arrays of a header that are stepped over when it is read, as those of a vocabulary: read when wanted."""
+"""Reads, on request, the long arrays (such as a vocabulary) that parsing a header skips."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import BinaryIO
 from sollold.models.gguf.header import Array, Header
 
 _MOST_BYTES, _MOST_VALUES = 32 << 20, 1 << 21
-"""Of all arrays of a header. A vocabulary of 256,000 tokens has 10 MB, its merges included."""
+"""Limits over all arrays of a header. A vocabulary of 256,000 tokens has 10 MB, including its merges."""
 _LENGTH = struct.Struct("<Q")
 
 Values = list[str | int | float | bool]
 
 
 def long_arrays(header: Header) -> dict[str, Values]:
-    """The values of each array that has none in the header; what would be too much stays out. Blocks.
+    """Return the values of each array that has none in the header. Blocks.
+
+    Arrays over the limits are left out.
 
     Raises:
         OSError: the file can't be read any more.

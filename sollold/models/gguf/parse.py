@@ -1,7 +1,7 @@
-"""Parses the header of one GGUF file: metadata and the table of tensors, never a tensor.
+"""Parses the header of one GGUF file: metadata and the table of tensors, never tensor data.
 
-The format is ggml/docs/gguf.md, versions 2 and 3, little endian. Big arrays (a vocabulary, say) are stepped
-over; their lengths are kept. Every count is checked against what is left of the file before anything is
+The format is ggml/docs/gguf.md, versions 2 and 3, little endian. Large arrays (such as a vocabulary) are
+skipped, but their lengths are kept. Every count is checked against the rest of the file before anything is
 allocated, and the work is bounded too, so that a hostile file costs little.
 """
 
@@ -45,21 +45,21 @@ _U64 = struct.Struct("<Q")
 
 
 class Truncated(GgufError):
-    """There are fewer bytes than the size announced."""
+    """The file has fewer bytes than its stated size."""
 
 
 def parse(file: BinaryIO, path: str, size: int) -> Header:
-    """The header at the beginning of ``file``, which has ``size`` bytes; ``path`` is for errors.
+    """Parse the header at the beginning of ``file``, which has ``size`` bytes; ``path`` is for errors.
 
     Raises:
-        Truncated: ``file`` gives fewer bytes than ``size``.
-        GgufError: it is malformed.
+        Truncated: ``file`` has fewer bytes than ``size``.
+        GgufError: the header is malformed.
     """
     return _parse(_Window(file, path, size))
 
 
 class _Window:
-    """A file read piece by piece, with a position; whatever asks for more than there is gets the error."""
+    """A file read in pieces, with a position; reading beyond the end raises an error."""
 
     __slots__ = ("_base", "_data", "_file", "_text", "path", "position", "size")
 
@@ -80,7 +80,7 @@ class _Window:
         return self.size - self.position
 
     def take_bytes(self, count: int) -> bytes:
-        """The next bytes. `count` has been checked against a limit by the caller."""
+        """Return the next bytes. The caller has checked ``count`` against a limit."""
         if count > self.left:
             raise self.error(f"the file is truncated: {count} bytes expected, {max(self.left, 0)} left")
         start = self.position - self._base
@@ -113,7 +113,7 @@ class _Window:
         return self.take_bytes(length).decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
-        """Step over so many strings."""
+        """Skip ``count`` strings."""
         unpack = _U64.unpack_from
         done = 0
         while done < count:
@@ -126,7 +126,7 @@ class _Window:
                 self._fill(8)
                 start = 0
             data = self._data
-            # The end of the window shows as an error: a check for every string would cost as much again.
+            # The end of the window raises an error: checking for it at every string would cost as much again.
             with contextlib.suppress(struct.error, OverflowError):
                 for done in range(done, count):  # noqa: B007, B020
                     start += 8 + unpack(data, start)[0]

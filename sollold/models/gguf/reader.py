@@ -17,7 +17,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf",
 
 
 def read(path: str | Path) -> Header:
-    """Read a model by its file; of a split model any shard, the others being found beside it.
+    """Read a model's header from its file; for a split model from any shard, its siblings found by name.
 
     Raises:
         GgufError: a file is malformed, truncated, missing, or can't be read.
@@ -26,7 +26,7 @@ def read(path: str | Path) -> Header:
 
 
 def read_files(paths: Sequence[str | Path]) -> Header:
-    """Read a model whose shards are these files, whatever their names and order.
+    """Read the header of a model whose shards are these files, whatever their names and order.
 
     Raises:
         GgufError: as `read`; also when a shard is missing or two are of different models.
@@ -35,7 +35,7 @@ def read_files(paths: Sequence[str | Path]) -> Header:
 
 
 def read_prefix(data: bytes, name: str, size: int) -> Header | None:
-    """Read one file by its first bytes, of ``size`` in all; None: the header goes on beyond them.
+    """Parse a header from the first bytes of a file of ``size`` bytes; None if it extends beyond them.
 
     Raises:
         GgufError: it is malformed.
@@ -47,10 +47,10 @@ def read_prefix(data: bytes, name: str, size: int) -> Header | None:
 
 
 def shards(path: str | Path) -> tuple[str, ...]:
-    """The files of the model that a file belongs to, by name; only itself when it is not split.
+    """Return the paths of all shards of the model that a file belongs to; only itself if it is not split.
 
     Raises:
-        GgufError: the name says that there are too many or none.
+        GgufError: the shard numbers in the name are out of range.
     """
     path = Path(path)
     match = _SHARD.fullmatch(path.name)
@@ -65,7 +65,7 @@ def shards(path: str | Path) -> tuple[str, ...]:
 
 
 def joined(headers: list[Header]) -> Header:
-    """The header of a model from those of its files, in any order.
+    """Merge the headers of a model's files, in any order.
 
     Raises:
         GgufError: a shard is missing, or two are of different models.
@@ -110,7 +110,7 @@ def joined(headers: list[Header]) -> Header:
 
 def _read_one(path: str) -> Header:
     try:
-        # Without O_NONBLOCK a named pipe in the folder would hold the caller for ever.
+        # Without O_NONBLOCK a named pipe in the folder would block the caller for ever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

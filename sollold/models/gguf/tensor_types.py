@@ -1,4 +1,4 @@
-"""How many bytes a tensor of each ggml type takes (ggml/include/ggml.h, ggml/src/ggml-common.h)."""
+"""The size of a tensor of each ggml type (ggml/include/ggml.h, ggml/src/ggml-common.h)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class TensorType:
     size: int
 
     def row(self, elements: int) -> int:
-        """Bytes of a row; part of a block counts as a whole one."""
+        """Return the bytes of a row; a partial block counts as a whole one."""
         return -(-elements // self.block) * self.size
 
 
 UNPACKED = ("f32", "f16", "bf16")
-"""Names of the types, as settings write them, whose elements stand for themselves."""
+"""Unquantized types, named as in settings."""
 TENSOR_TYPES: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -62,7 +62,7 @@ _BY_NAME = {known.name.lower(): known for known in TENSOR_TYPES.values()}
 
 
 def by_name(name: str) -> TensorType:
-    """The type of a name as llama.cpp's options write it (``q8_0``).
+    """Return the type with a name as in llama.cpp's options (``q8_0``).
 
     Raises:
         KeyError: there is none.

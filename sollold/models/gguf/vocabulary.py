@@ -1,8 +1,8 @@
-"""A model's vocabulary by its content: whether two models take the same numbers for the same texts.
+"""Fingerprints of vocabularies: whether two models give the same numbers to the same token strings.
 
-So much llama.cpp asks of a model that drafts for another (``common_speculative_are_compatible``): the same
-kind of tokenizer, the same beginnings and ends, the same texts. Sizes may differ by some tokens, since models
-of one family are padded differently.
+llama.cpp requires this of a model that drafts for another (``common_speculative_are_compatible``): the same
+kind of tokenizer, the same begin and end tokens, the same strings. Sizes may differ by some tokens, since
+models of one family are padded differently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sollold.models.gguf.header import Array, Header
 
 _TOKENS = "tokenizer.ggml.tokens"
 _STEP = 1024
-"""Tokens are compared up to the last multiple of this, beyond which padding may differ."""
+"""Granularity of the comparison: tokens beyond the last multiple of this may differ in padding."""
 _MOST_DIFFERENCE = 128
 """llama.cpp's ``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``."""
 _MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 21
@@ -23,7 +23,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 def vocabulary(header: Header) -> str:
-    """Count and hash of a model's tokens; empty when it has none, or too many to be read. Blocks.
+    """Return the count and hash of a model's tokens; empty when it has none, or too many to read. Blocks.
 
     Raises:
         OSError: the file can't be read any more.
@@ -55,7 +55,7 @@ def vocabulary(header: Header) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether a model with the one vocabulary can draft for a model with the other."""
+    """Return whether a model with one vocabulary can draft for a model with the other."""
     count, _, digest = one.partition(":")
     others, _, another = other.partition(":")
     if not digest or digest != another:
@@ -64,7 +64,7 @@ def alike(one: str, other: str) -> bool:
 
 
 def _end_of(texts: bytes, count: int) -> int:
-    """Where the first so many texts end."""
+    """Return the offset at which the first ``count`` strings end."""
     at = 0
     for _ in range(count):
         if at + 8 > len(texts):

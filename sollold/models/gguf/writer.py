@@ -1,7 +1,7 @@
 """Writes small GGUF files (version 3, little endian): the demo model, and models for tests.
 
-A file appears under its name only when it is whole. Tensors of zeros become holes in the file: they take
-neither time nor, where the file system knows holes, room. Blocks: call it in a thread.
+A file appears under its name only when it is complete. Tensors of zeros become holes in the file, which take
+no time and, if the file system supports holes, no space. Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written. ``shape``: innermost dimension first. ``data``: gives its bytes, piece by
-    piece; None for zeros.
+    """A tensor to be written.
+
+    ``shape``: innermost dimension first. ``data``: yields its bytes in pieces; None for zeros.
     """
 
     name: str
@@ -38,7 +39,7 @@ class NewTensor:
 
     @property
     def size(self) -> int:
-        """Bytes of its data."""
+        """Size of its data, in bytes."""
         rows = 1
         for length in self.shape[1:]:
             rows *= length
@@ -46,11 +47,11 @@ class NewTensor:
 
 
 def write(path: str | Path, metadata: Mapping[str, MetadataValue], tensors: Sequence[NewTensor]) -> None:
-    """Write a GGUF file, or leave things as they were.
+    """Write a GGUF file, or leave the folder unchanged on error.
 
     Raises:
         OSError: the folder can't be written, or the disk is full.
-        ValueError: a tensor's data is not as long as its shape and type say.
+        ValueError: a tensor's data does not match its shape and type in length.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

@@ -1,1 +1,1 @@
-"""Where models are found: Ollama's store, Hugging Face's cache, folders; the catalogue of all."""
+"""The stores that models are found in: Ollama's, Hugging Face's cache, folders; and the catalogue of all."""

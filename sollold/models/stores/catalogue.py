@@ -1,4 +1,4 @@
-"""The models on this machine, from every store, kept current by looking at the folders' stamps."""
+"""The models on this machine, from every store, kept current by checking the stamps of files and folders."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ log = logging.getLogger("sollold.models")
 
 DEMO = "demo"
 _LOOK = 5.0
-"""Seconds between two looks at the stamps: a thousand of them take about two milliseconds."""
+"""Seconds between two checks of the stamps: a thousand of them take about two milliseconds."""
 _RETRY = 60.0
-"""Seconds after which what could not be read is tried again though no stamp changed (``chmod``, say)."""
+"""Seconds after which failed reads are retried even if no stamp has changed (after ``chmod``, say)."""
 _FIRST = 5.0
-"""Seconds for which a start waits for the first look: hundreds of headers never seen take longer."""
+"""Seconds that a start waits for the first scan; reading hundreds of new headers takes longer."""
 _PATIENCE = 10.0
-"""Seconds that anybody waits for a look: what takes longer is taken over when it is there."""
+"""Timeout for waiting for a scan, in seconds; slower results are used when they arrive."""
 
 
 def own_folder(settings: ModelSettings, state_dir: Path) -> Path:
-    """Where fetched models go."""
+    """Return the folder for pulled models."""
     return expanded(settings.download_dir) if settings.download_dir else state_dir / "models"
 
 
 class Catalogue:
-    """What this node has. `start` it once; reading never waits; `close` ends the watch."""
+    """The models of this node. Call `start` once; reading never blocks; `close` stops the watch."""
 
     def __init__(
         self,
@@ -63,10 +63,11 @@ class Catalogue:
         home: Path | None = None,
         interval: float = _LOOK,
     ) -> None:
-        """``demo`` writes the demo model to a path, whole or not at all; called if there is no model.
+        """Create a catalogue that has not started.
 
-        ``sweep`` clears the folder for what is fetched of what broken fetches left (folder, seconds since the
-        epoch); called once, before the first look.
+        ``demo`` writes the demo model to a path, completely or not at all; called if there is no model.
+        ``sweep`` removes what interrupted pulls left in the folder for pulled models (arguments: the folder,
+        the time in seconds since the epoch); called once, before the first scan.
         """
         self.own = own_folder(settings, state_dir)
         self._settings = settings
@@ -93,10 +94,10 @@ class Catalogue:
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
         self._said = ""
-        """What kept us from looking the last time; it is logged once."""
+        """The last error of a scan; it is logged once."""
 
     async def start(self) -> None:
-        """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
+        """Scan all stores, then watch them. Returns after the first scan, or earlier if that takes long."""
         await asyncio.to_thread(self._header_facts.load)
         await asyncio.to_thread(self._refused.load)
         await asyncio.to_thread(self._owners.read)
@@ -109,7 +110,7 @@ class Catalogue:
             waiting.cancel()
 
     async def close(self) -> None:
-        """End the watch."""
+        """Stop watching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -117,22 +118,22 @@ class Catalogue:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """All models by name; no two of one name."""
+        """All models, sorted by name; names are unique."""
         return self._models
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Stores whose models are not known yet: with many files the first look takes long."""
+        """Stores being scanned for the first time, whose models are not known yet."""
         return tuple(store.place for store in self._stores.values() if store.unread)
 
     @property
     def digest(self) -> str:
-        """Changes whenever `models` does."""
+        """Digest of `models`; changes whenever they do."""
         return self._digest
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What keeps models from being seen, or from being read where they are seen."""
+        """Problems with stores and names, including reads that get no response."""
         silent = [Path(store.place) for store in self._stores.values() if store.silent]
         unread = [one for one in sorted(self._headers.silent) if not any(map(one.is_relative_to, silent))]
         then = ", so its models can't be used"
@@ -140,36 +141,36 @@ class Catalogue:
         return (*none, *self._problems, *(Problem(shown(no_answer(one, then))) for one in unread))
 
     def get(self, name: str) -> Model | None:
-        """The model of this canonical name, whatever the case of its letters."""
+        """Return the model with this canonical name, ignoring case."""
         key = name.lower()
         return next((model for model in self._models if model.name.lower() == key), None)
 
     def with_digest(self, digest: str) -> Model | None:
-        """A model of this content that has files here."""
+        """Return a model with this content digest that has files here."""
         return next((model for model in self._models if model.digest == digest and model.files), None)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop after any change; the answer ends that."""
+        """Call ``callback`` on the loop after any change. Returns a function that unsubscribes."""
         return self._subscribers.add(callback)
 
     def offer(self, models: tuple[Model, ...]) -> None:
-        """Models that the local Ollama names by its API; those also found on disk are left out."""
+        """Set the models that the local Ollama lists in its API; those also found on disk are left out."""
         if models != self._offered:
             self._offered = models
             self._publish()
 
     async def refresh(self) -> None:
-        """Look at all stores now; headers are read only of files that changed.
+        """Scan all stores now; only headers of changed files are read.
 
-        A store that does not answer, or takes long, is not waited for.
+        A store that does not respond, or takes long, is not waited for.
         """
         async with self._looking:
-            # One that is looking already may have begun before what it is to see was there.
+            # A scan under way may have begun before the change that the caller wants to see.
             await self._wait([store for store in self._stores.values() if not store.silent])
             await self._look(anew=True)
 
     async def use_settings(self, settings: ModelSettings) -> None:
-        """Other folders and stores from now on. The folder for what is fetched stays."""
+        """Use other folders and stores from now on. The folder for pulled models stays."""
         self._settings = settings
         try:
             await self.refresh()
@@ -177,12 +178,16 @@ class Catalogue:
             log.warning("the stores can't be read right now: %s", error)
 
     def use_build(self, build: str) -> None:
-        """This llama.cpp loads models from now on: what an earlier one refused may be tried again."""
+        """Set the llama.cpp build that loads models from now on.
+
+        Models that only another build has refused may be tried again."""
         self._build = build
         self._publish()
 
     async def load_failed(self, digest: str, log_text: str) -> None:
-        """A load of this content failed: if the log says that llama.cpp can't read the file, remember it."""
+        """Handle a failed load of this content.
+
+        If the log shows that llama.cpp can't read the file, that is remembered."""
         line = format_fault(log_text)
         if line and self._build:
             log.warning("llama.cpp %s can't read the model %s: %s", self._build, digest[:12], line)
@@ -190,10 +195,10 @@ class Catalogue:
             self._publish()
 
     async def shape(self, name: str) -> Shape:
-        """The shape of a model here, for the footprint.
+        """Return the shape of a model on this node, for the footprint.
 
         Raises:
-            LookupError: no such model, or its files can't be read; the message says why.
+            LookupError: there is no such model, or its files can't be read; the message says why.
         """
         model = self.get(name)
         if model is None:
@@ -206,17 +211,18 @@ class Catalogue:
             raise LookupError(str(error)) from None
 
     async def header(self, model: Model) -> Header:
-        """The header of a model's files here.
+        """Return the header of a model's files on this node.
 
         Raises:
             GgufError: they can't be read.
-            LookupError: they do not answer; until they do, models of their folder are unusable.
+            LookupError: reading them timed out; until it ends, models in their folder are unusable.
         """
         return await self._headers.header(model)
 
     async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
-        """The header's key-value pairs, those of the projector's (``clip.…``) among them; empty when there is
-        none to read. ``whole``: with the values of long arrays.
+        """Return the header's key-value pairs, including the projector's (``clip.…``).
+
+        Empty when no header can be read. ``whole``: include the values of long arrays.
         """
         model = self.get(name)
         if model is None or not model.files or model.unusable:
@@ -266,7 +272,10 @@ class Catalogue:
             return await self._look(anew=False)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
-        """Whether it came to something. Whatever is wrong with a store: the watch goes on."""
+        """Run a scan; return whether it succeeded and changed anything.
+
+        Whatever is wrong with a store, the watch continues.
+        """
         try:
             done = await look() is not False
         except Exception as error:
@@ -294,7 +303,7 @@ class Catalogue:
         self._subscribers.notify()
 
     def _as_probed(self, model: Model) -> Model:
-        """With what loading it has taught."""
+        """Return the model, marked if this llama.cpp build has refused to load it."""
         line = "" if model.only_ollama else self._refused.reason(model.digest, self._build)
         if not line:
             return model
@@ -305,7 +314,10 @@ class Catalogue:
         return replace(model, only_ollama=reason)
 
     async def _look(self, *, anew: bool) -> bool:
-        """Look at all stores, each in a thread of its own, and take over what has come; whether any has."""
+        """Scan each store in its own thread and use the available results; return whether there were any.
+
+        ``anew``: scan even stores that have not changed.
+        """
         places = await asyncio.to_thread(self._places)
         self._stores = {
             key: self._stores.get(key) or Store(place, functools.partial(self._reader.seen, scan))
@@ -331,7 +343,7 @@ class Catalogue:
         return bool(changed)
 
     def _places(self) -> dict[str, tuple[str, Callable[[], Scan]]]:
-        """All stores: path and what scans it, those whose names of models go before others' first. Blocks."""
+        """Return all stores with path and scan function, in order of precedence of their names. Blocks."""
         settings = self._settings
         found: dict[str, tuple[str, Callable[[], Scan]]] = {}
 
@@ -357,7 +369,7 @@ class Catalogue:
         return folders.scan_own(self.own, DEMO)
 
     def _merge(self) -> None:
-        """The models of all stores as one list."""
+        """Merge the models of all stores into one list."""
         stores = self._stores.values()
         settled = all(store.seen is not None for store in stores)
         found = (model for store in stores for model in store.models)
@@ -380,7 +392,7 @@ class Catalogue:
 
 
 def _as_read(model: Model, silent: frozenset[Path]) -> Model:
-    """Not to be used while reads in its folder, one of ``silent``, do not come to an end."""
+    """Mark a model as unusable if reads in its folder, one of ``silent``, do not end."""
     if model.unusable or not silent or not model.files:
         return model
     folder = Path(model.files[0]).parent

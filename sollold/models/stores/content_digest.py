@@ -1,8 +1,8 @@
-"""What makes two files the same model: a digest that is cheap and equal wherever the files lie.
+"""Identifies a model's content by a digest that is cheap and independent of where the files are.
 
-A whole sha256 of a 40 GB file takes a minute; so the digest is taken over each file's size, its bytes up to
-the first tensor, and samples of the tensors. Two files that differ only in a few weights that no sample
-meets would look the same: quantizing or training changes every tensor, so no real pair does.
+A full sha256 of a 40 GB file takes a minute; so the digest covers each file's size, its bytes up to the first
+tensor, and samples of the tensors. Two files that differ only in a few weights outside all samples would look
+the same: quantizing or training changes every tensor, so no real pair does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PIECE = 1 << 20
 
 
 def of_files(header: Header) -> str:
-    """Hex sha256 of a model's content, its files taken in the header's order. Blocks: reads some MB.
+    """Return the hex sha256 of a model's content, its files in the header's order. Blocks: reads some MB.
 
     Raises:
         OSError: a file can't be read.
@@ -33,13 +33,16 @@ def of_files(header: Header) -> str:
 
 
 def joined(digests: Iterable[str]) -> str:
-    """One digest for several, in order; of a single one itself."""
+    """Return one digest for several, in order; a single one is returned unchanged."""
     parts: Sequence[str] = tuple(digests)
     return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _of_file(path: str, start: int | None) -> str:
-    """``start``: where the tensors begin; None: a file without any, which is read whole."""
+    """Return the digest of one file.
+
+    ``start``: offset of the first tensor; None: there are no tensors, so the file is read as a whole.
+    """
     digest = hashlib.sha256()
     with Path(path).open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,7 +1,7 @@
-"""Models in plain folders: those of the settings, llama.cpp's older cache, and what we fetched ourselves.
+"""Scans plain folders: those of the settings, llama.cpp's older cache, and the folder for pulled models.
 
-A folder that we filled has `CARD` beside the files: name, template and the rest as the model had them
-where it came from. Only such folders are ever removed.
+A folder filled by a pull has `CARD` beside the files: name, template and other facts as they were at the
+source. Only such folders are ever removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.I
 
 
 def llama_cache(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
-    """Where llama.cpp kept what it downloaded before it shared Hugging Face's cache."""
+    """Return the cache that llama.cpp used before it shared Hugging Face's."""
     environ = os.environ if environ is None else environ
     home = home_folder() if home is None else home
     if given := environ.get("LLAMA_CACHE"):
@@ -40,7 +40,7 @@ def llama_cache(environ: Mapping[str, str] | None = None, home: Path | None = No
 
 
 def scan_folder(root: Path) -> Scan:
-    """Models of a folder and the folders in it, five levels down. A missing one is watched for."""
+    """Scan a folder and its subfolders, five levels in all. A missing folder is watched for."""
     result = Scan()
     for _, files in _walk(root, result):
         for found in group(files):
@@ -51,7 +51,7 @@ def scan_folder(root: Path) -> Scan:
 
 
 def scan_llama_cache(root: Path) -> Scan:
-    """Models of llama.cpp's older cache, named ``hf.co/org/repo:quantization`` where the file tells."""
+    """Scan llama.cpp's older cache; names are ``hf.co/org/repo:quantization`` where the file name tells."""
     result = Scan()
     for _, files in _walk(root, result, depth=1):
         for found in group(files):
@@ -64,7 +64,7 @@ def scan_llama_cache(root: Path) -> Scan:
 
 
 def scan_own(root: Path, demo: str = "demo") -> Scan:
-    """Models in our own folder: those we fetched (with a card), the demo model, and plain files."""
+    """Scan the folder for pulled models: those with a card, the demo model, and plain files."""
     result = Scan()
     for folder, files in _walk(root, result):
         card = read_card(folder, result)
@@ -83,7 +83,7 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
 
 
 def read_card(folder: Path, result: Scan | None = None) -> Model | None:
-    """The model's facts that we wrote beside its files; None when there are none, or they name no model."""
+    """Return the facts stored beside a pulled model's files; None if missing or if their name is invalid."""
     path = folder / CARD
     try:
         with open_file(path) as file:
@@ -118,7 +118,7 @@ def _carded(found: ShardedFile, card: Model) -> FoundModel:
 
 
 def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder under ``root`` that has GGUF files, with them. Links are followed, circles are not."""
+    """Yield each folder under ``root`` that has GGUF files, with them. Symlinks are followed, cycles not."""
     seen: set[str] = set()
     left = _MOST_FILES
     folders = [(root, 0)]
@@ -148,7 +148,7 @@ def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path,
 
 
 def _readable(folder: Path, root: Path, result: Scan) -> Iterator[tuple[Path, bool]]:
-    """The entries of ``folder``, as `_entries`; where it can't be read that is a problem of the scan."""
+    """Yield the entries of ``folder`` as `_entries` does; if it can't be read, add a problem to the scan."""
     try:
         yield from _entries(folder)
     except PermissionError:
@@ -160,7 +160,7 @@ def _readable(folder: Path, root: Path, result: Scan) -> Iterator[tuple[Path, bo
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """The folders and the GGUF files in a folder, and whether each is a folder; hidden ones left out."""
+    """Yield the subfolders and GGUF files of a folder, and whether each is a folder; omit hidden ones."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -1,4 +1,4 @@
-"""What a model's header says that people and routers want to know; cached by the files' stamps."""
+"""Reads the facts of a model's header that users and routers need; cached by the files' stamps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sollold.settings.state_file import write_whole
 log = logging.getLogger("sollold.models")
 
 _EDITION = 8
-"""Raised when facts change their meaning, so that older ones on disk are read anew."""
+"""Version of the cache, increased when facts change their meaning so that cached ones are discarded."""
 
 _FILE_TYPES = {
     0: "F32",
@@ -68,9 +68,9 @@ _FILE_TYPES = {
 
 _ENCODERS = ("bert", "t5encoder", "gemma-embedding", "llama-embed", "eurobert")
 _RANK = 4
-"""``pooling_type`` of a model that says how well a document answers a query."""
+"""``pooling_type`` of a reranker."""
 _CLASSIFIERS = ("cls.output.weight", "cls.weight")
-"""By these a reranker is known whose header does not say it."""
+"""Tensors that identify a reranker whose header does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class HeaderFacts:
     """The facts of one model's files.
 
     ``kind``: ``model``, ``projector`` or ``adapter``. ``files``: in shard order. ``unusable`` and
-    ``only_ollama`` as in `sollold.models.model.Model`; with ``unusable`` the rest may be empty.
-    ``widths``: of the embeddings that a model takes, or that a projector may give; none: not known.
-    ``vocabulary``: as `sollold.models.gguf.vocabulary` gives it.
+    ``only_ollama``: as in `sollold.models.model.Model`; with ``unusable`` the rest may be empty. ``widths``:
+    lengths of the embeddings that a model takes, or that a projector may produce; empty: unknown.
+    ``vocabulary``: as returned by `sollold.models.gguf.vocabulary`.
     """
 
     kind: str = "model"
@@ -101,37 +101,38 @@ class HeaderFacts:
 
 
 def read_facts(files: tuple[str, ...]) -> HeaderFacts:
-    """Read the headers of a model's files. Never raises for what is wrong with them. Blocks.
+    """Read the facts of a model's files. Faults in their content never raise. Blocks.
 
     Raises:
-        OSError: a file can't be opened at present; not a property of its content.
+        OSError: a file can't be opened at present, whatever its content.
     """
     for path in files:
-        # Without O_NONBLOCK a named pipe would hold us for ever.
+        # Without O_NONBLOCK a named pipe would block for ever.
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     try:
         header = gguf.read_files(_of_one_model(files))
     except GgufError as error:
         reason = _sentence(f"{error.reason} (at byte {error.offset})")
         if len(files) > 1:
-            # Of several only this tells which it is; of one the caller shows it, which may be a link.
+            # Of several files only this tells which one is meant; a single one is named by the caller, who
+            # may show a link.
             reason = f"{error.path}: {reason}"
         return HeaderFacts(files=files, unusable=reason)
     return facts_of(header)
 
 
 def _of_one_model(files: tuple[str, ...]) -> tuple[str, ...]:
-    """All files when they are shards; the last alone when it is whole (older layers may lie below it)."""
+    """Return all files if they are shards; only the last if it is complete (older layers may precede it)."""
     if len(files) > 1 and gguf_split_count(files[-1]) <= 1:
         return files[-1:]
     return files
 
 
 def gguf_split_count(path: str) -> int:
-    """How many shards a file says that it is one of; 1 when it says nothing.
+    """Return the number of shards that a file's header gives; 1 if it gives none.
 
     Raises:
-        GgufError: as `sollold.models.gguf.reader.read_files`, for any other fault than missing shards.
+        GgufError: as `sollold.models.gguf.reader.read_files`, for any fault other than missing shards.
     """
     try:
         return gguf.read_files([path]).integer("split.count", 1)
@@ -142,12 +143,12 @@ def gguf_split_count(path: str) -> int:
 
 
 def facts_of(header: Header) -> HeaderFacts:
-    """The facts of a header that could be read. Reads a few MB for the digest."""
+    """Return the facts of a header, with the content digest. Reads a few MB."""
     return replace(described(header), digest=content_digest.of_files(header))
 
 
 def described(header: Header) -> HeaderFacts:
-    """The same without a digest, from the header alone."""
+    """Return the facts of a header without the digest."""
     arch = header.architecture
     kind = _kind(header)
     facts = HeaderFacts(
@@ -191,15 +192,15 @@ def _widths(header: Header, kind: str) -> tuple[int, ...]:
 
 
 def fits(model: HeaderFacts, projector: HeaderFacts) -> bool:
-    """Whether a projector may give embeddings of the model's width, as far as the headers tell."""
+    """Return whether a projector may produce embeddings of the model's width, as far as the headers tell."""
     known = bool(projector.widths) and any(width > 0 for width in model.widths)
     return not known or bool(set(model.widths) & set(projector.widths))
 
 
 def _contradiction(header: Header, layers: int) -> str:
-    """Where what the header announces can't be true of the tensors that it lists; empty when nowhere.
+    """Return a contradiction between the header's metadata and its tensors; empty if there is none.
 
-    A layer may have no tensors of its own, but not most of them; one that attends has heads.
+    A layer may have no tensors of its own, but not most of them; a layer with attention has heads.
     """
     if layers > len(header.tensors):
         held = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
@@ -221,7 +222,7 @@ def _kind(header: Header) -> str:
 
 
 def quantization(header: Header) -> str:
-    """The quantization as users write it; the type of most bytes when the header does not say."""
+    """Return the quantization as users write it; the type with the most bytes if the header gives none."""
     if name := _FILE_TYPES.get(header.integer("general.file_type", -1)):
         return name
     sizes: dict[int, int] = {}
@@ -231,7 +232,7 @@ def quantization(header: Header) -> str:
 
 
 def capabilities(header: Header) -> tuple[str, ...]:
-    """Ollama's words for what the model can, by header and chat template, and ``rerank``."""
+    """Return the model's capabilities in Ollama's terms, from header and chat template, and ``rerank``."""
     arch = header.architecture
     pooling = header.metadata.get(f"{arch}.pooling_type")
     if pooling == _RANK or any(tensor.name in _CLASSIFIERS for tensor in header.tensors):
@@ -253,7 +254,7 @@ _INSERT_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_
 
 
 def template_capabilities(template: str) -> tuple[str, ...]:
-    """What Ollama's template text (Go) tells besides ``completion``."""
+    """Return the capabilities that Ollama's template (Go) implies besides ``completion``."""
     told = (("tools", (".Tools",)), ("insert", (".Suffix",)), ("thinking", (".Think", "<think>")))
     return tuple(word for word, signs in told if any(sign in template for sign in signs))
 
@@ -263,7 +264,7 @@ def _sentence(text: str) -> str:
 
 
 class HeaderFactsCache:
-    """Facts by the stamps of the files, in memory and on disk. Blocks; `of` may be called in any thread."""
+    """Facts by the files' stamps, in memory and on disk. Blocks; `of` may be called in any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -271,7 +272,7 @@ class HeaderFactsCache:
         self._changed = False
 
     def load(self) -> None:
-        """Read those of the last run. Damaged or of another edition: none."""
+        """Read the facts of the last run; none if the file is damaged or of another version."""
         try:
             edition, facts = msgspec.json.decode(
                 self._path.read_bytes(), type=tuple[int, dict[str, HeaderFacts]]
@@ -282,7 +283,7 @@ class HeaderFactsCache:
             self._facts = facts
 
     def of(self, files: tuple[str, ...], used: set[str]) -> HeaderFacts:
-        """The facts of a model's files, read only if a file has changed; its key is added to ``used``."""
+        """Return the facts of a model's files, read only if a file has changed; add their key to ``used``."""
         key = "|".join(f"{path}={stamp(path)}" for path in files)
         used.add(key)
         facts = self._facts.get(key)
@@ -297,7 +298,8 @@ class HeaderFactsCache:
         return facts
 
     def keep(self, used: Collection[str] | None) -> None:
-        """Forget what is not ``used`` (None: nothing), and write the rest if anything changed."""
+        """Forget facts whose keys are not in ``used`` (None: keep all), and write the rest after any
+        change."""
         for key in [key for key in list(self._facts) if used is not None and key not in used]:
             self._facts.pop(key, None)
             self._changed = True

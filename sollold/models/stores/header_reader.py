@@ -1,4 +1,4 @@
-"""What the headers of this node's models say, read when it is asked for, each once at a time."""
+"""Reads the headers of this node's models on request; concurrent requests share one read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class HeaderReader:
-    """Reads the headers of models that have files here; shapes are kept by content."""
+    """Reads the headers of models that have files here; shapes are cached by content."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         """``changed``: called when `silent` has changed."""
@@ -34,15 +34,15 @@ class HeaderReader:
 
     @property
     def silent(self) -> frozenset[Path]:
-        """Folders in which a read has taken too long and is not over yet."""
+        """Folders in which a read has timed out and not ended yet."""
         return frozenset(self._silent.values())
 
     async def shape(self, model: Model) -> Shape:
-        """The shape of a model with what is loaded beside it, for the footprint.
+        """Return the shape of a model with its projector and adapters, for the footprint.
 
         Raises:
             GgufError: its files can't be read.
-            LookupError: it takes too long.
+            LookupError: reading them timed out.
         """
         shape = self._shapes.get(model.digest)
         if shape is None:
@@ -53,7 +53,7 @@ class HeaderReader:
         return shape
 
     async def header(self, model: Model) -> Header:
-        """The header of its files.
+        """Return the header of a model's files.
 
         Raises:
             GgufError, LookupError: as `shape`.
@@ -61,9 +61,9 @@ class HeaderReader:
         return await self._read(f"header {model.digest}", lambda: reader.read_files(model.files), model)
 
     async def metadata(self, model: Model, *, whole: bool = False) -> dict[str, object]:
-        """The header's key-value pairs, those of the projector's (``clip.…``) among them.
+        """Return the header's key-value pairs, including the projector's (``clip.…``).
 
-        ``whole``: with the values of long arrays, which else are empty.
+        ``whole``: include the values of long arrays, which otherwise are empty.
 
         Raises:
             GgufError, LookupError: as `shape`.
@@ -72,9 +72,9 @@ class HeaderReader:
         return await self._read(what, lambda: _metadata(model, whole), model)
 
     async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
-        """What ``work`` reads of a model's files, once for all who ask at a time.
+        """Return the result of ``work`` on a model's files; concurrent requests for the same share it.
 
-        Whoever comes while it has taken too long already is told so at once.
+        Once it has timed out, further requests fail at once.
         """
         reading = self._reads.get(what)
         if reading is None:

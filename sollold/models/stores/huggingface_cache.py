@@ -1,6 +1,6 @@
-"""Hugging Face's hub cache: ``models--org--repo/{refs, blobs, snapshots/<commit>/<path>}``.
+"""Scans Hugging Face's hub cache: ``models--org--repo/{refs, blobs, snapshots/<commit>/<path>}``.
 
-The snapshot's paths are used, since a blob has lost its name. llama.cpp's ``-hf`` keeps its files here.
+The snapshots' paths are used, since blobs have no file names. llama.cpp's ``-hf`` keeps its files here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sollold.settings.location import expanded, home_folder
 
 
 def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[Path, ...]:
-    """Where the hub's cache is by the environment, the first that is set."""
+    """Return the hub's cache according to the first environment variable that is set, or the default."""
     environ = os.environ if environ is None else environ
     home = home_folder() if home is None else home
     for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
@@ -28,7 +28,7 @@ def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -
 
 
 def scan(root: Path) -> Scan:
-    """All GGUF models of one cache. A cache that is not there gives none and is watched for."""
+    """Scan one cache for GGUF models. A missing cache gives none and is watched for."""
     result = Scan()
     result.see(root)
     try:
@@ -71,7 +71,7 @@ def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
                     by_folder.setdefault(path.parent, []).append(path)
         top = by_folder.get(snapshot, [])
         for where, files in sorted(by_folder.items()):
-            # Quantizations in folders of their own share the projector at the top.
+            # Quantizations in separate folders share the projector at the top.
             shared = [path for path in top if where != snapshot and "mmproj" in path.name.lower()]
             for found in group([*files, *shared]):
                 result.see_files(found.files, found.projector)
@@ -83,7 +83,7 @@ def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
 
 
 def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
-    """Snapshots, the one that ``main`` names first, then the newest."""
+    """Return the snapshots: the one that ``main`` refers to, then the others from newest to oldest."""
     result.see(folder / "refs")
     result.see(folder / "refs" / "main")
     result.see(folder / "snapshots")
@@ -102,7 +102,7 @@ def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
 
 
 def _tag(found: ShardedFile, where: Path, snapshot: Path) -> str:
-    """The quantization, told by the file's name or else by its folder's."""
+    """Return the quantization in the file's name, or else in its folder's."""
     tag = quantization_in(found.stem)
     if not tag and where != snapshot:
         tag = quantization_in(where.name)

@@ -1,9 +1,9 @@
-"""Files that stock llama.cpp refuses though Ollama runs them: told from the header, or learnt from a load.
+"""Detects files that stock llama.cpp refuses though Ollama runs them, by the header or by a failed load.
 
-Ollama's engine is a llama.cpp with a layer that translates files of Ollama's own converter while it loads
-them (ollama/ollama: llama/compat/README.md lists the cases; ggml-org/llama.cpp#27349 is one of them met by a
-user). Stock llama.cpp counts the tensors it asked for against those of the file, so that a picture tower in
-the same file, or a tensor or key of another name, ends the load.
+Ollama's engine is a llama.cpp with a layer that translates files of Ollama's own converter while loading them
+(ollama/ollama: llama/compat/README.md lists the cases; ggml-org/llama.cpp#27349 is a user's report of one).
+Stock llama.cpp compares the number of tensors that it requested with that in the file, so a vision tower in
+the same file, or a renamed tensor or key, makes the load fail.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OWN_ARCHITECTURES = {
 """Architecture names that only Ollama's converter writes, with llama.cpp's name for the same."""
 
 _TOWERS = ("v.", "mm.", "a.", "s.", "mtp.", "vision_tower.", "audio_tower.", "multi_modal_projector.")
-"""Beginnings of tensors of picture and sound towers, and of Ollama's prediction heads."""
+"""Prefixes of tensors of vision and audio towers, and of Ollama's MTP layers."""
 
 _NOT_THERE = "{key} is missing from its header"
 
 
 def refusal(header: Header) -> str:
-    """Why stock llama.cpp would refuse the file, as a sentence; empty when no reason is known."""
+    """Return why stock llama.cpp would refuse the file, as a sentence; empty if no reason is known."""
     why = _reason(header)
     if not why:
         return ""
@@ -72,7 +72,7 @@ def _reason(header: Header) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Marker:
-    """A sign of Ollama's converter: a key that is there, one that is missing, a tensor that is there."""
+    """A sign of Ollama's converter: a key that is present, a key that is missing, or a tensor."""
 
     key: str = ""
     missing: str = ""
@@ -111,9 +111,9 @@ _FORMAT_FAULT = re.compile(
 
 
 def format_fault(log_text: str) -> str:
-    """The line of llama-server's log that says that it can't read the file's format; empty when none does.
+    """Return the log line in which llama-server reports that it can't read the file's format, if any.
 
-    Faults of memory or of a worker are none of these: they pass.
+    Failures of memory or of a worker do not count: they are temporary.
     """
     for line in reversed(log_text.splitlines()):
         if _FORMAT_FAULT.search(line):
@@ -122,9 +122,10 @@ def format_fault(log_text: str) -> str:
 
 
 class RefusedModels:
-    """Loads that failed for the file's format, kept on disk by content and llama.cpp build.
+    """Loads that failed because of the file's format, stored on disk by content and llama.cpp build.
 
-    Another build may read the file: then it is tried again. Blocks: call `load` and `remember` in a thread.
+    Another build may be able to read the file, so it is tried again. Blocks: call `load` and `remember` in a
+    thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,18 +133,18 @@ class RefusedModels:
         self._reasons: dict[str, str] = {}
 
     def load(self) -> None:
-        """Read what is known. A damaged file counts as empty."""
+        """Read the stored refusals. A damaged file counts as empty."""
         try:
             self._reasons = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
         except (OSError, *UNDECODABLE):
             self._reasons = {}
 
     def reason(self, digest: str, build: str) -> str:
-        """Why this build refused the content; empty when it did not."""
+        """Return why this build refused the content; empty if it did not."""
         return self._reasons.get(f"{digest} {build}", "")
 
     def remember(self, digest: str, build: str, reason: str) -> None:
-        """Keep a refusal. Not being able to write is only logged."""
+        """Store a refusal. A failure to write is only logged."""
         while len(self._reasons) >= 1000:
             del self._reasons[next(iter(self._reasons))]
         self._reasons[f"{digest} {build}"] = reason

@@ -1,6 +1,6 @@
-"""Which content a name belongs to on this node, kept over restarts: who had a name first keeps it.
+"""Decides which content a name belongs to on this node, across restarts: the first to have it keeps it.
 
-Pure but for `read` and `write`, which block.
+Pure except for `read` and `write`, which block.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ log = logging.getLogger("sollold.models")
 
 
 class NameOwners:
-    """Name (its letters small) → digest of the content, and since when, in seconds since the epoch."""
+    """Lower-case name → digest of the content, and since when, in seconds since the epoch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._owners: dict[str, tuple[str, float]] = {}
 
     def read(self) -> None:
-        """What an earlier run knew; nothing when there is none, or it is damaged."""
+        """Read the owners stored by an earlier run; none if the file is missing or damaged."""
         try:
             self._owners = msgspec.json.decode(self._path.read_bytes(), type=dict[str, tuple[str, float]])
         except (OSError, *UNDECODABLE):
             self._owners = {}
 
     def write(self) -> None:
-        """Keep it for the next run; a disk that refuses costs no more than the order of names."""
+        """Store the owners for the next run; if that fails, only the precedence of names is lost."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, msgspec.json.encode(self._owners))
@@ -46,11 +46,13 @@ class NameOwners:
     def assign(
         self, models: Iterable[Model], now: float, *, settled: bool
     ) -> tuple[tuple[Model, ...], tuple[Problem, ...], bool]:
-        """The models under names of which no two are equal, what is to be told of that, and whether `write`
-        is due.
+        """Give each model a unique name.
 
-        ``models``: those whose names go first at the beginning. ``settled``: all places were looked at; while
-        they are not, a name is kept for its owner though that is not there.
+        ``models``: in order of precedence for names without an owner. ``settled``: all stores have been
+        scanned; before that, a name is reserved for its owner even if that is missing.
+
+        Returns:
+            the models under unique names, the problems to report, and whether `write` is due.
         """
         named: dict[str, list[Model]] = {}
         for model in models:
@@ -80,12 +82,12 @@ class NameOwners:
         return tuple(taken.values()), tuple(problems), self._owners != before
 
     def _owner(self, key: str, contents: list[Model], now: float, *, settled: bool) -> str:
-        """The digest of the content that has the name."""
+        """Return the digest of the content that owns the name."""
         digest, _ = self._owners.get(key, ("", 0.0))
         usable = [model for model in contents if not model.unusable]
         if digest and (not settled or any(model.digest == digest for model in contents)):
             return digest
-        # What can't be read just now may be the owner, with another digest.
+        # The owner may be a file that can't be read now, and so has another digest.
         if digest and not usable:
             return contents[0].digest
         first = (usable or contents)[0]
@@ -95,10 +97,10 @@ class NameOwners:
 
 
 def distinct_names(model: Model, keeper: Model | None) -> tuple[str, ...]:
-    """Names for a model whose own belongs to other content, the best first.
+    """Return alternative names for a model whose name belongs to other content, the best first.
 
-    The folder's name tells it from the ``keeper`` of the name, where it is in another; else the beginning of
-    the digest.
+    Its folder's name distinguishes it from the ``keeper`` of the name if that is in another folder; otherwise
+    the beginning of the digest does.
     """
     names = []
     if model.source in ("folder", "llama.cpp") and model.files:
@@ -110,7 +112,7 @@ def distinct_names(model: Model, keeper: Model | None) -> tuple[str, ...]:
 
 
 def apart(name: str, digest: str) -> str:
-    """A name for a model whose own name belongs to other content: the digest's beginning in the tag."""
+    """Return an alternative name for a model whose name is taken: the digest's beginning in the tag."""
     return _with_ending(name, digest[:8])
 
 

@@ -1,6 +1,6 @@
-"""Ollama's store on disk: ``manifests/{host}/{namespace}/{model}/{tag}`` and ``blobs/sha256-<hex>``.
+"""Scans Ollama's store: ``manifests/{host}/{namespace}/{model}/{tag}`` and ``blobs/sha256-<hex>``.
 
-Read only, always: Ollama deletes what it does not know in ``blobs``, and the models are the user's.
+It is never written: Ollama deletes unknown files in ``blobs``, and the models are the user's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Message(msgspec.Struct):
 
 
 _TEXTS = ("template", "prompt", "system", "params", "messages")
-"""Layers that hold text."""
+"""Kinds of layers that hold text."""
 
 
 def roots(
@@ -69,10 +69,10 @@ def roots(
     units: Iterable[str] = UNITS,
     homes: Iterable[str] = _HOMES,
 ) -> tuple[Path, ...]:
-    """Where Ollama's models may be, the likeliest first, each folder once.
+    """Return the folders where Ollama's models may be, the most likely first, without duplicates.
 
-    The settings' roots alone if there are any. Else: the systemd unit's Environment, our environment, the
-    service user's home, our home.
+    Only the settings' roots if there are any. Otherwise: the systemd unit's OLLAMA_MODELS, this process's,
+    the home of the unit's environment, of the service user, the usual homes, the home of this user.
     """
     if given := [expanded(path) for path in configured]:
         return _each_once(given)
@@ -94,12 +94,12 @@ def roots(
 
 
 def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
-    # By the path alone: to ask where links lead could hold us where a share does not answer.
+    # Compared by path only: resolving links could block on a share that does not respond.
     return tuple(dict.fromkeys(path.absolute() for path in paths))
 
 
 def scan(root: Path) -> Scan:
-    """All models of one store. A store that is not there gives none and is watched for."""
+    """Scan one store for models. A missing store gives none and is watched for."""
     result = Scan()
     manifests = root / "manifests"
     result.see(manifests)
@@ -131,7 +131,7 @@ def scan(root: Path) -> Scan:
 
 
 def _manifests(manifests: Path, root: Path, result: Scan) -> Iterator[tuple[Path, Name]]:
-    """Every manifest and the name that its path tells: host, namespace, model, tag."""
+    """Yield every manifest and the name given by its path: host, namespace, model, tag."""
     paths: Iterable[Path] = [manifests]
     for _ in ("host", "namespace", "model", "tag"):
         paths = _below(paths, root, result)
@@ -146,7 +146,7 @@ def _below(folders: Iterable[Path], root: Path, result: Scan) -> Iterator[Path]:
 
 
 def _reachable(root: Path, result: Scan) -> bool:
-    """False and a problem noted when permissions keep us out."""
+    """Return False and add a problem if permissions forbid access."""
     try:
         next(os.scandir(root / "manifests"), None)
     except PermissionError:
@@ -163,7 +163,7 @@ def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
         if not folder.is_dir():
             return []
         result.see(folder)
-        # One that may be listed but not passed through shows names of which nothing can be told.
+        # A folder that may be listed but not entered gives names and nothing else.
         if os.access(folder, os.X_OK):
             return sorted(folder.iterdir())
         raise PermissionError
@@ -176,7 +176,7 @@ def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
 
 
 def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
-    """One manifest. Whatever is wrong with it ends in ``unusable``."""
+    """Read one manifest. Any fault in it ends in ``unusable``."""
     shown = str(name)
     try:
         with open_file(file) as handle:
@@ -212,7 +212,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
         adapters=tuple(str(path) for path in _blobs(root, layers, "adapter")),
         modified=modified,
         size=sum(max(0, layer.size) for layer in layers),
-        # With a renderer it is Ollama's own code that makes the prompt, as the file's own template does.
+        # With a renderer, Ollama's own code makes the prompt, as the file's own template does.
         template="" if config.renderer else texts["template"] or texts["prompt"],
         system=texts["system"],
         messages=_messages(texts["messages"]),
@@ -230,7 +230,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
 
 
 def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundModel:
-    """The same, with what keeps it from running; its blobs are watched."""
+    """Return the model, marked if something keeps it from running; its blobs are watched."""
     if found.format == "cloud":
         return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
     if found.format == "safetensors":
@@ -253,13 +253,13 @@ def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundMo
 
 
 def _blob(root: Path, digest: str) -> Path | None:
-    """The path of a blob by today's name or the one of old stores; None for what is no digest."""
+    """Return the path of a blob under its current name or that of old stores; None for an invalid digest."""
     match = _DIGEST.fullmatch(digest)
     if match is None:
         return None
     path = root / "blobs" / f"sha256-{match[1]}"
     old = root / "blobs" / f"sha256:{match[1]}"
-    # In a folder that may not be passed through neither is seen: that shows when the blob is opened.
+    # In a folder that may not be entered neither is visible: opening the blob then reports that.
     return old if stamp(path) is None and stamp(old) is not None else path
 
 
@@ -282,7 +282,7 @@ def _config(root: Path, layer: _Layer | None) -> _Config:
 
 
 def _messages(text: str) -> tuple[tuple[str, str], ...]:
-    """Ollama's MESSAGEs; none for anything else."""
+    """Parse Ollama's MESSAGEs; anything else gives none."""
     try:
         found = msgspec.json.decode(text, type=list[_Message]) if text else []
     except UNDECODABLE:
@@ -291,7 +291,7 @@ def _messages(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _params(text: str) -> str:
-    """Ollama's default options as JSON text; ``{}`` for anything else."""
+    """Return Ollama's default options as JSON; ``{}`` for anything else."""
     try:
         value = json.loads(text) if text else {}
         return json.dumps(value, allow_nan=False) if isinstance(value, dict) else "{}"

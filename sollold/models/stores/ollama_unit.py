@@ -1,4 +1,4 @@
-"""Ollama's systemd unit: as whom it runs, and with which environment."""
+"""Reads Ollama's systemd unit: the user that it runs as, and its environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = (
 
 
 def ollama_service(units: Iterable[str] = UNITS) -> tuple[str, dict[str, str]]:
-    """User and environment of the systemd unit, drop-ins included. Nothing found: nothing given."""
+    """Return the user and environment of the systemd unit, including drop-ins; empty if there is none."""
     user = ""
     values: dict[str, str] = {}
     unit = next((Path(path) for path in units if Path(path).is_file()), None)

@@ -1,7 +1,7 @@
-"""Reads of files that may never come to an end: of a share whose server is away, or of a disk that fails.
+"""Reads files that may block indefinitely: on a share whose server is down, or on a failing disk.
 
-Such a read keeps its thread, for minutes or for ever. So it has one for itself, and nobody waits long for it:
-in the loop's shared threads a few of them would stop everything else that uses those.
+Such a read blocks its thread, for minutes or for ever. So it gets its own thread, and callers wait for it
+only briefly: in the loop's shared thread pool, a few of them would block all other work there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sollold.models.stores.threads import alone
 T = TypeVar("T")
 
 PATIENCE = 10.0
-"""Seconds that anybody waits for a read that is over in a moment where all is well."""
+"""Timeout of a read that normally takes a moment, in seconds."""
 
 
 async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float = PATIENCE) -> T:
-    """What ``work`` gives, which blocks while it reads ``path``.
+    """Return the result of ``work``, which blocks while it reads ``path``.
 
     Raises:
-        LookupError: it took longer than ``seconds``; the message names the folder. The read itself goes on.
+        LookupError: it took longer than ``seconds``; the message names the folder. The read itself continues.
     """
     try:
         return await asyncio.wait_for(asyncio.shield(alone(work, name=f"read {path}")), seconds)
@@ -32,5 +32,5 @@ async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float
 
 
 def no_answer(place: str | Path, then: str = "") -> str:
-    """A folder that does not answer, and what that means."""
+    """Return a message that a folder does not respond, with the consequence ``then``."""
     return f"{place} does not answer{then}; is it on a share whose server is switched off or cut off?"

@@ -1,7 +1,7 @@
-"""Threads that many reads share, of files on several places: one that does not answer takes none from others.
+"""A pool of threads for reads of files in several places, none of which can block the reads of others.
 
-A read of a share whose server is away keeps its thread. Its place among those that work at a time is given to
-another one after some seconds, and until it has ended nothing more is read from that folder.
+A read of a share whose server is down blocks its thread. After some seconds its slot is given to another
+read, and until it ends nothing more is read from that folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _STUCK = 16
-"""Times as many threads there may be as work at a time: those of folders that do not answer."""
+"""Number of threads per slot; the additional ones are for folders that do not respond."""
 
 
 class PatientThreads:
-    """So many reads at a time. On the loop.
+    """Runs a limited number of reads at a time. Use it on the loop.
 
     Args:
-        most: reads at a time.
-        seconds: after which nobody waits for one any more.
-        begin: called in each thread first.
+        most: maximum number of concurrent reads.
+        seconds: timeout of one read.
+        begin: called first in each thread.
     """
 
     def __init__(
@@ -41,16 +41,19 @@ class PatientThreads:
         self._silent: Counter[str] = Counter()
 
     def close(self) -> None:
-        """Begin no more."""
+        """Start no more reads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, path: str | Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``work`` gives, which blocks while it reads ``path``, and opens and closes what it reads.
+        """Return the result of ``work``, which blocks while it reads ``path``.
+
+        It must open and close the files that it reads.
 
         Raises:
-            LookupError: the folder did not answer in time, or one before has waited for it in vain since.
+            LookupError: the folder did not respond in time, or an earlier read of it that timed out is still
+                blocked.
         """
-        # Whoever asked may go: what reads for nobody counts all the same until it has ended.
+        # The caller may be cancelled: its read still counts until it has ended.
         reading = asyncio.ensure_future(self._run(str(Path(path).parent), partial(work, *args, **kwargs)))
         reading.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         return await asyncio.shield(reading)
@@ -75,6 +78,6 @@ class PatientThreads:
             raise LookupError(no_answer(place))
 
     def _answers(self, loop: asyncio.AbstractEventLoop, place: str) -> None:
-        """In its thread: a read that nobody waits for has come to its end."""
+        """Called in the read's thread when a read that had timed out has ended."""
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._silent.subtract, {place: 1})

@@ -1,4 +1,4 @@
-"""The one command that lets the daemon read what its user may not, and opens nothing else to anybody."""
+"""Makes the one command that lets the daemon read a file, and opens nothing else to anybody."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def whoami() -> str:
-    """The user as whom the daemon runs, for people."""
+    """Return the name of the user that the daemon runs as."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -18,14 +18,14 @@ def whoami() -> str:
 
 
 def permission_hint(path: Path, root: Path) -> str:
-    """A command line that lets us read ``path``, which lies in the folder ``root`` of models.
+    """Return a command line that lets the daemon read ``path`` in the models folder ``root``.
 
-    Folders above ``root`` are only opened for passing through: a home has more in it than models. Where the
-    system has access lists, it is for our user alone.
+    Folders above ``root`` are only made traversable: a home contains more than models. If the system has
+    access lists, only the daemon's user gets access.
     """
     above = list(root.absolute().parents)[::-1]
     shut = next((k for k, folder in enumerate(above) if not os.access(folder, os.X_OK)), len(above))
-    # What lies behind a closed folder can't be seen from here: it may be closed as well.
+    # Anything below a closed folder is invisible from here: it may be closed as well.
     passed, inside = above[shut:], root
     if not passed:
         inner = [root, *(one for one in reversed(path.parents) if root in one.parents), path]

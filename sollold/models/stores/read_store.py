@@ -1,4 +1,4 @@
-"""Models of what a store lists: each with its header's facts, and under names that llama.cpp understands."""
+"""Turns a store's listing into models: each with its header's facts, and paths that llama.cpp understands."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger("sollold.models")
 
 
 class Reader:
-    """Reads headers by way of their ``facts``. Blocks; may be called in several threads."""
+    """Reads headers through the cache ``facts``. Blocks; may be called in several threads."""
 
     def __init__(self, facts: HeaderFactsCache, links: Path) -> None:
-        """``links``: our folder of links to shards that have no proper names."""
+        """``links``: folder of the daemon for links to shards that lack proper names."""
         self._facts = facts
         self._links = links
         self._told: set[tuple[str, str]] = set()
 
     def seen(self, scan: Callable[[], Scan], get_on: Callable[[], None]) -> Seen:
-        """What ``scan`` finds in a store, with the headers of what has changed in it; a `Look` but for it."""
+        """Run ``scan`` on a store and read the headers of changed files; a `Look` once ``scan`` is bound."""
         found, used, models = scan(), set[str](), list[Model]()
         for one in found.found:
             get_on()
@@ -42,7 +42,7 @@ class Reader:
         return Seen(found, tuple(models), frozenset(used))
 
     def _model(self, found: FoundModel, used: set[str]) -> Model | None:
-        """The model of what a store listed; None for what is no model (an adapter, a projector)."""
+        """Return the model that a store listed; None if it is an adapter or a projector."""
         if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
             reason = f"The path {shown(odd[0])} is not UTF-8, so no other node can be told it: rename it."
             found = replace(found, files=(), projector="", adapters=(), unusable=reason)
@@ -95,7 +95,7 @@ class Reader:
         )
 
     def _projector(self, found: FoundModel, facts: HeaderFacts, used: set[str]) -> HeaderFacts | None:
-        """What the header of the model's projector says; None where it has none that fits it."""
+        """Return the facts of the model's projector; None if it has none that fits."""
         if not found.projector:
             return None
         other = self._facts.of((found.projector,), used)
@@ -108,15 +108,16 @@ class Reader:
         return other
 
     def _tell(self, name: str, about: str, what: str) -> None:
-        """Log it once."""
+        """Log a message once per name and subject."""
         if (name, about) not in self._told:
             self._told.add((name, about))
             log.info("%s", what)
 
     def _proper(self, facts: HeaderFacts) -> tuple[str, ...]:
-        """Shards under names that llama.cpp knows as such: links in our own folder if they have none.
+        """Return shard paths that llama.cpp recognizes as such: links to the files if their own names don't
+        fit.
 
-        llama.cpp finds the other shards by the first one's name, so each needs the ending and its number.
+        llama.cpp finds the other shards by the first one's name, so each needs the suffix and its number.
         """
         count = len(facts.files)
         if all(path.endswith(f"-{k:05}-of-{count:05}.gguf") for k, path in enumerate(facts.files, 1)):
@@ -134,7 +135,7 @@ class Reader:
 
 
 def shown(path: str) -> str:
-    """A path, or a text with one, as it can be told anywhere: what is not UTF-8 in it is replaced."""
+    """Return a path, or text containing one, in displayable form: bytes that are not UTF-8 are replaced."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

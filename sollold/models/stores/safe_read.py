@@ -1,4 +1,4 @@
-"""Small files of others, read so that nothing they may be can hold us."""
+"""Reads small untrusted files in a way that can't block or exhaust the daemon."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import BinaryIO
 import msgspec
 
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding the JSON of others may raise."""
+"""Exceptions that decoding untrusted JSON may raise."""
 MOST = 1 << 18
-"""Bytes of a text, at the most."""
+"""Maximum size of a text file, in bytes."""
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open it for reading; without O_NONBLOCK a named pipe would hold us for ever.
+    """Open a file for reading; without O_NONBLOCK a named pipe would block for ever.
 
     Raises:
         OSError: it can't be opened.
@@ -24,7 +24,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, most: int = MOST) -> str:
-    """Its text, cut after ``most`` bytes; empty when it can't be read."""
+    """Return the file's text, cut off after ``most`` bytes; empty if it can't be read."""
     try:
         with open_file(path) as file:
             return file.read(most).decode("utf-8", "replace")

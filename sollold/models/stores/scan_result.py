@@ -1,4 +1,4 @@
-"""What a store says of a model before any GGUF header is read, and how a store's change is noticed."""
+"""The listing of a store before any GGUF header is read, and the detection of changes to it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from sollold.facts import dataclass
 
 Stamp = tuple[int, int, int, int] | None
-"""Device, inode, size and modification time (ns) of a path; None when it is not there."""
+"""Device, inode, size and modification time (ns) of a path; None if it does not exist."""
 Watched = tuple[tuple[int, int, int, int], int, int, int] | None
-"""Its stamp, mode, owner and group."""
+"""Stamp, mode, owner and group of a path."""
 
 
 def stamp(path: str | Path) -> Stamp:
-    """The stamp of a path, symlinks followed. Never raises `OSError`."""
+    """Return the stamp of a path, following symlinks. Never raises `OSError`."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -25,12 +25,12 @@ def stamp(path: str | Path) -> Stamp:
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
-    """The stamp of what is there."""
+    """Return the stamp of a status."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _watched(path: str | Path) -> Watched:
-    """What is compared of a path: who may read it as well, which changes no time of it."""
+    """Return what is compared of a watched path: permissions too, since the stamp does not show them."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -40,10 +40,10 @@ def _watched(path: str | Path) -> Watched:
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model as a store lists it. Fields as in `sollold.models.model.Model`.
+    """A model as listed by a store. Fields as in `sollold.models.model.Model`.
 
-    ``files``: the GGUF shards, first shard first; for Ollama's split blobs in the manifest's order.
-    ``manifest``: hex sha256 of Ollama's manifest; ``format``: ``gguf``, ``safetensors``, ``cloud``.
+    ``files``: the GGUF shards in order; for Ollama's split blobs in the manifest's order. ``manifest``: hex
+    sha256 of Ollama's manifest; ``format``: ``gguf``, ``safetensors``, ``cloud``.
     """
 
     name: str
@@ -70,7 +70,7 @@ class FoundModel:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that keeps models from being seen: what, and how to fix it."""
+    """A problem to report: what is wrong, and how to fix it."""
 
     what: str
     fix: str = ""
@@ -78,14 +78,14 @@ class Problem:
 
 @dataclass(slots=True)
 class Scan:
-    """What one look at the stores gave. ``watch``: the paths whose change means to look again."""
+    """The result of scanning a store. ``watch``: the paths whose change makes another scan necessary."""
 
     found: list[FoundModel] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     watch: dict[str, Watched] = field(default_factory=dict)
 
     def see(self, path: str | Path) -> None:
-        """Watch a path from now on."""
+        """Watch a path."""
         self.watch[str(path)] = _watched(path)
 
     def see_files(self, files: Iterable[Path], projector: Path | None) -> None:
@@ -96,10 +96,10 @@ class Scan:
             self.see(projector)
 
     def changed(self) -> bool:
-        """Whether any watched path is not as it was. One ``stat`` a path."""
+        """Return whether any watched path has changed. One ``stat`` per path."""
         return any(_watched(path) != was for path, was in self.watch.items())
 
 
 def unreadable(found: FoundModel, reason: str) -> FoundModel:
-    """The same model, marked as not to be run."""
+    """Return the model marked as unusable, unless it already is."""
     return found if found.unusable else replace(found, unusable=reason)

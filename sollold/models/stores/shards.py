@@ -1,4 +1,4 @@
-"""GGUF files of one folder, grouped: shards into one model, projectors to the models they belong to."""
+"""Groups the GGUF files of one folder: shards into one model, projectors with their models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROJECTOR_ORDER = ("f16", "bf16", "f32", "q8_0")
 
 @dataclass(frozen=True, slots=True)
 class ShardedFile:
-    """One model's files: ``stem`` without shard number and ending; ``missing``: shard numbers not there."""
+    """One model's files. ``stem``: without shard number and suffix; ``missing``: missing shard numbers."""
 
     stem: str
     files: tuple[Path, ...]
@@ -27,7 +27,7 @@ class ShardedFile:
 
     @property
     def fault(self) -> str:
-        """Why the model can't be run, as a sentence; empty when all shards are there."""
+        """Why the model can't be run, as a sentence; empty if all shards are there."""
         if not self.missing:
             return ""
         numbers = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
@@ -35,7 +35,7 @@ class ShardedFile:
         return f"{one} {numbers} of {self.count} missing beside {self.files[0]}. Fetch them into that folder."
 
     def found(self, name: str, source: str) -> FoundModel:
-        """As a store lists it; a ``name`` that is none gives way to the files'."""
+        """Return the model as a store lists it; the file name replaces an invalid ``name``."""
         try:
             name = canonical(name)
         except ValueError:
@@ -50,7 +50,7 @@ class ShardedFile:
 
 
 def is_projector(name: str) -> bool:
-    """Whether a file's name says that it is a multimodal projector."""
+    """Return whether a file's name marks it as a multimodal projector."""
     return bool(_PROJECTOR.search(name.removesuffix(".gguf")))
 
 
@@ -69,7 +69,7 @@ def group(paths: Iterable[Path]) -> list[ShardedFile]:
             singles.append(path)
     groups = [ShardedFile(path.name[: -len(path.suffix)], (path,)) for path in singles]
     for (stem, count), shards in sharded.items():
-        # A count that no model has would make a list of millions of missing numbers.
+        # An absurd count would make a list of millions of missing numbers.
         missing = tuple(k for k in range(1, min(count, 9999) + 1) if k not in shards)
         files = tuple(shards[number] for number in sorted(shards))
         groups.append(ShardedFile(stem, files, missing=missing, count=count))
@@ -83,7 +83,7 @@ def group(paths: Iterable[Path]) -> list[ShardedFile]:
 
 
 def _projector(stem: str, projectors: list[Path], bases: set[str]) -> Path | None:
-    """The projector whose name tells the model, or any when the folder holds one model only."""
+    """Return the projector whose name contains the model's, or any if the folder has one model only."""
     base = of_file(stem)[0].lower()
     named = [path for path in projectors if base in path.name.lower()]
     fitting = named or (projectors if len(bases) == 1 else [])

@@ -1,7 +1,7 @@
-"""One place with models, looked at in threads of its own.
+"""Scans one store in threads of its own.
 
-A network share whose server is away blocks any thread that touches it, for minutes or for ever: it must keep
-neither the other places from being seen, nor the daemon from ending.
+A network share whose server is down blocks any thread that touches it, for minutes or for ever. It must
+neither keep other stores from being scanned nor the daemon from exiting.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.threads import alone
 
 SILENT = 30.0
-"""Seconds without a sign of a look getting on after which the place counts as one that does not answer."""
+"""Seconds without progress of a scan after which the store counts as unresponsive."""
 _AT_ONCE = 1.0
-"""Seconds that all places together may keep one thread busy."""
+"""Timeout for checking all stores for changes in one thread, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at a place gave: its models as they are listed there, and the keys of their headers."""
+    """The result of scanning a store: the listing, its models, and the cache keys of their headers."""
 
     scan: Scan
     models: tuple[Model, ...]
@@ -34,40 +34,40 @@ class Seen:
 
 
 Look = Callable[[Callable[[], None]], Seen]
-"""Looks at a place. Blocks; calls what it is given whenever it gets on."""
+"""Scans a store. Blocks; calls its argument whenever it makes progress."""
 
 
 class Store:
-    """A place and what is known of it. Use it on the loop."""
+    """A store and the state of its scans. Use it on the loop."""
 
     def __init__(self, place: str, look: Look) -> None:
-        """``place``: its path, for people."""
+        """``place``: its path, for display."""
         self.place = place
         self.seen: Seen | None = None
-        """What the last look that ended well gave."""
+        """Result of the last successful scan."""
         self.fault: Exception | None = None
-        """What ended the last look, if anything did."""
+        """Exception of the last scan, if it failed."""
         self._look = look
         self._job: asyncio.Future[Seen | None] | None = None
         self._sign = 0.0
 
     @property
     def job(self) -> asyncio.Future[Seen | None] | None:
-        """The look that is under way."""
+        """The scan under way."""
         return self._job
 
     @property
     def silent(self) -> bool:
-        """Whether it does not answer."""
+        """Whether the store does not respond."""
         return self._job is not None and time.monotonic() - self._sign > SILENT
 
     @property
     def unread(self) -> bool:
-        """Whether it is being read for the first time."""
+        """Whether the store is being scanned for the first time."""
         return self.seen is None and self._job is not None and not self.silent
 
     def begin(self, *, anew: bool) -> bool:
-        """Look, if anything there has changed or in any case (``anew``); False while a look is under way."""
+        """Start a scan if anything has changed, or anyway (``anew``); return False if one is under way."""
         if self._job is not None:
             return False
         self._get_on()
@@ -76,7 +76,7 @@ class Store:
         return True
 
     def take_result(self) -> bool:
-        """Take over what a look gave that has ended; whether anything is different now."""
+        """Take over the result of a scan that has ended; return whether anything is different now."""
         if self._job is None or not self._job.done():
             return False
         job, self._job = self._job, None
@@ -90,7 +90,7 @@ class Store:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What keeps its models from being seen."""
+        """Problems that keep its models from being used."""
         found = tuple(self.seen.scan.problems) if self.seen else ()
         if self.silent:
             return (*found, Problem(no_answer(self.place, ", so its models can't be used")))
@@ -100,7 +100,7 @@ class Store:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """Its models as last seen; none can be run while it does not answer."""
+        """Its models as last seen; all are unusable while the store does not respond."""
         models = self.seen.models if self.seen else ()
         if not self.silent:
             return models
@@ -108,7 +108,7 @@ class Store:
         return tuple(replace(one, unusable=one.unusable or reason) for one in models)
 
     def _looked(self, seen: Seen | None) -> Seen | None:
-        """In a thread; None when nothing has changed."""
+        """Scan in a thread; return None if nothing has changed."""
         if seen is not None and not seen.scan.changed():
             return None
         return self._look(self._get_on)
@@ -118,10 +118,10 @@ class Store:
 
 
 async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:
-    """The stores that are as they were seen last. One thread asks them all, one after the other.
+    """Return the stores that have not changed since they were last scanned, all checked by one thread.
 
-    One that keeps it waiting is not among them, nor are those behind it: they are to be looked at each by
-    its own thread.
+    A store that blocks the check is not among them, nor are those after it: each is then scanned in its own
+    thread.
     """
     scans = {store: store.seen.scan for store in stores if store.seen and not (store.job or store.fault)}
     found: list[Store] = []

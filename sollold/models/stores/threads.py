@@ -1,4 +1,4 @@
-"""Blocking work in threads of its own: the loop's shared ones are for what is over in a moment."""
+"""Runs blocking work in dedicated threads: the loop's shared ones are for short work only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NICE = 10
 
 
 async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``work`` gives. Waits for its end even if the caller goes, unless it has not begun.
+    """Return the result of ``work``. Even if cancelled, waits for its end, unless it has not begun.
 
-    Files that it uses may be closed afterwards.
+    So files that it uses may be closed afterwards.
     """
     job = threads.submit(work, *args, **kwargs)
     waiting = asyncio.wrap_future(job)
@@ -31,19 +31,19 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
 
 
 def behind_others() -> None:
-    """Called in a thread that copies or compares much: engines and the loop get the processor first.
+    """Lower the priority of a thread that copies or compares much, in favour of engines and the loop.
 
-    Not for threads that run much Python: whatever waits for the interpreter's lock waits for them, too.
+    Not for threads that run much Python code: whatever waits for the GIL would wait for them, too.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def alone(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
-    """What ``work`` gives, from a thread for it alone, which nobody waits for when the daemon ends."""
+    """Return the result of ``work``, run in a thread of its own, which does not delay the daemon's exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    # The caller may have gone: then nobody retrieves the error.
+    # If the caller is gone, nobody retrieves the exception.
     future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
 
     def end(result: T | None, error: BaseException | None) -> None:

@@ -1,1 +1,1 @@
-"""Ollama's prompt templates (Go's ``text/template``): read, and translated to llama-server's Jinja. Pure."""
+"""Ollama's prompt templates (Go's ``text/template``): parsing, rendering, and translation to Jinja. Pure."""

@@ -1,4 +1,4 @@
-"""Templates of one exchange (System, Prompt, Response), which Ollama prints once for each. Pure."""
+"""Analyses templates of one exchange (System, Prompt, Response), which Ollama prints once for each. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sollold.models.templates.go_parser import Assign, Branch, Expression, Funct
 
 
 def until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
-    """The nodes up to the one that prints the response, and whether it was among them."""
+    """Return the nodes up to the one that prints the response, and whether there is one."""
     left: list[Node] = []
     for node in nodes:
         if isinstance(node, Print) and "Response" in field_names((node,)):
@@ -26,7 +26,7 @@ def until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
 
 
 def field_names(nodes: tuple[Node, ...]) -> frozenset[str]:
-    """The first field of all that is named."""
+    """Return the first field name of every operand."""
     return frozenset(_names(nodes))
 
 

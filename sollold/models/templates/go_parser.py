@@ -1,8 +1,8 @@
-"""Go's ``text/template`` as a tree, as far as prompt templates use it.
+"""Parses Go's ``text/template`` into a tree, as far as prompt templates use it.
 
-Known: text with trim marks, comments, ``if`` / ``else if`` / ``else``, ``range`` with variables and ``else``,
-``with``, ``break``, ``continue``, variables, pipelines, calls of functions, fields, strings, numbers.
-Templates that define or call others are refused by name.
+Supported: text with trim markers, comments, ``if`` / ``else if`` / ``else``, ``range`` with variables and
+``else``, ``with``, ``break``, ``continue``, variables, pipelines, function calls, fields, strings, numbers.
+Templates that define or call others are rejected.
 """
 
 from __future__ import annotations
@@ -33,26 +33,29 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "'": "'"}
 
 
 class TemplateError(ValueError):
-    """A template can't be read or translated; the message says which part, as a sentence without its end."""
+    """A template can't be parsed or translated.
+
+    The message says which part, as a sentence without a full stop.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text as it is printed."""
+    """Text that is printed as it is."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A constant: text, a number, true, false, or nil as None."""
+    """A constant: a string, a number, true, false, or nil as None."""
 
     value: str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A value with fields: ``base`` is ``.``, a variable with its ``$``, or a pipeline in brackets."""
+    """A value with fields: ``base`` is ``.``, a variable with its ``$``, or a parenthesized pipeline."""
 
     base: str | FunctionCall
     fields: tuple[str, ...] = ()
@@ -60,7 +63,7 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """A function and its arguments; without a name the one argument itself."""
+    """A function and its arguments; without a name, its only argument itself."""
 
     name: str
     arguments: tuple[Expression, ...]
@@ -94,7 +97,7 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """``if``, ``with`` or ``range``: its value, variables (of ``range``: index and value), both bodies."""
+    """``if``, ``with`` or ``range``: its value, variables (of ``range``: index and value) and both bodies."""
 
     kind: str
     value: Expression
@@ -108,7 +111,7 @@ Node = Text | Print | Assign | Leave | Branch
 
 @dataclass(slots=True)
 class _Open:
-    """A branch whose end has not come."""
+    """A branch that has not ended yet."""
 
     kind: str
     value: Expression
@@ -116,14 +119,14 @@ class _Open:
     body: list[Node] = field(default_factory=list)
     other: list[Node] | None = None
     chained: bool = False
-    """It began with ``else if``, so it ends with the one around it."""
+    """It began with ``else if``, so it ends with the enclosing branch."""
 
 
 def parse_template(text: str) -> tuple[Node, ...]:
-    """Read a template.
+    """Parse a template.
 
     Raises:
-        TemplateError: it is no template, or has what is not known here.
+        TemplateError: it is malformed or uses an unsupported feature.
     """
     if len(text) > _LONGEST:
         raise TemplateError(f"it is longer than {_LONGEST} characters")
@@ -172,7 +175,7 @@ def parse_template(text: str) -> tuple[Node, ...]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """Text before each action, trimmed as the marks say, and the action; at last text with none."""
+    """Yield the text before each action, trimmed as marked, with the action; finally the remaining text."""
     place, trim = 0, False
     while match := _ACTION.search(text, place):
         part = text[place : match.start()]
@@ -195,7 +198,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _end_of(text: str, start: int) -> int:
-    """Where the ``}}`` of an action is; strings in it are passed over."""
+    """Return the position of an action's ``}}``, skipping strings; -1 if there is none."""
     place = start
     while place < len(text):
         character = text[place]
@@ -244,7 +247,7 @@ def _statement(action: str) -> Node:
 
 
 class _Tokens:
-    """The words of one action, read from left to right."""
+    """The tokens of one action, read from left to right."""
 
     def __init__(self, text: str) -> None:
         self._text = text.strip()
@@ -270,7 +273,7 @@ class _Tokens:
         self._at += count
 
     def declared(self) -> tuple[str, ...]:
-        """The variables before a ``:=``, which are taken; none: nothing is."""
+        """Consume and return the variables before a ``:=``; if there are none, consume nothing."""
         names: list[str] = []
         ahead = 0
         while self.peek(ahead)[0] == "variable" and len(names) < 2:
@@ -285,7 +288,7 @@ class _Tokens:
         return ()
 
     def whole(self) -> Expression:
-        """The pipeline that is left, to its end."""
+        """Parse the rest as one pipeline."""
         value = self._pipeline()
         if self._at < len(self._tokens):
             raise self._odd()
@@ -343,7 +346,7 @@ class _Tokens:
         raise self._odd()
 
     def _fields(self) -> tuple[str, ...]:
-        """Fields that follow without a space."""
+        """Parse the fields that follow without a space."""
         names: list[str] = []
         while self._at < len(self._tokens) and self._tokens[self._at][0] == "field":
             if self._tokens[self._at][2]:

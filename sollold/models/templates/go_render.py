@@ -1,6 +1,6 @@
-"""Prints a parsed template as Go's ``text/template`` does, within bounds. Pure.
+"""Renders a parsed template as Go's ``text/template`` does, within bounds. Pure.
 
-Values are texts, numbers, true and false, None, lists, and mappings for what has fields.
+Values are strings, numbers, booleans, None, lists, and mappings for objects with fields.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sollold.models.templates.go_parser import (
 )
 
 _MOST_STEPS = 20_000
-"""Nodes and values of a run, and pages of text that were looked at: some ten milliseconds."""
+"""Maximum number of nodes and values of a run, and pages of processed text: some ten milliseconds."""
 _PAGE = 4096
 _LONGEST = 16 << 20
-"""Characters printed."""
+"""Maximum length of the output, in characters."""
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
@@ -39,10 +39,10 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def render_nodes(nodes: Sequence[Node], values: Mapping[str, Any]) -> str:
-    """``nodes`` with ``values``, the fields of the whole.
+    """Render ``nodes`` with ``values``, the fields of the root.
 
     Raises:
-        TemplateError: it has a field or a function that is not known, values that don't fit, or no end.
+        TemplateError: it uses an unknown field or function, values don't fit, or a limit is exceeded.
     """
     run = _Run(values)
     run.print_all(nodes, values)
@@ -68,7 +68,7 @@ class _Run:
         self.printed.append(text)
 
     def print_all(self, nodes: Sequence[Node], dot: Any) -> str:
-        """Print ``nodes``; ``break`` or ``continue`` when that ended them early, else empty."""
+        """Print ``nodes``; return ``break`` or ``continue`` if that ended them early, else an empty text."""
         self._frames.append({})
         try:
             for node in nodes:
@@ -147,7 +147,7 @@ class _Run:
         raise AssertionError("unreachable")
 
     def _first(self, arguments: Sequence[Expression], dot: Any, *, wanted: bool) -> Any:
-        """The first that decides, else the last."""
+        """Return the value of the first argument that decides, else of the last."""
         found = None
         for one in arguments:
             found = self._value(one, dot)
@@ -223,7 +223,7 @@ class _Run:
 
 
 def _place(value: Any) -> int:
-    """An index; Go has none below 0."""
+    """Return a valid index; Go has no negative ones."""
     if type(value) is not int or value < 0:
         raise IndexError
     return value

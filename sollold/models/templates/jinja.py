@@ -1,10 +1,10 @@
-"""Ollama's prompt templates as Jinja for ``llama-server --chat-template-file``. Pure.
+"""Translates Ollama's prompt templates to Jinja for ``llama-server --chat-template-file``. Pure.
 
-A template that names ``.Messages`` prints a conversation by itself. Any other prints one exchange (System,
-Prompt, Response); Ollama prints it once for each exchange of a conversation, and the last time only as far
-as ``.Response``. Neighbours of one role are joined by an empty line, as Ollama does.
+A template that uses ``.Messages`` prints a whole conversation. Any other prints one exchange (System, Prompt,
+Response); Ollama prints it once for each exchange of a conversation, and the last time only up to
+``.Response``. Consecutive messages of one role are joined by an empty line, as in Ollama.
 
-All text becomes string literals and all tags strip white space, so that no trimming of the engine's applies.
+All text becomes string literals and all tags strip white space, so that the engine's trimming has no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sollold.models.templates.go_parser import (
 )
 
 RAW = "{{ .Prompt }}"
-"""Ollama's template for a model whose file has none: what the user says, and nothing around it."""
+"""Ollama's template for a model whose file has none: the user's message and nothing around it."""
 
 _FIELDS: dict[str, dict[str, tuple[str, str]]] = {
     "message": {
@@ -58,7 +58,7 @@ _FIELDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "property": {"Type": ("type", "any"), "Description": ("description", "text"), "Enum": ("enum", "any")},
 }
-"""Kind of a value → Go's field → the key in Jinja's and the kind of what is there."""
+"""Kind of a value → Go field → Jinja key and kind of the field's value."""
 _ITEMS = {"messages": "message", "calls": "call", "tools": "tool", "properties": "property"}
 _PRINTED_AS_JSON = frozenset({"tool", "function", "schema", "property", "called", "json", "tools", "calls"})
 _EXCHANGE = {"System": "system", "Prompt": "prompt", "Response": "response"}
@@ -87,8 +87,10 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What ``.`` and the variables stand for. ``root``: fields of the whole; ``loop``: what tells whether the
-    innermost loop, if it is ever left, goes on."""
+    """The meaning of ``.`` and the variables.
+
+    ``root``: the root fields; ``loop``: the namespace that says whether the innermost loop continues, if it
+    has ``break`` or ``continue``."""
 
     root: dict[str, _Value]
     dot: _Value | None
@@ -99,10 +101,10 @@ class _Scope:
 
 @functools.lru_cache(maxsize=64)
 def to_jinja(template: str) -> str:
-    """The same template in Jinja.
+    """Return the template translated to Jinja.
 
     Raises:
-        TemplateError: it has a part that is not known here; the message names it.
+        TemplateError: it has an unsupported part, which the message names.
     """
     nodes = parse_template(template)
     names = field_names(nodes)
@@ -115,7 +117,7 @@ def to_jinja(template: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def untranslatable(template: str) -> str:
-    """Why llama-server can't be given a template, as the end of a sentence; empty: it can."""
+    """Return why a template can't be given to llama-server, as the end of a sentence; empty if it can."""
     try:
         to_jinja(template) if template else None
     except TemplateError as error:
@@ -124,7 +126,7 @@ def untranslatable(template: str) -> str:
 
 
 def fingerprint(template: str) -> str:
-    """What tells a loaded model with this template from one with another; empty for none."""
+    """Return a short hash that distinguishes loaded models by their template; empty without one."""
     return hashlib.sha256(template.encode()).hexdigest()[:16] if template else ""
 
 
@@ -162,7 +164,7 @@ _CONTENT = (
     "{%- elif m.content -%}{%- for part in m.content -%}{%- if part.text -%}"
     "{%- set text.v = text.v + part.text -%}{%- endif -%}{%- endfor -%}{%- endif -%}"
 )
-"""The text of a message ``m``, as ``text.v``."""
+"""Jinja code that puts the text of a message ``m`` into ``text.v``."""
 
 
 def _exchanges(nodes: tuple[Node, ...]) -> str:
@@ -220,7 +222,7 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
                 else:
                     raise TemplateError(f"undeclared variable {variable}")
             case Leave(word):
-                # A break of llama.cpp's own takes back what the turn has printed.
+                # llama.cpp's own ``break`` discards what the iteration has printed.
                 stop = f"{{%- set {scope.loop}.on = false -%}}" if word == "break" else ""
                 out.append(f"{{%- set {scope.loop}.go = false -%}}{stop}")
             case Branch():
@@ -232,7 +234,7 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
 
 
 def _leaves(nodes: tuple[Node, ...]) -> bool:
-    """Whether one of them leaves the loop that they are in, or its turn."""
+    """Return whether one of the nodes leaves the enclosing loop or its current iteration."""
     for node in nodes:
         if isinstance(node, Leave):
             return True
@@ -345,7 +347,7 @@ def _call(name: str, given: list[_Value]) -> _Value:
 
 def _printed(value: _Value) -> str:
     if value.kind == "json":
-        # The engine gives arguments as text to some templates and as an object to others.
+        # The engine passes arguments as a string to some templates and as an object to others.
         return f"({value.code} if {value.code} is string else ({value.code}|tojson))"
     if value.kind in _PRINTED_AS_JSON:
         return f"({value.code}|tojson)"
