@@ -1,1 +1,1 @@
-"""This node's share of what the cluster runs: memory ledger, grants, fetching of files."""
+"""This node's share of what the cluster runs: memory ledger, grants, downloads ordered by the leader."""

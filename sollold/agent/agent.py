@@ -1,7 +1,7 @@
-"""This node's agent: what a leader and other heads may ask of it, and what its own daemon needs to know.
+"""This node's agent: carries out commands of the leader and of other heads, and informs its own daemon.
 
-It joins the two roles of a node: `GrantManager` grants memory and runs workers, a `Deployment` is what this
-node is the head of. `RecordPublisher` keeps the node's own record true.
+It combines the two roles of a node: `GrantManager` grants memory and runs workers, and each `Deployment` is
+one whose head is this node. `RecordPublisher` keeps the node's own record up to date.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ log = logging.getLogger("sollold.agent")
 
 
 class Agent:
-    """The two roles of a node in one object. `register` before the peer server starts, then `start`; at the
-    end `shutdown`.
+    """Both roles of a node in one object. Call `register` before the peer server starts, then `start`, and
+    finally `shutdown`.
 
     Args:
         tunnels: opens tunnels to other nodes' workers.
-        find_model: the model with this digest on this node, or None.
-        holders: the nodes that have the files of a model with this digest.
-        header: of a model's files here; raises `GgufError`, and `LookupError` when they do not answer.
-        connect: another node's files of a model.
+        find_model: returns the model with this digest on this node, or None.
+        holders: returns the nodes that have the files of the model with this digest.
+        header: reads a local model's header; raises `GgufError`, or `LookupError` if the file system hangs.
+        connect: opens another node's files of a model.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class Agent:
         self._worker_access = WorkerAccess(self._node, self.grants)
         self._publisher = RecordPublisher(view, self.grants, self.deployments.all, self._changed)
 
-    # The daemon
+    # For the daemon
 
     def register(self, server: Peers) -> None:
-        """Register the peer methods of `commands`, the way to workers for tunnels, and the raw route
+        """Register the peer methods of `commands`, access to workers for tunnels, and the raw route
         ``GET /deployments/{id}/wait``.
 
-        The route answers an `Endpoint` in JSON a line, at every change, until it is ready or failed (or
-        gone: then the lines just end).
+        The route streams an `Endpoint` as one JSON line per change until it is ready or has failed; if it
+        vanishes, the stream just ends.
         """
         server.method("reserve", Reserve, self._reserve)
         server.method("commit", Commit, self.grants.commit)
@@ -154,7 +154,7 @@ class Agent:
         server.route("GET", "/deployments/{id}/wait", self._wait)
 
     async def start(self) -> None:
-        """End what an earlier run left behind, measure, then take commands. Needs no llama.cpp yet."""
+        """Clean up after an earlier run, measure, then accept commands. Does not need llama.cpp yet."""
         self._http = aiohttp.ClientSession()
         await asyncio.to_thread(prune, self._places.state / "logs")
         await self.grants.start()
@@ -171,22 +171,22 @@ class Agent:
             task.add_done_callback(_must_not_end)
 
     def learn_from_failures(self, load_failed: Callable[[str, str], Awaitable[None]]) -> None:
-        """Tell ``load_failed`` the model's digest and the end of ``llama-server``'s log when it fails."""
+        """Call ``load_failed`` with the model's digest and the end of ``llama-server``'s log if it fails."""
         self.deployments.load_failed = load_failed
 
     def account_for_ollama(
         self, unload: Callable[[str, bool], Awaitable[Done]], loaded: Callable[[], Mapping[str, int]]
     ) -> None:
-        """There is an Ollama on this machine.
+        """Take this machine's Ollama into account.
 
-        An `Unload` of one of its endpoints goes to ``unload`` (endpoint, force); ``loaded``: device → bytes
-        that it has loaded.
+        ``unload`` (endpoint, force) carries out an `Unload` of one of its endpoints; ``loaded`` returns
+        device → bytes that it has loaded.
         """
         self._unload_ollama = unload
         self.grants.memory.others = loaded
 
     async def use_llama(self, llama: Llama) -> None:
-        """This llama.cpp is the one to use from now on; the record says so."""
+        """Use this llama.cpp from now on, and publish its build."""
         self._llama = llama
         self._meter.use_server(llama.server)
         await self.grants.memory.measure()
@@ -195,7 +195,7 @@ class Agent:
         await self.grants.external_watch.use_llama(llama)
 
     async def shutdown(self) -> None:
-        """End every deployment and worker. The caller has drained the requests."""
+        """Stop every deployment and worker. The caller has drained the requests."""
         self._closing = True
         self._unsubscribe()
         await asyncio.to_thread(self._prompts.close)
@@ -209,7 +209,7 @@ class Agent:
         if self._http is not None:
             await self._http.close()
 
-    # Peers
+    # Peer methods
 
     async def _reserve(self, caller: str, request: Reserve) -> Reserved:
         self.grants.ledger.draining = self._closing or self._view.me.draining
@@ -302,20 +302,20 @@ class Agent:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         async for endpoint in self.deployments.loading(deployment):
-            # What is sent now and then shows a caller that is gone.
+            # Regular writes reveal a client that is gone.
             await response.write(msgspec.json.encode(endpoint) + b"\n")
         await response.write_eof()
         return response
 
-    # Inside
+    # Internal
 
     def _look(self) -> None:
-        """The cluster changed."""
+        """Handle a change in the cluster."""
         self._stale_grants.look()
         self.deployments.check_participants()
 
     async def _unloading(self) -> None:
-        """End what was idle for too long; forget what failed long ago."""
+        """Unload what has been idle for too long; forget old failures."""
         retrying = LogAndRetry("the unloading of idle models", log)
         while True:
             await next_turn(1.0 if self.deployments.all else 3.0)

@@ -1,11 +1,11 @@
-"""What a worker will be asked for by its hash, made ready on its own disk before the head would send it.
+"""Fills a worker's tensor cache from local disk or other nodes before the head would send the data.
 
-From a copy of the model's file that this machine has, or from several other nodes that have it, in pieces of
-which each node gives as many as it can. A model's digest is over samples of its file, so each tensor is
-compared with the head's own (`sollold.models.transfer.part_check`); files whose whole sha256 both sides know
-to be equal (Ollama's store and Hugging Face's cache name them by it) are not read again for that. The name by
-which the worker looks, FNV-1a over the bytes, comes from llama-server when it asks: to compute it here would
-take minutes in Python, and as long again as the load itself in a worker made for that.
+The data comes from this machine's copy of the model's file, or from several other nodes that have it, in
+chunks of which each node supplies as many as it can. A model's digest covers only samples of its file, so
+each tensor is compared with the head's (`sollold.models.transfer.part_check`); this is skipped for files with
+equal sha256 sums on both sides (Ollama's store and Hugging Face's cache name files by it). The file name that
+the worker expects, the FNV-1a hash of the data, comes from llama-server's request: computing it here would
+take minutes in Python, or as long again as the load itself in a worker process.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from sollold.units import bytes_text
 log = logging.getLogger("sollold.agent")
 
 PATIENCE = 10.0
-"""Seconds without a further piece after which the head sends its bytes instead."""
+"""Seconds without progress after which the head sends its data instead."""
 _CHUNK = 8 << 20
 _AT_A_TIME = 2
-"""Copies at a time, and connections to each node."""
+"""Parallel copies, and parallel connections per node."""
 _FAILURES = 3
-"""Of a node in a row; then it is asked no more."""
+"""Consecutive failures of a node's connection after which it is no longer used."""
 _TIMEOUT = 30.0
 _CLOSE_SECONDS = 2.0
-"""What waits for a file that does not answer is left behind after that."""
+"""Timeout of `CacheFill.close`: tasks blocked on a file that does not respond are abandoned."""
 
 Connect = Callable[[str, str], BlockingSource]
-"""(node, digest of a model) → its files there."""
+"""(node, digest of a model) → its files on that node."""
 
 
 class CacheFill:
-    """One deployment's. `start` it; `offer` what is asked for; at last `close`."""
+    """Fills the cache for one deployment. Call `start`, then `offer` for each hash, and finally `close`."""
 
     def __init__(
         self, request: FillCache, cache: TensorCache, local: Model | None, calls: Calls, connect: Connect
     ) -> None:
-        """``local``: the model on this machine, if it is there."""
+        """``local``: the model on this machine, if present."""
         self._request = request
         self._cache = cache
         self._local = local
@@ -81,11 +81,11 @@ class CacheFill:
         self._waited = 0.0
 
     def start(self) -> None:
-        """Look for the tensors and fetch them, in a task of its own."""
+        """Start collecting the tensors in a background task."""
         self._task = asyncio.create_task(self._run(), name=f"cache of {self._request.deployment}")
 
     async def close(self) -> None:
-        """End it, whatever is under way."""
+        """Stop all work."""
         for stop in self._stops:
             stop.stop()
         tasks = [task for task in (self._task, self._reading) if task is not None]
@@ -103,10 +103,10 @@ class CacheFill:
             )
 
     async def offer(self, asked: HeldHash) -> bool:
-        """The worker is asked for a hash: let it find the tensor once that is ready. Never raises.
+        """Wait until the tensor of a held hash is ready, and give it to the worker. Never raises.
 
         Returns:
-            Whether it will find it.
+            Whether the worker will find it.
         """
         one = self._tensors.get(asked.name)
         if one is None or asked.offset or (asked.type, asked.shape) != (one.type, one.shape):
@@ -122,7 +122,7 @@ class CacheFill:
         self._waited += time.monotonic() - begun
         self._read_ahead(tensor_key(one))
         file = ready.result()
-        # Later tensors of that name would be another model's.
+        # A later tensor of that name would belong to another model.
         self._tensors.pop(one.name, None)
         try:
             there = await asyncio.to_thread(
@@ -135,12 +135,12 @@ class CacheFill:
         return there == one.size
 
     def _read_ahead(self, key: str) -> None:
-        """The worker reads the file of ``key`` next."""
+        """Read ahead, since the worker is about to read the file of ``key``."""
         if self._kept is not None and (self._reading is None or self._reading.done()):
             self._reading = asyncio.create_task(asyncio.to_thread(self._kept.reached, key))
 
     def _came(self) -> None:
-        """A further piece; called in any thread, where one that is not counted does no harm."""
+        """Count a chunk. Called in any thread: a lost increment is harmless."""
         self._pieces += 1
 
     def _give_up(self) -> None:
@@ -235,7 +235,7 @@ class CacheFill:
     ) -> None:
         nodes = [node for node in self._request.sources if await self._has_the_same(node, told)]
         if not set(nodes) - {self._request.head}:
-            return  # The head's own cable carries it as quickly.
+            return  # The head would send it just as fast.
         chunks = deque(
             (one, at, min(at + _CHUNK, one.start + one.size))
             for one in wanted
@@ -272,7 +272,7 @@ class CacheFill:
                 source.close()
 
     async def _has_the_same(self, node: str, told: tuple[Item, ...]) -> bool:
-        """Whether a node keeps the content in the same pieces as the head, and can be asked."""
+        """Return whether a node answers and its files of the model have the same sizes as the head's."""
         with contextlib.suppress(PeerError):
             items = (await NodeSource(self._calls, node, self._request.digest).parcel()).items
             return [item.size for item in items] == [item.size for item in told]
@@ -281,7 +281,7 @@ class CacheFill:
     # Both
 
     def _judge(self, one: WantedTensor, file: Path, right: bool) -> None:
-        """The tensor is there: let it be found if it is what the head has."""
+        """Mark a tensor as ready, with its file if that matches the head's data."""
         if not right:
             log.warning("%s: the local copy differs from the head's, which is used instead", one.name)
         self._set(one, file if right else None)
@@ -289,7 +289,7 @@ class CacheFill:
     async def _is_the_heads(
         self, one: WantedTensor, digest: Callable[[int, int, str], str], threads: ThreadPoolExecutor
     ) -> bool:
-        """``digest``: (start, end, key) → of these bytes of the model's file, in a thread."""
+        """Return whether a tensor equals the head's. ``digest``: (start, end, key) → digest; blocks."""
         request, end = self._request, one.start + one.size
         for start in range(one.start, end, LARGEST):
             until = min(start + LARGEST, end)
@@ -311,19 +311,19 @@ class CacheFill:
 
 
 def tensor_key(one: WantedTensor) -> str:
-    """What names a tensor of a model in the cache's index."""
+    """Return a tensor's key in the cache index."""
     return f"{one.file}:{one.start}:{one.size}"
 
 
 def copy_bytes(
     path: str, start: int, size: int, target: Path, stop: Stop, came: Callable[[], None] = lambda: None
 ) -> None:
-    """Copy part of a file within the kernel; a file system that can share its blocks does so. Blocks.
+    """Copy part of a file within the kernel, sharing blocks if the file system can. Blocks.
 
-    ``came`` is called after each piece.
+    ``came`` is called after each chunk.
 
     Raises:
-        OSError: it can't be read or written, is too short, or ``stop`` was set.
+        OSError: reading or writing failed, the file is too short, or ``stop`` was set.
     """
     with ExitStack() as stack:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -343,7 +343,7 @@ def copy_bytes(
             except OSError:
                 if not in_kernel or done:
                     raise
-                in_kernel = False  # Not between these file systems.
+                in_kernel = False  # Not supported between these file systems.
                 continue
             if not count:
                 raise OSError(f"{path} is too short")
@@ -364,7 +364,7 @@ def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file:
 
 
 def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
-    """Of a tensor's bytes in a ``file`` of its own; in the model's it begins at ``base``."""
+    """Digest part of a tensor in a ``file`` of its own; in the model's file the tensor begins at ``base``."""
     handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return digest_between(handle, start - base, end - base, key)
@@ -375,7 +375,7 @@ def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
 def _copied(
     path: str, base: int, target: Path, stop: Stop, came: Callable[[], None], start: int, end: int, key: str
 ) -> str:
-    """Copy bytes of a model's file to a tensor's own, which begins at ``base``; their digest by the way."""
+    """Copy part of the model's file to a tensor's own, which begins at ``base``; return its digest."""
     with ExitStack() as stack:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, source)
@@ -393,7 +393,7 @@ def _copied(
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them together; none outlives the others' failure."""
+    """Run them concurrently; a failure cancels the others."""
     async with asyncio.TaskGroup() as group:
         for one in work:
             group.create_task(one)

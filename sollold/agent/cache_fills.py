@@ -1,4 +1,4 @@
-"""The fillings of this node's workers' caches, by deployment. Peer method ``fill`` (`FillCache` → `Done`)."""
+"""The `CacheFill` of each deployment on this node. Peer method ``fill`` (`FillCache` → `Done`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MOST_TENSORS = 16_384
 
 
 class CacheFills:
-    """Begins and ends them.
+    """Starts and ends them.
 
     Args:
-        find_model: the model with this digest on this node, or None.
-        connect: another node's files of a model.
+        find_model: returns the model with this digest on this node, or None.
+        connect: opens another node's files of a model.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class CacheFills:
         self._fills: dict[str, CacheFill] = {}
 
     def begin(self, request: FillCache, granted: int) -> Done:
-        """Begin one; ``granted``: bytes that the deployment has here."""
+        """Start filling; ``granted``: bytes granted to the deployment here."""
         if request.deployment in self._fills:
             return Done(True)
         sizes = [one.size for one in request.tensors]
@@ -51,24 +51,24 @@ class CacheFills:
         return Done(True)
 
     def gate(self, deployment: str) -> FillGate | None:
-        """For the tunnel to the deployment's worker; None: nothing is made ready for it."""
+        """Return the gate for the tunnel to the deployment's worker; None if no fill is running."""
         fill = self._fills.get(deployment)
         return FillGate(fill) if fill is not None else None
 
     async def end_deployment(self, deployment: str) -> None:
-        """The model is loaded, or gone: end it."""
+        """Stop filling, since the model has loaded or is gone."""
         fill = self._fills.pop(deployment, None)
         if fill is not None:
             await fill.close()
 
 
 class FillGate(HashFrames):
-    """Holds the hash of a tensor back until the worker can find it."""
+    """Holds back a tensor's hash until the worker can find the file."""
 
     def __init__(self, fill: CacheFill) -> None:
         super().__init__()
         self._fill = fill
 
     async def settle(self) -> bytes:
-        """Wait until what is asked for can be found, or will not be."""
+        """Wait until the tensor is available or given up; return the reply `FOUND`, or nothing."""
         return FOUND if self.asked is not None and await self._fill.offer(self.asked) else b""

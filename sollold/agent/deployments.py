@@ -1,4 +1,4 @@
-"""The deployments whose head this node is: what serving and the record need of them, and their end."""
+"""The deployments whose head is this node: their use by serving, their part of the record, and their end."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from sollold.engines.llamacpp.process import Process
 log = logging.getLogger("sollold.agent")
 
 FAILED_SECONDS = 60.0
-"""How long a failed deployment stays in the record, so that those who waited for it see why."""
+"""How long a failed deployment stays in the record, so that waiting clients see why."""
 _LEAVING_LOOKS, _LEAVING_LOOK = 15, 0.02
 _BEAT = 5.0
-"""Seconds after which is told of one that loads, though nothing has changed."""
+"""Interval of reports about a loading deployment that does not change, in seconds."""
 
 
 class Deployments:
-    """Runs deployments and knows them by their ids.
+    """Runs deployments and finds them by id.
 
     Args:
-        drain_limit: seconds that a deployment has to end its work when a participant drains.
-        note: called when one is there, changed its state or is gone.
-        changed: called when less than that changed.
+        drain_limit: seconds in which a deployment may finish its work when a participant drains.
+        note: called when a deployment is added, changes state or is removed.
+        changed: called on smaller changes.
 
     Attributes:
         all: the deployments by id.
-        load_failed: told the model's digest and the end of ``llama-server``'s log when that fails.
+        load_failed: called with the model's digest and the end of ``llama-server``'s log after a failure.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class Deployments:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def add(self, deployment: Deployment) -> None:
-        """Run it until it ends."""
+        """Run a deployment until it ends."""
         self.all[deployment.id] = deployment
         self._running[deployment.id] = asyncio.create_task(self._run(deployment))
         self._note()
 
     async def close(self) -> None:
-        """End all; the caller has drained the requests."""
+        """Stop all; the caller has drained the requests."""
         for deployment in self.all.values():
             deployment.end("the daemon is stopping", state=State.DRAINING)
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     def address(self, deployment: str) -> EngineAddress | None:
-        """How the ``llama-server`` of a READY deployment is reached; None where there is none."""
+        """Return the address of a READY deployment's ``llama-server``, or None."""
         one = self.all.get(deployment)
         return one.address if one is not None and one.state is State.READY else None
 
     @contextmanager
     def busy(self, deployment: str, keep_alive: float | None = None) -> Iterator[None]:
-        """A request is in the deployment: it is not unloaded for idleness meanwhile.
+        """Count a request in the deployment, which prevents unloading it as idle.
 
-        ``keep_alive``: as the method of this name takes it; None: as it was.
+        ``keep_alive``: as in the method of this name; None: unchanged.
 
         Raises:
             LookupError: it is not here, or not ready.
@@ -92,7 +92,7 @@ class Deployments:
             self._changed()
 
     def report(self, deployment: str, active: int, waiting: int, speed: float) -> None:
-        """For the record: requests in the engine and in line, and the measured tokens per second of a single
+        """Record the requests in the engine and in its queue, and the measured tokens per second of a single
         stream; 0.0: unknown."""
         one = self.all.get(deployment)
         if one is None:
@@ -106,37 +106,37 @@ class Deployments:
             self._changed()
 
     def answered(self, deployment: str, tokens: int, drafted: int, accepted: int) -> None:
-        """For the record: an answer of so many tokens, of which some were drafted."""
+        """Record a response of this many tokens, some of them drafted and accepted."""
         one = self.all.get(deployment)
         if one is not None and one.drafts.by:
             one.drafts = one.drafts.with_answer(tokens, drafted, accepted)
             self._changed()
 
     def keep_alive(self, deployment: str, seconds: float) -> None:
-        """A caller named how long it may be idle; negative: for ever."""
+        """Set how long it may be idle, as a client requested; negative: forever."""
         one = self.all.get(deployment)
         if one is not None and one.keep_alive != seconds:
             one.keep_alive = seconds
             self._changed()
 
     def fail(self, deployment: str, reason: str) -> None:
-        """It makes no progress, or answers nonsense: end it as failed."""
+        """End a deployment as failed: it makes no progress, or produces nonsense."""
         one = self.all.get(deployment)
         if one is not None:
             one.end(reason)
 
     def work(self, deployment: str) -> Work | None:
-        """What a deployment has done so far; None where that can't be told."""
+        """Return a deployment's work counters; None if unknown."""
         one = self.all.get(deployment)
         return one.work() if one is not None else None
 
     def endpoint(self, deployment: str) -> Endpoint | None:
-        """What the record says, or will say in a moment, of a deployment whose head this is."""
+        """Return the endpoint of a deployment as the record has it, or is about to."""
         one = self.all.get(deployment)
         return one.endpoint() if one is not None else None
 
     async def loading(self, deployment: str) -> AsyncIterator[Endpoint]:
-        """What is true of one while it loads: now, at each change and now and then; last how that ended."""
+        """Yield the endpoint while it loads: now, on changes and periodically, finally with the result."""
         one = self.all.get(deployment)
         while one is not None:
             endpoint = one.endpoint()
@@ -146,7 +146,7 @@ class Deployments:
             await next_change(one, _BEAT)
 
     async def unload(self, deployment: str, reason: str, *, force: bool = False) -> Done:
-        """End one. Returns when every byte is given back."""
+        """Unload one. Returns when all its memory is released."""
         one = self.all.get(deployment)
         if one is None:
             return Done(True)
@@ -161,10 +161,9 @@ class Deployments:
         return Done(True)
 
     def check_participants(self) -> None:
-        """The cluster changed: a deployment that lost a participant is lost, though its processes may hang
-        on.
+        """End deployments that have lost a participant, even if their processes still hang on.
 
-        One with a participant that drains takes no new work, and ends when what is in it has ended.
+        Those with a draining participant accept no new work, and end once their running requests finish.
         """
         if not self.all:
             return
@@ -183,7 +182,7 @@ class Deployments:
                 one.accept_again()
 
     def unload_idle(self) -> None:
-        """End what was idle for too long; forget what failed long ago."""
+        """Unload what has been idle for too long; forget old failures."""
         for one in list(self.all.values()):
             one.end_if_due()
             if one.overdue():
@@ -193,14 +192,14 @@ class Deployments:
                 self._note()
 
     async def end_head(self, deployment: str, reason: str) -> None:
-        """End its ``llama-server`` if it runs, and the rest after it."""
+        """Stop its ``llama-server`` if it runs, and then everything else."""
         one = self.all.get(deployment)
         if one is not None and deployment in self._running:
             one.end(reason)
             await one.head_gone()
 
     def head_process(self, deployment: str) -> Process | None:
-        """The process of its ``llama-server``."""
+        """Return the process of its ``llama-server``, if any."""
         one = self.all.get(deployment)
         return one.head.process if one is not None and one.head is not None else None
 
@@ -227,7 +226,7 @@ class Deployments:
 
 
 async def _is_unused(one: Deployment) -> bool:
-    """Whether no request is in it. One whose answer was just delivered leaves it in a moment."""
+    """Return whether no request is in it. One just answered takes a moment to leave, so wait briefly."""
     for _ in range(_LEAVING_LOOKS):
         if not (one.busy or one.active or one.waiting):
             return True

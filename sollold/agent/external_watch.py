@@ -1,4 +1,4 @@
-"""Workers that others started, on behalf of the node that names them: watched, looked for, understood."""
+"""Manages the external workers that this node names: watches them, scans for others, checks versions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 
 _NEAR = 1
-"""Interfaces of this rank or a better one lead to the LAN, not into a VPN or to containers."""
+"""Interfaces of this rank or better lead to the LAN, not to a VPN or containers."""
 _PROTOCOL_SECONDS = 30.0
-"""Until a worker of our own is asked again what protocol it speaks."""
+"""Interval of attempts to learn the protocol version from a worker of our own, in seconds."""
 _NAMED_WITHIN = 8.0
-"""Seconds in which external workers that a request names should have been looked at."""
+"""How long to wait for probes of external workers named by a request, in seconds."""
 
 
 class ExternalWatch:
-    """Keeps ``workers`` looked at, and finds others.
+    """Keeps ``workers`` probed, and scans for others.
 
     Args:
-        llama: the llama.cpp in use, or None while there is none; its protocol is theirs.
-        taken: addresses of those that hold something now: to look at them would make them wait.
+        llama: returns the llama.cpp in use, if any; external workers must speak its protocol version.
+        taken: returns the addresses of workers in use, which must not be probed: the probe would block.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class ExternalWatch:
         self._protocols: dict[Llama, Version] = {}
 
     def start(self) -> None:
-        """Watch them, if there are any."""
+        """Start watching, if there are any workers."""
         if self._workers and (self._watch is None or self._watch.done()):
             self._watch = asyncio.create_task(self._workers.run(), name="external workers")
 
     async def name(self, addresses: Sequence[str]) -> tuple[ExternalWorker, ...]:
-        """Watch external workers that a request names as if the settings did; what is known of them soon."""
+        """Watch workers named by a request like those of the settings; return what is soon known of them."""
         self._workers.add(addresses)
         self.start()
         llama = self._llama()
@@ -71,7 +71,7 @@ class ExternalWatch:
         return await self._workers.settled(addresses, _NAMED_WITHIN)
 
     async def use_llama(self, llama: Llama) -> None:
-        """A llama.cpp is there: learn what protocol workers that others started must speak."""
+        """Learn the protocol version of this llama.cpp, which external workers must speak."""
         while self._workers:
             if (version := await self._protocol(llama)) is not None:
                 self._workers.use_version(version)
@@ -79,7 +79,7 @@ class ExternalWatch:
             await asyncio.sleep(_PROTOCOL_SECONDS)
 
     async def scan(self) -> tuple[ExternalWorker, ...]:
-        """Workers that others started on the networks of this machine; takes some seconds."""
+        """Scan this machine's networks for external workers; takes some seconds."""
         if self._scanning is None or self._scanning.done():
             self._scanning = asyncio.create_task(self._scan(), name="scan")
         return await asyncio.shield(self._scanning)
@@ -101,7 +101,7 @@ class ExternalWatch:
         return self._protocols[llama]
 
     async def close(self) -> None:
-        """End the watch and a scan."""
+        """Stop watching and scanning."""
         tasks = [task for task in (self._watch, self._scanning) if task is not None]
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""This node gets a model's file from another node, since the leader wants it to run the model."""
+"""Downloads a model from another node when the leader wants to run it here."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sollold.settings.schema import GIB
 log = logging.getLogger("sollold.agent")
 
 UNASKED_SECONDS = 30.0
-"""A fetch that the leader has not asked about for so long is wanted no more; what has come is kept."""
+"""Seconds without a request from the leader after which a download is cancelled, keeping its data."""
 AT_A_TIME = 2
 LEFT = 5 * GIB
-"""Bytes of the disk that are left alone: nobody has asked this machine's owner."""
+"""Disk space that downloads leave free, in bytes: this machine's owner did not order them."""
 
 
 @dataclass(slots=True)
@@ -41,18 +41,18 @@ class _Fetch:
 
     @property
     def missing(self) -> int:
-        """Bytes that have yet to come."""
+        """Number of bytes not yet downloaded."""
         return max(0, self.size - sum(completed for completed, _ in self.sizes.values()))
 
 
 class Fetcher:
-    """Answers the peer call ``fetch``. `register` before the peer server starts; at the end `close`.
+    """Serves the peer call ``fetch``. Call `register` before the peer server starts and `close` at the end.
 
     Args:
-        has: whether a model of this digest is on this node.
-        obey: why a command of this node in this term is not obeyed; empty when it is.
-        folder: where models go.
-        allowed: whether this node's settings let the leader do so.
+        has: returns whether a model of this digest is on this node.
+        obey: returns why a command of a node in a term is refused, or an empty string.
+        folder: where models are stored.
+        allowed: whether this node's settings permit downloads by the leader.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Fetcher:
         self._fetches: dict[str, _Fetch] = {}
 
     def register(self, server: Peers) -> None:
-        """Answer the peer call."""
+        """Register the peer method."""
         server.method("fetch", Fetch, self._fetch)
 
     async def close(self) -> None:
-        """End every fetch; what has come is kept."""
+        """Cancel every download, keeping received data."""
         tasks = [fetch.task for fetch in self._fetches.values() if fetch.task is not None]
         for task in tasks:
             task.cancel()
@@ -106,7 +106,7 @@ class Fetcher:
             log.info("fetching %s to run it here", request.model)
             fetch.task = asyncio.create_task(self._run(fetch, request), name=f"fetch {request.model}")
         if fetch.task.done():
-            # The next order begins anew.
+            # The next request starts again.
             self._fetches.pop(request.digest, None)
             return Fetched(failed=fetch.failed or "the downloaded file is not the requested one")
         done = sum(completed for completed, _ in fetch.sizes.values())
@@ -130,7 +130,7 @@ class Fetcher:
         others = [one for id, one in self._fetches.items() if one.under_way and id != request.digest]
         if len(others) >= AT_A_TIME:
             return "other models are being downloaded here"
-        # The disk does not know yet of what the others will write.
+        # The free space still includes what the other downloads will write.
         if free - size - sum(one.missing for one in others) < LEFT:
             return f"its disk has no space for {request.model}"
         return ""
@@ -156,7 +156,7 @@ class Fetcher:
 
 
 def _free(folder: Path) -> int:
-    """Bytes that the disk of a folder has, which need not be there yet."""
+    """Return the free bytes of the disk of a folder, which need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -1,18 +1,18 @@
-"""The memory ledger of one node: what is set aside, for whom, until when.
+"""The memory ledger of one node: what is reserved or granted, to which deployment, and until when.
 
-Sans-I/O. Each call takes the time on a monotonic clock of the caller's, in seconds, and gives the answer
+Sans-I/O. Each call takes the time of the caller's monotonic clock in seconds, and returns its result
 together with the actions to carry out. The node is the only writer of its ledger, so two leaders in a
-split network can compete for a byte but never both have it.
+split network can compete for memory but never both get it.
 
 A grant's life::
 
     reserve ──► RESERVED ──commit──► COMMITTED ──release / head silent──► ending ──ended──► free
                    └──release / not committed in time──► free
 
-An ending grant still counts: its bytes are free only when the caller says `Ledger.ended`, that is when
-the process that used them is dead.
+An ending grant still counts: its memory is free only when the caller calls `Ledger.ended`, once the
+processes that used it are dead.
 
-How much one more grant could get is `sollold.agent.memory_room`'s to say.
+`sollold.agent.memory_room` computes how much another grant could get.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sollold.facts import dataclass
 from sollold.machine.device import Device
 
 RESERVATION_SECONDS = 15.0
-"""How long a reservation waits for its commit."""
+"""How long a reservation waits for its commit, in seconds."""
 
 _NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class KillWorker:
-    """End the processes of ``deployment`` on this node, then call `Ledger.ended`."""
+    """Kill the processes of ``deployment`` on this node, then call `Ledger.ended`."""
 
     deployment: str
     reason: str
@@ -43,14 +43,14 @@ class KillWorker:
 
 @dataclass(frozen=True, slots=True)
 class PersistTerm:
-    """Write ``term`` to disk before the answer is sent."""
+    """Write ``term`` to disk before the reply is sent."""
 
     term: Term
 
 
 @dataclass(frozen=True, slots=True)
 class GrantsChanged:
-    """Grants are no longer what they were: the record must say so."""
+    """The grants or devices have changed, and the record must be updated."""
 
 
 Action = KillWorker | PersistTerm | GrantsChanged
@@ -58,7 +58,7 @@ Action = KillWorker | PersistTerm | GrantsChanged
 
 @dataclass(slots=True)
 class _Entry:
-    """All that one deployment has on this node."""
+    """Everything that one deployment has on this node."""
 
     head: str
     bytes: dict[str, int]
@@ -68,14 +68,14 @@ class _Entry:
 
 
 class Ledger:
-    """What this node has granted. Pure; see above for a grant's life.
+    """This node's grants. Pure; see the module for a grant's life.
 
     Args:
-        term: the newest term seen before, from disk.
-        ready: False refuses every reservation until `reconciled`: after a start nothing is granted
-            before the processes that an earlier run left behind are ended.
-        node_limit: most bytes over all devices; 0: no such limit.
-        name: a node's name for people, by its id.
+        term: the newest term seen earlier, from disk.
+        ready: if False, every reservation is refused until `reconciled`: after a start nothing is granted
+            before an earlier run's processes have been ended.
+        node_limit: maximum bytes over all devices; 0: unlimited.
+        name: returns a node's display name for its id.
     """
 
     def __init__(
@@ -98,33 +98,33 @@ class Ledger:
         self._measured = MeasuredMemory()
         self._entries: dict[str, _Entry] = {}
 
-    # What is known
+    # State
 
     @property
     def ready(self) -> bool:
-        """Whether reservations are taken."""
+        """Whether reservations are accepted."""
         return self._ready
 
     def holds(self, deployment: str) -> bool:
-        """Whether anything is set aside for ``deployment``, ending or not."""
+        """Return whether ``deployment`` has a reservation or grant, ending or not."""
         return deployment in self._entries
 
     def live(self, deployment: str) -> bool:
-        """Whether ``deployment`` has a grant or reservation that is not ending."""
+        """Return whether ``deployment`` has a reservation or grant that is not ending."""
         entry = self._entries.get(deployment)
         return entry is not None and not entry.ending
 
     def deployments(self) -> frozenset[str]:
-        """All for which anything is set aside, ending or not."""
+        """Return all deployments with a reservation or grant, ending or not."""
         return frozenset(self._entries)
 
     def bytes_of(self, deployment: str) -> dict[str, int]:
-        """Device → bytes set aside for ``deployment``."""
+        """Return device → bytes reserved for or granted to ``deployment``."""
         entry = self._entries.get(deployment)
         return dict(entry.bytes) if entry else {}
 
     def grants(self) -> tuple[Grant, ...]:
-        """Everything set aside, for the record; sorted."""
+        """Return all reservations and grants for the record, sorted."""
         return tuple(
             Grant(deployment, device, size, entry.head, entry.state)
             for deployment, entry in sorted(self._entries.items())
@@ -132,9 +132,9 @@ class Ledger:
         )
 
     def devices(self) -> tuple[Device, ...]:
-        """The devices as measured, with ``granted`` and ``available`` of this moment.
+        """Return the devices as measured, with the current ``granted`` and ``available``.
 
-        What is ``available`` to each member of a pool is what the pool has: it is there once.
+        Each member of a pool shows all of the pool's ``available`` memory, which exists only once.
         """
         room = self._room()
         return tuple(
@@ -148,31 +148,31 @@ class Ledger:
         )
 
     def available(self, device: str) -> int:
-        """Bytes that one more grant could get on ``device`` now; 0 for an unknown one."""
+        """Return the bytes that another grant could get on ``device`` now; 0 if it is unknown."""
         return self._room().available(device)
 
     def next_deadline(self) -> float | None:
-        """When `expire` has something to do; None when nothing can expire."""
+        """Return when `expire` will have something to do; None if nothing can expire."""
         return min((entry.deadline for entry in self._entries.values() if not entry.ending), default=None)
 
     # Events
 
     def reconciled(self) -> tuple[Action, ...]:
-        """What an earlier run left behind is gone: reservations are taken from now on."""
+        """Accept reservations from now on: an earlier run's processes are gone."""
         self._ready = True
         return (GrantsChanged(),)
 
     def measured(self, measured: MeasuredMemory) -> tuple[Action, ...]:
-        """The devices as they are now."""
+        """Take over a new measurement of the devices."""
         before = self.devices()
         self._measured = measured
         return (GrantsChanged(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
-        """Set bytes aside until the commit, all that is asked or nothing.
+        """Reserve memory until the commit: all that is requested or nothing.
 
-        The same request again renews the reservation. A request with other bytes replaces an
-        uncommitted reservation of the same deployment.
+        The same request again renews the reservation. A request for other amounts replaces an uncommitted
+        reservation of the same deployment.
         """
         actions = list(self.expire(now))
         refusal = self._see(request.term, actions) or self._reserve(request, now, actions)
@@ -181,7 +181,7 @@ class Ledger:
         return Reserved(not refusal, refusal, available), tuple(actions)
 
     def _reserve(self, request: Reserve, now: float, actions: list[Action]) -> str:
-        """Why nothing was set aside, or empty."""
+        """Reserve; return why it was refused, or an empty string."""
         if not self._ready:
             return "the node has just started and is still cleaning up"
         if not _is_name(request.deployment):
@@ -212,7 +212,7 @@ class Ledger:
         return ""
 
     def withdraw(self, deployment: str) -> tuple[Action, ...]:
-        """Give back what was reserved, since the leader is told that it is not. What is committed stays."""
+        """Cancel a reservation whose request is answered with a refusal. Committed grants stay."""
         actions: list[Action] = []
         entry = self._entries.get(deployment)
         if entry is not None and entry.state is GrantState.RESERVED:
@@ -220,7 +220,7 @@ class Ledger:
         return tuple(actions)
 
     def commit(self, request: Commit, now: float) -> tuple[Done, tuple[Action, ...]]:
-        """The head takes up its reservation. Again: the same answer."""
+        """Turn the head's reservation into a grant. Idempotent."""
         actions = list(self.expire(now))
         entry, refusal = self._owned(request.deployment, request.head)
         if entry is None:
@@ -236,7 +236,7 @@ class Ledger:
         return Done(True), tuple(actions)
 
     def renew(self, request: Renew, now: float) -> tuple[Done, tuple[Action, ...]]:
-        """The head is alive: its committed grant lives on."""
+        """Extend a committed grant: its head is alive."""
         actions = self.expire(now)
         entry, refusal = self._owned(request.deployment, request.head)
         if entry is None:
@@ -247,9 +247,9 @@ class Ledger:
         return Done(True), actions
 
     def release(self, request: Release, caller: str, now: float) -> tuple[Done, tuple[Action, ...]]:
-        """End what a deployment has here. Its head may always; anyone else needs the newest term.
+        """End what a deployment has here. Its head always may; any other caller needs the newest term.
 
-        Done at once for a reservation. A committed grant is ending until `ended`.
+        A reservation is freed at once. A committed grant is ending until `ended`.
         """
         actions = list(self.expire(now))
         entry = self._entries.get(request.deployment)
@@ -262,17 +262,17 @@ class Ledger:
         return Done(True), tuple(actions)
 
     def head_of(self, deployment: str) -> str:
-        """The head of what ``deployment`` has here; empty when it has nothing."""
+        """Return the head of what ``deployment`` has here; empty if it has nothing."""
         entry = self._entries.get(deployment)
         return entry.head if entry is not None else ""
 
     def see(self, term: Term) -> tuple[str, tuple[Action, ...]]:
-        """A command that is no ledger's business carries ``term``: why it is refused, or empty."""
+        """Check the ``term`` of another command; return why it is refused, or an empty string."""
         actions: list[Action] = []
         return self._see(term, actions), tuple(actions)
 
     def expire(self, now: float) -> tuple[Action, ...]:
-        """End what nobody committed or renewed in time."""
+        """End what was not committed or renewed in time."""
         actions: list[Action] = []
         for deployment, entry in list(self._entries.items()):
             if not entry.ending and now >= entry.deadline:
@@ -280,19 +280,19 @@ class Ledger:
         return tuple(actions)
 
     def postpone(self, seconds: float) -> None:
-        """The daemon itself did not run for so long: nobody could commit or renew meanwhile."""
+        """Extend all deadlines by the time in which this daemon did not run and could receive no renewals."""
         for entry in self._entries.values():
             entry.deadline += seconds
 
     def end_deployment(self, deployment: str, reason: str) -> tuple[Action, ...]:
-        """Its worker died, or this node wants it gone: end what ``deployment`` has here."""
+        """End what ``deployment`` has here: its worker died, or this node wants it gone."""
         actions: list[Action] = []
         if self.live(deployment):
             self._end(deployment, reason, actions)
         return tuple(actions)
 
     def ended(self, deployment: str) -> tuple[Action, ...]:
-        """The processes of ``deployment`` are dead: its bytes are free. Ignored unless it is ending."""
+        """Free the memory of ``deployment``, whose processes are dead. Ignored unless it is ending."""
         entry = self._entries.get(deployment)
         if entry is None or not entry.ending:
             return ()
@@ -301,7 +301,7 @@ class Ledger:
         self._measured = replace(self._measured, allocated=rest)
         return (GrantsChanged(),)
 
-    # Inside
+    # Internal
 
     def _see(self, term: Term, actions: list[Action]) -> str:
         if term < self.term:
@@ -337,11 +337,11 @@ class Ledger:
         return {deployment: entry.bytes for deployment, entry in self._entries.items()}
 
     def _room(self, granted: Mapping[str, Mapping[str, int]] | None = None) -> MemoryRoom:
-        """What is left beside ``granted``; None: beside all that is set aside."""
+        """Return the room beside ``granted``; None: beside everything reserved or granted."""
         return MemoryRoom(self._measured, self._granted() if granted is None else granted, self._node_limit)
 
 
 def _is_name(deployment: str) -> bool:
-    """Whether it can name a folder, as it will for logs and tensors: any member may send any text."""
+    """Return whether it is safe as a folder name, for logs and tensors: any member may send any string."""
     ascii_name = deployment.replace("-", "").replace("_", "").isalnum()
     return ascii_name and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES

@@ -1,4 +1,4 @@
-"""Measures what the devices of this node have free, and what each deployment has allocated."""
+"""Measures free memory of this node's devices, and what each deployment has allocated."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ log = logging.getLogger("sollold.agent")
 
 MEASURE_SECONDS = 5.0
 _FRESH_SECONDS = 0.3
-"""A measurement not older than this is good enough to grant on."""
+"""Maximum age of a measurement on which memory is granted, in seconds."""
 _MEASURE_TIMEOUT = 4.0
-"""A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
+"""Timeout of a measurement, which may hang in a driver, for example: nothing is granted then."""
 NO_MEASURE = f"the devices of this node can't be measured: no answer within {_MEASURE_TIMEOUT:.0f} s"
 
 
 class MemoryMonitor:
-    """Measures this node's memory, and reports each measurement to the ledger.
+    """Measures this node's memory and reports each measurement to the ledger.
 
     Attributes:
-        others: device → bytes that an Ollama on this machine has loaded.
+        others: returns device → bytes that an Ollama on this machine has loaded.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class MemoryMonitor:
         processes: Callable[[], Sequence[tuple[str, list[Process]]]],
         measured: Callable[[MeasuredMemory], None],
     ) -> None:
-        """``processes``: those of each deployment here. ``measured`` is told of every measurement."""
+        """``processes``: returns those of each deployment; ``measured``: called with each measurement."""
         self._meter = meter
         self._external = external
         self._processes = processes
@@ -51,7 +51,7 @@ class MemoryMonitor:
         self.others: Callable[[], Mapping[str, int]] = dict
 
     async def run(self) -> None:
-        """Measure now and then, until cancelled."""
+        """Measure periodically until cancelled."""
         retrying = LogAndRetry("the measurement of memory", log)
         while True:
             await asyncio.sleep(max(1.0, self._measured_at + MEASURE_SECONDS - time.monotonic()))
@@ -60,25 +60,25 @@ class MemoryMonitor:
                     await self.measure()
 
     async def refresh(self) -> bool:
-        """Report a measurement that is fresh enough to grant on; False when there is none, see `measure`."""
+        """Report a measurement recent enough to grant on; return False if none can be had, see `measure`."""
         if time.monotonic() - self._measured_at <= _FRESH_SECONDS:
             self.report()
             return True
         return await self.measure()
 
     def invalidate(self) -> None:
-        """The last measurement no longer holds: the next grant measures anew."""
+        """Discard the last measurement: the next grant measures again."""
         self._measured_at = float("-inf")
 
     async def wait_until_measured(self) -> None:
-        """Wait for a measurement that is under way, for a while."""
+        """Wait up to `_MEASURE_TIMEOUT` for a running measurement."""
         if self._measuring is not None:
             await asyncio.wait([self._measuring], timeout=_MEASURE_TIMEOUT)
 
     async def measure(self) -> bool:
-        """Measure the devices now, or share in a measurement that is under way.
+        """Measure the devices now, or join a running measurement.
 
-        False when it is not done within `_MEASURE_TIMEOUT`: then it goes on by itself.
+        Returns False if it is not done within `_MEASURE_TIMEOUT`; it then continues in the background.
         """
         if self._measuring is None or self._measuring.done():
             self._measuring = asyncio.create_task(self._measure())
@@ -102,12 +102,12 @@ class MemoryMonitor:
     def report(self) -> None:
         """Report the devices as last measured."""
         devices = (*self._measured.devices, *self._external.devices())
-        # The system counts mapped weights as free, and would evict them while they are being computed with.
+        # The system counts mapped weights as free, but would have to evict them while they are in use.
         taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
         self._report(MeasuredMemory(devices, self._allocated, self._meter.reserves(), taken))
 
     def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
-        """The devices, and what each deployment has allocated by now. Blocks."""
+        """Measure the devices, and what each deployment has allocated. Blocks."""
         measurement = self._meter.measure()
         allocated: dict[str, dict[str, int]] = {}
         for deployment, running in processes.items():

@@ -1,16 +1,16 @@
-"""How many bytes one more grant could get on this node's devices. Pure.
+"""Computes how many bytes another grant could get on this node's devices. Pure.
 
 That is the smallest of
 
-- a device's limit less what is granted on it,
-- the node's limit less what is granted on all devices,
-- what is measured free, less the reserve, less what was granted but is not allocated yet, and less what
-  others use although it counts as free.
+- a device's limit minus the grants on it,
+- the node's limit minus the grants on all devices,
+- what is measured free, minus the reserve, minus granted memory that is not allocated yet, and minus
+  what other programs use although it counts as free.
 
-Devices in one pool share the first and the last of these.
+Devices in one pool share the last of these, and their grants together must fit into the pool's total.
 
-The devices of an external worker (`sollold.machine.external_worker`) are no memory of this machine's, so the
-node's limit does not count them, and they are one deployment's at a time: a worker serves one client.
+The devices of an external worker (`sollold.machine.external_worker`) are not this machine's memory, so the
+node's limit does not include them, and they serve one deployment at a time, since a worker has one client.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sollold.settings.schema import MIB
 
 @dataclass(frozen=True, slots=True)
 class MeasuredMemory:
-    """The devices as they were measured last.
+    """The last measurement of the devices.
 
     Attributes:
-        devices: with what was free and what there is in all.
-        allocated: deployment → device → bytes that its processes had taken when ``free`` was measured; what
-            is missing from it counts as not allocated yet.
-        reserves: device → bytes that are left to the rest of the machine.
-        taken: device → bytes that others than deployments use although ``free`` counts them: weights that an
+        devices: with their free and total memory.
+        allocated: deployment → device → bytes that its processes held when ``free`` was measured; the
+            rest of a grant counts as not allocated yet.
+        reserves: device → bytes left to the rest of the machine.
+        taken: device → bytes used by others than deployments although ``free`` includes them: weights that an
             Ollama has mapped.
     """
 
@@ -43,17 +43,17 @@ class MeasuredMemory:
     taken: Mapping[str, int] = field(default_factory=dict)
 
     def device(self, name: str) -> Device | None:
-        """The device with this id; None for an unknown one."""
+        """Return the device with this id, or None."""
         return next((device for device in self.devices if device.id == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRoom:
-    """What is left beside what is granted now.
+    """The memory left beside the current grants.
 
     Attributes:
         granted: deployment → device → bytes.
-        node_limit: most bytes over all devices; 0: no such limit.
+        node_limit: maximum bytes over all devices; 0: unlimited.
     """
 
     measured: MeasuredMemory
@@ -61,11 +61,11 @@ class MemoryRoom:
     node_limit: int
 
     def granted_on(self, device: str) -> int:
-        """Bytes that all deployments together have on a device."""
+        """Return the bytes that all deployments together have on a device."""
         return sum(sizes.get(device, 0) for sizes in self.granted.values())
 
     def available(self, device: str) -> int:
-        """Bytes that one more grant could get on ``device`` now; 0 for an unknown one."""
+        """Return the bytes that another grant could get on ``device`` now; 0 if it is unknown."""
         known = self.measured.device(device)
         if known is None or self._taken_by(device):
             return 0
@@ -73,7 +73,7 @@ class MemoryRoom:
         return max(0, room if external_address(device) else min(room, self._node_room()))
 
     def missing(self, wanted: Mapping[str, int]) -> str:
-        """Why ``wanted`` can't be had, or empty."""
+        """Return why ``wanted`` is not available, or an empty string."""
         for name, size in wanted.items():
             device = self.measured.device(name)
             if device is None:
@@ -103,7 +103,7 @@ class MemoryRoom:
         return device.limit - self.granted_on(device.id)
 
     def _pool_room(self, device: Device) -> int:
-        """What the memory itself has left; the members of a pool are measured as one."""
+        """Return what is left of the memory itself; the members of a pool are measured as one."""
         members = self._members(device)
         reserve = max(self.measured.reserves.get(member.id, 0) for member in members)
         pledged = 0
@@ -123,7 +123,7 @@ class MemoryRoom:
         return self.node_limit - sum(map(_own, self.granted.values()))
 
     def _taken_by(self, device: str) -> str:
-        """The deployment that has the external worker behind ``device``; empty when none has."""
+        """Return the deployment that uses the external worker behind ``device``; empty if none."""
         if not (address := external_address(device)):
             return ""
         users = (
@@ -135,7 +135,7 @@ class MemoryRoom:
 
 
 def _own(sizes: Mapping[str, int]) -> int:
-    """Bytes on the machine's own devices."""
+    """Return the bytes on the machine's own devices."""
     return sum(size for device, size in sizes.items() if not external_address(device))
 
 

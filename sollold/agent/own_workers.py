@@ -1,4 +1,4 @@
-"""The workers that this node runs for deployments, and what they keep of tensors."""
+"""The RPC workers that this node runs for deployments, and their tensor caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("sollold.agent")
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A worker and what it was started for. ``size``: bytes that were granted to it."""
+    """A worker and what it was started for. ``size``: bytes granted to it."""
 
     worker: Worker
     request: Commit
@@ -33,14 +33,14 @@ class _Running:
 
 
 class OwnWorkers:
-    """One worker at most for each deployment.
+    """At most one worker per deployment.
 
     Args:
         node: this node's id.
-        exited: told when a worker ended that nobody has stopped.
+        exited: called when a worker has exited by itself.
 
     Attributes:
-        cached: for the record: (beginning of a model's digest, bytes of its tensors that are kept here).
+        cached: (digest prefix of a model, bytes cached of its tensors), for the record.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class OwnWorkers:
         self.cached: tuple[tuple[str, int], ...] = ()
 
     async def clean_up(self) -> None:
-        """Remove what workers of an earlier run left, and see what they kept."""
+        """Delete what an earlier run's workers left unfinished, and list what they cached."""
         await asyncio.to_thread(self._cache.remove_leftovers)
         if self._settings.worker_cache:
             self.cached = await asyncio.to_thread(self._cache.models)
 
     def get(self, deployment: str) -> Worker | None:
-        """The worker of a deployment."""
+        """Return the worker of a deployment, or None."""
         running = self._running.get(deployment)
         return running.worker if running is not None else None
 
     def digest(self, deployment: str) -> str:
-        """Of the model that a deployment's worker was started for; empty when there is none."""
+        """Return the digest of the model of a deployment's worker; empty without a worker."""
         running = self._running.get(deployment)
         return running.request.digest if running is not None else ""
 
     async def start(self, request: Commit, llama: Llama, size: int) -> None:
-        """Start the worker that ``request`` wants; ``size`` bytes were granted to it.
+        """Start the worker requested by ``request``, to which ``size`` bytes were granted.
 
         Raises:
             WorkerFailed: it did not start.
@@ -105,7 +105,7 @@ class OwnWorkers:
         worker.process.exited.add_done_callback(lambda exited: self._ended(deployment, worker))
 
     async def stop(self, deployment: str) -> None:
-        """End the worker of a deployment, if there is one, and remove what it has not finished."""
+        """Stop the worker of a deployment, if there is one, and delete its unfinished files."""
         running = self._running.pop(deployment, None)
         if running is not None:
             await running.worker.stop()
@@ -113,9 +113,9 @@ class OwnWorkers:
         await asyncio.to_thread(self._cache.remove_folder, deployment)
 
     async def start_again(self, deployment: str) -> None:
-        """End the worker of a deployment and start one like it, on another port perhaps.
+        """Replace the worker of a deployment by a new one, perhaps on another port.
 
-        It keeps nothing between two connections, so that between them nobody misses it.
+        A worker has no state between two connections, so that nobody notices.
 
         Raises:
             WorkerFailed: the new one did not start.
@@ -125,12 +125,12 @@ class OwnWorkers:
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
-            await stopping  # who ends the deployment counts on its memory
+            await stopping  # whoever ends the deployment relies on its memory being free
             raise
         await self.start(before.request, before.llama, before.size)
 
     async def loaded(self, deployment: str) -> bool:
-        """All tensors of a deployment have arrived: keep them. Returns whether `cached` changed."""
+        """Keep the tensors of a deployment, all of which have arrived. Returns whether `cached` changed."""
         running = self._running.get(deployment)
         if running is None:
             return False

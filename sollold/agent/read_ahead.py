@@ -1,7 +1,7 @@
-"""Files that a worker will read one after the other, brought from the disk into memory shortly before.
+"""Reads files that a worker is about to read into the page cache.
 
-A head hashes a tensor, then waits while the worker reads its file, and so on in turns. Read ahead, the file
-comes from the disk while the head is hashing.
+A head hashes a tensor, then waits while the worker reads its file, and so on in turns. With read-ahead the
+next file comes from the disk while the head is hashing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from sollold.settings.schema import MIB
 
 WINDOW = 512 * MIB
-"""Bytes ahead of the worker: they take memory that is free anyway, and no more of it."""
+"""Bytes to read ahead of the worker: a bound on the page cache used."""
 
 
 class ReadAhead:
-    """Begin with `reached` of ``""``.
+    """Start by calling `reached` with an empty name.
 
     Args:
-        files: in the order in which they will be read, by any name.
+        files: name → path, in the order in which they will be read.
     """
 
     def __init__(self, files: Mapping[str, Path], window: int = WINDOW) -> None:
@@ -29,10 +29,10 @@ class ReadAhead:
         self._places = {name: place for place, (name, _) in enumerate(self._files, 1)}
         self._window = window
         self._sizes: list[int] = []
-        """Bytes of those that were looked at so far."""
+        """Sizes of the files opened so far, in bytes."""
 
     def reached(self, name: str) -> None:
-        """The worker reads ``name`` now: have the system read what follows. Blocks for a moment."""
+        """Have the system read what follows ``name``, which the worker reads now. Blocks briefly."""
         place = self._places.get(name, 0)
         while (at := len(self._sizes)) < len(self._files) and sum(self._sizes[place:]) < self._window:
             size = 0

@@ -1,4 +1,4 @@
-"""Devices, grants and endpoints of this node's own record, kept true without telling small changes."""
+"""Keeps devices, grants and endpoints of this node's record current, without publishing tiny changes."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from sollold.settings.schema import MIB
 log = logging.getLogger("sollold.agent")
 
 PUBLISH_SECONDS = 0.25
-"""The record changes no more often than this."""
+"""Minimum interval between changes of the record, in seconds."""
 IDLE_SECONDS = 15.0
-"""How old the idleness in the record may be."""
+"""Maximum age of the idle times in the record, in seconds."""
 SMALL_SECONDS = 30.0
-"""How old the free memory in the record may be by as much as is some of a device's, though not much."""
+"""Maximum age of free memory in the record, in seconds, while it is off by a moderate amount."""
 _FREE_STEP = 32 * MIB
 _SOME, _MUCH = 200, 50
-"""Parts of a device's memory: one of so many. Less than some is no news; much is told at once."""
+"""Thresholds as fractions of a device's memory, 1/200 and 1/50. Smaller changes than the first are ignored,
+larger ones than the second published at once."""
 
 
 class RecordPublisher:
-    """Writes to the record whenever ``changed`` is set, and in between for the idleness of deployments."""
+    """Updates the record whenever ``changed`` is set, and periodically for the deployments' idle times."""
 
     def __init__(
         self, view: View, grants: GrantManager, deployments: Mapping[str, Deployment], changed: asyncio.Event
     ) -> None:
-        """``deployments``: those whose head this node is, by id, as they are at any time."""
+        """``deployments``: those whose head is this node, by id; a live mapping."""
         self._view = view
         self._grants = grants
         self._deployments = deployments
         self._changed = changed
         self._idle_at = float("-inf")
         self._exact_at = float("-inf")
-        """When the devices were last told as they were."""
+        """When the devices were last published exactly."""
 
     async def run(self) -> None:
-        """Publish soon after every change, and from time to time what moves by itself, until cancelled."""
+        """Publish soon after every change, and periodically what changes by itself, until cancelled."""
         retrying = LogAndRetry("the publishing of the record", log)
         while True:
             try:
@@ -59,7 +60,7 @@ class RecordPublisher:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def note_deployment(self) -> None:
-        """A deployment changed: its state is told at once, since whoever was answered may ask what runs."""
+        """Publish a deployment's new state at once, since a client just answered may ask what runs."""
         told = {one.id: one.state for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA}
         if told != {one.id: one.state for one in self._deployments.values()}:
             self.publish()
@@ -67,12 +68,12 @@ class RecordPublisher:
             self._changed.set()
 
     def publish_exactly(self) -> None:
-        """Publish now, with smaller moves of free memory than usual: somebody planned with what was told."""
+        """Publish now, with a finer threshold for free memory: a plan was based on outdated values."""
         self._exact_at = float("-inf")
         self.publish()
 
     def publish(self) -> None:
-        """Write this node's grants, deployments and devices into its record."""
+        """Write this node's grants, deployments and devices to its record."""
         self._changed.clear()
         me = self._view.me
         ours = [one.endpoint() for one in self._deployments.values()]
@@ -98,12 +99,12 @@ class RecordPublisher:
 
 
 def _timeless(endpoint: Endpoint) -> Endpoint:
-    """Without what only the passing of time changes."""
+    """Return the endpoint without its idle and expiry times, which change all the time."""
     return replace(endpoint, idle=0.0, expires=0.0)
 
 
 def _steady(told: tuple[Device, ...], now: tuple[Device, ...], part: int) -> tuple[Device, ...]:
-    """``now``, but as it was ``told`` where only free memory moved, by less than one of so many parts."""
+    """Return ``now``, keeping a device as ``told`` if only its free memory moved, by less than 1/``part``."""
     known = {device.id: device for device in told}
 
     def small(old: Device, new: Device) -> bool:

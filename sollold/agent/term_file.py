@@ -1,4 +1,4 @@
-"""The newest term that this node has obeyed, on disk before anybody hears that it was."""
+"""Persists the newest term that this node has obeyed, before any reply reveals it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TermFile:
     """The file ``term.json`` in the state folder.
 
     Attributes:
-        on_disk: the term that the file is known to hold.
+        on_disk: the term that the file is known to contain.
     """
 
     def __init__(self, state: Path) -> None:
@@ -30,7 +30,7 @@ class TermFile:
         self.on_disk = Term()
 
     def read(self) -> Term:
-        """What an earlier run kept; nothing when the file is missing or damaged. Blocks for the disk."""
+        """Read an earlier run's term; the zero term if the file is missing or damaged. Blocks."""
         try:
             found = msgspec.json.decode(read_bounded(self._path), type=Term)
             if not follows(found, Term()):
@@ -44,9 +44,9 @@ class TermFile:
         return self.on_disk
 
     async def keep(self, term: Term) -> str:
-        """Return once ``term`` or a newer one is on disk: why it is not, or empty.
+        """Return once ``term`` or a newer one is on disk; the result is why it is not, or empty.
 
-        Any number may wait at once; one write goes on at a time, also when who began it gives up.
+        Any number of callers may wait; one write runs at a time, even if the caller that started it gives up.
         """
         try:
             async with asyncio.timeout(_WRITE_SECONDS):

@@ -1,4 +1,4 @@
-"""The way to this node's workers, for their heads and for nobody else."""
+"""Gives the heads of deployments, and nobody else, access to this node's workers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _TRIES = 3
 
 
 class WorkerAccess:
-    """Gives out the addresses of workers that no other user of this machine uses.
+    """Returns the addresses of workers that no other user of this machine uses.
 
-    See `sollold.cluster.net.rpc.Workers`. Workers that others started are what they are.
+    Implements `sollold.cluster.net.rpc.Workers`. External workers can't be checked for other clients.
     """
 
     def __init__(self, node: str, grants: GrantManager) -> None:
@@ -20,10 +20,10 @@ class WorkerAccess:
         self._grants = grants
 
     async def address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
-        """Host and port of a worker.
+        """Return host and port of a worker.
 
         Raises:
-            PeerError: there is none, or not for ``caller``.
+            PeerError: there is none, or ``caller`` may not use it.
         """
         try:
             found = self._grants.worker_address(caller, deployment, plain)
@@ -38,20 +38,20 @@ class WorkerAccess:
         raise PeerError(self._node, reason, transport=False)
 
     def gate(self, deployment: str) -> Gate | None:
-        """What looks at the bytes for the deployment's own worker, if anything."""
+        """Return the filter for the bytes sent to the deployment's own worker, if any."""
         return self._grants.fills.gate(deployment)
 
     async def connected(self, deployment: str) -> bool:
-        """A tunnel has connected to the worker: whether it is the only client."""
+        """Count a tunnel's connection to the worker; return whether it is the only client."""
         if (worker := self._grants.workers.get(deployment)) is not None:
             worker.connected()
         return await self._grants.used_by_us_alone(deployment)
 
     async def local_port(self, deployment: str) -> int:
-        """The port of the worker for a ``llama-server`` on this node.
+        """Return the worker's port for a ``llama-server`` on this node.
 
         Raises:
-            PeerError: there is none.
+            PeerError: there is no such worker.
         """
         _, port = await self.address(self._node, deployment, "")
         return port

@@ -1,1 +1,1 @@
-"""Deployments by llama.cpp: llama-server, RPC workers, the tunnel between them, what they leave behind."""
+"""llama.cpp deployments: llama-server, RPC workers, the tunnels between them, and cleaning up after them."""

@@ -1,7 +1,7 @@
-"""Which child processes run, on disk: what an earlier run left behind is found and ended.
+"""On-disk journal of child processes, by which processes left over from an earlier run are found and killed.
 
-A pid alone would name a stranger after a restart, so each entry carries when its process started. What the
-children have started themselves is known by a mark in its environment.
+A pid alone may belong to another process after a restart, so each entry includes the start time. Processes
+that the children started themselves are recognized by a mark in their environment.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sollold.settings.state_file import write_whole
 log = logging.getLogger("sollold.engines")
 
 _KILL_SECONDS = 10.0
-"""A process that was killed and is still there after so long is left to the system."""
+"""A killed process that still exists after this many seconds is left to the system."""
 MARK = "SOLLOLD_CHILD_OF"
-"""In the environment of every child: whose it is, see `Journal.mark`. What it starts has it too."""
+"""Environment variable set for every child, and inherited by its children; see `Journal.mark`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildProcess:
-    """A child process: ``started`` tells it from another that has got its pid since."""
+    """A child process; ``started`` distinguishes it from a later process with the same pid."""
 
     pid: int
     started: str
@@ -39,7 +39,7 @@ class ChildProcess:
 
 
 class Journal:
-    """The children of this node's daemon. Usable from any thread; every call touches the disk."""
+    """The children of this node's daemon. Thread-safe; every call accesses the disk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,10 +48,10 @@ class Journal:
 
     @property
     def mark(self) -> str:
-        """The value of `MARK` for this node's children, in every run of its daemon.
+        """The value of `MARK` for this node's children, the same in every run of its daemon.
 
-        With the folder's own number: daemons in containers have folders of one name each, and see each
-        other's processes where they share the numbers of the host's.
+        It includes the folder's inode: daemons in containers use the same folder names, and see each other's
+        processes if they share the host's pid namespace.
         """
         try:
             folder = self._path.parent.stat()
@@ -60,29 +60,29 @@ class Journal:
         return f"{folder.st_dev}:{folder.st_ino} {self._path.absolute()}"
 
     def add(self, pid: int, name: str, deployment: str) -> None:
-        """Note a child that was just started.
+        """Record a child that was just started.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the journal can't be written.
         """
         with self._lock:
             self._entries[pid] = ChildProcess(pid, started(pid), name, deployment)
             self._write()
 
     def remove(self, pid: int) -> None:
-        """The child is gone.
+        """Remove a child that has exited.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the journal can't be written.
         """
         with self._lock:
             if self._entries.pop(pid, None) is not None:
                 self._write()
 
     def kill_leftovers(self) -> list[ChildProcess]:
-        """Kill what an earlier run left behind and wait until it is gone. Call it before any `add`.
+        """Kill processes left by an earlier run and wait until they are gone. Call it before any `add`.
 
-        Returns what was killed.
+        Returns the killed children.
         """
         with self._lock:
             killed = [one for one in self._read() if _alive(one)]
@@ -112,16 +112,16 @@ class Journal:
             return []
 
     def _write(self) -> None:
-        # What ends the whole machine ends the children: it need not outlive that.
+        # Whatever stops the machine stops the children too: the file need not survive that.
         write_whole(self._path, msgspec.json.encode(list(self._entries.values())), durable=False)
 
 
 def started(pid: int) -> str:
-    """What tells this process from any other that has or had its pid; empty when it is gone."""
+    """Return a string that tells this process from any other with the same pid; empty if it is gone."""
     try:
         if sys.platform.startswith("linux"):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            # The command's name stands in brackets and may hold anything; field 22 counts from behind it.
+            # The command's name is in parentheses and may contain anything: field 22 is counted from its end.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             return f"{boot} {fields[19]}" if fields[0] != "Z" else ""
         return repr(psutil.Process(pid).create_time())
@@ -130,7 +130,7 @@ def started(pid: int) -> str:
 
 
 def _marked(mark: str) -> dict[int, str]:
-    """Processes with this mark, as far as they can be looked at: pid → what `started` tells of it."""
+    """Return the readable processes with this mark: pid → result of `started`."""
     wanted = f"{MARK}={mark}".encode()
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):

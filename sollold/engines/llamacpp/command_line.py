@@ -1,8 +1,8 @@
-"""The command line of ``llama-server`` for a plan. Pure.
+"""Builds the command line of ``llama-server`` for a plan. Pure.
 
-The order matters: ``--rpc`` makes the devices ``RPC0``, ``RPC1`` … known, one counter over all workers'
-devices, so it comes before ``--device``. ``--device`` gives the order of layers, and ``--tensor-split``
-in whole numbers of layers, one a device, is exact where fractions are not.
+The order matters: ``--rpc`` defines the devices ``RPC0``, ``RPC1`` …, numbered across all workers' devices,
+so it comes before ``--device``. ``--device`` gives the order of layers, and ``--tensor-split`` in whole
+numbers of layers, one per device, is exact where fractions are not.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from sollold.placement.plan import Plan
 from sollold.placement.speculation import NGRAM_LOOKUP
 
 _OPTIONAL: tuple[tuple[str, ...], ...] = (
-    # Fitting would change what was planned; the prompt cache has aborted over RPC.
+    # Fitting would change the plan; the prompt cache has caused aborts over RPC.
     ("--fit", "off"),
     ("--cache-ram", "0"),
     ("--jinja",),
     ("--slots",),
     ("--metrics",),
-    # At this level it tells of its buffers, and not yet of what people ask.
+    # At this level it logs its buffer sizes, but not yet users' prompts.
     ("--log-verbosity", "4"),
     ("--log-colors", "off"),
     ("--no-webui",),
-    # Web pages in a browser on this machine have no business here.
+    # Web pages in a browser on this machine must not use the engine.
     ("--cors-origins", "localhost"),
     ("--offline",),
 )
-"""Given to builds that know them."""
+"""Options passed to builds that support them."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
-    """How the head reaches one worker of a node: where, and all of the worker's devices in their order.
+    """How the head reaches a worker: its address, and all of its devices in order.
 
-    ``host``: loopback, where the node's own workers and the tunnels are; an external worker that the head
-    itself names is reached as it is.
+    ``host``: loopback for the node's own workers and for tunnels; an external worker that the head itself
+    names is reached directly.
     """
 
     node: str
@@ -53,20 +53,20 @@ class WorkerAddress:
 
 
 def worker_devices(plan: Plan, node: str) -> tuple[str, ...]:
-    """The devices for which ``node`` starts a worker. The head's own GPUs need none."""
+    """Return the devices for which ``node`` starts a worker. The head's own GPUs need none."""
     wanted = (one.device for one in plan.shares if one.node == node and not external_address(one.device))
     return tuple(dict.fromkeys(device for device in wanted if node != plan.head or device == PROCESSOR))
 
 
 def worker_nodes(plan: Plan) -> tuple[str, ...]:
-    """The nodes that start a worker, in the order in which their layers come."""
+    """Return the nodes that start a worker, in the order of their layers."""
     return tuple(dict.fromkeys(share.node for share in plan.shares if worker_devices(plan, share.node)))
 
 
 def external_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(node, address, devices) of the workers that others started and ``node`` names, as layers come.
+    """Return (node, address, devices) of each external worker, in the order of the layers.
 
-    The devices are all that a worker has, used or not: llama-server counts them all.
+    ``node`` is the one that names it. The devices include unused ones: llama-server counts them all.
     """
     found = {
         (share.node, device.address): device.all()
@@ -77,7 +77,7 @@ def external_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
 def device_names(plan: Plan, workers: Sequence[WorkerAddress]) -> tuple[str, ...]:
-    """``--device``: llama-server's names of the plan's devices, in the order of the shares."""
+    """Return ``--device``: llama-server's names of the plan's devices, in the order of the shares."""
     remote = [(one.node, device) for one in workers for device in one.devices]
     names = {place: f"RPC{index}" for index, place in enumerate(remote)}
     return tuple(names.get((share.node, share.device), share.device) for share in plan.shares)
@@ -97,11 +97,11 @@ def command_line(
     draft: Model | None = None,
     slots: Path | None = None,
 ) -> list[str]:
-    """``llama-server`` with its options for ``plan``; the workers of ``workers`` are in ``--rpc`` order.
+    """Return ``llama-server`` with its options for ``plan``; ``workers`` are in ``--rpc`` order.
 
-    ``key_file``: what it holds must come with every request. ``template``: a file with the Jinja of the
-    model's TEMPLATE; None: the model's own is used. ``draft``: the plan's draft model. ``slots``: the folder
-    into which it may save its slots.
+    ``key_file``: file with the API key that requests must carry. ``template``: file with the model's TEMPLATE
+    as Jinja; None: use the model's built-in template. ``draft``: the plan's draft model. ``slots``: folder in
+    which it may save its slots.
     """
     run = plan.run
     line = [str(llama.server), "--host", LOOPBACK, "--port", str(port)]
@@ -120,10 +120,10 @@ def command_line(
     line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
     line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
     line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
-    # Left to itself it keeps 32 checkpoints a slot, which the plan has not counted.
+    # Its default of 32 checkpoints per slot would exceed the planned memory.
     checkpoints = ("--ctx-checkpoints", str(run.checkpoints))
     for option in ("--kv-unified" if run.unified else "--no-kv-unified",), checkpoints, *_OPTIONAL:
-        # Builds differ in what they know; what a build does not know it does not do either.
+        # Builds differ in the options they know; an unknown option's feature is absent from the build too.
         if option[0] in llama.flags:
             line += option
     if template is not None:
@@ -143,15 +143,15 @@ def command_line(
 
 
 def _embedding(model: Model) -> list[str]:
-    """What makes the server embed or rerank."""
+    """Return the options for an embedding or reranking model."""
     if "rerank" in model.capabilities:
         return ["--reranking"]
-    # An embedder says itself how it sums up its tokens; a model that generates says nothing.
+    # Embedding models define their pooling; generating models do not.
     return ["--embedding", *(["--pooling", "mean"] if "completion" in model.capabilities else [])]
 
 
 def can_draft(llama: Llama, by: str) -> bool:
-    """Whether a build has speculation as it is asked for here; ``by``: as in `Plan.drafts_by`."""
+    """Return whether a build supports this kind of speculation; ``by``: as in `Plan.drafts_by`."""
     return "--spec-ngram-simple-size-m" in llama.flags and (by != MTP or DRAFT_MTP in llama.flags)
 
 
@@ -163,7 +163,7 @@ def _speculation(plan: Plan, llama: Llama, draft: Model | None) -> list[str]:
         lengths = ["--spec-ngram-simple-size-n", str(NGRAM_LOOKUP), "--spec-ngram-simple-size-m", most]
         return ["--spec-type", "ngram-simple", *lengths]
     types = ["--spec-draft-type-k", plan.run.type_k, "--spec-draft-type-v", plan.run.type_v]
-    # Samplers on the device would take memory that the plan has not counted.
+    # Sampling on the device would take memory that the plan has not counted.
     types += ["--no-spec-draft-backend-sampling"]
     if plan.drafts_by == MTP:
         return ["--spec-type", DRAFT_MTP, "--spec-draft-n-max", most, *types]
@@ -171,13 +171,13 @@ def _speculation(plan: Plan, llama: Llama, draft: Model | None) -> list[str]:
         return []
     host = plan.draft_device == PROCESSOR
     line = ["--spec-type", "draft-simple", "--spec-draft-model", draft.files[0], "--spec-draft-n-max", most]
-    # Left to itself it follows --device: to the workers, where each token of a draft is a round trip.
+    # By default it follows --device: to the workers, where each drafted token costs a round trip.
     line += ["--spec-draft-device", "none" if host else plan.draft_device]
     return [*line, "--spec-draft-ngl", "0" if host else "all", *types]
 
 
 def _projector(plan: Plan, llama: Llama) -> list[str]:
-    """Where it computes. Left to itself it goes to the first device, another machine's perhaps."""
+    """Return where the projector runs. The default is the first device, perhaps on another machine."""
     device = plan.projector_device
     if device and "--mmproj-device" in llama.flags:
         return ["--mmproj-device", device]
@@ -186,5 +186,5 @@ def _projector(plan: Plan, llama: Llama) -> list[str]:
 
 
 def _quoted(path: str) -> str:
-    """As one field of a comma-separated row."""
+    """Quote a path as one field of a comma-separated list."""
     return '"' + path.replace('"', '""') + '"' if "," in path or '"' in path else path

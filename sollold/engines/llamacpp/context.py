@@ -1,4 +1,4 @@
-"""What every deployment of a node is run with: the node's calls, tunnels, ports and folders."""
+"""What all deployments of a node share: the node's calls, tunnels, ports and folders."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sollold.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class DeploymentContext:
-    """The same for all deployments of a node.
+    """The environment shared by all deployments of a node.
 
     Attributes:
         node: this node's id.
-        http: for asking ``llama-server``.
-        logs: the folder of the deployments' logs. ``keys``: the folder of the engines' keys.
-        threads: of an engine; 0: as many as it likes. ``extra``: more words for ``llama-server``.
-        local_worker_port: of this node's own worker for a deployment.
-        prompts: what engines have read, kept on disk.
-        holders: the nodes that have the files of a model, by its digest.
-        header: of a model's files here; raises `GgufError`, and `LookupError` when they do not answer.
-        name: a node's name for people, by its id.
+        http: session for requests to ``llama-server``.
+        logs: folder of the deployments' logs. ``keys``: folder of the engines' API keys.
+        threads: threads per engine; 0: the engine's default. ``extra``: more arguments for ``llama-server``.
+        local_worker_port: returns the port of this node's own worker for a deployment.
+        prompts: processed prompts saved to disk.
+        holders: returns the nodes that have the files of the model with a digest.
+        header: reads a local model's header; raises `GgufError`, or `LookupError` if the file system hangs.
+        name: returns a node's display name for its id.
     """
 
     node: str

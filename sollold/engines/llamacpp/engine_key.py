@@ -1,6 +1,6 @@
-"""The key of one ``llama-server``: other users of the machine reach its port, but not its answers.
+"""The API key of a ``llama-server``: other users of the machine can reach its port, but not use it.
 
-It is in a file that only the daemon's user can read, since all users can read a command line.
+The key is in a file that only the daemon's user can read, since all users can read command lines.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BYTES = 32
 
 
 class EngineKey:
-    """A fresh random key in a file, from `make` to `remove`. Both block for the disk.
+    """A random key in a file, from `make` to `remove`. Both block on the disk.
 
     Attributes:
-        file: for ``--api-key-file``.
+        file: path for ``--api-key-file``.
         text: the key.
     """
 
@@ -27,22 +27,22 @@ class EngineKey:
         self.text = secrets.token_urlsafe(_BYTES)
 
     def make(self) -> None:
-        """Write the file, readable by its owner alone.
+        """Write the file, readable only by its owner.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file can't be written.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(self.file, self.text.encode() + b"\n")
 
     def remove(self) -> None:
-        """The engine is gone."""
+        """Delete the file."""
         with contextlib.suppress(OSError):
             self.file.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the keys of engines that an earlier run left behind. Call it when those have been ended."""
+    """Delete the key files of an earlier run. Call it once that run's engines have ended."""
     with contextlib.suppress(OSError):
         for file in folder.glob("*.key*"):
             file.unlink(missing_ok=True)

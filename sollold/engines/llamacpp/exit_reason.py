@@ -1,4 +1,4 @@
-"""Why a child of llama.cpp ended, in a sentence."""
+"""Explains in a sentence why a llama.cpp process exited."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Sequence
 
 OUT_OF_MEMORY = "ran out of memory"
-"""What a reason says of a process that did."""
+"""Part of the reason of every process that ran out of memory."""
 KILLED = "it was killed (SIGKILL), probably out of memory"
 UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): cut short, or its disk is gone"
 NO_THREADS = "the system gives this user no more threads or processes; raise TasksMax= or `ulimit -u`"
@@ -17,7 +17,7 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 _THREADS = re.compile(r"what\(\):\s+Resource temporarily unavailable|pthread_create.*\bEAGAIN\b")
-"""What the C++ library says when a thread can't be started."""
+"""The C++ library's messages when a thread can't be started."""
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
 _PROJECTOR = re.compile(
     r"failed to load (?:CLIP|multimodal) model|error: failed to load mmproj", re.IGNORECASE
@@ -26,54 +26,55 @@ _WORKER = re.compile(r"Remote RPC server crashed|Failed to connect to ")
 _ASSERTION = re.compile(
     r"\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m|metal):\d+: .*|GGML_ASSERT\(.*|terminate called .*|\s*what\(\): .*"
 )
-"""What a program that gives up on itself prints: the place in its source, or the exception."""
+"""Output of a program that aborts: the place in its source, or the exception."""
 _TELLING = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
 _LOADING = re.compile(r"error loading \w+: .")
-"""What llama.cpp says of a file that it can't load; what comes behind it tells only which file that is."""
+"""llama.cpp's message about a file that it can't load; the lines after it only name the file."""
 _NOISE = re.compile(
     r"exiting due to|see https?://|cmd_child_to_router|cleaning up before exit|WARNING: ", re.IGNORECASE
 )
 _PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
-"""Time and level at the start of a line of llama-server's log."""
+"""Time and level at the start of a llama-server log line."""
 _CALM = re.compile(r"^(?:[\d.]+ )?[IDT] ")
-"""A line of a level below a warning: it tells of a load that goes well, whatever words are in it."""
+"""A line below the level of a warning: it reports normal progress, whatever words it contains."""
 _LENGTH = 300
 
 
 def port_was_taken(lines: Sequence[str]) -> bool:
-    """Whether another program took the port between our look and the bind."""
+    """Return whether another program took the port between our check and the bind."""
     return any(_PORT.search(line) for line in lines)
 
 
 def projector_was_refused(lines: Sequence[str]) -> bool:
-    """Whether llama-server ended since it could not load the projector."""
+    """Return whether llama-server exited because it could not load the projector."""
     return any(_PROJECTOR.search(line) for line in lines)
 
 
 def draft_was_refused(lines: Sequence[str]) -> bool:
-    """Whether llama-server ended since it could not load what drafts."""
+    """Return whether llama-server exited because it could not load the draft model or MTP layers."""
     return any(re.search("failed to (?:load draft model|create MTP context)", line) for line in lines)
 
 
 def crashed(code: int) -> bool:
-    """Whether a process with this exit code ended by a fault of its own, or of what it was asked: nobody
-    ended or killed it, and no file was taken from under it."""
+    """Return whether a process with this exit code crashed by itself or because of a request: it was neither
+    stopped nor killed, and no mapped file was truncated."""
     told = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     return code not in (0, -signal.SIGBUS, *(-one for one in told))
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:
-    """Whether llama-server ended since the way to a worker broke."""
+    """Return whether llama-server exited because the connection to a worker broke."""
     return any(_WORKER.search(line) for line in lines)
 
 
 def exit_reason(code: int, lines: Sequence[str]) -> str:
-    """A sentence from the exit ``code`` and the last ``lines`` of output.
+    """Return a sentence from the exit ``code`` and the last ``lines`` of output.
 
-    The line that names the cause is the first telling one after which nothing else but trouble comes, so
-    the earliest about memory wins, then that about a file, else the last telling one.
+    The first message about memory takes precedence, then SIGKILL, SIGBUS and a lack of threads, then an
+    assertion or exception after a signal, then the first file that could not be loaded, then the last line
+    that looks like an error.
     """
     clean = [line for line in lines if not _NOISE.search(line)]
     memory = next((line for line in clean if _MEMORY.search(line)), "")
@@ -97,7 +98,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
 
 
 def _assertion(lines: Sequence[str]) -> str:
-    """The line by which a program says what of its own it found wrong: with the place, if any has one."""
+    """Return the last assertion or exception message; else the last line with a place in the source."""
     found = [line for line in lines if _ASSERTION.match(_PREFIX.sub("", line))]
     placed = [line for line in found if "ASSERT" in line or "what()" in line]
     return (placed or found or [""])[-1]

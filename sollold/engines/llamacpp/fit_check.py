@@ -1,8 +1,8 @@
-"""Asks llama.cpp itself what a model takes, before it is loaded, where our own reckoning is an estimate.
+"""Asks llama.cpp how much memory a model takes, before it is loaded, where our own footprint is an estimate.
 
-``llama-fit-params -fitp on`` builds a model's graph without its weights and says in MiB what tensors, state
-and computing would take. The whole is asked for on the processor, which needs no worker, and the sums are
-compared: a plan that sets aside less than llama.cpp wants is not begun. Answers are kept in the state folder.
+``llama-fit-params -fitp on`` builds a model's graph without its weights and prints in MiB what tensors, state
+and compute buffers would take. It is run for the CPU alone, which needs no worker, and the totals are
+compared: a plan that reserves less than llama.cpp needs is refused. Results are cached in the state folder.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ log = logging.getLogger("sollold.engines")
 
 PROGRAM = "llama-fit-params"
 ASK_SECONDS = 30.0
-"""It reads the header and the vocabulary only; a slow disk is given time, a hang is not."""
+"""Timeout: it reads only the header and the vocabulary; a slow disk gets time, a hang does not."""
 _KEPT = 256
-"""Answers on disk: the oldest goes."""
+"""Maximum number of cached results; the oldest is dropped."""
 _ROW = re.compile(r"^(?:Host|CPU)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedMemory:
-    """llama.cpp's answer for the whole on the processor: bytes, rounded down to MiB by it."""
+    """llama.cpp's result for the whole model on the CPU, in bytes (it rounds down to MiB)."""
 
     weights: int
     state: int
@@ -54,10 +54,10 @@ class ReportedMemory:
 
 
 class FitCheck:
-    """Asks, and remembers.
+    """Runs and caches checks.
 
     Args:
-        path: file for the answers; nothing depends on it.
+        path: file of cached results, which may be deleted at any time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,10 +65,10 @@ class FitCheck:
         self._known: dict[str, ReportedMemory] | None = None
 
     async def check(self, plan: Plan, model: Model, llama: Llama) -> str:
-        """Why ``plan`` can't be carried out, a sentence; empty: it can, or nobody could be asked.
+        """Return why ``plan`` can't be carried out, as a sentence; empty if it can, or could not be checked.
 
         Raises:
-            LookupError: the model's file does not answer.
+            LookupError: the model's file system does not respond.
         """
         if not plan.estimate or not model.files:
             return ""
@@ -101,7 +101,7 @@ class FitCheck:
 
 
 def question(run: Run, model: Model, llama: Llama) -> list[str]:
-    """The command that asks for ``model`` run so, all of it on the processor."""
+    """Return the command that measures ``model`` under these options, entirely on the CPU."""
     line = [str(llama.server.with_name(PROGRAM)), "--model", model.files[0], "--device", "none"]
     line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
     line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
@@ -112,7 +112,7 @@ def question(run: Run, model: Model, llama: Llama) -> list[str]:
 
 
 def answer(output: str) -> ReportedMemory | None:
-    """What it printed; None: nothing of use."""
+    """Parse its output; None if it is not usable."""
     match = _ROW.search(output)
     if match is None:
         return None
@@ -121,9 +121,9 @@ def answer(output: str) -> ReportedMemory | None:
 
 
 def compare(plan: Plan, told: ReportedMemory, vocabulary: int) -> str:
-    """Why the plan sets too little aside; empty: it does not.
+    """Return why the plan reserves too little; empty if it does not.
 
-    It reckons with logits for every token of a batch (``vocabulary`` values each); nobody wants them here.
+    llama.cpp counts logits for every token of a batch (``vocabulary`` values each), which we never use.
     """
     shares = (plan.host, *plan.shares)
     given = sum(share.weights + share.state + share.compute for share in shares)
@@ -171,7 +171,7 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
 
 
 def _key(plan: Plan, build: str) -> str:
-    """One name for all that the answer depends on."""
+    """Return a hash of everything that the result depends on."""
     return hashlib.sha256(f"{build} {plan.digest} {plan.run}".encode()).hexdigest()[:32]
 
 

@@ -1,9 +1,9 @@
-"""Watches what llama-server says to a worker while it loads: the hash of a tensor before its bytes. Sans-I/O.
+"""Holds back the hashes that llama-server sends to a worker before a tensor's data. Sans-I/O.
 
-A request of llama.cpp's RPC is a byte that names the command, eight bytes of size (little-endian) and the
-payload. For a tensor over 10 MiB ``SET_TENSOR_HASH`` comes first; ``SET_TENSOR`` with the bytes follows only
-when the worker answers that it has no file of that hash. So whoever holds that one request back for a moment
-can put the file in its place (ggml/src/ggml-rpc/ggml-rpc.cpp, protocol 7.0.0).
+A request of llama.cpp's RPC is a command byte, an eight-byte payload size (little-endian) and the payload.
+For a tensor over 10 MiB ``SET_TENSOR_HASH`` comes first; ``SET_TENSOR`` with the data follows only if the
+worker replies that it has no file of that hash. Holding back that one request for a moment leaves time to put
+the file in its place (ggml/src/ggml-rpc/ggml-rpc.cpp, protocol 7.0.0).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from sollold.facts import dataclass
 _SET_TENSOR_HASH, _GRAPH_COMPUTE, _GRAPH_RECOMPUTE = 7, 10, 16
 _HEAD = struct.Struct("<BQ")
 _TENSOR = struct.Struct("<8xI8x4I")
-"""Of ``rpc_tensor``: id, type, buffer, ne."""
+"""``rpc_tensor``: id, type, buffer, ne."""
 _NAME = slice(228, 292)
 _PLACE = struct.Struct("<QQ")
-"""Behind the tensor: offset of its bytes, and their hash."""
+"""After the tensor: offset of its data, and their hash."""
 _PLACE_AT = 296
 _SIZE = _PLACE_AT + _PLACE.size
 FOUND = struct.pack("<QB", 1, 1)
-"""What a worker answers that has a file of the hash, and has read it: eight bytes of size, and one."""
+"""A worker's reply if it has read a file of this hash: eight bytes of size, and one byte."""
 HASHED_OVER = 10 * 1024 * 1024
-"""Tensors of more bytes than that are asked for by their hash."""
+"""Tensors larger than this, in bytes, are requested by their hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldHash:
-    """A hash that is being held back. ``name``, ``type`` and ``shape`` as in the model's file.
+    """A ``SET_TENSOR_HASH`` that is being held back. ``name``, ``type`` and ``shape`` as in the model's file.
 
-    ``shape`` has four dimensions, ``hash`` is the name of the worker's file.
+    ``shape`` has four dimensions, ``hash`` is the name of the worker's cache file.
     """
 
     name: str
@@ -42,11 +42,11 @@ class HeldHash:
 
 
 class HashFrames:
-    """One connection's bytes towards the worker.
+    """The bytes of one connection to the worker.
 
     Attributes:
-        asked: the hash that is held back until `release`; None while nothing is.
-        over: the model computes, so it is loaded: from now on everything passes as it is.
+        asked: the hash held back until `release`; None if there is none.
+        over: loading has ended, since the model computes: everything passes unchanged from now on.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class HashFrames:
 
     @property
     def held(self) -> int:
-        """Bytes that are held back."""
+        """Number of bytes held back."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes that may pass now that ``data`` has come."""
+        """Return the bytes that may pass after ``data`` has been received."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         if self.over:
@@ -74,18 +74,18 @@ class HashFrames:
         return data if at == len(data) else data[:at]
 
     def release(self) -> bytes:
-        """What was held back, as far as it may pass now."""
+        """Return the bytes held back, up to the next hash."""
         self.asked = None
         self._left = _HEAD.size + _SIZE
         return self.feed(b"")
 
     def release_all(self) -> bytes:
-        """Watch no more: all that was held back."""
+        """Stop watching; return all bytes held back."""
         self.asked, self.over = None, True
         return self.feed(b"")
 
     def _passable(self, data: bytes) -> int:
-        """How many bytes pass before the next hash."""
+        """Return how many bytes precede the next hash."""
         at, end = 0, len(data)
         while at < end:
             if self._left:

@@ -1,9 +1,9 @@
-"""Prompts that engines have read, kept on disk when an idle deployment ends, for the next load of its model.
+"""Saves processed prompts to disk when an idle deployment ends, for the next load of its model.
 
-A slot's KV cache is written by llama-server (``/slots/{id}?action=save``) and read again by the next one: its
-head gets the workers' parts through their tunnels. What was read once is not read again then, which over a
-LAN can take minutes. The files hold prompts and answers as token numbers: they are for the daemon's user
-alone, and end with the daemon.
+llama-server writes a slot's KV cache (``/slots/{id}?action=save``) and the next one restores it: its head
+transfers the workers' parts through their tunnels. That saves processing the prompt again, which over a LAN
+can take minutes. The files contain prompts and answers as token numbers: they are readable only by the
+daemon's user, and are deleted when the daemon ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sollold.placement.plan import Plan
 log = logging.getLogger("sollold.engines")
 
 _LEAST_TOKENS = 256
-"""Shorter prompts are read again sooner than a file is."""
+"""Shorter prompts are processed faster than a file is read."""
 _SAVE_SECONDS = 5.0
-"""For all slots of a deployment: somebody may wait for its memory."""
+"""Timeout for all slots of a deployment, in seconds: somebody may be waiting for its memory."""
 _RESTORE_SECONDS = 5.0
 _SPARE_DISK = 2 << 30
 """Bytes that stay free on the disk."""
@@ -52,11 +52,11 @@ class _File:
 
 
 class KeptPrompts:
-    """The folder of a node's kept prompts.
+    """The folder of a node's saved prompts.
 
     Args:
-        folder: made when needed; nothing else may be in it.
-        limit: bytes of all files; 0: none are kept.
+        folder: created when needed; it must contain nothing else.
+        limit: total size of the files in bytes; 0: save nothing.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -66,11 +66,11 @@ class KeptPrompts:
 
     @property
     def folder(self) -> Path | None:
-        """For ``--slot-save-path``; None when none are kept."""
+        """Folder for ``--slot-save-path``; None if nothing is saved."""
         return self._folder if self._limit > 0 else None
 
     def open(self) -> None:
-        """Make the folder, without what an earlier run left; where it can't be had none are kept. Blocks."""
+        """Create the folder, deleting an earlier run's; if that fails, nothing will be saved. Blocks."""
         try:
             self.close()
             if self._limit > 0:
@@ -81,17 +81,17 @@ class KeptPrompts:
             self._limit = 0
 
     def close(self) -> None:
-        """Keep nothing any more, and remove what was kept. Blocks."""
+        """Stop saving, and delete the folder. Blocks."""
         self._closed = True
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def save(
         self, http: aiohttp.ClientSession, engine: EngineAddress, key: str, size: int, cells: int
     ) -> None:
-        """Have an engine that nobody uses write its slots, under the `key_of` its deployment.
+        """Have an idle engine save its slots, under ``key``: the `key_of` its deployment.
 
-        ``size``: bytes of its whole KV cache, which has room for ``cells`` tokens: a slot takes of it what
-        its tokens do. What fails is not kept.
+        ``size``: bytes of its whole KV cache, which has room for ``cells`` tokens: a slot takes a share in
+        proportion to its tokens. Slots that fail to save are skipped.
         """
         if self._closed or self._limit <= 0:
             return
@@ -117,7 +117,7 @@ class KeptPrompts:
             log.info("saved %d tokens of processed prompts", saved)
 
     async def restore(self, http: aiohttp.ClientSession, engine: EngineAddress, key: str) -> None:
-        """Have an engine that was just started read what was kept of its like. What fails is read anew."""
+        """Have a newly started engine restore the slots saved under ``key``. Failures are ignored."""
         if self._limit <= 0:
             return
         files = [one for one in await asyncio.to_thread(self._files) if one.path.name == f"{key}-{one.slot}"]
@@ -127,7 +127,7 @@ class KeptPrompts:
                     await _act(http, engine, one.slot, "restore", one.path.name)
             except _FAILURES as error:
                 log.debug("saved prompts can't be used: %s", error or "it took too long")
-            # It is written anew when this deployment ends.
+            # It is saved again when this deployment ends.
             await asyncio.to_thread(_remove, one.path)
 
     def _take_over(self, part: str, name: str) -> None:
@@ -139,7 +139,7 @@ class KeptPrompts:
         return shutil.disk_usage(self._folder).free
 
     def _files(self) -> list[_File]:
-        """The whole ones, the newest first."""
+        """Return all files, newest first; incomplete ones have slot -1."""
         found = []
         with contextlib.suppress(OSError):
             for path in self._folder.iterdir():
@@ -151,7 +151,7 @@ class KeptPrompts:
         return sorted(found, key=lambda one: one.modified, reverse=True)
 
     def _prune(self) -> None:
-        """Remove what is unfinished, and the oldest beyond the limit."""
+        """Delete incomplete files, and the oldest ones beyond the limit."""
         total = 0
         for one in self._files():
             total += one.size
@@ -160,22 +160,22 @@ class KeptPrompts:
 
 
 def _remove(file: Path) -> None:
-    """A disk that can be written no more costs what was kept, never a load or an end."""
+    """Delete a file if possible: a failing disk must not break a load or an unload."""
     with contextlib.suppress(OSError):
         file.unlink()
 
 
 def can_keep(plan: Plan, drafts_by: str) -> bool:
-    """Whether an engine goes on well from slots that another one saved; ``drafts_by``: as in `Plan`.
+    """Return whether an engine can continue from slots that another one saved; ``drafts_by``: as in `Plan`.
 
-    With a sliding window llama.cpp reads a prompt anew after a load, whatever it has restored. A model or a
-    layer that drafts has a cache of its own, which is not saved: none of its drafts would be right.
+    With a sliding window llama.cpp processes a prompt again after a load, whatever it has restored. A draft
+    model or MTP layer has a cache of its own, which is not saved: all its drafts would be wrong.
     """
     return not (plan.run.embedding or plan.windowed) and drafts_by in ("", NGRAM)
 
 
 def key_of(plan: Plan, model: Model, build: str, extra: Sequence[str]) -> str:
-    """Equal for deployments whose engines can read each other's slots, wherever their layers are."""
+    """Return a key, equal for deployments whose engines can restore each other's slots, wherever they run."""
     run = plan.run
     parts = (
         *(model.digest, *model.adapters, model.projector, build, *extra),

@@ -1,4 +1,4 @@
-"""The head's ``llama-server``: started, watched until it is ready, ended."""
+"""The head's ``llama-server`` process: starting it, waiting until it is ready, stopping it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from sollold.placement.plan import Plan
 from sollold.settings.state_file import write_whole
 
 LOAD_SECONDS = 3600.0
-"""A load that takes longer is given up."""
+"""Maximum duration of a load, in seconds."""
 _ASK_SECONDS = 0.1
 _STATE = "cmd_child_to_router:state:"
 _ENVIRONMENT = {**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"}
-"""With a router's port it tells its progress, and ends when its standard input does: when the daemon dies."""
+"""With a router's port it reports its progress, and exits when its stdin closes, so when the daemon dies."""
 
 
 class HeadFailed(Exception):
-    """``llama-server`` did not get ready, or ended; the sentence says why."""
+    """``llama-server`` did not become ready, or exited; the message says why."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class HeadFailed(Exception):
     ) -> None:
         super().__init__(reason)
         self.worker = worker
-        """It ended since it lost a worker."""
+        """It exited because it lost a worker."""
         self.crashed = crashed
-        """It ended by a fault of its own."""
+        """It exited by a fault of its own."""
         self.port = port
-        """Another program had taken its port: worth another try."""
+        """Another program had taken its port: worth retrying."""
         self.projector = projector
-        """It could not load the projector: worth another try without it."""
+        """It could not load the projector: worth retrying without it."""
         self.draft = draft
-        """It could not load the draft model, likewise."""
+        """It could not load the draft model: worth retrying without it."""
 
 
 class _Loading(msgspec.Struct):
-    """What llama-server tells a router of its start. Undocumented: nothing depends on it."""
+    """llama-server's report to a router while it starts. Undocumented: nothing depends on it."""
 
     state: str = ""
     payload: msgspec.Raw = msgspec.Raw(b"{}")
@@ -82,7 +82,7 @@ class _Progress(msgspec.Struct):
 
 
 def _write_template(plan: Plan, folder: Path) -> Path | None:
-    """The TEMPLATE of the plan in Jinja, in a file for ``llama-server``; None when the plan has none."""
+    """Write the plan's TEMPLATE as Jinja to a file for ``llama-server``; None if the plan has none."""
     if not plan.template:
         return None
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,7 +92,7 @@ def _write_template(plan: Plan, folder: Path) -> Path | None:
 
 
 def progress_in(line: str) -> float | None:
-    """How much of the load is done by this line of output, 0.0 to 1.0; None when it does not say."""
+    """Return the load progress in this line of output, 0.0 to 1.0; None if there is none."""
     if not line.startswith(_STATE):
         return None
     try:
@@ -114,10 +114,10 @@ def _tell_progress(on_progress: Callable[[float], None], line: str) -> None:
 
 
 class Head:
-    """A running ``llama-server``. Made with `Head.start`; READY after `Head.ready`.
+    """A running ``llama-server``. Create it with `Head.start`; it is READY after `Head.ready`.
 
     Attributes:
-        address: where it answers, and its key.
+        address: its URL and key.
     """
 
     def __init__(self, process: Process, port: int, ports: Ports, key: EngineKey) -> None:
@@ -140,7 +140,7 @@ class Head:
         on_progress: Callable[[float], None],
         draft: Model | None = None,
     ) -> Head:
-        """Start it, with a fresh key.
+        """Start it with a new key.
 
         ``on_progress`` is called on the loop with 0.0 to 1.0 while it loads.
 
@@ -189,10 +189,10 @@ class Head:
         return cls(process, port, ports, key)
 
     async def ready(self, http: aiohttp.ClientSession) -> None:
-        """Wait until it answers. The caller gives up by cancelling.
+        """Wait until it answers. Cancel to give up.
 
         Raises:
-            HeadFailed: it ended, or did not listen on loopback alone.
+            HeadFailed: it exited, listens beyond loopback, or another program has its port.
         """
         url = self.address.url
         while True:
@@ -215,7 +215,7 @@ class Head:
             raise HeadFailed(f"llama-server listens on {addresses}, not on {LOOPBACK} alone: ended")
 
     def failure(self) -> HeadFailed:
-        """Why it ended. Only when it has."""
+        """Return why it exited. Call it only once it has."""
         lines = self.process.last_lines()
         code = self.process.exited.result()
         why = exit_reason(code, lines)
@@ -230,7 +230,7 @@ class Head:
         )
 
     async def stop(self, grace: float) -> None:
-        """End it: it ignores SIGTERM while it hangs on a worker, so ``grace`` seconds, then SIGKILL."""
+        """Stop it, by SIGKILL after ``grace`` seconds: it ignores SIGTERM while it waits for a worker."""
         await self.process.stop(grace)
         await asyncio.to_thread(self._key.remove)
         self._ports.give_back(self.port)

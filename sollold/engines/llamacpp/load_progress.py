@@ -1,4 +1,4 @@
-"""How far a load is, and whether it stands still."""
+"""Progress of a load, and stall detection."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 from sollold.models.model import Model
 
 LOAD_STALL_SECONDS = 60.0
-"""A load without progress for so long stands still, on a worker that hangs, say; see `stall_seconds`."""
+"""A load without progress for this long has stalled, on a hung worker for example; see `stall_seconds`."""
 FIRST_WORD_SECONDS = 60.0
-"""Before its first word llama-server only starts, which takes 10 ms, and meets its devices, some seconds for
-GPUs: it reads nothing of the model yet. If its processes do nothing at all for so long, it hangs."""
+"""Timeout before its first report: until then llama-server only starts, which takes 10 ms, and initializes
+its devices, some seconds for GPUs. If its processes do nothing at all for this long, it hangs."""
 FIRST_WORD_ON_DISK_SECONDS = 180.0
-"""Where it waits for a disk: its program may lie on one that wakes up, or on a share."""
+"""The same while it waits for a disk: its program may be on a sleeping disk or a network share."""
 _PAUSED_SECONDS = 5.0
-"""Between two looks, of which there is one a second, from which this daemon itself did not run."""
+"""Gap between two checks, normally a second, from which this daemon itself was not running."""
 
 
 class LoadProgress:
-    """Of one load, as llama-server tells it.
+    """Progress of one load, as llama-server reports it.
 
     Attributes:
-        value: how much is done, 0.0 to 1.0.
+        value: fraction done, 0.0 to 1.0.
     """
 
     def __init__(self, model: Model) -> None:
@@ -32,7 +32,7 @@ class LoadProgress:
         self._work: int | None = None
 
     def advance(self, value: float) -> bool:
-        """A word of llama-server; whether it is news."""
+        """Process a progress report; return whether it is new."""
         if value <= self.value and self._told:
             return False
         self._told = True
@@ -42,19 +42,19 @@ class LoadProgress:
 
     @property
     def begun(self) -> bool:
-        """Whether llama-server has said anything."""
+        """Whether llama-server has reported anything."""
         return self._told
 
     def stalled(self, work: int | None, waits_for_disk: bool) -> float:
-        """Seconds for which it has stood still; 0.0: it gets on. To be asked once a second.
+        """Return for how many seconds the load has stalled; 0.0 if it has not. Call it once a second.
 
-        ``work``: a number that grows with what its processes do. Before the first word of llama-server it is
-        all that tells a load that hangs from a slow one; None: it can't be told.
+        ``work``: a counter of its processes' activity. Before llama-server's first report, only this tells a
+        hung load from a slow one; None: unknown.
         """
         now = time.monotonic()
         paused, self._looked = now - self._looked, now
         if paused > _PAUSED_SECONDS:
-            # Stopped with its engines, or busy with other things: what they do takes no less time for it.
+            # Suspended together with its engines, or overloaded: they need their full time on top of that.
             self._since += paused
         if self._told:
             limit = stall_seconds(self._model, self.value)
@@ -68,8 +68,8 @@ class LoadProgress:
 
 
 def stall_seconds(model: Model, progress: float) -> float:
-    """Seconds until the next word of progress, which comes with each tensor, at the worst: the largest over
-    a link of 5 MB/s. After the last tensor come the allocation of state and a first token.
+    """Return the worst-case seconds until the next progress report, of which there is one per tensor: the
+    largest over a link of 5 MB/s. After the last tensor, state is allocated and a first token computed.
     """
     slowest = model.size / max(model.layers, 1) / 5e6
     return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)

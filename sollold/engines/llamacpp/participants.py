@@ -1,7 +1,7 @@
-"""The participants of one deployment, the nodes that hold bytes for it, as its head deals with them: commit,
-reach, renew, release.
+"""The head's dealings with the participants of a deployment, the nodes that hold memory for it: commit,
+connect, renew, release.
 
-A tunnel that breaks, a grant that was lost and a node that can't be reached all end the deployment.
+A broken tunnel, a lost grant or an unreachable node ends the deployment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMIT_SECONDS = 60.0
 
 
 BREAK_SECONDS = 0.2
-"""A node that knows the better reason for what broke has so long to say it."""
+"""Delay before a broken tunnel is reported, in which the node may report a more precise reason."""
 
 
 _RENEW_TIMEOUT = 2.5
@@ -56,7 +56,7 @@ _FILL_TIMEOUT = 2.0
 
 
 class ParticipantFailed(Exception):
-    """A node did not do its part; the sentence says why."""
+    """A node did not do its part; the message says why."""
 
     def __init__(self, node: str, reason: str) -> None:
         super().__init__(reason)
@@ -72,15 +72,15 @@ class OnLost(Protocol):
 
 
 class Participants:
-    """All participants of one deployment, the head's own node included.
+    """All participants of one deployment, including the head's own node.
 
     Args:
-        model: on this node, the head.
-        build: of llama.cpp; all of them must have the same.
+        model: the model on this node, the head.
+        build: build of llama.cpp, which must be the same on all of them.
         lost: ends the deployment.
 
     Attributes:
-        nodes: by node id.
+        nodes: the participants' node ids.
     """
 
     def __init__(
@@ -104,22 +104,22 @@ class Participants:
         self._work: dict[str, int | None] = {}
 
     def work(self) -> int | None:
-        """The sum of what their processes have done, as they last said; None where one does not say."""
+        """Return the sum of their processes' work counters as last reported; None if one is unknown."""
         parts = [self._work.get(node) for node in self.nodes]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
     def traffic(self) -> int:
-        """Bytes that went through the tunnels."""
+        """Return the number of bytes sent through the tunnels in both directions."""
         return sum(tunnel.traffic.up + tunnel.traffic.down for tunnel in self._tunnels)
 
     async def commit_and_connect(self) -> list[WorkerAddress]:
-        """Commit at every participant, then reach every worker. In ``--rpc`` order.
+        """Commit at every participant, then connect to every worker. Returns the workers in ``--rpc`` order.
 
         Raises:
-            ParticipantFailed, PeerError: one does not take part; in a group.
-            OSError: no loopback port could be had for a tunnel.
-            LookupError: the model's file does not answer; in a group.
+            ParticipantFailed, PeerError: one does not take part; in an exception group.
+            OSError: no loopback port was free for a tunnel.
+            LookupError: the model's file system does not respond; in an exception group.
         """
         async with asyncio.TaskGroup() as group:
             for node in self.nodes:
@@ -142,10 +142,10 @@ class Participants:
         return workers
 
     async def renew(self, node: str, loaded: Callable[[], bool]) -> None:
-        """Tell a participant again and again that the deployment lives, at its own pace: one that is slow
-        delays none. Runs until it is cancelled.
+        """Renew one participant's grant periodically, independently of the others: a slow one delays none.
+        Runs until cancelled.
 
-        Until it has answered the commit, that alone tells whether it takes part.
+        Failures count only after it has answered the commit.
         """
         heard = time.monotonic()
         while True:
@@ -166,7 +166,7 @@ class Participants:
             heard = time.monotonic()
 
     async def release_grants(self, term: Term) -> None:
-        """Close the tunnels and give every byte back. Nothing that fails here stops the rest."""
+        """Close the tunnels and release all memory. Failures do not stop the rest."""
         for tunnel in self._tunnels:
             try:
                 async with asyncio.timeout(_CLOSE_TIMEOUT):
@@ -182,7 +182,7 @@ class Participants:
         return tunnel.port
 
     def _broke(self, node: str, reason: str) -> None:
-        """A moment later, since the worker's node may know a better reason and say it at once."""
+        """Report the loss a moment later, since the worker's node may know the real reason and report it."""
         lost = partial(self._lost, reason, culprit=node)
         asyncio.get_running_loop().call_later(BREAK_SECONDS, lost)
 
@@ -195,11 +195,10 @@ class Participants:
         self._committed.add(node)
 
     async def _read_header(self) -> Header | None:
-        """What the model's files say of themselves; None when they can't be read, which llama-server will
-        say.
+        """Read the header of the model's files; None if they are unreadable, which llama-server will report.
 
         Raises:
-            LookupError: they do not answer: llama-server would wait for them, and could not even be ended.
+            LookupError: their file system does not respond: llama-server would hang, and could not be killed.
         """
         try:
             return await self._context.header(self._model)
@@ -207,7 +206,7 @@ class Participants:
             return None
 
     async def _fill_caches(self, read: Header | None) -> None:
-        """Let the other nodes' workers get ready on their own disks what they can. It is no must."""
+        """Let the other nodes fill their workers' caches from their own disks. Best effort."""
         others = [node for node in worker_nodes(self._plan) if node != self._context.node]
         if read is not None:
             await asyncio.gather(*(self._fill_cache(node, read) for node in others))
@@ -232,6 +231,6 @@ class Participants:
         try:
             await self._context.calls.call(node, "release", request, Done, timeout=_RELEASE_TIMEOUT)
         except PeerError as error:
-            # Its time to live ends the worker there.
+            # The worker there ends when its grant expires.
             name = self._context.name(node)
             log.info("%s was not told that %s ended: %s", name, self._deployment, error)

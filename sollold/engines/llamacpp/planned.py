@@ -1,4 +1,4 @@
-"""What a deployment's record says of its plan alone: reckoned once, and asked for with each request. Pure."""
+"""The fields of a deployment's endpoint that depend only on its plan, computed once. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FixedFields:
 
 
 def planned(plan: Plan) -> FixedFields:
-    """Those of the endpoint of ``plan``."""
+    """Return the fixed fields of the endpoint of ``plan``."""
     shares = [share for share in (plan.host, *plan.shares) if share.layers or share is plan.host]
     several = len({share.node for share in shares}) > 1 or external_workers(plan)
     return FixedFields(

@@ -1,4 +1,4 @@
-"""Loopback ports for children."""
+"""Allocation of loopback ports for child processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _SEARCH = 2000
 
 
 class Ports:
-    """Gives each child a port of its own that is free now. Belongs to one thread: a bind is quick enough
-    for the loop, and what was taken is never lost to a cancellation.
+    """Gives each child a port of its own that is free now. Not thread-safe: a bind is fast enough for the
+    event loop, and without an await no port is lost to a cancellation.
 
     Args:
-        first: ports from here upwards are tried; 0: any that is free.
+        first: lowest port to try; 0: any free port.
     """
 
     def __init__(self, first: int) -> None:
@@ -22,13 +22,13 @@ class Ports:
         self._given: set[int] = set()
 
     def take_port(self) -> int:
-        """A free port, kept from others until `give_back`.
+        """Return a free port and reserve it until `give_back`.
 
         Raises:
-            OSError: none of them is free.
+            OSError: no port is free.
         """
         if self._first == 0:
-            # The system may name one again that was given, while its child has not bound it yet.
+            # The system may return a port again that we gave to a child which has not bound it yet.
             port = next(port for port in iter(lambda: _bind(0), 0) if port not in self._given)
             self._given.add(port)
             return port
@@ -46,13 +46,13 @@ class Ports:
         raise OSError(errno.EADDRINUSE, f"no free port on {LOOPBACK} from {self._first} upwards")
 
     def give_back(self, port: int) -> None:
-        """The child is gone."""
+        """Free the port of a child that has exited."""
         self._given.discard(port)
 
 
 def _bind(port: int) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Without it a port whose last connections are in TIME_WAIT looks taken.
+        # Without this, a port whose last connections are in TIME_WAIT looks taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((LOOPBACK, port))
         return int(probe.getsockname()[1])

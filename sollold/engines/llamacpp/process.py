@@ -1,9 +1,9 @@
-"""One child process: started, its output kept, its exit told at once, ended for certain.
+"""A child process: started, its output kept, its exit reported at once, reliably killed.
 
-A thread per child starts it, reads its output and waits for its exit. That thread lives as long as the
-child does, which matters: Linux sends the parent-death signal when the *thread* that started the child
-ends. A second thread waits for nothing but the exit: what the child has started itself (an Ollama its
-runners) would keep memory and output, so it is ended then, and the exit is told at once.
+One thread per child starts it, reads its output and waits for its exit. That thread must live as long as
+the child: Linux sends the parent-death signal when the *thread* that started the child ends. A second
+thread only waits for the exit and then kills the child's own children (such as Ollama's runners), which
+would hold on to memory and keep the output open, and so delay the report of the exit.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ log = logging.getLogger("sollold.engines")
 _LAST_LINES = 60
 _PIECE = 64 * 1024
 GATHER_SECONDS = 0.02
-"""For engines, which say twenty lines for each request."""
+"""Value of ``gather`` for engines, which write about twenty lines per request."""
 _KILL_SECONDS = 10.0
 
 
 class Process:
-    """A child process. Make it with `Process.start`.
+    """A child process. Create it with `Process.start`.
 
     Attributes:
         name: what it is, for people (``worker``, ``llama-server``).
-        pid: of the child.
-        exited: done when the child is gone; its result is the exit code, negative for a signal.
+        pid: its process id.
+        exited: done once it has exited; its result is the exit code, negative for a signal.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Process:
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
         self._reaping = threading.Lock()
-        """Held to signal and to reap: a number is nobody else's until its process was reaped."""
+        """Held to signal and to reap: a pid can't be reused until its process is reaped."""
 
     @classmethod
     async def start(
@@ -84,9 +84,9 @@ class Process:
         heard: str = "",
         gather: float = 0.0,
     ) -> Process:
-        """Start ``command`` and note it in ``journal``. ``on_line`` gets each line of output that begins with
-        ``heard``, on the loop. ``gather``: seconds for which more output may be waited for: one that says
-        many lines for each request wakes nobody for each of them.
+        """Start ``command`` and record it in ``journal``. ``on_line`` is called on the loop for lines of
+        output that begin with ``heard``. ``gather``: seconds to wait for more output after each read, so that
+        a child that writes many lines per request does not wake this thread for each of them.
 
         Raises:
             OSError: it could not be started.
@@ -107,15 +107,15 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether the child is still there."""
+        """Whether the child is running."""
         return not self.exited.done()
 
     def last_lines(self) -> list[str]:
-        """The end of its output."""
+        """Return its last lines of output."""
         return list(self._last)
 
     def memory(self) -> int:
-        """Bytes of RAM that are its own: not those of mapped files, which the system can take back."""
+        """Return its private RAM in bytes: without mapped files, which the system can reclaim."""
         try:
             with Path(f"/proc/{self.pid}/status").open("rb") as status:
                 for line in status:
@@ -130,8 +130,8 @@ class Process:
             return 0
 
     def work(self) -> int | None:
-        """A number that grows with what it does: hundredths of a second of the processors, and pages read
-        from a disk. None when that can't be told.
+        """Return a counter of its activity: processor time in hundredths of a second plus major page faults.
+        None if unknown.
         """
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -140,7 +140,7 @@ class Process:
             return None
 
     def waits_for_disk(self) -> bool:
-        """Whether one of its threads waits in the kernel for a disk or a share, as far as can be told."""
+        """Return whether one of its threads is waiting in the kernel for a disk or network share."""
         try:
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
                 if (thread / "stat").read_text().rpartition(")")[2].split()[0] == "D":
@@ -150,7 +150,7 @@ class Process:
         return False
 
     def addresses(self) -> list[tuple[str, int]]:
-        """The (address, port) pairs on which it accepts TCP. Found without connecting to any."""
+        """Return the (address, port) pairs on which it listens for TCP, without connecting to any."""
         try:
             connections = psutil.Process(self.pid).net_connections("tcp")
         except psutil.Error:
@@ -158,18 +158,18 @@ class Process:
         return [(one.laddr.ip, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN]
 
     def terminate(self) -> None:
-        """SIGTERM, and the end of its standard input, for which llama-server waits besides."""
+        """Send SIGTERM and close its stdin, which llama-server waits for as well."""
         self._signal(signal.SIGTERM)
         if self._popen is not None and self._popen.stdin is not None:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
 
     def kill(self) -> None:
-        """SIGKILL, with all that it has started."""
+        """Send SIGKILL to it and its process group."""
         self._signal(signal.SIGKILL, group=True)
 
     async def stop(self, grace: float = 3.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. Returns when it is gone."""
+        """Stop it: SIGTERM, then SIGKILL after ``grace`` seconds. Returns once it is gone."""
         if grace > 0 and self.running:
             self.terminate()
             await asyncio.wait({self.exited}, timeout=grace)
@@ -188,7 +188,7 @@ class Process:
             if self._popen is not None and self._popen.returncode is None:
                 (os.killpg if group else os.kill)(self._popen.pid, number)
 
-    # In the child's thread
+    # In the child's thread:
 
     def _run(self, command: list[str], env: dict[str, str], deployment: str, journal: Journal) -> None:
         try:
@@ -208,7 +208,7 @@ class Process:
             self._tell(self._started, error=error)
             return
         except ValueError as error:
-            # A zero byte, or half a character, in a name that came from somewhere.
+            # A null byte or a lone surrogate in a name that came from elsewhere.
             self._tell(self._started, error=OSError(errno.EINVAL, f"invalid command: {error}"))
             return
         self.pid = popen.pid
@@ -235,7 +235,7 @@ class Process:
         self._tell(self.exited, code)
 
     def _read(self, source: IO[bytes], output: ProcessLog) -> None:
-        """Pass on what the child says, until it says nothing any more."""
+        """Forward the child's output until it ends."""
         rest = b""
         while piece := source.read1(_PIECE):  # type: ignore[attr-defined]
             output.write(piece)
@@ -257,7 +257,7 @@ class Process:
                 self._later(self._on_line, line)
 
     def _end_group(self) -> None:
-        """Wait for the exit, then end what the child has left behind; not reaped yet, it keeps its number."""
+        """Wait for the exit, then kill the rest of its group, whose id can't be reused before the reaping."""
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -269,7 +269,7 @@ class Process:
             return popen.wait()
 
     def _later(self, call: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody listens any more.
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
             self._loop.call_soon_threadsafe(call, *arguments)
 
     def _tell(self, future: asyncio.Future[Any], value: object = None, error: OSError | None = None) -> None:
@@ -285,6 +285,6 @@ class Process:
 
 
 def _clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what would set options of llama.cpp unseen, the daemon's secrets, and systemd's socket."""
+    """Drop variables that would silently set llama.cpp options, our secrets, and systemd's sockets."""
     unwanted = ("LLAMA_", "SOLLOLD_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
     return {name: value for name, value in environment.items() if not name.startswith(unwanted)}

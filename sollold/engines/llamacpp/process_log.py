@@ -1,4 +1,4 @@
-"""The log file of one child process, rotated."""
+"""The rotated log file of a child process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sollold.settings.schema import MIB
 log = logging.getLogger("sollold.engines")
 
 ROTATE_BYTES = 4 * MIB
-"""A file longer than this is renamed to ``<name>.1``, and what ``<name>.1`` was is gone."""
+"""Size in bytes beyond which a file is renamed to ``<name>.1``, replacing the previous one."""
 KEEP_DEPLOYMENTS = 20
-"""Folders of ended deployments that are kept."""
+"""Number of ended deployments whose log folders are kept."""
 
 
 class ProcessLog:
-    """Writes a child's output. A full disk costs the log, never the child."""
+    """Writes a child's output. If the disk is full, log lines are lost, but the child goes on."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path`` to append; its folder is made.
+        """Open ``path`` for appending, creating its folder.
 
         Raises:
             OSError: it can't be written.
@@ -63,14 +63,14 @@ class ProcessLog:
 
 
 def _open(path: Path) -> FileIO:
-    """To append, readable by its owner alone."""
+    """Open for appending, readable only by its owner."""
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def prune(folder: Path, spare: Collection[str] = (), keep: int = KEEP_DEPLOYMENTS) -> None:
-    """Remove the logs of all but the newest ``keep`` deployments, never those of the live ones in ``spare``.
+    """Delete the logs of all but the newest ``keep`` deployments, never those of the live ones in ``spare``.
 
-    One that can't be removed is left. Blocks.
+    Folders that can't be deleted are skipped. Blocks.
     """
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""A worker: one ``ggml-rpc-server`` for one deployment, over the devices that were granted to it.
+"""A worker: one ``ggml-rpc-server`` for one deployment, on the devices granted to it.
 
-It serves one client, so it is started for its deployment and ended with it. It listens on loopback only:
-its protocol knows neither identity nor encryption, and the tunnel brings both.
+It serves one client, so it is started and stopped with its deployment. It listens on loopback only, since its
+protocol has neither authentication nor encryption; the tunnel provides both.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ READY_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
 _ATTEMPTS = 4
 _ACCEPTED = "Accepted client connection"
-"""It says so of each client, whom it serves one after the other."""
+"""Its log line for each client; it serves them one at a time."""
 
 
 class WorkerFailed(Exception):
-    """The worker did not start; the sentence says why."""
+    """The worker did not start; the message says why."""
 
 
 class _Accepted:
-    """Counts the clients that a worker has begun to serve, by its output."""
+    """Counts the clients that a worker has accepted, by its output."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def line(self, text: str) -> None:
-        """A line of output."""
+        """Process a line of output."""
         self.count += text == _ACCEPTED
 
 
 class Worker:
-    """A running worker. Made with `Worker.start`."""
+    """A running worker. Create it with `Worker.start`."""
 
     def __init__(
         self, process: Process, port: int, ports: Ports, devices: tuple[str, ...], accepted: _Accepted
@@ -68,7 +68,7 @@ class Worker:
         threads: int,
         cache: Path | None,
     ) -> Worker:
-        """Start one over ``devices`` and wait until it listens. ``cache``: folder for tensors, or none.
+        """Start one on ``devices`` and wait until it listens. ``cache``: folder of its tensor cache, if any.
 
         Raises:
             WorkerFailed: it did not start.
@@ -111,13 +111,13 @@ class Worker:
         raise AssertionError("unreachable")
 
     def connected(self) -> None:
-        """We have connected to it once more."""
+        """Count one connection of our own."""
         self._ours += 1
 
     async def stranger(self) -> str:
-        """Who else uses it, or has used it: a sentence; empty when nobody has.
+        """Return who else uses or has used the worker, as a sentence; empty if nobody has.
 
-        All users of a machine reach its loopback, and the protocol lets each do as he likes.
+        All users of a machine can reach its loopback, and the protocol lets any client do anything.
         """
         if self._accepted.count > self._ours:
             return "another program of this machine has used it"
@@ -126,12 +126,12 @@ class Worker:
         return f"a program of user {min(others)} is connected to it" if others else ""
 
     async def stop(self) -> None:
-        """End it; it keeps nothing that a SIGKILL could spoil."""
+        """Kill it at once: it has no state that SIGKILL could corrupt."""
         await self.process.stop(grace=0.0)
         self._ports.give_back(self.port)
 
     async def _listening(self) -> None:
-        """Wait for its port. To connect would make us its one client, so the system is asked instead."""
+        """Wait until its port is open. Connecting would make us its only client, so the system is asked."""
         deadline = asyncio.get_running_loop().time() + READY_SECONDS
         while asyncio.get_running_loop().time() < deadline:
             if not self.process.running:

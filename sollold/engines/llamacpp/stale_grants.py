@@ -1,7 +1,7 @@
-"""Grants that an earlier run of this daemon, the head, has left at others.
+"""Releases grants that an earlier run of this daemon, as a head, has left on other nodes.
 
-A daemon that is killed and started again within a second looks alive to all: nobody else can tell that
-nobody renews its grants any more until they run out, and all that while their memory is missing.
+A daemon that is killed and restarted within a second never looks dead: no other node can know that its grants
+will not be renewed before they expire, and until then that memory is unavailable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST = 512
 
 
 class StaleGrants:
-    """Gives them back as the records show them. Own it: `close`."""
+    """Releases stale grants as they appear in the records. Call `close` at the end."""
 
     def __init__(self, view: View, calls: Calls) -> None:
         self._view = view
@@ -33,15 +33,15 @@ class StaleGrants:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def began(self, deployment: str) -> None:
-        """This run is the head of ``deployment``: it ends its grants itself."""
+        """Record that this run is the head of ``deployment`` and releases its grants itself."""
         self._ours[deployment] = None
         while len(self._ours) > _MOST:
             self._ours.popitem(last=False)
 
     def look(self) -> None:
-        """The records changed: give back grants of deployments that this head does not have."""
+        """Release the grants of deployments unknown to this head. Called when the records change."""
         me = self._view.me.node
-        # Only a head commits, so what is merely reserved may be a plan that is on its way here.
+        # Only a head commits: a mere reservation may belong to a plan that is on its way to us.
         stale = {
             (record.node, grant.deployment)
             for record in self._view.live()
@@ -58,7 +58,7 @@ class StaleGrants:
         self._asked = stale
 
     async def close(self) -> None:
-        """Stop asking; what is left runs out."""
+        """Stop releasing; the remaining grants expire."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

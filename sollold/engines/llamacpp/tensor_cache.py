@@ -1,12 +1,12 @@
-"""The workers' tensors on disk, so that a second load over the network is quick.
+"""The workers' tensors on disk, which make a second load over the network fast.
 
-``ggml-rpc-server -c`` writes each tensor over 10 MiB to a file named by its hash, and believes whatever it
-finds under that name: a file cut short gives a model that answers nonsense. It never deletes one either.
-So each worker gets a folder of its own with hard links to what is known to be whole, and what it wrote is
-taken over only when its deployment was loaded to the end. A file that changed since is not offered again.
+``ggml-rpc-server -c`` writes each tensor over 10 MiB to a file named by its hash, and trusts any file of that
+name: a truncated file makes the model talk nonsense. It never deletes one either. So each worker gets a
+folder of its own with hard links to files known to be complete, and its new files are taken over only once
+its deployment has loaded completely. A file that has changed since is not offered again.
 
-Files also come from `sollold.agent.cache_fill`, which makes them beside the worker's folder; they get their
-name, and so come into it, when llama-server tells the hash.
+Files also come from `sollold.agent.cache_fill`, which creates them beside the worker's folder; they are moved
+into it under their hash when llama-server sends the hash.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from sollold.settings.schema import GIB, MIB
 log = logging.getLogger("sollold.engines")
 
 _SPARE = GIB
-"""Bytes of the disk that the cache leaves free."""
+"""Bytes of disk space that the cache leaves free."""
 _NAME = re.compile(r"^[0-9a-f]{16}$")
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """How a whole file looked when it was taken over: any write since would show.
+    """State of a complete file when it was taken over, by which later writes are detected.
 
-    ``model``: digest of the model for which it came; ``tensor``: which of its tensors it is, where that is
-    known.
+    ``model``: digest of the model it belongs to; ``tensor``: name of the tensor, if known.
     """
 
     size: int
@@ -48,10 +47,10 @@ class _Known:
 
 
 class TensorCache:
-    """``folder/whole`` holds the files, ``folder/work/<deployment>/rpc`` each worker's links, ``…/fill`` what
-    is being made for it.
+    """``folder/whole`` holds the files, ``folder/work/<deployment>/rpc`` a worker's links, ``…/fill`` files
+    that are being created for it.
 
-    Its methods touch the disk: call them off the loop. A disk that fails costs the cache, nothing else.
+    Its methods block: call them off the loop. If the disk fails, only caching is lost.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -65,14 +64,14 @@ class TensorCache:
         self._tensors: dict[str, dict[str, str]] = {}
 
     def remove_leftovers(self) -> None:
-        """Remove what workers of an earlier run wrote and nobody took over."""
+        """Delete what an earlier run's workers wrote and was not taken over."""
         with self._lock:
             shutil.rmtree(self._work, ignore_errors=True)
 
     def make_folder(self, deployment: str, size: int) -> Path | None:
-        """A folder for the worker of ``deployment`` (its ``LLAMA_CACHE``), which may write ``size`` bytes.
+        """Create the ``LLAMA_CACHE`` for the worker of ``deployment``, which may write ``size`` bytes.
 
-        None when the disk has no room for that: then the worker runs without.
+        Returns None if the disk is too full: then the worker runs without a cache.
         """
         with self._lock:
             try:
@@ -94,10 +93,10 @@ class TensorCache:
                 return None
 
     def fill_folder(self, deployment: str) -> Path | None:
-        """A folder for files that are made for a worker; None when it caches nothing.
+        """Create the folder for files prepared for a worker; None if the worker has no cache.
 
         Raises:
-            OSError: it can't be made.
+            OSError: it can't be created.
         """
         with self._lock:
             if deployment not in self._offered:
@@ -107,7 +106,7 @@ class TensorCache:
             return folder
 
     def offered(self, deployment: str, digest: str) -> dict[str, Path]:
-        """The tensors of the model that the worker of ``deployment`` finds already, and their files."""
+        """Return the model's tensors that the worker of ``deployment`` has already, with their files."""
         with self._lock:
             known = self._offered.get(deployment, {})
             folder, model = self._work / deployment / "rpc", digest[:DIGEST_LENGTH]
@@ -116,13 +115,13 @@ class TensorCache:
             }
 
     def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> int:
-        """``name`` is the hash of ``tensor``: let the worker find ``file`` by it, if it has none yet.
+        """Give the worker ``file`` as ``name``, the hash of ``tensor``, unless it has that already.
 
         Returns:
-            Bytes of what it finds by it now.
+            Size in bytes of the file that the worker finds now; 0 without one.
 
         Raises:
-            OSError: it can't be put there.
+            OSError: the file can't be moved.
         """
         with self._lock:
             if deployment not in self._offered or not _NAME.match(name):
@@ -134,7 +133,7 @@ class TensorCache:
             return place.stat().st_size if place.exists() else 0
 
     def models(self) -> tuple[tuple[str, int], ...]:
-        """(beginning of a model's digest, bytes of it that are kept), some of the latest."""
+        """Return (digest prefix of a model, bytes cached of it) for the most recent models."""
         with self._lock:
             try:
                 known = self._read()
@@ -147,9 +146,9 @@ class TensorCache:
         return tuple(sizes.items())[:MOST_CACHED]
 
     def keep(self, deployment: str, digest: str = "") -> None:
-        """Every tensor of ``deployment`` has arrived: take over what its worker wrote. Once is enough.
+        """Take over the files of the worker of ``deployment``, all of whose tensors have arrived. Idempotent.
 
-        ``digest``: of its model.
+        ``digest``: digest of its model.
         """
         with self._lock:
             folder = self._work / deployment / "rpc"
@@ -158,7 +157,7 @@ class TensorCache:
             self._taken.add(deployment)
             try:
                 if shutil.disk_usage(folder).free < 256 * MIB:
-                    # A full disk cuts files short without a word from the worker.
+                    # On a full disk the worker truncates files silently.
                     log.info("the tensors of %s are not cached: the disk is full", deployment)
                     return
                 # A user may have emptied the cache meanwhile.
@@ -173,7 +172,7 @@ class TensorCache:
                     if not _NAME.match(file.name) or file.name in known or not file.stat().st_size:
                         continue
                     if offered.get(file.name, _look(file)) != _look(file):
-                        continue  # It is not the worker's work, and somebody has written to it.
+                        continue  # We offered this file, and somebody has written to it.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
                         look = _look(self._whole / file.name)
@@ -185,7 +184,7 @@ class TensorCache:
                 log.warning("the tensors of %s are not cached: %s", deployment, error)
 
     def remove_folder(self, deployment: str) -> None:
-        """The worker is dead: remove its folder. What was taken over stays."""
+        """Delete the folder of a worker that has ended. Files that were taken over stay."""
         with self._lock:
             self._taken.discard(deployment)
             self._offered.pop(deployment, None)
@@ -193,7 +192,7 @@ class TensorCache:
             shutil.rmtree(self._work / deployment, ignore_errors=True)
 
     def _verified(self) -> dict[str, _Known]:
-        """The whole files. Others under their names are removed: cut short, or written to since."""
+        """Return the complete files. Others are deleted: truncated, or modified since."""
         known = self._read()
         for file in list(self._whole.iterdir()):
             if known.get(file.name) != _look(file):
@@ -204,7 +203,7 @@ class TensorCache:
         return {name: value for name, value in known.items() if name in present}
 
     def _prune(self, known: dict[str, _Known]) -> None:
-        """Remove the files that were longest not read until the rest is within the limit; write the index."""
+        """Delete the least recently read files until the rest is within the limit; write the index."""
         total = sum(one.size for one in known.values())
 
         def used(name: str) -> float:

@@ -1,9 +1,9 @@
-"""The head's ends of tunnels: a loopback port here leads to a worker's loopback port on another node.
+"""The head's end of tunnels: a loopback port here that leads to a worker's loopback port on another node.
 
-llama-server connects to the port as if the worker were there. Bytes go through TLS between the two daemons,
-which proved to be members (`sollold.cluster.net.tunnel_server` is the other end). A worker serves one client
-at a time, so a tunnel carries one connection at a time. All users of a machine reach its loopback: only those
-of the daemon's own user, as its engines are, are let through.
+llama-server connects to the port as if the worker were local. The bytes go through TLS between the two
+daemons, both proven members (`sollold.cluster.net.tunnel_server` is the other end). A worker serves one
+client at a time, so a tunnel carries one connection at a time. All users of a machine can reach its loopback:
+only connections of the daemon's own user, under which its engines run, are accepted.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ log = logging.getLogger("sollold.engines")
 
 _LOOPBACK = "127.0.0.1"
 _TURN_SECONDS = 3.0
-"""A second connection waits that long for the first to end."""
+"""How long a second connection waits for the first to end, in seconds."""
 _LOOKS = 3
-"""For the user of a connection: a table that changes while it is read can lack a row."""
+"""Attempts to find a connection's user: a table that changes while being read may lack a row."""
 
 
 class Tunnels:
-    """All tunnels of this node as head.
+    """All tunnels of this node as a head.
 
     Args:
         reach: opens connections to nodes.
-        view: a node that is no more live loses its tunnels at once.
-        delay: seconds added to each direction, for tests of slow networks.
+        view: tunnels to a node are cut as soon as it is no longer alive.
+        delay: seconds added in each direction, to test slow networks.
     """
 
     def __init__(self, reach: Dialer, view: View, *, delay: float = 0.0) -> None:
@@ -55,16 +55,15 @@ class Tunnels:
         on_break: Callable[[str], None] = lambda reason: None,
         external: str = "",
     ) -> Tunnel:
-        """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
+        """Open a tunnel to the worker of ``deployment`` on ``node``; it connects when it is connected to.
 
-        ``external``: the address of a worker that others started, which ``node`` names; empty: its own
-        worker.
+        ``external``: address of an external worker that ``node`` names; empty: the node's own worker.
 
-        ``on_break`` is told why when the way to the worker can't be made, or ends before llama-server has
-        closed its connection: llama-server itself notices only when it next needs the worker.
+        ``on_break`` is called with the reason if the connection to the worker fails, or ends before
+        llama-server has closed its own: llama-server itself would notice only when it next needs the worker.
 
         Raises:
-            OSError: no loopback port could be had.
+            OSError: no loopback port is free.
         """
         if self._unsubscribe is None:
             self._unsubscribe = self._view.subscribe(self._look)
@@ -76,11 +75,11 @@ class Tunnels:
         return tunnel
 
     def all(self) -> tuple[Tunnel, ...]:
-        """The open tunnels, for metrics."""
+        """Return the open tunnels, for metrics."""
         return tuple(self._open)
 
     async def close(self) -> None:
-        """End all tunnels."""
+        """Close all tunnels."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -99,10 +98,10 @@ class Tunnel:
     """One tunnel.
 
     Attributes:
-        deployment, node: whose worker it leads to.
-        port: where to connect on 127.0.0.1.
-        traffic: what went through so far.
-        failure: why the last connection could not be made or was cut; empty when it could.
+        deployment, node: identify the worker it leads to.
+        port: its port on 127.0.0.1.
+        traffic: bytes transferred so far.
+        failure: why the last connection failed or was cut; empty if it did not.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class Tunnel:
         self._remote.prepare()
 
     async def close(self) -> None:
-        """End the tunnel and give the port back."""
+        """Close the tunnel and its port."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -152,7 +151,7 @@ class Tunnel:
         self._closed(self)
 
     def cut(self) -> None:
-        """The node is gone: break the connection, so that llama-server notices."""
+        """Abort the connections because the node is gone, so that llama-server notices."""
         self._remote.drop()
         if self._ends:
             self.failure = f"{self._name} left or failed"
@@ -163,7 +162,7 @@ class Tunnel:
             end.abort()
 
     def broke(self, exc: Exception | None) -> None:
-        """The way to the worker ended while llama-server still held its connection."""
+        """Handle the loss of the connection to the worker while llama-server's is still open."""
         if self._server is not None:
             self._break(f"the tunnel to {self._name} broke: {exc or 'it was closed there'}")
 
@@ -173,21 +172,21 @@ class Tunnel:
         self._on_break(reason)
 
     def came(self, end: _LocalEnd) -> None:
-        """A local connection stands."""
+        """Handle a new local connection."""
         self._ends.add(end)
         task = asyncio.get_running_loop().create_task(self._serve(end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def went(self, end: _LocalEnd) -> None:
-        """A local connection is gone."""
+        """Handle the end of a local connection."""
         self._ends.discard(end)
         if end.has_turn:
             end.has_turn = False
             self._turn.set()
 
     async def _serve(self, end: _LocalEnd) -> None:
-        """Join a local connection with the worker."""
+        """Connect a local connection to the worker."""
         try:
             if not await self._is_ours(end):
                 end.abort()
@@ -227,9 +226,9 @@ class Tunnel:
             raise
 
     async def _is_ours(self, end: _LocalEnd) -> bool:
-        """Whether a program of this daemon's own user has connected."""
+        """Return whether the connection comes from a program of this daemon's own user."""
         user = None
-        async with self._looking:  # one thread for one tunnel, whoever connects how often
+        async with self._looking:  # at most one look-up thread per tunnel
             for _ in range(_LOOKS):
                 peer = end.transport.get_extra_info("peername")
                 users = await client_users(self.port)

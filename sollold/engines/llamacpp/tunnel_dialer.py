@@ -1,8 +1,8 @@
-"""The head's connections to a worker's node, up to its yes.
+"""Opens the head's connections to a worker's node.
 
-While it loads, llama-server connects to a worker some five times, each time after it has closed the last
-connection. A handshake takes 3 to 40 ms while machines copy tensors, and each would have to wait for its own:
-so the next connection is made before it is asked for.
+During a load llama-server connects to a worker about five times, each time after closing the previous
+connection. A handshake takes 3 to 40 ms while machines copy tensors, so the next connection is made in
+advance.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sollold.cluster.net.tunnel_server import GREETING_LIMIT, Open, Opened
 
 _OPEN_SECONDS = 8.0
 _AHEAD_SECONDS = 3.0
-"""So long the next connection waits to be used, less than the owner waits for its greeting."""
+"""How long a prepared connection is kept, in seconds: less than its owner waits for the greeting."""
 
 
 class TunnelDialer:
-    """One tunnel's connections to ``node``.
+    """Connections of one tunnel to ``node``.
 
     Args:
-        greeting: names the worker.
+        greeting: identifies the worker.
     """
 
     def __init__(self, reach: Dialer, node: str, greeting: Open) -> None:
@@ -38,13 +38,13 @@ class TunnelDialer:
         self._timer: asyncio.TimerHandle | None = None
 
     def prepare(self) -> None:
-        """Make the next connection, unless there is one."""
+        """Prepare the next connection, unless there is one."""
         if self._next is None or _is_lost(self._next):
             self._next = asyncio.get_running_loop().create_task(self._ahead())
             self._next.add_done_callback(_is_lost)
 
     def drop(self) -> None:
-        """End what was prepared."""
+        """Close the prepared connection."""
         prepared, self._next = self._next, None
         if prepared is not None:
             prepared.cancel()
@@ -52,10 +52,10 @@ class TunnelDialer:
                 prepared.result().transport.abort()
 
     async def open(self) -> TunnelClient:
-        """A connection to the worker, which its node has agreed to.
+        """Return a connection to the worker that its node has accepted.
 
         Raises:
-            PeerError: there is none to be had.
+            PeerError: the connection failed or was refused.
         """
         client = await self._prepared() or await self._dial()
         try:
@@ -74,7 +74,7 @@ class TunnelDialer:
         return client
 
     async def _prepared(self) -> TunnelClient | None:
-        """The prepared connection, once it is made; None when it failed: a new one tells why."""
+        """Return the prepared connection once established; None if it failed: a new attempt tells why."""
         prepared, self._next = self._next, None
         if prepared is None or _is_lost(prepared):
             return None
@@ -97,25 +97,25 @@ class TunnelDialer:
 
 
 def _is_lost(dialled: asyncio.Task[TunnelClient]) -> bool:
-    """Whether the connection was not made, or is closed already."""
+    """Return whether the connection failed or has been closed."""
     if not dialled.done():
         return False
     return dialled.cancelled() or dialled.exception() is not None or dialled.result().answer.done()
 
 
 class TunnelClient(asyncio.Protocol):
-    """The connection to the worker's node until it has answered."""
+    """The connection to the worker's node until it has replied."""
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self._bytes = Unframer(GREETING_LIMIT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Store the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Collect bytes until the reply is complete."""
         self._bytes.feed(data)
         if self.answer.done():
             return
@@ -128,7 +128,7 @@ class TunnelClient(asyncio.Protocol):
             self.answer.set_exception(PeerError("", f"invalid answer: {error}", transport=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Fail if there is no reply yet."""
         if not self.answer.done():
             self.answer.set_exception(
                 PeerError("", f"the connection was closed: {exc or 'no reason given'}", transport=True)
@@ -136,5 +136,5 @@ class TunnelClient(asyncio.Protocol):
             self.answer.exception()  # nobody may wait for it yet
 
     def rest(self) -> bytes:
-        """What came behind the answer: the worker's bytes."""
+        """Return the bytes after the reply, which come from the worker."""
         return self._bytes.rest()

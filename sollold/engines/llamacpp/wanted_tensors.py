@@ -1,4 +1,4 @@
-"""Which tensors of a model's files a worker will be asked for by their hash. Pure."""
+"""Computes which tensors of a model's files a worker will be asked for by their hash. Pure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
 
 
 def wanted_tensors(plan: Plan, node: str, header: Header, files: Sequence[str]) -> tuple[WantedTensor, ...]:
-    """Those that the layers of ``node`` need, in the order in which they lie in the files.
+    """Return the tensors that the layers of ``node`` need, in file order.
 
-    ``files``: of the model; a tensor's file is told by its place among them.
+    ``files``: the model's files; a tensor refers to its file by index.
     """
     spans = [
         (share.first, share.last)
         for share in plan.shares
         if share.node == node and not external_address(share.device)
     ]
-    # Layers that predict further tokens lie behind the others, and are loaded only if they draft.
+    # Layers for multi-token prediction come last, and are loaded only if they draft.
     predicting = max(header.integer(f"{header.architecture}.nextn_predict_layers"), 0)
     predicting *= not plan.run.predicts
     unread = range(plan.layers - predicting, plan.layers)
@@ -46,9 +46,9 @@ def wanted_tensors(plan: Plan, node: str, header: Header, files: Sequence[str]) 
 
 
 def _layer(tensor: Tensor, layers: int, tied: bool) -> int | None:
-    """The layer that needs a tensor, the output being the last; None when it stays with the head."""
+    """Return the layer that needs a tensor, the output being the last; None if it stays with the head."""
     block = block_of(tensor)
     if block is not None:
         return block
-    # Without an output matrix of its own a model uses the embedding for it, a second time.
+    # A model without an output matrix uses its embedding a second time.
     return layers if tensor.name == (_EMBEDDING if tied else _OUTPUT) else None
