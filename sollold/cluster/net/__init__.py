@@ -1,1 +1,1 @@
-"""Sockets of the cluster: datagrams, TLS, calls, links, tunnels, mDNS; identity and state files."""
+"""I/O of the cluster: datagrams, TLS, calls, links, tunnels, mDNS; identity and state files."""

@@ -1,7 +1,7 @@
-"""Accepts TLS connections. How many may be at their handshake is bounded, of all and of one other machine.
+"""Accepts TLS connections, with a limit on pending handshakes in total and per remote machine.
 
-Each takes a descriptor and some sixty kilobytes from the moment in which it is accepted, whoever it is:
-without a bound a single machine takes all of them by saying nothing.
+Each connection takes a descriptor and some sixty kilobytes from the moment it is accepted. Without a limit a
+single machine could exhaust them by opening connections and sending nothing.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ log = logging.getLogger("sollold.cluster")
 
 PER_ADDRESS = 64
 MOST = 1024
-"""Connections that have not finished their handshake: of one other machine, and of all."""
+"""Maximum connections whose handshake is not finished: per remote machine, and in total."""
 _PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """What is spoken on a connection; ``tls`` None: nothing but the protocol itself."""
+    """Encryption of a connection; ``tls`` None: plain."""
 
     tls: ssl.SSLContext | None
 
 
 Choose = Callable[[socket.socket, bool], Awaitable[Spoken | None]]
-"""(connection, whether it is of this machine) → what is spoken on it; None closes it."""
+"""(connection, whether it comes from this machine) → its encryption; None closes it."""
 
 
 class Acceptor:
-    """Takes connections from sockets that listen.
+    """Accepts connections on listening sockets.
 
     Args:
-        sockets: that listen and do not block; closed with the acceptor.
-        make: gives the protocol of a connection, after its handshake.
-        choose: see `Choose`; what it raises of `OSError` and `TimeoutError` closes the connection.
-        handshake: seconds for the handshake.
-        shutdown: seconds for the end of TLS; None: as asyncio has it.
+        sockets: non-blocking listening sockets; closed with the acceptor.
+        make: returns the protocol for a connection, after its handshake.
+        choose: see `Choose`; an `OSError` or `TimeoutError` closes the connection.
+        handshake: timeout of the handshake, in seconds.
+        shutdown: timeout of the TLS shutdown, in seconds; None: asyncio's default.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Acceptor:
             self._own(self._accept(one))
 
     async def close(self) -> None:
-        """Take no more, and end what is at its handshake; connections that are past it stay."""
+        """Stop accepting and close connections during their handshake; established ones stay open."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Not before: until then the loop listens to their descriptors, which others may have by now.
+        # Only now: until then the loop watches their descriptors, which may be reused once closed.
         for one in self._sockets:
             one.close()
 
@@ -106,7 +106,7 @@ class Acceptor:
             self._own(self._begin(connection, address, local))
 
     async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
-        """Until the connection belongs to its protocol, or is closed."""
+        """Complete the handshake and hand the connection to its protocol, or close it."""
         loop = asyncio.get_running_loop()
         kept = False
         try:
@@ -138,7 +138,7 @@ class Acceptor:
 
 @functools.lru_cache(4096)
 def is_loopback(address: str) -> bool:
-    """Whether ``address`` reaches this machine alone."""
+    """Whether ``address`` is a loopback address."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

@@ -1,9 +1,9 @@
-"""The certificates that nodes show to people's programs, and the one authority behind all of a cluster's.
+"""Certificates that nodes present to HTTPS clients, and the certificate authority of a cluster.
 
-The authority follows from the cluster's secret as `sollold.cluster.net.identity` has it for the nodes among
-themselves, by another derivation: whoever trusts its certificate trusts every node of the cluster, and none
-that was evicted, since the secret is changed then. Its key is on the curve P-256, which browsers and all TLS
-libraries know (FIPS 186-5, A.2.1: extra bits, so that the remainder is even).
+The authority is derived from the cluster's secret, like the one that `sollold.cluster.net.identity` uses
+between nodes, but by another derivation. A client that trusts its certificate trusts every node of the
+cluster, but no evicted one, since eviction changes the secret. Its key is on the curve P-256, which browsers
+and all TLS libraries support (FIPS 186-5, A.2.1: extra bits, so that the remainder is evenly distributed).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _SINCE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 _UNTIL = datetime.datetime(2099, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 LIFE = datetime.timedelta(days=365)
-"""Apple's systems take no certificate of more than 825 days."""
+"""Validity of a node's certificate. Apple's systems accept at most 825 days."""
 _LOCAL = (".local", ".lan", ".internal", ".home.arpa")
 _DNS_NAME = re.compile(r"(?=.{1,253}$)(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _SLOW_CLOCKS = datetime.timedelta(days=30)
@@ -35,14 +35,14 @@ _SLOW_CLOCKS = datetime.timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a node is called by those who reach it: names, and IP addresses as text."""
+    """Names and IP addresses (as strings) by which clients reach a node."""
 
     names: tuple[str, ...]
     addresses: tuple[str, ...]
 
 
 def subject_of(name: str, addresses: Sequence[str], hosts: Sequence[str]) -> Subject:
-    """What a node called ``name`` is reached by. ``hosts``: more names; ``*.example.com``: all below it."""
+    """Return the subject of a node. ``hosts``: additional names, including wildcards as ``*.example.com``."""
     names = [name, *(f"{name}{suffix}" for suffix in _LOCAL), "localhost", *hosts]
     return Subject(
         tuple(dict.fromkeys(one for one in (text.lower() for text in names) if _DNS_NAME.fullmatch(one))),
@@ -51,13 +51,13 @@ def subject_of(name: str, addresses: Sequence[str], hosts: Sequence[str]) -> Sub
 
 
 def authority_pem(secret: bytes) -> str:
-    """The authority's certificate, the same on all nodes."""
+    """Return the authority's certificate as PEM, the same on all nodes."""
     certificate, _ = _authority(secret)
     return certificate.public_bytes(Encoding.PEM).decode()
 
 
 def issue(secret: bytes, subject: Subject, now: datetime.datetime) -> bytes:
-    """A fresh key and its certificate for ``subject``, from a while ago until `LIFE` after ``now``; PEM."""
+    """Return a new key and its certificate, as PEM, valid from 30 days before ``now`` until `LIFE` after."""
     authority, signer = _authority(secret)
     key = ec.generate_private_key(_CURVE)
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in subject.names]

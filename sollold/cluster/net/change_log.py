@@ -1,4 +1,4 @@
-"""Log lines for changes in the cluster."""
+"""Logs changes in the cluster."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _COPIED = (
 def log_change(
     event: NodeEvent, me: str, name_of: Callable[[str], str], double: Double | None = None
 ) -> None:
-    """Log what happened to a node, or who leads now.
+    """Log a change of a node or of the leader.
 
     Args:
         me: this node's id.
-        name_of: a node's name for people, by its id.
-        double: of a node id that two machines use, where they are.
+        name_of: returns a node's display name by its id.
+        double: the two machines that use a node id, if it is about them.
     """
     change, term = event.change, event.term
     machines = double.machines if double is not None else ""

@@ -1,4 +1,4 @@
-"""The UDP socket for gossip: sealed datagrams in and out, nothing queued."""
+"""The UDP socket for gossip: sends and receives sealed datagrams, without a queue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger("sollold.cluster")
 
 _LARGEST = 65536
 _AT_ONCE = 64
-"""Datagrams read before other work gets its turn."""
+"""Maximum datagrams read before other callbacks run."""
 
 
 class Datagrams:
-    """The socket.
+    """The UDP socket for gossip.
 
     Args:
-        sealer: seals and opens.
+        sealer: encrypts and decrypts datagrams.
         heard: called with every datagram of a member.
     """
 
@@ -34,28 +34,28 @@ class Datagrams:
         self._socket: socket.socket | None = None
         self._ipv6 = False
         self.unsent = 0
-        """Datagrams that the system did not take: no route, or its buffer was full. They count as lost."""
+        """Number of datagrams that the system did not accept: no route, or its buffer was full."""
 
     def start(self, host: str, port: int) -> None:
-        """Listen.
+        """Start to listen.
 
         Raises:
             PortTaken: another program has the port.
-            OSError: ``host`` is no address of this machine.
+            OSError: ``host`` is not an address of this machine.
         """
         self._socket = bound(socket.SOCK_DGRAM, host, port)
         self._ipv6 = self._socket.family == socket.AF_INET6
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
 
     def send(self, address: Address, data: bytes) -> None:
-        """Seal and send; a datagram that can't be sent is lost, as it may be on its way."""
+        """Seal and send ``data``; errors are only counted, like loss on the network."""
         if self._socket is None:
             return
         try:
@@ -76,7 +76,7 @@ class Datagrams:
             except BlockingIOError:
                 return
             except OSError:
-                continue  # what ICMP said of an earlier datagram
+                continue  # ICMP error for an earlier datagram
             opened = self._sealer.open(packet)
             if opened is not None:
                 self._heard(opened, literal(place))

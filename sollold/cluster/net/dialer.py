@@ -1,8 +1,8 @@
-"""Reaching a node: of its addresses the one that really leads to it.
+"""Connects to a node at whichever of its addresses really leads to it.
 
 A node has several addresses, and some of them lead elsewhere (every machine with Docker has 172.17.0.1).
-So addresses are tried with small head starts, each up to a finished TLS handshake that proves the node's
-id, and the one that worked is tried first next time.
+So addresses are tried with short delays in between, each up to a finished TLS handshake that proves the
+node's id, and the one that worked is tried first next time.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from sollold.cluster.net.rpc import PeerError
 P = TypeVar("P", bound=asyncio.Protocol)
 
 HEAD_START = 0.2
-"""Seconds that an address gets before the next one is tried as well."""
+"""Delay before the next address is tried as well, in seconds."""
 
 
 class Dialer:
     """Opens TLS connections to nodes by their ids.
 
     Args:
-        identity: this node's.
-        addresses: where a node is, by its id; empty when unknown.
-        name: a node's name for people, by its id.
+        identity: this node's identity.
+        addresses: returns the addresses of a node by its id; empty when unknown.
+        name: returns a node's display name by its id.
 
     Attributes:
-        sockets: connections of this node to others, of threads too.
+        sockets: connections from this node to others, including those used by threads.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Dialer:
         self.sockets = OpenSockets()
 
     def addresses(self, node: str) -> tuple[Address, ...]:
-        """Addresses of ``node``, the one that last worked first."""
+        """Return the addresses of ``node``, the one that last worked first."""
         known = tuple(self._addresses(node))
         worked = self._worked.get(node)
         if worked is None or worked not in known:
@@ -62,17 +62,17 @@ class Dialer:
         return (worked, *(one for one in known if one != worked))
 
     def worked(self, node: str, address: Address) -> None:
-        """``node`` was just reached at ``address``."""
+        """Note that ``node`` was reached at ``address``."""
         if len(self._worked) > 4096:
             self._worked.clear()
         self._worked[node] = address
 
     def forget_contexts(self) -> None:
-        """The cluster's secret changed: connect with the new one from now on."""
+        """Use the cluster's changed secret for new connections."""
         self._contexts.clear()
 
     def context(self, protocol: str, *, anyone: bool = False) -> ssl.SSLContext:
-        """The TLS context for calling with ALPN ``protocol``, made once."""
+        """Return the cached TLS context for connecting with ALPN ``protocol``."""
         found = self._contexts.get((protocol, anyone))
         if found is None:
             found = self._contexts[protocol, anyone] = self._identity.client_context(protocol, anyone=anyone)
@@ -87,15 +87,15 @@ class Dialer:
         timeout: float,
         addresses: Sequence[Address] | None = None,
     ) -> tuple[P, str, Address]:
-        """A connection to ``node`` (empty: any member at ``addresses``) that speaks ALPN ``protocol``.
+        """Connect to ``node`` (empty: any member at ``addresses``) with ALPN ``protocol``.
 
-        The protocol made gets `connection_made` here; the caller of a connection must speak first.
+        `connection_made` of the new protocol is called here; the connecting side must send first.
 
         Returns:
-            The protocol, the node that answered, and where.
+            The protocol, the node that responded, and its address.
 
         Raises:
-            PeerError: nobody could be reached there, or it was not ``node``.
+            PeerError: no node could be reached there, or it was not ``node``.
         """
         where = tuple(addresses) if addresses is not None else self.addresses(node)
         name = self.name(node) if node else "the node"
@@ -129,7 +129,7 @@ class Dialer:
                         failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
                         continue
                     if landed.lost:
-                        # Its own protocol would never be told.
+                        # The new protocol would never be told.
                         failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
                         continue
                     found = peer_of(landed.transport.get_extra_info("ssl_object"))
@@ -141,7 +141,7 @@ class Dialer:
 
 
 class _Handshake(asyncio.Protocol):
-    """Holds a fresh connection until its own protocol takes over."""
+    """Holds a new connection until its own protocol takes over."""
 
     lost = False
 
@@ -152,7 +152,7 @@ class _Handshake(asyncio.Protocol):
         self.lost = True
 
     def hand_over(self, made: P) -> P:
-        """The connection is ``made``'s from now on."""
+        """Pass the connection to the protocol ``made``."""
         keep_watch(self.transport)
         self.transport.set_protocol(made)
         made.connection_made(self.transport)
@@ -168,15 +168,15 @@ async def _attempt(
     try:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # With its scope in the name of the host: uvloop leaves out what follows the port.
+        # With the scope in the host name: uvloop ignores what follows the port.
         await loop.sock_connect(raw, address if "%" in address[0] else place)
     except BaseException:
         raw.close()
         raise
     watch(raw)
-    # From here on the socket is its transport's, and TLS comes in a second step: cancelled, that ends the
-    # connection at once. In one step a connection whose handshake has just ended would say goodbye first, and
-    # go on reading from its descriptor when that is another's already.
+    # From here on the transport owns the socket, and TLS follows in a second step: cancelling it closes the
+    # connection at once. With a single step, a connection whose handshake has just ended would first shut
+    # down TLS and go on reading from its descriptor when that may already be reused.
     transport, landed = await loop.create_connection(_Handshake, sock=raw)
     if transport.is_closing():
         raise ConnectionResetError("it closed the connection at once")
@@ -187,7 +187,7 @@ async def _attempt(
 async def _encrypted(
     transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, name: str
 ) -> asyncio.Transport:
-    """The handshake.
+    """Perform the TLS handshake.
 
     Raises:
         OSError, ssl.SSLError: it failed; the connection is closed.
@@ -218,20 +218,20 @@ async def _cancel_attempts(tasks: dict[asyncio.Task[_Handshake], Address]) -> No
 def socket_address(
     address: Address,
 ) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
-    """Family and socket address of an IP literal, with its scope.
+    """Return family and socket address of an IP literal, with its scope.
 
     Raises:
-        OSError: it is no IP literal, or its interface is not there.
+        OSError: it is not an IP literal, or its interface does not exist.
     """
     host, port = address
     if ":" not in host:
         return socket.AF_INET, (host, port)
-    # An interface's number may be another one tomorrow; what has none is read once.
+    # An interface's number may change; addresses without one are cached.
     return _read_ipv6(host, port) if "%" in host else _kept_ipv6(host, port)
 
 
 def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
-    # Numeric: nobody is asked, so this does not block.
+    # Numeric: no name server is asked, so this does not block.
     found = socket.getaddrinfo(
         host, port, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     )[0][4]
@@ -244,12 +244,12 @@ def _kept_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, i
 
 
 def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bool = False) -> None:
-    """Send at once, and let the kernel end the connection when the other machine vanished.
+    """Disable Nagle's algorithm and let the kernel close the connection if the other machine vanished.
 
-    Keep-alive probes find a machine that is silent for ``seconds`` while nothing is sent. With ``always``
-    TCP_USER_TIMEOUT (RFC 5482) does so while something is sent too: only where the other side reads all
-    the time, since a side that does not take bytes for so long would count as vanished. Buffer sizes are
-    left to the kernel, which grows them with the need.
+    Keep-alive probes detect a machine that is silent for ``seconds`` while nothing is sent. With ``always``,
+    TCP_USER_TIMEOUT (RFC 5482) detects it while something is sent too: only for peers that read all the
+    time, since one that accepts no bytes for so long would count as vanished. Buffer sizes are left to the
+    kernel, which grows them on demand.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -270,7 +270,7 @@ def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bo
 
 
 def in_words(error: BaseException) -> str:
-    """Why a connection was not made, for people."""
+    """Return why a connection failed, as displayed to users."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if "Hostname mismatch" in error.verify_message:
             return "another node answers there"
@@ -280,6 +280,6 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
-        # asyncio puts words of its own, with the address once more, in place of the system's.
+        # asyncio replaces the system's message by its own, which repeats the address.
         return os.strerror(error.errno or 0)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

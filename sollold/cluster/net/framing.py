@@ -1,4 +1,4 @@
-"""Messages on a byte stream: four bytes of length, big-endian, then that many bytes."""
+"""Framing of messages on a byte stream: four bytes of length, big-endian, then the message."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ HEADER = _LENGTH.size
 
 
 class FrameError(Exception):
-    """The other side announced a message longer than this stream carries."""
+    """The other side announced a message above the size limit."""
 
 
 def frame(data: bytes) -> bytes:
-    """``data`` as one message."""
+    """Return ``data`` framed as one message."""
     return _LENGTH.pack(len(data)) + data
 
 
 class Unframer:
-    """Takes bytes as they come, gives messages. Holds at most one message and what came with it."""
+    """Splits received bytes into messages."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """More bytes."""
+        """Add received bytes."""
         self._held += data
 
     def take_message(self) -> bytes | None:
-        """The next whole message; None while there is none.
+        """Return the next complete message; None if there is none yet.
 
         Raises:
-            FrameError: the message would be longer than the limit.
+            FrameError: the announced message is longer than the limit.
         """
         if len(self._held) < HEADER:
             return None
@@ -46,7 +46,7 @@ class Unframer:
         return data
 
     def rest(self) -> bytes:
-        """What came after the last message taken; it is not held any more."""
+        """Remove and return the bytes after the last message taken."""
         left = bytes(self._held)
         self._held.clear()
         return left

@@ -1,4 +1,4 @@
-"""What may look at the bytes of a tunnel on their way to the worker, and hold them back for a while."""
+"""Protocol of an object that inspects a tunnel's bytes on their way to the worker and may hold them back."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from typing import Protocol
 
 
 class Gate(Protocol):
-    """Looks at what a head says to its worker, and may hold a request back for a while."""
+    """Inspects the bytes that a head sends to its worker, and may hold a request back for a while."""
 
     @property
     def asked(self) -> object | None:
-        """The request that is held back."""
+        """The request that is held back, if any."""
         ...
 
     @property
     def over(self) -> bool:
-        """Everything passes from now on."""
+        """Whether everything passes from now on."""
         ...
 
     @property
     def held(self) -> int:
-        """Bytes that are held back."""
+        """Number of bytes that are held back."""
         ...
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes that may pass now that ``data`` has come."""
+        """Add received bytes; return those that may pass now."""
         ...
 
     def release(self) -> bytes:
-        """What was held back, as far as it may pass now."""
+        """Return the held bytes that may pass now."""
         ...
 
     def release_all(self) -> bytes:
-        """Hold nothing back any more: all that was."""
+        """Stop holding back; return all held bytes."""
         ...
 
     async def settle(self) -> bytes:
         """Wait until the request that is held back may pass. Never raises.
 
         Returns:
-            What the worker will answer, if that is known: the head need not wait for it. Else nothing.
+            The worker's expected response if it is known, so that the head need not wait for it; else empty.
         """
         ...

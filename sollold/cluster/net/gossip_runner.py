@@ -1,4 +1,4 @@
-"""The clock, the exchanges and the disk of the gossip core: who calls it, and who executes its actions."""
+"""I/O shell of the gossip core: drives it with packets and timers, and executes its actions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from sollold.cluster.net.state_file import BackgroundWriter, KeptFile
 log = logging.getLogger("sollold.cluster")
 
 _MAX_EXCHANGES = 8
-"""Push-pulls and TCP pings under way at a time."""
+"""Maximum concurrent push-pulls and TCP pings."""
 _MAX_UNKNOWN = 4
-"""Of these, tries of addresses where no node is known: each of a machine that is off takes seconds."""
+"""Maximum of these to addresses without a known node: each attempt at a machine that is off takes seconds."""
 
 _EXACT_SECONDS = 0.002
-"""How exactly the timer is set; see `GossipRunner.do`."""
+"""Precision of the timer; see `GossipRunner.do`."""
 
 
 class GossipRunner:
@@ -41,9 +41,9 @@ class GossipRunner:
 
     Args:
         reach: opens connections for exchanges and TCP pings.
-        state: folder for what must survive a restart.
-        send: puts a datagram on the network.
-        changed: told each change, in order.
+        state: folder of the persistent state.
+        send: sends a datagram.
+        changed: called with each change, in order.
 
     Attributes:
         gossip: the core; None before `start`.
@@ -73,7 +73,7 @@ class GossipRunner:
         self._leaving = False
 
     async def read_kept(self) -> Kept:
-        """What the last run left on disk for the core.
+        """Read the core's state that the last run left on disk.
 
         Raises:
             OSError: the folder can't be read.
@@ -82,18 +82,18 @@ class GossipRunner:
         return self._kept
 
     def start(self, gossip: Gossip) -> None:
-        """Run ``gossip`` from now on."""
+        """Start to run ``gossip``."""
         self.gossip = gossip
         self._tick()
 
     def leave(self) -> None:
-        """Let the core say goodbye; what spreads it goes on until `close`."""
+        """Let the core announce that this node leaves; datagrams are sent until it is closed."""
         self._leaving = True
         if self.gossip is not None:
             self.do(self.gossip.leave(time.monotonic()))
 
     async def close_tasks(self) -> None:
-        """End the timer and all tasks."""
+        """Cancel the timer and all tasks."""
         if self._timer is not None:
             self._timer.cancel()
         for task in tuple(self._tasks):
@@ -101,11 +101,11 @@ class GossipRunner:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close_file(self) -> None:
-        """Write what is not written yet."""
+        """Finish pending writes."""
         await self._writer.close()
 
     def do(self, actions: list[Action]) -> None:
-        """Execute actions of the core in order, and wake it when it next has something to do."""
+        """Execute actions of the core in order, and set the timer for its next wake-up."""
         for action in actions:
             self._execute(action)
         assert self.gossip is not None
@@ -114,24 +114,24 @@ class GossipRunner:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = wake
-            # uvloop rounds to the millisecond and counts from when it woke: a timer that is early, by however
-            # little, would find nothing to do and be set again, several times over.
+            # uvloop rounds to the millisecond and counts from when it woke: a timer that fires early, by
+            # however little, would find nothing to do and be set again, several times over.
             delay = max(0.0, wake - time.monotonic()) + _EXACT_SECONDS
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` as a task that `close_tasks` ends; what it fails with is logged."""
+        """Run ``work`` as a task that `close_tasks` cancels; its failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
 
     def handle_packet(self, data: bytes, source: Address) -> None:
-        """A datagram came in, already opened."""
+        """Handle a received, decrypted datagram."""
         if self.gossip is not None:
             self.do(self.gossip.handle_packet(data, source, time.monotonic()))
 
     def answer_push_pull(self, body: bytes, source: Address | None) -> bytes:
-        """A body of a push-pull came in: what to send back; empty: nothing more."""
+        """Handle a received push-pull body. Returns the response; empty: none."""
         if self.gossip is None:
             return b""
         answer, actions = self.gossip.push_pull(body, source, time.monotonic())

@@ -1,4 +1,4 @@
-"""A caller who hangs up before his answer begins: no fault, so no line in the log."""
+"""Handles clients that disconnect before their response starts: no fault, so only a debug message."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ log = logging.getLogger("sollold.cluster")
 
 
 def hung_up(request: web.Request) -> bool:
-    """Whether nobody is there to read the answer."""
+    """Whether the client has disconnected."""
     return request.transport is None or request.transport.is_closing()
 
 
 @web.middleware
 async def quiet_hang_up(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The outermost: to aiohttp what such a caller leaves behind is an error like any other.
+    """Outermost middleware, which keeps aiohttp from logging such a disconnect as an error.
 
-    Mostly it cancels the handler first; not when both happen in one turn of the loop.
+    Usually aiohttp cancels the handler first, but not if both happen in one turn of the loop.
     """
     try:
         return await handler(request)

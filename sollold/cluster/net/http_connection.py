@@ -1,6 +1,6 @@
-"""An HTTP/1.1 client's connections: kept between requests, answers handed on in the moment they come.
+"""Minimal HTTP/1.1 client connections: kept alive, and response bodies are passed on as they arrive.
 
-For streams of tokens, of which each costs aiohttp's client the turn of a task and some twenty calls.
+For token streams: aiohttp's client needs a task switch and some twenty calls per token.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from sollold.cluster.net.pour import Receiver
 from sollold.cluster.net.response_parser import BadAnswer, ResponseParser
 
 _UNREAD = 256 * 1024
-"""Bytes that wait for a receiver before no more are read."""
+"""Buffered bytes without a receiver above which reading pauses."""
 
 
 class AnswerLost(ConnectionError):
-    """The connection broke before the answer was whole, or what came on it is no HTTP."""
+    """The connection broke before the response was complete, or the response is not valid HTTP."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection, and the answer that comes on it. `ask`, then `pour` until it answers True."""
+    """One connection and its current response. Call `ask`, then `pour` until it returns True."""
 
     def __init__(self, name: str, prefix: str = "") -> None:
-        """``name``: of the server, for its ``Host`` header; ``prefix``: of every path."""
+        """``name``: the server's name in the ``Host`` header; ``prefix``: prefix of every path."""
         self._name = name
         self._prefix = prefix
         self.on_close: Callable[[], None] = lambda: None
         self.silence = 0.0
-        """Seconds without a byte, while one is waited for, after which the answer is lost; 0: no limit."""
+        """Seconds without a byte, while waiting for one, after which the response is lost; 0: no limit."""
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser.done = True
         self._receive: Receiver[bytes] | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        """Of whoever waits for the head, or for the end."""
+        """Set while the caller waits for the response head or its end."""
         self._unread: list[bytes] = []
         self._size = 0
         self._paused = False
@@ -47,14 +47,14 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the answer was read to its end and another may follow."""
+        """Whether the response was read completely and another request may follow."""
         return self._parser.done and self._parser.keep and not self._unread and self._error is None
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str], *body: bytes | bytearray) -> int:
-        """Send a request; its body may come in parts. Returns the status of the answer.
+        """Send a request; its body may have several parts. Returns the status of the response.
 
         Raises:
-            AnswerLost: it broke off.
+            AnswerLost: the connection broke.
         """
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._name}", "Accept: */*"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -65,13 +65,13 @@ class HttpConnection(asyncio.Protocol):
             raise self._error or AnswerLost("the connection is closed")
         head = "\r\n".join(lines).encode("latin-1")
         if size <= PIECE:
-            # As one: each write wakes the other side, and is a record of TLS.
+            # In one write: each wakes the other side, and is a TLS record.
             self._transport.write(b"".join((head, *body)))
         else:
             self._transport.write(head)
             for part in body:
                 await self._write_in_pieces(part)
-        # It may have refused the request before it was whole.
+        # The server may have refused the request before it was complete.
         if not self._parser.status:
             if self._error is not None:
                 raise self._error
@@ -83,14 +83,14 @@ class HttpConnection(asyncio.Protocol):
             if self._transport is None or self._error is not None:
                 raise self._error or AnswerLost("the other side closed it")
             self._transport.write(piece)
-            # Others have their turn.
+            # Let other tasks run.
             await asyncio.sleep(0)
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
-        """Hand on the body, as `sollold.cluster.net.pour` says.
+        """Pass on the body, as described in `sollold.cluster.net.pour`.
 
         Raises:
-            AnswerLost: it broke off.
+            AnswerLost: the connection broke.
         """
         while self._unread:
             piece = self._unread.pop(0)
@@ -98,7 +98,7 @@ class HttpConnection(asyncio.Protocol):
             if not receive(piece):
                 return False
         if self._paused:
-            # Also behind a whole answer: another may follow on this connection.
+            # Even after a complete response: another may follow on this connection.
             self._read_on()
         if self._parser.done:
             return True
@@ -111,7 +111,7 @@ class HttpConnection(asyncio.Protocol):
             self._receive = None
 
     def _read_on(self) -> None:
-        """Nothing is unread: more may come."""
+        """Resume reading: nothing is buffered."""
         if self._transport is not None and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -129,12 +129,12 @@ class HttpConnection(asyncio.Protocol):
                 self._timer.cancel()
 
     def _check_silence(self) -> None:
-        """One timer for all that comes: it looks when it was set for, and again."""
+        """Check for silence; a single timer is re-armed instead of reset for each byte."""
         if self._waiter is None or self._transport is None:
             return
         now = self._loop.time()
         if self._transport.get_write_buffer_size():
-            # The other side is still being asked.
+            # The request is still being sent.
             self._heard = now
         left = self._heard + self.silence - now
         if left > 0:
@@ -144,7 +144,7 @@ class HttpConnection(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        """Hang up, which ends a generation under way."""
+        """Close the connection at once, which ends a running generation."""
         self._lose(AnswerLost("it was closed"))
         if self._transport is not None:
             self._transport.abort()
@@ -152,11 +152,11 @@ class HttpConnection(asyncio.Protocol):
     # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what came of the body."""
+        """Pass on received parts of the body."""
         parser = self._parser
         if parser.done:
             self.close()
@@ -196,12 +196,12 @@ class HttpConnection(asyncio.Protocol):
         self._wake(False)
 
     def eof_received(self) -> None:
-        """The other side sends no more."""
+        """End the response if it extends to the end of the connection."""
         if self._parser.feed_eof():
             self._wake(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Fail an incomplete response."""
         self._transport = None
         if not self._parser.feed_eof():
             self._lose(AnswerLost(str(exc) if exc else "the other side closed it"))
@@ -220,10 +220,10 @@ class HttpConnection(asyncio.Protocol):
 
 
 class KeptConnections:
-    """Connections that are in use or wait for another request, by where they lead to.
+    """A pool of connections by destination, both in use and idle.
 
     Args:
-        idle: seconds for which one is kept.
+        idle: seconds for which an idle connection is kept.
     """
 
     def __init__(self, idle: float) -> None:
@@ -235,12 +235,12 @@ class KeptConnections:
         return len(self._open)
 
     def add(self, key: Hashable, connection: HttpConnection) -> None:
-        """Keep count of a new one until it closes."""
+        """Track a new connection until it closes."""
         self._open[connection] = key
         connection.on_close = lambda: self._forget(connection)
 
     def take_idle(self, key: Hashable) -> HttpConnection | None:
-        """One that nobody uses, for the next request to ``key``; None: there is none."""
+        """Take an idle connection for the next request to ``key``; None if there is none."""
         self.close_idle()
         kept = self._kept.get(key)
         if not kept:
@@ -251,7 +251,7 @@ class KeptConnections:
         return found
 
     def release(self, connection: HttpConnection) -> None:
-        """Its answer is not needed any more: it is kept for another, or closed."""
+        """Return a connection whose response is no longer needed: it is kept for reuse, or closed."""
         key = self._open.get(connection)
         if key is None or not connection.reusable:
             connection.close()
@@ -259,11 +259,11 @@ class KeptConnections:
         self._kept.setdefault(key, {})[connection] = asyncio.get_running_loop().time()
 
     def close_idle(self) -> None:
-        """Close those that nobody has used for a while."""
+        """Close connections that have been idle for too long."""
         oldest = asyncio.get_running_loop().time() - self._idle
         for kept in tuple(self._kept.values()):
             while kept:
-                # They stand in the order in which they were used.
+                # They are in the order in which they were last used.
                 connection, since = next(iter(kept.items()))
                 if since >= oldest:
                     break
@@ -271,7 +271,7 @@ class KeptConnections:
                 connection.close()
 
     def close(self, which: Callable[[Any], bool] = lambda _: True) -> None:
-        """End all, or those whose key is ``which``."""
+        """Close all connections, or those whose key satisfies ``which``."""
         for connection, key in tuple(self._open.items()):
             if which(key):
                 connection.close()

@@ -1,11 +1,11 @@
-"""Who a node is, and how it proves that it belongs to the cluster.
+"""Identity of a node, and how it proves that it belongs to the cluster.
 
-From the cluster's token a certificate authority follows by computation (HKDF-SHA256, RFC 5869, gives an
-Ed25519 key, RFC 8032), so every node that has the token can issue itself a certificate, and no other can.
-The certificate names the node's id and is for the node's own key, whose hash the id is. It lives in memory
-only and is made anew with every start. Both sides of a connection ask for it (TLS 1.3) and check in the
-handshake that name and key belong together: a member can't pass for another one. A caller checks that it
-reached the very node it meant.
+A certificate authority is computed from the cluster's token (HKDF-SHA256, RFC 5869, yields an Ed25519 key,
+RFC 8032), so every node that has the token can issue itself a certificate, and no other can. The certificate
+names the node's id and contains the node's own key, of which the id is a hash. It lives in memory only and is
+issued again with every start. Both sides of a connection require one (TLS 1.3) and check in the handshake
+that name and key belong together: a member can't impersonate another. The connecting side also checks that
+it reached the intended node.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from sollold.cluster.net.node_key import NodeKey, id_of_key
 from sollold.facts import dataclass
 
 OPEN_TOKEN = hashlib.sha256(b"sollold: the well-known token of an open cluster").digest()
-"""Everybody knows it: with it anyone on the LAN may join."""
+"""Publicly known: with it anyone on the LAN may join."""
 
 JOIN = "sollold-join"
-"""The ALPN name with which a stranger asks to be admitted, without a certificate."""
+"""ALPN name for asking to be admitted, without a certificate."""
 INVITED = "sollold-invited"
-"""The ALPN name with which a stranger who has an invitation's code does."""
+"""ALPN name for joining by an invitation code, without a certificate."""
 STRANGERS = frozenset((JOIN, INVITED))
 _SUFFIX = ".sollold"
 _SINCE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 _UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
-"""Certificates end with the process; clocks on a LAN may be years wrong and must not matter."""
+"""Certificates live as long as the process; clocks on a LAN may be years wrong and must not matter."""
 _NO_TIME = ssl.VerifyFlags(0x200000)
-"""X509_V_FLAG_NO_CHECK_TIME, which Python does not name. A machine without a battery may start in 1970."""
+"""X509_V_FLAG_NO_CHECK_TIME, which Python does not define. A machine without a battery may start in 1970."""
 
 
 class BadToken(ValueError):
@@ -51,17 +51,17 @@ class BadToken(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The cluster's secret. ``accepted`` has the current one first.
+    """The cluster's tokens. ``accepted`` has the current one first.
 
-    To change a token without a gap: first every node gets the new one as an old one (it is accepted),
-    then as its token with the former as an old one, then the former is dropped.
+    To change the token without interruption, every node first gets the new token as an old one (so that it is
+    accepted), then as its current token with the former as an old one; then the former is dropped.
     """
 
     accepted: tuple[bytes, ...]
 
     @classmethod
     def read(cls, token: str, old_tokens: Sequence[str] = ()) -> Tokens:
-        """From the settings: hex digits; ``open`` stands for the well-known one, and so does nothing.
+        """Parse the settings: hex digits; ``open`` or an empty string means the well-known token.
 
         Raises:
             BadToken: a token is not 64 hex digits.
@@ -72,36 +72,36 @@ class Tokens:
 
     @property
     def open(self) -> bool:
-        """Whether everybody on the LAN can join."""
+        """Whether anyone on the LAN can join."""
         return OPEN_TOKEN in self.accepted
 
     @property
     def cluster(self) -> str:
-        """A short name of the cluster that tells nothing of the token."""
+        """A short name of the cluster that reveals nothing about the token."""
         return self.clusters[0]
 
     @property
     def clusters(self) -> tuple[str, ...]:
-        """The names by all tokens that are accepted: while it is changed a cluster has two."""
+        """Names for all accepted tokens: a cluster has two while its token changes."""
         return tuple(derive(token, b"cluster name", 4).hex() for token in self.accepted)
 
 
 class _SSLObject(ssl.SSLObject):
-    """Refuses, at the end of the handshake, a certificate whose name is not that of its key.
+    """Refuses, at the end of the handshake, a certificate whose name does not match its key.
 
     Attributes:
         peer_key: the public key that the other side has proved; empty for a stranger.
-        refused: ids of nodes whose certificates count for nothing, whoever issued them.
+        refused: ids of nodes whose certificates are not accepted, whoever issued them.
     """
 
     peer_key = b""
     refused: ClassVar[set[str]] = set()
 
     def do_handshake(self) -> None:
-        """Shake hands.
+        """Perform the handshake.
 
         Raises:
-            ssl.SSLError: as always, and if the other side's certificate is for another node's name, or
+            ssl.SSLError: as usual, and if the other side's certificate is for another node's name, or
                 that node was evicted.
         """
         super().do_handshake()
@@ -124,13 +124,13 @@ class _SSLObject(ssl.SSLObject):
 
 
 class Identity:
-    """What this node shows and whom it believes.
+    """This node's key and certificate, and which peers it accepts.
 
     Attributes:
-        key: the node's own.
-        node: its id.
-        tokens: the cluster's.
-        refused: ids of nodes that were evicted: contexts made before obey changes of this set too.
+        key: the node's own key.
+        node: the node's id.
+        tokens: the cluster's tokens.
+        refused: ids of evicted nodes; changes of this set also apply to existing contexts.
     """
 
     def __init__(self, key: NodeKey, tokens: Tokens) -> None:
@@ -141,22 +141,22 @@ class Identity:
         self.change_tokens(tokens)
 
     def server_context(self, protocols: Sequence[str]) -> ssl.SSLContext:
-        """For listening; ``protocols`` are the ALPN names spoken."""
+        """Return a context for listening; ``protocols`` are the supported ALPN names."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER, protocols)
         if not STRANGERS.isdisjoint(protocols):
-            # A stranger has no certificate that is believed; all protocols but these ask for one.
+            # A stranger has no valid certificate; all protocols but these require one.
             context.verify_mode = ssl.CERT_OPTIONAL
-        # A member proves itself with each connection: resuming would only add tickets to every handshake.
+        # A member proves itself with each connection: resumption would only add tickets to every handshake.
         context.num_tickets = 0
         return context
 
     def client_context(self, protocol: str, *, anyone: bool = False) -> ssl.SSLContext:
-        """For calling with ALPN ``protocol``; pass `tls_name` as ``server_hostname``.
+        """Return a context for connecting with ALPN ``protocol``; pass `tls_name` as ``server_hostname``.
 
-        ``anyone``: any member will do, since it is not known yet who is there.
+        ``anyone``: accept any member, since it is unknown which node is there.
         """
         if protocol in STRANGERS:
-            # Of another cluster: the handshake proves its key, and whose that is shows later.
+            # The peer is in another cluster: the handshake proves its key, which is checked later.
             context = self._bare_context(ssl.PROTOCOL_TLS_CLIENT, [protocol])
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -166,7 +166,7 @@ class Identity:
         return context
 
     def change_tokens(self, tokens: Tokens) -> None:
-        """Belong to the cluster of ``tokens`` from now on; contexts made before stay as they are."""
+        """Switch to ``tokens``; existing contexts keep the former ones."""
         self.tokens = tokens
         certificate = _leaf(self.key, *_authority(tokens.accepted[0]))
         self._chain = MemoryFile(certificate.public_bytes(Encoding.PEM) + _pem(self.key.private))
@@ -191,21 +191,21 @@ class Identity:
 
 
 def tls_name(node: str) -> str:
-    """The name of a node in its certificate. With a suffix: an id of digits alone is taken for an address."""
+    """Return a node's name in certificates. The suffix keeps an all-digit id from passing as an address."""
     return node + _SUFFIX
 
 
 def peer_of(connection: Any) -> str:
-    """The node id that the other side of a TLS connection has proved; empty when there is none.
+    """Return the node id that the other side of a TLS connection has proved; empty if none.
 
-    ``connection``: an ``ssl_object`` of one of the contexts made here.
+    ``connection``: the ``ssl_object`` of a connection with one of the contexts made here.
     """
     key = peer_key_of(connection)
     return id_of_key(key) if key else ""
 
 
 def peer_key_of(connection: Any) -> bytes:
-    """The public key that the other side of a TLS connection has proved; empty when there is none."""
+    """Return the public key that the other side of a TLS connection has proved; empty if none."""
     return connection.peer_key if isinstance(connection, _SSLObject) else b""
 
 
@@ -223,12 +223,12 @@ def _token(text: str) -> bytes:
 
 
 def derive(token: bytes, what: bytes, length: int) -> bytes:
-    """``length`` bytes for the purpose ``what``, which tell nothing of the token or of other purposes."""
+    """Derive ``length`` bytes for the purpose ``what``, independent of those for other purposes."""
     return HKDF(SHA256(), length, salt=None, info=b"sollold 1 " + what).derive(token)
 
 
 def _authority(token: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
-    """The token's certificate authority: every node computes the same one, byte for byte."""
+    """Return the token's certificate authority: every node computes the same one, byte for byte."""
     key = Ed25519PrivateKey.from_private_bytes(derive(token, b"certificate authority", 32))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sollold " + derive(token, b"name", 8).hex())])
     public = key.public_key()
@@ -272,7 +272,7 @@ def _leaf(node_key: NodeKey, authority: x509.Certificate, signer: Ed25519Private
 
 
 def usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """What a key is for: to sign certificates, or to prove who speaks."""
+    """Return the key usage extension: for signing certificates, or for proving an identity."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -291,7 +291,7 @@ def _pem(key: Ed25519PrivateKey) -> bytes:
 
 
 class MemoryFile:
-    """Bytes under a path, for OpenSSL, which reads keys from files only: in memory where Linux can."""
+    """Bytes at a path, for OpenSSL, which reads keys from files only: in memory if on Linux."""
 
     def __init__(self, data: bytes) -> None:
         if hasattr(os, "memfd_create"):

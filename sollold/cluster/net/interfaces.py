@@ -1,4 +1,4 @@
-"""The machine's network interfaces: which lead to other machines, and which addresses to tell them."""
+"""The machine's network interfaces: which lead to other machines, and which addresses to announce."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.cluster")
 
 _VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
-"""Names of interfaces that lead to containers and virtual machines of this machine."""
+"""Names of interfaces that lead to this machine's containers and virtual machines."""
 _TUNNELS = re.compile(r"^(tun|tap|wg|tailscale|zt|utun|ppp|ipsec|nebula)")
 _PASSING = 0x01 | 0x08 | 0x20 | 0x40
-"""Flags of the kernel's: temporary, duplicate, deprecated, tentative."""
+"""Kernel flags of IPv6 addresses: temporary, duplicate, deprecated, tentative."""
 _MOST = 8
 _SETTLE_SECONDS = 0.5
 _LOOK_SECONDS = 30.0
@@ -29,9 +29,9 @@ _LOOK_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface that is up. ``rank``: 0 a network card, 1 likely one, 2 a VPN, 3 for containers.
+    """An interface that is up. ``rank``: 0 network card, 1 probably one, 2 VPN, 3 containers.
 
-    ``networks``: those of its IPv4 addresses, ``10.1.2.0/24``.
+    ``networks``: networks of its IPv4 addresses, as ``10.1.2.0/24``.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Interface:
 
 
 def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
-    """Interfaces with an address, the best first; never loopback. ``chosen``: these alone, in this order.
+    """Return interfaces with an address, best first; never loopback. ``chosen``: only these, in this order.
 
-    Reads the system's tables: call it off the loop.
+    Reads system tables: do not call it on the event loop.
     """
     states = psutil.net_if_stats()
     passing = _passing_addresses()
@@ -72,7 +72,7 @@ def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
 
 
 def rank(name: str, system: Path = Path("/sys/class/net")) -> int:
-    """How likely an interface leads to other machines of the LAN; 0 is best."""
+    """Return how likely an interface leads to other machines of the LAN; 0 is best."""
     if _VIRTUAL.match(name):
         return 3
     if _TUNNELS.match(name):
@@ -81,7 +81,7 @@ def rank(name: str, system: Path = Path("/sys/class/net")) -> int:
 
 
 def tellable(found: Sequence[Interface], *, ipv6: bool = True) -> tuple[str, ...]:
-    """The addresses to tell other nodes, the best first: IPv4 before IPv6, network cards before bridges."""
+    """Return up to 8 addresses to announce, in the order of the interfaces, IPv4 before IPv6 on each."""
     ordered: list[str] = []
     for one in found:
         ordered += one.ipv4
@@ -103,7 +103,7 @@ def _tellable(address: str) -> bool:
 
 
 def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[str]:
-    """IPv6 addresses not to be told: still being probed, a duplicate, or random ones of a day (RFC 8981)."""
+    """Return IPv6 addresses not to announce: tentative, duplicate, deprecated or temporary (RFC 8981)."""
     try:
         lines = table.read_text().splitlines()
     except OSError:
@@ -117,7 +117,7 @@ def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[st
 
 
 def _all_addresses() -> frozenset[str]:
-    """All that the machine has, those of interfaces whose cable is out too: they outlast that."""
+    """Return all addresses, including those of interfaces without a carrier, which keep theirs."""
     families = (socket.AF_INET, socket.AF_INET6)
     return frozenset(
         one.address for all_ in psutil.net_if_addrs().values() for one in all_ if one.family in families
@@ -125,12 +125,12 @@ def _all_addresses() -> frozenset[str]:
 
 
 class InterfaceWatch:
-    """Tells of changes: at once where the system does (Linux), else by looking every half minute.
+    """Reports changes: immediately where the system notifies us (Linux), else by polling every half minute.
 
     Args:
-        chosen: names of the interfaces that count; empty: all.
-        changed: called on the loop with the interfaces, also the first time.
-        lost: called after that with addresses that the machine had and has no more, on whatever interface.
+        chosen: names of the interfaces to watch; empty: all.
+        changed: called on the loop with the interfaces, also at the start.
+        lost: called after that with addresses that the machine no longer has, on any interface.
     """
 
     def __init__(
@@ -149,13 +149,13 @@ class InterfaceWatch:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look for the first time, then keep watching."""
+        """Read the interfaces, then start to watch."""
         self._listen()
         await self._look()
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -166,13 +166,13 @@ class InterfaceWatch:
             self._socket = None
 
     def _listen(self) -> None:
-        """Let the kernel tell: rtnetlink(7), groups for links and for IPv4 and IPv6 addresses."""
+        """Subscribe to rtnetlink(7): groups for links and for IPv4 and IPv6 addresses."""
         if not hasattr(socket, "AF_NETLINK"):
             return
         try:
             told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         except OSError:
-            return  # forbidden here: looking from time to time must do
+            return  # not permitted here: polling has to suffice
         try:
             told.setblocking(False)
             told.bind((0, 0x1 | 0x10 | 0x100))

@@ -1,4 +1,4 @@
-"""What links to other nodes measure, and when it differs enough to be told. Pure."""
+"""Measurements of links to other nodes, and when they differ enough to be announced. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _LEAST_TRIP = 250e-6
 _LEAST_RATE = 1e6
 _RATES = 3
 _SHARE = 0.25
-"""Smaller differences are noise: every change of a record goes to all nodes."""
+"""Relative differences up to this are noise: every change of a record is sent to all nodes."""
 _TELL_SECONDS = 15.0
-"""Changes of links that are known already are told together, no more often than this."""
+"""Minimum seconds between announcements of changes of known links, which are batched."""
 
 
 class LinkStats:
@@ -23,9 +23,9 @@ class LinkStats:
         self._told_at = float("-inf")
 
     def note(self, node: str, trip: float, rate: float, now: float) -> bool:
-        """A link's round trip in seconds and its bytes per second; whether to tell now what `told` has.
+        """Note round trip in seconds and rate in bytes per second. Returns whether to announce `told` now.
 
-        A change that waits is told with a later one's measurement: each link is measured again and again.
+        A pending change is announced with a later measurement: each link is measured again and again.
         """
         before = self._known.get(node)
         first = before is None or (rate > 0.0 and before[1] == 0.0)
@@ -39,30 +39,30 @@ class LinkStats:
         return True
 
     def keep(self, alive: Collection[str]) -> bool:
-        """Forget all nodes but these; whether any was forgotten."""
+        """Forget all nodes but these. Returns whether any was forgotten."""
         gone = self._known.keys() - set(alive)
         for node in gone:
             del self._known[node]
         return bool(gone)
 
     def told(self) -> tuple[tuple[str, float, float], ...]:
-        """(node, round trip, rate) as a record tells them."""
+        """Return (node, round trip, rate) of each link, for the record."""
         return tuple((node, round(trip, 6), rate) for node, (trip, rate) in sorted(self._known.items()))
 
 
 class BestRate:
-    """The best of the last few rates: whatever else is under way makes one slower, and nothing faster."""
+    """The best of the last few rates: other traffic makes a measurement slower, nothing makes it faster."""
 
     def __init__(self) -> None:
         self._rates: deque[float] = deque(maxlen=_RATES)
 
     @property
     def settled(self) -> bool:
-        """Whether there are as many as are kept."""
+        """Whether there are enough measurements."""
         return len(self._rates) == _RATES
 
     def add(self, rate: float) -> float:
-        """One more was measured; the best, in the same unit."""
+        """Add a measured rate and return the best."""
         self._rates.append(rate)
         return max(self._rates)
 

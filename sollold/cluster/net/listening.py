@@ -1,4 +1,4 @@
-"""Listening for other nodes: TCP and UDP on one port, IPv4 alone where there is no IPv6."""
+"""Listens for other nodes: TCP and UDP on one port, with IPv4 alone if there is no IPv6."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger("sollold.cluster")
 _EVERYWHERE = "::"
 _NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
 _TRIES = 20
-"""For a port that is free for both, where the settings name none."""
+"""Attempts to find a port that is free for both, if the settings name none."""
 
 
 async def listen(peers: Peers, datagrams: Datagrams, host: str, port: int) -> tuple[str, int]:
-    """Start both; empty ``host``: on all addresses; ``port`` 0: on any. The host and port that it is.
+    """Start both; empty ``host``: all addresses; ``port`` 0: any. Returns the host and port used.
 
     Raises:
         PortTaken: the port is in use.

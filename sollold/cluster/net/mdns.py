@@ -1,7 +1,7 @@
-"""mDNS: nodes on the same LAN are introduced to each other. It never says who is alive.
+"""mDNS: introduces nodes on the same LAN to each other. It does not show which nodes are alive.
 
 Service ``_sollold._tcp.local.``, instance name = node id; TXT: ``v`` the protocol's version, ``boot`` the
-process, ``c`` a short name of the cluster that tells nothing of its token (RFC 6762, RFC 6763).
+boot number, ``c`` a short name of the cluster that reveals nothing about its token (RFC 6762, RFC 6763).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SERVICE = "_sollold._tcp.local."
 _PROTOCOL = "1"
 _ASK_MILLISECONDS = 3000
 _MOST = 256
-"""Instances that are looked at; a LAN full of forged ones must not grow the daemon."""
+"""Maximum instances considered; a LAN full of forged ones must not exhaust the daemon's memory."""
 _INTERFACES = 8
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
@@ -32,14 +32,14 @@ _RETRY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryStatus:
-    """How mDNS does, for ``sollold doctor``.
+    """Status of mDNS, for ``sollold doctor``.
 
     Attributes:
-        working: it is announced and listened to.
+        working: this node announces itself and listens.
         reason: why not, or empty.
-        interfaces: the addresses it works on.
-        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters announced now.
-        unlike: IP addresses of nodes announced now whose announcement is of another release.
+        interfaces: addresses of the interfaces used.
+        found: nodes of this cluster seen so far; ``foreign``: number of other clusters' nodes announced now.
+        unlike: IP addresses of nodes announced now by another release.
     """
 
     working: bool
@@ -54,13 +54,13 @@ class Discovery:
     """Announces this node and looks for others.
 
     Args:
-        node, boot: told in the announcement.
-        clusters: names of the cluster; the first is told, who tells any of them belongs to it.
-        port: for nodes.
-        found: called with a node's id and where it says it is; with our own where another process has it.
-        ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
-        named: the interfaces that the settings name; empty: none, all count.
-        https: clients are told to use HTTPS.
+        node, boot: included in the announcement.
+        clusters: names of the cluster; the first is announced, nodes that announce any of them belong to it.
+        port: the port for nodes.
+        found: called with an announced node's id and addresses; also with our own id of another process.
+        ipv6: this node listens on IPv6 as well, so IPv6 is used for mDNS too.
+        named: interfaces named by the settings; empty: none, all are used.
+        https: announce that clients must use HTTPS.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Discovery:
         self._complained = False
 
     def status(self) -> DiscoveryStatus:
-        """How it does now."""
+        """Return the current status."""
         return DiscoveryStatus(
             not self._reason,
             self._reason,
@@ -106,16 +106,16 @@ class Discovery:
         )
 
     def seen(self) -> dict[str, tuple[Address, ...]]:
-        """Nodes of this cluster that were announced, alive or not.
+        """Return the nodes of this cluster that were announced, alive or not.
 
-        Who took that back, or did not renew it, has no address.
+        A node that withdrew its announcement, or did not renew it, has no address.
         """
         return dict(self._seen)
 
     def use_interfaces(self, found: Sequence[Interface]) -> None:
-        """Work on these interfaces from now on; the first call starts it."""
-        # Every group joined counts against a small limit of the system, so bridges of containers, which
-        # lead nowhere, are left out unless there is nothing else.
+        """Use these interfaces from now on; the first call starts mDNS."""
+        # Every joined group counts against a small system limit, so bridges of containers, which lead
+        # nowhere, are left out unless there is nothing else.
         best = [one for one in found if one.rank < 3] or list(found)
         wanted = tuple(one.ipv4[0] for one in best if one.ipv4)[:_INTERFACES]
         if self._ipv6:
@@ -128,15 +128,15 @@ class Discovery:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def foreign(self) -> tuple[tuple[Address, ...], ...]:
-        """Where nodes of other clusters are that are announced now."""
+        """Return the addresses of nodes of other clusters that are announced now."""
         return tuple(addresses for addresses in self._foreign.values() if addresses)
 
     def announces(self, nodes: Container[str]) -> bool:
-        """Whether one of these nodes is announced now, and as one of another cluster."""
+        """Whether one of these nodes is announced now as a member of another cluster."""
         return any(node in nodes for node in self._foreign)
 
     def change_clusters(self, clusters: Sequence[str]) -> None:
-        """This node belongs to another cluster from now on, or to its own by other names as well."""
+        """Change the names of this node's cluster: it joined another one, or its own got more names."""
         before, self._clusters = self._clusters, tuple(clusters)
         if before[0] == self._clusters[0]:
             return
@@ -145,7 +145,7 @@ class Discovery:
         self._changed.set()
 
     async def close(self) -> None:
-        """Take the announcement back and stop."""
+        """Withdraw the announcement and stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -165,8 +165,8 @@ class Discovery:
             try:
                 await self._work(wanted)
             except Exception as error:
-                # Whatever fails here (no multicast, no route, another responder that holds the port), the
-                # other two introducers go on.
+                # Whatever fails here (no multicast, no route, another responder on the port), the other two
+                # sources of addresses keep working.
                 self._reason = f"mDNS does not work here: {error or type(error).__name__}"
                 if not self._complained:
                     self._complained = True
@@ -178,7 +178,7 @@ class Discovery:
     async def _work(self, addresses: tuple[str, ...]) -> None:
         """Announce and browse on ``addresses`` until the interfaces change.
 
-        Everything is made anew then: a browser that is kept takes seconds to notice what a new one hears
+        Everything is recreated then: an existing browser takes seconds to notice what a new one receives
         at once.
         """
         zeroconf, used = _opened(addresses)
@@ -193,7 +193,7 @@ class Discovery:
                 properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0], **self._more},
             )
             browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
-            # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
+            # Node ids are unique, so the name is not probed first: that takes seconds.
             announced = await zeroconf.async_register_service(info, cooperating_responders=True)
             self._interfaces, self._reason = used, ""
             self._complained = False
@@ -214,7 +214,7 @@ class Discovery:
     def _heard(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
-        """Called on the loop by zeroconf; must not wait, and must not raise."""
+        """Handle a change; called on the loop by zeroconf. Must not wait or raise."""
         node = name.removesuffix("." + SERVICE)
         if state_change is ServiceStateChange.Removed:
             if node in self._seen:
@@ -262,10 +262,10 @@ class Discovery:
 
 
 def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]:
-    """Multicast on ``addresses``, and those of them that it works on: without IPv6 if that fails here.
+    """Open multicast on ``addresses``. Returns also those used: without IPv6 if that fails here.
 
     Raises:
-        OSError: not with IPv4 either.
+        OSError: it fails with IPv4 too.
     """
     ipv4 = tuple(one for one in addresses if ":" not in one)
     if ipv4 != addresses:

@@ -1,4 +1,4 @@
-"""The key that a node is known by: made at its first start, kept in its state folder, shown to nobody."""
+"""The private key that identifies a node: generated at its first start, kept in its state folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("sollold.cluster")
 
 KEY_FILE = "node-key"
 _OLD_ID_FILE = "node-id"
-"""Earlier releases drew an id at random and kept it here."""
+"""File of earlier releases, which chose an id at random."""
 
 
 class NodeKey:
@@ -25,8 +25,8 @@ class NodeKey:
 
     Attributes:
         private: the key itself, for the node's certificate.
-        public: its public half, 32 bytes.
-        node: the node's id, the first 16 hex digits of the public key's SHA-256.
+        public: its public key, 32 bytes.
+        node: the node's id, see `id_of_key`.
     """
 
     def __init__(self, seed: bytes) -> None:
@@ -37,9 +37,9 @@ class NodeKey:
 
     @classmethod
     def load(cls, state: Path) -> NodeKey:
-        """The key in the folder ``state``; made there when there is none or it is damaged.
+        """Load the key from the folder ``state``; generate it there if it is missing or damaged.
 
-        Blocks for the disk.
+        Blocks on disk I/O.
 
         Raises:
             OSError: the file can't be read or written.
@@ -61,7 +61,7 @@ class NodeKey:
         return made
 
     def sign(self, content: bytes) -> bytes:
-        """The signature of ``content``, 64 bytes."""
+        """Return the signature of ``content``, 64 bytes."""
         return self.private.sign(content)
 
     def verify(self, node: str, public: bytes, signature: bytes, content: bytes) -> bool:
@@ -79,7 +79,7 @@ class NodeKey:
 
 
 def id_of_key(public: bytes) -> str:
-    """The id of the node with this public key, 16 hex digits."""
+    """Return the id of the node with this public key: the first 16 hex digits of a SHA-256 over it."""
     return hashlib.sha256(b"sollold node" + public).hexdigest()[:16]
 
 

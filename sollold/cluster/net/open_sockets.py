@@ -1,7 +1,7 @@
-"""Connections with other nodes, to be ended from outside: whoever uses them waits for what never comes.
+"""Tracks connections with other nodes, to close them from outside when their users would wait in vain.
 
-An address that a machine no longer has takes nothing and answers nothing, not even that it is gone. TCP sends
-again for minutes meanwhile.
+An address that a machine no longer has accepts and answers nothing, not even with an error. TCP would
+retransmit for minutes.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from sollold.cluster.gossip.actions import Address
 
 
 class OpenSockets:
-    """The open sockets of one side. All of it from any thread."""
+    """The open sockets of one side. Thread-safe."""
 
     def __init__(self) -> None:
         self._all: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def watch(self, raw: socket.socket) -> None:
-        """``raw`` is a connection with another node."""
+        """Track ``raw``, a connection with another node."""
         with self._lock:
             self._all.add(raw)
 
     def cut_peers(self, addresses: Collection[Address]) -> int:
-        """End all connections to the node at ``addresses``, at once; how many there were."""
+        """Close all connections to the node at ``addresses`` immediately. Returns their number."""
         return self._cut(lambda raw: literal(raw.getpeername()) in addresses)
 
     def cut_hosts(self, *, own: Collection[str] = (), other: Collection[str] = ()) -> int:
-        """End all connections by addresses that this machine (``own``) or another one no longer has."""
+        """Close all connections using addresses that this machine (``own``) or another one no longer has."""
         return self._cut(
             lambda raw: literal(raw.getsockname())[0] in own or literal(raw.getpeername())[0] in other
         )
@@ -44,14 +44,14 @@ class OpenSockets:
         for raw in known:
             with contextlib.suppress(OSError):
                 if meant(raw):
-                    # Not TLS's own farewell: a thread may be reading there.
+                    # Without a TLS shutdown: a thread may be reading there.
                     socket.socket.shutdown(raw, socket.SHUT_RDWR)
                     cut += 1
         return cut
 
 
 def literal(place: Sequence[object]) -> Address:
-    """The address of a socket's end: IPv4 plain, link-local IPv6 with its interface."""
+    """Return the address of a socket's end: IPv4 plain, link-local IPv6 with its interface."""
     host, port = str(place[0]), int(str(place[1]))
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]

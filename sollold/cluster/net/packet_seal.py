@@ -1,9 +1,9 @@
-"""Seals gossip datagrams: only who has the cluster's token reads or makes them, and none counts twice.
+"""Seals gossip datagrams: only holders of the cluster's token can read or make them; replays are refused.
 
-A packet is a version byte, the sender's node id (8 bytes), its boot id (8), a counter (8), then the
-ciphertext with its 16-byte tag. The key is drawn by HKDF-SHA256 from the token for that sender and boot,
+A packet is a version byte, the sender's node id (8 bytes), its boot number (8), a counter (8), then the
+ciphertext with its 16-byte tag. The key is derived by HKDF-SHA256 from the token for that sender and boot,
 so a counter is a nonce that never repeats. Everything before the ciphertext is authenticated with it
-(ChaCha20-Poly1305, RFC 8439). A window over the counters of each sender refuses replays (RFC 6479's idea).
+(ChaCha20-Poly1305, RFC 8439). A window over each sender's counters refuses replays (RFC 6479's idea).
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _VERSION = 1
 _HEADER = struct.Struct(">B8sQQ")
 _TAG = 16
 OVERHEAD = _HEADER.size + _TAG
-"""Bytes that sealing adds."""
+"""Bytes added by sealing."""
 WINDOW = 1024
-"""A packet this much older than the newest of its sender is refused, and any that came before."""
+"""A packet this much older than its sender's newest is refused, as is any received before."""
 SENDERS = 4096
-"""Senders whose windows are kept; the longest silent is forgotten first."""
+"""Maximum senders whose windows are kept; the one silent for longest is dropped first."""
 
 
 class DropReason(StrEnum):
     """Why a datagram was dropped."""
 
     MALFORMED = "malformed"
-    """Too short, or of another version."""
+    """It is too short, or has another version."""
     FOREIGN = "foreign"
-    """Made with another token, or damaged."""
+    """It was made with another token, or is corrupt."""
     REPLAYED = "replayed"
-    """Came before, or too late to tell."""
+    """It was received before, or is too old to tell."""
     EVICTED = "evicted"
-    """Of a node that an admin evicted."""
+    """It was sent by a node that an admin evicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedPacket:
-    """What was in a datagram, who made it, and with which token."""
+    """Content of a datagram, with its sender and token."""
 
     node: str
     boot: int
@@ -55,7 +55,7 @@ class OpenedPacket:
 
 
 class _Sender:
-    """One sender's key and window."""
+    """One sender's key and replay window."""
 
     __slots__ = ("cipher", "highest", "seen", "token")
 
@@ -64,10 +64,10 @@ class _Sender:
         self.cipher = cipher
         self.highest = -1
         self.seen = 0
-        """Bit i: counter ``highest - i`` came."""
+        """Bit i: counter ``highest - i`` was received."""
 
     def fresh(self, counter: int) -> bool:
-        """Whether this counter may still come."""
+        """Whether this counter is acceptable: neither received nor too old."""
         behind = self.highest - counter
         return behind < 0 or (behind < WINDOW and not self.seen >> behind & 1)
 
@@ -81,11 +81,11 @@ class _Sender:
 
 
 class Sealer:
-    """Seals this node's datagrams and opens those of others.
+    """Encrypts this node's datagrams and decrypts those of others.
 
     Args:
-        tokens: the cluster's secret first, with it packets are made; then others that are accepted still
-            (or already) while the secret is being changed.
+        tokens: first the one packets are made with; then others that are still (or already) accepted while
+            the token is being changed.
         node: 16 hex digits.
         boot: new with every start of the process: the counter starts at 0.
 
@@ -108,25 +108,25 @@ class Sealer:
         self.refused: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
 
     def change_tokens(self, tokens: tuple[bytes, ...]) -> None:
-        """Use other tokens from now on, the first for what is sent. What came before stays refused."""
+        """Change the tokens, the first of which is used for sending. Replays stay refused."""
         self._tokens = tokens
         self._cipher = _cipher(tokens[0], self._node, self._boot)
         for sender in [key for key, one in self._senders.items() if one.token not in tokens]:
             del self._senders[sender]
 
     def evict(self, nodes: Iterable[str]) -> None:
-        """Drop what these nodes send from now on, and no others'."""
+        """Drop datagrams of these nodes, and of no others, from now on."""
         self._evicted = frozenset(map(bytes.fromhex, nodes))
 
     def seal(self, data: bytes) -> bytes:
-        """Make a datagram of ``data``: `OVERHEAD` bytes longer."""
+        """Return a datagram with ``data``, `OVERHEAD` bytes longer."""
         header = _HEADER.pack(_VERSION, self._node, self._boot, self._counter)
         nonce = header[13:]
         self._counter += 1
         return header + self._cipher.encrypt(nonce, data, header)
 
     def open(self, packet: bytes) -> OpenedPacket | None:
-        """Read a datagram; None when it is to be dropped, which is counted in ``refused``."""
+        """Decrypt a datagram. Returns None if it is to be dropped, which is counted in ``refused``."""
         if len(packet) < OVERHEAD or packet[0] != _VERSION:
             self.refused[DropReason.MALFORMED] += 1
             return None

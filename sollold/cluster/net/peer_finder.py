@@ -1,4 +1,4 @@
-"""Where other nodes may be: announced by mDNS, named by the settings, or known from earlier runs."""
+"""Finds possible addresses of other nodes: from mDNS, the settings and earlier runs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from sollold.settings.schema import ClusterSettings
 log = logging.getLogger("sollold.cluster")
 
 _ROUND_SECONDS = 30.0
-"""Seeds are resolved again, and announced nodes that are not there are tried again."""
+"""Interval at which seeds are resolved again and announced nodes that are not alive are retried."""
 
 
 class PeerFinder:
     """Introduces possible nodes to the gossip core, and keeps this node's own addresses up to date.
 
     Args:
-        settings: of the cluster.
-        identity: who this node is.
-        runner: runs the core.
+        settings: the cluster's settings.
+        identity: this node's identity.
+        runner: runs the gossip core.
         state: folder of the file with the peers of earlier runs.
-        addresses: this node's own addresses now.
-        use_addresses: called when the interfaces have other ones.
+        addresses: returns this node's current addresses.
+        use_addresses: called when the interfaces' addresses changed.
         lost: called with addresses that this machine no longer has.
 
     Attributes:
-        unheard: live nodes on this one's own network that mDNS did not show in two rounds.
+        unheard: live nodes on this node's own networks not yet seen by mDNS, as found in two rounds.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class PeerFinder:
         """Announce this node and look for others.
 
         Args:
-            boot: this process' number.
+            boot: this process' boot number.
             port: the port for nodes.
-            host: the address that is listened on.
-            fixed: the one address that the settings name; empty: those of the interfaces.
-            https: clients are told to use HTTPS.
+            host: the address listened on.
+            fixed: the one address named by the settings; empty: those of the interfaces.
+            https: announce that clients must use HTTPS.
         """
         assert self._runner.gossip is not None
         settings = self._settings
@@ -117,11 +117,11 @@ class PeerFinder:
         self._runner.spawn(self._rounds(tuple(seeds)))
 
     def stop(self) -> None:
-        """Take note of no more changes: the node leaves."""
+        """Ignore further changes: the node leaves."""
         self._closing = True
 
     async def close(self) -> None:
-        """End the announcement and the watch of the interfaces."""
+        """Withdraw the announcement and stop watching the interfaces."""
         parts = [part.close() for part in (self._discovery, self._interfaces) if part is not None]
         await asyncio.gather(*parts)
 
@@ -130,34 +130,36 @@ class PeerFinder:
         await self._remembered.close()
 
     def remember(self) -> None:
-        """The live peers, or their addresses, changed."""
+        """Save the live peers: they, or their addresses, changed."""
         self._remembered.update()
 
     def introduce(self, addresses: tuple[Address, ...], source: str) -> None:
-        """A node is, or was, at one of ``addresses``; it is tried until one is there. ``source``: as in
-        `Gossip.introduce`."""
+        """Introduce a node that is, or was, at one of ``addresses``; retried until one is there.
+
+        ``source``: as in `Gossip.introduce`.
+        """
         gossip = self._runner.gossip
         if gossip is not None:
             self._runner.do(gossip.introduce(addresses, time.monotonic(), keep=True, source=source))
 
     def status(self) -> DiscoveryStatus | None:
-        """Of mDNS; None when the settings turn it off."""
+        """Return the status of mDNS; None if the settings turn it off."""
         return self._discovery.status() if self._discovery is not None else None
 
     def announces(self, nodes: Container[str]) -> bool:
-        """Whether one of ``nodes`` is announced on the LAN, and by another name of the cluster."""
+        """Whether one of ``nodes`` is announced on the LAN under another cluster name."""
         return self._discovery is not None and self._discovery.announces(nodes)
 
     def change_clusters(self, clusters: tuple[str, ...]) -> None:
-        """The names of the cluster are these now."""
+        """Change the names of the cluster."""
         if self._discovery is not None:
             self._discovery.change_clusters(clusters)
 
     def strangers(self, known: Iterable[str]) -> list[tuple[Address, ...]]:
-        """Where nodes of other clusters may be: announced, named by the settings, or known from before.
+        """Return addresses of possible nodes of other clusters: from mDNS, the settings and earlier runs.
 
         Args:
-            known: members of the cluster, some of which may have gone to another one.
+            known: members of the cluster, some of which may have moved to another one.
         """
         gossip = self._runner.gossip
         contacts = self._contacts()
@@ -171,7 +173,7 @@ class PeerFinder:
         return [one for one in found if here.isdisjoint(one)]
 
     def _use_interfaces(self, found: tuple[Interface, ...]) -> None:
-        """The interfaces are these now."""
+        """Handle changed interfaces."""
         if self._runner.gossip is None or self._closing:
             return
         self._networks = tuple(network for one in found for network in one.networks)
@@ -190,7 +192,7 @@ class PeerFinder:
             self._runner.do(gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
-        """Seeds and announcements once more every half minute, for ever."""
+        """Try seeds and announced nodes again every half minute, for ever."""
         while True:
             for seed in seeds:
                 self._seeds[seed] = addresses = await resolve(seed)
@@ -203,7 +205,7 @@ class PeerFinder:
             await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
 
     def _check_multicast(self, discovery: Discovery) -> None:
-        """Find the live nodes of our own networks that mDNS did not show in two rounds."""
+        """Find live nodes on our own networks that mDNS has not seen, as found in two consecutive rounds."""
         unseen: frozenset[str] = frozenset()
         if discovery.status().working:
             here = {

@@ -1,6 +1,6 @@
-"""Large bodies are sent in pieces, so that others have their turn meanwhile and nothing copies the whole.
+"""Sends large bodies in pieces, so that other tasks run in between and nothing copies the whole body.
 
-aiohttp joins a body to its head, and writes it in one turn: 128 MiB stop a loop for a tenth of a second.
+aiohttp joins a body to its head and writes it in one turn: 128 MiB block a loop for a tenth of a second.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 PIECE = 128 * 1024
-"""Bytes that are written, or worked on, in one turn."""
+"""Bytes written or processed in one turn of the loop."""
 
 
 def pieces_of(content: memoryview) -> Iterable[memoryview]:
-    """``content`` as it may be worked on, a piece in a turn of the loop."""
+    """Return ``content`` in pieces, each to be processed in one turn of the loop."""
     return (content[begin : begin + PIECE] for begin in range(0, content.nbytes, PIECE))
 
 
 async def copied(content: memoryview) -> bytes:
-    """A copy; others have their turn meanwhile."""
-    # Grows in place, and gives what it holds without another copy.
+    """Return a copy; other tasks run in between."""
+    # Grows in place, and returns its content without another copy.
     whole = BytesIO()
     for piece in pieces_of(content):
         whole.write(piece)
@@ -32,7 +32,7 @@ async def copied(content: memoryview) -> bytes:
 
 
 class InPieces(Payload):
-    """The body of a request or of an answer, in one part or in several."""
+    """A request or response body of one or several parts."""
 
     def __init__(self, *parts: bytes | bytearray) -> None:
         self._parts = [memoryview(part) for part in parts]
@@ -40,18 +40,18 @@ class InPieces(Payload):
         self._size = sum(part.nbytes for part in self._parts)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """As text."""
+        """Return the decoded text."""
         return b"".join(self._parts).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write it all, as quickly as the other side reads."""
+        """Write everything, as fast as the other side reads."""
         for part in self._parts:
             for piece in pieces_of(part):
                 await writer.write(piece)
-                # A socket that takes all at once makes nobody wait.
+                # `write` does not wait if the socket accepts everything at once.
                 await asyncio.sleep(0)
 
 
 def sendable(*parts: bytes | bytearray) -> bytes | InPieces:
-    """A body as aiohttp should be given it."""
+    """Return a body in the form to pass to aiohttp."""
     return b"".join(parts) if sum(map(len, parts)) <= PIECE else InPieces(*parts)

@@ -1,9 +1,9 @@
-"""Pieces handed on as they arrive, without a task's turn for each.
+"""Passing on pieces as they arrive, without a task switch for each.
 
-A *pour* is a coroutine function that takes a receiver. It calls it with each piece that comes, from within
-the event loop's own callback where it can, until there are no more (answer True) or the receiver answers
-False: "enough for now" (answer False). Then it is called again for the rest. What a receiver raises, the pour
-raises.
+A *pour* is a coroutine function that takes a receiver. It calls the receiver with each arriving piece, if
+possible from within the event loop's own callback, until there are no more (then it returns True) or the
+receiver returns False: "enough for now" (then it returns False and is called again for the rest). An
+exception of the receiver propagates to the caller of the pour.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Pour = Callable[[Receiver[Piece]], Awaitable[bool]]
 
 
 async def pulled(pour: Pour[Piece]) -> AsyncIterator[Piece]:
-    """The pieces one by one, each read only when it is asked for."""
+    """Yield the pieces one by one, each read only on demand."""
     came: list[Piece] = []
 
     def receive(piece: Piece) -> bool:
@@ -34,7 +34,7 @@ async def pulled(pour: Pour[Piece]) -> AsyncIterator[Piece]:
 
 
 def pushed(pieces: AsyncIterator[Piece]) -> Pour[Piece]:
-    """The other way round: ``pieces`` as a pour."""
+    """Return the iterator ``pieces`` as a pour."""
 
     async def pour(receive: Receiver[Piece]) -> bool:
         async for piece in pieces:

@@ -1,6 +1,6 @@
-"""Push-pull between two nodes on a TLS connection of its own: bodies as framed messages, in turns.
+"""Push-pull between two nodes on its own TLS connection: framed messages, in turns.
 
-The side that opens the connection sends the first body. An empty message says that there is nothing more.
+The side that opens the connection sends the first body. An empty message means that there is nothing more.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.rpc import PeerError
 
 SYNC = "sollold-sync"
-"""The ALPN name."""
+"""ALPN name."""
 LARGEST = 16 * 1024 * 1024
-"""Bytes of a body at the most."""
+"""Maximum bytes of a body."""
 _ROUNDS = 4
 _SECONDS = 10.0
 
 Take = Callable[[bytes, Address | None], bytes]
-"""A body from the other side, and where that is if known → what to send back; empty: nothing more."""
+"""(received body, its sender's address if known) → response; empty: nothing more."""
 
 
 class SyncServer(asyncio.Protocol):
-    """The side of an exchange that is asked."""
+    """The responding side of an exchange."""
 
     def __init__(self, take: Take) -> None:
         self._take = take
@@ -36,12 +36,12 @@ class SyncServer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Keep the transport and start the timeout."""
         self._transport = cast(asyncio.Transport, transport)
         self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Respond to each complete body."""
         transport = self._transport
         assert transport is not None
         try:
@@ -57,13 +57,13 @@ class SyncServer(asyncio.Protocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Cancel the timeout."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 class FrameClient(asyncio.Protocol):
-    """Sends framed messages and gets one back for each."""
+    """Sends framed messages and receives one response to each."""
 
     def __init__(self) -> None:
         self._bytes = Unframer(LARGEST)
@@ -71,24 +71,24 @@ class FrameClient(asyncio.Protocol):
         self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Deliver a complete response."""
         self._bytes.feed(data)
         self._tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Fail a pending exchange."""
         self._lost = True
         self._tell()
 
     async def exchange(self, body: bytes) -> bytes:
-        """Send one message and wait for the next that comes.
+        """Send one message and wait for the response.
 
         Raises:
-            PeerError: the other side broke off.
+            PeerError: the other side closed the connection.
         """
         self._waiter = asyncio.get_running_loop().create_future()
         self.transport.write(frame(body))
@@ -110,13 +110,13 @@ class FrameClient(asyncio.Protocol):
 
 
 async def sync(reach: Dialer, node: str, addresses: Sequence[Address], first: bytes, take: Take) -> str:
-    """Exchange with ``node`` (empty: any member that is there), beginning with the body ``first``.
+    """Exchange with ``node`` (empty: any member that is there), starting with the body ``first``.
 
     Returns:
-        The node that it was done with.
+        The other node.
 
     Raises:
-        PeerError: it could not be reached or broke off.
+        PeerError: the node could not be reached, or closed the connection.
         TimeoutError: it took too long.
     """
     async with asyncio.timeout(_SECONDS):
@@ -141,9 +141,9 @@ class _Knock(asyncio.Protocol):
 
 
 async def knock(reach: Dialer, node: str, addresses: Sequence[Address], timeout: float) -> None:
-    """Ask whether ``node`` lives: its handshake says so.
+    """Check that ``node`` is alive by a TLS handshake.
 
     Raises:
-        PeerError: it did not answer in time.
+        PeerError: it did not respond in time.
     """
     await reach.connect(node, SYNC, _Knock, timeout=timeout, addresses=addresses)

@@ -1,6 +1,6 @@
-"""An engine's HTTP/1.1 answer, read as it comes. Sans-I/O.
+"""Incremental parser of an engine's HTTP/1.1 response. Sans-I/O.
 
-httptools reads it (llhttp, RFC 9112); what an answer has to keep to beyond that stands here.
+httptools parses it (llhttp, RFC 9112); further requirements are checked here.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 from httptools import HttpParserError, HttpResponseParser
 
 _LONGEST = 64 * 1024
-"""Bytes in which nothing of a body comes: of a head, or between chunks."""
+"""Maximum bytes without any body data: of a head, or between chunks."""
 
 
 class BadAnswer(ValueError):
-    """What came is no answer in HTTP."""
+    """The received bytes are not a valid HTTP response."""
 
 
 class ResponseParser:
-    """Reads one answer.
+    """Parses one response.
 
     Attributes:
-        status: of the answer; 0 until its head is whole.
-        done: the answer is whole.
-        keep: the connection may be used once more, when the answer is whole.
+        status: status of the response; 0 until its head is complete.
+        done: the response is complete.
+        keep: the connection may be reused once the response is complete.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,13 @@ class ResponseParser:
         self._body: list[bytes] = []
         self._bare = 0
         self._to_the_end = True
-        """The body ends with the connection."""
+        """Whether the body ends with the connection."""
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes of the body in ``data``.
+        """Parse received bytes; return those of the body.
 
         Raises:
-            BadAnswer: it is no answer in HTTP, or goes on after its end.
+            BadAnswer: it is not valid HTTP, or continues after the end of the response.
         """
         body = self._body
         try:
@@ -56,20 +56,20 @@ class ResponseParser:
         return b""
 
     def feed_eof(self) -> bool:
-        """The connection was closed; whether the answer is whole with it."""
+        """Handle the end of the connection. Returns whether the response is complete."""
         self.done = self.done or (self.status > 0 and self._to_the_end)
         return self.done
 
     # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """An answer, or a further one after one that was only provisional (100 to 199)."""
+        """Start a response, possibly after an interim one (100 to 199)."""
         if self.done:
             raise BadAnswer("more than the announced answer")
         self._to_the_end = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header, or a trailer."""
+        """Check a header or trailer."""
         name = name.lower()
         if name == b"transfer-encoding" and value.lower() != b"chunked":
             raise BadAnswer(f"Transfer-Encoding {value[:40].decode('latin-1')}")
@@ -77,15 +77,15 @@ class ResponseParser:
             self._to_the_end = False
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Note the status of a final response."""
         status = self._parser.get_status_code()
         if status >= 200:
             self.status, self.keep = status, self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        """A part of the body."""
+        """Collect a part of the body."""
         self._body.append(data)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Note the end of a final response."""
         self.done = self.status > 0

@@ -1,8 +1,8 @@
-"""Calls between nodes. One TLS port (11436) carries them, by ALPN.
+"""Calls between nodes. One TLS port (11436) serves all protocols, selected by ALPN.
 
-``sollold-http``: peer calls and streams (HTTP/1.1 inside TLS, both sides proved members).
-``sollold-tunnel``: layers on their way to a worker.  ``sollold-link``: the standing link that tells a
-death within a second.  ``sollold-sync``: push-pull of whole states.
+``sollold-http``: peer calls and streams (HTTP/1.1 in TLS, both sides proved members).
+``sollold-tunnel``: layers for a worker.  ``sollold-link``: the standing link that reveals a death within a
+second.  ``sollold-sync``: push-pull of full states.  ``sollold-join``, ``sollold-invited``: admission.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class PeerError(Exception):
-    """A peer could not be reached, refused, or broke off. ``transport``: nothing was done for sure."""
+    """A peer could not be reached, refused, or disconnected. ``transport``: certainly nothing was done."""
 
     def __init__(self, node: str, message: str, *, transport: bool) -> None:
         super().__init__(message)
@@ -24,25 +24,25 @@ class PeerError(Exception):
 
 
 class Workers(Protocol):
-    """The workers of a node, for the tunnels that lead to them."""
+    """A node's workers, as targets of tunnels."""
 
     async def address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
-        """Host and port of a worker, for ``caller``, which TLS has proved.
+        """Return host and port of a worker for ``caller``, which is authenticated by TLS.
 
         ``plain``: the address of an external worker; empty: the one started for the deployment.
 
         Raises:
-            PeerError: there is none, or not for the caller.
+            PeerError: there is none, or the caller may not use it.
         """
         ...
 
     def gate(self, deployment: str) -> Gate | None:
-        """What looks at the bytes for the deployment's own worker, if anything."""
+        """Return the gate for the deployment's own worker, if it has one."""
         ...
 
     async def connected(self, deployment: str) -> bool:
-        """A tunnel has connected to the deployment's own worker: whether it is the only client.
+        """Note that a tunnel connected to the deployment's own worker. Returns whether it is the only client.
 
-        If not, the worker was started again, and its address is to be asked for anew.
+        If not, the worker was restarted, and its address must be requested again.
         """
         ...

@@ -1,4 +1,4 @@
-"""Calls to other nodes (`sollold.cluster.net.rpc` has the contract)."""
+"""Client side of calls between nodes (see `sollold.cluster.net.rpc`)."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 3.0
 _IDLE_SECONDS = 30.0
-"""An unused connection is closed after that, before the other side does."""
+"""Seconds after which an idle connection is closed, before the other side does."""
 
 
 _ATTEMPTS = 3
-"""A cable that was cut breaks all kept connections to a node, and each shows it only when it is used."""
+"""Attempts per call: a cut cable breaks all idle connections to a node, and each shows it only when used."""
 
 
 class _Stale(PeerError):
-    """The connection was no good before it was used, as one that was kept from an earlier exchange."""
+    """The connection was broken before it was used, for example one kept from an earlier exchange."""
 
 
 class _Use:
-    """How one exchange is made. ``kept``: over a connection of an earlier one."""
+    """State of one exchange. ``kept``: it reuses an earlier connection."""
 
     kept = False
 
 
 class Calls:
-    """The calling side.
+    """The client side of calls.
 
     Args:
-        reach: knows where nodes are, and proves who we are.
-        own: answers calls to oneself.
+        reach: connects to nodes and authenticates this one.
+        own: handles calls to this node itself.
     """
 
     def __init__(self, reach: Dialer, own: Peers) -> None:
@@ -58,19 +58,19 @@ class Calls:
         self._session: aiohttp.ClientSession | None = None
         self._streams: dict[str, set[ClientResponse]] = {}
         self._asked: dict[str, set[asyncio.Timeout]] = {}
-        """Exchanges that no answer has begun to come for."""
+        """Timeouts of exchanges without any response yet."""
         self._connections = KeptConnections(_IDLE_SECONDS)
-        """Those that `connect` makes."""
+        """Connections made by `connect`."""
 
     async def close(self) -> None:
-        """End every connection."""
+        """Close all connections."""
         self._connections.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     def drop_node(self, node: str) -> None:
-        """``node`` is dead: what is asked of it or read from it ends now instead of after a time-out."""
+        """End all exchanges with the dead ``node`` now instead of after a timeout."""
         for response in tuple(self._streams.get(node, ())):
             _abort(response)
         self._connections.close(lambda key: bool(key[0] == node))
@@ -79,18 +79,18 @@ class Calls:
             asked.reschedule(now)
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
-        """Send a dataclass, get a dataclass (msgpack, validated). To oneself: no network.
+        """Send a dataclass, return a dataclass (msgpack, validated). Calls to oneself use no network.
 
-        A request may arrive twice: it is sent again when a connection that was kept turns out to be broken.
+        A request may arrive twice: it is sent again if a kept connection turns out to be broken.
 
         Raises:
-            PeerError: with ``transport`` when the node could not be asked. Without, at once, when it is found
-                dead or leaves while it is asked.
+            PeerError: with ``transport`` if the request was certainly not sent. Without, immediately, if the
+                node is declared dead or leaves during the call.
         """
         try:
             async with asyncio.timeout(timeout):
                 if node == self._reach.node:
-                    # The reply is the handler's own object: both ends are the same program.
+                    # The handler's own object is returned: both ends are the same program.
                     return await self._own.answer(node, method, request)  # type: ignore[return-value]
                 status, body = await self._post(node, method, msgspec.msgpack.encode(request), timeout)
         except TimeoutError:
@@ -109,7 +109,7 @@ class Calls:
             raise PeerError(node, f"{what} was not understood: {error}", transport=False) from error
 
     async def _post(self, node: str, method: str, data: bytes, timeout: float) -> tuple[int, bytes]:
-        """Status and body of the answer."""
+        """Send a call; return status and body of the response."""
         connect = min(CONNECT_SECONDS, timeout)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -133,21 +133,21 @@ class Calls:
         connect_timeout: float = CONNECT_SECONDS,
         idle_timeout: float = 60.0,
     ) -> AbstractAsyncContextManager[ClientResponse]:
-        """An HTTP exchange with a node's peer port whose body is streamed either way.
+        """Start an HTTP exchange with a node's peer port; both bodies can be streamed.
 
         Raises:
-            PeerError: the node could not be reached (``transport``), or it broke off, also while the body
+            PeerError: the node could not be reached (``transport``), or disconnected, even while the body
                 is read within the block.
         """
         return self._stream(node, method, path, headers or {}, data, connect_timeout, idle_timeout)
 
     async def connect(self, node: str, *, timeout: float = CONNECT_SECONDS) -> HttpConnection:
-        """A connection to a node's peer port for one exchange; `release` it.
+        """Return a connection to a node's peer port for one exchange; `release` it afterwards.
 
         Raises:
             PeerError: the node could not be reached.
         """
-        # A connection that proved another secret is not used again.
+        # Connections authenticated by another token are not reused.
         key = node, self._reach.context(HTTP)
         if (kept := self._connections.take_idle(key)) is not None:
             return kept
@@ -159,7 +159,7 @@ class Calls:
         return made
 
     def release(self, connection: HttpConnection) -> None:
-        """The exchange is over, or given up."""
+        """Return a connection after its exchange ended or was given up."""
         self._connections.release(connection)
 
     @asynccontextmanager
@@ -183,7 +183,7 @@ class Calls:
                     headers={"Accept-Encoding": "identity", **headers},
                     data=data,
                     allow_redirects=False,
-                    # With each request: a connection that proved another secret is not used again.
+                    # With each request: connections authenticated by another token are not reused.
                     ssl=self._reach.context(HTTP),
                     trace_request_ctx=use,
                     timeout=aiohttp.ClientTimeout(
@@ -199,7 +199,7 @@ class Calls:
                     yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             cause = _cause(error)
-            # The race for the quickest address can close its winner: that says nothing of the node.
+            # The race for the fastest address can close its winner: that says nothing about the node.
             lost = isinstance(cause, OSError) and cause.errno == errno.EBADF
             raise (_Stale if lost else PeerError)(
                 node, f"{self._reach.name(node)} could not be reached: {in_words(cause)}", transport=True
@@ -211,10 +211,10 @@ class Calls:
 
     @asynccontextmanager
     async def _until_dropped(self, node: str) -> AsyncIterator[None]:
-        """The block ends when the node is dropped.
+        """End the block when the node is dropped.
 
         Raises:
-            PeerError: it was.
+            PeerError: it was dropped.
         """
         dropped = asyncio.timeout(None)
         try:
@@ -224,7 +224,7 @@ class Calls:
         except TimeoutError:
             if not dropped.expired():
                 raise
-            # It may be done all the same.
+            # The request may be carried out all the same.
             raise PeerError(node, f"{self._reach.name(node)} is gone", transport=False) from None
 
     async def _read(self, response: ClientResponse, node: str) -> bytes:
@@ -264,7 +264,7 @@ class Calls:
 
 @contextlib.contextmanager
 def _among(all_: dict[str, set[T]], node: str, one: T) -> Iterator[None]:
-    """``one`` is among those of ``node`` within the block."""
+    """Keep ``one`` in the set of ``node`` within the block."""
     mine = all_.setdefault(node, set())
     mine.add(one)
     try:
@@ -280,7 +280,7 @@ async def _note_kept(session: aiohttp.ClientSession, context: SimpleNamespace, t
 
 
 class _ById(AbstractResolver):
-    """Node ids instead of host names."""
+    """Resolves node ids instead of host names."""
 
     def __init__(self, reach: Dialer) -> None:
         self._reach = reach
@@ -300,7 +300,7 @@ class _ById(AbstractResolver):
         ]  # fmt: skip
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resources are held."""
 
 
 def _abort(response: ClientResponse) -> None:

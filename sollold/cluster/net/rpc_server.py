@@ -1,6 +1,6 @@
-"""The TLS port for nodes. ALPN chooses the protocol: calls, tunnel, link or push-pull.
+"""Server side of the TLS port for nodes (see `sollold.cluster.net.rpc`).
 
-`sollold.cluster.net.rpc` has the contract.
+ALPN selects the protocol: calls, tunnel, link, push-pull or admission.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 HTTP, TUNNEL, LINK = "sollold-http", "sollold-tunnel", "sollold-link"
 LARGEST = 64 * 1024 * 1024
-"""Bytes of a request's or an answer's body in a call, at the most."""
+"""Maximum bytes of a call's request or response body."""
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 2.0
@@ -42,22 +42,22 @@ Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PortTaken(OSError):
-    """A port is used by another program; the sentence says which and what to do."""
+    """A port is used by another program; the message says which port and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallRefusal:
-    """The body of an answer that is no success."""
+    """Body of an error response."""
 
     message: str
     transport: bool
 
 
 class Peers:
-    """The answering side. Register everything, then `start`.
+    """The server side. Register all handlers, then call `start`.
 
     Attributes:
-        sockets: connections that others have opened.
+        sockets: connections opened by other nodes.
     """
 
     def __init__(self, identity: Identity) -> None:
@@ -78,33 +78,33 @@ class Peers:
         self.sockets = OpenSockets()
         self.port = 0
         self.name: Callable[[str], str] = str
-        """A node's name for people, by its id."""
+        """Returns a node's display name by its id."""
 
     def method(self, name: str, request: type[T], handler: Callable[[str, T], Awaitable[object]]) -> None:
-        """``handler(caller_node_id, request)`` answers ``POST /call/<name>``."""
+        """Let ``handler(caller_node_id, request)`` serve ``POST /call/<name>``."""
         self._methods[name] = (msgspec.msgpack.Decoder(request), handler)
 
     def route(self, method: str, path: str, handler: Route) -> None:
-        """A raw HTTP route; `caller` tells who asks."""
+        """Add a raw HTTP route; its handler gets the sender from `caller`."""
         self._app.router.add_route(method, path, handler)
 
     def tunnel(self, workers: Workers) -> None:
-        """``workers``: where members' tunnels lead to."""
+        """Set the workers that members' tunnels lead to."""
         self._lines.workers = workers
 
     def speak(self, protocol: str, make: Callable[[str], asyncio.Protocol | None]) -> None:
-        """``make(caller)`` answers connections that a member opens with the ALPN name ``protocol``.
+        """Let ``make(caller)`` return the protocol of connections with the ALPN name ``protocol``.
 
-        None ends the connection.
+        ``caller`` is empty for a stranger, with `STRANGERS` only. None closes the connection.
         """
         self._spoken[protocol] = make
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; ``port`` 0 takes a free one. Returns the port.
+        """Start to listen; ``port`` 0: any free one. Returns the port.
 
         Raises:
-            PortTaken: it is in use.
-            OSError: it can't be listened on for another reason.
+            PortTaken: the port is in use.
+            OSError: listening failed for another reason.
         """
         self._runner = web.AppRunner(
             self._app, handle_signals=False, access_log=None, handler_cancellation=True,
@@ -134,11 +134,11 @@ class Peers:
         return Spoken(self._context)
 
     def change_identity(self) -> None:
-        """The cluster's secret changed: new connections prove the new one. Existing ones stay."""
+        """Use the cluster's changed secret for new connections. Existing ones stay."""
         self._context = self._identity.server_context(tuple(self._spoken))
 
     async def close(self) -> None:
-        """Stop listening and end every connection and call."""
+        """Stop listening, close all connections and cancel all calls."""
         if self._server is not None:
             await self._server.close()
         self._lines.close()
@@ -153,20 +153,20 @@ class Peers:
         self._server = None
 
     def drop_node(self, node: str) -> None:
-        """``node`` is dead: end its tunnels."""
+        """End the tunnels of the dead ``node``."""
         self._lines.drop_node(node)
 
     def cut(self, node: str) -> None:
-        """End all connections that ``node`` has opened, at once."""
+        """Abort all connections opened by ``node``."""
         for transport in self._connections.pop(node, ()):
             transport.abort()
 
     def callers(self) -> frozenset[str]:
-        """The nodes that have opened connections."""
+        """Return the nodes that have opened connections."""
         return frozenset(self._connections)
 
     def _entered(self, peer: str, transport: asyncio.Transport) -> None:
-        """``peer`` has opened a connection."""
+        """Register a connection opened by ``peer``."""
         self._connections = {
             node: kept
             for node, all_ in self._connections.items()
@@ -175,7 +175,7 @@ class Peers:
         self._connections.setdefault(peer, []).append(transport)
 
     async def answer(self, caller: str, name: str, request: object) -> object:
-        """What the method ``name`` answers to a request of its type.
+        """Return the reply of the method ``name`` to a request of its type.
 
         Raises:
             PeerError: there is no such method, or it refused or failed.
@@ -210,7 +210,7 @@ class Peers:
             asked = found[0].decode(await request.read())
         except msgspec.DecodeError as error:
             return _refuse(400, f"the request of {name} was not understood: {error}", True)
-        # A call that began is carried to its end even if its caller hangs up: half a command helps nobody.
+        # A started call is completed even if its caller disconnects: half a command helps nobody.
         task = asyncio.create_task(self.answer(caller(request), name, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -226,11 +226,11 @@ class Peers:
 
 
 def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
-    """A socket on the port for nodes. ``::`` takes IPv4 as well.
+    """Return a socket bound to the port for nodes. ``::`` includes IPv4.
 
     Raises:
-        PortTaken: another program has it.
-        OSError: ``host`` is no address of this machine.
+        PortTaken: another program uses the port.
+        OSError: ``host`` is not an address of this machine.
     """
     name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
     try:
@@ -265,7 +265,7 @@ def _not_ours(host: str, port: int, name: str, error: OSError | UnicodeError) ->
 
 
 class _Handshaken(asyncio.Protocol):
-    """A connection after its handshake: handed to the protocol that ALPN agreed on."""
+    """Passes a connection to the protocol selected by ALPN, after its handshake."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ class _Handshaken(asyncio.Protocol):
 
 
 def caller(request: web.Request) -> str:
-    """The node id that the sender of ``request``, to a raw route, has proved."""
+    """Return the authenticated node id of the sender of ``request``, to a raw route."""
     return peer_of(request.get_extra_info("ssl_object"))
 
 
@@ -301,6 +301,6 @@ def _refuse(status: int, message: str, transport: bool) -> web.Response:
 
 
 def _look_at(task: asyncio.Task[object]) -> None:
-    """The caller is gone; what the call raised was logged where it happened."""
+    """Retrieve the exception, which was logged where it occurred; the caller is gone."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Static seeds: ``host:port`` in the settings, resolved, and resolved again while nobody is found there."""
+"""Static seeds: ``host:port`` from the settings, and their resolution."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class BadSeed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Somewhere a node should be."""
+    """Address of a node, as named in the settings."""
 
     host: str
     port: int
 
     @classmethod
     def read(cls, text: str, port: int) -> Seed:
-        """``host``, ``host:port``, ``[IPv6]:port`` or a bare IPv6 address; ``port`` when none is named.
+        """Parse ``host``, ``host:port``, ``[IPv6]:port`` or a bare IPv6 address; ``port`` is the default.
 
         Raises:
-            BadSeed: it is none of them.
+            BadSeed: the string is invalid.
         """
         host, given = text.strip(), ""
         if host.startswith("["):
@@ -48,7 +48,7 @@ class Seed:
 
 
 async def resolve(seed: Seed) -> tuple[Address, ...]:
-    """The addresses of a seed; none, with a line in the log, when its name is not known."""
+    """Return the addresses of a seed; none, with a log message, if it cannot be resolved."""
     try:
         async with asyncio.timeout(_RESOLVE_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(
@@ -61,9 +61,9 @@ async def resolve(seed: Seed) -> tuple[Address, ...]:
 
 
 def read_seeds(texts: Sequence[str], port: int) -> tuple[Seed, ...]:
-    """All seeds of the settings.
+    """Parse all seeds of the settings.
 
     Raises:
-        BadSeed: one can't be read.
+        BadSeed: one is invalid.
     """
     return tuple(Seed.read(text, port) for text in texts)

@@ -1,13 +1,13 @@
-"""Two connections joined: what comes in at one goes out at the other, at once and in order.
+"""Joins two connections: bytes received on one are sent on the other, at once and in order.
 
-When one end stops taking bytes, the other is not read until it takes them again. When one end is closed
-or breaks, the other gets what is on the way and is closed too. TLS has no half-closed state that all
-sides support, and a worker's protocol needs none: a closed direction ends both.
+While one end accepts no bytes, the other is not read. When one end is closed or breaks, the other gets the
+bytes in transit and is closed too. TLS has no half-closed state that all sides support, and a worker's
+protocol needs none: a closed direction closes both.
 
-An engine sends what it asks of a worker in about ten small writes. They are not gathered into one: the first
-wakes the other machine's daemon while the rest is still being written, and to wait for more costs a turn of
-the loop. Gathered by turns, by the protocol's own frames or by the length of the last exchange, an answer's
-tokens came 0.1 to 0.2 ms later each, though with half the wake-ups.
+An engine sends a request to a worker in about ten small writes. They are not coalesced: the first wakes the
+other machine's daemon while the rest is still being written, and waiting for more costs a turn of the loop.
+When they were coalesced by turns, by the protocol's frames or by the length of the last exchange, tokens
+arrived 0.1 to 0.2 ms later each, though with half the wake-ups.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import cast
 from sollold.facts import dataclass
 
 _HIGH = 4 * 1024 * 1024
-"""Bytes that may wait for one end before the other is not read any more."""
+"""Buffered bytes for one end above which the other is not read."""
 _LINGER_SECONDS = 5.0
-"""Given to an end that is being closed for taking what is left."""
+"""Seconds for which a closing end may send its remaining bytes."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that went through."""
+    """Number of bytes passed."""
 
     up: int = 0
     down: int = 0
 
 
 class ProxyEnd(asyncio.Protocol):
-    """One of the two ends.
+    """One of two joined connections.
 
     Args:
-        traffic: counted here.
-        up: what is received here goes up (to the worker).
-        delay: seconds that bytes are held back, for tests of slow networks.
+        traffic: counter of the passed bytes.
+        up: bytes received here go up (to the worker).
+        delay: seconds for which bytes are delayed, to test slow networks.
     """
 
     def __init__(self, traffic: Traffic, *, up: bool, delay: float = 0.0) -> None:
@@ -50,7 +50,7 @@ class ProxyEnd(asyncio.Protocol):
         self._early: list[bytes] = []
 
     def join(self, other: ProxyEnd) -> None:
-        """From now on both belong together. Both have their connections."""
+        """Join with ``other``; both must be connected."""
         self._other, other._other = other, self
         for one in (self, other):
             early, one._early = one._early, []
@@ -62,28 +62,28 @@ class ProxyEnd(asyncio.Protocol):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The connection of this end."""
+        """This end's connection."""
         assert self._transport is not None
         return self._transport
 
     @property
     def ended(self) -> bool:
-        """Whether this end's connection is gone, or is being closed."""
+        """Whether this end's connection is closed or closing."""
         return self._ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Count received bytes and pass them on."""
         if self._up:
             self._traffic.up += len(data)
         else:
             self._traffic.down += len(data)
         if self._other is None:
-            # Some event loops read once more after they were told to pause.
+            # Some event loops read once more after being told to pause.
             self._early.append(data)
             self.transport.pause_reading()
         else:
@@ -101,23 +101,23 @@ class ProxyEnd(asyncio.Protocol):
             other.transport.write(data)
 
     def pause_writing(self) -> None:
-        """This end takes no more for now."""
+        """Stop reading from the other end: this one accepts no more for now."""
         if self._other is not None and not self._other._ended:
             self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """This end takes bytes again."""
+        """Read from the other end again."""
         if self._other is not None and not self._other._ended:
             self._other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Close the other end, too."""
         self._ended = True
         if self._other is not None:
             self._other._close_after(self._delay)
 
     def close(self) -> None:
-        """End this connection after what waits for it is sent; soon in any case."""
+        """Close this connection once its buffer is sent, or after a few seconds."""
         transport = self._transport
         if transport is not None and not self._ended:
             self._ended = True
@@ -125,7 +125,7 @@ class ProxyEnd(asyncio.Protocol):
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, transport.abort)
 
     def abort(self) -> None:
-        """End this connection now."""
+        """Close this connection immediately."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -1,11 +1,11 @@
-"""Standing links: one TLS connection between two members, kept open for what its breaking tells.
+"""Standing links: a TLS connection kept open between two members, to notice when it breaks.
 
 When a process dies, its system closes its connections: the others know within milliseconds. When a whole
-machine is silent, TCP's own keep-alive ends the connection within some seconds. A node that leaves says
-goodbye first. On the way links measure round trips, and once in a while how fast bytes go.
+machine falls silent, TCP keep-alive closes the connection within seconds. A node that leaves sends a goodbye
+first. Links also measure round trips, and occasionally the transfer rate.
 
-Up to 32 nodes everybody is linked with everybody; beyond, with neighbours at distances 1, 2, 4, … on the
-ring of ids. Of two nodes the one with the lower id opens the connection.
+With up to 32 nodes all are linked with each other; with more, each is linked with neighbours at distances
+1, 2, 4, … on the ring of ids. Of two nodes the one with the lower id opens the connection.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from sollold.cluster.net.rpc_server import LINK
 log = logging.getLogger("sollold.cluster")
 
 FULL = 32
-"""Up to so many nodes everybody is linked with everybody."""
+"""Maximum number of nodes that are all linked with each other."""
 SILENT_SECONDS = 4
-"""A machine that is silent so long has lost its links."""
+"""Seconds of silence after which a machine's links are closed."""
 _PING_SECONDS = 15.0
 _HELLO_SECONDS = 5.0
 _FIRST_PINGS = 3
 _LOAD_AFTER = 3.0
 _LOAD_SECONDS = 3600.0
 _LOAD_AGAIN = 60.0
-"""Seconds between the first few measurements of the rate."""
+"""Seconds between the first few rate measurements."""
 _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
 _LARGEST = _LOAD_PIECE + 1024
@@ -48,18 +48,18 @@ _RETRY_SECONDS = 30.0
 _SILENCE = frozenset(
     (errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 )
-"""Errors with which this side's system gives a connection up; all else the other side's has ended."""
+"""Errors by which our own system gives a connection up; any other means that the peer closed it."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
-    """First on a link, from both sides. ``port``: for gossip; ``boot``: of the process."""
+    """First message from both sides. ``port``: gossip port; ``boot``: boot number of the process."""
 
     port: int
     boot: int
 
 
 class Ping(msgspec.Struct, frozen=True, tag=1, array_like=True):
-    """Answered with `Pong`. Tells what was measured so far: seconds, bytes per second; 0.0 unknown."""
+    """Requests a `Pong`. Reports measurements: seconds, bytes per second; 0.0: unknown."""
 
     sequence: int
     trip: float
@@ -67,30 +67,30 @@ class Ping(msgspec.Struct, frozen=True, tag=1, array_like=True):
 
 
 class Pong(msgspec.Struct, frozen=True, tag=2, array_like=True):
-    """The answer to a `Ping`."""
+    """Response to a `Ping`."""
 
     sequence: int
 
 
 class Load(msgspec.Struct, frozen=True, tag=3, array_like=True):
-    """One of several pieces sent in a row to see how fast they arrive."""
+    """One of several pieces sent in a row to measure the transfer rate."""
 
     data: bytes
 
 
 class Took(msgspec.Struct, frozen=True, tag=4, array_like=True):
-    """The answer to a `Load`."""
+    """Response to a `Load`."""
 
 
 class Bye(msgspec.Struct, frozen=True, tag=5, array_like=True):
-    """This link ends on purpose."""
+    """Announces that the link is closed on purpose."""
 
 
 _decoder = msgspec.msgpack.Decoder(Hello | Ping | Pong | Load | Took | Bye)
 
 
 def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
-    """Those of ``nodes`` that ``me`` has links with; the same from both sides."""
+    """Return those of ``nodes`` that ``me`` has links with; the relation is symmetric."""
     others = sorted(set(nodes) - {me})
     if len(others) < FULL:
         return frozenset(others)
@@ -109,11 +109,11 @@ class StandingLinks:
 
     Args:
         reach: opens connections.
-        made: a link to a node is up; the address is its IP and its port for gossip.
-        lost: a link broke without goodbye; True: because nothing came from the other side any more, False:
-            because the other side's system ended it.
-        measured: (node, round trip in seconds, bytes per second or 0.0).
-        barred: (node, boot) → whether this process is not that node, though it has its key.
+        made: called when a link to a node is up, with its IP address and gossip port.
+        lost: called when a link broke without goodbye; True: the other side fell silent, False: the other
+            side's system closed it.
+        measured: called with (node, round trip in seconds, bytes per second or 0.0).
+        barred: (node, boot) → whether this process is not that node, although it has its key.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class StandingLinks:
         self._closed = False
 
     def up(self) -> tuple[str, ...]:
-        """The nodes linked with at present."""
+        """Return the nodes currently linked with."""
         return tuple(sorted(self._links))
 
     def want(self, nodes: frozenset[str]) -> None:
-        """Keep links with ``nodes`` and with nobody else."""
+        """Keep links with ``nodes`` only."""
         if self._closed or nodes == self._wanted:
             return
         for node in self._wanted - nodes:
@@ -159,19 +159,20 @@ class StandingLinks:
                 self._keepers[node] = asyncio.get_running_loop().create_task(self._keep(node))
 
     def accept(self, peer: str) -> StandingLink:
-        """The protocol for a link that ``peer`` opens."""
+        """Return the protocol for a link opened by ``peer``."""
         return StandingLink(self, peer, dialed=False)
 
     def drop_node(self, node: str, *, now: int = 0) -> None:
-        """``node`` is dead, or its process is ``now`` another one: the old one's link means nothing."""
+        """Close the link with ``node``, which is dead or has a new process with boot number ``now``."""
         link = self._links.get(node)
         if link is not None and link.boot != now:
             del self._links[node]
             link.bye()
 
     def drop_hosts(self, *, own: Collection[str] = (), other: Collection[str] = ()) -> None:
-        """End the links by addresses that this machine (``own``) or another one no longer has: that is no
-        death, and new ones are opened by those that there are now."""
+        """Close links using addresses that this machine (``own``) or another one no longer has.
+
+        This does not count as a death; new links are opened via current addresses."""
         for node, link in tuple(self._links.items()):
             here, there = link.hosts()
             if here in own or there in other:
@@ -179,7 +180,7 @@ class StandingLinks:
                 link.bye()
 
     async def close(self) -> None:
-        """Say goodbye on every link and end it."""
+        """Send goodbye on every link and close it."""
         self._closed = True
         for keeper in self._keepers.values():
             keeper.cancel()
@@ -190,7 +191,7 @@ class StandingLinks:
         self._links.clear()
 
     def stands(self, link: StandingLink, address: Address) -> None:
-        """``link`` has said hello."""
+        """Register ``link``, which has sent its hello."""
         if self._closed or self._barred(link.node, link.boot):
             link.bye()
             return
@@ -201,7 +202,7 @@ class StandingLinks:
         self._made(link.node, address)
 
     def gone(self, link: StandingLink, *, silent: bool) -> None:
-        """``link`` is closed; ``silent``: by this side's system, which heard nothing any more."""
+        """Handle a closed link; ``silent``: closed by our own system, as the peer fell silent."""
         if self._links.get(link.node) is not link:
             return
         del self._links[link.node]
@@ -209,11 +210,11 @@ class StandingLinks:
             self._lost(link.node, silent)
 
     def measure(self, node: str, trip: float, rate: float) -> None:
-        """A link has measured: pass on the round trip and the rate."""
+        """Report a link's round trip and rate."""
         self._measured(node, trip, rate)
 
     async def _keep(self, node: str) -> None:
-        """Open a link to ``node``, and again whenever it breaks."""
+        """Keep a link to ``node`` open."""
         pause = 0.5
         while not self._closed:
             try:
@@ -241,11 +242,11 @@ class StandingLink(asyncio.Protocol):
     """One link, seen from one side.
 
     Attributes:
-        node: who is at the other end, proved.
+        node: the authenticated node at the other end.
         dialed: this side opened it, so it measures.
-        boot: the number of the process at the other end; 0 before its hello.
-        said_bye: its end is on purpose.
-        closed: done when it is gone.
+        boot: boot number of the process at the other end; 0 before its hello.
+        said_bye: it is closed on purpose.
+        closed: done when it is closed.
     """
 
     def __init__(self, links: StandingLinks, node: str, *, dialed: bool) -> None:
@@ -269,7 +270,7 @@ class StandingLink(asyncio.Protocol):
         self._all_took: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Start the hello."""
         self._transport = cast(asyncio.Transport, transport)
         keep_watch(transport, seconds=SILENT_SECONDS, always=True)
         self._timer = self._loop.call_later(_HELLO_SECONDS, self.bye)
@@ -277,7 +278,7 @@ class StandingLink(asyncio.Protocol):
             self._say(Hello(self._links.port, self._links.boot))
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Handle complete messages."""
         try:
             self._bytes.feed(data)
             while (message := self._bytes.take_message()) is not None:
@@ -288,7 +289,7 @@ class StandingLink(asyncio.Protocol):
             self.bye()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Report the end of the link."""
         if self._timer is not None:
             self._timer.cancel()
         if not self.closed.done():
@@ -296,19 +297,19 @@ class StandingLink(asyncio.Protocol):
         self._links.gone(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
 
     def hosts(self) -> tuple[str, str]:
-        """The addresses that it goes by: this machine's and the other's."""
+        """Return the IP addresses of the link: this machine's and the other's."""
         ends = (self._transport.get_extra_info(end) for end in ("sockname", "peername"))
         own, other = (literal(end)[0] if end else "" for end in ends)
         return own, other
 
     def bye(self) -> None:
-        """End this link on purpose, for whatever reason: the other side shall not take it for a death."""
+        """Close this link on purpose, so that the other side does not take it for a death."""
         self.said_bye = True
         self._say(Bye())
         self._transport.close()
 
     async def watch(self) -> None:
-        """Measure from time to time until the link is gone. For the side that opened it."""
+        """Measure periodically until the link is closed. For the side that opened it."""
         load_at = self._loop.time() + _LOAD_AFTER * random.uniform(1, 3)
         pings = 0
         while not self.closed.done():
@@ -340,7 +341,7 @@ class StandingLink(asyncio.Protocol):
             self._transport.write(piece)
         await self._done(self._all_took, 10.0)
         if len(self._took) == _LOAD_PIECES and self._took[-1] > self._took[0]:
-            # The first answer ends the first piece's way; from there on only the rate counts.
+            # The first response marks the first piece's arrival; from there on only the rate counts.
             rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
             self._rate = self._rates.add(rate)
             self._links.measure(self.node, self._trip, self._rate)
@@ -386,7 +387,7 @@ class StandingLink(asyncio.Protocol):
             return
         self._answered.set_result(None)
         trip = max(1e-6, time.perf_counter() - self._sent)
-        # A busy loop only ever adds: trust the short ones soon, the long ones slowly.
+        # A busy loop only ever adds delay: adopt shorter times quickly, longer ones slowly.
         self._trip = (
             trip
             if not self._trip

@@ -1,6 +1,6 @@
 """The files of the state folder: replaced atomically, written in the background.
 
-``membership.json`` has what the gossip core must not forget, ``peers.json`` the nodes to look for at a start.
+``membership.json`` has the gossip core's persistent state, ``peers.json`` the nodes to try at the start.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ log = logging.getLogger("sollold.cluster")
 T = TypeVar("T")
 
 _CLOSE_SECONDS = 3.0
-"""A disk that is still busy with the last write after so long is not waited for."""
+"""Timeout for the last write when closing, in seconds."""
 RETRY_SECONDS = 10.0
-"""After a write that failed: what is in memory alone is lost with the daemon."""
+"""Delay after a failed write, in seconds: unwritten data is lost with the daemon."""
 _SETTLE_SECONDS = 2.0
-"""Changes of the peers within this time are written together."""
+"""Changes of the peers within these seconds are written together."""
 _MAX_PEERS = 256
 _MAX_COUNT = 2**48
-"""Versions and incarnations count single events: no node gets there."""
+"""Limit of versions and incarnations, which count single events: no node gets there."""
 
 
 class BackgroundWriter(Generic[T]):
     """Writes a value to disk off the loop: one write at a time, and always the newest value.
 
-    It has a thread of its own, so that a slow disk blocks no other work. An error is logged; the value is
-    written with the next request, or by itself once the disk takes it again.
+    It has its own thread, so that a slow disk blocks no other work. An error is logged; the value is written
+    with the next request, or by a retry once the disk accepts it again.
 
     Args:
-        name: of what is written, for log lines.
-        read: the value to write, asked for on the loop just before each write.
-        write: writes it; blocks, raises OSError.
+        name: name of the data, for log messages.
+        read: returns the value to write, called on the loop just before each write.
+        write: writes the value; blocks, raises OSError.
         settle: seconds to wait for further requests before a write; `close` cuts it short.
-        written: called on the loop after each write, also after one that failed.
+        written: called on the loop after each write, even a failed one.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class BackgroundWriter(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     def request(self) -> None:
-        """There is a new value to write."""
+        """Request a write of a new value."""
         self._requested = True
         self._wake.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
 
     async def close(self) -> None:
-        """Write what is not written yet; wait a few seconds at most."""
+        """Finish pending writes; wait a few seconds at most."""
         self._closing.set()
         self._wake.set()
         if self._task is not None:
@@ -114,17 +114,17 @@ class BackgroundWriter(Generic[T]):
             self._task = None
 
     async def _try(self, value: T) -> str:
-        """Why it could not be written; empty when it was."""
+        """Try to write. Returns why it failed; empty on success."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._write, value)
         except (OSError, RuntimeError) as error:
-            # The latter: the system gives this user no thread more.
+            # RuntimeError: the system refuses to start another thread.
             return system_words(error)
         return ""
 
 
 def checked(kept: Kept) -> Kept:
-    """What of ``kept`` a node can have counted to; the rest as at a first start."""
+    """Return ``kept`` with implausible values reset as at a first start."""
     return Kept(
         kept.term if follows(kept.term, Term()) else Term(),
         kept.version if 0 <= kept.version < _MAX_COUNT else 0,
@@ -133,13 +133,13 @@ def checked(kept: Kept) -> Kept:
 
 
 class KeptFile:
-    """The file ``membership.json`` in the state folder. Its methods block for the disk."""
+    """The file ``membership.json`` in the state folder. Its methods block on disk I/O."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / "membership.json"
 
     def read(self) -> Kept:
-        """What the last run kept; nothing when the file is missing or damaged (the peers know it)."""
+        """Return the last run's state; an empty one if the file is missing or damaged (peers know it)."""
         try:
             kept = msgspec.json.decode(read_bounded(self._path), type=Kept)
         except FileNotFoundError:
@@ -169,13 +169,13 @@ class Peer:
 
 
 class PeersFile:
-    """The file ``peers.json`` in the state folder. Its methods block for the disk."""
+    """The file ``peers.json`` in the state folder. Its methods block on disk I/O."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / "peers.json"
 
     def read(self) -> tuple[Peer, ...]:
-        """The remembered peers; none when the file is missing or damaged."""
+        """Return the remembered peers; none if the file is missing or damaged."""
         try:
             return msgspec.json.decode(read_bounded(self._path), type=tuple[Peer, ...])[:_MAX_PEERS]
         except FileNotFoundError:
@@ -194,10 +194,10 @@ class PeersFile:
 
 
 class RememberedPeers:
-    """The peers of this run and of earlier ones, kept on disk.
+    """The peers of this run and of earlier ones, saved on disk.
 
     Args:
-        live: the live peers and where they are.
+        live: returns the live peers and their addresses.
     """
 
     def __init__(self, state: Path, live: Callable[[], tuple[Peer, ...]]) -> None:
@@ -208,17 +208,17 @@ class RememberedPeers:
         self._on_disk: tuple[Peer, ...] = ()
 
     async def read(self) -> tuple[Peer, ...]:
-        """The peers of earlier runs."""
+        """Read the peers of earlier runs."""
         self._known = self._on_disk = await asyncio.to_thread(self._file.read)
         return self._known
 
     def update(self) -> None:
-        """The live peers changed: remember them, and write the file a little later."""
+        """Remember the changed live peers, and write the file a little later."""
         self._merge()
         self._writer.request()
 
     async def close(self) -> None:
-        """Write what is not written yet. ``live`` must still work."""
+        """Finish pending writes. ``live`` must still work."""
         self._writer.request()
         await self._writer.close()
 
@@ -233,9 +233,9 @@ class RememberedPeers:
 
 
 def merged(live: tuple[Peer, ...], before: tuple[Peer, ...]) -> tuple[Peer, ...]:
-    """The live peers first, then earlier ones, as many as fit.
+    """Return the live peers, then earlier ones, up to the limit.
 
-    A peer whose first address another node has now is forgotten: its machine was set up anew, or moved.
+    A peer whose first address now belongs to another node is dropped: its machine was reinstalled, or moved.
     """
     known = {peer.node for peer in live}
     taken = {address for peer in live for address in peer.addresses[:1]}

@@ -1,4 +1,4 @@
-"""How this node's part in the cluster does, for doctor and metrics."""
+"""Status of this node's part in the cluster, for doctor and metrics."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """A look at it.
+    """A snapshot of the status.
 
     Attributes:
-        discovery: of mDNS; None when the settings turn it off.
-        links: nodes that a standing link is up with.
+        discovery: status of mDNS; None if the settings turn it off.
+        links: nodes with a standing link.
         health: 0 good, up to 7: this node is slow or badly connected.
-        rejected: packets that were opened but not understood.
-        refused: datagrams dropped unopened, by reason (`sollold.cluster.net.packet_seal.DropReason`).
-        unsent: datagrams the system did not take.
-        unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
-        cloned: another machine that uses our node id was heard since the start.
-        doubles: node ids that two machines use at present.
+        rejected: number of packets that were decrypted but could not be decoded.
+        refused: datagrams dropped undecrypted, by reason (`sollold.cluster.net.packet_seal.DropReason`).
+        unsent: number of datagrams the system did not accept.
+        unheard: names of live nodes on this node's own networks that mDNS, although it works, has never seen.
+        cloned: another machine with our node id was noticed since the start.
+        doubles: node ids currently used by two machines.
         unread: nodes of another release → the fields of their records that are not understood here.
         formats: IP addresses of nodes of another release → the format of their packets.
-        disbelieved: statements of members that were dropped, by reason (`Gossip.refused`).
+        disbelieved: dropped statements of members, by reason (`Gossip.refused`).
     """
 
     discovery: DiscoveryStatus | None

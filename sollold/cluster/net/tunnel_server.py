@@ -1,9 +1,9 @@
-"""A tunnel's end at the owner: from a proved member's TLS connection to the worker's port.
+"""The owner's end of a tunnel: from an authenticated member's TLS connection to the worker's port.
 
-That is on loopback, or at the address of an external worker that the owner's settings name.
+The worker listens on loopback, or is an external worker at an address named by the owner's settings.
 
-The head sends one `Open`, the owner answers with one `Opened`; from then on both directions carry the
-worker's bytes as they are.
+The head sends one `Open`, the owner responds with one `Opened`; after that both directions carry the
+worker's bytes unchanged.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ log = logging.getLogger("sollold.cluster")
 
 GREETING_LIMIT = 4096
 _MOST_HELD = 1 << 20
-"""Bytes behind one request that is held back: a head that waits for its answer sends none."""
+"""Maximum bytes behind a held request: a head that waits for its response sends none."""
 _MOST_AHEAD = 4
-"""Answers that the head may have before the worker gives them: it is not to load far ahead of the worker."""
+"""Maximum responses sent before the worker's own: the head must not get far ahead of the worker."""
 _TRIES = 3
-"""To be the only client of a worker."""
+"""Attempts to be a worker's only client."""
 OPEN_SECONDS = 5.0
-"""From a connection to its greeting, and from that to the worker's own connection."""
+"""Timeout in seconds of the greeting, and of the connection to the worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Head → owner. ``plain``: the address of an external worker; empty: the owner's own."""
+    """Head → owner. ``plain``: address of an external worker; empty: the owner's own worker."""
 
     deployment: str
     plain: str = ""
@@ -46,18 +46,18 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Owner → head. ``ok`` False: ``reason`` says why; the connection is closed."""
+    """Owner → head. ``ok`` False: refused for ``reason``; the connection is closed."""
 
     ok: bool
     reason: str = ""
 
 
 class WorkerTunnels:
-    """The owner's tunnels. A worker serves one client: there is one tunnel to each at a time.
+    """The owner's tunnels. A worker serves one client, so there is one tunnel per worker.
 
     Attributes:
-        workers: where tunnels lead to; None on a node without any.
-        ahead: heads may have an answer before the worker gives it; False once a worker gave another.
+        workers: targets of tunnels; None on a node without workers.
+        ahead: heads may get a predicted response before the worker's own; False once one was wrong.
     """
 
     def __init__(self) -> None:
@@ -66,30 +66,30 @@ class WorkerTunnels:
         self._open: dict[TunnelServer, Open] = {}
 
     def enter(self, end: TunnelServer, asked: Open) -> None:
-        """``end`` is now the tunnel that was asked for. One that was there is of a client that went away."""
+        """Register ``end`` as the tunnel for ``asked``; abort an earlier one, whose client is gone."""
         for other, name in tuple(self._open.items()):
             if name == asked:
                 other.abort()
         self._open[end] = asked
 
     def leave(self, end: TunnelServer) -> None:
-        """``end`` is closed."""
+        """Remove a closed tunnel."""
         self._open.pop(end, None)
 
     def drop_node(self, node: str) -> None:
-        """End the tunnels of ``node``."""
+        """Abort the tunnels of ``node``."""
         for end in tuple(self._open):
             if end.peer == node:
                 end.abort()
 
     def close(self) -> None:
-        """End all."""
+        """Abort all tunnels."""
         for end in tuple(self._open):
             end.abort()
 
 
 class TunnelServer(asyncio.Protocol):
-    """The member's connection until its greeting is answered; then a `ProxyEnd` takes over."""
+    """The member's connection until its greeting is processed; then a `ProxyEnd` takes over."""
 
     def __init__(self, peer: str, lines: WorkerTunnels) -> None:
         self.peer = peer
@@ -100,12 +100,12 @@ class TunnelServer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Keep the transport and start the timeout."""
         self._transport = cast(asyncio.Transport, transport)
         self._timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Read the greeting."""
         self._greeting.feed(data)
         if self._task is not None:
             if self._transport is not None:
@@ -122,14 +122,14 @@ class TunnelServer(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._begin(asked))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Clean up."""
         self._stop_timer()
         if self._task is not None:
             self._task.cancel()
         self._lines.leave(self)
 
     def abort(self) -> None:
-        """End the tunnel now."""
+        """Abort the tunnel."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -161,10 +161,10 @@ class TunnelServer(asyncio.Protocol):
         transport.resume_reading()
 
     async def _connect(self, workers: Workers, asked: Open, traffic: Traffic) -> _WorkerEnd:
-        """The connection to the worker.
+        """Connect to the worker.
 
         Raises:
-            PeerError: there is none to be had.
+            PeerError: no connection is possible.
         """
         deployment = asked.deployment
         for _ in range(_TRIES):
@@ -205,22 +205,22 @@ def _itself(end: _WorkerEnd) -> _WorkerEnd:
 
 
 class _WorkerEnd(ProxyEnd):
-    """The worker's side of a tunnel at work.
+    """The worker's side of an established tunnel.
 
-    A head hashes a tensor, and waits while the worker reads that from its disk. Where it is known what the
-    worker will answer, the head has the answer at once and hashes the next tensor meanwhile.
+    A head hashes a tensor, then waits while the worker reads it from its disk. If the worker's response can
+    be predicted, the head gets it at once and hashes the next tensor meanwhile.
     """
 
     def __init__(self, traffic: Traffic, lines: WorkerTunnels) -> None:
         super().__init__(traffic, up=False)
         self._lines = lines
         self._said: deque[bytes] = deque()
-        """What the head was told already, and the worker will say."""
+        """Responses already sent to the head, which the worker has yet to give."""
         self._heard = b""
-        """Of the first of these what the worker has said."""
+        """Received part of the first of these."""
 
     def answer(self, data: bytes) -> None:
-        """Tell the head what the worker will say, if the worker is not too far behind."""
+        """Send the head the worker's predicted response, unless the worker is too far behind."""
         if self._lines.ahead and len(self._said) < _MOST_AHEAD:
             self._said.append(data)
             super().data_received(data)
@@ -243,7 +243,7 @@ class _WorkerEnd(ProxyEnd):
 
 
 class _Front(ProxyEnd):
-    """The member's side of a tunnel at work."""
+    """The member's side of an established tunnel."""
 
     def __init__(self, owner: TunnelServer, traffic: Traffic, gate: Gate | None, worker: _WorkerEnd) -> None:
         super().__init__(traffic, up=True)
@@ -274,7 +274,7 @@ class _Front(ProxyEnd):
         self._waiting = None
         if self.ended or gate.over:
             return
-        # The worker has the request before the head has the answer and sends what comes next.
+        # The worker gets the request before the head gets the response and sends its next one.
         self._let_pass(gate, gate.release())
         if answer:
             self._worker.answer(answer)

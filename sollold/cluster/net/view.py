@@ -1,4 +1,4 @@
-"""The cluster as this node sees it now: the contract for every room above, and how to wait for a change."""
+"""The cluster as this node sees it: the interface for all rooms above, and waiting for changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.cluster.gossip.term import Term
 
 
 class View(Protocol):
-    """Who is there and what each says of itself. Reading never waits."""
+    """The live nodes and their records. Reading never blocks."""
 
     @property
     def me(self) -> Record:
@@ -20,37 +20,37 @@ class View(Protocol):
         ...
 
     def live(self) -> tuple[Record, ...]:
-        """Records of all nodes held alive, this one included, by node id."""
+        """Return the records of all nodes considered alive, including this one, by node id."""
         ...
 
     def record(self, node: str) -> Record | None:
-        """The last record of ``node``, alive or not; None when never seen."""
+        """Return the last record of ``node``, alive or not; None if never seen."""
         ...
 
     def leader(self) -> Term:
-        """The term that holds; ``leader`` is empty while there is none."""
+        """Return the current term; ``leader`` is empty while there is none."""
         ...
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop after any change; the answer ends that."""
+        """Call ``callback`` on the loop after any change; the returned function unsubscribes it."""
         ...
 
     def update_me(self, **changes: Any) -> None:
-        """Replace fields of the own record, raise its version and spread it. Equal values do nothing."""
+        """Replace fields of this node's record, raise its version and spread it. Equal values do nothing."""
         ...
 
 
 def name_of(view: View, node: str) -> str:
-    """The name of a node for people; its id while it is not known."""
+    """Return a node's display name; its id while its record is unknown."""
     record = view.record(node)
     return record.name if record is not None else node
 
 
 class Observable(Protocol):
-    """Something that tells of its changes; a `View` is one."""
+    """Something that reports its changes; a `View` is one."""
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop after any change; the answer ends that."""
+        """Call ``callback`` on the loop after any change; the returned function unsubscribes it."""
         ...
 
 
