@@ -95,8 +95,7 @@ class Footprint:
         return self.checkpoints * self.slots * sum(self.snapshots)
 
     def compute(self, first: int, last: int, *, devices: int, offloaded: int) -> int:
-        """Return the compute buffer of a device with layers ``first`` to ``last - 1`` (L: the output), in
-        bytes.
+        """Return the compute buffer of a device with layers ``first`` to ``last - 1`` (L: the output).
 
         ``devices``: number of devices that the model is spread over; ``offloaded``: number of the L + 1
         layers that are not on the head's CPU.

@@ -85,8 +85,7 @@ class MixedLayers:
         return self._far[piped, opened]
 
     def passed(self, index: int) -> tuple[int, int]:
-        """Return the bytes transferred to a device that begins at a layer, and back, besides the hidden
-        state.
+        """Return the bytes transferred to and from a device that begins at a layer, besides the hidden state.
 
         A recurrent layer fetches its state before the previous layer has ended. The remaining operations of
         that layer that have no weights are then scheduled on the state's device, and need their operands

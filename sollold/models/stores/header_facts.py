@@ -298,8 +298,7 @@ class HeaderFactsCache:
         return facts
 
     def keep(self, used: Collection[str] | None) -> None:
-        """Forget facts whose keys are not in ``used`` (None: keep all), and write the rest after any
-        change."""
+        """Forget facts whose keys are not in ``used`` (None: keep all), and write the rest if any changed."""
         for key in [key for key in list(self._facts) if used is not None and key not in used]:
             self._facts.pop(key, None)
             self._changed = True

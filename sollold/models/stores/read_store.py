@@ -114,8 +114,7 @@ class Reader:
             log.info("%s", what)
 
     def _proper(self, facts: HeaderFacts) -> tuple[str, ...]:
-        """Return shard paths that llama.cpp recognizes as such: links to the files if their own names don't
-        fit.
+        """Return shard paths that llama.cpp recognizes: links to the files if their own names don't fit.
 
         llama.cpp finds the other shards by the first one's name, so each needs the suffix and its number.
         """

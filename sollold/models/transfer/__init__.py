@@ -1,1 +1,1 @@
-"""Downloads: from other nodes, Hugging Face and Ollama; resumable, verified, with limited rate."""
+"""Downloads from other nodes, Hugging Face and Ollama: resumable, verified, rate-limited."""

@@ -1,4 +1,4 @@
-"""The body of a web server's answer, as far as it is wanted."""
+"""Reads the body of an HTTP response up to a limit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import aiohttp
 
 
 async def read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The first ``most`` bytes of the body, or all of it.
+    """Return the first ``most`` bytes of the body, or all of it.
 
     Raises:
-        aiohttp.ClientError: it broke off.
+        aiohttp.ClientError: the connection broke off.
     """
     raw = bytearray()
     while piece := await answer.content.read(most - len(raw)):
@@ -18,10 +18,10 @@ async def read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 async def read_whole(answer: aiohttp.ClientResponse, most: int) -> bytes | None:
-    """The body; None when it is longer than ``most`` bytes.
+    """Return the body, or None if it is longer than ``most`` bytes.
 
     Raises:
-        aiohttp.ClientError: it broke off.
+        aiohttp.ClientError: the connection broke off.
     """
     raw = await read_at_most(answer, most + 1)
     return raw if len(raw) <= most else None

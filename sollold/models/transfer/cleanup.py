@@ -1,6 +1,6 @@
-"""What fetches that were broken off have left in our own folder: put right, removed, or told of.
+"""Restores, removes or reports what interrupted downloads have left in the folder for pulled models.
 
-Nothing is removed that has a file in it which no fetch makes. Blocks: call it in a thread.
+No folder is removed that contains a file which downloads don't create. Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 _LINKING = re.compile(r"\.[A-Za-z0-9._-]+-[0-9a-f]{12}\.new")
 _OURS = {CARD, NOTES, f"{NOTES}.new"}
 _DAY = 86400.0
-"""Seconds for which nothing is touched: it may be under way."""
+"""Seconds for which a folder is left alone after its last change: a download may be under way."""
 
 
 def sweep(own: Path, now: float) -> None:
-    """Put back a model that was being replaced when the daemon was killed; remove what is of no more use.
+    """Restore a model that was being replaced when the daemon was killed; remove useless leftovers.
 
-    ``now``: seconds since the epoch. Never raises `OSError`: what can't be mended stays.
+    ``now``: seconds since the epoch. Never raises `OSError`: what can't be restored or removed stays.
     """
     for folder in _folders(own / PARTS):
         if folder.name.endswith(OLD):
@@ -45,7 +45,7 @@ def sweep(own: Path, now: float) -> None:
 
 
 def abandoned(own: Path, now: float) -> list[Problem]:
-    """Fetches that could go on, and that nobody has gone on with for a day."""
+    """Return the resumable downloads that nobody has continued for a day."""
     found = []
     for folder in _folders(own / PARTS):
         age = now - _touched(folder)
@@ -100,7 +100,7 @@ def _resumable(folder: Path) -> bool:
 
 
 def _touched(folder: Path) -> float:
-    """When it or a file in it last changed, in seconds since the epoch; now for what can't be told."""
+    """Return when a folder or a file in it last changed, in seconds since the epoch; infinity if unknown."""
     try:
         return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:

@@ -1,4 +1,4 @@
-"""Filling a partial file from one or more sources at a time, over several connections."""
+"""Fills a partial file from one or more sources at a time, over several connections."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from sollold.models.transfer.rate_limit import RateLimit
 log = logging.getLogger("sollold.models")
 
 _BATCH = 4 << 20
-"""Bytes gathered before they are handed to a thread for writing."""
+"""Size of the batches that are handed to a thread for writing, in bytes."""
 _FAILURES = 5
-"""Failures in a row after which a source is given up: some eight seconds, so that it may be started anew."""
+"""Consecutive failures after which a source is given up: some eight seconds, so that it may restart."""
 
 
 class SourceError(Exception):
-    """A source broke off or refused; the message says which and why."""
+    """A source broke off or refused; the message says which one and why."""
 
 
 class CheckLost(SourceError):
-    """Nobody tells any more whether parts are right; other sources change nothing about that."""
+    """No node can verify the parts any more; trying other sources does not help."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Something that has the files of a partial download."""
+    """A source of the files of a partial download."""
 
     name: str
 
     def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes of one file, in order.
+        """Yield bytes of one file, in order.
 
         Raises:
-            SourceError: it broke off.
+            SourceError: the source broke off.
         """
         ...
 
 
 class Stop:
-    """Ends the work of a thread: what it waits for is closed under it."""
+    """Stops the work of a thread: the socket that it waits for is shut down."""
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
@@ -58,23 +58,23 @@ class Stop:
 
     @property
     def stopped(self) -> bool:
-        """Whether it is to end."""
+        """Whether the thread should stop."""
         return self._stopped.is_set()
 
     def pause(self, seconds: float) -> None:
         """Sleep.
 
         Raises:
-            SourceError: it was stopped, before or meanwhile.
+            SourceError: stopped, before or during the sleep.
         """
         if self._stopped.wait(seconds):
             raise SourceError("it was stopped")
 
     def use_socket(self, used: socket.socket | None) -> None:
-        """The thread waits for this socket from now on; None: for none.
+        """Set the socket that the thread waits for; None: no socket.
 
         Raises:
-            SourceError: it was stopped.
+            SourceError: stopped.
         """
         with self._lock:
             self._socket = used
@@ -91,31 +91,31 @@ class Stop:
 
 
 class BlockingSource(Protocol):
-    """As `Source`, for a thread."""
+    """Like `Source`, for use in a thread."""
 
     name: str
 
     def fetch_range(
         self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
     ) -> None:
-        """Fetch bytes of one file and ``write`` them where they belong. Blocks.
+        """Fetch bytes of one file and ``write`` them at their offsets. Blocks.
 
         Raises:
-            SourceError: it broke off, or ``stop`` was set.
+            SourceError: the source broke off, or ``stop`` was set.
         """
         ...
 
     def close(self) -> None:
-        """End the connections that nobody uses."""
+        """Close idle connections."""
         ...
 
 
 Check = Callable[[int, int], Awaitable[bool]]
-"""Whether the bytes of a part (file, part) that have come are the right ones."""
+"""Returns whether the received bytes of a part (file, part) are correct."""
 
 
 class Downloader:
-    """One filling. `run` it; `received` shows how far it is."""
+    """Fills one partial file. Call `run`; `received` shows the progress."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Downloader:
         on_progress: Callable[[], None] = lambda: None,
         pause: float = 0.5,
     ) -> None:
-        """``threads`` do the blocking work; ``check``: see there; None: every part is taken.
+        """``threads`` do the blocking work; ``check``: see `Check`; None: every part is accepted.
 
-        ``pause``: seconds before a source that failed is asked again; doubled with each failure.
+        ``pause``: seconds before a failed source is tried again; doubled with each failure.
         """
         self._threads = threads
         self._check = check
@@ -147,16 +147,16 @@ class Downloader:
         self._last = ""
 
     def received(self, index: int) -> int:
-        """Bytes of one file that have come, parts under way included."""
+        """Return the received bytes of one file, including those of incomplete parts."""
         under_way = sum(count for (file, _), count in self._under_way.items() if file == index)
         return self._partial.completed_of(index) + under_way
 
     async def run(self) -> None:
-        """Fetch all that is missing.
+        """Fetch all missing parts.
 
         Raises:
-            SourceError: every source failed; what came is kept for the next attempt.
-            OSError: the disk is full, say.
+            SourceError: every source failed; completed parts are kept for the next attempt.
+            OSError: writing failed, for example because the disk is full.
         """
         left = self._partial.missing()[::-1]
         failure: BaseException | None = None
@@ -189,7 +189,7 @@ class Downloader:
                     break
 
     async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
-        """Count it, and wait. All connections to a node break at once: together they count as one failure."""
+        """Count a failure and wait. All connections to a node break at once, which counts as one failure."""
         self._last = str(error)
         now = time.monotonic()
         if now >= self._retry_at.get(source, 0.0):
@@ -216,14 +216,14 @@ class Downloader:
         start, end = self._partial.span(index, part)
         stop = Stop()
         faults: list[OSError] = []
-        # The thread must find it there: the loop goes through all that are under way.
+        # Set it before the thread starts: the loop iterates over this dict.
         self._under_way[index, part] = 0
 
         def write(offset: int, data: memoryview) -> None:
             try:
                 self._partial.write(index, offset, data)
             except OSError as error:
-                # To the source it would look like a fault of its own connection.
+                # The source would mistake an OSError for a fault of its own connection.
                 faults.append(error)
                 raise SourceError(f"it can't be written here: {system_words(error)}") from None
             self._under_way[index, part] = offset + len(data) - start
@@ -248,10 +248,10 @@ class Downloader:
         await self._finish(source, index, part)
 
     async def _finish(self, source: Source | BlockingSource, index: int, part: int) -> None:
-        """All bytes of a part have come.
+        """Check and store a part whose bytes have all been received.
 
         Raises:
-            SourceError: they are not the right ones; or nobody can tell (`CheckLost`).
+            SourceError: they are wrong, or can't be verified (`CheckLost`).
         """
         if self._check is not None and not await self._check(index, part):
             raise SourceError(f"{source.name} sent bytes that differ from the model's")
@@ -286,6 +286,6 @@ class Downloader:
             await in_thread(self._threads, self._partial.write, index, at, batch)
         finally:
             if writing is not None and not writing.done():
-                # The thread writes on whatever happens here: the file must stay open until it is through.
+                # The thread keeps writing whatever happens here: the file must stay open until it is done.
                 await asyncio.gather(writing, return_exceptions=True)
         await self._finish(source, index, part)

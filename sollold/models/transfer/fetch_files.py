@@ -1,4 +1,4 @@
-"""The files of one model into our own folder: downloaded in parts, verified, then put in place as a whole."""
+"""Fetches a model into the folder for pulled models: downloads parts, verifies them, puts all in place."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ _CONNECTIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What is to be fetched.
+    """A download to perform.
 
     Attributes:
-        model: what is written beside the files, so that they are listed as they were.
-        key: names the download, so that it goes on where it stopped.
-        check: what is wrong with the files of a folder; empty: nothing.
-        verifiers: nodes that can tell whether parts are right, and their names for people; one after the
-            other is asked.
+        model: facts written beside the files, so that they are listed as at the source.
+        key: identifies the download, so that it resumes where it stopped.
+        check: returns what is wrong with the files of a folder; empty: nothing.
+        verifiers: nodes that can verify parts, with their display names; they are tried one after another.
     """
 
     model: Model
@@ -52,12 +51,12 @@ class Download:
 async def download(
     job: Download, own: Path, calls: Calls, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
-    """Fetch into a folder of ``own``, with progress to ``say``.
+    """Fetch a model into a folder of ``own``, reporting progress to ``say``.
 
     Raises:
-        PartialFileError: there is no room, or what came is wrong.
-        SourceError: no source gives the bytes.
-        OSError: the disk refused.
+        PartialFileError: the disk has no room, or the received data is wrong.
+        SourceError: no source provides the data.
+        OSError: a file operation failed.
     """
     partial = PartialFile(own, job.key[:32], job.items, model=job.model.name)
     try:
@@ -82,8 +81,8 @@ async def download(
 async def _receive(
     job: Download, partial: PartialFile, calls: Calls, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
-    """Download what is missing; while a node that verifies is lost, with the next."""
-    # The one by whose word the parts of an earlier attempt were taken goes first.
+    """Download what is missing; if the verifying node is lost, continue with the next one."""
+    # The node that verified the parts of an earlier attempt goes first.
     nodes = sorted(job.verifiers, key=lambda node: node != partial.measure) or [""]
     for left, node in enumerate(nodes, 1 - len(nodes)):
         verifier = _verifier(job, partial, calls, node, threads)

@@ -1,4 +1,4 @@
-"""Models from Hugging Face's hub, ``hf.co/org/repo:quantization``: files by range requests."""
+"""Models on Hugging Face's hub, ``hf.co/org/repo:quantization``, fetched by range requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Repository(msgspec.Struct):
 
 
 class HubError(Exception):
-    """The hub can't be asked, or has no such model; ``missing`` tells which."""
+    """The hub can't be reached or has no such model; ``missing`` says which."""
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class HubError(Exception):
 
 
 class Hub:
-    """The hub, at ``$HF_ENDPOINT`` or its own address; ``$HF_TOKEN`` opens gated models."""
+    """The hub, at ``$HF_ENDPOINT`` or its own address; ``$HF_TOKEN`` gives access to gated models."""
 
     def __init__(self, internet: Internet) -> None:
         self._internet = internet
@@ -58,10 +58,10 @@ class Hub:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def items(self, name: Name) -> tuple[tuple[str, ...], tuple[Item, ...]]:
-        """Paths in the repository of the files that a name means, and what they are.
+        """Return the repository paths of the files that a name refers to, and the files themselves.
 
         Raises:
-            HubError: see there.
+            HubError: the hub can't be reached, or has no such files.
         """
         url = f"{self._base}/api/models/{quote(name.namespace)}/{quote(name.model)}?blobs=true"
         try:
@@ -99,13 +99,13 @@ class Hub:
         return chosen, tuple(items)
 
     def source(self, name: Name, paths: tuple[str, ...]) -> HubSource:
-        """The files of a repository as a source of bytes."""
+        """Return files of a repository as a source of bytes."""
         base = f"{self._base}/{quote(name.namespace)}/{quote(name.model)}/resolve/main/"
         return HubSource(self._internet, [base + quote(path) for path in paths], self._headers)
 
 
 class HubSource:
-    """A `Source`: a model's files, each behind a URL of the hub."""
+    """A `Source` of a model's files, each at a URL of the hub."""
 
     def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
         self.name = urls[0].split("/resolve/")[0]
@@ -114,10 +114,10 @@ class HubSource:
         self._headers = headers
 
     async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes of one file, in order.
+        """Yield bytes of one file, in order.
 
         Raises:
-            SourceError: it broke off.
+            SourceError: the hub refused or broke off.
         """
         headers = self._headers | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
@@ -133,7 +133,7 @@ class HubSource:
 
 
 def choose(paths: list[str], tag: str) -> tuple[str, ...]:
-    """The files of a repository that a tag means, shards in order, a projector last; empty when none."""
+    """Return the files that a tag refers to, shards in order, then a projector; empty when there are none."""
     models = sorted(
         p for p in paths if p.lower().endswith(".gguf") and not is_projector(PurePosixPath(p).name)
     )
@@ -164,7 +164,7 @@ def choose(paths: list[str], tag: str) -> tuple[str, ...]:
 
 
 def _tag(path: str) -> str:
-    """The quantization that a file's name tells, or its folder's."""
+    """Return the quantization in the file's name, or in its folder's."""
     pure = PurePosixPath(path)
     match = _SHARD.fullmatch(pure.name)
     stem = match[1] if match else pure.name[: -len(".gguf")]

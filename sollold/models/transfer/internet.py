@@ -1,4 +1,4 @@
-"""Requests to the hubs on the internet, through a proxy where the environment names one."""
+"""Requests to servers on the internet, through a proxy if the environment names one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sollold.web_proxy import BadProxy, Proxy, proxy_for
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
-"""What names within a network end in."""
+"""Suffixes of host names in local networks."""
 _MOST_REDIRECTS = 10
 _REMEMBERED = 3600.0
-"""Seconds after which a failure is no news: nobody may want anything from there any more."""
+"""Seconds for which a failure is reported; later the server may not matter any more."""
 _FIX = (
     "correct Environment=HTTPS_PROXY=http://HOST:PORT under [Service]: `sudo systemctl edit sollold`, then "
     "`sudo systemctl restart sollold`"
@@ -34,15 +34,15 @@ _PERHAPS = (
 
 
 class Unreachable(Exception):
-    """A server on the internet can't be reached, or broke off. The message says through what, and why."""
+    """A server on the internet can't be reached, or broke off. The message says which one, how, and why."""
 
 
 class Internet:
-    """What is fetched from the internet.
+    """An HTTP client for the internet.
 
     Args:
-        environ: names the proxies, see `proxy_for`; None: the process's.
-        session: makes the session, on the first request.
+        environ: names the proxies, see `proxy_for`; None: the environment of the process.
+        session: creates the session on the first request.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class Internet:
         self._failed: dict[str, tuple[float, str, str]] = {}
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     def trouble(self) -> list[tuple[str, str]]:
-        """(what, fix) of each server that could not be reached when it was last asked, not long ago."""
+        """Return (what, fix) for each server whose last request failed recently."""
         since = time.monotonic() - _REMEMBERED
         return [(what, fix) for at, what, fix in tuple(self._failed.values()) if at > since]
 
@@ -70,10 +70,10 @@ class Internet:
     async def get(
         self, url: str, timeout: aiohttp.ClientTimeout, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response, redirects followed: each server on the way has its own proxy, or none.
+        """Send a request and follow redirects; each server on the way has its own proxy, or none.
 
         Raises:
-            Unreachable: within the block, too.
+            Unreachable: also raised for errors inside the ``async with`` block.
         """
         asked = urlsplit(url).netloc
         proxy: Proxy | None = None
@@ -117,7 +117,7 @@ class Internet:
 
 
 def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    """The headers and the proxy as a session takes them."""
+    """Return the session's arguments for headers and proxy."""
     options: dict[str, Any] = {"headers": headers}
     if proxy is None:
         return options
@@ -131,7 +131,7 @@ def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[
         if urlsplit(url).scheme == "https":
             options["proxy_headers"] = shown
         else:
-            # Such a request is the proxy's own: there is no tunnel to ask for first.
+            # A plain HTTP request goes to the proxy itself: there is no tunnel to open first.
             options["headers"] = {**headers, **shown}
     return options
 
@@ -139,10 +139,11 @@ def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[
 def redirected(
     url: str, location: str, headers: Mapping[str, str] | None
 ) -> tuple[str, Mapping[str, str] | None]:
-    """Where a redirect leads, and the headers to send there: another server does not get the token.
+    """Return the target of a redirect, and the headers to send there: another server does not get the token.
 
     Raises:
-        Unreachable: nobody on the internet redirects to this machine or its network, nor from HTTPS to HTTP.
+        Unreachable: the redirect leads from the internet into the local network, from HTTPS to HTTP, or to an
+            invalid address.
     """
     try:
         there = urljoin(url, location)
@@ -158,14 +159,14 @@ def redirected(
 
 
 def _is_inside(host: str) -> bool:
-    """Whether ``host`` names this machine, or an address that the internet does not have."""
+    """Return whether ``host`` is this machine, a local name, or an address that is not public."""
     host = host.rstrip(".")
     try:
         return not ip_address(host.partition("%")[0]).is_global
     except ValueError:
         pass
     try:
-        # Also 2130706433, 127.1 and 0x7f000001 are addresses to the system's resolver.
+        # The system's resolver also accepts 2130706433, 127.1 and 0x7f000001 as addresses.
         return not ip_address(socket.inet_aton(host)).is_global
     except OSError:
         return host == "localhost" or host.endswith(
@@ -174,7 +175,7 @@ def _is_inside(host: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why, for people."""
+    """Return the reason in readable form."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return _refusal(error.status, error.message)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -190,7 +191,7 @@ def _reason(error: Exception) -> str:
 
 
 def _refusal(status: int, reason: str) -> str:
-    """What a proxy's own status means."""
+    """Return what a status from the proxy itself means."""
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return "it asks for a user and a password: http://USER:PASSWORD@HOST:PORT"
     return f"it answered {status} {reason}".rstrip()

@@ -1,4 +1,4 @@
-"""Fetching a model through this machine's Ollama, which puts it into its own store."""
+"""Pulls a model through this machine's Ollama, which puts it into its own store."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import aiohttp
 from sollold.models.transfer.pull_progress import PullError, Say
 
 _SILENCE = 300.0
-"""Seconds without a word after which an Ollama that pulls is given up."""
+"""Seconds without output after which a pull by Ollama is given up."""
 _CHECKING = 4 * 3600.0
-"""The same while it checks what has come: it says nothing then, and reads some hundred gigabytes."""
+"""The same while Ollama verifies the download: it is silent then, and reads up to hundreds of gigabytes."""
 
 
 async def pull_through_ollama(
     session: aiohttp.ClientSession, base: str, name: str, say: Say, *, insecure: bool = False
 ) -> None:
-    """Have the Ollama at ``base`` fetch a model into its own store; ``insecure``: without TLS, too.
+    """Let the Ollama at ``base`` pull a model into its own store; ``insecure``: even without TLS.
 
     Raises:
         PullError: it refused, went silent, or broke off.

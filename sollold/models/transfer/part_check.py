@@ -1,8 +1,8 @@
-"""Whether the bytes of a part are those of the file that is fetched: the node that has it tells their digest.
+"""Verifies the received bytes of a part against their digest on a node that has the file.
 
-A file's digest (`sollold.models.stores.content_digest`) is over samples alone, so parts of two files that
-differ between the samples, or one that a failing disk gave, would pass. One node at a time is the measure of
-all parts, whichever node they come from: so no mixture of two files is ever put together.
+A model's digest (`sollold.models.stores.content_digest`) covers samples only, so it would not detect parts
+that differ between the samples, or that a failing disk returned. One node at a time is the reference for all
+parts, whichever node they come from, so two different files are never mixed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sollold.models.transfer.partial_file import PartialFile
 
 _TIMEOUT = 30.0
 _ATTEMPTS = 5
-"""Times that the node is asked: over some eight seconds, so that it may be started anew."""
+"""Number of attempts: over some eight seconds, so that the node may restart."""
 _PAUSE = 0.5
-"""Seconds before the node is asked again when it could not be; doubled each time."""
+"""Seconds before the second attempt; doubled for each further one."""
 LARGEST = 64 << 20
-"""Bytes whose digest is told at a time, at the most."""
+"""Maximum number of bytes for one digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartDigestRequest:
-    """Peer method ``part``: asks for the digest of the bytes from ``start`` to before ``end`` of one file.
+    """Peer method ``part``: asks for the digest of the bytes from ``start`` up to, not including, ``end``.
 
-    ``key``: of their GMAC; a node of an older release sends none.
+    ``key``: key of the GMAC; a node of an older release sends none.
     """
 
     digest: str
@@ -44,7 +44,7 @@ class PartDigestRequest:
 
 @dataclass(frozen=True, slots=True)
 class PartHash:
-    """The answer, in hex: the GMAC where a key came; else, and from a node of an older release, sha256."""
+    """The response, in hex: the GMAC if a key was sent; otherwise, and from older releases, the sha256."""
 
     sha256: str = ""
     gmac: str = ""
@@ -53,14 +53,14 @@ class PartHash:
 async def same_bytes(
     ask: Callable[[str], Awaitable[PartHash]], digest: Callable[[str], Awaitable[str]]
 ) -> bool:
-    """Whether two nodes have the same bytes. Both read them at the same time.
+    """Return whether two nodes have the same bytes. Both read them at the same time.
 
     Args:
-        ask: (key) → what the other node answers.
-        digest: (key) → this node's own: the GMAC, or sha256 where the key is empty.
+        ask: (key) → the other node's response.
+        digest: (key) → this node's own: the GMAC, or sha256 if the key is empty.
 
     Raises:
-        Whatever these two raise.
+        Whatever ``ask`` and ``digest`` raise.
     """
     key = new_key()
     asked = asyncio.ensure_future(ask(key))
@@ -74,12 +74,12 @@ async def same_bytes(
 
 
 class PartCheck:
-    """Checks the parts of a model by the word of one node."""
+    """Verifies the parts of a model with one node as the reference."""
 
     def __init__(
         self, calls: Calls, node: str, name: str, digest: str, partial: PartialFile, threads: Executor
     ) -> None:
-        """``name``: the node's, for people."""
+        """``name``: the node's display name."""
         self.node = node
         self._name = name
         self._calls = calls
@@ -88,11 +88,11 @@ class PartCheck:
         self._threads = threads
 
     async def right(self, index: int, part: int) -> bool:
-        """Whether the node has just the bytes that have come. True for a file that is checked as a whole.
+        """Return whether the node has the same bytes; always True for files that are verified as a whole.
 
         Raises:
-            CheckLost: the node can't be asked.
-            OSError: the bytes can't be read again here.
+            CheckLost: the node can't be reached.
+            OSError: the bytes can't be read back here.
         """
         if self._partial.items[index].sha256:
             return True
@@ -103,7 +103,7 @@ class PartCheck:
         )
 
     async def adopt(self) -> None:
-        """Check what an earlier attempt took by another node's word; what differs is fetched again.
+        """Verify the parts that another node verified in an earlier attempt; forget those that differ.
 
         Raises:
             CheckLost, OSError: as `right`.

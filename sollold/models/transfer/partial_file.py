@@ -1,7 +1,8 @@
-"""Files on their way to the disk: filled part by part, resumed after any end, in place only when whole.
+"""Incomplete downloads on disk: filled part by part, resumable, moved into place only when complete.
 
-They lie in a hidden folder of our own folder until every part is there and the check has passed; then that
-folder is renamed. A part counts only after its bytes are on the disk. Blocks: call it in a thread.
+They stay in a hidden subfolder of the folder for pulled models until every part is there and the check has
+passed; then that subfolder is renamed. A part counts only once its bytes are on the disk. Blocks: call it in
+a thread.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from sollold.models.transfer.file_digest import digest_between, sha256_between
 from sollold.units import bytes_text
 
 PART = 8 << 20
-"""Bytes of a part: what an interruption loses at the most, for each connection."""
+"""Size of a part, in bytes: the most that an interruption loses per connection."""
 PARTS = ".parts"
-"""The folder, in our own, of what is on its way."""
+"""Subfolder for incomplete downloads in the folder for pulled models."""
 OLD = ".old"
-"""Ending of a model's folder in there that is being replaced."""
+"""Suffix of a model's folder in `PARTS` while it is being replaced."""
 NOTES = "parts.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file to be fetched: under which name it is kept, its bytes, and its sha256 if that is known."""
+    """A file to download: its local name, its size in bytes, and its sha256 if known."""
 
     name: str
     size: int
@@ -40,23 +41,24 @@ class Item:
 
 
 class PartialFileError(Exception):
-    """What came is not what was promised, or there is no room; the message says which."""
+    """The received data is not what was announced, or there is no room; the message says which."""
 
 
 def slug(name: str, digest: str) -> str:
-    """The folder's name for a model, readable and never two models' at once."""
+    """Return the folder name for a model, readable and unique by content."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{digest[:12]}"
 
 
 class PartialFile:
-    """One model's files while they come. `write` and `finish_part` may run in several threads."""
+    """One model's files during a download. `write` and `finish_part` may run in several threads."""
 
     def __init__(
         self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART, *, model: str = ""
     ) -> None:
-        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued.
+        """Prepare a download without touching the disk.
 
-        ``model``: its name, for people who find what is left.
+        ``folder``: the folder for pulled models. ``key``: identifies the content; an earlier attempt with the
+        same key is resumed. ``model``: its name, for users who find the leftovers.
         """
         self.model = model
         self.items = items
@@ -68,14 +70,14 @@ class PartialFile:
         self._stopped = threading.Event()
         self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
         self.measure = ""
-        """The node by whose word the parts were checked."""
+        """The node that verified the parts."""
 
     def open(self) -> None:
-        """Make or find the files.
+        """Create or open the files.
 
         Raises:
             PartialFileError: there is not enough room.
-            OSError: they can't be made.
+            OSError: they can't be created.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._recall()
@@ -83,7 +85,7 @@ class PartialFile:
         free = shutil.disk_usage(self.folder).free
         if left > free:
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # where nothing has come yet
+                self.folder.rmdir()  # only succeeds if nothing was received yet
             raise PartialFileError(
                 f"it needs {bytes_text(left)}, and the disk of {self._own} has {bytes_text(free)} free; "
                 "free some space there and pull it again"
@@ -96,38 +98,38 @@ class PartialFile:
                 os.ftruncate(self._files[index], item.size)
 
     def stop(self) -> None:
-        """End a `verify` in another thread: a hundred gigabytes take minutes."""
+        """Stop a `verify` or digest in another thread: hundreds of gigabytes take minutes."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Let go of the files; what has come stays for the next attempt."""
+        """Close the files; completed parts stay for the next attempt."""
         for handle in self._files.values():
             os.close(handle)
         self._files = {}
 
     @property
     def total(self) -> int:
-        """Bytes of all files."""
+        """Size of all files, in bytes."""
         return sum(item.size for item in self.items)
 
     @property
     def completed(self) -> int:
-        """Bytes of the parts that are there."""
+        """Size of all completed parts, in bytes."""
         return sum(self.completed_of(index) for index in range(len(self.items)))
 
     def completed_of(self, index: int) -> int:
-        """Bytes of one file's parts that are there."""
-        # Asked many times a second, so not part by part: a big model has tens of thousands of them.
+        """Return the size of one file's completed parts, in bytes."""
+        # Called many times a second, so parts are not summed one by one: a large model has tens of thousands.
         done, size = self._done[index], self.items[index].size
         short = -size % self.part if (size - 1) // self.part in done else 0
         return len(done) * self.part - short
 
     def span(self, index: int, part: int) -> tuple[int, int]:
-        """First byte, and the one after the last, of a part."""
+        """Return the offsets of a part's first byte and of the byte after its last."""
         return part * self.part, min((part + 1) * self.part, self.items[index].size)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(file, part) of all that is not there yet, in order."""
+        """Return (file, part) of all missing parts, in order."""
         return [
             (index, part)
             for index, item in enumerate(self.items)
@@ -136,7 +138,7 @@ class PartialFile:
         ]
 
     def unproved(self) -> list[tuple[int, int]]:
-        """(file, part) of what is there of files whose sha256 was not promised, in order."""
+        """Return (file, part) of the completed parts of files without a known sha256, in order."""
         return [
             (index, part)
             for index, item in enumerate(self.items)
@@ -144,28 +146,28 @@ class PartialFile:
         ]
 
     def forget(self, index: int, part: int) -> None:
-        """What is there of a part is wrong: it is to be fetched again."""
+        """Discard a completed part, so that it is fetched again."""
         with self._noting:
             self._done[index].discard(part)
             self._note()
 
     def write(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put bytes where they belong.
+        """Write bytes to one file at an offset.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: writing failed, for example because the disk is full.
         """
         write_all(self._files[index], offset, data)
 
     def finish_part(self, index: int, part: int) -> None:
-        """All bytes of a part were written: bring them to the disk and note it."""
+        """Sync a part whose bytes have all been written to the disk, and record it."""
         os.fdatasync(self._files[index])
         with self._noting:
             self._done[index].add(part)
             self._note()
 
     def digest_of(self, index: int, part: int, key: str) -> str:
-        """`digest_between` over a part's bytes on the disk.
+        """Return `digest_between` of a part's bytes on the disk.
 
         Raises:
             OSError: they can't be read.
@@ -173,11 +175,11 @@ class PartialFile:
         return digest_between(self._files[index], *self.span(index, part), key, self._stopped.is_set)
 
     def verify(self, check: Callable[[Path], str]) -> None:
-        """See that what came is what was promised; else throw it away. ``check`` gives a fault, or "".
+        """Verify the files, and discard them if they are wrong. ``check`` returns a fault, or "".
 
         Raises:
-            PartialFileError: it is not.
-            OSError: it can't be read, or `stop` was called; what came stays.
+            PartialFileError: the files are wrong.
+            OSError: they can't be read, or `stop` was called; they are kept.
         """
         fault = ""
         for index, item in enumerate(self.items):
@@ -190,10 +192,12 @@ class PartialFile:
             raise PartialFileError(f"{fault}; the download was discarded, pull it again")
 
     def settle(self, name: str, beside: dict[str, bytes]) -> Path:
-        """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
+        """Move all files into place under ``name`` at once, with the small files ``beside`` them.
+
+        Returns the folder."""
         self.close()
         for file, content in beside.items():
-            # Without its card a model would be there under another name after a power cut.
+            # Without its card on disk, a model would appear under another name after a power cut.
             with (self.folder / file).open("wb") as small:
                 small.write(content)
                 small.flush()
@@ -201,7 +205,7 @@ class PartialFile:
         _sync(self.folder)
         place = self._own / name
         if place.exists():
-            # Named so that what is killed in between can be put back (`sollold.models.transfer.cleanup`).
+            # Named so that it can be restored after a kill in between (`sollold.models.transfer.cleanup`).
             old = self.folder.with_name(f"{name}{OLD}")
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)
@@ -213,7 +217,7 @@ class PartialFile:
             shutil.rmtree(old, ignore_errors=True)
         else:
             self.folder.rename(place)
-        # Only now: until here a fetch that was killed goes on with all that has come.
+        # Only now: until here a killed download can resume with everything received.
         (place / NOTES).unlink(missing_ok=True)
         _sync(self._own)
         return place
@@ -244,9 +248,9 @@ class PartialFile:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What is there of a fetch: the numbers of the parts of each item that are done, of ``part`` bytes each.
+    """The record of a download: numbers of the completed parts of each item, of ``part`` bytes each.
 
-    ``measure``: the node by whose word they were checked; ``model``: whose files they are.
+    ``measure``: the node that verified them; ``model``: name of the model.
     """
 
     part: int
@@ -257,7 +261,7 @@ class Notes:
 
 
 def read_notes(folder: Path) -> Notes | None:
-    """The notes of a fetch, None when there are none that can be read."""
+    """Return the record of a download, or None if there is none that can be read."""
     try:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
     except (OSError, *UNDECODABLE):
@@ -265,10 +269,10 @@ def read_notes(folder: Path) -> Notes | None:
 
 
 def write_all(handle: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all of ``data`` to an open file, from ``offset`` on. Blocks.
+    """Write all of ``data`` to an open file, starting at ``offset``. Blocks.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: writing failed, for example because the disk is full.
     """
     view = memoryview(data)
     while view:

@@ -1,8 +1,8 @@
-"""Models from node to node, over the port for nodes.
+"""Transfers models from node to node, over the node port.
 
-Peer method ``parcel`` (`ReadPartRequest` → `ModelFiles`) tells the files of a model, ``part``
-(`PartDigestRequest` → `PartHash`) the digest of a piece of one; the raw route
-``GET /models/{digest}/{index}`` gives bytes of one, by a ``Range`` header.
+Peer method ``parcel`` (`ReadPartRequest` → `ModelFiles`) lists the files of a model, ``part``
+(`PartDigestRequest` → `PartHash`) returns the digest of a piece of one; the raw route ``GET
+/models/{digest}/{index}`` returns bytes of one, selected by a ``Range`` header.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ log = logging.getLogger("sollold.models")
 _PIECE = 1 << 20
 _THREADS = 8
 _DIGESTS = 4
-"""Digests at a time."""
+"""Maximum number of concurrent digests."""
 _TIMEOUT = 15.0
 _IDLE = 30.0
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 _OLLAMA_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
-"""Of a large file in Hugging Face's cache; small ones are named by git's hash, of 40 digits."""
+"""Blob name of a large file in Hugging Face's cache; small files have git hashes, of 40 digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPartRequest:
-    """Asks for the files of the model with this content."""
+    """Asks for the files of the model with this content digest."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model and its files as they are to be kept: shards, projector, adapters.
+    """A model and its files as they should be stored: shards, projector, adapters.
 
-    ``hashes``: whether the node tells the hashes of parts; one of an older release does not.
+    ``hashes``: the node provides digests of parts; older releases do not.
     """
 
     model: Model
@@ -64,15 +64,15 @@ class ModelFiles:
 
 
 def paths_of(model: Model) -> tuple[str, ...]:
-    """All files of a model, in the order of `items_of`."""
+    """Return the paths of all files of a model, in the order of `items_of`."""
     return (*model.files, *((model.projector,) if model.projector else ()), *model.adapters)
 
 
 def items_of(model: Model) -> tuple[Item, ...]:
-    """The files of a model under names that `sollold.models.stores.folders` understands. Blocks.
+    """Return a model's files under names that `sollold.models.stores.folders` understands. Blocks.
 
     Raises:
-        OSError: a file is not there.
+        OSError: a file is missing.
     """
     count = len(model.files)
     names = (
@@ -88,7 +88,7 @@ def items_of(model: Model) -> tuple[Item, ...]:
 
 
 def _sha256_in_name(path: str) -> str:
-    """The sha256 by which its store names a file, behind whatever link leads to it; empty elsewhere."""
+    """Return the sha256 in the file name that a store uses, with links resolved; empty elsewhere."""
     real = Path(os.path.realpath(path))
     if blob := _OLLAMA_BLOB.fullmatch(real.name):
         return blob[1]
@@ -96,7 +96,7 @@ def _sha256_in_name(path: str) -> str:
 
 
 _Stamp = tuple[int, ...]
-"""A file's size and what else tells it from another that was put in its place."""
+"""A file's size and other attributes that reveal its replacement."""
 
 
 def _stamp(found: os.stat_result) -> _Stamp:
@@ -104,10 +104,10 @@ def _stamp(found: os.stat_result) -> _Stamp:
 
 
 def _read(path: str, stamp: _Stamp, count: int, start: int) -> bytes:
-    """Bytes of a file, opened for them alone: a read that hangs keeps nobody else's descriptor. Blocks.
+    """Return bytes of a file, opened only for them: a blocked read holds no shared descriptor. Blocks.
 
     Raises:
-        OSError: it can't be read, or is another one meanwhile.
+        OSError: it can't be read, or has been changed or replaced.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -120,7 +120,10 @@ def _read(path: str, stamp: _Stamp, count: int, start: int) -> bytes:
 
 
 class Sender:
-    """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
+    """Serves the files of models to other nodes.
+
+    Registers its methods and its route with ``server``; the owner must call `close`.
+    """
 
     def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
         self._threads = PatientThreads(_THREADS, "send")
@@ -133,7 +136,7 @@ class Sender:
         server.route("GET", "/models/{digest}/{index}", self._bytes)
 
     def close(self) -> None:
-        """End the threads; what is being sent breaks off."""
+        """Stop the threads; transfers under way break off."""
         self._threads.close()
         self._digests.close()
 
@@ -195,14 +198,17 @@ class Sender:
         response.content_length = end - start
         await response.prepare(request)
         if not await self._send(response, path, stamp, start, end) and request.transport is not None:
-            # The only way to say in the middle of an answer that no more of it comes.
+            # The only way to signal in the middle of a response that it is incomplete.
             request.transport.abort()
         return response
 
     async def _send(
         self, response: web.StreamResponse, path: str, stamp: _Stamp, start: int, end: int
     ) -> bool:
-        """Whether all was sent: a file may be changed or removed meanwhile, and a disk pulled out."""
+        """Send a range of a file; return whether it was sent completely.
+
+        A file may be changed or removed meanwhile, and a disk disconnected.
+        """
         loop = asyncio.get_running_loop()
         most = self._pace.piece(_PIECE)
         while start < end:
@@ -228,20 +234,20 @@ class NodeSource:
         self._digest = digest
 
     async def parcel(self) -> ModelFiles:
-        """What the node has.
+        """Return the model and files that the node has.
 
         Raises:
-            PeerError: it can't be asked, or has it no more.
+            PeerError: it can't be reached, or no longer has the model.
         """
         return await self._calls.call(
             self._node, "parcel", ReadPartRequest(self._digest), ModelFiles, timeout=_TIMEOUT
         )
 
     async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes of one file, in order.
+        """Yield bytes of one file, in order.
 
         Raises:
-            PeerError: the node broke off, or has it no more.
+            PeerError: the node broke off, or no longer has the model.
         """
         headers = {"Range": f"bytes={start}-{end - 1}"}
         path = f"/models/{self._digest}/{index}"

@@ -1,4 +1,4 @@
-"""Getting models: from a node, else through an Ollama, else from the hub; progress is told as Ollama does."""
+"""Pulls models: from a node, else through Ollama, else from the hub; progress is reported as by Ollama."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ from sollold.models.transfer.verify import check_items, fault_of
 log = logging.getLogger("sollold.models")
 
 _BEAT = 0.5
-"""Seconds between two lines of progress."""
+"""Maximum seconds between two checks for new progress."""
 _THREADS = 16
-"""Of all fetches together: more wait for their turn, and nothing else does."""
+"""Number of threads for all pulls together; if they are busy, only pulls wait."""
 
 
 class _Pull:
-    """One fetch under way, watched by any number of callers; it ends with the last of them."""
+    """One pull under way, watched by any number of callers; it is cancelled when the last of them leaves."""
 
     def __init__(self) -> None:
         self.nodes_only = True
-        """Whether no watcher wants it from anywhere else than nodes."""
+        """Whether all watchers want it from nodes only."""
         self.insecure = False
         self.lines: dict[str, Progress] = {}
         self.changed = asyncio.Event()
         self.watchers = 0
         self.left = False
-        """Whether all watchers have gone, so that it is being ended."""
+        """Whether all watchers have left, so that it is being cancelled."""
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     def say(self, status: str, **more: Any) -> None:
-        """A line; one of the same digest replaces the one before."""
+        """Report a line of progress; it replaces an earlier one with the same digest or status."""
         self.lines[str(more.get("digest", status))] = {"status": status, **more}
         self.changed.set()
 
 
 class Puller:
-    """Fetches models into our own folder; fulfils `sollold.control.models.Puller` but for the exception."""
+    """Pulls models into the folder for pulled models, or into the local Ollama's store."""
 
     def __init__(
         self,
@@ -77,10 +77,10 @@ class Puller:
         reach: Dialer | None = None,
         pulled: Callable[[str], object] = lambda name: None,
     ) -> None:
-        """``ollama_url``: where this machine's Ollama listens; empty when there is none.
+        """``ollama_url``: base URL of this machine's Ollama; empty when there is none.
 
-        ``pulled`` is told, in a thread, of a model that the Ollama here has pulled. ``reach``: bytes from
-        nodes come over sockets of their own; None: over ``calls``, which is slower.
+        ``pulled`` is called, in a thread, with the name of a model that the local Ollama has pulled.
+        ``reach``: bytes from nodes come over dedicated sockets; None: over ``calls``, which is slower.
         """
         self._reach = reach
         self._library = library
@@ -96,7 +96,7 @@ class Puller:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """End every fetch; what has come is kept."""
+        """Cancel all pulls; received data is kept."""
         tasks = [pull.task for pull in self._pulls.values() if pull.task]
         for task in tasks:
             task.cancel()
@@ -109,16 +109,16 @@ class Puller:
     async def pull(
         self, name: str, *, nodes_only: bool = False, insecure: bool = False
     ) -> AsyncGenerator[Progress, None]:
-        """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
+        """Pull a model, yielding its progress: ``{status, digest?, total?, completed?}`` … ``success``.
 
-        ``nodes_only``: from other nodes of the cluster, and from nowhere else; ``insecure``: the Ollama here
-        may ask a registry that has no TLS.
+        ``nodes_only``: only from other nodes of the cluster; ``insecure``: the local Ollama may use a
+        registry without TLS.
 
-        Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on
-        where it stopped.
+        Leaving the iteration cancels the pull unless another caller waits for it too; a later call resumes
+        it.
 
         Raises:
-            PullError: it can't be had.
+            PullError: the model can't be pulled.
         """
         name = self._library.exact(name).asked
         try:
@@ -126,9 +126,9 @@ class Puller:
         except ValueError as error:
             raise PullError(str(error)) from None
         while (pull := self._pulls.get(key)) is not None and pull.left:
-            # Its threads may still be at work on the files that the next one goes on with.
+            # Its threads may still be writing to the files that the next pull resumes.
             await pull.ended.wait()
-        # One that has ended is a caller's who reads slowly; what it came to may be true no more.
+        # A finished pull belongs to a caller that reads slowly; its result may be outdated.
         if pull is None or pull.task is None or pull.task.done():
             pull = self._pulls[key] = _Pull()
             pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
@@ -172,7 +172,7 @@ class Puller:
                         del self._pulls[key]
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """Nodes whose files of the model of just this name can be read."""
+        """Return the nodes that have usable files of the model with exactly this name."""
         listed = self._library.exact(name).name
         return tuple(
             (node, model)
@@ -248,7 +248,7 @@ class Puller:
             except PeerError as error:
                 fault = error
                 continue
-            # Another node may keep the same content in other pieces.
+            # Another node may store the same content in different files.
             if parcel is None or [(i.name, i.size) for i in offered.items] == [
                 (i.name, i.size) for i in parcel.items
             ]:
@@ -305,7 +305,7 @@ class Puller:
 
 
 class _Guarded:
-    """A node's bytes with faults in `Downloader`'s words."""
+    """A node as a source whose errors are `SourceError`, as `Downloader` expects."""
 
     def __init__(self, source: NodeSource) -> None:
         self.name = source.name
@@ -327,6 +327,6 @@ def _not_written(folder: Path, error: OSError) -> str:
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:
-    """Every watcher may have gone: then nobody else asks for the error."""
+    """Retrieve the error of a task whose watchers may all have left."""
     if not task.cancelled():
         task.exception()

@@ -8,9 +8,9 @@ _LEAST = 1024
 
 
 class RateLimit:
-    """Tells how long to wait before sending or after receiving. Does no I/O; times in seconds.
+    """Computes how long to wait before sending or after receiving. Does no I/O; times in seconds.
 
-    What was not used is not saved up for longer than a quarter of a second. May be used by several threads.
+    Unused capacity accumulates for at most a quarter of a second. Thread-safe.
     """
 
     def __init__(self, rate: int) -> None:
@@ -20,7 +20,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def wait(self, count: int, now: float) -> float:
-        """Take ``count`` bytes at the time ``now``; the answer is how long to sleep for them."""
+        """Take ``count`` bytes at the time ``now``; return how long to sleep for them."""
         if not self.rate:
             return 0.0
         with self._lock:
@@ -28,5 +28,5 @@ class RateLimit:
             return max(0.0, self._at - now)
 
     def piece(self, most: int) -> int:
-        """Bytes to be moved at a time, ``most`` at the most: few enough that no pause looks like an end."""
+        """Return the number of bytes to move at a time, at most ``most``: few enough to keep pauses short."""
         return min(most, max(_LEAST, self.rate // 4)) if self.rate else most

@@ -1,6 +1,6 @@
-"""A model that is on no node yet, known from the header of its file alone, which is read by ranges.
+"""Describes a model that is on no node yet, from the header of its file, which is read by range requests.
 
-A header has some megabytes, so that a plan for hundreds of gigabytes is made within seconds.
+A header has some megabytes, so a plan for hundreds of gigabytes is made within seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
 
 _FIRST = 4 << 20
-"""Bytes that are fetched at first: enough for most vocabularies."""
+"""Bytes of the first request: enough for most vocabularies."""
 _MOST = 256 << 20
 _MOST_MANIFEST = 1 << 20
 _SECONDS = 30.0
@@ -37,7 +37,7 @@ REGISTRY = f"https://{HOST}"
 
 
 class RemoteError(Exception):
-    """The header can't be had; ``missing``: there is no such model."""
+    """The header can't be fetched; ``missing``: there is no such model."""
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """What the header says: the model as it will be listed once it is fetched, and its shape."""
+    """The model as far as its header tells, and its shape."""
 
     model: Model
     shape: Shape
@@ -63,7 +63,7 @@ class _Manifest(msgspec.Struct):
 
 
 def on_hub(name: str) -> bool:
-    """Whether the name itself says that the model is on Hugging Face's hub."""
+    """Return whether the name itself says that the model is on Hugging Face's hub."""
     try:
         return parse(name).host.lower() in HOSTS
     except ValueError:
@@ -71,11 +71,11 @@ def on_hub(name: str) -> bool:
 
 
 class RemoteHeaders:
-    """Reads headers on Hugging Face's hub and in Ollama's registry.
+    """Reads headers from Hugging Face's hub and Ollama's registry.
 
     Args:
-        internet: the way there.
-        registry: where Ollama's registry is.
+        internet: the client to use.
+        registry: base URL of Ollama's registry.
     """
 
     def __init__(self, internet: Internet, registry: str = REGISTRY) -> None:
@@ -83,10 +83,10 @@ class RemoteHeaders:
         self._registry = registry
 
     async def read(self, name: str) -> RemoteModel:
-        """The model of this name.
+        """Return the model with this name.
 
         Raises:
-            RemoteError: it can't be had, or its header can't be read.
+            RemoteError: it can't be fetched, or its header can't be parsed.
         """
         try:
             parsed = parse(name)

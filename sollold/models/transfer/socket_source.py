@@ -1,7 +1,7 @@
-"""Bytes of a model from another node over a TLS socket of a thread's own.
+"""Fetches bytes of a model from another node over a dedicated TLS socket in a thread.
 
-The loop's streams cost about three times the processor time for a gigabyte, and that is what bounds a
-transfer on a quick network. One connection a thread; HTTP/1.1 as the port for nodes speaks it.
+The loop's streams take about three times the CPU time per gigabyte, which limits transfers on a fast network.
+One connection per thread; HTTP/1.1 as on the node port.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _HEAD = 16 * 1024
 
 
 class DirectSource:
-    """One node's files of one model, for `Downloader`. Make it on the loop."""
+    """One node's files of one model, for `Downloader`. Create it on the loop."""
 
     PIECE = 1 << 20
-    """Bytes handed on at a time where nothing limits them."""
+    """Bytes handed on at a time if the rate is not limited."""
 
     def __init__(self, reach: Dialer, node: str, digest: str, piece: int = PIECE) -> None:
         """``piece``: bytes handed on at a time."""
@@ -39,7 +39,7 @@ class DirectSource:
         self._idle: list[ssl.SSLSocket] = []
 
     def close(self) -> None:
-        """End the connections that nobody uses."""
+        """Close idle connections."""
         with self._lock:
             for one in self._idle:
                 one.close()
@@ -48,7 +48,7 @@ class DirectSource:
     def fetch_range(
         self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
     ) -> None:
-        """Fetch bytes of one file and ``write`` them where they belong. Blocks.
+        """Fetch bytes of one file and ``write`` them at their offsets. Blocks.
 
         Raises:
             SourceError: the node can't be reached, refused or broke off, or ``stop`` was set.
@@ -66,7 +66,7 @@ class DirectSource:
             if connection is not None:
                 connection.close()
             if reused and not stop.stopped:
-                # The node may just have closed a connection that lay idle.
+                # The node may just have closed an idle connection.
                 self.fetch_range(index, start, end, write, stop)
                 return
             raise SourceError(f"{self.name} broke off: {system_words(error)}") from None
@@ -81,7 +81,7 @@ class DirectSource:
 
     def _connect(self) -> ssl.SSLSocket:
         failure: OSError = OSError("no address of it is known")
-        # Anew each time: a machine may get another address while hours of bytes come.
+        # Looked up for each connection: a machine's address may change during hours of transfer.
         for address in self._reach.addresses(self._node):
             plain: socket.socket | None = None
             try:
@@ -136,10 +136,10 @@ class DirectSource:
 
 
 def _parsed(raw: bytes) -> tuple[int, int]:
-    """Status and content length of an answer's head.
+    """Return the status and content length of a response's head.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
     """
     first, *lines = raw.decode("latin-1").split("\r\n")
     length = -1

@@ -1,4 +1,4 @@
-"""Whether files that come from elsewhere are what was asked for."""
+"""Verifies that files from elsewhere are what was requested."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.partial_file import Item
 
 _LONGEST_NAME = 200
-"""Characters; a file system takes 255 bytes."""
+"""Maximum length of a file name, in characters; a file system allows 255 bytes."""
 
 
 def check_items(items: tuple[Item, ...]) -> None:
-    """Names from outside become files of ours: only plain ones.
+    """Check names from outside, which become names of local files: only plain ones are accepted.
 
     Raises:
         SourceError: one is not.
@@ -33,12 +33,12 @@ def check_items(items: tuple[Item, ...]) -> None:
 
 
 def adapters_in(items: tuple[Item, ...]) -> tuple[str, ...]:
-    """Names of the adapters among the files."""
+    """Return the names of the adapters among the files."""
     return tuple(item.name for item in items if item.name.startswith("adapter-"))
 
 
 def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
-    """What is wrong with files that have come; empty when nothing is. Blocks."""
+    """Return what is wrong with received files; empty when nothing is. Blocks."""
     adapters = adapters_in(items)
     projectors = [item.name for item in items if "mmproj" in item.name.lower()]
     shards = [item.name for item in items if item.name not in adapters and item.name not in projectors]
