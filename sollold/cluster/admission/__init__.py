@@ -1,1 +1,1 @@
-"""How a machine becomes a member of a cluster with a secret of its own: by founding one or being admitted."""
+"""How a machine joins a cluster that has its own secret: by founding one or by being admitted."""

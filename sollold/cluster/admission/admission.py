@@ -1,4 +1,4 @@
-"""The cluster's secret at this node: whom it is given to, and what changes it."""
+"""Manages the cluster's secret on this node: who gets it, and what changes it."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from sollold.retry import LogAndRetry
 log = logging.getLogger("sollold.cluster")
 
 LOOK_SECONDS = 2.0
-"""Between two looks for a cluster to join."""
+"""Seconds between searches for a cluster to join."""
 _LATER = 3
-"""How many times longer that is for a node that is not alone."""
+"""Factor by which the pause is longer for a node that is not alone."""
 _MAX_ADMITTED = 256
 _CHECK_SECONDS = 2.0
-"""For a look whether the secret can be kept: the leader waits three for the answer."""
+"""Timeout of the check that the secret can be saved: the leader waits three seconds for the answer."""
 _SETTLE_SECONDS = 60.0
-"""A change of the secret that nobody brings to its end is ended here after so long."""
+"""Seconds after which an unfinished change of the secret is ended here."""
 
 
 class Admission:
-    """Keeps the keyring, and answers strangers; what `search` finds may replace it.
+    """Keeps the keyring and answers strangers; the results of `search` may replace the keyring.
 
     Args:
-        ring: the cluster's secret, as it is on disk.
-        door: seconds after its founding for which the cluster admits whoever asks.
-        port: this node's own for nodes.
-        candidates, present, announced: as `ClusterSearch` takes them.
-        apply: called when other secrets are accepted, or other nodes refused, than before.
-        moved: called when another cluster let this node in, after the keyring has its secret: with the
-            member that did and its address.
-        met: called when this node fetched the secret of its own cluster, with the same.
-        changed: called when `waiting`, the door, or where this node itself waits changed.
+        ring: the cluster's secret, as read from disk.
+        door: seconds after its founding during which the cluster admits any machine that asks.
+        port: returns this node's port for nodes.
+        candidates, present, announced: see `ClusterSearch`.
+        apply: called when the accepted secrets or the refused nodes changed.
+        moved: called when another cluster admitted this node, after the keyring has its secret: with the
+            admitting member and its address.
+        met: called when this node fetched the changed secret of its own cluster, with the same.
+        changed: called when `waiting`, the door, or the cluster at which this node waits changed.
 
     Attributes:
-        ring: the keyring in force.
-        invitations: lets machines in by a code.
+        ring: the current keyring.
+        invitations: admits machines by a code.
         search: looks for a cluster to join.
     """
 
@@ -115,18 +115,18 @@ class Admission:
         self._following: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Write what is not written yet."""
+        """Stop, and finish pending writes."""
         self.invitations.close()
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self._writer.close()
 
-    # What is so
+    # Current state
 
     @property
     def open_seconds(self) -> float:
-        """How much longer whoever asks is admitted; 0: an admin decides."""
+        """Remaining seconds in which any machine that asks is admitted; 0: an admin decides."""
         first = 0.0 if self.ring.closed else self._door - self.ring.age()
         return max(0.0, first, self._opened_until - time.monotonic())
 
@@ -136,19 +136,19 @@ class Admission:
         return self._waiting.shown
 
     def standing(self) -> Standing:
-        """What a stranger is told."""
+        """Return what a stranger is told."""
         return standing_of(self.ring, self._key.node, self._name, self.open_seconds > 0)
 
-    # Letting others in
+    # Admitting others
 
     def welcome(self) -> Welcome | None:
-        """Answers one stranger's connection; None in a cluster that any machine may join without a word."""
+        """Return the protocol for a stranger's connection; None in an open cluster."""
         if self.ring.open:
             return None
         return Welcome(self._key, self.standing, self.answer, self.search.hear)
 
     def answer(self, key: bytes, name: str, address: str) -> Answer:
-        """What a stranger at ``address`` who proved ``key`` gets."""
+        """Decide on a stranger at ``address`` that proved ``key``."""
         if self.search.asking or self.search.turned_out:
             return Answer(AdmissionState.BUSY)
         node, now = id_of_key(key), time.monotonic()
@@ -169,7 +169,10 @@ class Admission:
         return self.let_in(node, name, by)
 
     def let_in(self, node: str, name: str, by: str) -> Answer:
-        """The answer with the secret to a machine that proved its key. ``by``: as in `Admitted`, or known."""
+        """Admit a machine that proved its key. ``by``: as in `Admitted`, or ``known`` for a member.
+
+        Returns the answer with the secret.
+        """
         self._waiting.remove(node)
         if by == "known":
             log.info("%s (%s), a member, fetched the secret", name, node)
@@ -195,7 +198,7 @@ class Admission:
         )
 
     def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
-        """A machine that is not admitted is shown."""
+        """Show a machine that is not admitted as waiting."""
         evicted = node in self.ring.refused
         if self._waiting.add(WaitingMachine(node, name, code_of(key), evicted), address, time.monotonic()):
             what = "was evicted and asks to be admitted again" if evicted else "asks to be admitted"
@@ -203,12 +206,14 @@ class Admission:
         self._changed()
 
     def admit(self, node: str) -> bool:
-        """Let in the waiting machine with this id when it asks again. False when none waits, or it was
-        evicted."""
+        """Approve the waiting machine with this id, so that it is admitted when it asks again.
+
+        False if it is not waiting or was evicted.
+        """
         return node not in self.ring.refused and self._waiting.approve(node, time.monotonic())
 
     def open_for(self, seconds: float) -> None:
-        """Let in whoever asks within so many seconds from now; 0 ends that, and the first hour."""
+        """Admit any machine that asks within these seconds; 0 ends that, and the first hour."""
         self._opened_until = time.monotonic() + seconds
         if not seconds and not self.ring.closed:
             self.ring = replace(self.ring, closed=True)
@@ -222,7 +227,7 @@ class Admission:
     # Changing the secret
 
     async def obey(self, order: SecretOrder) -> SecretAnswer:
-        """Carry out one step of changing the secret."""
+        """Carry out one step of a change of the secret."""
         async with self._steps:
             try:
                 ring = obeyed(self.ring, order, self._key.node)
@@ -234,12 +239,13 @@ class Admission:
             return SecretAnswer("", ring.newest, ring.members)
 
     async def _check_kept(self) -> None:
-        """A node that forgot the first secret would be open to anyone again after its next start.
+        """Check that the first secret can be saved.
 
-        A later secret it would fetch from a member, by its own key.
+        A node that lost it would be open to anyone again after its next start. A later secret could be
+        fetched from a member, by this node's key.
 
         Raises:
-            Refused: the secret could not be kept.
+            Refused: the secret could not be saved.
         """
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
@@ -250,7 +256,7 @@ class Admission:
             raise Refused(f"it could not keep the secret: {why}")
 
     def heard(self, token: bytes) -> None:
-        """A member uses ``token``. If that is the next one all have it, and the order to use it was lost."""
+        """Note that a member uses ``token``. If it is the pending one, all have it and our order was lost."""
         pending = self.ring.pending
         if pending is None or token != bytes.fromhex(pending.secret) or self._following is not None:
             return
@@ -269,7 +275,7 @@ class Admission:
             log.error("the new secret could not be used", exc_info=error)
 
     async def _take(self, ring: Keyring) -> None:
-        """Put another keyring in force."""
+        """Switch to another keyring."""
         before, self.ring = self.ring, ring
         if ring == before:
             return
@@ -282,16 +288,16 @@ class Admission:
         self._changed()
 
     def saw(self, live: Iterable[tuple[str, str]]) -> None:
-        """These machines (id, name) are members that are here now."""
+        """Remember these machines (id, name), members that are alive now."""
         ring = seen(self.ring, live)
         if ring is not self.ring:
             self.ring = ring
             self._save()
 
-    # In turns
+    # Periodic work
 
     async def run(self) -> None:
-        """Look for a cluster to join as long as this node may, and end what nobody ends, until cancelled."""
+        """Search for a cluster while permitted, and end unfinished changes, until cancelled."""
         attempt = LogAndRetry("the search for a cluster", log)
         while True:
             with attempt:
@@ -313,7 +319,7 @@ class Admission:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
     def _follow_clock(self) -> None:
-        """Keep the cluster's age when this machine's clock is set."""
+        """Preserve the cluster's age when this machine's clock is set."""
         moved = self._clock.moved()
         if moved and self.ring.founded:
             self.ring = replace(self.ring, founded=self.ring.founded + moved)
@@ -321,7 +327,7 @@ class Admission:
             self._changed()
 
     async def _got(self, node: str, name: str, address: Address, ring: Keyring, later: bool) -> None:
-        """A member gave this node its secret. ``later``: as one of the own cluster, which has changed it."""
+        """Handle a secret received from a member. ``later``: it is a later one of our own cluster."""
         if not (later and ring.founder == self.ring.founder):
             await self._join(node, name, address, ring)
         elif ring.generation >= self.ring.generation:
@@ -331,7 +337,7 @@ class Admission:
             self._met(node, address)
 
     async def _join(self, node: str, name: str, address: Address, ring: Keyring) -> None:
-        """Belong to another cluster from now on, whose member ``node`` gave this one ``ring``."""
+        """Switch to another cluster, whose member ``node`` gave this one ``ring``."""
         async with self._steps:
             self.ring = ring
             self.search.wait_no_more()

@@ -1,4 +1,4 @@
-"""What strangers and members ask of this node about belonging to the cluster: connections and peer calls."""
+"""Serves requests about membership in the cluster: strangers' connections and peer calls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sollold.cluster.net.rpc_server import Peers
 
 
 class AdmissionCalls:
-    """Answers for `Admission`.
+    """Connects `Admission` to the peer server.
 
     Args:
         node: this node's id.
-        leader: the id of the node that leads; empty while none does.
-        name: a node's name for people, by its id.
+        leader: returns the id of the current leader; empty if there is none.
+        name: returns a node's display name by its id.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class AdmissionCalls:
         self._leader = leader
 
     def register(self, peers: Peers) -> None:
-        """Answer strangers, and the peer methods ``admit``, ``door`` and ``secret``."""
+        """Register the protocols for strangers, and the peer methods ``admit``, ``door`` and ``secret``."""
         peers.speak(JOIN, lambda _: self._admission.welcome())
         peers.speak(INVITED, lambda _: self._invited())
         peers.method("admit", AdmitOrder, self._on_admit)

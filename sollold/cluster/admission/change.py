@@ -1,7 +1,7 @@
-"""Changing the secret of a cluster without a gap: what each step makes of a keyring. Pure.
+"""Changing a cluster's secret without interruption: the effect of each step on a keyring. Pure.
 
-The leader has every node accept the new secret, then use it, then accept no other. Each step may come twice,
-or late: a node that missed some fetches the secret at a member (`sollold.cluster.admission.policy`).
+The leader makes every node accept the new secret, then use it, then accept no other. Each step may arrive
+twice, or late: a node that missed some fetches the secret from a member (`sollold.cluster.admission.policy`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from sollold.cluster.admission.keyring import MAX_MEMBERS, MAX_OLD, Keyring, Key
 from sollold.cluster.admission.orders import SecretOrder, Step
 
 _AHEAD = 1024
-"""A generation this far above the own is not reached by changing secrets."""
+"""A generation this far above our own cannot result from changing secrets."""
 
 
 class Refused(ValueError):
-    """The order is not obeyed; the text says why."""
+    """The order is refused; the message says why."""
 
 
 def obeyed(ring: Keyring, order: SecretOrder, me: str) -> Keyring:
-    """The keyring of the node ``me`` after ``order``; the same when it was obeyed before.
+    """Return the keyring of the node ``me`` after ``order``; unchanged if it was carried out before.
 
     Raises:
-        Refused: it is for another cluster, out of date, or no step that can follow.
+        Refused: it is for another cluster, out of date, or out of sequence.
     """
     if order.founder != ring.founder and not ring.open:
         raise Refused("it belongs to another cluster")
@@ -53,7 +53,7 @@ def _installed(ring: Keyring, order: SecretOrder) -> Keyring:
 
 
 def used(ring: Keyring, pending: Pending) -> Keyring:
-    """The keyring that uses ``pending``, and accepts the former secret still."""
+    """Return the keyring that uses ``pending`` and still accepts the former secret."""
     old = tuple(dict.fromkeys((ring.secret, *ring.old)))[:MAX_OLD]
     fresh = replace(
         ring,
@@ -68,7 +68,7 @@ def used(ring: Keyring, pending: Pending) -> Keyring:
         ),
     )
     if ring.open:
-        # Of a cluster that was open: established, and shut from the start. Who was there says nothing.
+        # The cluster was open: it becomes established and closed. Its former members prove nothing.
         fresh = replace(
             fresh,
             founder=pending.founder,
@@ -82,12 +82,12 @@ def used(ring: Keyring, pending: Pending) -> Keyring:
 
 
 def settled(ring: Keyring) -> Keyring:
-    """The keyring after a change that nobody ended: the secret in use is the only one."""
+    """Return the keyring after an unfinished change: only the secret in use is accepted."""
     return replace(ring, old=(), pending=None)
 
 
 def seen(ring: Keyring, live: Iterable[tuple[str, str]]) -> Keyring:
-    """The keyring that remembers the machines (id, name) which are here now."""
+    """Return the keyring with the live machines (id, name) added to its members."""
     names = {one.node: one.name for one in ring.members}
     refused = ring.refused
     news = [
@@ -99,7 +99,7 @@ def seen(ring: Keyring, live: Iterable[tuple[str, str]]) -> Keyring:
 def merged(
     *lists: Iterable[KeyringMember], without: Iterable[KeyringMember] = ()
 ) -> tuple[KeyringMember, ...]:
-    """All machines of ``lists`` once, as an earlier list names them, but for those ``without``."""
+    """Return all machines of ``lists`` once, as named in the earliest list, except those ``without``."""
     gone = {one.node for one in without}
     found: dict[str, KeyringMember] = {}
     for one in (one for each in lists for one in each):
@@ -109,7 +109,7 @@ def merged(
 
 
 def caught_up(ring: Keyring, fetched: Keyring) -> Keyring:
-    """The keyring of a node that was away, after it fetched that of a member: its own history stays."""
+    """Return the keyring of a node that was away, updated by one fetched from a member: its history stays."""
     return replace(
         ring,
         secret=fetched.secret,
@@ -124,7 +124,7 @@ def caught_up(ring: Keyring, fetched: Keyring) -> Keyring:
 
 
 def unsettled(ring: Keyring) -> bool:
-    """Whether a change of the secret is under way here, or was broken off."""
+    """Whether a change of the secret is in progress here, or was interrupted."""
     return bool(ring.old) or ring.pending is not None
 
 

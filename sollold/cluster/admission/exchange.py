@@ -1,11 +1,11 @@
-"""What a stranger and a member say to each other, on a TLS connection of its own (ALPN ``sollold-join``).
+"""Admission protocol between a stranger and a member, on its own TLS connection (ALPN ``sollold-join``).
 
-The stranger shows no certificate: the handshake proves the member's key to it, and what the stranger signs
-names that key and a number that the member has just drawn. A signature made for another connection is worth
-nothing here, so nobody in the middle can be admitted with it: the secret goes to the very key that signed.
+The stranger presents no certificate: the handshake proves the member's key to it, and the stranger signs
+that key and a random number that the member drew for this connection. A signature made for another
+connection is invalid here, so a man in the middle cannot use it: the secret goes to the key that signed.
 
-Messages are framed. The stranger says `Hello`, the member sends its `Greeting`; the stranger its `Request`
-or nothing more; the member its `Answer`.
+Messages are framed. The stranger sends `Hello`, the member its `Greeting`; the stranger its `Request` or
+nothing more; the member its `Answer`.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ _LARGEST = 4096
 _SECONDS = 5.0
 _MAX_CONNECTIONS = 64
 _PER_ADDRESS = 4
-"""Strangers that are spoken with at a time, in all and from one address."""
+"""Maximum concurrent strangers, in total and per address."""
 
 
 class AdmissionState(StrEnum):
-    """What became of a request."""
+    """Result of a request."""
 
     ADMITTED = "admitted"
     WAITING = "waiting"
-    """An admin must admit it."""
+    """An admin must admit the machine."""
     EVICTED = "evicted"
-    """An admin evicted it: another must admit it again."""
+    """An admin evicted the machine; it must be admitted by an admin again."""
     BUSY = "busy"
-    """The member may be about to leave its cluster: ask again."""
+    """The member may be about to leave its cluster: try again."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """The stranger's first word. ``port``: its own for nodes, so that the member can ask it in turn."""
+    """The stranger's first message. ``port``: its port for nodes, so that the member can ask it in turn."""
 
     port: Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Greeting(msgspec.Struct, frozen=True, array_like=True):
-    """The member's first word. ``number``: drawn for this connection."""
+    """The member's first message. ``number``: random, for this connection."""
 
     number: Annotated[bytes, Meta(min_length=32, max_length=32)]
     standing: Standing
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """Let me in: a public key, a name for people, and a signature over `request_content`."""
+    """Request to be admitted: public key, display name, and a signature of `request_content`."""
 
     key: Annotated[bytes, Meta(min_length=32, max_length=32)]
     name: Annotated[str, Meta(max_length=64)]
@@ -81,7 +81,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """The member's answer. ``secret`` (64 hex digits) and what follows only with ADMITTED."""
+    """The member's answer. ``secret`` (64 hex digits) and the fields after it only with ADMITTED."""
 
     state: AdmissionState
     secret: Annotated[str, Meta(max_length=64)] = ""
@@ -93,10 +93,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     closed: bool = False
 
     def keyring(self, by: str) -> Keyring:
-        """The keyring of a node that ``by`` admitted with this answer.
+        """Return the keyring of a node that ``by`` admitted with this answer.
 
         Raises:
-            PeerError: there is no secret in it.
+            PeerError: it contains no secret.
         """
         if self.state is not AdmissionState.ADMITTED or re.fullmatch("[0-9a-f]{64}", self.secret) is None:
             raise PeerError(by, "its answer has no secret", transport=True)
@@ -114,22 +114,22 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 def request_content(member: bytes, number: bytes, name: str) -> bytes:
-    """What the stranger signs: the member's public key, which TLS proved, the number, and its own name."""
+    """Return what the stranger signs: the member's public key, proved by TLS, the number and its own name."""
     return b"sollold join 1" + member + number + name.encode()
 
 
 class Welcome(asyncio.Protocol):
-    """The member's side.
+    """The member's side of the protocol.
 
     Args:
-        key: the member's.
-        standing: what is told to any stranger.
-        answer: decides on a stranger, by its public key, its name and its address.
-        heard: called with the address where a stranger says it is.
+        key: the member's key.
+        standing: returns what any stranger is told.
+        answer: decides on a stranger, by its public key, name and address.
+        heard: called with the address that a stranger announces.
     """
 
     _open: ClassVar[Counter[str]] = Counter()
-    """Connections by address."""
+    """Number of connections by address."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Welcome(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """Limit the connections and start the timeout."""
         self._transport = cast(asyncio.Transport, transport)
         if place := transport.get_extra_info("peername"):
             self._address = literal(place)[0]
@@ -161,7 +161,7 @@ class Welcome(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Clean up."""
         Welcome._open[self._address] -= 1
         if not Welcome._open[self._address]:
             del Welcome._open[self._address]
@@ -169,7 +169,7 @@ class Welcome(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Handle complete messages; abort on invalid ones."""
         assert self._transport is not None
         try:
             self._bytes.feed(data)
@@ -197,10 +197,10 @@ class Welcome(asyncio.Protocol):
 
 
 async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address]:
-    """What the node at ``addresses`` tells of itself, and where it answered. ``port``: our own for nodes.
+    """Return the standing of the node at ``addresses``, and its address. ``port``: our port for nodes.
 
     Raises:
-        PeerError: nobody answers there, or nonsense.
+        PeerError: no node responds there, or not correctly.
         TimeoutError: it took too long.
     """
     async with asyncio.timeout(_SECONDS):
@@ -217,7 +217,7 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
 
 
 async def greeted(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address] | None:
-    """As `greet`; None when nobody answers there, or nonsense."""
+    """Return the result of `greet`; None if no node responds there correctly."""
     try:
         return await greet(reach, port, addresses)
     except (PeerError, TimeoutError, OSError) as error:
@@ -229,7 +229,7 @@ async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, ad
     """Ask ``member`` to be admitted.
 
     Raises:
-        PeerError: it does not answer there, or nonsense.
+        PeerError: it does not respond there, or not correctly.
         TimeoutError: it took too long.
     """
     name = printable_name(name)
@@ -248,10 +248,10 @@ async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, ad
 
 
 def decoded(body: bytes, kind: type[T]) -> T:
-    """A member's message.
+    """Decode a member's message.
 
     Raises:
-        PeerError: it is none of this kind.
+        PeerError: it is not of this kind.
     """
     try:
         return msgspec.msgpack.decode(body, type=kind)

@@ -1,9 +1,9 @@
-"""An invitation: a code that lets one machine in which multicast does not reach, and that has it typed in.
+"""Invitations: a code, typed in at a machine, admits it, for example where multicast does not reach it.
 
-The newcomer connects with ALPN ``sollold-invited`` and shows no certificate; the handshake proves the
+The newcomer connects with ALPN ``sollold-invited`` and presents no certificate; the handshake proves the
 member's key to it, and its own key signs the exchange. Messages are framed: `Opening`, `Reply`, `Proof`,
-`Outcome`. The newcomer proves first that it knows the code, so a wrong one costs a try, and nobody who only
-listens, or answers in the member's place, gets more than one guess.
+`Outcome`. The newcomer proves first that it knows the code, so a wrong one costs a try, and an eavesdropper
+or an impostor of the member gets at most one guess.
 """
 
 from __future__ import annotations
@@ -47,33 +47,33 @@ T = TypeVar("T")
 INVITATION_SECONDS = 600.0
 TRIES = 3
 _BEGUN = 30
-"""Exchanges that may be begun with one invitation, whether or not they come to a try: each costs time."""
+"""Maximum exchanges started with one invitation, even without a try: each costs computing time."""
 _AT_ONCE = 4
 _LARGEST = 4096
 _SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 _SHOWN_SECONDS = 600.0
-"""How long it is shown that an invitation was withdrawn."""
+"""Seconds for which the withdrawal of an invitation is shown."""
 
 Proved = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
 
 
 class InvitationVerdict(StrEnum):
-    """What became of a request."""
+    """Result of a request."""
 
     OPEN = "open"
-    """Go on: there is an invitation."""
+    """There is an invitation: continue."""
     NONE = "none"
     """No invitation is open here."""
     WRONG = "wrong"
     """The code is wrong."""
     EVICTED = "evicted"
-    """An admin evicted this machine: another must admit it again."""
+    """An admin evicted this machine; it must be admitted by an admin again."""
     ADMITTED = "admitted"
 
 
 class Opening(msgspec.Struct, frozen=True, array_like=True):
-    """The newcomer's first message: its public key, its name for people, its side of SPAKE2."""
+    """The newcomer's first message: its public key, display name and SPAKE2 message."""
 
     key: Annotated[bytes, Meta(min_length=32, max_length=32)]
     name: Annotated[str, Meta(max_length=64)]
@@ -81,7 +81,7 @@ class Opening(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
-    """The member's answer: its name, and with OPEN its side of SPAKE2."""
+    """The member's response: its name, and with OPEN its SPAKE2 message."""
 
     verdict: InvitationVerdict
     name: Annotated[str, Meta(max_length=64)]
@@ -89,14 +89,14 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True):
-    """The newcomer shows that it knew the code, and that its key is its own: it signs `signed_content`."""
+    """The newcomer's proof that it knows the code and owns its key, which signs `signed_content`."""
 
     proof: Proved
     signature: Annotated[bytes, Meta(max_length=64)]
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """The end: with ADMITTED the member's proof and a sealed `Answer`, with WRONG how many tries are left."""
+    """The result: with ADMITTED the member's proof and a sealed `Answer`, with WRONG the remaining tries."""
 
     verdict: InvitationVerdict
     tries: Annotated[int, Meta(ge=0, le=TRIES)] = 0
@@ -105,13 +105,13 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def signed_content(member: bytes, opening: bytes, reply: bytes) -> bytes:
-    """What the newcomer signs: the member's public key, and both sides' messages of SPAKE2."""
+    """Return what the newcomer signs: the member's public key, and both SPAKE2 messages."""
     return b"sollold invited 1" + member + opening + reply
 
 
 @dataclass(slots=True)
 class Invitation:
-    """A code and how far it is used up. ``until``: on the monotonic clock."""
+    """A code and its remaining uses. ``until``: expiry on the monotonic clock."""
 
     code: str
     until: float
@@ -119,7 +119,7 @@ class Invitation:
     begun: int = 0
 
     def usable(self, now: float) -> bool:
-        """Whether somebody may still try it."""
+        """Whether it may still be tried."""
         return now < self.until and self.tries > 0 and self.begun < _BEGUN
 
 
@@ -127,8 +127,8 @@ class Invitations:
     """The member's side: at most one invitation at a time.
 
     Args:
-        key, name: of this node.
-        let_in: gives the answer with the secret to a machine (id, name) that knew the code.
+        key, name: this node's key and name.
+        let_in: admits a machine (id, name) that knew the code; returns the answer with the secret.
         refused: whether a node was evicted.
         changed: called when `shown` changed.
     """
@@ -153,13 +153,13 @@ class Invitations:
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Invite nobody any more."""
+        """Withdraw the invitation."""
         self._invitation = None
         if self._timer is not None:
             self._timer.cancel()
 
     def invite(self) -> str:
-        """A new code; a former one that is unused is good no more."""
+        """Return a new code; an unused former one becomes invalid."""
         code = new_code()
         self._invitation = Invitation(plain_code(code), time.monotonic() + INVITATION_SECONDS)
         self._withdrawn = 0.0
@@ -169,7 +169,7 @@ class Invitations:
 
     @property
     def shown(self) -> str:
-        """What is open, or was withdrawn a short while ago, as a sentence's end; empty otherwise."""
+        """An open or recently withdrawn invitation, as the end of a sentence; empty if there is none."""
         invitation = self._open()
         if invitation is not None:
             at = time.strftime("%H:%M", time.localtime(time.time() + invitation.until - time.monotonic()))
@@ -184,14 +184,14 @@ class Invitations:
         return invitation if invitation is not None and invitation.usable(time.monotonic()) else None
 
     def _tell_later(self, seconds: float) -> None:
-        """`shown` changed, and will again after ``seconds``."""
+        """Report that `shown` changed, now and again after ``seconds``."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds + 0.1, self._changed)
         self._changed()
 
     def accept(self) -> asyncio.Protocol | None:
-        """Speaks with one newcomer; None when that are enough already."""
+        """Return the protocol for one newcomer; None if too many are connected."""
         if self._speaking >= _AT_ONCE:
             return None
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(_LARGEST), self._serve)
@@ -199,7 +199,7 @@ class Invitations:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._speaking += 1
         try:
-            # Whoever breaks off, sends nonsense or takes too long gets nothing.
+            # A newcomer that disconnects, sends invalid data or takes too long gets nothing.
             with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, msgspec.MsgspecError):
                 async with asyncio.timeout(_SECONDS):
                     await self._speak(reader, writer)
@@ -256,11 +256,11 @@ class Invitations:
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """What a code led to.
+    """Result of using a code.
 
     Attributes:
-        node, name: the member that was asked; ``address``: where.
-        tries: left, with WRONG. ``answer``: with ADMITTED.
+        node, name: the member that was asked; ``address``: its address.
+        tries: remaining tries, with WRONG. ``answer``: set with ADMITTED.
     """
 
     verdict: InvitationVerdict
@@ -272,10 +272,10 @@ class Invited:
 
 
 async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Sequence[Address]) -> Invited:
-    """Ask the member at ``where`` to be admitted by ``code``, which `plain_code` gave.
+    """Ask the member at ``where`` to be admitted by ``code``, as returned by `plain_code`.
 
     Raises:
-        PeerError: it does not answer there, or nonsense, or does not know the code itself.
+        PeerError: it does not respond there, or not correctly, or does not know the code itself.
         TimeoutError: it took too long.
     """
     async with asyncio.timeout(_SECONDS):

@@ -1,4 +1,4 @@
-"""The secret of a cluster that was founded here or let this node in, kept in the state folder."""
+"""Stores the secret of a cluster that was founded here or admitted this node, in the state folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sollold.settings.state_file import close_to_others, read_bounded, why_not_w
 log = logging.getLogger("sollold.cluster")
 
 MAX_MEMBERS = 256
-"""Machines that a keyring remembers, and as many that were evicted."""
+"""Maximum machines that a keyring remembers, and maximum evicted ones."""
 MAX_OLD = 4
 MAX_GENERATION = 2**40
 
@@ -29,7 +29,7 @@ Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A machine that this node admitted. ``at``: Unix time; ``by``: ``door`` or ``admin``."""
+    """A machine that this node admitted. ``at``: Unix time; ``by``: ``door``, ``admin`` or ``invitation``."""
 
     node: str
     name: str
@@ -39,7 +39,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class KeyringMember:
-    """A machine that has the secret, or had it. ``name``: for people."""
+    """A machine that has, or had, the secret. ``name``: display name."""
 
     node: NodeId
     name: Annotated[str, Meta(max_length=64)]
@@ -50,10 +50,10 @@ Members = Annotated[tuple[KeyringMember, ...], Meta(max_length=MAX_MEMBERS)]
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A secret that is accepted and not used yet, and who belongs to the cluster once it is.
+    """A secret that is accepted but not used yet, and the members of the cluster once it is.
 
     Attributes:
-        founder: of the cluster, which a node of an open one does not know before.
+        founder: founder of the cluster, which a node of an open one does not know before.
     """
 
     secret: Secret
@@ -65,20 +65,20 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """A cluster's secret and how this node came by it.
+    """A cluster's secret and how this node got it.
 
     Attributes:
         secret: 64 hex digits.
-        founder: id of the node that founded the cluster; ``founded``: when, Unix time of this machine.
-        alone: this node founded it and has let nobody in.
-        admitted_by: id of the node that let this one in; empty for the founder.
-        admitted: those that this node admitted, the latest last.
-        closed: an admin ended the time in which whoever asks is admitted.
-        generation: how often the secret was changed; ``old``: former secrets that are accepted still.
+        founder: id of the node that founded the cluster; ``founded``: Unix time, by this machine's clock.
+        alone: this node founded it and has admitted no other.
+        admitted_by: id of the node that admitted this one; empty for the founder.
+        admitted: machines admitted by this node, the latest last.
+        closed: an admin ended the time in which any machine that asks is admitted.
+        generation: number of changes of the secret; ``old``: former secrets that are still accepted.
         pending: the next secret, while it is being changed.
-        members: machines that may fetch the secret by their own key, this one's peers of now and before.
+        members: machines that may fetch the secret by their own key: current and former peers.
         evicted: machines that an admin evicted: their keys are refused.
-        secured: an admin closed an open cluster with it; it then counts more than the setting.
+        secured: an admin closed an open cluster with it; it then overrides the setting.
     """
 
     secret: Secret
@@ -97,64 +97,64 @@ class Keyring:
 
     @property
     def open(self) -> bool:
-        """Whether this stands for an open cluster, whose secret everybody knows. It is not kept on disk."""
+        """Whether this represents an open cluster, whose secret is public. It is not saved on disk."""
         return self.secret == OPEN_TOKEN.hex()
 
     @property
     def tokens(self) -> Tokens:
-        """What is accepted: the secret in use first, then the next one, then old ones."""
+        """Accepted tokens: the secret in use first, then the next one, then old ones."""
         following = (self.pending.secret,) if self.pending is not None else ()
         return Tokens.read(self.secret, (*following, *self.old))
 
     @property
     def newest(self) -> int:
-        """The highest generation that is in use here or to come."""
+        """The highest generation in use or pending here."""
         return max(self.generation, self.pending.generation if self.pending is not None else 0)
 
     @property
     def refused(self) -> frozenset[str]:
-        """Ids of the nodes whose keys are refused."""
+        """Ids of nodes whose keys are refused."""
         following = self.pending.evicted if self.pending is not None else ()
         return frozenset(one.node for one in (*self.evicted, *following))
 
     @property
     def known(self) -> frozenset[str]:
-        """Ids of the nodes that may fetch the secret by their own key."""
+        """Ids of nodes that may fetch the secret by their own key."""
         let_in, seen = {one.node for one in self.admitted}, {one.node for one in self.members}
         return frozenset(let_in | seen | {self.founder, self.admitted_by}) - self.refused - {""}
 
     @classmethod
     def for_open(cls) -> Keyring:
-        """What stands for a cluster that anyone may join."""
+        """Return the keyring that represents an open cluster."""
         return cls(OPEN_TOKEN.hex(), "", 0.0, alone=False, closed=True)
 
     @classmethod
     def found(cls, node: str) -> Keyring:
-        """A new cluster with a random secret."""
+        """Found a new cluster with a random secret."""
         return cls(secrets.token_hex(32), node, time.time())
 
     def age(self) -> float:
-        """Seconds since the cluster was founded; infinity where this machine's clock went back beyond it."""
+        """Return seconds since the founding; infinity if the clock was set back beyond it."""
         age = time.time() - self.founded
         return age if age >= 0 else float("inf")
 
 
 class DamagedKeyring(ValueError):
-    """The file of the keyring holds none; the text says where and why."""
+    """The keyring file is invalid; the message says where and why."""
 
 
 class KeyringFile:
-    """The file ``keyring`` in the state folder, for its owner alone. Its methods block for the disk."""
+    """The file ``keyring`` in the state folder, readable by its owner only. Its methods block on disk I/O."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / "keyring"
 
     def read(self) -> Keyring | None:
-        """The keyring; None when there is none.
+        """Read the keyring; None if there is no file.
 
         Raises:
-            DamagedKeyring: it is there, and holds none.
-            OSError: it can't be read.
+            DamagedKeyring: the file is invalid.
+            OSError: the file can't be read.
         """
         try:
             close_to_others(self._path)
@@ -165,10 +165,10 @@ class KeyringFile:
             raise DamagedKeyring(f"{self._path} is damaged: {error}") from None
 
     def load(self, node: str) -> Keyring:
-        """The keyring; a new one, of a cluster that ``node`` founds, when there is none or it is damaged.
+        """Read the keyring; if it is missing or damaged, found a new cluster by ``node``.
 
         Raises:
-            OSError: it can't be read or written.
+            OSError: the file can't be read or written.
         """
         try:
             ring = self.read()
@@ -184,11 +184,11 @@ class KeyringFile:
         """Replace the file.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file can't be written.
         """
         write_whole(self._path, msgspec.json.format(msgspec.json.encode(ring), indent=1))
 
     def why_not_kept(self) -> str:
-        """Why no keyring can be written now, with what to do; empty when it can."""
+        """Return why no keyring can be written now, and what to do; empty if it can."""
         fault = why_not_writable(self._path.parent)
         return f"nothing can be written to {self._path.parent} ({fault}); fix that first" if fault else ""

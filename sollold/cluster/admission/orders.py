@@ -1,4 +1,4 @@
-"""Orders about who may join and with which secret, carried by peer calls, and the setting."""
+"""Orders on who may join and with which secret, sent by peer calls, and the initial secret."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ log = logging.getLogger("sollold.cluster")
 
 @dataclass(frozen=True, slots=True)
 class AdmitOrder:
-    """Let in the machine with this id, which waits. Answered with whether it does."""
+    """Admit the waiting machine with this id. The reply says whether it is waiting."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True)
 class DoorOrder:
-    """Let in whoever asks within so many seconds."""
+    """Admit any machine that asks within these seconds."""
 
     seconds: Annotated[float, Meta(ge=0, le=86400)]
 
 
 class Step(StrEnum):
-    """A step of changing the secret: what a node is to do with the new one."""
+    """A step of changing the secret: what a node must do with the new one."""
 
     INSTALL = "install"
-    """Accept it beside the one in use."""
+    """Accept it in addition to the one in use."""
     USE = "use"
-    """Use it, and accept the former one still."""
+    """Use it, and still accept the former one."""
     REMOVE = "remove"
-    """Accept no other any more."""
+    """Accept no other."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretOrder:
-    """Peer method ``secret``, of the leader alone: one step of changing the secret.
+    """Request of the peer method ``secret``, by the leader only: one step of changing the secret.
 
     Attributes:
-        founder: of the cluster, so that no other cluster's nodes obey.
-        members: the machines that belong to it then; ``evicted``: those whose keys are refused.
+        founder: founder of the cluster, so that nodes of other clusters refuse.
+        members: machines that are then members; ``evicted``: those whose keys are refused.
     """
 
     step: Step
@@ -71,11 +71,11 @@ class SecretOrder:
 
 @dataclass(frozen=True, slots=True)
 class SecretAnswer:
-    """What became of a step.
+    """Result of a step.
 
     Attributes:
-        refusal: why it was not taken; empty when it was. ``again``: it may be soon.
-        generation: the newest here; ``members``: that it knows.
+        refusal: why it was refused; empty if it was not. ``again``: a retry may succeed soon.
+        generation: the newest generation here; ``members``: the known members.
     """
 
     refusal: str
@@ -85,19 +85,19 @@ class SecretAnswer:
 
 
 def door_seconds(door: str) -> float:
-    """Seconds after its founding for which a cluster admits anyone, by the setting ``cluster.door``.
+    """Return for how many seconds a new cluster admits anyone, by the setting ``cluster.door``.
 
-    ``open`` is none: it means a cluster without a door, and nothing any more once that has a secret.
+    ``open`` counts as 0: it means a cluster without a secret, and has no effect once there is one.
     """
     return 0.0 if door.strip() in ("closed", "open") else parse_seconds(door)
 
 
 def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens, Keyring | None]:
-    """The cluster's secret: the token of the settings, without a keyring, else the keyring in ``state``.
+    """Return the cluster's secret: the token of the settings, without a keyring, or the one in ``state``.
 
-    A keyring that closed an open cluster counts more than the setting that once opened it.
+    A keyring that closed an open cluster overrides the setting that once opened it.
 
-    Blocks for the disk.
+    Blocks on disk I/O.
 
     Raises:
         BadToken: a token is not 64 hex digits.
@@ -110,7 +110,7 @@ def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens
         try:
             kept = file.read()
         except DamagedKeyring as error:
-            # It may have been what closed this cluster: nobody comes in by its damage.
+            # It may have closed this cluster: its damage must not admit anyone.
             log.error(
                 "%s. This machine may have been in a cluster with a secret, so it is not open to anyone: if "
                 "it is to be, delete that file and restart",
@@ -120,7 +120,7 @@ def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens
             file.write(kept)
         if kept is None or not kept.secured:
             return Tokens.read("open", settings.old_tokens), Keyring.for_open()
-        # Not even for the rest of the change that closed it does the well-known secret count again.
+        # The well-known secret is not accepted again, even if the change that closed it is unfinished.
         kept = replace(kept, old=())
         return kept.tokens, kept
     ring = file.load(node)
@@ -128,6 +128,6 @@ def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens
 
 
 def opened(settings: ClusterSettings) -> bool:
-    """Whether the settings say that anyone may join."""
+    """Whether the settings allow anyone to join."""
     token = settings.token.strip()
     return token == "open" or (not token and settings.door.strip() == "open")

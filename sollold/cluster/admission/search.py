@@ -1,4 +1,4 @@
-"""Looking for a cluster to join, and for members of the own one that have a later secret."""
+"""Searches for a cluster to join, and for members of the own one that have a later secret."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from sollold.cluster.net.rpc import PeerError
 log = logging.getLogger("sollold.cluster")
 
 _HEARD_SECONDS = 30.0
-"""For so long after it asked a machine is worth a look."""
+"""Seconds for which a machine that asked is considered a candidate."""
 _MAX_CANDIDATES = 16
 _SELDOM = 5
-"""A node that is not alone looks every so many turns for members that have a later secret."""
+"""A node that is not alone looks in every n-th turn for members that have a later secret."""
 
 
 Got = Callable[[str, str, Address, Keyring, bool], Awaitable[None]]
-"""Is told the id, name and address of a member and the secret that it gave, and whether that is a later one
-of the own cluster."""
+"""(id, name, address of a member, the keyring it gave, whether that is a later one of the own cluster)."""
 
 
 class ClusterSearch:
-    """Asks machines that are there to be admitted by them.
+    """Finds machines and asks them for admission.
 
     Args:
-        ring: the keyring in force.
-        port: this node's own for nodes.
-        candidates: addresses of machines that are no live members, each with all of its own.
-        present: ids of the nodes that are here now, this one included.
-        announced: whether one of some nodes is announced on the LAN, and by another name of the cluster.
-        got: told what a member gave.
+        ring: returns the current keyring.
+        port: returns this node's port for nodes.
+        candidates: returns addresses of machines that are not live members, grouped by machine.
+        present: returns ids of the live nodes, including this one.
+        announced: whether one of some nodes is announced on the LAN under another cluster name.
+        got: called with a keyring received from a member, see `Got`.
         changed: called when `seeking` changed.
 
     Attributes:
-        asking: it asks right now. Whoever asks here meanwhile could be given a secret that is about to go.
-        waits_at: where an admin is to approve this node; None: nowhere.
+        asking: a request is in progress. A stranger that asks here meanwhile could get an outdated secret.
+        waits_at: the node at which this one waits for an admin's approval; None: it does not wait.
         turned_out: it was evicted there.
     """
 
@@ -82,7 +81,7 @@ class ClusterSearch:
 
     @property
     def seeking(self) -> str:
-        """Where this node waits for admission, a sentence; empty when it does not."""
+        """Where this node waits for admission, as the end of a sentence; empty if it does not wait."""
         if self.waits_at is None:
             return ""
         code = code_of(self._key.public)
@@ -91,12 +90,12 @@ class ClusterSearch:
         return f"waits for admission to the cluster of {self.waits_at.name}; its code is {code}"
 
     def hear(self, address: Address) -> None:
-        """A stranger is there. If it does not ask, this node may have to: only one knew of the other."""
+        """Note a stranger's address. If it does not ask us, we may have to ask it: it may not know us."""
         if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
             self._heard[address] = time.monotonic()
 
     def forget(self, now: float) -> None:
-        """Look no more at who asked long ago."""
+        """Forget strangers that asked long ago."""
         self._heard = {where: at for where, at in self._heard.items() if at > now - _HEARD_SECONDS}
 
     def may_look(self, mine: Standing) -> bool:
@@ -114,7 +113,7 @@ class ClusterSearch:
         return len(here) == 1 or self._announced(missing) or self._turn % _SELDOM == 0
 
     async def look(self, mine: Standing) -> None:
-        """Ask the best of those that are there."""
+        """Contact the candidates, and ask the best one."""
         candidates = dict.fromkeys([*self._candidates(), *((one,) for one in self._heard)])
         some = [*candidates][:_MAX_CANDIDATES]
         there = await asyncio.gather(*(greeted(self._reach, self._port(), one) for one in some))
@@ -130,7 +129,7 @@ class ClusterSearch:
         later = [one for one in askable if behind(mine, one, known)]
         chosen = max(later, key=lambda one: (one.generation, one.cluster)) if later else preferred([*askable])
         if self.waits_at is not None:
-            # An admin approves it where it waits.
+            # Keep asking the node at which an admin may approve this one.
             chosen = next((one for one in later or askable if one.node == self.waits_at.node), chosen)
         where = askable[chosen]
         self.asking = True
@@ -155,10 +154,10 @@ class ClusterSearch:
             await self._got(there.node, there.name, address, answer.keyring(there.node), later)
 
     async def accept(self, code: str, where: Sequence[Address]) -> Invited:
-        """Ask the member at ``where`` to be admitted by a code, and join its cluster if that is right.
+        """Ask the member at ``where`` to be admitted by a code; if it is right, join that cluster.
 
         Raises:
-            PeerError: it does not answer there, or nonsense.
+            PeerError: it does not respond there, or not correctly.
             TimeoutError: it took too long.
         """
         self.asking = True
@@ -172,5 +171,5 @@ class ClusterSearch:
             self.asking = False
 
     def wait_no_more(self) -> None:
-        """It was admitted, or admits others."""
+        """Stop waiting: this node was admitted."""
         self.waits_at, self.turned_out = None, False

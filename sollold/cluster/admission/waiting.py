@@ -1,4 +1,4 @@
-"""Machines that asked to be admitted and were not, and those of them that an admin approved since."""
+"""Machines that ask to be admitted, and those of them approved by an admin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sollold.facts import dataclass
 
 _MOST = 64
 _PER_ADDRESS = 4
-"""One machine can show any number of keys: it must not keep the others from being shown."""
+"""One machine can present any number of keys: it must not crowd out the others."""
 _WAITING_SECONDS = 30.0
-"""A machine that has not asked again for so long waits no more."""
+"""Seconds without a request after which a machine is dropped."""
 _APPROVED_SECONDS = 600.0
 
 
@@ -22,7 +22,7 @@ class _Stranger:
 
 
 class WaitingList:
-    """The machines that wait. Times are on the monotonic clock. Pure."""
+    """The waiting machines. Times are on the monotonic clock. Pure."""
 
     def __init__(self) -> None:
         self._strangers: dict[str, _Stranger] = {}
@@ -30,11 +30,11 @@ class WaitingList:
 
     @property
     def shown(self) -> tuple[WaitingMachine, ...]:
-        """All that wait, as the record tells of them."""
+        """All waiting machines, as in the record."""
         return tuple(one.shown for one in self._strangers.values())
 
     def add(self, one: WaitingMachine, address: str, now: float) -> bool:
-        """It asked from ``address``; whether it is new. Too many at a time are not shown."""
+        """Note a request from ``address``; True if it is new. Too many at a time are ignored."""
         new = one.node not in self._strangers
         alike = sum(other.address == address for other in self._strangers.values())
         crowd = alike >= _PER_ADDRESS and not is_loopback(address)
@@ -44,26 +44,26 @@ class WaitingList:
         return new
 
     def approve(self, node: str, now: float) -> bool:
-        """An admin approves a machine; False when it does not wait."""
+        """Approve a machine; False if it is not waiting."""
         if node in self._strangers:
             self._approved[node] = now + _APPROVED_SECONDS
         return node in self._strangers
 
     def approved(self, node: str, now: float) -> bool:
-        """Whether an admin approved it, a short while ago."""
+        """Whether an admin approved it recently."""
         return self._approved.get(node, 0.0) > now
 
     def remove(self, node: str) -> None:
-        """It waits no more."""
+        """Remove a machine."""
         self._strangers.pop(node, None)
         self._approved.pop(node, None)
 
     def clear(self) -> None:
-        """Send away all that wait."""
+        """Remove all waiting machines."""
         self._strangers.clear()
 
     def forget(self, now: float) -> bool:
-        """Drop those that have not asked for long; whether there were any."""
+        """Drop machines that have not asked for long; True if there were any."""
         gone = [node for node, one in self._strangers.items() if one.asked < now - _WAITING_SECONDS]
         for node in gone:
             del self._strangers[node]
