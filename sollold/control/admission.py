@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Container
 
+from sollold.cluster.admission.admission import Admission
 from sollold.cluster.admission.invitation import INVITATION_SECONDS, InvitationVerdict, Invited
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
 from sollold.cluster.admission.pake import plain_code
@@ -110,17 +111,17 @@ class AdmissionService:
         Raises:
             Refusal: BAD_REQUEST where the settings have a token, or anyone may join.
         """
-        ring, me = self._view.keyring(), self._view.me
-        if ring is None:
+        admission, me = self._view.admission, self._view.me
+        if admission is None:
             why = "the secret comes from cluster.token: put the same one into the settings of the new machine"
             raise Refusal(Fault.BAD_REQUEST, why)
-        if ring.open:
+        if admission.ring.open:
             why = "any machine may join this cluster: cluster.seeds of the new machine tells it where"
             raise Refusal(Fault.BAD_REQUEST, why)
         host = (*me.addresses, "127.0.0.1")[0]
         port = "" if me.peer_port == PORT else f":{me.peer_port}"
         seed = f"[{host}]{port}" if ":" in host else f"{host}{port}"
-        return Invite(self._view.invite(), seed, INVITATION_SECONDS)
+        return Invite(admission.invitations.invite(), seed, INVITATION_SECONDS)
 
     async def join(self, code: str, seed: str) -> str:
         """Join the cluster of the member at ``seed`` by a code; the name of that member.
@@ -129,7 +130,7 @@ class AdmissionService:
             Refusal: BAD_REQUEST when this machine can't join, or the code or the seed is none; NOT_FOUND when
                 no invitation is open there; UNAVAILABLE when nobody answers there.
         """
-        self._check_free()
+        search = self._admission_of_free().search
         try:
             plain, place = plain_code(code), Seed.read(seed, PORT)
         except ValueError as error:
@@ -138,7 +139,7 @@ class AdmissionService:
         if not where:
             raise Refusal(Fault.UNAVAILABLE, f"the name {place.host} is not known", retry_after=5.0)
         try:
-            invited = await self._view.join(plain, where)
+            invited = await search.accept(plain, where)
         except (PeerError, TimeoutError, OSError) as error:
             if isinstance(error, PeerError) and error.node == self._view.me.node:
                 why = f"{place.host} is this machine itself: name the one that printed the code"
@@ -151,26 +152,31 @@ class AdmissionService:
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
         return _joined(invited)
 
-    def _check_free(self) -> None:
-        """Raises where this machine belongs to a cluster already."""
-        ring = self._view.keyring()
-        if ring is None:
+    def _admission_of_free(self) -> Admission:
+        """Of this machine, which belongs to no cluster yet.
+
+        Raises:
+            Refusal: BAD_REQUEST: it does.
+        """
+        admission = self._view.admission
+        if admission is None:
             why = "cluster.token in the settings says where this machine belongs: remove it and restart"
             raise Refusal(Fault.BAD_REQUEST, why)
-        if ring.open:
+        if admission.ring.open:
             why = (
                 'this machine is in an open cluster: remove cluster.door = "open" from its settings, restart'
             )
             raise Refusal(Fault.BAD_REQUEST, why)
         me = self._view.me.node
         others = [one.name for one in self._view.live() if one.node != me]
-        if others or not ring.alone:
+        if others or not admission.ring.alone:
             names = f" with {', '.join(others)}" if others else ""
             why = (
                 f"this machine is already a member of a cluster{names}. To leave it: stop sollold, delete "
                 "the file keyring in its state folder, start sollold, and join again"
             )
             raise Refusal(Fault.BAD_REQUEST, why)
+        return admission
 
     def _why_not(self, text: str, found: list[WaitingMachine]) -> str:
         if found:

@@ -60,7 +60,7 @@ class Lan:
         await self.running.pop(number).close()
 
     def ring(self, number: int) -> Keyring:
-        found = self.running[number]._admission
+        found = self.running[number].admission
         assert found is not None
         return found.ring
 

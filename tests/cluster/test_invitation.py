@@ -190,6 +190,6 @@ async def test_junk_and_many_connections_cost_little(two: Two) -> None:
         await use_code(reach, key(7), "x", plain_code(made.code), where)
     for one, _, _ in idle:
         one.transport.abort()
-    await until(lambda: two.lan.running[0]._admission.invitations._speaking == 0)  # type: ignore[union-attr]
+    await until(lambda: two.lan.running[0].admission.invitations._speaking == 0)  # type: ignore[union-attr]
     assert await two.joins.join(made.code, two.seed) == "m0"
     await until(two.lan.one)

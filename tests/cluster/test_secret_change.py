@@ -183,7 +183,7 @@ async def lan(tmp_path: Path, hasty: None) -> AsyncIterator[Lan]:
     for number in range(3):
         # The first hour is over.
         ring = made.ring(number)
-        made.running[number]._admission.ring = replace(ring, founded=1.0)  # type: ignore[union-attr]
+        made.running[number].admission.ring = replace(ring, founded=1.0)  # type: ignore[union-attr]
     yield made
     await made.close()
 
@@ -245,8 +245,8 @@ async def test_the_next_secret_is_used_when_one_does_and_ends_by_itself(
     founder = lan.ring(0).founder
     install = SecretOrder(Step.INSTALL, founder, 1, "22" * 32, lan.ring(0).members)
     for number in range(3):
-        await lan.running[number]._admission.obey(install)  # type: ignore[union-attr]
-    await lan.running[1]._admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
+        await lan.running[number].admission.obey(install)  # type: ignore[union-attr]
+    await lan.running[1].admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
     await until(lambda: all(lan.ring(number).secret == "22" * 32 for number in range(3)))
     await until(lan.settled)
     assert lan.led()
@@ -254,7 +254,7 @@ async def test_the_next_secret_is_used_when_one_does_and_ends_by_itself(
     # end by itself before, however slow this machine is.
     monkeypatch.setattr(admission, "_SETTLE_SECONDS", 60.0)
     other = next(number for number in range(3) if number != leader(lan))
-    await lan.running[other]._admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
+    await lan.running[other].admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
     rolled = await lan.changes[other].rotate()
     assert rolled.generation == 8 and lan.settled() and lan.led()
 
@@ -394,7 +394,7 @@ async def test_an_open_cluster_is_not_closed_where_a_node_could_not_keep_the_sec
         await lan.start(1, 0)
         await until(lambda: lan.led(0, 1), 30)
         full = lan.running[1].me.name
-        states = {number: lan.running[number]._admission._file._path.parent for number in (0, 1)}  # type: ignore[union-attr]
+        states = {number: lan.running[number].admission._file._path.parent for number in (0, 1)}  # type: ignore[union-attr]
         monkeypatch.setattr(
             keyring, "why_not_writable", lambda folder: "No space left on device" * (folder == states[1])
         )

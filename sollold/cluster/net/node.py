@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sollold.cluster.admission.admission import Admission
-from sollold.cluster.admission.calls import AdmissionCalls
-from sollold.cluster.admission.invitation import Invited
-from sollold.cluster.admission.keyring import Keyring, KeyringFile
+from sollold.cluster.admission.keyring import Keyring
+from sollold.cluster.admission.node_admission import NodeAdmission
 from sollold.cluster.admission.orders import door_seconds
 from sollold.cluster.gossip.actions import Address, Change, NodeEvent
 from sollold.cluster.gossip.double import boot_number
@@ -25,6 +24,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import objection
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.change_log import log_change
+from sollold.cluster.net.connections import NodeConnections
 from sollold.cluster.net.datagrams import Datagrams
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.gossip_runner import GossipRunner
@@ -34,7 +34,6 @@ from sollold.cluster.net.listening import listen
 from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.peer_finder import PeerFinder
 from sollold.cluster.net.push_pull_stream import SYNC, SyncServer
-from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import LINK, Peers
 from sollold.cluster.net.seeds import read_seeds
@@ -43,7 +42,6 @@ from sollold.cluster.net.status import ClusterStatus
 from sollold.cluster.net.view import name_of
 from sollold.settings.schema import ClusterSettings
 from sollold.subscribers import Subscribers
-from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.cluster")
 
@@ -88,6 +86,14 @@ class ClusterNode:
         self._sealer = Sealer(identity.tokens.accepted, node=identity.node, boot=self._boot)
         self._datagrams = Datagrams(self._sealer, self._heard)
         self._runner = GossipRunner(self.reach, state, send=self._datagrams.send, changed=self._note_change)
+        self._links = StandingLinks(
+            self.reach,
+            made=self._linked,
+            lost=self._unlinked,
+            measured=self._measured,
+            barred=lambda node, boot: self._gossip is not None and self._gossip.known.barred(node, boot),
+        )
+        self._connections = NodeConnections(self.reach, self.calls, peers, self._links)
         self._finder = PeerFinder(
             settings,
             identity,
@@ -95,14 +101,7 @@ class ClusterNode:
             state,
             addresses=lambda: self.me.addresses,
             use_addresses=self._use_addresses,
-            lost=self._cut_own,
-        )
-        self._links = StandingLinks(
-            self.reach,
-            made=self._linked,
-            lost=self._unlinked,
-            measured=self._measured,
-            barred=lambda node, boot: self._gossip is not None and self._gossip.known.barred(node, boot),
+            lost=self._connections.drop_own_hosts,
         )
         self._measures = LinkStats()
         self._objection = ""
@@ -112,33 +111,22 @@ class ClusterNode:
         self._notify_due = False
         self._live: tuple[Record, ...] | None = None
         self._leaving = False
-        self._admission = self._make_admission(ring, state) if ring is not None else None
+        self._admission: NodeAdmission | None = None
+        if ring is not None:
+            self._admission = NodeAdmission(
+                self,
+                identity,
+                ring,
+                state,
+                door_seconds(settings.door),
+                connections=self._connections,
+                finder=self._finder,
+                runner=self._runner,
+                sealer=self._sealer,
+            )
+            self._admission.register(peers)
         peers.speak(LINK, self._links.accept)
         peers.speak(SYNC, lambda _: SyncServer(self._runner.answer_push_pull))
-
-    def _make_admission(self, ring: Keyring, state: Path) -> Admission:
-        identity = self._identity
-        identity.refused |= ring.refused
-        self._sealer.evict(ring.refused)
-        admission = Admission(
-            identity.key,
-            self._first_record.name,
-            ring,
-            KeyringFile(state),
-            door=door_seconds(self._settings.door),
-            reach=self.reach,
-            port=lambda: self._port,
-            candidates=lambda: self._finder.strangers(admission.ring.known),
-            present=lambda: frozenset(one.node for one in self.live()),
-            announced=self._finder.announces,
-            apply=self._use_secret,
-            moved=self._move,
-            met=self._meet,
-            changed=self._tell_admission,
-        )
-        calls = AdmissionCalls(admission, identity.node, lambda: self.leader().leader, self.reach.name)
-        calls.register(self._peers)
-        return admission
 
     @property
     def _gossip(self) -> Gossip | None:
@@ -183,11 +171,7 @@ class ClusterNode:
             https=self._first_record.tls,
         )
         if self._admission is not None:
-            self._tell_admission()
-            if self._admission.ring.alone and (seconds := self._admission.open_seconds):
-                within = seconds_text(seconds)
-                log.info("the cluster has one machine so far; others are admitted for %s", within)
-            self._runner.spawn(self._admission.run())
+            self._admission.start()
         if self._identity.tokens.open:
             log.info("open cluster: any machine on this network can join; cluster.token closes it")
 
@@ -206,7 +190,7 @@ class ClusterNode:
             await self._finder.close_file()
         await self._runner.close_file()
         if self._admission is not None:
-            await self._admission.close()
+            await self._admission.admission.close()
         await self.calls.close()
         await self._peers.close()
         self._datagrams.close()
@@ -315,12 +299,12 @@ class ClusterNode:
         if change in (Change.JOINED, Change.MOVED):
             self._finder.remember()
         if change is Change.MOVED and self._gossip is not None:
-            self._cut_moved(node, self._gossip.known.lost_hosts(node))
+            self._connections.drop_hosts_of(self._name(node), self._gossip.known.lost_hosts(node))
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
-            self._links.drop_node(node, now=self._gossip.known.boot(node) if back and self._gossip else 0)
-            self._peers.drop_node(node)
-            self.calls.drop_node(node)
+            self._connections.drop_node(
+                node, now=self._gossip.known.boot(node) if back and self._gossip else 0
+            )
         self._changed()
 
     def _name(self, node: str) -> str:
@@ -336,7 +320,7 @@ class ClusterNode:
     def _notify_subscribers(self) -> None:
         self._notify_due = False
         if self._admission is not None and not self._leaving:
-            self._admission.saw((one.node, one.name) for one in self.live())
+            self._admission.note_members()
         if self._gossip is not None and not self._leaving:
             alive = self._gossip.known.others()
             self._links.want(neighbours(self._identity.node, alive))
@@ -347,8 +331,8 @@ class ClusterNode:
     # What is heard
 
     def _heard(self, opened: OpenedPacket, source: Address) -> None:
-        if self._admission is not None and opened.token != self._identity.tokens.accepted[0]:
-            self._admission.heard(opened.token)
+        if self._admission is not None:
+            self._admission.note_token(opened.token)
         self._runner.handle_packet(opened.data, source)
 
     def _linked(self, node: str, address: Address) -> None:
@@ -378,50 +362,19 @@ class ClusterNode:
             self._runner.do(self._gossip.set_addresses(self._with_port(addresses), time.monotonic()))
             self.update_me(addresses=addresses)
 
-    def _cut_own(self, hosts: frozenset[str]) -> None:
-        """This machine no longer has the addresses ``hosts``."""
-        self._links.drop_hosts(own=hosts)
-        cut = self.reach.sockets.cut_hosts(own=hosts) + self._peers.sockets.cut_hosts(own=hosts)
-        if cut:
-            log.info("lost the address %s: closed its %d connections", ", ".join(sorted(hosts)), cut)
-
-    def _cut_moved(self, node: str, hosts: frozenset[str]) -> None:
-        """``node`` no longer has the addresses ``hosts``."""
-        self._links.drop_hosts(other=hosts)
-        cut = self.reach.sockets.cut_hosts(other=hosts) + self._peers.sockets.cut_hosts(other=hosts)
-        if cut:
-            name, lost = self._name(node), ", ".join(sorted(hosts))
-            log.info("node %s lost the address %s: closed %d connections with it", name, lost, cut)
-
     def _with_port(self, addresses: Sequence[str]) -> tuple[Address, ...]:
         return tuple((ip, self._port) for ip in addresses)
 
-    # Admitting and being admitted
+    # Who belongs to it
+
+    @property
+    def admission(self) -> Admission | None:
+        """Whom the cluster's secret is given to; None where the settings have a token."""
+        return self._admission.admission if self._admission is not None else None
 
     def keyring(self) -> Keyring | None:
         """The cluster's secret and its members; None where the settings have a token."""
-        return self._admission.ring if self._admission is not None else None
-
-    def invite(self) -> str:
-        """A new code, with which one machine may join at this node.
-
-        Raises:
-            PeerError: this cluster has no keyring.
-        """
-        if self._admission is None or self._admission.ring.open:
-            raise PeerError(self._identity.node, "this cluster needs no invitations", transport=False)
-        return self._admission.invitations.invite()
-
-    async def join(self, code: str, where: Sequence[Address]) -> Invited:
-        """Join the cluster of the member at ``where`` by a code.
-
-        Raises:
-            PeerError: it does not answer there, or nonsense; or this node's settings have a token.
-            TimeoutError: it took too long.
-        """
-        if self._admission is None:
-            raise PeerError(self._identity.node, "the settings have a token", transport=True)
-        return await self._admission.search.accept(code, where)
+        return self.admission.ring if self.admission is not None else None
 
     def evicted(self, node: str) -> bool:
         """Whether an admin turned ``node`` out."""
@@ -431,55 +384,3 @@ class ClusterNode:
         """Hold these nodes gone, beside those evicted, until this is called again: so that another leads."""
         if self._gossip is not None:
             self._runner.do(self._gossip.evict(frozenset(self._identity.refused) | nodes, time.monotonic()))
-
-    async def _move(self, node: str, address: Address) -> None:
-        """This node belongs to another cluster now, of which ``node`` at ``address`` is a member."""
-        await self._use_secret()
-        for other in self._links.up():
-            self._links.drop_node(other)
-        await self.calls.close()
-        self._meet(node, address)
-
-    def _meet(self, node: str, address: Address) -> None:
-        """The member ``node`` is at ``address``."""
-        self._finder.introduce((address,), node)
-
-    async def _use_secret(self) -> None:
-        """Put the keyring in force for new connections; old ones stay, but for those of evicted nodes."""
-        assert self._admission is not None and self._gossip is not None
-        ring, identity, now = self._admission.ring, self._identity, time.monotonic()
-        refused = ring.refused
-        if ring.secured and ring.old:
-            # The well-known secret counts for a moment still, but not for those who did not get the new one.
-            there = {one.node for one in self.live()} | self._peers.callers()
-            refused |= there - ring.known - {identity.node}
-        where = {node: self._gossip.known.addresses(node) for node in refused}
-        identity.refused.clear()
-        identity.refused |= refused
-        identity.change_tokens(ring.tokens)
-        self._sealer.change_tokens(ring.tokens.accepted)
-        self._sealer.evict(refused)
-        self.reach.forget_contexts()
-        # Before the links say goodbye: connections that just break tell the evicted node at once.
-        for node, addresses in where.items():
-            self._peers.cut(node)
-            self.reach.sockets.cut_peers(addresses)
-        self._runner.do(self._gossip.evict(refused, now))
-        self._finder.change_clusters(ring.tokens.clusters)
-        self._peers.change_identity()
-        self.update_me(open=ring.open)
-
-    def _tell_admission(self) -> None:
-        admission = self._admission
-        if admission is None or self._gossip is None:
-            return
-        seconds = admission.open_seconds
-        # Whole minutes: the record is not to change with every look at the clock.
-        until = (time.time() + seconds) // 60 * 60 + 60 if seconds else 0.0
-        self.update_me(
-            waiting=admission.waiting,
-            seeking=admission.search.seeking,
-            inviting=admission.invitations.shown,
-            admitted_by=admission.ring.admitted_by,
-            door_until=until,
-        )

@@ -1,0 +1,144 @@
+"""`Admission` at its node: what it is told of the node, and the node's parts that obey it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from sollold.cluster.admission.admission import Admission
+from sollold.cluster.admission.calls import AdmissionCalls
+from sollold.cluster.admission.keyring import Keyring, KeyringFile
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.connections import NodeConnections
+from sollold.cluster.net.gossip_runner import GossipRunner
+from sollold.cluster.net.identity import Identity
+from sollold.cluster.net.packet_seal import Sealer
+from sollold.cluster.net.peer_finder import PeerFinder
+from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.view import View
+from sollold.units import seconds_text
+
+log = logging.getLogger("sollold.cluster")
+
+
+class NodeAdmission:
+    """Puts the keyring in force here, and says in the node's record who waits.
+
+    Args:
+        ring: the cluster's secret, as it is on disk.
+        state: folder of its file.
+        door: seconds after its founding for which the cluster admits whoever asks.
+
+    Attributes:
+        admission: whom the secret is given to, and what changes it.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        identity: Identity,
+        ring: Keyring,
+        state: Path,
+        door: float,
+        *,
+        connections: NodeConnections,
+        finder: PeerFinder,
+        runner: GossipRunner,
+        sealer: Sealer,
+    ) -> None:
+        self._view = view
+        self._identity = identity
+        self._connections = connections
+        self._finder = finder
+        self._runner = runner
+        self._sealer = sealer
+        identity.refused |= ring.refused
+        sealer.evict(ring.refused)
+        self.admission = Admission(
+            identity.key,
+            view.me.name,
+            ring,
+            KeyringFile(state),
+            door=door,
+            reach=connections.reach,
+            port=lambda: view.me.peer_port,
+            candidates=lambda: finder.strangers(self.admission.ring.known),
+            present=lambda: frozenset(one.node for one in view.live()),
+            announced=finder.announces,
+            apply=self._use_secret,
+            moved=self._move,
+            met=self._meet,
+            changed=self._tell,
+        )
+
+    def register(self, peers: Peers) -> None:
+        """Answer strangers, and what members order."""
+        name = self._connections.reach.name
+        AdmissionCalls(
+            self.admission, self._identity.node, lambda: self._view.leader().leader, name
+        ).register(peers)
+
+    def start(self) -> None:
+        """Say how admission stands, and look for a cluster to join."""
+        self._tell()
+        if self.admission.ring.alone and (seconds := self.admission.open_seconds):
+            within = seconds_text(seconds)
+            log.info("the cluster has one machine so far; others are admitted for %s", within)
+        self._runner.spawn(self.admission.run())
+
+    def note_members(self) -> None:
+        """The nodes that are alive now are members."""
+        self.admission.saw((one.node, one.name) for one in self._view.live())
+
+    def note_token(self, token: bytes) -> None:
+        """A member uses ``token``."""
+        if token != self._identity.tokens.accepted[0]:
+            self.admission.heard(token)
+
+    async def _move(self, node: str, address: Address) -> None:
+        """This node belongs to another cluster now, of which ``node`` at ``address`` is a member."""
+        await self._use_secret()
+        await self._connections.leave_cluster()
+        self._meet(node, address)
+
+    def _meet(self, node: str, address: Address) -> None:
+        """The member ``node`` is at ``address``."""
+        self._finder.introduce((address,), node)
+
+    async def _use_secret(self) -> None:
+        """Put the keyring in force for new connections; old ones stay, but for those of evicted nodes."""
+        gossip = self._runner.gossip
+        assert gossip is not None
+        ring, identity = self.admission.ring, self._identity
+        refused = ring.refused
+        if ring.secured and ring.old:
+            # The well-known secret counts for a moment still, but not for those who did not get the new one.
+            there = {one.node for one in self._view.live()} | self._connections.callers()
+            refused |= there - ring.known - {identity.node}
+        identity.refused.clear()
+        identity.refused |= refused
+        identity.change_tokens(ring.tokens)
+        self._sealer.change_tokens(ring.tokens.accepted)
+        self._sealer.evict(refused)
+        # Before the links say goodbye: connections that just break tell the evicted node at once.
+        self._connections.change_secret({node: gossip.known.addresses(node) for node in refused})
+        self._runner.do(gossip.evict(refused, time.monotonic()))
+        self._finder.change_clusters(ring.tokens.clusters)
+        self._view.update_me(open=ring.open)
+
+    def _tell(self) -> None:
+        """Say in the record who waits here, and where this node waits."""
+        if self._runner.gossip is None:
+            return
+        admission = self.admission
+        seconds = admission.open_seconds
+        # Whole minutes: the record is not to change with every look at the clock.
+        until = (time.time() + seconds) // 60 * 60 + 60 if seconds else 0.0
+        self._view.update_me(
+            waiting=admission.waiting,
+            seeking=admission.search.seeking,
+            inviting=admission.invitations.shown,
+            admitted_by=admission.ring.admitted_by,
+            door_until=until,
+        )
