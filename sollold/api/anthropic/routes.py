@@ -27,7 +27,7 @@ from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.serving.request import Call
+from sollold.serving.request import Ask, Call
 
 
 class AnthropicRoutes:
@@ -39,7 +39,7 @@ class AnthropicRoutes:
 
     def routes(self) -> list[Route]:
         """The table."""
-        route = partial(Route, dialect=Dialect.ANTHROPIC, inference=True)
+        route = partial(Route, inference=True)
         sse = ("application/json", "text/event-stream")
         count = "/v1/messages/count_tokens"
         return [
@@ -86,13 +86,13 @@ class AnthropicRoutes:
         own = {**prompt_body(asked, bare(listed.model)), "model": asked.model}
         native = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         whole = prompt_body(asked, listed.model)
-        calls = await off_loop(request, body, partial(count_calls, listed.model, whole, native))
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
-        ask = await off_loop(
-            request,
-            body,
-            lambda: build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive")),
-        )
+
+        def build() -> Ask:
+            calls = count_calls(listed.model, whole, native)
+            return build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
+
+        ask = await off_loop(request, body, build)
         warnings = (*tool_warnings(asked), *message_warnings(body))
         return await Reply(request, self._context, ask, _CountEncoder(_counted), warnings=warnings).run()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.calls import CHAT_PATH, calls_for, engine_body, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, engine_body, ollama_body
 from sollold.api.engine.prepare import prepare_chat
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -19,18 +19,16 @@ def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> d
     Raises:
         Refusal: BAD_REQUEST, as `prepare_chat`.
     """
+    if model.only_ollama:
+        # An Ollama counts when it answers.
+        return {Engine.OLLAMA: Call(CHAT_PATH, {**ollama_body(_unstreamed(native), model), "max_tokens": 1})}
+    counted = engine_body(_unstreamed(body))
+    prepare_chat(counted)
+    return {Engine.LLAMA: Call(f"{CHAT_PATH}/input_tokens", counted)}
 
-    unstreamed = ("stream", "stream_options")
-    native = {key: value for key, value in native.items() if key not in unstreamed}
 
-    def llama() -> Call:
-        counted = engine_body({key: value for key, value in body.items() if key not in unstreamed})
-        prepare_chat(counted)
-        return Call(f"{CHAT_PATH}/input_tokens", counted)
-
-    # An Ollama counts when it answers.
-    answer = Call(CHAT_PATH, {**ollama_body(native, model), "max_tokens": 1})
-    return calls_for(model, llama=llama, ollama=answer if model.only_ollama else None, what="counting tokens")
+def _unstreamed(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
 
 
 class _Usage(msgspec.Struct):

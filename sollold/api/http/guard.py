@@ -21,7 +21,7 @@ from sollold.api.http.hosts import Hosts, cross_site
 from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
 from sollold.api.http.request_log import FINISHED, Answers, RequestLog
 from sollold.api.http.response import NDJSON, json_response, refusal_response
-from sollold.api.http.route import Handler
+from sollold.api.http.route import Handler, dialect_of
 from sollold.api.http.traced import traced
 from sollold.cluster.net.hang_up import hung_up
 from sollold.errors import Refusal
@@ -51,24 +51,6 @@ def usual_path(path: str) -> str:
     if _RERANK_PATH.fullmatch(path):
         return "/v1/rerank"
     return f"/v1{path}" if _OPENAI_PATH.match(path) else path
-
-
-def dialect_of(path: str) -> Dialect:
-    """The dialect whose error format a path uses, also where there is no route."""
-    if path.startswith("/v1/api/"):
-        return Dialect.OLLAMA
-    if path.startswith("/v1/messages"):
-        return Dialect.ANTHROPIC
-    if path.startswith("/v1/") or path in (
-        "/v1",
-        "/tokenize",
-        "/detokenize",
-        "/infill",
-        "/apply-template",
-        "/rerank",
-    ):
-        return Dialect.OPENAI
-    return Dialect.OLLAMA
 
 
 def _dialect(request: web.Request) -> Dialect:

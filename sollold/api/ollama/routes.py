@@ -14,7 +14,7 @@ from sollold.api.engine.calls import build_ask, calls_for, chat_calls, typed_bod
 from sollold.api.engine.embeddings import Embedder, as_json
 from sollold.api.engine.fields import can_answer, parse_keep_alive, require_model
 from sollold.api.engine.placement import find_placed
-from sollold.api.engine.prepare import prepare_format
+from sollold.api.engine.prepare import Prepared, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import require
 from sollold.api.http.caller import Caller, caller_of, prefix_of
@@ -111,20 +111,18 @@ class OllamaRoutes:
             return await self._load(request, caller, chat, listed, options, empty, started)
         can_answer(listed.model, "chat")
         ignored = request_warnings(body, chat)
-        calls, prepared = await off_loop(
-            request,
-            body,
-            lambda: chat_calls(
+
+        def build() -> tuple[Ask, Prepared]:
+            calls, prepared = chat_calls(
                 listed.model,
                 llama=lambda: chat_body(chat, options, listed.model),
                 ollama=Call("/api/chat", native_body(body, chat), ignored),
-            ),
-        )
+            )
+            prefix = prefix_of(body.get("messages"))
+            return self._ask(caller, chat, listed, options, calls, prefix=prefix), prepared
+
+        ask, prepared = await off_loop(request, body, build)
         lines = ChatLines(chat.model, chat.top_logprobs or 0, prepared.prefix)
-        prefix = prefix_of(body.get("messages"))
-        ask = await off_loop(
-            request, body, lambda: self._ask(caller, chat, listed, options, calls, prefix=prefix)
-        )
         warnings = (*ignored, *option_warnings(chat.options), *prepared.warnings)
         return await self._reply(request, ask, lines, chat, options, started, warnings)
 
@@ -149,25 +147,26 @@ class OllamaRoutes:
                 "this context was created by llama.cpp and the model is now served by Ollama, which can't "
                 "read it; leave context out, or use /api/chat",
             )
-        own = native_body(body, generate)
         ignored = request_warnings(body, generate)
-        calls = calls_for(
-            listed.model,
-            llama=lambda: generate_call(generate, options, listed.model),
-            ollama=None if packed else Call("/api/generate", own, ignored),
-            what="/api/generate",
-        )
-        call = calls.get(Engine.LLAMA)
-        warnings = (*ignored, *option_warnings(generate.options))
-        if call is not None:
-            warnings += await off_loop(request, body, partial(prepare_format, call.body))
+
+        def build() -> tuple[Ask, Call | None, tuple[str, ...]]:
+            own = native_body(body, generate)
+            calls = calls_for(
+                listed.model,
+                llama=lambda: generate_call(generate, options, listed.model),
+                ollama=None if packed else Call("/api/generate", own, ignored),
+                what="/api/generate",
+            )
+            call = calls.get(Engine.LLAMA)
+            found = prepare_format(call.body) if call is not None else ()
+            prefix = prefix_of(generate.prompt)
+            return self._ask(caller, generate, listed, options, calls, prefix=prefix), call, found
+
+        ask, call, found = await off_loop(request, body, build)
         path, turns = (call.path, turns_of(generate, call, listed.model)) if call is not None else ("", None)
         said = generate.resume.content if generate.resume is not None else ""
         lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
-        prefix = prefix_of(generate.prompt)
-        ask = await off_loop(
-            request, body, lambda: self._ask(caller, generate, listed, options, calls, prefix=prefix)
-        )
+        warnings = (*ignored, *option_warnings(generate.options), *found)
         return await self._reply(request, ask, lines, generate, options, started, warnings)
 
     def _ask(

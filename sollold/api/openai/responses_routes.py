@@ -33,7 +33,7 @@ from sollold.api.openai.responses_request import response_body, response_warning
 from sollold.api.openai.responses_tools import own_tools
 from sollold.control.responses import StoredResponse, input_id
 from sollold.errors import Fault, Refusal
-from sollold.serving.request import Call
+from sollold.serving.request import Ask, Call
 
 
 class ResponsesRoutes:
@@ -47,15 +47,14 @@ class ResponsesRoutes:
         """The table."""
         sse = ("application/json", "text/event-stream")
         one = "/v1/responses/{id}"
-        route = partial(Route, dialect=Dialect.OPENAI)
-        count = partial(route, inference=True)
+        count = partial(Route, inference=True)
         ask = partial(count, produces=sse)
         return [
             ask("POST", "/v1/responses", self.create, "Create a response", ResponseAsk),
             count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
-            route("GET", one, self.show, "A recent response"),
-            route("DELETE", one, self.delete, "Delete a stored response"),
-            route(
+            Route("GET", one, self.show, "A recent response"),
+            Route("DELETE", one, self.delete, "Delete a stored response"),
+            Route(
                 "GET",
                 one + "/input_items",
                 self.input_items,
@@ -66,8 +65,8 @@ class ResponsesRoutes:
                     ("after", "The id of the item after which the page begins"),
                 ),
             ),
-            route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
-            route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
+            Route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
+            Route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -115,11 +114,13 @@ class ResponsesRoutes:
         whole, _ = await self._whole(asked, holder_of(request))
         own = {**response_body(whole, bare(listed.model)), "model": asked.model}
         read = response_body(whole, listed.model)
-        calls = await off_loop(request, body, partial(count_calls, listed.model, read, own))
         caller = caller_of(request, asked.priority, asked.timeout)
-        ask = await off_loop(
-            request, body, lambda: build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
-        )
+
+        def build() -> Ask:
+            calls = count_calls(listed.model, read, own)
+            return build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
+
+        ask = await off_loop(request, body, build)
         return await Reply(request, self._context, ask, PassThroughEncoder(_counted)).run()
 
     async def _whole(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:

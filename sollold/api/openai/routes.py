@@ -19,17 +19,17 @@ from sollold.api.engine.calls import (
     ollama_body,
     typed_body,
 )
+from sollold.api.engine.continue_message import AnswerPrefix
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
-from sollold.api.engine.prepare import normalize_chat, prepare_format
+from sollold.api.engine.prepare import Prepared, normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.encoder import Encoder
-from sollold.api.http.errors import Dialect
 from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
@@ -75,7 +75,7 @@ from sollold.api.openai.summed_usage import SummedUsage, has_prompts, streamed
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
-from sollold.serving.request import Call, Engine
+from sollold.serving.request import Ask, Call, Engine
 from sollold.units import timestamp_text
 
 _PAGES = (
@@ -114,15 +114,14 @@ class OpenAiRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         sse = ("application/json", "text/event-stream")
-        ask = partial(Route, dialect=Dialect.OPENAI, inference=True)
+        ask = partial(Route, inference=True)
         stream = partial(ask, produces=sse)
-        show = partial(Route, dialect=Dialect.OPENAI)
         return [
             stream("POST", "/v1/chat/completions", self.chat, "Chat completion", ChatCompletion),
             stream("POST", "/v1/completions", self.completions, "Continue a prompt", Completion),
             ask("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
-            show("GET", "/v1/models", self.models, "The models of the whole cluster", query=_PAGES),
-            show("GET", "/v1/models/{model:.+}", self.model, "One model"),
+            Route("GET", "/v1/models", self.models, "The models of the whole cluster", query=_PAGES),
+            Route("GET", "/v1/models/{model:.+}", self.model, "One model"),
             ask("POST", "/v1/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
             ask("POST", "/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
             ask("POST", "/tokenize", self.tokenize, "Convert text to tokens", Tokenize),
@@ -159,36 +158,44 @@ class OpenAiRoutes:
         request: web.Request,
         body: dict[str, Any],
         listed: Listed,
-        calls: dict[Engine, Call],
-        encoder: Encoder,
+        calls: Callable[[], tuple[dict[Engine, Call], Prepared]],
+        encoder: Callable[[AnswerPrefix], Encoder],
         *,
         stream: bool = False,
         context: int | None = None,
         embedding: bool = False,
         prefix: str = "",
         warnings: tuple[str, ...] = (),
-        gather: Callable[[], Encoder] | None = None,
+        gathers: bool = False,
     ) -> web.StreamResponse:
+        """``calls`` makes the request for each engine; it may take long, and runs off the loop then."""
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
-        build = partial(
-            build_ask,
-            caller,
-            body.get("model") or listed.model.name,
-            listed,
-            calls,
-            stream=stream,
-            keep_alive=body.get("keep_alive"),
-            context=context,
-            embedding=embedding,
-            prefix=prefix,
-            placement=placement_of(body) if "placement" in body else None,
-        )
-        ask = await off_loop(request, body, build)
+        placement = placement_of(body) if "placement" in body else None
+
+        def build() -> tuple[Ask, Prepared]:
+            made, prepared = calls()
+            ask = build_ask(
+                caller,
+                body.get("model") or listed.model.name,
+                listed,
+                made,
+                stream=stream,
+                keep_alive=body.get("keep_alive"),
+                context=context,
+                embedding=embedding,
+                prefix=prefix,
+                placement=placement,
+            )
+            return ask, prepared
+
+        ask, prepared = await off_loop(request, body, build)
         here = self._context
         if embedding:
             # As Ollama does on these routes: a text that is too long is cut.
             here = replace(here, service=TruncatingService(here.service))
-        return await Reply(request, here, ask, encoder, gather=gather, warnings=warnings).run()
+        anew = partial(encoder, prepared.prefix)
+        all_ = (*warnings, *prepared.warnings)
+        return await Reply(request, here, ask, anew(), gather=anew if gathers else None, warnings=all_).run()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
@@ -213,28 +220,24 @@ class OpenAiRoutes:
         lacking = (*unread, *left_out_warnings(said))
         call = Call(CHAT_PATH, own, (*lacking, *native_chat_notes(body, chat)))
         llama = partial(chat_completion_body, checked, chat, listed.model)
-        calls, prepared = await off_loop(
-            request, body, lambda: chat_calls(listed.model, llama=llama, ollama=call)
-        )
-        prefix = prefix_of(body.get("messages"))
 
-        def encoder() -> Encoder:
+        def encoder(begun: AnswerPrefix) -> Encoder:
             summed = SummedUsage(choices, counted=chat.counted) if choices > 1 else None
             name = chat.model or listed.model.name
-            chunks = ChunkEncoder(name, prepared.prefix, counted=chat.counted, summed=summed)
+            chunks = ChunkEncoder(name, begun, counted=chat.counted, summed=summed)
             return GatheredChoices(chunks) if gathers else chunks
 
         return await self._respond(
             request,
             body,
             listed,
-            calls,
-            encoder(),
+            partial(chat_calls, listed.model, llama=llama, ollama=call),
+            encoder,
             stream=bool(chat.stream),
             context=chat.num_ctx,
-            prefix=prefix,
-            warnings=(*lacking, *prepared.warnings),
-            gather=encoder if gathers else None,
+            prefix=prefix_of(body.get("messages")),
+            warnings=lacking,
+            gathers=gathers,
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -250,36 +253,38 @@ class OpenAiRoutes:
             body = streamed(body)
             ask = as_type(body, Completion)
         engine = completion_body(body, ask, listed.model)
-        warnings = (*unread, *await off_loop(request, body, partial(prepare_format, engine)))
-        call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
-        native = raw_generate(engine, ask, unread)
+        if ask.suffix:
+            need(listed.model, "insert", "a suffix")
 
-        def encoder() -> Encoder:
+        def calls() -> tuple[dict[Engine, Call], Prepared]:
+            prepared = Prepared(warnings=prepare_format(engine))
+            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, unread)
+            if ask.suffix:
+                call = Call("/infill", infill_of(engine, ask))
+                notes = (*unread, *context_note(ask.num_ctx))
+                native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
+            made = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
+            return made, prepared
+
+        def encoder(_: AnswerPrefix) -> Encoder:
             if ask.suffix:
                 return InfillEncoder(ask, name)
             summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if several else None
             chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
             return GatheredChoices(chunks) if gathers else chunks
 
-        if ask.suffix:
-            need(listed.model, "insert", "a suffix")
-            call = Call("/infill", infill_of(engine, ask))
-            notes = (*unread, *context_note(ask.num_ctx))
-            native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
-        calls = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
-        stream, prefix = bool(ask.stream), prefix_of(ask.prompt)
         return await self._respond(
             request,
             body,
             listed,
             calls,
-            encoder(),
-            stream=stream,
+            encoder,
+            stream=bool(ask.stream),
             context=ask.num_ctx,
-            prefix=prefix,
-            warnings=warnings,
-            gather=encoder if gathers else None,
+            prefix=prefix_of(ask.prompt),
+            warnings=unread,
+            gathers=gathers,
         )
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
@@ -289,17 +294,23 @@ class OpenAiRoutes:
         listed = await self._find(ask.model)
         no_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
-        warnings, encoder = embedding_warnings(body), PassThroughEncoder()
+        change = None
         own = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
         native = Call(call.path, own, native_embedding_notes(body, ask))
         if ask.dimensions is not None or ask.encoding_format == "base64":
-            encoder = PassThroughEncoder(lambda raw: as_asked(raw, ask))
+            change = partial(as_asked, ask=ask)
         # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
-        context = ask.num_ctx
         return await self._respond(
-            request, body, listed, calls, encoder, context=context, embedding=True, warnings=warnings
+            request,
+            body,
+            listed,
+            lambda: (calls, Prepared()),
+            lambda _: PassThroughEncoder(change),
+            context=ask.num_ctx,
+            embedding=True,
+            warnings=embedding_warnings(body),
         )
 
     async def models(self, request: web.Request) -> web.Response:
@@ -394,7 +405,13 @@ class OpenAiRoutes:
         warnings = llama_warnings(body, asked)
         call = Call(path, engine_body(body))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
-        encoder = PassThroughEncoder(change)
         return await self._respond(
-            request, body, listed, calls, encoder, stream=stream, embedding=embedding, warnings=warnings
+            request,
+            body,
+            listed,
+            lambda: (calls, Prepared()),
+            lambda _: PassThroughEncoder(change),
+            stream=stream,
+            embedding=embedding,
+            warnings=warnings,
         )
