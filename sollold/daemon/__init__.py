@@ -1,1 +1,1 @@
-"""The daemon: builds all parts, runs them as a process, and tells systemd."""
+"""The daemon: assembles all parts of a node, runs them as a process, and reports to systemd."""

@@ -1,4 +1,4 @@
-"""A node: starts its parts in order, stops them in the opposite one, and tells how it does."""
+"""A node: starts its parts in order, stops them in reverse, and reports its status."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from sollold.settings.state_file import why_not_writable
 logger = logging.getLogger("sollold")
 
 _CLOSE_SECONDS = 2.0
-"""For connections of callers to close when every answer has ended."""
+"""Timeout for client connections to close once every response has ended, in seconds."""
 
 
 class Daemon:
-    """All parts of one node. `start` puts their ends on a stack, so that they end in the opposite order."""
+    """All parts of one node. `start` registers their shutdown on a stack, so they stop in reverse order."""
 
     def __init__(self, loaded: LoadedSettings, folders: Places, *, demo: bool) -> None:
         self._folders = folders
@@ -60,21 +60,21 @@ class Daemon:
         self._held: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
-        """The drain that was asked for last, under way or done."""
+        """The last requested drain, running or done."""
         self._parts = Parts(loaded.settings, folders, demo=demo, drain=self._drain)
 
     @property
     def settings(self) -> Settings:
-        """Those in force."""
+        """The effective settings."""
         return self._parts.settings
 
     async def start(self, stack: AsyncExitStack) -> None:
-        """Start everything, from the ground up.
+        """Start all parts, bottom up.
 
         Raises:
             PortTaken: a port is in use.
-            OSError: an address is none of this machine's, a folder can't be read.
-            BadSeed: a seed in the settings can't be read.
+            OSError: an address is not this machine's, or a folder is unreadable.
+            BadSeed: a seed in the settings is invalid.
         """
         parts = self._parts
         await self._trace(stack)
@@ -111,7 +111,7 @@ class Daemon:
         self._own(keep_small(), "memory")
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
-        """Build what serves HTTP, and listen."""
+        """Build the HTTP application, and listen."""
         parts = self._parts
         settings = self.settings
         engine_metrics = EngineMetrics(lambda: parts.node.me, parts.agent.deployments.address)
@@ -146,7 +146,7 @@ class Daemon:
         stack.push_async_callback(listener.close)
 
     async def _trace(self, stack: AsyncExitStack) -> None:
-        """Send traces if the settings say where to; without them the daemon serves all the same."""
+        """Send traces if the settings say where to; without OpenTelemetry the daemon runs all the same."""
         if not self.settings.log.traces:
             return
         try:
@@ -157,7 +157,7 @@ class Daemon:
         stack.push_async_callback(asyncio.to_thread, end)
 
     async def leave(self, hurry: asyncio.Event) -> None:
-        """Before the end: take no new work, let running answers finish or move. ``hurry`` cuts it short."""
+        """Before stopping: refuse new work, let running requests finish or move. ``hurry`` cuts it short."""
         parts = self._parts
         limit = self.settings.serving.drain_limit
         self._leaving = "draining: running requests finish or move"
@@ -180,11 +180,11 @@ class Daemon:
         for task in (draining, waiting):
             task.cancel()
         await asyncio.gather(draining, waiting, return_exceptions=True)
-        # While the connections stand: callers without an answer get an error that says why.
+        # While the connections are open, clients without a response get an error that says why.
         await parts.serving.close()
 
     def reload(self, read: Callable[[], LoadedSettings]) -> None:
-        """SIGHUP: put what can change in force, name the rest. Never ends the daemon."""
+        """Handle SIGHUP: apply the settings that can change, report the rest. Never stops the daemon."""
         self._own(self._reload(read), "reload")
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
@@ -209,7 +209,7 @@ class Daemon:
             systemd.notify(ready=True, status=self.status())
 
     async def _use(self, settings: Settings) -> None:
-        """Put the settings of `LIVE_KEYS` in force."""
+        """Apply the settings in `LIVE_KEYS`."""
         parts = self._parts
         models = self.settings.models
         parts.settings = settings
@@ -239,14 +239,14 @@ class Daemon:
             undrain(parts.node, parts.endpoints)
 
     async def _end_drain(self) -> None:
-        """End a drain under way: at its limit it would break off what the node works on again."""
+        """Cancel a running drain: at its limit it would interrupt new work."""
         draining, self._draining = self._draining, None
         if draining is not None:
             draining.cancel()
             await asyncio.gather(draining, return_exceptions=True)
 
     def status(self) -> str:
-        """One line for ``systemctl status``."""
+        """Return a line for ``systemctl status``."""
         parts = self._parts
         if self._leaving:
             return self._leaving
@@ -263,7 +263,7 @@ class Daemon:
         return "; ".join(words)
 
     def ready_line(self) -> str:
-        """One line for the log once it serves: version, address and models."""
+        """Return the log line for a successful start: version, address and number of models."""
         me, host = self._parts.node.me, self.settings.http.host
         address = host if host not in ("", "0.0.0.0", "::") else (*me.addresses, "127.0.0.1")[0]
         url = replace(me, addresses=(address,)).url
@@ -272,7 +272,7 @@ class Daemon:
         return f"sollold {__version__} on {me.name}: {url} (API, and a dashboard for browsers), {models} here"
 
     def findings(self) -> list[Finding]:
-        """What `sollold doctor` says. Blocks a moment: call it off the loop."""
+        """Return the findings for `sollold doctor`. Blocks briefly: call it off the loop."""
         parts = self._parts
         trouble: list[tuple[str, str]] = []
         if parts.meter.problem:

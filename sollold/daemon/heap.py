@@ -1,4 +1,4 @@
-"""The daemon's memory: one heap for all threads, and what is not in use goes back to the system."""
+"""Keeps the daemon's memory small: one malloc arena, and unused memory returned to the system."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _ARENA_MAX = -8
 _DONTNEED = 4
 """``MADV_DONTNEED`` of Linux's mman.h."""
 _STARTED, _PERIOD = 10.0, 60.0
-"""Seconds from one look at the memory to the next: twice while the daemon starts, and from then on."""
+"""Seconds between clean-ups: for the first two, and from then on."""
 _READ_ONLY = ("r--p", "r-xp")
 
 Span = tuple[int, int, str]
-"""Addresses: the first, that after the last, and the library (or the program) that is mapped there."""
+"""An address range: start, end (exclusive), and the library or program mapped there."""
 
 
 def use_one_arena() -> None:
     """Have glibc's malloc keep one arena; call it before threads are started.
 
-    Left to itself it makes some for each core, and what threads for files and hashes have freed in them stays
-    with the process: 30 MB after a few loads. Without glibc nothing is done.
+    By default it makes several per core, and memory freed in them by threads for files and hashes stays with
+    the process: 30 MB after a few loads. Does nothing without glibc.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(OSError, AttributeError):
@@ -33,7 +33,7 @@ def use_one_arena() -> None:
 
 
 async def keep_small() -> None:
-    """Give back what only the start needed, and each minute what work did. Until it is cancelled."""
+    """Return what only the start needed, then every minute what is no longer in use, until cancelled."""
     spare = ReclaimableMemory()
     pauses = iter((_STARTED, _STARTED))
     while True:
@@ -42,10 +42,10 @@ async def keep_small() -> None:
 
 
 class ReclaimableMemory:
-    """Memory for the system to have: what is free, and pages of libraries that may not be needed again.
+    """Memory that can be returned to the system: free memory, and library pages that may not be needed again.
 
-    A page that is needed after all is mapped once more in a microsecond: the system has it in its cache. Of
-    27 MB of them an idle daemon goes on with 16.
+    A page that is needed after all is mapped again within a microsecond, from the page cache. Of 27 MB of
+    such pages an idle daemon uses 16.
     """
 
     def __init__(self, process: Path = Path("/proc/self")) -> None:
@@ -56,7 +56,7 @@ class ReclaimableMemory:
         self._clean: frozenset[Span] = frozenset()
 
     def give_back(self) -> None:
-        """Do it; blocks for some milliseconds. Where the system is not Linux with glibc nothing is done."""
+        """Return it; blocks for some milliseconds. Does nothing except on Linux with glibc."""
         with contextlib.suppress(OSError, AttributeError):
             spans = self.unchanged()
             libc = ctypes.CDLL(None)
@@ -65,10 +65,10 @@ class ReclaimableMemory:
                 libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)
 
     def unchanged(self) -> frozenset[Span]:
-        """What is mapped from libraries, can't be written, never was, and was there at the last look already.
+        """Return read-only, never modified mappings of libraries that already existed at the previous call.
 
-        A library's tables of addresses are not among it: they are written while it is loaded. One that is
-        new may be about to be loaded in another thread.
+        That excludes libraries' address tables, written during loading. A new mapping may belong to a
+        library that another thread is just loading.
 
         Raises:
             OSError: the system has no ``/proc/PID/smaps`` (proc(5)).
@@ -76,7 +76,7 @@ class ReclaimableMemory:
         there = frozenset(self._spans("maps"))
         settled = there & self._seen
         if not settled <= self._known:
-            # This takes longer: the system goes through the pages of each.
+            # This takes longer: the kernel walks the pages of each mapping.
             self._clean = frozenset(self._spans("smaps")) & settled
             self._known = settled
         self._clean &= there

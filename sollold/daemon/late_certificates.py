@@ -1,7 +1,7 @@
-"""The system's certificates of authorities, read when a daemon first calls a web server, not at its start.
+"""Loads the system's CA certificates when a daemon first calls a web server, instead of at its start.
 
-aiohttp reads them when it is imported: some 140 of them, 2.6 MB. Most daemons never call anything but their
-neighbours, whom they know by other means, and a machine's Ollama.
+aiohttp loads them on import: about 140 certificates, 2.6 MB. Most daemons only call other nodes, which are
+authenticated differently, and the machine's Ollama.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from aiohttp import connector
 
 
 class LateContext(ssl.SSLContext):
-    """As `ssl.create_default_context` makes one, but for the certificates, which its first use reads."""
+    """Like the result of `ssl.create_default_context`, but it loads the CA certificates at its first use."""
 
     _read = False
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """As always."""
+        """Load the certificates, then proceed as usual."""
         if not self._read:
             self._read = True
             self.load_default_certs()
@@ -26,9 +26,9 @@ class LateContext(ssl.SSLContext):
 
 
 def install() -> None:
-    """Give aiohttp such a context instead of its own; to be called before much else is imported.
+    """Replace aiohttp's own context; call it before much else is imported.
 
-    What its own held is free then, and is taken by what comes after.
+    The memory of aiohttp's context is then freed, and reused by later imports.
     """
     own = getattr(connector, "_SSL_CONTEXT_VERIFIED", None)
     if not isinstance(own, ssl.SSLContext):

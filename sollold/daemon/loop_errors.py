@@ -1,4 +1,4 @@
-"""What the event loop reports of itself: errors that are none stay out of the log."""
+"""Event loop exception handler that keeps harmless errors out of the log."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ logger = logging.getLogger("sollold")
 
 
 def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception handler for a loop.
+    """Handle an exception reported by a loop.
 
-    uvloop calls it fatal when a connection that was given up during its handshake, since another address of
-    the node answered first or time was up, has bytes left to send.
+    When a connection is abandoned during its handshake, because another address of the node answered first
+    or the time was up, and has bytes left to send, uvloop reports that as fatal.
     """
     error = context.get("exception")
     given_up = isinstance(error, RuntimeError) and "the handler is closed" in str(error)

@@ -1,4 +1,4 @@
-"""The daemon as a process: a lock on its folders, signals, and what keeps it from starting."""
+"""The daemon as a process: locking its folders, handling signals, reporting why it can't start."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class StartError(Exception):
 
 
 def serve(loaded: LoadedSettings, *, reload: Callable[[], LoadedSettings], demo: bool = False) -> None:
-    """Run until SIGTERM or SIGINT; on a terminal until that is closed, too (SIGHUP).
+    """Run until SIGTERM or SIGINT, or on a terminal until that is closed (SIGHUP).
 
     Args:
-        loaded: the settings in force.
-        reload: reads them anew, on SIGHUP of a daemon that has no terminal.
-        demo: with no model on this machine, write a small one.
+        loaded: the settings.
+        reload: loads them again, on SIGHUP of a daemon that has no terminal.
+        demo: if this machine has no model, write a small one.
 
     Raises:
-        StartError: a port is taken, an address is not this machine's, a folder can't be written, another
-            daemon has it.
+        StartError: a port is taken, an address is not this machine's, a folder can't be written, or another
+            daemon uses it.
     """
     raise_descriptor_limit()
     use_one_arena()
@@ -57,7 +57,7 @@ def serve(loaded: LoadedSettings, *, reload: Callable[[], LoadedSettings], demo:
 
 @contextmanager
 def _owned(folders: Places) -> Iterator[None]:
-    """The state folder is this daemon's alone within the block."""
+    """Lock the state folder during the block."""
     try:
         folders.make()
         lock = os.open(folders.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -89,7 +89,7 @@ async def _serve(
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(loop_errors.handle)
-    # Closing the terminal is no request to reload the settings.
+    # Closing the terminal is not a request to reload the settings.
     closed = (signal.SIGHUP,) if _has_terminal() else ()
     for number in (signal.SIGTERM, signal.SIGINT, *closed):
         loop.add_signal_handler(number, stopping.set)
@@ -105,19 +105,19 @@ async def _serve(
         if not closed:
             loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
         logger.info("%s", daemon.ready_line())
-        # What is there now stays: looked through at every collection of garbage, it would hold up the loop.
+        # These objects stay: traversing them in every garbage collection would block the loop.
         gc.collect()
         gc.freeze()
         systemd.notify(ready=True, status=daemon.status())
         await stopping.wait()
-        # A second signal ends the waiting for requests, not the cleaning up.
+        # A second signal ends the waiting for requests, but not the clean-up.
         stopping.clear()
         await daemon.leave(stopping)
         stuck.expect_end()
 
 
 def _has_terminal() -> bool:
-    """Whether this process ends with its terminal: it has one, and ``nohup`` is not in use."""
+    """Return whether this process ends with its terminal: it has one, and ``nohup`` is not in use."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return False
     try:
@@ -128,7 +128,7 @@ def _has_terminal() -> bool:
 
 
 def _in_words(error: OSError, folders: Places) -> str:
-    """Without the number; with the file, if it is about one. A full disk is that of the state folder."""
+    """Describe the error without its number, with its file; for a full disk that is the state folder."""
     words = error.strerror or str(error)
     place = error.filename
     if place is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -137,7 +137,7 @@ def _in_words(error: OSError, folders: Places) -> str:
 
 
 def _owner_hint(error: OSError) -> str:
-    """What to do about a file that belongs to somebody else, as one that root restored from a backup."""
+    """Return advice about a file of another user, such as one that root restored from a backup."""
     if not isinstance(error, PermissionError):
         return ""
     try:

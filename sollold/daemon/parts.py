@@ -1,4 +1,4 @@
-"""Builds the parts of a node, from the ground up. Nothing is started here."""
+"""Assembles the parts of a node, bottom up. Nothing is started here."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ from sollold.settings.schema import Settings
 
 
 class Parts:
-    """All parts of one node, each made with those that it needs.
+    """All parts of one node, each created with those that it needs.
 
     Args:
-        drain: begins or ends a drain of this node.
+        drain: starts or ends a drain of this node.
 
     Attributes:
-        settings: those in force.
+        settings: the effective settings.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Parts:
         self._build_serving()
 
     def _build_cluster(self) -> None:
-        """This node in the cluster, and what it tells of its machine."""
+        """Build this node's membership, and the measurement of its machine."""
         settings, state = self.settings, self._folders.state
         key = NodeKey.load(state)
         tokens, ring = secret_of(settings.cluster, state, key.node)
@@ -111,11 +111,11 @@ class Parts:
         self.tls = certificate_of(settings.http, self.identity, self._subject)
 
     def _subject(self) -> Subject:
-        """What this node is called in its certificate."""
+        """Return the names and addresses for this node's certificate."""
         return subject_of(self.node.me.name, self.node.me.addresses, self.settings.http.hosts)
 
     def _build_models(self, demo: bool) -> None:
-        """The models of this node and of the cluster."""
+        """Build the models of this node and of the cluster."""
         settings, state = self.settings, self._folders.state
         write_demo = demo_model.write if demo else None
         self.catalogue = Catalogue(settings.models, state, demo=write_demo, sweep=sweep)
@@ -123,7 +123,7 @@ class Parts:
         self.own_models = OwnModels(self.catalogue, self.peers)
 
     def _build_engines(self) -> None:
-        """What runs on this node, and the leader, which plans it."""
+        """Build what runs on this node, and the leader, which plans it."""
         settings, folders, view, calls = self.settings, self._folders, self.node, self.calls
         self.tunnels = Tunnels(self.node.reach, view)
         self.agent = Agent(
@@ -169,7 +169,7 @@ class Parts:
         self.relay.register(self.peers)
 
     def _build_transfers(self) -> None:
-        """Files of models on their way between nodes, and from the hubs."""
+        """Build the transfer of model files between nodes and from the hubs."""
         settings, me = self.settings, self.identity.node
         self.pace = RateLimit(settings.models.transfer_rate)
         self.sender = Sender(self.catalogue, self.peers, me, self.pace)
@@ -195,7 +195,7 @@ class Parts:
         self.fetcher.register(self.peers)
 
     def _build_serving(self) -> None:
-        """The way of a request, and the commands over the whole cluster."""
+        """Build the request path, and the cluster-wide commands."""
         settings, view, calls = self.settings, self.node, self.calls
         engines = self.engines = Engines(self.agent.deployments, self.ollama)
         self.counters = Counters()

@@ -1,4 +1,4 @@
-"""An end that no thread holds up: one that reads from a share whose server is away can't be ended."""
+"""Ends the process even if a thread can't end, such as one reading from an unreachable network share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import threading
 logger = logging.getLogger("sollold")
 
 LONGEST = 20.0
-"""Seconds from the end of the drain, which takes 60, to that of the process: systemd kills after 90."""
+"""Time from the end of the drain, which takes up to 60 s, to the exit, in seconds: systemd kills after 90."""
 
 
 class StuckThreads:
-    """Ends the process, with the exit code 0, when its threads do not end by themselves."""
+    """Ends the process, with exit code 0, if its threads do not end by themselves."""
 
     def __init__(self, seconds: float = LONGEST) -> None:
         self._timer = threading.Timer(seconds, self._exit)
         self._timer.daemon = True
 
     def expect_end(self) -> None:
-        """From now on the process has so many seconds."""
+        """Start the countdown to the end of the process."""
         if self._timer.is_alive():
             return
         try:
@@ -29,7 +29,7 @@ class StuckThreads:
             logger.warning("nothing ends the daemon if a disk or a share does not answer: %s", error)
 
     def all_ended(self) -> None:
-        """The loop has ended. Where no thread is left that Python would wait for, there is nothing to do."""
+        """Cancel it, the loop having ended, unless a thread is left that Python would wait for."""
         if not _waited_for():
             self._timer.cancel()
 

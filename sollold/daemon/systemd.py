@@ -1,4 +1,4 @@
-"""Tells systemd the daemon's state, sd_notify(3): datagrams of ``KEY=value`` lines to ``$NOTIFY_SOCKET``."""
+"""Reports the daemon's state to systemd, sd_notify(3): datagrams of ``KEY=value`` to ``$NOTIFY_SOCKET``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from sollold.retry import LogAndRetry
 
 STATUS_SECONDS = 5.0
-"""How old the status line may be."""
+"""Maximum age of the status line, in seconds."""
 
 
 def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = False, status: str = "") -> bool:
-    """Tell systemd; False when not started by systemd, or when it does not listen just now."""
+    """Notify systemd; return False if not started by systemd, or if it is not listening just now."""
     lines = []
     if ready:
         lines.append("READY=1")
@@ -30,7 +30,7 @@ def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = Fals
 
 
 def reloading() -> bool:
-    """Tell systemd that a reload has begun; end it with ``notify(ready=True)``."""
+    """Notify systemd that a reload has begun; end it with ``notify(ready=True)``."""
     return _send(["RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"])
 
 
@@ -40,7 +40,7 @@ def extend(seconds: float) -> bool:
 
 
 def watchdog_period() -> float:
-    """Seconds within which systemd wants to hear from us; 0.0: it doesn't watch."""
+    """Return the watchdog timeout in seconds; 0.0 without a watchdog."""
     pid = os.environ.get("WATCHDOG_PID", "")
     if pid and pid != str(os.getpid()):
         return 0.0
@@ -51,10 +51,10 @@ def watchdog_period() -> float:
 
 
 async def keep_telling(status: Callable[[], str]) -> None:
-    """The status line and the watchdog, until cancelled; returns at once when not started by systemd.
+    """Update the status line and the watchdog until cancelled; return at once if not started by systemd.
 
-    Fed from the loop, so a loop that hangs feeds it no more. A datagram that is lost, or a status that can't
-    be told just now, ends nothing: the watchdog would end the whole daemon.
+    This runs on the loop, so a hung loop triggers the watchdog. A lost datagram or a status that can't be
+    computed just now must not end it: the watchdog would kill the whole daemon.
     """
     if not os.environ.get("NOTIFY_SOCKET"):
         return

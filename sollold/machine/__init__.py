@@ -1,1 +1,1 @@
-"""What this machine has: devices, memory, speed, in bytes and bytes per second."""
+"""This machine's hardware: devices, memory and speed, in bytes and bytes per second."""

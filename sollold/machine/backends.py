@@ -1,4 +1,4 @@
-"""What ``llama-server --list-devices`` says: the devices that this llama.cpp can use, by its own names."""
+"""Parses ``llama-server --list-devices``: the devices that this llama.cpp can use, by its own names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sollold.settings.schema import MIB
 log = logging.getLogger("sollold.machine")
 
 ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-"""For every child that uses GPUs: ``CUDA<n>`` is then the n-th that NVML knows."""
+"""For every child that uses GPUs: ``CUDA<n>`` is then the same GPU as NVML's index n."""
 _SECONDS = 60.0
 _LINE = re.compile(r"^\s+([A-Za-z]+\d*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
 _UMA = re.compile(r"ggml_vulkan: (\d+) = .*\| uma: ([01]) ")
@@ -22,17 +22,17 @@ _INTEGRATED = re.compile(
     r"Intel.*Graphics|\bIris\b|\bUHD\b|Radeon (?:\S+ )?Graphics|\bApple\b|\bGB10\b|\bOrin\b|\bTegra\b"
 )
 _CARD = re.compile(r"\bArc\b.* [AB]\d{3}\b")
-"""Intel's cards, which are called Graphics too: ``Intel(R) Arc(TM) A770 Graphics``."""
+"""Intel's discrete cards are also named Graphics: ``Intel(R) Arc(TM) A770 Graphics``."""
 _SOFTWARE = re.compile(r"llvmpipe|lavapipe|SwiftShader", re.IGNORECASE)
 _CHOSEN = "GGML_VK_VISIBLE_DEVICES"
-"""Vulkan's devices by their numbers, for llama.cpp: the way to have it use a software renderer after all."""
+"""llama.cpp's variable that selects Vulkan devices by number, and so may enable a software renderer."""
 _KINDS = {"cuda": "CUDA", "hip": "ROCm", "vulkan": "Vulkan"}
-"""As llama.cpp names a backend in its files, and as people do."""
+"""Backend name in llama.cpp's file names → name for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedDevice:
-    """One device that llama.cpp offers. ``unified``: its memory is the machine's RAM."""
+    """A device that llama.cpp offers. ``unified``: its memory is the machine's RAM."""
 
     id: str
     name: str
@@ -42,9 +42,9 @@ class ListedDevice:
 
 
 def listed(server: Path) -> list[ListedDevice] | None:
-    """Run ``server --list-devices``. Slow where a driver has to start: call it seldom, off the loop.
+    """Run ``server --list-devices``. Slow if a driver has to start: call it rarely, off the loop.
 
-    None when it can't be run or fails; the log says why.
+    Returns None if it can't be run or fails; the log says why.
     """
     try:
         done = subprocess.run(
@@ -67,7 +67,7 @@ def listed(server: Path) -> list[ListedDevice] | None:
 
 
 def built_for(server: Path) -> tuple[str, ...]:
-    """The kinds of GPU that this llama.cpp was built for, as far as the names of its files tell."""
+    """Return the kinds of GPU that this llama.cpp was built for, according to its file names."""
     folder = server.parent
     names = {file.name.removeprefix("libggml-").partition(".")[0] for file in folder.glob("libggml-*.so")}
     names.add(folder.parent.name.rpartition("-")[2])  # `b11434-cuda/bin` in our cache
@@ -75,10 +75,10 @@ def built_for(server: Path) -> tuple[str, ...]:
 
 
 def parse(text: str) -> list[ListedDevice]:
-    """The devices in the output of ``--list-devices``.
+    """Return the devices in the output of ``--list-devices``.
 
-    Software renderers are left out: they are the processor under another name; unless somebody chose Vulkan's
-    devices. So is a GPU that a second backend offers again, since its memory would count twice.
+    Software renderers are omitted, since they use the CPU, unless the user selected Vulkan devices. So is a
+    GPU offered again by a second backend, whose memory would count twice.
     """
     chosen = bool(os.environ.get(_CHOSEN))
     uma = {f"Vulkan{number}": shared == "1" for number, shared in _UMA.findall(text)}
@@ -99,16 +99,16 @@ def parse(text: str) -> list[ListedDevice]:
 
 
 def _integrated(name: str) -> bool:
-    """Whether a GPU of this name has no memory of its own, as far as a name can tell."""
+    """Return whether a GPU of this name has no memory of its own, as far as its name tells."""
     return bool(_INTEGRATED.search(name)) and not _CARD.search(name)
 
 
 def _same_gpu(other: ListedDevice, device: str, name: str) -> bool:
-    """Two devices of one backend are two GPUs, even of one name; of two backends they are one."""
+    """Return whether it is ``other`` under another backend; within one backend, equal names are two GPUs."""
     backend = device.rstrip("0123456789")
     return other.id.rstrip("0123456789") != backend and _plain(other.name) == _plain(name)
 
 
 def _plain(name: str) -> str:
-    """Without what drivers append in brackets."""
+    """Drop what drivers append in parentheses."""
     return re.sub(r"\s*\(.*", "", name).strip().lower()

@@ -1,4 +1,4 @@
-"""A child process ends with its parent."""
+"""Makes child processes die with the daemon."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ except OSError:
     pass
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-"""Asks Linux for SIGKILL when the daemon dies, offers itself as the first to go when memory ends (the daemon
-loads anew then; without the daemon everything ends), then becomes the program. A small program of its own,
-since code between fork and exec is not safe in a process with threads. Python leaves SIGPIPE ignored,
-and so does exec: a worker needs it ignored, or it dies when its client goes away."""
+"""Asks Linux for SIGKILL when the daemon dies, becomes the OOM killer's first choice (the daemon can then
+reload the model, while without the daemon everything stops), then executes the program. It is a separate
+program since code between fork and exec is unsafe in a process with threads. Python ignores SIGPIPE, and exec
+preserves that: a worker needs it ignored, or it dies when its client disconnects."""
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """``command`` in such a way that it dies with this process, where the system can do that."""
+    """Wrap ``command`` so that it dies with this process, on Linux; unchanged elsewhere."""
     if not sys.platform.startswith("linux"):
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]

@@ -1,4 +1,4 @@
-"""What a machine offers to hold layers: its devices."""
+"""The devices of a machine that can hold layers."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from enum import StrEnum
 from sollold.facts import dataclass
 
 PROCESSOR = "CPU"
-"""llama.cpp's name of a machine's processor as a device."""
+"""llama.cpp's device name of the CPU."""
 
 
 class Kind(StrEnum):
-    """What computes: a GPU, the processor, or whatever is behind an external worker."""
+    """What computes: a GPU, the CPU, or whatever is behind an external worker."""
 
     GPU = "gpu"
     CPU = "cpu"
     EXTERNAL = "plain"
-    """Reached over the network, without proof and encryption; see `sollold.machine.external_worker`."""
+    """On the network, without authentication or encryption; see `sollold.machine.external_worker`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One place that can hold layers of a model. Sizes in bytes.
+    """A device that can hold layers of a model. Sizes in bytes.
 
     Attributes:
-        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``); of an
-            external worker its address.
+        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``); for a device of an
+            external worker, the worker's address.
         total: physical size; for ``CPU`` the RAM, bounded by the cgroup.
-        free: free when last measured, whoever uses the rest. A hint: it is stale when read.
-        limit: most that grants may take in all, from the settings (``total`` when not set).
-        granted: set aside by grants at present.
-        available: what one more grant could get now; the ledger's own arithmetic.
-        overhead: cost of one more process that uses the device (a CUDA context, say).
-        bandwidth: bytes per second its memory can be read with; 0.0 when unknown.
-        compute: multiply-adds per second in a matrix product, times two; 0.0 when unknown.
+        free: free memory when last measured, counting all users. A hint: it is outdated when read.
+        limit: maximum for all grants together, from the settings (``total`` if not set).
+        granted: memory currently granted.
+        available: what another grant could get now; computed by the ledger.
+        overhead: cost of one more process that uses the device (such as a CUDA context).
+        bandwidth: memory bandwidth for reading, in bytes per second; 0.0 if unknown.
+        compute: operations per second in a matrix product (two per multiply-add); 0.0 if unknown.
         pool: devices of a node with the same pool share one memory (an integrated GPU and the RAM, both
-            ``ram``): what one gets the other has not. Empty: the device's memory is its own.
-        reserve: left to the rest of the machine by the settings.
+            ``ram``): what one uses the other lacks. Empty: the device's memory is its own.
+        reserve: memory that the settings leave to the rest of the machine.
     """
 
     id: str
@@ -56,12 +56,12 @@ class Device:
 
     @property
     def memory(self) -> str:
-        """Names the memory among those of its node: devices that share one have the same."""
+        """Name of the device's memory, unique on its node: devices that share memory have the same name."""
         return self.pool or self.id
 
 
 def one_a_memory(devices: Iterable[Device], size: Callable[[Device], int]) -> list[Device]:
-    """One device for each memory: of those that share one, which each say what all of it is, the largest."""
+    """Return one device per memory: of those that share one, and each report all of it, the largest."""
     kept: dict[str, Device] = {}
     for device in devices:
         if device.memory not in kept or size(device) > size(kept[device.memory]):

@@ -1,4 +1,4 @@
-"""This machine's devices, measured: what the record and the ledger say of memory rests on this."""
+"""Measures this machine's devices; the memory figures of the record and the ledger come from here."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from sollold.settings.schema import MIB, NodeSettings
 log = logging.getLogger("sollold.machine")
 
 UNIFIED = "ram"
-"""The pool of the processor and of every GPU that has no memory of its own."""
+"""Pool of the CPU and of every GPU without memory of its own."""
 LIST_SECONDS = 60.0
-"""How old the listing of GPUs without NVML may be: it starts a process."""
+"""Maximum age of the listing of GPUs that NVML does not measure, in seconds: listing starts a process."""
 _OVERHEADS = {"CUDA": 512 * MIB, "ROCm": 512 * MIB, "Vulkan": 128 * MIB, "SYCL": 256 * MIB}
-"""What one more process costs before it has allocated anything: its context. Safe guesses."""
+"""Cost of one more process before it allocates anything: its context. Conservative guesses."""
 PROCESS = 24 * MIB
-"""What a process of llama.cpp keeps of RAM beside its buffers. Measured with b11434 (VmRSS less the buffers
-in its log): a worker 5 MiB before it serves anybody and 9 MiB then, llama-server 18 MiB, of which 13 are its
-program; the vocabulary is counted with the model."""
+"""RAM of a llama.cpp process besides its buffers, in bytes. Measured with b11434 (VmRSS minus the buffers in
+its log): a worker 5 MiB before it serves a client and 9 MiB afterwards; llama-server 18 MiB, of which 13 are
+its program. The vocabulary is counted with the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The devices at one moment, and what processes held of the GPUs then: pid → device → bytes.
+    """The devices at one moment, and the GPU memory of processes then: pid → device → bytes.
 
-    ``mapped``: bytes of RAM that count as free though processes have files mapped there.
+    ``mapped``: bytes of RAM that count as free although processes have mapped files there.
     """
 
     devices: tuple[Device, ...]
@@ -43,12 +43,12 @@ class Measurement:
 
 
 class DeviceMeter:
-    """Measures the devices. `measure` blocks, for as long as a driver hangs: call it off the loop, from any
-    thread. The rest tells of the last measurement, and never waits for one.
+    """Measures the devices. `measure` blocks, even forever if a driver hangs: call it off the loop, in any
+    thread. The other methods use the last measurement and do not wait for one, except `gpu_loads`.
 
     Args:
         settings: limits, reserves and which devices may be used.
-        state: folder where the measured speed is kept.
+        state: folder of the file with the measured speed.
     """
 
     def __init__(self, settings: NodeSettings, state: Path) -> None:
@@ -59,7 +59,7 @@ class DeviceMeter:
         self._speed: Speed | None = None
         self._gpus: list[Gpu] = []
         self._lock = threading.Lock()
-        """Held for a moment only, for what `use` and a listing both set."""
+        """Guards what `use_server` and a listing both set; held only briefly."""
         self._server: Path | None = None
         self._listed: list[ListedDevice] = []
         self._listed_at = float("-inf")
@@ -68,11 +68,11 @@ class DeviceMeter:
 
     @property
     def problem(self) -> str:
-        """Why GPUs can't be seen, for people; empty when there is no problem."""
+        """Why GPUs can't be detected, for people; empty if there is no problem."""
         return self._nvml.problem
 
     def idle_gpus(self) -> tuple[str, ...]:
-        """Names of GPUs that the driver knows, and that the llama.cpp in use offers no device for."""
+        """Return the names of GPUs that the driver knows but the llama.cpp in use can't use."""
         offered = {one.id for one in self._listed}
         if self._listed_at == float("-inf") or any(not name.startswith("CUDA") for name in offered):
             return ()
@@ -80,7 +80,7 @@ class DeviceMeter:
         return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
 
     def absent_gpus(self) -> tuple[str, ...]:
-        """Kinds of GPU that the llama.cpp in use was built for, where it found no GPU at all."""
+        """Return the kinds of GPU that the llama.cpp in use was built for, if it found no GPU at all."""
         with self._lock:
             server, found = self._server, self._listed
             unknown = self._listed_at == float("-inf") or self._list_failed
@@ -88,30 +88,30 @@ class DeviceMeter:
 
     @property
     def can_tell_load(self) -> bool:
-        """Whether there are drivers that tell how busy GPUs are."""
+        """Whether a driver reports the GPUs' load."""
         return self._nvml.present
 
     def gpu_loads(self) -> list[GpuLoad]:
-        """How busy the GPUs of the last measurement are now. Blocks a moment: call it off the loop."""
+        """Return the current load of the last measurement's GPUs. Blocks briefly: call it off the loop."""
         return self._nvml.loads(self._gpus)
 
     def reserves(self) -> dict[str, int]:
-        """Bytes of each device that are left to the rest of the machine."""
+        """Return device → bytes left to the rest of the machine."""
         gpus = {one.id: 0 if one.unified else self._settings.gpu_reserve for one in self._listed}
         return {PROCESSOR: self._settings.reserve, **gpus}
 
     def close(self) -> None:
-        """Let go of drivers."""
+        """Release the drivers."""
         self._nvml.close()
 
     def use_server(self, server: Path) -> None:
-        """From now on devices are those that this ``llama-server`` can use."""
+        """Use the devices of this ``llama-server`` from now on."""
         with self._lock:
             self._server = server
             self._listed_at = float("-inf")
 
     def measure(self) -> Measurement:
-        """The devices as they are now. The first call takes up to 2 s (the processor's speed)."""
+        """Measure the devices. The first call takes up to 2 s, for the processor's speed."""
         with self._measuring:
             if self._speed is None:
                 self._speed = speed(self._state / "speed.json")
@@ -124,21 +124,21 @@ class DeviceMeter:
             server, known, at = self._server, self._listed, self._listed_at
         if server is None:
             return
-        # The figures of GPUs that NVML does not tell of age; and a driver may come up after the daemon.
+        # Figures of GPUs that NVML does not measure get outdated; and a driver may come up after the daemon.
         told = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
         age = self._list_failed or (not known and told) or any(one.id not in told for one in known)
         if at == float("-inf") or (age and time.monotonic() - at > LIST_SECONDS):
             fresh = listed(server)
             with self._lock:
                 if self._server == server:
-                    # One that did not run says nothing of the GPUs: they may be in use.
+                    # A failed listing says nothing about the GPUs: they may be in use.
                     self._list_failed = fresh is None
                     self._listed = known if fresh is None else fresh
                     self._listed_at = time.monotonic()
             self._say_absent(server)
 
     def _say_absent(self, server: Path) -> None:
-        """Once for each llama.cpp: GPUs are looked for again and again."""
+        """Warn once per llama.cpp: GPUs are listed repeatedly."""
         if (kinds := self.absent_gpus()) and server != self._said_absent:
             self._said_absent = server
             log.warning(
@@ -155,9 +155,9 @@ def combine(
     offered: Collection[ListedDevice],
     gpus: Collection[Gpu],
 ) -> Measurement:
-    """Devices from what llama.cpp offers and what NVML and the system measure.
+    """Combine what llama.cpp offers with what NVML and the system measure.
 
-    NVML's figures are fresher than the listing's, so they win. A GPU that llama.cpp can't use is none.
+    NVML's figures are newer than the listing's and take precedence. Unusable GPUs are omitted.
     """
     nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus) if gpu.readable}
     devices: list[Device] = []

@@ -1,7 +1,7 @@
-"""Workers that others started: plain, since their protocol knows neither identity nor encryption.
+"""External RPC workers, also called plain, since their protocol has no authentication or encryption.
 
-A device of such a worker is named by the worker's address, so that records, plans and grants tell it from
-the machine's own wherever they go.
+A device of such a worker is named by the worker's address, which distinguishes it from the machine's own
+devices in records, plans and grants.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _DEVICE = re.compile(r"([^#]+:[0-9]+)(?:#([0-9]{1,3})/([0-9]{1,3}))?")
 
 
 class ExternalState(StrEnum):
-    """What a look at such a worker found."""
+    """Result of a probe of such a worker."""
 
     CHECKING = "checking"
-    """Not looked at yet, or not since a deployment gave it back."""
+    """Not probed yet, or not since a deployment released it."""
     USABLE = "usable"
     TAKEN = "taken"
-    """A deployment of the cluster has it: it is not looked at meanwhile, since it serves one client."""
+    """A deployment of the cluster uses it: it is not probed meanwhile, since it serves one client."""
     BUSY = "busy"
     """It accepts connections but does not answer: it serves another client."""
     DEAD = "dead"
     """Nothing answers there."""
     REFUSED = "refused"
-    """It answers, and is not used all the same; the reason says why."""
+    """It answers but can't be used; the reason says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class ExternalWorker:
 
     Attributes:
         address: ``host:port``.
-        reason: why it is not used, a sentence; empty when it is.
-        version: of its protocol (``7.0.0``); empty while unknown.
-        devices: how many it has; ``total``: bytes of them all, as it says itself.
+        reason: why it is not used, as a sentence; empty if it is.
+        version: its protocol version (``7.0.0``); empty while unknown.
+        devices: number of its devices; ``total``: bytes of all of them, as reported by the worker.
     """
 
     address: str
@@ -52,7 +52,7 @@ class ExternalWorker:
 
 @dataclass(frozen=True, slots=True)
 class ExternalDevice:
-    """One of the ``count`` devices of the worker at ``address``, from 0."""
+    """Device number ``index`` (from 0) of the ``count`` devices of the worker at ``address``."""
 
     address: str
     index: int = 0
@@ -60,16 +60,16 @@ class ExternalDevice:
 
     @property
     def id(self) -> str:
-        """``host:port``, and with several devices ``host:port#2/3`` for the second of three."""
+        """``host:port``, or with several devices ``host:port#2/3`` for the second of three."""
         return self.address if self.count == 1 else f"{self.address}#{self.index + 1}/{self.count}"
 
     def all(self) -> tuple[str, ...]:
-        """The ids of all devices of its worker, in the worker's order."""
+        """Return the ids of all devices of its worker, in the worker's order."""
         return tuple(ExternalDevice(self.address, index, self.count).id for index in range(self.count))
 
 
 def external_device(device: str) -> ExternalDevice | None:
-    """The device of a external worker that has this id; None for a machine's own."""
+    """Return the external worker's device with this id; None for one of a machine's own."""
     found = _DEVICE.fullmatch(device)
     if found is None:
         return None
@@ -79,16 +79,16 @@ def external_device(device: str) -> ExternalDevice | None:
 
 
 def external_address(device: str) -> str:
-    """The address of the external worker that has the device of this id; empty for a machine's own."""
+    """Return the address of the external worker that has this device; empty for one of a machine's own."""
     found = external_device(device)
     return found.address if found is not None else ""
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port.
+    """Split an address into host and port.
 
     Raises:
-        ValueError: it is not ``host:port`` with a name or an IPv4 address, which is all llama.cpp takes.
+        ValueError: it is not ``host:port`` with a name or an IPv4 address, the only forms llama.cpp accepts.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None or not 0 < int(found[2]) < 65536:

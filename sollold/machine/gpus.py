@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, by NVML: cheap enough to ask every few seconds, and it sees every process."""
+"""NVIDIA GPUs through NVML, which is cheap enough to query every few seconds and sees every process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("sollold.machine")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Bytes; bytes per second; operations per second.
+    """A GPU. Sizes in bytes, bandwidth in bytes per second, compute in operations per second.
 
     Attributes:
-        index: its place in the order of PCI buses, which is CUDA's with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
+        index: position in PCI bus order, which is CUDA's order with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
         bandwidth: memory clock × 2 (double data rate) × bus width.
         compute: cores × clock × 2, in single precision without tensor cores: a lower bound.
-        processes: bytes that each process uses, as far as the driver tells.
-        total: 0 when the driver does not tell its memory: then only its place in the order is known.
+        processes: pid → bytes used, as far as the driver reports it.
+        total: 0 if the driver does not report it; then only the position is known.
     """
 
     index: int
@@ -37,18 +37,18 @@ class Gpu:
 
     @property
     def readable(self) -> bool:
-        """Whether the driver told its figures."""
+        """Whether the driver reported its figures."""
         return self.total > 0
 
 
 @dataclass(frozen=True, slots=True)
 class GpuLoad:
-    """How busy a GPU is; NaN where the driver does not tell.
+    """Load of a GPU; NaN for values that the driver does not report.
 
     Attributes:
         device: llama.cpp's name for it, ``CUDA0`` and so on.
-        utilization: share of the last moment in which it computed, 0.0 to 1.0.
-        temperature: degrees Celsius; ``power``: watts.
+        utilization: fraction of the last sampling period in which it computed, 0.0 to 1.0.
+        temperature: in degrees Celsius; ``power``: in watts.
     """
 
     device: str
@@ -58,15 +58,15 @@ class GpuLoad:
 
 
 class Nvml:
-    """The NVIDIA driver's management library. Without one there are no GPUs, and that is no error."""
+    """The NVIDIA driver's management library. Without one there are no GPUs, which is not an error."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
         self.problem = ""
-        """Why NVIDIA GPUs can't be seen; empty when they can, or when there is no driver."""
+        """Why NVIDIA GPUs can't be detected; empty if they can, or if there is no driver."""
         self._said: dict[int, str] = {}
         try:
-            # The binding is 2 MB of constants, of no use without the library that it would load.
+            # The binding is 2 MB of constants, useless without the library that it would load.
             ctypes.CDLL("libnvidia-ml.so.1")
         except OSError:
             return
@@ -85,13 +85,13 @@ class Nvml:
         self._nvml = pynvml
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
             self._nvml = None
 
     def gpus(self) -> list[Gpu]:
-        """The GPUs that this process may use, as they are now."""
+        """Return the GPUs that this process may use, with current figures."""
         if self._nvml is None:
             return []
         try:
@@ -104,11 +104,11 @@ class Nvml:
 
     @property
     def present(self) -> bool:
-        """Whether there is a driver to ask."""
+        """Whether there is a driver."""
         return self._nvml is not None
 
     def loads(self, gpus: Sequence[Gpu]) -> list[GpuLoad]:
-        """How busy ``gpus``, as `gpus` gave them, are now. Blocks a moment."""
+        """Return the current load of ``gpus``, a result of `gpus`. Blocks briefly."""
         nvml = self._nvml
         if nvml is None:
             return []
@@ -137,7 +137,7 @@ class Nvml:
             return math.nan
 
     def _gpu(self, index: int) -> Gpu:
-        """One that can't be read keeps its place: the others' names count on it."""
+        """Query a GPU. An unreadable one keeps its position, on which the names of the others depend."""
         nvml = self._nvml
         name, uuid = f"GPU {index}", ""
         try:
@@ -164,7 +164,7 @@ class Nvml:
         )
 
     def _say(self, index: int, trouble: str) -> None:
-        """Once: the GPUs are looked at every few seconds."""
+        """Log a problem once: the GPUs are queried every few seconds."""
         if trouble and trouble != self._said.get(index):
             log.warning("%s", trouble)
         self._said[index] = trouble
@@ -184,9 +184,9 @@ class Nvml:
 
 
 def visible(gpus: Sequence[Gpu], variable: str | None) -> list[Gpu]:
-    """Those that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; numbers or the beginnings of UUIDs.
+    """Return the GPUs selected by ``CUDA_VISIBLE_DEVICES``, in its order; by index or UUID prefix.
 
-    As CUDA does, what follows the first unknown entry is not visible.
+    As in CUDA, entries after the first invalid one are ignored.
     """
     if variable is None:
         return list(gpus)

@@ -1,7 +1,7 @@
-"""Whose programs are connected to a port on loopback.
+"""Finds the users whose programs are connected to a loopback port.
 
-Linux tells the user of the client's own socket, also of a connection that the listening program has not
-accepted yet: by netlink, or, where its kernel was built without that, in ``/proc/net/tcp``. See proc(5).
+Linux reports the owner of the client's socket, even for connections not yet accepted: through netlink, or in
+``/proc/net/tcp`` on kernels built without that. See proc(5).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LOOPBACK = "127.0.0.1"
 
 
 async def client_users(port: int) -> Mapping[int, int] | None:
-    """Client's port → its user's id, for all that are connected to ``port`` of 127.0.0.1.
+    """Return client port → user id for all connections to ``port`` of 127.0.0.1.
 
-    None: this system does not tell.
+    Returns None if this system does not tell.
     """
     try:
         return sock_diag.users_of_clients(port)
@@ -30,7 +30,7 @@ async def client_users(port: int) -> Mapping[int, int] | None:
 
 
 def listed_users(port: int, folder: Path = Path("/proc/net")) -> Mapping[int, int] | None:
-    """The same from the table. Blocks for as long as the kernel takes to list all connections."""
+    """Read the same from the table. Blocks for as long as the kernel takes to list all connections."""
     try:
         with (folder / "tcp").open("rb") as table:
             found = dict(_clients(table, port))
@@ -56,7 +56,7 @@ def _clients(table: Iterator[bytes], port: int) -> Iterator[tuple[int, int]]:
 
 
 def _written(family: socket.AddressFamily, address: str) -> bytes:
-    """An address as the kernel writes it: words in the machine's own order of bytes."""
+    """Return an address as the kernel writes it: words in native byte order."""
     packed = socket.inet_pton(family, address)
     return b"".join(b"%08X" % word for word in struct.unpack(f"={len(packed) // 4}I", packed))
 

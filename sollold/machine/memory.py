@@ -1,4 +1,4 @@
-"""The RAM that this process and its children may use: the machine's, bounded by its control groups."""
+"""The RAM available to this process and its children: the machine's, bounded by its control groups."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of RAM.
+    """RAM in bytes.
 
-    ``free`` counts what the system can take back from its caches, and so the ``mapped`` too: pages of files
-    that processes have in use, weights of models among them.
+    ``free`` includes what the system can reclaim from its caches, and so includes ``mapped`` too: pages of
+    files mapped by processes, among them weights of models.
     """
 
     total: int
@@ -28,30 +28,30 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """One control group's bound."""
+    """Limit and usage of a control group, in bytes."""
 
     limit: int
     used: int
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """RAM of the machine, or of the tightest control group above this process.
+    """Return the RAM of the machine, or of the tightest control group above this process.
 
-    ``root`` is where ``proc`` and ``sys`` lie.
+    ``root``: the folder that contains ``proc`` and ``sys``.
     """
     system = psutil.virtual_memory()
     return bounded(Memory(system.total, system.available, _mapped(root)), root)
 
 
 def held_below(root: Path = Path("/")) -> tuple[int, int]:
-    """What a control group lets this process have of the machine's RAM, and that; zeros without a limit."""
+    """Return (control group limit, machine's RAM) in bytes; zeros without a limit below the RAM."""
     machine = psutil.virtual_memory().total
     limit = min((group.limit for group in _groups(root)), default=machine)
     return (limit, machine) if limit < machine else (0, 0)
 
 
 def bounded(machine: Memory, root: Path) -> Memory:
-    """``machine`` within the limits of the control groups under ``root``, of either version."""
+    """Bound ``machine`` by the limits of this process's control groups, of either version."""
     total, free = machine.total, machine.free
     for group in _groups(root):
         total = min(total, group.limit)
@@ -60,7 +60,7 @@ def bounded(machine: Memory, root: Path) -> Memory:
 
 
 def _mapped(root: Path) -> int:
-    """0 where the system does not say."""
+    """Return the bytes of mapped files; 0 if unknown."""
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():
             name, _, size = line.partition(":")
@@ -72,7 +72,7 @@ def _mapped(root: Path) -> int:
 
 
 def _groups(root: Path) -> Iterator[_Group]:
-    """The limited groups of this process, from its own up to the root of what is mounted."""
+    """Yield the limited groups of this process, from its own up to the root of the mount."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -98,7 +98,7 @@ def _groups(root: Path) -> Iterator[_Group]:
 def _chain(base: Path, path: str, limit: str, usage: str, cached: tuple[str, str]) -> Iterator[_Group]:
     folder = base / path.lstrip("/")
     if ".." in path or not folder.is_dir():
-        # Inside a container the path is the host's, while the mount shows the container's own group.
+        # In a container the path is the host's, while the mount shows the container's own group.
         folder = base
     while folder == base or base in folder.parents:
         group = _group(folder, limit, usage, cached)
@@ -118,7 +118,7 @@ def _group(folder: Path, limit: str, usage: str, cached: tuple[str, str]) -> _Gr
         used = int((folder / usage).read_text())
     except (OSError, ValueError):
         return None
-    # File pages, mapped weights among them, can be taken back and read again.
+    # File pages, including mapped weights, can be reclaimed and read again.
     return _Group(most, max(0, used - sum(_stat(folder, name) for name in cached)))
 
 

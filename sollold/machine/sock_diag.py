@@ -1,6 +1,6 @@
-"""Whose sockets are connected to a port on loopback, asked of the kernel by netlink: sock_diag(7).
+"""Finds the owners of connections to a loopback port through netlink, sock_diag(7).
 
-It takes a fraction of a millisecond, so no thread is needed; to read ``/proc/net/tcp`` takes ten times as
+A query takes a fraction of a millisecond, so it needs no thread; reading ``/proc/net/tcp`` takes ten times as
 long. The layouts are those of ``linux/inet_diag.h``.
 """
 
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 
 _SOCK_DIAG = 4
-"""The protocol of netlink."""
+"""Netlink protocol number."""
 _BY_FAMILY = 20
 _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
@@ -19,15 +19,15 @@ _HEAD = struct.Struct("=IHHII")
 """Length, type, flags, sequence number, sender."""
 _ERRNO = struct.Struct("=i")
 _QUESTION = struct.Struct("=BBBxI48x")
-"""Family, protocol, extensions, a bit for each state; of any socket."""
+"""Family, protocol, extensions, bit mask of states; any socket id."""
 _ROW = struct.Struct("=4x48x12xI")
-"""Of an answer: behind the socket's id, expiry and queues, its user."""
+"""Of a response row: the user id, after the socket's id, expiry and queues."""
 _PORTS = struct.Struct("!4xHH")
-"""Of an answer: the socket's own port, and that of the far end."""
+"""Of a response row: the socket's own port and the remote port."""
 _FAR_ADDRESS = slice(24, 40)
 _ESTABLISHED = 1 << 1
 _CONDITION = struct.Struct("=HHBBHxxHBBHxxH")
-"""An attribute with two steps: what is compared, where to go on if so, where if not, and with which port."""
+"""An attribute with a two-step filter: per step operation, offsets if true and if false, and port."""
 _BYTECODE, _AT_LEAST, _AT_MOST = 1, 4, 5
 
 _LOOPBACK = socket.inet_aton("127.0.0.1")
@@ -35,16 +35,16 @@ _ADDRESSES = (_LOOPBACK.ljust(16, b"\0"), bytes(10) + b"\xff\xff" + _LOOPBACK)
 
 
 def users_of_clients(port: int) -> dict[int, int]:
-    """Client's port → its user's id, for all that are connected to ``port`` of 127.0.0.1.
+    """Return client port → user id for all connections to ``port`` of 127.0.0.1.
 
     Raises:
-        OSError: this kernel does not tell.
+        OSError: this kernel does not support it.
     """
     found = {}
-    # Each step leads to the next, 8 bytes on, or past the end; the kernel tells of what comes to the end.
+    # A true step jumps 8 bytes to the next, a false one past the end; sockets that reach the end match.
     condition = _CONDITION.pack(_CONDITION.size, _BYTECODE, _AT_LEAST, 8, 20, port, _AT_MOST, 8, 12, port)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
-        kernel.setblocking(False)  # it answers within the call
+        kernel.setblocking(False)  # the kernel answers within the call
         for family in (socket.AF_INET, socket.AF_INET6):
             question = _QUESTION.pack(family, socket.IPPROTO_TCP, 0, _ESTABLISHED) + condition
             kernel.send(_HEAD.pack(_HEAD.size + len(question), _BY_FAMILY, _REQUEST_DUMP, 0, 0) + question)
@@ -56,7 +56,7 @@ def users_of_clients(port: int) -> dict[int, int]:
 
 
 def _rows(kernel: socket.socket) -> Iterator[bytes]:
-    """The rows of one answer, which comes in several messages."""
+    """Yield the rows of one response, which comes in several messages."""
     while True:
         said = kernel.recv(1 << 16)
         at = 0

@@ -1,7 +1,7 @@
-"""How fast this machine's processor reads memory and multiplies, for predictions.
+"""Estimates how fast this machine's processor reads memory and multiplies, for predictions.
 
-Bandwidth is measured: every core compares two buffers that no cache holds, which reads both. The rate of
-multiply-adds is reckoned from cores, clock and vector width, at the share of it that llama.cpp's kernels
+Bandwidth is measured: every core compares two buffers too large for the caches, which reads both. The rate of
+multiply-adds is calculated from cores, clock and vector width, at the efficiency that llama.cpp's kernels
 reach on quantized weights: nothing in Python's standard library could measure it.
 """
 
@@ -30,15 +30,15 @@ log = logging.getLogger("sollold.machine")
 _BUFFER = 48 * MIB
 _SECONDS = 0.4
 _TOGETHER = 5.0
-"""Seconds until all threads must have their buffers."""
+"""Timeout for all threads to allocate their buffers, in seconds."""
 _EFFICIENCY = 0.35
 _LANES = (("avx512f", 64), ("avx2", 32), ("sve", 32), ("asimd", 16), ("neon", 16), ("avx", 16), ("sse2", 8))
-"""Single-precision operations per cycle of a core with this flag: two units, multiply and add."""
+"""Single-precision operations per cycle of a core with this CPU flag: two units, multiply and add."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one processor: ``bandwidth`` bytes per second, ``compute`` operations per second."""
+    """Speed of a processor: ``bandwidth`` in bytes per second, ``compute`` in operations per second."""
 
     processor: str
     cores: int
@@ -47,7 +47,7 @@ class Speed:
 
 
 def cores() -> int:
-    """Physical cores that this process may use, at least one."""
+    """Return the number of physical cores that this process may use, at least one."""
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return max(1, min(physical, len(os.sched_getaffinity(0))))
@@ -55,9 +55,9 @@ def cores() -> int:
 
 
 def speed(kept: Path) -> Speed:
-    """The processor's speed: as kept in the file ``kept``, or measured now (under 2 s) and written there.
+    """Return the processor's speed from the file ``kept``, or measure it (under 2 s) and write it there.
 
-    Blocks; call it off the loop.
+    Blocks: call it off the loop.
     """
     processor = processor_name()
     try:
@@ -78,7 +78,7 @@ def speed(kept: Path) -> Speed:
 
 
 def processor_name() -> str:
-    """The processor's model."""
+    """Return the processor's model name."""
     for key in ("model name", "Hardware", "Model"):
         if value := _cpuinfo(key):
             return value
@@ -86,10 +86,10 @@ def processor_name() -> str:
 
 
 def bandwidth(threads: int, free: int) -> float:
-    """Bytes per second that ``threads`` threads read together; 0.0 when it can't be measured.
+    """Return the bytes per second that ``threads`` threads read together; 0.0 if it can't be measured.
 
-    ``free`` bytes of memory may be used: a quarter of them is at the most. With little the buffers are small,
-    and with too little for any that no cache holds, or for the threads, nothing is measured.
+    Uses at most a quarter of the ``free`` bytes of memory: with little memory the buffers are smaller, and
+    nothing is measured if they would fit into caches or the threads can't be started.
     """
     size = min(_BUFFER, free // (8 * threads)) // 4096 * 4096
     library = ctypes.util.find_library("c")
@@ -104,7 +104,7 @@ def bandwidth(threads: int, free: int) -> float:
         with mmap.mmap(-1, size) as one, mmap.mmap(-1, size) as two:
             first = (ctypes.c_char * size).from_buffer(one)
             second = (ctypes.c_char * size).from_buffer(two)
-            # Pages that were never written are all the same one.
+            # Pages that were never written all map to the same zero page.
             ctypes.memset(first, 1, size)
             ctypes.memset(second, 1, size)
             try:
@@ -122,7 +122,7 @@ def bandwidth(threads: int, free: int) -> float:
         try:
             rates[place] = read()
         except (OSError, threading.BrokenBarrierError) as error:
-            # One that has no buffer ends the waiting of the others.
+            # A thread without a buffer must not keep the others waiting.
             together.abort()
             log.debug("memory can't be read for a measurement: %s", error)
 
@@ -141,7 +141,7 @@ def bandwidth(threads: int, free: int) -> float:
 
 
 def compute() -> float:
-    """Operations per second of all cores in a matrix product, as llama.cpp reaches them; reckoned."""
+    """Estimate the operations per second of all cores in a matrix product, as llama.cpp achieves them."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     machine = platform.machine()
     lanes = next((width for flag, width in _LANES if flag in flags), 16 if machine == "arm64" else 8)
@@ -149,7 +149,7 @@ def compute() -> float:
 
 
 def _clock() -> float:
-    """Cycles per second."""
+    """Return the clock frequency in hertz."""
     try:
         frequency = psutil.cpu_freq()
     except (OSError, NotImplementedError, RuntimeError):

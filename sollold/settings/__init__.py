@@ -1,1 +1,1 @@
-"""The settings: what there is, how it is read and written, and the folders of a daemon."""
+"""The settings: their definition, reading and writing them, and the daemon's folders."""

@@ -1,4 +1,4 @@
-"""Secrets within settings that are none as a whole: a password in a URL, a key in a command line."""
+"""Redacts secrets within settings that are not secret as a whole: passwords in URLs, keys in arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OPTION = re.compile(r"-(?:hft|.*-?(?:key|token|secret|password))", re.IGNORECAS
 
 
 def hidden_in(value: object) -> object:
-    """A setting's value as others may see it: what opens a door is left out."""
+    """Return a setting's value with its secrets redacted."""
     if isinstance(value, str):
         return hidden_in_text(value)
     if isinstance(value, tuple):
@@ -22,12 +22,12 @@ def hidden_in(value: object) -> object:
 
 
 def hidden_in_text(text: str) -> str:
-    """``text`` with its URLs' users, passwords and keys left out."""
+    """Redact users, passwords and keys in the URLs of ``text``."""
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
 def _words(words: tuple[object, ...]) -> list[object]:
-    """The words of a command line: ``--api-key`` is followed by a secret, or has one behind its ``=``."""
+    """Redact command-line arguments: ``--api-key`` is followed by a secret, or contains one after ``=``."""
     found: list[object] = []
     secret = False
     for word in words:

@@ -1,6 +1,6 @@
-"""The settings as a commented TOML file and as a table, written from the classes themselves.
+"""Renders the settings as a commented TOML file and as a table, from the classes themselves.
 
-The text below each field in `sollold.settings.schema` is its documentation; so there is one place to change.
+The docstring of each field in `sollold.settings.schema` is its only documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sollold.settings.schema import Bytes, Settings
 
 @functools.cache
 def documentation() -> dict[str, str]:
-    """What each key means (``section.name`` → sentences), and each section (``section`` → sentence)."""
+    """Return the text for each key (``section.name``) and for each section (``section``)."""
     tree = ast.parse(Path(inspect.getfile(schema)).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     found: dict[str, str] = {}
@@ -43,7 +43,7 @@ def documentation() -> dict[str, str]:
 
 
 def toml_value(setting: Setting, value: object) -> str:
-    """A value as the file has it; sizes with their unit when that is exact."""
+    """Format a value for the file; sizes with a unit if that is exact."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
@@ -61,7 +61,7 @@ def toml_value(setting: Setting, value: object) -> str:
 
 
 def _item(value: object) -> str:
-    """A value within a table."""
+    """Format a value within a table."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -71,7 +71,7 @@ def _item(value: object) -> str:
 
 
 def example() -> str:
-    """The whole file, every key commented out with its default: what is installed in ``/etc``."""
+    """Return the example file installed in ``/etc``: every key commented out, with its default."""
     texts = documentation()
     lines = [
         "# Settings of sollold. Every key is shown with its default; all are optional.",
@@ -93,7 +93,7 @@ def example() -> str:
 
 
 def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """(key, value as the file has it, where it comes from) of every setting; nothing secret is shown."""
+    """Return (key, formatted value, origin) of every setting, with secrets redacted."""
     settings = catalogue()
     return [
         (key, value if _kept_back(loaded, key) else toml_value(settings[key], value), origin)
@@ -102,7 +102,7 @@ def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
 
 
 def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
-    """(key, value, where it comes from) of every setting. Tokens, passwords and keys are not shown."""
+    """Return (key, value, origin) of every setting, with secrets redacted."""
     rows = []
     for key, setting in catalogue().items():
         value = getattr(getattr(loaded.settings, setting.section), setting.name)

@@ -1,7 +1,7 @@
-"""What is said of a setting that can't be. Imports nothing: commands that only ask a daemon have it too."""
+"""The error for invalid settings. Imports nothing, since commands that only query a daemon use it too."""
 
 from __future__ import annotations
 
 
 class SettingsError(Exception):
-    """A setting that can't be. The message names the place, the fault and the nearest right word."""
+    """An invalid setting. The message names its location, the fault and the closest valid word."""

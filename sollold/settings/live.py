@@ -1,4 +1,4 @@
-"""Which settings a running daemon takes over when it is told to read them again."""
+"""Settings that a running daemon applies on reload."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ LIVE_KEYS = frozenset(
     }
     | {key for key in catalogue() if key.startswith("placement.")}
 )
-"""Settings that a reload changes at once; the others need a restart and are named."""
+"""Settings that a reload applies at once; changes of others need a restart and are reported."""

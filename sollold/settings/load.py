@@ -1,7 +1,7 @@
-"""Reading the settings: defaults, then one TOML file, then ``SOLLOLD_*``, then flags.
+"""Loads the settings: defaults, then one TOML file, then ``SOLLOLD_*``, then flags.
 
-A wrong key or value is refused with the place it stands in and the nearest right one. Each value remembers
-where it came from, so that ``sollold config`` can say it.
+An invalid key or value is rejected with its location and the closest valid one. The origin of each value is
+remembered, so that ``sollold config`` can show it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
 
 
 SECRETS = ("cluster.token", "cluster.old_tokens")
-"""Keys whose values are shown to nobody."""
+"""Keys whose values are never shown."""
 FOREIGN_VARIABLES = {"llama.rpc_backends": "RPC_BACKENDS"}
-"""Variables that people have set already for other programs; our own go before them."""
+"""Variables that other programs use for the same purpose; our own take precedence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key of the settings: its name, its type as Python writes it, and its default."""
+    """A settings key: its name, type annotation and default."""
 
     section: str
     name: str
@@ -58,13 +58,13 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
+        """Environment variable that sets it."""
         return f"SOLLOLD_{self.section}_{self.name}".upper()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings in force, and for each key that is not a default where it was set."""
+    """The effective settings, and the origin of each key that is not a default."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -73,7 +73,7 @@ class LoadedSettings:
 
 @functools.cache
 def catalogue() -> dict[str, Setting]:
-    """All settings there are, by key."""
+    """Return all settings by key."""
     found: dict[str, Setting] = {}
     for section in dataclasses.fields(Settings):
         kinds = typing.get_type_hints(typing.get_type_hints(Settings)[section.name], include_extras=True)
@@ -95,19 +95,19 @@ def load(
     *,
     skip_unreadable: bool = False,
 ) -> LoadedSettings:
-    """Read the settings. Blocking: call it before the loop runs, or in a thread.
+    """Load the settings. Blocks: call it before the loop runs, or in a thread.
 
     Args:
         file: the TOML file; None: the one that ``$SOLLOLD_CONFIG`` names, else the first of `candidates`
             that exists, else none.
-        environment: None: the process's.
-        flags: (key, value as text, how the flag is spelled), the last one wins.
-        skip_unreadable: pass over one of `candidates` that this user may not read, as who only asks a daemon
-            does: the file may have the cluster's token in it.
+        environment: environment variables; None: the process's.
+        flags: (key, value as text, the flag as typed); the last one wins.
+        skip_unreadable: skip those of `candidates` that this user may not read, for commands that only
+            query a daemon: the file may contain the cluster's token.
 
     Raises:
-        SettingsError: a file that can't be read, or that everybody can read though it has a secret; a wrong
-            key or value.
+        SettingsError: a file is unreadable, or is world-readable although it contains a secret; a key or
+            value is invalid.
     """
     variables = os.environ if environment is None else environment
     values: dict[str, object] = {}
@@ -148,7 +148,7 @@ def _found(skip_unreadable: bool) -> Path | None:
         try:
             if not place.is_file():
                 continue
-        except PermissionError as error:  # its folder can't be looked into
+        except PermissionError as error:  # its folder is not accessible
             if skip_unreadable:
                 continue
             raise SettingsError(f"{place}: can't be read: {error.strerror}{_hint(error)}") from error
@@ -158,7 +158,7 @@ def _found(skip_unreadable: bool) -> Path | None:
 
 
 def _hint(error: OSError) -> str:
-    """What to do about a file that can't be read."""
+    """Return advice about an unreadable file."""
     if not isinstance(error, PermissionError):
         return ""
     return "; it may hold the cluster's secret: try with sudo, or name a file of your own with --config"
@@ -166,7 +166,7 @@ def _hint(error: OSError) -> str:
 
 def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
     try:
-        # Editors of Windows begin a file with a mark of its encoding.
+        # Editors on Windows may write a byte order mark.
         text = read_file(file).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsError(f"{file}: can't be read: it is not in UTF-8") from None
@@ -194,16 +194,16 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
 
 
 def _sections_of(name: str) -> str:
-    """Where a key belongs that was written before the first section."""
+    """Return advice about a key written before the first section."""
     owners = [f"[{one.section}]" for one in catalogue().values() if one.name == name]
     return f": write it below {' or '.join(owners)}" if owners else ", and no section has such a key"
 
 
 def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
-    """A secret in a file that every user of the machine can read is none.
+    """Reject a file that contains a secret but is readable by every user of the machine.
 
     Raises:
-        SettingsError: so it is; with the command that closes the file.
+        SettingsError: the file is such; the message has the command that mends it.
     """
     named = [key for key in SECRETS if values.get(key) not in ("", "open", (), None)]
     if not named:
@@ -220,7 +220,7 @@ def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """Line numbers of tables (``section``) and of their keys (``section.key``)."""
+    """Return the line numbers of tables (``section``) and of their keys (``section.key``)."""
     found: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -238,7 +238,7 @@ def _lines(text: str) -> dict[str, int]:
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
     known = [setting.variable for setting in catalogue().values()]
     others = {FILE_VARIABLE, "SOLLOLD_NODE_URL", "SOLLOLD_API_KEY", "SOLLOLD_CA"}
-    # Building packages and testing have variables of their own.
+    # Package builds and tests have variables of their own.
     apart = ("SOLLOLD_DEB_", "SOLLOLD_TEST_")
     for name in variables:
         if name.startswith("SOLLOLD_") and name not in {*known, *others} and not name.startswith(apart):
@@ -258,8 +258,8 @@ def _setting(key: str, place: str) -> Setting:
 
 
 def _from_text(setting: Setting, text: str, place: str) -> object:
-    """A value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``, both also
-    as the file has them."""
+    """Parse a value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``, or
+    either in TOML syntax."""
     bare = _bare(setting.kind)
     listed, tabled = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
     if (listed and text.lstrip().startswith("[")) or (tabled and text.lstrip().startswith("{")):
@@ -322,13 +322,13 @@ def _checked(setting: Setting, value: object, place: str) -> object:
 
 
 def _as_listed(kind: object, value: object) -> object:
-    """A word of a list of choices as the list has it, however it was written."""
+    """Match a choice regardless of case and surrounding spaces; other values are unchanged."""
     choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
     return next((one for one in choices if isinstance(value, str) and one == value.strip().lower()), value)
 
 
 def _check_networks(kind: object, texts: tuple[object, ...]) -> None:
-    """Raises ValueError where ``kind`` is that of networks and one of ``texts`` is none."""
+    """Raise ValueError if ``kind`` is a list of networks and one of ``texts`` is not a network."""
     if any(meta.title == "network" for meta in _metas(kind)):
         for text in texts:
             try:
@@ -338,10 +338,10 @@ def _check_networks(kind: object, texts: tuple[object, ...]) -> None:
 
 
 def _entry(kind: type, name: str, value: object) -> dict[str, object]:
-    """One table of a table of tables, its sizes as numbers.
+    """Convert one table in a table of tables, turning its sizes into numbers.
 
     Raises:
-        ValueError: it is no table, or has a key that means nothing.
+        ValueError: it is not a table, or has an unknown key.
     """
     kinds = typing.get_type_hints(kind, include_extras=True)
     if not isinstance(value, dict):
@@ -363,18 +363,18 @@ def _metas(kind: object) -> list[msgspec.Meta]:
 
 
 def _unit(kind: object) -> str:
-    """``bytes`` or ``seconds``, for kinds that are written with a unit; else empty."""
+    """Return ``bytes`` or ``seconds`` for types written with a unit; else an empty string."""
     return next((meta.title for meta in _metas(kind) if meta.title in ("bytes", "seconds")), None) or ""
 
 
 def _description(kind: object) -> str:
-    """What such a text has to be, for kinds that have a form (or lists of such)."""
+    """Return the description of the expected form of a string type (or of a list of such strings)."""
     kinds = [kind, *typing.get_args(kind)]
     return next((meta.description for one in kinds for meta in _metas(one) if meta.description), None) or ""
 
 
 def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
-    """``old`` with the values of ``keys`` as in ``new``."""
+    """Return ``old`` with the values of ``keys`` from ``new``."""
     sections: dict[str, dict[str, object]] = {}
     for key in keys:
         section, _, name = key.partition(".")
@@ -386,7 +386,7 @@ def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """Keys whose values differ, in the order of the file."""
+    """Return the keys whose values differ, in the order of the file."""
     changed = []
     for key, setting in catalogue().items():
         before = getattr(getattr(old, setting.section), setting.name)

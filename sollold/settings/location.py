@@ -1,6 +1,6 @@
-"""Floor 0: where the settings file is, and where a daemon with these settings listens.
+"""Where the settings file is, and where a daemon with these settings listens.
 
-Imports little, since commands that only ask a daemon start with it.
+Imports little, since commands that only query a daemon start with it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from sollold.settings.read_file import read_file
 
 HTTP_PORT = 11435
-"""Where people and programs reach a node, if nothing else is set."""
+"""Default port of the HTTP API."""
 FILE_VARIABLE = "SOLLOLD_CONFIG"
 
 
 def home_folder() -> Path:
-    """The user's home folder; the root folder where a user has none, as one of a container by its number."""
+    """Return the user's home folder, or the root folder if there is none, as for some container uids."""
     try:
         return Path.home()
     except RuntimeError:
@@ -26,12 +26,12 @@ def home_folder() -> Path:
 
 
 def own_settings() -> Path:
-    """The folder of this user's own settings of all programs."""
+    """Return this user's configuration folder (XDG)."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with ``~`` as the home folder; as it is where there is no such home."""
+    """Expand ``~`` in ``path``; return it unchanged if that home folder does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -39,7 +39,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def candidates() -> list[Path]:
-    """Where the file is looked for when none is named; the first that exists is read."""
+    """Return the default locations of the settings file, in order of precedence."""
     places = [own_settings() / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
     if folder := os.environ.get("CONFIGURATION_DIRECTORY"):
         places.insert(0, Path(folder.split(":")[0]) / "sollold.toml")
@@ -47,16 +47,16 @@ def candidates() -> list[Path]:
 
 
 def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, int] | None:
-    """Host and port of this machine's daemon by the settings; None where only all of `load` can tell.
+    """Return host and port of this machine's daemon by the settings; None if that takes a full `load`.
 
-    A file that this user may not read is passed over: it may have the cluster's token in it.
+    Files that this user may not read are skipped: they may contain the cluster's token.
     """
     variables = os.environ if environment is None else environment
     http: object = {}
     named = variables.get(FILE_VARIABLE)
     for file in [Path(named)] if named else candidates():
         try:
-            # Editors of Windows begin a file with a mark of its encoding.
+            # Editors on Windows may write a byte order mark.
             http = tomllib.loads(read_file(file).decode("utf-8-sig")).get("http", {})
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             if named:
@@ -75,5 +75,5 @@ def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, in
 
 
 def reachable(host: str) -> str:
-    """The address that reaches who listens on ``host``."""
+    """Return the address by which a server listening on ``host`` can be reached."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,4 +1,4 @@
-"""The folders that a daemon writes to. Nothing is written anywhere else."""
+"""The folders that a daemon writes to. Nothing else is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Places:
     """Folders of one daemon.
 
     Attributes:
-        state: identity, terms, journal of children, remembered peers, logs: small, to be kept.
+        state: identity, terms, journal of children, known peers, logs: small, must be kept.
         cache: llama.cpp builds and workers' tensors: large, may be deleted at any time.
     """
 
@@ -25,13 +25,13 @@ class Places:
     cache: Path
 
     def make(self) -> None:
-        """Make the folders, readable by their owner alone (the identity lies there).
+        """Create the folders, readable only by their owner since they contain the identity.
 
-        A state folder that others may enter, as the package's, holds users' models too. What else is in it
-        is closed to others, also what an older version left open.
+        A state folder that others may enter, like the package's, also holds users' models. Its logs and JSON
+        files are closed to others, including those that an older version left open.
 
         Raises:
-            OSError: they can't be made or written.
+            OSError: they can't be created or written.
         """
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         for one in (*self.state.glob("logs"), *self.state.glob("*.json")):
@@ -42,7 +42,7 @@ class Places:
 
 
 def places(settings: NodeSettings) -> Places:
-    """The folders by the settings, else as systemd gives them, else in the user's home (XDG)."""
+    """Return the folders from the settings, else from systemd, else in the user's home (XDG)."""
     return Places(
         _place(settings.state_dir, "STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
         _place(settings.cache_dir, "CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache"),

@@ -1,4 +1,4 @@
-"""A file that the settings are, or name: read so that whatever lies there holds nobody up for ever."""
+"""Reads settings files so that nothing at that path, such as a pipe, can block forever."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LONGEST = 16 << 20
 
 
 def read_file(path: Path) -> bytes:
-    """What is in it. It may be a pipe, as shells make for ``<(…)``, if somebody writes into that.
+    """Return the file's content. It may be a pipe, such as a shell's ``<(…)``, if something is written to it.
 
     Raises:
-        OSError: it can't be read, or is longer than any such file.
+        OSError: it can't be read, or is too long.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

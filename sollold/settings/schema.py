@@ -1,6 +1,6 @@
-"""The settings, as facts. One class a section of ``sollold.toml``; every field has its default.
+"""The settings as dataclasses. One class per section of ``sollold.toml``; every field has a default.
 
-How they are read and checked, and where each value came from, is in `sollold.settings.load`.
+`sollold.settings.load` reads and checks them and tracks where each value came from.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 Bytes = Annotated[int, Meta(ge=0, le=2**62, title="bytes")]
-"""Written as a number of bytes or with a unit: ``"20 GiB"``, ``"400 MB"``."""
+"""A size in bytes, written as a number or with a unit: ``"20 GiB"``, ``"400 MB"``."""
 Seconds = Annotated[float, Meta(title="seconds")]
-"""Written as a number of seconds or with a unit: ``"5m"``, ``"1h30m"``."""
+"""A duration in seconds, written as a number or with a unit: ``"5m"``, ``"1h30m"``."""
 Limit = Annotated[float, Meta(ge=0, le=1e8, title="seconds")]
-"""`Seconds` that somebody is made to wait at the most: never negative, never for ever."""
+"""`Seconds` as a maximum waiting time: never negative, never infinite."""
 Token = Annotated[
     str,
     Meta(
@@ -67,10 +67,10 @@ OriginText = Annotated[
     ),
 ]
 Port = Annotated[int, Meta(ge=0, le=65535, title="port")]
-"""0 takes a free one."""
+"""0: any free port."""
 Count = Annotated[int, Meta(ge=0, title="count")]
 MOST_SLOTS = 64
-"""Requests at a time that one deployment can be loaded for."""
+"""Maximum number of parallel requests of one deployment."""
 Speculate = Annotated[
     str, Meta(min_length=1, max_length=300, description="auto, off, mtp, ngram or a model's name")
 ]
@@ -89,13 +89,13 @@ class NodeSettings:
     cache_dir: str = ""
     """llama.cpp, workers' tensors; empty: ``$CACHE_DIRECTORY`` or ``~/.cache/sollold``."""
     memory_limit: Bytes = 0
-    """Most bytes that models may use over all devices; 0: limited by the devices only."""
+    """Maximum memory for models over all devices; 0: limited only by the devices."""
     device_limits: dict[str, Bytes] = field(default_factory=dict)
-    """Most bytes per device (``CUDA0 = "20 GiB"``)."""
+    """Maximum memory for models per device (``CUDA0 = "20 GiB"``)."""
     reserve: Bytes = 512 * MIB
-    """Bytes of RAM kept free for the rest of the machine."""
+    """RAM kept free for the rest of the machine."""
     gpu_reserve: Bytes = 256 * MIB
-    """Bytes of every GPU kept free for other programs."""
+    """Memory of every GPU kept free for other programs."""
     devices: tuple[str, ...] = ()
     """Devices that may be used; empty: all GPUs and the CPU."""
 
@@ -107,7 +107,7 @@ class HttpSettings:
     host: str = "0.0.0.0"
     """Address to listen on; ``127.0.0.1`` keeps the API to this machine."""
     port: Port = HTTP_PORT
-    """Where Ollama's, OpenAI's and Anthropic's clients and browsers connect."""
+    """Port for browsers and clients of Ollama, OpenAI and Anthropic."""
     cors_origins: tuple[OriginText, ...] = (
         "http://localhost",
         "https://localhost",
@@ -124,24 +124,24 @@ class HttpSettings:
     """Origins that may call the API from a browser or an Electron-like program (``app://*``: all of that
     scheme); ``"*"``: all. A node's own pages are always allowed."""
     hosts: tuple[HostText, ...] = ()
-    """Names by which clients may address this node besides IP addresses, the nodes' names, localhost,
-    *.local, *.lan, *.internal and *.home.arpa; ``*.example.com``: all below it; ``*``: any (no protection
+    """Names by which clients may address this node in addition to IP addresses, the nodes' names, localhost,
+    *.local, *.lan, *.internal and *.home.arpa; ``*.example.com``: all subdomains; ``*``: any (no protection
     against DNS rebinding)."""
     auth: Literal["", "open", "keys"] = ""
-    """Who needs an API key. ``open``: other machines may ask models and read without one; ``keys``: they need
-    one for everything; empty: as ``open`` until the first key is made. Programs of this machine never need
-    one; orders from other machines (load, delete, drain …) always do."""
+    """Who needs an API key. ``open``: other machines may use models and read without one; ``keys``: they need
+    one for everything; empty: as ``open`` until the first key is made. Programs on this machine never need
+    one; commands from other machines (load, delete, drain …) always do."""
     trusted_proxies: tuple[ProxyText, ...] = ()
-    """Addresses or networks of reverse proxies whose ``X-Forwarded-For`` is believed (``10.0.0.0/8``)."""
+    """Addresses or networks of reverse proxies whose ``X-Forwarded-For`` is trusted (``10.0.0.0/8``)."""
     tls: Literal["off", "cluster", "own"] = "off"
-    """HTTPS for other machines; those of this machine may use HTTP all the same. ``cluster``: with a
-    certificate by the cluster's own authority, which ``sollold cluster ca`` prints; ``own``: with that of
-    ``tls_certificate``; ``off``: HTTP alone."""
+    """HTTPS for other machines; programs on this machine may still use HTTP. ``cluster``: with a certificate
+    of the cluster's own authority, which ``sollold cluster ca`` prints; ``own``: with the one in
+    ``tls_certificate``; ``off``: HTTP only."""
     tls_certificate: str = ""
-    """For ``tls = "own"``: file with the certificate and those that issued it, in PEM. A renewed file is read
-    by itself."""
+    """For ``tls = "own"``: PEM file with the certificate and its issuers. A renewed file is reloaded
+    automatically."""
     tls_key: str = ""
-    """File with the certificate's key in PEM, without a password."""
+    """PEM file with the certificate's key, without a password."""
     wait_limit: Limit = 600.0
     """Seconds that a request waits for a model to load before it fails with 503."""
 
@@ -156,12 +156,12 @@ class ClusterSettings:
     """Older secrets still accepted while ``token`` is being changed."""
     door: Door = "1h"
     """Without a token: ``open``: anyone on the LAN can join, until ``sollold cluster secure``. A time such as
-    ``1h``: the cluster has a random secret; new machines are admitted automatically for so long after its
-    founding, and from then on by ``sollold admit``. ``closed``: only by that."""
+    ``1h``: the cluster has a random secret; new machines are admitted automatically for this long after its
+    founding, and later by ``sollold admit``. ``closed``: only by that."""
     host: str = "::"
-    """Address to listen on for other nodes; ``::``: all of both families, ``0.0.0.0``: of IPv4 alone."""
+    """Address to listen on for other nodes; ``::``: IPv6 and IPv4, ``0.0.0.0``: IPv4 only."""
     port: Port = 11436
-    """UDP for gossip, TCP (TLS) for everything else between nodes; best the same on all nodes."""
+    """UDP for gossip, TCP (TLS) for everything else between nodes; preferably the same on all nodes."""
     seeds: tuple[SeedText, ...] = ()
     """``host:port`` of nodes to join without multicast."""
     mdns: bool = True
@@ -175,11 +175,11 @@ class LlamaSettings:
     """``[llama]``: where llama.cpp is found and how it runs."""
 
     server: str = ""
-    """Path of ``llama-server``; empty: found, or built."""
+    """Path of ``llama-server``; empty: found automatically, or built."""
     rpc_server: str = ""
-    """Path of ``ggml-rpc-server``, of the same build."""
+    """Path of ``ggml-rpc-server``, from the same build."""
     build: bool = True
-    """Build the pinned version when none is found."""
+    """Build the pinned version if none is found."""
     jobs: Count = 0
     """Parallel compile jobs; 0: as many as cores and memory allow."""
     worker_port: Port = 50052
@@ -193,12 +193,12 @@ class LlamaSettings:
     worker_cache_limit: Bytes = 64 * GIB
     """Size limit of that cache; least recently used tensors are removed first."""
     rpc_backends: tuple[str, ...] = ()
-    """``host:port`` of external llama.cpp RPC workers; the variable RPC_BACKENDS sets it too."""
+    """``host:port`` of external llama.cpp RPC workers; RPC_BACKENDS in the environment sets it too."""
     allow_plain_workers: bool = False
     """Use external workers. They are neither authenticated nor encrypted: anyone on the network can read and
     change what they compute."""
     extra_args: tuple[str, ...] = ()
-    """Added to every ``llama-server`` command line."""
+    """Arguments added to every ``llama-server`` command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +206,11 @@ class ModelProfile:
     """Properties of a model that no node has yet. All fields are optional."""
 
     parameters: Annotated[float, Meta(ge=0)] = 0.0
-    """In billions."""
+    """Number of parameters, in billions."""
     memory: Bytes = 0
-    """Memory that it needs with its context; 0: estimated from the parameters."""
+    """Memory needed, including its context; 0: estimated from the parameters."""
     requires_distributed: bool = False
-    """Spread it over machines even if it fits one."""
+    """Spread it over machines even if it fits on one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +220,14 @@ class ModelSettings:
     folders: tuple[str, ...] = ()
     """Folders with GGUF files; read, never written."""
     ollama_stores: tuple[str, ...] = ()
-    """Roots of Ollama stores; empty: where Ollama puts them. A managed Ollama uses the first."""
+    """Roots of Ollama stores; empty: Ollama's default. A managed Ollama uses the first."""
     huggingface: bool = True
-    """Use models in the Hugging Face cache and in llama.cpp's older one."""
+    """Use models in the Hugging Face cache and in llama.cpp's older cache."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Additional model names (``gpt-4o = "llama3.1:70b"``)."""
     profiles: dict[str, ModelProfile] = field(default_factory=dict)
     """Properties of models that no node has yet: [models.profiles."llama3.1:405b"] with parameters (in
-    billions), memory and requires_distributed. Used for plans until the model's file is there."""
+    billions), memory and requires_distributed. Used for plans until a node has the model's file."""
     download_dir: str = ""
     """Folder for downloaded models; empty: ``<state_dir>/models``. The service may write only to its own
     folders: to allow another one, set ``ReadWritePaths=`` with ``systemctl edit sollold``."""
@@ -249,9 +249,9 @@ class PlacementSettings:
     slots: Annotated[int, Meta(ge=1, le=MOST_SLOTS)] = 4
     """Parallel requests per model; fewer if memory is short."""
     type_k: KvType = "f16"
-    """KV cache of keys; ``q8_0`` halves it."""
+    """Type of the KV cache's keys; ``q8_0`` halves them."""
     type_v: KvType = "f16"
-    """KV cache of values."""
+    """Type of the KV cache's values."""
     ubatch: Annotated[int, Meta(ge=1)] = 512
     """Prompt tokens computed per step."""
     keep_alive: Seconds = 300.0
@@ -259,15 +259,15 @@ class PlacementSettings:
     spare: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
     """Fraction of each device's memory that plans leave free."""
     max_workers: Annotated[int, Meta(ge=1, le=15)] = 15
-    """Most machines, besides the head, that one model is spread over."""
+    """Maximum number of machines, besides the head, that one model is spread over."""
     enable_distributed: bool = True
-    """Spread models over machines; false: run only models that fit one machine."""
+    """Spread models over machines; false: run only models that fit on one machine."""
     distributed_threshold: float = 0.0
-    """Parameters in billions from which a model is sharded even if it fits one machine; 0: never."""
+    """Parameters in billions from which a model is sharded even if it fits on one machine; 0: never."""
     speculation: Speculate = "auto"
-    """Draft some tokens and check them in one batch. ``auto``: for models over several machines, where it is
-    predicted to make them at least 1.1 times as fast; ``mtp``: by the model's own layer for next-token
-    prediction; ``ngram``: from repeats of the conversation's own text; a model's name: by that model;
+    """Draft several tokens and verify them in one batch. ``auto``: for models spread over machines, if it is
+    predicted to make them at least 1.1 times as fast; ``mtp``: with the model's own layers for multi-token
+    prediction; ``ngram``: from repetitions in the conversation's own text; a model's name: with that model;
     ``off``: never."""
 
 
@@ -276,13 +276,13 @@ class OllamaSettings:
     """``[ollama]``: the Ollama on this machine."""
 
     enabled: bool = True
-    """Use an Ollama that runs on this machine."""
+    """Use the Ollama that runs on this machine."""
     url: str = ""
-    """Empty: ``$OLLAMA_HOST`` where that is this machine, the one in Ollama's unit, or ``http://127.0.0.1:11434``."""
+    """Empty: ``$OLLAMA_HOST`` if that is this machine, the one in Ollama's unit, or ``http://127.0.0.1:11434``."""
     manage: bool = False
     """Start and supervise Ollama if it is installed and not running."""
     binary: str = ""
-    """Path of ``ollama``; empty: found in PATH."""
+    """Path of ``ollama``; empty: search PATH."""
     evict: bool = True
     """Unload its idle models when another model needs the memory."""
     strategy: Literal["intelligent", "least_loaded", "latency_first", "round_robin"] = "intelligent"
@@ -296,20 +296,20 @@ class ServingSettings:
     queue: Count = 512
     """Requests queued at an endpoint, or waiting for a model to load, before 503."""
     bodies: Bytes = GIB
-    """Total bytes of request bodies held at a time before 503; 0: no limit."""
+    """Total bytes of request bodies held at once before 503; 0: no limit."""
     stall: Seconds = 120.0
-    """Least seconds without a token before a stream counts as hung; 0 or negative: never."""
+    """Minimum seconds without a token before a stream counts as hung; 0 or negative: never."""
     still: Seconds = 15.0
     """The same if the engine's processes used no CPU either: stopped or deadlocked, not slow."""
     drain_limit: Limit = 60.0
-    """Seconds that running streams may go on after the daemon is told to stop."""
+    """Seconds that running streams may continue after the daemon is told to stop."""
     recover_limit: Limit = 300.0
     """Seconds that a stream waits for its model after a failure; longer while a load makes progress."""
     kept_prompts: Bytes = 4 * GIB
-    """Bytes on disk for what engines have read of prompts: kept when an idle model is unloaded, for when it
-    is loaded again, until the daemon stops. Only the daemon's user can read them. 0: none. Nothing is kept of
-    models whose attention slides over a window (Gemma, gpt-oss), nor where a model or a layer drafts tokens:
-    llama.cpp would read all anew, or draft nothing that is right."""
+    """Disk space for processed prompts: saved when an idle model is unloaded, for its next load, and
+    deleted when the daemon stops. Only the daemon's user can read them. 0: none. Nothing is saved for models
+    with sliding-window attention (Gemma, gpt-oss), nor if a draft model or MTP layer is used: llama.cpp would
+    process the prompts again, or produce wrong drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,18 +317,18 @@ class LogSettings:
     """``[log]``: what is written to the journal or the terminal."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much is written."""
+    """Log level."""
     requests: Literal["off", "inference", "all"] = "inference"
-    """Which HTTP requests get a line (never with prompts or answers): ``inference``: those to models, orders
-    and what was refused; ``all``; ``off``."""
+    """Which HTTP requests are logged (never with prompts or answers): ``inference``: requests to models,
+    commands and refused requests; ``all``; ``off``."""
     traces: UrlText = ""
-    """Where traces of requests are sent: an OpenTelemetry collector (OTLP over HTTP), as
-    ``http://collector:4318``. It needs OpenTelemetry, the extra ``traces`` of the wheel; empty: nowhere."""
+    """OpenTelemetry collector to send traces of requests to (OTLP over HTTP), such as
+    ``http://collector:4318``. Needs OpenTelemetry, the wheel's extra ``traces``; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings file, a section an attribute."""
+    """All settings, one attribute per section of the file."""
 
     node: NodeSettings = field(default_factory=NodeSettings)
     http: HttpSettings = field(default_factory=HttpSettings)

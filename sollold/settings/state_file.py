@@ -1,4 +1,4 @@
-"""How files of the state folder are written and read: whole, and by the daemon's own user alone."""
+"""Writes and reads files in the state folder: atomically, and readable only by the daemon's user."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger("sollold.settings")
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``data``, readable by its owner alone; a crash leaves the old or the new.
+    """Replace ``path`` by ``data``, readable only by its owner; a crash leaves the old or the new content.
 
-    ``durable``: a power failure does so too, at the price of waiting for the disk.
+    ``durable``: that also holds for a power failure, at the cost of waiting for the disk.
 
-    Blocks for the disk: call it off the loop.
+    Blocks on the disk: call it off the loop.
 
     Raises:
         OSError: it could not be written.
@@ -34,7 +34,7 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         if isinstance(error, OSError) and error.filename is None:
-            # A write to a full disk does not say where.
+            # The error of a write to a full disk has no file name.
             error.filename = str(path)
         raise
     if durable:
@@ -46,7 +46,7 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def why_not_writable(folder: Path) -> str:
-    """Why nothing can be written to ``folder`` now, such as for a full disk; empty when it can. Blocks."""
+    """Return why nothing can be written to ``folder`` now, such as a full disk; else empty. Blocks."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
@@ -56,25 +56,25 @@ def why_not_writable(folder: Path) -> str:
 
 
 def close_to_others(path: Path) -> None:
-    """Leave ``path`` to its owner alone: a backup that was restored may have opened it.
+    """Restrict ``path`` to its owner: restoring a backup may have opened it.
 
     Raises:
-        OSError: it is not there.
+        OSError: it does not exist.
     """
     if path.stat().st_mode & 0o077:
         try:
             path.chmod(0o600)
         except PermissionError:
-            # Restored by root: it can be read, which is no reason to serve nobody.
+            # Restored by root: it is readable, which is no reason to refuse to run.
             name = shlex.quote(str(path))
             log.warning("%s can be read by others; run: sudo chmod 600 %s", path, name)
 
 
 def read_bounded(path: Path, limit: int = 1 << 20) -> bytes:
-    """What ``path`` holds, at most ``limit`` bytes of it.
+    """Return the content of ``path``, at most ``limit`` bytes of it.
 
     Raises:
-        OSError: it is not there or can't be read.
+        OSError: it does not exist or can't be read.
     """
     with path.open("rb") as file:
         return file.read(limit)

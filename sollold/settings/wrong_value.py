@@ -1,4 +1,4 @@
-"""What is wrong with the value of a setting, in words of people instead of a decoder's."""
+"""Explains what is wrong with a setting's value, in plain words instead of a decoder's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TYPES = {
 }
 _KINDS: dict[type, str] = {list: "a list", dict: "a table"}
 _UNQUOTED = {"int": r"\d+", "float": r"\d+(\.\d+)?", "bool": "true|false"}
-"""What means the same without its quotes, by the type that is wanted."""
+"""Pattern of strings that would be valid without their quotes, by the expected type."""
 
 
 def in_words(fault: str, value: object, *, secret: bool = False) -> str:
-    """``fault`` as msgspec says it of ``value``, which is not shown where it is ``secret``."""
+    """Rephrase msgspec's ``fault`` about ``value``, which is not shown if it is ``secret``."""
     if words := out_of_range(fault):
         return words
     wrong = _OTHER_TYPE.fullmatch(fault)
@@ -43,7 +43,7 @@ def in_words(fault: str, value: object, *, secret: bool = False) -> str:
 
 
 def _at(value: object, place: str) -> object:
-    """What lies at ``place`` of ``value``: all of it, or what stands there in a list."""
+    """Return the list item at ``place``, or else the whole value."""
     index = re.fullmatch(r"\[(\d+)\]", place)
     return value[int(index[1])] if index and isinstance(value, (list, tuple)) else value
 
