@@ -117,6 +117,27 @@ async def test_models_as_endpoints(
     assert (offered["small:latest"].context_train, offered["small:latest"].width) == (4096, 64)
 
 
+async def test_what_its_list_leaves_out_of_what_models_can_do(
+    make: Make, standin: Standin, catalogue: Catalogue
+) -> None:
+    """An older Ollama does not list it; a newer one not what a GGUF file's own chat template has."""
+    standin.models = {
+        "new:latest": Known("new:latest", 1000, ("tools", "thinking", "completion"), listed=("completion",)),
+        "old:latest": Known("old:latest", 1000, ("embedding",), listed=()),
+        "huge:latest": standin.models["huge:latest"],
+    }
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: len(names(ollama)) == 2)
+    can = {model.name: model.capabilities for model in catalogue.models}
+    assert can["new:latest"] == ("tools", "thinking", "completion")
+    assert can["old:latest"] == ("embedding",)
+    assert names(ollama)["old:latest"].embedding
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 12)
+    assert standin.shown == ["new:latest", "old:latest"], "once, and not of a model that is read here"
+
+
 async def test_memory_that_a_gpu_shares_is_there_once(
     make: Make, view: FakeView, catalogue: Catalogue
 ) -> None:

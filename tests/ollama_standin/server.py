@@ -36,6 +36,8 @@ class Known:
     name: str
     size: int = 1_000_000
     capabilities: tuple[str, ...] = ("completion", "tools")
+    listed: tuple[str, ...] | None = None
+    """What ``/api/tags`` says of them, where that is less."""
     family: str = "llama"
     parameter_size: str = "8.0B"
     quantization: str = "Q4_K_M"
@@ -122,6 +124,8 @@ class Standin:
         self.refuses_pulls = False
         """Set: no model can be pulled."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.shown: list[str] = []
+        """Models that were asked for by ``/api/show``."""
         self.under_way = 0
         self.most_under_way = 0
         self.url = ""
@@ -215,8 +219,10 @@ class Standin:
                 "size": model.size,
                 "digest": model.digest,
                 "details": self._details(model),
-                "capabilities": list(model.capabilities),
+                "capabilities": list(model.capabilities if model.listed is None else model.listed),
             }
+            if model.listed == ():
+                del listed["capabilities"]
             if model.remote_host:
                 listed["remote_host"] = model.remote_host
             models.append(listed)
@@ -247,6 +253,7 @@ class Standin:
 
     async def _show(self, request: web.Request) -> web.Response:
         body = await _json(request)
+        self.shown.append(body.get("model", ""))
         model = self._known(body)
         return web.json_response(
             {

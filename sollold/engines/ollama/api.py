@@ -73,6 +73,10 @@ class _Version(msgspec.Struct):
     version: str
 
 
+class _Shown(msgspec.Struct):
+    capabilities: list[str] | None = None
+
+
 def address(
     url: str, environ: Mapping[str, str] | None = None, service: Mapping[str, str] | None = None
 ) -> str:
@@ -151,6 +155,20 @@ class OllamaApi:
             OllamaError: as `version`.
         """
         return (await self._ask("GET", "/api/tags", _Tags, timeout=10.0)).models or []
+
+    async def capabilities(self, model: str) -> list[str]:
+        """Return the capabilities of a model, as read from its files; empty if it has none or is not there.
+
+        Raises:
+            OllamaError: it does not answer now.
+        """
+        try:
+            shown = await self._ask("POST", "/api/show", _Shown, body={"model": model})
+        except OllamaError as error:
+            if error.__cause__ is None:
+                return []
+            raise
+        return shown.capabilities or []
 
     async def ps(self) -> list[Loaded] | None:
         """Return the loaded models; None while it is too busy to answer (it blocks during some loads).

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint
 from sollold.cluster.net.view import View
-from sollold.engines.ollama.api import Loaded, Tag
+from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag
 from sollold.engines.ollama.convert import endpoint_of, listed_model, most_room
 from sollold.engines.ollama.loaded import LoadedModels, placement
 from sollold.engines.ollama.runner_memory import RunnerMemory
@@ -22,6 +22,8 @@ _MARGIN = 1.1
 """Minimum memory of a loaded model, per byte of its file."""
 _TIMES = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
+_SHOWS = 1.0
+"""Time limit for asking what models can do, in seconds; the rest is asked with the next list."""
 _COUNTS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
 
@@ -40,6 +42,8 @@ class OllamaEndpoints:
         self._catalogue = catalogue
         self._slots = slots
         self._tags: dict[str, Tag] = {}
+        self._shown: dict[str, list[str]] = {}
+        """Digest → what the model can do, where only Ollama reads its files."""
         self.loaded = LoadedModels()
         self.endpoints: tuple[Endpoint, ...] = ()
         self._runner_memory = RunnerMemory()
@@ -64,15 +68,41 @@ class OllamaEndpoints:
                 sizes[placed.device] = sizes.get(placed.device, 0) + placed.bytes
         return sizes
 
-    def use_tags(self, tags: list[Tag]) -> None:
-        """Take over Ollama's list of models."""
-        self._tags = {}
-        for tag in tags:
+    async def read_tags(self, api: OllamaApi) -> None:
+        """Ask for Ollama's list of models and take it over.
+
+        Raises:
+            OllamaError: it can't be asked.
+        """
+        tags: dict[str, Tag] = {}
+        for tag in await api.tags():
             with contextlib.suppress(ValueError):
                 name = canonical(tag.name)
                 if not tag.remote_host and not parse(name).cloud:
-                    self._tags[name] = tag
-        self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in self._tags.items()))
+                    tags[name] = tag
+        with contextlib.suppress(OllamaError):
+            await self._show(api, tags)
+        for tag in tags.values():
+            tag.capabilities = self._shown.get(tag.digest) or tag.capabilities
+        self._tags = tags
+        self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in tags.items()))
+
+    async def _show(self, api: OllamaApi, tags: dict[str, Tag]) -> None:
+        """Ask for the capabilities of models whose files can't be read here.
+
+        The list of an older Ollama does not have them; that of a newer one leaves out those of a file's own
+        chat template, such as tools.
+
+        Raises:
+            OllamaError: it does not answer now.
+        """
+        digests = {tag.digest for tag in tags.values()}
+        self._shown = {digest: can for digest, can in self._shown.items() if digest in digests}
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _SHOWS
+        for name, tag in tags.items():
+            if tag.digest not in self._shown and not self._file(name) and loop.time() < end:
+                self._shown[tag.digest] = await api.capabilities(tag.name)
 
     def use_loaded(self, loaded: list[Loaded]) -> None:
         """Take over Ollama's list of loaded models."""

@@ -128,7 +128,7 @@ class LocalOllama:
         """Fetch the list of models now, after one was created, pulled or deleted."""
         if self._api is not None:
             with contextlib.suppress(OllamaError):
-                self._models.use_tags(await self._api.tags())
+                await self._models.read_tags(self._api)
                 self._models.publish()
 
     async def copy(self, name: str, second: str) -> None:
@@ -295,7 +295,7 @@ class LocalOllama:
                 if silences:
                     await self._api.version()
                 if polls % _TAGS_EVERY == 0:
-                    self._models.use_tags(await self._api.tags())
+                    await self._models.read_tags(self._api)
                 loaded = await self._api.ps()
                 if loaded is None:
                     await self._api.version()  # Busy with a load, not hung, if this answers.
