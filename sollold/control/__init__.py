@@ -1,1 +1,1 @@
-"""What is done over the whole cluster: plan, load, drain, copy, admit, doctor; keys, events, history."""
+"""Operations on the whole cluster: plan, load, drain, copy, admit, doctor; keys, events, history."""

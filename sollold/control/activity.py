@@ -1,4 +1,4 @@
-"""What requests through this node have done so far: counters, histograms, and the last hundred. Pure."""
+"""Statistics of requests through this node: counters, histograms, and the last hundred requests. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.facts import dataclass
 
 MOST_RECENT = 100
 MOST_LABELS = 500
-"""(route, model) pairs that are counted apart; what comes after counts as model ``other``."""
+"""Maximum number of (route, model) pairs with their own statistics; later ones count as model ``other``."""
 
 FIRST_TOKEN_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 320)
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 10)
@@ -21,7 +21,7 @@ REQUEST_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 
 class Histogram:
-    """Counts of values up to each bound, and their sum."""
+    """Counts values by bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -36,14 +36,14 @@ class Histogram:
         self.sum += value
 
     def add(self, counts: Sequence[int], total: float) -> None:
-        """Count values that were counted elsewhere with the same bounds."""
+        """Add values that were counted elsewhere with the same bounds."""
         if any(counts):
             for place, count in enumerate(counts):
                 self.counts[place] += count
             self.sum += total
 
     def cumulative(self) -> list[tuple[str, int]]:
-        """(upper bound, how many values are not above it), the last ``+Inf``: as Prometheus has it."""
+        """Return (upper bound, count of values up to it) pairs, the last with ``+Inf``, as in Prometheus."""
         found, total = [], 0
         for bound, count in zip((*(f"{bound:g}" for bound in self.bounds), "+Inf"), self.counts, strict=True):
             total += count
@@ -53,7 +53,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class RequestStats:
-    """Sums over all requests with the same route and model. Seconds."""
+    """Statistics of all requests with the same route and model. Times in seconds."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
@@ -67,15 +67,15 @@ class RequestStats:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """A request that has ended.
+    """A finished request.
 
     Attributes:
-        time: seconds since the epoch when it ended.
-        model: the name in the cluster, else as it was asked; ``node``: who answered.
-        outcome: ``ok``, ``error`` or ``cancelled``; ``error`` is what the caller was told.
-        first_token: seconds until the first event; negative when none came.
-        seconds: in all; ``queue``, ``load``: seconds of it in line and loading.
-        resumed: times that it went on after a fault.
+        time: when it ended, in seconds since the epoch.
+        model: the model's name in the cluster, else as requested; ``node``: the node that served it.
+        outcome: ``ok``, ``error`` or ``cancelled``; ``error``: the message to the caller.
+        first_token: seconds until the first event; negative when there was none.
+        seconds: total duration; ``queue``, ``load``: seconds of it spent queued and loading.
+        resumed: number of times it was resumed after a fault.
     """
 
     id: str
@@ -96,11 +96,11 @@ class FinishedRequest:
 
 
 class Activity:
-    """All requests to models that came through this node since its start."""
+    """Counts all model requests through this node since its start."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        """Events so far of answers under way or ended: about one a token; for rates."""
+        """Number of events of all responses so far, about one per token; used for rates."""
         self.prompt_tokens = 0
         self.finished = 0
         self.failed = 0
@@ -108,26 +108,26 @@ class Activity:
         self.first_token_count = 0
         self.resumed = 0
         self.active: Callable[[], int] = lambda: 0
-        """How many requests are under way."""
+        """Returns the number of requests under way."""
         self.on_begin: Callable[[], None] = lambda: None
-        """Called when a request begins, before anything of it is counted."""
+        """Called when a request begins, before any of it is counted."""
         self.on_resumed: Callable[[FinishedRequest], None] = lambda _: None
         self.gap = Histogram(WAIT_BUCKETS)
-        """Seconds without a token while an answer was resumed."""
+        """Seconds without a token while a response was being resumed."""
         self.stats: dict[tuple[str, str], RequestStats] = {}
         self.recent: deque[FinishedRequest] = deque(maxlen=MOST_RECENT)
 
     def first(self, seconds: float) -> None:
-        """The first event of an answer came ``seconds`` after its request."""
+        """Count the first event of a response, ``seconds`` after its request."""
         self.first_token_sum += seconds
         self.first_token_count += 1
 
     def add_finished(
         self, done: FinishedRequest, gaps: Sequence[int] = (), gap_sum: float = 0.0, lost: float = 0.0
     ) -> None:
-        """A request has ended.
+        """Count a finished request.
 
-        ``gaps``, ``gap_sum``: times between its tokens, counted by `TOKEN_BUCKETS`; ``lost``: seconds in
+        ``gaps``, ``gap_sum``: times between its tokens, counted by `TOKEN_BUCKETS`; ``lost``: seconds during
         which it was being resumed.
         """
         self.finished += 1
@@ -160,20 +160,21 @@ class Activity:
         return stats
 
 
-# Each begins with its quotation mark, and looks behind then: so the search leaps from mark to mark.
+# Each pattern begins with its quotation mark and looks behind afterwards, so that the search can skip from
+# one mark to the next.
 _GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
 _PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
 _PROMPT_READ = re.compile(rb'"(?<!\\")(?:prompt_n|cache_n)":\s*(\d{1,9})')
 _TAIL = 4096
-"""Bytes at the end of an answer in which its account stands."""
+"""Bytes at the end of a response that contain its token counts."""
 
 
 def account_of(*events: bytes) -> tuple[int, int] | None:
-    """(prompt tokens, generated tokens) as the last events of an engine's answer tell them; else None.
+    """Return (prompt tokens, generated tokens) from the last events of an engine's response, or None.
 
-    What stands inside of a JSON string has its quotation marks escaped, and so is not taken for it.
+    Text inside a JSON string has its quotation marks escaped, so it is not mistaken for the counts.
     """
-    # No copy of a long answer is made.
+    # Slice before joining, so as not to copy a long response.
     tail = b"\n".join([event[-_TAIL:] for event in events])[-_TAIL:]
     generated = _GENERATED.findall(tail)
     prompt = _PROMPT.findall(tail)

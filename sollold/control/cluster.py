@@ -1,4 +1,4 @@
-"""The cluster as the dialects ask for it: the view, the leader's preview, loads, drains and the router."""
+"""Offers the cluster to the dialects: the view, the leader's preview, loads, drains and the router."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _USABLE = (ExternalState.USABLE, ExternalState.TAKEN, ExternalState.BUSY)
 
 @dataclass(frozen=True, slots=True)
 class DrainOrder:
-    """Peer method ``drain``: take no new work, or take it again."""
+    """Peer method ``drain``: accept no new work, or accept it again."""
 
     on: bool
 
 
 @dataclass(frozen=True, slots=True)
 class KeepOrder:
-    """Peer method ``keep``: how long a deployment may be idle, in seconds; negative: for ever."""
+    """Peer method ``keep``: set how long a deployment may be idle, in seconds; negative: forever."""
 
     deployment: str
     keep_alive: float
@@ -57,17 +57,17 @@ class KeepOrder:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What would go where. ``ok`` False: ``reason`` carries the arithmetic."""
+    """A preview of a load; ``reason``: its message, or why the load is impossible."""
 
     ok: bool
     reason: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
-    """JSON of the `Plan`, as `msgspec.to_builtins` gives it."""
+    """The `PlanPreview` as JSON, from `msgspec.to_builtins`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One endpoint as the router sees it."""
+    """One endpoint with the router's score."""
 
     endpoint: str
     node: str
@@ -76,15 +76,15 @@ class Scored:
 
 
 class ClusterService:
-    """The cluster as a whole: plans, loads, unloads, drains, scores.
+    """Operations on the whole cluster: plan, load, unload, drain, scores.
 
     Args:
-        drain: empties this node of requests (True) or takes work again; returns when that has begun.
-        keep: says of a deployment of this node how long it may be idle.
-        scan: looks for workers that others started.
-        name_external: watches external workers as if the settings named them; returns what it found of them.
-        serve: answers a request, as `sollold.serving.request.Service.open`.
-        limit: seconds that a load may take; it may be changed later.
+        drain: starts to empty this node of requests (True), or lets it accept work again.
+        keep: sets how long a deployment of this node may be idle.
+        scan: looks for external workers.
+        name_external: watches external workers as if the settings named them; returns their states.
+        serve: serves a request, as `sollold.serving.request.Service.open`.
+        limit: timeout of a load, in seconds; it may be changed later.
         remote: reads headers of models that no node has.
     """
 
@@ -120,7 +120,7 @@ class ClusterService:
         self.limit = limit
 
     def register(self, server: Peers) -> None:
-        """Answer the peer calls ``drain`` and ``keep``."""
+        """Register the peer methods ``drain`` and ``keep``."""
         server.method("drain", DrainOrder, self._on_drain)
         server.method("keep", KeepOrder, self._on_keep)
 
@@ -130,18 +130,18 @@ class ClusterService:
         return self._view.me
 
     def live(self) -> tuple[Record, ...]:
-        """The nodes that are alive, this one included."""
+        """Return the records of the live nodes, including this one."""
         return self._view.live()
 
     def leader(self) -> Term:
-        """Who plans at present."""
+        """Return the current leader and its term."""
         return self._view.leader()
 
     async def plan(self, ask: Ensure, *, online: bool = False) -> Planned:
-        """What a load would do, without doing it.
+        """Preview a load without doing it.
 
-        Of a model that no node has, the header is read where it would be fetched from: on Hugging Face's hub
-        if its name says so, and with ``online`` in Ollama's registry.
+        If no node has the model, its header is read from where it would be fetched: from the Hugging Face Hub
+        if its name says so, or with ``online`` from Ollama's registry.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
@@ -180,7 +180,7 @@ class ClusterService:
         """Load a model and wait until it is ready.
 
         Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, TIMEOUT, ENGINE.
+            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the bytes missing, UNAVAILABLE, TIMEOUT, ENGINE.
         """
         ask = await self._resolved(await self._with_drafter(ask))
         loop = asyncio.get_running_loop()
@@ -195,7 +195,7 @@ class ClusterService:
             await asyncio.sleep(0.1)
         endpoint = ready.endpoint
         if endpoint.backend is Backend.OLLAMA:
-            # One that only embeds refuses the word that loads; with 0 the word would unload.
+            # An embedding model refuses the request that loads, and with keep_alive 0 that would unload.
             if endpoint.embedding or ask.keep_alive == 0 or (endpoint.loaded and ask.keep_alive is None):
                 return found, endpoint
             return await self._load_in_ollama(ask, max(1.0, end - loop.time())) or (found, endpoint)
@@ -205,9 +205,9 @@ class ClusterService:
         return found, endpoint
 
     async def _load_in_ollama(self, ask: Ensure, limit: float) -> tuple[Record, Endpoint] | None:
-        """Have an Ollama load it, and keep it as long as named: until it is asked it only could.
+        """Have Ollama load the model and keep it for ``keep_alive``; until now it only has the file.
 
-        Answers where, as far as the records tell.
+        Return where it is loaded, if the records show it.
         """
         body: dict[str, Any] = {"model": ask.model, "stream": False}
         if ask.keep_alive is not None:
@@ -238,7 +238,7 @@ class ClusterService:
         return None
 
     def _check_context(self, ask: Ensure, endpoint: Endpoint, reasons: tuple[str, ...]) -> None:
-        """Raises `Refusal` when what is loaded has less context than was named."""
+        """Raise `Refusal` if the endpoint has less context than requested."""
         listed = self._library.get(ask.model)
         train = listed.model.context_train if listed is not None else 0
         if endpoint.context < (min(ask.context, train) if train else ask.context):
@@ -251,7 +251,7 @@ class ClusterService:
             )
 
     async def _keep_for(self, node: str, deployment: str, seconds: float) -> None:
-        """Tell the head, which may have loaded it for another caller with other seconds."""
+        """Tell the head the keep_alive; it may have loaded the model for a caller with another one."""
         if node == self._view.me.node:
             self._keep(deployment, seconds)
             return
@@ -263,10 +263,10 @@ class ClusterService:
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
 
     async def unload(self, model: str, *, force: bool) -> Dropped:
-        """End what is loaded of ``model`` (a name or a deployment's id) and say what was.
+        """Unload ``model`` (a name or a deployment's id) and return what was unloaded.
 
         Raises:
-            Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
+            Refusal: NOT_FOUND; UNAVAILABLE while it serves requests, unless ``force``.
         """
         live = self._view.live()
         name = await self._loaded_name(model, live)
@@ -278,7 +278,7 @@ class ClusterService:
         return dropped
 
     async def _loaded_name(self, model: str, live: Sequence[Record]) -> str:
-        """The model, or the deployment, that is to be unloaded.
+        """Return the model or deployment to unload.
 
         Raises:
             Refusal: as `Library.named` does.
@@ -289,21 +289,21 @@ class ClusterService:
         try:
             return (await self._library.named(model)).model.name
         except Refusal:
-            # What runs may have outlived its file, or the nodes that have it.
+            # A running model may have outlived its file, or the nodes that have it.
             running = resolve(model, {endpoint.model for endpoint in endpoints if endpoint.loaded}).name
             if not running:
                 raise
             return running
 
     async def scan(self) -> tuple[ExternalWorker, ...]:
-        """Workers of llama.cpp that others started, as this node sees them on its LAN; takes some seconds."""
+        """Find external llama.cpp workers on this node's LAN; takes several seconds."""
         return await self._scan()
 
     async def use_external(self, addresses: Sequence[str]) -> None:
-        """Make external workers known that a request names: those that no node names are watched here.
+        """Make the external workers that a request names known; those that no node lists are watched here.
 
         Raises:
-            Refusal: BAD_REQUEST, none of them can be used; with the reasons.
+            Refusal: BAD_REQUEST, with the reasons, when none of them can be used.
         """
         known = {one.address: one for record in self._view.live() for one in record.plain}
         unknown = [address for address in dict.fromkeys(addresses) if address not in known]
@@ -314,7 +314,7 @@ class ClusterService:
             raise Refusal(Fault.BAD_REQUEST, f"none of the external workers can be used: {reasons}")
 
     async def drain(self, node: str, *, on: bool) -> None:
-        """Take a node (id or name; empty: this one) out of new work, or back.
+        """Drain a node (id or name; empty: this one), or end its drain.
 
         Raises:
             Refusal: NOT_FOUND, UNAVAILABLE.
@@ -329,7 +329,7 @@ class ClusterService:
             raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
 
     async def scores(self, model: str) -> tuple[Scored, ...]:
-        """What the router would choose from for ``model`` now, the best first.
+        """Return the endpoints that the router would choose from for ``model`` now, the best first.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
@@ -358,7 +358,7 @@ class ClusterService:
         return Done(True)
 
     async def _resolved(self, ask: Ensure) -> Ensure:
-        """The same of the model that the caller's name stands for.
+        """Return ``ask`` with the model resolved from the caller's name.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
@@ -368,10 +368,10 @@ class ClusterService:
         return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama)
 
     async def _with_drafter(self, ask: Ensure) -> Ensure:
-        """The same with the own name of the model that shall draft, where one is named.
+        """Return ``ask`` with the canonical name of the draft model, if one is named.
 
         Raises:
-            Refusal: as `Library.named` does: a name that is mistyped would draft nothing.
+            Refusal: as `Library.named` does, since a mistyped name would draft nothing.
         """
         if not names_drafter(ask.placement.speculation):
             return ask
@@ -383,4 +383,4 @@ class ClusterService:
 
 
 def _ignore_progress(waiting: Waiting) -> None:
-    """Nobody watches this load's progress; the record shows it."""
+    """Ignore the progress of a load; the record shows it."""

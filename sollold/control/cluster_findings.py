@@ -1,4 +1,4 @@
-"""What `sollold doctor` finds in the network and the cluster: who is missing, doubled or let in. Pure."""
+"""What `sollold doctor` finds in the network and the cluster: missing, duplicate and admitted nodes. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_ADDRESSES = 8
 
 
 def same_names(live: Sequence[Record]) -> list[Finding]:
-    """Images of machines are often copied with their host name."""
+    """Find nodes with the same name: images of machines are often copied with their host name."""
     where: dict[str, list[str]] = {}
     for record in live:
         where.setdefault(record.name.lower(), []).append(record.addresses[0] if record.addresses else "?")
@@ -37,7 +37,7 @@ def same_names(live: Sequence[Record]) -> list[Finding]:
 
 
 def offline_nodes(offline: Sequence[OfflineNode]) -> list[Finding]:
-    """Those that were here and are not."""
+    """Report the nodes that are offline."""
     found = []
     for one in offline:
         name = one.record.name
@@ -55,7 +55,7 @@ def offline_nodes(offline: Sequence[OfflineNode]) -> list[Finding]:
 
 
 def network(facts: Facts) -> list[Finding]:
-    """How nodes find each other, and who of them is not what it says."""
+    """Check how nodes find each other, and find duplicate, foreign and incompatible ones."""
     status = facts.network
     if status is None:
         return []
@@ -86,7 +86,7 @@ def _discovery(status: ClusterStatus) -> list[Finding]:
 
 
 def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
-    """Machines with one node id: a state folder was copied."""
+    """Find machines with the same node id: a state folder was copied."""
     found = []
     names = {record.node: record.name for record in facts.live}
     for double in status.doubles:
@@ -114,9 +114,9 @@ def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
 
 
 def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
-    """Nodes of another cluster."""
+    """Find nodes of another cluster."""
     mdns = status.discovery
-    # Who waits at another cluster is told how it gets in, not how to have none of its own.
+    # A machine waiting to join a cluster is told how to get in, not how to merge two.
     if mdns is None or not mdns.foreign or facts.me.seeking:
         return []
     several = mdns.foreign > 1
@@ -133,7 +133,7 @@ def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
 
 
 def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
-    """Nodes of a release that says what this one does not understand."""
+    """Find nodes whose release sends record fields that this one does not understand."""
     found = []
     for record in facts.live:
         if fields := status.unread.get(record.node):
@@ -146,7 +146,7 @@ def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
 
 
 def _unlike(facts: Facts, status: ClusterStatus) -> list[Finding]:
-    """Nodes of a release that this one can't talk with at all."""
+    """Find nodes whose release this one can't communicate with at all."""
     announced = status.discovery.unlike if status.discovery is not None else ()
     addresses = sorted({*announced, *status.formats}, key=natural)
     if not addresses:
@@ -172,7 +172,7 @@ def _disbelieved(status: ClusterStatus) -> list[Finding]:
 
 
 def company(facts: Facts) -> list[Finding]:
-    """Who takes part, may ask, or waits to be let in."""
+    """Check who takes part in the cluster, who may use it, and who waits for admission."""
     found = []
     if len(facts.live) == 1 and not facts.me.seeking:
         what = (
@@ -203,11 +203,11 @@ def company(facts: Facts) -> list[Finding]:
             found.append(
                 Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.code)}`")
             )
-    # Of other nodes it is known that they do: how long, their clocks say.
+    # Other nodes' doors are known to be open, but for how long only their clocks tell.
     if any(one.door_until for one in facts.live):
         what = "new machines on this LAN are admitted to the cluster"
         if facts.me.door_until > facts.now:
-            # The record tells the end of the minute in which it shuts.
+            # The record has the end of the minute in which the door closes.
             what += f" for another {max(1, int((facts.me.door_until - facts.now) // 60))} min"
         found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:

@@ -18,7 +18,7 @@ from sollold.units import bytes_text, seconds_text
 
 LOW_DISK = 5 * 1024**3
 _MOST = 20
-"""Findings of one kind that are listed: a folder may hold thousands of files that can't be used, or whose
+"""Maximum number of findings of one kind: a folder may hold thousands of files that can't be used, or whose
 names are taken."""
 _PROCESSOR = "models run on the processor"
 _GPU_ACCESS = (
@@ -33,7 +33,7 @@ _MORE_ROOM = (
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """All findings, the worst first."""
+    """Return all findings, the worst first."""
     found = [
         *_state(facts),
         *_settings(facts),
@@ -108,7 +108,7 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
 
 
 def _failed(live: Sequence[Record]) -> list[Finding]:
-    """Each failure once, and whether the model answers again meanwhile."""
+    """Report each failure once, and whether the model is running again."""
     ready = {
         endpoint.model: record.name
         for record in live
@@ -201,7 +201,7 @@ def _memory(me: Record) -> list[Finding]:
 
 
 def _plain(me: Record) -> list[Finding]:
-    """Workers that others started: those that can't be used, and the price of those that can."""
+    """Report external workers that can't be used, and the risk of those that are used."""
     found = []
     used = []
     for worker in me.plain:

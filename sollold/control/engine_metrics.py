@@ -1,4 +1,4 @@
-"""What this node's llama-servers say at their ``/metrics``, each with the model that it runs."""
+"""Reads ``/metrics`` of this node's llama-servers, each with the model that it runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from sollold.models.transfer.bounded_answer import read_whole
 log = logging.getLogger("sollold.control")
 
 _SECONDS = 1.0
-"""For all of them: whoever scrapes waits, and one that computes a long batch answers late."""
+"""Timeout for all engines, which are asked concurrently: the scraper waits, and an engine that computes a
+long batch responds late."""
 _MOST = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class EngineText:
-    """The text of one engine, in Prometheus' format."""
+    """The metrics of one engine, in Prometheus' text format."""
 
     deployment: str
     model: str
@@ -30,11 +31,11 @@ class EngineText:
 
 
 class EngineMetrics:
-    """Asks this node's engines.
+    """Reads the metrics of this node's engines.
 
     Args:
-        me: this node's record.
-        address: where the engine of an endpoint is; None when it does not answer.
+        me: returns this node's record.
+        address: returns the address of an endpoint's engine; None when it is not running.
     """
 
     def __init__(self, me: Callable[[], Record], address: Callable[[str], EngineAddress | None]) -> None:
@@ -49,7 +50,7 @@ class EngineMetrics:
             self._session = None
 
     async def texts(self) -> list[EngineText]:
-        """What they say; one that does not answer in time is left out."""
+        """Return the metrics of all engines, leaving out those that do not respond in time."""
         ours = [one for one in self._me().endpoints if one.backend is not Backend.OLLAMA]
         asked = [(one, where) for one in ours if (where := self._address(one.id)) is not None]
         texts = await asyncio.gather(*(self._text(where) for _, where in asked))
@@ -67,7 +68,7 @@ class EngineMetrics:
                 asyncio.timeout(_SECONDS),
                 self._session.get(f"{where.url}/metrics", headers=where.headers) as answer,
             ):
-                # Half of a text would be no text in that format.
+                # A truncated text would be invalid in that format.
                 raw = await read_whole(answer, _MOST) if answer.status == 200 else None
                 return raw.decode("utf-8", "replace") if raw is not None else None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -1,6 +1,6 @@
-"""What happened in the cluster, as a bounded list: found by comparing one state of the records with the next.
+"""Logs what happens in the cluster, in a bounded list, by comparing successive states of the records. Pure.
 
-Pure: records in, events out. Every node keeps its own log; nothing is sent to others and nothing is stored.
+Every node keeps its own log; nothing is sent to others and nothing is stored.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sollold.units import bytes_text
 
 MOST_EVENTS = 1000
 MOST_OFFLINE = 256
-"""Nodes remembered as offline: nobody fills the memory with invented ones."""
+"""Maximum number of remembered offline nodes, so that invented ones can't fill the memory."""
 
 
 class EventKind(StrEnum):
-    """What an event tells; stable words for programs."""
+    """The kind of an event; the values are stable, for programs."""
 
     NODE_JOINED = "node.joined"
     NODE_LOST = "node.lost"
@@ -42,14 +42,14 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened.
+    """One event.
 
     Attributes:
-        id: rises by one with every event of this node's log; higher after each start of the daemon.
+        id: increases by one with every event of this node's log, and is higher after each daemon start.
         time: seconds since the epoch, by this node's clock.
         message: a sentence for people.
-        node: id of the node it happened to; ``name`` its name. Empty where it is about no node.
-        deployment: id of what was loaded, where it is about a model.
+        node: id of the node concerned, ``name``: its name; both may be empty.
+        deployment: id of the deployment, if the event is about a model.
     """
 
     id: int
@@ -75,13 +75,13 @@ class LayersHeld:
 
 @dataclass(frozen=True, slots=True)
 class OfflineNode:
-    """A node that was here and is not any more, until it returns or is removed.
+    """A node that went offline, until it returns or is removed.
 
     Attributes:
-        since: seconds since the epoch when it was found missing.
-        stopped: it said goodbye; else it was lost.
-        record: the last it said of itself.
-        held: layers that it held; ``served``: models that it answered for.
+        since: when it was found missing, in seconds since the epoch.
+        stopped: whether it announced its departure; otherwise it was lost.
+        record: its last record.
+        held: layers that it held; ``served``: models that it served.
     """
 
     since: float
@@ -92,14 +92,14 @@ class OfflineNode:
 
 
 class EventLog:
-    """The last `MOST_EVENTS` events."""
+    """Keeps the newest events, by default the last `MOST_EVENTS`."""
 
     def __init__(self, most: int = MOST_EVENTS, *, start: int = 0) -> None:
-        """``start``: what all ids are above, and those of an earlier log below."""
+        """``start``: all ids are above it, and must not overlap with those of an earlier log."""
         self._events: deque[Event] = deque(maxlen=most)
         self._next = start + 1
         self.counts: dict[EventKind, int] = {}
-        """How many of each kind there have been since the start."""
+        """Number of events of each kind since the start."""
 
     def add(
         self,
@@ -125,7 +125,7 @@ class EventLog:
         return self._next - 1
 
     def after(self, seen: int, limit: int = MOST_EVENTS) -> list[Event]:
-        """The newest ``limit`` events with an id above ``seen``, the oldest first."""
+        """Return the newest ``limit`` events with an id above ``seen``, the oldest first."""
         found: list[Event] = []
         for event in reversed(self._events):
             if event.id <= seen or len(found) >= limit:
@@ -140,7 +140,7 @@ _Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class LoadTime:
-    """A load of this node that has ended: ``seconds`` it took, whether it can answer."""
+    """A finished load by this node: its duration in ``seconds``, and whether it succeeded."""
 
     model: str
     seconds: float
@@ -148,13 +148,14 @@ class LoadTime:
 
 
 class ClusterWatcher:
-    """Turns states of the cluster into events, and remembers who is missing.
+    """Turns states of the cluster into events, and remembers the missing nodes.
 
     Args:
-        log: where the events go.
+        log: receives the events.
         me: this node's id.
-        stopped: whether a missing node said goodbye; ``evicted``: whether an admin evicted it.
-        loaded: called for each load on this node that ended.
+        stopped: tells whether a missing node announced its departure.
+        loaded: called for each finished load on this node.
+        evicted: tells whether an admin evicted a missing node.
     """
 
     def __init__(
@@ -177,11 +178,11 @@ class ClusterWatcher:
         self._offline: dict[str, OfflineNode] = {}
 
     def offline(self) -> tuple[OfflineNode, ...]:
-        """Nodes that are missing, the longest missing first."""
+        """Return the missing nodes, the longest missing first."""
         return tuple(sorted(self._offline.values(), key=lambda one: (one.since, one.record.name)))
 
     def remove(self, node: str, now: float) -> bool:
-        """Forget a missing node (id or name); False when none is missing by that name."""
+        """Forget a missing node (id or name); return False when no such node is missing."""
         for one in tuple(self._offline.values()):
             if node in (one.record.node, one.record.name):
                 del self._offline[one.record.node]
@@ -192,7 +193,7 @@ class ClusterWatcher:
         return False
 
     def observe(self, live: Sequence[Record], leader: Term, now: float) -> None:
-        """Compare with what was seen last; the first call only takes note."""
+        """Compare with the previous state and log the changes; the first call only records the state."""
         first = not self._records
         records = {record.node: record for record in live}
         if not first:
@@ -334,7 +335,7 @@ def _machines(endpoint: Endpoint) -> str:
 
 
 def as_object(event: Event) -> dict[str, object]:
-    """An event as a JSON object; what is empty is left out."""
+    """Return an event as a JSON object without empty fields."""
     shown: dict[str, object] = {
         "id": event.id,
         "time": round(event.time, 3),

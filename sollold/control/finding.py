@@ -1,4 +1,4 @@
-"""What `sollold doctor` goes by, and what it finds."""
+"""The input and the results of `sollold doctor`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Grade(StrEnum):
     PROBLEM = "problem"
     """Something does not work."""
     NOTICE = "notice"
-    """It works, and could be better or safer."""
+    """It works, but could be better or safer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know. ``fix``: what to do, or a command; empty where nothing needs to be done.
+    """One finding. ``fix``: what to do, or a command; empty if nothing needs to be done.
 
-    Commands among other words stand in backticks, so that they alone can be copied.
+    Commands within a sentence are in backticks, so that they can be copied by themselves.
     """
 
     grade: Grade
@@ -35,24 +35,24 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the daemon knows of itself.
+    """What the daemon knows about itself and the cluster.
 
     Attributes:
-        trouble: (what, fix) that rooms report of themselves: GPUs, Ollama.
-        files: the same of models' files and folders; there may be thousands.
-        disk_free: bytes free where the cache is.
+        trouble: (what, fix) pairs that other modules report: GPUs, Ollama.
+        files: the same for models' files and folders; there may be thousands.
+        disk_free: free bytes on the cache's disk.
         idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
-        absent_gpus: kinds of GPU that llama.cpp was built for, where it found none.
-        setup_failed: why llama.cpp could not be set up; empty when it could or is being.
-        network: this node's part in the cluster; ``id_file``: where its key is kept.
+        absent_gpus: kinds of GPU that llama.cpp was built for, if it found none.
+        setup_failed: why llama.cpp could not be set up; empty if it could, or setup is under way.
+        network: this node's view of the cluster's network; ``id_file``: the file with its key.
         now: Unix time.
-        open_api: other machines may ask models without an API key.
-        lost: models that were to stay loaded and are not, with the names of their heads.
-        state, unwritable: the folder of the state, and why nothing can be written there; empty when it can.
-        unread: why the settings could not be read again; empty when they could.
-        held: keys of settings that were changed and need a restart.
-        group: bytes that a control group lets the daemon have, and those of the machine; zeros: no limit.
-        outdated_door: the settings say that the cluster is open, though it was given a secret.
+        open_api: whether other machines may use models without an API key.
+        lost: lost models that should stay loaded, with the names of their heads.
+        state, unwritable: the state folder, and why it can't be written to; empty if it can.
+        unread: why the settings could not be reloaded; empty if they could.
+        held: keys of changed settings that need a restart.
+        group: bytes that the daemon's control group may use, and those of the machine; zeros: no limit.
+        outdated_door: whether the settings call the cluster open although it was given a secret.
     """
 
     me: Record

@@ -1,4 +1,4 @@
-"""The last hour by seconds and the last day by minutes, in arrays of a fixed size. Pure."""
+"""Keeps samples of the last hour by second and the last day by minute, in arrays of fixed size. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import field
 from sollold.facts import dataclass
 
 HOUR = 3600
-"""Samples of one second that are kept."""
+"""Number of one-second samples kept."""
 DAY = 1440
-"""Samples of one minute that are kept."""
+"""Number of one-minute samples kept."""
 MOST_SERIES = 200
-"""Series at most: devices come and go with settings and drivers."""
+"""Maximum number of series: devices come and go with settings and drivers."""
 MOST_POINTS = 3600
 NONE = float("nan")
-"""Of a moment for which there is no value."""
+"""Marks a missing value."""
 
 TOTALS = (
     "tokens_per_second",
@@ -27,12 +27,12 @@ TOTALS = (
     "active",
     "waiting",
 )
-"""Series that add up over nodes; the other one of a node, ``first_token_seconds``, is averaged."""
+"""A node's series that are summed over nodes; its other one, ``first_token_seconds``, is averaged."""
 FIRST_TOKEN = "first_token_seconds"
 
 
 class _Ring:
-    """Seconds and minutes of one series."""
+    """The per-second and per-minute samples of one series."""
 
     __slots__ = ("minutes", "seconds")
 
@@ -43,7 +43,7 @@ class _Ring:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRequest:
-    """Peer method ``history``: the last ``seconds`` in points of ``step`` seconds each."""
+    """Peer method ``history``: return the last ``seconds`` in points of ``step`` seconds each."""
 
     seconds: int
     step: int
@@ -51,11 +51,11 @@ class HistoryRequest:
 
 @dataclass(frozen=True, slots=True)
 class NodeHistory:
-    """What one node remembers; each list has the oldest point first, NaN where there is no value.
+    """One node's history; each list has the oldest point first, and NaN for missing values.
 
     Attributes:
-        series: the node's own, by name.
-        devices: device → ``used_bytes``, ``granted_bytes``, and of a GPU that can be asked
+        series: the node's own series, by name.
+        devices: series by device: ``used_bytes``, ``granted_bytes``, and for a GPU whose load can be read
             ``utilization``, ``temperature_celsius``, ``power_watts``.
     """
 
@@ -66,20 +66,20 @@ class NodeHistory:
 
 
 class History:
-    """Samples, one a second. About 20 kB a series."""
+    """Stores one sample per second, in about 20 kB per series."""
 
     def __init__(self) -> None:
         self._rings: dict[tuple[str, str], _Ring] = {}
         self._count = 0
-        """Samples so far; the newest is at ``(count - 1) % HOUR``."""
+        """Number of samples so far; the newest is at ``(count - 1) % HOUR``."""
 
     @property
     def size(self) -> int:
-        """Bytes that the samples take."""
+        """Size of the samples in bytes."""
         return len(self._rings) * (HOUR + DAY) * 4
 
     def add(self, values: Mapping[tuple[str, str], float]) -> None:
-        """A second has passed: (device or empty, series) → value."""
+        """Add the values of one second, by (device or an empty string, series)."""
         second = self._count % HOUR
         for key in values:
             if key not in self._rings and len(self._rings) < MOST_SERIES:
@@ -102,7 +102,7 @@ class History:
             del self._rings[key]
 
     def read(self, node: str, name: str, request: HistoryRequest) -> NodeHistory:
-        """The last ``request.seconds``, averaged over each ``request.step``."""
+        """Return the last ``request.seconds``, averaged over each ``request.step``."""
         series: dict[str, list[float]] = {}
         devices: dict[str, dict[str, list[float]]] = {}
         for (device, key), ring in self._rings.items():
@@ -119,7 +119,7 @@ class History:
         else:
             values, count, step = ring.minutes, self._count // 60, max(1, request.step // 60)
         wanted = request.seconds // request.step
-        # Buckets end at multiples of the step, so that the next answer has the same ones.
+        # Buckets end at multiples of the step, so that the next response has the same ones.
         end = count - count % step
         points = []
         for place in range(wanted):
@@ -129,7 +129,7 @@ class History:
 
 
 def _mean_between(values: array[float], begin: int, end: int, count: int) -> float:
-    """The mean of samples ``begin`` to ``end - 1``, of which the last ``len(values)`` are kept."""
+    """Return the mean of samples ``begin`` to ``end - 1``, of which only the last ``len(values)`` exist."""
     size = len(values)
     begin = max(begin, 0, count - size)
     if end - begin == 1:
@@ -141,7 +141,7 @@ def _mean_between(values: array[float], begin: int, end: int, count: int) -> flo
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of those that are numbers; NaN when none is."""
+    """Return the mean of the values that are not NaN; NaN when there are none."""
     total, count = 0.0, 0
     for value in values:
         if value == value:
@@ -151,9 +151,9 @@ def mean(values: Iterable[float]) -> float:
 
 
 def regular(seconds: int, step: int) -> HistoryRequest:
-    """A request within bounds: up to a day; beyond an hour by whole minutes; `MOST_POINTS` at the most.
+    """Return a request within bounds: at most a day and `MOST_POINTS`, in whole minutes beyond an hour.
 
-    ``step`` 0: chosen so that there are about 300 points.
+    If ``step`` is 0, it is chosen to give about 300 points.
     """
     seconds = min(max(seconds, 10), DAY * 60)
     if not step:
@@ -165,7 +165,7 @@ def regular(seconds: int, step: int) -> HistoryRequest:
 
 
 def totals(nodes: Iterable[NodeHistory], points: int) -> dict[str, list[float]]:
-    """Series of the whole cluster: sums, and the mean first-token time."""
+    """Return the series of the whole cluster: sums, and the mean time to the first token."""
     found = list(nodes)
     total: dict[str, list[float]] = {}
     for name in (*TOTALS, FIRST_TOKEN):

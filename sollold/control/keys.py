@@ -1,8 +1,8 @@
-"""API keys: made on any node, known to all within seconds, kept as hashes only.
+"""Manages API keys: created on any node, known to all within seconds, stored only as hashes.
 
-A key never changes but by being revoked, so two nodes' sets are merged by taking all of both: it does not
-matter who hears of what first. Each node's record has a digest of its set, so that gossip tells of a change;
-the set is then fetched by the peer method ``keys``.
+A key never changes except by being revoked, so the sets of two nodes are merged by union, in any order. Each
+node's record has a digest of its set, so that gossip reveals a change; the set is then fetched with the peer
+method ``keys``.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ log = logging.getLogger("sollold.keys")
 
 PREFIX = "sk-sollold-"
 MOST = 1000
-"""Keys that there can be in all, the revoked ones included."""
+"""Maximum number of keys that can be created, including revoked ones; merged sets may hold twice as many."""
 _LIMIT = 8 << 20
-"""Bytes of the file."""
+"""Maximum size of the file, in bytes."""
 _CALL_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 OWN_NAMES = ("local", "member")
-"""How logs and metrics call callers that need no key: programs of this machine, and of other members."""
+"""Names in logs and metrics for callers that need no key: programs of this machine, and of other members."""
 _NAME = re.compile(r"[\w.@ \-]{1,64}")
 
 
 class Scope(StrEnum):
-    """What a key may do; each includes the ones before it."""
+    """What a key may do; each scope includes the ones before it."""
 
     INFER = "infer"
-    """Ask models, and read what the cluster shows."""
+    """Use models, and read the cluster's state."""
     MODELS = "models"
     """Load, unload, download, create, copy and delete models."""
     ADMIN = "admin"
     """Everything: drain nodes, manage keys."""
 
     def includes(self, needed: Scope) -> bool:
-        """Whether a key of this scope may do what needs ``needed``."""
+        """Return whether a key of this scope may do what requires ``needed``."""
         return _ORDER[self] >= _ORDER[needed]
 
 
@@ -64,12 +64,12 @@ _ORDER = {scope: place for place, scope in enumerate(Scope)}
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as nodes know it: not the key itself.
+    """A key as nodes store it, without its secret.
 
     Attributes:
         id: 8 hex digits, for people and logs.
-        digest: SHA-256 of the key, in hex. Keys are random, so that no slower hash is needed.
-        created, expires, revoked: seconds since the epoch; ``expires`` 0: never, ``revoked`` 0: not.
+        digest: SHA-256 of the secret, in hex. Secrets are random, so no slower hash is needed.
+        created, expires, revoked: seconds since the epoch; 0: never expires, not revoked.
     """
 
     id: str
@@ -81,31 +81,31 @@ class Key:
     revoked: float = 0.0
 
     def valid(self, now: float) -> bool:
-        """Whether it is accepted at ``now``, seconds since the epoch."""
+        """Return whether it is accepted at ``now``, in seconds since the epoch."""
         return not self.revoked and (not self.expires or now < self.expires)
 
 
 @dataclass(frozen=True, slots=True)
 class KeysRequest:
-    """Peer method ``keys``: all keys that a node knows."""
+    """Peer method ``keys``: return all keys that a node knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """All keys that a node knows; what is kept on disk, too."""
+    """All keys that a node knows, as sent to peers and stored on disk."""
 
     keys: tuple[Key, ...] = ()
 
 
 def merged(one: Iterable[Key], other: Iterable[Key]) -> dict[str, Key]:
-    """All keys of both, by their digests. The same whichever set comes first."""
+    """Return the keys of both sets by digest; the order of the sets does not matter."""
     found = {key.digest: key for key in one}
     for key in other:
         known = found.get(key.digest)
         if known is None:
             found[key.digest] = key
         elif known != key:
-            # Only `revoked` can differ between honest nodes: the earlier time stays.
+            # Between honest nodes only `revoked` can differ: keep the earlier time.
             times = [time for time in (known.revoked, key.revoked) if time]
             first = min(known, key, key=msgspec.json.encode)
             found[key.digest] = replace(first, revoked=min(times, default=0.0))
@@ -113,16 +113,16 @@ def merged(one: Iterable[Key], other: Iterable[Key]) -> dict[str, Key]:
 
 
 def digest_of(keys: Iterable[Key]) -> str:
-    """16 hex digits that change with the set; empty for the empty set."""
+    """Return 16 hex digits that identify the set; empty for the empty set."""
     listed = sorted(keys, key=lambda key: key.digest)
     return hashlib.sha256(msgspec.json.encode(listed)).hexdigest()[:16] if listed else ""
 
 
 class Keys:
-    """The keys of the cluster, as this node knows them.
+    """The keys of the cluster, as known to this node.
 
     Args:
-        file: where they are kept.
+        file: the file that stores them.
         clock: seconds since the epoch.
     """
 
@@ -140,11 +140,11 @@ class Keys:
         self._task: asyncio.Task[None] | None = None
 
     def register(self, server: Peers) -> None:
-        """Answer the peer method ``keys``."""
+        """Register the peer method ``keys``."""
         server.method("keys", KeysRequest, self._answer)
 
     async def start(self) -> None:
-        """Read the file and begin to follow what the other nodes know."""
+        """Read the file and start following the other nodes' keys."""
         await asyncio.to_thread(self._read)
         self._tell()
         self._unsubscribe = self._view.subscribe(self._wanted.set)
@@ -152,7 +152,7 @@ class Keys:
         self._task = asyncio.create_task(self._follow(), name="keys")
 
     async def close(self) -> None:
-        """End the following."""
+        """Stop following the other nodes' keys."""
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._task is not None:
@@ -161,28 +161,28 @@ class Keys:
 
     @property
     def made(self) -> bool:
-        """Whether a key was ever made. Also when the file can't be read: what it held is not known then."""
+        """Whether a key was ever created; also true if the file can't be read, since it may have held one."""
         return bool(self._keys) or self._lost
 
     def all(self) -> tuple[Key, ...]:
-        """All keys, the oldest first."""
+        """Return all keys, the oldest first."""
         return tuple(sorted(self._keys.values(), key=lambda key: (key.created, key.id)))
 
     def find(self, secret: str) -> Key | None:
-        """The valid key that ``secret`` is."""
+        """Return the valid key with this secret, if any."""
         key = self._keys.get(_hash(secret))
         return key if key is not None and key.valid(self._clock()) else None
 
     def valid(self, key: Key) -> bool:
-        """Whether ``key`` was not revoked since it was found, and has not expired."""
+        """Return whether ``key`` has neither been revoked nor expired since it was found."""
         known = self._keys.get(key.digest)
         return known is not None and known.valid(self._clock())
 
     async def create(self, name: str, scope: Scope, expires: float = 0.0) -> tuple[Key, str]:
-        """Make a key; it is on disk when this returns. ``expires``: seconds from now; 0: never.
+        """Create a key and write it to disk. ``expires``: seconds from now; 0: never.
 
         Returns:
-            The key as it is listed, and the secret, which is told this once.
+            The key as listed, and its secret, which is shown only this once.
 
         Raises:
             Refusal: BAD_REQUEST for a name that is invalid or taken, or when there are too many keys;
@@ -208,18 +208,18 @@ class Keys:
         return key, secret
 
     async def revoke(self, name: str) -> Key:
-        """Revoke a key by its name or id, at once on this node.
+        """Revoke a key by name or id; on this node this takes effect at once.
 
-        One that has expired can be revoked, too: a machine whose clock is behind still accepts it.
+        An expired key can be revoked too, since a machine whose clock is behind still accepts it.
 
         Raises:
-            Refusal: NOT_FOUND when no key is named so, or several are, as when the halves of a split network
-                each made one; UNAVAILABLE when it can't be written to disk.
+            Refusal: NOT_FOUND when no key has this name, or several have, as when both halves of a split
+                network created one; UNAVAILABLE when the change can't be written to disk.
         """
         now = self._clock()
         there = [key for key in self.all() if not key.revoked]
         found = [key for key in there if key.id == name] or [key for key in there if key.name == name]
-        # The name of an expired key may have been given to another one since.
+        # The name of an expired key may have been reused since.
         found = [key for key in found if key.valid(now)] or found
         if not found:
             raise Refusal(Fault.NOT_FOUND, f"there is no valid key {name[:64]!r}")
@@ -236,12 +236,12 @@ class Keys:
         return gone
 
     async def _take(self, keys: Iterable[Key]) -> None:
-        """Add ``keys``, some perhaps revoked, to what is known: in force, told to the others, on disk.
+        """Merge ``keys``, some perhaps revoked: put them in force, tell the other nodes, write them to disk.
 
-        In this order: a full disk is no reason to go on accepting a key.
+        The order matters: a full disk must not keep a revoked key valid.
 
         Raises:
-            Refusal: UNAVAILABLE when they are too many, or in force but not written to disk.
+            Refusal: UNAVAILABLE when there are too many, or they are in force but can't be written to disk.
         """
         async with self._writing:
             known = self._with(keys)
@@ -284,7 +284,7 @@ class Keys:
         return KeySet(tuple(self._keys.values()))
 
     async def _follow(self) -> None:
-        """Fetch the keys of each node whose record shows another set, and write them, until all is done."""
+        """Fetch and write the keys of each node whose record shows another set; retry until all is done."""
         retrying = LogAndRetry("fetching keys", log)
         while True:
             await self._wanted.wait()
@@ -310,7 +310,7 @@ class Keys:
         ]
 
     async def _fetch(self, node: str) -> bool:
-        """Learn what ``node`` knows; False when it could not be asked or its keys could not be written."""
+        """Merge the keys that ``node`` knows; False if it can't be reached or they can't be written."""
         try:
             found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
             for key in found.keys:
@@ -328,7 +328,7 @@ class Keys:
         return True
 
     async def _write_again(self) -> bool:
-        """Write what could not be written before; False when it still can't."""
+        """Write keys that could not be written before; False if they still can't."""
         try:
             await self._take(())
         except Refusal:

@@ -1,4 +1,4 @@
-"""Second names for models, files that a request names, and taking models away: only in our own folder."""
+"""Adds second names and named files to this node's models, and deletes models: all in our own folder only."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from sollold.models.transfer.verify import adapters_in
 
 
 class OwnError(Exception):
-    """It can't be done; the message says why and what to do."""
+    """The operation is impossible; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameOverrides:
-    """What a second name says otherwise than the first, as in `Model`; None: it says the same."""
+    """The fields of `Model` that a second name overrides; None: unchanged."""
 
     system: str | None = None
     params: str | None = None
@@ -43,7 +43,7 @@ class NameOverrides:
     messages: tuple[tuple[str, str], ...] | None = None
 
     def over(self, model: Model) -> Model:
-        """``model`` as it is told of under the second name."""
+        """Return ``model`` with these overrides."""
         return replace(
             model,
             system=model.system if self.system is None else self.system,
@@ -56,10 +56,10 @@ class NameOverrides:
 
 @dataclass(frozen=True, slots=True)
 class NameRequest:
-    """Asks a node to name a model of its own also ``destination``, or to delete ``source``.
+    """Asks a node to give one of its models the second name ``destination``, or to delete ``source``.
 
-    ``digest``: the content that is meant, since one name may stand for several; empty: whichever it is.
-    ``replace``: a model that has got the name in our own folder gives way.
+    ``digest``: the content to delete, since nodes may have different content under one name; empty: any.
+    ``told``: overrides for the second name. ``replace``: replace a model of that name in our own folder.
     """
 
     source: str
@@ -71,7 +71,7 @@ class NameRequest:
 
 @dataclass(frozen=True, slots=True)
 class NameChanged:
-    """Whether it was done; ``reason`` when it could not be, empty when there was nothing to do."""
+    """``ok``: whether it was done; if not, ``reason`` says why, or is empty if there was nothing to do."""
 
     ok: bool
     reason: str = ""
@@ -79,35 +79,39 @@ class NameChanged:
 
 _AS_IT_IS = NameOverrides()
 _LINKED = "file-"
-"""Begins the names of folders in our own that hold links to a file which a request named."""
+"""Prefix of folders in our own that hold links to a file that a request named."""
 _SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
 
 class OwnModels:
-    """This node's side of copying and deleting. Registers the peer methods ``copy`` and ``delete``
-    (`NameRequest` → `NameChanged`) with ``server``.
+    """Copies and deletes models on this node.
+
+    Registers the peer methods ``copy`` and ``delete`` (`NameRequest` → `NameChanged`) with ``server``.
     """
 
     def __init__(self, catalogue: Catalogue, server: Peers) -> None:
         self._catalogue = catalogue
         self.delete_from_ollama: Callable[[str], Awaitable[bool]] | None = None
-        """Deletes a model of the Ollama here if the daemon may; raises `OllamaError` when that refuses."""
+        """Deletes a model of the local Ollama if the daemon may; raises `OllamaError` if Ollama refuses."""
         self.copy_in_ollama: Callable[[str, str], Awaitable[None]] | None = None
-        """Gives a model of the Ollama here a second name; raises `OllamaError` when that refuses."""
+        """Gives a model of the local Ollama a second name; raises `OllamaError` if Ollama refuses."""
         server.method("copy", NameRequest, self._answer_copy)
         server.method("delete", NameRequest, self._answer_delete)
 
     async def copy(
         self, model: Model, destination: str, told: NameOverrides = _AS_IT_IS, *, replace: bool = False
     ) -> None:
-        """Give content on this node a second name, in our own folder; the files are linked, not copied.
+        """Give a model on this node a second name, in our own folder; the files are linked, not copied.
 
-        An Ollama's without readable files gets it there. ``told``: what is said of it under that name;
-        ``replace``: what has that name in our own folder gives way. A name that stands for just that already
-        stays as it is, so that a script may be run again.
+        A model of Ollama without readable files gets the name in Ollama. A name that already stands for
+        exactly this is left as it is, so that scripts can be repeated.
+
+        Args:
+            told: overrides for the second name.
+            replace: whether to replace a model of that name in our own folder.
 
         Raises:
-            OwnError: the name is no name, or taken; or the files can't be linked, or the Ollama refused.
+            OwnError: the name is invalid or taken, the files can't be linked, or Ollama refused.
         """
         try:
             name = canonical(destination)
@@ -138,11 +142,10 @@ class OwnModels:
         await self._catalogue.refresh()
 
     async def add_file(self, path: str) -> str:
-        """The name of the model in a GGUF file of this machine. From then on it is listed like others; the
-        file is linked, not copied.
+        """List the model in a GGUF file of this machine and return its name; the file is linked, not copied.
 
         Raises:
-            OwnError: this node can't read it, or it holds no model.
+            OwnError: this node can't read the file, or it holds no model.
         """
         try:
             real = await read_patiently(lambda: _readable(path), path, PATIENCE)
@@ -160,7 +163,7 @@ class OwnModels:
         raise OwnError(f"{path} holds no model that can be listed")
 
     async def _model_in(self, real: str) -> str:
-        """The listed model whose weights are in this file; empty: none, or a folder does not answer."""
+        """Return the listed model with this file; empty when there is none, or a folder does not respond."""
         models = sorted(self._catalogue.models, key=lambda model: bool(model.unusable))
 
         def look() -> str:
@@ -174,10 +177,10 @@ class OwnModels:
         return ""
 
     async def delete(self, name: str, digest: str = "") -> bool:
-        """Remove a model that was fetched or named here; False when it is the user's own, or other content.
+        """Delete a model that was fetched or named here; False if it is the user's own, or has other content.
 
         Raises:
-            OwnError: it can't be removed.
+            OwnError: it can't be deleted.
         """
         model = self._catalogue.get(name)
         if model is not None and digest and model.digest != digest:
@@ -200,7 +203,7 @@ class OwnModels:
         return True
 
     def _own_folder(self, model: Model) -> Path | None:
-        """Where a model that was fetched or named here lies; None: it is the user's own."""
+        """Return the folder of a model that was fetched or named here; None if it is the user's own."""
         if not model.files:
             return None
         folder = Path(model.files[0]).parent
@@ -225,16 +228,16 @@ class OwnModels:
 
 
 def _readable(path: str) -> str:
-    """The real path of a GGUF file.
+    """Return the real path of a GGUF file.
 
     Raises:
-        OwnError: it is none, or can't be read.
+        OwnError: it is not a GGUF file, or can't be read.
     """
     if not Path(path).is_absolute():
         raise OwnError(f"{path}: name the file by its whole path")
     try:
         real = Path(path).resolve(strict=True)
-        # Opening a pipe would wait for its other end.
+        # Opening a named pipe would block until its other end is opened.
         if not stat.S_ISREG(real.stat().st_mode):
             raise OwnError(f"{path} is not a file")
         with real.open("rb") as file:
@@ -247,7 +250,7 @@ def _readable(path: str) -> str:
 
 
 def _link_file(own: Path, real: str) -> None:
-    """A folder of links to a file, and to the other shards where it is one of several."""
+    """Make a folder of links to a file, and to the other shards if it is one of several."""
     target = Path(real)
     folder = own / f"{_LINKED}{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -263,10 +266,12 @@ def _link_file(own: Path, real: str) -> None:
 
 
 def _hard_linked(link: Path, target: Path) -> bool:
-    """Whether it could be made: the kernel refuses it for another user's file, which we never delete.
+    """Make a hard link; return False if the kernel refuses it since the file is another user's.
+
+    We never delete such a file, so a symbolic link will do.
 
     Raises:
-        OSError: it was refused for another reason.
+        OSError: it failed for another reason.
     """
     try:
         link.hardlink_to(target)
@@ -278,16 +283,18 @@ def _hard_linked(link: Path, target: Path) -> bool:
 
 
 def _stands_for(name: Model, model: Model) -> bool:
-    """Whether ``name`` has the content of ``model`` and says of it what ``model`` does."""
+    """Return whether ``name`` already has the content and the settings of ``model``."""
     said = NameOverrides(model.system, model.params, model.license, model.template, model.messages)
     return name.digest == model.digest and said.over(name) == name
 
 
 def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
-    """``old``: the folder that gives way, perhaps the very one that is linked to. Nothing half-made is left.
+    """Make the folder of a second name; on failure, nothing of it is left.
+
+    ``old``: the folder it replaces, perhaps the very one that it links to.
 
     Raises:
-        OSError: it can't be made, as on a full disk.
+        OSError: the folder can't be made, as on a full disk.
     """
     items = items_of(model)
     folder = own / slug(name, model.digest)
@@ -298,7 +305,7 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
         inside = own.resolve()
         for item, path in zip(items, paths_of(model), strict=True):
             target = Path(path).resolve()
-            # Of two names of what we fetched either may be deleted first.
+            # If we fetched the files, either of the two names may be deleted first, so link them hard.
             if not (target.is_relative_to(inside) and _hard_linked(making / item.name, target)):
                 (making / item.name).symlink_to(target)
         card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
@@ -310,12 +317,11 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
 
 
 def _put(own: Path, making: Path, folder: Path, old: Path | None) -> None:
-    """Rename what was made into its place; ``old`` gives way, and is back where that fails."""
+    """Rename the new folder into place, replacing ``old``, which is restored on failure."""
     if old is None:
         making.rename(folder)
         return
-    # Named so that what is killed in between can be put back, unless the new one is there
-    # (`sollold.models.transfer.cleanup`).
+    # The name lets `sollold.models.transfer.cleanup` restore it after a crash if the new folder is missing.
     aside = own / PARTS / f"{folder.name}{OLD}"
     aside.parent.mkdir(exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The last lines that a model's engines wrote, from every node that takes part in it."""
+"""Collects the last log lines of a model's engines, from every node that takes part in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """Peer method ``logs``: the last ``lines`` of each engine that a node runs for ``deployment``."""
+    """Peer method ``logs``: return the last ``lines`` of each engine that a node runs for ``deployment``."""
 
     deployment: str
     lines: int
@@ -31,7 +31,7 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineLog:
-    """What one engine wrote last. ``process``: ``llama-server`` or ``worker``."""
+    """The last log lines of one engine. ``process``: ``llama-server`` or ``worker``."""
 
     process: str
     text: str
@@ -39,14 +39,14 @@ class EngineLog:
 
 @dataclass(frozen=True, slots=True)
 class EngineLogs:
-    """The answer to `LogRequest`."""
+    """The response to `LogRequest`."""
 
     logs: tuple[EngineLog, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLog:
-    """An engine's last lines, and where it runs. ``reason``: why they can't be had."""
+    """An engine's last log lines, and the node that it runs on. ``reason``: why they are not available."""
 
     deployment: str
     node: str
@@ -56,11 +56,11 @@ class NodeLog:
 
 
 class LogService:
-    """Reads this node's logs, and asks other nodes for theirs. `register` it with the port for nodes.
+    """Reads this node's engine logs, and asks other nodes for theirs.
 
     Args:
-        resolve: which model a caller means, as for any other request.
-        folder: of the deployments' logs on this node, one folder each.
+        resolve: resolves a model's name, as for any other request.
+        folder: the folder of the deployments' logs on this node, with one folder each.
     """
 
     def __init__(self, view: View, calls: Calls, resolve: Callable[[str], Resolved], folder: Path) -> None:
@@ -70,16 +70,18 @@ class LogService:
         self._folder = folder
 
     def register(self, server: Peers) -> None:
-        """Answer the peer call ``logs``."""
+        """Register the peer method ``logs``."""
         server.method("logs", LogRequest, self._on_logs)
 
     async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
-        """The last ``lines`` of every engine of ``model`` (a name or a deployment's id), the heads first.
+        """Return the last ``lines`` of every engine of ``model`` (a name or a deployment's id).
+
+        For each deployment, the head's come first.
 
         Raises:
-            Refusal: NOT_FOUND, it is not loaded in an engine of our own.
+            Refusal: NOT_FOUND, if it is not loaded in an engine of our own.
         """
-        # One whose files are gone is known by nobody, and may still run.
+        # A model whose files are gone can't be resolved, but may still run.
         names = {model.lower(), f"{model.lower()}:latest", self._resolve(model).name.lower()}
         wanted = [
             (endpoint.id, node)
@@ -115,7 +117,7 @@ class LogService:
 
 
 def _read(folder: Path, deployment: str, lines: int) -> tuple[EngineLog, ...]:
-    """The ends of the log files of one deployment. A name that is no folder here has none."""
+    """Return the ends of the log files of one deployment; none if the name is not that of a folder here."""
     if not deployment or Path(deployment).name != deployment:
         return ()
     found = []

@@ -1,9 +1,9 @@
-"""Passes: how the command line on one member gives orders to another member over HTTP.
+"""Passes, with which the command line on one member sends commands to another member over HTTP.
 
-A daemon gives a caller of its own machine a random text that is good for some minutes, at one other member.
-That asks the daemon over the port for nodes, where both prove that they are members, whether it gave it, and
-for whom. So it is worth nothing to a machine that is no member but was asked like one, nor to a member that
-would show it to another.
+A daemon gives a caller on its own machine a random token, valid for a few minutes at one other member. That
+member asks the daemon, on the port for nodes where both prove their membership, whether it issued the token
+and for whom. So a token is worthless to a machine that only poses as a member, and to a member that tries it
+on another.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ PASS_SECONDS = 300.0
 PREFIX = "member."
 _PASS = re.compile(r"member\.([0-9a-f]{16})\.([0-9a-f]{64})")
 _MOST = 1000
-"""Passes given out, and answers remembered."""
+"""Maximum number of issued passes, and of remembered replies."""
 _CALL_SECONDS = 3.0
 _REFUSED_SECONDS = 5.0
-"""Seconds for which a pass that was refused is not asked about again."""
+"""Seconds for which a refused pass is not checked again."""
 _AT_ONCE = 4
-"""Questions under way at a time: callers who make passes up may not keep the nodes busy."""
+"""Maximum number of concurrent checks, so that callers with invented passes can't keep the nodes busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassRequest:
-    """Peer method ``pass``: whether the node asked gave the pass with this SHA-256 out for the caller."""
+    """Peer method ``pass``: ask whether the node issued the pass with this SHA-256 for the caller."""
 
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class PassAnswer:
-    """``seconds``: how long it is still good; 0: it is not."""
+    """``seconds``: how long the pass remains valid; 0: it is not."""
 
     seconds: float
 
 
 class MemberPasses:
-    """Gives passes out and checks those of other members."""
+    """Issues passes and checks those of other members."""
 
     def __init__(self, view: View, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
         self._view = view
         self._calls = calls
         self._clock = clock
         self._given: dict[str, tuple[float, frozenset[str]]] = {}
-        """Digest of a pass of our own → when it ends, and for which nodes it is."""
+        """For each digest of our own passes: when it expires, and the nodes it is for."""
         self._known: dict[str, tuple[bool, float]] = {}
-        """Digest of another's pass → whether it is good, and until when we need not ask again."""
+        """For each digest of others' passes: whether it is valid, and until when that need not be checked."""
         self._asking = asyncio.Semaphore(_AT_ONCE)
 
     def register(self, server: Peers) -> None:
-        """Answer the peer method ``pass``."""
+        """Register the peer method ``pass``."""
         server.method("pass", PassRequest, self._answer)
 
     async def issue(self, host: str) -> str:
-        """A new pass, good for `PASS_SECONDS` at the member whose name or address is ``host``.
+        """Issue a pass, valid for `PASS_SECONDS` at the member whose host name or address is ``host``.
 
         Raises:
-            Refusal: NOT_FOUND when no member is there.
+            Refusal: NOT_FOUND when no member has this address.
         """
         at = {address.partition("%")[0] for address, _ in await resolve(Seed(host, 0))}
         there = frozenset(one.node for one in self._view.live() if not at.isdisjoint(one.addresses))
@@ -85,19 +85,19 @@ class MemberPasses:
         return secret
 
     def from_live(self, text: str) -> bool:
-        """Whether ``text`` looks like a pass of a node that is a member still."""
+        """Return whether ``text`` looks like a pass of a live member."""
         found = _PASS.fullmatch(text)
         return found is not None and any(one.node == found[1] for one in self._view.live())
 
     async def check(self, text: str) -> bool:
-        """Whether ``text`` is a pass that a live member gave out, and still good. Asks that member once."""
+        """Return whether ``text`` is a valid pass of a live member. That member's reply is cached."""
         found = _PASS.fullmatch(text)
         if found is None:
             return False
         node, digest, now = found[1], _hash(text), self._clock()
         if node == self._view.me.node:
             return self._left(digest, node) > 0
-        # Of one that was evicted meanwhile none is good any more, whatever it said before.
+        # The passes of a node that is gone or evicted are no longer valid, whatever it replied before.
         if all(one.node != node for one in self._view.live()):
             return False
         good, until = self._known.get(digest, (False, 0.0))
@@ -120,7 +120,7 @@ class MemberPasses:
         return PassAnswer(self._left(request.digest, caller))
 
     def _left(self, digest: str, node: str) -> float:
-        """Seconds for which ``node`` accepts our pass with this digest."""
+        """Return the seconds for which our pass with this digest remains valid at ``node``."""
         end, there = self._given.get(digest, (0.0, frozenset()))
         return max(0.0, end - self._clock()) if node in there else 0.0
 

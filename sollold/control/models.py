@@ -1,4 +1,4 @@
-"""The cluster's models as the dialects ask for them."""
+"""Offers the cluster's models to the dialects."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.pull_progress import PullError
 
 NodeNames = Callable[[Listed], list[str]]
-"""A model → the names of the nodes that have it."""
+"""Returns the names of the nodes that have a model."""
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A model that is loaded somewhere now."""
+    """A model that is loaded now."""
 
     endpoint: Endpoint
     node: str
-    """Name of the node that answers for it."""
+    """Name of the node that serves it."""
 
 
 class ModelService:
     """The models of the whole cluster: names, metadata, copies, deletion."""
 
     def __init__(self, library: Library, view: View, calls: Calls, local: OwnModels | None = None) -> None:
-        """``local``: this node's own models; without it no files can be named."""
+        """``local``: this node's own models; without it, no files can be added."""
         self._library = library
         self._local = local
         self._view = view
         self._calls = calls
 
     async def models(self) -> tuple[Listed, ...]:
-        """Every model once, by name."""
+        """Return every model once, by name."""
         return self._library.all()
 
     async def add_file(self, path: str) -> str:
-        """The name of the model in a GGUF file of this machine, which is listed from then on.
+        """List the model in a GGUF file of this machine and return its name.
 
         Raises:
-            Refusal: BAD_REQUEST, it can't be read or is no model.
+            Refusal: BAD_REQUEST when the file can't be read or holds no model.
         """
         if self._local is None:
             raise Refusal(Fault.BAD_REQUEST, "this node takes no files by their path")
@@ -62,23 +62,23 @@ class ModelService:
             raise Refusal(Fault.BAD_REQUEST, str(error)) from None
 
     async def find(self, name: str) -> Listed:
-        """The model a caller means by ``name``.
+        """Return the model that a caller means by ``name``.
 
         Raises:
-            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while those who have it are away.
+            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while its holders are away.
         """
         return await self._library.named(name)
 
     def node_names(self, listed: Listed) -> list[str]:
-        """The names of the nodes that have it."""
+        """Return the names of the nodes that have the model."""
         return [name_of(self._view, node) for node in listed.nodes]
 
     async def metadata(self, listed: Listed, *, whole: bool = False) -> Mapping[str, Any]:
-        """The GGUF header's key-value pairs; ``whole``: with the values of long arrays."""
+        """Return the GGUF header's key-value pairs; ``whole``: including the values of long arrays."""
         return await self._library.metadata(listed.model.name, whole=whole)
 
     def running(self) -> tuple[Running, ...]:
-        """What is loaded now, from the records."""
+        """Return the loaded models, from the records."""
         return tuple(
             Running(endpoint, record.name)
             for record in self._view.live()
@@ -89,16 +89,18 @@ class ModelService:
     async def copy(
         self, source: str, destination: str, nodes: Sequence[str] = (), told: NameOverrides | None = None
     ) -> None:
-        """Give a model a second name, on each node that has it or on the ``nodes`` named; ``told``: what is
-        said of it there, for which its files must be readable, and in whose favour one of ours gives way.
+        """Give a model a second name, on each node that has it or only on ``nodes``.
+
+        ``told``: overrides for that name. They need readable files, and replace a model of that name in our
+        own folder.
 
         Raises:
-            Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
+            Refusal: NOT_FOUND; BAD_REQUEST, with what to do, when it is impossible.
         """
         model = (await self._exact(source)).model
         chosen = {node_named(self._view, node) for node in nodes}
         all_holders = self._library.holders(model.name)
-        # Without files its Ollama gives it the name.
+        # Without readable files, Ollama itself gives it the name.
         holders = {
             node: one for node, one in all_holders if one.files or (one.source == "ollama" and told is None)
         }
@@ -126,15 +128,15 @@ class ModelService:
         await self._learn_from(answers)
 
     async def _learn_from(self, answers: Mapping[str, NameChanged]) -> None:
-        """What was just done shows in the next request to this node."""
+        """Refresh the lists of the changed nodes, so that the next request to this node sees the change."""
         done = [node for node, answer in answers.items() if answer.ok]
         await asyncio.gather(*(self._library.lists.refresh(node) for node in done))
 
     async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
-        """Remove a model that was fetched by the daemon, or a second name, everywhere or from the ``nodes``.
+        """Delete a model that the daemon fetched, or a second name, everywhere or only on ``nodes``.
 
         Raises:
-            Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own, and for an alias.
+            Refusal: NOT_FOUND; BAD_REQUEST for a model of the user's own, and for an alias.
         """
         if target := self._library.behind_alias(name):
             raise Refusal(
@@ -144,9 +146,9 @@ class ModelService:
             )
         model = (await self._exact(name)).model
         holders = dict(self._library.holders(model.name))
-        # All are asked: what a node has got in this very moment is not in its list here yet.
+        # Ask all nodes: the list here may not show what a node has got just now.
         chosen = {node_named(self._view, node) for node in nodes} or {one.node for one in self._view.live()}
-        # One that has other content under this name keeps it.
+        # A node that has other content under this name keeps it.
         orders = {
             node: NameRequest(self._library.listed_at(node, model) or model.name, digest=model.digest)
             for node in chosen
@@ -164,7 +166,7 @@ class ModelService:
         sources = {holders[node].source for node in chosen if node in holders} or {model.source}
         how = "remove its files yourself"
         if "ollama" in sources:
-            # Whoever asks by the ollama command has it pointed at this node.
+            # A caller that uses the ollama command has it pointed at this node.
             how = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
         raise Refusal(
             Fault.BAD_REQUEST,
@@ -182,7 +184,7 @@ class ModelService:
             return NameChanged(False, str(error))
 
     def _failed(self, answers: Mapping[str, NameChanged]) -> str:
-        """Why nodes could not do it, each by its name; empty when all did, or had nothing to do."""
+        """Return why nodes failed, each by name; empty when all succeeded or had nothing to do."""
         reasons = [
             f"{name_of(self._view, node)}: {answer.reason}"
             for node, answer in answers.items()
@@ -191,7 +193,7 @@ class ModelService:
         return "; ".join(sorted(reasons))
 
     async def _exact(self, name: str) -> Listed:
-        """The model of just this name: what is changed or removed is not guessed."""
+        """Return the model with exactly this name: changes and deletions must not guess."""
         await self._library.awaited(name)
         resolved = self._library.exact(name)
         for shelved in self._library.all() if resolved.name else ():
@@ -207,12 +209,12 @@ class PullService:
         self._puller = puller
 
     async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[dict[str, Any], None]:
-        """Progress as Ollama tells it: ``{status, digest?, total?, completed?}``, at the end ``success``.
+        """Yield progress as Ollama does: ``{status, digest?, total?, completed?}``, finally ``success``.
 
-        Leaving the iteration stops the fetch; asking again goes on with it.
+        Closing the iterator stops the fetch; another pull resumes it.
 
         Raises:
-            Refusal: NOT_FOUND when nobody has it, else UNAVAILABLE.
+            Refusal: NOT_FOUND when no source has it, else UNAVAILABLE.
         """
         steps = self._puller.pull(name, insecure=insecure)
         try:

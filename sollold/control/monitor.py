@@ -1,4 +1,4 @@
-"""Watches the cluster and this node while the daemon runs: fills the event log and the history."""
+"""Watches the cluster and this node while the daemon runs, and fills the event log and the history."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ log = logging.getLogger("sollold.events")
 
 LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 _SETTLE = 0.2
-"""Seconds in which changes of the records are taken together: a busy endpoint's record changes often."""
+"""Seconds within which changes of the records are handled together: a busy endpoint changes often."""
 _GPU_SECONDS = 2
 _REST = 15.0
-"""Seconds for which no sample is taken where each would be like the last."""
+"""Maximum seconds without sampling while nothing changes."""
 _ASLEEP = 10.0
-"""Seconds by which a sample is late when the machine slept."""
+"""Seconds by which a sample must be late for the machine to count as having slept."""
 _CALL = 3.0
 _MOST_MODELS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetRequest:
-    """Peer method ``forget``: take a node off the list of missing ones."""
+    """Peer method ``forget``: remove a node from the list of missing nodes."""
 
     node: str
 
@@ -53,11 +53,11 @@ class LoadStats:
 
 
 class Monitor:
-    """The node's event log, its history and who is missing.
+    """Keeps this node's event log, its history and the list of missing nodes.
 
     Args:
-        stopped: whether a missing node said goodbye; ``evicted``: whether it was evicted.
-        gpus: how busy the GPUs are; it may block, and runs in a thread. None: there are none to ask.
+        stopped: tells whether a missing node announced its departure; ``evicted``: whether it was evicted.
+        gpus: reads the load of the GPUs; it may block and runs in a thread. None if it can't be read.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Monitor:
         self._calls = calls
         self.activity = activity
         self._gpus = gpus
-        # A follower that comes back after a restart tells the last id that it has seen: by the time of the
-        # start no other log has that one. JavaScript's numbers hold microseconds for two centuries more.
+        # After a restart, a follower sends the last id it has seen. Ids based on the start time are unique
+        # among this node's logs. JavaScript's numbers hold microseconds for two more centuries.
         self.events = EventLog(start=time.time_ns() // 1000)
         self.history = History()
         self.loads: dict[str, LoadStats] = {}
@@ -86,11 +86,11 @@ class Monitor:
         self._sampling: asyncio.Task[None] | None = None
         self._before = (0, 0, 0, 0, 0.0, 0)
         self._last: dict[tuple[str, str], float] = {}
-        """The last sample."""
+        """Values of the last sample."""
         self._due = 0.0
-        """When the next sample is due, on the loop's clock."""
+        """Time of the next sample, on the loop's clock."""
         self._resting = False
-        """Nothing goes on here: samples are like the last, and taken when somebody asks for them."""
+        """Whether this node is idle: samples equal the last one and are added only when needed."""
         self._sampled = view.me
         """This node's record at the last sample."""
         self._stirred = asyncio.Event()
@@ -99,18 +99,18 @@ class Monitor:
         activity.on_begin = self._stir
 
     def register(self, server: Peers) -> None:
-        """Answer the peer calls ``history`` and ``forget``."""
+        """Register the peer methods ``history`` and ``forget``."""
         server.method("history", HistoryRequest, self._on_history)
         server.method("forget", ForgetRequest, self._on_forget)
 
     async def start(self) -> None:
-        """Begin to watch and to take samples."""
+        """Start watching and sampling."""
         self._observe()
         self._unsubscribe = self._view.subscribe(self._view_changed)
         self._sampling = asyncio.create_task(self._sample_for_good(), name="history")
 
     async def close(self) -> None:
-        """End watching; those who wait for events are woken."""
+        """Stop watching, and wake those who wait for events."""
         self.closed = True
         self._unsubscribe()
         if self._pending is not None:
@@ -121,11 +121,11 @@ class Monitor:
         self._wake()
 
     def offline(self) -> tuple[OfflineNode, ...]:
-        """Nodes that are missing."""
+        """Return the missing nodes."""
         return self._watcher.offline()
 
     async def next_events(self, seen: int, timeout: float) -> list[Event]:
-        """Events after ``seen``; waits up to ``timeout`` seconds for one."""
+        """Return the events after ``seen``, waiting up to ``timeout`` seconds for one."""
         found = self.events.after(seen)
         if found:
             return found
@@ -138,15 +138,15 @@ class Monitor:
         return self.events.after(seen)
 
     async def histories(self, request: HistoryRequest) -> list[NodeHistory]:
-        """What each live node remembers; those that do not answer in time are left out."""
+        """Return the history of each live node, leaving out those that do not respond in time."""
         answers = await asyncio.gather(*(self._ask(record, request) for record in self._view.live()))
         return [answer for answer in answers if answer is not None]
 
     async def forget(self, node: str) -> None:
-        """Take a missing node (id or name) off the list, here and on the other nodes.
+        """Remove a missing node (id or name) from the list, here and on the other nodes.
 
         Raises:
-            Refusal: NOT_FOUND.
+            Refusal: NOT_FOUND when no such node is missing.
         """
         found = next((one for one in self.offline() if node in (one.record.node, one.record.name)), None)
         if found is None:
@@ -236,7 +236,7 @@ class Monitor:
                 await self._rest()
 
     def _is_still(self) -> bool:
-        """Whether the sample now, and all until a request comes or the record changes, are the same."""
+        """Return whether all samples will be equal until a request arrives or this node's record changes."""
         asked = self.activity.active() or any(endpoint.waiting for endpoint in self._view.me.endpoints)
         return not asked and self._before == self._totals()
 
@@ -250,13 +250,13 @@ class Monitor:
         self._resting = False
 
     def _stir(self) -> None:
-        """Something goes on here: what was until now is noted, and what follows as it comes."""
+        """End the rest because of activity: add the samples due until now, and sample again."""
         if self._resting:
             self._catch_up()
             self._stirred.set()
 
     def _catch_up(self) -> None:
-        """Take the samples that are due while nothing goes on."""
+        """Add the samples that have become due while resting."""
         if self._resting:
             now = asyncio.get_running_loop().time()
             self._skip_sleep(now - _REST - _ASLEEP)
@@ -265,12 +265,12 @@ class Monitor:
                 self._due += 1
 
     def _skip_sleep(self, oldest: float) -> None:
-        """What was due before ``oldest`` is of a time in which the machine slept: it has no samples."""
+        """Skip samples due before ``oldest``: the machine was asleep then."""
         if self._due < oldest:
             self._due = floor(asyncio.get_running_loop().time())
 
     def _totals(self) -> tuple[int, int, int, int, float, int]:
-        """Counts that only grow."""
+        """Return the counters, which only increase."""
         activity = self.activity
         return (
             activity.tokens,
@@ -282,7 +282,7 @@ class Monitor:
         )
 
     def _values(self) -> dict[tuple[str, str], float]:
-        """The figures of the second that has just passed."""
+        """Return the values of the second that has just passed."""
         activity, me = self.activity, self._view.me
         self._sampled = me
         before, now = self._before, self._totals()

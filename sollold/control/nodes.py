@@ -1,4 +1,4 @@
-"""Nodes, machines and keys as people name them."""
+"""Finds nodes and machines by the names, ids and codes that people use."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CODE = re.compile(r"[A-Z2-7]{4}-[A-Z2-7]{4}")
 def meant(
     text: str, things: Iterable[T], ids: Callable[[T], Iterable[str]], name: Callable[[T], str]
 ) -> list[T]:
-    """Those of ``things`` that ``text`` means: by an id, else by the name.
+    """Return those of ``things`` that ``text`` means: by an id, else by name.
 
-    A machine chooses its name itself: one that is called as another's id or code is never meant by that,
-    also while the other one is not there.
+    Machines choose their own names, so a text that looks like an id or a code never matches a name, even if
+    nothing has that id.
     """
     listed = list(things)
     found = [one for one in listed if text in ids(one)]
@@ -31,7 +31,7 @@ def meant(
 
 
 def node_named(view: View, text: str) -> str:
-    """The id of the live node with this name or id.
+    """Return the id of the live node with this name or id.
 
     Raises:
         Refusal: NOT_FOUND when there is none, or more than one.

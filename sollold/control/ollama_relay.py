@@ -1,6 +1,6 @@
-"""Requests that only an Ollama can answer (push, create, show, blobs), relayed as they are to one of them.
+"""Relays requests that only Ollama can serve (push, create, show, blobs) unchanged to one of the cluster's.
 
-Peer method ``ollama`` (`FindOllamaRequest` → `OllamaThere`) tells whether a node has one; the raw routes
+The peer method ``ollama`` (`FindOllamaRequest` → `OllamaThere`) tells whether a node has one; the raw routes
 ``/ollama/api/…`` lead to it.
 """
 
@@ -38,21 +38,21 @@ Body = AsyncIterator[bytes] | bytes
 
 @dataclass(frozen=True, slots=True)
 class FindOllamaRequest:
-    """Asks a node for its Ollama. ``model``: a name that it may have."""
+    """Asks whether a node has an Ollama, and whether that has ``model``, if named."""
 
     model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OllamaThere:
-    """``answers``: one does; ``has``: it has the model."""
+    """``answers``: whether the node has a working Ollama; ``has``: whether that has the model."""
 
     answers: bool
     has: bool
 
 
 class Relayed:
-    """An Ollama's answer under way; `close` it."""
+    """A response of Ollama being relayed. Call `close` when done."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Relayed:
         stack: AsyncExitStack,
         done: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``done`` is awaited when it succeeded, before its last words are passed on."""
+        """``done`` is awaited when Ollama reports success, before that is passed on."""
         self.done = done
         self._answer = answer
         self._where = where
@@ -70,10 +70,10 @@ class Relayed:
         self.kind = answer.headers.get("Content-Type", "")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Its body, as it comes.
+        """Yield the body as it arrives.
 
         Raises:
-            Refusal: INTERRUPTED, it broke off.
+            Refusal: INTERRUPTED when the response breaks off.
         """
         try:
             async for piece in self._answer.content.iter_chunked(_PIECE):
@@ -86,15 +86,15 @@ class Relayed:
             raise Refusal(Fault.INTERRUPTED, f"{self._where} interrupted its response: {why}") from None
 
     async def close(self) -> None:
-        """End it, wherever it is."""
+        """End the response, whether or not it is complete."""
         self._answer.close()
-        # That it broke off, whoever read it knows.
+        # The reader of the body knows already if it broke off.
         with contextlib.suppress(PeerError):
             await self._stack.aclose()
 
 
 class OllamaRelay:
-    """Relays what only an Ollama can answer to one of the cluster. First `register`, at the end `close`."""
+    """Relays what only Ollama can serve to one in the cluster. Call `register` first, finally `close`."""
 
     def __init__(
         self,
@@ -103,34 +103,34 @@ class OllamaRelay:
         calls: Calls,
         learn: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """``learn`` makes this node know what models a node has now, since one was created there."""
+        """``learn`` refreshes this node's list of a node's models, after one was created there."""
         self._learn = learn
         self._ollama = ollama
         self._view = view
         self._calls = calls
         self._session: aiohttp.ClientSession | None = None
         self._last = ""
-        """The node that blobs were sent to last: what is created of them goes there."""
+        """The node that blobs were sent to last; models created from them must go there too."""
 
     def register(self, server: Peers) -> None:
-        """Answer for this machine's Ollama when other nodes ask."""
+        """Register the peer method and the raw routes to this machine's Ollama."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):
             server.route(method, f"{_OURS}/{{path:.+}}", self._on_request)
 
     async def close(self) -> None:
-        """End the connections to the Ollama here."""
+        """Close the connections to the local Ollama."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def forward(self, method: str, path: str, body: Body, model: str = "") -> Relayed | None:
-        """Its answer; None when no node has an Ollama that answers.
+        """Forward a request and return the response; None when no node has a working Ollama.
 
-        ``model``: the one that it must have, where the request is about one.
+        ``model``: the model that the request is about, if any; an Ollama that has it is preferred.
 
         Raises:
-            Refusal: UNAVAILABLE, it can't be reached.
+            Refusal: UNAVAILABLE when the Ollama can't be reached.
         """
         node = await self._choose(model)
         if not node:
@@ -151,7 +151,7 @@ class OllamaRelay:
         return Relayed(answer, where, stack, made)
 
     async def _choose(self, model: str) -> str:
-        """The node to send to: one that has the model, the one of last time, this one; empty: none."""
+        """Return the node to send to: one with the model, else the last one, else this one; empty if none."""
         me = self._view.me.node
         mine = self._local_ollama(model)
         if mine.answers and self._last in ("", me) and (mine.has or not model):
@@ -178,10 +178,12 @@ class OllamaRelay:
     async def _here(
         self, method: str, path: str, body: Body, made: Callable[[], Awaitable[None]] | None = None
     ) -> Relayed | None:
-        """From this machine's Ollama; None when there is none. ``made``: awaited when a model was created.
+        """Send a request to this machine's Ollama; None when there is none.
+
+        ``made`` is awaited when the request succeeds.
 
         Raises:
-            Refusal: UNAVAILABLE, it can't be reached.
+            Refusal: UNAVAILABLE when it can't be reached.
         """
         url = self._ollama.url_of_api
         if not url:
@@ -190,7 +192,7 @@ class OllamaRelay:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
             self._session = aiohttp.ClientSession(timeout=timeout)
         name = _created(body) if path == _CREATE and isinstance(body, bytes) else ""
-        # What it had before is the user's own, also under new layers.
+        # A model that it had before is the user's own, even with new layers.
         name = "" if self._ollama.has(name) else name
         try:
             answer = await self._session.request(method, url + path, data=_data(method, body))
@@ -213,7 +215,7 @@ class OllamaRelay:
         if not _PATHS.fullmatch(path):
             raise web.HTTPNotFound(text="only push, create, show and blobs are passed on")
         try:
-            # What is created is noted by its name, which is in the body.
+            # Read the whole body of a create: the created model's name is in it.
             body = await request.content.read() if path == _CREATE else request.content.iter_any()
             relayed = await self._here(request.method, path, body)
         except Refusal as refusal:
@@ -229,7 +231,7 @@ class OllamaRelay:
                     await response.write(piece)
             await response.write_eof()
         except Refusal:
-            # Not an end that looks like one: the other side must see that something is lacking.
+            # Abort rather than end properly: the other side must see that the response is incomplete.
             if request.transport is not None:
                 request.transport.abort()
         finally:
@@ -238,7 +240,7 @@ class OllamaRelay:
 
 
 def _created(body: bytes) -> str:
-    """The name that a create is about; empty: it has none."""
+    """Return the name of the model to create; empty if there is none."""
     with contextlib.suppress(msgspec.MsgspecError):
         named = msgspec.json.decode(body, type=_Created)
         return named.model or named.name

@@ -1,7 +1,7 @@
-"""Recent answers of ``/v1/responses``, kept by the node that gave them and readable through every node.
+"""Stores recent responses of ``/v1/responses`` on the node that created them, readable through every node.
 
-Each id carries the id of the node that keeps it, so another node knows whom to ask. Peer method: ``response``
-(`ResponseRequest` → `ResponseReply`).
+Each response id contains the id of the node that stores it, so that other nodes know which one to ask. Peer
+method: ``response`` (`ResponseRequest` → `ResponseReply`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Item = dict[str, Any]
 
 
 def input_id(response: str, prefix: str, place: int) -> str:
-    """The id of an item of a response's input that came without one: it names the response and the place."""
+    """Return an id for an input item that came without one: the response's id and the item's place."""
     return f"{prefix}_{response.partition('_')[2]}{place:0{_PLACE_DIGITS}x}"
 
 
 def _input_of(id_: str) -> tuple[str, int] | None:
-    """The response and the place that an id of `input_id` names; None for another's."""
+    """Return the response's id and the place from an id made by `input_id`; None for any other id."""
     digits = id_.partition("_")[2]
     response, place = digits[:-_PLACE_DIGITS], digits[-_PLACE_DIGITS:]
-    # Without a cluster the id of a response names no node.
+    # Without a cluster, the id of a response contains no node id.
     known = (2 * _SECRET_BYTES, _NODE_DIGITS + 2 * _SECRET_BYTES)
     if len(response) not in known or any(digit not in _DIGITS for digit in digits):
         return None
@@ -45,13 +45,13 @@ def _input_of(id_: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """An answer that can be asked for again.
+    """A stored response.
 
     Attributes:
-        response: as it was given; its ``output`` has the items.
-        items: what was asked, without what came before it.
+        response: the response as sent; its ``output`` has the output items.
+        items: the input items, without those of earlier responses.
         previous: id of the response that it continued; empty: none.
-        client: whose it is, when that was known by a key: nobody else may read it.
+        client: the client whose API key created it, the only one that may read it; empty: anyone may.
     """
 
     response: dict[str, Any]
@@ -62,7 +62,7 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRequest:
-    """Asks a node for a response, by its own id or that of an item in it; ``delete``: and to forget it."""
+    """Asks a node for a response, by its own id or that of an output item; ``delete``: also delete it."""
 
     id: str
     client: str
@@ -71,13 +71,13 @@ class ResponseRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResponseReply:
-    """The `StoredResponse` as JSON; empty: there is none."""
+    """The `StoredResponse` as JSON; empty when there is none."""
 
     stored: bytes
 
 
 class ResponseStore:
-    """The newest responses, as many as ``most`` and ``most_bytes`` of JSON allow."""
+    """Stores the newest responses, at most ``most`` and ``most_bytes`` of JSON."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 64 * 1024**2) -> None:
         self._most = most
@@ -87,7 +87,7 @@ class ResponseStore:
         self._bytes = 0
 
     def put(self, stored: StoredResponse) -> None:
-        """Keep a response; the oldest go. One that is too big by itself is not kept."""
+        """Store a response, dropping the oldest as needed. One that is too big by itself is not stored."""
         raw = msgspec.json.encode(stored)
         id_ = str(stored.response["id"])
         items = tuple(str(item["id"]) for item in stored.response.get("output", ()) if "id" in item)
@@ -101,7 +101,7 @@ class ResponseStore:
             self.remove(next(iter(self._stored)))
 
     def get(self, id_: str, client: str) -> StoredResponse | None:
-        """The response with this id, or with an item of this id, if ``client`` may read it."""
+        """Return the response with this id, or with an output item of this id, if ``client`` may read it."""
         found = self._stored.get(self._home.get(id_, id_))
         if found is None:
             return None
@@ -109,7 +109,7 @@ class ResponseStore:
         return stored if stored.client in ("", client) else None
 
     def remove(self, id_: str) -> None:
-        """Forget a response and give its room back."""
+        """Delete a response."""
         raw, items = self._stored.pop(id_, (b"", ()))
         self._bytes -= len(raw)
         for item in items:
@@ -120,28 +120,28 @@ class ResponseStore:
 
 
 class ResponseService:
-    """The responses of the whole cluster."""
+    """Stores and finds responses in the whole cluster."""
 
     def __init__(self, node: str = "", calls: Calls | None = None) -> None:
-        """``node``: this one's id, 16 hex digits; without ``calls`` there is no other."""
+        """``node``: this node's id, 16 hex digits; without ``calls``, no other nodes are asked."""
         self._node = node
         self._calls = calls
         self._store = ResponseStore()
 
     def register(self, server: Peers) -> None:
-        """Answer other nodes; ``server`` must not have started."""
+        """Register the peer method ``response``; ``server`` must not have started."""
         server.method("response", ResponseRequest, self._answer)
 
     def new_id(self, prefix: str) -> str:
-        """An id for a response or an item of it: nobody can guess it, and it names this node."""
+        """Return an unguessable id for a response or one of its items; it contains this node's id."""
         return f"{prefix}_{self._node}{secrets.token_hex(_SECRET_BYTES)}"
 
     def put(self, stored: StoredResponse) -> None:
-        """Keep a response on this node."""
+        """Store a response on this node."""
         self._store.put(stored)
 
     async def get(self, id_: str, client: str, *, delete: bool = False) -> StoredResponse | None:
-        """The response with this id, or with an item of this id; None: there is none, or no longer."""
+        """Return the response with this id, or with an output item of this id; None when there is none."""
         home = self._home(id_)
         if home == self._node or self._calls is None:
             return self._take(id_, client, delete=delete)
@@ -153,7 +153,10 @@ class ResponseService:
             return None
 
     async def conversation(self, id_: str, client: str) -> list[Item] | None:
-        """All items up to the end of a response, those before it included; None: one is gone."""
+        """Return all items of a conversation up to the end of a response; None if a response is missing.
+
+        Chains of more than `_LONGEST_CHAIN` responses also give None.
+        """
         parts: list[list[Item]] = []
         while id_:
             stored = await self.get(id_, client)
@@ -164,7 +167,7 @@ class ResponseService:
         return [item for part in reversed(parts) for item in part]
 
     async def item(self, id_: str, client: str) -> Item | None:
-        """An item of a response by its id: of its output, or of its input by `input_id`."""
+        """Return an output item by its id, or an input item by its `input_id`; None when there is none."""
         if (named := _input_of(id_)) is not None:
             stored = await self.get(named[0], client)
             return stored.items[named[1]] if stored is not None and named[1] < len(stored.items) else None

@@ -1,8 +1,8 @@
-"""Changing the cluster's secret while it works: for all members, or for all but one that is evicted.
+"""Changes the cluster's secret while it runs: for all members, or for all but one that is evicted.
 
-Any node takes the order and passes it to the leader, which has every node accept the new secret, then use
-it, then accept no other (`sollold.cluster.admission.change`). Nodes that are away fetch it later by their
-own key. As Serf's and Consul's keyrings do it.
+Any node accepts the command and passes it to the leader, which has every node accept the new secret, then
+use it, then accept no other (`sollold.cluster.admission.change`). Nodes that are away fetch it later with
+their own key. Serf's and Consul's keyrings work in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger("sollold.cluster")
 _STEP_SECONDS = 3.0
 _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
-"""Until this node leads when the leader is evicted."""
+"""Maximum seconds until this node leads, when it evicts the leader."""
 _POLL = 0.05
 _TRIES = 3
 BY_SETTINGS = (
@@ -47,18 +47,18 @@ BY_SETTINGS = (
 
 
 class ChangeKind(StrEnum):
-    """What the secret is changed for."""
+    """Why the secret is changed."""
 
     ROTATE = "rotate"
     EVICT = "evict"
     SECURE = "secure"
     PARDON = "pardon"
-    """A node that was evicted may be admitted again."""
+    """An evicted node may be admitted again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """Peer method ``roll``, for the leader. ``nodes``: those evicted, pardoned, or (SECURE) to stay."""
+    """Peer method ``roll`` of the leader. ``nodes``: those to evict, to pardon, or (SECURE) to keep."""
 
     kind: ChangeKind
     nodes: Annotated[tuple[NodeId, ...], Meta(max_length=MAX_MEMBERS)] = ()
@@ -66,12 +66,12 @@ class Roll:
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """What became of it.
+    """The result of a change.
 
     Attributes:
-        refusal: why nothing was changed; empty when it was. ``again``: it would be otherwise in a moment.
-        done: nodes that use the new secret; ``away``: members that fetch it when they are back.
-        unsure: nodes that did not answer every step: the same order again mends that.
+        refusal: why nothing was changed; empty on success. ``again``: whether a retry may succeed.
+        done: nodes that use the new secret; ``away``: members that will fetch it when they are back.
+        unsure: nodes that did not confirm every step; repeating the command fixes that.
     """
 
     refusal: str = ""
@@ -83,7 +83,7 @@ class Rolled:
 
 
 class SecretChanges:
-    """Carries out changes of the secret when this node leads, and passes them to the leader otherwise."""
+    """Carries out changes of the secret if this node leads, and otherwise passes them to the leader."""
 
     def __init__(self, owner: ClusterNode, calls: Calls) -> None:
         self._owner = owner
@@ -91,25 +91,25 @@ class SecretChanges:
         self._busy = asyncio.Lock()
 
     def register(self, server: Peers) -> None:
-        """Answer the peer method ``roll``."""
+        """Register the peer method ``roll``."""
         server.method("roll", Roll, self._on_roll)
 
-    # Orders of an admin
+    # Commands of an admin
 
     async def rotate(self) -> Rolled:
         """Give all members a new secret.
 
         Raises:
-            Refusal: BAD_REQUEST where the settings have a token or the cluster is open; UNAVAILABLE without a
+            Refusal: BAD_REQUEST when the settings have a token or the cluster is open; UNAVAILABLE without a
                 leader.
         """
         return await self._order(Roll(ChangeKind.ROTATE))
 
     async def evict(self, text: str) -> tuple[KeyringMember, Rolled]:
-        """Turn out the node with this name or id: it loses its connections at once, and its key is refused.
+        """Evict the node with this name or id: it loses its connections at once, and its key is refused.
 
         Raises:
-            Refusal: as `rotate`; NOT_FOUND when no member, or several, are named so.
+            Refusal: as `rotate`; NOT_FOUND when no member, or several, have this name.
         """
         member = self._member(text)
         if member.node == self._owner.me.node:
@@ -117,15 +117,15 @@ class SecretChanges:
         return member, await self._order(Roll(ChangeKind.EVICT, (member.node,)))
 
     async def secure(self, nodes: Sequence[str]) -> Rolled:
-        """Give these nodes, by id, a secret, and shut an open cluster for all others.
+        """Give an open cluster a secret, shared with these nodes (by id), and close it to all others.
 
         Raises:
-            Refusal: BAD_REQUEST where the cluster is not open, or its leader is not among them.
+            Refusal: BAD_REQUEST when the cluster is not open, or its leader is not among the nodes.
         """
         return await self._order(Roll(ChangeKind.SECURE, tuple(nodes)))
 
     async def pardon(self, node: str) -> Rolled:
-        """Lift the ban of an evicted node, so that it can be admitted again.
+        """Lift the ban on an evicted node, so that it can be admitted again.
 
         Raises:
             Refusal: as `rotate`.
@@ -133,7 +133,7 @@ class SecretChanges:
         return await self._order(Roll(ChangeKind.PARDON, (node,)))
 
     def members(self) -> list[dict[str, object]]:
-        """All members: here, away or evicted."""
+        """Return all members with their state: here, away or evicted."""
         live = self._owner.live()
         here = {record.node for record in live}
         ring = self._owner.keyring()
@@ -159,7 +159,7 @@ class SecretChanges:
         raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; members: {names}")
 
     async def _order(self, roll: Roll) -> Rolled:
-        """Have the leader carry it out; given again while the leader changes."""
+        """Have the leader carry out the change, retrying while the leader changes."""
 
         async def attempt(_: str) -> Rolled:
             self._check(roll.kind)
@@ -186,7 +186,7 @@ class SecretChanges:
             raise Refusal(Fault.BAD_REQUEST, "this cluster has a secret; sollold cluster rotate changes it")
 
     def _carrier(self, roll: Roll) -> str:
-        """The node that carries it out: the leader, or who is first in line when that is to be evicted."""
+        """Return the node that carries it out: the leader, or its successor if the leader is evicted."""
         leader = self._owner.leader().leader
         if roll.kind is not ChangeKind.EVICT or leader not in roll.nodes:
             return leader
@@ -212,7 +212,7 @@ class SecretChanges:
                 self._owner.set_aside(frozenset())
 
     async def _take_the_lead(self, leaders: Iterable[str]) -> None:
-        """Hold the leader gone, so that this node leads and the others obey it."""
+        """Treat the leader as gone, so that this node leads and the others obey it."""
         self._owner.set_aside(frozenset(leaders))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LEAD_SECONDS):
@@ -230,18 +230,18 @@ class SecretChanges:
             if newest < order.generation:
                 node, refused = next(iter(refusals.items()))
                 return Rolled(f"{nodes[node]}: {refused.refusal}")
-            # A change that was broken off got further there.
+            # An interrupted change had got further there.
             order = replace(order, generation=newest + 1)
         else:
             return Rolled("another change of the secret is in progress; try again", again=True)
         ready = {node: nodes[node] for node, one in answers.items() if one is not None}
-        if roll.kind is not ChangeKind.SECURE:  # who was in an open cluster says nothing
+        if roll.kind is not ChangeKind.SECURE:  # membership of an open cluster proves nothing
             known = [one.members for one in answers.values() if one is not None]
             order = replace(order, members=merged(order.members, *known, without=order.evicted))
         order = replace(order, step=Step.USE)
         using = await self._step(order, ready)
         if roll.kind is ChangeKind.PARDON:
-            # With the last step alone: a node that comes back may take the lead.
+            # Only in the last step: a node that comes back may take the lead.
             left = tuple(one for one in order.evicted if one.node not in roll.nodes)
             order = replace(order, evicted=left)
         removed = await self._step(replace(order, step=Step.REMOVE), ready)
@@ -256,10 +256,10 @@ class SecretChanges:
         )
 
     def _prepared(self, roll: Roll) -> tuple[SecretOrder, dict[str, str]]:
-        """The first step, and the names of the nodes to take it by their ids.
+        """Return the order for the first step, and the nodes to take it, with their names by id.
 
         Raises:
-            Refusal: BAD_REQUEST when the leader itself is not to stay.
+            Refusal: BAD_REQUEST when the leader itself is not among those that stay.
         """
         ring, me = self._owner.keyring(), self._owner.me.node
         assert ring is not None
@@ -281,13 +281,13 @@ class SecretChanges:
         return order, nodes
 
     async def _step(self, order: SecretOrder, nodes: Iterable[str]) -> dict[str, SecretAnswer | None]:
-        """What each node answered; None: nothing."""
+        """Return each node's reply to a step; None if there was none."""
         asked = list(nodes)
         answers = await asyncio.gather(*(self._tell(node, order) for node in asked))
         return dict(zip(asked, answers, strict=True))
 
     async def _tell(self, node: str, order: SecretOrder) -> SecretAnswer | None:
-        """The answer of ``node`` to a step; asked again while it does not know yet who leads."""
+        """Return the reply of ``node`` to a step, asking again while it does not know the leader yet."""
         try:
             async with asyncio.timeout(_STEP_SECONDS):
                 while True:

@@ -1,4 +1,4 @@
-"""Nodes that were here a moment ago and should be back: a restart is no reason to refuse anybody. Pure."""
+"""Tracks nodes that left recently and should be back, so that a restart refuses no request. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sollold.facts import dataclass
 from sollold.machine.device import Device
 
 BACK_WITHIN = 60.0
-"""Seconds that a node which has just gone is waited for: for a restart, or a cable plugged in again."""
+"""Seconds to wait for a node that has just gone: it may restart, or its cable may be plugged in again."""
 
 DRAINED = 5.0
-"""Seconds after which a node that is drained and still there is taken to stay so: nobody stops it."""
+"""Seconds after which a drained node that is still online is assumed to stay drained: nobody stops it."""
 
 REMEMBERED = 24 * 3600.0
-"""Seconds for which a node that is away counts as one that could be started again."""
+"""Seconds for which an absent node counts as one that could be started again."""
 
 GONE_WITHIN = 15.0
-"""Seconds after its drain's limit within which a node that is being stopped has ended all and is gone."""
+"""Seconds after the drain limit within which a node that is being stopped has ended everything and gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Absence:
 
 
 class Absences:
-    """Who is away and how it was.
+    """Remembers which nodes are away, and their last records.
 
     Args:
         leaving: seconds that a drain may take.
@@ -41,7 +41,7 @@ class Absences:
         self._known: dict[str, Record] = {}
         self._away: dict[str, _Absence] = {}
         self._drained: dict[str, float] = {}
-        """Nodes that are there with nothing under way any more: since when."""
+        """Nodes that are online, draining and empty, with the time since when."""
 
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records of the live nodes."""
@@ -62,13 +62,13 @@ class Absences:
             draining = found is not None and found.draining
             absence = self._away.get(node)
             if absence is None or (absence.draining and not draining):
-                # The one that was draining is gone now: from here on it may be on its way back.
+                # The draining node is gone now: from here on it may be restarting.
                 self._away[node] = _Absence(record, now, draining)
             elif found is None and now - absence.since >= REMEMBERED:
                 del self._known[node], self._away[node]
 
     def expected(self, now: float) -> tuple[Record, ...]:
-        """The nodes that should be back soon, as they will be: with nothing granted."""
+        """Return the nodes that should be back soon, as they will then be: with nothing granted."""
         return tuple(
             _empty(absence.record)
             for node, absence in self._away.items()
@@ -76,7 +76,7 @@ class Absences:
         )
 
     def absent(self, now: float) -> tuple[tuple[Record, float], ...]:
-        """Nodes that are gone and not waited for any more, as they would be, and for how many seconds."""
+        """Return the nodes no longer waited for, as they would be if started, and how long they are away."""
         return tuple(
             (_empty(absence.record), now - absence.since)
             for absence in self._away.values()
@@ -96,5 +96,5 @@ def _empty(record: Record) -> Record:
 
 
 def _granted_beside(device: Device, devices: tuple[Device, ...]) -> int:
-    """What grants take from the memory of ``device``, be it through others that share it."""
+    """Return the bytes that grants take from the memory of ``device``, including devices that share it."""
     return sum(other.granted for other in devices if other.memory == device.memory)

@@ -1,4 +1,4 @@
-"""What a caller is told of a decision that needs no work of the leader."""
+"""Turns a decision that needs no work by the leader into the response to the caller."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sollold.leader.messages import Ensured, Verdict
 
 
 def may_change(decision: Decision) -> bool:
-    """Whether another decision may come in a moment, since records are a moment old."""
+    """Return whether the decision may differ in a moment, since records are slightly out of date."""
     if isinstance(decision, Place):
         return decision.beside
     return isinstance(decision, PlaceLater | Mismatch | ReloadWhenIdle)
 
 
 def answer(decision: Decision) -> Ensured:
-    """The answer. ``decision``: any but a `Place`."""
+    """Return the response to any decision except `Place`."""
     match decision:
         case Use(endpoint, node, reason):
             return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))

@@ -1,4 +1,4 @@
-"""Carrying a placement out: end what makes room, reserve everywhere or nowhere, hand it to the head."""
+"""Carries out a placement: evict, reserve on all nodes or none, then hand the plan to the head."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ log = logging.getLogger("sollold.leader")
 CALL_TIMEOUT = 5.0
 UNLOAD_TIMEOUT = 60.0
 FREED_WITHIN = 3.0
-"""Seconds in which the records should show memory that was given back."""
+"""Seconds within which the records should show freed memory."""
 
 
 class StaleError(Exception):
-    """This node does not lead any more."""
+    """This node no longer leads."""
 
 
 class PlanApplier:
-    """Talks to owners and heads in the name of the leader; tells ``observations`` what came of it."""
+    """Sends the leader's commands to owners and heads, and reports the results to ``observations``."""
 
     def __init__(
         self, view: View, calls: Calls, observations: Observations, clock: Callable[[], float]
@@ -44,9 +44,9 @@ class PlanApplier:
         self._clock = clock
 
     async def apply(self, place: Place, keep_alive: float, term: Term, out: dict[str, str]) -> str:
-        """Carry one plan out: the deployment's id, or empty when it must be planned anew.
+        """Carry out one plan. Return the deployment's id, or an empty string when it must be planned again.
 
-        ``out`` learns the nodes that take no part in the next plan, and why.
+        Nodes that must take no part in the next plan are added to ``out``, with the reason.
 
         Raises:
             StaleError: another node leads.
@@ -110,7 +110,7 @@ class PlanApplier:
         if available and (short or fits_each):
             self._observations.told(node, available, wanted, self._clock())
         else:
-            # Not for want of bytes: it drains, is clearing up, or knows a newer leader.
+            # Memory is not the reason: the node is draining, is cleaning up, or knows a newer leader.
             out[node] = answer.reason
         return False
 
@@ -119,17 +119,17 @@ class PlanApplier:
         try:
             return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
         except PeerError as error:
-            # It may have arrived: whatever came of it is ended with the release that follows.
+            # The request may have arrived: the release that follows ends whatever it started.
             return Done(False, f"it could not be asked to load the model ({error})")
 
     async def stop_fetch(self, fetch: PendingFetch) -> None:
-        """Have a node end a fetch. One that can't be asked ends it by itself, soon."""
+        """Have a node stop a fetch. A node that can't be reached soon stops it by itself."""
         order = Fetch(self._view.leader(), fetch.model, fetch.digest, stop=True)
         with contextlib.suppress(PeerError):
             await self._calls.call(fetch.node, "fetch", order, Fetched, timeout=CALL_TIMEOUT)
 
     async def release_orphans(self, orphans: Iterable[tuple[str, str, str]], term: Term) -> None:
-        """Free what dead heads have left behind: (node, deployment, head)."""
+        """Release the grants that dead heads left behind, given as (node, deployment, head)."""
         await asyncio.gather(*(self._release(what, head, [node], term) for node, what, head in orphans))
 
     async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
@@ -141,7 +141,7 @@ class PlanApplier:
         await asyncio.gather(*(one(node) for node in nodes))
 
     async def unload(self, node: str, deployment: str, term: Term, reason: str, *, force: bool) -> Done:
-        """Have a head end a deployment: done when its bytes are given back; not, when the head is gone."""
+        """Have a head end a deployment and free its memory; not ok if the head can't be reached."""
         request = Unload(term, deployment, force, reason)
         try:
             done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
@@ -152,7 +152,7 @@ class PlanApplier:
         return done
 
     async def tell_others(self, drop: Drop) -> None:
-        """Tell those who may lead next that a model that was lost is not to be loaded again."""
+        """Tell the other nodes, any of which may lead next, not to reload a lost model."""
         others = [record.node for record in self._view.live() if record.node != self._view.me.node]
 
         async def one(node: str) -> None:
@@ -162,13 +162,13 @@ class PlanApplier:
         await asyncio.gather(*map(one, others))
 
     async def end_when_idle(self, node: str, deployment: str, term: Term, reason: str) -> None:
-        """Have a head let no new requests into a deployment, and end it when it is idle."""
+        """Have a head admit no new requests to a deployment, and end it when it is idle."""
         with contextlib.suppress(PeerError):
             request = Unload(term, deployment, reason=reason, when_idle=True)
             await self._calls.call(node, "unload", request, Done, timeout=CALL_TIMEOUT)
 
     async def _evict(self, place: Place, term: Term) -> bool:
-        """End idle deployments and wait until the records show their bytes. False: one refused."""
+        """End idle deployments and wait until the records show their memory free. False if one refused."""
         if not place.evictions:
             return True
         self._check(term)
@@ -191,7 +191,7 @@ class PlanApplier:
         return True
 
     async def _until_free(self, deployments: set[str]) -> None:
-        """Wait until no record shows a grant of these."""
+        """Wait until no record shows a grant of these deployments."""
         await wait_until(
             self._view,
             lambda: not any(g.deployment in deployments for r in self._view.live() for g in r.grants),

@@ -1,7 +1,7 @@
-"""Who failed lately, and for how long that keeps it out. Pure: the time is passed in.
+"""Tracks recent failures, and how long each keeps something from being tried. Pure: the time is passed in.
 
-The first failure costs nothing: something is tried again at once. From the second in a row on the pause
-doubles. A success forgets all.
+The first failures (by default one) cause no pause: a retry follows at once. After that, the pause doubles
+with each consecutive failure. A success resets everything.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from sollold.facts import dataclass
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 300.0
 FORGET = 900.0
-"""Seconds without a failure after which it counts as the first again."""
+"""Seconds without a failure after which the next one counts as the first again."""
 MOST = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Left out for ``seconds`` more, after ``failures`` in a row; ``reason``: of the last one, ``since``
-    seconds ago."""
+    """Blocked for ``seconds`` more, after ``failures`` in a row.
+
+    ``reason``: that of the last failure, ``since`` seconds ago.
+    """
 
     seconds: float
     failures: int
@@ -36,10 +38,11 @@ class _Story:
 
 
 class Backoff:
-    """Keys are the caller's: a node's id, a model's digest.
+    """Counts failures by a key that the caller chooses: a node's id, a model's digest.
 
     Args:
-        free: failures in a row that cost nothing.
+        free: consecutive failures that cause no pause.
+        first: first pause, in seconds.
     """
 
     def __init__(self, free: int = 1, first: float = FIRST_PAUSE) -> None:
@@ -47,7 +50,7 @@ class Backoff:
         self._stories: OrderedDict[str, _Story] = OrderedDict()
 
     def failed(self, key: str, reason: str, now: float, *, least: int = 1) -> None:
-        """It failed once more. ``least``: as how many failures it counts at the least."""
+        """Count one more failure, as at least the ``least``-th in a row."""
         story = self._stories.pop(key, None)
         failures = story.failures + 1 if story is not None and now - story.last < FORGET else 1
         failures = max(failures, least)
@@ -56,16 +59,16 @@ class Backoff:
             self._stories.popitem(last=False)
 
     def succeeded(self, key: str) -> None:
-        """It works: forget what was."""
+        """Forget the failures of ``key``: it works."""
         self._stories.pop(key, None)
 
     def known(self, key: str, now: float) -> bool:
-        """Whether it has failed lately, and did not succeed since."""
+        """Return whether ``key`` has failed recently and not succeeded since."""
         story = self._stories.get(key)
         return story is not None and now - story.last < FORGET
 
     def blocked(self, key: str, now: float) -> Blocked | None:
-        """Whether it is left out now."""
+        """Return why and for how long ``key`` is blocked now; None if it is not."""
         story = self._stories.get(key)
         if story is None or story.failures <= self._free:
             return None

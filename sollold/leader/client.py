@@ -1,4 +1,4 @@
-"""Asking the leader of the cluster, from any node: follows redirects, waits while there is no leader."""
+"""Asks the leader of the cluster from any node, following redirects and waiting while there is no leader."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger("sollold.leader")
 Answer = TypeVar("Answer")
 
 CALL_TIMEOUT = 65.0
-"""Seconds that the leader may take: it asks every owner in turn, or waits for an unload."""
+"""Timeout of one call to the leader, in seconds: it asks every owner in turn, or waits for an unload."""
 RETRY_AFTER = 0.5
 PLANNING_PAUSE = 0.2
 MAX_FAILURES = 20
-"""Times in a row that a leader may be reached and yet fail to answer."""
+"""Consecutive failures of a reachable leader after which `LeaderClient.ensure` gives up."""
 PATIENCE = 10.0
-"""Seconds for which an order waits for a leader."""
+"""Seconds for which a command waits for a leader."""
 
 
 class LeaderClient:
@@ -36,12 +36,12 @@ class LeaderClient:
         self._calls = calls
 
     async def ensure(self, ask: Ensure, on_wait: Callable[[str], None]) -> Ensured:
-        """Ask until something answers for a model (USE) or is being loaded for it (WAIT).
+        """Ask until an endpoint serves the model (USE) or is being loaded for it (WAIT).
 
-        Asks for ever; the caller bounds the time. ``on_wait`` hears why it takes so long.
+        There is no timeout; the caller must set one. ``on_wait`` is called with the reason for the wait.
 
         Raises:
-            Refusal: the leader refuses, or fails again and again (UNAVAILABLE).
+            Refusal: the leader refuses, or fails `MAX_FAILURES` times in a row (UNAVAILABLE).
         """
         failures = 0
         began = asyncio.get_running_loop().time()
@@ -87,7 +87,7 @@ class LeaderClient:
                     tell(answer.message)
                     await asyncio.sleep(PLANNING_PAUSE)
                 case Verdict.ELSEWHERE:
-                    # A node that has not heard yet may name one that is dead.
+                    # A node with an outdated view may name a dead leader.
                     alive = {record.node for record in self._view.live()}
                     if answer.leader != leader and answer.leader in alive:
                         redirected_to = answer.leader
@@ -97,7 +97,7 @@ class LeaderClient:
         """Have a model unloaded.
 
         Raises:
-            Refusal: UNAVAILABLE, the leader could not be asked.
+            Refusal: UNAVAILABLE, the leader could not be reached.
         """
 
         async def attempt(named: str) -> Dropped:
@@ -119,7 +119,7 @@ class LeaderClient:
 
 
 class NotYet(Exception):
-    """An order was not taken: another leader is coming, or has been named by the node that was asked."""
+    """A command was not accepted, since the leader is changing; ``leader``: the new one, if named."""
 
     def __init__(self, why: str, leader: str = "") -> None:
         super().__init__(why)
@@ -127,12 +127,13 @@ class NotYet(Exception):
 
 
 async def ask_until_taken(view: View, attempt: Callable[[str], Awaitable[Answer]]) -> Answer:
-    """Give an order to the leader, again and again while that changes.
+    """Send a command to the leader, retrying while the leader changes.
 
-    ``attempt`` gives it once, to the node that was named last where one was (else ""), and raises `NotYet`.
+    ``attempt`` sends it once and raises `NotYet` if it was not accepted. Its argument is the leader that the
+    last `NotYet` named, or an empty string.
 
     Raises:
-        Refusal: UNAVAILABLE, nobody took it for `PATIENCE`.
+        Refusal: UNAVAILABLE, no node accepted it within `PATIENCE`.
     """
     until = asyncio.get_running_loop().time() + PATIENCE
     named = ""

@@ -1,4 +1,4 @@
-"""What is to be done for a model: use what runs, wait for what loads, place it, or refuse. Pure."""
+"""Decides what to do for a model: use what runs, wait for what is loading, place it, or refuse. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sollold.units import bytes_text
 
 
 def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
-    """The one decision. ``snapshot.holders`` is not empty: the name was found."""
+    """Return the decision. ``snapshot.holders`` must not be empty: the model was found."""
     if ask.fixed and (wrong := _misfixed(ask, snapshot)):
         return Refuse(Fault.BAD_REQUEST, wrong)
     decision = _decide(ask, snapshot)
@@ -62,7 +62,7 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     elif there is not None and not ask.more:
         return there
     elif not ask.more and (lost := lost_lately(ask, snapshot)) is not None:
-        # As it ran before it was lost, where that is still possible.
+        # Load it as it ran before it was lost, if that is still possible.
         again = as_it_ran(ask, lost.asked, snapshot.settings.placement.context)
         placed = _placement(again, snapshot, None)
         if isinstance(placed, Place):
@@ -87,7 +87,7 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
         awaited = _when_all_are_back(ask, snapshot, placed)
         if isinstance(awaited, PlaceLater):
             return awaited
-        # Better to let an Ollama try with what memory it finds than to answer nothing.
+        # Better let an Ollama try with the memory it finds than refuse.
         if ask.ollama and not ask.more and (last := in_ollama(ask, snapshot, surely=False)) is not None:
             return last
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
@@ -96,9 +96,9 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
 
 
 def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
-    """What runs and would draft no otherwise if it were loaded anew for this caller; None: nothing does.
+    """Return the running deployment if reloading it for this caller would not change its drafts, else None.
 
-    What was wanted may not be possible here, or may be what was chosen already: no reload gives more.
+    The requested speculation may be impossible here, or may be what was chosen already.
     """
     if not ask.placement.speculation:
         return None
@@ -110,7 +110,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     if endpoint.reason and wanted == endpoint.asked.speculation:
         return there  # It was tried, and llama.cpp could not.
     if wanted == AUTO and in_use(endpoint):
-        return there  # Nobody is sent away for what is chosen for them.
+        return there  # AUTO leaves the choice to us: that is no reason to interrupt anybody.
     placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
     by = placed.plan.drafts_by if isinstance(placed, Place) else ""
     return there if by == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not by) else None
@@ -119,7 +119,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
 def _beside_or_later(
     ask: Ensure, snapshot: ClusterSnapshot, there: ReloadWhenIdle
 ) -> Place | Use | ReloadWhenIdle:
-    """What is in use has too little context: load another beside it where memory is free, else wait."""
+    """Load another deployment beside one in use with too little context if memory is free, else wait."""
     beside = _placement(replace(ask, more=True), snapshot, None)
     if isinstance(beside, Place) and beside.plan.run.request_context >= context_needed(ask, snapshot):
         why = f"{there.message}, so another is loaded beside it."
@@ -135,7 +135,7 @@ def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
 
 
 def _misfixed(ask: Ensure, snapshot: ClusterSnapshot) -> str:
-    """Why the counts that the caller fixed can't be meant, whatever memory there is; empty: they can."""
+    """Return why the caller's fixed counts are invalid, whatever the memory; empty when they are valid."""
     records = (*snapshot.records, *snapshot.expected)
     known = {name for record in records for name in (record.node, record.name)}
     if absent := [node for node, _ in ask.fixed if node not in known]:
@@ -147,8 +147,10 @@ def _misfixed(ask: Ensure, snapshot: ClusterSnapshot) -> str:
 
 
 def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: Place) -> Place:
-    """Load anew with more context than was named where that costs nobody anything: callers whose
-    conversation grows come back with a little more each time."""
+    """Reload with more context than requested if that costs nobody anything.
+
+    Callers whose conversation grows come back with a slightly larger request each time.
+    """
     context_train = snapshot.holders[0][1].context_train
     context = 1 << (ask.context - 1).bit_length() if ask.context > larger[1].context else 0
     context = min(context, context_train) if context_train else context
@@ -172,14 +174,14 @@ def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: 
 def _with_the_last(
     ask: Ensure, snapshot: ClusterSnapshot, larger: Located | None, refusal: Refuse
 ) -> Place | PlaceLater | FetchFirst | Refuse:
-    """With nodes that fail again and again: better those than none, if nothing is unloaded for the try."""
+    """Place on nodes that keep failing rather than on none, if the attempt unloads nothing."""
     kept = {node: why for node, why in snapshot.out.items() if node not in snapshot.last_resort}
     placed = _placement(ask, replace(snapshot, out=kept), larger)
     return refusal if isinstance(placed, Place) and placed.evictions else placed
 
 
 def _when_all_are_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) -> PlaceLater | Refuse:
-    """What is refused now, but could be done with nodes that have just gone or are left out for a moment."""
+    """Defer a refused placement if nodes that are away or left out only briefly would make it possible."""
     with_absent_nodes = snapshot.with_absent_nodes()
     if with_absent_nodes is None or ask.more or snapshot.blocked is not None:
         return refusal
@@ -244,7 +246,7 @@ def _placement(
 
 
 def _all_drain(snapshot: ClusterSnapshot, models: list[tuple[str, Model]]) -> str:
-    """Why the model can't be loaded when all nodes drain that have its file; empty: not all do."""
+    """Return why the model can't be loaded if all nodes with its file are draining; empty if not all are."""
     holders = {node for node, _ in models}
     there = [record for record in snapshot.records if record.node in holders]
     if not there or not all(record.draining for record in there):
@@ -266,7 +268,7 @@ def _fetched(
     build: str,
     placed: Place | PlaceLater | Refuse,
 ) -> FetchFirst | None:
-    """Another head, where having the file copied there first is better than ``placed``."""
+    """Return a placement with another head if copying the file there first is better than ``placed``."""
     now: Candidate | None = None
     if not isinstance(placed, Refuse):
         now = (placed.place if isinstance(placed, PlaceLater) else placed).choice.candidate
@@ -306,7 +308,7 @@ def _place_on(
     build: str,
     larger: Located | None,
 ) -> Place | PlaceLater | Refuse:
-    """Place on the machines of one build, ending idle deployments only where that is worth it."""
+    """Place on the machines of one build, evicting idle deployments only where that is worth it."""
     request = request_of(ask, model, snapshot)
     footprint_with = partial(footprint_of, shape)
     must = [larger] if larger is not None else []
@@ -339,7 +341,7 @@ def _place_on(
     if chosen.candidate is None and larger is not None and not lacking(ask, larger[1], snapshot):
         return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
-        # With what is being given back: it was weighed as well, and in a moment it is there.
+        # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*must, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
         reckon = partial(explain, request, roomiest, footprint_with, chosen, *others)

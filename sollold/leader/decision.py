@@ -1,4 +1,4 @@
-"""What can come of a request for a model, beside what is there already (`sollold.leader.existing`)."""
+"""The possible decisions on a request for a model, besides those in `sollold.leader.existing`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sollold.placement.search import Alternative
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Carry ``plan`` out after ending ``evictions`` (node, deployment, model)."""
+    """Carry out ``plan`` after ending ``evictions``, given as (node, deployment, model)."""
 
     plan: Plan
     evictions: tuple[tuple[str, str, str], ...]
     choice: PlacementChoice
     fleet: Fleet
     pinned: bool = False
-    """It replaces a deployment that its caller asked to keep loaded."""
+    """Whether it replaces a deployment that a caller asked to keep loaded."""
     beside: bool = False
-    """Another deployment of the model has too little context, and may be idle in a moment."""
+    """Whether another deployment of the model has too little context, and may be idle in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceLater:
-    """``place`` can be done when memory that is being given back is free, or who has just gone is back."""
+    """``place`` is possible once memory has been released, or nodes that have just gone are back."""
 
     place: Place
     message: str
@@ -38,14 +38,14 @@ class PlaceLater:
 
 @dataclass(frozen=True, slots=True)
 class HoldersAway:
-    """The nodes with the model's files have just gone offline and should be back: nothing is decided yet."""
+    """The nodes with the model's files have just gone offline and should be back; nothing is decided yet."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class FetchFirst:
-    """``place`` can be done, and is worth it, when its head has fetched the file."""
+    """``place`` is possible, and worthwhile, once its head has fetched the file."""
 
     place: Place
     model: str
@@ -55,9 +55,10 @@ class FetchFirst:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It can't be answered. ``shortfall``: the arithmetic, when memory is why.
+    """The request can't be served. ``shortfall``: how much memory is missing, if that is why.
 
-    ``reckon``: gives that, which takes longer than the decision; done only for what is refused in the end.
+    ``reckon``: computes ``shortfall``. It takes longer than the decision, so it is called only for a final
+    refusal.
     """
 
     fault: Fault

@@ -1,4 +1,4 @@
-"""Which models of the library may draft for another."""
+"""Finds the models of the library that may draft for another."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sollold.placement.speculation import Drafter
 log = logging.getLogger("sollold.leader")
 
 MOST = 4
-"""Models that are looked at."""
+"""Maximum number of candidate models."""
 SHAPES_SECONDS = 1.0
-"""For their headers, of which most are known: a node that has just died must not hold up a recovery."""
+"""Timeout for reading their headers, in seconds: most are known, and a dead node must delay no recovery."""
 SMALLER = 4
-"""A draft model has at most this fraction of the model's weights."""
+"""AUTO considers only draft models with at least this many times fewer weights than the model."""
 
 
 async def drafters(library: Library, me: str, wanted: str, model: Model) -> tuple[tuple[Drafter, ...], str]:
-    """The models that may draft for ``model``.
+    """Return the models that may draft for ``model``.
 
     Args:
-        me: this node's id, whose own files are read first.
-        wanted: as the setting ``placement.speculation``; for a name, that model alone.
+        me: this node's id; its own files are preferred.
+        wanted: a value as in the setting ``placement.speculation``; a name selects that model alone.
 
     Returns:
-        They, and why the one that was named is not among them, half a sentence.
+        The models, and why the named one is not among them, as a clause.
     """
     if wanted in (OFF, NGRAM, MTP):
         return (), ""
@@ -41,7 +41,7 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
     refused = ""
     if wanted == AUTO:
         found = [one for one in library.with_vocabulary(model.vocabulary) if _is_smaller(one[0][1], model)]
-        # The largest are right most often; how long they take is weighed later.
+        # The largest are right most often; their cost is considered later.
         found.sort(key=lambda holders: (-holders[0][1].parameters, holders[0][1].name))
     else:
         holders = library.find(wanted)
@@ -70,7 +70,7 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
 
 
 def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
-    """The wish with the draft model's own name in place of the caller's for it, if that is one model."""
+    """Replace the caller's name of the draft model by its canonical name, if it is a known model."""
     if not names_drafter(wish.speculation):
         return wish
     meant = library.get(wish.speculation)
@@ -78,7 +78,7 @@ def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
 
 
 def missing_drafter(library: Library, setting: str) -> str:
-    """What is wrong with the model that ``placement.speculation`` names; empty: nothing, or it names none."""
+    """Return what is wrong with the model that ``placement.speculation`` names; empty if nothing is."""
     wanted = speculation_meant(setting)
     if not names_drafter(wanted):
         return ""
@@ -87,7 +87,7 @@ def missing_drafter(library: Library, setting: str) -> str:
 
 
 def _why_not(one: Model, model: Model) -> str:
-    """Why a model can't draft for another, half a sentence; empty: it can."""
+    """Return why a model can't draft for another, as a clause; empty when it can."""
     if one.digest == model.digest:
         return f"{one.name} is the model itself"
     if why := one.unusable or one.only_ollama or ("" if one.files else "it has no file"):

@@ -1,7 +1,4 @@
-"""Which idle deployments are ended for a plan: none where that gains little, else as few as it can do with.
-
-Pure.
-"""
+"""Chooses which idle deployments to evict for a plan: none if it gains little, else the fewest. Pure."""
 
 from __future__ import annotations
 
@@ -17,21 +14,21 @@ from sollold.placement.explain import Busy
 from sollold.placement.planner import PlacementChoice
 
 IDLE_LONG = 60.0
-"""Seconds of idleness after which a deployment is worth ending for a faster plan."""
+"""Seconds of idleness after which a deployment may be evicted for a faster plan."""
 FASTER = 1.5
-"""How much faster that plan must be."""
+"""Minimum speed-up of that plan."""
 SPARED = 16
-"""Deployments at most for each of which it is tried whether the plan can do without its end."""
+"""Maximum number of victims for each of which to try whether the plan works without evicting it."""
 
 Attempt = Callable[[list[Located], Bytes | None], PlacementChoice]
-"""(deployments to end, bytes that others are giving back) → the best placement then."""
+"""Maps (deployments to evict, bytes that others are releasing) to the best placement with that memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """The best placement, and the deployments that are ended for it.
+    """The best placement, and the deployments to evict for it.
 
-    ``wait``: it uses memory that deployments which have ended are still giving back.
+    ``wait``: whether it uses memory that ended deployments are still releasing.
     """
 
     choice: PlacementChoice
@@ -42,14 +39,14 @@ class Eviction:
 def best_eviction(
     attempt: Attempt, idle: list[Located], snapshot: ClusterSnapshot, aim: int, *, evict: bool
 ) -> Eviction:
-    """The best placement with what is free, or with the memory of idle deployments where that is worth it.
+    """Return the best placement in free memory, or in that of idle deployments where that is worth it.
 
     Args:
-        attempt: places with the memory of some deployments.
-        idle: those that may be ended, first those that cost least to lose.
+        attempt: places the model with the memory of some deployments.
+        idle: deployments that may be evicted, the cheapest to lose first.
         snapshot: the cluster.
-        aim: tokens of context that are aimed at.
-        evict: deployments may be ended.
+        aim: target context in tokens.
+        evict: whether deployments may be evicted.
     """
     free = attempt([], None)
     chosen, victims = free, list[Located]()
@@ -62,7 +59,7 @@ def best_eviction(
     if chosen.candidate is None and (coming := snapshot.ending()):
         return Eviction(attempt(idle, coming), idle, wait=True)
     if coming := snapshot.ending(lately=True):
-        # What failed just now holds its memory still: a worse plan would last, and this is over in a moment.
+        # A deployment that has just failed still holds its memory: wait rather than keep a worse plan.
         roomy = attempt(victims, coming)
         if _worth_a_moment(roomy, chosen, aim):
             return Eviction(roomy, victims, wait=True)
@@ -70,7 +67,7 @@ def best_eviction(
 
 
 def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], list[Busy]]:
-    """Deployments that may be ended, those first that cost least; and those that may not."""
+    """Return the deployments that may be evicted, the cheapest to lose first, and those that may not."""
     idle: list[Located] = []
     busy: list[Busy] = []
     spare = needless(snapshot.records)
@@ -83,8 +80,8 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
             idle.append((record, endpoint))
             continue
         busy.append(Busy(endpoint.id, endpoint.model, snapshot.held(record, endpoint), reason))
-    # What is ending anyway, then the longest idle, in steps of a minute; of those the one that is loaded
-    # again the quickest.
+    # First those that are ending anyway, then the longest idle, in steps of a minute; among equals the
+    # smallest, which reload fastest.
     idle.sort(
         key=lambda pair: (
             pair[1].state is not State.DRAINING,
@@ -97,7 +94,7 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
 
 
 def beside_what(snapshot: ClusterSnapshot) -> str:
-    """Where more of the model finds no room: beside others that may not be ended, or not anywhere."""
+    """Say where a larger deployment of the model does not fit: beside those that must stay, or anywhere."""
     digest = snapshot.holders[0][1].digest
     _, busy = evictable(snapshot, {one.id for _, one in snapshot.endpoints() if one.digest == digest})
     kept = sorted({f"{one.model} ({one.reason})" for one in busy if any(one.bytes.values())})
@@ -120,7 +117,7 @@ def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot, *, pinned: bool) ->
 
 
 def _worth_asking(free: PlacementChoice, aim: int, idle: list[Located]) -> bool:
-    """Whether more room could change anything for the better."""
+    """Return whether more room could improve the placement."""
     if free.candidate is None:
         return True
     if not any(endpoint.idle >= IDLE_LONG for _, endpoint in idle):
@@ -129,7 +126,7 @@ def _worth_asking(free: PlacementChoice, aim: int, idle: list[Located]) -> bool:
 
 
 def _better(roomy: PlacementChoice, free: PlacementChoice, aim: int) -> bool:
-    """Whether ending idle deployments gives clearly more than what is free."""
+    """Return whether the placement with more room is clearly better than the one in free memory."""
     if roomy.candidate is None or free.candidate is None:
         return roomy.candidate is not None
     if _context(free) < aim and _context(roomy) > _context(free):
@@ -138,7 +135,7 @@ def _better(roomy: PlacementChoice, free: PlacementChoice, aim: int) -> bool:
 
 
 def _worth_a_moment(roomy: PlacementChoice, chosen: PlacementChoice, aim: int) -> bool:
-    """Whether memory that is about to be free gives a plan worth waiting for."""
+    """Return whether memory that is about to be free allows a plan worth waiting for."""
     if _better(roomy, chosen, aim):
         return True
     assert roomy.candidate is not None and chosen.candidate is not None
@@ -153,9 +150,10 @@ def _context(choice: PlacementChoice) -> int:
 def _fewest(
     best: PlacementChoice, idle: list[Located], aim: int, attempt: Attempt
 ) -> tuple[PlacementChoice, list[Located]]:
-    """End as few deployments as the plan can do with, those that cost least to lose first.
+    """Find the fewest evictions that the plan needs, the cheapest to lose first.
 
-    The fewest of the first in line are found by halving, then those among them spared that are not needed.
+    A binary search finds the shortest sufficient prefix of ``idle``; then those in it that are not needed are
+    spared.
     """
 
     def enough(victims: list[Located]) -> PlacementChoice | None:
@@ -185,7 +183,7 @@ def _fewest(
 def reasons_to_end(
     ask: Ensure, snapshot: ClusterSnapshot, victims: Sequence[Located], larger: Located | None
 ) -> Iterator[str]:
-    """Why running deployments end for a placement: these idle ones, and the one that it replaces."""
+    """Yield why deployments end for a placement: the evicted ones, and the one that it replaces."""
     for _, endpoint in victims:
         yield f"{endpoint.model}, idle, makes room."
     if larger is not None:

@@ -1,4 +1,4 @@
-"""What is there already for a model: loaded, loading, or in an Ollama that can hold it. Pure."""
+"""Finds what already serves a model: loaded, loading, or in an Ollama that can hold it. Pure."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from sollold.settings.schema import PlacementSettings
 Located = tuple[Record, Endpoint]
 """An endpoint and the node that has it."""
 OLLAMA_CONTEXT = 4096
-"""Tokens that Ollama gives when nobody names a number."""
+"""Ollama's default context, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """``endpoint`` on ``node`` answers now."""
+    """``endpoint`` on ``node`` can serve the request now."""
 
     endpoint: str
     node: str
@@ -46,7 +46,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """``deployment`` is being loaded by ``head``."""
+    """``head`` is loading ``deployment``."""
 
     deployment: str
     head: str
@@ -54,7 +54,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """It runs (or loads) on ``node``, but not as the caller named, and can't be ended just now."""
+    """It runs (or is loading) on ``node``, but not with the requested options, and can't be ended now."""
 
     endpoint: str
     node: str
@@ -63,9 +63,9 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class ReloadWhenIdle:
-    """It runs (or loads) on ``node`` with less context than is needed, and can't be ended just now.
+    """It runs (or is loading) on ``node`` with less context than needed, and can't be ended now.
 
-    ``located``: it and its node; None while the records do not show that it is ready.
+    ``located``: the endpoint and its node; None while it is loading.
     """
 
     endpoint: str
@@ -75,9 +75,9 @@ class ReloadWhenIdle:
 
 
 def unmet(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) -> str:
-    """What the caller named that a deployment was not asked for, in a few words; empty: nothing.
+    """Return the requested options that a deployment was not started with, in words; empty when none.
 
-    ``slots``: requests at a time that it has, where that is known.
+    ``slots``: the deployment's actual slots, if known.
     """
     named = []
     if ask.slots and ask.slots not in (asked.slots, slots):
@@ -91,13 +91,13 @@ def unmet(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) 
 
 
 def _with_names(fixed: Sequence[tuple[str, int]], snapshot: ClusterSnapshot) -> tuple[tuple[str, int], ...]:
-    """Counts of layers with the nodes' names, where a caller may give ids; without those that get none."""
+    """Return fixed layer counts with node names in place of ids, leaving out counts of 0."""
     names = {record.node: record.name for record in (*snapshot.records, *snapshot.expected)}
     return tuple((names.get(node, node), count) for node, count in fixed if count)
 
 
 def lacking(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
-    """What the caller named that a deployment does not have, besides its context; empty: nothing."""
+    """Return the requested options, except context, that a deployment does not meet; empty when none."""
     sharded = must_shard(_placement_settings(ask, snapshot), snapshot.holders[0][1].parameters)
     lacks = [
         unmet(ask, endpoint.asked, snapshot, endpoint.slots),
@@ -107,7 +107,7 @@ def lacking(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
 
 
 def _lacking_of_ordered(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -> str:
-    """The same of what was ordered and does not show yet: then only how it was asked for is known."""
+    """Do the same for an accepted deployment not in the records yet: only its requested options are known."""
     policy, workers = ask.placement.policy, ask.placement.workers
     lacks = [unmet(ask, asked, snapshot)]
     if policy and policy != asked.policy:
@@ -120,7 +120,7 @@ def _lacking_of_ordered(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) ->
 
 
 def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
-    """``ask`` where what it does not name is as the deployment was asked for that is loaded anew."""
+    """Return ``ask`` with the options it does not name taken from those of the deployment to be reloaded."""
     policy = ask.placement.policy or asked.policy
     fixed = ask.fixed or (() if ask.placement.policy else asked.fixed)
     speculation = ask.placement.speculation or asked.speculation
@@ -135,8 +135,7 @@ def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
 
 
 def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
-    """A deployment of this content that answered until a part of it ended by itself, or its head's machine
-    went, a moment ago."""
+    """Return a deployment of this content that served until it failed or its head's node went, recently."""
     model = snapshot.holders[0][1]
     embedding = for_embedding(ask, model)
     broken = [one for _, one in snapshot.endpoints() if one.state is State.FAILED and one.answered]
@@ -151,9 +150,10 @@ def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
 
 
 def as_it_ran(ask: Ensure, asked: Asked, usual: int) -> Ensure:
-    """``ask`` where what it does not name is as a deployment was asked for that was lost.
+    """Return ``ask`` with the options it does not name taken from those of a lost deployment.
 
-    ``usual``: the settings' context. Where it had that, none is named: of one that is, no less would do.
+    ``usual``: the settings' context. If the deployment was started with it, no context is named, since a
+    named one can't be reduced.
     """
     named = asked.context if asked.context != usual else 0
     return replace(with_options_of(ask, asked), context=max(ask.context, named))
@@ -164,7 +164,7 @@ def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSett
 
 
 def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> PlacementRequest:
-    """What the planner is asked for."""
+    """Return the request for the planner."""
     placement = _placement_settings(ask, snapshot)
     return PlacementRequest(
         model=model.name,
@@ -190,27 +190,28 @@ def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> Placemen
 
 
 def for_embedding(ask: Ensure, model: Model) -> bool:
-    """Whether its llama-server must be one for embeddings: then it does nothing else."""
+    """Return whether the llama-server must be one for embeddings, which serves nothing else."""
     return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
 
 
 @lru_cache(maxsize=256)
 def footprint_of(shape: Shape, run: Run) -> Footprint:
-    """The footprint, remembered: a plan is asked for again and again while callers wait."""
+    """Return the footprint, cached: plans are computed again and again while callers wait."""
     return footprint(shape, run)
 
 
 def context_needed(ask: Ensure, snapshot: ClusterSnapshot) -> int:
-    """Tokens of context that a request needs: named, else usual; never more than the training's."""
+    """Return the context that a request needs, in tokens: the named or usual one, capped by the trained."""
     trained = snapshot.holders[0][1].context_train
     wanted = ask.context or snapshot.settings.placement.context
     return min(wanted, trained) if trained else wanted
 
 
 def _lacks_context(ask: Ensure, needed: int, context: int, asked: Asked) -> bool:
-    """Whether a deployment has too little context.
+    """Return whether a deployment has too little context.
 
-    Where the caller names none, one that was asked for enough and got less, for want of memory, will do.
+    If the caller names none, a deployment that was started with enough but got less, since memory was short,
+    suffices.
     """
     return context < needed and (bool(ask.context) or 0 < asked.context < needed)
 
@@ -218,8 +219,10 @@ def _lacks_context(ask: Ensure, needed: int, context: int, asked: Asked) -> bool
 def what_is_there(
     ask: Ensure, snapshot: ClusterSnapshot
 ) -> Use | Wait | Mismatch | ReloadWhenIdle | Located | None:
-    """What runs or loads already. A pair: an idle deployment whose context is too small for this, or that
-    does not run as the caller named."""
+    """Return what runs or is loading already.
+
+    A `Located` is an idle deployment that has too little context or lacks a requested option.
+    """
     model = snapshot.holders[0][1]
     embedding = for_embedding(ask, model)
     needed = context_needed(ask, snapshot)
@@ -259,7 +262,7 @@ def what_is_there(
 def _what_loads(
     ask: Ensure, snapshot: ClusterSnapshot, needed: int, endpoints: list[Located]
 ) -> Wait | Mismatch | ReloadWhenIdle | None:
-    """What is being loaded: of ``endpoints``, and what was ordered and does not show yet."""
+    """Return what is loading: of ``endpoints`` and of the accepted deployments not in the records yet."""
     model = snapshot.holders[0][1]
     embedding = for_embedding(ask, model)
     loading = [
@@ -300,7 +303,7 @@ def _what_loads(
 
 
 def in_ollama(ask: Ensure, snapshot: ClusterSnapshot, *, surely: bool = True) -> Use | None:
-    """An Ollama that has the model, loaded or able to hold it; not ``surely``: or just offering it."""
+    """Return an Ollama that has the model loaded or can hold it; without ``surely``, any that has it."""
     model = snapshot.holders[0][1]
     ours = [
         (record, endpoint)
@@ -330,7 +333,7 @@ def in_ollama(ask: Ensure, snapshot: ClusterSnapshot, *, surely: bool = True) ->
 
 
 def _endpoints_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> list[Located]:
-    """All that has this content on nodes that take work."""
+    """Return all endpoints with this content, except closing ones and those on draining nodes."""
     return [
         (record, endpoint)
         for record, endpoint in snapshot.endpoints()
@@ -345,7 +348,7 @@ def _load(pair: Located) -> tuple[float, str]:
 
 
 def _fits_there(ask: Ensure, model: Model, record: Record, snapshot: ClusterSnapshot) -> bool:
-    """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
+    """Return whether a machine's Ollama could hold the model if it unloaded all its idle models."""
     room = ollama_room(record)
     if snapshot.shape is None:
         profile = profile_of(snapshot.settings.models.profiles, model.name)

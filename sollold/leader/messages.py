@@ -1,4 +1,4 @@
-"""What a node asks the leader for a model, and what it is answered. Carried by peer calls."""
+"""Messages between a node and the leader about a model, sent as peer calls."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from sollold.leader.wish import PlacementWish
 
 @dataclass(frozen=True, slots=True)
 class Ensure:
-    """Peer method ``ensure``: make something answer for ``model``.
+    """Peer method ``ensure``: make an endpoint serve ``model``.
 
-    It says only what the caller named; the leader's settings add the rest (`PlacementRequest`).
+    It has only what the caller named; the leader's settings add the rest (`PlacementRequest`).
 
     Attributes:
-        digest: the content's, where the caller knows it; it goes before the name.
-        in_ollama: what Ollamas call the content.
-        context: tokens a request needs; 0: not named.
-        keep_alive: seconds of idleness; negative: for ever; None: as the settings say.
-        embedding: it must serve embeddings.
-        llama, ollama: which engines the caller can use.
-        more: one more endpoint than there is, since their queues are long; only free memory is used.
-        slots, type_k, type_v: 0 or empty: as the settings say.
-        placement: how it is to be placed.
-        waited: seconds since the caller asked first; who waited when a load was cancelled hears so.
-        fixed: (node, layers) in order, the output counted as one; empty: the planner decides.
+        digest: digest of the content that the caller's node knows. If set, the leader waits briefly for a
+            name that it does not know yet.
+        in_ollama: names and digests of the content in Ollama.
+        context: tokens that the request needs; 0: not named.
+        keep_alive: seconds of idleness; negative: forever; None: as in the settings.
+        embedding: whether it must serve embeddings.
+        llama, ollama: whether the caller can use these engines.
+        more: whether to add one more endpoint, since queues are long; this uses free memory only.
+        slots, type_k, type_v: 0 or empty: as in the settings.
+        placement: how to place it.
+        waited: seconds since the caller's first attempt; if the load was cancelled since, the caller is told.
+        fixed: (node, layers) in order, counting the output as a layer; empty: the planner decides.
     """
 
     model: str
@@ -48,23 +49,23 @@ class Ensure:
 
 
 class Verdict(StrEnum):
-    """What the leader says."""
+    """The leader's verdict on an `Ensure`."""
 
     USE = "use"
-    """``deployment`` on ``node`` answers now."""
+    """``deployment`` on ``node`` can serve the request now."""
     WAIT = "wait"
-    """``deployment`` is being loaded by its head ``node``."""
+    """The head ``node`` is loading ``deployment``."""
     PLANNING = "planning"
-    """Room is still being made: ask again at once."""
+    """Nothing is ready yet: ask again in a moment."""
     REFUSED = "refused"
     """``fault`` and ``message`` say why."""
     ELSEWHERE = "elsewhere"
-    """``leader`` is who to ask; empty while there is none."""
+    """Ask ``leader`` instead; empty while there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """The answer to `Ensure`. ``fault`` is a `sollold.errors.Fault`; ``retry_after``: seconds."""
+    """The response to `Ensure`. ``fault`` is a `sollold.errors.Fault`; ``retry_after``: seconds."""
 
     verdict: Verdict
     deployment: str = ""
@@ -82,7 +83,7 @@ class Drop:
     """Peer method ``drop``: unload every deployment of ``model`` (a name, or a deployment's id).
 
     Attributes:
-        seen: (node, deployment) of those that the caller sees; the leader's news may be a moment older.
+        seen: (node, deployment) pairs that the caller sees; the leader's view may be slightly older.
     """
 
     model: str
@@ -93,12 +94,18 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """``ended``: deployments that are gone; ``refused``: (deployment, why); ``forgotten``: one was lost that
-    was to stay loaded, and is not loaded again; ``cancelled``: a load was that had not begun yet."""
+    """The response to `Drop`.
+
+    Attributes:
+        ended: deployments that are gone.
+        refused: (deployment, reason) pairs.
+        forgotten: whether a lost model that was to stay loaded will not be reloaded.
+        cancelled: whether a load that had not begun yet was cancelled.
+    """
 
     ended: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     forgotten: bool = False
     cancelled: bool = False
     leader: str = ""
-    """Who to ask instead; then nothing was done."""
+    """The node to ask instead; then nothing was unloaded. Empty if this one leads."""

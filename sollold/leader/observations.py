@@ -1,4 +1,4 @@
-"""What the leader remembers from one moment to the next. Losing it costs nothing but a retry.
+"""Holds the leader's short-term memory. Losing it costs nothing but a retry.
 
 Everything that matters is in the records. This only bridges the time until they show what was ordered, and
 counts failures. Pure: the time is passed in.
@@ -16,18 +16,18 @@ from sollold.leader.backoff import Backoff, Blocked
 from sollold.leader.snapshot import AcceptedDeployment, ClusterSnapshot, why_blocked
 
 SHOWN_WITHIN = 15.0
-"""Seconds within which the records show what was ordered, or it did not happen."""
+"""Seconds within which the records show what was ordered; otherwise it did not happen."""
 RETURNED_WITHIN = 2.0
-"""Seconds within which owners that can be reached give back the memory of a deployment that ended."""
+"""Seconds within which reachable owners release the memory of an ended deployment."""
 GOOD_SERVICE = 180.0
-"""Seconds of answering after which earlier faults of a deployment's nodes are forgotten."""
+"""Seconds of service after which earlier faults of a deployment's nodes are forgotten."""
 LAST_RESORT = 5.0
-"""Seconds after a node's last failure from which it is tried where nothing else can do it."""
+"""Seconds after a node's last failure before it may be tried because no other node will do."""
 HUNG_COUNTS = 6
-"""A load that hung counts as so many failures of its node: another try that hangs costs a minute again. It is
-left out for 40 seconds, where others can do it."""
+"""Failures that one hung load counts as, since another hang would cost a minute again. The node is left out
+for 40 seconds if others will do."""
 TRUE_FOR = 3.0
-"""Seconds for which an owner's own word on its memory goes before its record."""
+"""Seconds for which an owner's own reply about its memory overrides its record."""
 
 
 @dataclass(slots=True)
@@ -36,11 +36,11 @@ class _Entry:
     until: float
     seen: bool = False
     shown: set[str] = field(default_factory=set)
-    """Nodes whose records have shown the grant: what they say counts from then on."""
+    """Nodes whose records have shown the grant; from then on, the records count."""
 
 
 class Observations:
-    """Accepted deployments, failures and what owners said lately.
+    """Remembers accepted deployments, failures and the owners' recent replies.
 
     Args:
         leaving: seconds that a drain may take.
@@ -51,12 +51,12 @@ class Observations:
         self._unasked: dict[str, float] = {}
         self.models = Backoff(free=1)
         self.nodes = Backoff(free=2)
-        """Loads that a node made fail: it takes no part for a while. Of each model one counts, the fault of
-        the others may be its own."""
+        """Failed loads by node; a blocked node takes no part. Only one load of each model counts (unless it
+        hung), since further failures may be the model's fault."""
         self.loads = Backoff(free=2)
-        """The same of one model on one node."""
+        """Failed loads of one model on one node; a blocked node takes no part for that model."""
         self.crashes = Backoff(free=2)
-        """Faults of a node in what was answering: it is avoided for a while, where others can do it."""
+        """Faults of a node in serving deployments; a blocked node is avoided if others will do."""
         self._accepted: dict[str, _Entry] = {}
         self._gone: dict[str, float] = {}
         self._unwilling: dict[str, float] = {}
@@ -65,46 +65,46 @@ class Observations:
         self._ended_at: dict[str, float] = {}
         self._failed: set[str] = set()
         self._here: dict[str, float] = {}
-        """Nodes that are there, or were within `BACK_WITHIN`: when last."""
+        """Time each node was last seen, if within `BACK_WITHIN`."""
         self._departed: frozenset[str] = frozenset()
         self._ready: dict[str, float] = {}
-        """Since when."""
+        """Time since when each deployment has been ready."""
         self._answering: dict[str, tuple[Endpoint, ...]] = {}
-        """Node → what it was the head of when it was seen last, and did not drain."""
+        """Ready deployments of each head when last seen not draining."""
         self._lost: dict[str, tuple[Endpoint, float]] = {}
-        """Deployment → how it was when its head went, and until when that counts."""
+        """Each deployment as it was when its head went, and until when that counts."""
 
-    # What is told
+    # Events
 
     def note_accepted(self, one: AcceptedDeployment, now: float) -> None:
-        """Its head has accepted a deployment."""
+        """Note that a deployment's head has accepted it."""
         self._accepted[one.deployment] = _Entry(one, now + SHOWN_WITHIN)
 
     def ended(self, deployment: str, now: float) -> None:
-        """A deployment is gone, whatever the records still show."""
+        """Note that a deployment is gone, whatever the records still show."""
         self._gone[deployment] = now + SHOWN_WITHIN
         self._truth.clear()
         self._accepted.pop(deployment, None)
 
     def unwilling(self, deployment: str, now: float) -> None:
-        """A deployment was not unloaded: it had just been used."""
+        """Note that a head refused to unload a deployment, since it had just been used."""
         self._unwilling[deployment] = now + TRUE_FOR
 
     def told(self, node: str, available: Mapping[str, int], wanted: Mapping[str, int], now: float) -> None:
-        """An owner refused ``wanted`` and said what it has."""
+        """Note that an owner refused ``wanted`` and reported ``available``."""
         for device, size in available.items():
             self._truth[node, device] = (size, now + TRUE_FOR)
         if all(size <= available.get(device, 0) for device, size in wanted.items()):
-            # Each would fit for itself: so there is a limit over all of them.
+            # Each would fit by itself, so the devices share one limit.
             self._pooled[node] = now + SHOWN_WITHIN * 20
 
     def unreachable(self, node: str, reason: str, now: float) -> None:
-        """An owner or head could not be asked: soon the records show that it is gone, or it can be."""
+        """Note that an owner or head could not be reached: soon the records show it gone, or it is back."""
         self._unasked[node] = now + SHOWN_WITHIN
         self.nodes.failed(node, reason, now)
 
     def observe(self, records: Sequence[Record], now: float) -> None:
-        """Learn from the records: what is there now, what failed, what works."""
+        """Learn from the records what is there now, what failed and what works."""
         self._absences.observe(records, now)
         live = {record.node for record in records}
         self._here = {node: at for node, at in self._here.items() if now - at < BACK_WITHIN}
@@ -137,7 +137,7 @@ class Observations:
 
     def _note_failure(self, head: str, endpoint: Endpoint, now: float) -> None:
         reason = f"{endpoint.model}: {endpoint.reason}"
-        # Another may have led when it answered.
+        # Another node may have led when it served.
         if endpoint.id in self._ready or endpoint.answered:
             if endpoint.culprit:
                 self.crashes.failed(endpoint.culprit, reason, now)
@@ -148,7 +148,7 @@ class Observations:
             self.nodes.failed(node, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
         self.loads.failed(load, reason, now)
         if endpoint.culprit in ("", head):
-            # What another node did is no fault of the model's.
+            # A fault of another node than the head is not the model's.
             self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
 
     def _note_service(self, head: str, endpoint: Endpoint, now: float) -> None:
@@ -164,7 +164,7 @@ class Observations:
                 self.crashes.succeeded(node)
 
     def _note_lost(self, records: Sequence[Record], now: float) -> None:
-        """What went with its head, however soon that is back, without it."""
+        """Note deployments lost with their head, however soon the head is back without them."""
         for node in self._departed & self._answering.keys():
             for endpoint in self._answering.pop(node):
                 self._lost[endpoint.id] = endpoint, now + BACK_WITHIN
@@ -183,7 +183,7 @@ class Observations:
                 )
 
     def _note_ends(self, records: Sequence[Record], now: float) -> None:
-        """Since when deployments hold memory that are no more."""
+        """Note since when ended deployments still hold memory."""
         alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
         held = {grant.deployment for record in records for grant in record.grants}
         ended = held - alive - self._accepted.keys()
@@ -200,17 +200,17 @@ class Observations:
         self._unasked = {key: until for key, until in self._unasked.items() if now < until}
 
     def forget(self, *names: str) -> None:
-        """Somebody unloads the model, or the deployment, of this name: how it ran does not count any more."""
+        """Forget lost deployments of these names (of models or deployments): somebody unloads them."""
         self._lost = {
             key: (one, until)
             for key, (one, until) in self._lost.items()
             if not {one.model, one.id} & set(names)
         }
 
-    # What is known
+    # Queries
 
     def accepted(self) -> tuple[AcceptedDeployment, ...]:
-        """Deployments that may not show in the records yet."""
+        """Return deployments that the records may not show yet, with the bytes they do not show."""
         return tuple(
             replace(
                 entry.deployment,
@@ -222,15 +222,15 @@ class Observations:
         )
 
     def expected(self, now: float) -> tuple[Record, ...]:
-        """Nodes that were here a moment ago and should be back, as they will be."""
+        """Return the nodes that left recently and should be back, as they will then be."""
         return self._absences.expected(now)
 
     def added_to(
         self, snapshot: ClusterSnapshot, digest: str, now: float, out: Mapping[str, str]
     ) -> ClusterSnapshot:
-        """``snapshot``, made for the model of this content, with all that is known here.
+        """Add all that is known here to ``snapshot``, made for the model with this digest.
 
-        ``out``: nodes that are left out besides, and why.
+        ``out``: further nodes to leave out, and why.
         """
         records = snapshot.records
         blocked = self._left_out(records, digest, now)
@@ -257,7 +257,7 @@ class Observations:
         )
 
     def _left_out(self, records: Iterable[Record], digest: str, now: float) -> dict[str, Blocked]:
-        """Nodes that failed too often lately, with whatever model or this one."""
+        """Return the nodes that failed too often recently, with any model or with this one."""
         found = {}
         for record in records:
             blocked = self.nodes.blocked(record.node, now)

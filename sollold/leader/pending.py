@@ -1,6 +1,6 @@
-"""What is being placed, or fetched from another node first, for those who wait; and its end by order.
+"""Tracks placements and file fetches under way for waiting callers, and cancels them.
 
-Pure but for the tasks: the time is passed in.
+Pure except for the tasks: the time is passed in.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sollold.facts import dataclass
 from sollold.leader.messages import Ensure, Ensured
 
 STILL_WAITED_FOR = 3.0
-"""Seconds since the last question about a file on its way, within which somebody waits for it."""
+"""Seconds after the last request for a file being fetched during which a caller counts as waiting."""
 FETCH_ENDS = 60.0
-"""Seconds without a question after which its node has given the fetch up by itself."""
+"""Seconds without a request after which the fetching node has stopped by itself."""
 LONGEST_WAIT = 24 * 3600.0
-"""Seconds after which nobody waits any more who did when a load was cancelled."""
+"""Seconds after which no caller still waits that did when a load was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingFetch:
-    """A file that ``node`` was told to get from another node, and when that was asked about last."""
+    """A file that ``node`` was told to fetch from another node; ``asked``: time of the last request."""
 
     node: str
     model: str
@@ -37,43 +37,43 @@ class _Job:
 
 
 class PendingLoads:
-    """Placements under way by what was asked for, fetches by node and content, and what was cancelled."""
+    """Placements under way by request, fetches by node and content, and cancelled loads."""
 
     def __init__(self) -> None:
         self._jobs: dict[Ensure, _Job] = {}
         self._fetches: dict[tuple[str, str], PendingFetch] = {}
         self._cancelled: dict[str, float] = {}
-        """Model → when its loads were cancelled."""
+        """Time at which each model's loads were cancelled."""
 
     def job(self, key: Ensure) -> asyncio.Task[Ensured] | None:
-        """The placement under way for ``key``."""
+        """Return the placement under way for ``key``, if any."""
         found = self._jobs.get(key)
         return found.task if found is not None else None
 
     def start(self, key: Ensure, model: str, work: Coroutine[Any, Any, Ensured]) -> asyncio.Task[Ensured]:
-        """Begin a placement. It counts until it is done."""
+        """Start a placement, which is tracked until it is done."""
         task = asyncio.create_task(work, name=f"placing {model}")
         self._jobs[key] = _Job(model.lower(), task)
         task.add_done_callback(lambda _: self._jobs.pop(key, None))
         return task
 
     def tasks(self) -> list[asyncio.Task[Ensured]]:
-        """All placements under way."""
+        """Return all placements under way."""
         return [job.task for job in self._jobs.values()]
 
     def asked_for(self, fetch: PendingFetch) -> None:
-        """A file is on its way, for somebody who asked."""
+        """Note that a caller waits for a file that is being fetched."""
         self._fetches = {
             key: one for key, one in self._fetches.items() if fetch.asked - one.asked < FETCH_ENDS
         }
         self._fetches[fetch.node, fetch.digest] = fetch
 
     def came_to_an_end(self, node: str, digest: str) -> None:
-        """A file has come, or will not."""
+        """Note that a fetch has finished or failed."""
         self._fetches.pop((node, digest), None)
 
     def waited_for(self, names: Collection[str], now: float) -> bool:
-        """Whether somebody waits for a model of these names (in lower case) that is not loading yet."""
+        """Return whether a caller waits for a model of these names (lower case) that is not loading yet."""
         return any(job.model in names for job in self._jobs.values()) or any(
             now - one.asked < STILL_WAITED_FOR for one in self._fetches_of(names)
         )
@@ -81,8 +81,10 @@ class PendingLoads:
     def cancel(
         self, names: Collection[str], now: float
     ) -> tuple[list[asyncio.Task[Ensured]], list[PendingFetch]]:
-        """Cancel what is pending for models of these names (in lower case), and say what that was: the
-        caller tells the nodes that fetch."""
+        """Cancel what is pending for models of these names (lower case), and return it.
+
+        The caller must tell the nodes to stop the fetches.
+        """
         jobs = [job.task for job in self._jobs.values() if job.model in names]
         fetches = [one for one in self._fetches_of(names) if now - one.asked < FETCH_ENDS]
         for job in jobs:
@@ -95,7 +97,7 @@ class PendingLoads:
         return jobs, fetches
 
     def is_cancelled(self, model: str, began: float) -> bool:
-        """Whether somebody who waits for ``model`` since ``began`` waits for what was cancelled."""
+        """Return whether ``model`` was cancelled for a caller that has been waiting since ``began``."""
         at = self._cancelled.get(model.lower())
         return at is not None and began <= at
 

@@ -1,7 +1,8 @@
-"""Which models that were to stay loaded (keep_alive negative) were lost and are to be loaded again. Pure.
+"""Finds pinned models (negative keep_alive) that were lost and must be loaded again. Pure.
 
-Lost is one whose process, or a machine of it, ended by itself: that its head has ended on an order shows by
-the head being there without it. Where it was behind a cut cable, and comes back, there are two: one stays.
+A model is lost if its process failed or one of its machines went. If its head is online without it, the head
+ended it on command, and it is not lost. If it was only behind a broken network link and comes back, there are
+two, of which one is kept (`needless`).
 """
 
 from __future__ import annotations
@@ -13,30 +14,31 @@ from sollold.facts import dataclass
 from sollold.leader.snapshot import in_use, is_loading
 
 STANDS = 20.0
-"""Seconds that it must have been lost: a cable that flaps moves no model, and a machine may restart."""
+"""Seconds for which it must have been lost: a flapping link must move no model, and a machine may restart."""
 AGAIN = 15.0
-"""Seconds until it is tried once more, whatever came of it."""
+"""Seconds until the next attempt, whatever the result of the last."""
 TOLD_AGAIN = 300.0
-"""Seconds after which it is logged again why one can't be loaded: the free bytes in it change."""
+"""Seconds before a changed reason is logged again: the free bytes in the message keep changing."""
 FORGOTTEN = 3600.0
-"""Seconds after which it is tried no more, and a machine that went counts as one that was taken away."""
+"""Seconds after which no more attempts are made, and an absent machine no longer counts as part of the
+cluster."""
 
 _Content = tuple[str, str, bool, str]
-"""Model, digest, embedding and template: what one deployment answers for like another."""
+"""Model, digest, embedding and template. Deployments that have these in common are interchangeable."""
 
 
 @dataclass(slots=True)
 class _Pinned:
-    """One content that is to stay loaded: as it was seen last, and since when it is lost."""
+    """A pinned content: the endpoint as last seen, and since when it is lost."""
 
     head: str
     endpoint: Endpoint
     leaves: bool = False
-    """It was about to end since a machine of it drains, or to be loaded anew."""
+    """Whether it was about to end since its head drains, or to be reloaded."""
     lost: float | None = None
     next: float = 0.0
     told: str = ""
-    """Why it could not be loaded again, as it was logged; ``told_at``: when."""
+    """Last logged reason why it could not be loaded again; ``told_at``: when it was logged."""
     told_at: float = 0.0
 
 
@@ -45,9 +47,9 @@ _NEVER = _Pinned("", Endpoint("", "", "", Backend.LOCAL, State.DRAINING))
 
 @dataclass(frozen=True, slots=True)
 class LostModel:
-    """A model that was to stay loaded and is gone for ``seconds``, from ``head``, a node's id.
+    """A pinned model that has been lost for ``seconds``; ``head``: node id of its former head.
 
-    ``reason``: why the leader could not load it again, on the leader itself.
+    ``reason``: why the leader could not load it again; known only on the leader itself.
     """
 
     model: str
@@ -57,22 +59,22 @@ class LostModel:
 
 
 class PinnedPolicy:
-    """Watches the pinned endpoints in the records. Every node does: a new leader must know what was lost."""
+    """Watches pinned endpoints in the records. Every node does: a new leader must know what was lost."""
 
     def __init__(self) -> None:
         self._pinned: dict[_Content, _Pinned] = {}
         self._seen: dict[str, float] = {}
-        """Nodes: when last."""
+        """Time each node was last seen."""
 
     def observe(self, records: Sequence[Record], now: float) -> None:
-        """Learn what is pinned, and what was lost."""
+        """Learn from the records what is pinned and what was lost."""
         self._seen |= dict.fromkeys((record.node for record in records), now)
         self._seen = {node: at for node, at in self._seen.items() if now - at < FORGOTTEN}
         found = _by_content(records)
         for content, endpoints in found.items():
             before = self._pinned.get(content, _NEVER)
             for head, one in endpoints:
-                # One that is loaded again is lost until it is ready: it may fail.
+                # A model being loaded again counts as lost until it is ready, since the load may fail.
                 there = one.state is State.READY or (is_loading(one) and before.lost is None)
                 if one.pinned and there:
                     leaves = one.closing or head.draining
@@ -92,9 +94,9 @@ class PinnedPolicy:
                     del self._pinned[content]
 
     def due(self, records: Sequence[Record], now: float) -> list[tuple[str, Endpoint]]:
-        """(head, endpoint) for each that is to be loaded again now: as they were."""
+        """Return (head, endpoint), as last seen, for each model to load again now."""
         if 2 * len(records) < len(self._seen):
-            # The others may be there, behind a cable that is cut, and have it.
+            # In a minority partition: the other nodes may still have it.
             return []
         loading = {
             content for content, found in _by_content(records).items() for _, e in found if is_loading(e)
@@ -108,7 +110,7 @@ class PinnedPolicy:
         return due
 
     def lost(self, now: float) -> tuple[LostModel, ...]:
-        """All that are to be loaded again."""
+        """Return all lost models."""
         return tuple(
             LostModel(one.endpoint.model, one.head, now - one.lost, one.told)
             for one in self._pinned.values()
@@ -116,7 +118,7 @@ class PinnedPolicy:
         )
 
     def is_lost(self, model: str, digest: str) -> bool:
-        """Whether this content was to stay loaded and is gone."""
+        """Return whether this content was pinned and is lost."""
         return any(
             one.lost is not None
             and (one.endpoint.digest == digest if digest else one.endpoint.model.lower() == model.lower())
@@ -124,7 +126,7 @@ class PinnedPolicy:
         )
 
     def is_news(self, endpoint: Endpoint, reason: str, now: float) -> bool:
-        """Whether the reason for which one that is due can't be loaded is to be logged: it is another."""
+        """Return whether to log why a due model can't be loaded: the reason changed, and not too recently."""
         pinned = self._pinned.get(_content(endpoint))
         if pinned is None or pinned.told == reason or (pinned.told and now - pinned.told_at < TOLD_AGAIN):
             return False
@@ -132,9 +134,11 @@ class PinnedPolicy:
         return True
 
     def forget(self, *names: str) -> bool:
-        """Somebody unloads the model, or the deployment, of this name: it is no longer to stay.
+        """Unpin the models or deployments of these names: somebody unloads them.
 
-        Whether one was lost: the other nodes can't see in the records that it is not to be loaded again.
+        Returns:
+            Whether one was lost. The other nodes must then be told, since the records do not show that it
+            must not be loaded again.
         """
         lost = False
         for content, one in list(self._pinned.items()):
@@ -145,8 +149,10 @@ class PinnedPolicy:
 
 
 def needless(records: Iterable[Record]) -> dict[str, str]:
-    """Deployment → head, of those that are to stay loaded, but for which another alike does. It is the one
-    in use, or with more context, or used last.
+    """Return the redundant pinned deployments, each with its head.
+
+    Of several with equal content and options, the one in use is kept, else the one with the most context,
+    else the one used last.
     """
     alike: dict[tuple[_Content, Asked], list[tuple[bool, int, float, str, str]]] = {}
     for content, found in _by_content(records).items():
@@ -162,7 +168,7 @@ def _content(endpoint: Endpoint) -> _Content:
 
 
 def _by_content(records: Iterable[Record]) -> dict[_Content, list[tuple[Record, Endpoint]]]:
-    """The deployments of llama.cpp with their heads: what an Ollama keeps is its own."""
+    """Group llama.cpp deployments, with their heads, by content. Ollama manages its own models."""
     found: dict[_Content, list[tuple[Record, Endpoint]]] = {}
     for record in records:
         for one in record.endpoints:
@@ -172,7 +178,7 @@ def _by_content(records: Iterable[Record]) -> dict[_Content, list[tuple[Record, 
 
 
 def _is_lost(pinned: _Pinned, endpoints: list[tuple[Record, Endpoint]], head: Record | None) -> bool | None:
-    """Whether it is; None: it is no longer pinned, or was ended on an order."""
+    """Return whether it is lost; None when it is no longer pinned, or was ended on command."""
     for _, one in endpoints:
         if one.id == pinned.endpoint.id:
             if one.state is State.FAILED:

@@ -1,4 +1,4 @@
-"""Whether another machine should get the file and run the model, rather than those that have it. Pure."""
+"""Decides whether a machine without the file should fetch it and run the model. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sollold.placement.planner import CLEAR_GAIN, PlacementChoice, choose
 from sollold.placement.request import PlacementRequest
 
 ANSWERED = 2000
-"""Tokens that a model is taken to generate before it is unloaded: some answers."""
+"""Tokens that a model is assumed to generate before it is unloaded: a few answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementWithoutFile:
-    """A placement whose head does not have the file yet; ``seconds``: for the copy, at a guess."""
+    """A placement whose head does not have the file yet; ``seconds``: estimated time of the copy."""
 
     choice: PlacementChoice
     fleet: Fleet
@@ -36,11 +36,11 @@ def elsewhere(
     size: int,
     now: Candidate | None,
 ) -> PlacementWithoutFile | None:
-    """A head that would be better off with the file, copy included; None when there is none.
+    """Return a placement with another head that is better even with the copy; None when there is none.
 
     Args:
         size: bytes of the model's files.
-        now: the placement that is possible with the files where they are; None: there is none.
+        now: the placement possible with the files where they are; None if there is none.
     """
     limit = snapshot.settings.models.fetch_seconds
     if limit <= 0 or request.fixed or (now is not None and now.alone and not now.on_host):
@@ -63,9 +63,9 @@ def elsewhere(
 
 
 def _pays(candidate: Candidate, seconds: float, now: Candidate) -> bool:
-    """Whether what is gained while it is loaded and answers outweighs the copy.
+    """Return whether the gain in loading and answering outweighs the copy.
 
-    What one machine does alone is given to another only for being clearly quicker there.
+    A model that one machine can run alone moves only if the other machine is clearly faster.
     """
     if candidate.run.request_context < now.run.request_context:
         return False

@@ -1,4 +1,4 @@
-"""A decision as a person sees it: what would go where, what stays free, what lost, what is missing."""
+"""Presents a decision to people: what would go where, what stays free, what lost, what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sollold.units import bytes_text
 
 @dataclass(frozen=True, slots=True)
 class MemoryChange:
-    """Bytes of a device before a plan and after it."""
+    """Available bytes of a device before and after a plan."""
 
     node: str
     name: str
@@ -36,20 +36,21 @@ class MemoryChange:
 
 @dataclass(frozen=True, slots=True)
 class PlanPreview:
-    """What a load would do.
+    """What loading a model would do.
 
     Attributes:
-        ok: it could be answered; ``message`` says how, or why not with the arithmetic.
-        verdict: what the leader would say now.
-        node, endpoint: what answers, where that is there already.
-        plan: what would be placed; None when nothing would be.
-        evicts: (deployment, model) that would be unloaded.
-        prompt_tokens_per_second: predicted; 0.0 when unknown.
-        context: tokens a request could use.
+        ok: whether a request could be served; ``message`` says how, or why not.
+        verdict: the leader's verdict now.
+        node: the node that serves it already, or else the plan's head.
+        endpoint: the endpoint that serves it already, if any.
+        plan: the plan that would be carried out; None when there is none.
+        evicts: (deployment, model) pairs that would be unloaded.
+        prompt_tokens_per_second: prediction; 0.0 when unknown.
+        context: tokens that a request could use.
         weights, state, compute, overhead: bytes over all devices.
-        free: each device that the plan uses.
-        options: what lost, the fastest first.
-        missing: the arithmetic when it does not fit.
+        free: memory before and after on each device that the plan uses.
+        options: alternatives that lost, the fastest first.
+        missing: how much memory is missing, when the model does not fit.
     """
 
     ok: bool
@@ -74,12 +75,12 @@ class PlanPreview:
 def preview_of(
     decision: Decision, snapshot: ClusterSnapshot | None, fresh: Decision | None = None
 ) -> PlanPreview:
-    """The preview of a decision.
+    """Return the preview of a decision.
 
     Args:
-        decision: what the leader would say now.
-        snapshot: what it, or ``fresh``, was made from; None when the model was not found.
-        fresh: what it would say if the model were not loaded, where ``decision`` is not to place it.
+        decision: the leader's decision now.
+        snapshot: the snapshot that it, or ``fresh``, is based on; None when the model was not found.
+        fresh: the decision if the model were not loaded, when ``decision`` is not to place it.
     """
     match decision:
         case Place():
@@ -87,7 +88,7 @@ def preview_of(
         case PlaceLater(place, message):
             return _placed(place, snapshot, Verdict.PLANNING, message)
         case FetchFirst(place, _, _, message):
-            # What the message says is a reason of the plan, too; it is said once.
+            # The message is also one of the plan's reasons; show it once.
             reasons = tuple(one for one in place.plan.reasons if one != message)
             place = replace(place, plan=replace(place.plan, reasons=reasons))
             return _placed(place, snapshot, Verdict.PLANNING, message)
@@ -198,7 +199,7 @@ def _name(snapshot: ClusterSnapshot | None, node: str) -> str:
 
 
 def foresee(name: str, profile: ModelProfile, records: Iterable[Record], settings: Settings) -> PlanPreview:
-    """A plan's outline: which machines, not which layers, since those stand in the file."""
+    """Outline a plan from a profile alone: which machines, but not which layers, which needs the file."""
     placement = settings.placement
     need = needed(profile)
     size = f"about {bytes_text(need)}" if not profile.memory else bytes_text(need)

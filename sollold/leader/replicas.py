@@ -1,6 +1,6 @@
-"""Which models have had a long queue for a while, so that one more endpoint would pay. Pure.
+"""Finds models that have had a long queue for a while, so that one more endpoint would pay. Pure.
 
-The way back needs nothing: a replica that is idle is unloaded by its keep_alive like any deployment.
+Scaling down needs no code: an idle replica is unloaded by its keep_alive like any deployment.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from sollold.facts import dataclass
 from sollold.leader.snapshot import is_loading
 
 LONG = 2
-"""Requests waiting for each place, over all endpoints of a model, that make a queue long."""
+"""Waiting requests per slot, over all endpoints of a model, that make a queue long."""
 LEAST = 4
+"""Minimum number of waiting requests in a long queue."""
 STANDS = 10.0
-"""Seconds that it must have been long."""
+"""Seconds for which the queue must have been long."""
 AGAIN = 60.0
-"""Seconds until a model is thought of again, whatever came of it."""
+"""Seconds until a model is considered again, whatever the result."""
 
 
 @dataclass(slots=True)
@@ -33,11 +34,11 @@ class ReplicaPolicy:
         self._queues: dict[tuple[str, str, bool], _Queue] = {}
 
     def observe(self, records: Iterable[Record], now: float) -> list[tuple[str, str, bool]]:
-        """(model, digest, embedding) for each model that should get one more endpoint now."""
+        """Return (model, digest, embedding) of each model that should get one more endpoint now."""
         groups: dict[tuple[str, str, bool], list[Endpoint]] = {}
         for record in records:
             for one in record.endpoints:
-                # What an Ollama has not loaded is only an offer: it has no queue.
+                # A model that Ollama has not loaded is only an offer, without a queue.
                 offer = one.backend is Backend.OLLAMA and not (one.loaded or one.waiting)
                 if not offer and one.state is not State.FAILED:
                     groups.setdefault((one.model, one.digest, one.embedding), []).append(one)

@@ -1,4 +1,4 @@
-"""All that a decision is made from: what the records say, and what was ordered since they were written."""
+"""Holds all that a decision is based on: the records, and what was ordered since they were written."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sollold.settings.schema import Settings
 from sollold.units import seconds_text
 
 Bytes = Mapping[tuple[str, str], int]
-"""(node, device) → bytes."""
+"""Bytes by (node, device)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedDeployment:
-    """A deployment that its plan's head has accepted; the records may not show it yet."""
+    """A deployment that its head has accepted; the records may not show it yet."""
 
     deployment: str
     plan: Plan
@@ -35,32 +35,33 @@ class AcceptedDeployment:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """One moment, as one model's placement sees it.
+    """The cluster at one moment, as seen by one model's placement.
 
     Attributes:
-        records: of the live nodes.
+        records: records of the live nodes.
         holders: (node, the model as that node has it).
-        shape: None while it is not known.
-        unread: why it is not known.
-        accepted: what was ordered and may not show yet, with the bytes that do not.
-        gone: deployments that were ended and may still show.
-        returning: deployments that ended a moment ago: their memory will be back in another.
-        unwilling: deployments that refused to be unloaded just now.
-        out: node → why it takes no part now.
+        shape: the model's header; None if it could not be read.
+        unread: why it could not be read.
+        accepted: deployments that the records may not show yet, with the bytes they do not show.
+        gone: ended deployments that the records may still show.
+        returning: deployments that have just ended; their memory will be free in a moment.
+        unwilling: deployments that have just refused to be unloaded.
+        out: nodes that take no part now, with the reason.
         pooled: nodes whose devices turned out to share one limit.
-        truth: (node, device) → bytes that its owner said are available, newer than its record.
-        blocked: the model has failed too often.
-        avoided: node → why others are taken where they can do it.
+        truth: available bytes that an owner reported after its record was written.
+        blocked: set if the model has failed too often.
+        avoided: nodes used only if others will not do, with the reason.
         passing: nodes of ``out`` that will be asked again within a minute.
-        last_resort: nodes of ``out`` to fall back on where nothing else can do it.
-        expected: nodes that have just gone and should be back, as they will be.
-        absent: nodes that are gone for longer, as they would be, and for how many seconds.
-        departed: nodes that were there and have left or died.
-        lost: what answered until its head went, a moment ago.
-        unfetched: nodes that could not get its file lately.
-        drafters: for the speculation that is wanted, as in the settings: the models that could draft for it,
-            and why the one that is named is not among them.
-        draft_stats: what was measured of drafts for it.
+        last_resort: nodes of ``out`` to fall back on if no others will do.
+        expected: nodes that have just gone and should be back, as they will then be.
+        absent: nodes that went earlier, as they would be if started, and the seconds since.
+        departed: nodes that were online a moment ago and have left or died.
+        lost: deployments that served until their head went a moment ago.
+        unfetched: nodes that recently failed to fetch the model's file.
+        correction: correction of the devices' speeds for the model's architecture.
+        drafters: by speculation setting: the models that could draft for this one, and why a named one is not
+            among them.
+        draft_stats: measured drafts for the model.
     """
 
     records: tuple[Record, ...]
@@ -89,11 +90,11 @@ class ClusterSnapshot:
     draft_stats: MeasuredDrafts = nothing_measured
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:
-        """Every endpoint on a live node that was not just ended."""
+        """Return every endpoint on a live node, except those that have just been ended."""
         return [(r, e) for r in self.records for e in r.endpoints if e.id not in self.gone]
 
     def held(self, record: Record, endpoint: Endpoint) -> dict[tuple[str, str], int]:
-        """The bytes that a deployment, or a model in an Ollama, has in memory."""
+        """Return the bytes that a deployment, or a model in Ollama, would free if it ended."""
         held: dict[tuple[str, str], int] = {}
         if endpoint.backend is Backend.OLLAMA:
             for placed in endpoint.placed:
@@ -107,11 +108,11 @@ class ClusterSnapshot:
         return held
 
     def ending(self, lately: bool = False) -> dict[tuple[str, str], int]:
-        """Bytes of deployments that are no more: their owners give them back within seconds.
+        """Return the bytes of deployments that have ended or are ending; their owners soon release them.
 
         ``lately``: only of those that ended a moment ago.
         """
-        # What is in use at a node that drains ends, or the requests leave it: within its limit.
+        # Deployments in use on a draining node end, or become idle, within the drain limit.
         leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
@@ -132,7 +133,7 @@ class ClusterSnapshot:
         return held
 
     def orphans(self) -> list[tuple[str, str, str]]:
-        """(node, deployment, head) of grants whose head has left the cluster or failed."""
+        """Return (node, deployment, head) of committed grants whose head has left the cluster or failed."""
         found = {
             (record.node, grant.deployment, grant.head)
             for record in self.records
@@ -149,10 +150,10 @@ class ClusterSnapshot:
         later: Bytes | None = None,
         anywhere: bool = False,
     ) -> Fleet:
-        """The machines of one llama.cpp build, with the memory of ``freed`` given back.
+        """Return the machines of one llama.cpp build, with the memory of ``freed`` released.
 
-        ``later``: and these bytes, of deployments which are no more. ``anywhere``: as if all those had the
-        file that could get it.
+        ``later``: further bytes to count as released. ``anywhere``: treat machines that could fetch the file
+        as having it.
         """
         give: dict[str, dict[str, int]] = {}
         take: dict[str, dict[str, int]] = {}
@@ -191,14 +192,14 @@ class ClusterSnapshot:
         return Fleet(tuple(machines), tuple(out))
 
     def with_absent_nodes(self) -> ClusterSnapshot | None:
-        """The moment in which all are back that were here a moment ago; None when nobody is missing."""
+        """Return the snapshot as if all nodes that left recently were back; None when none is missing."""
         back = {record.node for record in self.expected}
         if not back and not self.passing & self.out.keys():
             return None
         return replace(
             self,
             records=(*(record for record in self.records if record.node not in back), *self.expected),
-            # What a node that goes was the head of goes with it.
+            # Deployments end with their head.
             accepted=tuple(one for one in self.accepted if one.plan.head not in back),
             out={node: why for node, why in self.out.items() if node not in self.passing},
             truth={key: size for key, size in self.truth.items() if key[0] not in back},
@@ -208,13 +209,13 @@ class ClusterSnapshot:
         )
 
     def why_awaited(self, node: str) -> str:
-        """Why a node takes no part that is waited for: half a sentence."""
+        """Return why an awaited node takes no part, as a clause."""
         if any(record.node == node and record.draining for record in self.records):
             return "it is draining"
         return self.out.get(node, "it has just gone offline")
 
     def away(self, build: str) -> tuple[Away, ...]:
-        """Machines that somebody could have take part again, and how."""
+        """Return the machines that a person could make take part again, and how."""
         have = {node for node, model in self.holders if runs_on_llama(model)}
         spare = self.settings.placement.spare
         found = []
@@ -232,7 +233,7 @@ class ClusterSnapshot:
         return tuple(found)
 
     def builds(self) -> list[str]:
-        """llama.cpp builds on nodes that have the model, the most common first."""
+        """Return the llama.cpp builds on nodes that have the model, the most common first."""
         have = {node for node, model in self.holders if runs_on_llama(model)}
         builds = {r.build for r in self.records if r.node in have and r.build}
         return sorted(builds, key=lambda build: (-sum(r.build == build for r in self.records), build))
@@ -251,7 +252,7 @@ class ClusterSnapshot:
         return ""
 
     def _true(self, record: Record) -> Record:
-        """The record with what the owner itself has said since."""
+        """Return the record, updated with the bytes its owner has reported since."""
         if not any((record.node, device.id) in self.truth for device in record.devices):
             return record
         devices = tuple(
@@ -262,7 +263,7 @@ class ClusterSnapshot:
 
 
 def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """The same moment as if the model did not run anywhere, its memory given back."""
+    """Return the snapshot as if the model ran nowhere (Ollama aside) and its memory were free."""
     model = snapshot.holders[0][1]
     same = (model.digest, fingerprint(model.template))
     ids = {
@@ -277,22 +278,22 @@ def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 
 
 def runs_on_llama(model: Model) -> bool:
-    """Whether a node could give this model to llama.cpp."""
+    """Return whether a node could run this model with llama.cpp."""
     return bool(model.files) and not model.unusable and not model.only_ollama
 
 
 def with_refusals(
     holders: tuple[tuple[str, Model], ...], records: Iterable[Record]
 ) -> tuple[tuple[str, Model], ...]:
-    """The holders, each knowing what one of them has learnt: that its llama.cpp can't read the content.
+    """Mark the model as unreadable on every holder whose llama.cpp build failed to read it on one of them.
 
-    The file is the same everywhere, so every node of that build would fail alike.
+    The file is the same everywhere, so every node with that build would fail in the same way.
     """
     builds = {record.node: record.build for record in records if record.build}
     refused = {
         builds[node]: one.only_ollama
         for node, one in holders
-        # Without files the fault is theirs, not the content's.
+        # If the files are missing, the content is not to blame.
         if one.only_ollama and one.files and node in builds
     }
     return tuple(
@@ -304,7 +305,7 @@ def with_refusals(
 
 
 def why_blocked(blocked: Blocked) -> str:
-    """Half a sentence on a backoff."""
+    """Describe a backoff in a clause."""
     return (
         f"it failed {blocked.failures} times in a row, last: "
         f"{blocked.reason.rstrip('.')}; next try in {seconds_text(blocked.seconds)}"
@@ -312,19 +313,19 @@ def why_blocked(blocked: Blocked) -> str:
 
 
 def in_use(endpoint: Endpoint) -> bool:
-    """Whether a request is in it or waits for it."""
+    """Return whether the endpoint has active or waiting requests."""
     return endpoint.active > 0 or endpoint.waiting > 0
 
 
 def is_loading(endpoint: Endpoint) -> bool:
-    """Whether it will be ready soon."""
+    """Return whether the endpoint is starting or loading."""
     return endpoint.state in (State.STARTING, State.LOADING)
 
 
 def loaded_of(records: Iterable[Record], deployment: str, model: str) -> tuple[tuple[str, str], ...]:
-    """(node, id) of what can be unloaded: the deployment of this id, or all of this name.
+    """Return (node, id) of what can be unloaded: the deployment with this id, or all of this model's name.
 
-    Not those of the same content under another name, which its callers may still want.
+    The same content under another name is not included: its callers may still want it.
     """
     return tuple(
         (record.node, endpoint.id)

@@ -1,4 +1,4 @@
-"""What a decision is made from: the records, who has the model, its header, and what the leader has seen."""
+"""Collects what a decision is based on: records, holders of the model, its header, observations."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from sollold.settings.schema import Settings
 log = logging.getLogger("sollold.leader")
 
 SHAPE_PAUSES = (0.3, 1.0, 0.0)
-"""Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
+"""Seconds of pause after each attempt to read a header: its holder may be busy recovering from a fault."""
 FETCH_AGAIN = 60.0
-"""Seconds after which a node that could not get a file is thought of again."""
+"""Seconds before a node that failed to fetch a file is first considered again; doubles with each failure."""
 _LOOKS, _LOOK = 30, 0.1
-"""How often, and after how many seconds each, the leader looks again for a model that a caller knows."""
+"""Number of look-ups, and pause after each in seconds, for a model that the caller's node knows already."""
 
 
 class SnapshotMaker:
     """Makes the snapshots.
 
     Args:
-        corrections: architecture → how much slower each device is than predicted.
-        draft_stats: a model's digest → what was measured of drafts for it.
+        corrections: maps an architecture to the correction of the devices' speeds.
+        draft_stats: maps a model's digest to the measured drafts for it.
         clock: monotonic seconds.
 
     Attributes:
-        settings: those in force.
+        settings: the current settings.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class SnapshotMaker:
         self._fetches = Backoff(free=0, first=FETCH_AGAIN)
 
     def fetch_failed(self, node: str, digest: str, reason: str) -> None:
-        """``node`` could not get the file of a model."""
+        """Note that ``node`` failed to fetch a model's file."""
         self._fetches.failed(_fetch_key(node, digest), reason, self._clock())
 
     async def of(
         self, ask: Ensure, out: dict[str, str] | None = None
     ) -> ClusterSnapshot | HoldersAway | Refuse:
-        """What a decision on this model is made from, or why there can be none."""
+        """Return the snapshot for a request, or the decision if the model's holders are away or unknown."""
         holders = await self._holders(ask)
         if not holders:
             resolved = self._library.resolve(ask.model)
             if ask.digest and not resolved.candidates:
-                # The caller knew it a moment ago.
+                # The caller's node knew it a moment ago.
                 back = {record.name for record in self._observations.expected(self._clock())}
                 if awaited := ", ".join(sorted(back & set(resolved.away))):
                     return HoldersAway(f"{ask.model} waits for {awaited}: it has the file and was just here.")
@@ -96,14 +96,16 @@ class SnapshotMaker:
         return replace(self.of_model(holders, shape, out), drafters=able, unread=unread)
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
-        """For the speculation that is wanted, and for that of deployments which may be loaded anew as they
-        were asked for: what `drafters` says."""
+        """Return the `drafters` for the requested speculation, and for that of deployments of this model.
+
+        The latter may be reloaded with the options they were started with.
+        """
         live = self._view.live()
         wanted = {speculation_meant(ask.placement.over(self.settings.placement).speculation)}
         wanted |= {
             one.asked.speculation for record in live for one in record.endpoints if one.digest == model.digest
         }
-        # One device alone drafts nothing by itself.
+        # With a single device in the cluster, AUTO drafts nothing.
         alone = sum(len(record.devices) for record in live) < 2
         names = wanted - {"", *({AUTO} if alone else ())}
         me = self._view.me.node
@@ -115,7 +117,7 @@ class SnapshotMaker:
         shape: Shape | None,
         out: dict[str, str] | None = None,
     ) -> ClusterSnapshot:
-        """The snapshot for a model that these nodes have. ``out``: nodes that are left out, and why."""
+        """Return the snapshot for a model with these holders; ``out``: nodes to leave out, and why."""
         now = self._clock()
         records = self._view.live()
         self._observations.observe(records, now)
@@ -136,7 +138,7 @@ class SnapshotMaker:
         return self._observations.added_to(snapshot, model.digest, now, out or {})
 
     async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
-        """Who has the model. One that the caller knows may be so new that its node's list is on its way."""
+        """Return the model's holders; wait briefly for a model that the caller's node knows already."""
         for _ in range(_LOOKS):
             holders = self._library.find(ask.model)
             if holders or not ask.digest:
@@ -145,8 +147,9 @@ class SnapshotMaker:
         return self._library.find(ask.model)
 
     async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> tuple[Shape | None, str]:
-        """The header as the first node that answers has it; every node has the same content. Without one
-        comes why, of the node that was asked last.
+        """Return the header from the first node that replies; every node has the same content.
+
+        If none does, return None and the error of the node that was asked last.
         """
         me, why = self._view.me.node, ""
         usable = [(node, model) for node, model in holders if runs_on_llama(model)]

@@ -1,7 +1,6 @@
-"""Watches how fast deployments answer and what comes of their drafts, corrects the speed model by it, and
-keeps that on disk.
+"""Watches the speed and the drafts of deployments, corrects the speed model, and stores the result.
 
-Every node does so for itself, from the records: so any of them predicts well, whoever leads next.
+Every node does this by itself, from the records, so that each can predict well if it leads next.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from sollold.turns import next_turn
 log = logging.getLogger("sollold.leader")
 
 SETTLE = 1.0
-"""Seconds between two looks at the records: they change with every request."""
+"""Minimum seconds between two passes over the records, which change with every request."""
 SAVE_EVERY = 30.0
 NEWS = 0.03
-"""Share by which a measured speed must differ to be looked at again."""
+"""Fraction by which a measured speed must change to be used again."""
 FEW = 32
-"""Tokens of answers until which they are not looked at."""
+"""Minimum new tokens of a deployment before its drafts are counted."""
 Fact = TypeVar("Fact", Factor, Measured)
 
 
 class SpeedCalibration:
-    """`start` it, ask `correction`, `close` it at the end.
+    """Learns from measured speeds. Call `start`, then `correction` and `draft_stats`, and finally `close`.
 
     Args:
-        path: the file in the state folder that keeps the corrections; beside it lies what is known of drafts.
+        path: file in the state folder for the corrections; ``drafts.json`` beside it is for the drafts.
     """
 
     def __init__(self, view: View, library: Library, path: Path) -> None:
@@ -61,11 +60,11 @@ class SpeedCalibration:
         self._drafts_path = path.with_name("drafts.json")
         self._acceptance = AcceptanceHistory()
         self._counted: dict[str, Drafts] = {}
-        """Deployment → what of its drafts is learnt already."""
+        """Draft counts of each deployment that are learnt already."""
         self._saved_drafts: tuple[Measured, ...] = ()
 
     async def start(self) -> None:
-        """Read what is known, and begin to watch."""
+        """Read the stored measurements and start watching."""
         self._saved = await asyncio.to_thread(_read, self._path, Factor)
         self._feedback = Calibration(self._saved)
         self._saved_drafts = await asyncio.to_thread(_read, self._drafts_path, Measured)
@@ -74,7 +73,7 @@ class SpeedCalibration:
         self._task = asyncio.create_task(self._run(), name="measured speeds")
 
     async def close(self) -> None:
-        """End the watch and write down what is known."""
+        """Stop watching and store the measurements."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -85,11 +84,11 @@ class SpeedCalibration:
         await self._save()
 
     def correction(self, architecture: str) -> Correction:
-        """How much slower each device is than predicted, for models of an architecture."""
+        """Return the correction of the devices' speeds for models of an architecture."""
         return self._feedback.correction(architecture)
 
     def draft_stats(self, digest: str) -> MeasuredDrafts:
-        """What was measured of drafts for a model."""
+        """Return the measured drafts for a model."""
         return lambda by: self._acceptance.stats(digest, by, time.time())
 
     async def _run(self) -> None:
@@ -116,7 +115,7 @@ class SpeedCalibration:
         if endpoint.backend is Backend.OLLAMA or endpoint.state is not State.READY or endpoint.speed <= 0:
             return False
         if endpoint.drafts.by:
-            # How fast its devices are can't be told from how fast it answers.
+            # With drafts, the devices' speed can't be derived from the deployment's.
             return False
         before = self._seen.get(endpoint.id, 0.0)
         return abs(endpoint.speed - before) > NEWS * before
@@ -159,12 +158,12 @@ class SpeedCalibration:
 def terms_of(
     record: Record, endpoint: Endpoint, records: tuple[Record, ...], shape: Shape
 ) -> tuple[TimePart, ...]:
-    """What the time per token of a deployment would be made of, without corrections; empty: not known."""
+    """Return the parts of a deployment's uncorrected time per token; empty when unknown."""
     active = [*(layer.active for layer in shape.layers), shape.output]
     machines = [machine_of(one, holds=False, spare=0.0) for one in records]
     head = next((machine for machine in machines if machine.node == record.node), None)
     if head is None or not endpoint.placed or endpoint.cpu_moe:
-        # What two devices share of a layer can't be told apart.
+        # With `cpu_moe`, two devices share a layer, and their times can't be told apart.
         return ()
     links = links_between(machines, head)
     capacities = {
@@ -191,7 +190,7 @@ def terms_of(
 def _link(
     index: int, placed: Placed, head: str, capacity: DeviceCapacity, links: dict[str, Link]
 ) -> Link | None:
-    """The way to a device behind a worker; the first of all is the head's own processor."""
+    """Return the link to a device behind a worker, else None; index 0 is the head's own processor."""
     way = links.get(placed.node, Link()) if placed.node != head else None
     if capacity.kind is Kind.EXTERNAL:
         return joined(way, Link())

@@ -1,4 +1,4 @@
-"""A model is unloaded by order, wherever it runs, and what is pending for it ends."""
+"""Unloads a model on command, wherever it runs, and cancels what is pending for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("sollold.leader")
 
 
 class Unloader:
-    """What the leader ends by order. Its parts are the leader's own."""
+    """Unloads models for the leader, whose parts it shares."""
 
     def __init__(
         self,
@@ -40,8 +40,10 @@ class Unloader:
         self._clock = clock
 
     async def unload(self, drop: Drop) -> Dropped:
-        """Unload a model's deployments, and end what is pending for it; where another node leads, say so,
-        and only load none again."""
+        """Unload a model's deployments and cancel what is pending for it.
+
+        If another node leads, only unpin the model, and return the leader.
+        """
         term = self._view.leader()
         name = self._library.resolve(drop.model).name or drop.model
         forgotten = self._pinned.forget(drop.model, name)
@@ -56,7 +58,7 @@ class Unloader:
             return Dropped(refused=((name, why),), forgotten=forgotten)
         cancelled = await self._cancel_pending(names, name)
         ours = loaded_of(self._view.live(), drop.model, name)
-        # What was ordered a moment ago shows in no record yet.
+        # The records do not show what was ordered a moment ago.
         ordered = {
             (one.plan.head, one.deployment)
             for one in self._observations.accepted()
@@ -78,12 +80,12 @@ class Unloader:
         )
 
     async def _cancel_pending(self, names: set[str], model: str) -> bool:
-        """End the placements and fetches of a model that is not loading yet; whether there were any."""
+        """Cancel the placements and fetches of a model that is not loading yet; return whether any were."""
         jobs, fetches = self._pending.cancel(names, self._clock())
         if not jobs and not fetches:
             return False
         log.info("the load of %s is cancelled: it is unloaded by order", model)
-        # What they have reserved is given back before the answer.
+        # Wait until they have released their reservations.
         await asyncio.gather(*jobs, return_exceptions=True)
         await asyncio.gather(*(self._applier.stop_fetch(one) for one in fetches))
         return True

@@ -1,4 +1,4 @@
-"""How a caller wants a model placed: what it overrides of the settings, and what meets it."""
+"""How a caller wants a model placed: which settings it overrides, and whether a deployment complies."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sollold.settings.schema import PlacementSettings
 
 @dataclass(frozen=True, slots=True)
 class PlacementWish:
-    """Overrides the placement's settings for one request. None, or empty: as the settings say.
+    """Overrides of the placement settings for one request. None or empty: as in the settings.
 
-    It travels as it is from the caller's node to the leader.
+    It is sent unchanged from the caller's node to the leader.
 
     Attributes:
-        workers: machines besides the head at most.
+        workers: maximum number of machines besides the head.
         distributed: whether it may be spread over machines.
-        threshold: billions of weights from which it must be spread; 0: never for its size.
-        policy: how layers are shared out, a `Policy`.
-        external: addresses of the external workers that may be used; None: all that nodes name.
-        speculation: as ``placement.speculation`` in the settings.
+        threshold: billions of weights from which it must be spread; 0: never because of its size.
+        policy: how layers are distributed, a `Policy`.
+        external: addresses of the external workers that may be used; None: all that nodes list.
+        speculation: a value as in the setting ``placement.speculation``.
     """
 
     workers: int | None = None
@@ -34,7 +34,7 @@ class PlacementWish:
     speculation: str = ""
 
     def over(self, settings: PlacementSettings) -> PlacementSettings:
-        """The settings for this request."""
+        """Return the settings with this request's overrides."""
         if self is NO_WISH:
             return settings
         changes = {
@@ -48,9 +48,9 @@ class PlacementWish:
         return replace(settings, **named) if named else settings  # type: ignore[arg-type]
 
     def unmet_by(self, endpoint: Endpoint, *, sharded: bool) -> str:
-        """What of the wish a deployment of llama.cpp does not meet, in a few words; empty: nothing.
+        """Return the first override that a llama.cpp deployment does not meet, in words; empty when none.
 
-        ``sharded``: by the wish a model of this size must be spread.
+        ``sharded``: whether, with these overrides, a model of this size must be spread.
         """
         if self is NO_WISH or self == NO_WISH:
             return ""
@@ -67,7 +67,7 @@ class PlacementWish:
             return "several machines"
         if self.external is not None and (others := external - set(self.external)):
             return f"leaving out the external worker {min(others)}"
-        # How layers are shared out says nothing of a model that one machine holds.
+        # The policy does not matter for a model on one machine, unless it is `SPREAD`.
         if self.policy and self.policy != endpoint.asked.policy and (spread or self.policy == Policy.SPREAD):
             return f"the policy {self.policy}"
         if not self._drafts_as_wanted(endpoint):
@@ -75,9 +75,9 @@ class PlacementWish:
         return ""
 
     def _drafts_as_wanted(self, endpoint: Endpoint) -> bool:
-        """Whether it would draft no otherwise if it were loaded for this wish, as far as can be told here.
+        """Return whether reloading it for this request would not change its drafts, as far as known here.
 
-        One that was asked for the same and drafts nothing may do so by now: the leader works that out.
+        A deployment started with the same setting that drafts nothing might draft now; the leader decides.
         """
         by = endpoint.drafts.by
         if not self.speculation:
@@ -90,4 +90,4 @@ class PlacementWish:
 
 
 NO_WISH = PlacementWish()
-"""All as the settings say."""
+"""No overrides."""

@@ -47,7 +47,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a model will run. The head carries it out; it is kept only in the head's record.
+    """Where a model will run. The head carries it out; other nodes see only the endpoint in its record.
 
     Attributes:
         model: canonical name of the model; ``digest``: digest of its content.
