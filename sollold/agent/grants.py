@@ -1,4 +1,4 @@
-"""The memory that this node grants: the ledger's shell. It starts and ends the workers of grants."""
+"""Grants this node's memory: the I/O around the ledger. Starts and stops the workers of grants."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ from sollold.settings.schema import Settings
 log = logging.getLogger("sollold.agent")
 
 _PAUSED_SECONDS = 2 * MEASURE_SECONDS
-"""Between two looks at the clock, while something is granted, from which this daemon did not run."""
+"""Gap between two clock readings while something is granted, from which this daemon was not running."""
 
 _TELL_SECONDS = 3.0
 
 
 class GrantManager:
-    """Grants memory, to any caller, and runs the workers of the grants.
+    """Grants memory by order of the leader, and runs the workers of the grants.
 
     Args:
         node: this node's id.
-        calls: to tell a head that its worker died.
-        leader: the term that holds in this node's view of the cluster.
-        llama: the llama.cpp in use, or None while there is none.
-        changed: called after the grants or the devices changed.
-        end_head: ends the ``llama-server`` of a deployment here, if there is one; returns when it is gone.
-        head_process: that ``llama-server``, for what it has allocated.
-        find_model: the model with this digest on this node, or None.
-        connect: another node's files of a model.
+        calls: for telling a head that its worker died.
+        leader: returns the current term in this node's view of the cluster.
+        llama: returns the llama.cpp in use, or None.
+        changed: called after the grants or devices have changed.
+        end_head: stops the ``llama-server`` of a deployment here, if any; returns when it is gone.
+        head_process: returns that ``llama-server``, to measure its memory.
+        find_model: returns the model with this digest on this node, or None.
+        connect: opens another node's files of a model.
+        name: returns a node's display name for its id.
     """
 
     def __init__(
@@ -97,10 +98,10 @@ class GrantManager:
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._checked: set[str] = set()
-        """Deployments whose external workers were found free when they took them."""
+        """Deployments whose external workers were free when they took them."""
         self._telling: set[asyncio.Task[None]] = set()
         self._reserved = asyncio.Event()
-        """Something may be reserved, which will expire."""
+        """Set when there may be a reservation, which can expire."""
         self._looked = time.monotonic()
         self._term_file = TermFile(places.state)
         self.ledger = Ledger(node_limit=settings.node.memory_limit, name=name)
@@ -117,7 +118,7 @@ class GrantManager:
         )
 
     async def start(self) -> None:
-        """Read the newest term, end what an earlier run left behind, measure; then grants are given."""
+        """Read the newest term, clean up after an earlier run and measure; then accept reservations."""
         self.ledger.term = await asyncio.to_thread(self._term_file.read)
         await asyncio.to_thread(self._journal.kill_leftovers)
         await self.workers.clean_up()
@@ -126,9 +127,9 @@ class GrantManager:
         self.external_watch.start()
 
     async def run(self) -> None:
-        """Expire and measure, until cancelled: also when the system has no file or thread left for it.
+        """Expire grants and measure memory until cancelled, even if the system runs out of files or threads.
 
-        Two tasks: a measurement that hangs stops no expiry.
+        These are two tasks, so that a hung measurement does not delay expiry.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._expire())
@@ -147,8 +148,8 @@ class GrantManager:
                 self._apply(self.ledger.expire(self._now()))
 
     def _now(self) -> float:
-        """Monotonic seconds. While this daemon did not run (stopped, frozen with its machine) no head was
-        silent: it gets that time back."""
+        """Return the monotonic time. If this daemon was not running (stopped, or suspended with its machine),
+        all deadlines are extended by that time, since no head could renew."""
         now = time.monotonic()
         paused, self._looked = now - self._looked, now
         if paused > _PAUSED_SECONDS:
@@ -156,7 +157,7 @@ class GrantManager:
         return now
 
     async def close(self) -> None:
-        """End every worker."""
+        """Stop every worker."""
         await self.external_watch.close()
         for deployment in {grant.deployment for grant in self.ledger.grants()}:
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
@@ -168,12 +169,12 @@ class GrantManager:
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
-        """Host and port of a worker of ``deployment``, for its head alone.
+        """Return host and port of a worker of ``deployment``, only to its head.
 
-        ``external``: the address of one that others started; empty: the one that runs here for it.
+        ``external``: address of an external worker; empty: this node's own worker.
 
         Raises:
-            LookupError: there is none, or ``caller`` is not its head; the sentence says which.
+            LookupError: there is none, or ``caller`` is not its head; the message says which.
         """
         worker = self.workers.get(deployment)
         granted = {external_address(device) for device in self.ledger.bytes_of(deployment)}
@@ -188,10 +189,10 @@ class GrantManager:
         return LOOPBACK, worker.port
 
     async def used_by_us_alone(self, deployment: str) -> bool:
-        """Whether no other user of this machine uses the worker of ``deployment``, or has used it.
+        """Return whether no other user of this machine uses, or has used, the worker of ``deployment``.
 
-        If one does, it is ended and started again: `worker_address` knows where. Until then nobody but
-        its head may depend on it.
+        If one does, the worker is restarted; `worker_address` then returns its address. Call this only while
+        nothing but its head may depend on it.
         """
         worker = self.workers.get(deployment)
         if worker is None or not (stranger := await worker.stranger()):
@@ -209,7 +210,7 @@ class GrantManager:
     # Commands
 
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
-        """The peer call ``reserve``: hold bytes for a deployment, by what the devices have free now."""
+        """Peer method ``reserve``: reserve memory for a deployment, by what the devices have free now."""
         if refusal := self._no_order(caller, request.term):
             return Reserved(False, refusal)
         if not await self.memory.refresh():
@@ -223,7 +224,7 @@ class GrantManager:
         return reserved
 
     async def commit(self, caller: str, request: Commit) -> Done:
-        """The peer call ``commit``: the reservation becomes a grant; answers when the worker listens."""
+        """Peer method ``commit``: turn a reservation into a grant; replies once the worker listens."""
         if caller != request.head:
             return Done(False, f"{self._name(caller)} may not commit for head {self._name(request.head)}")
         llama = self._llama()
@@ -249,7 +250,7 @@ class GrantManager:
             raise
 
     async def fill(self, caller: str, request: FillCache) -> Done:
-        """Begin to get ready for a worker of ours what its head will offer it."""
+        """Peer method ``fill``: start filling the cache of our worker with what its head will send."""
         deployment = request.deployment
         if caller != request.head or self.ledger.head_of(deployment) != caller:
             return Done(False, f"{self._name(caller)} is not the head of deployment {deployment}")
@@ -260,7 +261,7 @@ class GrantManager:
         return self.fills.begin(request, sum(self.ledger.bytes_of(deployment).values()))
 
     async def renew(self, caller: str, request: Renew) -> Done:
-        """The peer call ``renew``: its head still needs a grant, which else runs out."""
+        """Peer method ``renew``: extend a grant that the head still needs, which would expire otherwise."""
         if caller != request.head:
             return Done(False, f"{self._name(caller)} may not renew for head {self._name(request.head)}")
         done, actions = self.ledger.renew(request, self._now())
@@ -273,10 +274,10 @@ class GrantManager:
         return done
 
     async def release(self, caller: str, request: Release) -> Done:
-        """The peer call ``release``: answers when the worker is dead and the bytes are free."""
+        """Peer method ``release``: replies once the worker is dead and the memory free."""
         head = self.ledger.head_of(request.deployment)
         if head != caller and (refusal := self._no_order(caller, request.term)):
-            # What is not here needs no order to be gone.
+            # A release of what is not here needs no authority.
             return Done(not head, refusal if head else "")
         done, actions = self.ledger.release(request, caller, self._now())
         refusal = await self._apply_before_answer(actions)
@@ -288,16 +289,16 @@ class GrantManager:
         return done
 
     async def obey(self, caller: str, term: Term) -> str:
-        """A command of ``caller`` for the head carries ``term``: why it is not obeyed, or empty."""
+        """Check the ``term`` of a command to the head; return why it is refused, or an empty string."""
         if refusal := self._no_order(caller, term):
             return refusal
         reason, actions = self.ledger.see(term)
         return reason or await self._apply_before_answer(actions)
 
     def _no_order(self, caller: str, term: Term) -> str:
-        """Why ``caller``, which TLS has proved, gives no orders in ``term``; empty when it may."""
+        """Return why ``caller``, authenticated by TLS, may not command in ``term``; empty if it may."""
         if term < self.ledger.term:
-            return ""  # the ledger refuses it, and says so
+            return ""  # the ledger refuses it with a reason
         if caller != term.leader:
             leader = self._name(term.leader) or "nobody"
             return f"{self._name(caller)} sent a command in a term of {leader}"
@@ -309,11 +310,10 @@ class GrantManager:
     # Actions
 
     async def _apply_before_answer(self, actions: tuple[Action, ...]) -> str:
-        """Do what the ledger wants before a command with a term is answered. What went wrong, or empty.
+        """Carry out the ledger's actions before the reply to a command with a term. Returns an error or "".
 
-        The ledger says with `PersistTerm` that the term rose. The next command of that term must wait for
-        the disk as well, and after a write that failed the term is still to be written: so it is the term
-        that is looked at.
+        `PersistTerm` only reports a new term. Later commands of that term must wait for the disk as well, and
+        after a failed write the term must still be written: so this looks at the ledger's term instead.
         """
         self._apply(actions)
         return await self._term_file.keep(self.ledger.term)
@@ -337,7 +337,7 @@ class GrantManager:
             await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:
             self._checked.discard(deployment)
-            # What the dead processes held is free now; the next grant measures it.
+            # The dead processes' memory is free now; the next grant measures it.
             self.memory.invalidate()
             self._ending.pop(deployment, None)
             self._apply(self.ledger.ended(deployment))
@@ -347,7 +347,7 @@ class GrantManager:
         return own and (request.deployment in self._checked or not self._external_of(request.deployment))
 
     async def _start_workers(self, request: Commit, llama: Llama) -> Done:
-        """The worker of our own, and a last look at those that others started: from now on they are taken."""
+        """Check the external workers, which are taken from now on, and start our own worker."""
         deployment = request.deployment
         if deployment not in self._checked:
             for address in self._external_of(deployment):
@@ -365,7 +365,7 @@ class GrantManager:
         return await self._worker_done(deployment, self.workers.start_again(deployment))
 
     async def _worker_done(self, deployment: str, starting: Awaitable[None]) -> Done:
-        """A worker that does not start ends its deployment here."""
+        """Wait for a worker's start; if it fails, end its deployment here."""
         try:
             await starting
         except WorkerFailed as error:
@@ -374,7 +374,7 @@ class GrantManager:
         return Done(True)
 
     def _in_task(self, deployment: str, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
-        """The one task at a time that starts workers of ``deployment``."""
+        """Run the one task at a time that starts workers of ``deployment``."""
         start = self._starting[deployment] = asyncio.create_task(work)
         start.add_done_callback(lambda _: self._starting.pop(deployment, None))
         return start
@@ -409,7 +409,7 @@ class GrantManager:
         return frozenset(external_address(grant.device) for grant in self.ledger.grants()) - {""}
 
     def _external_of(self, deployment: str) -> tuple[str, ...]:
-        """The workers that others started among what a deployment has here."""
+        """Return the external workers among what a deployment has here."""
         return tuple(sorted({external_address(device) for device in self.ledger.bytes_of(deployment)} - {""}))
 
     def _processes(self) -> list[tuple[str, list[Process]]]:

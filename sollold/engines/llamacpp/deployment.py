@@ -1,8 +1,8 @@
-"""One deployment at its head: from the commit at every participant to the last byte given back.
+"""A deployment at its head, from the commit at every participant to the release of all memory.
 
 STARTING (participants commit, workers start, tunnels open) → LOADING → READY → gone, or FAILED from anywhere.
-A worker's death, a participant's, a lost grant, a tunnel that breaks and the end of ``llama-server`` all end
-it at once: what is left of a deployment that lost a part can answer nothing.
+The death of a worker, participant or ``llama-server``, a lost grant or a broken tunnel ends it at once: a
+deployment that has lost a part can't answer anything.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from sollold.subscribers import Subscribers
 log = logging.getLogger("sollold.engines")
 
 FIRST_SECONDS = 10.0
-"""Callers that waited for the load have so long to come, however short the keep_alive is."""
+"""Minimum idle time before the first request, in seconds, so that clients waiting for the load can use it
+even with a shorter keep_alive."""
 _STOP_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a deployment has done so far; it grows. ``bytes``: through its tunnels; ``processes``: the sum of
-    `sollold.engines.llamacpp.process.Process.work` over all nodes, a few seconds old for others than the
-    head.
+    """Work counters of a deployment, which only grow. ``bytes``: sent through its tunnels; ``processes``: the
+    sum of `sollold.engines.llamacpp.process.Process.work` over all nodes, a few seconds old for nodes other
+    than the head.
     """
 
     processes: int
@@ -53,20 +54,20 @@ class Work:
 
 
 _NODE = re.compile(r"\bnode (\w+)")
-"""How messages between nodes name one."""
+"""How messages between nodes refer to a node."""
 
 
 class Deployment:
-    """Runs as one task, `run`. All else may be called at any time from the loop.
+    """Runs as one task, `run`. Everything else may be called at any time on the loop.
 
     Attributes:
-        busy: requests in it now, as `serving` counts them.
-        active, waiting: of those, in the engine and in line.
-        speed: tokens per second of a single stream, and ``drafts``, are measured by `serving`.
-        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault;
-            ``hung``: its load stood still.
-        closing: why it takes no new work; empty while it does.
-        closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
+        busy: requests in it now, as counted by `serving`.
+        active, waiting: of those, in the engine and queued.
+        speed: tokens per second of a single stream; like ``drafts``, measured by `serving`.
+        culprit: the node whose part failed, if known; ``crashed``: a process there crashed;
+            ``hung``: its load stalled.
+        closing: why it accepts no new work; empty while it does.
+        closes_at: when it ends at the latest, on the monotonic clock, even with running requests.
     """
 
     def __init__(
@@ -115,35 +116,35 @@ class Deployment:
         self._participants = Participants(
             request.deployment, request.plan, model, llama.build, context, self.end
         )
-        # Now: who is lost has no name any more when it is told why.
+        # Resolved now, since the name of a lost node can't be resolved later.
         self._names = {node: context.name(node) for node in self.participants}
         self._subscribers = Subscribers(f"deployment {request.deployment}")
         self._planned = planned(request.plan)
 
-    # Asked by others
+    # For other parts
 
     @property
     def participants(self) -> tuple[str, ...]:
-        """The nodes that hold bytes for it, this one included, by node id."""
+        """The ids of the nodes that hold memory for it, including this one, sorted."""
         return self._participants.nodes
 
     @property
     def alive(self) -> bool:
-        """Whether it is neither failed nor ended."""
+        """Whether it has neither failed nor ended."""
         return self.state is not State.FAILED and not self._fault.done()
 
     @property
     def address(self) -> EngineAddress | None:
-        """How its ``llama-server`` is reached; None before it was started."""
+        """The address of its ``llama-server``; None before that is started."""
         return self.head.address if self.head is not None else None
 
     def idle(self) -> float:
-        """Seconds since the last request ended; 0.0 while there is one."""
+        """Return the seconds since the last request ended; 0.0 while there is one."""
         return 0.0 if self.busy or self.active or self.waiting else time.monotonic() - self._last_used
 
     def work(self) -> Work | None:
-        """What it has done so far; None where that can't be told."""
-        # A processor waits idle for the work of most kinds of GPU.
+        """Return its work counters; None if unknown."""
+        # With most kinds of GPU, the CPU idles while it waits for them.
         if any(not share.device.startswith((PROCESSOR, "CUDA")) for share in self.plan.shares):
             return None
         workers = self._participants.work()
@@ -151,16 +152,16 @@ class Deployment:
         return None if workers is None or head is None else Work(workers + head, self._participants.traffic())
 
     def expires(self) -> float:
-        """Seconds of idleness left; negative: for ever."""
+        """Return the idle seconds left before it is unloaded; negative: never."""
         return -1.0 if self.keep_alive < 0 else max(0.0, self.keep_alive - self.idle())
 
     def overdue(self) -> bool:
-        """Whether it was idle for longer than it is kept."""
+        """Return whether it has been idle for longer than its keep_alive."""
         limit = self.keep_alive if self._was_used else max(self.keep_alive, FIRST_SECONDS)
         return self.keep_alive >= 0 and self.state is State.READY and self.idle() >= limit
 
     def used(self) -> None:
-        """A request came or ended: idleness begins anew."""
+        """Restart the idle time, since a request has started or ended."""
         self._was_used = True
         self._last_used = time.monotonic()
 
@@ -173,10 +174,10 @@ class Deployment:
         crashed: bool = False,
         forced: bool = False,
     ) -> None:
-        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
+        """End it, with ``reason`` for people; the ``state`` is DRAINING for an intended end.
 
-        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own;
-        ``forced``: the requests in it end, too.
+        ``culprit``: the node whose part failed; ``crashed``: a process there crashed; ``forced``: its
+        requests are ended, too.
         """
         if self._fault.done():
             return
@@ -185,9 +186,9 @@ class Deployment:
         self._become(state, reason=reason)
 
     def stop_accepting(self, reason: str, within: float) -> None:
-        """Take no new work, for ``reason``, and end ``within`` seconds of the first call at the latest.
+        """Accept no new work, for ``reason``, and end at most ``within`` seconds after the first call.
 
-        Infinite: it ends when it is idle, whatever becomes of the reason.
+        If infinite, it ends once idle, even if the reason goes away.
         """
         self.closes_at = min(self.closes_at, time.monotonic() + within)
         if not self.closing:
@@ -195,13 +196,13 @@ class Deployment:
             self._tell()
 
     def accept_again(self) -> None:
-        """Take new work again, unless it is to end when it is idle."""
+        """Accept new work again, unless it is to end once idle."""
         if self.closing and self.closes_at < float("inf"):
             self.closing, self.closes_at = "", float("inf")
             self._tell()
 
     def end_if_due(self) -> None:
-        """End it if it is closing and nobody uses it any more, or they had their time."""
+        """End it if it is closing and unused, or its time is up."""
         used = self.busy > 0 and self.state is State.READY
         if self.closing and (not used or time.monotonic() >= self.closes_at):
             self.end(self.closing, state=State.DRAINING)
@@ -211,11 +212,11 @@ class Deployment:
         await self._head_gone.wait()
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop after any change; the answer ends that."""
+        """Call ``callback`` on the loop after any change. Returns a function that unsubscribes it."""
         return self._subscribers.add(callback)
 
     def endpoint(self) -> Endpoint:
-        """What the record says of it."""
+        """Return its entry in the record."""
         plan, fixed = self.plan, self._planned
         return Endpoint(
             id=self.id,
@@ -251,10 +252,10 @@ class Deployment:
             drafts=self.drafts,
         )
 
-    # Its life
+    # Life cycle
 
     async def run(self) -> None:
-        """Bring it up, keep it, end it. Returns when every process is dead and every participant was told."""
+        """Load it, run it, end it. Returns once all processes are dead and all participants notified."""
         work = asyncio.create_task(self._live())
         try:
             either: set[asyncio.Future[Any]] = {work, self._fault}
@@ -272,7 +273,7 @@ class Deployment:
         begin = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for node in self.participants:
-                # At once: a grant that is committed runs out while its worker starts, or another's does.
+                # At once: a committed grant could expire while its own or another worker starts.
                 group.create_task(self._participants.renew(node, self._ready))
             workers = await self._participants.commit_and_connect()
             if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
@@ -302,9 +303,9 @@ class Deployment:
         return self.state is State.READY
 
     async def _end_by(self, error: BaseException | None) -> None:
-        """End it for what went wrong, with the node whose part failed."""
+        """End it because of ``error``, naming the node whose part failed."""
         if isinstance(error, HeadFailed) and error.worker:
-            # llama-server only knows that some worker is gone. Its node may say more, at once.
+            # llama-server only knows that some worker is gone. Its node may report the reason at once.
             await asyncio.wait({self._fault}, timeout=BREAK_SECONDS)
             self.end(_sentence(error))
         elif isinstance(error, (ParticipantFailed, PeerError)):
@@ -354,7 +355,7 @@ class Deployment:
                 await self.head.stop(0.0)
 
     async def _watch_load(self) -> None:
-        """End a load that stands still."""
+        """End a load that stalls."""
         while not self._fault.done():
             await asyncio.sleep(1.0)
             process = self.head.process if self.head is not None else None
@@ -366,22 +367,22 @@ class Deployment:
                     why = f"llama-server hangs at its start: it did nothing for {still:.0f} s"
                 if on_disk:
                     why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
-                # Where others hold a part of it, it may be theirs that hangs.
+                # With several nodes, another one's process may be the hung one.
                 self.hung = self.participants == (self._context.node,)
                 self.end(why)
 
     def _load_work(self) -> int | None:
-        """What its processes have done so far; None where that of llama-server can't be told."""
+        """Return the sum of its work counters; None if llama-server's is unknown."""
         head = self.head.process.work() if self.head is not None else None
         return (
             None if head is None else head + (self._participants.work() or 0) + self._participants.traffic()
         )
 
     async def _end_all(self) -> None:
-        """Every process dead, every byte given back. Nothing that fails here stops the rest."""
+        """Stop all processes and release all memory. Failures do not stop the rest."""
         await self._keep_prompts()
         if self.head is not None:
-            # One that failed has nothing to finish, and others wait for what it holds.
+            # A failed one has nothing to finish, and others are waiting for its memory.
             await self.head.stop(_STOP_SECONDS if self.state is State.DRAINING else 0.0)
         self._head_gone.set()
         await self._participants.release_grants(self.term)
@@ -389,7 +390,7 @@ class Deployment:
         self._changed()
 
     async def _keep_prompts(self) -> None:
-        """Keep what was read, where it ends in good order."""
+        """Save processed prompts if it ends in an orderly way."""
         if self.head is None or self.state is not State.DRAINING or not self._answered:
             return
         if self.busy or not can_keep(self.plan, self.drafts.by):
@@ -418,7 +419,7 @@ class Deployment:
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """The first cause in a tree of task groups."""
+    """Return the first cause in a tree of exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
