@@ -61,6 +61,8 @@ def network(facts: Facts) -> list[Finding]:
         return []
     return [
         *_discovery(status),
+        *_unreached(facts),
+        *_unanswered(facts, status),
         *_doubles(facts, status),
         *_others(facts, status),
         *_unread(facts, status),
@@ -83,6 +85,46 @@ def _discovery(status: ClusterStatus) -> list[Finding]:
         )
         found.append(Finding(Grade.NOTICE, what, _SEED))
     return found
+
+
+def _unreached(facts: Facts) -> list[Finding]:
+    """Nodes that show they are alive, but take no connections, or this one itself."""
+    ports = {record.node: (record.name, record.peer_port) for record in facts.live}
+    found = []
+    inward: dict[str, list[str]] = {}
+    for one in facts.unreached:
+        name, port = ports.get(one.node, (one.node, facts.me.peer_port))
+        if one.inward:
+            inward.setdefault(one.why, []).append(name)
+        else:
+            found.append(_no_way(f"{one.why} from this node", name, port))
+    for why, names in inward.items():
+        where = ", ".join(sorted(names, key=natural))
+        found.append(_no_way(f"{why} from {where}", "this machine", facts.me.peer_port))
+    return found
+
+
+def _no_way(what: str, machine: str, port: int) -> Finding:
+    return Finding(
+        Grade.PROBLEM,
+        f"{what} at port {port}/tcp, though it is alive: no models can be shared this way",
+        f"let {port}/tcp and {port}/udp in through the firewall of {machine} (ufw: `sudo ufw allow sollold`)",
+    )
+
+
+def _unanswered(facts: Facts, status: ClusterStatus) -> list[Finding]:
+    """Nodes that only TCP reaches."""
+    names = sorted(status.unanswered, key=natural)
+    if not names:
+        return []
+    port = facts.me.peer_port
+    what = (
+        f"{', '.join(names)}: datagrams to port {port}/udp, or the answers to them, get lost, and only "
+        "connections get through: nodes know up to half a minute later what changes"
+    )
+    everybody = len(names) > 1 and len(names) == len(facts.live) - 1
+    where = "this machine" if everybody else f"{', '.join(names)} and of this machine"
+    return [Finding(Grade.PROBLEM, what, f"let {port}/udp in through the firewall of {where}")]
 
 
 def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:

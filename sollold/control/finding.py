@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.reach_check import Unreached
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.events import OfflineNode
 from sollold.facts import dataclass
@@ -53,6 +54,7 @@ class Facts:
         held: keys of changed settings that need a restart.
         group: bytes that the daemon's control group may use, and those of the machine; zeros: no limit.
         outdated_door: whether the settings call the cluster open although it was given a secret.
+        unreached: live nodes that this node can't connect to, or that can't connect to it.
     """
 
     me: Record
@@ -77,3 +79,4 @@ class Facts:
     held: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     group: tuple[int, int] = (0, 0)
+    unreached: tuple[Unreached, ...] = ()

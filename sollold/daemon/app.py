@@ -22,6 +22,7 @@ from sollold.api.http.services import AppServices
 from sollold.cluster.admission.orders import opened
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.node_key import KEY_FILE
+from sollold.cluster.net.reach_check import Unreached
 from sollold.control.admission import AdmissionService
 from sollold.control.doctor import examine
 from sollold.control.engine_metrics import EngineMetrics
@@ -271,8 +272,12 @@ class Daemon:
         models = f"{count} model{'s' if count != 1 else ''}"
         return f"sollold {__version__} on {me.name}: {url} (API, and a dashboard for browsers), {models} here"
 
-    def findings(self) -> list[Finding]:
-        """Return the findings for `sollold doctor`. Blocks briefly: call it off the loop."""
+    async def findings(self) -> list[Finding]:
+        """Return the findings for `sollold doctor`. Takes seconds if a node can't be reached."""
+        return await asyncio.to_thread(self._examine, await self._parts.reach_check.check())
+
+    def _examine(self, unreached: tuple[Unreached, ...]) -> list[Finding]:
+        """Blocks briefly: call it off the loop."""
         parts = self._parts
         trouble: list[tuple[str, str]] = []
         if parts.meter.problem:
@@ -309,6 +314,7 @@ class Daemon:
                 self._held,
                 tuple((problem.what, problem.fix) for problem in files),
                 held_below(),
+                unreached,
             )
         )
 

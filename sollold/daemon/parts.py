@@ -17,6 +17,7 @@ from sollold.cluster.net.certificate_authority import Subject, subject_of
 from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
+from sollold.cluster.net.reach_check import ReachCheck
 from sollold.cluster.net.rpc_server import Peers
 from sollold.control.activity import Activity
 from sollold.control.cluster import ClusterService
@@ -104,6 +105,8 @@ class Parts:
         self.calls = self.node.calls
         self.keys = Keys(self.node, self.calls, state / "keys.json")
         self.keys.register(self.peers)
+        self.reach_check = ReachCheck(self.node, self.node.reach, self.calls)
+        self.reach_check.register(self.peers)
         self.passes = MemberPasses(self.node, self.calls)
         self.passes.register(self.peers)
         self.secret = SecretChanges(self.node, self.calls)

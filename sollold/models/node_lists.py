@@ -75,6 +75,8 @@ class NodeLists:
         self._wanted = asyncio.Event()
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._retry_at: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
+        """Why the last fetch from a node failed; that is told once."""
         self._undo: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
         server.method("models", ListModelsRequest, self._answer)
@@ -169,6 +171,7 @@ class NodeLists:
                 for node in [node for node in self._lists if self._view.record(node) is None]:
                     del self._lists[node]
                 self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
+                self._failed = {node: why for node, why in self._failed.items() if node in live}
             now, delay = loop.time(), None
             me = self._view.me.node
             for node, digest in live.items():
@@ -188,9 +191,13 @@ class NodeLists:
         try:
             got = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
         except PeerError as error:
-            log.info("the models of %s can't be fetched just now: %s", name_of(self._view, node), error)
+            level = logging.DEBUG if self._failed.get(node) == str(error) else logging.INFO
+            self._failed[node] = str(error)
+            name = name_of(self._view, node)
+            log.log(level, "the models of %s can't be fetched just now: %s", name, error)
             self._retry_at[node] = loop.time() + _AGAIN
         else:
+            self._failed.pop(node, None)
             self._learn(node, got)
             record = self._view.record(node)
             if record is not None and record.models != got.digest:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.net.mdns import DiscoveryStatus
+from sollold.cluster.net.reach_check import Unreached
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.doctor import examine
 from sollold.control.events import LayersHeld, OfflineNode
@@ -228,3 +229,29 @@ def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:
     assert first.grade is Grade.PROBLEM and "bert has been offline since" in first.what
     assert "2.00 GiB of big:latest" in first.what and "sollold forget bert" in first.fix
     assert second.grade is Grade.NOTICE and "bert was stopped" in second.what
+
+
+def test_a_live_node_that_a_firewall_cuts_off_is_named_with_its_port() -> None:
+    here = replace(ANNA, peer_port=11436)
+    bert = replace(BERT, peer_port=11500)
+    cleo = replace(BERT, node="cc", name="cleo")
+    facts = replace(WELL, me=here, live=(here, bert, cleo), network=NETWORK)
+    why = "bert could not be reached (no answer within 2.5 s)"
+    (finding,) = examine(replace(facts, unreached=(Unreached("bb", why),)))
+    assert finding.grade is Grade.PROBLEM and "from this node at port 11500/tcp" in finding.what
+    assert "11500/tcp" in finding.fix and "firewall of bert" in finding.fix
+    why = "anna could not be reached (no answer within 2.5 s)"
+    both = (Unreached("cc", why, inward=True), Unreached("bb", why, inward=True))
+    (finding,) = examine(replace(facts, unreached=both))
+    assert "from bert, cleo at port 11436/tcp" in finding.what and "this machine" in finding.fix
+
+
+def test_nodes_that_no_datagram_reaches_are_named() -> None:
+    here = replace(ANNA, peer_port=11436)
+    cleo = replace(BERT, node="cc", name="cleo")
+    facts = replace(WELL, me=here, live=(here, BERT, cleo))
+    (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo",))))
+    assert finding.what.startswith("cleo: datagrams to port 11436/udp")
+    assert finding.fix.endswith("cleo and of this machine")
+    (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo", "bert"))))
+    assert finding.what.startswith("bert, cleo: ") and finding.fix.endswith("firewall of this machine")

@@ -191,3 +191,27 @@ def test_suspects_get_the_time_back_that_the_process_stood_still() -> None:
     says(gossip, C, Suspect(B, 1, C), now=5.0)
     assert not any(change is Change.DIED for change, _ in changes(gossip.tick(60.0)))
     assert gossip.known.alive(B)
+
+
+def test_who_answers_over_tcp_alone_is_told_of_until_a_datagram_comes() -> None:
+    gossip = know(core(), B)
+    now = 1.0
+    while now < 30.0:
+        for action in of(TcpPing, gossip.tick(now)):
+            gossip.tcp_pong(action.sequence, now)
+        now += 0.05
+    assert gossip.known.alive(B)
+    assert gossip.known.unanswered() == (B,)
+    play(gossip, now, now + 3.0)
+    assert gossip.known.unanswered() == ()
+
+
+def test_datagrams_of_which_some_get_lost_are_not_told_of() -> None:
+    gossip = know(core(), B, C)
+    for number in range(10):
+        began = 1.0 + 6 * number
+        play(gossip, began, began + 3.0, silent=(B,))
+        says(gossip, B, alive(B, 2 + number), now=began + 3.0)
+        play(gossip, began + 3.0, began + 6.0)
+        assert gossip.known.unanswered() == ()
+    assert gossip.known.alive(B)

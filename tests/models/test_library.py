@@ -220,15 +220,17 @@ async def test_a_node_that_goes_takes_its_models(three: ThreeNodes) -> None:
     assert a.library.resolve("beta").away == ()
 
 
-async def test_a_list_that_cannot_be_fetched_is_tried_again(
-    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+async def test_a_list_that_cannot_be_fetched_is_tried_again_and_told_of_once(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sollold.models.node_lists._AGAIN", 0.05)
-    a, b, _ = three.nodes
+    caplog.set_level("INFO")
+    a, b, c = three.nodes
     write_gguf(b.folder / "m" / "beta.gguf")
     server = three.servers.pop("b")
     await three.start()
-    await until(lambda: a.calls.made.count(("b", "models")) >= 2)
+    await until(lambda: all(one.calls.made.count(("b", "models")) >= 3 for one in (a, c)))
+    assert len([line for line in caplog.messages if "can't be fetched" in line]) == 2
     three.servers["b"] = server
     await until(lambda: a.names() == ["beta:latest"])
 

@@ -270,7 +270,7 @@ async def services(*records: Record, service: Any = None, still: bool = False) -
     folder = tempfile.TemporaryDirectory(prefix="sollold-scene-")
     keys = Keys(cluster, FakeCalls(cluster.me.node, {}), Path(folder.name) / "keys.json")
 
-    def findings() -> list[Any]:
+    async def findings() -> list[Any]:
         facts = Facts(cluster.me, cluster.live(), (), (), "", 100 * GIB, "/var/cache/sollold",
                       offline=monitor.offline())  # fmt: skip
         return examine(facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Literal
 
@@ -201,7 +200,7 @@ class ClusterRoutes:
 
     async def doctor(self, request: web.Request) -> web.Response:
         """``GET /api/doctor``."""
-        found = await asyncio.to_thread(self._services.findings)
+        found = await self._services.findings()
         return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
 
     async def scan(self, request: web.Request) -> web.Response:

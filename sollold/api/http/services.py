@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import field
 
 from sollold.control.admission import AdmissionService
@@ -21,6 +21,10 @@ from sollold.serving.counters import Counters
 from sollold.serving.request import Service
 
 
+async def _nothing_found() -> list[Finding]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class AppServices:
     """What the API is built from. Without ``puller`` or ``relay`` their routes answer 501."""
@@ -33,8 +37,8 @@ class AppServices:
     puller: PullService | None = None
     relay: OllamaRelay | None = None
     responses: ResponseService = field(default_factory=ResponseService)
-    findings: Callable[[], list[Finding]] = list
-    """Runs the checks of ``doctor``; may block, so it is called in a thread."""
+    findings: Callable[[], Awaitable[list[Finding]]] = _nothing_found
+    """Runs the checks of ``doctor``."""
     counters: Counters = field(default_factory=Counters)
     dropped: Callable[[], dict[str, int]] = dict
     """What came from other nodes and was not taken in, counted by reason."""

@@ -11,6 +11,9 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.term import Term
 
+_MANY_PROBES = 10
+"""So many of one node are answered by no datagram only where hardly any arrives."""
+
 
 class Known:
     """Queries on the parts of a gossip core; they change nothing."""
@@ -74,6 +77,11 @@ class Known:
                 host = member.addresses[0][0] if member.addresses else ""
                 found.append(Double(node, host, other_host))
         return tuple(found)
+
+    def unanswered(self) -> tuple[str, ...]:
+        """Live nodes to which datagrams, or from which their answers, do not get through."""
+        members = self._membership.members
+        return tuple(node for node in self._membership.live if members[node].unanswered >= _MANY_PROBES)
 
     def lost_hosts(self, node: str) -> frozenset[str]:
         """Return the hosts that ``node`` had before its last move and no longer has."""

@@ -44,6 +44,7 @@ class Member:
         "since",
         "status",
         "suspicion",
+        "unanswered",
     )
 
     def __init__(self, alive: Alive, now: float) -> None:
@@ -66,6 +67,8 @@ class Member:
         self.lost: frozenset[str] = frozenset()
         """Hosts that it had before its last move and no longer has."""
         self.processes = Processes()
+        self.unanswered = 0
+        """Probes in a row to which no datagram of its own came in time, whatever else answered."""
         self.late = 0
         """Number of additional timeouts it gets to respond; 0 for a node that is on time."""
 

@@ -134,6 +134,7 @@ class Prober:
         member = self._membership.members.get(probe.node)
         if member is None:
             return
+        member.unanswered += 1
         relays = self._membership.sample(self._tuning.indirect_probes, without=probe.node)
         probe.relays = tuple(relay.node for relay in relays)
         probe.silent = set(probe.relays)
@@ -238,6 +239,8 @@ class Prober:
         again once it is quick. (In Lifeguard only the prober's own slowness stretches timeouts.)
         """
         member = self._membership.members.get(sender)
+        if member is not None:
+            member.unanswered = 0
         probe = self._probes.get(ack.sequence)
         if probe is not None:
             if sender != probe.node and sender not in probe.relays:

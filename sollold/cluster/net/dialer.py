@@ -276,7 +276,7 @@ def in_words(error: BaseException) -> str:
             return "another node answers there"
         return "it belongs to another cluster (its certificate was made with another token)"
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there"
+        return "nothing listens there, or a firewall rejects it"
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:

@@ -280,6 +280,7 @@ class ClusterNode:
             gossip.known.doubles(time.monotonic()) if gossip is not None else (),
             gossip.unread if gossip is not None else {},
             gossip.other_formats(time.monotonic()) if gossip is not None else {},
+            tuple(self.reach.name(node) for node in gossip.known.unanswered()) if gossip is not None else (),
         )
 
     def dropped(self) -> dict[str, int]:

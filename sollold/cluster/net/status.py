@@ -25,6 +25,7 @@ class ClusterStatus:
         doubles: node ids currently used by two machines.
         unread: nodes of another release → the fields of their records that are not understood here.
         formats: IP addresses of nodes of another release → the format of their packets.
+        unanswered: names of live nodes that answer pings only by TCP, not by UDP.
         disbelieved: dropped statements of members, by reason (`Gossip.refused`).
     """
 
@@ -40,3 +41,4 @@ class ClusterStatus:
     doubles: tuple[Double, ...] = ()
     unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
+    unanswered: tuple[str, ...] = ()
