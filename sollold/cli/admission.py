@@ -127,11 +127,11 @@ def _secure(options: argparse.Namespace) -> int:
 
 def _agreed(stay: list[dict[str, Any]]) -> bool:
     """List the nodes that will receive the new secret, and ask for confirmation."""
-    print("these nodes get a secret; all others are excluded:", file=sys.stderr)
+    print("these nodes receive a secret; all others are excluded:", file=sys.stderr)
     for node in stay:
         words = f"  {node['name']}  {node['node']}  {', '.join(node['addresses'])}"
         print(harmless(words), file=sys.stderr)
-    print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    print("Continue? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
@@ -146,7 +146,7 @@ def _rolled(options: argparse.Namespace, answer: dict[str, Any]) -> int:
         return Exit.FAILED if answer["unsure"] else Exit.DONE
     print(harmless(f"new secret on {', '.join(answer['done'])}"))
     if answer["away"]:
-        print(harmless(f"offline, and given it when they return: {', '.join(answer['away'])}"))
+        print(harmless(f"offline; they receive it when they return: {', '.join(answer['away'])}"))
     if answer["unsure"]:
         names = ", ".join(answer["unsure"])
         print(harmless(f"did not confirm: {names}. Run `sollold cluster rotate`"), file=sys.stderr)

@@ -78,7 +78,7 @@ def _talk(options: argparse.Namespace) -> int:
                 raise
             interrupted = True
             talk.cancel_block()
-            print("\nUse /bye, Ctrl-D or Ctrl-C once more to end it.")
+            print("\nUse /bye, Ctrl-D or Ctrl-C again to end the conversation.")
             continue
         interrupted = False
         try:

@@ -81,7 +81,7 @@ def _serving_commands(command: Command) -> None:
     config.add_argument(
         "--example", action="store_true", help="print the commented settings file with all defaults"
     )
-    config.add_argument("--check", action="store_true", help="print nothing but what is wrong with them")
+    config.add_argument("--check", action="store_true", help="check the settings, and print only errors")
     config.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON)
     token = command("token", "create a cluster secret, so that only your machines can join", asks=False)
     token.add_argument("--show", action="store_true", help="print the token in use")

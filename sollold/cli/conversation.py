@@ -10,18 +10,18 @@ from sollold.cli.chat_parameters import parameter
 from sollold.facts import dataclass
 
 HELP = '''\
-  /set system TEXT          set the system prompt; without TEXT: none
+  /set system TEXT          set the system prompt; without TEXT, remove it
   /set parameter NAME VALUE set an option, such as temperature 0.2 or num_ctx 8192
-  /set think, /set nothink  have a thinking model think, or not; think low, medium, high: how much
-  /set format json          have answers in JSON; /set noformat: as the model likes
-  /set verbose, /set quiet  show the speed after each answer, or not
+  /set think, /set nothink  turn a model's thinking on or off; think low, medium, high: effort
+  /set format json          have answers in JSON; /set noformat: in any form
+  /set verbose, /set quiet  show or hide the speed after each answer
   /show                     show the settings of this conversation
-  /show info                show what the model is; its license, modelfile, parameters, system, template
-  /load MODEL               begin anew with another model
+  /show info                describe the model; or its license, modelfile, parameters, system, template
+  /load MODEL               start over with another model
   /clear                    forget the conversation
-  /bye                      end it (also /exit, Ctrl-D)
-  """                       begin and end a text of several lines
-  ./picture.png             within a question: shows the picture to a model that sees
+  /bye                      end the conversation (also /exit, Ctrl-D)
+  """                       begin and end a multi-line text
+  ./picture.png             in a question: attach the picture, for a model with vision
   Ctrl-C                    stop the answer'''
 
 

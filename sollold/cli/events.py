@@ -29,7 +29,7 @@ def events(options: argparse.Namespace) -> int:
         _print(item, as_json=options.json)
         told = True
     if not told and not options.json:
-        print("nothing has happened since this node started", file=sys.stderr)
+        print("no events since this node started", file=sys.stderr)
     return Exit.DONE
 
 

@@ -70,7 +70,7 @@ class Follower:
     def reached(self) -> None:
         """Note that the node has responded."""
         if self._away:
-            print("sollold: the node answers again", file=sys.stderr)
+            print("sollold: the node responds again", file=sys.stderr)
         self._reached, self._away = True, False
 
     def lost(self, error: ClientError | None = None) -> None:
@@ -82,9 +82,7 @@ class Follower:
         if error is not None and (error.status or not self._reached):
             raise error
         if not self._away:
-            why = (
-                error.message.partition(". ")[0] if error is not None else "the node has ended the connection"
-            )
+            why = error.message.partition(". ")[0] if error is not None else "the node closed the connection"
             print(f"sollold: {harmless(why)}; trying again until Ctrl-C", file=sys.stderr)
         self._away = True
         time.sleep(PAUSE)

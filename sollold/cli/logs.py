@@ -82,7 +82,7 @@ def added(before: list[str], now: list[str]) -> list[str]:
 def _journal(options: argparse.Namespace) -> int:
     if options.node:
         print(
-            "sollold: another machine's journal is read there (journalctl -u sollold); "
+            "sollold: read another machine's journal on that machine (journalctl -u sollold); "
             "`sollold logs MODEL` reads a model's engines from anywhere",
             file=sys.stderr,
         )
@@ -98,8 +98,8 @@ def _journal(options: argparse.Namespace) -> int:
             sys.stdout.buffer.write(done.stdout)
             return Exit.DONE
         print(
-            "sollold: the journal has nothing of the daemon that you may read; one that was started by hand "
-            "writes to its terminal, one in a container to that one's log",
+            "sollold: the journal has nothing of the daemon that you may read; a daemon started by hand logs to "
+            "its terminal, one in a container to the container's log",
             file=sys.stderr,
         )
         return Exit.FAILED

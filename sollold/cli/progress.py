@@ -57,7 +57,7 @@ def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
         waiting.end()
         if not loaded and _loads(daemon, model):
             end = f"sollold unload --force {shlex.quote(model)}"
-            print(harmless(f"sollold: the load of {model} goes on; to end it: {end}"), file=sys.stderr)
+            print(harmless(f"sollold: the load of {model} continues; to cancel it: {end}"), file=sys.stderr)
         raise
     finally:
         waiting.end()
@@ -112,7 +112,7 @@ def emptied(daemon: BlockingClient, name: str) -> bool:
         return _emptied(daemon, name)
     except (KeyboardInterrupt, SystemExit):
         back = f"sollold undrain {shlex.quote(name)}"
-        print(harmless(f"sollold: {name} goes on draining; to end that: {back}"), file=sys.stderr)
+        print(harmless(f"sollold: {name} continues to drain; to cancel that: {back}"), file=sys.stderr)
         raise
 
 

@@ -27,7 +27,9 @@ def pull(options: argparse.Namespace) -> int:
             _show(_steps(daemon, options.model), stderr=False)
     except (KeyboardInterrupt, SystemExit):
         again = f"sollold pull {shlex.quote(options.model)}"
-        print(harmless(f"sollold: stopped; what has come is kept, go on with: {again}"), file=sys.stderr)
+        print(
+            harmless(f"sollold: stopped; the downloaded part is kept, resume with: {again}"), file=sys.stderr
+        )
         raise
     return Exit.DONE
 

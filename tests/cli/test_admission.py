@@ -75,7 +75,7 @@ async def test_what_a_change_did_is_told(daemon: Daemon, capsys: pytest.CaptureF
     assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
     said = capsys.readouterr().out
     assert f"bert ({'b' * 16}) was evicted" in said and "new secret on anna, bert" in said
-    assert "given it when they return: cleo" in said
+    assert "they receive it when they return: cleo" in said
     daemon.door = time.time() + 600
     assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
     assert "still admits new machines" in capsys.readouterr().err

@@ -95,7 +95,7 @@ async def test_a_node_that_was_away_is_followed_on(
     said = capsys.readouterr()
     for text in words:
         assert text in said.out
-    assert "trying again until Ctrl-C" in said.err and "the node answers again" in said.err
+    assert "trying again until Ctrl-C" in said.err and "the node responds again" in said.err
     if command is events:
         assert [query for query in node.asked if query][:2] == ["follow=1", "follow=1&after=2"]
 

@@ -170,10 +170,10 @@ def test_a_terminal_is_given_back_as_it_was(url: str, words: tuple[str, ...], nu
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("load", "big"), b"the load of big goes on; to end it: sollold unload --force big"),
-        (("chat", "big", "hi"), b"the load of big goes on; to end it: sollold unload --force big"),
-        (("bench", "big"), b"the load of big goes on; to end it: sollold unload --force big"),
-        (("pull", "big"), b"what has come is kept, go on with: sollold pull big"),
+        (("load", "big"), b"the load of big continues; to cancel it: sollold unload --force big"),
+        (("chat", "big", "hi"), b"the load of big continues; to cancel it: sollold unload --force big"),
+        (("bench", "big"), b"the load of big continues; to cancel it: sollold unload --force big"),
+        (("pull", "big"), b"the downloaded part is kept, resume with: sollold pull big"),
     ],
 )
 def test_what_goes_on_without_the_command_is_said(url: str, words: tuple[str, ...], said: bytes) -> None:
