@@ -98,8 +98,8 @@ def _journal(options: argparse.Namespace) -> int:
             sys.stdout.buffer.write(done.stdout)
             return Exit.DONE
         print(
-            "sollold: the journal has nothing of the daemon that you may read; a daemon started by hand logs to "
-            "its terminal, one in a container to the container's log",
+            "sollold: the journal has nothing of the daemon that you may read; a daemon started by hand logs "
+            "to its terminal, one in a container to the container's log",
             file=sys.stderr,
         )
         return Exit.FAILED
