@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sollold.client.errors import ClientError, error_text, no_answer, no_daemon
+from sollold.client.login import headers_of, login_wanted, split_login
 from sollold.client.trust import distrust, trusted
 
 _CONNECT = 5.0
@@ -24,7 +25,7 @@ class BlockingClient:
     """Asks one node, one connection a request; safe from several threads.
 
     Args:
-        url: of the node (``http://pc2:11435``).
+        url: of the node (``http://pc2:11435``); a login for a proxy before it may stand in it.
         timeout: seconds for an answer that is not streamed.
         key: an API key, where the node wants one.
         credentials: gives a key when the node wants one and none is named; empty: there is none.
@@ -43,7 +44,7 @@ class BlockingClient:
         credentials: Callable[[], str] | None = None,
         authority: Callable[[], str] | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url, self._login = split_login(url.rstrip("/"))
         self._timeout = timeout
         self._key = key
         self._credentials = credentials
@@ -53,9 +54,9 @@ class BlockingClient:
             parts = urlsplit(self.url)
             port = parts.port
         except ValueError as error:
-            raise ClientError(f"invalid URL {url!r}: {error}", 400) from None
+            raise ClientError(f"invalid URL {self.url!r}: {error}", 400) from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ClientError(f"invalid URL {url!r}: it should look like http://HOST:11435", 400)
+            raise ClientError(f"invalid URL {self.url!r}: it should look like http://HOST:11435", 400)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname
         self._port = port or (443 if self._secure else 80)
@@ -156,9 +157,9 @@ class BlockingClient:
         self, method: str, path: str, body: object, timeout: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = headers_of(self._login, self._key)
+        if data is not None:
+            headers["Content-Type"] = "application/json"
         connection = self._connection()
         try:
             self._connect(connection)
@@ -212,6 +213,8 @@ class BlockingClient:
         except (ValueError, ClientError):
             item = {}
         words = error_text(item)
+        if not words and answer.status == 401:
+            return ClientError(login_wanted(self.url), 401)
         if not words:
             return self._stranger(f"it answers with HTTP status {answer.status}", answer.status)
         return ClientError(words, answer.status)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sollold.client.arguments import check_model
+from sollold.client.arguments import check_count, check_model
 from sollold.client.request_arguments import OPTIONS, GenerateArguments, fields_of
 
 
@@ -32,7 +32,7 @@ def request_body(
         fields: of the body; None is left out.
 
     Raises:
-        TypeError: an argument is neither an option nor a field.
+        TypeError, ValueError: an argument is neither an option nor a field, or not what it must be.
     """
     check_model(model)
     known = fields_of(arguments)
@@ -51,6 +51,9 @@ def request_body(
                 f"nor a field ({', '.join(sorted(known))})"
             )
     if max_tokens is not None:
+        if max_tokens != -1:
+            # In Ollama 0 is no limit either.
+            check_count("max_tokens", max_tokens, "None is no limit")
         given["num_predict"] = max_tokens
     if given:
         body["options"] = given

@@ -79,7 +79,7 @@ class ClusterClient:
         """Another client of the same nodes, for another event loop."""
         other = ClusterClient(timeout=self._timeout, find=self._find, api_key=self.api_key)
         for known in self.nodes:
-            other.nodes.add([known.url], trusted=known.trusted)
+            other.nodes.add([known.address], trusted=known.trusted)
         return other
 
     def __repr__(self) -> str:
@@ -331,7 +331,8 @@ class ClusterClient:
     def _client(self, url: str) -> Client:
         self._use_running_loop()
         key = self.api_key if self.nodes.is_trusted(url) else ""
-        return Client(url, timeout=self._timeout, session=self._session, api_key=key)
+        address = self.nodes.address_of(url)
+        return Client(address, timeout=self._timeout, session=self._session, api_key=key)
 
     def _lost(self, known: KnownNode, error: ClientError) -> None:
         level = logging.WARNING if known.reached and not known.failures else logging.DEBUG

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
+from sollold.client.login import split_login
+
 NODE_VARIABLE = "SOLLOLD_NODE_URL"
 PORT = 11435
 HERE = f"http://127.0.0.1:{PORT}"
@@ -59,9 +61,9 @@ def _checked(url: str) -> str:
         parts = urlsplit(url)
         usable = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise ValueError(f"{url} is no URL of a node: {error}") from None
+        raise ValueError(f"{split_login(url)[0]} is no URL of a node: {error}") from None
     if not usable:
-        raise ValueError(f"{url} is no URL of a node; write http://HOST:{PORT}")
+        raise ValueError(f"{split_login(url)[0]} is no URL of a node; write http://HOST:{PORT}")
     return url
 
 

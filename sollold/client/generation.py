@@ -34,6 +34,10 @@ class Generation(ABC):
     async def generate(
         self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Unpack[GenerateArguments]
     ) -> Record: ...
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: bool, **more: Unpack[GenerateArguments]
+    ) -> Record | AsyncGenerator[Record, None]: ...
     async def generate(
         self,
         model: str,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncGenerator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,7 @@ from sollold.client.errors import (
     no_answer,
     no_daemon,
 )
+from sollold.client.login import headers_of, login_wanted, split_login
 from sollold.client.trust import CA_VARIABLE, distrust, trusted
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Client:
     """Asks one node. Use it as an asynchronous context manager.
 
     Args:
-        url: of the node (``http://pc2:11435``, ``pc2``).
+        url: of the node (``http://pc2:11435``, ``pc2``); a login for a proxy before it may stand in it.
         timeout: seconds for an answer that is not streamed.
         session: to share connections with other clients; without one the client opens its own.
         api_key: where the node wants one; None: ``$SOLLOLD_API_KEY``, empty: none.
@@ -55,7 +57,7 @@ class Client:
         api_key: str | None = None,
     ) -> None:
         check_seconds("timeout", timeout)
-        self.url = url_of(url)
+        self.url, self._login = split_login(url_of(url))
         self._timeout = timeout
         self._key = api_key_of(api_key)
         self._session = session
@@ -154,7 +156,7 @@ class Client:
     def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
         if self._session is None:
             raise RuntimeError("the client is used outside of its context")
-        return _Exchange(self._session, self.url, method, path, body, timeout, self._key)
+        return _Exchange(self._session, self.url, method, path, body, timeout, self._login, self._key)
 
 
 def api_key_of(given: str | None) -> str:
@@ -232,22 +234,24 @@ class _Exchange:
         path: str,
         body: object,
         timeout: aiohttp.ClientTimeout,
+        login: str,
         key: str,
     ) -> None:
         self._url = url
         self._key = key
         self._limit = timeout.total or timeout.sock_read or 0.0
         data = None if body is None else _encoded(body)
-        headers = {"Content-Type": "application/json"} if data is not None else {}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        self._pending = session.request(method, url + path, data=data, headers=headers, timeout=timeout)
+        headers = headers_of(login, key)
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        self._ask = partial(session.request, method, url + path, data=data, headers=headers, timeout=timeout)
+        self._pending = self._ask()
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
         import aiohttp
 
         try:
-            response = await self._pending.__aenter__()
+            response = await self._answer()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise NodeSilent(no_answer(self._url, self._limit, _ANOTHER)) from error
@@ -266,10 +270,25 @@ class _Exchange:
                 item = json.loads(await response.read())
             response.release()
             message = error_text(item) or f"HTTP status {response.status}"
-            if response.status == 401 and not self._key:
+            if response.status == 401 and not error_text(item):
+                message = login_wanted(self._url)
+            elif response.status == 401 and not self._key:
                 message += f". A key is given as api_key=… or in ${KEY_VARIABLE}"
             raise refused(message, response.status)
         return response
+
+    async def _answer(self) -> aiohttp.ClientResponse:
+        import aiohttp
+
+        try:
+            return await self._pending.__aenter__()
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError, aiohttp.ClientOSError):
+            # A connection that was kept since an earlier request, and that the node ended meanwhile, as one
+            # that is started anew. aiohttp itself tries another one for what changes nothing alone.
+            self._pending = self._ask()
+            return await self._pending.__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -20,7 +20,7 @@ from sollold.client.generation import Generation, Record
 from sollold.client.http import api_key_of
 from sollold.client.pool import OllamaPool, Vectors
 from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of
-from sollold.client.request_arguments import ChatArguments, EmbedArguments
+from sollold.client.request_arguments import ChatArguments, EmbedArguments, Messages
 from sollold.client.router_options import RouterOptions, checked_options
 from sollold.client.router_placement import RouterPlacement
 from sollold.client.stats import Stats
@@ -101,26 +101,20 @@ class HybridRouter(RouterPlacement, Generation):
 
     @overload
     async def route_request(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[True],
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
     ) -> AsyncGenerator[Record, None]: ...
     @overload
     async def route_request(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]
     ) -> Record: ...
+    @overload
+    async def route_request(
+        self, model: str, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]
+    ) -> Record | AsyncGenerator[Record, None]: ...
     async def route_request(
         self,
         model: str,
-        messages: Iterable[Mapping[str, Any]],
+        messages: Messages,
         *,
         stream: bool = False,
         priority: int | str | None = None,
@@ -204,7 +198,10 @@ class HybridRouter(RouterPlacement, Generation):
                     self._remember(model, record.get("_routing") or {})
                 yield record
         except ClientError as error:
-            raise await self._explained(error, model, body.get("placement")) from error
+            explained = await self._explained(error, model, body.get("placement"))
+            if explained is error:
+                raise
+            raise explained from error
         finally:
             await records.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sollold.client.login import split_login
 from sollold.facts import dataclass
 
 MOST_NODES = 64
@@ -18,6 +19,7 @@ class KnownNode:
 
     Attributes:
         url: its HTTP API.
+        address: the same with a login, where it takes one.
         node, name: its id and name; empty until it, or another, has told them.
         reached: it has answered once.
         failures: in a row; 0: it answers as far as is known.
@@ -26,6 +28,7 @@ class KnownNode:
     """
 
     url: str
+    address: str
     node: str = ""
     name: str = ""
     reached: bool = False
@@ -54,13 +57,14 @@ class NodeList:
 
     def add(self, urls: Iterable[str], *, trusted: bool = True) -> None:
         """More addresses, behind those that are known. ``trusted``: as in `KnownNode`."""
-        for url in urls:
-            url = url.rstrip("/")
+        for address in urls:
+            address = address.rstrip("/")
+            url, _ = split_login(address)
             known = self._by_url(url)
             if known is not None:
                 known.trusted = known.trusted or trusted
             elif len(self._nodes) < MOST_NODES:
-                self._nodes.append(KnownNode(url, trusted=trusted))
+                self._nodes.append(KnownNode(url, address, trusted=trusted))
 
     def learn(self, asked: str, cluster: dict[str, Any]) -> None:
         """Take in what the node at ``asked`` says of its cluster (``/api/cluster``)."""
@@ -102,13 +106,13 @@ class NodeList:
 
     def is_trusted(self, url: str) -> bool:
         """Whether the node at ``url`` may be shown the caller's key."""
-        known = self._by_url(url.rstrip("/"))
+        known = self._by_url(url)
         return known is None or known.trusted
 
-    def name_of(self, url: str) -> str:
-        """What people call the node at ``url``."""
+    def address_of(self, url: str) -> str:
+        """``url`` with the login that belongs to it."""
         known = self._by_url(url)
-        return known.name if known is not None and known.name else url
+        return known.address if known is not None else url
 
     def _by_url(self, url: str) -> KnownNode | None:
         return next((known for known in self._nodes if known.url == url), None)

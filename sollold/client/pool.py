@@ -13,7 +13,7 @@ from sollold.client.cluster import ClusterClient
 from sollold.client.discovery import urls_of
 from sollold.client.errors import NodeSilent, RequestTimeout
 from sollold.client.generation import Generation, Record
-from sollold.client.request_arguments import ChatArguments, EmbedArguments
+from sollold.client.request_arguments import ChatArguments, EmbedArguments, Messages
 from sollold.client.stats import cluster_stats
 
 NodeNames = str | Mapping[str, object] | Iterable[str | Mapping[str, object]]
@@ -69,26 +69,20 @@ class OllamaPool(Generation):
 
     @overload
     async def chat(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[True],
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
     ) -> AsyncGenerator[Record, None]: ...
     @overload
     async def chat(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]
     ) -> Record: ...
+    @overload
+    async def chat(
+        self, model: str, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]
+    ) -> Record | AsyncGenerator[Record, None]: ...
     async def chat(
         self,
         model: str,
-        messages: Iterable[Mapping[str, Any]],
+        messages: Messages,
         *,
         stream: bool = False,
         priority: int | str | None = None,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+Messages = Iterable[Mapping[str, Any]]
+"""A conversation: ``{"role": "user", "content": "…"}`` and so on."""
+
 
 class ModelOptions(TypedDict, total=False):
     """Ollama's options. They may also stand in ``options``."""

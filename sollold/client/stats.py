@@ -70,6 +70,13 @@ class Stats(dict[str, Any]):
         except RuntimeError:
             self.update(background.run(ask_apart()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To other processes go the numbers, and not how they are asked for.
+        return dict, (dict(self),)
+
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(key if self else f"{key} (get_stats() is awaited where an event loop runs)")
+
     def __await__(self) -> Generator[Any, None, Self]:
         self.update((yield from self._ask().__await__()))
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -21,7 +21,7 @@ from sollold.client.errors import ClientError
 from sollold.client.generation import Record
 from sollold.client.node_list import NodeList
 from sollold.client.pool import NodeNames, Records, Vectors
-from sollold.client.request_arguments import ChatArguments, EmbedArguments, GenerateArguments
+from sollold.client.request_arguments import ChatArguments, EmbedArguments, GenerateArguments, Messages
 from sollold.client.router_options import RouterOptions
 
 __all__ = ["HybridRouter", "OllamaPool"]
@@ -56,6 +56,10 @@ class _Blocking:
     def generate(
         self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Unpack[GenerateArguments]
     ) -> Record: ...
+    @overload
+    def generate(
+        self, model: str, prompt: str, *, stream: bool, **more: Unpack[GenerateArguments]
+    ) -> Record | Generator[Record, None, None]: ...
     def generate(
         self,
         model: str,
@@ -74,7 +78,8 @@ class _Blocking:
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.generate(model, prompt, stream=True, **more)))
-        return run(self.asynchronous.generate(model, prompt, stream=False, **more))
+        answer: Record = run(self.asynchronous.generate(model, prompt, stream=False, **more))
+        return answer
 
     def embed(
         self,
@@ -124,26 +129,20 @@ class OllamaPool(_Blocking):
 
     @overload
     def chat(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[True],
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
     ) -> Generator[Record, None, None]: ...
     @overload
     def chat(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]
     ) -> Record: ...
+    @overload
+    def chat(
+        self, model: str, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]
+    ) -> Record | Generator[Record, None, None]: ...
     def chat(
         self,
         model: str,
-        messages: Iterable[Mapping[str, Any]],
+        messages: Messages,
         *,
         stream: bool = False,
         priority: int | str | None = None,
@@ -158,7 +157,8 @@ class OllamaPool(_Blocking):
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
-        return run(self.asynchronous.chat(model, messages, stream=False, **more))
+        answer: Record = run(self.asynchronous.chat(model, messages, stream=False, **more))
+        return answer
 
     def get_stats(self) -> Record:
         """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
@@ -188,26 +188,20 @@ class HybridRouter(_Blocking):
 
     @overload
     def route_request(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[True],
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
     ) -> Generator[Record, None, None]: ...
     @overload
     def route_request(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        **more: Unpack[ChatArguments],
+        self, model: str, messages: Messages, *, stream: Literal[False] = False, **more: Unpack[ChatArguments]
     ) -> Record: ...
+    @overload
+    def route_request(
+        self, model: str, messages: Messages, *, stream: bool, **more: Unpack[ChatArguments]
+    ) -> Record | Generator[Record, None, None]: ...
     def route_request(
         self,
         model: str,
-        messages: Iterable[Mapping[str, Any]],
+        messages: Messages,
         *,
         stream: bool = False,
         priority: int | str | None = None,
@@ -222,7 +216,8 @@ class HybridRouter(_Blocking):
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.route_request(model, messages, stream=True, **more)))
-        return run(self.asynchronous.route_request(model, messages, stream=False, **more))
+        answer: Record = run(self.asynchronous.route_request(model, messages, stream=False, **more))
+        return answer
 
     def should_use_distributed(self, model: str) -> bool:
         """Whether a request would be answered by several machines, by the cluster's plan.

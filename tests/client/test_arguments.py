@@ -105,6 +105,15 @@ async def test_the_limit_of_a_request_is_looked_at_before_it_is_sent() -> None:
         await pool.batch_embed("m", ["hi"], concurrency=0)
 
 
+@pytest.mark.parametrize("tokens", [0, -5, "5", 1.5, True])
+async def test_an_answer_is_limited_to_some_tokens(tokens: Any) -> None:
+    """Of none an Ollama makes as many as it can."""
+    pool = OllamaPool("http://127.0.0.1:9")
+    for asked in (pool.generate("m", "hi", max_tokens=tokens), pool.chat("m", HELLO, max_tokens=tokens)):
+        with pytest.raises((TypeError, ValueError), match=r"^max_tokens must be "):
+            await asked
+
+
 def test_what_is_right_is_taken_as_it_is() -> None:
     router = HybridRouter(
         coordinator_timeout=5,

@@ -37,6 +37,27 @@ async def test_a_node_that_says_that_the_time_is_up_is_not_lost(caplog: pytest.L
     assert asked == ["/api/chat"] and "lost" not in caplog.text
 
 
+async def test_a_connection_that_the_node_ended_meanwhile_is_made_anew() -> None:
+    """As one that was started anew, while the caller's loop had other things to do."""
+    connections = []
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"done": true}')
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(once, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Client(url) as client:
+        for _ in range(3):
+            assert await client.post("/api/chat", {}) == {"done": True}
+        assert [record async for record in client.stream("/api/chat", {})] == [{"done": True}]
+    assert len(connections) == 4
+
+
 async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -66,6 +68,32 @@ async def test_a_stream_gives_the_records_as_they_come(serve: Serve) -> None:
         assert [one["message"]["content"] for one in records] == ["Hel", "lo", ""]
         text = [one["response"] async for one in await pool.generate("demo", "hi", stream=True)]
         assert "".join(text) == "Hello"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_program_may_decide_later_whether_it_streams(serve: Serve, stream: bool) -> None:
+    """mypy, which reads this too, then knows both forms of the answer."""
+    pool = OllamaPool(await serve(parts(ScriptedService(*ANSWER))))
+    answers = (
+        await HybridRouter(pool).route_request("demo", HELLO, stream=stream),
+        await pool.chat("demo", HELLO, stream=stream),
+        await pool.generate("demo", "hi", stream=stream),
+    )
+    for answer in answers:
+        records = [answer] if isinstance(answer, dict) else [record async for record in answer]
+        assert records[-1]["done"] and (len(records) > 1) is stream
+
+    def ask() -> None:
+        with sync_wrapper.HybridRouter(sync_wrapper.OllamaPool(next(iter(pool.client.nodes)).url)) as router:
+            for answer in (
+                router.route_request("demo", HELLO, stream=stream),
+                router.generate("demo", "hi", stream=stream),
+            ):
+                records = [answer] if isinstance(answer, dict) else list(answer)
+                assert records[-1]["done"] and (len(records) > 1) is stream
+
+    await asyncio.to_thread(ask)
+    await pool.close()
 
 
 async def test_tool_calls_and_thinking_are_put_together(serve: Serve) -> None:
@@ -158,6 +186,7 @@ async def test_refusals_come_in_the_daemons_words(serve: Serve) -> None:
             async for record in await router.route_request("demo", HELLO, stream=True):
                 got.append(record["message"]["content"])  # noqa: PERF401
         assert (got, died.value.status) == (["a"], 502)
+        assert died.value.__cause__ is None, "an error that were its own cause has no first one"
 
 
 async def test_a_node_that_nobody_answers_at_is_passed_by(serve: Serve) -> None:
@@ -212,6 +241,9 @@ async def test_statistics_are_there_with_and_without_a_loop(serve: Serve) -> Non
     router = HybridRouter(node=await serve(parts(ScriptedService(*ANSWER))))
     stats = await router.get_stats()
     assert stats["distributed_requests"] == 0 and list(stats["nodes"]) == ["alpha"]
+    assert pickle.loads(pickle.dumps(stats)) == copy.deepcopy(stats) == stats, "for another process"
+    with pytest.raises(KeyError, match=r"distributed_requests .* is awaited"):
+        router.get_stats()["distributed_requests"]
     assert (await asyncio.to_thread(router.get_stats)) == stats | {
         "nodes": {"alpha": {**stats["nodes"]["alpha"], "uptime_seconds": pytest.approx(5, abs=60)}}
     }

@@ -1,0 +1,85 @@
+"""A node behind a proxy that asks for a login: it stands in the URL, is sent, and told to nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from sollold.client import ClientError, HybridRouter, OllamaPool, sync_wrapper
+from sollold.client.blocking import BlockingClient
+from sollold.client.http import Client
+from tests.http_double import HttpDouble
+
+KEY = "sk-sollold-abc"
+LOGIN = "Basic " + base64.b64encode("anna:ge:heim/ß".encode()).decode()
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+class Proxy(HttpDouble):
+    """Lets nobody in without the login, and answers as a node behind it that wants a key for models."""
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/llm/{path:.*}", self._answer)
+        return await self.serve(app)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != LOGIN:
+            return web.Response(status=401, text="<html>Login</html>")
+        if request.path == "/llm/api/chat":
+            if request.headers.get("X-Api-Key") != KEY:
+                return web.json_response({"error": "an API key is needed"}, status=401)
+            return web.json_response({"message": {"role": "assistant", "content": "hi"}, "done": True})
+        return web.json_response({"name": "a", "models": [], "nodes": [], "deployments": []})
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[str]:
+    proxy = Proxy()
+    yield (await proxy.start()).removeprefix("http://") + "/llm"
+    await proxy.close()
+
+
+async def test_a_login_is_sent_and_an_api_key_beside_it(host: str) -> None:
+    url = f"http://anna:ge%3Aheim%2F%C3%9F@{host}/"
+    async with HybridRouter(node=url, api_key=KEY) as router:
+        assert (await router.route_request("demo", HELLO))["message"]["content"] == "hi"
+    async with OllamaPool(url) as pool, Client(url) as client:
+        assert await pool.list() == [] == (await client.get("/api/tags"))["models"]
+    blocking = BlockingClient(url, key=KEY)
+    assert (await asyncio.to_thread(blocking.post, "/api/chat", {}))["done"] is True
+
+
+async def test_who_has_none_is_told_where_it_goes(host: str) -> None:
+    said = f"a proxy at http://{host} asks for a login; it is given in the URL"
+    async with OllamaPool(f"http://{host}") as pool:
+        with pytest.raises(ClientError, match=said):
+            await pool.list()
+    with pytest.raises(ClientError, match=said):
+        await asyncio.to_thread(BlockingClient(f"http://{host}").get, "/api/tags")
+
+
+async def test_it_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "sollold.client")
+    url = "http://anna:geheim@127.0.0.1:9/llm"
+    router = HybridRouter(node=url)
+    told = [repr(one) for one in (router, sync_wrapper.OllamaPool(url), Client(url), BlockingClient(url))]
+    with pytest.raises(ClientError) as lost:
+        await router.route_request("demo", HELLO)
+    with pytest.raises(ClientError) as typed:
+        await asyncio.to_thread(BlockingClient(url).get, "/api/tags")
+    told += [str(lost.value), str(typed.value), caplog.text]
+    for wrong in ("ftp://anna:geheim@host", "http://anna:geheim@host:99999"):
+        with pytest.raises(ValueError, match="no URL of a node") as refused:
+            Client(wrong)
+        with pytest.raises(ClientError, match="invalid URL") as invalid:
+            BlockingClient(wrong)
+        told += [str(refused.value), str(invalid.value)]
+    assert all("127.0.0.1:9/llm" in text or "host" in text for text in told)
+    assert not any("geheim" in text for text in told)
+    await router.close()
