@@ -12,7 +12,7 @@ from typing import Any
 from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.service import journalctl, systemctl
-from sollold.client.errors import ClientError
+from sollold.client.errors import ClientError, NodeSilent
 from sollold.settings.fault import SettingsError
 from sollold.settings.load import load
 
@@ -25,9 +25,10 @@ def doctor(options: argparse.Namespace) -> int:
         daemon = client(options)
         found = (daemon.get("/api/doctor"))["findings"]
     except ClientError as error:
-        if error.status or named(options):
+        hung = isinstance(error, NodeSilent)
+        if named(options) or (error.status and not hung):
             raise  # another machine was asked: problems of this one are not the reason
-        found = [{"grade": "problem", "what": error.message, "fix": ""}, *_why_silent()]
+        found = [_problem(error.message, _end())] if hung else [_problem(error.message, ""), *_why_silent()]
     if options.json:
         print_json(found)
     else:
@@ -84,6 +85,15 @@ def _why_silent() -> list[dict[str, Any]]:
         what = f"the program that listens on port {port} is not a sollold node"
         found.append(_problem(what, f"sudo ss -ltnp 'sport = :{port}'"))
     return found
+
+
+def _end() -> str:
+    """How to get a daemon to work again that takes connections and does nothing."""
+    _, active = _service()
+    if not active or active == "inactive":
+        return "end its process, and start it again"
+    control = " ".join(systemctl())
+    return f"{control} restart sollold" if "--user" in control else f"sudo {control} restart sollold"
 
 
 def _service() -> tuple[str, str]:

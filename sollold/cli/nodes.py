@@ -12,7 +12,7 @@ from sollold.cli.exit import Exit
 from sollold.cli.own_version import own_commit, own_version
 from sollold.cli.streams import harmless
 from sollold.cli.table import columns, print_table
-from sollold.client.errors import ClientError
+from sollold.client.errors import ClientError, NodeSilent
 from sollold.units import bytes_text
 
 _SPARE = ("llama.cpp", "release", "devices", "memory", "address")
@@ -93,7 +93,8 @@ def version(options: argparse.Namespace) -> int:
     try:
         found = client(options, timeout=5.0).get("/api/cluster")["nodes"]
     except ClientError as error:
-        if options.node or error.status:
+        # Its own version is known, also while the daemon hangs.
+        if options.node or (error.status and not isinstance(error, NodeSilent)):
             raise
         found = []
     if options.json:

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from sollold.client.errors import ClientError, error_text, no_answer, no_daemon
+from sollold.client.errors import ClientError, NodeSilent, error_text, no_answer, no_daemon
 from sollold.client.login import headers_of, login_wanted, split_login
 from sollold.client.trust import distrust, trusted
 
@@ -169,7 +169,7 @@ class BlockingClient:
             answer = connection.getresponse()
         except TimeoutError as error:
             connection.close()
-            raise ClientError(no_answer(self.url, timeout, _ANOTHER), 504) from error
+            raise NodeSilent(no_answer(self.url, timeout, _ANOTHER)) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error

@@ -36,9 +36,17 @@ def same_names(live: Sequence[Record]) -> list[Finding]:
     ]
 
 
-def offline_nodes(offline: Sequence[OfflineNode]) -> list[Finding]:
-    """Report the nodes that are offline."""
+def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Finding]:
+    """Report the nodes that are offline. ``alone``: this node sees no other."""
     found = []
+    lost = sorted((one.record.name for one in offline if not one.stopped), key=natural)
+    if alone and len(lost) > 1:
+        # Hardly ever have all others gone: to forget them one by one would be wrong.
+        names = ", ".join(lost)
+        what = f"none of the other nodes responds ({names}): this machine is probably cut off from them"
+        fix = "check its cable, Wi-Fi or VPN, its firewall and the switch; if all is well, start the others"
+        found.append(Finding(Grade.PROBLEM, what, fix))
+        offline = [one for one in offline if one.stopped]
     for one in offline:
         name = one.record.name
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since))
@@ -93,7 +101,9 @@ def _unreached(facts: Facts) -> list[Finding]:
     found = []
     inward: dict[str, list[str]] = {}
     for one in facts.unreached:
-        name, port = ports.get(one.node, (one.node, facts.me.peer_port))
+        if one.node not in ports:
+            continue  # it was found dead in the meantime
+        name, port = ports[one.node]
         if one.inward:
             inward.setdefault(one.why, []).append(name)
         else:
@@ -216,7 +226,7 @@ def _disbelieved(status: ClusterStatus) -> list[Finding]:
 def company(facts: Facts) -> list[Finding]:
     """Check who takes part in the cluster, who may use it, and who waits for admission."""
     found = []
-    if len(facts.live) == 1 and not facts.me.seeking:
+    if len(facts.live) == 1 and not facts.offline and not facts.me.seeking:
         what = (
             "no other node found; on the others, check that sollold runs, that the token is the same "
             "and that the firewall allows 11436/tcp, 11436/udp and 5353/udp"

@@ -42,7 +42,7 @@ def examine(facts: Facts) -> list[Finding]:
         *same_names(facts.live),
         *_failed(facts.live),
         *_lost(facts.lost),
-        *offline_nodes(facts.offline),
+        *offline_nodes(facts.offline, alone=len(facts.live) == 1),
         *_files(facts.files),
         *(Finding(Grade.PROBLEM, what, fix) for what, fix in facts.trouble),
         *network(facts),

@@ -255,3 +255,20 @@ def test_nodes_that_no_datagram_reaches_are_named() -> None:
     assert finding.fix.endswith("cleo and of this machine")
     (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo", "bert"))))
     assert finding.what.startswith("bert, cleo: ") and finding.fix.endswith("firewall of this machine")
+
+
+def test_a_node_that_all_others_have_left_is_probably_cut_off_itself() -> None:
+    gone = [OfflineNode(1e9, False, replace(BERT, node=name, name=name)) for name in ("bert", "cleo")]
+    stopped = OfflineNode(1e9, True, replace(BERT, node="dan", name="dan"))
+    cut_off, other = examine(replace(WELL, live=(ANNA,), network=NETWORK, offline=(*gone, stopped)))
+    assert "bert, cleo" in cut_off.what and "cut off" in cut_off.what and "forget" not in cut_off.fix
+    assert other.what.startswith("dan was stopped")
+    # With others there, it is those that do not respond.
+    assert len(examine(replace(WELL, offline=tuple(gone)))) == 2
+    one = examine(replace(WELL, live=(ANNA,), offline=tuple(gone[:1])))
+    assert [finding.fix for finding in one] == ["sollold forget bert"]
+
+
+def test_a_node_that_dies_while_connections_to_it_are_tried_is_only_offline() -> None:
+    why = "bert could not be reached (no answer within 2.5 s)"
+    assert examine(replace(WELL, network=NETWORK, unreached=(Unreached("zz", why),))) == []

@@ -7,14 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sollold.cli import doctor as room
-from sollold.cli import service
+from sollold.cli import nodes, service
 from sollold.cli.exit import Exit
+from sollold.client.blocking import BlockingClient
 
 
 def doctor(folder: Path, states: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -113,3 +115,28 @@ def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> N
     done = doctor(tmp_path, states, SOLLOLD_NODE_URL="http://127.0.0.1:9")
     assert done.returncode == Exit.UNREACHABLE and not done.stdout
     assert "no daemon answers at http://127.0.0.1:9" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("service", "fix"),
+    [
+        (("loaded", "active"), "sudo systemctl restart sollold"),
+        (("loaded", "inactive"), "end its process, and start it again"),
+        (("", ""), "end its process, and start it again"),
+    ],
+)
+def test_a_daemon_that_hangs_is_the_finding(
+    service: tuple[str, str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is neither missing nor another program, though it takes connections and says nothing."""
+    monkeypatch.setattr(room, "_service", lambda: service)
+    options = Namespace(node="", json=True)
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        silent = BlockingClient(f"http://127.0.0.1:{hung.getsockname()[1]}", timeout=0.2)
+        monkeypatch.setattr(room, "client", lambda options: silent)
+        monkeypatch.setattr(nodes, "client", lambda options, timeout: silent)
+        assert room.doctor(options) == Exit.FAILED
+        (found,) = json.loads(capsys.readouterr().out)
+        assert "did not answer" in found["what"] and found["fix"] == fix
+        assert nodes.version(options) == Exit.DONE
+        assert json.loads(capsys.readouterr().out)["nodes"] == []
