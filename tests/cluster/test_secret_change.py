@@ -399,7 +399,7 @@ async def test_an_open_cluster_is_not_closed_where_a_node_could_not_keep_the_sec
             keyring, "why_not_writable", lambda folder: "No space left on device" * (folder == states[1])
         )
         nodes = [lan.running[number].me.node for number in (0, 1)]
-        with pytest.raises(Refusal, match=f"{full}: it could not keep the secret: .*No space left on device"):
+        with pytest.raises(Refusal, match=f"{full}: it could not save the secret: .*No space left on device"):
             await lan.changes[0].secure(nodes)
         assert lan.running[0].me.open and lan.running[1].me.open
         monkeypatch.undo()

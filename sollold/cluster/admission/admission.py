@@ -253,7 +253,7 @@ class Admission:
         except TimeoutError:
             why = "the disk of its state folder does not answer"
         if why:
-            raise Refused(f"it could not keep the secret: {why}")
+            raise Refused(f"it could not save the secret: {why}")
 
     def heard(self, token: bytes) -> None:
         """Note that a member uses ``token``. If it is the pending one, all have it and our order was lost."""

@@ -212,7 +212,7 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
         finally:
             connection.transport.abort()
     if greeting.standing.node != found:
-        raise PeerError(found, "it gives another node's id", transport=True)
+        raise PeerError(found, "it reports another node's id", transport=True)
     return greeting.standing, address
 
 
@@ -256,4 +256,4 @@ def decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(body, type=kind)
     except msgspec.MsgspecError as error:
-        raise PeerError("", f"its answer was not understood: {error}", transport=True) from error
+        raise PeerError("", f"its answer is invalid: {error}", transport=True) from error

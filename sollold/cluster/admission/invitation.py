@@ -215,7 +215,7 @@ class Invitations:
             return
         invitation.begun += 1
         if invitation.begun == _BEGUN:
-            log.warning("the invitation is withdrawn: %d connections did not come to a try", _BEGUN)
+            log.warning("the invitation is withdrawn after %d connections", _BEGUN)
         public = self._key.public
 
         def answered() -> tuple[bytes, Agreed]:
@@ -310,7 +310,7 @@ async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Seq
 async def _read(reader: asyncio.StreamReader, kind: type[T]) -> T:
     size = int.from_bytes(await reader.readexactly(HEADER), "big")
     if size > _LARGEST:
-        raise BadExchange(f"a message of {size} bytes")
+        raise BadExchange(f"a message of {size} bytes; the limit is {_LARGEST}")
     return msgspec.msgpack.decode(await reader.readexactly(size), type=kind)
 
 

@@ -173,7 +173,7 @@ class KeyringFile:
         try:
             ring = self.read()
         except DamagedKeyring as error:
-            log.error("%s; this machine founds a cluster, and asks members that know it to be let in", error)
+            log.error("%s; this machine founds a cluster, and asks members that know it for admission", error)
             ring = None
         if ring is None:
             ring = Keyring.found(node)

@@ -112,8 +112,8 @@ def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens
         except DamagedKeyring as error:
             # It may have closed this cluster: its damage must not admit anyone.
             log.error(
-                "%s. This machine may have been in a cluster with a secret, so it is not open to anyone: if "
-                "it is to be, delete that file and restart",
+                "%s. This machine may have been in a cluster with a secret, so not everyone can join it: to "
+                "allow that, delete that file and restart",
                 error,
             )
             kept = replace(Keyring.found(node), closed=True, secured=True)

@@ -104,7 +104,7 @@ class Side:
             key: bytes = self._exchange.finish(message)
         except Exception as error:
             # The package raises various exceptions for invalid points.
-            raise BadExchange(f"its message is not one of SPAKE2: {error}") from None
+            raise BadExchange(f"its message is not valid in SPAKE2: {error}") from None
         derived = HKDF(SHA256(), 96, salt=None, info=b"sollold invitation 1").derive(key)
         return Agreed(derived[:32], derived[32:64], derived[64:])
 

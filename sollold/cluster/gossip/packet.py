@@ -209,7 +209,7 @@ def decode(data: bytes) -> Packet:
         Rejected: the bytes are not a valid packet.
     """
     if len(data) > LIMIT:
-        raise Rejected(f"{len(data)} bytes are more than a packet has")
+        raise Rejected(f"a packet of {len(data)} bytes; the limit is {LIMIT}")
     try:
         return _packets.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -223,7 +223,7 @@ def decode_push_pull(data: bytes) -> PushPull:
         Rejected: the bytes are not a valid body.
     """
     if len(data) > PUSH_PULL_LIMIT:
-        raise Rejected(f"{len(data)} bytes are more than a push-pull has")
+        raise Rejected(f"a push-pull of {len(data)} bytes; the limit is {PUSH_PULL_LIMIT}")
     try:
         return _push_pulls.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -40,11 +40,11 @@ def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str
     if claim.leader not in ("", record.node) or (claim.counter and not claim.leader):
         return "it claims a term for another node"
     if not follows(claim, highest):
-        return f"it claims term {claim.counter}, where {highest.counter} is the highest"
+        return f"it claims term {claim.counter}, but the highest is {highest.counter}"
     if not record.name or record.name != printable_name(record.name):
-        return f"a name has at most {MAX_NAME} printable characters"
+        return f"its name must have 1 to {MAX_NAME} printable characters"
     if len(record.devices) > MAX_DEVICES:
-        return f"{len(record.devices)} devices"
+        return f"it has {len(record.devices)} devices"
     if len(record.addresses) > _MAX_ADDRESSES or not all(map(is_ip, record.addresses)):
         return "its addresses are not IP addresses"
     for port in (record.http_port, record.peer_port):

@@ -48,6 +48,6 @@ def log_change(
     elif change is Change.CLONED:
         log.error("another machine uses the node id %s%s; %s", event.node, machines, _COPIED)
     elif change is Change.DOUBLED:
-        log.error("two machines use the id of the node %s%s; %s", name, machines, _COPIED)
+        log.error("two machines use the id of node %s%s; %s", name, machines, _COPIED)
     else:
         log.debug("node %s: %s", name, change)

@@ -81,7 +81,7 @@ class HttpConnection(asyncio.Protocol):
     async def _write_in_pieces(self, part: bytes | bytearray) -> None:
         for piece in pieces_of(memoryview(part)):
             if self._transport is None or self._error is not None:
-                raise self._error or AnswerLost("the other side closed it")
+                raise self._error or AnswerLost("the other side closed the connection")
             self._transport.write(piece)
             # Let other tasks run.
             await asyncio.sleep(0)
@@ -145,7 +145,7 @@ class HttpConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection at once, which ends a running generation."""
-        self._lose(AnswerLost("it was closed"))
+        self._lose(AnswerLost("the connection was closed"))
         if self._transport is not None:
             self._transport.abort()
 
@@ -204,8 +204,8 @@ class HttpConnection(asyncio.Protocol):
         """Fail an incomplete response."""
         self._transport = None
         if not self._parser.feed_eof():
-            self._lose(AnswerLost(str(exc) if exc else "the other side closed it"))
-        self._error = self._error or AnswerLost("the other side closed it")
+            self._lose(AnswerLost(str(exc) if exc else "the other side closed the connection"))
+        self._error = self._error or AnswerLost("the other side closed the connection")
         self._wake(True)
         self.on_close()
 

@@ -113,11 +113,11 @@ class _SSLObject(ssl.SSLObject):
         certificate = x509.load_der_x509_certificate(data) if data else None
         key = certificate.public_key() if certificate is not None else None
         if not isinstance(key, Ed25519PublicKey) or certificate is None:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "a member shows a certificate")
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "a member must present a certificate")
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         node = id_of_key(key.public_bytes_raw())
         if names.get_values_for_type(x509.DNSName) != [tls_name(node)]:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the certificate is made for the name of another node")
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the certificate names another node")
         if node in self.refused and not joining:
             raise ssl.SSLError(ssl.SSL_ERROR_SSL, "this node was evicted from the cluster")
         self.peer_key = key.public_bytes_raw()

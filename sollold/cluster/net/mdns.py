@@ -158,7 +158,7 @@ class Discovery:
             wanted = self._wanted or ()
             if not wanted:
                 which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
-                address = "address that others can be told (fe80:: is none)" if self._ipv6 else "IPv4 address"
+                address = "address usable by other nodes (fe80:: is not)" if self._ipv6 else "IPv4 address"
                 self._reason = f"{which or 'no network interface'} has an {address}"
                 await self._changed.wait()
                 continue
@@ -258,7 +258,7 @@ class Discovery:
                 self._seen[node] = addresses
             self._found(node, addresses)
         except Exception as error:
-            log.debug("the announcement %s was not understood: %s", name, error)
+            log.debug("the announcement %s is invalid: %s", name, error)
 
 
 def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]:

@@ -50,14 +50,14 @@ class NodeKey:
             with contextlib.suppress(ValueError):
                 seed = bytes.fromhex(read_bounded(path, 256).decode("ascii"))
                 return cls(seed)
-            log.error("%s is damaged: this node gets a new key, and is a new node to the others", path)
+            log.error("%s is damaged: this node gets a new key and a new id", path)
         made = cls(Ed25519PrivateKey.generate().private_bytes_raw())
         write_whole(path, made.private.private_bytes_raw().hex().encode() + b"\n")
         old = state / _OLD_ID_FILE
         with contextlib.suppress(FileNotFoundError):
             former = read_bounded(old, 64).decode("ascii", "replace").strip()
             old.unlink()
-            log.info("node %s has a key now and is known as %s from here on", former, made.node)
+            log.info("node %s now has a key and the new id %s", former, made.node)
         return made
 
     def sign(self, content: bytes) -> bytes:

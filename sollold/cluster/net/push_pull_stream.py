@@ -106,7 +106,9 @@ class FrameClient(asyncio.Protocol):
         if body is not None:
             self._waiter.set_result(body)
         elif self._lost:
-            self._waiter.set_exception(PeerError("", "the exchange was broken off", transport=False))
+            self._waiter.set_exception(
+                PeerError("", "the connection was closed during the exchange", transport=False)
+            )
 
 
 async def sync(reach: Dialer, node: str, addresses: Sequence[Address], first: bytes, take: Take) -> str:

@@ -52,7 +52,7 @@ class ResponseParser:
             return whole
         self._bare += len(data)
         if self._bare > _LONGEST and not self.done:
-            raise BadAnswer("a head that does not end")
+            raise BadAnswer("64 KiB without body data")
         return b""
 
     def feed_eof(self) -> bool:
@@ -65,7 +65,7 @@ class ResponseParser:
     def on_message_begin(self) -> None:
         """Start a response, possibly after an interim one (100 to 199)."""
         if self.done:
-            raise BadAnswer("more than the announced answer")
+            raise BadAnswer("data after the end of the response")
         self._to_the_end = True
 
     def on_header(self, name: bytes, value: bytes) -> None:

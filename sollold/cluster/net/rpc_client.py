@@ -106,7 +106,7 @@ class Calls:
             return msgspec.msgpack.decode(body, type=reply)
         except msgspec.DecodeError as error:
             what = f"the answer of {self._reach.name(node)} to {method} (status {status})"
-            raise PeerError(node, f"{what} was not understood: {error}", transport=False) from error
+            raise PeerError(node, f"{what} is invalid: {error}", transport=False) from error
 
     async def _post(self, node: str, method: str, data: bytes, timeout: float) -> tuple[int, bytes]:
         """Send a call; return status and body of the response."""
@@ -205,9 +205,9 @@ class Calls:
                 node, f"{self._reach.name(node)} could not be reached: {in_words(cause)}", transport=True
             ) from error
         except aiohttp.ClientError as error:
-            what = str(error) or type(error).__name__
+            why = f"the connection to {self._reach.name(node)} broke: {str(error) or type(error).__name__}"
             kind = _Stale if use.kept and not begun else PeerError
-            raise kind(node, f"{self._reach.name(node)} broke off: {what}", transport=False) from error
+            raise kind(node, why, transport=False) from error
 
     @asynccontextmanager
     async def _until_dropped(self, node: str) -> AsyncIterator[None]:
@@ -290,7 +290,7 @@ class _ById(AbstractResolver):
     ) -> list[ResolveResult]:
         found = self._reach.addresses(host.removesuffix(tls_name("")))
         if not found:
-            raise OSError("no address of it is known")
+            raise OSError("its address is unknown")
         return [
             ResolveResult(
                 hostname=host, host=ip, port=at, proto=socket.IPPROTO_TCP,

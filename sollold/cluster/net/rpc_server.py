@@ -209,7 +209,7 @@ class Peers:
         try:
             asked = found[0].decode(await request.read())
         except msgspec.DecodeError as error:
-            return _refuse(400, f"the request of {name} was not understood: {error}", True)
+            return _refuse(400, f"the request to {name} is invalid: {error}", True)
         # A started call is completed even if its caller disconnects: half a command helps nobody.
         task = asyncio.create_task(self.answer(caller(request), name, asked))
         self._tasks.add(task)

@@ -55,7 +55,7 @@ async def resolve(seed: Seed) -> tuple[Address, ...]:
                 seed.host, seed.port, type=socket.SOCK_STREAM
             )
     except (OSError, TimeoutError, UnicodeError) as error:
-        log.info("the seed %s is not resolved: %s", seed.host, error or "no answer")
+        log.info("the seed %s can't be resolved: %s", seed.host, error or "no answer")
         return ()
     return tuple(dict.fromkeys(literal(place) for *_, place in found))
 

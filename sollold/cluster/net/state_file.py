@@ -103,7 +103,7 @@ class BackgroundWriter(Generic[T]):
                     # A full disk must not end the cluster: the peers know what this node forgets.
                     log.error("%s can't be written: %s", self._name, fault)
                 elif before and not fault:
-                    log.info("%s is written again", self._name)
+                    log.info("%s can be written again", self._name)
                 if self._written is not None:
                     self._written(value)
                 if fault and not self._closing.is_set():
@@ -148,7 +148,7 @@ class KeptFile:
             log.warning("%s can't be read, its contents are recovered from the peers: %s", self._path, error)
             return Kept()
         if checked(kept) != kept:
-            log.warning("%s has impossible values; they are ignored", self._path)
+            log.warning("%s has implausible values, which are ignored", self._path)
         return checked(kept)
 
     def write(self, kept: Kept) -> None:

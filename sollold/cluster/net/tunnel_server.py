@@ -117,7 +117,7 @@ class TunnelServer(asyncio.Protocol):
                 return
             asked = msgspec.msgpack.decode(greeting, type=Open)
         except (FrameError, msgspec.DecodeError) as error:
-            self._refuse(f"the tunnel's greeting was not understood: {error}")
+            self._refuse(f"the tunnel's greeting is invalid: {error}")
             return
         self._task = asyncio.get_running_loop().create_task(self._begin(asked))
 
@@ -144,7 +144,7 @@ class TunnelServer(asyncio.Protocol):
             self._refuse(str(error))
             return
         except Exception as error:
-            log.exception("the worker of deployment %s was not found", asked.deployment)
+            log.exception("connecting to the worker of deployment %s failed", asked.deployment)
             self._refuse(f"failed: {error}")
             return
         assert self._transport is not None
@@ -231,7 +231,7 @@ class _WorkerEnd(ProxyEnd):
             left = len(wanted) - len(self._heard)
             self._heard, data = self._heard + data[:left], data[left:]
             if not wanted.startswith(self._heard):
-                log.warning("a worker did not read a tensor that lies in its cache: it is loaded anew")
+                log.warning("a worker did not read a tensor from its cache: the model is loaded again")
                 self._lines.ahead = False
                 self.abort()
                 return
