@@ -1,4 +1,4 @@
-"""`Admission` at its node: what it is told of the node, and the node's parts that obey it."""
+"""Connects `Admission` to the other parts of a node."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ log = logging.getLogger("sollold.cluster")
 
 
 class NodeAdmission:
-    """Puts the keyring in force here, and says in the node's record who waits.
+    """Applies the keyring to the node's parts, and announces waiting machines in its record.
 
     Args:
-        ring: the cluster's secret, as it is on disk.
-        state: folder of its file.
-        door: seconds after its founding for which the cluster admits whoever asks.
+        ring: the cluster's secret, as read from disk.
+        state: folder of the keyring file.
+        door: seconds after its founding during which the cluster admits any machine that asks.
 
     Attributes:
-        admission: whom the secret is given to, and what changes it.
+        admission: manages the cluster's secret on this node.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class NodeAdmission:
         )
 
     def register(self, peers: Peers) -> None:
-        """Answer strangers, and what members order."""
+        """Register the protocols for strangers and the calls of members."""
         name = self._connections.reach.name
         AdmissionCalls(
             self.admission, self._identity.node, lambda: self._view.leader().leader, name
         ).register(peers)
 
     def start(self) -> None:
-        """Say how admission stands, and look for a cluster to join."""
+        """Announce the state of admission, and start to search for a cluster to join."""
         self._tell()
         if self.admission.ring.alone and (seconds := self.admission.open_seconds):
             within = seconds_text(seconds)
@@ -88,32 +88,32 @@ class NodeAdmission:
         self._runner.spawn(self.admission.run())
 
     def note_members(self) -> None:
-        """The nodes that are alive now are members."""
+        """Remember the live nodes as members."""
         self.admission.saw((one.node, one.name) for one in self._view.live())
 
     def note_token(self, token: bytes) -> None:
-        """A member uses ``token``."""
+        """Note that a member uses ``token``."""
         if token != self._identity.tokens.accepted[0]:
             self.admission.heard(token)
 
     async def _move(self, node: str, address: Address) -> None:
-        """This node belongs to another cluster now, of which ``node`` at ``address`` is a member."""
+        """Switch to another cluster, of which ``node`` at ``address`` is a member."""
         await self._use_secret()
         await self._connections.leave_cluster()
         self._meet(node, address)
 
     def _meet(self, node: str, address: Address) -> None:
-        """The member ``node`` is at ``address``."""
+        """Introduce the member ``node`` at ``address``."""
         self._finder.introduce((address,), node)
 
     async def _use_secret(self) -> None:
-        """Put the keyring in force for new connections; old ones stay, but for those of evicted nodes."""
+        """Use the keyring for new connections; existing ones stay, except those of evicted nodes."""
         gossip = self._runner.gossip
         assert gossip is not None
         ring, identity = self.admission.ring, self._identity
         refused = ring.refused
         if ring.secured and ring.old:
-            # The well-known secret counts for a moment still, but not for those who did not get the new one.
+            # The well-known secret is accepted for a moment longer, but not from nodes without the new one.
             there = {one.node for one in self._view.live()} | self._connections.callers()
             refused |= there - ring.known - {identity.node}
         identity.refused.clear()
@@ -121,19 +121,19 @@ class NodeAdmission:
         identity.change_tokens(ring.tokens)
         self._sealer.change_tokens(ring.tokens.accepted)
         self._sealer.evict(refused)
-        # Before the links say goodbye: connections that just break tell the evicted node at once.
+        # Before the links send goodbye: a connection that just breaks tells the evicted node at once.
         self._connections.change_secret({node: gossip.known.addresses(node) for node in refused})
         self._runner.do(gossip.evict(refused, time.monotonic()))
         self._finder.change_clusters(ring.tokens.clusters)
         self._view.update_me(open=ring.open)
 
     def _tell(self) -> None:
-        """Say in the record who waits here, and where this node waits."""
+        """Announce in the record which machines wait here, and where this node waits."""
         if self._runner.gossip is None:
             return
         admission = self.admission
         seconds = admission.open_seconds
-        # Whole minutes: the record is not to change with every look at the clock.
+        # Whole minutes: otherwise the record would change with every call.
         until = (time.time() + seconds) // 60 * 60 + 60 if seconds else 0.0
         self._view.update_me(
             waiting=admission.waiting,

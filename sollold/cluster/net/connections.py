@@ -1,4 +1,4 @@
-"""All that is open between this node and others, cut where nothing good can come by it any more."""
+"""All connections between this node and others, closed where they have become useless."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger("sollold.cluster")
 
 
 class NodeConnections:
-    """The calls of this node, those that it answers, and the links.
+    """The outgoing calls, incoming connections and links of this node.
 
     Attributes:
-        reach: opened what this node opened.
+        reach: opens this node's outgoing connections.
     """
 
     def __init__(self, reach: Dialer, calls: Calls, peers: Peers, links: StandingLinks) -> None:
@@ -28,20 +28,20 @@ class NodeConnections:
         self._links = links
 
     def drop_node(self, node: str, *, now: int = 0) -> None:
-        """``node`` is dead, or its process is ``now`` another one."""
+        """Close connections with ``node``, which is dead or has a new process with boot number ``now``."""
         self._links.drop_node(node, now=now)
         self._peers.drop_node(node)
         self._calls.drop_node(node)
 
     def drop_own_hosts(self, hosts: Collection[str]) -> None:
-        """This machine no longer has the addresses ``hosts``."""
+        """Close connections using the addresses ``hosts``, which this machine no longer has."""
         self._links.drop_hosts(own=hosts)
         cut = self.reach.sockets.cut_hosts(own=hosts) + self._peers.sockets.cut_hosts(own=hosts)
         if cut:
             log.info("lost the address %s: closed its %d connections", ", ".join(sorted(hosts)), cut)
 
     def drop_hosts_of(self, name: str, hosts: Collection[str]) -> None:
-        """The node called ``name`` no longer has the addresses ``hosts``."""
+        """Close connections using the addresses ``hosts``, which the node ``name`` no longer has."""
         self._links.drop_hosts(other=hosts)
         cut = self.reach.sockets.cut_hosts(other=hosts) + self._peers.sockets.cut_hosts(other=hosts)
         if cut:
@@ -49,11 +49,11 @@ class NodeConnections:
             log.info("node %s lost the address %s: closed %d connections with it", name, lost, cut)
 
     def callers(self) -> frozenset[str]:
-        """The nodes that have a connection to this one."""
+        """Return the nodes that have opened a connection to this one."""
         return self._peers.callers()
 
     def change_secret(self, evicted: Mapping[str, Collection[Address]]) -> None:
-        """Make new ones by the secret that holds now; those of evicted nodes (id → addresses) are cut."""
+        """Use the changed secret for new connections; abort those of evicted nodes (id → addresses)."""
         self.reach.forget_contexts()
         for node, addresses in evicted.items():
             self._peers.cut(node)
@@ -61,7 +61,7 @@ class NodeConnections:
         self._peers.change_identity()
 
     async def leave_cluster(self) -> None:
-        """End the links and the calls: they are with nodes of a cluster that this one has left."""
+        """Close links and calls, which lead to nodes of a cluster that this one has left."""
         for node in self._links.up():
             self._links.drop_node(node)
         await self._calls.close()

@@ -1,4 +1,4 @@
-"""This node in the cluster: what is heard of the others, what it says of itself, and who may belong to it."""
+"""This node in the cluster: connects gossip, links, calls and admission, and offers a view of the cluster."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class ClusterNode:
     """This node in the cluster; a `sollold.cluster.net.view.View`.
 
     Args:
-        settings: of the cluster.
-        identity: who this node is.
-        record: what it says of itself at first; addresses and port are filled in at the start.
-        peers: the answering side; everything is registered with it before `start`.
-        ring: the secret of a cluster that was founded here or let this node in; None where the settings
-            have a token.
-        state: folder for what must survive a restart.
+        settings: the cluster's settings.
+        identity: this node's identity.
+        record: this node's initial record; addresses and port are filled in at the start.
+        peers: the server side; everything is registered with it before `start`.
+        ring: the secret of a cluster that was founded here or admitted this node; None if the settings have a
+            token.
+        state: folder of the persistent state.
 
     Attributes:
         reach: opens connections to nodes.
@@ -130,7 +130,7 @@ class ClusterNode:
 
     @property
     def _gossip(self) -> Gossip | None:
-        """The core; None before the start."""
+        """The gossip core; None before the start."""
         return self._runner.gossip
 
     # Start and end
@@ -141,7 +141,7 @@ class ClusterNode:
         Raises:
             PortTaken: the port for nodes is in use.
             BadSeed: a seed in the settings can't be read.
-            OSError: the address can't be listened on, or the state folder can't be read.
+            OSError: listening failed, or the state folder can't be read.
         """
         settings = self._settings
         seeds = read_seeds(settings.seeds, settings.port)
@@ -176,7 +176,7 @@ class ClusterNode:
             log.info("open cluster: any machine on this network can join; cluster.token closes it")
 
     async def close(self) -> None:
-        """Say goodbye, then stop. Without it (kill -9) the others notice all the same."""
+        """Announce that this node leaves, then stop. Others also notice if it is killed instead."""
         if self._leaving:
             return
         self._leaving = True
@@ -195,7 +195,7 @@ class ClusterNode:
         await self._peers.close()
         self._datagrams.close()
 
-    # What the other rooms see
+    # Public view
 
     @property
     def me(self) -> Record:
@@ -204,7 +204,7 @@ class ClusterNode:
 
     @property
     def boot(self) -> int:
-        """This process' number: another one after every start."""
+        """This process' boot number, new with every start."""
         return self._boot
 
     @property
@@ -213,7 +213,7 @@ class ClusterNode:
         return self._port
 
     def live(self) -> tuple[Record, ...]:
-        """Records of all nodes held alive, this one included, by node id."""
+        """Return the records of all nodes considered alive, including this one, by node id."""
         if self._gossip is None:
             return (self._first_record,)
         if self._live is None:
@@ -221,30 +221,30 @@ class ClusterNode:
         return self._live
 
     def record(self, node: str) -> Record | None:
-        """The last record of ``node``, alive or not; None when never seen."""
+        """Return the last record of ``node``, alive or not; None if never seen."""
         if self._gossip is None:
             return self._first_record if node == self._first_record.node else None
         return self._gossip.known.record(node)
 
     def left(self, node: str) -> bool:
-        """Whether ``node`` said goodbye, and has not come back since."""
+        """Whether ``node`` left and has not come back since."""
         return self._gossip is not None and self._gossip.known.left(node)
 
     @property
     def tokens(self) -> Tokens:
-        """The cluster's secret."""
+        """The cluster's tokens."""
         return self._identity.tokens
 
     def leader(self) -> Term:
-        """The term that holds; ``leader`` is empty while there is none."""
+        """Return the current term; ``leader`` is empty while there is none."""
         return self._gossip.known.leader() if self._gossip is not None else Term()
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop after any change; the answer ends that."""
+        """Call ``callback`` on the loop after any change; the returned function unsubscribes it."""
         return self._subscribers.add(callback)
 
     def update_me(self, **changes: Any) -> None:
-        """Replace fields of the own record, raise its version and spread it. Equal values do nothing."""
+        """Replace fields of this node's record, raise its version and spread it. Equal values do nothing."""
         before = self.me
         after = replace(before, **changes)
         if after == before:
@@ -260,12 +260,12 @@ class ClusterNode:
         self._changed()
 
     def observe_term(self, term: Term) -> None:
-        """A term was seen outside of records (an owner refused a command as old)."""
+        """Note a term seen outside of records (an owner refused a command as outdated)."""
         if self._gossip is not None:
             self._runner.do(self._gossip.observe_term(term, time.monotonic()))
 
     def status(self) -> ClusterStatus:
-        """How this part does."""
+        """Return the status of this node's part in the cluster."""
         gossip = self._gossip
         return ClusterStatus(
             self._finder.status(),
@@ -284,11 +284,11 @@ class ClusterNode:
         )
 
     def dropped(self) -> dict[str, int]:
-        """What came from other nodes and was not taken in, counted by reason."""
+        """Return counts of dropped messages of other nodes, by reason."""
         status = self.status()
         return {**status.refused, "unreadable": status.rejected, **status.disbelieved}
 
-    # What changed
+    # Changes
 
     def _note_change(self, event: NodeEvent) -> None:
         change, node = event.change, event.node
@@ -329,7 +329,7 @@ class ClusterNode:
                 self.update_me(links=self._measures.told())
         self._subscribers.notify()
 
-    # What is heard
+    # Received data
 
     def _heard(self, opened: OpenedPacket, source: Address) -> None:
         if self._admission is not None:
@@ -358,7 +358,7 @@ class ClusterNode:
         return self._gossip.known.addresses(node) if self._gossip is not None else ()
 
     def _use_addresses(self, addresses: tuple[str, ...]) -> None:
-        """This node's own addresses are these now."""
+        """Use and announce this node's changed addresses."""
         if self._gossip is not None:
             self._runner.do(self._gossip.set_addresses(self._with_port(addresses), time.monotonic()))
             self.update_me(addresses=addresses)
@@ -366,22 +366,22 @@ class ClusterNode:
     def _with_port(self, addresses: Sequence[str]) -> tuple[Address, ...]:
         return tuple((ip, self._port) for ip in addresses)
 
-    # Who belongs to it
+    # Membership of the cluster
 
     @property
     def admission(self) -> Admission | None:
-        """Whom the cluster's secret is given to; None where the settings have a token."""
+        """Manages the cluster's secret; None if the settings have a token."""
         return self._admission.admission if self._admission is not None else None
 
     def keyring(self) -> Keyring | None:
-        """The cluster's secret and its members; None where the settings have a token."""
+        """Return the cluster's secret and members; None if the settings have a token."""
         return self.admission.ring if self.admission is not None else None
 
     def evicted(self, node: str) -> bool:
-        """Whether an admin turned ``node`` out."""
+        """Whether an admin evicted ``node``."""
         return node in self._identity.refused
 
     def set_aside(self, nodes: frozenset[str]) -> None:
-        """Hold these nodes gone, beside those evicted, until this is called again: so that another leads."""
+        """Treat these nodes as dead, like evicted ones, until the next call, so that another node leads."""
         if self._gossip is not None:
             self._runner.do(self._gossip.evict(frozenset(self._identity.refused) | nodes, time.monotonic()))
