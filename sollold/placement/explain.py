@@ -21,6 +21,8 @@ LEAST_HELD_BACK = 64 * 1024**2
 """Minimum bytes that a node must hold back for a remedy to mention it."""
 LEAST_BITS = 1.8
 """Bits per weight of the smallest quantization in use (IQ1_M)."""
+_MOST_AWAY = 8
+"""Machines that are tried together, of those that take no part."""
 _WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
 
 
@@ -177,7 +179,7 @@ def _remedies(
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
         found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
-    found += [one.how for one in away if fits_on(replace(fleet, machines=(*fleet.machines, one.machine)))]
+    found += _taking_part(fleet, away, fits_on)
     found += filter(None, (_without_others(fleet, fits_on), _without_reserve(fleet, fits_on)))
     if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
@@ -286,6 +288,20 @@ def _given_back(
         on = _freed(on, one)
         if count > 1 and fits_on(on):
             return [tuple(some[:count])]
+    return []
+
+
+def _taking_part(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fleet], bool]) -> list[str]:
+    """Return what lets each machine take part that would suffice alone, or else the fewest, largest first."""
+    alone = [one.how for one in away if fits_on(replace(fleet, machines=(*fleet.machines, one.machine)))]
+    if alone:
+        return alone
+    on, together = fleet, list[str]()
+    for one in sorted(away, key=lambda one: -one.machine.room)[:_MOST_AWAY]:
+        on = replace(on, machines=(*on.machines, one.machine))
+        together.append(one.how)
+        if len(together) > 1 and fits_on(on):
+            return [" and ".join(together)]
     return []
 
 

@@ -10,7 +10,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.machine.device import Device, Kind
 from sollold.models.footprint.footprint import Footprint
 from sollold.models.footprint.run_options import Run
-from sollold.placement.explain import Busy, Shortfall, explain
+from sollold.placement.explain import Away, Busy, Shortfall, explain
 from sollold.placement.inventory import Fleet, machine_of
 from sollold.placement.planner import choose
 from sollold.placement.request import PlacementRequest, Policy
@@ -28,10 +28,11 @@ def told(
     on: Fleet,
     *busy: Busy,
     of: Callable[[Run], Footprint] = PRINTS,
+    away: tuple[Away, ...] = (),
 ) -> Shortfall:
     choice = choose(request, on, of)
     assert choice.candidate is None
-    return explain(request, on, of, choice, busy)
+    return explain(request, on, of, choice, busy, away=away)
 
 
 def number(pattern: str, text: str) -> str:
@@ -98,6 +99,19 @@ def test_the_ways_out_come_in_the_order_of_what_they_cost() -> None:
     assert len(remedies) == len(kinds)
     for remedy, kind in zip(remedies, kinds, strict=True):
         assert remedy.startswith(kind)
+
+
+def test_machines_that_take_no_part_are_named_together_where_none_would_suffice_alone() -> None:
+    on = fleet(machine(cpu("a", 450 * MIB), holds=True))
+    away = tuple(
+        Away(machine(cpu(name, size * MIB)), f"starting {name} again")
+        for name, size in (("b", 200), ("c", 350), ("d", 360))
+    )
+    assert "starting d again and starting c again" in told(WISH, on, away=away).remedies
+    large = Away(machine(cpu("e", 900 * MIB)), "starting e again")
+    starting = [one for one in told(WISH, on, away=(*away, large)).remedies if "starting" in one]
+    assert starting == ["starting e again"]
+    assert not any("starting" in one for one in told(WISH, on, away=away[:1]).remedies)
 
 
 def test_two_in_use_are_named_where_one_is_not_enough() -> None:
