@@ -1,7 +1,7 @@
-"""Membership, records and election as one state machine: bytes and a clock in, actions out.
+"""Membership, records and elections as one state machine: bytes and a clock in, actions out.
 
 The shell owns the socket, the clock (monotonic seconds) and the disk. It calls `handle_packet` for every
-datagram opened by `sollold.cluster.net.packet_seal`, `tick` at `next_wake`, and executes the actions in
+datagram decrypted by `sollold.cluster.net.packet_seal`, `tick` at `next_wake`, and executes the actions in
 order.
 """
 
@@ -42,19 +42,19 @@ from sollold.cluster.gossip.timers import Timers
 class Gossip:
     """One node's part in the cluster.
 
-    Its constructor is long since it makes all parts, which share the timers, the news and the actions.
+    The constructor is long because it creates all parts, which share the timers, the news and the actions.
 
     Args:
-        record: what this node says of itself at first; ``version`` and ``claim`` are set here.
-        boot: random positive integer below 2**63, new with every start of the process.
-        addresses: where peers can reach this node, the best first; may be empty at first.
-        kept: what the last run wrote with `Persist`; the default when there is nothing.
+        record: this node's initial record; ``version`` and ``claim`` are set here.
+        boot: positive integer below 2**63, greater than any earlier process' (see `double.boot_number`).
+        addresses: addresses at which peers can reach this node, the best first; may be empty at first.
+        kept: the state persisted by the last run; the default if there is none.
         now: monotonic seconds, as everywhere here.
         random: for the order of probes and the choice of peers.
-        signer: signs what this node says of itself; the record's ``node`` is the id of its key.
+        signer: signs this node's statements; the record's ``node`` is the id of its key.
 
     Attributes:
-        known: what it knows of the cluster, for those who ask.
+        known: read-only view of the cluster.
     """
 
     def __init__(
@@ -175,10 +175,10 @@ class Gossip:
         self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
         self._timers.at(now, self._start)
 
-    # What comes in
+    # Input
 
     def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
-        """A datagram, already opened. What is not a packet is counted in ``rejected`` and dropped."""
+        """Handle a decrypted datagram. Invalid packets are counted in ``rejected`` and dropped."""
         self._awake(now)
         try:
             packet = decode(data)
@@ -191,14 +191,16 @@ class Gossip:
         return self._done(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Do what is due. Called at `next_wake` or whenever convenient."""
+        """Run due timers. Call it at `next_wake` or whenever convenient."""
         self._awake(now)
         self._timers.run(now)
         return self._done(now)
 
     def _awake(self, now: float) -> None:
-        """If this process stood still, move its timers on. Before anything else that happens after it, or
-        what is set then would be moved as well."""
+        """If this process stood still, postpone its timers.
+
+        Must come before anything else: timers set afterwards must not be postponed.
+        """
         late = now - self._timers.next()
         if late > self._tuning.lag:
             self._timers.shift(late)
@@ -206,29 +208,29 @@ class Gossip:
             self._awareness.worse()
 
     def next_wake(self) -> float:
-        """When `tick` has something to do next; may move closer after any other call."""
+        """Return when `tick` is due next; any other call may make it earlier."""
         return self._timers.next()
 
     def introduce(
         self, addresses: tuple[Address, ...], now: float, *, keep: bool = False, source: str = ""
     ) -> list[Action]:
-        """A node may be at one of ``addresses`` (of one machine): from mDNS, seeds or ``peers.json``.
+        """Try ``addresses`` (of one machine), where a node may be: from mDNS, seeds or ``peers.json``.
 
-        ``keep``: retry without end (with growing pauses) while no live node is known there. ``source``: a
-        seed or a node id; its new addresses replace its former ones.
+        ``keep``: retry forever (with growing pauses) while no live node is known there. ``source``: a seed
+        or a node id; its new addresses replace its former ones.
         """
         self._awake(now)
         self._joins.add(addresses, now, keep=keep, source=source)
         return self._done(now)
 
     def tcp_pong(self, sequence: int, now: float) -> list[Action]:
-        """The node of a `TcpPing` answered."""
+        """Handle the response to a `TcpPing`."""
         self._awake(now)
         self._prober.tcp_pong(sequence)
         return self._done(now)
 
     def link_made(self, node: str, address: Address, now: float) -> list[Action]:
-        """The standing link to ``node`` is up; ``address`` is its IP and *gossip* port."""
+        """Note that the standing link to ``node`` is up; ``address``: its IP and *gossip* port."""
         self._awake(now)
         self._prober.hear_link(node)
         member = self._membership.members.get(node)
@@ -241,11 +243,11 @@ class Gossip:
         return self._done(now)
 
     def link_lost(self, node: str, now: float, *, silent: bool = False) -> list[Action]:
-        """The standing link broke without goodbye: find out soon whether ``node`` is dead.
+        """Find out quickly whether ``node`` is dead: its standing link broke without goodbye.
 
-        Within a second where the other side's system ended it (end of file, reset): the link of a node that
-        is merely slow stays open. ``silent``: this side's system gave it up, since nothing was acknowledged;
-        that is so for a bad network too, so the answer may take about twice as long.
+        This takes less than a second if the other side's system closed it (end of file, reset): the link of a
+        node that is merely slow stays open. ``silent``: our own system gave it up, since nothing was
+        acknowledged; a bad network causes that too, so the decision may take about twice as long.
         """
         self._awake(now)
         self._prober.quick(node, now, silent=silent)
@@ -254,14 +256,13 @@ class Gossip:
     # Push-pull over TCP
 
     def push_pull_open(self) -> bytes:
-        """The first body of an exchange, for the side that starts it."""
+        """Return the first body of an exchange, for the side that starts it."""
         return self._exchange.first_body()
 
     def push_pull(self, data: bytes, source: Address | None, now: float) -> tuple[bytes, list[Action]]:
-        """A body from the other side → what to send back (empty: nothing more), and actions.
+        """Handle a received body. Returns the response (empty: none) and actions.
 
-        ``source``: the peer's IP and gossip port, when known. A body that is no push-pull is counted and
-        ends the exchange.
+        ``source``: the peer's IP and gossip port, if known. An invalid body is counted and ends the exchange.
         """
         self._awake(now)
         try:
@@ -284,16 +285,16 @@ class Gossip:
         return answer, self._done(now)
 
     def push_pull_done(self, node: str, ok: bool, now: float) -> list[Action]:
-        """A `PushPullWith` for ``node`` ended."""
+        """Handle the end of a `PushPullWith` for ``node``."""
         self._awake(now)
         if not ok and node:
             self._anti_entropy.failed(node, now)
         return self._done(now)
 
-    # What this node does
+    # This node
 
     def persisted(self, kept: Kept, now: float) -> list[Action]:
-        """A `Persist` was carried out: a claim that waited for it is made, unless a higher one came."""
+        """Handle a completed `Persist`: make a claim that waited for it, unless a higher one was seen."""
         self._awake(now)
         claim = self._leadership.persisted(kept.term)
         if claim is not None:
@@ -302,7 +303,7 @@ class Gossip:
         return self._done(now)
 
     def update_record(self, record: Record, now: float) -> list[Action]:
-        """Say something new of this node. ``version`` and ``claim`` of ``record`` are ignored."""
+        """Change this node's record. ``version`` and ``claim`` of ``record`` are ignored."""
         self._awake(now)
         draining = self._registry.me.draining
         if self._registry.update(replace(record, claim=self._registry.me.claim)):
@@ -312,7 +313,7 @@ class Gossip:
         return self._done(now)
 
     def set_addresses(self, addresses: tuple[Address, ...], now: float) -> list[Action]:
-        """This node's own addresses changed."""
+        """Change this node's addresses."""
         self._awake(now)
         if addresses != self._membership.own.addresses:
             self._membership.own.move(addresses)
@@ -320,19 +321,19 @@ class Gossip:
         return self._done(now)
 
     def evict(self, nodes: frozenset[str], now: float) -> list[Action]:
-        """These nodes, and no others, were evicted by an admin: they are gone at once, and stay so."""
+        """Set the nodes evicted by an admin: they are declared dead at once and stay so."""
         self._awake(now)
         self._membership.evict(nodes, now)
         return self._done(now)
 
     def observe_term(self, term: Term, now: float) -> list[Action]:
-        """A term was seen outside of records (an owner refused ours as old): never claim below it."""
+        """Note a term seen outside of records (an owner refused ours as outdated): never claim below it."""
         self._awake(now)
         self._leadership.observe(term)
         return self._done(now)
 
     def leave(self, now: float) -> list[Action]:
-        """Say goodbye. Tick on for half a second, so that it spreads, then stop."""
+        """Announce that this node leaves. Keep ticking for half a second, so that it spreads, then stop."""
         self._awake(now)
         farewell = self._membership.own.leave()
         for member in self._membership.sample(8):
@@ -341,37 +342,37 @@ class Gossip:
                 self._outbox.send(address, [farewell])
         return self._done(now)
 
-    # How it does
+    # Status
 
     @property
     def rejected(self) -> int:
-        """Packets, push-pull bodies and records that were not understood."""
+        """Number of packets, push-pull bodies and records that could not be decoded."""
         return self._rejected
 
     def other_formats(self, now: float) -> dict[str, int]:
-        """IP addresses of nodes of another release → the format of their packets, which is not ours."""
+        """Return IP addresses of nodes of other releases → the format of their packets."""
         return self._other_formats.heard(now)
 
     @property
     def unread(self) -> dict[str, tuple[str, ...]]:
-        """Nodes of another release → the fields of their records that are not understood here."""
+        """Nodes of other releases → the fields of their records that are not understood here."""
         return self._registry.unread()
 
     @property
     def refused(self) -> dict[str, int]:
-        """Statements of members that were not believed, by reason.
+        """Numbers of refused statements of members, by reason.
 
-        ``forged``: not signed by the node they are about, or with counts that nobody reaches. ``record``:
-        signed records that no node can have.
+        ``forged``: not signed by the node they are about, or with implausible counters. ``record``: signed
+        records with implausible values.
         """
         return {**self._refused, "forged": self._refused["forged"] + self._membership.refused}
 
     @property
     def health(self) -> int:
-        """0: this node keeps up; up to 7: its probes fail, its time-outs are stretched."""
+        """0: this node keeps up; up to 7: its probes fail, its timeouts are stretched."""
         return self._awareness.score
 
-    # What goes out
+    # Output
 
     def _gossip_turn(self, now: float) -> None:
         self._gossip_at = None
@@ -384,7 +385,7 @@ class Gossip:
                 self._outbox.send_news(address)
 
     def _reconnect(self, now: float) -> None:
-        """Try one that was found dead: it may live behind a partition that has healed."""
+        """Try a dead node: it may live behind a partition that has healed."""
         self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
         self._membership.forget(now)
         self._registry.forget_all_but(self._membership.members)
@@ -433,7 +434,7 @@ class Gossip:
         self._actions.append(NodeEvent(change, node, term or Term()))
 
     def _changed(self, change: Change, node: str) -> None:
-        """The membership changed."""
+        """Handle a change of the membership."""
         self._anti_entropy.note(node)
         if node == self._me:
             self._persist()
@@ -450,7 +451,7 @@ class Gossip:
             self._actions.append(Persist(kept))
 
     def _start(self, now: float) -> None:
-        """Makes the first tick due at once: it returns the actions of the construction."""
+        """Make the first tick due at once: it returns the actions of the constructor."""
 
     def _done(self, now: float) -> list[Action]:
         if self._leadership.due:

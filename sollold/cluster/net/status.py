@@ -17,7 +17,7 @@ class ClusterStatus:
         discovery: status of mDNS; None if the settings turn it off.
         links: nodes with a standing link.
         health: 0 good, up to 7: this node is slow or badly connected.
-        rejected: number of packets that were decrypted but could not be decoded.
+        rejected: number of packets, push-pull bodies and records that could not be decoded.
         refused: datagrams dropped undecrypted, by reason (`sollold.cluster.net.packet_seal.DropReason`).
         unsent: number of datagrams the system did not accept.
         unheard: names of live nodes on this node's own networks that mDNS, although it works, has never seen.
