@@ -92,7 +92,7 @@ def parse(text: str) -> Name:
     for part, pattern in ((host, _HOST), (namespace, _PART), (model, _PART), (tag, _PART)):
         if not pattern.fullmatch(part):
             where = repr(part) if part == text else f"{part!r} in {text!r}"
-            why = f"{where} must have letters, digits, '.', '_' and '-' alone, and not begin with '.' or '-'"
+            why = f"{where} may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
             raise ValueError(f"invalid model name: {why if part else f'a part of {text!r} is empty'}")
     return Name(host, namespace, model, tag)
 
@@ -165,12 +165,12 @@ class Resolved:
         if self.away:
             are = "which is" if len(self.away) == 1 else "which are"
             return (
-                f"model {self.asked!r} is on {' and '.join(self.away)} alone, {are} not there now: "
-                "switched off, restarting or cut off"
+                f"model {self.asked!r} is only on {' and '.join(self.away)}, {are} offline: "
+                "switched off, restarting or disconnected"
             )
         message = f"model {self.asked!r} not found"
         if self.unread:
-            return f"{message} so far; still reading {' and '.join(self.unread[:3])}, try again in a moment"
+            return f"{message} yet; still reading {' and '.join(self.unread[:3])}, try again in a moment"
         if self.suggestions:
             message += f"; did you mean {' or '.join(self.suggestions)}?"
         return message

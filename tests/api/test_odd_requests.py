@@ -250,7 +250,7 @@ async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, ht
     ):
         answered, answer, _ = await post(http, url + path, body)
         assert answered == status and said in answer["error"], body
-    signs = "must have letters, digits, '.', '_' and '-' alone, and not begin with '.' or '-'"
+    signs = "may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
     for name, why in (
         ("a b", f"'a b' {signs}"),
         ("x/a b:1", f"'a b' in 'x/a b:1' {signs}"),

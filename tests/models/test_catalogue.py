@@ -97,7 +97,7 @@ async def test_other_content_under_a_taken_name(make: Make, tmp_path: Path) -> N
     assert first.source == "ollama"
     assert second.name == "tiny:F16-folder"
     (problem,) = catalogue.problems
-    assert "folder/tiny-F16.gguf has other content and is tiny:F16-folder" in problem.what
+    assert "folder/tiny-F16.gguf has different content and is listed as tiny:F16-folder" in problem.what
 
 
 async def test_who_had_a_name_keeps_it(make: Make, tmp_path: Path) -> None:

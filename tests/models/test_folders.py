@@ -82,7 +82,7 @@ def test_shards(tmp_path: Path) -> None:
 def test_missing_shards_are_told(tmp_path: Path) -> None:
     touch(tmp_path / "Big-00002-of-00004.gguf")
     (found,) = folders.scan_folder(tmp_path).found
-    assert found.unusable.startswith("Shards 1, 3, 4 of 4 missing")
+    assert found.unusable.startswith("Shards 1, 3, 4 of 4 are missing")
 
 
 def test_a_count_that_cannot_be() -> None:

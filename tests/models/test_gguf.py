@@ -142,8 +142,8 @@ def _counts(tensors: int, keys: int) -> bytes:
         (b"PK\x03\x04" + bytes(60), "not a GGUF file"),
         (struct.pack(">4sIQQ", b"GGUF", 3, 1, 1) + bytes(60), "big-endian"),
         (struct.pack("<4sIQQ", b"GGUF", 1, 1, 1) + bytes(60), "version 1"),
-        (_counts(2**63, 0) + bytes(60), "tensors announced"),
-        (_counts(0, 2**63) + bytes(60), "keys announced"),
+        (_counts(2**63, 0) + bytes(60), "tensors declared"),
+        (_counts(0, 2**63) + bytes(60), "keys declared"),
         (_counts(0, 1) + struct.pack("<Q", 2**63) + bytes(60), "a metadata key of"),
         (_counts(0, 1) + struct.pack("<Q1sII", 1, b"k", 8, 0) + b"\xff" * 8, "bytes"),
         (_counts(0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 8, 2**60), "strings"),
@@ -164,7 +164,7 @@ def test_malformed_files_are_told_where(tmp_path: Path, content: bytes, says: st
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
-    assert "not there" in str(_refused(tmp_path / "none.gguf"))
+    assert "the file is missing" in str(_refused(tmp_path / "none.gguf"))
     assert "not a file" in str(_refused(tmp_path)) or "directory" in str(_refused(tmp_path))
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
@@ -233,7 +233,7 @@ def test_split_files(tmp_path: Path) -> None:
     _shard(paths[2], 2, 3, 1, 6)
     assert "5 tensors" in str(_refused_at(paths[0]))
     paths[1].unlink()
-    assert "not there" in str(_refused_at(paths[0]))
+    assert "the file is missing" in str(_refused_at(paths[0]))
     with pytest.raises(GgufError, match="shard 2 of 3 is missing"):
         gguf.read_files([paths[0], paths[2]])
     with pytest.raises(GgufError, match="the same shard"):

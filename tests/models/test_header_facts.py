@@ -14,9 +14,9 @@ TWO_LAYERS = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight",
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"llama.block_count": 20_000_000}, "announces 20000000 layers and lists tensors of 2"),
-        ({"llama.attention.head_count": 0}, "announces no attention heads"),
-        ({"llama.attention.head_count": [0, 0]}, "announces no attention heads"),
+        ({"llama.block_count": 20_000_000}, "declares 20000000 layers but lists tensors of 2"),
+        ({"llama.attention.head_count": 0}, "declares no attention heads"),
+        ({"llama.attention.head_count": [0, 0]}, "declares no attention heads"),
     ],
 )
 def test_a_header_that_contradicts_its_tensors_is_refused(

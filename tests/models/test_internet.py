@@ -113,7 +113,7 @@ async def test_without_a_proxy_doctor_tells_how_to_name_one(monkeypatch: pytest.
     async with internet({"HF_ENDPOINT": "http://nowhere.invalid"}) as there:
         with pytest.raises(RemoteError, match=r"nowhere\.invalid can't be reached: "):
             await RemoteHeaders(there).read(NAME)
-        assert "if it needs a proxy, name it" in there.trouble()[0][1]
+        assert "if it needs a proxy, set it" in there.trouble()[0][1]
         monkeypatch.setattr("sollold.models.transfer.internet._REMEMBERED", 0.0)
         assert not there.trouble(), "what was wanted long ago"
 

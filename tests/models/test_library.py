@@ -116,7 +116,7 @@ async def test_no_model_is_called_missing_while_a_folder_is_read_for_the_first_t
     monkeypatch.setattr("sollold.models.library._SETTLE", 0.05)
     try:
         await a.start()
-        with pytest.raises(Refusal, match=f"not found so far; still reading .*{a.folder / 'm'}") as refused:
+        with pytest.raises(Refusal, match=f"not found yet; still reading .*{a.folder / 'm'}") as refused:
             await a.library.named("gamma")
         assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
         monkeypatch.setattr("sollold.models.library._SETTLE", 20.0)
@@ -212,7 +212,7 @@ async def test_a_node_that_goes_takes_its_models(three: ThreeNodes) -> None:
     await until(lambda: a.names() == [])
     for resolved in (a.library.resolve("beta"), a.library.exact("beta:latest")):
         assert (resolved.name, resolved.away) == ("", ("name-b",))
-        assert "'beta" in resolved.message and "name-b alone, which is not there now" in resolved.message
+        assert "'beta" in resolved.message and "is only on name-b, which is offline" in resolved.message
     assert a.library.resolve("gamma").away == ()
     a.calls.cut.clear()
     three.spread()

@@ -36,5 +36,5 @@ def test_a_file_that_became_shorter_is_an_error_of_the_system(tmp_path: Path) ->
     path = write_gguf(tmp_path / "m.gguf", metadata={"a": TOKENS})
     header = reader.read(path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(OSError, match="shorter"):
+    with pytest.raises(OSError, match="shrank"):
         long_arrays(header)

@@ -118,7 +118,7 @@ async def test_a_model_of_a_node_that_is_away_is_not_called_missing(cluster: Clu
     with pytest.raises(Refusal) as away:
         await give(a, model="elsewhere")
     assert away.value.fault is Fault.UNAVAILABLE and away.value.retry_after > 0
-    assert "host-z alone, which is not there now" in away.value.message
+    assert "is only on host-z, which is offline" in away.value.message
 
 
 async def test_engines_refusal_keeps_status_and_words(cluster: Cluster) -> None:

@@ -73,7 +73,7 @@ class Recital:
         ordered = sorted((*self.pieces, *_SPECIAL))
         for shorter, longer in itertools.pairwise(ordered):
             if longer.startswith(shorter):
-                raise ValueError(f"pieces {shorter!r} and {longer!r}: one begins with the other")
+                raise ValueError(f"pieces {shorter!r} and {longer!r}: one is a prefix of the other")
 
     @property
     def text(self) -> str:

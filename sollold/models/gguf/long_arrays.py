@@ -43,7 +43,7 @@ def _values(file: BinaryIO, array: Array) -> Values:
     file.seek(begin)
     data = file.read(end - begin)
     if len(data) < end - begin:
-        raise OSError("the file became shorter while it was read")
+        raise OSError("the file shrank while it was being read")
     if array.scalar:
         return list(struct.unpack(f"<{array.length}{array.scalar}", data))
     texts: Values = []

@@ -95,7 +95,7 @@ class _Window:
         self._data = self._file.read(min(max(count, _WINDOW), self.left))
         self._base = self.position
         if len(self._data) < count:
-            raise Truncated(self.path, self.position, "the file became shorter while it was read")
+            raise Truncated(self.path, self.position, "the file shrank while it was being read")
 
     def u32(self) -> int:
         return int(_U32.unpack(self.take_bytes(4))[0])
@@ -145,15 +145,15 @@ def _parse(window: _Window) -> Header:
     version = window.u32()
     if version not in (2, 3):
         if version & 0xFFFF == 0 and version >> 24 in (1, 2, 3):
-            reason = "a big-endian GGUF file; llama.cpp here reads little-endian ones: convert it again"
+            reason = "a big-endian GGUF file, but llama.cpp reads little-endian files here: convert it again"
         else:
-            reason = f"GGUF version {version}; 2 and 3 can be read"
+            reason = f"GGUF version {version} is not supported; only 2 and 3 are"
         raise GgufError(window.path, 4, reason)
     tensor_count, key_count = window.u64(), window.u64()
     if key_count > min(_MOST_KEYS, window.left // 13):
-        raise window.error(f"{key_count} metadata keys announced, more than the file can hold")
+        raise window.error(f"{key_count} metadata keys declared, more than the file can hold")
     if tensor_count > min(_MOST_TENSORS, window.left // 24):
-        raise window.error(f"{tensor_count} tensors announced, more than the file can hold")
+        raise window.error(f"{tensor_count} tensors declared, more than the file can hold")
     metadata = _metadata(window, key_count)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
@@ -168,7 +168,7 @@ def _metadata(window: _Window, count: int) -> dict[str, Value]:
     for _ in range(count):
         key = window.string(_LONGEST_KEY, "a metadata key")
         if not key or key in metadata:
-            raise window.error(f"metadata key {key!r} is {'given twice' if key else 'empty'}")
+            raise window.error(f"metadata key {key!r} is {'repeated' if key else 'empty'}")
         kind = window.u32()
         if kind == _STRING:
             metadata[key] = window.string(_LONGEST_TEXT, f"the text of {key!r}")
@@ -191,9 +191,9 @@ def _array(window: _Window, key: str, most_strings: int) -> Array:
     kind, length = window.u32(), window.u64()
     if kind == _STRING:
         if length > window.left // 8:
-            raise window.error(f"array {key!r} announces {length} strings, more than the file can hold")
+            raise window.error(f"array {key!r} declares {length} strings, more than the file can hold")
         if length > most_strings:
-            raise window.error(f"array {key!r} announces {length} strings, more than is plausible")
+            raise window.error(f"array {key!r} declares {length} strings, more than is plausible")
         if length <= _KEPT_STRINGS:
             return Array(
                 length, tuple(window.string(_LONGEST_TEXT, f"a text of {key!r}") for _ in range(length))
@@ -205,7 +205,7 @@ def _array(window: _Window, key: str, most_strings: int) -> Array:
     if scalar is None:
         raise window.error(f"array {key!r} has elements of the unknown type {kind}")
     if length > window.left // scalar.size:
-        raise window.error(f"array {key!r} announces {length} elements, more than the file can hold")
+        raise window.error(f"array {key!r} declares {length} elements, more than the file can hold")
     if length > _KEPT_NUMBERS:
         begin = window.position
         window.position += length * scalar.size

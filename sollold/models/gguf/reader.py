@@ -58,7 +58,7 @@ def shards(path: str | Path) -> tuple[str, ...]:
         return (str(path),)
     count, number = int(match["count"]), int(match["number"])
     if not 1 <= count <= _MOST_SHARDS or not 1 <= number <= count:
-        raise GgufError(str(path), 0, f"its name makes it shard {number} of {count}")
+        raise GgufError(str(path), 0, f"its name has an invalid shard number: {number} of {count}")
     return tuple(
         str(path.with_name(f"{match['stem']}-{index:05}-of-{count:05}.gguf")) for index in range(1, count + 1)
     )
@@ -84,7 +84,7 @@ def joined(headers: list[Header]) -> Header:
         by_number[number] = header
     if len(by_number) != count:
         missing = next(number for number in range(count) if number not in by_number)
-        raise GgufError(first, 0, f"shard {missing + 1} of {count} is missing; fetch the whole model")
+        raise GgufError(first, 0, f"shard {missing + 1} of {count} is missing; download the whole model")
     tensors: list[Tensor] = []
     seen: set[str] = set()
     for number in range(count):
@@ -98,7 +98,7 @@ def joined(headers: list[Header]) -> Header:
             )
     expected = by_number[0].integer("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise GgufError(first, 0, f"{len(tensors)} tensors in the shards, but {expected} are announced")
+        raise GgufError(first, 0, f"{len(tensors)} tensors in the shards, but the header declares {expected}")
     return Header(
         files=tuple(by_number[number].files[0] for number in range(count)),
         size=sum(header.size for header in headers),
@@ -117,6 +117,6 @@ def _read_one(path: str) -> Header:
                 raise GgufError(path, 0, "not a file")
             return parse(file, path, status.st_size)
     except FileNotFoundError:
-        raise GgufError(path, 0, "the file is not there; if the model is split, fetch all of it") from None
+        raise GgufError(path, 0, "the file is missing; if the model is split, download all of it") from None
     except (OSError, ValueError) as error:
         raise GgufError(path, 0, f"can't be read: {error}") from None

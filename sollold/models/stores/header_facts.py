@@ -167,11 +167,13 @@ def described(header: Header) -> HeaderFacts:
         only_ollama=llama_support.refusal(header),
     )
     if kind == "model" and not arch:
-        return replace(facts, unusable="Its header names no architecture; it is no model. Fetch it again.")
+        return replace(
+            facts, unusable="Its header has no architecture, so it is not a model. Download it again."
+        )
     if kind == "model" and not header.tensors:
-        return replace(facts, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
+        return replace(facts, unusable="It has no weights, only a vocabulary. Download the whole model.")
     if kind == "model" and (why := _contradiction(header, facts.layers)):
-        return replace(facts, unusable=f"{why}. It is damaged or unfinished: fetch it again.")
+        return replace(facts, unusable=f"{why}. It is damaged or incomplete: download it again.")
     return facts
 
 
@@ -204,11 +206,11 @@ def _contradiction(header: Header, layers: int) -> str:
     """
     if layers > len(header.tensors):
         held = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
-        return f"Its header announces {layers} layers and lists tensors of {len(held)}"
+        return f"Its header declares {layers} layers but lists tensors of {len(held)}"
     heads = header.integers(f"{header.architecture}.attention.head_count")
     attends = any(tensor.name.endswith((".attn_q.weight", ".attn_qkv.weight")) for tensor in header.tensors)
     if attends and heads and max(heads) < 1:
-        return "Its layers attend, and its header announces no attention heads"
+        return "Its layers have attention, but its header declares no attention heads"
     return ""
 
 
@@ -309,4 +311,4 @@ class HeaderFactsCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, msgspec.json.encode((_EDITION, self._facts.copy())))
         except OSError as error:
-            log.warning("can't keep the headers read so far: %s", error)
+            log.warning("can't save the headers read so far: %s", error)

@@ -46,7 +46,7 @@ def scan(root: Path) -> Scan:
 
 
 def _shut(folder: Path, root: Path, result: Scan) -> None:
-    what = f"The folder {folder} of a Hugging Face cache can't be read; what is in it is not seen."
+    what = f"The folder {folder} of a Hugging Face cache can't be read; its models are not listed."
     result.problems.append(Problem(what, permission_hint(folder, root)))
 
 

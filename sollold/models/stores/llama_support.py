@@ -80,7 +80,7 @@ class _Marker:
 
     def met(self, header: Header, names: set[str]) -> str:
         if self.key and self.key in header.metadata:
-            return f"its header has {self.key}, which llama.cpp calls by another name"
+            return f"its header has {self.key}, which has another name in llama.cpp"
         if self.missing and self.missing not in header.metadata:
             return _NOT_THERE.format(key=self.missing)
         if self.tensor and self.tensor in names:
@@ -151,4 +151,4 @@ class RefusedModels:
         try:
             write_whole(self._path, msgspec.json.encode(self._reasons))
         except OSError as error:
-            log.warning("can't keep that llama.cpp refuses a model: %s", error)
+            log.warning("can't save that llama.cpp refuses a model: %s", error)

@@ -41,7 +41,7 @@ class NameOwners:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, msgspec.json.encode(self._owners))
         except OSError as error:
-            log.info("can't keep in %s whose the models' names are: %s", self._path, error)
+            log.info("can't save the owners of the models' names in %s: %s", self._path, error)
 
     def assign(
         self, models: Iterable[Model], now: float, *, settled: bool
@@ -77,8 +77,8 @@ class NameOwners:
                 continue
             taken[name.lower()] = replace(model, name=name)
             if keeper is not None and model.files and keeper.files:
-                what = f"{model.name} is {keeper.files[0]}; {model.files[0]} has other content and is {name}"
-                problems.append(Problem(f"{what}.", "rename one of the files"))
+                what = f"{model.name} is {keeper.files[0]}; {model.files[0]} has different content"
+                problems.append(Problem(f"{what} and is listed as {name}.", "rename one of the files"))
         return tuple(taken.values()), tuple(problems), self._owners != before
 
     def _owner(self, key: str, contents: list[Model], now: float, *, settled: bool) -> str:

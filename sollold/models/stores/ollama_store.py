@@ -117,13 +117,13 @@ def scan(root: Path) -> Scan:
         else:
             strange.append(path)
     if left < 0:
-        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; {_MOST_MODELS} are looked at."
+        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; only {_MOST_MODELS} are listed."
         result.problems.append(Problem(what))
     if strange:
         others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         result.problems.append(
             Problem(
-                f"{strange[0]}{others} in an Ollama store can't be the name of a model and is left out; "
+                f"{strange[0]}{others} in an Ollama store is not a valid model name and is ignored; "
                 "move it elsewhere, or pull the model again under a proper name."
             )
         )
@@ -150,7 +150,7 @@ def _reachable(root: Path, result: Scan) -> bool:
     try:
         next(os.scandir(root / "manifests"), None)
     except PermissionError:
-        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not seen."
+        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not listed."
         result.problems.append(Problem(what, permission_hint(root / "manifests", root)))
         return False
     except OSError:

@@ -33,4 +33,4 @@ async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float
 
 def no_answer(place: str | Path, then: str = "") -> str:
     """Return a message that a folder does not respond, with the consequence ``then``."""
-    return f"{place} does not answer{then}; is it on a share whose server is switched off or cut off?"
+    return f"{place} does not answer{then}; is it on a network share whose server is down or unreachable?"

@@ -35,7 +35,7 @@ class Reader:
             try:
                 model = self._model(one, used)
             except OSError as error:
-                reason = f"{error.filename} can't be read or made: {error.strerror}."
+                reason = f"{error.filename} can't be read or created: {error.strerror}."
                 model = replace(_without_facts(one), unusable=reason)
             if model is not None:
                 models.append(model)
@@ -44,7 +44,9 @@ class Reader:
     def _model(self, found: FoundModel, used: set[str]) -> Model | None:
         """Return the model that a store listed; None if it is an adapter or a projector."""
         if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
-            reason = f"The path {shown(odd[0])} is not UTF-8, so no other node can be told it: rename it."
+            reason = (
+                f"The path {shown(odd[0])} is not valid UTF-8, so it can't be sent to other nodes: rename it."
+            )
             found = replace(found, files=(), projector="", adapters=(), unusable=reason)
         if found.unusable or found.format != "gguf":
             return _without_facts(found)
@@ -102,7 +104,7 @@ class Reader:
         if other.unusable or other.kind == "model":
             return None
         if not fits(facts, other):
-            what = f"{found.projector} does not fit {found.name}: it runs without"
+            what = f"{found.projector} does not fit {found.name}, which runs without it"
             self._tell(found.name, found.projector, what)
             return None
         return other

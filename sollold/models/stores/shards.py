@@ -31,8 +31,9 @@ class ShardedFile:
         if not self.missing:
             return ""
         numbers = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
-        one = "Shard" if len(self.missing) == 1 else "Shards"
-        return f"{one} {numbers} of {self.count} missing beside {self.files[0]}. Fetch them into that folder."
+        one, are, them = ("Shard", "is", "it") if len(self.missing) == 1 else ("Shards", "are", "them")
+        what = f"{one} {numbers} of {self.count} {are} missing beside {self.files[0]}"
+        return f"{what}. Download {them} into that folder."
 
     def found(self, name: str, source: str) -> FoundModel:
         """Return the model as a store lists it; the file name replaces an invalid ``name``."""

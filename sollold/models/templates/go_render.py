@@ -118,7 +118,7 @@ class _Run:
             self._spend(max(0, value))
             pairs = [(number, number) for number in range(value)]
         else:
-            raise TemplateError("range over what is not a list")
+            raise TemplateError("range over a value that is not a list")
         if not pairs:
             return self.print_all(node.other, dot)
         for key, one in pairs:

@@ -27,7 +27,7 @@ _FIX = (
     "`sudo systemctl restart sollold`"
 )
 _PERHAPS = (
-    "check this machine's way to the internet; if it needs a proxy, name it under [Service], as "
+    "check this machine's internet connection; if it needs a proxy, set it under [Service] as "
     "Environment=HTTPS_PROXY=http://HOST:PORT: `sudo systemctl edit sollold`, then "
     "`sudo systemctl restart sollold`"
 )
@@ -150,7 +150,7 @@ def redirected(
         before, after = urlsplit(url), urlsplit(there)
         inward = _is_inside(after.hostname or "") and not _is_inside(before.hostname or "")
     except ValueError:
-        raise Unreachable("it redirects to what is no address") from None
+        raise Unreachable("it redirects to an invalid address") from None
     if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http") or inward:
         raise Unreachable(f"it redirects to {after.scheme}://{after.netloc}, which is not followed")
     if headers and (before.scheme, before.netloc) != (after.scheme, after.netloc):
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     return str(error) or type(error).__name__
 
 

@@ -124,4 +124,4 @@ class PartCheck:
                     await asyncio.sleep(min(5.0, _PAUSE * 2**attempt))
             else:
                 return told
-        raise CheckLost(f"what came can't be checked by {self._name}: {fault}") from None
+        raise CheckLost(f"the received data can't be verified by {self._name}: {fault}") from None

@@ -113,7 +113,7 @@ def _read(path: str, stamp: _Stamp, count: int, start: int) -> bytes:
     try:
         piece = os.pread(handle, count, start)
         if not piece or _stamp(os.fstat(handle)) != stamp:
-            raise OSError(errno.ESTALE, "it was changed while it was read", path)
+            raise OSError(errno.ESTALE, "it was changed while it was being read", path)
         return piece
     finally:
         os.close(handle)

@@ -261,7 +261,7 @@ class Puller:
                 else:
                     sources.append(_Guarded(source))
         if parcel is None:
-            raise fault or SourceError("no node could be asked for it")
+            raise fault or SourceError("no node that has it could be reached")
         check_items(parcel.items)
 
         def check(folder: Path) -> str:
@@ -322,7 +322,7 @@ class _Guarded:
 def _not_written(folder: Path, error: OSError) -> str:
     why = f"it can't be written to {folder}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        why += "; free some space there and pull it again: what has come is kept"
+        why += "; free some space there and pull it again: received data is kept"
     return why
 
 

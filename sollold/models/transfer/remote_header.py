@@ -107,7 +107,7 @@ class RemoteHeaders:
                 ]
             return await asyncio.to_thread(_model_of, str(parsed), headers, sum(one.size for one in items))
         except TimeoutError:
-            raise RemoteError(f"the header of {name} did not come within {_SECONDS:.0f} s") from None
+            raise RemoteError(f"the header of {name} was not received within {_SECONDS:.0f} s") from None
         except HubError as error:
             raise RemoteError(str(error), missing=error.missing) from None
         except SourceError as error:
@@ -137,7 +137,7 @@ class RemoteHeaders:
             raise RemoteError(f"{url} was not understood: {error}") from None
         models = [one for one in layers if one.media_type == _MODEL_LAYER and one.size > 0]
         if not models:
-            raise RemoteError(f"{name} has no file of its own: it is not run on this machine", missing=True)
+            raise RemoteError(f"{name} has no model file: it does not run locally", missing=True)
         source = HubSource(self._internet, [f"{base}/blobs/{one.digest}" for one in models], {})
         return source, [Item(one.digest, one.size, "") for one in models]
 

@@ -43,10 +43,10 @@ def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
     projectors = [item.name for item in items if "mmproj" in item.name.lower()]
     shards = [item.name for item in items if item.name not in adapters and item.name not in projectors]
     if not shards:
-        return "the files hold no model, only parts that go with one"
+        return "the files contain no model, only a projector or adapters"
     main = read_facts(tuple(str(folder / name) for name in shards))
     if main.unusable:
-        return f"the file that came can't be used: {main.unusable}"
+        return f"the received file can't be used: {main.unusable}"
     others = [read_facts((str(folder / name),)).digest for name in (*projectors, *adapters)]
     if digest and joined([main.digest, *others]) != digest:
         return "the content is not what was requested"
