@@ -31,7 +31,7 @@ from sollold.engines.commands import FillCache, WantedTensor
 from sollold.engines.llamacpp.hash_frames import HeldHash
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
-from sollold.models.stores.threads import behind_others, in_thread
+from sollold.models.stores.threads import in_thread, lower_priority
 from sollold.models.transfer.download import BlockingSource, SourceError, Stop
 from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash, same_bytes
@@ -152,7 +152,7 @@ class CacheFill:
         threads = ThreadPoolExecutor(
             _AT_A_TIME * (1 + len(self._request.sources)),
             thread_name_prefix="cache",
-            initializer=behind_others if self._local is not None else None,
+            initializer=lower_priority if self._local is not None else None,
         )
         try:
             folder = await asyncio.to_thread(self._cache.fill_folder, self._request.deployment)

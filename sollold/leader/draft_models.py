@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sollold.cluster.gossip.record import MTP, NGRAM
 from sollold.leader.wish import PlacementWish
-from sollold.models.gguf.vocabulary import alike
+from sollold.models.gguf.vocabulary import compatible
 from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.placement.request import AUTO, OFF, names_drafter, speculation_meant
@@ -96,7 +96,7 @@ def _why_not(one: Model, model: Model) -> str:
         return f"{one.name} writes no text, it only embeds"
     if one.adapters:
         return f"{one.name} has adapters, and such models do not draft"
-    if not alike(one.vocabulary, model.vocabulary):
+    if not compatible(one.vocabulary, model.vocabulary):
         return f"{one.name} has another vocabulary than {model.name}"
     return ""
 

@@ -18,7 +18,7 @@ from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
-from sollold.models.gguf.vocabulary import alike
+from sollold.models.gguf.vocabulary import compatible
 from sollold.models.listing import Listed, merge
 from sollold.models.model import Model
 from sollold.models.names import Resolved, behind_alias, exact, resolve, unresolved
@@ -182,7 +182,7 @@ class Library:
         return tuple(
             holders
             for holders in self._shelves()[1].values()
-            if holders and alike(holders[0][1].vocabulary, vocabulary)
+            if holders and compatible(holders[0][1].vocabulary, vocabulary)
         )
 
     async def shape(self, node: str, model: Model) -> Shape:

@@ -19,7 +19,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.messages import Ensure, Verdict
 from sollold.machine.device import Device, Kind
 from sollold.models.footprint.shape import Shape
-from sollold.models.gguf.vocabulary import alike
+from sollold.models.gguf.vocabulary import compatible
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
@@ -260,7 +260,9 @@ class Cluster:
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
         names = {one.name for node in self.nodes.values() for one in node.models}
         return tuple(
-            found for name in sorted(names) if alike((found := self.find(name))[0][1].vocabulary, vocabulary)
+            found
+            for name in sorted(names)
+            if compatible((found := self.find(name))[0][1].vocabulary, vocabulary)
         )
 
     async def shape(self, node: str, model: Model) -> Shape:

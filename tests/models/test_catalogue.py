@@ -16,9 +16,9 @@ from sollold.models.model import Model
 from sollold.models.names import parse
 from sollold.models.stores import folders, header_facts, scan_result
 from sollold.models.stores.catalogue import Catalogue
-from sollold.models.stores.name_owners import apart
+from sollold.models.stores.name_owners import name_with_digest
 from sollold.models.stores.scan_result import Scan
-from sollold.models.stores.threads import alone
+from sollold.models.stores.threads import in_own_thread
 from sollold.settings.schema import ModelSettings
 from tests.doubles import until
 from tests.gguf.projector import write as write_projector
@@ -546,9 +546,9 @@ async def test_one_thread_sees_that_nothing_has_changed(
 
     def counted(work: Callable[[], Any], *, name: str) -> asyncio.Future[Any]:
         started.append(name)
-        return alone(work, name=name)
+        return in_own_thread(work, name=name)
 
-    monkeypatch.setattr("sollold.models.stores.store_watcher.alone", counted)
+    monkeypatch.setattr("sollold.models.stores.store_watcher.in_own_thread", counted)
     assert not await catalogue._look_if_changed()
     assert len(catalogue._stores) > 2 and started == ["look at the stores"]
     write_gguf(tmp_path / "folder" / "b.gguf")
@@ -591,7 +591,7 @@ async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path)
 def test_two_contents_of_the_longest_name_keep_names() -> None:
     name = f"{'a' * 300}:{'b' * 49}"
     assert len(name) == 350
-    other = apart(name, "c0ffee00" * 8)
+    other = name_with_digest(name, "c0ffee00" * 8)
     assert parse(other).tag.endswith("-c0ffee00")
 
 
@@ -606,7 +606,7 @@ async def test_what_keeps_all_folders_from_being_read_is_a_problem(
 
     catalogue = make()
     with monkeypatch.context() as patch:
-        patch.setattr("sollold.models.stores.store_watcher.alone", none)
+        patch.setattr("sollold.models.stores.store_watcher.in_own_thread", none)
         await catalogue.start()
         assert not catalogue.models
         assert "can't start new thread" in catalogue.problems[0].what

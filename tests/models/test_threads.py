@@ -6,7 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from sollold.models.stores.threads import behind_others, in_thread
+from sollold.models.stores.threads import in_thread, lower_priority
 
 
 def niceness() -> int:
@@ -15,6 +15,6 @@ def niceness() -> int:
 
 async def test_threads_that_copy_much_leave_the_processor_to_others() -> None:
     before = niceness()
-    with ThreadPoolExecutor(1, initializer=behind_others) as threads:
+    with ThreadPoolExecutor(1, initializer=lower_priority) as threads:
         assert await in_thread(threads, niceness) == max(before, 10)
     assert niceness() == before

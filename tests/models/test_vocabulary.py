@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sollold.models.gguf import reader
-from sollold.models.gguf.vocabulary import alike, vocabulary
+from sollold.models.gguf.vocabulary import compatible, vocabulary
 from sollold.models.gguf.writer import MetadataValue
 from sollold.models.stores.header_facts import read_facts
 from tests.gguf.size import Size
@@ -23,20 +23,20 @@ def written(path: Path, tokens: int = 3000, layers: int = 1, **more: MetadataVal
 def test_the_same_tokens_in_another_model(tmp_path: Path) -> None:
     one = written(tmp_path / "a.gguf")
     assert one.startswith("3000:")
-    assert alike(one, written(tmp_path / "b.gguf", layers=2))
+    assert compatible(one, written(tmp_path / "b.gguf", layers=2))
     assert read_facts((str(tmp_path / "b.gguf"),)).vocabulary == one
 
 
 def test_padding_may_differ_by_some_tokens(tmp_path: Path) -> None:
     one = written(tmp_path / "a.gguf")
-    assert alike(one, written(tmp_path / "b.gguf", 3064))
-    assert not alike(one, written(tmp_path / "c.gguf", 3200)), "more than llama.cpp takes"
-    assert not alike(one, written(tmp_path / "d.gguf", 2000))
+    assert compatible(one, written(tmp_path / "b.gguf", 3064))
+    assert not compatible(one, written(tmp_path / "c.gguf", 3200)), "more than llama.cpp takes"
+    assert not compatible(one, written(tmp_path / "d.gguf", 2000))
 
 
 @pytest.mark.parametrize("more", [{"model": "other"}, {"add_eos_token": True}, {"bos_token_id": 7}])
 def test_other_texts_or_ends(tmp_path: Path, more: dict[str, MetadataValue]) -> None:
-    assert not alike(written(tmp_path / "a.gguf"), written(tmp_path / "b.gguf", **more))
+    assert not compatible(written(tmp_path / "a.gguf"), written(tmp_path / "b.gguf", **more))
 
 
 def test_other_words(tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_other_words(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").write_bytes(data.replace("\u0120word77".encode(), "\u0120wore77".encode(), 1))
     both = [vocabulary(reader.read(tmp_path / name)) for name in ("a.gguf", "b.gguf")]
     assert both[0].partition(":")[0] == both[1].partition(":")[0]
-    assert not alike(*both)
+    assert not compatible(*both)
 
 
 def test_what_is_not_known_is_like_nothing() -> None:
-    assert not alike("", "") and not alike("12:", "12:")
+    assert not compatible("", "") and not compatible("12:", "12:")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sollold.models.footprint.shape import Shape, padded
-from sollold.models.footprint.vision import seen
+from sollold.models.footprint.vision import encoder_bytes
 from sollold.models.gguf.header import Header
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
@@ -20,7 +20,7 @@ def with_projector(shape: Shape, header: Header) -> Shape:
     (`sollold.models.footprint.vision`).
     """
     weights = sum(padded(tensor.size) for tensor in header.tensors)
-    return replace(shape, projector=shape.projector + weights + seen(header))
+    return replace(shape, projector=shape.projector + weights + encoder_bytes(header))
 
 
 def with_adapters(shape: Shape, headers: Sequence[Header]) -> Shape:

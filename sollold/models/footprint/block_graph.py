@@ -9,7 +9,7 @@ from __future__ import annotations
 from sollold.facts import dataclass
 from sollold.models.footprint.attention import attention, latent_attention
 from sollold.models.footprint.block import FLOAT, Batch, Block
-from sollold.models.footprint.device_boundary import ALIGNED, Handed, Opening, ordered, taken_over
+from sollold.models.footprint.device_boundary import ALIGNED, Handed, Opening, ordered, receive_state
 from sollold.models.footprint.feed_forward import experts_beside_dense, feed_forward
 from sollold.models.footprint.graph_allocator import Graph
 from sollold.models.footprint.recurrent import MIXERS, Early, Slots, fetched_early, mixer
@@ -60,10 +60,10 @@ def peaks(
     marks = []
     for index, (block, batch) in enumerate(row):
         before, after = -1, early
-        if asks(block):
+        if added_explicitly(block):
             before = early.fetch(graph)
             nothing_after = index == len(row) - 1 and ends
-            then = None if nothing_after else _next_asked((*row[index + 1 :], *following))
+            then = None if nothing_after else _next_added((*row[index + 1 :], *following))
             after = Early(fetched_early(*then) if then else 0, slots)
         ending = last and index == len(row) - 1
         state = _block(graph, block, batch, state, before, after, last=ending, normed=normed, opening=opening)
@@ -104,10 +104,10 @@ def _begin(
     slots = Slots()
     given = 0
     if handed is not None:
-        then = _next_asked((*row, *following))
+        then = _next_added((*row, *following))
         early = Early(fetched_early(*then) if then else 0, slots)
         attends = bool(block.q or block.latent)
-        normed, state = taken_over(
+        normed, state = receive_state(
             graph, handed, batch, early, attends=attends, recurs=_recurs(row), ends=ends
         )
         if normed >= 0 and attends:
@@ -132,7 +132,7 @@ def _begin(
     return _Start(state, -1, early, given)
 
 
-def computed(graph: Graph, block: Block, batch: Batch, state: int) -> int:
+def add_block(graph: Graph, block: Block, batch: Batch, state: int) -> int:
     """Add a single block after ``state``; return the hidden state that it yields."""
     return _block(graph, block, batch, state, -1, Early(0, Slots()), last=False)
 
@@ -141,12 +141,12 @@ def _recurs(row: Row) -> bool:
     return any(block.mixer in MIXERS for block, _ in row)
 
 
-def _next_asked(row: Row) -> tuple[Block, Batch] | None:
-    """Return the next block with an operation that is added explicitly, as `asks` tells."""
-    return next((one for one in row if asks(one[0])), None)
+def _next_added(row: Row) -> tuple[Block, Batch] | None:
+    """Return the next block with an operation that is added explicitly, as `added_explicitly` tells."""
+    return next((one for one in row if added_explicitly(one[0])), None)
 
 
-def asks(block: Block) -> bool:
+def added_explicitly(block: Block) -> bool:
     """Return whether llama.cpp adds operations of a block explicitly (``ggml_build_forward_expand``).
 
     Everything that such an operation needs then precedes it.

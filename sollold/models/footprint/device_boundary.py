@@ -34,7 +34,7 @@ class Handed:
     rotated: bool
 
 
-def taken_over(
+def receive_state(
     graph: Graph, handed: Handed, batch: Batch, early: Early, *, attends: bool, recurs: bool, ends: bool
 ) -> tuple[int, int]:
     """Add what a device begins with; return the norm (-1: not computed yet) and the hidden state.

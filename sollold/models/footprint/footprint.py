@@ -10,7 +10,7 @@ from sollold.facts import dataclass
 from sollold.models.footprint.checkpoints import checkpoints, snapshot
 from sollold.models.footprint.compute_buffer import Demands, demands
 from sollold.models.footprint.inputs import Inputs, inputs
-from sollold.models.footprint.predicting import SecondContext, loaded
+from sollold.models.footprint.predicting import SecondContext, with_mtp_layer
 from sollold.models.footprint.run_options import Cells, Run
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.tensor_types import by_name
@@ -192,7 +192,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     second, predicting = None, shape.predicting
     if run.predicts and predicting is not None:
         second = SecondContext.of(shape, predicting, run, cells, flash=flash)
-        shape = loaded(shape)
+        shape = with_mtp_layer(shape)
     widest_v = max((layer.v for layer in shape.layers), default=0)
     state, lent = [], []
     for layer in shape.layers:

@@ -103,10 +103,15 @@ class MixedLayers:
 
     def _interrupted(self, index: int) -> int | None:
         """Return the layer before ``index`` that ends only after a later layer's early fetch, if any."""
-        following = next((block for block, _ in self.row[index:] if block_graph.asks(block)), None)
+        following = next(
+            (block for block, _ in self.row[index:] if block_graph.added_explicitly(block)), None
+        )
         if following is None or not fetches_early(following):
             return None
-        return next((late for late in range(index - 1, -1, -1) if block_graph.asks(self.row[late][0])), None)
+        return next(
+            (late for late in range(index - 1, -1, -1) if block_graph.added_explicitly(self.row[late][0])),
+            None,
+        )
 
     def _peak(
         self,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sollold.facts import dataclass
 from sollold.models.footprint.block import FLOAT, Batch
-from sollold.models.footprint.block_graph import computed
+from sollold.models.footprint.block_graph import add_block
 from sollold.models.footprint.compute_buffer import batch_of
 from sollold.models.footprint.device_boundary import ALIGNED
 from sollold.models.footprint.graph_allocator import Graph
@@ -25,7 +25,7 @@ _ROWS, _NEAR_ROWS = 5, 3
 context's results, the second's input, those of the last batch, and the buffers for copying them."""
 
 
-def loaded(shape: Shape) -> Shape:
+def with_mtp_layer(shape: Shape) -> Shape:
     """Return the shape of a model with its MTP layer loaded, which is no part of the main graph.
 
     Outputs are selected after the last block, since the layer receives all hidden states.
@@ -143,7 +143,7 @@ class _Graphs:
             batch = replace(batch, mask=graph.add(self.mask))
             state, word = graph.add(hidden, source, inplace=True), graph.add(hidden, word, inplace=True)
         both = graph.add(2 * hidden, word, state)
-        done = computed(graph, replace(block, late=True), batch, graph.add(hidden, both))
+        done = add_block(graph, replace(block, late=True), batch, graph.add(hidden, both))
         if output or self.predicting.norms:
             done = graph.add(hidden, done, inplace=True, kept=True)
             done = graph.add(self.shape.n_embd * self.batch.outputs * FLOAT, done)

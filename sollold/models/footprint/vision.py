@@ -63,12 +63,12 @@ VISION_LIMITS = {
 in full."""
 
 
-def seen(header: Header) -> int:
+def encoder_bytes(header: Header) -> int:
     """Return the bytes needed to process one image and 30 seconds of audio, by the projector's header."""
-    return _looking(header) + _hearing(header)
+    return _vision_bytes(header) + _audio_bytes(header)
 
 
-def _looking(header: Header) -> int:
+def _vision_bytes(header: Header) -> int:
     if header.integer("clip.vision.embedding_length") <= 0:
         return 0
     side = header.integer("clip.vision.image_size")
@@ -93,7 +93,7 @@ def _looking(header: Header) -> int:
     return limits.images * one + mask
 
 
-def _hearing(header: Header) -> int:
+def _audio_bytes(header: Header) -> int:
     if header.integer("clip.audio.embedding_length") <= 0:
         return 0
     return _states(header, "audio", _AUDIO_PLACES) + _scores(header, "audio", _AUDIO_PLACES)

@@ -54,7 +54,7 @@ def vocabulary(header: Header) -> str:
     return f"{tokens.length}:{digest[:24]}"
 
 
-def alike(one: str, other: str) -> bool:
+def compatible(one: str, other: str) -> bool:
     """Return whether a model with one vocabulary can draft for a model with the other."""
     count, _, digest = one.partition(":")
     others, _, another = other.partition(":")

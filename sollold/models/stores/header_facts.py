@@ -144,10 +144,10 @@ def gguf_split_count(path: str) -> int:
 
 def facts_of(header: Header) -> HeaderFacts:
     """Return the facts of a header, with the content digest. Reads a few MB."""
-    return replace(described(header), digest=content_digest.of_files(header))
+    return replace(facts_without_digest(header), digest=content_digest.of_files(header))
 
 
-def described(header: Header) -> HeaderFacts:
+def facts_without_digest(header: Header) -> HeaderFacts:
     """Return the facts of a header without the digest."""
     arch = header.architecture
     kind = _kind(header)

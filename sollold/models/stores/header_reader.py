@@ -15,7 +15,7 @@ from sollold.models.gguf.header import Array, Header
 from sollold.models.gguf.long_arrays import long_arrays
 from sollold.models.model import Model
 from sollold.models.stores.patient_read import PATIENCE, no_answer
-from sollold.models.stores.threads import alone
+from sollold.models.stores.threads import in_own_thread
 
 _SHAPES = 8
 
@@ -78,7 +78,7 @@ class HeaderReader:
         """
         reading = self._reads.get(what)
         if reading is None:
-            reading = self._reads[what] = alone(work, name=f"read {model.name}")
+            reading = self._reads[what] = in_own_thread(work, name=f"read {model.name}")
             reading.add_done_callback(lambda _: self._ended(what))
         folder = Path(model.files[0]).parent
         if what not in self._silent:

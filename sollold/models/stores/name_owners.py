@@ -108,10 +108,10 @@ def distinct_names(model: Model, keeper: Model | None) -> tuple[str, ...]:
         theirs = Path(keeper.files[0]).parent.name if keeper is not None and keeper.files else ""
         if folder.lower() != theirs.lower():
             names.append(_with_ending(model.name, of_file(folder)[0][:40]))
-    return (*names, apart(model.name, model.digest))
+    return (*names, name_with_digest(model.name, model.digest))
 
 
-def apart(name: str, digest: str) -> str:
+def name_with_digest(name: str, digest: str) -> str:
     """Return an alternative name for a model whose name is taken: the digest's beginning in the tag."""
     return _with_ending(name, digest[:8])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sollold.models.stores.threads import alone
+from sollold.models.stores.threads import in_own_thread
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float
         LookupError: it took longer than ``seconds``; the message names the folder. The read itself continues.
     """
     try:
-        return await asyncio.wait_for(asyncio.shield(alone(work, name=f"read {path}")), seconds)
+        return await asyncio.wait_for(asyncio.shield(in_own_thread(work, name=f"read {path}")), seconds)
     except TimeoutError:
         raise LookupError(no_answer(Path(path).parent)) from None
 

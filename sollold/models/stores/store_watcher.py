@@ -16,7 +16,7 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.patient_read import no_answer
 from sollold.models.stores.scan_result import Problem, Scan
-from sollold.models.stores.threads import alone
+from sollold.models.stores.threads import in_own_thread
 
 SILENT = 30.0
 """Seconds without progress of a scan after which the store counts as unresponsive."""
@@ -72,7 +72,7 @@ class Store:
             return False
         self._get_on()
         seen = None if anew else self.seen
-        self._job = alone(lambda: self._looked(seen), name=f"look at {self.place}")
+        self._job = in_own_thread(lambda: self._looked(seen), name=f"look at {self.place}")
         return True
 
     def take_result(self) -> bool:
@@ -131,6 +131,6 @@ async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:
             if not scan.changed():
                 found.append(store)
 
-    job = alone(ask, name="look at the stores")
+    job = in_own_thread(ask, name="look at the stores")
     await asyncio.wait({job}, timeout=_AT_ONCE)
     return frozenset(found)

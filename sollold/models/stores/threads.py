@@ -30,7 +30,7 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
             await asyncio.gather(waiting, return_exceptions=True)
 
 
-def behind_others() -> None:
+def lower_priority() -> None:
     """Lower the priority of a thread that copies or compares much, in favour of engines and the loop.
 
     Not for threads that run much Python code: whatever waits for the GIL would wait for them, too.
@@ -39,7 +39,7 @@ def behind_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-def alone(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
+def in_own_thread(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
     """Return the result of ``work``, run in a thread of its own, which does not delay the daemon's exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

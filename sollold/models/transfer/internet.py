@@ -169,9 +169,7 @@ def _is_inside(host: str) -> bool:
         # The system's resolver also accepts 2130706433, 127.1 and 0x7f000001 as addresses.
         return not ip_address(socket.inet_aton(host)).is_global
     except OSError:
-        return host == "localhost" or host.endswith(
-            (".localhost", ".local", ".lan", ".internal", ".home.arpa")
-        )
+        return host == "localhost" or host.endswith(_LOCAL)
 
 
 def _reason(error: Exception) -> str:

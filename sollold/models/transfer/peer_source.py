@@ -24,7 +24,7 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.patient_threads import PatientThreads
-from sollold.models.stores.threads import behind_others
+from sollold.models.stores.threads import lower_priority
 from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
 from sollold.models.transfer.partial_file import Item
@@ -127,7 +127,7 @@ class Sender:
 
     def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
         self._threads = PatientThreads(_THREADS, "send")
-        self._digests = PatientThreads(_DIGESTS, "digest", begin=behind_others)
+        self._digests = PatientThreads(_DIGESTS, "digest", begin=lower_priority)
         self._catalogue = catalogue
         self._node = node
         self._pace = pace

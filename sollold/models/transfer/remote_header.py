@@ -18,7 +18,7 @@ from sollold.models.gguf.header import GgufError, Header
 from sollold.models.gguf.reader import joined, read_prefix
 from sollold.models.model import Model
 from sollold.models.names import HOST, Name, parse
-from sollold.models.stores.header_facts import described
+from sollold.models.stores.header_facts import facts_without_digest
 from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.shards import is_projector
 from sollold.models.transfer.bounded_answer import read_at_most
@@ -159,7 +159,7 @@ async def _header(source: Source, index: int, item: Item) -> Header:
 
 def _model_of(name: str, headers: list[Header], size: int) -> RemoteModel:
     header = joined(headers)
-    facts = described(header)
+    facts = facts_without_digest(header)
     if facts.unusable or facts.kind != "model":
         raise GgufError(name, 0, facts.unusable or f"it is not a model but of the kind {facts.kind}")
     model = Model(
