@@ -41,7 +41,7 @@ class Footprint:
         host_buffers: further memory on the head's CPU: logits and the like, the vocabulary, the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.footprint.checkpoints`).
         snapshots: L entries: bytes of each layer in one checkpoint.
-        results: part of ``host_buffers`` for the results of each token: logits or embeddings.
+        results: part of ``host_buffers`` for the results of each token: logits and embeddings.
         tied: part of the output's weights that is a second copy of the token embedding.
         largest_tensor: size of the largest tensor, held once more while the head loads; ``largest``: L + 1
             entries, the largest of each layer, held once more by a worker that receives it.

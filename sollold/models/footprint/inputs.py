@@ -17,7 +17,7 @@ class Inputs:
     ``hidden``: the hidden state; ``chosen``: that of the output tokens only; ``full``, ``windowed``:
     attention masks; ``indices``: the cache rows that new tokens are written to; ``always``: positions and the
     like; ``per_layer``, ``raw``: the per-layer embedding of one layer, and of all layers together; ``front``:
-    what the first block's device holds besides; ``joins``: that the output's device needs for several
+    what the first block's device holds besides; ``joins``: inputs of the output's device for joining several
     streams; ``begins``, ``ends``: memory for splitting the hidden state into streams, and for joining them;
     ``makes``: memory for computing the per-layer embeddings beside the streams, without pipelining;
     ``turned``: one of the streams, for which there is no hole; ``holes``: holes left by attention scores
