@@ -56,7 +56,7 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     for reason in reasons:
         out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        if not any(reason.startswith(f"{model}, ") for reason in reasons):
+        if not any(reason.startswith(f"{model} is idle ") for reason in reasons):
             out.print(f"  - {model} ({deployment}) would be unloaded")
     if missing := preview.get("missing"):
         _missing(out, missing)

@@ -80,7 +80,7 @@ class AdmissionService:
         order = AdmitOrder(waiting.node)
         admitted = await asyncio.gather(*(self._call(record, "admit", order) for record in records))
         if not any(admitted) and not waiting.evicted:
-            raise Refusal(Fault.NOT_FOUND, f"{waiting.name} does not wait any more")
+            raise Refusal(Fault.NOT_FOUND, f"{waiting.name} is no longer waiting")
         return waiting
 
     async def open_door(self, seconds: float) -> list[str]:
@@ -102,7 +102,7 @@ class AdmissionService:
         if failed:
             what = "open" if seconds else "shut"
             where = f"the door is {what} at {', '.join(done)}; " if done else ""
-            raise Refusal(Fault.UNAVAILABLE, f"{where}not so at {'; '.join(failed)}", retry_after=2.0)
+            raise Refusal(Fault.UNAVAILABLE, f"{where}failed: {'; '.join(failed)}", retry_after=2.0)
         return done
 
     def invite(self) -> Invite:
@@ -137,7 +137,7 @@ class AdmissionService:
             raise Refusal(Fault.BAD_REQUEST, str(error).removeprefix("cluster.seeds: ")) from None
         where = await resolve(place)
         if not where:
-            raise Refusal(Fault.UNAVAILABLE, f"the name {place.host} is not known", retry_after=5.0)
+            raise Refusal(Fault.UNAVAILABLE, f"host name {place.host} can't be resolved", retry_after=5.0)
         try:
             invited = await search.accept(plain, where)
         except (PeerError, TimeoutError, OSError) as error:
@@ -145,7 +145,7 @@ class AdmissionService:
                 why = f"{place.host} is this machine itself: name the one that printed the code"
                 raise Refusal(Fault.BAD_REQUEST, why) from None
             why = (
-                f"no member that invites answers at {place.host} port {place.port} "
+                f"no member with an invitation responds at {place.host} port {place.port} "
                 f"({error or 'it took too long'}): check that sollold runs there, without cluster.token, and "
                 "that its firewall lets the port through"
             )
@@ -229,7 +229,7 @@ def _joined(invited: Invited) -> str:
         why = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
         raise Refusal(Fault.BAD_REQUEST, why)
     why = (
-        f"no invitation is open on {invited.name}: it was used, is over, or was made on another machine. "
+        f"no invitation is open on {invited.name}: it was used, has expired, or was made on another machine. "
         "Make a new one there: sollold invite"
     )
     raise Refusal(Fault.NOT_FOUND, why)

@@ -191,7 +191,7 @@ def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
         if fields := status.unread.get(record.node):
             what = (
                 f"{record.name} runs sollold {record.release}, this node {facts.me.release}, which does not "
-                f"understand all that it says ({', '.join(fields)}): nothing new is placed there"
+                f"understand all fields of its record ({', '.join(fields)}): nothing new is placed there"
             )
             found.append(Finding(Grade.PROBLEM, what, SAME_VERSION))
     return found
@@ -241,7 +241,7 @@ def company(facts: Facts) -> list[Finding]:
     if facts.outdated_door:
         what = (
             "the settings say that this cluster is open, but it was given a secret (sollold cluster secure), "
-            "which counts more"
+            "which takes precedence"
         )
         found.append(Finding(Grade.NOTICE, what, "remove cluster.door and cluster.token from sollold.toml"))
     if facts.me.seeking:
@@ -264,8 +264,8 @@ def company(facts: Facts) -> list[Finding]:
         found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:
         what = (
-            "open API: other machines on this network can ask models and read the cluster's state without an "
-            'API key (http.auth = "open" says that this is meant)'
+            "open API: other machines on this network can use models and read the cluster's state without an "
+            'API key (if that is intended, set http.auth = "open")'
         )
         found.append(Finding(Grade.NOTICE, what, "sollold key new NAME"))
     return found

@@ -27,8 +27,8 @@ _GPU_ACCESS = (
     "`--group-add` and the number of the group that owns /dev/dri/renderD128, and /dev/kfd for ROCm"
 )
 _MORE_ROOM = (
-    "see which other program takes memory there, and leave it more (node.reserve in sollold.toml), or ask "
-    "for less context"
+    "see which other program uses memory there, and leave it more (node.reserve in sollold.toml), or request "
+    "less context"
 )
 
 
@@ -61,8 +61,8 @@ def _state(facts: Facts) -> list[Finding]:
     if not facts.unwritable:
         return []
     what = (
-        f"nothing can be written to {facts.state}: {facts.unwritable}. This node can take no part in models "
-        "that are loaded, and keys and members that change are not kept"
+        f"{facts.state} can't be written to: {facts.unwritable}. This node can't take part in newly loaded "
+        "models, and changes of keys and members are not saved"
     )
     return [Finding(Grade.PROBLEM, what, "free some space on that disk, or make it writable for the daemon")]
 
@@ -70,7 +70,7 @@ def _state(facts: Facts) -> list[Finding]:
 def _settings(facts: Facts) -> list[Finding]:
     found = []
     if facts.unread:
-        what = f"the settings could not be read again, and nothing would start with them: {facts.unread}"
+        what = f"the settings could not be reloaded, and the daemon would not start with them: {facts.unread}"
         found.append(Finding(Grade.PROBLEM, what, "fix that, then: `sudo systemctl reload sollold`"))
     if facts.held:
         what = f"these settings were changed and need a restart: {', '.join(facts.held)}"
@@ -101,8 +101,8 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
     if len({record.release for record in live if record.build}) > 1:
         return [Finding(Grade.PROBLEM, what, SAME_VERSION)]
     fix = (
-        "have all use the same: one that is not sollold's own is named by llama.server in the settings, or a "
-        "llama-server in the PATH was found first (`sollold setup` there shows which)"
+        "make all use the same: a build other than sollold's own is named by llama.server in the settings, "
+        "or was found as llama-server in the PATH (`sollold setup` there shows which)"
     )
     return [Finding(Grade.PROBLEM, what, fix)]
 
@@ -127,7 +127,7 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
         if model in ready:
             found.append(Finding(Grade.NOTICE, f"{what}. It runs again, on {ready[model]}"))
         else:
-            logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last words"
+            logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last log lines"
             fix = f"{_MORE_ROOM}; {logs}" if OUT_OF_MEMORY in reason or KILLED in reason else logs
             found.append(Finding(Grade.PROBLEM, what, fix))
     return found
@@ -137,11 +137,11 @@ def _lost(lost: Sequence[LostModel]) -> list[Finding]:
     found = []
     for one in lost:
         what = (
-            f"{one.model} was to stay loaded (keep_alive -1) and has been gone from {one.head} for "
-            f"{seconds_text(one.seconds)}; it is loaded again as soon as it can be"
+            f"{one.model} should stay loaded (keep_alive -1) but has been gone from {one.head} for "
+            f"{seconds_text(one.seconds)}; it is loaded again as soon as possible"
         )
         if one.reason:
-            what += f". At the last try: {one.reason}"
+            what += f". Last attempt: {one.reason}"
         fix = f"`sollold plan {shlex.quote(one.model)}` shows where it would go, or what is missing"
         found.append(Finding(Grade.PROBLEM, what, fix))
     return found
@@ -151,7 +151,7 @@ def _files(problems: Sequence[tuple[str, str]]) -> list[Finding]:
     found = [Finding(Grade.PROBLEM, what, fix) for what, fix in problems[:_MOST]]
     if more := problems[_MOST:]:
         what = f"{len(more)} more problem{'s' if len(more) > 1 else ''} with models' files and folders"
-        fix = "fix those that are named, then run `sollold doctor` again"
+        fix = "fix those listed, then run `sollold doctor` again"
         found.append(Finding(Grade.PROBLEM, what, fix))
     return found
 

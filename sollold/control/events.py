@@ -288,7 +288,7 @@ class ClusterWatcher:
             if key[0] in records:
                 kind, message = EventKind.MODEL_UNLOADED, f"{endpoint.model} was unloaded from {name}"
             else:
-                kind, message = EventKind.MODEL_LOST, f"{endpoint.model} is gone with {name}"
+                kind, message = EventKind.MODEL_LOST, f"{endpoint.model} was lost with {name}"
             self._add(now, kind, message, key, name, endpoint)
         self._endpoints = found
 

@@ -192,14 +192,14 @@ class Keys:
         if not _NAME.fullmatch(name) or name != name.strip():
             raise Refusal(Fault.BAD_REQUEST, "invalid key name: 1 to 64 letters, digits, spaces or . _ - @")
         if name in OWN_NAMES:
-            raise Refusal(Fault.BAD_REQUEST, f"{name!r} stands for programs of the nodes themselves in logs")
+            raise Refusal(Fault.BAD_REQUEST, f"{name!r} is reserved: in logs it names our own programs")
         secret = PREFIX + secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), name, scope, _hash(secret), now, now + expires if expires else 0.0)
         async with self._writing:  # as a whole: two callers may want one name at the same moment
             if any(one.name == name and one.valid(now) for one in self._keys.values()):
                 raise Refusal(Fault.BAD_REQUEST, f"a key named {name!r} already exists")
             if len(self._keys) >= MOST:
-                raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, the revoked ones included")
+                raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, including revoked ones")
             known = self._with((key,))
             await self._write(known)
             self._keys = known

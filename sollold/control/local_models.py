@@ -234,7 +234,7 @@ def _readable(path: str) -> str:
         OwnError: it is not a GGUF file, or can't be read.
     """
     if not Path(path).is_absolute():
-        raise OwnError(f"{path}: name the file by its whole path")
+        raise OwnError(f"{path}: give the file's absolute path")
     try:
         real = Path(path).resolve(strict=True)
         # Opening a named pipe would block until its other end is opened.

@@ -55,7 +55,7 @@ class ModelService:
             Refusal: BAD_REQUEST when the file can't be read or holds no model.
         """
         if self._local is None:
-            raise Refusal(Fault.BAD_REQUEST, "this node takes no files by their path")
+            raise Refusal(Fault.BAD_REQUEST, "this node accepts no file paths as models")
         try:
             return await self._local.add_file(path)
         except OwnError as error:

@@ -147,7 +147,7 @@ class OllamaRelay:
         try:
             answer = await stack.enter_async_context(exchange)
         except PeerError as error:
-            raise Refusal(Fault.UNAVAILABLE, f"{where} can't be asked: {error}", retry_after=2.0) from None
+            raise Refusal(Fault.UNAVAILABLE, f"{where} can't be reached: {error}", retry_after=2.0) from None
         return Relayed(answer, where, stack, made)
 
     async def _choose(self, model: str) -> str:

@@ -169,7 +169,7 @@ class SecretChanges:
             try:
                 rolled = await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
             except PeerError as error:
-                raise NotYet(f"the leader could not be asked: {error}") from None
+                raise NotYet(f"the leader could not be reached: {error}") from None
             if rolled.refusal:
                 raise NotYet(rolled.refusal) if rolled.again else Refusal(Fault.BAD_REQUEST, rolled.refusal)
             return rolled

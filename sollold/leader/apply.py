@@ -98,7 +98,7 @@ class PlanApplier:
         try:
             answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
         except PeerError as error:
-            out[node] = f"it could not be asked for memory ({error})"
+            out[node] = f"it could not be reached to reserve memory ({error})"
             self._observations.unreachable(node, str(error), self._clock())
             return False
         if answer.ok:
@@ -120,7 +120,7 @@ class PlanApplier:
             return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
         except PeerError as error:
             # The request may have arrived: the release that follows ends whatever it started.
-            return Done(False, f"it could not be asked to load the model ({error})")
+            return Done(False, f"it could not be reached to load the model ({error})")
 
     async def stop_fetch(self, fetch: PendingFetch) -> None:
         """Have a node stop a fetch. A node that can't be reached soon stops it by itself."""

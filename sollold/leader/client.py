@@ -64,7 +64,7 @@ class LeaderClient:
             try:
                 answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=CALL_TIMEOUT)
             except PeerError as error:
-                message = f"the leader could not be asked: {error}"
+                message = f"the leader could not be reached: {error}"
                 if message != said:
                     log.warning("%s", message)
                 tell(message)
@@ -107,7 +107,7 @@ class LeaderClient:
             try:
                 answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
             except PeerError as error:
-                why = f"the leader could not be asked: {error}"
+                why = f"the leader could not be reached: {error}"
                 if error.transport:
                     raise NotYet(why) from None
                 raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None

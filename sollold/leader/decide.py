@@ -140,7 +140,7 @@ def _misfixed(ask: Ensure, snapshot: ClusterSnapshot) -> str:
     known = {name for record in records for name in (record.node, record.name)}
     if absent := [node for node, _ in ask.fixed if node not in known]:
         there = ", ".join(sorted(record.name for record in snapshot.records))
-        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}, only {there}."
+        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}; nodes: {there}."
     if snapshot.shape is not None and (wrong := miscounted(ask.fixed, len(snapshot.shape.layers))):
         return f"The layers of {snapshot.holders[0][1].name} can't be placed as named: {wrong}."
     return ""
@@ -167,7 +167,7 @@ def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: 
         or more.plan.tokens_per_second * 1.1 < exact.plan.tokens_per_second
     ):
         return exact
-    why = f"More than the {ask.context} tokens requested: if they grow, it need not be reloaded each time."
+    why = f"More than the {ask.context} tokens requested, so that a growing conversation needs no reload."
     return replace(more, plan=replace(more.plan, reasons=(*more.plan.reasons, why)))
 
 
@@ -195,7 +195,7 @@ def _when_all_are_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) 
     awaited = sorted(f"{names[node]} ({snapshot.why_awaited(node)})" for node in needed)
     if not awaited:
         return refusal
-    return PlaceLater(place, f"{place.plan.model} waits for {', '.join(awaited)}, needed for it.")
+    return PlaceLater(place, f"{place.plan.model} needs {', '.join(awaited)}, and waits until that is back.")
 
 
 def _placement(
@@ -277,7 +277,7 @@ def _fetched(
     if found is None:
         return None
     name = found.candidate.head.name
-    why = "nowhere else would it fit" if now is None else "it is worth the copy there"
+    why = "it fits nowhere else" if now is None else "running it there is worth the copy"
     message = f"{name} fetches the file of {model.name} first, {bytes_text(model.size)}: {why}."
     plan = found.candidate.plan(
         request, len(shape.layers), [*found.choice.reasons, message], windowed=shape.windowed
@@ -294,7 +294,7 @@ def _no_llama(ask: Ensure, snapshot: ClusterSnapshot) -> Refuse:
         why = reason or "this request can only be answered by an Ollama"
         return Refuse(
             Fault.UNAVAILABLE,
-            f"{model.name} can't be answered now: {why.rstrip('.')}, and no Ollama that has it can take it.",
+            f"{model.name} can't be used now: {why.rstrip('.')}, and no Ollama that has it is available.",
             retry_after=10.0,
         )
     return Refuse(Fault.BAD_REQUEST, f"{model.name} can't be run: {reason or 'it has no file'}")

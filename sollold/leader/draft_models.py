@@ -93,11 +93,11 @@ def _why_not(one: Model, model: Model) -> str:
     if why := one.unusable or one.only_ollama or ("" if one.files else "it has no file"):
         return f"{one.name} can't be run here: {why.rstrip('.')}"
     if "embedding" in one.capabilities and "completion" not in one.capabilities:
-        return f"{one.name} writes no text, it only embeds"
+        return f"{one.name} only makes embeddings"
     if one.adapters:
-        return f"{one.name} has adapters, and such models do not draft"
+        return f"{one.name} has adapters, and such models can't draft"
     if not compatible(one.vocabulary, model.vocabulary):
-        return f"{one.name} has another vocabulary than {model.name}"
+        return f"{one.name} has a different vocabulary from {model.name}"
     return ""
 
 

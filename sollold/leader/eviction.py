@@ -104,7 +104,7 @@ def beside_what(snapshot: ClusterSnapshot) -> str:
 def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot, *, pinned: bool) -> str:
     if in_use(endpoint):
         count = endpoint.active + endpoint.waiting
-        return f"{count} request{'s are' if count != 1 else ' is'} in it"
+        return f"it has {count} request{'s' if count != 1 else ''}"
     if pinned:
         return "it is kept loaded by its keep_alive"
     if is_loading(endpoint):
@@ -185,7 +185,7 @@ def reasons_to_end(
 ) -> Iterator[str]:
     """Yield why deployments end for a placement: the evicted ones, and the one that it replaces."""
     for _, endpoint in victims:
-        yield f"{endpoint.model}, idle, makes room."
+        yield f"{endpoint.model} is idle and makes room."
     if larger is not None:
         lacks = lacking(ask, larger[1], snapshot)
         was = f"without {lacks}" if lacks else f"with {larger[1].context} tokens"

@@ -83,7 +83,7 @@ def unmet(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) 
     if ask.slots and ask.slots not in (asked.slots, slots):
         named.append(f"{ask.slots} request{'s' if ask.slots != 1 else ''} at a time")
     if (ask.type_k and ask.type_k != asked.type_k) or (ask.type_v and ask.type_v != asked.type_v):
-        named.append(f"keys and values in {' and '.join(dict.fromkeys((ask.type_k, ask.type_v)))}")
+        named.append(f"a KV cache in {' and '.join(dict.fromkeys((ask.type_k, ask.type_v)))}")
     fixed = _with_names(ask.fixed, snapshot)
     if fixed and fixed != _with_names(asked.fixed, snapshot):
         named.append(f"the layers {', '.join(f'{node} {count}' for node, count in fixed)}")
@@ -326,9 +326,9 @@ def in_ollama(ask: Ensure, snapshot: ClusterSnapshot, *, surely: bool = True) ->
         return None
     record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_load(pair), -pair[1].speed))
     if endpoint.loaded:
-        why = "it is loaded in the Ollama there"
+        why = "it is loaded in Ollama there"
     else:
-        why = "it fits the Ollama there" if surely else "the Ollama there has it, and nothing else can run it"
+        why = "it fits in Ollama there" if surely else "Ollama there has it, and nothing else can run it"
     return Use(endpoint.id, record.node, why)
 
 

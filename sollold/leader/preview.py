@@ -215,7 +215,7 @@ def foresee(name: str, profile: ModelProfile, records: Iterable[Record], setting
     alone = max(machines, key=lambda one: (_own_room(one), one.name), default=None)
     if not apart and alone is not None and _own_room(alone) >= need:
         how = f"fetch it there (`sollold pull {shlex.quote(name)}`)"
-        return _outline(True, f"{begin}{alone.name} would hold it alone: {how}.")
+        return _outline(True, f"{begin}{alone.name} could hold it alone: {how}.")
     if placement.enable_distributed:
         chosen: list[Machine] = []
         for machine in machines[: placement.max_workers + 1]:
@@ -224,14 +224,14 @@ def foresee(name: str, profile: ModelProfile, records: Iterable[Record], setting
             chosen.append(machine)
         if sum(one.room for one in chosen) >= need and (len(chosen) > 1 or not apart):
             names = ", ".join(one.name for one in chosen)
-            why = "no machine holds it alone" if not apart else "the settings want it so"
+            why = "no machine can hold it alone" if not apart else "the settings require it"
             return _outline(True, f"{begin}it would be spread over {names}, since {why}. Fetch it on one.")
     there = sum(one.room for one in machines) if placement.enable_distributed else 0
     there = there or (_own_room(alone) if alone is not None else 0)
     if need > there:
         end = f"it does not fit: {bytes_text(there)} available, {bytes_text(need - there)} missing."
     else:
-        end = "it does not fit: the settings want it spread, and there is no other machine."
+        end = "it does not fit: the settings require it to be spread, and there is no other machine."
     remedies = ("a smaller quantization of the model",)
     missing = Shortfall(need, there, max(0, need - there), need, 0, 0, remedies, begin + end)
     return _outline(False, begin + end, missing)

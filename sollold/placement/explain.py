@@ -103,7 +103,7 @@ def explain(
         parts.append("No machine that has the file can take part.")
     else:
         parts.append(
-            "Total memory suffices but is fragmented: each layer lies whole on one device, beside that "
+            "Total memory suffices but is fragmented: each layer must fit whole on one device, with that "
             "device's buffers" + _closest(choice) + "."
         )
     if remedies:
@@ -223,11 +223,11 @@ def _setting(change: dict[str, object], request: PlacementRequest, made: Candida
     if "context" in change:
         return f"a context of {made.run.request_context} tokens instead of {request.context}"
     if "type_k" in change:
-        return "keys and values in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
+        return "a KV cache in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
     if "policy" in change:
         return f"the policy {Policy.FASTEST.value} instead of {request.policy.value}"
     if "fixed" in change:
-        return "leaving to the planner which node gets how many layers"
+        return "letting the planner decide which node gets how many layers"
     return "spreading it over machines (enable_distributed in the settings)"
 
 
@@ -240,7 +240,7 @@ def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
 def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of closing other programs. They include the system, so half of it must suffice."""
     used = _where(fleet, lambda one: one.others, 0.5, fits_on, "")
-    return f"closing other programs: they have {used}" if used else ""
+    return f"closing other programs: they use {used}" if used else ""
 
 
 def _without_reserve(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:

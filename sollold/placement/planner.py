@@ -144,7 +144,7 @@ def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
     if split is None:
         return alone
     if split.seconds * CLEAR_GAIN > alone.seconds:
-        search.lose(split, "not clearly faster than one machine, which needs no other")
+        search.lose(split, "not clearly faster than one machine alone")
         return alone
     search.lose(alone, "its processor would have to compute, and several machines are clearly faster")
     return split
@@ -171,7 +171,7 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
             where += f", the experts of the first {best.cpu_moe} layers on the processor"
         elif devices and best.on_host:
             where += f", the first {best.host.layers} layers on the processor"
-        return [f"It fits {head} alone ({bytes_text(size)} on {where}), so no other machine slows it."]
+        return [f"It fits on {head} alone ({bytes_text(size)} on {where}), so no network slows it down."]
     others = [fleet.name(node) for node in best.nodes[1:]] + plain_of(best)
     count = 1 + len(others)
     sentences = []
@@ -183,8 +183,8 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
         )
     else:
         sentences.append(
-            f"No machine that has the file holds it alone: {head} runs it with {', '.join(others)}, "
-            f"{bytes_text(size)} in all."
+            f"No machine that has the file can hold it alone: {head} runs it with {', '.join(others)}, "
+            f"{bytes_text(size)} in total."
         )
     if request.policy is Policy.FASTEST and not request.fixed:
         sentences.append("Of the splits that fit, this one has the least predicted time per token.")
@@ -201,8 +201,7 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
         fleet.name(node) for node in best.nodes[1:] if not _is_measured(fleet, best.head.node, node)
     ]:
         sentences.append(
-            f"How far {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} from {head} "
-            f"is not measured: a network of 1 Gb/s is assumed."
+            f"The network between {head} and {_listed(unknown)} has not been measured: 1 Gb/s is assumed."
         )
     if best.on_host:
         sentences.append(f"The first {best.host.layers} layers stay on {head}'s processor, without a hop.")

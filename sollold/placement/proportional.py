@@ -104,7 +104,7 @@ def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
     given = sum(count for _, count in counts)
     if given in (layers, layers + 1) and all(count >= 0 for _, count in counts):
         return ""
-    return f"they sum to {given}; the model has {layers} layers and the output: {layers + 1}"
+    return f"they sum to {given}; the model has {layers} layers plus the output, {layers + 1} in total"
 
 
 def fixed(search: SearchContext) -> Candidate | None:

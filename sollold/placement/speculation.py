@@ -129,7 +129,7 @@ def _unable(of: Footprint) -> str:
     return "its architecture is unknown" if of.estimate else ""
 
 
-_BLIND = "it sees images, which llama.cpp does not combine with"
+_BLIND = "it reads images, which llama.cpp can't combine with"
 
 
 class _Search:
@@ -164,7 +164,7 @@ class _Search:
             return
         if self._found.cpu_moe:
             self.refused.append(
-                "experts are kept by the head's processor, away from the layer that would draft"
+                "experts stay with the head's processor, away from the layer that would draft"
             )
             return
         stats = self._measured(MTP) or MTP_PRIOR
@@ -176,7 +176,7 @@ class _Search:
             where = next(
                 (one for one in (*made.shares, made.host) if one.first < of.layers <= one.last), made.host
             )
-            words = f"Up to {length} tokens at a time are drafted by the model's own layer for that (MTP)"
+            words = f"Up to {length} tokens at a time are drafted by the model's own MTP layer"
             words += f", on {self._fleet.name(where.node)} {where.device}"
             other = self._found.seconds / made.seconds if made.seconds > 0 else 1.0
             made = replace(made, drafts_by=MTP, gain=factor or 1.0)
@@ -266,7 +266,7 @@ class _Search:
             return None
         made = _beside(made, takes, device)
         if short := _short(made, self._fleet):
-            self.refused.append(f"{drafter.name} does not fit beside it on {short}")
+            self.refused.append(f"{drafter.name} does not fit on {short} with it")
             return None
         active = sum(takes.active)
         each = active * cost_model.seconds_per_byte(device, self._correction)
@@ -297,8 +297,8 @@ class _Search:
             return made
         short = max(made.short, key=lambda one: one.needed - one.room)
         self.refused.append(
-            f"that takes {bytes_text(short.needed - short.room)} more than "
-            f"{self._fleet.name(short.node)} {short.device} has left"
+            f"that needs {bytes_text(short.needed - short.room)} more than is free on "
+            f"{self._fleet.name(short.node)} {short.device}"
         )
         return None
 

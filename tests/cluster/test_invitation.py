@@ -118,7 +118,7 @@ async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
         await two.joins.join(made.code, two.seed)
     third = await two.lan.start(2)
     service = AdmissionService(third, third.calls, two.lan.changes[2])
-    with pytest.raises(Refusal, match="it was used, is over"):
+    with pytest.raises(Refusal, match="it was used, has expired"):
         await service.join(made.code, two.seed)
 
 
@@ -147,7 +147,7 @@ async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("1234", "127.0.0.1", "8 digits"),
         ("1234-5678", "127.0.0.1:x", "is not host:port"),
-        ("1234-5678", "nowhere.invalid", "is not known"),
+        ("1234-5678", "nowhere.invalid", "can't be resolved"),
         ("1234-5678", "127.0.0.1:1", "nothing listens there"),
         ("1234-5678", "", "this machine itself"),
     ],

@@ -108,7 +108,7 @@ async def test_a_door_that_is_open_at_some_nodes_is_said_to_be_so() -> None:
     door = Door()
     door.view.others = {OTHER: record(OTHER, name="bert")}
     for seconds, words in (
-        (600.0, "the door is open at name-0000000000000000; not so at bert: "),
+        (600.0, "the door is open at name-0000000000000000; failed: bert: "),
         (0.0, "the door is shut at name-0000000000000000; "),
     ):
         with pytest.raises(Refusal, match=words) as refused:

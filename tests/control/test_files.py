@@ -83,6 +83,6 @@ async def test_what_is_no_readable_model_is_refused_in_words(node: Node, tmp_pat
     with pytest.raises(Refusal) as refused:
         await service(node).add_file("x.gguf" if kind == "relative" else str(path))
     words = {"missing": "No such file", "folder": "not a file", "pipe": "not a file", "other": "not a GGUF"}
-    assert words.get(kind, "whole path") in refused.value.message
+    assert words.get(kind, "absolute path") in refused.value.message
     assert refused.value.fault is Fault.BAD_REQUEST
     assert node.catalogue.models == ()

@@ -17,7 +17,7 @@ from tests.gguf import projector, writer
 from tests.gguf.size import Size
 
 WORDS = counting(1500)
-BLIND = "it sees images, which llama.cpp does not combine with drafts by"
+BLIND = "it reads images, which llama.cpp can't combine with drafts by"
 
 pytestmark = [pytest.mark.llama, pytest.mark.cluster]
 

@@ -66,7 +66,7 @@ def test_a_model_over_two_machines_is_drafted_for_by_its_own_layer(tmp_path: Pat
         cluster.together()
         wish = {"model": "count", "policy": "spread"}
         plan = node.ask("POST", "/api/cluster/plan", wish).json["plan"]
-        assert "the model's own layer for that (MTP), on node" in " ".join(plan["reasons"])
+        assert "the model's own MTP layer, on node" in " ".join(plan["reasons"])
         loaded = node.ask("POST", "/api/cluster/load", wish, timeout=120)
         assert loaded.status == 200, loaded.body
         body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "max_tokens": 60}

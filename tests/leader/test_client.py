@@ -49,7 +49,7 @@ async def test_a_leader_that_can_not_be_asked_is_told_of(
     monkeypatch.setattr("sollold.leader.client.PATIENCE", 0.0)
     client = LeaderClient(cluster, cluster)
     del cluster.nodes["b"], cluster.nodes["c"]
-    with pytest.raises(Refusal, match="the leader could not be asked") as refused:
+    with pytest.raises(Refusal, match="the leader could not be reached") as refused:
         await client.unload(Drop("demo"))
     assert refused.value.fault is Fault.UNAVAILABLE
     cluster.term = Term()

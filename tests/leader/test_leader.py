@@ -147,7 +147,7 @@ async def test_layers_that_can_not_be_counted_out_so_are_the_callers_fault_and_n
     assert "no node z" in answer.message and "host-b" in answer.message
     answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 15), ("b", 2))))
     assert answer.fault == "too_big"
-    assert "What would help: leaving to the planner which node gets how many layers" in answer.message
+    assert "What would help: letting the planner decide which node gets how many layers" in answer.message
     assert (await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
 
 

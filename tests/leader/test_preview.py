@@ -35,9 +35,9 @@ def test_a_profile_is_found_however_the_name_is_written() -> None:
 @pytest.mark.parametrize(
     ("profile", "rooms", "ok", "words"),
     [
-        (ModelProfile(memory=20 * GIB), (8, 24, 16), True, "host-b would hold it alone"),
+        (ModelProfile(memory=20 * GIB), (8, 24, 16), True, "host-b could hold it alone"),
         (ModelProfile(memory=20 * GIB), (8, 12, 16), True, "spread over host-c, host-b, since no machine"),
-        (ModelProfile(memory=4 * GIB, requires_distributed=True), (8, 12, 16), True, "the settings want it"),
+        (ModelProfile(memory=4 * GIB, requires_distributed=True), (8, 12, 16), True, "settings require it"),
         (ModelProfile(memory=4 * GIB, requires_distributed=True), (8,), False, "there is no other machine"),
         (ModelProfile(memory=40 * GIB), (8, 12, 16), False, "36.0 GiB available, 4.00 GiB missing"),
         (ModelProfile(parameters=70.0), (8, 12), False, "70 billion weights, about"),
@@ -55,7 +55,7 @@ def test_which_machines_it_would_take(
 def test_the_threshold_and_the_switch_count_here_too() -> None:
     small = ModelProfile(parameters=8.0)
     apart = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=7.0))
-    assert "the settings want it so" in foresee("m", small, records(24, 24), apart).message
+    assert "the settings require it" in foresee("m", small, records(24, 24), apart).message
     never = replace(apart, placement=replace(apart.placement, enable_distributed=False))
     assert "alone" in foresee("m", small, records(24, 24), never).message
     assert not foresee("m", ModelProfile(memory=30 * GIB), records(24, 24), never).ok
@@ -80,5 +80,5 @@ async def test_without_a_header_the_profile_says_which_ollama_can_hold_it(
         cluster.nodes[name].endpoints[offer.id] = replace(offer, speed=speed)
     answer = await cluster.planner.ensure(Ensure("demo"))
     assert answer.verdict is Verdict.USE
-    fits = answer.reasons == ("it fits the Ollama there",)
+    fits = answer.reasons == ("it fits in Ollama there",)
     assert (answer.node if fits else "") == node

@@ -73,7 +73,7 @@ async def test_what_is_named_otherwise_is_loaded_anew_when_idle(cluster: Cluster
     first = await placed(cluster, active=1)
     for named, words in (
         (replace(ASK, slots=2), "2 requests at a time"),
-        (replace(ASK, type_k="q8_0", type_v="q8_0"), "keys and values in q8_0"),
+        (replace(ASK, type_k="q8_0", type_v="q8_0"), "a KV cache in q8_0"),
         (replace(ASK, placement=PlacementWish(policy="even")), "the policy even"),
         (replace(ASK, fixed=(("host-a", 5), ("host-b", 6), ("host-c", 6))), "host-b 6"),
     ):
@@ -88,7 +88,7 @@ async def test_what_is_named_otherwise_is_loaded_anew_when_idle(cluster: Cluster
     answer = await cluster.planner.ensure(replace(ASK, type_k="q8_0", type_v="q8_0"))
     assert answer.verdict is Verdict.WAIT
     assert answer.deployment != first
-    assert any("without keys and values in q8_0" in reason for reason in answer.reasons)
+    assert any("without a KV cache in q8_0" in reason for reason in answer.reasons)
     # While it loads another request is not taken for the same.
     assert (
         await cluster.planner.ensure(replace(ASK, placement=PlacementWish(policy="even")))

@@ -78,7 +78,7 @@ async def test_a_model_with_the_same_vocabulary_drafts() -> None:
     plan = plan_of(cluster)
     assert (plan.drafts_by, plan.draft_digest, plan.draft_device) == ("small:latest", "d2", "CPU")
     preview = await cluster.planner.preview(wishing(speculation="other"))
-    assert preview.plan is not None and "another vocabulary" in " ".join(preview.plan.reasons)
+    assert preview.plan is not None and "different vocabulary" in " ".join(preview.plan.reasons)
     await cluster.planner.close()
 
 
@@ -145,10 +145,10 @@ async def test_a_setting_that_names_no_model_is_found() -> None:
     ("wanted", "why"),
     [
         ("nobody", "model 'nobody' not found"),
-        ("other", "other:latest has another vocabulary than demo:latest"),
+        ("other", "other:latest has a different vocabulary from demo:latest"),
         ("demo", "demo:latest is the model itself"),
-        ("adapted", "adapted:latest has adapters, and such models do not draft"),
-        ("embeds", "embeds:latest writes no text, it only embeds"),
+        ("adapted", "adapted:latest has adapters, and such models can't draft"),
+        ("embeds", "embeds:latest only makes embeddings"),
         ("broken", "broken:latest can't be run here: a shard is missing"),
     ],
 )

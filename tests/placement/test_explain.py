@@ -48,7 +48,7 @@ def test_a_smaller_context_or_smaller_keys_are_each_named_where_each_suffices() 
     context = int(number(r"a context of (\d+) tokens instead of 50000", first))
     assert choose(replace(request, context=context), on, PRINTS).candidate is not None
     assert choose(replace(request, context=context + 1024), on, PRINTS).candidate is None
-    assert second.startswith("keys and values in q8_0")
+    assert second.startswith("a KV cache in q8_0")
     assert choose(replace(request, type_k="q8_0", type_v="q8_0"), on, PRINTS).candidate is not None
 
 
@@ -60,7 +60,7 @@ def test_what_helps_only_together_is_named_together() -> None:
     for alone in (replace(request, context=0, usual=16384), replace(request, type_k="q8_0", type_v="q8_0")):
         assert choose(alone, on, footprint_with(model)).candidate is None
     first = told(request, on, of=footprint_with(model)).remedies[0]
-    context = int(number(r"a context of (\d+) tokens instead of 16384 with keys and values in q8_0", first))
+    context = int(number(r"a context of (\d+) tokens instead of 16384 with a KV cache in q8_0", first))
     both = replace(request, context=context, type_k="q8_0", type_v="q8_0")
     assert choose(both, on, footprint_with(model)).candidate is not None
 
@@ -92,10 +92,10 @@ def test_no_quantization_is_named_where_none_is_small_enough() -> None:
 
 def test_the_ways_out_come_in_the_order_of_what_they_cost() -> None:
     on = fleet(machine(cpu("a", 1600 * MIB), holds=True), machine(cpu("b", 100 * MIB)))
-    busy = Busy("x-1", "other:latest", {("a", "CPU"): 2 * GIB}, "1 request is in it")
+    busy = Busy("x-1", "other:latest", {("a", "CPU"): 2 * GIB}, "it has 1 request")
     request = replace(WISH, context=50_000)
     remedies = told(request, on, busy).remedies
-    kinds = ("a context of", "keys and", "other:latest releasing its 2.00 GiB", "a smaller", "another")
+    kinds = ("a context of", "a KV cache", "other:latest releasing its 2.00 GiB", "a smaller", "another")
     assert len(remedies) == len(kinds)
     for remedy, kind in zip(remedies, kinds, strict=True):
         assert remedy.startswith(kind)
@@ -117,9 +117,9 @@ def test_machines_that_take_no_part_are_named_together_where_none_would_suffice_
 def test_two_in_use_are_named_where_one_is_not_enough() -> None:
     on = fleet(machine(cpu("a", 300 * MIB), holds=True))
     held = {("a", "CPU"): 400 * MIB}
-    two = (Busy("x-1", "one", held, "1 request is in it"), Busy("x-2", "two", held, "1 request is in it"))
+    two = (Busy("x-1", "one", held, "it has 1 request"), Busy("x-2", "two", held, "it has 1 request"))
     remedies = told(replace(WISH, type_k="q8_0", type_v="q8_0"), on, *two).remedies
-    assert remedies[0] == "one and two releasing their 800 MiB (1 request is in it)"
+    assert remedies[0] == "one and two releasing their 800 MiB (it has 1 request)"
 
 
 def test_the_policy_is_named_where_it_is_what_keeps_the_model_out() -> None:
@@ -135,8 +135,8 @@ def test_what_is_given_back_of_a_shared_memory_is_there_for_all_who_share_it() -
     )
     held = {("a", "CUDA0"): 2 * GIB}
     request = replace(WISH, type_k="q8_0", type_v="q8_0")
-    remedies = told(request, fleet(one), Busy("x-1", "other:latest", held, "1 request is in it")).remedies
-    assert remedies[0] == "other:latest releasing its 2.00 GiB (1 request is in it)"
+    remedies = told(request, fleet(one), Busy("x-1", "other:latest", held, "it has 1 request")).remedies
+    assert remedies[0] == "other:latest releasing its 2.00 GiB (it has 1 request)"
 
 
 def test_a_machine_that_is_named_would_do() -> None:
@@ -179,7 +179,7 @@ def test_what_a_limit_holds_back_is_what_is_free_beyond_it() -> None:
 def test_what_other_programs_use_and_a_reserve_keeps_is_named_where_half_of_it_would_do() -> None:
     small = cpu("a", 500 * MIB)
     for change, words in (
-        ({"others": 2 * GIB}, "closing other programs: they have 2.00 GiB on host-a"),
+        ({"others": 2 * GIB}, "closing other programs: they use 2.00 GiB on host-a"),
         ({"reserved": 2 * GIB}, "node.gpu_reserve): it keeps 2.00 GiB of free memory on host-a"),
     ):
         remedies = told(WISH, fleet(machine(replace(small, **change), holds=True))).remedies
@@ -207,6 +207,6 @@ def test_smaller_keys_and_values_are_named_for_all_types_that_are_wider() -> Non
     on = fleet(machine(cpu("a", 1600 * MIB), holds=True))
     for wide in ({"type_k": "f32", "type_v": "f32"}, {"type_v": "bf16"}):
         remedies = told(replace(WISH, context=50_000, **wide), on).remedies
-        assert any(one.startswith("keys and values in q8_0 (`--kv q8_0`") for one in remedies), wide
+        assert any(one.startswith("a KV cache in q8_0 (`--kv q8_0`") for one in remedies), wide
     remedies = told(replace(WISH, context=131_000, type_k="q8_0", type_v="q5_1"), on).remedies
-    assert not any("keys and values" in one for one in remedies)
+    assert not any("KV cache" in one for one in remedies)

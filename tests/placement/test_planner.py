@@ -122,8 +122,8 @@ def test_a_plan_says_which_links_it_only_assumes() -> None:
         return " ".join(choose(WISH, on, footprint_with(SMALL)).reasons)
 
     assert "assumed" not in reasons("b", "c")
-    assert "host-c is from host-a is not measured: a network of 1 Gb/s is assumed" in reasons("b")
-    assert "host-b, host-c are from host-a" in reasons()
+    assert "between host-a and host-c has not been measured: 1 Gb/s is assumed" in reasons("b")
+    assert "between host-a and host-b, host-c has" in reasons()
 
 
 def test_a_local_device_ends_the_line() -> None:
@@ -449,8 +449,8 @@ def test_a_plain_worker_takes_what_no_machine_can() -> None:
     check(plan, on)
     assert PLAIN in [share.device for share in plan.shares]
     assert f"the external worker {PLAIN}" in choice.reasons[0]
-    assert choice.reasons[0].startswith("No machine that has the file holds it alone: ")
-    assert choice.reasons[0].endswith("in all.")
+    assert choice.reasons[0].startswith("No machine that has the file can hold it alone: ")
+    assert choice.reasons[0].endswith("in total.")
     assert "alone" not in choice.reasons[0].split(":")[1]
     none = choose(replace(WISH, distributed=False), on, footprint_with(SMALL))
     assert none.candidate is None, "a model that may not be spread is not put on one"

@@ -62,7 +62,7 @@ def test_where_no_memory_is_left_nothing_is_drafted() -> None:
     found = placed(SPREAD, model)
     made, said = with_drafts(found, WISH, tight(SPREAD, found), footprint_with(model))
     assert made is found
-    assert said.startswith("No tokens are drafted: that takes ") and "host-a CPU" in said
+    assert said.startswith("No tokens are drafted: that needs ") and "host-a CPU" in said
 
 
 # Three machines with a GPU each, of which none holds the model; every trip takes 5 ms.
@@ -142,7 +142,7 @@ def test_the_models_own_layer_drafts_where_the_layers_end() -> None:
     last = made.shares[-1]
     assert (made.drafts_by, made.run.predicts, made.draft_digest) == ("mtp", True, "")
     assert 1 <= made.run.drafts <= 3
-    assert f"own layer for that (MTP), on host-{last.node} {last.device}" in said
+    assert f"own MTP layer, on host-{last.node} {last.device}" in said
     layers = [(share.node, share.first, share.last) for share in found.shares]
     assert [(share.node, share.first, share.last) for share in made.shares] == layers
     assert last.weights - found.shares[-1].weights == BIG.layers[-1].weights
@@ -188,7 +188,7 @@ def test_the_models_own_layer_takes_only_what_is_left() -> None:
     found = placed(GPUS, AHEAD, AUTO)
     wish = replace(AUTO, speculation="mtp")
     made, said = with_drafts(found, wish, tight(GPUS, found), footprint_with(AHEAD))
-    assert made is found and said.startswith("No tokens are drafted: that takes ")
+    assert made is found and said.startswith("No tokens are drafted: that needs ")
     made, said = with_drafts(placed(GPUS, BIG, AUTO), wish, GPUS, footprint_with(BIG))
     assert not made.drafts_by and "no layer for next-token prediction" in said
 
