@@ -1,4 +1,4 @@
-"""Who may join the cluster: what an admin decides, carried to the nodes; and joining by a code."""
+"""Admits machines to the cluster on an admin's command, and joins this one to a cluster by a code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sollold.facts import dataclass
 from sollold.settings.schema import ClusterSettings
 
 PORT = ClusterSettings().port
-"""For nodes, where none is named."""
+"""Default port for nodes."""
 _CALL_SECONDS = 5.0
 _NO_DOOR_TOKEN = "only machines with the cluster.token of the settings belong to this cluster"
 _NO_DOOR_OPEN = "any machine may join this cluster at any time; `sollold cluster secure` ends that"
@@ -30,7 +30,7 @@ _NO_DOOR_OPEN = "any machine may join this cluster at any time; `sollold cluster
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """A new invitation. ``seed``: where to join with it; ``seconds``: how long."""
+    """A new invitation. ``seed``: the address to join at; ``seconds``: how long it is valid."""
 
     code: str
     seed: str
@@ -38,7 +38,7 @@ class Invite:
 
 
 class AdmissionService:
-    """Admits machines that wait, opens the door for a while, invites, and joins by an invitation."""
+    """Admits waiting machines, opens the door for a while, invites, and joins by an invitation."""
 
     def __init__(self, view: ClusterNode, calls: Calls, secret: SecretChanges) -> None:
         self._view = view
@@ -46,10 +46,10 @@ class AdmissionService:
         self.secret = secret
 
     def authority(self) -> str:
-        """The certificate of the authority that signs for all nodes of the cluster, in PEM.
+        """Return the certificate of the authority that signs for all nodes of the cluster, in PEM.
 
         Raises:
-            Refusal: BAD_REQUEST while the cluster is open: anybody could sign in its name.
+            Refusal: BAD_REQUEST while the cluster is open, since anybody could sign in its name.
         """
         tokens = self._view.tokens
         if tokens.open:
@@ -58,11 +58,10 @@ class AdmissionService:
         return authority_pem(tokens.accepted[0])
 
     async def admit(self, text: str) -> WaitingMachine:
-        """Let in the machine with this name, id or code that waits at any node; it joins within seconds.
+        """Admit the waiting machine with this name, id or code, at whichever node; it joins within seconds.
 
         Raises:
-            Refusal: NOT_FOUND when none waits or several are named so; UNAVAILABLE when its node is not
-                reached.
+            Refusal: NOT_FOUND when none, or several, match; UNAVAILABLE when its node can't be reached.
         """
         found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
         shown = [(one, record) for record in self._view.live() for one in record.waiting]
@@ -76,7 +75,7 @@ class AdmissionService:
         ((waiting, records),) = found.values()
         if waiting.evicted:
             await self.secret.pardon(waiting.node)
-        # One that was evicted may have come in by an open door by now.
+        # An evicted machine may have come in through an open door by now.
         order = AdmitOrder(waiting.node)
         admitted = await asyncio.gather(*(self._call(record, "admit", order) for record in records))
         if not any(admitted) and not waiting.evicted:
@@ -84,11 +83,11 @@ class AdmissionService:
         return waiting
 
     async def open_door(self, seconds: float) -> list[str]:
-        """Let in whoever asks any node within ``seconds``; 0 ends that. Returns the names of the nodes.
+        """Admit all machines that ask any node within ``seconds``; 0 ends that. Return the nodes' names.
 
         Raises:
-            Refusal: BAD_REQUEST where the settings have a token, or anyone may join; UNAVAILABLE when a node
-                is not reached.
+            Refusal: BAD_REQUEST when the settings have a token, or anyone may join; UNAVAILABLE when a node
+                can't be reached.
         """
         ring = self._view.keyring()
         if ring is None or ring.open:
@@ -106,10 +105,10 @@ class AdmissionService:
         return done
 
     def invite(self) -> Invite:
-        """A code with which one machine may join at this node.
+        """Return a new code, with which one machine may join at this node.
 
         Raises:
-            Refusal: BAD_REQUEST where the settings have a token, or anyone may join.
+            Refusal: BAD_REQUEST when the settings have a token, or anyone may join.
         """
         admission, me = self._view.admission, self._view.me
         if admission is None:
@@ -124,11 +123,11 @@ class AdmissionService:
         return Invite(admission.invitations.invite(), seed, INVITATION_SECONDS)
 
     async def join(self, code: str, seed: str) -> str:
-        """Join the cluster of the member at ``seed`` by a code; the name of that member.
+        """Join the cluster of the member at ``seed`` by a code. Return the name of that member.
 
         Raises:
-            Refusal: BAD_REQUEST when this machine can't join, or the code or the seed is none; NOT_FOUND when
-                no invitation is open there; UNAVAILABLE when nobody answers there.
+            Refusal: BAD_REQUEST when this machine can't join, or the code or the seed is invalid; NOT_FOUND
+                when no invitation is open there; UNAVAILABLE when no member responds there.
         """
         search = self._admission_of_free().search
         try:
@@ -153,10 +152,10 @@ class AdmissionService:
         return _joined(invited)
 
     def _admission_of_free(self) -> Admission:
-        """Of this machine, which belongs to no cluster yet.
+        """Return this machine's `Admission` if it belongs to no cluster yet.
 
         Raises:
-            Refusal: BAD_REQUEST: it does.
+            Refusal: BAD_REQUEST when it belongs to one.
         """
         admission = self._view.admission
         if admission is None:
@@ -203,17 +202,17 @@ class AdmissionService:
 
 
 def _as_shown(text: str, codes: Container[str]) -> str:
-    """``text`` as a code is shown, if it is one of ``codes`` typed small or without its line."""
+    """Return ``text`` as the code that it means, if that is one of ``codes``: case and dash do not matter."""
     letters = "".join(letter for letter in text if letter.isalnum()).upper()
     code = f"{letters[:4]}-{letters[4:]}"
     return code if code in codes else text
 
 
 def _joined(invited: Invited) -> str:
-    """The name of the member that let this machine in.
+    """Return the name of the member that admitted this machine.
 
     Raises:
-        Refusal: it did not.
+        Refusal: it was not admitted.
     """
     if invited.verdict is InvitationVerdict.ADMITTED:
         return invited.name

@@ -1,7 +1,7 @@
-"""The leader's shell: answers what nodes ask, and carries placements out, one after the other.
+"""The leader's I/O shell: serves the requests of nodes, and carries out placements, one after the other.
 
-A node leads as long as the view says so, and else tells who does. Nothing here matters after a change of
-leader: the next one reads the records and goes on.
+A node leads while its view says so; otherwise it redirects to the leader. Nothing here matters after a change
+of leader: the next one reads the records and continues.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ from sollold.turns import next_turn
 log = logging.getLogger("sollold.leader")
 
 ANSWER_WITHIN = 20.0
-"""Seconds after which a caller gets PLANNING rather than no answer."""
+"""Maximum seconds before a caller gets a response, PLANNING if nothing else."""
 ATTEMPTS = 6
 LOOK_EVERY = 3.0
-"""Seconds between two looks at the queues, and at what was to stay loaded."""
+"""Seconds between two checks of the queues and of the pinned models."""
 FETCH_TIMEOUT = 5.0
 FETCH_LOOK = 0.5
-"""Seconds that a caller is held while a file is on its way."""
+"""Seconds to hold a caller's request while a file is being fetched."""
 SOON = 1.0
-"""Seconds that a caller is held while others' memory is being given back."""
+"""Maximum seconds to hold a caller's request while the decision may still change."""
 CLOSE_AFTER = 10.0
-"""Seconds that a request waits for a deployment to be idle before no new ones are admitted."""
+"""Seconds that a request waits for a deployment to be idle before that admits no new ones."""
 FORGET_RELOAD = 5.0
-"""Seconds after which a request that does not ask again has gone."""
+"""Seconds without a retry after which a waiting request counts as gone."""
 
 
 class Leader:
-    """What this node does while it leads. `register`, `start`, at the end `close`.
+    """Does the leader's work while this node leads. Call `register` and `start`, finally `close`.
 
     Args:
-        corrections: architecture → how much slower each device is than predicted.
-        draft_stats: a model's digest → what was measured of drafts for it.
+        corrections: maps an architecture to the correction of the devices' speeds.
         clock: monotonic seconds.
+        draft_stats: maps a model's digest to the measured drafts for it.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Leader:
         self._applier = PlanApplier(view, calls, self._observations, clock)
         self._pending = PendingLoads()
         self._one_at_a_time = asyncio.Semaphore(1)
-        """Placements go one after the other: a second one is planned when the first has its bytes."""
+        """Serialises placements: the next is planned once the previous one has reserved its memory."""
         self._replica_policy = ReplicaPolicy()
         self._pinned = PinnedPolicy()
         self._unloader = Unloader(
@@ -109,26 +109,26 @@ class Leader:
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
         self._reloads: dict[str, tuple[float, float]] = {}
-        """Deployment → since when, and when last, a request waited until it can be loaded anew."""
+        """For each deployment to reload: since when, and when last, a request waited for that."""
 
     def use_settings(self, settings: Settings) -> None:
-        """Other settings from the next placement on."""
+        """Use these settings from the next placement on."""
         self._settings = self._snapshots.settings = settings
 
     def register(self, server: Peers) -> None:
-        """Answer the peer calls ``ensure`` and ``drop``."""
+        """Register the peer methods ``ensure`` and ``drop``."""
         server.method("ensure", Ensure, self._on_ensure)
         server.method("drop", Drop, self._on_drop)
 
     async def start(self) -> None:
-        """Begin to watch the records."""
+        """Start watching the records."""
         self._unsubscribe = self._view.subscribe(self._observe)
         self._observe()
         self._watch = asyncio.create_task(self._look(), name="replicas and pinned models")
         self._watch.add_done_callback(_tell_fault)
 
     async def close(self) -> None:
-        """End what is being placed; what was reserved expires by itself."""
+        """Cancel placements under way; their reservations expire by themselves."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -139,7 +139,7 @@ class Leader:
         await asyncio.gather(*jobs, return_exceptions=True)
 
     async def preview(self, ask: Ensure, remote: tuple[Model, Shape] | None = None) -> PlanPreview:
-        """What `ensure` would do, without doing it. Any node can tell: all know the records.
+        """Preview what `ensure` would do. Any node can do this, since all know the records.
 
         ``remote``: a model that no node has, planned as if this node had it.
         """
@@ -154,21 +154,21 @@ class Leader:
             return preview_of(snapshot, None)
         decision = await asyncio.to_thread(decide, ask, snapshot)
         if isinstance(decision, Use | Wait | Mismatch | ReloadWhenIdle):
-            # What runs already is an answer, but the question was what a load would place.
+            # The model runs already, but a preview also shows what a load would place.
             snapshot = unloaded(snapshot)
             other = await asyncio.to_thread(decide, replace(ask, ollama=False), snapshot)
             return preview_of(decision, snapshot, other)
         return preview_of(decision, snapshot)
 
     def foresee(self, model: str) -> PlanPreview | None:
-        """What would come of a model that no node has, by its profile; None when the settings have none."""
+        """Outline the plan of a model that no node has, by its profile; None when the settings have none."""
         profile = profile_of(self._settings.models.profiles, model)
         if profile is None:
             return None
         return foresee(model, profile, self._view.live(), self._settings)
 
     def lost(self) -> tuple[LostModel, ...]:
-        """Models that were to stay loaded, are gone and will be loaded again, with their heads' names."""
+        """Return the lost models that will be loaded again, with the names of their former heads."""
         found = self._pinned.lost(self._clock())
         return tuple(replace(one, head=name_of(self._view, one.head)) for one in found)
 
@@ -189,7 +189,7 @@ class Leader:
         return await self.unload(drop)
 
     async def ensure(self, ask: Ensure) -> Ensured:
-        """Make something answer for a model; ELSEWHERE where another node leads."""
+        """Make an endpoint serve a model; ELSEWHERE if another node leads."""
         if not self._leads:
             return self._elsewhere()
         began = self._clock() - ask.waited
@@ -203,10 +203,10 @@ class Leader:
                 return answer(snapshot)
             decision = await asyncio.to_thread(decide, ask, snapshot)
             left = end - asyncio.get_running_loop().time()
-            # What is in use by the records may be idle by now: they are a moment old.
+            # The records are a moment old: what they show in use may be idle by now.
             if not may_change(decision) or left <= 0:
                 break
-            # Owners wait for a silent head; where the head is known to be dead they need not.
+            # Owners wait for a silent head; release the grants of heads that are known to be dead.
             await self._applier.release_orphans(snapshot.orphans(), self._view.leader())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
@@ -219,7 +219,7 @@ class Leader:
         if not isinstance(decision, Place):
             return answer(decision)
         model = snapshot.holders[0][1]
-        # Those who want the same wait for one placement; how long it may be idle is no part of it.
+        # Callers with equal requests share one placement; keep_alive does not matter for that.
         key = replace(
             ask,
             model="" if model.digest else model.name,
@@ -241,7 +241,7 @@ class Leader:
         return job.result()
 
     async def _look(self) -> None:
-        """Load what nobody asks for: a replica where the queue is long, and again what was to stay loaded."""
+        """Periodically load replicas of models with long queues, and reload lost pinned models."""
         while True:
             await next_turn(LOOK_EVERY)
             records = self._view.live()
@@ -258,7 +258,7 @@ class Leader:
             await self._end_needless(records)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
-        """Load a pinned model that was lost, as it ran."""
+        """Load a lost pinned model again, with the options it had."""
         model = endpoint.model
         ask = Ensure(
             model,
@@ -279,7 +279,7 @@ class Leader:
             log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
 
     async def _end_needless(self, records: Sequence[Record]) -> None:
-        """Of several alike that were to stay loaded one does; the others end when idle for the usual time."""
+        """End redundant pinned deployments once they have been idle for the default keep_alive."""
         limit = self._settings.placement.keep_alive
         spare = needless(records) if limit >= 0 else {}
         for record in records:
@@ -293,12 +293,12 @@ class Leader:
         try:
             return await self.ensure(ask)
         except Exception:
-            # It is thought of again; other models must not suffer meanwhile.
+            # It is tried again later; an error must not affect other models.
             log.exception("could not %s %s: internal error", what, ask.model)
             return Ensured(Verdict.PLANNING)
 
     async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
-        """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
+        """Have the future head fetch the file, and report its progress; the caller keeps asking."""
         node = fetch.place.plan.head
         order = Fetch(self._view.leader(), fetch.model, fetch.digest)
         self._pending.asked_for(PendingFetch(node, fetch.model, fetch.digest, self._clock()))
@@ -320,8 +320,9 @@ class Leader:
         return Ensured(Verdict.PLANNING, message=message)
 
     async def _close_for_reload(self, reload: ReloadWhenIdle) -> None:
-        """Have a deployment take no new requests, when one that needs more context has waited long enough:
-        with many callers it would never be idle.
+        """Have a deployment admit no new requests once a request for more context has waited long enough.
+
+        Otherwise, with many callers, it would never be idle.
         """
         now = self._clock()
         deployment = reload.endpoint
@@ -334,7 +335,7 @@ class Leader:
             await self._applier.end_when_idle(reload.node, deployment, self._view.leader(), why)
 
     async def _carry_out(self, ask: Ensure) -> Ensured:
-        """Place a model. Placements go one after the other, so that no byte is planned for twice."""
+        """Place a model. Placements are serialised, so that no memory is planned for twice."""
         out: dict[str, str] = {}
         fetch: FetchFirst | None = None
         usual = self._settings.placement.keep_alive
@@ -348,7 +349,7 @@ class Leader:
                     return answer(snapshot)
                 decision = await asyncio.to_thread(decide, ask, snapshot)
                 if isinstance(decision, FetchFirst):
-                    # Who has the file has just refused.
+                    # The node with the file has just refused.
                     fetch = decision
                     break
                 if not isinstance(decision, Place):
@@ -377,7 +378,7 @@ class Leader:
         )
 
     async def unload(self, drop: Drop) -> Dropped:
-        """Unload a model, see `Unloader.unload`."""
+        """Unload a model; see `Unloader.unload`."""
         return await self._unloader.unload(drop)
 
     # Inside
