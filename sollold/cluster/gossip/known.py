@@ -12,7 +12,7 @@ from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.term import Term
 
 _MANY_PROBES = 10
-"""So many of one node are answered by no datagram only where hardly any arrives."""
+"""Probes without an ack in between that show that hardly any datagram gets through."""
 
 
 class Known:
@@ -79,7 +79,7 @@ class Known:
         return tuple(found)
 
     def unanswered(self) -> tuple[str, ...]:
-        """Live nodes to which datagrams, or from which their answers, do not get through."""
+        """Return live nodes with which datagrams, or the responses to them, do not get through."""
         members = self._membership.members
         return tuple(node for node in self._membership.live if members[node].unanswered >= _MANY_PROBES)
 

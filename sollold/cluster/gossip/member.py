@@ -68,7 +68,7 @@ class Member:
         """Hosts that it had before its last move and no longer has."""
         self.processes = Processes()
         self.unanswered = 0
-        """Probes in a row to which no datagram of its own came in time, whatever else answered."""
+        """Number of probes that timed out since its last ack; acks come by datagram only."""
         self.late = 0
         """Number of additional timeouts it gets to respond; 0 for a node that is on time."""
 

@@ -1,7 +1,7 @@
-"""Whether nodes that are alive can also connect to each other: a firewall may let only some of it through.
+"""Checks whether live nodes can also connect to each other: a firewall may pass only some of the traffic.
 
-Datagrams, and connections that the other side opened, show that a node is alive. Calls to it, and layers on
-their way to its workers, need connections to it.
+Datagrams, and connections opened by the other side, show that a node is alive. Calls to it, and layers for
+its workers, need connections to it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _CALL_SECONDS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class ReachRequest:
-    """Asks whether the node that is asked can connect to the one that asks."""
+    """Asks the receiver whether it can connect to the sender."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The answer. ``why``: why it can't; empty: it can."""
+    """The response. ``why``: why it can't connect; empty: it can."""
 
     why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """``node``, which is alive, can't be connected to; ``inward``: it can't connect to this node."""
+    """Connecting to ``node``, which is alive, fails; ``inward``: it can't connect to this node."""
 
     node: str
     why: str
@@ -49,11 +49,11 @@ class ReachCheck:
         self._calls = calls
 
     def register(self, peers: Peers) -> None:
-        """Answer the peer method ``reach``."""
+        """Register the peer method ``reach``."""
         peers.method("reach", ReachRequest, self._answer)
 
     async def check(self) -> tuple[Unreached, ...]:
-        """What can't be connected to; takes seconds where something can't."""
+        """Return failing connections; takes seconds if there are any."""
         me = self._view.me.node
         others = [one.node for one in self._view.live() if one.node != me]
         found = await asyncio.gather(*(self._check(node) for node in others))
@@ -72,7 +72,7 @@ class ReachCheck:
         return Reached(await self._why_not(caller))
 
     async def _why_not(self, node: str) -> str:
-        """Why no new connection can be made to ``node``; empty when one can."""
+        """Return why no new connection to ``node`` can be made; empty if one can."""
         try:
             made, _, _ = await self._reach.connect(node, HTTP, _Opened, timeout=_CONNECT_SECONDS)
         except PeerError as error:
