@@ -21,8 +21,8 @@ from sollold.agent.grants import GrantManager
 from sollold.agent.record_publisher import RecordPublisher
 from sollold.agent.worker_access import WorkerAccess
 from sollold.cluster.gossip.record import OLLAMA_PREFIX
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import (
     Commit,
@@ -77,7 +77,7 @@ class Agent:
         places: Places,
         meter: DeviceMeter,
         view: View,
-        calls: Calls,
+        calls: RpcClient,
         tunnels: Tunnels,
         find_model: Callable[[str], Model | None],
         holders: Callable[[str], tuple[str, ...]],
@@ -135,7 +135,7 @@ class Agent:
 
     # For the daemon
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer methods of `commands`, access to workers for tunnels, and the raw route
         ``GET /deployments/{id}/wait``.
 

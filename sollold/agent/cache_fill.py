@@ -26,7 +26,7 @@ from typing import Any
 
 from sollold.agent.read_ahead import ReadAhead
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import FillCache, WantedTensor
 from sollold.engines.llamacpp.hash_frames import HeldHash
 from sollold.engines.llamacpp.tensor_cache import TensorCache
@@ -60,7 +60,7 @@ class CacheFill:
     """Fills the cache for one deployment. Call `start`, then `offer` for each hash, and finally `close`."""
 
     def __init__(
-        self, request: FillCache, cache: TensorCache, local: Model | None, calls: Calls, connect: Connect
+        self, request: FillCache, cache: TensorCache, local: Model | None, calls: RpcClient, connect: Connect
     ) -> None:
         """``local``: the model on this machine, if present."""
         self._request = request

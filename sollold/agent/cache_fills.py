@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sollold.agent.cache_fill import CacheFill, Connect
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Done, FillCache
 from sollold.engines.llamacpp.hash_frames import FOUND, HashFrames
 from sollold.engines.llamacpp.tensor_cache import TensorCache
@@ -25,7 +25,7 @@ class CacheFills:
     def __init__(
         self,
         cache: TensorCache,
-        calls: Calls,
+        calls: RpcClient,
         find_model: Callable[[str], Model | None],
         connect: Connect,
     ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import field
 from pathlib import Path
 
 from sollold.cluster.gossip.term import Term
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.commands import Fetch, Fetched
 from sollold.facts import dataclass
 from sollold.models.transfer.pull import Puller
@@ -70,7 +70,7 @@ class Fetcher:
         self._allowed = allowed
         self._fetches: dict[str, _Fetch] = {}
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method."""
         server.method("fetch", Fetch, self._fetch)
 

@@ -19,7 +19,7 @@ from sollold.agent.own_workers import OwnWorkers
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import TERM_STEP, Term
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Commit, Done, FillCache, Lost, Release, Renew, Reserve, Reserved
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.install.find import Llama
@@ -68,7 +68,7 @@ class GrantManager:
         places: Places,
         meter: DeviceMeter,
         journal: Journal,
-        calls: Calls,
+        calls: RpcClient,
         *,
         leader: Callable[[], Term],
         llama: Callable[[], Llama | None],

@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import Record, WaitingMachine
 from sollold.cluster.net.certificate_authority import authority_pem
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.control.nodes import meant
 from sollold.control.secret_change import SecretChanges
@@ -40,7 +40,7 @@ class Invite:
 class AdmissionService:
     """Admits waiting machines, opens the door for a while, invites, and joins by an invitation."""
 
-    def __init__(self, view: ClusterNode, calls: Calls, secret: SecretChanges) -> None:
+    def __init__(self, view: ClusterNode, calls: RpcClient, secret: SecretChanges) -> None:
         self._view = view
         self._calls = calls
         self.secret = secret

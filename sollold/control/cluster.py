@@ -14,8 +14,8 @@ import msgspec
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View
 from sollold.control.nodes import node_named
 from sollold.engines.commands import Done
@@ -92,7 +92,7 @@ class ClusterService:
         self,
         view: View,
         library: Library,
-        calls: Calls,
+        calls: RpcClient,
         leader: Leader,
         loader: Loader,
         router: Router,
@@ -119,7 +119,7 @@ class ClusterService:
         self._serve = serve
         self.limit = limit
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer methods ``drain`` and ``keep``."""
         server.method("drain", DrainOrder, self._on_drain)
         server.method("keep", KeepOrder, self._on_keep)

@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -126,7 +126,9 @@ class Keys:
         clock: seconds since the epoch.
     """
 
-    def __init__(self, view: View, calls: Calls, file: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, view: View, calls: RpcClient, file: Path, clock: Callable[[], float] = time.time
+    ) -> None:
         self._view = view
         self._calls = calls
         self._file = file
@@ -139,7 +141,7 @@ class Keys:
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method ``keys``."""
         server.method("keys", KeysRequest, self._answer)
 

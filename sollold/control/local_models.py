@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.ollama.api import OllamaError
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -89,7 +89,7 @@ class OwnModels:
     Registers the peer methods ``copy`` and ``delete`` (`NameRequest` → `NameChanged`) with ``server``.
     """
 
-    def __init__(self, catalogue: Catalogue, server: Peers) -> None:
+    def __init__(self, catalogue: Catalogue, server: RpcServer) -> None:
         self._catalogue = catalogue
         self.delete_from_ollama: Callable[[str], Awaitable[bool]] | None = None
         """Deletes a model of the local Ollama if the daemon may; raises `OllamaError` if Ollama refuses."""

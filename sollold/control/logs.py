@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -63,13 +63,15 @@ class LogService:
         folder: the folder of the deployments' logs on this node, with one folder each.
     """
 
-    def __init__(self, view: View, calls: Calls, resolve: Callable[[str], Resolved], folder: Path) -> None:
+    def __init__(
+        self, view: View, calls: RpcClient, resolve: Callable[[str], Resolved], folder: Path
+    ) -> None:
         self._view = view
         self._calls = calls
         self._resolve = resolve
         self._folder = folder
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method ``logs``."""
         server.method("logs", LogRequest, self._on_logs)
 

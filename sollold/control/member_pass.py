@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
@@ -52,7 +52,7 @@ class PassAnswer:
 class MemberPasses:
     """Issues passes and checks those of other members."""
 
-    def __init__(self, view: View, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, view: View, calls: RpcClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._view = view
         self._calls = calls
         self._clock = clock
@@ -62,7 +62,7 @@ class MemberPasses:
         """For each digest of others' passes: whether it is valid, and until when that need not be checked."""
         self._asking = asyncio.Semaphore(_AT_ONCE)
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method ``pass``."""
         server.method("pass", PassRequest, self._answer)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.control.local_models import NameChanged, NameOverrides, NameRequest, OwnError, OwnModels
 from sollold.control.nodes import node_named
@@ -37,7 +37,9 @@ class Running:
 class ModelService:
     """The models of the whole cluster: names, metadata, copies, deletion."""
 
-    def __init__(self, library: Library, view: View, calls: Calls, local: OwnModels | None = None) -> None:
+    def __init__(
+        self, library: Library, view: View, calls: RpcClient, local: OwnModels | None = None
+    ) -> None:
         """``local``: this node's own models; without it, no files can be added."""
         self._library = library
         self._local = local

@@ -11,8 +11,8 @@ from math import floor
 
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.control.activity import Activity, FinishedRequest, Histogram
 from sollold.control.events import ClusterWatcher, Event, EventKind, EventLog, LoadTime, OfflineNode
@@ -63,7 +63,7 @@ class Monitor:
     def __init__(
         self,
         view: View,
-        calls: Calls,
+        calls: RpcClient,
         activity: Activity,
         stopped: Callable[[str], bool],
         gpus: Callable[[], list[GpuLoad]] | None = None,
@@ -98,7 +98,7 @@ class Monitor:
         activity.on_resumed = self._resumed
         activity.on_begin = self._stir
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer methods ``history`` and ``forget``."""
         server.method("history", HistoryRequest, self._on_history)
         server.method("forget", ForgetRequest, self._on_forget)

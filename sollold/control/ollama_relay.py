@@ -18,8 +18,8 @@ import msgspec
 from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
@@ -100,7 +100,7 @@ class OllamaRelay:
         self,
         ollama: LocalOllama,
         view: View,
-        calls: Calls,
+        calls: RpcClient,
         learn: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """``learn`` refreshes this node's list of a node's models, after one was created there."""
@@ -112,7 +112,7 @@ class OllamaRelay:
         self._last = ""
         """The node that blobs were sent to last; models created from them must go there too."""
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method and the raw routes to this machine's Ollama."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.facts import dataclass
 
 _TIMEOUT = 10.0
@@ -122,13 +122,13 @@ class ResponseStore:
 class ResponseService:
     """Stores and finds responses in the whole cluster."""
 
-    def __init__(self, node: str = "", calls: Calls | None = None) -> None:
+    def __init__(self, node: str = "", calls: RpcClient | None = None) -> None:
         """``node``: this node's id, 16 hex digits; without ``calls``, no other nodes are asked."""
         self._node = node
         self._calls = calls
         self._store = ResponseStore()
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method ``response``; ``server`` must not have started."""
         server.method("response", ResponseRequest, self._answer)
 

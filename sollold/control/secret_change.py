@@ -24,8 +24,8 @@ from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import name_of, wait_until
 from sollold.control.nodes import meant
 from sollold.errors import Fault, Refusal
@@ -85,12 +85,12 @@ class Rolled:
 class SecretChanges:
     """Carries out changes of the secret if this node leads, and otherwise passes them to the leader."""
 
-    def __init__(self, owner: ClusterNode, calls: Calls) -> None:
+    def __init__(self, owner: ClusterNode, calls: RpcClient) -> None:
         self._owner = owner
         self._calls = calls
         self._busy = asyncio.Lock()
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer method ``roll``."""
         server.method("roll", Roll, self._on_roll)
 

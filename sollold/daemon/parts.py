@@ -18,7 +18,7 @@ from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.reach_check import ReachCheck
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control.activity import Activity
 from sollold.control.cluster import ClusterService
 from sollold.control.keys import Keys
@@ -89,7 +89,7 @@ class Parts:
         tokens, ring = secret_of(settings.cluster, state, key.node)
         self.identity = Identity(key, tokens)
         self.meter = DeviceMeter(settings.node, state)
-        self.peers = Peers(self.identity)
+        self.peers = RpcServer(self.identity)
         record = Record(
             node=self.identity.node,
             name=printable_name(settings.node.name or platform.node()) or self.identity.node,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from sollold.cluster.gossip.record import OLLAMA_PREFIX
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of, wait_until
 from sollold.engines.commands import Deploy, Done, Fetch, Fetched, Release, Reserve, Reserved, Unload
 from sollold.leader.decision import Place
@@ -36,7 +36,7 @@ class PlanApplier:
     """Sends the leader's commands to owners and heads, and reports the results to ``observations``."""
 
     def __init__(
-        self, view: View, calls: Calls, observations: Observations, clock: Callable[[], float]
+        self, view: View, calls: RpcClient, observations: Observations, clock: Callable[[], float]
     ) -> None:
         self._view = view
         self._calls = calls

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, next_change
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
@@ -31,7 +31,7 @@ PATIENCE = 10.0
 class LeaderClient:
     """Asks the leader of the cluster, wherever it is."""
 
-    def __init__(self, view: View, calls: Calls) -> None:
+    def __init__(self, view: View, calls: RpcClient) -> None:
         self._view = view
         self._calls = calls
 

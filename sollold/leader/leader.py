@@ -16,8 +16,8 @@ from typing import Any
 
 from sollold.cluster.gossip.record import Endpoint, InOllama, Record
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Fetch, Fetched
 from sollold.errors import Fault, unloaded_by_force
@@ -75,7 +75,7 @@ class Leader:
         self,
         settings: Settings,
         view: View,
-        calls: Calls,
+        calls: RpcClient,
         library: Library,
         corrections: Callable[[str], Correction] = lambda architecture: uncorrected,
         clock: Callable[[], float] = time.monotonic,
@@ -115,7 +115,7 @@ class Leader:
         """Use these settings from the next placement on."""
         self._settings = self._snapshots.settings = settings
 
-    def register(self, server: Peers) -> None:
+    def register(self, server: RpcServer) -> None:
         """Register the peer methods ``ensure`` and ``drop``."""
         server.method("ensure", Ensure, self._on_ensure)
         server.method("drop", Drop, self._on_drop)

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from sollold.cluster.gossip.record_check import bad_value
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
@@ -74,8 +74,8 @@ class Library:
         self,
         catalogue: Catalogue,
         view: View,
-        calls: Calls,
-        server: Peers,
+        calls: RpcClient,
+        server: RpcServer,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         """Register the peer methods with ``server``, which must not have started."""

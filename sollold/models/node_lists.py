@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -61,8 +61,8 @@ class NodeLists:
         self,
         catalogue: Catalogue,
         view: View,
-        calls: Calls,
-        server: Peers,
+        calls: RpcClient,
+        server: RpcServer,
         changed: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend, Endpoint, State
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.rpc_server import caller as proved_caller
 from sollold.cluster.net.view import View
 from sollold.serving.admission import AdmissionQueue
@@ -93,7 +93,7 @@ class EndpointServer:
         view: View,
         engines: Engines,
         settings: ServingSettings,
-        peers: Peers | None = None,
+        peers: RpcServer | None = None,
         who: Callable[[web.Request], str] = proved_caller,
         counters: Counters | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from sollold.agent.deployments import Deployments
 from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of, next_change
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.facts import dataclass
@@ -108,7 +108,9 @@ class _Load:
 class Loader:
     """Gets endpoints made, by the cluster's leader."""
 
-    def __init__(self, view: View, calls: Calls, queue: int = 512, own: Deployments | None = None) -> None:
+    def __init__(
+        self, view: View, calls: RpcClient, queue: int = 512, own: Deployments | None = None
+    ) -> None:
         """``queue``: callers of a model that may wait for it here; ``own``: what this node is the head of."""
         self._own = own
         self._view = view

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import isfinite
 
 from sollold.cluster.gossip.record import Endpoint, State
-from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
+from sollold.cluster.net.http_connection import HttpConnection, ResponseLost
 from sollold.cluster.net.pour import Receiver
 from sollold.engines.llamacpp.exit_reason import OUT_OF_MEMORY
 from sollold.facts import dataclass
@@ -172,7 +172,7 @@ class LocalStream:
                 try:
                     self._connection = kept
                     return await kept.ask("POST", path, headers, self.request.body)
-                except AnswerLost:
+                except ResponseLost:
                     # The engine may have closed it before it saw the request (RFC 9112, 9.3.1).
                     if self._error is not None:
                         raise
@@ -226,7 +226,7 @@ class LocalStream:
         try:
             if not await connection.pour(passed):
                 return False
-        except AnswerLost as error:
+        except ResponseLost as error:
             message = f"the connection to the engine broke: {error}"
             raise await self._broken(message, True, not self._last) from None
         if self._error is not None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import field
 
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate
@@ -27,7 +27,7 @@ class ServingContext:
     """What requests are answered with."""
 
     view: View
-    calls: Calls
+    calls: RpcClient
     server: EndpointServer
     loader: Loader
     router: Router

@@ -9,10 +9,10 @@ from dataclasses import replace
 import msgspec
 
 from sollold.cluster.gossip.record import Record
-from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
+from sollold.cluster.net.http_connection import HttpConnection, ResponseLost
 from sollold.cluster.net.pour import Receiver
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.serving.protocol import (
     BEGUN,
     BROKEN,
@@ -40,7 +40,7 @@ _HEADERS = {"Content-Type": "application/msgpack"}
 class RemoteStream:
     """A `Stream` from an engine on another node."""
 
-    def __init__(self, calls: Calls, there: Record, request: EngineRequest) -> None:
+    def __init__(self, calls: RpcClient, there: Record, request: EngineRequest) -> None:
         self.head: ResponseHead | None = None
         self._calls = calls
         self._node = there.node
@@ -108,13 +108,13 @@ class RemoteStream:
         if not self._end and self._pass(early, receive):
             try:
                 await connection.pour(lambda data: self._pass(self._feed(data), receive))
-            except AnswerLost as error:
+            except ResponseLost as error:
                 raise self._lost(error) from None
         if self._enough:
             return False
         if not self._end:
             raise self._closed()
-        with contextlib.suppress(AnswerLost, msgspec.MsgspecError):
+        with contextlib.suppress(ResponseLost, msgspec.MsgspecError):
             if self._end == BROKEN:
                 raise msgspec.msgpack.decode(self._last, type=StreamError)
             # To the very end, so that the connection can be used again.

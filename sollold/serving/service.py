@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.leader.draft_models import with_drafter_named
@@ -42,7 +42,7 @@ class Serving:
         self,
         view: View,
         library: Library,
-        calls: Calls,
+        calls: RpcClient,
         server: EndpointServer,
         loader: Loader,
         router: Router,

@@ -21,8 +21,8 @@ from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control.keys import Keys, Scope
 from sollold.engines.address import EngineAddress
 from sollold.models.listing import Listed
@@ -96,10 +96,10 @@ class Given:
 async def main(name: str, http: int, peer: int, other: int, engine: str, key_file: str = "") -> None:
     given = Given(name, engine)
     identity = Identity(KEYS[name], Tokens.read(""))
-    peers = Peers(identity)
+    peers = RpcServer(identity)
     there = IDS["b" if name == "a" else "a"]
     reach = Dialer(identity, lambda node: (("127.0.0.1", other),) if node == there else ())
-    calls = Calls(reach, peers)
+    calls = RpcClient(reach, peers)
     settings = ServingSettings()
     server = EndpointServer(given, given, settings, peers)
     serving = Serving(

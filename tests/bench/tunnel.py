@@ -21,7 +21,7 @@ import uvloop
 
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.llamacpp.tunnel import Tunnels
 from tests.keys import key
 
@@ -71,7 +71,7 @@ class _Worker:
 
 
 async def _owner(worker: int) -> None:
-    peers = Peers(Identity(OWNER, Tokens.read("")))
+    peers = RpcServer(Identity(OWNER, Tokens.read("")))
     peers.tunnel(_Worker(worker))
     print(await peers.start("127.0.0.1", 0), flush=True)
     await asyncio.Event().wait()

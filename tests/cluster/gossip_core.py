@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import TypeVar
 
-from sollold.cluster.gossip.actions import Action, Address, Change, Kept, NodeEvent, Persist, Send
+from sollold.cluster.gossip.actions import Action, Address, Change, NodeEvent, Persist, PersistedState, Send
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Alive, Dead, Message, Ping, compound, decode, encode, head
 from sollold.cluster.gossip.record import Record
@@ -25,12 +25,12 @@ def record(node: str) -> Record:
     return Record(node, node, 0, (at(node)[0],), 11435, 11436, "0.1.0")
 
 
-def core(node: str = ME, *, boot: int = BOOT, kept: Kept | None = None, now: float = 0.0) -> Gossip:
+def core(node: str = ME, *, boot: int = BOOT, kept: PersistedState | None = None, now: float = 0.0) -> Gossip:
     return Gossip(
         record(node),
         boot=boot,
         addresses=(at(node),),
-        kept=kept or Kept(),
+        kept=kept or PersistedState(),
         now=now,
         random=Random(1),
         signer=Unsigned(),

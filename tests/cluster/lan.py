@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control.secret_change import SecretChanges
 from sollold.settings.schema import ClusterSettings
 from tests.keys import key
@@ -47,7 +47,7 @@ class Lan:
         tokens, ring = secret_of(settings, state, own.node)
         identity = Identity(own, tokens)
         record = Record(own.node, f"m{number}", 0, (), 1, 0, "0")
-        peers = Peers(identity)
+        peers = RpcServer(identity)
         node = ClusterNode(settings, identity, record, peers, state, ring)
         self.changes[number] = SecretChanges(node, node.calls)
         self.changes[number].register(peers)

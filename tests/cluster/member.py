@@ -22,7 +22,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.settings.schema import ClusterSettings
 
 
@@ -37,7 +37,7 @@ async def main(state: Path, log: Path, *options: str) -> None:
     record = Record(
         node=identity.node, name=state.name, version=0, addresses=(), http_port=1, peer_port=0, release="0"
     )
-    node = ClusterNode(settings, identity, record, Peers(identity), state)
+    node = ClusterNode(settings, identity, record, RpcServer(identity), state)
     out = log.open("a", buffering=1)
     last: list[object] = []
 

@@ -13,8 +13,8 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.settings.schema import ClusterSettings
 from tests.keys import key
 
@@ -34,19 +34,19 @@ class Pair:
 
     keys: tuple[NodeKey, ...] = KEYS[:2]
     where: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    peers: list[Peers] = field(default_factory=list)
+    peers: list[RpcServer] = field(default_factory=list)
     reach: list[Dialer] = field(default_factory=list)
-    calls: list[Calls] = field(default_factory=list)
+    calls: list[RpcClient] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for one in self.keys:
             identity = Identity(one, Tokens.read(""))
-            server = Peers(identity)
+            server = RpcServer(identity)
             reach = Dialer(identity, lambda wanted: self.where.get(wanted, []), pc_of)
             server.name = pc_of
             self.peers.append(server)
             self.reach.append(reach)
-            self.calls.append(Calls(reach, server))
+            self.calls.append(RpcClient(reach, server))
 
     async def start(self) -> None:
         for at, server in enumerate(self.peers):
@@ -59,10 +59,10 @@ class Pair:
         for server in self.peers:
             await server.close()
 
-    def caller(self, token: str, *old_tokens: str) -> Calls:
+    def caller(self, token: str, *old_tokens: str) -> RpcClient:
         """Somebody with his own tokens who knows where the nodes are."""
         identity = Identity(KEYS[3], Tokens.read(token, old_tokens))
-        made = Calls(Dialer(identity, lambda node: self.where.get(node, [])), Peers(identity))
+        made = RpcClient(Dialer(identity, lambda node: self.where.get(node, [])), RpcServer(identity))
         self.calls.append(made)
         return made
 
@@ -80,13 +80,13 @@ class Nodes:
         *seeds: ClusterNode,
         token: str = "",
         port: int = 0,
-        register: Callable[[Peers], Any] | None = None,
+        register: Callable[[RpcServer], Any] | None = None,
         host: str = "",
     ) -> ClusterNode:
         state = self.folder / f"state{number}"
         state.mkdir(exist_ok=True)
         identity = Identity(NodeKey.load(state), Tokens.read(token))
-        peers = Peers(identity)
+        peers = RpcServer(identity)
         if register is not None:
             register(peers)
         settings = ClusterSettings(

@@ -10,7 +10,7 @@ import pytest
 
 from sollold.cluster.net import acceptor
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from tests.doubles import until
 from tests.keys import key
 
@@ -18,8 +18,8 @@ HELLO = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"
 
 
 @pytest.fixture
-async def peers() -> AsyncIterator[Peers]:
-    found = Peers(Identity(key(1), Tokens((b"t" * 32,))))
+async def peers() -> AsyncIterator[RpcServer]:
+    found = RpcServer(Identity(key(1), Tokens((b"t" * 32,))))
     await found.start("127.0.0.1", 0)
     yield found
     await found.close()
@@ -33,7 +33,7 @@ async def _ended(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_one_machine_does_not_take_all_handshakes(
-    peers: Peers, monkeypatch: pytest.MonkeyPatch
+    peers: RpcServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acceptor, "is_loopback", lambda address: False)
     # All come from one address that is not the one they reach: another machine's.
@@ -60,7 +60,7 @@ async def test_one_machine_does_not_take_all_handshakes(
         one.cancel()
 
 
-async def test_all_together_are_bounded_too(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_together_are_bounded_too(peers: RpcServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peers._server is not None
     monkeypatch.setattr(peers._server, "_most", 5)
     opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]

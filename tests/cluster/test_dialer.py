@@ -13,7 +13,7 @@ import uvloop
 
 from sollold.cluster.net.dialer import _attempt
 from sollold.cluster.net.identity import Identity, Tokens, tls_name
-from sollold.cluster.net.rpc_server import HTTP, Peers
+from sollold.cluster.net.rpc_server import HTTP, RpcServer
 from tests import netns
 from tests.daemons import until
 from tests.keys import key
@@ -23,8 +23,8 @@ TOKENS = Tokens((b"t" * 32,))
 
 
 @pytest.fixture
-async def peers() -> AsyncIterator[Peers]:
-    found = Peers(Identity(key(1), TOKENS))
+async def peers() -> AsyncIterator[RpcServer]:
+    found = RpcServer(Identity(key(1), TOKENS))
     await found.start("127.0.0.1", 0)
     yield found
     await found.close()
@@ -57,7 +57,9 @@ def test_the_interface_of_a_link_local_address_is_used(loop: str) -> None:
             runner(attempt)
 
 
-async def test_an_attempt_that_is_given_up_at_any_moment_leaves_no_descriptor_behind(peers: Peers) -> None:
+async def test_an_attempt_that_is_given_up_at_any_moment_leaves_no_descriptor_behind(
+    peers: RpcServer,
+) -> None:
     context = Identity(key(2), TOKENS).client_context(HTTP)
     ended = 0
     for turns in range(60):

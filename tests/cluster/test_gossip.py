@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sollold.cluster.gossip.actions import Change, Kept, NodeEvent, Persist
+from sollold.cluster.gossip.actions import Change, NodeEvent, Persist, PersistedState
 from sollold.cluster.gossip.config import LAN
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
@@ -13,7 +13,7 @@ from tests.cluster.gossip_core import ME, B, C, alive, bury, core, exchange, kno
 
 
 def test_the_first_thing_is_to_write_what_must_survive() -> None:
-    actions = core(kept=Kept(Term(3, B), 100, 8)).tick(0.0)
+    actions = core(kept=PersistedState(Term(3, B), 100, 8)).tick(0.0)
     assert isinstance(actions[0], Persist)
     assert actions[0].kept.term == Term(3, B)
     assert actions[0].kept.version > 101
@@ -96,7 +96,7 @@ def test_a_term_seen_elsewhere_is_never_claimed_below() -> None:
 
 
 def test_a_leader_steps_down_when_it_hears_of_a_higher_term() -> None:
-    one, other = core(ME), core(B, boot=3, kept=Kept(Term(8, "")))
+    one, other = core(ME), core(B, boot=3, kept=PersistedState(Term(8, "")))
     play(one, 0.0, 5.0)
     play(other, 0.0, 5.0)
     assert (one.known.leader(), other.known.leader()) == (Term(1, ME), Term(9, B))
@@ -105,7 +105,7 @@ def test_a_leader_steps_down_when_it_hears_of_a_higher_term() -> None:
 
 
 def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
-    gossip, leader = core(C), core(ME, boot=3, kept=Kept(Term(5, "")))
+    gossip, leader = core(C), core(ME, boot=3, kept=PersistedState(Term(5, "")))
     play(leader, 0.0, 5.0)
     play(gossip, 0.0, 5.0)
     exchange(gossip, leader, 5.0)

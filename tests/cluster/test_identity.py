@@ -15,8 +15,8 @@ from sollold.cluster.net.dialer import Dialer, in_words, socket_address
 from sollold.cluster.net.identity import OPEN_TOKEN, BadToken, Identity, Tokens
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import HTTP, Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import HTTP, RpcServer
 from tests.cluster.shells import IDS, Pair
 from tests.keys import key
 
@@ -87,7 +87,10 @@ async def test_a_member_cannot_pass_for_another(pair: Pair) -> None:
     """It has the cluster's token, so its certificate is signed as it should be; but the key is its own."""
     await pair.start()
     identity = Identity(_Impostor(IDS[0]), Tokens.read(""))
-    calls, server = Calls(Dialer(identity, lambda node: pair.where[node]), Peers(identity)), Peers(identity)
+    calls, server = (
+        RpcClient(Dialer(identity, lambda node: pair.where[node]), RpcServer(identity)),
+        RpcServer(identity),
+    )
     pair.calls.append(calls)
     pair.peers.append(server)
     asked: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sollold.cluster.gossip.actions import Action, Change, Kept, Send
+from sollold.cluster.gossip.actions import Action, Change, PersistedState, Send
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import (
     Alive,
@@ -51,7 +51,7 @@ def test_an_accusation_is_refuted_to_the_accuser_at_once() -> None:
 
 
 def test_an_old_accusation_is_not_answered() -> None:
-    gossip = know(core(kept=Kept(incarnation=9)), B)
+    gossip = know(core(kept=PersistedState(incarnation=9)), B)
     actions = says(gossip, B, Suspect(ME, 5, B), Dead(ME, 9, B))
     assert not any(isinstance(m, Alive) and m.incarnation > 10 for m in sent(actions))
 

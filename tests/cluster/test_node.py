@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from sollold.cluster.gossip.actions import Kept, PushPullWith
+from sollold.cluster.gossip.actions import PersistedState, PushPullWith
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net import gossip_runner
 from sollold.cluster.net.mdns import Discovery
@@ -193,7 +193,7 @@ async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
     ready = threading.Event()
     write = KeptFile.write
 
-    def hang(file: KeptFile, kept: Kept) -> None:
+    def hang(file: KeptFile, kept: PersistedState) -> None:
         ready.wait(60)
         write(file, kept)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.gossip.actions import Kept
+from sollold.cluster.gossip.actions import PersistedState
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import (
     FORMAT,
@@ -76,7 +76,7 @@ def core() -> Gossip:
     record = Record(ME, "me", 0, ("10.0.0.1",), 11435, 11436, "0.1.0")
     address = (("10.0.0.1", 11436),)
     return Gossip(
-        record, boot=5, addresses=address, kept=Kept(), now=0.0, random=Random(1), signer=Unsigned()
+        record, boot=5, addresses=address, kept=PersistedState(), now=0.0, random=Random(1), signer=Unsigned()
     )
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sollold.cluster.net.identity import tls_name
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_server import HTTP, Peers, PortTaken, caller
+from sollold.cluster.net.rpc_server import HTTP, PortTaken, RpcServer, caller
 from tests.cluster.shells import IDS, Pair
 from tests.doubles import until
 
@@ -219,9 +219,9 @@ async def test_a_port_in_use_is_named(pair: Pair) -> None:
     await pair.start()
     port = pair.where[IDS[0]][0][1]
     with pytest.raises(PortTaken, match=f"port {port}/TCP .* is in use"):
-        await Peers(pair.reach[1]._identity).start("127.0.0.1", port)
+        await RpcServer(pair.reach[1]._identity).start("127.0.0.1", port)
     with pytest.raises(OSError, match=r"cluster\.host"):
-        await Peers(pair.reach[1]._identity).start("192.0.2.77", 0)
+        await RpcServer(pair.reach[1]._identity).start("192.0.2.77", 0)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00rubbish" * 100])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sollold.cluster.gossip import push_pull as exchange_module
-from sollold.cluster.gossip.actions import Action, Change, Kept, PushPullWith
+from sollold.cluster.gossip.actions import Action, Change, PersistedState, PushPullWith
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
 from tests.cluster.gossip_core import (
@@ -82,7 +82,7 @@ def test_the_dead_of_a_push_pull_are_suspects() -> None:
 
 
 def test_a_restart_without_disk_ends_above_the_old_record() -> None:
-    before, peer = core(ME, kept=Kept(version=900)), core(B, boot=3)
+    before, peer = core(ME, kept=PersistedState(version=900)), core(B, boot=3)
     exchange(before, peer, 1.0)
     after = core(ME, boot=BOOT + 1)
     after.update_record(replace(after.known.me, models="new"), 2.0)

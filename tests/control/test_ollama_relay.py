@@ -12,8 +12,8 @@ import pytest
 
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control.ollama_relay import Body, OllamaRelay
 from sollold.engines.ollama.created_models import CreatedModels
 from sollold.errors import Fault, Refusal
@@ -48,9 +48,9 @@ class Node:
         self.learned: list[str] = []
         self.view = FakeView(record(id))
         identity = Identity(key_of(id), Tokens.read(""))
-        self.peers = Peers(identity)
+        self.peers = RpcServer(identity)
         reach = Dialer(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
-        self.calls = Calls(reach, self.peers)
+        self.calls = RpcClient(reach, self.peers)
         self.relay = OllamaRelay(self.ollama, self.view, self.calls, self.learn)
         self.relay.register(self.peers)
 

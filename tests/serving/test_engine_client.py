@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.net.http_connection import AnswerLost
+from sollold.cluster.net.http_connection import ResponseLost
 from sollold.cluster.net.pour import pulled
-from sollold.cluster.net.response_parser import BadAnswer, ResponseParser
+from sollold.cluster.net.response_parser import BadResponse, ResponseParser
 from sollold.serving.engine_client import EngineClient, EngineUnreachable
 from tests.doubles import free_port, until
 
@@ -56,7 +56,7 @@ def test_rubbish_is_refused_or_waited_for(data: bytes, cuts: list[int], head: bo
             if parser.done:
                 break
             parser.feed(piece)
-    except BadAnswer:
+    except BadResponse:
         pass
 
 
@@ -76,7 +76,7 @@ def test_rubbish_is_refused_or_waited_for(data: bytes, cuts: list[int], head: bo
     ],
 )
 def test_what_is_no_http_is_refused(answer: bytes) -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadResponse):
         ResponseParser().feed(answer)
 
 
@@ -194,13 +194,13 @@ async def test_what_breaks_off_is_lost(engine: Engine, client: EngineClient, ans
         pouring = asyncio.ensure_future(connection.pour(lambda _: True))
         await asyncio.sleep(0)
         connection.close()
-        with pytest.raises(AnswerLost):
+        with pytest.raises(ResponseLost):
             await pouring
         return
     if answer == b"HTTP/1.1 200":
         await until(lambda: engine.asked)
         connection.close()
-    with pytest.raises(AnswerLost):
+    with pytest.raises(ResponseLost):
         await asking
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
@@ -33,9 +33,9 @@ class RealNode:
         self.ports = ports
         self.view = FakeView(record(node), world)
         self.engines = FakeEngines(self.view)
-        self.peers = Peers(identity)
+        self.peers = RpcServer(identity)
         reach = Dialer(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
-        self.calls = Calls(reach, self.peers)
+        self.calls = RpcClient(reach, self.peers)
         settings = ServingSettings()
         self.server = EndpointServer(self.view, self.engines, settings, self.peers)
         self.serving = Serving(

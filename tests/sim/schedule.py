@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from sollold.cluster.gossip.actions import Change, Kept, NodeEvent
+from sollold.cluster.gossip.actions import Change, NodeEvent, PersistedState
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.standing_link import SILENT_SECONDS
 
@@ -127,7 +127,7 @@ class Schedule:
     def restart_without_disk(self) -> None:
         machine = self.random.choice(self.world.machines)
         machine.crash("its disk is lost")
-        machine.kept = Kept()
+        machine.kept = PersistedState()
         self.deployments.lose_disk(machine)
         self._claims = {term: boot for term, boot in self._claims.items() if term.leader != machine.node}
         self._start(machine)

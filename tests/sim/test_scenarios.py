@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sollold.cluster.gossip.actions import Change, Kept
+from sollold.cluster.gossip.actions import Change, PersistedState
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.standing_link import SILENT_SECONDS
 
@@ -208,7 +208,7 @@ def test_a_power_cut_is_survived(keep: bool) -> None:
     for machine in world.machines:
         machine.crash("the power is out")
         if not keep:
-            machine.kept = Kept()
+            machine.kept = PersistedState()
     world.run_until(world.now + 5.0)
     for machine in world.machines:
         machine.start()

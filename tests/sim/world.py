@@ -17,9 +17,9 @@ from sollold.cluster.gossip.actions import (
     Action,
     Address,
     Change,
-    Kept,
     NodeEvent,
     Persist,
+    PersistedState,
     PushPullWith,
     Send,
     TcpPing,
@@ -70,7 +70,7 @@ class Process:
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._wake = float("inf")
         self._writing = False
-        self._unwritten: Kept | None = None
+        self._unwritten: PersistedState | None = None
         self.sealer = Sealer((TOKEN,), node=machine.node, boot=boot) if world.sealed else None
         self.lateness = 0.0
         """Seconds by which this process is late with everything: a machine with too much to do."""
@@ -168,7 +168,7 @@ class Process:
                 world.tcp_ping(self, action)
         self.arm()
 
-    def _keep(self, kept: Kept) -> None:
+    def _keep(self, kept: PersistedState) -> None:
         """One write at a time, always the newest, as the daemon does."""
         self._unwritten = kept
         if not self._writing:
@@ -180,7 +180,7 @@ class Process:
         if kept is not None:
             self.later(self.machine.disk_seconds, self._written, kept)
 
-    def _written(self, kept: Kept) -> None:
+    def _written(self, kept: PersistedState) -> None:
         if not self.machine.full:
             self.machine.kept = kept
         self.apply(self.gossip.persisted(kept, self.clock()))
@@ -210,7 +210,7 @@ class Machine:
         self.name = f"m{number}"
         self.address: Address = (f"10.0.{number >> 8}.{number & 255}", PORT)
         self.bridge = False
-        self.kept = Kept()
+        self.kept = PersistedState()
         self.full = False
         """Its disk: nothing is written any more, and the daemon goes on."""
         self.disk_seconds = 0.0

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from sollold.cluster.net.acceptor import Acceptor, Spoken
+from sollold.cluster.net.acceptor import Acceptor, Encryption
 
 BEGIN_SECONDS = 10.0
 """For the first byte, and for the handshake."""
@@ -32,13 +32,13 @@ def secure_server(
     ``context`` gives the certificate for the next connection.
     """
 
-    async def choose(connection: socket.socket, local: bool) -> Spoken | None:
+    async def choose(connection: socket.socket, local: bool) -> Encryption | None:
         async with asyncio.timeout(BEGIN_SECONDS):
             first = await _first_byte(connection)
         if first == _HANDSHAKE:
-            return Spoken(context())
+            return Encryption(context())
         if first is not None and local:
-            return Spoken(None)
+            return Encryption(None)
         if first is not None:
             await _refuse(connection)
         return None

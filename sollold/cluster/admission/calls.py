@@ -9,7 +9,7 @@ from sollold.cluster.admission.admission import Admission
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, SecretAnswer, SecretOrder
 from sollold.cluster.net.identity import INVITED, JOIN
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 
 
 class AdmissionCalls:
@@ -29,7 +29,7 @@ class AdmissionCalls:
         self._node = node
         self._leader = leader
 
-    def register(self, peers: Peers) -> None:
+    def register(self, peers: RpcServer) -> None:
         """Register the protocols for strangers, and the peer methods ``admit``, ``door`` and ``secret``."""
         peers.speak(JOIN, lambda _: self._admission.welcome())
         peers.speak(INVITED, lambda _: self._invited())

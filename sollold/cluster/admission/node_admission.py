@@ -15,7 +15,7 @@ from sollold.cluster.net.gossip_runner import GossipRunner
 from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.packet_seal import Sealer
 from sollold.cluster.net.peer_finder import PeerFinder
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View
 from sollold.units import seconds_text
 
@@ -72,7 +72,7 @@ class NodeAdmission:
             changed=self._tell,
         )
 
-    def register(self, peers: Peers) -> None:
+    def register(self, peers: RpcServer) -> None:
         """Register the protocols for strangers and the calls of members."""
         name = self._connections.reach.name
         AdmissionCalls(

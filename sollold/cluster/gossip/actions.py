@@ -13,7 +13,7 @@ Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class PersistedState:
     """State that should survive a restart. A node that lost it recovers equivalent values from its peers.
 
     Attributes:
@@ -43,7 +43,7 @@ class Persist:
     several pending ones only the last needs to be written.
     """
 
-    kept: Kept
+    kept: PersistedState
 
 
 @dataclass(frozen=True, slots=True)

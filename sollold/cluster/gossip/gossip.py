@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from sollold.cluster.gossip.actions import Action, Address, Change, Kept, NodeEvent, Persist
+from sollold.cluster.gossip.actions import Action, Address, Change, NodeEvent, Persist, PersistedState
 from sollold.cluster.gossip.anti_entropy import AntiEntropy
 from sollold.cluster.gossip.awareness import Awareness
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
@@ -63,7 +63,7 @@ class Gossip:
         *,
         boot: int,
         addresses: tuple[Address, ...],
-        kept: Kept,
+        kept: PersistedState,
         now: float,
         random: Random,
         signer: Signer,
@@ -166,7 +166,7 @@ class Gossip:
             news=self._news,
             merged=self._merged,
         )
-        self._kept = Kept()
+        self._kept = PersistedState()
         self._anti_entropy.note(self._me)
         self._membership.own.announce()
         self._say_record()
@@ -293,7 +293,7 @@ class Gossip:
 
     # This node
 
-    def persisted(self, kept: Kept, now: float) -> list[Action]:
+    def persisted(self, kept: PersistedState, now: float) -> list[Action]:
         """Handle a completed `Persist`: make a claim that waited for it, unless a higher one was seen."""
         self._awake(now)
         claim = self._leadership.persisted(kept.term)
@@ -445,7 +445,9 @@ class Gossip:
         self._tell(change, node)
 
     def _persist(self) -> None:
-        kept = Kept(self._leadership.highest, self._registry.ceiling, self._membership.own.incarnation)
+        kept = PersistedState(
+            self._leadership.highest, self._registry.ceiling, self._membership.own.incarnation
+        )
         if kept != self._kept:
             self._kept = kept
             self._actions.append(Persist(kept))

@@ -27,13 +27,13 @@ _PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class Encryption:
     """Encryption of a connection; ``tls`` None: plain."""
 
     tls: ssl.SSLContext | None
 
 
-Choose = Callable[[socket.socket, bool], Awaitable[Spoken | None]]
+Choose = Callable[[socket.socket, bool], Awaitable[Encryption | None]]
 """(connection, whether it comes from this machine) → its encryption; None closes it."""
 
 

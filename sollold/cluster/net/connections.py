@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.dialer import Dialer
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.standing_link import StandingLinks
 
 log = logging.getLogger("sollold.cluster")
@@ -21,7 +21,7 @@ class NodeConnections:
         reach: opens this node's outgoing connections.
     """
 
-    def __init__(self, reach: Dialer, calls: Calls, peers: Peers, links: StandingLinks) -> None:
+    def __init__(self, reach: Dialer, calls: RpcClient, peers: RpcServer, links: StandingLinks) -> None:
         self.reach = reach
         self._calls = calls
         self._peers = peers

@@ -12,16 +12,16 @@ from typing import Any
 from sollold.cluster.gossip.actions import (
     Action,
     Address,
-    Kept,
     NodeEvent,
     Persist,
+    PersistedState,
     PushPullWith,
     Send,
     TcpPing,
 )
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.net.dialer import Dialer
-from sollold.cluster.net.push_pull_stream import knock, sync
+from sollold.cluster.net.push_pull_stream import check_alive, sync
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.state_file import BackgroundWriter, KeptFile
 
@@ -61,7 +61,7 @@ class GossipRunner:
         self._reach = reach
         self._send = send
         self._changed = changed
-        self._kept = Kept()
+        self._kept = PersistedState()
         self._file = KeptFile(state)
         self._writer = BackgroundWriter(
             "the cluster's state", lambda: self._kept, self._file.write, written=self._persisted
@@ -72,7 +72,7 @@ class GossipRunner:
         self._exchanging = self._unknown = 0
         self._leaving = False
 
-    async def read_kept(self) -> Kept:
+    async def read_kept(self) -> PersistedState:
         """Read the core's state that the last run left on disk.
 
         Raises:
@@ -156,7 +156,7 @@ class GossipRunner:
         elif self._exchanging < _MAX_EXCHANGES:
             self.spawn(self._tcp_ping(action))
 
-    def _persisted(self, kept: Kept) -> None:
+    def _persisted(self, kept: PersistedState) -> None:
         if self.gossip is not None and not self._leaving:
             self.do(self.gossip.persisted(kept, time.monotonic()))
 
@@ -182,7 +182,7 @@ class GossipRunner:
         assert self.gossip is not None
         self._exchanging += 1
         try:
-            await knock(self._reach, asked.node, asked.addresses, asked.timeout)
+            await check_alive(self._reach, asked.node, asked.addresses, asked.timeout)
         except (PeerError, OSError):
             return
         finally:

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from sollold.cluster.net.pieces import PIECE, pieces_of
 from sollold.cluster.net.pour import Receiver
-from sollold.cluster.net.response_parser import BadAnswer, ResponseParser
+from sollold.cluster.net.response_parser import BadResponse, ResponseParser
 
 _UNREAD = 256 * 1024
 """Buffered bytes without a receiver above which reading pauses."""
 
 
-class AnswerLost(ConnectionError):
+class ResponseLost(ConnectionError):
     """The connection broke before the response was complete, or the response is not valid HTTP."""
 
 
@@ -43,7 +43,7 @@ class HttpConnection(asyncio.Protocol):
         self._unread: list[bytes] = []
         self._size = 0
         self._paused = False
-        self._error: AnswerLost | None = None
+        self._error: ResponseLost | None = None
 
     @property
     def reusable(self) -> bool:
@@ -54,7 +54,7 @@ class HttpConnection(asyncio.Protocol):
         """Send a request; its body may have several parts. Returns the status of the response.
 
         Raises:
-            AnswerLost: the connection broke.
+            ResponseLost: the connection broke.
         """
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._name}", "Accept: */*"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -62,7 +62,7 @@ class HttpConnection(asyncio.Protocol):
         lines.append(f"Content-Length: {size}\r\n\r\n")
         self._parser = ResponseParser()
         if self._transport is None or self._error is not None:
-            raise self._error or AnswerLost("the connection is closed")
+            raise self._error or ResponseLost("the connection is closed")
         head = "\r\n".join(lines).encode("latin-1")
         if size <= PIECE:
             # In one write: each wakes the other side, and is a TLS record.
@@ -81,7 +81,7 @@ class HttpConnection(asyncio.Protocol):
     async def _write_in_pieces(self, part: bytes | bytearray) -> None:
         for piece in pieces_of(memoryview(part)):
             if self._transport is None or self._error is not None:
-                raise self._error or AnswerLost("the other side closed the connection")
+                raise self._error or ResponseLost("the other side closed the connection")
             self._transport.write(piece)
             # Let other tasks run.
             await asyncio.sleep(0)
@@ -90,7 +90,7 @@ class HttpConnection(asyncio.Protocol):
         """Pass on the body, as described in `sollold.cluster.net.pour`.
 
         Raises:
-            AnswerLost: the connection broke.
+            ResponseLost: the connection broke.
         """
         while self._unread:
             piece = self._unread.pop(0)
@@ -140,12 +140,12 @@ class HttpConnection(asyncio.Protocol):
         if left > 0:
             self._timer = self._loop.call_later(left, self._check_silence)
             return
-        self._lose(AnswerLost(f"no data for {self.silence:g} s"))
+        self._lose(ResponseLost(f"no data for {self.silence:g} s"))
         self.close()
 
     def close(self) -> None:
         """Close the connection at once, which ends a running generation."""
-        self._lose(AnswerLost("the connection was closed"))
+        self._lose(ResponseLost("the connection was closed"))
         if self._transport is not None:
             self._transport.abort()
 
@@ -166,8 +166,8 @@ class HttpConnection(asyncio.Protocol):
             self._heard = self._loop.time()
         try:
             body = parser.feed(data)
-        except BadAnswer as error:
-            self._lose(AnswerLost(f"invalid HTTP: {error}"))
+        except BadResponse as error:
+            self._lose(ResponseLost(f"invalid HTTP: {error}"))
             self.close()
             return
         if body:
@@ -204,12 +204,12 @@ class HttpConnection(asyncio.Protocol):
         """Fail an incomplete response."""
         self._transport = None
         if not self._parser.feed_eof():
-            self._lose(AnswerLost(str(exc) if exc else "the other side closed the connection"))
-        self._error = self._error or AnswerLost("the other side closed the connection")
+            self._lose(ResponseLost(str(exc) if exc else "the other side closed the connection"))
+        self._error = self._error or ResponseLost("the other side closed the connection")
         self._wake(True)
         self.on_close()
 
-    def _lose(self, error: AnswerLost) -> None:
+    def _lose(self, error: ResponseLost) -> None:
         self._error = self._error or error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(self._error)

@@ -6,7 +6,7 @@ import errno
 import logging
 
 from sollold.cluster.net.datagrams import Datagrams
-from sollold.cluster.net.rpc_server import Peers, PortTaken
+from sollold.cluster.net.rpc_server import PortTaken, RpcServer
 
 log = logging.getLogger("sollold.cluster")
 
@@ -16,7 +16,7 @@ _TRIES = 20
 """Attempts to find a port that is free for both, if the settings name none."""
 
 
-async def listen(peers: Peers, datagrams: Datagrams, host: str, port: int) -> tuple[str, int]:
+async def listen(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -> tuple[str, int]:
     """Start both; empty ``host``: all addresses; ``port`` 0: any. Returns the host and port used.
 
     Raises:
@@ -35,7 +35,7 @@ async def listen(peers: Peers, datagrams: Datagrams, host: str, port: int) -> tu
     return host, await _listen_on(peers, datagrams, host, port)
 
 
-async def _listen_on(peers: Peers, datagrams: Datagrams, host: str, port: int) -> int:
+async def _listen_on(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -> int:
     tries = _TRIES
     while True:
         tries -= 1

@@ -34,8 +34,8 @@ from sollold.cluster.net.listening import listen
 from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.peer_finder import PeerFinder
 from sollold.cluster.net.push_pull_stream import SYNC, SyncServer
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import LINK, Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import LINK, RpcServer
 from sollold.cluster.net.seeds import read_seeds
 from sollold.cluster.net.standing_link import StandingLinks, neighbours
 from sollold.cluster.net.status import ClusterStatus
@@ -71,7 +71,7 @@ class ClusterNode:
         settings: ClusterSettings,
         identity: Identity,
         record: Record,
-        peers: Peers,
+        peers: RpcServer,
         state: Path,
         ring: Keyring | None = None,
     ) -> None:
@@ -81,7 +81,7 @@ class ClusterNode:
         self._first_record = record
         self._boot = boot_number(time.time(), secrets.randbits(62))
         self.reach = Dialer(identity, self._addresses_of, partial(name_of, self))
-        self.calls = Calls(self.reach, peers)
+        self.calls = RpcClient(self.reach, peers)
         peers.name = self.reach.name
         self._sealer = Sealer(identity.tokens.accepted, node=identity.node, boot=self._boot)
         self._datagrams = Datagrams(self._sealer, self._heard)

@@ -142,7 +142,7 @@ class _Knock(asyncio.Protocol):
         cast(asyncio.Transport, transport).abort()
 
 
-async def knock(reach: Dialer, node: str, addresses: Sequence[Address], timeout: float) -> None:
+async def check_alive(reach: Dialer, node: str, addresses: Sequence[Address], timeout: float) -> None:
     """Check that ``node`` is alive by a TLS handshake.
 
     Raises:

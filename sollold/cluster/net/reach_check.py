@@ -10,8 +10,8 @@ import asyncio
 
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import HTTP, Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import HTTP, RpcServer
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 
@@ -43,12 +43,12 @@ class Unreached:
 class ReachCheck:
     """Tries connections between this node and all others, in both directions."""
 
-    def __init__(self, view: View, reach: Dialer, calls: Calls) -> None:
+    def __init__(self, view: View, reach: Dialer, calls: RpcClient) -> None:
         self._view = view
         self._reach = reach
         self._calls = calls
 
-    def register(self, peers: Peers) -> None:
+    def register(self, peers: RpcServer) -> None:
         """Register the peer method ``reach``."""
         peers.method("reach", ReachRequest, self._answer)
 

@@ -11,7 +11,7 @@ _LONGEST = 64 * 1024
 """Maximum bytes without any body data: of a head, or between chunks."""
 
 
-class BadAnswer(ValueError):
+class BadResponse(ValueError):
     """The received bytes are not a valid HTTP response."""
 
 
@@ -38,13 +38,13 @@ class ResponseParser:
         """Parse received bytes; return those of the body.
 
         Raises:
-            BadAnswer: it is not valid HTTP, or continues after the end of the response.
+            BadResponse: it is not valid HTTP, or continues after the end of the response.
         """
         body = self._body
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:
-            raise BadAnswer(str(error.__context__ or error)) from None
+            raise BadResponse(str(error.__context__ or error)) from None
         if body:
             self._bare = 0
             whole = body[0] if len(body) == 1 else b"".join(body)
@@ -52,7 +52,7 @@ class ResponseParser:
             return whole
         self._bare += len(data)
         if self._bare > _LONGEST and not self.done:
-            raise BadAnswer("64 KiB without body data")
+            raise BadResponse("64 KiB without body data")
         return b""
 
     def feed_eof(self) -> bool:
@@ -65,14 +65,14 @@ class ResponseParser:
     def on_message_begin(self) -> None:
         """Start a response, possibly after an interim one (100 to 199)."""
         if self.done:
-            raise BadAnswer("data after the end of the response")
+            raise BadResponse("data after the end of the response")
         self._to_the_end = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Check a header or trailer."""
         name = name.lower()
         if name == b"transfer-encoding" and value.lower() != b"chunked":
-            raise BadAnswer(f"Transfer-Encoding {value[:40].decode('latin-1')}")
+            raise BadResponse(f"Transfer-Encoding {value[:40].decode('latin-1')}")
         if name in (b"transfer-encoding", b"content-length"):
             self._to_the_end = False
 

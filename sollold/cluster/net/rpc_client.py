@@ -21,7 +21,7 @@ from sollold.cluster.net.dialer import HEAD_START, Dialer, in_words
 from sollold.cluster.net.http_connection import HttpConnection, KeptConnections
 from sollold.cluster.net.identity import tls_name
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_server import HTTP, LARGEST, CallRefusal, Peers
+from sollold.cluster.net.rpc_server import HTTP, LARGEST, CallRefusal, RpcServer
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class _Use:
     kept = False
 
 
-class Calls:
+class RpcClient:
     """The client side of calls.
 
     Args:
@@ -52,7 +52,7 @@ class Calls:
         own: handles calls to this node itself.
     """
 
-    def __init__(self, reach: Dialer, own: Peers) -> None:
+    def __init__(self, reach: Dialer, own: RpcServer) -> None:
         self._reach = reach
         self._own = own
         self._session: aiohttp.ClientSession | None = None

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from aiohttp import web
 
-from sollold.cluster.net.acceptor import Acceptor, Spoken
+from sollold.cluster.net.acceptor import Acceptor, Encryption
 from sollold.cluster.net.dialer import keep_watch, socket_address
 from sollold.cluster.net.hang_up import quiet_hang_up
 from sollold.cluster.net.identity import STRANGERS, Identity, peer_of
@@ -53,7 +53,7 @@ class CallRefusal:
     transport: bool
 
 
-class Peers:
+class RpcServer:
     """The server side. Register all handlers, then call `start`.
 
     Attributes:
@@ -129,9 +129,9 @@ class Peers:
         )
         return self.port
 
-    async def _chosen(self, connection: socket.socket, local: bool) -> Spoken:
+    async def _chosen(self, connection: socket.socket, local: bool) -> Encryption:
         self.sockets.watch(connection)
-        return Spoken(self._context)
+        return Encryption(self._context)
 
     def change_identity(self) -> None:
         """Use the cluster's changed secret for new connections. Existing ones stay."""

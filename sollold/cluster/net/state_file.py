@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from sollold.cluster.gossip.actions import Address, Kept
+from sollold.cluster.gossip.actions import Address, PersistedState
 from sollold.cluster.gossip.term import Term, follows
 from sollold.errors import system_words
 from sollold.facts import dataclass
@@ -123,9 +123,9 @@ class BackgroundWriter(Generic[T]):
         return ""
 
 
-def checked(kept: Kept) -> Kept:
+def checked(kept: PersistedState) -> PersistedState:
     """Return ``kept`` with implausible values reset as at a first start."""
-    return Kept(
+    return PersistedState(
         kept.term if follows(kept.term, Term()) else Term(),
         kept.version if 0 <= kept.version < _MAX_COUNT else 0,
         kept.incarnation if 0 <= kept.incarnation < _MAX_COUNT else 0,
@@ -138,20 +138,20 @@ class KeptFile:
     def __init__(self, state: Path) -> None:
         self._path = state / "membership.json"
 
-    def read(self) -> Kept:
+    def read(self) -> PersistedState:
         """Return the last run's state; an empty one if the file is missing or damaged (peers know it)."""
         try:
-            kept = msgspec.json.decode(read_bounded(self._path), type=Kept)
+            kept = msgspec.json.decode(read_bounded(self._path), type=PersistedState)
         except FileNotFoundError:
-            return Kept()
+            return PersistedState()
         except (OSError, msgspec.DecodeError) as error:
             log.warning("%s can't be read, its contents are recovered from the peers: %s", self._path, error)
-            return Kept()
+            return PersistedState()
         if checked(kept) != kept:
             log.warning("%s has implausible values, which are ignored", self._path)
         return checked(kept)
 
-    def write(self, kept: Kept) -> None:
+    def write(self, kept: PersistedState) -> None:
         """Replace the file.
 
         Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.fit_check import FitCheck
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
@@ -35,7 +35,7 @@ class DeploymentContext:
     """
 
     node: str
-    calls: Calls
+    calls: RpcClient
     tunnels: Tunnels
     http: aiohttp.ClientSession
     ports: Ports

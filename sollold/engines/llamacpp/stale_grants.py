@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from sollold.cluster.gossip.record import GrantState
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Done, Release
 
@@ -25,7 +25,7 @@ _MOST = 512
 class StaleGrants:
     """Releases stale grants as they appear in the records. Call `close` at the end."""
 
-    def __init__(self, view: View, calls: Calls) -> None:
+    def __init__(self, view: View, calls: RpcClient) -> None:
         self._view = view
         self._calls = calls
         self._ours: OrderedDict[str, None] = OrderedDict()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.folders import CARD
@@ -49,7 +49,7 @@ class Download:
 
 
 async def download(
-    job: Download, own: Path, calls: Calls, pace: RateLimit, threads: Executor, say: Say
+    job: Download, own: Path, calls: RpcClient, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
     """Fetch a model into a folder of ``own``, reporting progress to ``say``.
 
@@ -79,7 +79,7 @@ async def download(
 
 
 async def _receive(
-    job: Download, partial: PartialFile, calls: Calls, pace: RateLimit, threads: Executor, say: Say
+    job: Download, partial: PartialFile, calls: RpcClient, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
     """Download what is missing; if the verifying node is lost, continue with the next one."""
     # The node that verified the parts of an earlier attempt goes first.
@@ -101,7 +101,7 @@ async def _receive(
 
 
 def _verifier(
-    job: Download, partial: PartialFile, calls: Calls, node: str, threads: Executor
+    job: Download, partial: PartialFile, calls: RpcClient, node: str, threads: Executor
 ) -> PartCheck | None:
     return PartCheck(calls, node, job.verifiers[node], job.key, partial, threads) if node else None
 

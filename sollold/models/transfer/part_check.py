@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.facts import dataclass
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import CheckLost
@@ -77,7 +77,7 @@ class PartCheck:
     """Verifies the parts of a model with one node as the reference."""
 
     def __init__(
-        self, calls: Calls, node: str, name: str, digest: str, partial: PartialFile, threads: Executor
+        self, calls: RpcClient, node: str, name: str, digest: str, partial: PartialFile, threads: Executor
     ) -> None:
         """``name``: the node's display name."""
         self.node = node

@@ -18,8 +18,8 @@ from pathlib import Path
 from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
@@ -125,7 +125,7 @@ class Sender:
     Registers its methods and its route with ``server``; the owner must call `close`.
     """
 
-    def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
+    def __init__(self, catalogue: Catalogue, server: RpcServer, node: str, pace: RateLimit) -> None:
         self._threads = PatientThreads(_THREADS, "send")
         self._digests = PatientThreads(_DIGESTS, "digest", begin=lower_priority)
         self._catalogue = catalogue
@@ -227,7 +227,7 @@ class Sender:
 class NodeSource:
     """Another node as a source of bytes."""
 
-    def __init__(self, calls: Calls, node: str, digest: str) -> None:
+    def __init__(self, calls: RpcClient, node: str, digest: str) -> None:
         self.name = f"node {node}"
         self._calls = calls
         self._node = node

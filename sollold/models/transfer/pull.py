@@ -16,7 +16,7 @@ import aiohttp
 
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
@@ -69,7 +69,7 @@ class Puller:
         self,
         library: Library,
         catalogue: Catalogue,
-        calls: Calls,
+        calls: RpcClient,
         node: str,
         pace: RateLimit,
         internet: Internet,
