@@ -76,7 +76,7 @@ class NodeLists:
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._retry_at: dict[str, float] = {}
         self._failed: dict[str, str] = {}
-        """Why the last fetch from a node failed; that is told once."""
+        """Error of the last failed fetch from each node; it is logged once."""
         self._undo: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
         server.method("models", ListModelsRequest, self._answer)

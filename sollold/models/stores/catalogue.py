@@ -272,7 +272,7 @@ class Catalogue:
             return await self._look(anew=False)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
-        """Run a scan; return whether it succeeded and changed anything.
+        """Run a scan; return False if it failed or found nothing new.
 
         Whatever is wrong with a store, the watch continues.
         """
