@@ -80,6 +80,24 @@ async def test_its_lines_become_chunks(http: ClientSession, serve: Serve) -> Non
     assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
+@pytest.mark.parametrize("counted", [True, False])
+async def test_llama_servers_counts_get_a_chunk_of_their_own(
+    http: ClientSession, serve: Serve, counted: bool
+) -> None:
+    """It has them in the last chunk with text, where OpenAI's clients don't look, and unasked."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    last = {"choices": [{"index": 0, "text": "two", "finish_reason": "stop"}], "id": "c", "timings": {"n": 2}}
+    first = {"choices": [{"index": 0, "text": "one ", "finish_reason": None}], "id": "c"}
+    events = [json.dumps(event).encode() for event in (first, {**last, "usage": usage})]
+    url = await serve(parts(ScriptedService(*events, engine=Engine.LLAMA), model()))
+    options = {"stream_options": {"include_usage": True}} if counted else {}
+    _, text = await post(http, url, prompt="Count", stream=True, **options)
+    *answer, told = chunks(text) if counted else (*chunks(text), {})
+    assert answer == [first, last]
+    if counted:
+        assert told["choices"] == [] and usage.items() <= told["usage"].items()
+
+
 async def test_a_whole_answer_has_openais_form(http: ClientSession, serve: Serve) -> None:
     service = ScriptedService(record("one two", **LAST), engine=Engine.OLLAMA)
     url = await serve(parts(service, model()))

@@ -270,7 +270,8 @@ class OpenAiRoutes:
         def encoder(_: AnswerPrefix) -> Encoder:
             if ask.suffix:
                 return InfillEncoder(ask, name)
-            summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if several else None
+            # llama-server has the counts in the last chunk with text, whether they are asked for or not.
+            summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if ask.stream else None
             chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
             return GatheredChoices(chunks) if gathers else chunks
 

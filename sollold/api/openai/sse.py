@@ -29,7 +29,7 @@ class ChunkEncoder(SseEncoder):
     ) -> None:
         """``model``: as the caller named it, empty: the engine's name for it stays; ``prefix``: the beginning
         of the answer that the caller sent; ``counted``: the caller wants the chunk with the usage, for which
-        an Ollama is always asked; ``summed``: of an answer of several choices.
+        an Ollama is always asked; ``summed``: of a completion, and of an answer of several choices.
         """
         self._summed = summed
         self._counted = counted

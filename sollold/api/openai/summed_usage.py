@@ -1,4 +1,4 @@
-"""One account of several choices: llama-server counts each by itself as it ends, in a stream."""
+"""One account of a stream's choices: llama-server counts each by itself as it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class SummedUsage:
         self._made += made
         self._ended += 1
         self._last = {key: value for key, value in event.items() if key not in ("usage", "timings")}
-        return msgspec.json.encode(self._last) if self._last.get("choices") else b""
+        del event["usage"]
+        return msgspec.json.encode(event) if event.get("choices") else b""
 
     def chunk(self) -> bytes:
         """The last chunk, with the sum; empty: nobody counted, or wants to know."""
