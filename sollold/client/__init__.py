@@ -1,9 +1,9 @@
-"""Stands apart: a client of the HTTP API for Python programs and for the command line.
+"""The Python client of the HTTP API, for programs and for the command line; independent of the daemon's code.
 
-`HybridRouter` and `OllamaPool` are asynchronous here; `sollold.client.sync_wrapper` has them for callers that
-block. `Client` asks one node, they ask the cluster.
+`HybridRouter` and `OllamaPool` talk to the whole cluster, `Client` to one node. They are asynchronous;
+`sollold.client.sync_wrapper` has blocking versions.
 
-What is named here is imported when it is first asked for: the command line needs little of it, and is quick.
+Names are imported lazily, so that the command line, which needs few of them, starts fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments of clients, checked when they are given: what is wrong is told there and not by a request."""
+"""Checks of the clients' arguments, so that errors are raised by the call that passes them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from numbers import Integral, Real
 
 
 def check_seconds(name: str, value: object) -> None:
-    """A time limit; None: no limit.
+    """Check a time limit in seconds; None: no limit.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: ``value`` is not a positive, finite number.
     """
     if value is None:
         return
@@ -22,44 +22,44 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def check_model(value: object) -> None:
-    """The name of a model.
+    """Check the name of a model.
 
     Raises:
-        TypeError: it is none.
+        TypeError: ``value`` is not a non-empty string.
     """
     if not isinstance(value, str) or not value:
         raise TypeError(f"model must be a name, not {value!r}")
 
 
 def check_flag(name: str, value: object) -> None:
-    """True or False. A text such as "false" would count as true.
+    """Check a boolean; a string such as "false" would count as true.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: ``value`` is not a boolean.
     """
     if value is not True and value is not False:
         raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_count(name: str, value: object, hint: str) -> None:
-    """A whole number of at least 1, or None. ``hint``: what to give for less.
+    """Check an integer of at least 1, or None. ``hint``: what to pass instead of a smaller one.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: ``value`` is neither.
     """
     if value is None:
         return
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+        raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value!r}; {hint}")
 
 
 def check_amount(name: str, value: object) -> None:
-    """A number of at least 0, or None.
+    """Check a number of at least 0, or None.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: ``value`` is neither.
     """
     if value is None:
         return
@@ -70,35 +70,35 @@ def check_amount(name: str, value: object) -> None:
 
 
 def check_text(name: str, value: object) -> None:
-    """A text, or None.
+    """Check a string, or None.
 
     Raises:
-        TypeError: it is none. The value is not told: it may be a secret.
+        TypeError: ``value`` is neither. The message omits the value, which may be a secret.
     """
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a text, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
 
 
 def texts_in(name: str, value: object) -> list[str]:
-    """Several texts. A single one would be taken for its letters.
+    """Check a list of strings; a single string would be taken for its characters.
 
     Raises:
-        TypeError: they are none.
+        TypeError: ``value`` is not a list of strings.
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+        raise TypeError(f"{name} must be a list of strings, not {value!r}")
     texts = list(value)
     for place, one in enumerate(texts):
         if not isinstance(one, str):
-            raise TypeError(f"{name}[{place}] must be a text, not {one!r}")
+            raise TypeError(f"{name}[{place}] must be a string, not {one!r}")
     return texts
 
 
 def names_in(name: str, value: object) -> tuple[str, ...] | None:
-    """One name or several; None: none are given.
+    """Check one name or several; None if none are given.
 
     Raises:
-        TypeError: they are no texts.
+        TypeError: a name is not a string.
     """
     if value is None:
         return None

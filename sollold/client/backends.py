@@ -1,4 +1,4 @@
-"""llama.cpp RPC workers that others started, as a program or the environment names them."""
+"""Addresses of external llama.cpp RPC workers, from arguments or the environment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ BACKENDS_VARIABLE = "RPC_BACKENDS"
 def backend_addresses(
     backends: Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str] | None,
 ) -> tuple[str, ...]:
-    """``host:port`` of each worker that is named, here or in the environment; a comma between several in a
-    text.
+    """``host:port`` of each named worker, from ``backends`` or the environment (separated by commas).
 
     Raises:
         ValueError: one is not ``{"host": …, "port": …}`` or ``host:port``.

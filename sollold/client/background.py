@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for callers that block. One for the process, started when needed."""
+"""A background event loop for the blocking classes: one thread per process, started on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def loop() -> asyncio.AbstractEventLoop:
-    """The loop. A forked child gets one of its own."""
+    """The background loop. A forked child gets its own."""
     global _loop
     with _lock:
         if _loop is None:
@@ -28,7 +28,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 def _forked() -> None:
-    """In a forked child: another thread may have held the lock at that moment."""
+    """Reset the state in a forked child, where another thread may have held the lock."""
     global _lock, _loop
     _lock, _loop = threading.Lock(), None
 
@@ -38,13 +38,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` there and wait for its result. Ctrl-C cancels it.
+    """Run ``work`` on the background loop and wait for its result. Ctrl-C cancels it.
 
     Raises:
-        RuntimeError: it is called on that very loop, which it would block for ever.
+        RuntimeError: called on the background loop itself, which would block forever.
     """
     if sys.is_finalizing():
-        # The thread of the loop stands still already.
+        # The loop's thread is blocked already.
         work.close()
         raise RuntimeError("the interpreter ends")
     target = loop()
@@ -66,7 +66,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-    """The items of an async generator, each made on the loop when it is asked for."""
+    """Iterate over an async generator, producing each item on the background loop on demand."""
     end = object()
 
     async def step() -> Any:

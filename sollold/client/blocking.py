@@ -1,4 +1,4 @@
-"""A blocking client of one node, on the standard library alone: it is imported in a few milliseconds."""
+"""A blocking client of one node that uses only the standard library, so that it imports in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sollold.client.trust import distrust, trusted
 _CONNECT = 5.0
 _LONGEST_LINE = 64 << 20
 _ANOTHER = "--node"
-"""How who types a command names another node."""
+"""How a user of the command line names another node."""
 
 
 class BlockingClient:
-    """Asks one node, one connection a request; safe from several threads.
+    """A client of one node, with one connection per request. Thread-safe.
 
     Args:
-        url: of the node (``http://pc2:11435``); a login for a proxy before it may stand in it.
-        timeout: seconds for an answer that is not streamed.
-        key: an API key, where the node wants one.
-        credentials: gives a key when the node wants one and none is named; empty: there is none.
-        authority: gives a further authority in PEM for HTTPS; empty: there is none.
+        url: URL of the node (``http://pc2:11435``); may include a login for a proxy in front of it.
+        timeout: limit for a response that is not streamed, in seconds.
+        key: API key, if the node requires one.
+        credentials: called for a key if the node requires one and ``key`` is empty; may return "".
+        authority: called for an additional CA certificate in PEM for HTTPS; may return "".
 
     Raises:
         ClientError: ``url`` is not an HTTP URL.
@@ -66,15 +66,15 @@ class BlockingClient:
         return f"{type(self).__name__}({self.url!r})"
 
     def get(self, path: str, *, timeout: float | None = None) -> Any:
-        """The JSON object at ``path``.
+        """Get the JSON object at ``path``.
 
         Raises:
-            ClientError: nobody answers, the answer is an error, or what answers is not sollold.
+            ClientError: no response, an error response, or the server is not sollold.
         """
         return self._whole("GET", path, None, timeout or self._timeout)
 
     def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
-        """Send JSON, get JSON (None for an empty answer).
+        """POST JSON and return the JSON response (None if empty).
 
         Raises:
             ClientError: see `get`.
@@ -82,7 +82,7 @@ class BlockingClient:
         return self._whole("POST", path, body, timeout or self._timeout)
 
     def delete(self, path: str, body: object) -> Any:
-        """Send JSON with the method DELETE.
+        """DELETE with a JSON body.
 
         Raises:
             ClientError: see `get`.
@@ -90,7 +90,7 @@ class BlockingClient:
         return self._whole("DELETE", path, body, self._timeout)
 
     def text(self, path: str) -> str:
-        """The text at ``path``.
+        """Get the text at ``path``.
 
         Raises:
             ClientError: see `get`.
@@ -102,12 +102,12 @@ class BlockingClient:
     def stream(
         self, path: str, body: object, *, stall: float = 900.0
     ) -> Generator[dict[str, Any], None, None]:
-        """Send JSON, get one object a line as they come; ``stall``: longest silence in seconds.
+        """POST JSON and yield one object per line as they arrive; ``stall``: maximum silence in seconds.
 
         Closing the iterator ends the request at the node.
 
         Raises:
-            ClientError: see `get`; also for a line that says ``error``.
+            ClientError: see `get`; also for a line with ``error``.
         """
         connection, answer = self._open("POST", path, body, stall)
         with closing(connection):
@@ -119,13 +119,13 @@ class BlockingClient:
                         code = item.get("code")
                         raise ClientError(error_text(item), code if isinstance(code, int) else answer.status)
                     yield item
-            # What breaks off between two chunks, or before the first, looks to `readline` like an end: half
-            # would pass for all.
+            # To `readline` a connection that breaks between two chunks, or before the first, looks like the
+            # end: a partial response would pass for a complete one.
             if item is None or (answer.chunked and answer.chunk_left is not None):
                 raise self._cut_off(EOFError("it ended before the end of the answer"))
 
     def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
-        """Server-sent events at ``path``: (event's name, its JSON), as they come.
+        """Yield server-sent events of ``path`` as they arrive: (event name, its JSON).
 
         Raises:
             ClientError: see `get`.
@@ -196,7 +196,7 @@ class BlockingClient:
         try:
             connection.connect()
         except TimeoutError as error:
-            # Nobody is there, which is another thing than an answer that does not come.
+            # No server there, unlike a response that does not come.
             raise self._unreachable(error) from error
         if connection.sock is not None:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

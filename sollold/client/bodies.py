@@ -1,4 +1,4 @@
-"""The bodies of requests from the arguments of the Python calls. Pure."""
+"""Builds request bodies from the arguments of Python calls. Pure."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def request_body(
     arguments: type[Any] = GenerateArguments,
     **fields: Any,
 ) -> dict[str, Any]:
-    """A body for ``/api/chat``, ``/api/generate`` or ``/api/embed``.
+    """Build a body for ``/api/chat``, ``/api/generate`` or ``/api/embed``.
 
     Args:
-        model: its name.
+        model: name of the model.
         priority: 1 to 10, or a name.
-        max_tokens: of the answer at most (``num_predict``).
-        placement: what the router wants of a load.
-        more: other arguments: options and fields by their names; ``options``: a mapping of options.
-        arguments: what the request may name, of `sollold.client.request_arguments`.
-        fields: of the body; None is left out.
+        max_tokens: maximum length of the answer (``num_predict``).
+        placement: the router's wishes for a load.
+        more: other keyword arguments: options and fields by name, or ``options`` as a mapping.
+        arguments: the class in `sollold.client.request_arguments` with the permitted names.
+        fields: further fields of the body; None is omitted.
 
     Raises:
-        TypeError, ValueError: an argument is neither an option nor a field, or not what it must be.
+        TypeError, ValueError: a keyword is neither an option nor a field, or its value is invalid.
     """
     check_model(model)
     known = fields_of(arguments)
@@ -66,10 +66,10 @@ def request_body(
 
 
 def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages of a conversation as the API takes them.
+    """The messages of a conversation in the API's form.
 
     Raises:
-        TypeError: they are no list, or one is no mapping with a role.
+        TypeError: not a list, or a message is not a mapping with a role.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise TypeError(f'messages must be a list of {{"role": "user", "content": "…"}}, not {messages!r}')
@@ -84,7 +84,7 @@ def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _with_pictures(given: dict[str, Any]) -> dict[str, Any]:
-    """Its ``images`` in base64, also those given as the bytes of a file."""
+    """The message with its ``images`` in base64; images may be given as bytes."""
     images = given.get("images")
     if isinstance(images, list | tuple):
         given["images"] = [

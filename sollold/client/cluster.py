@@ -1,8 +1,8 @@
-"""A client of all nodes: asks one, and goes on through another when that one dies.
+"""A client of the whole cluster: sends requests to one node, and fails over to another.
 
-The first node that answers tells where the others are. A whole request that nobody has answered is asked
-again elsewhere. A stream that broke off is continued: the next node is told what was delivered and gives the
-rest, as it would after a fault of an engine.
+The first node that responds lists the others. A request without a response is sent to another node. A broken
+stream is resumed: the next node is told what was delivered and returns the rest, as it does when an engine
+fails.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("sollold.client")
 
 STALL_SECONDS = 20.0
-"""A node gives a sign of life every few seconds in a stream: one that is silent for so long is gone."""
+"""Seconds of silence in a stream after which its node is considered gone; nodes send keep-alives."""
 _LEARN_SECONDS = 30.0
-"""How often the list of nodes is read anew, while there are requests."""
+"""Seconds between refreshes of the node list, while there are requests."""
 _LEARN_AGAIN_SECONDS = 5.0
 _PING_SECONDS = 2.0
 _STOPPING = "this node is stopping"
-"""What a node says that is shut down in good order."""
+"""Error of a node that is shutting down."""
 
 T = TypeVar("T")
 
 
 class ClusterClient:
-    """Asks the nodes of one cluster. Belongs to one event loop at a time.
+    """A client of one cluster's nodes. Use it on one event loop at a time.
 
     Args:
-        nodes: URLs of nodes, the preferred ones first; without one: ``$SOLLOLD_NODE_URL``, this machine,
-            else what mDNS finds.
-        timeout: seconds for an answer that is not streamed.
-        find: what to do when no node is known and none answers on this machine; answers with URLs.
-        api_key: where the nodes want one; None: ``$SOLLOLD_API_KEY``, empty: none. It is sent to nodes that
-            are named, to this machine's, and to those that these tell of. Not to others that mDNS finds:
-            anybody on the LAN can announce one.
+        nodes: URLs of nodes, preferred ones first. Default: ``$SOLLOLD_NODE_URL``, this machine, else nodes
+            found by mDNS.
+        timeout: limit for a response that is not streamed, in seconds.
+        find: called if no node is known and none responds on this machine; returns URLs.
+        api_key: API key, if the nodes require one; None: ``$SOLLOLD_API_KEY``, empty: none. It is sent to the
+            named nodes, to this machine's, and to those listed by them, but not to other nodes found by
+            mDNS, which anyone on the LAN can announce.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class ClusterClient:
         self._find = find
         self._session: aiohttp.ClientSession | None = None
         self._end: AsyncGenerator[None, None] | None = None
-        """Closes the session when it is closed itself."""
+        """An async generator that closes the session when it is closed."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finding: asyncio.Lock | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._learned_at = 0.0
 
     def apart(self) -> ClusterClient:
-        """Another client of the same nodes, for another event loop."""
+        """A separate client of the same nodes, for another event loop."""
         other = ClusterClient(timeout=self._timeout, find=self._find, api_key=self.api_key)
         for known in self.nodes:
             other.nodes.add([known.address], trusted=known.trusted)
@@ -96,17 +96,17 @@ class ClusterClient:
             await end.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is known of the nodes goes to another process; connections belong to this one.
+        # Knowledge of the nodes may be pickled; connections belong to this process.
         mine: dict[str, Any] = {"_session": None, "_end": None, "_loop": None, "_finding": None, "_tasks": {}}
         return {**vars(self), **mine}
 
     def __del__(self) -> None:
-        # Short programs leave their clients open: that is no reason to complain.
+        # No ResourceWarning: short programs commonly leave their clients open.
         self._abandon()
 
     def _abandon(self) -> None:
-        """Drop the connections, whose loop may have ended."""
-        # What was never made whole is deleted, too.
+        """Drop the connections without a loop, which may have ended."""
+        # Also called for an object whose __init__ failed.
         session, self._session = getattr(self, "_session", None), None
         end, self._end = getattr(self, "_end", None), None
         if session is None or end is None or session.connector is None:
@@ -115,20 +115,20 @@ class ClusterClient:
             connector, loop = session.connector, self._loop
             session.detach()
             if sys.is_finalizing():
-                # The loop's thread stands still: the system closes the connections.
+                # The loop's thread is blocked: the system closes the connections.
                 connector._closed = True
             elif loop is not None and loop.is_running() and loop is not asyncio._get_running_loop():
                 loop.call_soon_threadsafe(connector._close)
             else:
                 connector._close()
         with contextlib.suppress(StopIteration, RuntimeError):
-            # Nothing is left to wait for, so that it ends at once, without a loop.
+            # It ends at once, without a loop, since nothing is left to wait for.
             end.aclose().send(None)
 
-    # Whole answers.
+    # Responses that are not streamed.
 
     async def get(self, path: str, *, timeout: float | None = None) -> Any:
-        """The JSON at ``path`` of whichever node answers.
+        """Get the JSON at ``path`` from any node.
 
         Raises:
             ClientError: as `Client.get`.
@@ -136,7 +136,7 @@ class ClusterClient:
         return await self._whole(lambda client: client.get(path, timeout=timeout), again=True)
 
     async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
-        """Send JSON to whichever node answers; it may be sent more than once if a node dies meanwhile.
+        """POST JSON to any node; it may be sent more than once if a node dies meanwhile.
 
         Raises:
             ClientError: as `Client.post`.
@@ -144,10 +144,10 @@ class ClusterClient:
         return await self._whole(lambda client: client.post(path, body, timeout=timeout))
 
     async def get_all(self, path: str, *, timeout: float = 5.0) -> dict[str, Any]:
-        """The JSON at ``path`` of every node that answers, by the node's name.
+        """Get the JSON at ``path`` from every reachable node, by node name.
 
         Raises:
-            ClientError: none does.
+            ClientError: no node responded.
         """
         await self.get("/api/version")
         await self.learn()
@@ -164,7 +164,7 @@ class ClusterClient:
         return found
 
     async def _whole(self, ask: Callable[[Client], Awaitable[T]], *, again: bool = False) -> T:
-        """``again``: ask another also when one only gives no answer in time."""
+        """Send a request to the nodes in turn. ``again``: try another one after a timeout, too."""
         lost: ClientError | None = None
         for known in await self._candidates():
             try:
@@ -192,21 +192,21 @@ class ClusterClient:
         whole: bool = False,
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The records of an answer of ``/api/chat`` or ``/api/generate``, over the deaths of nodes.
+        """Stream the records of an answer of ``/api/chat`` or ``/api/generate``, surviving the loss of nodes.
 
-        Deeply nested, since a generator can't leave its yields to a function.
+        Deeply nested, since a generator can't delegate its yields to a function.
 
         Args:
-            path, body: of the request; ``stream`` is set here.
-            timeout: seconds for the whole answer; the engine is stopped then, too.
-            start_timeout: seconds until the answer begins, the time in a queue not counted.
-            began: when the request was made, on the monotonic clock; None: now.
-            whole: give one record with all of the answer, as of a request that is not streamed.
-            on_wait: is told what is waited for: ``loading 43 %``, ``queued, place 2`` …
+            path, body: the request; ``stream`` is set here.
+            timeout: limit for the whole answer, in seconds; it also stops the engine.
+            start_timeout: limit until the answer begins, in seconds, not counting time in a queue.
+            began: start of the request on the monotonic clock; None: now.
+            whole: yield one record with the complete answer, as for a request that is not streamed.
+            on_wait: called with the reason for waiting: ``loading 43 %``, ``queued, place 2`` …
 
         Raises:
             RequestTimeout: after ``timeout`` or ``start_timeout``.
-            ClientError: the daemon refused, or no node could be reached for two minutes.
+            ClientError: the daemon refused, or no node was reachable for two minutes.
         """
         limits = TimeLimits(time.monotonic() if began is None else began, timeout, start_timeout)
         said = Received()
@@ -231,7 +231,7 @@ class ClusterClient:
                     self._lost(known, error)
                     outage.node_lost(known, said, time.monotonic())
                 elif whole and said and INEXACT in error.message:
-                    # Nobody has seen anything of it.
+                    # Nothing of it was delivered yet.
                     said.forget()
                     break
                 elif outage.excuses(error):
@@ -252,7 +252,7 @@ class ClusterClient:
         said: Received,
         on_wait: Callable[[str], None],
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The records of one node that say something, and the last."""
+        """The non-empty records of one node, and the last one."""
         headers: dict[str, str] = {}
         stream = self._client(known.url).stream(path, body, stall=STALL_SECONDS, headers=headers)
         async with contextlib.aclosing(stream):
@@ -271,13 +271,13 @@ class ClusterClient:
                     self._answered(known)
                     yield said.finish(record, limits.elapsed()) if record.get("done") else record
 
-    # Which nodes there are.
+    # The list of nodes.
 
     async def learn(self) -> None:
-        """Read from the cluster where its nodes are.
+        """Refresh the list of nodes from the cluster.
 
         Raises:
-            ClientError: no node answers.
+            ClientError: no node responded.
         """
         lost: ClientError | None = None
         for known in await self._candidates():
@@ -294,7 +294,7 @@ class ClusterClient:
         raise lost or _nobody()
 
     async def _candidates(self) -> list[KnownNode]:
-        """The nodes to ask, in order; those that are away are looked at beside."""
+        """The nodes to ask, in order; lost nodes are rechecked in the background."""
         self._use_running_loop()
         if not len(self.nodes):
             await self._discover()
@@ -351,7 +351,7 @@ class ClusterClient:
         self._in_background("learn", self._learn_quietly())
 
     async def _learn_quietly(self) -> None:
-        # Who does not tell is not asked again with every request.
+        # A node that does not list the others is not asked again with every request.
         self._learned_at = time.monotonic() - _LEARN_SECONDS + _LEARN_AGAIN_SECONDS
         for known in self.nodes.order():
             with contextlib.suppress(ClientError):
@@ -360,7 +360,7 @@ class ClusterClient:
                 return
 
     def _recheck(self) -> None:
-        """Look, beside the requests, whether nodes that were away are back."""
+        """Start checking, in the background, whether lost nodes are back."""
         for known in self.nodes.due(time.monotonic()):
             self._in_background(known.url, self._ping(known))
 
@@ -373,7 +373,7 @@ class ClusterClient:
         self._answered(known)
 
     async def _look_again(self) -> None:
-        """While no node answers: look at all that are due before the next round."""
+        """While no node responds: check all nodes that are due before the next round."""
         await asyncio.gather(*(self._ping(known) for known in self.nodes.due(time.monotonic())))
 
     def _in_background(self, name: str, work: Any) -> None:
@@ -385,7 +385,7 @@ class ClusterClient:
 
 
 def _is_gone(error: ClientError) -> bool:
-    """Whether the node is, and not only the request refused."""
+    """Whether the error means that the node is gone, rather than that it refused the request."""
     return isinstance(error, NodeLost) or _STOPPING in error.message
 
 

@@ -1,4 +1,4 @@
-"""A deployment that is spread over machines, as callers see it."""
+"""A distributed deployment, as callers see it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ class Coordinator:
     """The llama-server that runs a model over several machines.
 
     Attributes:
-        id: of the deployment; empty where only an answer told of it.
-        model: its name.
-        base_url: the API of the node that runs it, which answers for it; the llama-server itself listens on
-            that machine alone.
+        id: id of the deployment; empty if known only from an answer.
+        model: name of the model.
+        base_url: API of the node that runs it; the llama-server itself listens only on that machine.
         state: ``ready``, ``loading`` …
-        node: the name of the node that runs it.
-        rpc_backends: the devices on other machines that hold layers, each with ``host``, ``port``, ``node``,
-            ``device``, ``layers`` and ``bytes``. ``port`` is the one at which nodes talk with each other.
-        layers: all parts: ``node``, ``device``, ``first``, ``last`` (both included), ``bytes``.
-        context: tokens that a request may use.
-        tokens_per_second: of a single stream, as measured; 0.0 before there was one.
+        node: name of the node that runs it.
+        rpc_backends: devices on other machines that hold layers, each with ``host``, ``port``, ``node``,
+            ``device``, ``layers`` and ``bytes``. ``port`` is the one for traffic between nodes.
+        layers: all shares: ``node``, ``device``, ``first``, ``last`` (inclusive), ``bytes``.
+        context: context length per request, in tokens.
+        tokens_per_second: measured speed of a single stream; 0.0 before the first.
     """
 
     id: str
@@ -39,15 +38,15 @@ class Coordinator:
     context: int = 0
     tokens_per_second: float = 0.0
     look: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
-    """Asks the cluster whether the deployment of this id runs; None: what is known is told."""
+    """Asks the cluster whether the deployment with this id runs; None: the last known state is used."""
 
     def is_running(self) -> bool:
-        """Whether it answers: with the blocking classes asked now, with the async ones when last seen."""
+        """Whether it is ready: checked now by the blocking classes, as last seen by the async ones."""
         return self.look(self.id) if self.look is not None else self.state == "ready"
 
 
 def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None = None) -> list[Coordinator]:
-    """The coordinators that ``/api/cluster`` tells of, the ready ones first."""
+    """The coordinators in ``/api/cluster``, ready ones first."""
     nodes = {node["node"]: node for node in cluster["nodes"]}
     found = [
         _coordinator(deployment, nodes, look)
@@ -58,7 +57,7 @@ def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None 
 
 
 def coordinator_of(model: str, routing: Mapping[str, Any]) -> Coordinator | None:
-    """The coordinator that an answer tells of in its ``_routing``; None where one machine gave it."""
+    """The coordinator in an answer's ``_routing``; None if a single machine answered."""
     if routing.get("backend") != DISTRIBUTED:
         return None
     name, head = str(routing.get("model") or model), str(routing.get("node") or "")
@@ -115,7 +114,7 @@ def _coordinator(
 
 
 def _address(part: dict[str, Any], nodes: dict[str, Any]) -> tuple[str, int]:
-    """Where a part is: an external worker's own address, else its node's."""
+    """Address of a share: that of the external worker, else of its node."""
     host, colon, port = part["device"].partition("#")[0].rpartition(":")
     if colon and port.isdigit():
         return host, int(port)

@@ -1,4 +1,4 @@
-"""A daemon of this machine that a program starts for itself, and that ends with it."""
+"""A local daemon that a program starts for itself, and that ends with the program."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _STEP_SECONDS = 0.25
 
 
 class DaemonProcess:
-    """``sollold run`` as a child, if no daemon answers here. ``backends``: ``host:port`` of workers."""
+    """``sollold run`` as a child process, if no local daemon runs. ``backends``: workers' ``host:port``."""
 
     def __init__(self, backends: Sequence[str] = (), *, url: str = HERE, words: Sequence[str] = ()) -> None:
-        """``words``: further arguments for ``sollold run``."""
+        """``words``: additional arguments for ``sollold run``."""
         self._backends = tuple(backends)
         self._url = url
         self._words = tuple(words)
@@ -40,28 +40,28 @@ class DaemonProcess:
         self._starting: asyncio.Lock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process may find the daemon, and does not end it.
+        # Another process may use the daemon, but does not stop it.
         return {**vars(self), "_process": None, "_log": None, "_starting": None}
 
     async def ensure(self) -> None:
-        """Have a daemon here whose llama.cpp is ready.
+        """Ensure that a local daemon runs and its llama.cpp is ready.
 
         Raises:
-            ClientError: it could not be started; the end of its log says why.
+            ClientError: it could not be started; includes the end of its log.
         """
         if await self._answers():
             return
         self._starting = self._starting or asyncio.Lock()
-        # The first requests may come together, and the port is one daemon's.
+        # The first requests may be concurrent, but only one daemon can have the port.
         async with self._starting:
             if self._process is None or self._process.returncode is not None:
                 await self._start()
         await self._wait()
 
     async def stop(self) -> None:
-        """End the daemon, if it was started here."""
+        """Stop the daemon, if it was started here."""
         if self._starter != os.getpid():
-            # A forked child knows of it; it is its parent's.
+            # In a forked child: the daemon belongs to the parent.
             self._process = self._log = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:

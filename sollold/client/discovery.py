@@ -1,4 +1,4 @@
-"""Where a client finds its first node: named, in the environment, on this machine, or on the LAN."""
+"""How a client finds its first node: by argument, environment, on this machine, or on the LAN."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HERE = f"http://127.0.0.1:{PORT}"
 _SERVICE = "_sollold._tcp.local."
 _LISTEN_SECONDS = 2.5
 _ENOUGH_SECONDS = 0.3
-"""Seconds for which more nodes are waited for after the first."""
+"""Seconds to wait for more nodes after the first."""
 
 
 def url_of(node: str | Mapping[str, object]) -> str:
     """The URL of a node given as a URL, as ``host``, ``host:port`` or as ``{"host": …, "port": …}``.
 
     Raises:
-        TypeError, ValueError: it is none of them.
+        TypeError, ValueError: ``node`` is none of these.
     """
     if isinstance(node, Mapping):
         if "url" in node:
@@ -40,7 +40,7 @@ def url_of(node: str | Mapping[str, object]) -> str:
 
 
 def _with_port(text: str) -> str:
-    """An address as a URL, on the usual port where it names none and is no URL."""
+    """An address as a URL, with the default port if it has none."""
     if "://" in text:
         return text
     if text.count(":") > 1 and not text.startswith("["):
@@ -52,23 +52,23 @@ def _with_port(text: str) -> str:
 
 
 def _checked(url: str) -> str:
-    """``url``, if it may be a node's.
+    """Check that ``url`` can be a node's.
 
     Raises:
-        ValueError: nothing can be asked at it.
+        ValueError: it is not a valid HTTP URL.
     """
     try:
         parts = urlsplit(url)
         usable = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise ValueError(f"{split_login(url)[0]} is no URL of a node: {error}") from None
+        raise ValueError(f"{split_login(url)[0]} is not a node's URL: {error}") from None
     if not usable:
-        raise ValueError(f"{split_login(url)[0]} is no URL of a node; write http://HOST:{PORT}")
+        raise ValueError(f"{split_login(url)[0]} is not a node's URL; write http://HOST:{PORT}")
     return url
 
 
 def urls_of(node: str | Mapping[str, object] | Iterable[str | Mapping[str, object]] | None) -> list[str]:
-    """URLs of one node or several, a comma between them in a text; empty: nobody is named.
+    """URLs of one node or several (in a string separated by commas); empty if none are named.
 
     Raises:
         TypeError, ValueError: as `url_of`.
@@ -88,9 +88,9 @@ def named_in_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 async def on_the_lan(seconds: float = _LISTEN_SECONDS) -> list[str]:
-    """The nodes that mDNS finds, by the addresses they announce; empty where multicast does not work.
+    """URLs of the nodes found by mDNS, from the addresses they announce; empty if multicast fails.
 
-    Announced is the port for nodes; the one for people is the usual one, and others are learned from there.
+    They announce the port for nodes, so the default HTTP port is assumed; other nodes are learned from these.
     """
     from zeroconf import ServiceStateChange, Zeroconf
     from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -131,7 +131,7 @@ async def on_the_lan(seconds: float = _LISTEN_SECONDS) -> list[str]:
 
 
 def _urls(hosts: Sequence[str], *, secure: bool) -> list[str]:
-    """One URL an address; link-local ones need a scope that a URL does not carry."""
+    """One URL per address, without link-local ones: they need a scope, which a URL can't carry."""
     usable = [host for host in hosts if not host.lower().startswith("fe80")]
     urls = [url_of({"host": host}) for host in usable]
     return [url.replace("http://", "https://", 1) for url in urls] if secure else urls

@@ -1,10 +1,10 @@
-"""What goes wrong when a daemon is asked. Imports nothing, so that every client can have it."""
+"""The clients' exceptions. Imports nothing, so that every client can use it."""
 
 from __future__ import annotations
 
 
 def no_daemon(url: str, reason: str, another: str) -> str:
-    """Says that nobody answers at ``url``; ``another``: how the caller names another node."""
+    """Message that no server listens at ``url``; ``another``: how the caller names another node."""
     return (
         f"no daemon answers at {url} ({reason}). Start it with `systemctl start sollold` or `sollold run`, "
         f"or name another node with {another}"
@@ -12,7 +12,7 @@ def no_daemon(url: str, reason: str, another: str) -> str:
 
 
 def no_answer(url: str, seconds: float, another: str) -> str:
-    """Says that a connection was made to ``url`` and no answer came; ``another`` as in `no_daemon`."""
+    """Message that ``url`` accepted the connection and did not respond; ``another`` as in `no_daemon`."""
     return (
         f"{url} did not answer within {seconds:g} s. It is overloaded or hangs: see `journalctl -u sollold` "
         f"there, or ask another node with {another}"
@@ -20,11 +20,11 @@ def no_answer(url: str, seconds: float, another: str) -> str:
 
 
 class ClientError(Exception):
-    """The daemon could not be asked, or said no.
+    """The daemon was unreachable, or returned an error.
 
     Attributes:
-        message: in words, the daemon's own where it said something.
-        status: HTTP's; 0 when no node could be reached.
+        message: the error message, the daemon's own if it sent one.
+        status: HTTP status; 0 if no node was reachable.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -34,27 +34,27 @@ class ClientError(Exception):
 
 
 class NodeLost(ClientError):
-    """Nobody answers at the node's address, or its answer broke off: another node may do better."""
+    """The node is unreachable, or its response broke off; another node may succeed."""
 
 
 class RequestTimeout(ClientError, TimeoutError):
-    """There was no answer in time. Also a `TimeoutError`; ``status`` is 504."""
+    """The answer did not arrive in time. Also a `TimeoutError`; ``status`` is 504."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 504)
 
 
 class NodeSilent(RequestTimeout):
-    """A node took the request and says nothing: it is overloaded, or hangs."""
+    """A node accepted the request and stayed silent: it is overloaded, or hangs."""
 
 
 class InsufficientMemory(ClientError):
-    """The model does not fit into the memory of the cluster, or of what the router may use of it.
+    """The model does not fit into the cluster's memory, or the part of it that the router may use.
 
     Attributes:
-        needed, there, missing: bytes: what the model needs, what there is, and the difference; 0 where the
-            cluster could not tell. ``missing`` is 0 when the sum would do, but is in pieces.
-        remedies: what would help, the cheapest first; sentences.
+        needed, there, missing: bytes needed, available and missing; 0 if unknown. ``missing`` is 0 if the
+            total suffices but is fragmented.
+        remedies: sentences on what would help, cheapest first.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class InsufficientMemory(ClientError):
 
 
 def error_text(item: object) -> str:
-    """The words of an error body in any of the dialects."""
+    """The message of an error body in any of the dialects."""
     if isinstance(item, dict):
         error = item.get("error", "")
         if isinstance(error, dict):

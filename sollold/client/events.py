@@ -1,4 +1,4 @@
-"""What users of the guide look for in their log, as events of the logger ``sollold.client``."""
+"""Log lines of the logger ``sollold.client``, worded as users of SOLLOL's guide expect them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ log = logging.getLogger("sollold.client")
 
 
 class Events:
-    """The log lines of one router; what stays as it is is said once."""
+    """The log lines of one router; unchanged facts are logged once."""
 
     def __init__(self) -> None:
         self._started: set[str] = set()
 
     def connected(self, cluster: Mapping[str, Any], enabled: bool, external: bool) -> None:
-        """The cluster was found."""
+        """Log that the cluster was found, and what it offers."""
         others = [node for node in cluster["nodes"] if not node["me"] and node["build"]]
         workers = [
             worker
@@ -38,11 +38,11 @@ class Events:
             log.info("RPC backends found: %d machines, %d external workers", len(others), len(workers))
 
     def request(self, model: str) -> RequestEvents:
-        """What logs the course of one request."""
+        """A logger for one request."""
         return RequestEvents(self, model)
 
     def started(self, model: str, routing: Mapping[str, Any]) -> None:
-        """A coordinator answered: said once, and again after it was started anew."""
+        """Log a coordinator with its first answer, and again after a restart."""
         where = f"{model} on {routing.get('node')}"
         if where not in self._started or float(routing.get("load_ms") or 0.0) > 0:
             self._started.add(where)
@@ -59,7 +59,7 @@ class RequestEvents:
         self._loading = False
 
     def waits(self, text: str) -> None:
-        """What is waited for, as the daemon says it."""
+        """Log what the request waits for; ``text`` is the daemon's."""
         if text.startswith("loading") and not self._loading:
             self._loading = True
             log.info("starting llama.cpp coordinator for %s", self._model)
@@ -68,7 +68,7 @@ class RequestEvents:
             log.warning("coordinator process died (%s); resuming on another endpoint", self._model)
 
     def ends(self, routing: Mapping[str, Any]) -> None:
-        """The answer is whole."""
+        """Log the end of the answer."""
         if routing.get("backend") == DISTRIBUTED:
             self._events.started(self._model, routing)
         if lost := routing.get("lost_nodes"):

@@ -1,8 +1,7 @@
 """``python -m sollold.client.gateway``: a daemon in the foreground, as ``sollold run`` starts it.
 
-``$RPC_BACKENDS`` (``host:port``, a comma between several) names workers that others started; that it is set
-counts as leave to use them, though they are neither proved nor encrypted. Further arguments are those of
-``sollold run``.
+``$RPC_BACKENDS`` (``host:port``, separated by commas) names external workers; setting it permits their use,
+although they are neither authenticated nor encrypted. Further arguments are those of ``sollold run``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def allowed(backends: str) -> list[str]:
-    """The arguments that let the daemon use the workers that are named."""
+    """Arguments that permit the daemon to use the named workers."""
     return ["--set", "llama.allow_plain_workers=on"] if backends.strip() else []
 
 

@@ -1,4 +1,4 @@
-"""Asking a model for text, as `OllamaPool` and `HybridRouter` both do it."""
+"""Text generation, shared by `OllamaPool` and `HybridRouter`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Record = dict[str, Any]
 
 
 class Generation(ABC):
-    """`generate`, and how the answer to a body is asked for."""
+    """Provides `generate`, and sends request bodies."""
 
     @abstractmethod
     def _placement(self, model: str) -> Mapping[str, Any] | None:
-        """What a load for the request is asked for."""
+        """Wishes for a load that the request causes."""
 
     @abstractmethod
     async def _records(
         self, path: str, body: Record, whole: bool, timeout: float | None
     ) -> AsyncGenerator[Record, None]:
-        """The records of the answer, or a single one with all of it."""
+        """The records of the answer, or a single one with the complete answer."""
 
     @overload
     async def generate(
@@ -49,21 +49,21 @@ class Generation(ABC):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | AsyncGenerator[Record, None]:
-        """Let a model go on from a prompt: Ollama's answer; with ``stream`` its records as they come.
+        """Generate text from a prompt: return Ollama's response, or with ``stream`` an iterator of records.
 
         Args:
-            model: its name.
-            prompt: the text.
-            stream: whether to get the records as they come.
+            model: name of the model.
+            prompt: text to continue.
+            stream: return an iterator over the records.
             priority: 1 to 10, or a name such as ``"HIGH"``.
-            max_tokens: of the answer at most.
-            timeout: seconds for the whole answer; the engine is stopped then, too.
+            max_tokens: maximum length of the answer.
+            timeout: limit for the whole answer, in seconds; it also stops the engine.
             more: Ollama's options (``temperature``, ``seed`` …, or ``options={…}``) and fields (``system``,
                 ``images``, ``format``, ``keep_alive`` …); `GenerateArguments` has them all.
 
         Raises:
             TimeoutError: after ``timeout``.
-            ClientError: the daemon refused, or none could be reached.
+            ClientError: the daemon refused, or none was reachable.
         """
         body = self._body(model, priority, max_tokens, more, GenerateArguments, prompt=prompt)
         return await self._answer("/api/generate", body, stream, timeout)
@@ -90,7 +90,7 @@ class Generation(ABC):
     async def _answer(
         self, path: str, body: Record, stream: bool, timeout: float | None
     ) -> Record | AsyncGenerator[Record, None]:
-        """The answer to a body for ``/api/chat`` or ``/api/generate``."""
+        """Send a body to ``/api/chat`` or ``/api/generate`` and return the answer."""
         check_seconds("timeout", timeout)
         records = await self._records(path, body, not stream, timeout)
         if stream:

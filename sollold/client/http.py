@@ -1,4 +1,4 @@
-"""A client of the HTTP API of one node. aiohttp is imported with the first request: it takes its time."""
+"""An asynchronous client of one node's HTTP API. aiohttp is imported with the first request."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 KEY_VARIABLE = "SOLLOLD_API_KEY"
 LONGEST_LINE = 1 << 20
-"""Half of the bytes that a line of a stream may have."""
+"""Half of the maximum length of a line in a stream, in bytes."""
 _ANOTHER = 'node="http://HOST:11435"'
 """How a caller names another node."""
 
 
 class Client:
-    """Asks one node. Use it as an asynchronous context manager.
+    """A client of one node. Use it as an asynchronous context manager.
 
     Args:
-        url: of the node (``http://pc2:11435``, ``pc2``); a login for a proxy before it may stand in it.
-        timeout: seconds for an answer that is not streamed.
-        session: to share connections with other clients; without one the client opens its own.
-        api_key: where the node wants one; None: ``$SOLLOLD_API_KEY``, empty: none.
+        url: address of the node (``http://pc2:11435``, ``pc2``); may include a login for a proxy.
+        timeout: limit for a response that is not streamed, in seconds.
+        session: session to share connections with other clients; by default the client opens its own.
+        api_key: API key, if the node requires one; None: ``$SOLLOLD_API_KEY``, empty: none.
 
     Raises:
-        TypeError, ValueError: an argument is not what it must be.
+        TypeError, ValueError: an argument is invalid.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Client:
             self._session, self._owned = None, False
 
     async def get(self, path: str, *, timeout: float | None = None) -> Any:
-        """The JSON object at ``path``.
+        """Get the JSON object at ``path``.
 
         Raises:
-            ClientError: nobody answers, or the answer is an error, or none of a node's.
+            ClientError: no response, an error response, or the server is not a node.
         """
         return await self._whole("GET", path, None, timeout or self._timeout)
 
     async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
-        """Send JSON, get JSON (None for an empty answer).
+        """POST JSON and return the JSON response (None if empty).
 
         Raises:
             ClientError: as `get`.
@@ -96,7 +96,7 @@ class Client:
         return await self._whole("POST", path, body, timeout or self._timeout)
 
     async def delete(self, path: str, body: object) -> Any:
-        """Send JSON with the method DELETE, get JSON (None for an empty answer).
+        """DELETE with a JSON body, and return the JSON response (None if empty).
 
         Raises:
             ClientError: as `get`.
@@ -114,15 +114,15 @@ class Client:
     async def stream(
         self, path: str, body: object, *, stall: float = 900.0, headers: dict[str, str] | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Send JSON, get one object a line as they come.
+        """POST JSON and yield one object per line as they arrive.
 
         Args:
-            path, body: of the request.
-            stall: the longest silence in seconds.
-            headers: is filled with the headers of the answer before its first line.
+            path, body: the request.
+            stall: maximum silence in seconds.
+            headers: filled with the response's headers before the first line.
 
         Raises:
-            ClientError: as `get`; also for a line that says ``error``, or a line too long to be a node's.
+            ClientError: as `get`; also for a line with ``error``, or one that is too long.
         """
         import aiohttp
 
@@ -160,41 +160,43 @@ class Client:
 
 
 def api_key_of(given: str | None) -> str:
-    """The key that a caller gave, else that of the environment; empty: none.
+    """The caller's key, else that of the environment; empty if none.
 
     Raises:
-        TypeError: it is no text.
+        TypeError: ``api_key`` is not a string.
     """
     check_text("api_key", given)
     return (os.environ.get(KEY_VARIABLE, "") if given is None else given).strip()
 
 
 def refused(message: str, status: int) -> ClientError:
-    """The error for what a node said; a time-out of its own is told as one."""
+    """The exception for a node's error response; its timeouts become `RequestTimeout`."""
     return RequestTimeout(message) if status == 504 else ClientError(message, status)
 
 
 def new_session() -> aiohttp.ClientSession:
-    """Connections to nodes, for the running loop.
+    """A session for the running loop.
 
     Raises:
-        ClientError: the file of ``$SOLLOLD_CA`` can't be used.
+        ClientError: the file named by ``$SOLLOLD_CA`` is unusable.
     """
     import aiohttp
 
-    # The system's authorities take a while to load, and only HTTPS needs them.
+    # Only HTTPS needs the system's CA certificates, which load slowly.
     context = trusted() if os.environ.get(CA_VARIABLE) else True
-    # Each stream has a connection to itself, and a program may read any number of them at a time.
+    # Each stream has its own connection, and a program may read any number of streams concurrently.
     connector = aiohttp.TCPConnector(ssl=context, limit=0)
     return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE)
 
 
 def closed_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """What closes ``session`` when it is closed, or when the running loop ends: `asyncio.run` then closes all
-    generators that are under way, while connections can still be ended well."""
+    """An async generator that closes ``session`` when it is closed, or when the running loop ends.
+
+    `asyncio.run` closes unfinished generators while connections can still be closed cleanly.
+    """
     end = _closing(session)
     with contextlib.suppress(StopIteration):
-        # Up to its yield, where it waits for nothing: from now on the loop knows of it.
+        # Runs up to its yield without waiting; from now on the loop knows the generator.
         end.__anext__().send(None)
     return end
 
@@ -207,10 +209,10 @@ async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]
 
 
 def _encoded(body: object) -> bytes:
-    """``body`` as JSON.
+    """Encode ``body`` as JSON.
 
     Raises:
-        TypeError: JSON has no form for something in it; the message says for which argument.
+        TypeError: a value can't be encoded; the message names the argument.
     """
     try:
         return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
@@ -224,7 +226,7 @@ def _encoded(body: object) -> bytes:
 
 
 class _Exchange:
-    """One request; turns what can go wrong into a `ClientError` in words."""
+    """One request; turns all failures into a `ClientError`."""
 
     def __init__(
         self,
@@ -296,13 +298,13 @@ class _Exchange:
         import aiohttp
 
         await self._pending.__aexit__(kind, error, trace)
-        # What the node itself said, such as that the time is up, is no loss of the node.
+        # An error that the node itself reported, such as a timeout, does not mean that the node is lost.
         if isinstance(error, aiohttp.ClientError | TimeoutError) and not isinstance(error, ClientError):
             raise NodeLost(f"the answer of {self._url} broke off: {type(error).__name__} {error}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """Why a connection failed, in the system's words rather than those of asyncio and aiohttp."""
+    """The reason for a failed connection, in the system's words instead of asyncio's and aiohttp's."""
     cause = getattr(error, "os_error", error)
     number = getattr(cause, "errno", None) or 0
     if number > 0:

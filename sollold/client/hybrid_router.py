@@ -1,4 +1,4 @@
-"""`HybridRouter`: small models by an Ollama or one machine, big ones spread over several; asked by name."""
+"""`HybridRouter`: small models run on an Ollama or a single machine, large ones on several."""
 
 from __future__ import annotations
 
@@ -32,33 +32,32 @@ log = logging.getLogger("sollold.client")
 
 _PLAN_SECONDS = 60.0
 _OLLAMA = "ollama:"
-"""How the endpoints of Ollamas begin."""
+"""Prefix of the ids of Ollama endpoints."""
 _LOOKS, _LOOK_SECONDS = 10, 0.2
 
 
 class HybridRouter(RouterPlacement, Generation):
-    """Routes requests to the cluster. Nothing is asked before the first request.
+    """Routes requests to the cluster. It connects with the first request.
 
-    Every argument holds for the requests of this router alone; what is None is as the daemons' settings say.
+    Arguments apply only to requests of this router; None leaves a choice to the daemons' settings.
 
     Args:
-        ollama_pool: whose nodes are asked; without one, those of ``node``.
+        ollama_pool: pool whose nodes are used; by default those of ``node``.
         enable_distributed: whether models may be spread over machines.
-        auto_discover_rpc: use the llama.cpp workers that the daemons know beside their own; False: only
-            those of ``rpc_backends``, and the daemons' own.
-        auto_setup_rpc: start a daemon on this machine if there is none; it ends with the router. llama.cpp
-            is built for it where there is none, which takes some minutes once.
-        num_rpc_backends: machines besides the head that a model may be spread over, at most.
-        rpc_backends: workers that others started, ``[{"host": …, "port": …}]``; without them those of
-            ``$RPC_BACKENDS``.
-        distributed_threshold_params: billions of parameters from which a model is spread even where it fits
-            one machine.
-        coordinator_timeout: seconds that a model may take until its answer begins, a queue not counted.
-        gguf_path: of a file on the daemon's machine that is to be run instead of what the name means.
-        model_filter: names of the models that may be spread; the others run on one machine. None: all may.
-        layer_strategy: ``"memory_aware"``: layers by memory; ``"even"``: alike.
-        node: URLs of nodes, the preferred ones first; see `OllamaPool`.
-        api_key: where the nodes want one; see `OllamaPool`.
+        auto_discover_rpc: use external llama.cpp workers known to the daemons; False: only those in
+            ``rpc_backends``, and the daemons' own.
+        auto_setup_rpc: start a daemon on this machine if there is none; it ends with the router. If
+            llama.cpp is missing it is built, which takes some minutes once.
+        num_rpc_backends: maximum number of machines, besides the head, that a model may be spread over.
+        rpc_backends: external workers, ``[{"host": …, "port": …}]``; default: those of ``$RPC_BACKENDS``.
+        distributed_threshold_params: billions of parameters from which a model is spread even if it fits one
+            machine.
+        coordinator_timeout: limit until an answer begins, in seconds, not counting time in a queue.
+        gguf_path: file on the daemon's machine to run instead of the named model.
+        model_filter: names of the models that may be spread; others run on one machine. None: all may.
+        layer_strategy: ``"memory_aware"``: layers in proportion to memory; ``"even"``: equal shares.
+        node: URLs of nodes, preferred ones first; see `OllamaPool`.
+        api_key: API key, if the nodes require one; see `OllamaPool`.
     """
 
     def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
@@ -91,13 +90,13 @@ class HybridRouter(RouterPlacement, Generation):
         return self.ollama_pool.client.nodes.asked_by(self)
 
     async def close(self) -> None:
-        """Close the connections; a daemon that this router started ends."""
+        """Close the connections, and stop the daemon if this router started one."""
         await self.ollama_pool.close()
         if self._child is not None:
             await self._child.stop()
         self._ready = False
 
-    # Asking models.
+    # Requests to models.
 
     @overload
     async def route_request(
@@ -122,16 +121,16 @@ class HybridRouter(RouterPlacement, Generation):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | AsyncGenerator[Record, None]:
-        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+        """Chat with a model: return Ollama's response with ``_routing``, or with ``stream`` an iterator.
 
         ``_routing`` has ``backend`` (``ollama-pool``, ``llama.cpp-local``, ``llama.cpp-distributed``),
-        ``duration_ms``, ``coordinator_url``, ``node``, ``devices``, and after a node was lost on the way
+        ``duration_ms``, ``coordinator_url``, ``node``, ``devices``, and if a node was lost meanwhile
         ``resumed``, ``gap_ms`` and ``lost_nodes``. Arguments are those of `OllamaPool.chat`.
 
         Raises:
             TimeoutError: after ``timeout``, or the router's ``coordinator_timeout``.
             InsufficientMemory: the model does not fit.
-            ClientError: the daemon refused otherwise, or none could be reached.
+            ClientError: the daemon refused for another reason, or none was reachable.
         """
         body = self._body(
             model, priority, max_tokens, more, ChatArguments, messages=checked_messages(messages)
@@ -150,7 +149,7 @@ class HybridRouter(RouterPlacement, Generation):
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Record:
-        """The vectors of one text or several; see `OllamaPool.embed`."""
+        """Embed one text or several; see `OllamaPool.embed`."""
         timeout = await self._connect_within(timeout)
         return await self.ollama_pool.embed(model, input, priority=priority, timeout=timeout, **more)
 
@@ -164,7 +163,7 @@ class HybridRouter(RouterPlacement, Generation):
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Vectors:
-        """The vectors of many texts, in their order; see `OllamaPool.batch_embed`."""
+        """Embed many texts, keeping their order; see `OllamaPool.batch_embed`."""
         timeout = await self._connect_within(timeout)
         return await self.ollama_pool.batch_embed(
             model, inputs, concurrency=concurrency, priority=priority, timeout=timeout, **more
@@ -206,7 +205,7 @@ class HybridRouter(RouterPlacement, Generation):
             await records.aclose()
 
     async def _explained(self, error: ClientError, model: str, placement: Any) -> ClientError:
-        """Too little memory with its numbers, which the plan tells; else the error as it is."""
+        """For insufficient memory, the error with the plan's numbers; else ``error`` unchanged."""
         if error.status != 507 or isinstance(error, InsufficientMemory):
             return error
         missing: Mapping[str, Any] = {}
@@ -219,25 +218,25 @@ class HybridRouter(RouterPlacement, Generation):
             log.debug("no plan tells what is missing: %s", other.message)
         return _too_big(error.message, missing)
 
-    # Asking about models.
+    # Plans for models.
 
     async def should_use_distributed(self, model: str) -> bool:
-        """Whether a request for ``model`` now would be answered by several machines, by the cluster's plan.
+        """Whether ``model`` would now be answered by several machines, according to the cluster's plan.
 
-        Of a model that the cluster does not have its profile tells (`MODEL_PROFILES`).
+        For a model that the cluster does not have, its profile decides (`MODEL_PROFILES`).
 
         Raises:
             InsufficientMemory: it would not run at all.
-            ClientError: nobody knows the model, or no daemon could be reached.
+            ClientError: the model is unknown, or no daemon was reachable.
         """
         return bool((await self.explain(model))["distributed"])
 
     async def explain(self, model: str) -> Record:
-        """What a request for ``model`` now would do: the plan with its reasons, and ``distributed``.
+        """How ``model`` would be answered now: the plan with its reasons, and ``distributed``.
 
         Raises:
             InsufficientMemory: it would not run; with the numbers.
-            ClientError: nobody knows the model, or no daemon could be reached.
+            ClientError: the model is unknown, or no daemon was reachable.
         """
         await self.connect()
         client, placement = self.ollama_pool.client, self.placement(model)
@@ -258,7 +257,7 @@ class HybridRouter(RouterPlacement, Generation):
         endpoint = str(plan.get("endpoint") or "")
         if endpoint.startswith(_OLLAMA):
             return False
-        # What was loaded a moment ago may not be known everywhere yet.
+        # A recent load may not be known to every node yet.
         for _ in range(_LOOKS if endpoint else 0):
             cluster = await self.ollama_pool.client.get("/api/cluster")
             for deployment in cluster["deployments"]:
@@ -269,7 +268,7 @@ class HybridRouter(RouterPlacement, Generation):
         return any(share["node"] != plan["plan"]["head"] or ":" in share["device"] for share in shares)
 
     async def _by_profile(self, model: str, profile: Mapping[str, Any]) -> Record:
-        """What to expect of a model that the cluster does not have."""
+        """An estimate, from its profile, for a model that the cluster does not have."""
         cluster = await self.ollama_pool.client.get("/api/cluster")
         largest = max((node["total"] for node in cluster["nodes"]), default=0)
         size = float(profile.get("estimated_memory_gb") or 0.0) * 1e9
@@ -285,7 +284,7 @@ class HybridRouter(RouterPlacement, Generation):
 
     @property
     def coordinator(self) -> Coordinator | None:
-        """The coordinator of this router's models as last seen; see `refresh`. None: there is none."""
+        """The coordinator of this router's models as last seen (see `refresh`), or None."""
         return self._coordinators[0] if self._coordinators else None
 
     @property
@@ -295,14 +294,14 @@ class HybridRouter(RouterPlacement, Generation):
 
     @property
     def coordinator_model(self) -> str | None:
-        """The name of the model that `coordinator` runs; None: there is none."""
+        """The name of the model that `coordinator` runs, or None."""
         return self.coordinator.model if self.coordinator is not None else None
 
     async def refresh(self) -> list[Coordinator]:
-        """Ask the cluster which coordinators run for this router's models, the last used first.
+        """Ask the cluster for the coordinators of this router's models; the last used comes first.
 
         Raises:
-            ClientError: no daemon could be reached.
+            ClientError: no daemon was reachable.
         """
         await self.connect()
         last = self._coordinators[0].model if self._coordinators else ""
@@ -312,12 +311,12 @@ class HybridRouter(RouterPlacement, Generation):
         return self.coordinators
 
     def get_stats(self) -> Stats:
-        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`.
+        """Counters of the daemons since their start; see `sollold.client.stats.cluster_stats`.
 
-        It is awaited, but for a caller without a running event loop, for whom it is asked at once.
+        To be awaited, except by a caller without a running event loop, who gets the result at once.
 
         Raises:
-            ClientError: no daemon could be reached.
+            ClientError: no daemon was reachable.
         """
 
         async def ask() -> Record:
@@ -332,19 +331,19 @@ class HybridRouter(RouterPlacement, Generation):
         return Stats(ask, ask_apart)
 
     def _remember(self, model: str, routing: Mapping[str, Any]) -> None:
-        """An answer tells of its coordinator: no further question is needed."""
+        """Remember the coordinator named in an answer, which saves a request."""
         told = coordinator_of(model, routing)
         if told is not None:
             others = [one for one in self._coordinators if plain_name(one.model) != plain_name(told.model)]
             self._coordinators = [told, *others]
 
-    # What the router wants of the cluster.
+    # The cluster and its settings.
 
     async def connect(self) -> None:
-        """Find the cluster, or start a daemon if the router is to; done with the first request.
+        """Find the cluster, or start a daemon if configured. Called by the first request.
 
         Raises:
-            ClientError: no daemon could be reached or started.
+            ClientError: no daemon was reachable or could be started.
         """
         if self._ready:
             return
@@ -369,10 +368,10 @@ class HybridRouter(RouterPlacement, Generation):
         self._events.connected(cluster, self.enable_distributed, bool(self._backends))
 
     async def _connect_within(self, timeout: float | None) -> float | None:
-        """`connect` for a request with a time limit; answers with the seconds that are left of it.
+        """`connect` within the time limit of a request; returns the remaining seconds.
 
         Raises:
-            TimeoutError: they pass.
+            TimeoutError: the limit passed.
             ClientError: as `connect`.
         """
         check_seconds("timeout", timeout)

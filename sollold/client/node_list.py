@@ -1,4 +1,4 @@
-"""Which node is asked next: those that the caller named first, those that fail last. Pure."""
+"""Which node to ask next: nodes named by the caller first, failing ones last. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sollold.client.login import split_login
 from sollold.facts import dataclass
 
 MOST_NODES = 64
-"""Addresses that are remembered."""
+"""Maximum number of remembered addresses."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 30.0
 
 
 @dataclass(slots=True)
 class KnownNode:
-    """A node's address and how it did.
+    """A node's address and state.
 
     Attributes:
-        url: its HTTP API.
-        address: the same with a login, where it takes one.
-        node, name: its id and name; empty until it, or another, has told them.
-        reached: it has answered once.
-        failures: in a row; 0: it answers as far as is known.
-        retry_at: when it is worth a look again, on the monotonic clock.
-        trusted: the caller named it, or such a node told of it: it may be shown the caller's key.
+        url: URL of its HTTP API.
+        address: the same, including the login if there is one.
+        node, name: its id and name; empty while unknown.
+        reached: whether it has ever responded.
+        failures: consecutive failures; 0: up, as far as is known.
+        retry_at: when to check it again, on the monotonic clock.
+        trusted: the caller named it, or a trusted node listed it, so it may receive the caller's key.
     """
 
     url: str
@@ -38,7 +38,7 @@ class KnownNode:
 
 
 class NodeList:
-    """The nodes that a client knows. ``named``: URLs in the order in which they are to be asked."""
+    """The nodes known to a client. ``named``: URLs in order of preference."""
 
     def __init__(self, named: Iterable[str] = ()) -> None:
         self._nodes: list[KnownNode] = []
@@ -51,12 +51,12 @@ class NodeList:
         return iter(tuple(self._nodes))
 
     def asked_by(self, owner: object) -> str:
-        """``owner``, who asks these nodes, for people; no key is in it."""
+        """A readable description of ``owner`` with these nodes; contains no key."""
         urls = ", ".join(repr(known.url) for known in self._nodes) or "nodes yet to be found"
         return f"<{type(owner).__module__}.{type(owner).__qualname__} of {urls}>"
 
     def add(self, urls: Iterable[str], *, trusted: bool = True) -> None:
-        """More addresses, behind those that are known. ``trusted``: as in `KnownNode`."""
+        """Add addresses after the known ones. ``trusted``: as in `KnownNode`."""
         for address in urls:
             address = address.rstrip("/")
             url, _ = split_login(address)
@@ -67,15 +67,15 @@ class NodeList:
                 self._nodes.append(KnownNode(url, address, trusted=trusted))
 
     def learn(self, asked: str, cluster: dict[str, Any]) -> None:
-        """Take in what the node at ``asked`` says of its cluster (``/api/cluster``)."""
+        """Add the nodes that the node at ``asked`` lists in ``/api/cluster``."""
         by = self._by_url(asked)
         trusted = by is not None and by.trusted
         for told in cluster.get("nodes") or ():
             node, url, name = (str(told.get(key) or "") for key in ("node", "url", "name"))
             if asked.startswith("https:") and url.startswith("http:") and not told.get("me"):
-                # What the caller encrypts is not sent in the clear because a node is away.
+                # Failing over must not send in clear text what the caller encrypts.
                 continue
-            # The address by which the asked node is reached is better than the one that it has on its LAN.
+            # The URL by which the node was reached is better than its own address on its LAN.
             known = self._by_url(asked) if told.get("me") else self._by_id(node) or self._by_url(url)
             if known is None:
                 self.add([url], trusted=trusted)
@@ -86,31 +86,31 @@ class NodeList:
                 known.node, known.name = node, name
 
     def order(self) -> list[KnownNode]:
-        """The nodes in the order in which they are to be asked."""
+        """The nodes in the order in which to ask them."""
         return sorted(self._nodes, key=lambda one: one.failures > 0)
 
     def failed(self, url: str, now: float) -> None:
-        """The node does not answer, or broke off."""
+        """Note that the node did not respond, or broke off."""
         if (known := self._by_url(url)) is not None:
             known.failures += 1
             known.retry_at = now + min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** (known.failures - 1))
 
     def answered(self, url: str) -> None:
-        """The node answers: it has its old place again."""
+        """Note that the node responded, which restores its place in the order."""
         if (known := self._by_url(url)) is not None:
             known.reached, known.failures, known.retry_at = True, 0, 0.0
 
     def due(self, now: float) -> list[KnownNode]:
-        """Nodes that failed and are worth a look again."""
+        """Failed nodes that are due for another check."""
         return [known for known in self._nodes if known.failures and known.retry_at <= now]
 
     def is_trusted(self, url: str) -> bool:
-        """Whether the node at ``url`` may be shown the caller's key."""
+        """Whether the node at ``url`` may receive the caller's key."""
         known = self._by_url(url)
         return known is None or known.trusted
 
     def address_of(self, url: str) -> str:
-        """``url`` with the login that belongs to it."""
+        """``url`` including its login."""
         known = self._by_url(url)
         return known.address if known is not None else url
 

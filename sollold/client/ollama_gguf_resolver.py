@@ -1,4 +1,4 @@
-"""Where Ollama keeps the GGUF file of a model, by the daemon's own reader of the store. Read only."""
+"""Finds a model's GGUF file in Ollama's store, with the daemon's reader of that store. Read-only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ class OllamaGGUFResolver:
     """Finds models in Ollama's stores of this machine.
 
     Args:
-        ollama_models_dir: the store (the folder with ``manifests`` and ``blobs``); without one: wherever
-            Ollama's unit, ``$OLLAMA_MODELS`` or the usual homes say.
+        ollama_models_dir: the store (the folder with ``manifests`` and ``blobs``); default: as given by
+            Ollama's unit, ``$OLLAMA_MODELS``, or the usual home folders.
     """
 
     def __init__(self, ollama_models_dir: str | Path | None = None) -> None:
         self._configured = () if ollama_models_dir is None else (str(ollama_models_dir),)
 
     def get_gguf_path(self, model_name: str) -> str | None:
-        """The path of the model's GGUF file, of its first one where it is split; None: no store has it.
+        """The path of the model's GGUF file (the first if split), or None if no store has it.
 
         Raises:
-            PermissionError: a store has it, and the file can't be read by this user.
+            PermissionError: a store has it, but this user can't read the file.
         """
         from sollold.models.names import resolve
 
@@ -38,7 +38,7 @@ class OllamaGGUFResolver:
     resolve = get_gguf_path
 
     def list_available_models(self) -> dict[str, str]:
-        """The models whose files can be read: name → path of the first file."""
+        """Models with readable files: name → path of the first file."""
         return {name: files[0] for name, (files, _) in sorted(self._found().items()) if files}
 
     def _found(self) -> dict[str, tuple[tuple[str, ...], str]]:

@@ -1,4 +1,4 @@
-"""The time after a request lost its node: how long another one is looked for, and what is borne meanwhile."""
+"""Failover of a request that lost its node: how long to look for another one, which errors to tolerate."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from sollold.client.node_list import KnownNode
 from sollold.client.received import Received
 
 OUTAGE_SECONDS = 120.0
-"""For so long a request that lost its node looks for another one."""
+"""Seconds for which a request that lost its node looks for another one."""
 INEXACT = "can't be continued exactly"
-"""What a node says that can't give the rest of an answer."""
+"""Error of a node that can't resume an answer."""
 _PAUSE_SECONDS = (0.1, 2.0)
-"""Between two rounds over all nodes, at first and at most."""
+"""Initial and maximum pause between two rounds over all nodes, in seconds."""
 _MOST_FAILURES = 5
-"""So often an engine may fail after a loss of a node, before it is believed to be the request's own fault."""
+"""Engine failures after the loss of a node that are tolerated before the request itself is blamed."""
 
 
 class Outage:
-    """Of one request. Times are monotonic seconds."""
+    """The outage of one request. Times are monotonic, in seconds."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -25,7 +25,7 @@ class Outage:
         self._pause = _PAUSE_SECONDS[0]
 
     def node_lost(self, known: KnownNode, said: Received, now: float) -> None:
-        """The node asked is gone. One that had begun to answer begins the time anew."""
+        """Note that the node is gone. If it had begun to answer, the time limit starts again."""
         if said.began:
             said.node_lost(known.name or known.url, now)
             self._since, self._pause = now, _PAUSE_SECONDS[0]
@@ -33,7 +33,7 @@ class Outage:
             self._since = now
 
     def excuses(self, error: ClientError) -> bool:
-        """Whether to try again: the other nodes may not have noticed yet what else went with the lost one."""
+        """Whether to retry: other nodes may not have noticed yet what was lost with the node."""
         if self._since is None or error.status not in (502, 503) or INEXACT in error.message:
             return False
         if self._failures >= _MOST_FAILURES:
@@ -42,10 +42,10 @@ class Outage:
         return True
 
     def too_long(self, now: float) -> bool:
-        """Whether to give up."""
+        """Whether the time limit has passed."""
         return self._since is not None and now - self._since > OUTAGE_SECONDS
 
     def next_pause(self) -> float:
-        """Seconds until the nodes are asked again; longer each time."""
+        """Seconds until the nodes are asked again; grows each time."""
         pause, self._pause = self._pause, min(_PAUSE_SECONDS[1], self._pause * 2)
         return pause

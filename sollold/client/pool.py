@@ -1,4 +1,4 @@
-"""`OllamaPool`: the cluster as a pool of Ollamas; which machine answers is decided there."""
+"""`OllamaPool`: the cluster as a pool of Ollamas; the cluster chooses which machine answers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ Records = list[Record]
 
 _LONGEST_EMBED = 600.0
 _AT_A_TIME = 64
-"""Texts in one request of a batch."""
+"""Texts per request of a batch."""
 
 
 class OllamaPool(Generation):
-    """The nodes of a cluster. Nothing is asked before the first request.
+    """The nodes of a cluster. It connects with the first request.
 
     Args:
-        nodes: URLs, ``host:port`` or ``{"host": …, "port": …}`` of nodes, the preferred ones first; without
-            them: ``$SOLLOLD_NODE_URL``, this machine, else what mDNS finds. One is enough: it tells of the
-            others.
-        timeout: seconds for answers that are not streamed and have no limit of their own.
-        api_key: where the nodes want one; None: ``$SOLLOLD_API_KEY``. See `ClusterClient` for who gets it.
+        nodes: URLs, ``host:port`` or ``{"host": …, "port": …}`` of nodes, preferred ones first. One is
+            enough, since it lists the others. Default: ``$SOLLOLD_NODE_URL``, this machine, else nodes
+            found by mDNS.
+        timeout: default limit for responses that are not streamed, in seconds.
+        api_key: API key, if the nodes require one; None: ``$SOLLOLD_API_KEY``. `ClusterClient` says which
+            nodes receive it.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class OllamaPool(Generation):
     def auto_configure(
         cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
     ) -> Self:
-        """A pool of the nodes that are found. It may be awaited, and need not be."""
+        """A pool of the nodes found automatically. May be awaited, but need not be."""
         return cls(nodes, timeout=timeout, api_key=api_key)
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -90,21 +91,21 @@ class OllamaPool(Generation):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | AsyncGenerator[Record, None]:
-        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+        """Chat with a model: return Ollama's response with ``_routing``, or with ``stream`` an iterator.
 
         Args:
-            model: its name.
+            model: name of the model.
             messages: the conversation.
-            stream: whether to get the records as they come.
+            stream: return an iterator over the records.
             priority: 1 to 10, or a name such as ``"HIGH"``.
-            max_tokens: of the answer at most.
-            timeout: seconds for the whole answer; the engine is stopped then, too.
+            max_tokens: maximum length of the answer.
+            timeout: limit for the whole answer, in seconds; it also stops the engine.
             more: Ollama's options (``temperature``, ``seed`` …, or ``options={…}``) and fields (``tools``,
                 ``format``, ``think``, ``keep_alive`` …).
 
         Raises:
             TimeoutError: after ``timeout``.
-            ClientError: the daemon refused, or none could be reached.
+            ClientError: the daemon refused, or none was reachable.
         """
         body = self._body(
             model, priority, max_tokens, more, ChatArguments, messages=checked_messages(messages)
@@ -128,18 +129,18 @@ class OllamaPool(Generation):
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Record:
-        """The vectors of one text or several (``embeddings``).
+        """Embed one text or several; the vectors are in ``embeddings``.
 
         Args:
-            model: its name.
+            model: name of the model.
             input: the text or texts.
             priority: 1 to 10, or a name such as ``"HIGH"``.
-            timeout: seconds for all of it.
+            timeout: limit for the request, in seconds.
             more: Ollama's fields (``dimensions``, ``truncate``, ``keep_alive``, ``options``).
 
         Raises:
-            TimeoutError: after ``timeout`` seconds.
-            ClientError: the daemon refused, or none could be reached.
+            TimeoutError: after ``timeout``.
+            ClientError: the daemon refused, or none was reachable.
         """
         check_seconds("timeout", timeout)
         body = request_body(
@@ -169,14 +170,14 @@ class OllamaPool(Generation):
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Vectors:
-        """The vectors of many texts, in their order.
+        """Embed many texts, keeping their order.
 
         Args:
-            model: its name.
+            model: name of the model.
             inputs: the texts.
-            concurrency: requests at a time.
-            priority, more: of each request.
-            timeout: seconds for all of it.
+            concurrency: number of concurrent requests.
+            priority, more: as in `embed`, for each request.
+            timeout: limit for the whole batch, in seconds.
 
         Raises:
             TimeoutError: after ``timeout``.
@@ -204,12 +205,12 @@ class OllamaPool(Generation):
         return [vector for done in parts for vector in done.result()]
 
     async def list(self) -> Records:
-        """The models of the cluster, as Ollama lists them."""
+        """The models of the cluster, in Ollama's form."""
         answer = await self.client.get("/api/tags")
         return answer["models"]  # type: ignore[no-any-return]
 
     async def get_stats(self) -> Record:
-        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
+        """Counters of the daemons since their start; see `sollold.client.stats.cluster_stats`."""
         return cluster_stats(
             await self.client.get("/api/cluster"), await self.client.get_all("/api/cluster/stats")
         )

@@ -1,4 +1,4 @@
-"""Priorities by name, and what roles and kinds of work have. The table is the server's."""
+"""Named priorities, and the priorities of roles and kinds of work, from the daemon's table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sollold.priority import NORMAL, ROLES, TASKS
 
 
 class Priority(IntEnum):
-    """1 (last) to 10 (first). Waiting requests with a higher one go first."""
+    """Priority of a request, 1 (lowest) to 10 (highest). Higher ones leave the queue first."""
 
     BATCH = 1
     LOWEST = 2
@@ -23,20 +23,20 @@ class Priority(IntEnum):
 
 
 def get_priority_for_role(role: str, default: int = NORMAL) -> int:
-    """The priority of an agent's role; ``default`` for a role that is not in the table."""
+    """The priority of an agent's role; ``default`` for an unknown role."""
     return ROLES.get(role.strip().lower(), default)
 
 
 def get_priority_for_task(task_type: str, default: int = NORMAL) -> int:
-    """The priority of a kind of work; ``default`` for one that is not in the table."""
+    """The priority of a kind of work; ``default`` for an unknown kind."""
     return TASKS.get(task_type.strip().lower(), default)
 
 
 def list_available_roles() -> list[str]:
-    """The roles that have a priority, the most urgent first."""
+    """The known roles, most urgent first."""
     return sorted(ROLES, key=lambda role: -ROLES[role])
 
 
 def list_available_tasks() -> list[str]:
-    """The kinds of work that have a priority, the most urgent first."""
+    """The known kinds of work, most urgent first."""
     return sorted(TASKS, key=lambda task: -TASKS[task])

@@ -1,4 +1,4 @@
-"""What is known of models by their names: for those that no node has, and what users add to it."""
+"""Profiles of models by name: estimates for models that no node has, and overrides by users."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ MODEL_PROFILES: dict[str, dict[str, Any]] = {
 }
 """Model → ``parameter_count`` (billions), ``estimated_memory_gb``, ``requires_distributed``.
 
-The profiles that are here from the start only say what to expect of a model that the cluster does not have:
-of one that it has, its file tells more. What is added or changed here is followed from then on.
+The predefined profiles are used only for models that the cluster does not have; for others the file decides.
+Profiles added or changed by the user always apply.
 """
 
 _FROM_THE_START = copy.deepcopy(MODEL_PROFILES)
 
 
 def plain_name(model: str) -> str:
-    """A model's name for comparison: without regard to case, and ``:latest`` left out."""
+    """A model's name for comparison: case-folded, without ``:latest``."""
     return model.strip().lower().removesuffix(":latest")
 
 
 def profile_of(model: str) -> Mapping[str, Any] | None:
-    """The profile of a model, however its name is written."""
+    """The profile of a model; any spelling of its name will do."""
     wanted = plain_name(model)
     return next((one for name, one in MODEL_PROFILES.items() if plain_name(name) == wanted), None)
 
 
 def wanted_by_user(model: str) -> Mapping[str, Any] | None:
-    """The profile of a model, if it was added or changed by the user."""
+    """The profile of a model, if the user added or changed it."""
     profile = profile_of(model)
     return None if profile in _FROM_THE_START.values() and _is_original(model) else profile
 

@@ -1,4 +1,4 @@
-"""What a caller has got of a streamed answer, and how the rest is asked of another node. Pure."""
+"""The received part of a streamed answer, and the request for the rest from another node. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sollold.facts import dataclass
 
 @dataclass(slots=True)
 class Received:
-    """The records of one answer, added up.
+    """The accumulated records of one answer.
 
     Attributes:
-        content, thinking: the pieces of text, in order.
-        tool_calls: whole ones.
-        events: records with text in them: about as many as tokens.
-        reached: a node took the request.
-        began: when the first of them came, on the monotonic clock; 0: none has.
-        spent: seconds in which nodes that are lost made them.
-        lost: nodes that were lost on the way, by name.
-        lost_at: when the last of them was, until the answer goes on.
-        gap: seconds without text, added up over all losses.
+        content, thinking: pieces of text, in order.
+        tool_calls: complete tool calls.
+        events: number of records with text, about one per token.
+        reached: a node accepted the request.
+        began: time of the first record on the monotonic clock; 0: none yet.
+        spent: seconds of generation by nodes that were lost.
+        lost: names of lost nodes.
+        lost_at: time of the last loss, until the answer resumes.
+        gap: total seconds without text after losses.
     """
 
     content: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Received:
         return bool(self.content or self.thinking or self.tool_calls or self.logprobs)
 
     def add(self, record: dict[str, Any], now: float) -> bool:
-        """Take a record in; answers whether it says anything."""
+        """Add a record; returns whether it carries anything."""
         message = record.get("message")
         said = message if isinstance(message, dict) else record
         text = said.get("content" if said is message else "response")
@@ -67,7 +67,7 @@ class Received:
         return anything
 
     def node_lost(self, name: str, now: float) -> None:
-        """The node that gave the answer is gone."""
+        """Note that the answering node is gone."""
         self.lost.append(name)
         self.lost_at = self.lost_at or now
         if self.began:
@@ -75,7 +75,7 @@ class Received:
             self.began = 0.0
 
     def forget(self) -> None:
-        """Begin the answer anew: nobody has seen anything of it yet."""
+        """Restart the answer, of which nothing was delivered yet."""
         self.content.clear()
         self.thinking.clear()
         self.tool_calls.clear()
@@ -83,7 +83,7 @@ class Received:
         self.events, self.began, self.spent = 0, 0.0, 0.0
 
     def request(self, body: dict[str, Any]) -> dict[str, Any]:
-        """``body`` as it asks for what is lacking."""
+        """``body`` extended to request the missing rest."""
         if not self:
             return body
         resume: dict[str, Any] = {
@@ -99,7 +99,7 @@ class Received:
         return {**body, "resume": resume}
 
     def finish(self, record: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The last record as that of the whole; ``seconds``: since the request began."""
+        """The last record, with the figures of the complete answer; ``seconds``: duration of the request."""
         routing = record.setdefault("_routing", {})
         if not self.lost:
             return record
@@ -112,7 +112,7 @@ class Received:
         return record
 
     def whole(self, last: dict[str, Any]) -> dict[str, Any]:
-        """The answer in one record, as it is when it is not streamed."""
+        """The complete answer in one record, as without streaming."""
         content, thinking = "".join(self.content), "".join(self.thinking)
         message = last.get("message")
         if isinstance(message, dict):

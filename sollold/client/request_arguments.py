@@ -1,4 +1,4 @@
-"""The named arguments of a request to a model, as editors and type checkers read them; others are refused."""
+"""Keyword arguments of requests, typed for editors and type checkers; others are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Messages = Iterable[Mapping[str, Any]]
 
 
 class ModelOptions(TypedDict, total=False):
-    """Ollama's options. They may also stand in ``options``."""
+    """Ollama's options. They may also be passed in ``options``."""
 
     num_ctx: int | None
     num_predict: int | None
@@ -32,10 +32,10 @@ class ModelOptions(TypedDict, total=False):
 
 
 class EmbedArguments(ModelOptions, total=False):
-    """Of embeddings, beside those that the methods name themselves.
+    """Arguments of embeddings, besides those that the methods declare themselves.
 
-    ``keep_alive``: how long the model stays afterwards, in seconds or such as ``"5m"``; ``options``: Ollama's
-    by their names; ``truncate``: False refuses a text that is too long; ``dimensions``: of a vector.
+    ``keep_alive``: how long the model stays loaded, in seconds or as ``"5m"``; ``options``: Ollama's options
+    by name; ``truncate``: False refuses texts that are too long; ``dimensions``: length of each vector.
     """
 
     options: Mapping[str, Any] | None
@@ -45,10 +45,11 @@ class EmbedArguments(ModelOptions, total=False):
 
 
 class AnswerArguments(ModelOptions, total=False):
-    """Of any text that a model is to write.
+    """Arguments of text generation.
 
-    ``priority``: 1 to 10, or a name such as ``"HIGH"``; ``max_tokens``: of the answer at most; ``timeout``:
-    seconds for the whole answer; ``format``: ``"json"`` or a JSON schema; others as in `EmbedArguments`.
+    ``priority``: 1 to 10, or a name such as ``"HIGH"``; ``max_tokens``: maximum length of the answer;
+    ``timeout``: limit for the whole answer, in seconds; ``format``: ``"json"`` or a JSON schema; others as in
+    `EmbedArguments`.
     """
 
     priority: int | str | None
@@ -65,13 +66,13 @@ class AnswerArguments(ModelOptions, total=False):
 
 
 class ChatArguments(AnswerArguments, total=False):
-    """Of a chat; ``tools``: in the form of Ollama and OpenAI."""
+    """Arguments of a chat; ``tools``: in the form used by Ollama and OpenAI."""
 
     tools: Sequence[Mapping[str, Any]] | None
 
 
 class GenerateArguments(AnswerArguments, total=False):
-    """Of the continuation of a prompt; ``images``: the bytes of files, or base64."""
+    """Arguments of a completion; ``images``: bytes of image files, or base64."""
 
     suffix: str | None
     system: str | None
@@ -82,11 +83,11 @@ class GenerateArguments(AnswerArguments, total=False):
 
 
 OPTIONS = frozenset(ModelOptions.__annotations__)
-"""The names of Ollama's options."""
+"""Names of Ollama's options."""
 _TAKEN = frozenset(("options", "priority", "timeout", "max_tokens"))
-"""Arguments that a body has in another form."""
+"""Arguments that take another form in the body."""
 
 
 def fields_of(arguments: type[Any]) -> frozenset[str]:
-    """The fields of a body that a request with such ``arguments`` may name."""
+    """The fields of a body that ``arguments`` permits."""
     return frozenset(arguments.__annotations__) - OPTIONS - _TAKEN

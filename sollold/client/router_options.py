@@ -1,4 +1,4 @@
-"""The arguments of a `HybridRouter`, asynchronous or blocking; its docstring says what each means."""
+"""The arguments of the asynchronous and blocking `HybridRouter`, whose docstring explains them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STRATEGIES = (None, "memory_aware", "even", "fastest", "spread")
 
 
 class RouterOptions(TypedDict, total=False):
-    """What may be named; without it a model is placed as the daemons' settings say."""
+    """Keyword arguments; by default the daemons' settings decide."""
 
     enable_distributed: bool
     auto_discover_rpc: bool
@@ -30,10 +30,10 @@ class RouterOptions(TypedDict, total=False):
 
 
 def checked_options(options: RouterOptions) -> RouterOptions:
-    """The options, ``model_filter`` and ``gguf_path`` in one form each.
+    """Check the options, and normalize ``model_filter`` and ``gguf_path``.
 
     Raises:
-        TypeError, ValueError: one is unknown, or not what it must be.
+        TypeError, ValueError: an option is unknown or invalid.
     """
     if unknown := options.keys() - RouterOptions.__annotations__.keys():
         raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")

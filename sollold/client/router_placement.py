@@ -1,4 +1,4 @@
-"""What a router asks of the cluster for where its models run. Pure."""
+"""A router's wishes for where its models run. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sollold.client.profiles import plain_name, wanted_by_user
 from sollold.client.router_options import RouterOptions
 
 _ANY_SIZE = 1e-6
-"""Billions of parameters: a threshold that every model is over."""
+"""A threshold, in billions of parameters, that every model exceeds."""
 
 
 class RouterPlacement:
-    """The part of `HybridRouter` for it; the arguments are explained there."""
+    """Base of `HybridRouter`, which explains the arguments."""
 
     def __init__(self, options: RouterOptions) -> None:
-        """``options``: checked."""
+        """``options``: as returned by `checked_options`."""
         self.enable_distributed = options.get("enable_distributed", True)
         self.model_filter = options["model_filter"]
         self._backends = backend_addresses(options.get("rpc_backends"))
@@ -30,7 +30,7 @@ class RouterPlacement:
         self._path = options["gguf_path"]
 
     def placement(self, model: str) -> Record:
-        """What a load for this router's request is asked for; empty: nothing but what the settings say."""
+        """Placement wishes for loads caused by this router's requests; empty: the settings decide."""
         check_model(model)
         wanted: Record = {}
         profile = wanted_by_user(model)
@@ -54,7 +54,7 @@ class RouterPlacement:
         return wanted
 
     def _must_distribute(self, profile: Mapping[str, Any]) -> bool:
-        """Whether a model is to be spread, for all that its profile says."""
+        """Whether the model's profile requires it to be spread."""
         billions = float(profile.get("parameter_count") or 0)
         over = self._threshold is not None and 0 < self._threshold <= billions
         return bool(profile.get("requires_distributed")) or over

@@ -1,6 +1,6 @@
-"""llama.cpp RPC workers that others started: whether one answers, and which there are on the LAN.
+"""External llama.cpp RPC workers: test one, or find those on the LAN.
 
-Workers of sollold's own are not among them: they listen on their machine alone.
+sollold's own workers are not found: they listen only on their own machine.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LONGEST_SCAN = 20.0
 
 
 def test_rpc_backend(host: str, port: int = PORT, timeout: float = 2.0) -> bool:
-    """Whether a llama.cpp RPC worker is at ``host:port``: it answers the greeting of the protocol.
+    """Whether a llama.cpp RPC worker listens at ``host:port``, judged by its reply to a greeting.
 
-    One that takes the connection and stays silent counts as well: a worker talks with one head at a time, and
-    lets others wait. ``timeout`` is in seconds, for the connection and for the answers each.
+    A server that accepts the connection and stays silent counts, too: a worker serves one head at a time and
+    lets others wait. ``timeout``: limit for connecting, and for each reply, in seconds.
     """
     try:
         with socket.create_connection((host, port), timeout) as connection:
@@ -34,7 +34,7 @@ def test_rpc_backend(host: str, port: int = PORT, timeout: float = 2.0) -> bool:
         return False
 
 
-# Its name is the guide's; it is no test.
+# The name comes from SOLLOL's guide; pytest must not collect it.
 test_rpc_backend.__test__ = False  # type: ignore[attr-defined]
 
 
@@ -61,10 +61,10 @@ def _greets(connection: socket.socket, deadline: float) -> bool:
 def auto_discover_rpc_backends(
     node: str | None = None, *, ports: tuple[int, ...] = PORTS
 ) -> list[dict[str, Any]]:
-    """The workers on the LAN: ``[{"host": …, "port": …}, …]``.
+    """Find workers on the LAN: ``[{"host": …, "port": …}, …]``. Takes some seconds.
 
-    A daemon looks, where one answers (``node``, else as `HybridRouter` finds it): it also knows those that it
-    uses now. Without a daemon this machine alone is looked at. Takes some seconds.
+    A daemon scans, if one is reachable (``node``, else as `HybridRouter` finds it), and includes the workers
+    that it uses now. Without a daemon only this machine is scanned.
     """
     try:
         addresses = [str(one["address"]) for one in _scanned(node) if _is_worker(one)]
@@ -88,5 +88,5 @@ def _scanned(node: str | None) -> list[dict[str, Any]]:
 
 
 def _is_worker(found: dict[str, Any]) -> bool:
-    """Whether the daemon took it for one, usable by its llama.cpp or not."""
+    """Whether the daemon recognized it as a worker, compatible or not."""
     return found["state"] in ("usable", "taken", "busy") or bool(found["version"])

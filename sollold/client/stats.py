@@ -1,4 +1,4 @@
-"""The statistics of a cluster, from those of its nodes, for callers with and without an event loop."""
+"""Statistics of a cluster, aggregated from its nodes, for callers with and without an event loop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SUMS = (
 
 
 def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What `get_stats` gives: every node's counts since its daemon started, added up.
+    """The result of `get_stats`: counters of all nodes since their daemons started, added up.
 
     ``distributed_requests``, ``local_requests``, ``ollama_requests``: answers by models spread over machines,
-    by a llama.cpp on one machine, and by an Ollama; ``resumed_streams``: faults after which an answer went
-    on; ``generated_tokens`` and ``tokens_per_second``: of all engines while each made an answer, so the speed
-    of a typical single stream; ``coordinator_uptime_seconds``: of the coordinator that has run longest, 0.0
-    without one; ``active_rpc_backends``: devices that hold layers for a coordinator of another machine;
-    ``nodes``: the counts of each node.
+    by llama.cpp on one machine, and by an Ollama; ``resumed_streams``: faults that an answer survived;
+    ``generated_tokens``; ``tokens_per_second``: over the time in which each engine generated, so the speed of
+    a typical single stream; ``coordinator_uptime_seconds``: of the oldest coordinator, 0.0 without one;
+    ``active_rpc_backends``: devices that hold layers for a coordinator on another machine; ``nodes``: the
+    counters of each node.
     """
     stats: dict[str, Any] = {key: sum(int(node.get(key) or 0) for node in nodes.values()) for key in _SUMS}
     seconds = sum(float(node.get("generating_seconds") or 0.0) for node in nodes.values())
@@ -51,11 +51,11 @@ def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> 
 
 
 class Stats(dict[str, Any]):
-    """Statistics that may be awaited, and need not be where no event loop runs.
+    """Statistics that are awaited, or used directly where no event loop runs.
 
     Args:
-        ask: gives them on the running loop.
-        ask_apart: the same on any loop.
+        ask: fetches them on the running loop.
+        ask_apart: fetches them on another loop.
     """
 
     def __init__(

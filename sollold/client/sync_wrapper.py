@@ -1,7 +1,7 @@
-"""`HybridRouter` and `OllamaPool` for callers that block.
+"""Blocking versions of `HybridRouter` and `OllamaPool`.
 
-Their requests run on an event loop in a thread of its own: they may be called from several threads, and
-inside a running event loop, which is not touched (it stands still meanwhile, as with any blocking call).
+Their requests run on an event loop in a background thread, so they may be called from several threads, and
+within a running event loop (which they block, as any blocking call does).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["HybridRouter", "OllamaPool"]
 
 
 class _Blocking:
-    """What both have: a context manager, generation and embeddings."""
+    """Shared by both: the context manager, generation and embeddings."""
 
     asynchronous: pool.OllamaPool | hybrid_router.HybridRouter
     _nodes: NodeList
@@ -71,9 +71,9 @@ class _Blocking:
         timeout: float | None = None,
         **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Let a model go on from a prompt: Ollama's answer; with ``stream`` its records as they come.
+        """Generate text from a prompt: return Ollama's response, or with ``stream`` an iterator of records.
 
-        Arguments and errors are those of `sollold.client.OllamaPool.generate`.
+        Arguments and errors as for `sollold.client.OllamaPool.generate`.
         """
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
@@ -90,7 +90,7 @@ class _Blocking:
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Record:
-        """The vectors of one text or several (``embeddings``); see `sollold.client.OllamaPool.embed`."""
+        """Embed one text or several; see `sollold.client.OllamaPool.embed`."""
         return run(self.asynchronous.embed(model, input, priority=priority, timeout=timeout, **more))
 
     def batch_embed(
@@ -103,7 +103,7 @@ class _Blocking:
         timeout: float | None = None,
         **more: Unpack[EmbedArguments],
     ) -> Vectors:
-        """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
+        """Embed many texts, keeping their order; see `sollold.client.OllamaPool.batch_embed`."""
         return run(
             self.asynchronous.batch_embed(
                 model, inputs, concurrency=concurrency, priority=priority, timeout=timeout, **more
@@ -112,7 +112,7 @@ class _Blocking:
 
 
 class OllamaPool(_Blocking):
-    """The cluster as a pool of Ollamas. Arguments are those of `sollold.client.OllamaPool`."""
+    """The cluster as a pool of Ollamas; arguments as for `sollold.client.OllamaPool`."""
 
     def __init__(
         self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
@@ -124,7 +124,7 @@ class OllamaPool(_Blocking):
     def auto_configure(
         cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
     ) -> Self:
-        """A pool of the nodes that are found with the first request."""
+        """A pool of the nodes found automatically with the first request."""
         return cls(nodes, timeout=timeout, api_key=api_key)
 
     @overload
@@ -150,9 +150,9 @@ class OllamaPool(_Blocking):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+        """Chat with a model: return Ollama's response with ``_routing``, or with ``stream`` an iterator.
 
-        Arguments and errors are those of `sollold.client.OllamaPool.chat`.
+        Arguments and errors as for `sollold.client.OllamaPool.chat`.
         """
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
@@ -165,12 +165,12 @@ class OllamaPool(_Blocking):
         return run(self.asynchronous.get_stats())
 
     def list(self) -> Records:
-        """The models of the cluster, as Ollama lists them."""
+        """The models of the cluster, in Ollama's form."""
         return run(self.asynchronous.list())
 
 
 class HybridRouter(_Blocking):
-    """Routes requests to the cluster. Arguments are those of `sollold.client.HybridRouter`."""
+    """Routes requests to the cluster; arguments as for `sollold.client.HybridRouter`."""
 
     def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
         if not isinstance(ollama_pool, OllamaPool | None):
@@ -183,7 +183,7 @@ class HybridRouter(_Blocking):
             _with_daemons.add(self)
 
     def close(self) -> None:
-        """Close the connections; a daemon that this router started ends."""
+        """Close the connections, and stop the daemon if this router started one."""
         run(self.asynchronous.close())
 
     @overload
@@ -209,9 +209,9 @@ class HybridRouter(_Blocking):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+        """Chat with a model: return Ollama's response with ``_routing``, or with ``stream`` an iterator.
 
-        Arguments and errors are those of `sollold.client.HybridRouter.route_request`.
+        Arguments and errors as for `sollold.client.HybridRouter.route_request`.
         """
         more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
@@ -220,34 +220,34 @@ class HybridRouter(_Blocking):
         return answer
 
     def should_use_distributed(self, model: str) -> bool:
-        """Whether a request would be answered by several machines, by the cluster's plan.
+        """Whether a request would be answered by several machines, according to the cluster's plan.
 
         Raises:
             InsufficientMemory: it would not run at all.
-            ClientError: nobody knows the model, or no daemon could be reached.
+            ClientError: the model is unknown, or no daemon was reachable.
         """
         return run(self.asynchronous.should_use_distributed(model))
 
     def placement(self, model: str) -> Record:
-        """What a load for this router's request is asked for; empty: nothing but what the settings say."""
+        """Placement wishes for loads caused by this router's requests; empty: the settings decide."""
         return self.asynchronous.placement(model)
 
     def explain(self, model: str) -> Record:
-        """What a request for ``model`` now would do; see `sollold.client.HybridRouter.explain`."""
+        """How ``model`` would be answered now; see `sollold.client.HybridRouter.explain`."""
         return run(self.asynchronous.explain(model))
 
     @property
     def coordinators(self) -> list[Coordinator]:
-        """All coordinators of this router's models, asked now; the last used first.
+        """The coordinators of this router's models, queried now; the last used comes first.
 
         Raises:
-            ClientError: no daemon could be reached.
+            ClientError: no daemon was reachable.
         """
-        # A method, and no function of here: it goes with a coordinator to another process.
+        # A method rather than a local function, since it is pickled with a coordinator.
         return [_looking(one, self._is_ready) for one in run(self.asynchronous.refresh())]
 
     def _is_ready(self, deployment: str) -> bool:
-        """Whether the cluster has a coordinator of this id that answers."""
+        """Whether the cluster has a ready coordinator with this id."""
         with contextlib.suppress(ClientError):
             there = coordinators_in(run(self.asynchronous.ollama_pool.client.get("/api/cluster")))
             return any(one.id == deployment and one.state == "ready" for one in there)
@@ -255,20 +255,20 @@ class HybridRouter(_Blocking):
 
     @property
     def coordinator(self) -> Coordinator | None:
-        """The coordinator of this router's models, asked now; None: there is none.
+        """The coordinator of this router's models, queried now, or None.
 
         Raises:
-            ClientError: no daemon could be reached.
+            ClientError: no daemon was reachable.
         """
         found = self.coordinators
         return found[0] if found else None
 
     @property
     def coordinator_model(self) -> str | None:
-        """The model of `coordinator`.
+        """The name of the model that `coordinator` runs, or None.
 
         Raises:
-            ClientError: no daemon could be reached.
+            ClientError: no daemon was reachable.
         """
         found = self.coordinator
         return found.model if found is not None else None
@@ -282,7 +282,7 @@ class HybridRouter(_Blocking):
         return run(ask())
 
 
-# `help` shows the arguments themselves; both take the same.
+# So that `help` shows the arguments, which both versions share.
 OllamaPool.__doc__, HybridRouter.__doc__ = pool.OllamaPool.__doc__, hybrid_router.HybridRouter.__doc__
 
 
@@ -295,7 +295,7 @@ _with_daemons: weakref.WeakSet[HybridRouter] = weakref.WeakSet()
 
 @atexit.register
 def _end_daemons() -> None:
-    """A daemon that a router started ends with the program at the latest."""
+    """End the daemons that routers started, at the latest with the program."""
     for router in tuple(_with_daemons):
         with contextlib.suppress(Exception):
             router.close()

@@ -1,4 +1,4 @@
-"""The time limits of one request, kept while it is asked of one node after another."""
+"""The time limits of one request, over its attempts at several nodes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from sollold.client.errors import RequestTimeout
 
 _GRACE_SECONDS = 1.0
-"""The daemon keeps the time limit itself and says so in its words; the client waits a little longer."""
+"""Extra seconds for the client's own timeout: the daemon enforces the limit first, with a better message."""
 
 T = TypeVar("T")
 
 
 class TimeLimits:
-    """The time limits of one request. Seconds."""
+    """The time limits of one request, in seconds."""
 
     def __init__(self, began: float, timeout: float | None, start: float | None) -> None:
-        """``began``: when the request was made; ``start``: counts from now on."""
+        """``began``: start of the request; ``start``: limit until the answer begins, counted from now."""
         self._began = began
         self._timeout = timeout
         self._start = start
@@ -29,17 +29,17 @@ class TimeLimits:
         self._counts = True
 
     def elapsed(self) -> float:
-        """Seconds since the request was made."""
+        """Seconds since the start of the request."""
         return time.monotonic() - self._began
 
     def body(self) -> dict[str, Any]:
-        """What the daemon is told of them."""
+        """The limits as fields of the request."""
         if self._timeout is None:
             return {}
         return {"timeout": max(0.001, self._began + self._timeout - time.monotonic())}
 
     def waits(self, text: str) -> None:
-        """What is waited for: the time in a queue does not count as that of a start."""
+        """Note the reason for waiting: time in a queue does not count towards the start."""
         now = time.monotonic()
         if self._counts:
             self._waited += now - self._waiting_since
@@ -47,14 +47,14 @@ class TimeLimits:
         self._counts = not text.startswith("queued")
 
     def started(self) -> None:
-        """The answer has begun."""
+        """Note that the answer has begun."""
         self._started = True
 
     async def within(self, step: Awaitable[T]) -> T:
-        """The result of ``step``, if it comes in time.
+        """Await ``step`` within the limits.
 
         Raises:
-            RequestTimeout: it does not.
+            RequestTimeout: it takes too long.
         """
         now = time.monotonic()
         whole = None if self._timeout is None else self._began + self._timeout + _GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""Whose certificates a client believes: the system's authorities, and those of clusters."""
+"""Certificate authorities that a client trusts: the system's, and those of clusters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import ssl
 from sollold.client.errors import ClientError
 
 CA_VARIABLE = "SOLLOLD_CA"
-"""Names a file with further authorities in PEM, as ``sollold cluster ca`` prints that of a cluster."""
+"""Variable that names a file with additional CA certificates in PEM, as printed by ``sollold cluster ca``."""
 
 
 def trusted(further: str = "") -> ssl.SSLContext:
-    """For connections to nodes. ``further``: authorities in PEM.
+    """A TLS context for connections to nodes. ``further``: additional CA certificates in PEM.
 
     Raises:
-        ClientError: the file of `CA_VARIABLE` can't be read, or has no certificate.
+        ClientError: the file named by `CA_VARIABLE` is unreadable, or has no certificate.
     """
     context = ssl.create_default_context()
     if file := os.environ.get(CA_VARIABLE, ""):
@@ -30,7 +30,7 @@ def trusted(further: str = "") -> ssl.SSLContext:
 
 
 def distrust(url: str, why: str) -> str:
-    """For people: the certificate at ``url`` is not believed."""
+    """Message that the certificate of ``url`` is not trusted."""
     return (
         f"the certificate of {url} is not trusted ({why}). If it is by the cluster's own authority: "
         f"`sollold cluster ca` on one of its nodes prints that; {CA_VARIABLE} names the file with it here"

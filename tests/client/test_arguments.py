@@ -19,7 +19,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"enable_distributed": "false"}, TypeError, "enable_distributed must be True or False, not 'false'"),
     ({"auto_discover_rpc": None}, TypeError, "auto_discover_rpc"),
     ({"auto_setup_rpc": "no"}, TypeError, "auto_setup_rpc"),
-    ({"num_rpc_backends": "2"}, TypeError, "num_rpc_backends must be a whole number, not '2'"),
+    ({"num_rpc_backends": "2"}, TypeError, "num_rpc_backends must be an integer, not '2'"),
     ({"num_rpc_backends": 0}, ValueError, "num_rpc_backends .* enable_distributed=False"),
     ({"rpc_backends": 5}, ValueError, "an RPC backend is .* not 5"),
     ({"rpc_backends": [None]}, ValueError, "an RPC backend is .* not None"),
@@ -31,11 +31,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layer_strategy": ["even"]}, ValueError, "layer_strategy"),
     ({"node": 5}, TypeError, "a node is a URL, .* not 5"),
     ({"node": [None]}, TypeError, "a node is a URL, .* not None"),
-    ({"node": "ftp://pc2"}, ValueError, "ftp://pc2 is no URL of a node; write http://HOST:11435"),
-    ({"node": "http://[::1"}, ValueError, r"http://\[::1 is no URL of a node: "),
-    ({"node": ["pc2:99999"]}, ValueError, "http://pc2:99999 is no URL of a node: Port out of range"),
-    ({"node": {"host": "pc2", "port": "x"}}, ValueError, "http://pc2:x is no URL of a node"),
-    ({"api_key": b"sk-secret"}, TypeError, "^api_key must be a text, not bytes$"),
+    ({"node": "ftp://pc2"}, ValueError, "ftp://pc2 is not a node's URL; write http://HOST:11435"),
+    ({"node": "http://[::1"}, ValueError, r"http://\[::1 is not a node's URL: "),
+    ({"node": ["pc2:99999"]}, ValueError, "http://pc2:99999 is not a node's URL: Port out of range"),
+    ({"node": {"host": "pc2", "port": "x"}}, ValueError, "http://pc2:x is not a node's URL"),
+    ({"api_key": b"sk-secret"}, TypeError, "^api_key must be a string, not bytes$"),
     ({"ollama_pool": "http://pc2"}, TypeError, "ollama_pool must be a sollold.client.*OllamaPool, not 'http"),
     ({"nodes": []}, TypeError, "unexpected arguments: nodes"),
 ]
@@ -52,17 +52,17 @@ def test_a_router_names_the_argument_that_is_wrong(
 
 def test_texts_are_told_from_one_text_and_from_what_is_none() -> None:
     pool = sync_wrapper.OllamaPool("http://127.0.0.1:9")
-    with pytest.raises(TypeError, match=r"^inputs must be a list of texts, not 'one text'$"):
+    with pytest.raises(TypeError, match=r"^inputs must be a list of strings, not 'one text'$"):
         pool.batch_embed("m", "one text")
-    with pytest.raises(TypeError, match=r"^inputs\[1\] must be a text, not 2$"):
+    with pytest.raises(TypeError, match=r"^inputs\[1\] must be a string, not 2$"):
         pool.batch_embed("m", ["a", 2])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"^input must be a list of texts, not None$"):
+    with pytest.raises(TypeError, match=r"^input must be a list of strings, not None$"):
         pool.embed("m", None)  # type: ignore[arg-type]
 
 
 def test_a_client_takes_the_address_of_a_node_as_a_pool_does() -> None:
     assert Client("pc2").url == "http://pc2:11435" and Client("https://pc2:1/a/").url == "https://pc2:1/a"
-    with pytest.raises(ValueError, match="ftp://pc2 is no URL of a node"):
+    with pytest.raises(ValueError, match="ftp://pc2 is not a node's URL"):
         Client("ftp://pc2")
 
 
@@ -73,7 +73,7 @@ def test_so_does_a_pool(pool: Any) -> None:
             pool(**options)
     with pytest.raises(TypeError, match="a node is a URL"):
         pool(5)
-    with pytest.raises(TypeError, match="api_key must be a text"):
+    with pytest.raises(TypeError, match="api_key must be a string"):
         pool(api_key=5)
 
 

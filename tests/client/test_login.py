@@ -75,7 +75,7 @@ async def test_it_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
         await asyncio.to_thread(BlockingClient(url).get, "/api/tags")
     told += [str(lost.value), str(typed.value), caplog.text]
     for wrong in ("ftp://anna:geheim@host", "http://anna:geheim@host:99999"):
-        with pytest.raises(ValueError, match="no URL of a node") as refused:
+        with pytest.raises(ValueError, match="not a node's URL") as refused:
             Client(wrong)
         with pytest.raises(ClientError, match="invalid URL") as invalid:
             BlockingClient(wrong)

@@ -66,4 +66,4 @@ def test_help_says_what_the_arguments_are() -> None:
     for one in (sync_wrapper.HybridRouter, sync_wrapper.OllamaPool):
         told = pydoc.render_doc(one, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
         assert "max_tokens: 'int | None' = None" in told
-        assert "api_key: where the nodes want one" in told
+        assert "api_key: API key, if the nodes require one" in told
