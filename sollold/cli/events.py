@@ -19,11 +19,8 @@ from sollold.client.errors import ClientError
 def events(options: argparse.Namespace) -> int:
     """Print the last events, and with ``--follow`` new ones until Ctrl-C."""
     daemon = client(options)
-    try:
-        if options.follow:
-            _follow(daemon, as_json=options.json)
-    except KeyboardInterrupt:
-        return Exit.DONE
+    if options.follow:
+        _follow(daemon, as_json=options.json)
     told = False
     for _, item in daemon.events("/api/cluster/events"):
         _print(item, as_json=options.json)

@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 def end_without_reader() -> None:
-    """End the command, as Ctrl-C does, when its output has no reader any more (``… | head -1``).
+    """End the command in order when its output has no reader any more (``… | head -1``).
 
     Otherwise it would notice only on its next line, which may come hours later.
     """
@@ -31,7 +31,7 @@ def end_without_reader() -> None:
         if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
             return
         # Not SIGINT, which shells make background jobs ignore.
-        signal.signal(signal.SIGURG, signal.default_int_handler)
+        signal.signal(signal.SIGURG, lambda number, frame: sys.exit())
     except (OSError, ValueError):
         return
     watched = (output, threading.get_ident())

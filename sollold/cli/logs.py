@@ -49,22 +49,19 @@ def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> i
     last = None
     follower = Follower()
     end_without_reader()
-    try:
-        while True:
-            for log in follower.ask(lambda: daemon.get(f"{path}{_MOST}"))["logs"]:
-                engine = (log["deployment"], log["node"], log["process"])
-                lines = log["text"].splitlines()
-                fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]
-                known[engine] = lines
-                if fresh and options.json:
-                    print(json.dumps({**log, "text": "\n".join(fresh)}))
-                elif fresh:
-                    _print_fresh(log, fresh, titled=engine != last)
-                last = engine if fresh else last
-            sys.stdout.flush()
-            time.sleep(_INTERVAL)
-    except KeyboardInterrupt:
-        return Exit.DONE
+    while True:
+        for log in follower.ask(lambda: daemon.get(f"{path}{_MOST}"))["logs"]:
+            engine = (log["deployment"], log["node"], log["process"])
+            lines = log["text"].splitlines()
+            fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]
+            known[engine] = lines
+            if fresh and options.json:
+                print(json.dumps({**log, "text": "\n".join(fresh)}))
+            elif fresh:
+                _print_fresh(log, fresh, titled=engine != last)
+            last = engine if fresh else last
+        sys.stdout.flush()
+        time.sleep(_INTERVAL)
 
 
 def _print_fresh(log: dict[str, Any], lines: list[str], *, titled: bool) -> None:
