@@ -110,7 +110,7 @@ def _steady(told: tuple[Device, ...], now: tuple[Device, ...], part: int) -> tup
     def small(old: Device, new: Device) -> bool:
         step = max(_FREE_STEP, new.total // part)
         return (
-            replace(old, free=new.free, available=new.available) == new
+            replace(old, free=new.free, available=new.available, barred=new.barred) == new
             and abs(old.free - new.free) < step
             and abs(old.available - new.available) < step
         )

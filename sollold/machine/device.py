@@ -38,6 +38,7 @@ class Device:
         pool: devices of a node with the same pool share one memory (an integrated GPU and the RAM, both
             ``ram``): what one uses the other lacks. Empty: the device's memory is its own.
         reserve: memory that the settings leave to the rest of the machine.
+        barred: further free memory that the daemon's control group keeps from it.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Device:
     compute: float = 0.0
     pool: str = ""
     reserve: int = 0
+    barred: int = 0
 
     @property
     def memory(self) -> str:

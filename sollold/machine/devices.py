@@ -203,6 +203,7 @@ def combine(
                 bandwidth=processor.bandwidth,
                 compute=processor.compute,
                 pool=UNIFIED if any(device.pool for device in devices) else "",
+                barred=ram.barred,
             )
         )
     return Measurement(tuple(devices), processes, ram.mapped)

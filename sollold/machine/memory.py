@@ -18,12 +18,14 @@ class Memory:
     """RAM in bytes.
 
     ``free`` includes what the system can reclaim from its caches, and so includes ``mapped`` too: pages of
-    files mapped by processes, among them weights of models.
+    files mapped by processes, among them weights of models. ``barred``: further free bytes of the machine
+    that control groups keep from this process.
     """
 
     total: int
     free: int
     mapped: int = 0
+    barred: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def bounded(machine: Memory, root: Path) -> Memory:
     for group in _groups(root):
         total = min(total, group.limit)
         free = min(free, max(0, group.limit - group.used))
-    return Memory(total, min(free, total), machine.mapped)
+    free = min(free, total)
+    return Memory(total, free, machine.mapped, machine.free - free)
 
 
 def _mapped(root: Path) -> int:

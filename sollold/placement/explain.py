@@ -175,6 +175,8 @@ def _remedies(
 
     if limits := _within_limits(fleet, fits_on):
         found.append(limits)
+    if limits := _within_group(fleet, fits_on):
+        found.append(limits)
     for one in _given_back(request, fleet, busy, fits_on):
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
@@ -235,6 +237,13 @@ def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising limits on the fewest machines, starting with those that hold back most."""
     held = _where(fleet, lambda one: one.held_back, 1.0, fits_on)
     return f"raising node.memory_limit (or node.device_limits): it holds back {held}" if held else ""
+
+
+def _within_group(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+    """Return the remedy of raising the limits that the system sets for the daemons."""
+    barred = _where(fleet, lambda one: one.barred, 1.0, fits_on)
+    how = "raising MemoryMax of the daemon's service, or the memory limit of its container"
+    return f"{how}: it bars {barred}" if barred else ""
 
 
 def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:

@@ -21,6 +21,7 @@ class DeviceCapacity:
         bandwidth: bytes of weights read per second; 0.0 when unknown.
         compute: operations per second in a matrix product; 0.0 when unknown.
         held_back: further free bytes that the node's own limits keep from models.
+        barred: further free bytes that the control group of the node's daemon keeps from it.
         reserved: further free bytes that the settings leave to the rest of the machine.
         others: further bytes that models could have if no other program used the device.
         pool: devices of a machine with the same pool share one memory, so the ``room`` of each is that of
@@ -36,6 +37,7 @@ class DeviceCapacity:
     compute: float = 0.0
     pool: str = ""
     held_back: int = 0
+    barred: int = 0
     reserved: int = 0
     others: int = 0
 
@@ -200,6 +202,7 @@ def machine_of(
             compute=device.compute,
             pool="node" if one_pool and device.kind is not Kind.EXTERNAL else device.pool,
             held_back=_held_back(device),
+            barred=device.barred,
             reserved=_reserved(device),
             others=_others(device),
         )

@@ -33,6 +33,7 @@ def test_small_moves_of_free_memory_are_no_news():
     old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
     moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
     assert _steady((old,), (moved,), 200) == (old,)
+    assert _steady((old,), (replace(moved, barred=5 * MIB),), 200) == (old,)
     for news in (
         replace(old, free=old.free - GIB),
         replace(old, available=old.available - GIB),

@@ -30,13 +30,13 @@ def test_v2_bounds_by_the_tightest_group_above(tmp_path: Path):
     put(tmp_path, "proc/self/cgroup", "0::/system.slice/sollold.service\n")
     v2(tmp_path, "/system.slice/sollold.service", "max", 500)
     v2(tmp_path, "/system.slice", "4000", 1500, cached=300)
-    assert bounded(MACHINE, tmp_path) == Memory(4000, 4000 - (1500 - 300))
+    assert bounded(MACHINE, tmp_path) == Memory(4000, 4000 - (1500 - 300), barred=7200)
 
 
 def test_v2_inside_a_container_shows_its_own_group_as_root(tmp_path: Path):
     put(tmp_path, "proc/self/cgroup", "0::/../../docker/abc\n")
     v2(tmp_path, "", "2000", 100)
-    assert bounded(MACHINE, tmp_path) == Memory(2000, 1900)
+    assert bounded(MACHINE, tmp_path) == Memory(2000, 1900, barred=8100)
 
 
 def test_v1_and_its_number_for_no_limit(tmp_path: Path):
@@ -49,7 +49,7 @@ def test_v1_and_its_number_for_no_limit(tmp_path: Path):
             f"sys/fs/cgroup/memory/{group}/memory.stat",
             "total_inactive_file 400\ntotal_active_file 100\n",
         )
-    assert bounded(MACHINE, tmp_path) == Memory(3000, 2500)
+    assert bounded(MACHINE, tmp_path) == Memory(3000, 2500, barred=7500)
 
 
 @pytest.mark.parametrize("text", ["", "rubbish", "0::", "4:memory:", "0::/x\n\x00"])
@@ -63,7 +63,7 @@ def test_files_that_make_no_sense_bound_nothing(tmp_path: Path, text: str):
 def test_a_group_over_its_limit_has_nothing_free(tmp_path: Path):
     put(tmp_path, "proc/self/cgroup", "0::/g\n")
     v2(tmp_path, "/g", "1000", 1200)
-    assert bounded(MACHINE, tmp_path) == Memory(1000, 0)
+    assert bounded(MACHINE, tmp_path) == Memory(1000, 0, barred=10_000)
 
 
 @pytest.mark.parametrize(

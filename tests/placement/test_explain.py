@@ -162,6 +162,15 @@ def test_memory_that_the_nodes_own_limits_hold_back_is_named_before_another_mach
     assert not any("memory_limit" in one for one in told(WISH, fleet(machine(little, holds=True))).remedies)
 
 
+def test_memory_that_a_control_group_bars_is_named_where_it_would_do() -> None:
+    barred = replace(cpu("a", 500 * MIB), barred=2 * GIB)
+    remedies = told(WISH, fleet(machine(barred, holds=True))).remedies
+    (limit,) = [one for one in remedies if "MemoryMax" in one]
+    assert limit.endswith("it bars 2.00 GiB of free memory on host-a")
+    little = replace(barred, barred=100 * MIB)
+    assert not any("MemoryMax" in one for one in told(WISH, fleet(machine(little, holds=True))).remedies)
+
+
 def test_what_a_limit_holds_back_is_what_is_free_beyond_it() -> None:
     def held(limit: int, granted: int = 0, free: int = 20 * GIB) -> int:
         available = max(0, min(limit, 24 * GIB) - granted)
