@@ -54,6 +54,7 @@ from sollold.models.model import Model
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
+from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.agent")
@@ -202,9 +203,7 @@ class Agent:
         await self._stale_grants.close()
         await self.deployments.close()
         await self.grants.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
         self._publisher.publish()
         if self._http is not None:
             await self._http.close()

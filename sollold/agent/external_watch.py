@@ -16,6 +16,7 @@ from sollold.engines.llamacpp.ports import Ports
 from sollold.machine.external_worker import ExternalWorker
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
+from sollold.tasks import cancel_and_wait
 
 _NEAR = 1
 """Interfaces of this rank or better lead to the LAN, not to a VPN or containers."""
@@ -102,7 +103,4 @@ class ExternalWatch:
 
     async def close(self) -> None:
         """Stop watching and scanning."""
-        tasks = [task for task in (self._watch, self._scanning) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(self._watch, self._scanning)

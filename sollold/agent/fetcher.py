@@ -17,6 +17,7 @@ from sollold.facts import dataclass
 from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.pull_progress import PullError
 from sollold.settings.schema import GIB
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.agent")
 
@@ -76,10 +77,7 @@ class Fetcher:
 
     async def close(self) -> None:
         """Cancel every download, keeping received data."""
-        tasks = [fetch.task for fetch in self._fetches.values() if fetch.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*(fetch.task for fetch in self._fetches.values()))
 
     async def _fetch(self, caller: str, request: Fetch) -> Fetched:
         if refusal := await self._obey(caller, request.term):

@@ -36,6 +36,7 @@ from sollold.models.model import Model
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.agent")
 
@@ -163,9 +164,7 @@ class GrantManager:
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
-        for telling in self._telling:
-            telling.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await cancel_and_wait(*self._telling)
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
@@ -331,8 +330,7 @@ class GrantManager:
         try:
             await self._end_head(deployment, reason)
             if (start := self._starting.get(deployment)) is not None:
-                start.cancel()
-                await asyncio.gather(start, return_exceptions=True)
+                await cancel_and_wait(start)
             await self.workers.stop(deployment)
             await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:

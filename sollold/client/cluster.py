@@ -23,6 +23,7 @@ from sollold.client.node_list import KnownNode, NodeList
 from sollold.client.outage import INEXACT, Outage
 from sollold.client.received import Received
 from sollold.client.time_limits import TimeLimits
+from sollold.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
     import aiohttp
@@ -88,9 +89,7 @@ class ClusterClient:
     async def close(self) -> None:
         """Close the connections. The client can be used again afterwards."""
         tasks, self._tasks = list(self._tasks.values()), {}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
         end, self._end, self._session = self._end, None, None
         if end is not None:
             await end.aclose()

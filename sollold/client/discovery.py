@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from sollold.client.login import split_login
+from sollold.tasks import cancel_and_wait
 
 NODE_VARIABLE = "SOLLOLD_NODE_URL"
 PORT = 11435
@@ -122,9 +123,7 @@ async def on_the_lan(seconds: float = _LISTEN_SECONDS) -> list[str]:
             pass
         await browser.async_cancel()
     finally:
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await cancel_and_wait(*asking)
         await zeroconf.async_close()
     # IPv4 first.
     return sorted(dict.fromkeys(found_urls), key=lambda url: "[" in url)

@@ -29,6 +29,7 @@ from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
 from sollold.settings.state_file import read_bounded, write_whole
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.keys")
 
@@ -157,9 +158,7 @@ class Keys:
         """Stop following the other nodes' keys."""
         if self._unsubscribe is not None:
             self._unsubscribe()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel_and_wait(self._task)
 
     @property
     def made(self) -> bool:

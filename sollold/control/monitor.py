@@ -21,6 +21,7 @@ from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.machine.gpus import GpuLoad
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.events")
 
@@ -115,9 +116,7 @@ class Monitor:
         self._unsubscribe()
         if self._pending is not None:
             self._pending.cancel()
-        if self._sampling is not None:
-            self._sampling.cancel()
-            await asyncio.gather(self._sampling, return_exceptions=True)
+        await cancel_and_wait(self._sampling)
         self._wake()
 
     def offline(self) -> tuple[OfflineNode, ...]:

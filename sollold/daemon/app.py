@@ -43,6 +43,7 @@ from sollold.settings.load import LoadedSettings, differences, merged
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 from sollold.settings.state_file import why_not_writable
+from sollold.tasks import cancel_and_wait
 
 logger = logging.getLogger("sollold")
 
@@ -178,9 +179,7 @@ class Daemon:
         )
         waiting = asyncio.ensure_future(hurry.wait())
         await asyncio.wait((draining, waiting), return_when=asyncio.FIRST_COMPLETED)
-        for task in (draining, waiting):
-            task.cancel()
-        await asyncio.gather(draining, waiting, return_exceptions=True)
+        await cancel_and_wait(draining, waiting)
         # While the connections are open, clients without a response get an error that says why.
         await parts.serving.close()
 
@@ -242,9 +241,7 @@ class Daemon:
     async def _end_drain(self) -> None:
         """Cancel a running drain: at its limit it would interrupt new work."""
         draining, self._draining = self._draining, None
-        if draining is not None:
-            draining.cancel()
-            await asyncio.gather(draining, return_exceptions=True)
+        await cancel_and_wait(draining)
 
     def status(self) -> str:
         """Return a line for ``systemctl status``."""
@@ -347,6 +344,4 @@ class Daemon:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)

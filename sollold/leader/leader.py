@@ -42,6 +42,7 @@ from sollold.placement.cost_model import Correction, uncorrected
 from sollold.placement.request import profile_of
 from sollold.placement.speculation import MeasuredDrafts, nothing_measured
 from sollold.settings.schema import Settings
+from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.leader")
@@ -134,9 +135,7 @@ class Leader:
             self._unsubscribe = None
         jobs: list[asyncio.Task[Any]] = [*self._pending.tasks(), *([self._watch] if self._watch else [])]
         self._watch = None
-        for job in jobs:
-            job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
+        await cancel_and_wait(*jobs)
 
     async def preview(self, ask: Ensure, remote: tuple[Model, Shape] | None = None) -> PlanPreview:
         """Preview what `ensure` would do. Any node can do this, since all know the records.

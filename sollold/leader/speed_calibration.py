@@ -26,6 +26,7 @@ from sollold.placement.inventory import DeviceCapacity, Link, joined, links_betw
 from sollold.placement.speculation import MeasuredDrafts
 from sollold.placement.speculation_gain import AcceptanceHistory, Measured
 from sollold.settings.state_file import write_whole
+from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.leader")
@@ -77,10 +78,7 @@ class SpeedCalibration:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel_and_wait(self._task)
         await self._save()
 
     def correction(self, architecture: str) -> Correction:

@@ -20,6 +20,7 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.model_check import objection
 from sollold.models.stores.catalogue import Catalogue
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.models")
 
@@ -92,10 +93,7 @@ class NodeLists:
         """Cancel all fetches."""
         for undo in self._undo:
             undo()
-        tasks = [*self._fetches.values(), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._fetches.values(), self._task)
         self._task = None
         self._fetches = {}
 

@@ -23,6 +23,7 @@ from sollold.leader.messages import Drop, Ensure, Ensured, Verdict
 from sollold.leader.snapshot import is_loading, loaded_of
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.request import Engine, Waiting
+from sollold.tasks import cancel_and_wait
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -121,10 +122,7 @@ class Loader:
 
     async def close(self) -> None:
         """End all waiting."""
-        tasks = [load.task for load in self._loads.values() if load.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*(load.task for load in self._loads.values()))
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         """Wait until an endpoint for it should be READY. However many wait, it is loaded once.
@@ -170,8 +168,7 @@ class Loader:
                 if self._loads.get(ask) is load:
                     del self._loads[ask]
                 if not task.done():
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
+                    await cancel_and_wait(task)
 
     def _check_room(self, model: str) -> None:
         """Refuse one more who waits for ``model``, when there is no room.
@@ -256,8 +253,7 @@ class Loader:
                 elif asking.done():
                     return None
         finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            await cancel_and_wait(asking)
 
     def _shown(self, node: str, deployment: str) -> Endpoint | None:
         """A deployment as its head's record shows it."""

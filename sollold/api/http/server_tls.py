@@ -17,6 +17,7 @@ from sollold.cluster.net.identity import Identity, MemoryFile
 from sollold.settings.location import expanded
 from sollold.settings.read_file import read_file
 from sollold.settings.schema import HttpSettings
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.http")
 
@@ -158,9 +159,7 @@ class ServerTls:
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel_and_wait(self._task)
 
     def context_now(self) -> ssl.SSLContext:
         """For the next connection. Only once it was started."""

@@ -25,6 +25,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.node_key import NodeKey, id_of_key
 from sollold.cluster.net.state_file import BackgroundWriter
 from sollold.retry import LogAndRetry
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -117,9 +118,7 @@ class Admission:
     async def close(self) -> None:
         """Stop, and finish pending writes."""
         self.invitations.close()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        await cancel_and_wait(self._following)
         await self._writer.close()
 
     # Current state

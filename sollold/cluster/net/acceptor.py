@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from sollold.facts import dataclass
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -73,10 +74,7 @@ class Acceptor:
 
     async def close(self) -> None:
         """Stop accepting and close connections during their handshake; established ones stay open."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
         # Only now: until then the loop watches their descriptors, which may be reused once closed.
         for one in self._sockets:
             one.close()

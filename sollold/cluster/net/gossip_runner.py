@@ -24,6 +24,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.push_pull_stream import check_alive, sync
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.state_file import BackgroundWriter, KeptFile
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -96,9 +97,7 @@ class GossipRunner:
         """Cancel the timer and all tasks."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     async def close_file(self) -> None:
         """Finish pending writes."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from sollold.facts import dataclass
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -156,10 +157,7 @@ class InterfaceWatch:
 
     async def close(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel_and_wait(self._task)
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()

@@ -17,6 +17,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.interfaces import Interface
 from sollold.facts import dataclass
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -146,10 +147,8 @@ class Discovery:
 
     async def close(self) -> None:
         """Withdraw the announcement and stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel_and_wait(self._task)
+        self._task = None
         self._reason = "stopped"
 
     async def _run(self) -> None:

@@ -25,6 +25,7 @@ from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
 from sollold.facts import dataclass
+from sollold.tasks import cancel_and_wait, retrieve_error
 
 log = logging.getLogger("sollold.cluster")
 
@@ -142,9 +143,7 @@ class RpcServer:
         if self._server is not None:
             await self._server.close()
         self._lines.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
         if self._runner is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2 * _SHUTDOWN_SECONDS):
@@ -220,7 +219,7 @@ class RpcServer:
             return _refuse(409, str(error), error.transport)
         except asyncio.CancelledError:
             if not task.done():
-                task.add_done_callback(_look_at)
+                task.add_done_callback(retrieve_error)
             raise
         return web.Response(body=msgspec.msgpack.encode(reply), content_type="application/msgpack")
 
@@ -298,9 +297,3 @@ def caller(request: web.Request) -> str:
 def _refuse(status: int, message: str, transport: bool) -> web.Response:
     body = msgspec.msgpack.encode(CallRefusal(message, transport))
     return web.Response(status=status, body=body, content_type="application/msgpack")
-
-
-def _look_at(task: asyncio.Task[object]) -> None:
-    """Retrieve the exception, which was logged where it occurred; the caller is gone."""
-    if not task.cancelled():
-        task.exception()

@@ -27,6 +27,7 @@ from sollold.cluster.net.link_stats import BestRate
 from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import LINK
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -182,11 +183,9 @@ class StandingLinks:
     async def close(self) -> None:
         """Send goodbye on every link and close it."""
         self._closed = True
-        for keeper in self._keepers.values():
-            keeper.cancel()
         for link in tuple(self._links.values()):
             link.bye()
-        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        await cancel_and_wait(*self._keepers.values())
         self._keepers.clear()
         self._links.clear()
 

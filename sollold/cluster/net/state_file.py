@@ -20,6 +20,7 @@ from sollold.cluster.gossip.term import Term, follows
 from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.settings.state_file import read_bounded, write_whole
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.cluster")
 
@@ -83,9 +84,7 @@ class BackgroundWriter(Generic[T]):
         self._wake.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel_and_wait(self._task)
         self._thread.shutdown(wait=False)
 
     async def _run(self) -> None:

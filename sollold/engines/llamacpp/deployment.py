@@ -33,6 +33,7 @@ from sollold.machine.device import PROCESSOR
 from sollold.models.model import Model
 from sollold.models.stores.patient_read import no_answer
 from sollold.subscribers import Subscribers
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.engines")
 
@@ -265,8 +266,7 @@ class Deployment:
         finally:
             if not self._fault.done():
                 self.end("the daemon is stopping", state=State.DRAINING)
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await cancel_and_wait(work)
             await self._end_all()
 
     async def _live(self) -> None:

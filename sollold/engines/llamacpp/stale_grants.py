@@ -15,6 +15,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Done, Release
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.engines")
 
@@ -59,9 +60,7 @@ class StaleGrants:
 
     async def close(self) -> None:
         """Stop releasing; the remaining grants expire."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     async def _give_back(self, node: str, deployment: str) -> None:
         request = Release(self._view.leader(), deployment, self._view.me.node)

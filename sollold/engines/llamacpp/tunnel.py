@@ -22,6 +22,7 @@ from sollold.cluster.net.tunnel_server import Open
 from sollold.cluster.net.view import View
 from sollold.engines.llamacpp.tunnel_dialer import TunnelDialer
 from sollold.machine.loopback_clients import client_users
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.engines")
 
@@ -145,9 +146,7 @@ class Tunnel:
         self._remote.drop()
         for end in tuple(self._ends):
             end.abort()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
         self._closed(self)
 
     def cut(self) -> None:

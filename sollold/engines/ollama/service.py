@@ -28,6 +28,7 @@ from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.ollama_unit import ollama_service
 from sollold.retry import LogAndRetry
 from sollold.settings.schema import OllamaSettings
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.engines")
 
@@ -94,10 +95,7 @@ class LocalOllama:
 
     async def close(self) -> None:
         """Stop watching, and stop the Ollama that we started."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel_and_wait(self._task)
         self._models.close()
         if self._own is not None:
             await self._own.stop()

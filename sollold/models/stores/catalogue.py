@@ -29,6 +29,7 @@ from sollold.models.stores.store_watcher import Store, unchanged
 from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import ModelSettings
 from sollold.subscribers import Subscribers
+from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.models")
@@ -111,10 +112,7 @@ class Catalogue:
 
     async def close(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel_and_wait(self._task)
 
     @property
     def models(self) -> tuple[Model, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from sollold.models.stores.patient_read import PATIENCE, no_answer
+from sollold.tasks import retrieve_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class PatientThreads:
         """
         # The caller may be cancelled: its read still counts until it has ended.
         reading = asyncio.ensure_future(self._run(str(Path(path).parent), partial(work, *args, **kwargs)))
-        reading.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        reading.add_done_callback(retrieve_error)
         return await asyncio.shield(reading)
 
     async def _run(self, place: str, work: Callable[[], T]) -> T:
@@ -67,7 +68,7 @@ class PatientThreads:
             await asyncio.wait({waiting}, timeout=self._seconds)
         if waiting.done():
             return waiting.result()
-        waiting.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        waiting.add_done_callback(retrieve_error)
         self._silent[place] += 1
         loop = asyncio.get_running_loop()
         job.add_done_callback(lambda ended: self._answers(loop, place))

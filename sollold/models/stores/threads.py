@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
+from sollold.tasks import retrieve_error
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ def in_own_thread(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     # If the caller is gone, nobody retrieves the exception.
-    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    future.add_done_callback(retrieve_error)
 
     def end(result: T | None, error: BaseException | None) -> None:
         if future.done():

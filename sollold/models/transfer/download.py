@@ -16,6 +16,7 @@ from sollold.errors import system_words
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.models.transfer.rate_limit import RateLimit
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.models")
 
@@ -243,8 +244,7 @@ class Downloader:
         finally:
             stop.stop()
             if not taking.done():
-                taking.cancel()
-                await asyncio.gather(taking, return_exceptions=True)
+                await cancel_and_wait(taking)
         await self._finish(source, index, part)
 
     async def _finish(self, source: Source | BlockingSource, index: int, part: int) -> None:

@@ -18,6 +18,7 @@ from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import CheckLost
 from sollold.models.transfer.file_digest import new_key
 from sollold.models.transfer.partial_file import PartialFile
+from sollold.tasks import cancel_and_wait
 
 _TIMEOUT = 30.0
 _ATTEMPTS = 5
@@ -69,8 +70,7 @@ async def same_bytes(
         told = await asked
         return have == told.gmac if told.gmac else await digest("") == told.sha256
     finally:
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+        await cancel_and_wait(asked)
 
 
 class PartCheck:

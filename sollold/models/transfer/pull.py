@@ -32,6 +32,7 @@ from sollold.models.transfer.pull_progress import Progress, PullError
 from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.socket_source import DirectSource
 from sollold.models.transfer.verify import check_items, fault_of
+from sollold.tasks import cancel_and_wait, retrieve_error
 
 log = logging.getLogger("sollold.models")
 
@@ -97,10 +98,7 @@ class Puller:
 
     async def close(self) -> None:
         """Cancel all pulls; received data is kept."""
-        tasks = [pull.task for pull in self._pulls.values() if pull.task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*(pull.task for pull in self._pulls.values()))
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._session is not None:
             await self._session.close()
@@ -132,7 +130,7 @@ class Puller:
         if pull is None or pull.task is None or pull.task.done():
             pull = self._pulls[key] = _Pull()
             pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
-            pull.task.add_done_callback(_retrieve_error)
+            pull.task.add_done_callback(retrieve_error)
         pull.watchers += 1
         pull.nodes_only = pull.nodes_only and nodes_only
         pull.insecure = pull.insecure or insecure
@@ -164,8 +162,7 @@ class Puller:
                 pull.left = True
                 try:
                     if pull.task is not None and not pull.task.done():
-                        pull.task.cancel()
-                        await asyncio.gather(pull.task, return_exceptions=True)
+                        await cancel_and_wait(pull.task)
                 finally:
                     pull.ended.set()
                     if self._pulls.get(key) is pull:
@@ -324,9 +321,3 @@ def _not_written(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         why += "; free some space there and pull it again: received data is kept"
     return why
-
-
-def _retrieve_error(task: asyncio.Task[None]) -> None:
-    """Retrieve the error of a task whose watchers may all have left."""
-    if not task.cancelled():
-        task.exception()
