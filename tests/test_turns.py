@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from sollold.turns import pause
+from sollold.turns import pause, sleep_until_set
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,13 @@ from sollold.turns import pause
 )
 def test_turns_are_multiples_and_none_is_had_twice(now: float, seconds: float, then: float) -> None:
     assert now + pause(now, seconds) == pytest.approx(then)
+
+
+async def test_a_pause_ends_early_when_its_event_is_set() -> None:
+    event = asyncio.Event()
+    await sleep_until_set(event, 0.01)
+    asyncio.get_running_loop().call_soon(event.set)
+    async with asyncio.timeout(20):
+        await sleep_until_set(event, 60)
+        await sleep_until_set(event, None)
+    await sleep_until_set(event, 0)

@@ -30,6 +30,7 @@ from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
 from sollold.settings.state_file import read_bounded, write_whole
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.keys")
 
@@ -297,9 +298,7 @@ class Keys:
             with retrying:
                 again = not await self._write_again() or again
             if again:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_SECONDS):
-                        await self._wanted.wait()
+                await sleep_until_set(self._wanted, _RETRY_SECONDS)
                 self._wanted.set()
 
     def _differing(self) -> list[str]:

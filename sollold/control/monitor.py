@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.machine.gpus import GpuLoad
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.events")
 
@@ -242,9 +242,7 @@ class Monitor:
     async def _rest(self) -> None:
         self._stirred.clear()
         self._resting = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REST):
-                await self._stirred.wait()
+        await sleep_until_set(self._stirred, _REST)
         self._catch_up()
         self._resting = False
 

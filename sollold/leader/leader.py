@@ -7,7 +7,6 @@ of leader: the next one reads the records and continues.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ from sollold.placement.request import profile_of
 from sollold.placement.speculation import MeasuredDrafts, nothing_measured
 from sollold.settings.schema import Settings
 from sollold.tasks import cancel_and_wait
-from sollold.turns import next_turn
+from sollold.turns import next_turn, sleep_until_set
 
 log = logging.getLogger("sollold.leader")
 
@@ -207,8 +206,7 @@ class Leader:
                 break
             # Owners wait for a silent head; release the grants of heads that are known to be dead.
             await self._applier.release_orphans(snapshot.orphans(), self._view.leader())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+            await sleep_until_set(changed, left)
         if self._pending.is_cancelled(ask.model, began):
             return _cancelled(ask.model)
         if isinstance(decision, ReloadWhenIdle):

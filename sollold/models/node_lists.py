@@ -21,6 +21,7 @@ from sollold.models.model import Model
 from sollold.models.model_check import objection
 from sollold.models.stores.catalogue import Catalogue
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.models")
 
@@ -181,8 +182,7 @@ class NodeLists:
                     self._fetches[node] = asyncio.create_task(self._fetch(node), name=f"models of {node}")
                 else:
                     delay = min(left, delay) if delay is not None else left
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), delay)
+            await sleep_until_set(self._wanted, delay)
 
     async def _fetch(self, node: str) -> None:
         loop = asyncio.get_running_loop()

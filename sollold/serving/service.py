@@ -27,6 +27,7 @@ from sollold.serving.opening import QueueWaiters, ServingContext
 from sollold.serving.request import Answer, Ask, Waiting
 from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
+from sollold.turns import sleep_until_set
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -102,8 +103,7 @@ class Serving:
         if self._executors:
             # Each ends by itself when its caller reads on; one that is not read is closed here.
             self._idle = asyncio.Event()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), _CLOSE)
+            await sleep_until_set(self._idle, _CLOSE)
         for executor in tuple(self._executors):
             await executor.close()
 

@@ -15,6 +15,7 @@ import psutil
 
 from sollold.facts import dataclass
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.cluster")
 
@@ -189,9 +190,7 @@ class InterfaceWatch:
 
     async def _watch(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS if self._socket is None else 10 * _LOOK_SECONDS):
-                    await self._news.wait()
+            await sleep_until_set(self._news, _LOOK_SECONDS if self._socket is None else 10 * _LOOK_SECONDS)
             await asyncio.sleep(_SETTLE_SECONDS)
             self._news.clear()
             await self._look()

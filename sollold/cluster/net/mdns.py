@@ -18,6 +18,7 @@ from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.interfaces import Interface
 from sollold.facts import dataclass
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.cluster")
 
@@ -170,9 +171,7 @@ class Discovery:
                 if not self._complained:
                     self._complained = True
                     log.warning("%s; seeds and remembered peers are used", self._reason)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_SECONDS):
-                        await self._changed.wait()
+                await sleep_until_set(self._changed, _RETRY_SECONDS)
 
     async def _work(self, addresses: tuple[str, ...]) -> None:
         """Announce and browse on ``addresses`` until the interfaces change.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.settings.state_file import read_bounded, write_whole
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.cluster")
 
@@ -92,8 +92,7 @@ class BackgroundWriter(Generic[T]):
         try:
             while self._requested:
                 if self._settle:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._closing.wait(), self._settle)
+                    await sleep_until_set(self._closing, self._settle)
                 self._requested = False
                 self._wake.clear()
                 value = self._read()
@@ -106,8 +105,7 @@ class BackgroundWriter(Generic[T]):
                 if self._written is not None:
                     self._written(value)
                 if fault and not self._closing.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), RETRY_SECONDS)
+                    await sleep_until_set(self._wake, RETRY_SECONDS)
                     self._requested = True
         finally:
             self._task = None

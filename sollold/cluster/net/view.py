@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.term import Term
+from sollold.turns import sleep_until_set
 
 
 class View(Protocol):
@@ -59,9 +59,7 @@ async def next_change(source: Observable, timeout: float) -> None:
     changed = asyncio.Event()
     unsubscribe = source.subscribe(changed.set)
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await changed.wait()
+        await sleep_until_set(changed, timeout)
     finally:
         unsubscribe()
 

@@ -7,7 +7,6 @@ a time and is not probed meanwhile, since it would not answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
@@ -17,6 +16,7 @@ from sollold.engines.external.rpc_protocol import Version
 from sollold.facts import dataclass
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalDevice, ExternalState, ExternalWorker, split_address
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.engines")
 
@@ -107,8 +107,7 @@ class ExternalWorkers:
         end = loop.time() + limit
         while loop.time() < end and any(self._checking(address) for address in addresses):
             self._news.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), max(0.0, end - loop.time()))
+            await sleep_until_set(self._news, max(0.0, end - loop.time()))
         left_out = f"{MOST_NAMED} workers are named by requests already"
         return tuple(
             self._watched[address].worker
