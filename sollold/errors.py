@@ -26,11 +26,15 @@ _LONGEST = 8000
 """Maximum length of a message, in characters."""
 
 
+def system_reason(error: BaseException) -> str:
+    """Return the error's text for people: an `OSError` without its number and the file concerned."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def system_words(error: BaseException) -> str:
-    """Return the error's text for people: an `OSError` without its number, but with the file concerned."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error) or type(error).__name__
-    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    """Return `system_reason`, with the file concerned."""
+    file = getattr(error, "filename", None)
+    return f"{system_reason(error)}: {file}" if file else system_reason(error)
 
 
 class Refusal(Exception):

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from sollold.errors import system_words
+from sollold.errors import system_reason, system_words
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,15 @@ from sollold.errors import system_words
 )
 def test_no_number_is_shown_and_the_file_is(error: Exception, words: str) -> None:
     assert system_words(error) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied"),
+        (OSError("a sentence of our own"), "a sentence of our own"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_there_is_a_reason_also_where_the_system_gave_none(error: Exception, reason: str) -> None:
+    assert system_reason(error) == reason

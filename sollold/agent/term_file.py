@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.cluster.gossip.term import Term, follows
+from sollold.errors import system_reason
 from sollold.settings.state_file import read_bounded, write_whole
 
 log = logging.getLogger("sollold.agent")
@@ -64,7 +65,7 @@ class TermFile:
         try:
             await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(term))
         except OSError as error:
-            refusal = f"the term can't be written to {self._path}: {error.strerror or error}"
+            refusal = f"the term can't be written to {self._path}: {system_reason(error)}"
             if not self._complained:
                 self._complained = True
                 log.error("%s; until it can, this node takes part in no model that is loaded", refusal)

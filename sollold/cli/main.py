@@ -14,6 +14,7 @@ from sollold.cli.exit import Exit
 from sollold.cli.parser import read
 from sollold.cli.signals import end_in_order
 from sollold.cli.streams import forget_output, forgive, harmless
+from sollold.errors import system_reason
 from sollold.settings.fault import SettingsError
 
 ROOMS = {
@@ -78,7 +79,10 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         if error.filename is None:
             forget_output()
-        print(f"sollold: {error.strerror}: {error.filename or 'the output is incomplete'}", file=sys.stderr)
+        print(
+            f"sollold: {system_reason(error)}: {error.filename or 'the output is incomplete'}",
+            file=sys.stderr,
+        )
         return Exit.FAILED
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
+from sollold.errors import system_reason
 from sollold.settings.location import expanded
 
 _PATH = re.compile(
@@ -30,7 +31,7 @@ def question(daemon: BlockingClient, model: str, text: str) -> dict[str, Any]:
         try:
             images.append(base64.b64encode(file.read_bytes()).decode())
         except OSError as error:
-            print(f"sollold: {harmless(f'{file}: {error.strerror}')}", file=sys.stderr)
+            print(f"sollold: {harmless(f'{file}: {system_reason(error)}')}", file=sys.stderr)
             return {"role": "user", "content": text}
         print(f"Added {harmless(str(file))}", file=sys.stderr)
     return {"role": "user", "content": rest, "images": images}

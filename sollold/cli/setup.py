@@ -12,6 +12,7 @@ from sollold.cli.exit import Exit
 from sollold.cli.on_screen import on_screen
 from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, Setup
+from sollold.errors import system_reason
 from sollold.settings.paths import places
 
 
@@ -26,7 +27,7 @@ def setup(options: argparse.Namespace) -> int:
         folders.make()
     except OSError as error:
         print(
-            f"sollold: can't write {error.filename or folders.cache}: {error.strerror}; "
+            f"sollold: can't write {error.filename or folders.cache}: {system_reason(error)}; "
             "name other folders with --set node.cache_dir=… and --set node.state_dir=…",
             file=sys.stderr,
         )

@@ -25,7 +25,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, system_reason
 from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
 from sollold.settings.state_file import read_bounded, write_whole
@@ -268,7 +268,7 @@ class Keys:
         try:
             await asyncio.to_thread(write_whole, self._file, data)
         except OSError as error:
-            why = f"can't write {self._file}: {error.strerror or error}"
+            why = f"can't write {self._file}: {system_reason(error)}"
             raise Refusal(Fault.UNAVAILABLE, why) from error
 
     def _read(self) -> None:

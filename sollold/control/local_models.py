@@ -17,6 +17,7 @@ import msgspec
 
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.ollama.api import OllamaError
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.names import canonical
@@ -129,7 +130,7 @@ class OwnModels:
         try:
             await asyncio.to_thread(_link, self._catalogue.own, told.over(model), name, old)
         except OSError as error:
-            raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
+            raise OwnError(f"{self._catalogue.own} can't be written: {system_reason(error)}") from None
         await self._catalogue.refresh()
 
     async def _copy_in_ollama(self, model: Model, name: str, told: NameOverrides) -> None:
@@ -156,7 +157,7 @@ class OwnModels:
         try:
             await asyncio.to_thread(_link_file, self._catalogue.own, real)
         except OSError as error:
-            raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
+            raise OwnError(f"{self._catalogue.own} can't be written: {system_reason(error)}") from None
         await self._catalogue.refresh()
         if name := await self._model_in(real):
             return name
@@ -198,7 +199,7 @@ class OwnModels:
         try:
             await asyncio.to_thread(shutil.rmtree, folder)
         except OSError as error:
-            raise OwnError(f"{folder} can't be removed: {error.strerror}") from None
+            raise OwnError(f"{folder} can't be removed: {system_reason(error)}") from None
         await self._catalogue.refresh()
         return True
 
@@ -243,7 +244,7 @@ def _readable(path: str) -> str:
         with real.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise OwnError(f"the daemon can't read {path}: {error.strerror}") from None
+        raise OwnError(f"the daemon can't read {path}: {system_reason(error)}") from None
     if magic != b"GGUF":
         raise OwnError(f"{path} is not a GGUF file")
     return str(real)

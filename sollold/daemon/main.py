@@ -24,6 +24,7 @@ from sollold.daemon import loop_errors, systemd
 from sollold.daemon.app import Daemon
 from sollold.daemon.heap import use_one_arena
 from sollold.daemon.stuck_threads import StuckThreads
+from sollold.errors import system_reason
 from sollold.settings.load import LoadedSettings
 from sollold.settings.paths import Places, places
 
@@ -63,7 +64,7 @@ def _owned(folders: Places) -> Iterator[None]:
         lock = os.open(folders.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(
-            f"can't write {error.filename or folders.state}: {error.strerror}; "
+            f"can't write {error.filename or folders.state}: {system_reason(error)}; "
             "name other folders with node.state_dir and node.cache_dir"
         ) from error
     try:
@@ -129,7 +130,7 @@ def _has_terminal() -> bool:
 
 def _in_words(error: OSError, folders: Places) -> str:
     """Describe the error without its number, with its file; for a full disk that is the state folder."""
-    words = error.strerror or str(error)
+    words = system_reason(error)
     place = error.filename
     if place is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         place = folders.state

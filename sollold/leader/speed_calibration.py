@@ -16,6 +16,7 @@ import msgspec
 
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
 from sollold.cluster.net.view import View
+from sollold.errors import system_reason
 from sollold.machine.device import Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
@@ -213,6 +214,6 @@ async def _kept(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) ->
     try:
         await asyncio.to_thread(write_whole, path, msgspec.json.encode(facts))
     except OSError as error:
-        log.warning("can't keep the measured speeds in %s: %s", path, error.strerror or error)
+        log.warning("can't keep the measured speeds in %s: %s", path, system_reason(error))
         return False
     return True

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.did_you_mean import did_you_mean
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.settings.fault import SettingsError
 from sollold.settings.location import FILE_VARIABLE, candidates
@@ -151,7 +152,7 @@ def _found(skip_unreadable: bool) -> Path | None:
         except PermissionError as error:  # its folder is not accessible
             if skip_unreadable:
                 continue
-            raise SettingsError(f"{place}: can't be read: {error.strerror}{_hint(error)}") from error
+            raise SettingsError(f"{place}: can't be read: {system_reason(error)}{_hint(error)}") from error
         if not (skip_unreadable and not os.access(place, os.R_OK)):
             return place
     return None
@@ -171,7 +172,7 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
     except UnicodeDecodeError:
         raise SettingsError(f"{file}: can't be read: it is not in UTF-8") from None
     except OSError as error:
-        raise SettingsError(f"{file}: can't be read: {error.strerror}{_hint(error)}") from error
+        raise SettingsError(f"{file}: can't be read: {system_reason(error)}{_hint(error)}") from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -9,6 +9,8 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from sollold.errors import system_reason
+
 log = logging.getLogger("sollold.settings")
 
 
@@ -51,7 +53,7 @@ def why_not_writable(folder: Path) -> str:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        return error.strerror or str(error)
+        return system_reason(error)
     return ""
 
 

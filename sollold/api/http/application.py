@@ -52,6 +52,7 @@ from sollold.cluster.net.acceptor import Acceptor
 from sollold.cluster.net.hang_up import quiet_hang_up
 from sollold.cluster.net.pieces import sendable
 from sollold.cluster.net.rpc_server import PortTaken
+from sollold.errors import system_reason
 from sollold.serving.batch import Batches
 from sollold.serving.byte_budget import ByteBudget
 from sollold.settings.schema import GIB, HttpSettings
@@ -171,7 +172,7 @@ def _is_own_error(record: logging.LogRecord) -> bool:
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
     """With the system's error text, which the loop wraps in a sentence of its own."""
     number = error.errno if isinstance(error, OSError) else None
-    why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", "") or str(error)
+    why = os.strerror(number) if number and number > 0 else system_reason(error)
     return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
 
 

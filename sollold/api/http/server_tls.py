@@ -14,6 +14,7 @@ from cryptography import x509
 
 from sollold.cluster.net.certificate_authority import LIFE, Subject, issue
 from sollold.cluster.net.identity import Identity, MemoryFile
+from sollold.errors import system_reason
 from sollold.settings.location import expanded
 from sollold.settings.read_file import read_file
 from sollold.settings.schema import HttpSettings
@@ -108,7 +109,7 @@ def _read(file: Path, setting: str) -> bytes:
     try:
         return read_file(file)
     except OSError as error:
-        raise CertificateError(f"{setting} = {file} can't be read: {error.strerror or error}") from None
+        raise CertificateError(f"{setting} = {file} can't be read: {system_reason(error)}") from None
 
 
 class FromCluster:

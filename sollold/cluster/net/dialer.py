@@ -20,6 +20,7 @@ from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.identity import Identity, peer_of, tls_name
 from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError
+from sollold.errors import system_reason
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -282,4 +283,4 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
         # asyncio replaces the system's message by its own, which repeats the address.
         return os.strerror(error.errno or 0)
-    return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    return system_reason(error)

@@ -7,6 +7,7 @@ import logging
 
 from sollold.cluster.net.datagrams import Datagrams
 from sollold.cluster.net.rpc_server import PortTaken, RpcServer
+from sollold.errors import system_reason
 
 log = logging.getLogger("sollold.cluster")
 
@@ -30,7 +31,7 @@ async def listen(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -
         except OSError as error:
             if error.errno not in _NO_IPV6:
                 raise
-            log.info("no IPv6 here (%s): other nodes reach this one over IPv4", error.strerror)
+            log.info("no IPv6 here (%s): other nodes reach this one over IPv4", system_reason(error))
             host = "0.0.0.0"
     return host, await _listen_on(peers, datagrams, host, port)
 

@@ -24,6 +24,7 @@ from sollold.cluster.net.identity import STRANGERS, Identity, peer_of
 from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.tasks import cancel_and_wait, retrieve_error
 
@@ -257,7 +258,7 @@ def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
 
 
 def _not_ours(host: str, port: int, name: str, error: OSError | UnicodeError) -> OSError:
-    why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    why = system_reason(error)
     return OSError(
         getattr(error, "errno", None), f"can't listen on {host} port {port}/{name} (cluster.host): {why}"
     )

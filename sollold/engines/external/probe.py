@@ -11,6 +11,7 @@ from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.engines.llamacpp.rpc_worker import Worker, WorkerFailed
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.machine.external_worker import ExternalState, ExternalWorker
@@ -61,7 +62,7 @@ async def look(
             ExternalState.DEAD, f"no connection to {host}:{port} within {connect:g} s", silent=True
         )
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = system_reason(error)
         return ProbeResult(ExternalState.DEAD, f"nothing listens on {host}:{port} ({reason})")
     handshake = Handshake(ours)
     try:

@@ -36,6 +36,7 @@ from sollold.engines.install.toolchain import (
     missing,
     portable,
 )
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.settings.schema import GIB, MIB, LlamaSettings
 from sollold.units import bytes_text
@@ -266,7 +267,7 @@ class Setup:
                     return found
                 return self._build(wanted)
         except OSError as error:
-            fault = error.strerror or str(error)
+            fault = system_reason(error)
             raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {fault}") from error
 
     def _build(self, wanted: Callable[[], list[BuildBackend]]) -> Llama:

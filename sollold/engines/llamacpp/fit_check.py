@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.engines.install.find import Llama
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
@@ -96,7 +97,7 @@ class FitCheck:
         try:
             write_whole(self._path, data)
         except OSError as error:
-            reason = error.strerror or error
+            reason = system_reason(error)
             log.info("the answers of %s can't be written to %s: %s", PROGRAM, self._path, reason)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.process import GATHER_SECONDS, Process
+from sollold.errors import system_reason
 from sollold.settings.location import expanded
 
 log = logging.getLogger("sollold.engines")
@@ -82,7 +83,7 @@ class OwnOllama:
                 gather=GATHER_SECONDS,
             )
         except OSError as error:
-            self.trouble = f"{binary} can't be started: {error.strerror}."
+            self.trouble = f"{binary} can't be started: {system_reason(error)}."
             return False
         log.info("started Ollama: %s", binary)
         until = asyncio.get_running_loop().time() + _START

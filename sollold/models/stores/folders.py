@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.errors import system_reason
 from sollold.models.model import Model
 from sollold.models.names import is_name, of_file
 from sollold.models.stores.permission_hint import permission_hint
@@ -156,7 +157,7 @@ def _readable(folder: Path, root: Path, result: Scan) -> Iterator[tuple[Path, bo
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        result.problems.append(Problem(f"The folder {folder} can't be read: {error.strerror}."))
+        result.problems.append(Problem(f"The folder {folder} can't be read: {system_reason(error)}."))
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.models.footprint.read_shape import block_of
 from sollold.models.gguf import reader as gguf
@@ -181,7 +182,7 @@ def _vocabulary(header: Header) -> str:
     try:
         return vocabulary(header)
     except OSError as error:
-        log.info("the vocabulary of %s can't be read: %s", header.files[0], error.strerror or error)
+        log.info("the vocabulary of %s can't be read: %s", header.files[0], system_reason(error))
         return ""
 
 
@@ -293,7 +294,7 @@ class HeaderFactsCache:
             try:
                 facts = read_facts(files)
             except OSError as error:
-                reason = f"{error.filename or files[0]} can't be read: {error.strerror}."
+                reason = f"{error.filename or files[0]} can't be read: {system_reason(error)}."
                 return HeaderFacts(files=files, unusable=reason)
             self._facts[key] = facts
             self._changed = True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.errors import system_reason
 from sollold.models.names import Name, is_name
 from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
@@ -187,7 +188,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
             shown, "ollama", unusable=f"Its manifest can't be read. Run: {permission_hint(file, root)}"
         )
     except OSError as error:
-        return FoundModel(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
+        return FoundModel(shown, "ollama", unusable=f"Its manifest can't be read: {system_reason(error)}.")
     digest = hashlib.sha256(raw).hexdigest()
     again = f"Pull it again: ollama pull {shown}"
     try:
@@ -248,7 +249,7 @@ def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundMo
                 found, f"The blob {path} can't be read. Run: {permission_hint(Path(path), root)}"
             )
         except OSError as error:
-            return unreadable(found, f"The blob {path} can't be read: {error.strerror}.")
+            return unreadable(found, f"The blob {path} can't be read: {system_reason(error)}.")
     return found
 
 

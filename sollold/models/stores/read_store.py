@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sollold.errors import system_reason
 from sollold.models.model import Model
 from sollold.models.stores.content_digest import joined
 from sollold.models.stores.header_facts import HeaderFacts, HeaderFactsCache, fits, template_capabilities
@@ -35,7 +36,7 @@ class Reader:
             try:
                 model = self._model(one, used)
             except OSError as error:
-                reason = f"{error.filename} can't be read or created: {error.strerror}."
+                reason = f"{error.filename} can't be read or created: {system_reason(error)}."
                 model = replace(_without_facts(one), unusable=reason)
             if model is not None:
                 models.append(model)

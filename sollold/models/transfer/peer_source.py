@@ -20,6 +20,7 @@ from aiohttp import web
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
+from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
@@ -147,7 +148,9 @@ class Sender:
         try:
             return ModelFiles(model, await self._threads.run(model.files[0], items_of, model), hashes=True)
         except OSError as error:
-            raise PeerError(self._node, f"{error.filename}: {error.strerror}", transport=False) from None
+            raise PeerError(
+                self._node, f"{error.filename}: {system_reason(error)}", transport=False
+            ) from None
         except LookupError as error:
             raise PeerError(self._node, str(error), transport=False) from None
 
@@ -172,7 +175,7 @@ class Sender:
         except ValueError as error:
             raise PeerError(self._node, str(error), transport=False) from None
         except OSError as error:
-            raise PeerError(self._node, f"{path}: {error.strerror}", transport=False) from None
+            raise PeerError(self._node, f"{path}: {system_reason(error)}", transport=False) from None
         except LookupError as error:
             raise PeerError(self._node, str(error), transport=False) from None
 
@@ -187,7 +190,7 @@ class Sender:
         try:
             stamp = await self._threads.run(path, lambda: _stamp(Path(path).stat()))
         except OSError as error:
-            raise web.HTTPNotFound(text=f"{path}: {error.strerror}") from None
+            raise web.HTTPNotFound(text=f"{path}: {system_reason(error)}") from None
         except LookupError as error:
             raise web.HTTPNotFound(text=str(error)) from None
         size = stamp[0]

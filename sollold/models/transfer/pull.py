@@ -17,6 +17,7 @@ import aiohttp
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
+from sollold.errors import system_reason
 from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
@@ -317,7 +318,7 @@ class _Guarded:
 
 
 def _not_written(folder: Path, error: OSError) -> str:
-    why = f"it can't be written to {folder}: {error.strerror or error}"
+    why = f"it can't be written to {folder}: {system_reason(error)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         why += "; free some space there and pull it again: received data is kept"
     return why
