@@ -30,7 +30,7 @@ _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERRO
 class JournalHandler(logging.Handler):
     """Sends records to journald. Never blocks: when the journal is full or gone the line is dropped."""
 
-    def __init__(self, path: str = JOURNAL) -> None:
+    def __init__(self, path: str) -> None:
         """Connect.
 
         Raises:

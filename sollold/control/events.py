@@ -163,8 +163,8 @@ class ClusterWatcher:
         log: EventLog,
         me: str,
         stopped: Callable[[str], bool],
-        loaded: Callable[[LoadTime], None] = lambda _: None,
-        evicted: Callable[[str], bool] = lambda _: False,
+        loaded: Callable[[LoadTime], None],
+        evicted: Callable[[str], bool],
     ) -> None:
         self._log = log
         self._me = me

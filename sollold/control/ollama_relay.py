@@ -59,7 +59,7 @@ class Relayed:
         answer: aiohttp.ClientResponse,
         where: str,
         stack: AsyncExitStack,
-        done: Callable[[], Awaitable[None]] | None = None,
+        done: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """``done`` is awaited when Ollama reports success, before that is passed on."""
         self.done = done
@@ -101,7 +101,7 @@ class OllamaRelay:
         ollama: LocalOllama,
         view: View,
         calls: RpcClient,
-        learn: Callable[[str], Awaitable[None]] | None = None,
+        learn: Callable[[str], Awaitable[None]],
     ) -> None:
         """``learn`` refreshes this node's list of a node's models, after one was created there."""
         self._learn = learn
@@ -124,7 +124,7 @@ class OllamaRelay:
             await self._session.close()
             self._session = None
 
-    async def forward(self, method: str, path: str, body: Body, model: str = "") -> Relayed | None:
+    async def forward(self, method: str, path: str, body: Body, model: str) -> Relayed | None:
         """Forward a request and return the response; None when no node has a working Ollama.
 
         ``model``: the model that the request is about, if any; an Ollama that has it is preferred.
@@ -137,7 +137,7 @@ class OllamaRelay:
             return None
         if not model:
             self._last = node
-        made = partial(self._learn, node) if self._learn is not None and path == _CREATE else None
+        made = partial(self._learn, node) if path == _CREATE else None
         if node == self._view.me.node:
             return await self._here(method, path, body, made)
         where = f"the Ollama on {name_of(self._view, node)}"

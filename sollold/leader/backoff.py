@@ -45,7 +45,7 @@ class Backoff:
         first: first pause, in seconds.
     """
 
-    def __init__(self, free: int = 1, first: float = FIRST_PAUSE) -> None:
+    def __init__(self, free: int, first: float = FIRST_PAUSE) -> None:
         self._free, self._first = free, first
         self._stories: OrderedDict[str, _Story] = OrderedDict()
 

@@ -46,7 +46,7 @@ class Observations:
         leaving: seconds that a drain may take.
     """
 
-    def __init__(self, leaving: float = 60.0) -> None:
+    def __init__(self, leaving: float) -> None:
         self._absences = Absences(leaving)
         self._unasked: dict[str, float] = {}
         self.models = Backoff(free=1)

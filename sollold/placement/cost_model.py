@@ -97,7 +97,7 @@ def batch_seconds(
     vocabulary: int,
     tokens: int,
     parameters_per_byte: float,
-    correction: Correction = uncorrected,
+    correction: Correction,
 ) -> float:
     """Return the seconds for a batch of ``tokens`` of one stream when the logits of each are wanted.
 

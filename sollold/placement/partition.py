@@ -20,7 +20,7 @@ class Partition:
     layers: Layers
 
     def some_orders(
-        self, head: list[BinBounds], rest: list[BinBounds], bound: float, bar: float = inf
+        self, head: list[BinBounds], rest: list[BinBounds], bound: float, bar: float
     ) -> Split | None:
         """Try some orders of many devices: a few as the last, the rest by speed, largest or smallest first.
 
@@ -76,7 +76,7 @@ class Partition:
             seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
-    def arrange(self, order: list[BinBounds], bar: float = inf) -> Split | None:
+    def arrange(self, order: list[BinBounds], bar: float) -> Split | None:
         """Return the best cut points for the devices in this order, each holding at least one layer.
 
         Return None if nothing fits, or nothing can take less than ``bar`` seconds.
@@ -169,7 +169,7 @@ class Partition:
                 best, at = value, start
         return (best + fixed, at) if at >= 0 else None
 
-    def any_order(self, head: list[BinBounds], rest: list[BinBounds], bar: float = inf) -> Split | None:
+    def any_order(self, head: list[BinBounds], rest: list[BinBounds], bar: float) -> Split | None:
         """Return the best split over all orders, by dynamic programming over sets of devices and prefixes.
 
         Return None if nothing fits, or nothing can take less than ``bar`` seconds.

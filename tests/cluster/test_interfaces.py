@@ -205,7 +205,7 @@ async def main(node, cluster):
     def found(node, addresses):
         print(node, addresses, flush=True)
         came.set()
-    one = Discovery(node=node, boot=1, clusters=[cluster], port=7000, found=found)
+    one = Discovery(node=node, boot=1, clusters=[cluster], port=7000, found=found, ipv6=False, named=())
     one.use_interfaces(interfaces())
     foreign = 0
     for _ in range(400):

@@ -157,7 +157,7 @@ def names_of(live: Iterable[Record], offline: Iterable[OfflineNode]) -> dict[str
 
 
 def cluster_object(
-    me: Record, records: Sequence[Record], leader: Term, offline: Sequence[OfflineNode] = ()
+    me: Record, records: Sequence[Record], leader: Term, offline: Sequence[OfflineNode]
 ) -> dict[str, Any]:
     """``GET /api/cluster``."""
     names = names_of(records, offline)

@@ -43,7 +43,7 @@ class SseEncoder:
 class PassThroughEncoder(SseEncoder):
     """`Encoder` of llama-server's own routes: events pass on unread, without ``[DONE]``."""
 
-    def __init__(self, change: Callable[[bytes], bytes] | None = None) -> None:
+    def __init__(self, change: Callable[[bytes], bytes] | None) -> None:
         """``change`` is applied to a whole answer."""
         self._change = change
 

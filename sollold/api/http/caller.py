@@ -53,7 +53,7 @@ def request_id(request: web.Request) -> str:
     return given if _ID.fullmatch(given) else os.urandom(8).hex()
 
 
-def caller_of(request: web.Request, field: object = None, timeout: object = None) -> Caller:
+def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
     """What ``request`` says of its caller; ``field`` is the body's ``priority``, ``timeout`` its own.
 
     Raises:

@@ -110,8 +110,8 @@ class InflightRequest:
 class InflightRequests:
     """All of them; as many as there are connections at most."""
 
-    def __init__(self, activity: Activity | None = None) -> None:
-        self.activity = activity or Activity()
+    def __init__(self, activity: Activity) -> None:
+        self.activity = activity
         self.activity.active = self.__len__
         self._all: dict[int, InflightRequest] = {}
 

@@ -42,7 +42,7 @@ _OPTIONS = {
 """OpenAI's and llama-server's names, and Ollama's."""
 
 
-def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...] = ()) -> Call | None:
+def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) -> Call | None:
     """The call for an Ollama, ``completion_body`` given as ``body``; None for what it has no form for.
 
     ``notes``: what of the request has no effect.

@@ -21,19 +21,19 @@ class ChunkEncoder(SseEncoder):
 
     def __init__(
         self,
-        model: str = "",
+        model: str,
         prefix: AnswerPrefix = NO_PREFIX,
         *,
         counted: bool = True,
         summed: SummedUsage | None = None,
     ) -> None:
-        """``model``: as the caller named it, empty: the engine's name for it stays; ``prefix``: the beginning
-        of the answer that the caller sent; ``counted``: the caller wants the chunk with the usage, for which
-        an Ollama is always asked; ``summed``: of a completion, and of an answer of several choices.
+        """``model``: as the caller named it; ``prefix``: the beginning of the answer that the caller sent;
+        ``counted``: the caller wants the chunk with the usage, for which an Ollama is always asked;
+        ``summed``: of a completion, and of an answer of several choices.
         """
         self._summed = summed
         self._counted = counted
-        self._named = b'"model":' + msgspec.json.encode(model) if model else b""
+        self._named = b'"model":' + msgspec.json.encode(model)
         self._engines_name = b""
         self._prefix = prefix
 
@@ -46,8 +46,6 @@ class ChunkEncoder(SseEncoder):
             raw = _with_both_reasonings(raw)
         if b'"logprob"' in raw:
             raw = with_shown_logprobs(raw)
-        if not self._named:
-            return raw
         # Looked for once, and then only replaced.
         if not self._engines_name or self._engines_name not in raw:
             found = _MODEL.search(raw)

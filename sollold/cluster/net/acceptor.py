@@ -57,16 +57,12 @@ class Acceptor:
         *,
         handshake: float,
         shutdown: float | None = None,
-        per_address: int = PER_ADDRESS,
-        most: int = MOST,
     ) -> None:
         self._sockets = sockets
         self._make = make
         self._choose = choose
         self._handshake = handshake
         self._shutdown = shutdown
-        self._per_address = per_address
-        self._most = most
         self._beginning: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for one in sockets:
@@ -97,7 +93,7 @@ class Acceptor:
             begun = self._beginning.get(address, 0)
             # This machine also reaches itself by its own addresses.
             local = is_loopback(address) or peer[0] == connection.getsockname()[0]
-            if (begun >= self._per_address and not local) or sum(self._beginning.values()) >= self._most:
+            if (begun >= PER_ADDRESS and not local) or sum(self._beginning.values()) >= MOST:
                 connection.close()
                 continue
             self._beginning[address] = begun + 1

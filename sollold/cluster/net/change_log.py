@@ -17,9 +17,7 @@ _COPIED = (
 )
 
 
-def log_change(
-    event: NodeEvent, me: str, name_of: Callable[[str], str], double: Double | None = None
-) -> None:
+def log_change(event: NodeEvent, me: str, name_of: Callable[[str], str], double: Double | None) -> None:
     """Log a change of a node or of the leader.
 
     Args:

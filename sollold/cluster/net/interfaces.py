@@ -139,7 +139,7 @@ class InterfaceWatch:
         self,
         chosen: Sequence[str],
         changed: Callable[[tuple[Interface, ...]], None],
-        lost: Callable[[frozenset[str]], None] = lambda _: None,
+        lost: Callable[[frozenset[str]], None],
     ) -> None:
         self._chosen = tuple(chosen)
         self._changed = changed

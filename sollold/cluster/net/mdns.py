@@ -73,8 +73,8 @@ class Discovery:
         clusters: Sequence[str],
         port: int,
         found: Callable[[str, tuple[Address, ...]], None],
-        ipv6: bool = False,
-        named: Sequence[str] = (),
+        ipv6: bool,
+        named: Sequence[str],
         https: bool = False,
     ) -> None:
         self._node = node

@@ -44,7 +44,7 @@ def for_gpu(name: str) -> BuildBackend | None:
     return next((one for one in _gpus() if one.name == name), None)
 
 
-def portable(gpu: BuildBackend | None = None, architectures: str = "") -> BuildBackend:
+def portable(gpu: BuildBackend | None, architectures: str) -> BuildBackend:
     """Return a backend for any processor of this architecture: one library per instruction set, chosen at run
     time. With an older compiler on ARM it is a single one for the baseline instruction set.
 

@@ -20,7 +20,6 @@ from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.safe_read import UNDECODABLE, open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
-from sollold.settings.location import home_folder
 
 CARD = "sollold.json"
 _DEPTH = 5
@@ -30,10 +29,8 @@ _MOST_CARD = 64 << 20
 _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.IGNORECASE)
 
 
-def llama_cache(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
+def llama_cache(environ: Mapping[str, str], home: Path) -> Path:
     """Return the cache that llama.cpp used before it shared Hugging Face's."""
-    environ = os.environ if environ is None else environ
-    home = home_folder() if home is None else home
     if given := environ.get("LLAMA_CACHE"):
         return Path(given)
     base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"

@@ -13,13 +13,11 @@ from sollold.models.names import of_file, quantization_in
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
-from sollold.settings.location import expanded, home_folder
+from sollold.settings.location import expanded
 
 
-def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[Path, ...]:
+def caches(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
     """Return the hub's cache according to the first environment variable that is set, or the default."""
-    environ = os.environ if environ is None else environ
-    home = home_folder() if home is None else home
     for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if given := environ.get(key):
             return (expanded(given) / rest,)

@@ -16,7 +16,7 @@ _CHECKING = 4 * 3600.0
 
 
 async def pull_through_ollama(
-    session: aiohttp.ClientSession, base: str, name: str, say: Say, *, insecure: bool = False
+    session: aiohttp.ClientSession, base: str, name: str, say: Say, *, insecure: bool
 ) -> None:
     """Let the Ollama at ``base`` pull a model into its own store; ``insecure``: even without TLS.
 
