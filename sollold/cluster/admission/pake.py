@@ -88,7 +88,7 @@ class Side:
     """
 
     def __init__(self, code: str, newcomer: bytes, member: bytes, *, joins: bool) -> None:
-        # The import costs a tenth of a second, only here.
+        # Imported here: it takes a tenth of a second, which other nodes need not spend.
         from spake2 import SPAKE2_A, SPAKE2_B
 
         self._exchange = (SPAKE2_A if joins else SPAKE2_B)(code.encode(), idA=newcomer, idB=member)

@@ -33,7 +33,7 @@ def readable_record(parts: Mapping[str, bytes], node: str, version: int) -> tupl
             kept[name] = _decoded(parts[name], kind)
         except ValueError:
             if name == "claim":
-                raise  # who leads is told by what all understand
+                raise  # the election needs a claim that all releases understand
             unread.append(name)
             if get_args(kind)[1:] == (Ellipsis,):
                 kept[name] = _known_items(parts[name], get_args(kind)[0])

@@ -174,7 +174,7 @@ class TunnelServer(asyncio.Protocol):
                 async with asyncio.timeout(OPEN_SECONDS):
                     await asyncio.get_running_loop().create_connection(partial(_itself, worker), host, port)
                 if asked.plain:
-                    keep_watch(worker.transport)  # no daemon there tells that its machine is gone
+                    keep_watch(worker.transport)  # no daemon there reports the loss of its machine
                     return worker
                 if await workers.connected(deployment):
                     return worker
