@@ -414,8 +414,8 @@ class Gossip:
     def _merged(self, node: str, merge: Merge) -> None:
         if merge is Merge.NEWER:
             self._anti_entropy.note(node)
-            if self._registry.stirred:
-                self._registry.stirred = False
+            if self._registry.leader_may_change:
+                self._registry.leader_may_change = False
                 self._leadership.observe(self._registry.highest)
                 self._leadership.due = True
             self._tell(Change.UPDATED, node)

@@ -125,7 +125,7 @@ class Registry:
         """The own version stays below it until a higher one was written to disk."""
         self.highest = highest or Term()
         """The highest term seen by an earlier process or claimed in any record received."""
-        self.stirred = False
+        self.leader_may_change = False
         """A received record may change who leads; the reader resets it."""
 
     @property
@@ -304,7 +304,7 @@ class Registry:
         record = register.record
         held = self._registers.get(record.node)
         if held is None or (held.record.claim, held.record.draining) != (record.claim, record.draining):
-            self.stirred = True
+            self.leader_may_change = True
         self._registers[record.node] = register
         self.highest = max(self.highest, record.claim)
 

@@ -189,7 +189,7 @@ class StandingLinks:
         self._keepers.clear()
         self._links.clear()
 
-    def stands(self, link: StandingLink, address: Address) -> None:
+    def link_up(self, link: StandingLink, address: Address) -> None:
         """Register ``link``, which has sent its hello."""
         if self._closed or self._barred(link.node, link.boot):
             link.bye()
@@ -200,7 +200,7 @@ class StandingLinks:
         self._links[link.node] = link
         self._made(link.node, address)
 
-    def gone(self, link: StandingLink, *, silent: bool) -> None:
+    def link_closed(self, link: StandingLink, *, silent: bool) -> None:
         """Handle a closed link; ``silent``: closed by our own system, as the peer fell silent."""
         if self._links.get(link.node) is not link:
             return
@@ -293,7 +293,7 @@ class StandingLink(asyncio.Protocol):
             self._timer.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
-        self._links.gone(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
+        self._links.link_closed(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
 
     def hosts(self) -> tuple[str, str]:
         """Return the IP addresses of the link: this machine's and the other's."""
@@ -379,7 +379,7 @@ class StandingLink(asyncio.Protocol):
         if not self.dialed:
             self._say(Hello(self._links.port, self._links.boot))
         place = self._transport.get_extra_info("peername")
-        self._links.stands(self, (literal(place)[0], hello.port))
+        self._links.link_up(self, (literal(place)[0], hello.port))
 
     def _ponged(self, pong: Pong) -> None:
         if pong.sequence != self._sequence or self._answered is None or self._answered.done():
