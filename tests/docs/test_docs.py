@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -9,17 +10,22 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from sollold import tracing
+from sollold.cli import status
 from sollold.cli.parser import parser, read, subcommands
 from sollold.settings.load import catalogue
 from tests.docs.pages import FOLDER, PAGES, routes
 
 ROOT = FOLDER.parent
-PAGE_FILES = sorted([*FOLDER.glob("*.md"), ROOT / "README.md"])
+PAGE_FILES = sorted(
+    [*FOLDER.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("packaging/*.md")]
+)
+PACKAGES = sorted((ROOT / "sollold").glob("*/"))
 _BLOCK = re.compile(r"^```(sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _KEY = re.compile(r"`(\w+\.\w+)(?: = [^`]*)?`")
 
@@ -130,6 +136,15 @@ def test_each_link_within_leads_somewhere(page: Path) -> None:
             assert anchor in slugs, target
 
 
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_each_file_and_each_make_that_is_named_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    makes = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= makes
+    for name in re.findall(r"`((?:packaging|tests|[a-z_]+(?:/[a-z_]+)*)/[\w./-]*\.[a-z]+)`", text):
+        assert any((root / name).exists() for root in (ROOT, ROOT / "sollold", *PACKAGES)), name
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("no mkdocs here")
@@ -146,3 +161,41 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "site" / "start" / "index.html").exists()
+
+
+def test_the_readmes_sample_is_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = {"total": 1.27 * 2**30, "limit": 1.27 * 2**30}
+    nodes = [
+        {
+            "node": name,
+            "name": name,
+            "addresses": [f"192.168.1.{number}"],
+            "http_port": 11435,
+            "build": "b11434",
+        }
+        | {"devices": [{**memory, "id": "CPU", "granted": used * memory["limit"], "available": free * 2**20}]}
+        for number, name, used, free in (
+            (11, "anna", 0.3, 331),
+            (12, "bert", 0.54, 20.7),
+            (13, "cleo", 0.54, 18.0),
+        )
+    ]
+    placed = [
+        {"node_name": name, "device": "CPU", "first": first, "last": last, "bytes": mib * 2**20}
+        for name, first, last, mib in (("anna", 0, 4, 381), ("bert", 4, 14, 708), ("cleo", 14, 25, 712))
+    ]
+    model = {"model": "recital:latest", "state": "ready", "layers": 24, "context": 8192, "placed": placed}
+    model |= {"active": 1, "waiting": 0, "speed": 0.0, "pinned": False, "expires": 300.0, "reason": ""}
+    state = {"nodes": nodes, "leader": "anna", "term": 1, "deployments": [model], "open": False}
+
+    class Daemon:
+        def get(self, path: str) -> dict[str, Any]:
+            return state
+
+    monkeypatch.setattr(status, "client", lambda options: Daemon())
+    monkeypatch.setenv("COLUMNS", "110")
+    status.status(argparse.Namespace(json=False, watch=False))
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert f"```console\n$ sollold status\n{printed}\n```" in (ROOT / "README.md").read_text("utf-8"), printed

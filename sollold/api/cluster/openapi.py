@@ -79,7 +79,7 @@ ASKED = {
     "X-Sollold-Priority": "1 (lowest) to 10 (highest), or a name; overrides the body's priority",
     "X-Sollold-Role": "The caller's role, which implies a priority",
     "X-Sollold-Deadline": "Seconds, or a duration such as 30s, within which the answer must be complete",
-    "X-Sollold-Explain": "1: the answer lists the other endpoints and their scores",
+    "X-Sollold-Explain": "1: in Ollama's API, `_routing` lists the other endpoints and their scores",
     "X-Request-Id": "Used in the logs and returned in the answer",
 }
 SAID = {
