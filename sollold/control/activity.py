@@ -169,7 +169,7 @@ _TAIL = 4096
 """Bytes at the end of a response that contain its token counts."""
 
 
-def account_of(*events: bytes) -> tuple[int, int] | None:
+def token_counts(*events: bytes) -> tuple[int, int] | None:
     """Return (prompt tokens, generated tokens) from the last events of an engine's response, or None.
 
     Text inside a JSON string has its quotation marks escaped, so it is not mistaken for the counts.

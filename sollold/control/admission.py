@@ -15,7 +15,7 @@ from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.seeds import Seed, resolve
-from sollold.control.nodes import meant
+from sollold.control.nodes import matching
 from sollold.control.secret_change import SecretChanges
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -66,7 +66,7 @@ class AdmissionService:
         found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
         shown = [(one, record) for record in self._view.live() for one in record.waiting]
         text = _as_shown(text.strip(), {one.code for one, _ in shown})
-        for one, record in meant(
+        for one, record in matching(
             text, shown, lambda each: (each[0].node, each[0].code), lambda each: each[0].name
         ):
             found.setdefault(one.node, (one, []))[1].append(record)

@@ -154,7 +154,7 @@ class ClusterService:
                 raise
             if online or on_hub(ask.model):
                 return await self._plan_remote(ask)
-            foreseen = self._leader.foresee(ask.model)
+            foreseen = self._leader.outline_from_profile(ask.model)
             if foreseen is None:
                 raise
             return Planned(foreseen.ok, foreseen.message, msgspec.to_builtins(foreseen))

@@ -71,10 +71,10 @@ def network(facts: Facts) -> list[Finding]:
         *_discovery(status),
         *_unreached(facts),
         *_unanswered(facts, status),
-        *_doubles(facts, status),
-        *_others(facts, status),
-        *_unread(facts, status),
-        *_unlike(facts, status),
+        *_duplicates(facts, status),
+        *_foreign(facts, status),
+        *_misunderstood(facts, status),
+        *_incompatible(facts, status),
         *_disbelieved(status),
     ]
 
@@ -137,7 +137,7 @@ def _unanswered(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return [Finding(Grade.PROBLEM, what, f"let {port}/udp in through the firewall of {where}")]
 
 
-def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find machines with the same node id: a state folder was copied."""
     found = []
     names = {record.node: record.name for record in facts.live}
@@ -165,7 +165,7 @@ def _doubles(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return found
 
 
-def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _foreign(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find nodes of another cluster."""
     mdns = status.discovery
     # A machine waiting to join a cluster is told how to get in, not how to merge two.
@@ -184,7 +184,7 @@ def _others(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return [Finding(Grade.NOTICE, what, fix)]
 
 
-def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _misunderstood(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find nodes whose release sends record fields that this one does not understand."""
     found = []
     for record in facts.live:
@@ -197,7 +197,7 @@ def _unread(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return found
 
 
-def _unlike(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _incompatible(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find nodes whose release this one can't communicate with at all."""
     announced = status.discovery.unlike if status.discovery is not None else ()
     addresses = sorted({*announced, *status.formats}, key=natural)
@@ -223,7 +223,7 @@ def _disbelieved(status: ClusterStatus) -> list[Finding]:
     return [Finding(Grade.NOTICE, what, fix)]
 
 
-def company(facts: Facts) -> list[Finding]:
+def membership(facts: Facts) -> list[Finding]:
     """Check who takes part in the cluster, who may use it, and who waits for admission."""
     found = []
     if len(facts.live) == 1 and not facts.offline and not facts.me.seeking:

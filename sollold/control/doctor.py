@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sollold.cluster.gossip.record import Record, State
-from sollold.control.cluster_findings import SAME_VERSION, company, network, offline_nodes, same_names
+from sollold.control.cluster_findings import SAME_VERSION, membership, network, offline_nodes, same_names
 from sollold.control.finding import Facts, Finding, Grade
 from sollold.engines.llamacpp.exit_reason import KILLED, OUT_OF_MEMORY
 from sollold.leader.pinned import LostModel
@@ -52,7 +52,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_gpus(facts),
         *_plain(facts.me),
         *_disk(facts),
-        *company(facts),
+        *membership(facts),
     ]
     return sorted(found, key=lambda finding: finding.grade is Grade.NOTICE)
 

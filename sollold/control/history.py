@@ -150,7 +150,7 @@ def mean(values: Iterable[float]) -> float:
     return total / count if count else NONE
 
 
-def regular(seconds: int, step: int) -> HistoryRequest:
+def bounded_request(seconds: int, step: int) -> HistoryRequest:
     """Return a request within bounds: at most a day and `MOST_POINTS`, in whole minutes beyond an hour.
 
     If ``step`` is 0, it is chosen to give about 300 points.

@@ -15,7 +15,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _CODE = re.compile(r"[A-Z2-7]{4}-[A-Z2-7]{4}")
 
 
-def meant(
+def matching(
     text: str, things: Iterable[T], ids: Callable[[T], Iterable[str]], name: Callable[[T], str]
 ) -> list[T]:
     """Return those of ``things`` that ``text`` means: by an id, else by name.
@@ -37,7 +37,7 @@ def node_named(view: View, text: str) -> str:
         Refusal: NOT_FOUND when there is none, or more than one.
     """
     live = view.live()
-    found = [one.node for one in meant(text, live, lambda one: (one.node,), lambda one: one.name)]
+    found = [one.node for one in matching(text, live, lambda one: (one.node,), lambda one: one.name)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -27,10 +27,10 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import name_of, wait_until
-from sollold.control.nodes import meant
+from sollold.control.nodes import matching
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
-from sollold.leader.client import NotYet, ask_until_taken
+from sollold.leader.client import NotYet, retry_until_accepted
 
 log = logging.getLogger("sollold.cluster")
 
@@ -146,14 +146,14 @@ class SecretChanges:
     def _member(self, text: str) -> KeyringMember:
         ring = self._owner.keyring()
         known = merged(_members(self._owner.live()), ring.members if ring is not None else ())
-        found = meant(text, known, lambda one: (one.node,), lambda one: one.name)
+        found = matching(text, known, lambda one: (one.node,), lambda one: one.name)
         if len(found) == 1:
             return found[0]
         if found:
             ids = ", ".join(one.node for one in found)
             raise Refusal(Fault.NOT_FOUND, f"several members are named {text!r}; name one by its id: {ids}")
         evicted = ring.evicted if ring is not None else ()
-        if gone := meant(text, evicted, lambda one: (one.node,), lambda one: one.name):
+        if gone := matching(text, evicted, lambda one: (one.node,), lambda one: one.name):
             raise Refusal(Fault.NOT_FOUND, f"{gone[0].name} ({gone[0].node}) was evicted already")
         names = ", ".join(one.name for one in known)
         raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; members: {names}")
@@ -174,7 +174,7 @@ class SecretChanges:
                 raise NotYet(rolled.refusal) if rolled.again else Refusal(Fault.BAD_REQUEST, rolled.refusal)
             return rolled
 
-        return await ask_until_taken(self._owner, attempt)
+        return await retry_until_accepted(self._owner, attempt)
 
     def _check(self, kind: ChangeKind) -> None:
         ring = self._owner.keyring()

@@ -115,7 +115,7 @@ class LeaderClient:
                 raise NotYet("the leader has just changed; try again", answer.leader)
             return answer
 
-        return await ask_until_taken(self._view, attempt)
+        return await retry_until_accepted(self._view, attempt)
 
 
 class NotYet(Exception):
@@ -126,7 +126,7 @@ class NotYet(Exception):
         self.leader = leader
 
 
-async def ask_until_taken(view: View, attempt: Callable[[str], Awaitable[Answer]]) -> Answer:
+async def retry_until_accepted(view: View, attempt: Callable[[str], Awaitable[Answer]]) -> Answer:
     """Send a command to the leader, retrying while the leader changes.
 
     ``attempt`` sends it once and raises `NotYet` if it was not accepted. Its argument is the leader that the

@@ -15,16 +15,16 @@ from sollold.leader.existing import (
     Use,
     as_it_ran,
     context_needed,
+    find_existing,
     footprint_of,
     in_ollama,
-    lacking,
     lost_lately,
+    missing_options,
     request_of,
-    what_is_there,
     with_options_of,
 )
 from sollold.leader.messages import Ensure
-from sollold.leader.prefetch import elsewhere
+from sollold.leader.prefetch import place_with_fetch
 from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, runs_on_llama, why_blocked
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
@@ -40,17 +40,17 @@ from sollold.units import bytes_text
 
 def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     """Return the decision. ``snapshot.holders`` must not be empty: the model was found."""
-    if ask.fixed and (wrong := _misfixed(ask, snapshot)):
+    if ask.fixed and (wrong := _invalid_counts(ask, snapshot)):
         return Refuse(Fault.BAD_REQUEST, wrong)
     decision = _decide(ask, snapshot)
-    if isinstance(decision, Refuse) and decision.reckon is not None:
-        shortfall = decision.reckon()
-        return replace(decision, message=shortfall.message, shortfall=shortfall, reckon=None)
+    if isinstance(decision, Refuse) and decision.compute_shortfall is not None:
+        shortfall = decision.compute_shortfall()
+        return replace(decision, message=shortfall.message, shortfall=shortfall, compute_shortfall=None)
     return decision
 
 
 def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
-    there = what_is_there(ask, snapshot)
+    there = find_existing(ask, snapshot)
     if isinstance(there, tuple | Mismatch) and (same := _drafts_the_same(ask, snapshot)):
         return same
     if isinstance(there, ReloadWhenIdle) and not ask.more:
@@ -72,19 +72,22 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
         snapshot = replace(snapshot, avoided={})
         placed = _placement(ask, snapshot, larger)
     if isinstance(placed, Refuse) and snapshot.last_resort:
-        placed = _with_the_last(ask, snapshot, larger, placed)
+        placed = _with_last_resort(ask, snapshot, larger, placed)
     if isinstance(placed, Place) and larger is not None:
         record, endpoint = larger
-        if not lacking(ask, larger[1], snapshot) and placed.plan.run.request_context <= endpoint.context:
+        if (
+            not missing_options(ask, larger[1], snapshot)
+            and placed.plan.run.request_context <= endpoint.context
+        ):
             return Use(endpoint.id, record.node, _no_room_for(ask, snapshot))
         placed = _rounded_up(ask, snapshot, larger, placed)
     if isinstance(placed, Refuse):
-        if larger is not None and not lacking(ask, larger[1], snapshot):
+        if larger is not None and not missing_options(ask, larger[1], snapshot):
             record, endpoint = larger
             return Use(endpoint.id, record.node, _no_room_for(ask, snapshot))
         if there is not None and not isinstance(there, tuple):
             return there
-        awaited = _when_all_are_back(ask, snapshot, placed)
+        awaited = _defer_until_back(ask, snapshot, placed)
         if isinstance(awaited, PlaceLater):
             return awaited
         # Better let an Ollama try with the memory it finds than refuse.
@@ -102,7 +105,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     """
     if not ask.placement.speculation:
         return None
-    there = what_is_there(replace(ask, placement=replace(ask.placement, speculation="")), snapshot)
+    there = find_existing(replace(ask, placement=replace(ask.placement, speculation="")), snapshot)
     if not isinstance(there, Use):
         return None
     located = next(pair for pair in snapshot.endpoints() if pair[1].id == there.endpoint)
@@ -134,7 +137,7 @@ def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
     return f"a context of {context_needed(ask, snapshot)} tokens does not fit {beside_what(snapshot)}"
 
 
-def _misfixed(ask: Ensure, snapshot: ClusterSnapshot) -> str:
+def _invalid_counts(ask: Ensure, snapshot: ClusterSnapshot) -> str:
     """Return why the caller's fixed counts are invalid, whatever the memory; empty when they are valid."""
     records = (*snapshot.records, *snapshot.expected)
     known = {name for record in records for name in (record.node, record.name)}
@@ -171,7 +174,7 @@ def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: 
     return replace(more, plan=replace(more.plan, reasons=(*more.plan.reasons, why)))
 
 
-def _with_the_last(
+def _with_last_resort(
     ask: Ensure, snapshot: ClusterSnapshot, larger: Located | None, refusal: Refuse
 ) -> Place | PlaceLater | FetchFirst | Refuse:
     """Place on nodes that keep failing rather than on none, if the attempt unloads nothing."""
@@ -180,7 +183,7 @@ def _with_the_last(
     return refusal if isinstance(placed, Place) and placed.evictions else placed
 
 
-def _when_all_are_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) -> PlaceLater | Refuse:
+def _defer_until_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) -> PlaceLater | Refuse:
     """Defer a refused placement if nodes that are away or left out only briefly would make it possible."""
     with_absent_nodes = snapshot.with_absent_nodes()
     if with_absent_nodes is None or ask.more or snapshot.blocked is not None:
@@ -273,7 +276,7 @@ def _fetched(
     if not isinstance(placed, Refuse):
         now = (placed.place if isinstance(placed, PlaceLater) else placed).choice.candidate
     request = request_of(ask, model, snapshot)
-    found = elsewhere(request, snapshot, build, partial(footprint_of, shape), model.size, now)
+    found = place_with_fetch(request, snapshot, build, partial(footprint_of, shape), model.size, now)
     if found is None:
         return None
     name = found.candidate.head.name
@@ -338,15 +341,17 @@ def _place_on(
     aim = context.tokens(request, shape.context_train)
     best = best_eviction(attempt, idle, snapshot, aim, evict=not ask.more)
     chosen, victims = best.choice, best.victims
-    if chosen.candidate is None and larger is not None and not lacking(ask, larger[1], snapshot):
+    if chosen.candidate is None and larger is not None and not missing_options(ask, larger[1], snapshot):
         return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*must, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
-        reckon = partial(explain, request, roomiest, footprint_with, chosen, *others)
+        compute_shortfall = partial(explain, request, roomiest, footprint_with, chosen, *others)
         message = f"{model.name} does not fit."
-        return Refuse(Fault.TOO_BIG, message, alternatives=chosen.alternatives, reckon=reckon)
+        return Refuse(
+            Fault.TOO_BIG, message, alternatives=chosen.alternatives, compute_shortfall=compute_shortfall
+        )
     ended = [*must, *victims]
     reasons = [*chosen.reasons, *reasons_to_end(ask, snapshot, victims, larger)]
     plan = chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed)

@@ -57,8 +57,8 @@ class FetchFirst:
 class Refuse:
     """The request can't be served. ``shortfall``: how much memory is missing, if that is why.
 
-    ``reckon``: computes ``shortfall``. It takes longer than the decision, so it is called only for a final
-    refusal.
+    ``compute_shortfall``: computes ``shortfall``. It takes longer than the decision, so it is called only for
+    a final refusal.
     """
 
     fault: Fault
@@ -66,7 +66,7 @@ class Refuse:
     retry_after: float = 0.0
     shortfall: Shortfall | None = None
     alternatives: tuple[Alternative, ...] = ()
-    reckon: Callable[[], Shortfall] | None = None
+    compute_shortfall: Callable[[], Shortfall] | None = None
 
 
 Decision = Use | Wait | Mismatch | ReloadWhenIdle | Place | PlaceLater | HoldersAway | FetchFirst | Refuse

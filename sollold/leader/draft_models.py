@@ -11,7 +11,7 @@ from sollold.leader.wish import PlacementWish
 from sollold.models.gguf.vocabulary import compatible
 from sollold.models.library import Library
 from sollold.models.model import Model
-from sollold.placement.request import AUTO, OFF, names_drafter, speculation_meant
+from sollold.placement.request import AUTO, OFF, names_drafter, normalised_speculation
 from sollold.placement.speculation import Drafter
 
 log = logging.getLogger("sollold.leader")
@@ -79,7 +79,7 @@ def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
 
 def missing_drafter(library: Library, setting: str) -> str:
     """Return what is wrong with the model that ``placement.speculation`` names; empty if nothing is."""
-    wanted = speculation_meant(setting)
+    wanted = normalised_speculation(setting)
     if not names_drafter(wanted):
         return ""
     why = library.resolve(wanted).message

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.facts import dataclass
-from sollold.leader.existing import Located, lacking
+from sollold.leader.existing import Located, missing_options
 from sollold.leader.messages import Ensure
-from sollold.leader.pinned import needless
+from sollold.leader.pinned import redundant_pins
 from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, is_loading
 from sollold.placement.explain import Busy
 from sollold.placement.planner import PlacementChoice
@@ -70,7 +70,7 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
     """Return the deployments that may be evicted, the cheapest to lose first, and those that may not."""
     idle: list[Located] = []
     busy: list[Busy] = []
-    spare = needless(snapshot.records)
+    spare = redundant_pins(snapshot.records)
     for record, endpoint in snapshot.endpoints():
         ollama = endpoint.backend is Backend.OLLAMA
         if endpoint.id in but or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
@@ -187,6 +187,6 @@ def reasons_to_end(
     for _, endpoint in victims:
         yield f"{endpoint.model} is idle and makes room."
     if larger is not None:
-        lacks = lacking(ask, larger[1], snapshot)
+        lacks = missing_options(ask, larger[1], snapshot)
         was = f"without {lacks}" if lacks else f"with {larger[1].context} tokens"
         yield f"It was idle {was}, so it is reloaded."

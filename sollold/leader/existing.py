@@ -22,10 +22,10 @@ from sollold.placement.request import (
     OFF,
     PlacementRequest,
     Policy,
+    memory_needed,
     must_shard,
-    needed,
+    normalised_speculation,
     profile_of,
-    speculation_meant,
 )
 from sollold.settings.schema import PlacementSettings
 
@@ -74,7 +74,7 @@ class ReloadWhenIdle:
     located: Located | None = None
 
 
-def unmet(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) -> str:
+def unmet_options(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) -> str:
     """Return the requested options that a deployment was not started with, in words; empty when none.
 
     ``slots``: the deployment's actual slots, if known.
@@ -96,20 +96,20 @@ def _with_names(fixed: Sequence[tuple[str, int]], snapshot: ClusterSnapshot) -> 
     return tuple((names.get(node, node), count) for node, count in fixed if count)
 
 
-def lacking(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
+def missing_options(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
     """Return the requested options, except context, that a deployment does not meet; empty when none."""
     sharded = must_shard(_placement_settings(ask, snapshot), snapshot.holders[0][1].parameters)
     lacks = [
-        unmet(ask, endpoint.asked, snapshot, endpoint.slots),
+        unmet_options(ask, endpoint.asked, snapshot, endpoint.slots),
         ask.placement.unmet_by(endpoint, sharded=sharded),
     ]
     return ", ".join(one for one in lacks if one)
 
 
-def _lacking_of_ordered(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -> str:
+def _missing_of_accepted(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -> str:
     """Do the same for an accepted deployment not in the records yet: only its requested options are known."""
     policy, workers = ask.placement.policy, ask.placement.workers
-    lacks = [unmet(ask, asked, snapshot)]
+    lacks = [unmet_options(ask, asked, snapshot)]
     if policy and policy != asked.policy:
         lacks.append(f"the policy {policy}")
     if ask.placement.speculation and ask.placement.speculation != asked.speculation:
@@ -185,7 +185,7 @@ def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> Placemen
         fixed=ask.fixed,
         embedding=for_embedding(ask, model),
         template=model.template,
-        speculation=speculation_meant(placement.speculation),
+        speculation=normalised_speculation(placement.speculation),
     )
 
 
@@ -216,7 +216,7 @@ def _lacks_context(ask: Ensure, needed: int, context: int, asked: Asked) -> bool
     return context < needed and (bool(ask.context) or 0 < asked.context < needed)
 
 
-def what_is_there(
+def find_existing(
     ask: Ensure, snapshot: ClusterSnapshot
 ) -> Use | Wait | Mismatch | ReloadWhenIdle | Located | None:
     """Return what runs or is loading already.
@@ -232,7 +232,7 @@ def what_is_there(
         if endpoint.backend is not Backend.OLLAMA and ask.llama and endpoint.embedding == embedding
     ]
     ready = [pair for pair in same if pair[1].state is State.READY]
-    unmet_by = {endpoint.id: lacking(ask, endpoint, snapshot) for _, endpoint in same}
+    unmet_by = {endpoint.id: missing_options(ask, endpoint, snapshot) for _, endpoint in same}
     wide = [
         (record, endpoint)
         for record, endpoint in ready
@@ -253,7 +253,7 @@ def what_is_there(
         message = f"{model.name} is in use with a context of {endpoint.context} tokens"
         return ReloadWhenIdle(endpoint.id, record.node, message, (record, endpoint))
     drafts = ask.placement.speculation not in ("", OFF, AUTO)
-    named = unmet(ask, Asked(), snapshot) or ask.placement.policy == Policy.SPREAD or drafts
+    named = unmet_options(ask, Asked(), snapshot) or ask.placement.policy == Policy.SPREAD or drafts
     if ask.ollama and not (named and runs_on_llama(model)):
         return in_ollama(ask, snapshot)
     return None
@@ -267,7 +267,7 @@ def _what_loads(
     embedding = for_embedding(ask, model)
     loading = [
         (
-            lacking(ask, endpoint, snapshot),
+            missing_options(ask, endpoint, snapshot),
             _lacks_context(ask, needed, endpoint.context, endpoint.asked),
             endpoint.context,
             record.node,
@@ -277,7 +277,7 @@ def _what_loads(
     ]
     loading += [
         (
-            _lacking_of_ordered(ask, one.plan.asked, snapshot),
+            _missing_of_accepted(ask, one.plan.asked, snapshot),
             _lacks_context(ask, needed, one.plan.run.request_context, one.plan.asked),
             one.plan.run.request_context,
             one.plan.head,
@@ -354,7 +354,7 @@ def _fits_there(ask: Ensure, model: Model, record: Record, snapshot: ClusterSnap
         profile = profile_of(snapshot.settings.models.profiles, model.name)
         if profile is not None and profile.requires_distributed:
             return False
-        return max(model.size * 1.1, needed(profile) if profile is not None else 0) <= room
+        return max(model.size * 1.1, memory_needed(profile) if profile is not None else 0) <= room
     request = request_of(ask, model, snapshot)
     tokens = context.tokens(replace(request, usual=OLLAMA_CONTEXT), snapshot.shape.context_train)
     need = footprint_of(snapshot.shape, context.run_with(request, tokens, 1))

@@ -28,8 +28,8 @@ from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, as_it_r
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
 from sollold.leader.pending import PendingFetch, PendingLoads
-from sollold.leader.pinned import LostModel, PinnedPolicy, needless
-from sollold.leader.preview import PlanPreview, foresee, preview_of
+from sollold.leader.pinned import LostModel, PinnedPolicy, redundant_pins
+from sollold.leader.preview import PlanPreview, outline_from_profile, preview_of
 from sollold.leader.replicas import ReplicaPolicy
 from sollold.leader.snapshot import ClusterSnapshot, in_use, unloaded
 from sollold.leader.snapshot_maker import SnapshotMaker
@@ -158,12 +158,12 @@ class Leader:
             return preview_of(decision, snapshot, other)
         return preview_of(decision, snapshot)
 
-    def foresee(self, model: str) -> PlanPreview | None:
+    def outline_from_profile(self, model: str) -> PlanPreview | None:
         """Outline the plan of a model that no node has, by its profile; None when the settings have none."""
         profile = profile_of(self._settings.models.profiles, model)
         if profile is None:
             return None
-        return foresee(model, profile, self._view.live(), self._settings)
+        return outline_from_profile(model, profile, self._view.live(), self._settings)
 
     def lost(self) -> tuple[LostModel, ...]:
         """Return the lost models that will be loaded again, with the names of their former heads."""
@@ -252,7 +252,7 @@ class Leader:
                     log.info("%s: queue is long, starting a replica", model)
             for head, endpoint in self._pinned.due(records, self._clock()):
                 await self._load_again(head, endpoint)
-            await self._end_needless(records)
+            await self._end_redundant_pins(records)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
         """Load a lost pinned model again, with the options it had."""
@@ -270,15 +270,15 @@ class Leader:
         lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
         if ensured.verdict is Verdict.WAIT:
             log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))
-        elif ensured.verdict is Verdict.REFUSED and self._pinned.is_news(
+        elif ensured.verdict is Verdict.REFUSED and self._pinned.should_log(
             endpoint, ensured.message, self._clock()
         ):
             log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
 
-    async def _end_needless(self, records: Sequence[Record]) -> None:
+    async def _end_redundant_pins(self, records: Sequence[Record]) -> None:
         """End redundant pinned deployments once they have been idle for the default keep_alive."""
         limit = self._settings.placement.keep_alive
-        spare = needless(records) if limit >= 0 else {}
+        spare = redundant_pins(records) if limit >= 0 else {}
         for record in records:
             for one in record.endpoints:
                 if one.id in spare and not in_use(one) and one.idle >= limit:
@@ -298,13 +298,13 @@ class Leader:
         """Have the future head fetch the file, and report its progress; the caller keeps asking."""
         node = fetch.place.plan.head
         order = Fetch(self._view.leader(), fetch.model, fetch.digest)
-        self._pending.asked_for(PendingFetch(node, fetch.model, fetch.digest, self._clock()))
+        self._pending.note_request(PendingFetch(node, fetch.model, fetch.digest, self._clock()))
         try:
             state = await self._calls.call(node, "fetch", order, Fetched, timeout=FETCH_TIMEOUT)
         except PeerError as error:
             state = Fetched(failed=str(error))
         if state.done or state.failed:
-            self._pending.came_to_an_end(node, fetch.digest)
+            self._pending.fetch_ended(node, fetch.digest)
         if state.failed:
             log.info("%s does not fetch %s: %s", name_of(self._view, node), fetch.model, state.failed)
             self._snapshots.fetch_failed(node, fetch.digest, state.failed)

@@ -61,14 +61,14 @@ class PendingLoads:
         """Return all placements under way."""
         return [job.task for job in self._jobs.values()]
 
-    def asked_for(self, fetch: PendingFetch) -> None:
+    def note_request(self, fetch: PendingFetch) -> None:
         """Note that a caller waits for a file that is being fetched."""
         self._fetches = {
             key: one for key, one in self._fetches.items() if fetch.asked - one.asked < FETCH_ENDS
         }
         self._fetches[fetch.node, fetch.digest] = fetch
 
-    def came_to_an_end(self, node: str, digest: str) -> None:
+    def fetch_ended(self, node: str, digest: str) -> None:
         """Note that a fetch has finished or failed."""
         self._fetches.pop((node, digest), None)
 
@@ -90,7 +90,7 @@ class PendingLoads:
         for job in jobs:
             job.cancel()
         for fetch in fetches:
-            self.came_to_an_end(fetch.node, fetch.digest)
+            self.fetch_ended(fetch.node, fetch.digest)
         if jobs or fetches:
             self._cancelled = {key: at for key, at in self._cancelled.items() if now - at < LONGEST_WAIT}
             self._cancelled |= dict.fromkeys(names, now)

@@ -2,7 +2,7 @@
 
 A model is lost if its process failed or one of its machines went. If its head is online without it, the head
 ended it on command, and it is not lost. If it was only behind a broken network link and comes back, there are
-two, of which one is kept (`needless`).
+two, of which one is kept (`redundant_pins`).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class PinnedPolicy:
             for one in self._pinned.values()
         )
 
-    def is_news(self, endpoint: Endpoint, reason: str, now: float) -> bool:
+    def should_log(self, endpoint: Endpoint, reason: str, now: float) -> bool:
         """Return whether to log why a due model can't be loaded: the reason changed, and not too recently."""
         pinned = self._pinned.get(_content(endpoint))
         if pinned is None or pinned.told == reason or (pinned.told and now - pinned.told_at < TOLD_AGAIN):
@@ -148,7 +148,7 @@ class PinnedPolicy:
         return lost
 
 
-def needless(records: Iterable[Record]) -> dict[str, str]:
+def redundant_pins(records: Iterable[Record]) -> dict[str, str]:
     """Return the redundant pinned deployments, each with its head.
 
     Of several with equal content and options, the one in use is kept, else the one with the most context,

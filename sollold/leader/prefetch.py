@@ -28,7 +28,7 @@ class PlacementWithoutFile:
     seconds: float
 
 
-def elsewhere(
+def place_with_fetch(
     request: PlacementRequest,
     snapshot: ClusterSnapshot,
     build: str,

@@ -16,7 +16,7 @@ from sollold.machine.device import Kind
 from sollold.placement.explain import Shortfall
 from sollold.placement.inventory import Machine, machine_of
 from sollold.placement.plan import Plan
-from sollold.placement.request import must_shard, needed
+from sollold.placement.request import memory_needed, must_shard
 from sollold.placement.search import Alternative, describe
 from sollold.settings.schema import ModelProfile, Settings
 from sollold.units import bytes_text
@@ -198,10 +198,12 @@ def _name(snapshot: ClusterSnapshot | None, node: str) -> str:
     return node
 
 
-def foresee(name: str, profile: ModelProfile, records: Iterable[Record], settings: Settings) -> PlanPreview:
+def outline_from_profile(
+    name: str, profile: ModelProfile, records: Iterable[Record], settings: Settings
+) -> PlanPreview:
     """Outline a plan from a profile alone: which machines, but not which layers, which needs the file."""
     placement = settings.placement
-    need = needed(profile)
+    need = memory_needed(profile)
     size = f"about {bytes_text(need)}" if not profile.memory else bytes_text(need)
     words = f"{profile.parameters:g} billion weights, {size}" if profile.parameters else size
     begin = f"No node has the file of {name} yet. By its profile ({words}) "

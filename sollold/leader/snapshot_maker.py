@@ -20,7 +20,7 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import unresolved
 from sollold.placement.cost_model import Correction
-from sollold.placement.request import AUTO, speculation_meant
+from sollold.placement.request import AUTO, normalised_speculation
 from sollold.placement.speculation import Drafter, MeasuredDrafts
 from sollold.settings.schema import Settings
 
@@ -101,7 +101,7 @@ class SnapshotMaker:
         The latter may be reloaded with the options they were started with.
         """
         live = self._view.live()
-        wanted = {speculation_meant(ask.placement.over(self.settings.placement).speculation)}
+        wanted = {normalised_speculation(ask.placement.over(self.settings.placement).speculation)}
         wanted |= {
             one.asked.speculation for record in live for one in record.endpoints if one.digest == model.digest
         }

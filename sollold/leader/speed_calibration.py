@@ -103,14 +103,14 @@ class SpeedCalibration:
             for record in records:
                 for endpoint in record.endpoints:
                     self._learn_drafts(endpoint)
-                    if self._is_news(endpoint):
+                    if self._has_changed(endpoint):
                         await self._learn(record, endpoint, records)
             if loop.time() - saved >= SAVE_EVERY:
                 saved = loop.time()
                 await self._save()
             await next_turn(SETTLE)
 
-    def _is_news(self, endpoint: Endpoint) -> bool:
+    def _has_changed(self, endpoint: Endpoint) -> bool:
         if endpoint.backend is Backend.OLLAMA or endpoint.state is not State.READY or endpoint.speed <= 0:
             return False
         if endpoint.drafts.by:

@@ -58,12 +58,12 @@ class Calibration:
         alike: dict[str, list[float]] = {}
         exact: dict[tuple[str, str], float] = {}
         for (node, device), known in self._devices.items():
-            exact[node, device] = factor = _of(known, architecture)
-            alike.setdefault(_sort(device), []).append(factor)
+            exact[node, device] = factor = _factor_for(known, architecture)
+            alike.setdefault(_kind_of(device), []).append(factor)
         # A device not measured yet gets the typical factor of its kind. Otherwise it would look better than
         # the measured ones (which may all be slower than their figures) just because it was never used.
-        usual = {sort: _middle(factors) for sort, factors in alike.items()}
-        return lambda node, device: exact.get((node, device)) or usual.get(_sort(device), 1.0)
+        usual = {sort: _median(factors) for sort, factors in alike.items()}
+        return lambda node, device: exact.get((node, device)) or usual.get(_kind_of(device), 1.0)
 
     def measured(self, architecture: str, terms: Sequence[TimePart], seconds: float) -> None:
         """Learn from a deployment made of ``terms`` that took ``seconds`` per token."""
@@ -89,19 +89,19 @@ class Calibration:
             self._devices.popitem(last=False)
 
 
-def _of(known: dict[str, Factor], architecture: str) -> float:
+def _factor_for(known: dict[str, Factor], architecture: str) -> float:
     """Return a device's correction for an architecture: its own, else the median of the device's others."""
     if architecture in known:
         return known[architecture].factor
-    return _middle([one.factor for one in known.values()])
+    return _median([one.factor for one in known.values()])
 
 
-def _middle(values: list[float]) -> float:
+def _median(values: list[float]) -> float:
     """Return the median, without `statistics`, which would import `fractions` and more into every daemon."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-def _sort(device: str) -> str:
+def _kind_of(device: str) -> str:
     """Return a device's kind: the name without its number, so that ``CUDA0`` and ``CUDA1`` are alike."""
     return device.rstrip("0123456789")

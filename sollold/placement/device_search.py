@@ -180,13 +180,13 @@ class _Search:
                 continue
             if one.worker >= 0 and one.worker not in machines and len(machines) >= self.workers:
                 continue
-            if j > start and self._no_news(item, items[j - 1]):
+            if j > start and self._is_redundant(item, items[j - 1]):
                 continue
             chosen.append(item)
             self._walk(j + 1, chosen, price, left - taken)
             chosen.pop()
 
-    def _no_news(self, one: BinBounds, before: BinBounds) -> bool:
+    def _is_redundant(self, one: BinBounds, before: BinBounds) -> bool:
         """Return whether the device before is equivalent, so that this one needs no trial of its own.
 
         If the number of workers is limited, a machine with several devices is not equivalent to one with a

@@ -174,7 +174,7 @@ def evaluate(
             holds everything else.
     """
     total = footprint.layers + 1
-    crossing = _crossing(head, footprint, holds, links) if footprint.checkpoints else 0.0
+    crossing = _checkpoint_seconds(head, footprint, holds, links) if footprint.checkpoints else 0.0
     checkpoints = footprint.checkpoints if crossing <= CROSSING_SECONDS else 0
     host = host_share(head, footprint, on_host, len(holds), checkpoints=checkpoints > 0)
     seeing = next((i for i, (capacity, _, _) in enumerate(holds) if _is_gpu_of(head, capacity)), -1)
@@ -203,7 +203,7 @@ def evaluate(
         seconds=cost_model.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=cost_model.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=cost_model.load_seconds(parts, footprint.host_weights, cached),
-        short=tuple(_short(_taken(head, holds, (host, *shares)))),
+        short=tuple(_shortfalls(_bytes_taken(head, holds, (host, *shares)))),
         cpu_moe=cpu_moe,
         estimate=footprint.estimate,
         parts=tuple(parts),
@@ -231,7 +231,7 @@ def _parts_of_host(head: Machine, footprint: Footprint, on_host: int, cpu_moe: i
     return parts
 
 
-def _taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dict[DeviceCapacity, int]:
+def _bytes_taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dict[DeviceCapacity, int]:
     """Return the bytes that the shares take from each device."""
     capacities = {(capacity.node, capacity.device): capacity for capacity, _, _ in holds}
     if head.cpu is not None:
@@ -244,7 +244,7 @@ def _taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dic
     return taken
 
 
-def _short(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
+def _shortfalls(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
     """Yield where more is taken than there is room for: on one device, or on all that share a memory."""
     together: dict[tuple[str, str], list[DeviceCapacity]] = {}
     for capacity, size in taken.items():
@@ -262,7 +262,9 @@ def _is_gpu_of(head: Machine, capacity: DeviceCapacity) -> bool:
     return capacity.node == head.node and capacity.kind is Kind.GPU
 
 
-def _crossing(head: Machine, footprint: Footprint, holds: Sequence[Hold], links: Mapping[str, Link]) -> float:
+def _checkpoint_seconds(
+    head: Machine, footprint: Footprint, holds: Sequence[Hold], links: Mapping[str, Link]
+) -> float:
     """Return the seconds to send a checkpoint of all remote layers to the head, device after device."""
     return sum(
         sum(footprint.snapshots[first:last]) / links.get(capacity.node, Link()).bandwidth

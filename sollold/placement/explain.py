@@ -95,7 +95,7 @@ def explain(
     parts = [
         f"{request.model} does not fit. It needs {bytes_text(needed)} {setting} "
         f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers)}).",
-        _there(fleet, request, there),
+        _available(fleet, request, there),
     ]
     if missing:
         parts.append(f"Missing: {bytes_text(missing)}.")
@@ -128,7 +128,7 @@ def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequenc
     return size
 
 
-def _there(fleet: Fleet, request: PlacementRequest, there: int) -> str:
+def _available(fleet: Fleet, request: PlacementRequest, there: int) -> str:
     rows = []
     for machine in fleet.machines:
         room = machine.room
@@ -177,7 +177,7 @@ def _remedies(
         found.append(limits)
     if limits := _within_group(fleet, fits_on):
         found.append(limits)
-    for one in _given_back(request, fleet, busy, fits_on):
+    for one in _releasing(request, fleet, busy, fits_on):
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
         found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
@@ -186,7 +186,7 @@ def _remedies(
     if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
-        size = _another(request, fleet, footprint, missing, fits_with=fits_on)
+        size = _additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
         if size:
             found.append(f"another machine with {size // GIB} GiB of free memory")
     if not found:
@@ -284,17 +284,17 @@ def _where(
     return ""
 
 
-def _given_back(
+def _releasing(
     request: PlacementRequest, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
 ) -> list[tuple[Busy, ...]]:
     """Return the smallest busy deployment whose end would make room, or else the fewest of the smallest."""
     some = sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]
     for one in some:
-        if fits_on(_freed(fleet, one)):
+        if fits_on(_with_released(fleet, one)):
             return [(one,)]
     on = fleet
     for count, one in enumerate(some, 1):
-        on = _freed(on, one)
+        on = _with_released(on, one)
         if count > 1 and fits_on(on):
             return [tuple(some[:count])]
     return []
@@ -347,7 +347,7 @@ def _scaled(footprint: Footprint, share: float) -> Footprint:
     )
 
 
-def _freed(fleet: Fleet, one: Busy) -> Fleet:
+def _with_released(fleet: Fleet, one: Busy) -> Fleet:
     capacities = {
         (capacity.node, capacity.device): capacity
         for machine in fleet.machines
@@ -372,7 +372,7 @@ def _freed(fleet: Fleet, one: Busy) -> Fleet:
     )
 
 
-def _another(
+def _additional_machine(
     request: PlacementRequest,
     fleet: Fleet,
     footprint: Footprint,

@@ -15,9 +15,9 @@ from sollold.placement.proportional import fixed, proportional
 from sollold.placement.request import MOST_DEVICES, Policy
 from sollold.placement.search import SearchContext
 
-HEADS = 4
+MAX_HEADS = 4
 """Maximum number of heads for which splits are searched."""
-ALONE = 8
+MAX_SINGLE_DEVICES = 8
 """Maximum number of devices of other machines that are tried for all layers."""
 MANY = 64
 """Above this many machines, half as many heads are tried."""
@@ -36,8 +36,8 @@ def over_several(search: SearchContext) -> Candidate | None:
     if sum(rooms) < search.needed:
         return None
     able = [head for head in search.heads() if search.may_head(head)]
-    heads = sorted(able, key=lambda head: _promise(search, head))
-    heads = heads[: HEADS if len(search.fleet.machines) <= MANY else HEADS // 2]
+    heads = sorted(able, key=lambda head: _head_cost(search, head))
+    heads = heads[: MAX_HEADS if len(search.fleet.machines) <= MANY else MAX_HEADS // 2]
     best: Candidate | None = None
     for head in heads:
         links = links_between(search.fleet.machines, head)
@@ -54,7 +54,7 @@ def over_several(search: SearchContext) -> Candidate | None:
     return best
 
 
-def _promise(search: SearchContext, head: Machine) -> tuple[float, str]:
+def _head_cost(search: SearchContext, head: Machine) -> tuple[float, str]:
     """Return a sort key: estimated seconds if ``head`` held what fits on it. Lower is a better head."""
     left, cost = float(search.needed), 0.0
     for capacity in sorted(
@@ -107,7 +107,7 @@ def _on_one_worker(
     whole = sum(search.footprint.active)
     able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= search.needed]
     able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)
-    for capacity, _ in able[:ALONE]:
+    for capacity, _ in able[:MAX_SINGLE_DEVICES]:
         made = search.evaluate(head, 0, [(capacity, 0, search.total)], links)
         if not made.short:
             return made

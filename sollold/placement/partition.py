@@ -96,7 +96,7 @@ class Partition:
         for i, item in enumerate(order[:-1]):
             times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
             backs.append(back)
-            if self._least(times, order[i + 1 :], lows[i + 1], highs[i + 1]) >= bar:
+            if self._lower_bound(times, order[i + 1 :], lows[i + 1], highs[i + 1]) >= bar:
                 return None
         end = self._finish(times, order[-1])
         if end is None:
@@ -150,7 +150,7 @@ class Partition:
                 back[end] = starts[lead]
         return out, back
 
-    def _least(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
+    def _lower_bound(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
         """Return a lower bound: after prefixes of ``low`` to ``high`` layers, the fastest device does all."""
         act = self.layers.act
         rate = min(item.bin.rate for item in left)
@@ -188,7 +188,9 @@ class Partition:
             if times is None:
                 continue
             left = [item for i, item in enumerate(rest) if not mask & 1 << i]
-            if self._least(times, left, lows[mask], highs[mask]) >= (best[0] if best is not None else bar):
+            if self._lower_bound(times, left, lows[mask], highs[mask]) >= (
+                best[0] if best is not None else bar
+            ):
                 continue
             for i, item in enumerate(rest):
                 bit = 1 << i

@@ -20,7 +20,7 @@ from sollold.placement.evaluate import Candidate, is_worker
 from sollold.placement.inventory import DeviceCapacity, Fleet
 from sollold.placement.multi_machine import over_several
 from sollold.placement.request import PlacementRequest, Policy
-from sollold.placement.search import Alternative, SearchContext, plain_of
+from sollold.placement.search import Alternative, SearchContext, external_workers_of
 from sollold.placement.single_machine import on_one_machine
 from sollold.units import bytes_text
 
@@ -94,7 +94,7 @@ def choose(
         return PlacementChoice(None, footprint_of((smaller or full)[-1]), tuple(tried.lost), ())
     best, lost = found
     chosen = footprint_of(best.run)
-    reasons = [*_why(request, fleet, best, chosen), context.given(request, best.run, train)]
+    reasons = [*_reasons(request, fleet, best, chosen), context.given(request, best.run, train)]
     if chosen.estimate:
         reasons.append("Unknown architecture: sizes are conservative estimates.")
     return PlacementChoice(best, chosen, _ranked(lost, best), tuple(reasons))
@@ -160,7 +160,7 @@ def _ranked(lost: Sequence[Alternative], best: Candidate) -> tuple[Alternative, 
     return tuple(sorted(once.values(), key=lambda one: -one.tokens_per_second)[:12])
 
 
-def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
+def _reasons(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
     """Return sentences for people that explain the placement."""
     size = sum(share.total for share in (best.host, *best.shares))
     head = best.head.name
@@ -172,7 +172,7 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
         elif devices and best.on_host:
             where += f", the first {best.host.layers} layers on the processor"
         return [f"It fits on {head} alone ({bytes_text(size)} on {where}), so no network slows it down."]
-    others = [fleet.name(node) for node in best.nodes[1:]] + plain_of(best)
+    others = [fleet.name(node) for node in best.nodes[1:]] + external_workers_of(best)
     count = 1 + len(others)
     sentences = []
     if request.fixed:

@@ -93,7 +93,7 @@ class PlacementRequest:
         )
 
 
-def speculation_meant(text: str) -> str:
+def normalised_speculation(text: str) -> str:
     """Normalise a user's speculation setting: its keywords are case-insensitive, as model names are."""
     word = text.strip()
     return word.lower() if word.lower() in _SPECULATION else word
@@ -114,7 +114,7 @@ def profile_of(profiles: Mapping[str, ModelProfile], name: str) -> ModelProfile 
     return next((profile for known, profile in profiles.items() if _plain(known) == wanted), None)
 
 
-def needed(profile: ModelProfile) -> int:
+def memory_needed(profile: ModelProfile) -> int:
     """Return the bytes that the model takes, estimated if the profile has only its size; 0 when unknown."""
     return profile.memory or int(profile.parameters * 1e9 * _BYTES_A_WEIGHT)
 

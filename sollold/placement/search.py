@@ -19,7 +19,7 @@ from sollold.placement.layer_runs import Bin, Buffers
 from sollold.placement.request import MOST_DEVICES, PlacementRequest
 
 RETRIES = 4
-LIKED = 0.02
+CACHE_BONUS = 0.02
 """Bonus, as a share of the time, for a device whose machine has the tensors cached."""
 FEW = 16
 """Maximum number of machines for which the exact buffers of each run of layers are considered."""
@@ -175,13 +175,13 @@ class SearchContext:
         if capacity.node == head.node:
             room -= self._host_bytes(head, capacity)
         hop = tail = 0.0
-        liked = 1 - self._kept(capacity, head) * LIKED
+        discount = 1 - self._cached_fraction(capacity, head) * CACHE_BONUS
         if link is not None:
-            slower = self.correction(capacity.node, cost_model.HOP) * liked
+            slower = self.correction(capacity.node, cost_model.HOP) * discount
             hop = slower * cost_model.hop_seconds(link, footprint.n_embd)
             tail = slower * cost_model.logits_seconds(link, footprint.n_vocab)
         return Bin(
-            rate=cost_model.seconds_per_byte(capacity, self.correction) * liked,
+            rate=cost_model.seconds_per_byte(capacity, self.correction) * discount,
             hop=hop,
             tail=tail,
             room=room,
@@ -190,7 +190,7 @@ class SearchContext:
             worker=self.numbers[capacity.machine] if capacity.machine != head.node else -1,
         )
 
-    def _kept(self, capacity: DeviceCapacity, head: Machine) -> float:
+    def _cached_fraction(self, capacity: DeviceCapacity, head: Machine) -> float:
         """Return the fraction of what the device could hold that its machine has on disk."""
         if capacity.node == head.node:
             return 0.0
@@ -253,7 +253,7 @@ def _may_use(capacity: DeviceCapacity, external: tuple[str, ...] | None) -> bool
     return not address or external is None or address in external
 
 
-def plain_of(one: Candidate) -> list[str]:
+def external_workers_of(one: Candidate) -> list[str]:
     """Return the external workers that a placement uses, as people call them."""
     addresses = dict.fromkeys(external_address(share.device) for share in one.shares)
     return [f"the external worker {address}" for address in addresses if address]
@@ -261,7 +261,7 @@ def plain_of(one: Candidate) -> list[str]:
 
 def describe(one: Candidate, fleet: Fleet) -> str:
     """Describe a placement in a few words: ``a alone``, ``a with b, c``."""
-    others = [fleet.name(node) for node in one.nodes[1:]] + plain_of(one)
+    others = [fleet.name(node) for node in one.nodes[1:]] + external_workers_of(one)
     if not others:
         return f"{one.head.name} alone"
     return f"{one.head.name} with {', '.join(others)}"

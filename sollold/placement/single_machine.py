@@ -12,7 +12,7 @@ from sollold.placement.moe_offload import experts_on_host
 from sollold.placement.search import Alternative, SearchContext
 from sollold.units import bytes_text
 
-TOLD = 40
+MAX_REPORTED = 40
 """Maximum number of machines for which to report why the model does not fit."""
 
 
@@ -21,7 +21,7 @@ def on_one_machine(search: SearchContext) -> Candidate | None:
     best: Candidate | None = None
     for head in search.heads():
         if (
-            len(search.lost) >= TOLD
+            len(search.lost) >= MAX_REPORTED
             and sum(capacity.room for capacity in search.devices[head.node]) < search.needed
         ):
             continue
@@ -57,12 +57,12 @@ def _alone_on(search: SearchContext, head: Machine) -> Candidate | None:
         fitting += [made[-1]] if not made[-1].short else []
     if fitting:
         return min(fitting, key=lambda one: one.seconds)
-    _cannot(search, head, made)
+    _record_failure(search, head, made)
     return None
 
 
-def _cannot(search: SearchContext, head: Machine, made: Sequence[Candidate]) -> None:
-    if len(search.lost) >= TOLD:
+def _record_failure(search: SearchContext, head: Machine, made: Sequence[Candidate]) -> None:
+    if len(search.lost) >= MAX_REPORTED:
         return
     worst = max((one for candidate in made for one in candidate.short), key=lambda s: s.needed, default=None)
     if worst is None:

@@ -169,7 +169,7 @@ class _Search:
             return
         stats = self._measured(MTP) or MTP_PRIOR
         for length in MTP_LENGTHS:
-            made = self._with(length, predicts=True) or self._anew(length)
+            made = self._with_length(length, predicts=True) or self._split_again(length)
             if made is None:
                 continue
             factor = self._gain(stats, length, made, self._predicting(made, length))
@@ -182,7 +182,7 @@ class _Search:
             made = replace(made, drafts_by=MTP, gain=factor or 1.0)
             self.options.append(_Option(made, factor * other, words))
 
-    def _anew(self, length: int) -> Candidate | None:
+    def _split_again(self, length: int) -> Candidate | None:
         """Split the layers again over the same machines so that the model's own draft layer fits too."""
 
         def of(run: Run) -> Footprint:
@@ -215,7 +215,7 @@ class _Search:
         """Try drafts from repeats of the conversation's own text."""
         stats = self._measured(NGRAM) or NGRAM_PRIOR
         for length in NGRAM_LENGTHS:
-            made = self._with(length)
+            made = self._with_length(length)
             if made is None:
                 continue
             words = f"Up to {length} tokens at a time are drafted from repeats of the conversation's own text"
@@ -261,11 +261,11 @@ class _Search:
     def _option(
         self, drafter: Drafter, takes: Footprint, device: DeviceCapacity, length: int, stats: DraftStats
     ) -> _Option | None:
-        made = self._with(length)
+        made = self._with_length(length)
         if made is None:
             return None
-        made = _beside(made, takes, device)
-        if short := _short(made, self._fleet):
+        made = _with_draft_model(made, takes, device)
+        if short := _overfull_memory(made, self._fleet):
             self.refused.append(f"{drafter.name} does not fit on {short} with it")
             return None
         active = sum(takes.active)
@@ -289,10 +289,10 @@ class _Search:
             made, factor, f"Up to {length} tokens at a time are drafted by {drafter.name} on {where}"
         )
 
-    def _with(self, length: int, *, predicts: bool = False) -> Candidate | None:
+    def _with_length(self, length: int, *, predicts: bool = False) -> Candidate | None:
         """Return the placement with room for the logits of drafts of this length, if it fits."""
         run = replace(self._found.run, drafts=length, predicts=predicts)
-        made = remade(self._found, run, self._request, self._fleet, self._footprint_of(run))
+        made = reevaluated(self._found, run, self._request, self._fleet, self._footprint_of(run))
         if not made.short:
             return made
         short = max(made.short, key=lambda one: one.needed - one.room)
@@ -315,32 +315,32 @@ class _Search:
         return gain(stats, length, single, batch, drafting)
 
 
-def _beside(made: Candidate, takes: Footprint, device: DeviceCapacity) -> Candidate:
+def _with_draft_model(made: Candidate, takes: Footprint, device: DeviceCapacity) -> Candidate:
     """Add a draft model's bytes to the head's shares."""
     layers = takes.layers + 1
     offered = made.head.cpu is not None
     if device.kind is not Kind.GPU:
         compute = takes.host_compute(devices=1, offloaded=0) + takes.host_buffers
-        return replace(made, host=_more(made.host, takes.host_tensors(layers), sum(takes.state), compute))
+        return replace(made, host=_enlarged(made.host, takes.host_tensors(layers), sum(takes.state), compute))
     compute = takes.host_compute(devices=1, offloaded=layers) + takes.host_buffers
     # A processor that is not offered can grant nothing.
-    host = _more(made.host, takes.host_weights, 0, compute) if offered else made.host
+    host = _enlarged(made.host, takes.host_weights, 0, compute) if offered else made.host
     there = takes.compute(0, layers, devices=1, offloaded=layers)
     shares, given = [], False
     for share in made.shares:
         if not given and (share.node, share.device) == (device.node, device.device):
-            share, given = _more(share, sum(takes.weights), sum(takes.state), there), True
+            share, given = _enlarged(share, sum(takes.weights), sum(takes.state), there), True
         shares.append(share)
     return replace(made, host=host, shares=tuple(shares))
 
 
-def _more(share: Share, weights: int, state: int, compute: int) -> Share:
+def _enlarged(share: Share, weights: int, state: int, compute: int) -> Share:
     return replace(
         share, weights=share.weights + weights, state=share.state + state, compute=share.compute + compute
     )
 
 
-def _short(made: Candidate, fleet: Fleet) -> str:
+def _overfull_memory(made: Candidate, fleet: Fleet) -> str:
     """Return a memory of the head that would have to hold more than it can; empty when none would."""
     head = fleet.machine(made.head.node) or made.head
     taken: dict[tuple[str, str], int] = {}
@@ -354,7 +354,9 @@ def _short(made: Candidate, fleet: Fleet) -> str:
     return next((f"{head.name} {device}" for _, device in over), "")
 
 
-def remade(found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, of: Footprint) -> Candidate:
+def reevaluated(
+    found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, of: Footprint
+) -> Candidate:
     """Return the same layers on the same devices with another run; ``short`` says where it does not fit."""
     held = sum(of.weights)
     head = fleet.machine(found.head.node) or found.head

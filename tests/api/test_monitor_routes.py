@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 
 from sollold.api.http.inflight import InflightRequest
 from sollold.control.activity import Activity, RequestStats
-from sollold.control.history import regular
+from sollold.control.history import bounded_request
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
 from sollold.machine.gpus import GpuLoad
@@ -53,7 +53,7 @@ async def get(http: ClientSession, url: str) -> Any:
 
 
 def read(monitor: Monitor) -> list[float]:
-    points = monitor.history.read("", "", regular(60, 1)).series["requests_per_second"]
+    points = monitor.history.read("", "", bounded_request(60, 1)).series["requests_per_second"]
     return [value for value in points if value == value]
 
 

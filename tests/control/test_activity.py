@@ -12,7 +12,7 @@ from sollold.control.activity import (
     Activity,
     FinishedRequest,
     Histogram,
-    account_of,
+    token_counts,
 )
 
 
@@ -52,7 +52,7 @@ def done(**changes: Any) -> FinishedRequest:
     ],
 )
 def test_the_account_at_the_end_of_an_answer(raw: bytes, account: tuple[int, int] | None) -> None:
-    assert account_of(raw) == account
+    assert token_counts(raw) == account
 
 
 def test_counts_by_route_and_model() -> None:

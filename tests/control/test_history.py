@@ -11,7 +11,7 @@ from sollold.control.history import (
     History,
     HistoryRequest,
     NodeHistory,
-    regular,
+    bounded_request,
     totals,
 )
 
@@ -73,13 +73,13 @@ def test_its_size_is_bounded() -> None:
 
 
 def test_requests_are_brought_within_bounds() -> None:
-    assert regular(600, 0) == HistoryRequest(600, 2)
-    assert regular(1, 1) == HistoryRequest(10, 1)
-    assert regular(86_400, 0) == HistoryRequest(86_400, 240)
-    assert regular(999_999_999, 7).step % 60 == 0
+    assert bounded_request(600, 0) == HistoryRequest(600, 2)
+    assert bounded_request(1, 1) == HistoryRequest(10, 1)
+    assert bounded_request(86_400, 0) == HistoryRequest(86_400, 240)
+    assert bounded_request(999_999_999, 7).step % 60 == 0
     for seconds in (10, 599, 3600, 3601, 50_000, 86_400, 999_999):
         for step in (0, 1, 59, 61, 100_000):
-            found = regular(seconds, step)
+            found = bounded_request(seconds, step)
             assert found.seconds % found.step == 0 and 0 < found.seconds // found.step <= MOST_POINTS
 
 

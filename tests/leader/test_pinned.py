@@ -13,7 +13,15 @@ from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, Stat
 from sollold.engines.commands import Deploy, Unload
 from sollold.leader import leader
 from sollold.leader.messages import Drop, Ensure
-from sollold.leader.pinned import AGAIN, FORGOTTEN, STANDS, TOLD_AGAIN, LostModel, PinnedPolicy, needless
+from sollold.leader.pinned import (
+    AGAIN,
+    FORGOTTEN,
+    STANDS,
+    TOLD_AGAIN,
+    LostModel,
+    PinnedPolicy,
+    redundant_pins,
+)
 from tests.leader.cluster import Cluster, model, placed
 from tests.placement.fleets import GIB, MIB
 
@@ -140,9 +148,9 @@ def test_what_an_ollama_keeps_is_its_own() -> None:
 
 def test_of_two_alike_one_stays() -> None:
     other = replace(PINNED, id="y", idle=9.0)
-    assert needless((head(PINNED), replace(MINE, endpoints=(other,)))) == {"y": "a"}
+    assert redundant_pins((head(PINNED), replace(MINE, endpoints=(other,)))) == {"y": "a"}
     for kept in (replace(other, active=1), replace(other, context=99)):
-        assert needless((head(PINNED), replace(MINE, endpoints=(kept,)))) == {"x": "b"}
+        assert redundant_pins((head(PINNED), replace(MINE, endpoints=(kept,)))) == {"x": "b"}
     for different in (
         replace(other, pinned=False),
         replace(other, state=State.LOADING),
@@ -151,14 +159,14 @@ def test_of_two_alike_one_stays() -> None:
         replace(other, asked=Asked(context=4096)),
         replace(other, backend=Backend.OLLAMA),
     ):
-        assert needless((head(PINNED), replace(MINE, endpoints=(different,)))) == {}
-    assert needless((head(PINNED), replace(MINE, endpoints=(other,), draining=True))) == {}
+        assert redundant_pins((head(PINNED), replace(MINE, endpoints=(different,)))) == {}
+    assert redundant_pins((head(PINNED), replace(MINE, endpoints=(other,), draining=True))) == {}
 
 
 def test_what_is_lost_is_told_until_it_is_back(watched: Watched) -> None:
     assert watched.policy.lost(0.0) == ()
     watched.see()
-    watched.policy.is_news(PINNED, "no room", 1.0)
+    watched.policy.should_log(PINNED, "no room", 1.0)
     assert watched.policy.lost(9.0) == (LostModel("m", "b", 9.0, "no room"),)
     watched.see(head(PINNED))
     assert watched.policy.lost(9.0) == ()
@@ -166,7 +174,9 @@ def test_what_is_lost_is_told_until_it_is_back(watched: Watched) -> None:
 
 def test_why_it_can_not_be_loaded_is_not_logged_at_each_try(watched: Watched) -> None:
     watched.see()
-    told = [watched.policy.is_news(PINNED, f"{second} MiB are free", float(second)) for second in range(600)]
+    told = [
+        watched.policy.should_log(PINNED, f"{second} MiB are free", float(second)) for second in range(600)
+    ]
     assert [second for second, news in enumerate(told) if news] == [0, int(TOLD_AGAIN)]
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.leader.messages import Ensure, Verdict
-from sollold.leader.preview import foresee
-from sollold.placement.request import needed, profile_of
+from sollold.leader.preview import outline_from_profile
+from sollold.placement.request import memory_needed, profile_of
 from sollold.settings.schema import GIB, MIB, ModelProfile, ModelSettings, PlacementSettings, Settings
 from tests.leader.cluster import Cluster, cpu_device, model
 
@@ -28,8 +28,8 @@ def test_a_profile_is_found_however_the_name_is_written() -> None:
     assert profile_of(profiles, "llama3.1:405B") == ModelProfile(405.0)
     assert profile_of(profiles, "demo:latest") == ModelProfile(1.0)
     assert profile_of(profiles, "other") is None
-    assert needed(ModelProfile(10.0)) == 7 * 10**9
-    assert needed(ModelProfile(10.0, memory=5)) == 5
+    assert memory_needed(ModelProfile(10.0)) == 7 * 10**9
+    assert memory_needed(ModelProfile(10.0, memory=5)) == 5
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_profile_is_found_however_the_name_is_written() -> None:
 def test_which_machines_it_would_take(
     profile: ModelProfile, rooms: tuple[int, ...], ok: bool, words: str
 ) -> None:
-    foreseen = foresee("big:1t", profile, records(*rooms), SETTINGS)
+    foreseen = outline_from_profile("big:1t", profile, records(*rooms), SETTINGS)
     assert foreseen.ok is ok and words in foreseen.message, foreseen.message
     assert "No node has the file of big:1t yet" in foreseen.message
     assert (foreseen.missing is None) is ok
@@ -55,10 +55,10 @@ def test_which_machines_it_would_take(
 def test_the_threshold_and_the_switch_count_here_too() -> None:
     small = ModelProfile(parameters=8.0)
     apart = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=7.0))
-    assert "the settings require it" in foresee("m", small, records(24, 24), apart).message
+    assert "the settings require it" in outline_from_profile("m", small, records(24, 24), apart).message
     never = replace(apart, placement=replace(apart.placement, enable_distributed=False))
-    assert "alone" in foresee("m", small, records(24, 24), never).message
-    assert not foresee("m", ModelProfile(memory=30 * GIB), records(24, 24), never).ok
+    assert "alone" in outline_from_profile("m", small, records(24, 24), never).message
+    assert not outline_from_profile("m", ModelProfile(memory=30 * GIB), records(24, 24), never).ok
 
 
 @pytest.mark.parametrize(

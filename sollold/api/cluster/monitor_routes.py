@@ -17,7 +17,7 @@ from sollold.api.http.response import JSON, SSE, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.events import Event, as_object
-from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, regular, totals
+from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, bounded_request, totals
 from sollold.errors import Fault, Refusal
 from sollold.natural_order import natural
 
@@ -159,7 +159,7 @@ class MonitorRoutes:
 
     async def history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: of the whole cluster and of each node."""
-        wanted = regular(_number(request, "seconds", 600), _number(request, "step", 0))
+        wanted = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
         nodes = await self._services.monitor.histories(wanted)
         points = wanted.seconds // wanted.step
         value = {

@@ -15,7 +15,7 @@ from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
 from sollold.leader.wish import PlacementWish
 from sollold.models.listing import Listed
-from sollold.placement.request import MOST_DEVICES, speculation_meant
+from sollold.placement.request import MOST_DEVICES, normalised_speculation
 from sollold.settings.schema import Speculate
 
 PolicyName = Literal["", "fastest", "memory_aware", "even", "spread"]
@@ -51,7 +51,7 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             self.threshold,
             self.policy or policy,
             external,
-            speculation_meant(self.speculation or speculation),
+            normalised_speculation(self.speculation or speculation),
         )
 
 

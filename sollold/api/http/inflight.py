@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import field
 from typing import Any
 
-from sollold.control.activity import TOKEN_BUCKETS, Activity, FinishedRequest, account_of
+from sollold.control.activity import TOKEN_BUCKETS, Activity, FinishedRequest, token_counts
 from sollold.errors import Refusal
 from sollold.facts import dataclass
 from sollold.serving.request import Ask, Routing, Waiting
@@ -85,7 +85,7 @@ class InflightRequest:
 
     def finished(self) -> FinishedRequest:
         """What is remembered of it."""
-        told = account_of(*self.tail)
+        told = token_counts(*self.tail)
         prompt, generated = told or (0, self.events if self.ask.stream else 0)
         routing = self.routing
         return FinishedRequest(
