@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sollold.cluster.admission import admission, keyring
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
+from sollold.cluster.admission.exchange import AdmissionState
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile, KeyringMember
 from sollold.cluster.admission.orders import DoorOrder, SecretAnswer, SecretOrder, Step, secret_of
 from sollold.cluster.admission.policy import Standing, behind
@@ -301,6 +302,20 @@ async def test_a_member_is_turned_out_at_once_and_only_an_admin_lets_it_in_again
     assert (await service.admit(gone.me.name)).evicted
     await until(lan.led, 30)
     assert lan.settled() and not lan.ring(lead).evicted
+
+
+async def test_an_evicted_node_that_admits_a_machine_answers_others_again(lan: Lan) -> None:
+    lead = leader(lan)
+    out = next(number for number in range(3) if number != lead)
+    gone = lan.running[out]
+    await lan.changes[lead].evict(gone.me.name)
+    await until(lambda: "was evicted" in gone.me.seeking, 30)
+    admission = gone.admission
+    assert admission is not None
+    assert admission.answer(SORTED[4].public, "other", "").state is AdmissionState.BUSY
+    admission.let_in(SORTED[3].node, "invited", "invitation")
+    assert not gone.me.seeking
+    await until(lambda: admission.answer(SORTED[4].public, "other", "").state is not AdmissionState.BUSY)
 
 
 async def test_the_leader_is_turned_out_too(lan: Lan) -> None:

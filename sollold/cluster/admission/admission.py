@@ -180,7 +180,7 @@ class Admission:
             log.info("%s (%s) was admitted%s", name, node, how)
             admitted = (*self.ring.admitted, Admitted(node, name, by, time.time()))
             self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
-            self.search.waits_at = None
+            self.search.wait_no_more()
             self._save()
             self._changed()
         ring = self.ring

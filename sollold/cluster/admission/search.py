@@ -171,5 +171,5 @@ class ClusterSearch:
             self.asking = False
 
     def wait_no_more(self) -> None:
-        """Stop waiting: this node was admitted."""
+        """Stop waiting: this node was admitted, or has admitted another machine to its own cluster."""
         self.waits_at, self.turned_out = None, False
