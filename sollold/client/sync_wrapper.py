@@ -110,6 +110,14 @@ class _Blocking:
             )
         )
 
+    def get_stats(self) -> Record:
+        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
+
+        async def ask() -> Record:
+            return await self.asynchronous.get_stats()
+
+        return run(ask())
+
 
 class OllamaPool(_Blocking):
     """The cluster as a pool of Ollamas; arguments as for `sollold.client.OllamaPool`."""
@@ -159,10 +167,6 @@ class OllamaPool(_Blocking):
             return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
         answer: Record = run(self.asynchronous.chat(model, messages, stream=False, **more))
         return answer
-
-    def get_stats(self) -> Record:
-        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
-        return run(self.asynchronous.get_stats())
 
     def list(self) -> Records:
         """The models of the cluster, in Ollama's form."""
@@ -272,14 +276,6 @@ class HybridRouter(_Blocking):
         """
         found = self.coordinator
         return found.model if found is not None else None
-
-    def get_stats(self) -> Record:
-        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
-
-        async def ask() -> Record:
-            return await self.asynchronous.get_stats()
-
-        return run(ask())
 
 
 # So that `help` shows the arguments, which both versions share.
