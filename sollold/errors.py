@@ -72,6 +72,6 @@ def unloaded_by_force(model: str) -> Refusal:
     """
     return Refusal(
         Fault.INTERRUPTED,
-        f"{model} was unloaded by order, with the requests in it (unload --force)",
+        f"{model} was unloaded with --force, which ended its requests",
         final=True,
     )

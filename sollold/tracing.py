@@ -63,7 +63,7 @@ def start(url: str, node: str) -> Callable[[], None]:
     if not installed():
         raise TracesUnavailable(
             f"log.traces needs OpenTelemetry, which is not installed: pipx inject sollold {NEEDED} "
-            "(the Debian package has no place for it)"
+            "(not possible with the Debian package)"
         )
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -78,7 +78,7 @@ def start(url: str, node: str) -> Callable[[], None]:
         if (proxy := proxy_for(url)) is not None:
             session.proxies = {urlsplit(url).scheme: proxy.url}
     except BadProxy as error:
-        log.warning("traces are sent directly: %s", error)
+        log.warning("traces are sent without a proxy: %s", error)
     facts = {"service.name": "sollold", "service.version": __version__, "service.instance.id": node}
     provider = TracerProvider(resource=Resource.create(facts), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=5, session=session)

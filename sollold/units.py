@@ -38,7 +38,7 @@ _SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
 
 def _check_length(text: str) -> None:
     if len(text) > _LONGEST:
-        raise ValueError(f"{text[:20]!r}… is longer than any number")
+        raise ValueError(f"{text[:20]!r}… is too long for a number")
 
 
 def parse_bytes(text: str) -> int:
@@ -54,7 +54,7 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is not a size; write bytes or a unit, such as 20 GiB or 400 MB")
     size = float(match[1]) * _SIZES[unit]
     if size > _MOST:
-        raise ValueError(f"{text!r} is more than any machine has")
+        raise ValueError(f"{text!r} is too large")
     return int(size)
 
 

@@ -105,10 +105,10 @@ def _proxy(value: str, variable: str) -> Proxy:
     except ValueError:
         usable = False
     if not usable:
-        raise BadProxy(f"{variable} does not name a proxy; it has to look like http://HOST:PORT")
+        raise BadProxy(f"{variable} is not a proxy's URL; write http://HOST:PORT")
     if parts.scheme not in ("http", "https"):
         raise BadProxy(
-            f"{variable} names a proxy of the kind {parts.scheme}, which is not supported; "
-            "name an HTTP proxy: http://HOST:PORT"
+            f"{variable} names a {parts.scheme} proxy, which is not supported; "
+            "use an HTTP proxy: http://HOST:PORT"
         )
     return Proxy(url, variable)

@@ -32,7 +32,7 @@ def test_what_is_no_size(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["9" * 400, "9999999 TiB"])
 def test_sizes_that_no_machine_has(text: str) -> None:
-    with pytest.raises(ValueError, match="more than any machine has"):
+    with pytest.raises(ValueError, match="is too large"):
         parse_bytes(text)
 
 
@@ -83,7 +83,7 @@ def test_a_text_of_any_length_is_refused_at_once() -> None:
     for text in ("9" * 5_000_000, "1h" * 2_000_000, "x" * 5_000_000):
         before = time.thread_time()
         for parse in (parse_seconds, parse_bytes):
-            with pytest.raises(ValueError, match="longer than any number"):
+            with pytest.raises(ValueError, match="too long for a number"):
                 parse(text)
         assert time.thread_time() - before < 0.05
 

@@ -67,9 +67,9 @@ def test_what_no_proxy_excepts(host: str, rules: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("socks5://proxy:1080", "HTTPS_PROXY names a proxy of the kind socks5"),
-        ("http://", "HTTPS_PROXY does not name a proxy"),
-        ("http://proxy:none", "HTTPS_PROXY does not name a proxy"),
+        ("socks5://proxy:1080", "HTTPS_PROXY names a socks5 proxy"),
+        ("http://", "HTTPS_PROXY is not a proxy's URL"),
+        ("http://proxy:none", "HTTPS_PROXY is not a proxy's URL"),
     ],
 )
 def test_a_proxy_that_can_not_be_used_is_said(value: str, words: str) -> None:

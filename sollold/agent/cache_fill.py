@@ -96,7 +96,7 @@ class CacheFill:
         self._give_up()
         if self._filled:
             log.info(
-                "%s of the model did not come through the head, which waited %.1f s for them",
+                "%s of the model were not loaded through the head, which waited %.1f s for them",
                 bytes_text(self._filled),
                 self._waited,
                 extra={"deployment": self._request.deployment},
@@ -333,7 +333,7 @@ def copy_bytes(
         done, in_kernel = 0, True
         while done < size:
             if stop.stopped:
-                raise InterruptedError("stopped while it was copied")
+                raise InterruptedError("the copy was cancelled")
             count = min(_CHUNK, size - done)
             try:
                 if in_kernel:

@@ -41,7 +41,7 @@ class CacheFills:
             return Done(True)
         sizes = [one.size for one in request.tensors]
         if len(sizes) > _MOST_TENSORS or min(sizes, default=1) < 1 or sum(sizes) > granted:
-            return Done(False, "these are not the tensors of what is granted")
+            return Done(False, "the tensors do not match the grant")
         local = self._find_model(request.digest)
         if local is not None and (local.unusable or not local.files):
             local = None

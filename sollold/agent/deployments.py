@@ -153,7 +153,7 @@ class Deployments:
         if not force and not await _is_unused(one):
             return Done(False, f"{one.plan.model} has running requests")
         if not force and one.state in (State.STARTING, State.LOADING):
-            return Done(False, f"{one.plan.model} is being loaded for a request that waits")
+            return Done(False, f"{one.plan.model} is being loaded for a waiting request")
         one.end(reason, state=State.DRAINING, forced=force)
         task = self._running.get(deployment)
         if task is not None:
@@ -213,7 +213,7 @@ class Deployments:
                 logging.WARNING if failed else logging.INFO,
                 "%s %s: %s",
                 deployment.plan.model,
-                "failed" if failed else "is unloaded",
+                "failed" if failed else "was unloaded",
                 deployment.reason,
                 extra={"deployment": deployment.id},
             )

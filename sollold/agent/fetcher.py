@@ -113,7 +113,7 @@ class Fetcher:
     async def _stop(self, request: Fetch) -> Fetched:
         fetch = self._fetches.pop(request.digest, None)
         if fetch is not None and fetch.task is not None and not fetch.task.done():
-            log.info("download of %s cancelled: its load was", request.model)
+            log.info("download of %s cancelled: its load was cancelled", request.model)
             fetch.failed = "its load was cancelled"
             fetch.task.cancel()
             await asyncio.wait([fetch.task])

@@ -196,9 +196,7 @@ class GrantManager:
         worker = self.workers.get(deployment)
         if worker is None or not (stranger := await worker.stranger()):
             return True
-        log.warning(
-            "the worker of %s is started again: %s", deployment, stranger, extra={"deployment": deployment}
-        )
+        log.warning("restarting the worker of %s: %s", deployment, stranger, extra={"deployment": deployment})
         if self.workers.get(deployment) is worker:
             start = self._starting.get(deployment) or self._in_task(
                 deployment, self._start_worker_again(deployment)
@@ -303,7 +301,7 @@ class GrantManager:
             return f"{self._name(caller)} sent a command in a term of {leader}"
         highest = max(self.ledger.term, self._leader())
         if term.counter > highest.counter + TERM_STEP:
-            return f"term {term.counter} does not follow term {highest.counter}: no elections led there"
+            return f"term {term.counter} is too far ahead of term {highest.counter} to follow from elections"
         return ""
 
     # Actions

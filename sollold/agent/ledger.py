@@ -190,7 +190,7 @@ class Ledger:
             return "the node is draining and accepts no new deployments"
         wanted = {device: size for device, size in request.bytes.items() if size}
         if any(size < 0 for size in wanted.values()):
-            return "a negative number of bytes was asked for"
+            return "a negative number of bytes was requested"
         entry = self._entries.get(request.deployment)
         if entry is not None:
             if entry.ending:

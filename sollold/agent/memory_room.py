@@ -82,14 +82,15 @@ class MemoryRoom:
                 return f"{name} serves one deployment at a time, and {other} has it"
             if size > (room := max(0, self._device_room(device))):
                 return (
-                    f"{name}: {_mib(size)} asked, {_mib(room)} left under its limit of {_mib(device.limit)}"
+                    f"{name}: {_mib(size)} requested, {_mib(room)} left under its limit of "
+                    f"{_mib(device.limit)}"
                 )
             together = sum(wanted.get(member.id, 0) for member in self._members(device))
             if together > (room := max(0, self._pool_room(device))):
-                return f"{name}: {_mib(together)} asked, {_mib(room)} free"
+                return f"{name}: {_mib(together)} requested, {_mib(room)} free"
         if self.node_limit and _own(wanted) > (room := max(0, self._node_room())):
             return (
-                f"{_mib(_own(wanted))} asked, {_mib(room)} left under the node's limit of "
+                f"{_mib(_own(wanted))} requested, {_mib(room)} left under the node's limit of "
                 f"{_mib(self.node_limit)}"
             )
         return ""

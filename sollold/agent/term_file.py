@@ -68,7 +68,7 @@ class TermFile:
             refusal = f"the term can't be written to {self._path}: {system_reason(error)}"
             if not self._complained:
                 self._complained = True
-                log.error("%s; until it can, this node takes part in no model that is loaded", refusal)
+                log.error("%s; until then, this node takes part in no load", refusal)
             return refusal
         self._complained = False
         self.on_disk = term

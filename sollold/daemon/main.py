@@ -65,15 +65,15 @@ def _owned(folders: Places) -> Iterator[None]:
     except OSError as error:
         raise StartError(
             f"can't write {error.filename or folders.state}: {system_reason(error)}; "
-            "name other folders with node.state_dir and node.cache_dir"
+            "set node.state_dir and node.cache_dir to other folders"
         ) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StartError(
-                f"another sollold runs with the state folder {folders.state}; `systemctl status sollold` "
-                "may know it. For a second one name another folder: --set node.state_dir=…"
+                f"another sollold uses the state folder {folders.state} (see `systemctl status sollold`). "
+                "For a second one, choose another folder: --set node.state_dir=…"
             ) from None
         yield
     finally:

@@ -26,7 +26,9 @@ class StuckThreads:
         try:
             self._timer.start()
         except RuntimeError as error:
-            logger.warning("nothing ends the daemon if a disk or a share does not answer: %s", error)
+            logger.warning(
+                "the daemon may hang at exit if a disk or network share does not respond: %s", error
+            )
 
     def all_ended(self) -> None:
         """Cancel it, the loop having ended, unless a thread is left that Python would wait for."""
@@ -36,7 +38,7 @@ class StuckThreads:
     def _exit(self) -> None:
         names = ", ".join(sorted({one.name for one in _waited_for()})) or "the loop"
         logger.warning(
-            "%s did not end: probably a disk or a share that does not answer; the daemon ends without it",
+            "%s did not end: probably a disk or network share does not respond; exiting anyway",
             names,
         )
         for handler in logging.getLogger().handlers:

@@ -61,7 +61,7 @@ def listed(server: Path) -> list[ListedDevice] | None:
         return None
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
-        log.warning("%s --list-devices ended with %d: %s", server, done.returncode, text.strip()[-200:])
+        log.warning("%s --list-devices exited with %d: %s", server, done.returncode, text.strip()[-200:])
         return None
     return parse(text)
 

@@ -143,7 +143,7 @@ class DeviceMeter:
             self._said_absent = server
             log.warning(
                 "llama.cpp is built for %s, but no GPU was found: models run on the processor "
-                "(sollold doctor says what to look at)",
+                "(run `sollold doctor` for advice)",
                 " and ".join(kinds),
             )
 

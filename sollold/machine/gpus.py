@@ -80,7 +80,7 @@ class Nvml:
         except pynvml.NVMLError as error:
             quiet = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
             if error.value not in quiet:
-                self.problem = f"NVML does not start: {error}"
+                self.problem = f"NVML could not be initialized: {error}"
             return
         self._nvml = pynvml
 
@@ -97,7 +97,7 @@ class Nvml:
         try:
             count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError as error:
-            self._say(-1, f"NVML does not count the GPUs: {error}")
+            self._say(-1, f"NVML can't count the GPUs: {error}")
             return []
         self._say(-1, "")
         return visible([self._gpu(index) for index in range(count)], os.environ.get("CUDA_VISIBLE_DEVICES"))

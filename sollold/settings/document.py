@@ -75,10 +75,10 @@ def example() -> str:
     texts = documentation()
     lines = [
         "# Settings of sollold. Every key is shown with its default; all are optional.",
-        '# Sizes: bytes, or a text with a unit ("20 GiB"). Durations: seconds, or "5m", "1h30m".',
+        '# Sizes: bytes, or a string with a unit ("20 GiB"). Durations: seconds, or "5m", "1h30m".',
         "# Each key can also be set by the environment: [http] port is SOLLOLD_HTTP_PORT.",
         "# `sollold config` prints the values in use and where each comes from.",
-        "# After a change: `systemctl reload sollold`. What is marked so needs `systemctl restart sollold`.",
+        "# After a change: `systemctl reload sollold`. Keys marked (restart) need a restart.",
     ]
     section = ""
     for key, setting in catalogue().items():

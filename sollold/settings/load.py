@@ -183,7 +183,7 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
         place = f"{file}:{lines.get(section, 1)}"
         if section not in sections:
             if not isinstance(table, dict):
-                raise SettingsError(f"{place}: {section} stands in no section{_sections_of(section)}")
+                raise SettingsError(f"{place}: {section} is in no section{_sections_of(section)}")
             raise SettingsError(f"{place}: unknown section [{section}]{_nearest(section, sections)}")
         if not isinstance(table, dict):
             raise SettingsError(f"{place}: {section} is a section: write [{section}] and its keys below")
@@ -216,7 +216,7 @@ def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
     if stat.S_ISREG(mode) and mode & stat.S_IROTH and folder & stat.S_IXOTH:
         command = f"chmod o-rwx {shlex.quote(str(file))}"
         raise SettingsError(
-            f"{file}: has {named[0]}, a secret, and every user of this machine can read it; run: {command}"
+            f"{file}: {named[0]} is a secret, but every user of this machine can read it; run: {command}"
         )
 
 
@@ -315,7 +315,7 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             words = [str(choice) or '""' for choice in choices]
             text = f"{value!r} is not one of {', '.join(words)}{_nearest(str(value), words)}"
         elif "matching regex" in text:
-            shown = "what is given" if setting.key in SECRETS else repr(value)
+            shown = "the given value" if setting.key in SECRETS else repr(value)
             text = f"{shown} is not {_description(kind)}"
         else:
             text = in_words(text, value, secret=setting.key in SECRETS)

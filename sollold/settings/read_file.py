@@ -26,13 +26,13 @@ def read_file(path: Path) -> bytes:
         read = bytearray()
         while True:
             if pipe and not poll.poll(_PIPE_SECONDS * 1000):
-                why = f"it is a pipe into which nothing was written for {_PIPE_SECONDS:g} s"
+                why = f"it is a pipe to which nothing was written for {_PIPE_SECONDS:g} s"
                 raise OSError(errno.ETIMEDOUT, why)
             piece = os.read(handle, 1 << 16)
             if not piece:
                 return bytes(read)
             read += piece
             if len(read) > _LONGEST:
-                raise OSError(errno.EFBIG, f"it has more than {_LONGEST >> 20} MiB")
+                raise OSError(errno.EFBIG, f"it is larger than {_LONGEST >> 20} MiB")
     finally:
         os.close(handle)

@@ -11,7 +11,7 @@ _OTHER_TYPE = re.compile(r"Expected `(\w+)`, got `\w+`(?: - at `\$(.*)`)?")
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
-    "str": "a text in quotes",
+    "str": "a quoted string",
     "bool": "true or false",
     "array": "a list",
     "object": "a table",

@@ -187,7 +187,7 @@ async def test_a_worker_that_does_not_start_frees_its_bytes(folder: Path):
         await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not done.ok
-        assert "the worker ended at its start" in done.reason
+        assert "the worker exited at startup" in done.reason
         await until(lambda: not cluster.agents["a"].grants.ledger.holds("d"))
 
 

@@ -108,7 +108,7 @@ async def test_after_a_write_that_failed_the_term_is_still_to_be_written(
                 assert not refused.ok
                 assert "term.json: No space left" in refused.reason
             assert not cluster.agents["a"].grants.ledger.grants()
-            assert caplog.text.count("takes part in no model") == 1
+            assert caplog.text.count("takes part in no load") == 1
         assert (await reserve(cluster, Term(9, "l"), "f")).ok
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 

@@ -72,7 +72,7 @@ def test_no_more_than_there_is_and_the_refusal_has_the_arithmetic():
     book = ledger(device(total=4 * 1024**3))
     refused, _ = book.reserve(ask(size=5 * 1024**3), 0.0)
     assert not refused.ok
-    assert refused.reason == "CPU: 5,120 MiB asked, 4,096 MiB left under its limit of 4,096 MiB"
+    assert refused.reason == "CPU: 5,120 MiB requested, 4,096 MiB left under its limit of 4,096 MiB"
     assert refused.available == {"CPU": 4 * 1024**3}
     assert book.grants() == ()
 

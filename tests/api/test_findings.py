@@ -79,9 +79,9 @@ def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_mode
     assert finding.grade is Grade.PROBLEM
     assert finding.what.startswith("big:7b on anna failed 2 times: it was killed")
     assert "node.reserve" in finding.fix and "`sollold logs big:7b`" in finding.fix
-    other = replace(failed, reason="it ended with exit code 1: no such file")
+    other = replace(failed, reason="it exited with code 1: no such file")
     (finding,) = examine(replace(WELL, live=(replace(ANNA, endpoints=(other,)), BERT)))
-    assert finding.what.startswith("big:7b on anna failed: it ended") and "node.reserve" not in finding.fix
+    assert finding.what.startswith("big:7b on anna failed: it exited") and "node.reserve" not in finding.fix
     again = replace(failed, id="f", state=State.READY, loaded=True, reason="")
     (finding,) = examine(replace(WELL, live=(me, replace(BERT, endpoints=(again,)))))
     assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")

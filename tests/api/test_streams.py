@@ -88,7 +88,7 @@ async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSes
     [
         Refusal(Fault.TOO_BIG, "it does not fit"),
         Refusal(Fault.ENGINE, "boom", status=500),
-        Refusal(Fault.INTERRUPTED, "it was unloaded by order", final=True),
+        Refusal(Fault.INTERRUPTED, "it was unloaded with --force", final=True),
     ],
 )
 async def test_client_libraries_do_not_repeat_what_fails_again(serve: Serve, refusal: Refusal) -> None:

@@ -14,7 +14,7 @@ from tests.gguf.size import Size
 
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
 
-SAID = "did not come through the head"
+SAID = "were not loaded through the head"
 ASK = {
     "model": "both",
     "messages": [{"role": "user", "content": "Hello."}],

@@ -52,7 +52,7 @@ def settings_page() -> str:
         "`~/.config/sollold/sollold.toml`), the default. `sollold config` prints what is in force and where",
         "each value comes from.",
         "",
-        'Sizes are bytes, or a text with a unit (`"20 GiB"`). Durations are seconds, or `"5m"`, `"1h30m"`.',
+        'Sizes are bytes, or a string with a unit (`"20 GiB"`). Durations are seconds, or `"5m"`, `"1h30m"`.',
         "In variables and flags lists are written with commas, or as in the file.",
         "",
         "After a change of the file, `sudo systemctl reload sollold` puts it in force without a pause; what",

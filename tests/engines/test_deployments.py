@@ -257,7 +257,7 @@ async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Mode
         await cluster.deploy("d", plan(tiny, "a"))
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.culprit == "a"
-        assert "llama-server: it ended with exit code 1" in failed.reason
+        assert "llama-server: it exited with code 1" in failed.reason
         assert "not within the file bounds" in failed.reason, "the cause, not only that it failed"
         await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
 
@@ -301,7 +301,7 @@ async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: M
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"))
         refused = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
-        assert refused == Done(False, "tiny:latest is being loaded for a request that waits")
+        assert refused == Done(False, "tiny:latest is being loaded for a waiting request")
         one = cluster.agents["a"].deployments.all["d"]
         assert await cluster.call("l", "a", "unload", Unload(TERM, "d", force=True)) == Done(True)
         assert one.endpoint().forced, "who waits for it is not to have it loaded anew"
@@ -375,7 +375,7 @@ async def test_a_llama_server_that_hangs_before_its_first_word_is_given_up(
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"))
         failed = await cluster.until("a", "d", State.FAILED)
-        assert failed.reason.startswith("llama-server hangs at its start: it did nothing for")
+        assert failed.reason.startswith("llama-server hung at startup: no activity for")
         assert failed.hung
         await until(lambda: children() == [])
 

@@ -118,7 +118,7 @@ async def test_another_protocol_and_a_forbidden_worker_are_listed_and_not_used(
         port = int(address.rpartition(":")[2])
         other = await look("127.0.0.1", port, Version(6, 1, 0))
         assert other.state is ExternalState.REFUSED
-        assert "speaks version 7.0.0 of the RPC protocol, and the llama.cpp here 6.1.0" in other.reason
+        assert "speaks version 7.0.0 of the RPC protocol, but the llama.cpp here 6.1.0" in other.reason
         async with watched(workers(address, allowed=False)) as plain:
             await until(lambda: plain.listed()[0].state is ExternalState.REFUSED)
             assert "llama.allow_plain_workers" in plain.listed()[0].reason

@@ -153,7 +153,7 @@ async def test_a_system_without_a_thread_more_is_a_reason_too(folder: Path, monk
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none)
-    with pytest.raises(OSError, match="test can't be started: the system gives this user no more threads"):
+    with pytest.raises(OSError, match="test can't be started: the system allows this user no more threads"):
         await begin(folder, "true")
 
 
@@ -277,11 +277,11 @@ def test_ports_are_given_once():
                 "0.2 E llama_model_load_from_file_impl: failed to load model",
                 "0.3 E srv    load_model: failed to load model, '/models/odd.gguf'",
             ],
-            "it ended with exit code 1: llama_model_load: error loading model: unknown model architecture",
+            "it exited with code 1: llama_model_load: error loading model: unknown model architecture",
         ),
         (1, ["failed to allocate RPC buffer", "error: x"], "out of memory (failed to allocate"),
         (-9, ["all is well"], "it was killed (SIGKILL), probably out of memory"),
-        (-6, ["a", "GGML_ASSERT(x) failed"], "it was ended by SIGABRT: GGML_ASSERT(x) failed"),
+        (-6, ["a", "GGML_ASSERT(x) failed"], "it was terminated by SIGABRT: GGML_ASSERT(x) failed"),
         (
             -6,
             [
@@ -289,7 +289,8 @@ def test_ports_are_given_once():
                 "/src/ggml/src/ggml.c:3153: GGML_ASSERT(ggml_can_mul_mat(a, b)) failed",
                 "0.2 I common_init_from_params: warming up, unknown or invalid tokens are skipped",
             ],
-            "it was ended by SIGABRT: /src/ggml/src/ggml.c:3153: GGML_ASSERT(ggml_can_mul_mat(a, b)) failed",
+            "it was terminated by SIGABRT: "
+            "/src/ggml/src/ggml.c:3153: GGML_ASSERT(ggml_can_mul_mat(a, b)) failed",
         ),
         (
             -6,
@@ -298,9 +299,13 @@ def test_ports_are_given_once():
                 "  what():  Invalid diff",
                 "0.3 W warning: failed to map a page",
             ],
-            "it was ended by SIGABRT: what():  Invalid diff",
+            "it was terminated by SIGABRT: what():  Invalid diff",
         ),
-        (-11, ["0.1 I srv load: error correction is off", "0.2 I done"], "it was ended by SIGSEGV: done"),
+        (
+            -11,
+            ["0.1 I srv load: error correction is off", "0.2 I done"],
+            "it was terminated by SIGSEGV: done",
+        ),
         (-7, ["0.1 I slot init_sampler: took 0.00 ms"], "a file that it had mapped can't be read any more"),
         (
             -6,
@@ -308,10 +313,10 @@ def test_ports_are_given_once():
                 "terminate called after throwing an instance of 'std::system_error'",
                 "  what():  Resource temporarily unavailable",
             ],
-            "it was ended by SIGABRT: the system gives this user no more threads or processes",
+            "it was terminated by SIGABRT: the system allows this user no more threads or processes",
         ),
-        (0, [], "it ended with exit code 0"),
-        (-99, ["x"], "it was ended by signal 99: x"),
+        (0, [], "it exited with code 0"),
+        (-99, ["x"], "it was terminated by signal 99: x"),
     ],
 )  # fmt: skip
 def test_last_words(code: int, lines: list[str], words: str):

@@ -48,7 +48,7 @@ async def test_a_copy_for_a_load_ends_with_it_and_those_who_wait_hear_so() -> No
     assert dropped.cancelled and not dropped.ended and not dropped.refused
     stop = Fetch(cluster.term, "demo:latest", "d1", stop=True)
     assert cluster.asked("fetch")[-1] == ("d", stop)
-    with pytest.raises(Refusal, match="unloaded by order") as told:
+    with pytest.raises(Refusal, match="unloaded with --force") as told:
         await waiting
     assert told.value.fault is Fault.INTERRUPTED and told.value.final
     assert cluster.asked("fetch")[-1] == ("d", stop) and not cluster.asked("deploy")

@@ -84,7 +84,7 @@ class FakeEngines:
         endpoint = Endpoint(id, MODEL, "", backend, State.READY, context=4096, slots=slots, **more)
         self._view.update_me(endpoints=(*self._view.me.endpoints, endpoint))
 
-    def crash(self, id: str, reason: str = "it was ended by SIGSEGV") -> None:
+    def crash(self, id: str, reason: str = "it was terminated by SIGSEGV") -> None:
         """Its process ends by a fault of its own."""
         ended = {"state": State.FAILED, "crashed": True, "reason": reason}
         endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]

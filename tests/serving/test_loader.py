@@ -179,7 +179,7 @@ async def test_a_load_that_was_ended_by_force_is_not_begun_anew(scene: Scene) ->
     asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
     await until(lambda: scene.asked)
     scene.tell(replace(LOADING, state=State.DRAINING, forced=True))
-    with pytest.raises(Refusal, match="was unloaded by order") as refusal:
+    with pytest.raises(Refusal, match="was unloaded with --force") as refusal:
         await asking
     assert refusal.value.fault is Fault.INTERRUPTED
     assert len(scene.asked) == 1

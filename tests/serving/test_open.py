@@ -736,7 +736,7 @@ async def test_what_is_unloaded_by_force_ends_with_the_requests_in_it(cluster: C
     await until(lambda: Waiting("queued", position=1) in waits)
     b.engines.force_out("d1")
     for ended in (read(answer), queued):
-        with pytest.raises(Refusal, match="was unloaded by order") as refusal:
+        with pytest.raises(Refusal, match="was unloaded with --force") as refusal:
             await ended
         assert refusal.value.fault is Fault.INTERRUPTED
     assert answer.routing.resumed == 0

@@ -28,7 +28,9 @@ async def give(node: Node, *args: Any, **more: Any) -> list[dict[str, Any]]:
     return [json.loads(event) async for event in answer.events]
 
 
-async def three(cluster: Cluster, reason: str = "it was ended by SIGSEGV") -> tuple[Node, Reciter, Reciter]:
+async def three(
+    cluster: Cluster, reason: str = "it was terminated by SIGSEGV"
+) -> tuple[Node, Reciter, Reciter]:
     """Node a, which is asked; b and c have an engine each, which crashes over ``deadly``."""
     a, b, c = [await cluster.node(name) for name in "abc"]
     one, other = await cluster.reciter(), await cluster.reciter()

@@ -75,7 +75,7 @@ async def look(
         return ProbeResult(ExternalState.REFUSED, f"{host}:{port} stopped while answering")
     except (OSError, EOFError):
         # Very old workers close the connection when they receive an unknown command.
-        reason = f"{host}:{port} closed the connection: not a worker, or from another llama.cpp"
+        reason = f"{host}:{port} closed the connection: not a worker, or an incompatible llama.cpp"
         return ProbeResult(ExternalState.REFUSED, reason, handshake.version)
     except NotAWorker as error:
         return ProbeResult(ExternalState.REFUSED, f"{host}:{port}: {error}", handshake.version)
@@ -85,7 +85,7 @@ async def look(
     assert version is not None
     if ours is not None and not version.mixes(ours):
         reason = (
-            f"{host}:{port} speaks version {version} of the RPC protocol, and the llama.cpp here {ours}: "
+            f"{host}:{port} speaks version {version} of the RPC protocol, but the llama.cpp here {ours}: "
             "start it from the same build"
         )
         return ProbeResult(ExternalState.REFUSED, reason, version)

@@ -100,7 +100,7 @@ class Handshake:
     def _answered(self, answer: bytes) -> bytes:
         if self.version is None:
             if len(answer) < 3:
-                raise NotAWorker("its greeting is not that of a llama.cpp RPC worker")
+                raise NotAWorker("its handshake is not that of a llama.cpp RPC worker")
             self.version = Version(answer[0], answer[1], answer[2])
             if self._ours is not None and not self.version.mixes(self._ours):
                 self.done = True
@@ -108,13 +108,13 @@ class Handshake:
             return _request(_DEVICE_COUNT)
         if self._count < 0:
             if len(answer) != _INDEX.size:
-                raise NotAWorker("it does not say how many devices it has")
+                raise NotAWorker("it does not report its number of devices")
             (self._count,) = _INDEX.unpack(answer)
             if self._count > MOST_DEVICES:
                 raise NotAWorker(f"it claims to have {self._count} devices")
         else:
             if len(answer) != _MEMORY.size:
-                raise NotAWorker("it does not say how much memory a device has")
+                raise NotAWorker("it does not report the memory of a device")
             free, total = _MEMORY.unpack(answer)
             if total > _MOST_BYTES:
                 raise NotAWorker(f"it claims to have {total} bytes on one device")

@@ -108,7 +108,7 @@ class ExternalWorkers:
         while loop.time() < end and any(self._checking(address) for address in addresses):
             self._news.clear()
             await sleep_until_set(self._news, max(0.0, end - loop.time()))
-        left_out = f"{MOST_NAMED} workers are named by requests already"
+        left_out = f"requests have named {MOST_NAMED} workers already, the maximum"
         return tuple(
             self._watched[address].worker
             if address in self._watched
@@ -199,7 +199,7 @@ class ExternalWorkers:
             state = ExternalState.REFUSED
             reason = (
                 "it is neither authenticated nor encrypted: anyone who can reach it can read and change "
-                "what it computes; llama.allow_plain_workers = true allows its use"
+                "what it computes; to use it anyway, set llama.allow_plain_workers = true"
             )
         usual = _PAUSES.get(state, _LONGEST)
         one.pause = min(one.pause * 2, _LONGEST) if state is before is ExternalState.BUSY else usual
@@ -218,7 +218,7 @@ class ExternalWorkers:
                 Device(
                     id=id,
                     kind=Kind.EXTERNAL,
-                    name="a worker that others started",
+                    name="external worker",
                     total=memory.total,
                     free=memory.free,
                     limit=min(memory.total, limit) if limit else memory.total,
@@ -231,7 +231,7 @@ class ExternalWorkers:
     def _know(self, one: _Watched, worker: ExternalWorker) -> None:
         if worker != one.worker:
             if (worker.state, worker.reason) != (one.worker.state, one.worker.reason):
-                log.info("the worker %s: %s. %s", worker.address, worker.state.value, worker.reason)
+                log.info("external worker %s: %s. %s", worker.address, worker.state.value, worker.reason)
             one.worker = worker
             self._news.set()
             self._changed()

@@ -144,7 +144,7 @@ class Build:
         self._steps.run(what, [*here, "checkout", "--quiet", "FETCH_HEAD"], env=env)
         head = self._steps.run("git rev-parse", [*here, "rev-parse", "HEAD"]).strip()
         if head != COMMIT:
-            raise SetupFailed(f"{UPSTREAM} gave commit {head[:40]} instead of {COMMIT}; not used")
+            raise SetupFailed(f"{UPSTREAM} returned commit {head[:40]} instead of {COMMIT}; not used")
         return source
 
     def _unpack(self) -> Path:
@@ -164,7 +164,7 @@ class Build:
         )
         archive = next(self._work.glob("llama_cpp_python-*.tar.gz"), None)
         if archive is None:
-            raise SetupFailed(f"pip fetched {name} {version}, but no archive came")
+            raise SetupFailed(f"pip fetched {name} {version}, but there is no archive")
         self._tell("fetching", 0.04, "unpacking llama.cpp")
         inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
         import tarfile  # rarely needed; keeps an idle daemon small
@@ -196,7 +196,7 @@ class Build:
         if self._env is None:
             folder = self._work / "env"
             self._steps.run(
-                "a Python environment for the build could not be made "
+                "a Python environment for the build could not be created "
                 "(on Debian: sudo apt install python3-venv)",
                 [sys.executable, "-m", "venv", str(folder)],
                 timeout=300,

@@ -111,7 +111,7 @@ class Steps:
                 self._running = None
         self.check()
         if self._expired is popen:
-            raise SetupFailed(f"{what}: not done within {timeout:.0f} s (full log: {self._where})")
+            raise SetupFailed(f"{what}: timed out after {timeout:.0f} s (full log: {self._where})")
         if code != 0:
             raise SetupFailed(self._story(what, code, lines))
         return "\n".join(lines)

@@ -97,8 +97,7 @@ def _named(settings: LlamaSettings) -> Llama:
         worker = expanded(settings.rpc_server) if settings.rpc_server else _worker_in(server.parent)
         if worker is None:
             raise LlamaUnusable(
-                f"llama.server is {server}, but there is no ggml-rpc-server next to it: "
-                "name it as llama.rpc_server"
+                f"llama.server is {server}, but there is no ggml-rpc-server next to it: set llama.rpc_server"
             )
         return look_at(server, worker)
     worker = expanded(settings.rpc_server)
@@ -153,5 +152,5 @@ def _ask(program: Path, option: str) -> str:
         raise LlamaUnusable(f"{program} does not run: {system_words(error)}") from error
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
-        raise LlamaUnusable(f"{program} {option} ended with {done.returncode}: {text.strip()[-200:]}")
+        raise LlamaUnusable(f"{program} {option} exited with {done.returncode}: {text.strip()[-200:]}")
     return text

@@ -226,10 +226,10 @@ class Setup:
         try:
             return self._build_once(lambda: [better], there)
         except SetupFailed as error:
-            again = "with the next start"
+            again = "at the next start"
             if _failed(self._folder, better):
                 again = f"after an upgrade, or once you remove {_failure(self._folder, better)}"
-            log.warning("%s; %s is used; it is tried again %s", error, found.server, again)
+            log.warning("%s; using %s instead; the build will be retried %s", error, found.server, again)
             return found
 
     def _find_portable(self, backend: BuildBackend) -> Llama | None:
@@ -243,7 +243,7 @@ class Setup:
         try:
             found, passed = find(self._settings, self._cache)
         except LlamaUnusable as error:
-            raise SetupFailed(f"the llama.cpp of the settings can't be used: {error}") from error
+            raise SetupFailed(f"the configured llama.cpp can't be used: {error}") from error
         self._passed = passed
         return found
 
@@ -254,7 +254,7 @@ class Setup:
             why = f" ({'; '.join(self._passed)})" if self._passed else ""
             raise SetupFailed(
                 f"no usable llama.cpp found{why} and llama.build is off: "
-                "install one, name it as llama.server, or turn llama.build on"
+                "install one, set llama.server, or turn llama.build on"
             )
         for why in self._passed:
             log.info("llama.cpp skipped: %s", why)
@@ -275,8 +275,8 @@ class Setup:
             shutil.rmtree(stale, ignore_errors=True)
         if (free := shutil.disk_usage(self._folder).free) < NEEDED_BYTES:
             raise SetupFailed(
-                f"building llama.cpp takes {NEEDED_BYTES / GIB:.0f} GiB in {self._folder}, "
-                f"and {free / GIB:.1f} GiB are free: make room or set node.cache_dir"
+                f"building llama.cpp needs {NEEDED_BYTES / GIB:.0f} GiB in {self._folder}, "
+                f"but {free / GIB:.1f} GiB are free: free some space or set node.cache_dir"
             )
         work = Path(tempfile.mkdtemp(prefix="tmp-", dir=self._folder))
         try:
@@ -306,7 +306,7 @@ class Setup:
                     _failure(self._folder, backend).write_text(f"{_RELEASE}\n{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
-                log.warning("%s; the next that can be built is taken", error)
+                log.warning("%s; trying the next backend", error)
         raise AssertionError("unreachable: something is always wanted")
 
     def _disk_full(self, error: SetupFailed) -> str:
@@ -315,8 +315,8 @@ class Setup:
         if free > _FULL_BYTES and os.strerror(errno.ENOSPC) not in str(error):
             return ""
         return (
-            f"the disk became full while llama.cpp was built in {self._folder} ({bytes_text(free)} are free "
-            f"there): make room or set node.cache_dir. {error}"
+            f"the disk became full while building llama.cpp in {self._folder} ({bytes_text(free)} are free "
+            f"there): free some space or set node.cache_dir. {error}"
         )
 
     def _put(self, made: Path, backend: BuildBackend) -> Llama:
@@ -363,7 +363,7 @@ def _memory_full(error: SetupFailed) -> str:
     """Return the error message if the build failed because memory ran out, else an empty string."""
     if not _NO_MEMORY.search(str(error)):
         return ""
-    return f"the memory was full while llama.cpp was built: close other programs or lower llama.jobs. {error}"
+    return f"memory ran out while building llama.cpp: close other programs or lower llama.jobs. {error}"
 
 
 def _failure(folder: Path, backend: BuildBackend) -> Path:

@@ -318,7 +318,9 @@ class Deployment:
         """Start ``llama-server`` and wait until it answers."""
         model, plan, tries = self.model, self.plan, 3
         if plan.drafts_by and not self.drafts.by:
-            self.reason = f"it runs without drafts by {plan.drafts_by}: this build of llama.cpp has none"
+            self.reason = (
+                f"running without drafts by {plan.drafts_by}: this build of llama.cpp does not support them"
+            )
         while True:
             tries -= 1
             self.head = await Head.start(
@@ -341,12 +343,12 @@ class Deployment:
                 ) from error
             except HeadFailed as error:
                 if error.projector and model.projector:
-                    self.reason = f"it runs without its projector, which llama.cpp can't load: {error}"
+                    self.reason = f"running without its projector, which llama.cpp can't load: {error}"
                     log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
                     model = replace(model, projector="")
                 elif error.draft and plan.drafts_by:
                     self.reason = (
-                        f"it runs without drafts by {plan.drafts_by}, which llama.cpp can't load: {error}"
+                        f"running without drafts by {plan.drafts_by}, which llama.cpp can't load: {error}"
                     )
                     log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
                     plan, self.drafts = replace(plan, drafts_by=""), Drafts()
@@ -364,7 +366,7 @@ class Deployment:
                 if self.progress.begun:
                     why = f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s"
                 else:
-                    why = f"llama-server hangs at its start: it did nothing for {still:.0f} s"
+                    why = f"llama-server hung at startup: no activity for {still:.0f} s"
                 if on_disk:
                     why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
                 # With several nodes, another one's process may be the hung one.
@@ -427,7 +429,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 def _sentence(error: BaseException | None) -> str:
     if error is None:
-        return "it ended without a reason"
+        return "it ended for an unknown reason"
     if not isinstance(error, (HeadFailed, ParticipantFailed, PeerError, LookupError, OSError)):
         log.error("deployment failed: internal error", exc_info=error)
     return str(error) or type(error).__name__

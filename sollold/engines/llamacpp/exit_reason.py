@@ -9,8 +9,8 @@ from collections.abc import Sequence
 OUT_OF_MEMORY = "ran out of memory"
 """Part of the reason of every process that ran out of memory."""
 KILLED = "it was killed (SIGKILL), probably out of memory"
-UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): cut short, or its disk is gone"
-NO_THREADS = "the system gives this user no more threads or processes; raise TasksMax= or `ulimit -u`"
+UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): truncated, or its disk is gone"
+NO_THREADS = "the system allows this user no more threads or processes; raise TasksMax= or `ulimit -u`"
 _MEMORY = re.compile(
     r"out of memory|failed to allocate|unable to allocate|cannot allocate|OutOfDeviceMemory"
     r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
@@ -107,10 +107,10 @@ def _assertion(lines: Sequence[str]) -> str:
 def _how(code: int) -> str:
     if code < 0:
         try:
-            return f"it was ended by {signal.Signals(-code).name}"
+            return f"it was terminated by {signal.Signals(-code).name}"
         except ValueError:
-            return f"it was ended by signal {-code}"
-    return f"it ended with exit code {code}"
+            return f"it was terminated by signal {-code}"
+    return f"it exited with code {code}"
 
 
 def _short(line: str) -> str:

@@ -207,12 +207,12 @@ class Head:
         addresses = await asyncio.to_thread(self.process.addresses)
         if (LOOPBACK, self.port) not in addresses:
             raise HeadFailed(
-                f"port {self.port} is answered by another program than our llama-server: "
-                "set llama.server_port to another",
+                f"another program answers on port {self.port} instead of our llama-server: "
+                "set llama.server_port to another port",
                 port=True,
             )
         if any(address != LOOPBACK for address, _ in addresses):
-            raise HeadFailed(f"llama-server listens on {addresses}, not on {LOOPBACK} alone: ended")
+            raise HeadFailed(f"llama-server listens on {addresses}, not only on {LOOPBACK}: stopped")
 
     def failure(self) -> HeadFailed:
         """Return why it exited. Call it only once it has."""

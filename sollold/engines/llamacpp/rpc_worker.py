@@ -120,7 +120,7 @@ class Worker:
         All users of a machine can reach its loopback, and the protocol lets any client do anything.
         """
         if self._accepted.count > self._ours:
-            return "another program of this machine has used it"
+            return "another program on this machine has used it"
         clients = await client_users(self.port)
         others = set((clients or {}).values()) - {os.geteuid()}
         return f"a program of user {min(others)} is connected to it" if others else ""
@@ -136,10 +136,10 @@ class Worker:
         while asyncio.get_running_loop().time() < deadline:
             if not self.process.running:
                 why = exit_reason(self.process.exited.result(), self.process.last_lines())
-                raise WorkerFailed(f"the worker ended at its start: {why}")
+                raise WorkerFailed(f"the worker exited at startup: {why}")
             addresses = await asyncio.to_thread(self.process.addresses)
             if any(address != LOOPBACK for address, _ in addresses):
-                raise WorkerFailed(f"the worker listens on {addresses}, not on {LOOPBACK} alone: ended")
+                raise WorkerFailed(f"the worker listens on {addresses}, not only on {LOOPBACK}: stopped")
             if (LOOPBACK, self.port) in addresses:
                 return
             await asyncio.sleep(_LOOK_SECONDS)

@@ -163,7 +163,7 @@ class Tunnel:
     def broke(self, exc: Exception | None) -> None:
         """Handle the loss of the connection to the worker while llama-server's is still open."""
         if self._server is not None:
-            self._break(f"the tunnel to {self._name} broke: {exc or 'it was closed there'}")
+            self._break(f"the tunnel to {self._name} broke: {exc or 'the other end closed it'}")
 
     def _break(self, reason: str) -> None:
         self.failure = reason

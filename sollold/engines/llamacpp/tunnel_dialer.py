@@ -64,7 +64,7 @@ class TunnelDialer:
                 opened = await client.answer
         except TimeoutError:
             client.transport.abort()
-            raise PeerError(self._node, "it was not opened there in time", transport=True) from None
+            raise PeerError(self._node, "it timed out while opening", transport=True) from None
         except BaseException:
             client.transport.abort()
             raise

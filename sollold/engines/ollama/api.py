@@ -94,7 +94,7 @@ def address(
     try:
         parts = urlsplit(text if schemed else f"http://{text}")
     except ValueError as error:
-        log.warning("the address of Ollama can't be understood (%s: %s); it is looked for here", text, error)
+        log.warning("invalid address of Ollama (%s: %s); trying the default one", text, error)
         return "http://127.0.0.1:11434"
     host = parts.hostname or "127.0.0.1"
     if host in ("0.0.0.0", "::"):
@@ -224,10 +224,10 @@ class OllamaApi:
                     raise OllamaError(f"{path} of {self.url} answered {answer.status}: {text}")
                 return cast(T, None) if reply is None else msgspec.json.decode(raw, type=reply)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            why = "timed out" if isinstance(error, TimeoutError) else str(error)
             raise OllamaError(f"{self.url}{path}: {why}") from error
         except msgspec.DecodeError as error:
-            raise OllamaError(f"{self.url}{path} does not answer as Ollama does: {error}") from None
+            raise OllamaError(f"{self.url}{path} is not a response of Ollama: {error}") from None
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:

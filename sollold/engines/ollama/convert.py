@@ -35,7 +35,7 @@ def listed_model(name: str, tag: Tag) -> Model:
         context_train=details.context_length or 0,
         capabilities=tuple(tag.capabilities or ("completion",)),
         manifest=tag.digest,
-        only_ollama="Its files can't be read by its node's daemon, so only the Ollama there runs it.",
+        only_ollama="The daemon on its node can't read its files, so only the Ollama there can run it.",
     )
 
 

@@ -41,7 +41,7 @@ class CreatedModels:
         except ValueError:
             pass
         except OSError as error:
-            log.warning("can't note in %s that %s was made: %s", self._path, name, error)
+            log.warning("can't record in %s that %s was created: %s", self._path, name, error)
 
     def _read(self) -> set[str]:
         try:

@@ -90,7 +90,7 @@ class OwnOllama:
         while asyncio.get_running_loop().time() < until:
             if not self._process.running:
                 words = " ".join(self._process.last_lines()[-2:])
-                self.trouble = f"Ollama ended right after its start: {words}"
+                self.trouble = f"Ollama exited right after its start: {words}"
                 break
             if await answers():
                 return True
