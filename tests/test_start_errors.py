@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sollold.daemon.main import _in_words
+from sollold.daemon.main import _describe
 from sollold.settings.paths import Places
 from sollold.settings.state_file import write_whole
 
@@ -23,7 +23,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError) as caught:
         write_whole(tmp_path / "node-key", b"x")
     places = Places(tmp_path / "state", tmp_path / "cache")
-    assert _in_words(caught.value, places) == f"No space left on device: {tmp_path / 'node-key'}"
+    assert _describe(caught.value, places) == f"No space left on device: {tmp_path / 'node-key'}"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -34,10 +34,10 @@ def test_a_file_that_root_restored_is_told_with_the_command_that_gives_it_back(
     file.touch()
     places = Places(tmp_path, tmp_path / "cache")
     error = PermissionError(errno.EACCES, "Permission denied", str(file))
-    assert _in_words(error, places) == f"Permission denied: {file}", "its owner may have closed it"
+    assert _describe(error, places) == f"Permission denied: {file}", "its owner may have closed it"
     monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="sollold"))
-    assert _in_words(error, places) == (
+    assert _describe(error, places) == (
         f"Permission denied: {file}; it belongs to another user: sudo chown -R sollold: {tmp_path}"
     )
 
@@ -45,5 +45,5 @@ def test_a_file_that_root_restored_is_told_with_the_command_that_gives_it_back(
 def test_a_full_disk_of_no_known_file_is_that_of_the_state_folder(tmp_path: Path) -> None:
     places = Places(tmp_path / "state", tmp_path / "cache")
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert _in_words(error, places) == f"No space left on device: {tmp_path / 'state'}"
-    assert _in_words(OSError(errno.EADDRINUSE, "Address in use"), places) == "Address in use"
+    assert _describe(error, places) == f"No space left on device: {tmp_path / 'state'}"
+    assert _describe(OSError(errno.EADDRINUSE, "Address in use"), places) == "Address in use"

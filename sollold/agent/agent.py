@@ -270,7 +270,7 @@ class Agent:
             header=self._header,
             name=self._name,
         )
-        self._stale_grants.began(request.deployment)
+        self._stale_grants.register_own(request.deployment)
         deployment = Deployment(request, model, llama, context, self._publisher.note_deployment, draft)
         self.deployments.add(deployment)
 
@@ -310,7 +310,7 @@ class Agent:
 
     def _look(self) -> None:
         """Handle a change in the cluster."""
-        self._stale_grants.look()
+        self._stale_grants.release_stale()
         self.deployments.check_participants()
 
     async def _unloading(self) -> None:

@@ -44,9 +44,9 @@ log = logging.getLogger("sollold.agent")
 PATIENCE = 10.0
 """Seconds without progress after which the head sends its data instead."""
 _CHUNK = 8 << 20
-_AT_A_TIME = 2
+_PARALLEL = 2
 """Parallel copies, and parallel connections per node."""
-_FAILURES = 3
+_MAX_FAILURES = 3
 """Consecutive failures of a node's connection after which it is no longer used."""
 _TIMEOUT = 30.0
 _CLOSE_SECONDS = 2.0
@@ -73,7 +73,7 @@ class CacheFill:
         self._files: dict[str, asyncio.Future[Path | None]] = {n: loop.create_future() for n in self._tensors}
         self._whole: frozenset[int] = frozenset()
         self._stops: list[Stop] = []
-        self._pieces = 0
+        self._chunks = 0
         self._task: asyncio.Task[None] | None = None
         self._kept: ReadAhead | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -114,9 +114,9 @@ class CacheFill:
         ready = self._files[one.name]
         begun = time.monotonic()
         while not ready.done():
-            before = self._pieces
+            before = self._chunks
             await asyncio.wait({ready}, timeout=PATIENCE)
-            if not ready.done() and self._pieces == before:
+            if not ready.done() and self._chunks == before:
                 log.info("no tensor received for %.0f s: the head sends the rest", PATIENCE)
                 self._give_up()
         self._waited += time.monotonic() - begun
@@ -139,9 +139,9 @@ class CacheFill:
         if self._kept is not None and (self._reading is None or self._reading.done()):
             self._reading = asyncio.create_task(asyncio.to_thread(self._kept.reached, key))
 
-    def _came(self) -> None:
+    def _count_chunk(self) -> None:
         """Count a chunk. Called in any thread: a lost increment is harmless."""
-        self._pieces += 1
+        self._chunks += 1
 
     def _give_up(self) -> None:
         for ready in self._files.values():
@@ -150,7 +150,7 @@ class CacheFill:
 
     async def _run(self) -> None:
         threads = ThreadPoolExecutor(
-            _AT_A_TIME * (1 + len(self._request.sources)),
+            _PARALLEL * (1 + len(self._request.sources)),
             thread_name_prefix="cache",
             initializer=lower_priority if self._local is not None else None,
         )
@@ -179,11 +179,11 @@ class CacheFill:
         self._read_ahead("")
         if not wanted:
             return
-        told = (await NodeSource(self._calls, request.head, request.digest).parcel()).items
+        head_items = (await NodeSource(self._calls, request.head, request.digest).parcel()).items
         if self._local is not None:
-            await self._from_disk(wanted, self._local, told, folder, threads)
+            await self._from_disk(wanted, self._local, head_items, folder, threads)
         else:
-            await self._from_nodes(wanted, told, folder, threads)
+            await self._from_nodes(wanted, head_items, folder, threads)
 
     # From a copy on this machine
 
@@ -191,13 +191,15 @@ class CacheFill:
         self,
         wanted: Sequence[WantedTensor],
         model: Model,
-        told: tuple[Item, ...],
+        head_items: tuple[Item, ...],
         folder: Path,
         threads: ThreadPoolExecutor,
     ) -> None:
         have = await in_thread(threads, items_of, model)
         self._whole = frozenset(
-            at for at, (a, b) in enumerate(zip(have, told, strict=False)) if a.sha256 and a.sha256 == b.sha256
+            at
+            for at, (a, b) in enumerate(zip(have, head_items, strict=False))
+            if a.sha256 and a.sha256 == b.sha256
         )
         paths = paths_of(model)
         left = deque(wanted)
@@ -209,31 +211,31 @@ class CacheFill:
                 one = left.popleft()
                 file = folder / str(self._request.tensors.index(one))
                 try:
-                    source, right = paths[one.file], True
+                    source, matches = paths[one.file], True
                     if one.file in self._whole:
                         span = (one.start, one.size)
-                        await in_thread(threads, copy_bytes, source, *span, file, stop, self._came)
+                        await in_thread(threads, copy_bytes, source, *span, file, stop, self._count_chunk)
                     else:
-                        digest = partial(_copied, source, one.start, file, stop, self._came)
-                        right = await self._is_the_heads(one, digest, threads)
+                        digest = partial(_copy_and_digest, source, one.start, file, stop, self._count_chunk)
+                        matches = await self._matches_head(one, digest, threads)
                 except (OSError, IndexError) as error:
                     log.info("%s can't be copied from %s: %s", one.name, model.name, error)
                     self._set(one, None)
                 else:
-                    self._judge(one, file, right)
+                    self._finish(one, file, matches)
 
-        await _all([copy() for _ in range(_AT_A_TIME)])
+        await _run_all([copy() for _ in range(_PARALLEL)])
 
     # From other nodes
 
     async def _from_nodes(
         self,
         wanted: Sequence[WantedTensor],
-        told: tuple[Item, ...],
+        head_items: tuple[Item, ...],
         folder: Path,
         threads: ThreadPoolExecutor,
     ) -> None:
-        nodes = [node for node in self._request.sources if await self._has_the_same(node, told)]
+        nodes = [node for node in self._request.sources if await self._has_the_same(node, head_items)]
         if not set(nodes) - {self._request.head}:
             return  # The head would send it just as fast.
         chunks = deque(
@@ -243,50 +245,50 @@ class CacheFill:
         )
         left = {one.name: -(-one.size // _CHUNK) for one in wanted}
 
-        async def take(source: BlockingSource) -> None:
+        async def fetch_from(source: BlockingSource) -> None:
             stop = Stop()
             self._stops.append(stop)
             failures = 0
-            while chunks and failures < _FAILURES:
+            while chunks and failures < _MAX_FAILURES:
                 one, start, end = chunk = chunks.popleft()
                 file = folder / str(self._request.tensors.index(one))
                 try:
-                    await in_thread(threads, _take, source, one, start, end, file, stop)
+                    await in_thread(threads, _fetch_chunk, source, one, start, end, file, stop)
                 except (SourceError, OSError) as error:
                     log.info("%s: %s", one.name, error)
                     chunks.appendleft(chunk)
                     failures += 1
                     continue
                 failures = 0
-                self._came()
+                self._count_chunk()
                 left[one.name] -= 1
                 if not left[one.name]:
                     digest = partial(_digest, file, one.start)
-                    self._judge(one, file, await self._is_the_heads(one, digest, threads))
+                    self._finish(one, file, await self._matches_head(one, digest, threads))
 
         sources = [self._connect(node, self._request.digest) for node in nodes]
         try:
-            await _all([take(source) for source in sources for _ in range(_AT_A_TIME)])
+            await _run_all([fetch_from(source) for source in sources for _ in range(_PARALLEL)])
         finally:
             for source in sources:
                 source.close()
 
-    async def _has_the_same(self, node: str, told: tuple[Item, ...]) -> bool:
+    async def _has_the_same(self, node: str, head_items: tuple[Item, ...]) -> bool:
         """Return whether a node answers and its files of the model have the same sizes as the head's."""
         with contextlib.suppress(PeerError):
             items = (await NodeSource(self._calls, node, self._request.digest).parcel()).items
-            return [item.size for item in items] == [item.size for item in told]
+            return [item.size for item in items] == [item.size for item in head_items]
         return False
 
     # Both
 
-    def _judge(self, one: WantedTensor, file: Path, right: bool) -> None:
+    def _finish(self, one: WantedTensor, file: Path, matches: bool) -> None:
         """Mark a tensor as ready, with its file if that matches the head's data."""
-        if not right:
+        if not matches:
             log.warning("%s: the local copy differs from the head's, which is used instead", one.name)
-        self._set(one, file if right else None)
+        self._set(one, file if matches else None)
 
-    async def _is_the_heads(
+    async def _matches_head(
         self, one: WantedTensor, digest: Callable[[int, int, str], str], threads: ThreadPoolExecutor
     ) -> bool:
         """Return whether a tensor equals the head's. ``digest``: (start, end, key) → digest; blocks."""
@@ -295,12 +297,12 @@ class CacheFill:
             until = min(start + LARGEST, end)
             asked = PartDigestRequest(request.digest, one.file, start, until)
             own = partial(in_thread, threads, partial(digest, start, until))
-            if not await same_bytes(partial(self._told, asked), own):
+            if not await same_bytes(partial(self._head_digest, asked), own):
                 return False
-            self._came()
+            self._count_chunk()
         return True
 
-    async def _told(self, asked: PartDigestRequest, key: str) -> PartHash:
+    async def _head_digest(self, asked: PartDigestRequest, key: str) -> PartHash:
         keyed = replace(asked, key=key)
         return await self._calls.call(self._request.head, "part", keyed, PartHash, timeout=_TIMEOUT)
 
@@ -351,7 +353,9 @@ def copy_bytes(
             came()
 
 
-def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file: Path, stop: Stop) -> None:
+def _fetch_chunk(
+    source: BlockingSource, one: WantedTensor, start: int, end: int, file: Path, stop: Stop
+) -> None:
     into = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(at: int, data: memoryview) -> None:
@@ -372,7 +376,7 @@ def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
         os.close(handle)
 
 
-def _copied(
+def _copy_and_digest(
     path: str, base: int, target: Path, stop: Stop, came: Callable[[], None], start: int, end: int, key: str
 ) -> str:
     """Copy part of the model's file to a tensor's own, which begins at ``base``; return its digest."""
@@ -392,7 +396,7 @@ def _copied(
         return digest_between(source, start, end, key, lambda: stop.stopped, write)
 
 
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+async def _run_all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Run them concurrently; a failure cancels the others."""
     async with asyncio.TaskGroup() as group:
         for one in work:

@@ -20,7 +20,7 @@ log = logging.getLogger("sollold.agent")
 FAILED_SECONDS = 60.0
 """How long a failed deployment stays in the record, so that waiting clients see why."""
 _LEAVING_LOOKS, _LEAVING_LOOK = 15, 0.02
-_BEAT = 5.0
+_REPORT_SECONDS = 5.0
 """Interval of reports about a loading deployment that does not change, in seconds."""
 
 
@@ -143,7 +143,7 @@ class Deployments:
             yield endpoint
             if endpoint.state not in (State.STARTING, State.LOADING):
                 return
-            await next_change(one, _BEAT)
+            await next_change(one, _REPORT_SECONDS)
 
     async def unload(self, deployment: str, reason: str, *, force: bool = False) -> Done:
         """Unload one. Returns when all its memory is released."""

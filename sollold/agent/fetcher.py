@@ -96,7 +96,7 @@ class Fetcher:
             size = next(
                 (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
             )
-            if refusal := await self._why_not(request, size):
+            if refusal := await self._refusal(request, size):
                 return Fetched(failed=refusal)
             fetch = self._fetches.setdefault(request.digest, _Fetch(size))
         fetch.asked = now
@@ -119,7 +119,7 @@ class Fetcher:
             await asyncio.wait([fetch.task])
         return Fetched(failed="its load was cancelled")
 
-    async def _why_not(self, request: Fetch, size: int) -> str:
+    async def _refusal(self, request: Fetch, size: int) -> str:
         if not self._allowed:
             return "models.fetch_seconds is 0 on this node: the leader may not start downloads here"
         if not size:

@@ -100,10 +100,10 @@ class GrantManager:
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._checked: set[str] = set()
         """Deployments whose external workers were free when they took them."""
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reports: set[asyncio.Task[None]] = set()
         self._reserved = asyncio.Event()
         """Set when there may be a reservation, which can expire."""
-        self._looked = time.monotonic()
+        self._clock_read = time.monotonic()
         self._term_file = TermFile(places.state)
         self.ledger = Ledger(node_limit=settings.node.memory_limit, name=name)
         self.external = ExternalWorkers(
@@ -152,7 +152,7 @@ class GrantManager:
         """Return the monotonic time. If this daemon was not running (stopped, or suspended with its machine),
         all deadlines are extended by that time, since no head could renew."""
         now = time.monotonic()
-        paused, self._looked = now - self._looked, now
+        paused, self._clock_read = now - self._clock_read, now
         if paused > _PAUSED_SECONDS:
             self.ledger.postpone(paused)
         return now
@@ -164,7 +164,7 @@ class GrantManager:
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
-        await cancel_and_wait(*self._telling)
+        await cancel_and_wait(*self._reports)
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
@@ -194,9 +194,11 @@ class GrantManager:
         nothing but its head may depend on it.
         """
         worker = self.workers.get(deployment)
-        if worker is None or not (stranger := await worker.stranger()):
+        if worker is None or not (foreign_use := await worker.foreign_use()):
             return True
-        log.warning("restarting the worker of %s: %s", deployment, stranger, extra={"deployment": deployment})
+        log.warning(
+            "restarting the worker of %s: %s", deployment, foreign_use, extra={"deployment": deployment}
+        )
         if self.workers.get(deployment) is worker:
             start = self._starting.get(deployment) or self._in_task(
                 deployment, self._start_worker_again(deployment)
@@ -208,7 +210,7 @@ class GrantManager:
 
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
         """Peer method ``reserve``: reserve memory for a deployment, by what the devices have free now."""
-        if refusal := self._no_order(caller, request.term):
+        if refusal := self._unauthorized(caller, request.term):
             return Reserved(False, refusal)
         if not await self.memory.refresh():
             return Reserved(False, NO_MEASURE)
@@ -273,7 +275,7 @@ class GrantManager:
     async def release(self, caller: str, request: Release) -> Done:
         """Peer method ``release``: replies once the worker is dead and the memory free."""
         head = self.ledger.head_of(request.deployment)
-        if head != caller and (refusal := self._no_order(caller, request.term)):
+        if head != caller and (refusal := self._unauthorized(caller, request.term)):
             # A release of what is not here needs no authority.
             return Done(not head, refusal if head else "")
         done, actions = self.ledger.release(request, caller, self._now())
@@ -287,12 +289,12 @@ class GrantManager:
 
     async def obey(self, caller: str, term: Term) -> str:
         """Check the ``term`` of a command to the head; return why it is refused, or an empty string."""
-        if refusal := self._no_order(caller, term):
+        if refusal := self._unauthorized(caller, term):
             return refusal
         reason, actions = self.ledger.see(term)
         return reason or await self._apply_before_answer(actions)
 
-    def _no_order(self, caller: str, term: Term) -> str:
+    def _unauthorized(self, caller: str, term: Term) -> str:
         """Return why ``caller``, authenticated by TLS, may not command in ``term``; empty if it may."""
         if term < self.ledger.term:
             return ""  # the ledger refuses it with a reason
@@ -382,12 +384,12 @@ class GrantManager:
             log.warning("the worker of %s exited: %s", deployment, why, extra={"deployment": deployment})
             head = next(one.head for one in self.ledger.grants() if one.deployment == deployment)
             lost = Lost(deployment, f"a worker exited: {why}", crashed(code))
-            telling = asyncio.create_task(self._tell(head, lost))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
+            reporting = asyncio.create_task(self._report_loss(head, lost))
+            self._reports.add(reporting)
+            reporting.add_done_callback(self._reports.discard)
             self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {why}"))
 
-    async def _tell(self, head: str, lost: Lost) -> None:
+    async def _report_loss(self, head: str, lost: Lost) -> None:
         try:
             await self._calls.call(head, "lost", lost, Done, timeout=_TELL_SECONDS)
         except PeerError as error:

@@ -46,7 +46,7 @@ class MemoryMonitor:
         self._measured_at = float("-inf")
         self._measured = Measurement((), {})
         self._allocated: dict[str, dict[str, int]] = {}
-        self._complained = False
+        self._warned = False
         self._measuring: asyncio.Task[None] | None = None
         self.others: Callable[[], Mapping[str, int]] = dict
 
@@ -86,16 +86,16 @@ class MemoryMonitor:
             async with asyncio.timeout(_MEASURE_TIMEOUT):
                 await asyncio.shield(self._measuring)
         except TimeoutError:
-            if not self._complained:
-                self._complained = True
+            if not self._warned:
+                self._warned = True
                 log.warning("%s", NO_MEASURE)
             return False
-        self._complained = False
+        self._warned = False
         return True
 
     async def _measure(self) -> None:
         processes = dict(self._processes())
-        self._measured, self._allocated = await asyncio.to_thread(self._look, processes)
+        self._measured, self._allocated = await asyncio.to_thread(self._measure_blocking, processes)
         self._measured_at = time.monotonic()
         self.report()
 
@@ -106,7 +106,9 @@ class MemoryMonitor:
         taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
         self._report(MeasuredMemory(devices, self._allocated, self._meter.reserves(), taken))
 
-    def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
+    def _measure_blocking(
+        self, processes: dict[str, list[Process]]
+    ) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """Measure the devices, and what each deployment has allocated. Blocks."""
         measurement = self._meter.measure()
         allocated: dict[str, dict[str, int]] = {}

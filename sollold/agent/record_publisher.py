@@ -25,7 +25,7 @@ IDLE_SECONDS = 15.0
 SMALL_SECONDS = 30.0
 """Maximum age of free memory in the record, in seconds, while it is off by a moderate amount."""
 _FREE_STEP = 32 * MIB
-_SOME, _MUCH = 200, 50
+_FINE, _COARSE = 200, 50
 """Thresholds as fractions of a device's memory, 1/200 and 1/50. Smaller changes than the first are ignored,
 larger ones than the second published at once."""
 
@@ -61,8 +61,10 @@ class RecordPublisher:
 
     def note_deployment(self) -> None:
         """Publish a deployment's new state at once, since a client just answered may ask what runs."""
-        told = {one.id: one.state for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA}
-        if told != {one.id: one.state for one in self._deployments.values()}:
+        published = {
+            one.id: one.state for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA
+        }
+        if published != {one.id: one.state for one in self._deployments.values()}:
             self.publish()
         else:
             self._changed.set()
@@ -79,14 +81,14 @@ class RecordPublisher:
         ours = [one.endpoint() for one in self._deployments.values()]
         old = [one for one in me.endpoints if one.backend is not Backend.OLLAMA]
         now = time.monotonic()
-        if now - self._idle_at < IDLE_SECONDS and [_timeless(one) for one in ours] == [
-            _timeless(one) for one in old
+        if now - self._idle_at < IDLE_SECONDS and [_without_times(one) for one in ours] == [
+            _without_times(one) for one in old
         ]:
             ours = old
         else:
             self._idle_at = now
-        part = _SOME if now - self._exact_at >= SMALL_SECONDS else _MUCH
-        devices = _steady(me.devices, self._grants.ledger.devices(), part)
+        part = _FINE if now - self._exact_at >= SMALL_SECONDS else _COARSE
+        devices = _ignore_small_changes(me.devices, self._grants.ledger.devices(), part)
         if devices != me.devices:
             self._exact_at = now
         self._view.update_me(
@@ -98,14 +100,16 @@ class RecordPublisher:
         )
 
 
-def _timeless(endpoint: Endpoint) -> Endpoint:
+def _without_times(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint without its idle and expiry times, which change all the time."""
     return replace(endpoint, idle=0.0, expires=0.0)
 
 
-def _steady(told: tuple[Device, ...], now: tuple[Device, ...], part: int) -> tuple[Device, ...]:
-    """Return ``now``, keeping a device as ``told`` if only its free memory moved, by less than 1/``part``."""
-    known = {device.id: device for device in told}
+def _ignore_small_changes(
+    published: tuple[Device, ...], now: tuple[Device, ...], part: int
+) -> tuple[Device, ...]:
+    """Return ``now``, but a device as ``published`` if only its free memory moved by less than 1/``part``."""
+    known = {device.id: device for device in published}
 
     def small(old: Device, new: Device) -> bool:
         step = max(_FREE_STEP, new.total // part)

@@ -27,7 +27,7 @@ class TermFile:
     def __init__(self, state: Path) -> None:
         self._path = state / "term.json"
         self._writing: asyncio.Task[str] | None = None
-        self._complained = False
+        self._warned = False
         self.on_disk = Term()
 
     def read(self) -> Term:
@@ -66,10 +66,10 @@ class TermFile:
             await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(term))
         except OSError as error:
             refusal = f"the term can't be written to {self._path}: {system_reason(error)}"
-            if not self._complained:
-                self._complained = True
+            if not self._warned:
+                self._warned = True
                 log.error("%s; until then, this node takes part in no load", refusal)
             return refusal
-        self._complained = False
+        self._warned = False
         self.on_disk = term
         return ""

@@ -29,7 +29,7 @@ from sollold.control.engine_metrics import EngineMetrics
 from sollold.control.finding import Facts, Finding
 from sollold.control.models import ModelService, PullService
 from sollold.daemon import systemd
-from sollold.daemon.heap import keep_small
+from sollold.daemon.heap import trim_periodically
 from sollold.daemon.parts import Parts
 from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, persist
@@ -58,8 +58,8 @@ class Daemon:
         self._folders = folders
         self._setup_failed = ""
         self._leaving = ""
-        self._unread = ""
-        self._held: tuple[str, ...] = ()
+        self._reload_error = ""
+        self._need_restart: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
         """The last requested drain, running or done."""
@@ -108,9 +108,9 @@ class Daemon:
         await self._serve_http(stack)
         await parts.monitor.start()
         stack.push_async_callback(parts.monitor.close)
-        self._own(self._set_up(), "llama.cpp set-up")
-        self._own(systemd.keep_telling(self.status), "systemd")
-        self._own(keep_small(), "memory")
+        self._start_task(self._set_up(), "llama.cpp set-up")
+        self._start_task(systemd.keep_telling(self.status), "systemd")
+        self._start_task(trim_periodically(), "memory")
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
         """Build the HTTP application, and listen."""
@@ -185,7 +185,7 @@ class Daemon:
 
     def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Handle SIGHUP: apply the settings that can change, report the rest. Never stops the daemon."""
-        self._own(self._reload(read), "reload")
+        self._start_task(self._reload(read), "reload")
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
         systemd.reloading()
@@ -193,22 +193,22 @@ class Daemon:
             loaded = await asyncio.to_thread(read)
         except SettingsError as error:
             logger.error("settings not reloaded: %s", error)
-            self._unread = str(error)
+            self._reload_error = str(error)
         else:
-            self._unread = ""
+            self._reload_error = ""
             changed = differences(self.settings, loaded.settings)
             live = [key for key in changed if key in LIVE_KEYS]
-            await self._use(merged(self.settings, loaded.settings, live))
-            self._held = tuple(key for key in changed if key not in LIVE_KEYS)
-            if self._held:
-                logger.warning("these settings need a restart: %s", ", ".join(self._held))
+            await self._apply_settings(merged(self.settings, loaded.settings, live))
+            self._need_restart = tuple(key for key in changed if key not in LIVE_KEYS)
+            if self._need_restart:
+                logger.warning("these settings need a restart: %s", ", ".join(self._need_restart))
             if self._parts.tls is not None:
                 await self._parts.tls.refresh()
             logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
         finally:
             systemd.notify(ready=True, status=self.status())
 
-    async def _use(self, settings: Settings) -> None:
+    async def _apply_settings(self, settings: Settings) -> None:
         """Apply the settings in `LIVE_KEYS`."""
         parts = self._parts
         models = self.settings.models
@@ -233,7 +233,7 @@ class Daemon:
         if on and self._draining is None:
             settings, reason = self.settings.serving, "the node is drained"
             work = drain(parts.node, parts.endpoints, parts.serving, settings, reason)
-            self._draining = self._own(work, "drain")
+            self._draining = self._start_task(work, "drain")
         elif not on:
             await self._end_drain()
             undrain(parts.node, parts.endpoints)
@@ -307,8 +307,8 @@ class Daemon:
                 str(self._folders.state),
                 why_not_writable(self._folders.state),
                 parts.leader.lost(),
-                self._unread,
-                self._held,
+                self._reload_error,
+                self._need_restart,
                 tuple((problem.what, problem.fix) for problem in files),
                 held_below(),
                 unreached,
@@ -332,7 +332,7 @@ class Daemon:
         self._parts.catalogue.use_build(llama.build)
         await self._parts.agent.use_llama(llama)
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)

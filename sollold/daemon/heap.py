@@ -32,7 +32,7 @@ def use_one_arena() -> None:
             ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
-async def keep_small() -> None:
+async def trim_periodically() -> None:
     """Return what only the start needed, then every minute what is no longer in use, until cancelled."""
     spare = ReclaimableMemory()
     pauses = iter((_STARTED, _STARTED))

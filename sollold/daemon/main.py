@@ -50,14 +50,14 @@ def serve(loaded: LoadedSettings, *, reload: Callable[[], LoadedSettings], demo:
     raise_descriptor_limit()
     use_one_arena()
     folders = places(loaded.settings.node)
-    with _owned(folders):
+    with _locked(folders):
         stuck = StuckThreads()
         uvloop.run(_serve(loaded, folders, reload, demo, stuck))
         stuck.all_ended()
 
 
 @contextmanager
-def _owned(folders: Places) -> Iterator[None]:
+def _locked(folders: Places) -> Iterator[None]:
     """Lock the state folder during the block."""
     try:
         folders.make()
@@ -102,7 +102,7 @@ async def _serve(
             raise StartError(str(error)) from error
         except OSError as error:
             logger.debug("the start failed", exc_info=error)
-            raise StartError(_in_words(error, folders)) from error
+            raise StartError(_describe(error, folders)) from error
         if not closed:
             loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
         logger.info("%s", daemon.ready_line())
@@ -128,7 +128,7 @@ def _has_terminal() -> bool:
     return True
 
 
-def _in_words(error: OSError, folders: Places) -> str:
+def _describe(error: OSError, folders: Places) -> str:
     """Describe the error without its number, with its file; for a full disk that is the state folder."""
     words = system_reason(error)
     place = error.filename

@@ -32,11 +32,11 @@ class StuckThreads:
 
     def all_ended(self) -> None:
         """Cancel it, the loop having ended, unless a thread is left that Python would wait for."""
-        if not _waited_for():
+        if not _pending_threads():
             self._timer.cancel()
 
     def _exit(self) -> None:
-        names = ", ".join(sorted({one.name for one in _waited_for()})) or "the loop"
+        names = ", ".join(sorted({one.name for one in _pending_threads()})) or "the loop"
         logger.warning(
             "%s did not end: probably a disk or network share does not respond; exiting anyway",
             names,
@@ -46,6 +46,6 @@ class StuckThreads:
         os._exit(0)
 
 
-def _waited_for() -> list[threading.Thread]:
+def _pending_threads() -> list[threading.Thread]:
     main = threading.main_thread()
     return [one for one in threading.enumerate() if one is not main and not one.daemon and one.is_alive()]

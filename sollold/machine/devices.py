@@ -64,7 +64,7 @@ class DeviceMeter:
         self._listed: list[ListedDevice] = []
         self._listed_at = float("-inf")
         self._list_failed = False
-        self._said_absent: Path | None = None
+        self._warned_absent: Path | None = None
 
     @property
     def problem(self) -> str:
@@ -125,9 +125,11 @@ class DeviceMeter:
         if server is None:
             return
         # Figures of GPUs that NVML does not measure get outdated; and a driver may come up after the daemon.
-        told = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
-        age = self._list_failed or (not known and told) or any(one.id not in told for one in known)
-        if at == float("-inf") or (age and time.monotonic() - at > LIST_SECONDS):
+        measured = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
+        outdated = (
+            self._list_failed or (not known and measured) or any(one.id not in measured for one in known)
+        )
+        if at == float("-inf") or (outdated and time.monotonic() - at > LIST_SECONDS):
             fresh = listed(server)
             with self._lock:
                 if self._server == server:
@@ -135,12 +137,12 @@ class DeviceMeter:
                     self._list_failed = fresh is None
                     self._listed = known if fresh is None else fresh
                     self._listed_at = time.monotonic()
-            self._say_absent(server)
+            self._warn_absent(server)
 
-    def _say_absent(self, server: Path) -> None:
+    def _warn_absent(self, server: Path) -> None:
         """Warn once per llama.cpp: GPUs are listed repeatedly."""
-        if (kinds := self.absent_gpus()) and server != self._said_absent:
-            self._said_absent = server
+        if (kinds := self.absent_gpus()) and server != self._warned_absent:
+            self._warned_absent = server
             log.warning(
                 "llama.cpp is built for %s, but no GPU was found: models run on the processor "
                 "(run `sollold doctor` for advice)",

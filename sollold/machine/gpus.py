@@ -64,7 +64,7 @@ class Nvml:
         self._nvml: Any = None
         self.problem = ""
         """Why NVIDIA GPUs can't be detected; empty if they can, or if there is no driver."""
-        self._said: dict[int, str] = {}
+        self._warned: dict[int, str] = {}
         try:
             # The binding is 2 MB of constants, useless without the library that it would load.
             ctypes.CDLL("libnvidia-ml.so.1")
@@ -97,9 +97,9 @@ class Nvml:
         try:
             count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError as error:
-            self._say(-1, f"NVML can't count the GPUs: {error}")
+            self._warn_once(-1, f"NVML can't count the GPUs: {error}")
             return []
-        self._say(-1, "")
+        self._warn_once(-1, "")
         return visible([self._gpu(index) for index in range(count)], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     @property
@@ -145,9 +145,9 @@ class Nvml:
             name, uuid = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetUUID(handle))
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except nvml.NVMLError as error:
-            self._say(index, f"GPU {index} can't be read: {error}")
+            self._warn_once(index, f"GPU {index} can't be read: {error}")
             return Gpu(index, uuid, name, 0, 0, 0.0, 0.0, {})
-        self._say(index, "")
+        self._warn_once(index, "")
         clock = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM) * 1e6
         bus = self._number(nvml.nvmlDeviceGetMemoryBusWidth, handle)
         cores = self._number(nvml.nvmlDeviceGetNumGpuCores, handle)
@@ -163,11 +163,11 @@ class Nvml:
             processes=self._processes(handle),
         )
 
-    def _say(self, index: int, trouble: str) -> None:
+    def _warn_once(self, index: int, trouble: str) -> None:
         """Log a problem once: the GPUs are queried every few seconds."""
-        if trouble and trouble != self._said.get(index):
+        if trouble and trouble != self._warned.get(index):
             log.warning("%s", trouble)
-        self._said[index] = trouble
+        self._warned[index] = trouble
 
     def _number(self, ask: Any, *arguments: Any) -> float:
         try:

@@ -18,7 +18,7 @@ _ERROR, _DONE = 2, 3
 _HEAD = struct.Struct("=IHHII")
 """Length, type, flags, sequence number, sender."""
 _ERRNO = struct.Struct("=i")
-_QUESTION = struct.Struct("=BBBxI48x")
+_REQUEST = struct.Struct("=BBBxI48x")
 """Family, protocol, extensions, bit mask of states; any socket id."""
 _ROW = struct.Struct("=4x48x12xI")
 """Of a response row: the user id, after the socket's id, expiry and queues."""
@@ -46,8 +46,8 @@ def users_of_clients(port: int) -> dict[int, int]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
         kernel.setblocking(False)  # the kernel answers within the call
         for family in (socket.AF_INET, socket.AF_INET6):
-            question = _QUESTION.pack(family, socket.IPPROTO_TCP, 0, _ESTABLISHED) + condition
-            kernel.send(_HEAD.pack(_HEAD.size + len(question), _BY_FAMILY, _REQUEST_DUMP, 0, 0) + question)
+            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ESTABLISHED) + condition
+            kernel.send(_HEAD.pack(_HEAD.size + len(request), _BY_FAMILY, _REQUEST_DUMP, 0, 0) + request)
             for row in _rows(kernel):
                 own, far = _PORTS.unpack_from(row)
                 if far == port and row[_FAR_ADDRESS] in _ADDRESSES:
@@ -58,13 +58,13 @@ def users_of_clients(port: int) -> dict[int, int]:
 def _rows(kernel: socket.socket) -> Iterator[bytes]:
     """Yield the rows of one response, which comes in several messages."""
     while True:
-        said = kernel.recv(1 << 16)
+        data = kernel.recv(1 << 16)
         at = 0
-        while at < len(said):
-            length, kind, _, _, _ = _HEAD.unpack_from(said, at)
+        while at < len(data):
+            length, kind, _, _, _ = _HEAD.unpack_from(data, at)
             if kind == _DONE:
                 return
-            body = said[at + _HEAD.size : at + length]
+            body = data[at + _HEAD.size : at + length]
             if kind == _ERROR:
                 raise OSError(-_ERRNO.unpack_from(body)[0], "sock_diag was refused")
             yield body

@@ -29,7 +29,7 @@ log = logging.getLogger("sollold.machine")
 
 _BUFFER = 48 * MIB
 _SECONDS = 0.4
-_TOGETHER = 5.0
+_BARRIER_SECONDS = 5.0
 """Timeout for all threads to allocate their buffers, in seconds."""
 _EFFICIENCY = 0.35
 _LANES = (("avx512f", 64), ("avx2", 32), ("sve", 32), ("asimd", 16), ("neon", 16), ("avx", 16), ("sse2", 8))
@@ -98,7 +98,7 @@ def bandwidth(threads: int, free: int) -> float:
     memcmp = ctypes.CDLL(library).memcmp
     memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     rates: list[float] = [0.0] * threads
-    together = threading.Barrier(threads, timeout=_TOGETHER)
+    barrier = threading.Barrier(threads, timeout=_BARRIER_SECONDS)
 
     def read() -> float:
         with mmap.mmap(-1, size) as one, mmap.mmap(-1, size) as two:
@@ -108,7 +108,7 @@ def bandwidth(threads: int, free: int) -> float:
             ctypes.memset(first, 1, size)
             ctypes.memset(second, 1, size)
             try:
-                together.wait()
+                barrier.wait()
                 begin = time.perf_counter()
                 done = 0
                 while (took := time.perf_counter() - begin) < _SECONDS:
@@ -123,7 +123,7 @@ def bandwidth(threads: int, free: int) -> float:
             rates[place] = read()
         except (OSError, threading.BrokenBarrierError) as error:
             # A thread without a buffer must not keep the others waiting.
-            together.abort()
+            barrier.abort()
             log.debug("memory can't be read for a measurement: %s", error)
 
     running: list[threading.Thread] = []
@@ -133,7 +133,7 @@ def bandwidth(threads: int, free: int) -> float:
             thread.start()
             running.append(thread)
     except RuntimeError as error:  # no more threads are allowed
-        together.abort()
+        barrier.abort()
         log.debug("memory can't be read by %d threads: %s", threads, error)
     for thread in running:
         thread.join()

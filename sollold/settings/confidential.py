@@ -15,7 +15,7 @@ def hidden_in(value: object) -> object:
     if isinstance(value, str):
         return hidden_in_text(value)
     if isinstance(value, tuple):
-        return tuple(_words(value))
+        return tuple(_redact_arguments(value))
     if isinstance(value, dict):
         return {name: hidden_in(item) for name, item in value.items()}
     return value
@@ -26,7 +26,7 @@ def hidden_in_text(text: str) -> str:
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
-def _words(words: tuple[object, ...]) -> list[object]:
+def _redact_arguments(words: tuple[object, ...]) -> list[object]:
     """Redact command-line arguments: ``--api-key`` is followed by a secret, or contains one after ``=``."""
     found: list[object] = []
     secret = False

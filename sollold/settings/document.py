@@ -96,7 +96,7 @@ def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     """Return (key, formatted value, origin) of every setting, with secrets redacted."""
     settings = catalogue()
     return [
-        (key, value if _kept_back(loaded, key) else toml_value(settings[key], value), origin)
+        (key, value if _is_hidden(loaded, key) else toml_value(settings[key], value), origin)
         for key, value, origin in values_in_force(loaded)
     ]
 
@@ -110,10 +110,10 @@ def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
         origin = loaded.origins.get(key, "default")
         if shown != value and origin.startswith("--"):
             origin = f"{origin.partition('=')[0]}={HIDDEN}"
-        rows.append((key, "(set)" if _kept_back(loaded, key) else shown, origin))
+        rows.append((key, "(set)" if _is_hidden(loaded, key) else shown, origin))
     return rows
 
 
-def _kept_back(loaded: LoadedSettings, key: str) -> bool:
+def _is_hidden(loaded: LoadedSettings, key: str) -> bool:
     section, _, name = key.partition(".")
     return key in SECRETS and bool(getattr(getattr(loaded.settings, section), name))

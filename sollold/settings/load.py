@@ -116,7 +116,7 @@ def load(
     if file is None and variables.get(FILE_VARIABLE):
         file = Path(variables[FILE_VARIABLE])
     if file is None:
-        file = _found(skip_unreadable)
+        file = _find_file(skip_unreadable)
     if file is not None:
         for key, value, place in _from_file(file):
             values[key], origins[key] = value, place
@@ -144,7 +144,7 @@ def load(
     return LoadedSettings(settings, origins, file)
 
 
-def _found(skip_unreadable: bool) -> Path | None:
+def _find_file(skip_unreadable: bool) -> Path | None:
     for place in candidates():
         try:
             if not place.is_file():
@@ -191,7 +191,7 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
             key = f"{section}.{name}"
             place = f"{file}:{lines.get(key, lines.get(section, 1))}"
             setting = _setting(key, place)
-            yield key, _checked(setting, value, place), place
+            yield key, _convert(setting, value, place), place
 
 
 def _sections_of(name: str) -> str:
@@ -261,11 +261,11 @@ def _setting(key: str, place: str) -> Setting:
 def _from_text(setting: Setting, text: str, place: str) -> object:
     """Parse a value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``, or
     either in TOML syntax."""
-    bare = _bare(setting.kind)
+    bare = _base_type(setting.kind)
     listed, tabled = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
     if (listed and text.lstrip().startswith("[")) or (tabled and text.lstrip().startswith("{")):
         with contextlib.suppress(tomllib.TOMLDecodeError):
-            return _checked(setting, tomllib.loads(f"value = {text}")["value"], place)
+            return _convert(setting, tomllib.loads(f"value = {text}")["value"], place)
     if bare is bool:
         words = {"1": True, "true": True, "yes": True, "on": True}
         words |= {"0": False, "false": False, "no": False, "off": False}
@@ -273,44 +273,46 @@ def _from_text(setting: Setting, text: str, place: str) -> object:
             raise SettingsError(f"{place}: {setting.key} must be true or false, not {text!r}")
         return words[text.lower()]
     if listed:
-        return _checked(setting, [part.strip() for part in text.split(",") if part.strip()], place)
+        return _convert(setting, [part.strip() for part in text.split(",") if part.strip()], place)
     if tabled:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         if any(not sign for _, sign, _ in pairs):
             raise SettingsError(f"{place}: {setting.key} must be written name=value,name=value")
-        return _checked(setting, {name.strip(): value.strip() for name, _, value in pairs}, place)
+        return _convert(setting, {name.strip(): value.strip() for name, _, value in pairs}, place)
     if bare in (int, float) and not _unit(setting.kind):
         try:
-            return _checked(setting, bare(text), place)
+            return _convert(setting, bare(text), place)
         except ValueError:
             raise SettingsError(f"{place}: {setting.key} must be a number, not {text!r}") from None
-    return _checked(setting, text, place)
+    return _convert(setting, text, place)
 
 
-def _bare(kind: object) -> typing.Any:
+def _base_type(kind: object) -> typing.Any:
     return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
-def _checked(setting: Setting, value: object, place: str) -> object:
+def _convert(setting: Setting, value: object, place: str) -> object:
     kind = setting.kind
     try:
         if _unit(kind):
-            value = _measured(kind, value)
+            value = _parse_unit(kind, value)
         elif typing.get_origin(kind) is dict and isinstance(value, dict):
             item = typing.get_args(kind)[1]
             if _unit(item):
-                value = {name: _measured(item, part) for name, part in value.items()}
+                value = {name: _parse_unit(item, part) for name, part in value.items()}
             elif dataclasses.is_dataclass(item) and isinstance(item, type):
                 value = {name: _entry(item, name, part) for name, part in value.items()}
-        made: object = msgspec.convert(_as_listed(kind, value), kind)
-        if isinstance(made, float) and not math.isfinite(made):
-            raise ValueError(f"{made} is not a usable number")
-        if isinstance(made, tuple) and typing.get_args(kind):
-            _check_networks(typing.get_args(kind)[0], made)
-        return made
+        converted: object = msgspec.convert(_as_listed(kind, value), kind)
+        if isinstance(converted, float) and not math.isfinite(converted):
+            raise ValueError(f"{converted} is not a usable number")
+        if isinstance(converted, tuple) and typing.get_args(kind):
+            _check_networks(typing.get_args(kind)[0], converted)
+        return converted
     except (msgspec.ValidationError, ValueError) as error:
         text = str(error)
-        choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
+        choices = (
+            typing.get_args(_base_type(kind)) if typing.get_origin(_base_type(kind)) is typing.Literal else ()
+        )
         if choices:
             words = [str(choice) or '""' for choice in choices]
             text = f"{value!r} is not one of {', '.join(words)}{_nearest(str(value), words)}"
@@ -324,7 +326,9 @@ def _checked(setting: Setting, value: object, place: str) -> object:
 
 def _as_listed(kind: object, value: object) -> object:
     """Match a choice regardless of case and surrounding spaces; other values are unchanged."""
-    choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
+    choices = (
+        typing.get_args(_base_type(kind)) if typing.get_origin(_base_type(kind)) is typing.Literal else ()
+    )
     return next((one for one in choices if isinstance(value, str) and one == value.strip().lower()), value)
 
 
@@ -350,10 +354,10 @@ def _entry(kind: type, name: str, value: object) -> dict[str, object]:
     for key in value:
         if key not in kinds:
             raise ValueError(f"{name!r} has no key {key}{_nearest(key, kinds)}")
-    return {key: _measured(kinds[key], part) for key, part in value.items()}
+    return {key: _parse_unit(kinds[key], part) for key, part in value.items()}
 
 
-def _measured(kind: object, value: object) -> object:
+def _parse_unit(kind: object, value: object) -> object:
     if isinstance(value, str):
         return parse_bytes(value) if _unit(kind) == "bytes" else parse_seconds(value)
     return value

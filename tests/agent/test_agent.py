@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from sollold.agent import grants, memory_monitor
-from sollold.agent.record_publisher import SMALL_SECONDS, _steady
+from sollold.agent.record_publisher import SMALL_SECONDS, _ignore_small_changes
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
@@ -32,16 +32,16 @@ MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 def test_small_moves_of_free_memory_are_no_news():
     old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
     moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
-    assert _steady((old,), (moved,), 200) == (old,)
-    assert _steady((old,), (replace(moved, barred=5 * MIB),), 200) == (old,)
+    assert _ignore_small_changes((old,), (moved,), 200) == (old,)
+    assert _ignore_small_changes((old,), (replace(moved, barred=5 * MIB),), 200) == (old,)
     for news in (
         replace(old, free=old.free - GIB),
         replace(old, available=old.available - GIB),
         replace(moved, granted=1),
         replace(moved, id="CUDA0"),
     ):
-        assert _steady((old,), (news,), 200) == (news,)
-    assert _steady((old,), (), 200) == ()
+        assert _ignore_small_changes((old,), (news,), 200) == (news,)
+    assert _ignore_small_changes((old,), (), 200) == ()
 
 
 async def test_free_memory_that_moved_a_little_is_told_later_or_when_it_was_too_little(folder: Path):

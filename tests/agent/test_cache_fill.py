@@ -157,7 +157,7 @@ async def test_a_copy_that_does_not_answer_holds_up_no_end(
         reading.set()
         back.wait()
 
-    monkeypatch.setattr(cache_fill, "_copied", hanging)
+    monkeypatch.setattr(cache_fill, "_copy_and_digest", hanging)
     monkeypatch.setattr(cache_fill, "_CLOSE_SECONDS", 0.05)
     fill = bench.fill(copy)
     await asyncio.to_thread(reading.wait)

@@ -71,7 +71,7 @@ async def test_time_in_which_the_daemon_was_stopped_ends_no_grant(folder: Path):
         assert (await reserve(cluster, Term(9, "l"), "d")).ok
         held = cluster.agents["a"].grants
         # Ten minutes went by since it last looked at the clock.
-        held._looked -= 600.0
+        held._clock_read -= 600.0
         held.ledger.postpone(-600.0)
         held._apply(held.ledger.expire(held._now()))
         assert held.ledger.holds("d")

@@ -215,7 +215,7 @@ async def test_how_long_a_model_stays_is_told(
     polls = standin.polls
     await until(lambda: standin.polls > polls + 3)
     assert view.me.version == version, "time that passes is no news"
-    monkeypatch.setattr("sollold.engines.ollama.endpoints._TIMES", 0.0)
+    monkeypatch.setattr("sollold.engines.ollama.endpoints._EXPIRY_SECONDS", 0.0)
     told = names(ollama)["small:latest"].expires
     await until(lambda: names(ollama)["small:latest"].expires < told)
     await ask(standin, "small", keep_alive=-1)
@@ -272,7 +272,7 @@ async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeV
 async def test_busy_with_a_load_is_not_hung(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.engines.ollama.api._PS", 0.1)
+    monkeypatch.setattr("sollold.engines.ollama.api._PS_TIMEOUT", 0.1)
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))

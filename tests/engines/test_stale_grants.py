@@ -33,7 +33,7 @@ def grant(deployment: str, head: str = "me", state: GrantState = GrantState.COMM
 async def test_grants_that_only_an_earlier_run_can_have_are_given_back_once() -> None:
     view, owners = FakeView(record("me")), Owners()
     strays = StaleGrants(view, owners)  # type: ignore[arg-type]
-    strays.began("ours")
+    strays.register_own("ours")
     view.world.records["b"] = record(
         "b",
         grants=(
@@ -44,13 +44,13 @@ async def test_grants_that_only_an_earlier_run_can_have_are_given_back_once() ->
         ),
     )
     for _ in range(3):
-        strays.look()
+        strays.release_stale()
         await asyncio.sleep(0)
     assert [(node, one.deployment, one.head) for node, one in owners.asked] == [("b", "old", "me")]
     # It may come again: another owner of the same deployment, say.
     view.world.records["c"] = replace(record("c"), grants=(grant("old"),))
     owners.free.set()
-    strays.look()
+    strays.release_stale()
     await asyncio.sleep(0)
     assert [node for node, _ in owners.asked] == ["b", "c"]
     await strays.close()
@@ -61,7 +61,7 @@ async def test_the_end_waits_for_no_owner() -> None:
     view, owners = FakeView(record("me")), Owners()
     strays = StaleGrants(view, owners)  # type: ignore[arg-type]
     view.world.records["b"] = record("b", grants=(grant("old"),))
-    strays.look()
+    strays.release_stale()
     await asyncio.sleep(0)
     await strays.close()
     assert owners.asked and not strays._tasks

@@ -21,7 +21,7 @@ log = logging.getLogger("sollold.engines")
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
 """Timeout of the handshake: a free worker answers within milliseconds, one serving another client never."""
-_PIECE = 4096
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def look(
     handshake = Handshake(ours)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await _talk(handshake, reader, writer)
+            await _shake_hands(handshake, reader, writer)
     except TimeoutError:
         if handshake.version is None:
             reason = f"{host}:{port} accepts connections but does not answer: it serves another client"
@@ -94,10 +94,12 @@ async def look(
     return ProbeResult(ExternalState.USABLE, "", version, tuple(handshake.memories))
 
 
-async def _talk(handshake: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _shake_hands(
+    handshake: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     writer.write(handshake.begin())
     while not handshake.done:
-        data = await reader.read(_PIECE)
+        data = await reader.read(_CHUNK)
         if not data:
             raise EOFError
         writer.write(handshake.feed(data))

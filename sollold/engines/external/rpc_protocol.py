@@ -81,11 +81,11 @@ class Handshake:
         """
         self._buffer += data
         out = b""
-        while not self.done and (answer := self._take()) is not None:
-            out = self._answered(answer)
+        while not self.done and (response := self._take_response()) is not None:
+            out = self._handle(response)
         return out
 
-    def _take(self) -> bytes | None:
+    def _take_response(self) -> bytes | None:
         if len(self._buffer) < _SIZE.size:
             return None
         (size,) = _SIZE.unpack_from(self._buffer)
@@ -94,28 +94,28 @@ class Handshake:
         end = _SIZE.size + size
         if len(self._buffer) < end:
             return None
-        answer, self._buffer = self._buffer[_SIZE.size : end], self._buffer[end:]
-        return answer
+        response, self._buffer = self._buffer[_SIZE.size : end], self._buffer[end:]
+        return response
 
-    def _answered(self, answer: bytes) -> bytes:
+    def _handle(self, response: bytes) -> bytes:
         if self.version is None:
-            if len(answer) < 3:
+            if len(response) < 3:
                 raise NotAWorker("its handshake is not that of a llama.cpp RPC worker")
-            self.version = Version(answer[0], answer[1], answer[2])
+            self.version = Version(response[0], response[1], response[2])
             if self._ours is not None and not self.version.mixes(self._ours):
                 self.done = True
                 return b""
             return _request(_DEVICE_COUNT)
         if self._count < 0:
-            if len(answer) != _INDEX.size:
+            if len(response) != _INDEX.size:
                 raise NotAWorker("it does not report its number of devices")
-            (self._count,) = _INDEX.unpack(answer)
+            (self._count,) = _INDEX.unpack(response)
             if self._count > MOST_DEVICES:
                 raise NotAWorker(f"it claims to have {self._count} devices")
         else:
-            if len(answer) != _MEMORY.size:
+            if len(response) != _MEMORY.size:
                 raise NotAWorker("it does not report the memory of a device")
-            free, total = _MEMORY.unpack(answer)
+            free, total = _MEMORY.unpack(response)
             if total > _MOST_BYTES:
                 raise NotAWorker(f"it claims to have {total} bytes on one device")
             self.memories.append(DeviceMemory(min(free, total), total))

@@ -38,23 +38,23 @@ async def scan(
         ours: protocol version of the local llama.cpp; None: unknown.
         taken: addresses in use by deployments: reported as TAKEN without a probe.
     """
-    doors = [(host, port) for host in hosts for port in ports]
+    targets = [(host, port) for host in hosts for port in ports]
     found: dict[tuple[str, int], ExternalWorker] = {}
-    left = iter(doors)
+    remaining = iter(targets)
 
-    async def knock(wait: float) -> None:
+    async def probe_next(wait: float) -> None:
         await asyncio.sleep(wait)
-        for host, port in left:
+        for host, port in remaining:
             address = f"{host}:{port}"
             if address in taken:
                 found[host, port] = ExternalWorker(address, ExternalState.TAKEN)
                 continue
-            seen = await look(host, port, ours, connect=CONNECT_SECONDS)
-            if seen.state is not ExternalState.DEAD:
-                found[host, port] = seen.worker(address)
+            result = await look(host, port, ours, connect=CONNECT_SECONDS)
+            if result.state is not ExternalState.DEAD:
+                found[host, port] = result.worker(address)
 
     async with asyncio.TaskGroup() as group:
         # Staggered: otherwise all connections to hosts that do not exist would time out in the same moment.
-        for place in range(min(AT_A_TIME, len(doors))):
-            group.create_task(knock(place * CONNECT_SECONDS / AT_A_TIME))
-    return tuple(found[door] for door in doors if door in found)
+        for place in range(min(AT_A_TIME, len(targets))):
+            group.create_task(probe_next(place * CONNECT_SECONDS / AT_A_TIME))
+    return tuple(found[target] for target in targets if target in found)

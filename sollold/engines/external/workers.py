@@ -20,7 +20,7 @@ from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.engines")
 
-_BEAT = 1.0
+_INTERVAL = 1.0
 """Interval of the watch loop, in seconds."""
 _PAUSES = {
     ExternalState.USABLE: 60.0,
@@ -45,7 +45,7 @@ class _Watched:
     devices: tuple[Device, ...] = ()
     due: float = 0.0
     pause: float = 0.0
-    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     until: float = float("inf")
     """Loop time at which the watch ends; infinite for workers named in the settings."""
 
@@ -166,27 +166,27 @@ class ExternalWorkers:
             self._forget_unnamed(now, taken)
             for address, one in self._watched.items():
                 if address in taken:
-                    self._know(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
+                    self._update(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
                 elif one.worker.state is ExternalState.TAKEN:
                     # Whether it survived its client is unknown: it is offered again only after a probe.
                     reason = "a deployment has just released it"
-                    self._know(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
+                    self._update(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
                     one.due = now
             due = [one for one in self._watched.values() if now >= one.due and self._ours is not None]
-            await asyncio.gather(*(self._look(one) for one in due if one.worker.address not in taken))
-            await asyncio.sleep(_BEAT)
+            await asyncio.gather(*(self._probe(one) for one in due if one.worker.address not in taken))
+            await asyncio.sleep(_INTERVAL)
 
     async def check(self, address: str) -> str:
         """Probe a worker that a deployment is about to use; return why it is unusable, or an empty string."""
         one = self._watched.get(address)
         if one is None or not self._allowed or self._ours is None:
             return f"{address} is not used by this node"
-        async with one.looking:
+        async with one.probing:
             found = await look(one.host, one.port, self._ours)
         return found.reason
 
-    async def _look(self, one: _Watched) -> None:
-        async with one.looking:
+    async def _probe(self, one: _Watched) -> None:
+        async with one.probing:
             found = await look(one.host, one.port, self._ours)
         if one.worker.address in self._taken():
             return  # A deployment has taken it meanwhile, which may be why it did not answer.
@@ -207,7 +207,7 @@ class ExternalWorkers:
         one.devices = self._offered(one.worker.address, found) if state is ExternalState.USABLE else ()
         worker = found.worker(one.worker.address)
         version = worker.version or one.worker.version
-        self._know(one, replace(worker, state=state, reason=reason, version=version))
+        self._update(one, replace(worker, state=state, reason=reason, version=version))
 
     def _offered(self, address: str, found: ProbeResult) -> tuple[Device, ...]:
         devices = []
@@ -228,7 +228,7 @@ class ExternalWorkers:
             )
         return tuple(devices)
 
-    def _know(self, one: _Watched, worker: ExternalWorker) -> None:
+    def _update(self, one: _Watched, worker: ExternalWorker) -> None:
         if worker != one.worker:
             if (worker.state, worker.reason) != (one.worker.state, one.worker.reason):
                 log.info("external worker %s: %s. %s", worker.address, worker.state.value, worker.reason)

@@ -71,14 +71,14 @@ class Build:
             SetupFailed: neither is available.
         """
         self._tell("fetching", 0.01, f"fetching llama.cpp {TAG}")
-        why = []
-        for way in (self._clone, self._unpack):
+        failures = []
+        for fetch_source in (self._clone, self._unpack):
             try:
-                return way()
+                return fetch_source()
             except SetupFailed as error:
-                why.append(str(error))
+                failures.append(str(error))
         raise SetupFailed(
-            f"the source of llama.cpp {TAG} is not available. {'; '.join(why)}. {_way()}"
+            f"the source of llama.cpp {TAG} is not available. {'; '.join(failures)}. {_proxy_note()}"
             "Give this machine access to one of them, or build llama.cpp elsewhere and set llama.server"
         )
 
@@ -205,7 +205,7 @@ class Build:
         return str(self._env / "bin" / "python")
 
 
-def _way() -> str:
+def _proxy_note() -> str:
     """Return a sentence naming the proxy that git and pip use, which they read from the environment."""
     try:
         proxy = proxy_for(UPSTREAM)

@@ -113,17 +113,17 @@ class Steps:
         if self._expired is popen:
             raise SetupFailed(f"{what}: timed out after {timeout:.0f} s (full log: {self._where})")
         if code != 0:
-            raise SetupFailed(self._story(what, code, lines))
+            raise SetupFailed(self._failure_message(what, code, lines))
         return "\n".join(lines)
 
-    def _story(self, what: str, code: int, lines: Sequence[str]) -> str:
+    def _failure_message(self, what: str, code: int, lines: Sequence[str]) -> str:
         rest = iter(lines)
-        telling = next((line for line in rest if _FAULT.search(line)), "")
-        if telling.endswith("(message):"):  # CMake puts the message on the next line
-            telling = next((line for line in rest if line.strip()), telling)
-        if not telling:
-            telling = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-        return f"{what} failed: {telling.strip()[:300]} (full log: {self._where})"
+        cause = next((line for line in rest if _FAULT.search(line)), "")
+        if cause.endswith("(message):"):  # CMake puts the message on the next line
+            cause = next((line for line in rest if line.strip()), cause)
+        if not cause:
+            cause = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+        return f"{what} failed: {cause.strip()[:300]} (full log: {self._where})"
 
     def _expire(self, popen: subprocess.Popen[bytes]) -> None:
         with self._lock:

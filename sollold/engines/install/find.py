@@ -56,13 +56,13 @@ def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]
     """
     if settings.server or settings.rpc_server:
         return _named(settings), []
-    passed: list[str] = []
+    skipped: list[str] = []
     for server, worker in _candidates(cache):
         try:
-            return look_at(server, worker), passed
+            return look_at(server, worker), skipped
         except LlamaUnusable as error:
-            passed.append(str(error))
-    return None, passed
+            skipped.append(str(error))
+    return None, skipped
 
 
 def look_at(server: Path, worker: Path) -> Llama:
@@ -77,9 +77,9 @@ def look_at(server: Path, worker: Path) -> Llama:
     match = _VERSION.search(_ask(server, "--version"))
     if match is None:
         raise LlamaUnusable(f"{server} --version shows no build number")
-    said = _ask(server, "--help")
-    flags = frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", said)) | (
-        {DRAFT_MTP} if DRAFT_MTP in said else set()
+    help_text = _ask(server, "--help")
+    flags = frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", help_text)) | (
+        {DRAFT_MTP} if DRAFT_MTP in help_text else set()
     )
     if "--rpc" not in flags:
         raise LlamaUnusable(f"{server} was built without RPC (-DGGML_RPC=ON)")

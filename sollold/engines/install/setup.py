@@ -104,20 +104,20 @@ async def persist(
     The network may come up, or somebody may install what is missing, after the daemon's start, so it searches
     every minute. Building occupies all cores for minutes, so builds are retried at growing intervals.
     """
-    looks = BUILD_AFTER
+    searches = BUILD_AFTER
     while True:
         try:
             return await set_up(settings, cache, tell)
         except SetupFailed as error:
             failed(error)
-        for _ in range(looks):
+        for _ in range(searches):
             await asyncio.sleep(LOOK_SECONDS)
             with contextlib.suppress(SetupFailed):
-                return await set_up(replace(settings, build=False), cache, _unheard)
-        looks *= 2
+                return await set_up(replace(settings, build=False), cache, _ignore_progress)
+        searches *= 2
 
 
-def _unheard(progress: Progress) -> None:
+def _ignore_progress(progress: Progress) -> None:
     """Ignore the progress of a repeated search."""
 
 
@@ -135,8 +135,8 @@ class Setup:
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._steps: Steps | None = None
-        self._passed: list[str] = []
-        self._beside = False
+        self._skipped: list[str] = []
+        self._has_fallback = False
         """A usable one exists: a failed build is then recorded, so that not every start repeats it."""
 
     @property
@@ -217,7 +217,7 @@ class Setup:
         """Build; use ``found`` if that fails. A failed build is retried only after an upgrade."""
         log.info("using %s; building %s for %s, which is better", found.server, TAG, better.name)
 
-        self._beside = True
+        self._has_fallback = True
 
         def there() -> Llama | None:
             now = self._find()
@@ -233,7 +233,7 @@ class Setup:
             return found
 
     def _find_portable(self, backend: BuildBackend) -> Llama | None:
-        programs = _place(self._folder, backend) / "bin"
+        programs = _build_folder(self._folder, backend) / "bin"
         try:
             return look_at(programs / "llama-server", programs / "ggml-rpc-server")
         except LlamaUnusable:
@@ -241,22 +241,22 @@ class Setup:
 
     def _find(self) -> Llama | None:
         try:
-            found, passed = find(self._settings, self._cache)
+            found, skipped = find(self._settings, self._cache)
         except LlamaUnusable as error:
             raise SetupFailed(f"the configured llama.cpp can't be used: {error}") from error
-        self._passed = passed
+        self._skipped = skipped
         return found
 
     def _build_once(
         self, wanted: Callable[[], list[BuildBackend]], there: Callable[[], Llama | None]
     ) -> Llama:
         if not self._settings.build:
-            why = f" ({'; '.join(self._passed)})" if self._passed else ""
+            why = f" ({'; '.join(self._skipped)})" if self._skipped else ""
             raise SetupFailed(
                 f"no usable llama.cpp found{why} and llama.build is off: "
                 "install one, set llama.server, or turn llama.build on"
             )
-        for why in self._passed:
+        for why in self._skipped:
             log.info("llama.cpp skipped: %s", why)
         if lacking := missing():
             raise SetupFailed(f"llama.cpp can't be built without {' and '.join(lacking)}")
@@ -297,12 +297,12 @@ class Setup:
         source = build.fetch()
         for backend in wanted:
             try:
-                return self._put(build.compile(source, backend), backend)
+                return self._install(build.compile(source, backend), backend)
             except SetupFailed as error:
                 if fault := self._disk_full(error) or _memory_full(error):
                     # Not the backend's fault: don't record the failure or fall back to another backend.
                     raise SetupFailed(fault) from error
-                if backend is not CPU or self._beside:
+                if backend is not CPU or self._has_fallback:
                     _failure(self._folder, backend).write_text(f"{_RELEASE}\n{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
@@ -319,18 +319,18 @@ class Setup:
             f"there): free some space or set node.cache_dir. {error}"
         )
 
-    def _put(self, made: Path, backend: BuildBackend) -> Llama:
+    def _install(self, built: Path, backend: BuildBackend) -> Llama:
         """Test the build, then rename it into place."""
         self._tell("checking", 0.99, "testing the build")
         try:
-            look_at(made / "llama-server", made / "ggml-rpc-server")
+            look_at(built / "llama-server", built / "ggml-rpc-server")
         except LlamaUnusable as error:
             raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
-        place = _place(self._folder, backend)
+        target = _build_folder(self._folder, backend)
         # Only an unusable build can be here: a usable one would have been found.
-        shutil.rmtree(place, ignore_errors=True)
-        made.parent.rename(place)
-        return look_at(place / "bin" / "llama-server", place / "bin" / "ggml-rpc-server")
+        shutil.rmtree(target, ignore_errors=True)
+        built.parent.rename(target)
+        return look_at(target / "bin" / "llama-server", target / "bin" / "ggml-rpc-server")
 
     @contextmanager
     def _only_one(self) -> Iterator[bool]:
@@ -379,7 +379,7 @@ def _failed(folder: Path, backend: BuildBackend) -> bool:
         return False
 
 
-def _place(folder: Path, backend: BuildBackend) -> Path:
+def _build_folder(folder: Path, backend: BuildBackend) -> Path:
     """Path of a build. Portable builds have names that `find` ignores."""
     packed = backend.name.startswith(PORTABLE)
     return folder / (f"{backend.name}-{TAG}" if packed else f"{TAG}-{backend.name}")

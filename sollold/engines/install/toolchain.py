@@ -81,12 +81,12 @@ def _gcc() -> int:
     """Return the compiler's major version; 0 if unknown."""
     compiler = os.environ.get("CXX") or "c++"
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             [compiler, "-dumpversion"], capture_output=True, text=True, timeout=20, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    major = told.strip().partition(".")[0]
+    major = output.strip().partition(".")[0]
     return int(major) if major.isdigit() else 0
 
 
@@ -106,12 +106,12 @@ def generator() -> tuple[str, str] | None:
     if cmake is None or ninja is None:
         return None
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             [cmake, "--version"], capture_output=True, text=True, timeout=20, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r"version (\d+)\.(\d+)", told)
+    match = re.search(r"version (\d+)\.(\d+)", output)
     if match is None or (int(match[1]), int(match[2])) < _CMAKE_LEAST:
         return None
     return cmake, ninja

@@ -95,7 +95,7 @@ class Journal:
             deadline = time.monotonic() + _KILL_SECONDS
             ending = {one.pid: one.started for one in killed} | descendants
             while time.monotonic() < deadline and any(
-                then and started(pid) == then for pid, then in ending.items()
+                start_time and started(pid) == start_time for pid, start_time in ending.items()
             ):
                 time.sleep(0.02)
             with contextlib.suppress(OSError):

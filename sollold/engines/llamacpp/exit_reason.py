@@ -27,7 +27,7 @@ _ASSERTION = re.compile(
     r"\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m|metal):\d+: .*|GGML_ASSERT\(.*|terminate called .*|\s*what\(\): .*"
 )
 """Output of a program that aborts: the place in its source, or the exception."""
-_TELLING = re.compile(
+_SUSPICIOUS = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
 _LOADING = re.compile(r"error loading \w+: .")
@@ -37,7 +37,7 @@ _NOISE = re.compile(
 )
 _PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
 """Time and level at the start of a llama-server log line."""
-_CALM = re.compile(r"^(?:[\d.]+ )?[IDT] ")
+_ROUTINE = re.compile(r"^(?:[\d.]+ )?[IDT] ")
 """A line below the level of a warning: it reports normal progress, whatever words it contains."""
 _LENGTH = 300
 
@@ -60,8 +60,8 @@ def draft_was_refused(lines: Sequence[str]) -> bool:
 def crashed(code: int) -> bool:
     """Return whether a process with this exit code crashed by itself or because of a request: it was neither
     stopped nor killed, and no mapped file was truncated."""
-    told = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return code not in (0, -signal.SIGBUS, *(-one for one in told))
+    intended = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return code not in (0, -signal.SIGBUS, *(-one for one in intended))
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:
@@ -85,16 +85,18 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
     if code == -signal.SIGBUS:
         return UNREADABLE
     if any(_THREADS.search(line) for line in clean):
-        return f"{_how(code)}: {NO_THREADS}"
-    how = _how(code)
-    telling = _assertion(clean) if code < 0 else ""
-    telling = telling or next((line for line in clean if _LOADING.search(line)), "")
-    if not telling:
-        alarming = (line for line in reversed(clean) if _TELLING.search(line) and not _CALM.match(line))
-        telling = next(alarming, "")
-    if not telling:
-        telling = clean[-1] if clean else ""
-    return f"{how}: {_short(telling)}" if telling else how
+        return f"{_exit_text(code)}: {NO_THREADS}"
+    how = _exit_text(code)
+    cause = _assertion(clean) if code < 0 else ""
+    cause = cause or next((line for line in clean if _LOADING.search(line)), "")
+    if not cause:
+        suspicious = (
+            line for line in reversed(clean) if _SUSPICIOUS.search(line) and not _ROUTINE.match(line)
+        )
+        cause = next(suspicious, "")
+    if not cause:
+        cause = clean[-1] if clean else ""
+    return f"{how}: {_short(cause)}" if cause else how
 
 
 def _assertion(lines: Sequence[str]) -> str:
@@ -104,7 +106,7 @@ def _assertion(lines: Sequence[str]) -> str:
     return (placed or found or [""])[-1]
 
 
-def _how(code: int) -> str:
+def _exit_text(code: int) -> str:
     if code < 0:
         try:
             return f"it was terminated by {signal.Signals(-code).name}"

@@ -73,21 +73,21 @@ class FitCheck:
         """
         if not plan.estimate or not model.files:
             return ""
-        known = await self._remembered()
+        known = await self._cached()
         key = _key(plan, llama.build)
-        told = known.get(key)
-        if told is None:
-            told = await _ask(plan.run, model, llama)
-            if told is None:
+        reported = known.get(key)
+        if reported is None:
+            reported = await _ask(plan.run, model, llama)
+            if reported is None:
                 return ""
-            known[key] = told
+            known[key] = reported
             while len(known) > _KEPT:
                 del known[next(iter(known))]
             await asyncio.to_thread(self._write, msgspec.json.encode(known))
         vocabulary = await read_patiently(lambda: _vocabulary(model.files[0]), model.files[0])
-        return compare(plan, told, vocabulary)
+        return compare(plan, reported, vocabulary)
 
-    async def _remembered(self) -> dict[str, ReportedMemory]:
+    async def _cached(self) -> dict[str, ReportedMemory]:
         if self._known is None:
             read = await asyncio.to_thread(_read, self._path)
             self._known = self._known if self._known is not None else dict(read)
@@ -121,22 +121,22 @@ def answer(output: str) -> ReportedMemory | None:
     return ReportedMemory(weights, state, compute)
 
 
-def compare(plan: Plan, told: ReportedMemory, vocabulary: int) -> str:
+def compare(plan: Plan, reported: ReportedMemory, vocabulary: int) -> str:
     """Return why the plan reserves too little; empty if it does not.
 
     llama.cpp counts logits for every token of a batch (``vocabulary`` values each), which we never use.
     """
     shares = (plan.host, *plan.shares)
-    given = sum(share.weights + share.state + share.compute for share in shares)
-    compute = max(told.compute - vocabulary * plan.run.ubatch * 4, 0)
-    needed = told.weights + told.state + compute
-    if needed <= given:
+    reserved = sum(share.weights + share.state + share.compute for share in shares)
+    compute = max(reported.compute - vocabulary * plan.run.ubatch * 4, 0)
+    needed = reported.weights + reported.state + compute
+    if needed <= reserved:
         return ""
     return (
-        f"llama.cpp says that {plan.model} needs {bytes_text(needed)} (tensors {bytes_text(told.weights)}, "
-        f"context {bytes_text(told.state)}, computing {bytes_text(compute)}), but {bytes_text(given)} were "
-        "reserved: its architecture is unknown, and the estimate was too low. Ask for less "
-        "context, or install a newer sollold"
+        f"llama.cpp says that {plan.model} needs {bytes_text(needed)} (tensors "
+        f"{bytes_text(reported.weights)}, context {bytes_text(reported.state)}, computing "
+        f"{bytes_text(compute)}), but {bytes_text(reserved)} were reserved: its architecture is unknown, and "
+        "the estimate was too low. Ask for less context, or install a newer sollold"
     )
 
 
@@ -165,10 +165,10 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    told = answer(output[:65536].decode("utf-8", "replace"))
-    if told is None:
+    reported = answer(output[:65536].decode("utf-8", "replace"))
+    if reported is None:
         log.info("%s gave no usable answer for %s (exit %s)", PROGRAM, model.name, process.returncode)
-    return told
+    return reported
 
 
 def _key(plan: Plan, build: str) -> str:

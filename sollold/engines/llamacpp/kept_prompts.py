@@ -27,7 +27,7 @@ from sollold.placement.plan import Plan
 
 log = logging.getLogger("sollold.engines")
 
-_LEAST_TOKENS = 256
+_MIN_TOKENS = 256
 """Shorter prompts are processed faster than a file is read."""
 _SAVE_SECONDS = 5.0
 """Timeout for all slots of a deployment, in seconds: somebody may be waiting for its memory."""
@@ -99,14 +99,14 @@ class KeptPrompts:
         try:
             async with asyncio.timeout(_SAVE_SECONDS):
                 for slot in await _slots(http, engine):
-                    if slot.is_processing or slot.n_prompt_tokens < _LEAST_TOKENS:
+                    if slot.is_processing or slot.n_prompt_tokens < _MIN_TOKENS:
                         continue
-                    takes = size * slot.n_prompt_tokens // max(cells, 1)
-                    if takes > left or await asyncio.to_thread(self._free) < takes + _SPARE_DISK:
+                    needed = size * slot.n_prompt_tokens // max(cells, 1)
+                    if needed > left or await asyncio.to_thread(self._free) < needed + _SPARE_DISK:
                         continue
-                    left -= takes
+                    left -= needed
                     part = f"{key}-{slot.id}.part"
-                    await _act(http, engine, slot.id, "save", part)
+                    await _slot_action(http, engine, slot.id, "save", part)
                     await asyncio.to_thread(self._take_over, part, f"{key}-{slot.id}")
                     saved += slot.n_prompt_tokens
         except _FAILURES as error:
@@ -124,7 +124,7 @@ class KeptPrompts:
         for one in files:
             try:
                 async with asyncio.timeout(_RESTORE_SECONDS):
-                    await _act(http, engine, one.slot, "restore", one.path.name)
+                    await _slot_action(http, engine, one.slot, "restore", one.path.name)
             except _FAILURES as error:
                 log.debug("saved prompts can't be used: %s", error or "it took too long")
             # It is saved again when this deployment ends.
@@ -145,9 +145,9 @@ class KeptPrompts:
             for path in self._folder.iterdir():
                 slot = path.name.rpartition("-")[2]
                 with contextlib.suppress(FileNotFoundError):
-                    about = path.stat()
+                    status = path.stat()
                     number = int(slot) if slot.isdecimal() else -1
-                    found.append(_File(path, number, about.st_size, about.st_mtime))
+                    found.append(_File(path, number, status.st_size, status.st_mtime))
         return sorted(found, key=lambda one: one.modified, reverse=True)
 
     def _prune(self) -> None:
@@ -190,7 +190,9 @@ async def _slots(http: aiohttp.ClientSession, engine: EngineAddress) -> list[_Sl
         return msgspec.json.decode(await answer.read(), type=list[_Slot])
 
 
-async def _act(http: aiohttp.ClientSession, engine: EngineAddress, slot: int, action: str, file: str) -> None:
+async def _slot_action(
+    http: aiohttp.ClientSession, engine: EngineAddress, slot: int, action: str, file: str
+) -> None:
     url = f"{engine.url}/slots/{slot}?action={action}"
     async with http.post(url, json={"filename": file}, headers=engine.headers) as answer:
         answer.raise_for_status()

@@ -36,7 +36,7 @@ from sollold.settings.state_file import write_whole
 
 LOAD_SECONDS = 3600.0
 """Maximum duration of a load, in seconds."""
-_ASK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _STATE = "cmd_child_to_router:state:"
 _ENVIRONMENT = {**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"}
 """With a router's port it reports its progress, and exits when its stdin closes, so when the daemon dies."""
@@ -96,10 +96,10 @@ def progress_in(line: str) -> float | None:
     if not line.startswith(_STATE):
         return None
     try:
-        told = msgspec.json.decode(line[len(_STATE) :], type=_Loading)
-        if told.state != "loading":
+        report = msgspec.json.decode(line[len(_STATE) :], type=_Loading)
+        if report.state != "loading":
             return None
-        part = msgspec.json.decode(told.payload, type=_Progress)
+        part = msgspec.json.decode(report.payload, type=_Progress)
     except (msgspec.DecodeError, ValueError):
         return None
     value = min(max(part.value, 0.0), 1.0)
@@ -108,7 +108,7 @@ def progress_in(line: str) -> float | None:
     return (part.stages.index(part.current) + value) / len(part.stages)
 
 
-def _tell_progress(on_progress: Callable[[float], None], line: str) -> None:
+def _report_progress(on_progress: Callable[[float], None], line: str) -> None:
     if (value := progress_in(line)) is not None:
         on_progress(value)
 
@@ -154,7 +154,7 @@ class Head:
         except (OSError, TemplateError) as error:
             raise HeadFailed(f"llama-server could not be started: {system_words(error)}") from error
         key = EngineKey(context.keys, port)
-        words = command_line(
+        command = command_line(
             plan,
             model,
             llama,
@@ -171,12 +171,12 @@ class Head:
             await asyncio.to_thread(key.make)
             process = await Process.start(
                 "llama-server",
-                words,
+                command,
                 deployment=deployment,
                 journal=context.journal,
                 log_file=logs / "llama-server.log",
                 env=_ENVIRONMENT,
-                on_line=partial(_tell_progress, on_progress),
+                on_line=partial(_report_progress, on_progress),
                 heard=_STATE,
                 gather=GATHER_SECONDS,
             )
@@ -203,7 +203,7 @@ class Head:
                     await reply.read()
                     if reply.status == 200:
                         break
-            await asyncio.wait({self.process.exited}, timeout=_ASK_SECONDS)
+            await asyncio.wait({self.process.exited}, timeout=_POLL_SECONDS)
         addresses = await asyncio.to_thread(self.process.addresses)
         if (LOOPBACK, self.port) not in addresses:
             raise HeadFailed(

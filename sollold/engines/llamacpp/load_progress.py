@@ -27,15 +27,15 @@ class LoadProgress:
     def __init__(self, model: Model) -> None:
         self.value = 0.0
         self._model = model
-        self._told = False
-        self._since = self._looked = time.monotonic()
+        self._reported = False
+        self._since = self._checked = time.monotonic()
         self._work: int | None = None
 
     def advance(self, value: float) -> bool:
         """Process a progress report; return whether it is new."""
-        if value <= self.value and self._told:
+        if value <= self.value and self._reported:
             return False
-        self._told = True
+        self._reported = True
         self.value = value
         self._since = time.monotonic()
         return True
@@ -43,7 +43,7 @@ class LoadProgress:
     @property
     def begun(self) -> bool:
         """Whether llama-server has reported anything."""
-        return self._told
+        return self._reported
 
     def stalled(self, work: int | None, waits_for_disk: bool) -> float:
         """Return for how many seconds the load has stalled; 0.0 if it has not. Call it once a second.
@@ -52,19 +52,19 @@ class LoadProgress:
         hung load from a slow one; None: unknown.
         """
         now = time.monotonic()
-        paused, self._looked = now - self._looked, now
+        paused, self._checked = now - self._checked, now
         if paused > _PAUSED_SECONDS:
             # Suspended together with its engines, or overloaded: they need their full time on top of that.
             self._since += paused
-        if self._told:
+        if self._reported:
             limit = stall_seconds(self._model, self.value)
         elif work is None or work != self._work:
             self._work, self._since = work, now
             return 0.0
         else:
             limit = FIRST_WORD_ON_DISK_SECONDS if waits_for_disk else FIRST_WORD_SECONDS
-        still = now - self._since
-        return still if still > limit else 0.0
+        idle = now - self._since
+        return idle if idle > limit else 0.0
 
 
 def stall_seconds(model: Model, progress: float) -> float:

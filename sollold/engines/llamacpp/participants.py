@@ -147,23 +147,23 @@ class Participants:
 
         Failures count only after it has answered the commit.
         """
-        heard = time.monotonic()
+        last_reply = time.monotonic()
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             committed = node in self._committed
             if not committed:
-                heard = time.monotonic()
+                last_reply = time.monotonic()
             request = Renew(self._deployment, self._context.node, loaded=loaded())
             try:
                 done = await self._context.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
-                if committed and time.monotonic() - heard > GRANT_SECONDS:
+                if committed and time.monotonic() - last_reply > GRANT_SECONDS:
                     self._lost(str(error), culprit=node)
                 continue
             self._work[node] = done.work
             if not done.ok and committed:
                 self._lost(f"{self._context.name(node)} ended its share: {done.reason}", culprit=node)
-            heard = time.monotonic()
+            last_reply = time.monotonic()
 
     async def release_grants(self, term: Term) -> None:
         """Close the tunnels and release all memory. Failures do not stop the rest."""
@@ -176,12 +176,12 @@ class Participants:
         await asyncio.gather(*(self._release(node, term) for node in self.nodes))
 
     async def _tunnel(self, node: str, external: str = "") -> int:
-        broke = partial(self._broke, node)
+        broke = partial(self._report_break, node)
         tunnel = await self._context.tunnels.open(self._deployment, node, broke, external)
         self._tunnels.append(tunnel)
         return tunnel.port
 
-    def _broke(self, node: str, reason: str) -> None:
+    def _report_break(self, node: str, reason: str) -> None:
         """Report the loss a moment later, since the worker's node may know the real reason and report it."""
         lost = partial(self._lost, reason, culprit=node)
         asyncio.get_running_loop().call_later(BREAK_SECONDS, lost)

@@ -33,7 +33,7 @@ log = logging.getLogger("sollold.engines")
 
 
 _LAST_LINES = 60
-_PIECE = 64 * 1024
+_CHUNK = 64 * 1024
 GATHER_SECONDS = 0.02
 """Value of ``gather`` for engines, which write about twenty lines per request."""
 _KILL_SECONDS = 10.0
@@ -101,7 +101,7 @@ class Process:
         try:
             await asyncio.shield(process._started)
         except asyncio.CancelledError:
-            process._started.add_done_callback(process._unwanted)
+            process._started.add_done_callback(process._kill_late_start)
             raise
         return process
 
@@ -179,7 +179,7 @@ class Process:
         if self.running:
             log.error("%s (pid %d) can't be killed: it is stuck in the kernel", self.name, self.pid)
 
-    def _unwanted(self, started: asyncio.Future[None]) -> None:
+    def _kill_late_start(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and started.exception() is None:
             self.kill()
 
@@ -199,24 +199,24 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**_clean(os.environ), **env, MARK: journal.mark},
+                env={**_clean_environment(os.environ), **env, MARK: journal.mark},
                 cwd="/",
                 start_new_session=True,
                 restore_signals=False,
             )
         except OSError as error:
-            self._tell(self._started, error=error)
+            self._resolve(self._started, error=error)
             return
         except ValueError as error:
             # A null byte or a lone surrogate in a name that came from elsewhere.
-            self._tell(self._started, error=OSError(errno.EINVAL, f"invalid command: {error}"))
+            self._resolve(self._started, error=OSError(errno.EINVAL, f"invalid command: {error}"))
             return
         self.pid = popen.pid
         try:
             journal.add(popen.pid, self.name, deployment)
         except OSError as error:
             log.warning("the journal can't be written (%s): a crash could leave %s running", error, self.name)
-        self._tell(self._started)
+        self._resolve(self._started)
         ending = threading.Thread(target=self._end_group, name=f"end of {self.name}", daemon=True)
         try:
             ending.start()
@@ -232,29 +232,29 @@ class Process:
                 popen.stdin.close()
         with contextlib.suppress(OSError):
             journal.remove(popen.pid)
-        self._tell(self.exited, code)
+        self._resolve(self.exited, code)
 
     def _read(self, source: IO[bytes], output: ProcessLog) -> None:
         """Forward the child's output until it ends."""
         rest = b""
-        while piece := source.read1(_PIECE):  # type: ignore[attr-defined]
-            output.write(piece)
-            *lines, rest = (rest + piece).split(b"\n")
-            if len(rest) > _PIECE:
+        while chunk := source.read1(_CHUNK):  # type: ignore[attr-defined]
+            output.write(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _CHUNK:
                 lines, rest = [*lines, rest], b""
-            self._take(lines)
-            if self._gather and len(piece) < _PIECE // 4:
+            self._add_lines(lines)
+            if self._gather and len(chunk) < _CHUNK // 4:
                 time.sleep(self._gather)
-        self._take([rest])
+        self._add_lines([rest])
 
-    def _take(self, lines: Iterable[bytes]) -> None:
+    def _add_lines(self, lines: Iterable[bytes]) -> None:
         decoded = [line for raw in lines if (line := raw.decode("utf-8", "replace").rstrip())]
         self._last.extend(decoded)
         if self._on_line is None:
             return
         for line in decoded:
             if line.startswith(self._heard):
-                self._later(self._on_line, line)
+                self._call_soon(self._on_line, line)
 
     def _end_group(self) -> None:
         """Wait for the exit, then kill the rest of its group, whose id can't be reused before the reaping."""
@@ -268,11 +268,13 @@ class Process:
         with self._reaping if hasattr(os, "waitid") else contextlib.nullcontext():
             return popen.wait()
 
-    def _later(self, call: Callable[..., None], *arguments: object) -> None:
+    def _call_soon(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed.
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _tell(self, future: asyncio.Future[Any], value: object = None, error: OSError | None = None) -> None:
+    def _resolve(
+        self, future: asyncio.Future[Any], value: object = None, error: OSError | None = None
+    ) -> None:
         def done() -> None:
             if future.done():
                 return
@@ -281,10 +283,10 @@ class Process:
             else:
                 future.set_result(value)
 
-        self._later(done)
+        self._call_soon(done)
 
 
-def _clean(environment: Mapping[str, str]) -> dict[str, str]:
+def _clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Drop variables that would silently set llama.cpp options, our secrets, and systemd's sockets."""
     unwanted = ("LLAMA_", "SOLLOLD_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
     return {name: value for name, value in environment.items() if not name.startswith(unwanted)}

@@ -21,7 +21,7 @@ from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.loopback_clients import client_users
 
 READY_SECONDS = 30.0
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 _ATTEMPTS = 4
 _ACCEPTED = "Accepted client connection"
 """Its log line for each client; it serves them one at a time."""
@@ -53,7 +53,7 @@ class Worker:
         self.devices = devices
         self._ports = ports
         self._accepted = accepted
-        self._ours = 0
+        self._own_connections = 0
 
     @classmethod
     async def start(
@@ -98,7 +98,7 @@ class Worker:
                 raise
             worker = cls(process, port, ports, tuple(devices), accepted)
             try:
-                await worker._listening()
+                await worker._wait_until_listening()
             except WorkerFailed:
                 await worker.stop()
                 if attempt == _ATTEMPTS - 1 or not port_was_taken(process.last_lines()):
@@ -112,14 +112,14 @@ class Worker:
 
     def connected(self) -> None:
         """Count one connection of our own."""
-        self._ours += 1
+        self._own_connections += 1
 
-    async def stranger(self) -> str:
+    async def foreign_use(self) -> str:
         """Return who else uses or has used the worker, as a sentence; empty if nobody has.
 
         All users of a machine can reach its loopback, and the protocol lets any client do anything.
         """
-        if self._accepted.count > self._ours:
+        if self._accepted.count > self._own_connections:
             return "another program on this machine has used it"
         clients = await client_users(self.port)
         others = set((clients or {}).values()) - {os.geteuid()}
@@ -130,7 +130,7 @@ class Worker:
         await self.process.stop(grace=0.0)
         self._ports.give_back(self.port)
 
-    async def _listening(self) -> None:
+    async def _wait_until_listening(self) -> None:
         """Wait until its port is open. Connecting would make us its only client, so the system is asked."""
         deadline = asyncio.get_running_loop().time() + READY_SECONDS
         while asyncio.get_running_loop().time() < deadline:
@@ -142,7 +142,7 @@ class Worker:
                 raise WorkerFailed(f"the worker listens on {addresses}, not only on {LOOPBACK}: stopped")
             if (LOOPBACK, self.port) in addresses:
                 return
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         raise WorkerFailed(f"the worker did not listen on port {self.port} within {READY_SECONDS:.0f} s")
 
 

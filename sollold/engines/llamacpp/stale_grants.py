@@ -33,13 +33,13 @@ class StaleGrants:
         self._asked: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def began(self, deployment: str) -> None:
+    def register_own(self, deployment: str) -> None:
         """Record that this run is the head of ``deployment`` and releases its grants itself."""
         self._ours[deployment] = None
         while len(self._ours) > _MOST:
             self._ours.popitem(last=False)
 
-    def look(self) -> None:
+    def release_stale(self) -> None:
         """Release the grants of deployments unknown to this head. Called when the records change."""
         me = self._view.me.node
         # Only a head commits: a mere reservation may belong to a plan that is on its way to us.

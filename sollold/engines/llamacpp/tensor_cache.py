@@ -59,7 +59,7 @@ class TensorCache:
         self._index = folder / "whole.json"
         self._limit = limit
         self._lock = threading.Lock()
-        self._taken: set[str] = set()
+        self._kept_deployments: set[str] = set()
         self._offered: dict[str, dict[str, _Known]] = {}
         self._tensors: dict[str, dict[str, str]] = {}
 
@@ -152,9 +152,9 @@ class TensorCache:
         """
         with self._lock:
             folder = self._work / deployment / "rpc"
-            if deployment in self._taken or not folder.is_dir():
+            if deployment in self._kept_deployments or not folder.is_dir():
                 return
-            self._taken.add(deployment)
+            self._kept_deployments.add(deployment)
             try:
                 if shutil.disk_usage(folder).free < 256 * MIB:
                     # On a full disk the worker truncates files silently.
@@ -186,7 +186,7 @@ class TensorCache:
     def remove_folder(self, deployment: str) -> None:
         """Delete the folder of a worker that has ended. Files that were taken over stay."""
         with self._lock:
-            self._taken.discard(deployment)
+            self._kept_deployments.discard(deployment)
             self._offered.pop(deployment, None)
             self._tensors.pop(deployment, None)
             shutil.rmtree(self._work / deployment, ignore_errors=True)

@@ -29,7 +29,7 @@ log = logging.getLogger("sollold.engines")
 _LOOPBACK = "127.0.0.1"
 _TURN_SECONDS = 3.0
 """How long a second connection waits for the first to end, in seconds."""
-_LOOKS = 3
+_LOOKUPS = 3
 """Attempts to find a connection's user: a table that changes while being read may lack a row."""
 
 
@@ -67,7 +67,7 @@ class Tunnels:
             OSError: no loopback port is free.
         """
         if self._unsubscribe is None:
-            self._unsubscribe = self._view.subscribe(self._look)
+            self._unsubscribe = self._view.subscribe(self._cut_dead)
         tunnel = Tunnel(
             self._reach, Open(deployment, external), node, self._delay, on_break, self._open.discard
         )
@@ -87,7 +87,7 @@ class Tunnels:
         for tunnel in tuple(self._open):
             await tunnel.close()
 
-    def _look(self) -> None:
+    def _cut_dead(self) -> None:
         if self._open:
             live = {record.node for record in self._view.live()}
             for tunnel in tuple(self._open):
@@ -128,7 +128,7 @@ class Tunnel:
         self._ends: set[_LocalEnd] = set()
         self._turn = asyncio.Event()
         self._turn.set()
-        self._looking = asyncio.Lock()
+        self._lookup_lock = asyncio.Lock()
         self._remote = TunnelDialer(reach, node, greeting)
 
     async def listen(self) -> None:
@@ -160,7 +160,7 @@ class Tunnel:
         for end in tuple(self._ends):
             end.abort()
 
-    def broke(self, exc: Exception | None) -> None:
+    def remote_lost(self, exc: Exception | None) -> None:
         """Handle the loss of the connection to the worker while llama-server's is still open."""
         if self._server is not None:
             self._break(f"the tunnel to {self._name} broke: {exc or 'the other end closed it'}")
@@ -170,14 +170,14 @@ class Tunnel:
         log.warning("%s", reason, extra={"deployment": self.deployment})
         self._on_break(reason)
 
-    def came(self, end: _LocalEnd) -> None:
+    def local_opened(self, end: _LocalEnd) -> None:
         """Handle a new local connection."""
         self._ends.add(end)
         task = asyncio.get_running_loop().create_task(self._serve(end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def went(self, end: _LocalEnd) -> None:
+    def local_closed(self, end: _LocalEnd) -> None:
         """Handle the end of a local connection."""
         self._ends.discard(end)
         if end.has_turn:
@@ -227,8 +227,8 @@ class Tunnel:
     async def _is_ours(self, end: _LocalEnd) -> bool:
         """Return whether the connection comes from a program of this daemon's own user."""
         user = None
-        async with self._looking:  # at most one look-up thread per tunnel
-            for _ in range(_LOOKS):
+        async with self._lookup_lock:  # at most one look-up thread per tunnel
+            for _ in range(_LOOKUPS):
                 peer = end.transport.get_extra_info("peername")
                 users = await client_users(self.port)
                 if users is None:
@@ -261,11 +261,11 @@ class _LocalEnd(ProxyEnd):
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._tunnel.came(self)
+        self._tunnel.local_opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._tunnel.went(self)
+        self._tunnel.local_closed(self)
 
 
 class _RemoteEnd(ProxyEnd):
@@ -278,5 +278,5 @@ class _RemoteEnd(ProxyEnd):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._local.ended:
-            self._tunnel.broke(exc)
+            self._tunnel.remote_lost(exc)
         super().connection_lost(exc)

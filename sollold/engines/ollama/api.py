@@ -17,9 +17,9 @@ log = logging.getLogger("sollold.engines")
 
 T = TypeVar("T")
 
-_MOST = 32 << 20
+_MAX_BYTES = 32 << 20
 _QUICK = 2.0
-_PS = 2.0
+_PS_TIMEOUT = 2.0
 """Timeout of ``/api/ps`` in seconds; beyond it Ollama is assumed to be busy with a load."""
 
 
@@ -143,8 +143,8 @@ class OllamaApi:
     async def is_ours(self) -> bool:
         """Return whether the server is a sollold, which speaks Ollama's API too."""
         try:
-            async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_QUICK)) as answer:
-                return answer.status == 200
+            async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_QUICK)) as response:
+                return response.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
@@ -177,7 +177,7 @@ class OllamaApi:
             OllamaError: it refused, or can't be reached.
         """
         try:
-            return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS)).models or []
+            return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS_TIMEOUT)).models or []
         except OllamaError as error:
             if isinstance(error.__cause__, TimeoutError):
                 return None
@@ -215,13 +215,13 @@ class OllamaApi:
         try:
             async with self._session.request(
                 method, f"{self.url}{path}", json=body, timeout=_timeout(timeout or _QUICK)
-            ) as answer:
-                raw = await answer.content.read(_MOST)
-                while piece := await answer.content.read(_MOST - len(raw)):
-                    raw += piece
-                if answer.status != 200:
+            ) as response:
+                raw = await response.content.read(_MAX_BYTES)
+                while chunk := await response.content.read(_MAX_BYTES - len(raw)):
+                    raw += chunk
+                if response.status != 200:
                     text = raw[:300].decode("utf-8", "replace")
-                    raise OllamaError(f"{path} of {self.url} answered {answer.status}: {text}")
+                    raise OllamaError(f"{path} of {self.url} answered {response.status}: {text}")
                 return cast(T, None) if reply is None else msgspec.json.decode(raw, type=reply)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = "timed out" if isinstance(error, TimeoutError) else str(error)

@@ -20,11 +20,11 @@ from sollold.models.stores.catalogue import Catalogue
 
 _MARGIN = 1.1
 """Minimum memory of a loaded model, per byte of its file."""
-_TIMES = 10.0
+_EXPIRY_SECONDS = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
 _SHOWS = 1.0
 """Time limit for asking what models can do, in seconds; the rest is asked with the next list."""
-_COUNTS = 0.25
+_GATHER_SECONDS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
 
 
@@ -135,7 +135,7 @@ class OllamaEndpoints:
     def publish_soon(self) -> None:
         """Publish changed request counts, several at a time."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_COUNTS, self.publish)
+            self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.publish)
 
     def publish(self) -> None:
         """Update this node's record if the endpoints have changed."""
@@ -148,8 +148,8 @@ class OllamaEndpoints:
         self.loaded.forget_unused({one.id for one in endpoints})
         # A change of expiry times alone is published only now and then.
         now = asyncio.get_running_loop().time()
-        same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self.endpoints]
-        if endpoints != self.endpoints and not (same and now - self._published_at < _TIMES):
+        same = [_without_expiry(one) for one in endpoints] == [_without_expiry(one) for one in self.endpoints]
+        if endpoints != self.endpoints and not (same and now - self._published_at < _EXPIRY_SECONDS):
             self.endpoints, self._published_at = endpoints, now
             others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
             self._view.update_me(endpoints=(*endpoints, *others))
@@ -167,6 +167,6 @@ class OllamaEndpoints:
         return endpoint_of(name, tag, model, loaded, use, placed, slots=self._slots(), now=time.time())
 
 
-def _timeless(endpoint: Endpoint) -> Endpoint:
+def _without_expiry(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint without its expiry, which changes all the time."""
     return replace(endpoint, expires=0.0)

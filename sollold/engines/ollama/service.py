@@ -212,11 +212,11 @@ class LocalOllama:
             return Done(False, f"{name} is answering a request in Ollama")
         try:
             await self._api.unload(loaded.name)
-            return await self._gone(name)
+            return await self._wait_until_unloaded(name)
         except OllamaError as error:
             return Done(False, f"Ollama did not unload {name}: {error}")
 
-    async def _gone(self, name: str) -> Done:
+    async def _wait_until_unloaded(self, name: str) -> Done:
         """Wait until Ollama no longer lists the model: its runner exits a moment after the response."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LET_GO
@@ -251,7 +251,7 @@ class LocalOllama:
         if await self._connect():
             since = loop.time()
             await self._follow()
-            self._forget()
+            self._mark_gone()
             # One that keeps exiting is restarted only after a pause.
             steady = self._own is None or loop.time() - since > _STEADY
             return self._own is not None and steady, steady
@@ -286,11 +286,11 @@ class LocalOllama:
     async def _follow(self) -> None:
         """Keep the lists of models and loaded models current until Ollama is gone."""
         assert self._api is not None
-        silences, polls = 0, 0
-        while silences < _HANGS:
+        failures, polls = 0, 0
+        while failures < _HANGS:
             self._poll_now.clear()
             try:
-                if silences:
+                if failures:
                     await self._api.version()
                 if polls % _TAGS_EVERY == 0:
                     await self._models.read_tags(self._api)
@@ -300,10 +300,10 @@ class LocalOllama:
                 else:
                     self._models.use_loaded(loaded)
                     await self._models.measure_runners()
-                silences, polls = 0, polls + 1
+                failures, polls = 0, polls + 1
                 self._models.publish()
             except OllamaError as error:
-                silences += 1
+                failures += 1
                 log.debug("Ollama: %s", error)
             if self._own is not None and self._own.ended:
                 return
@@ -314,7 +314,7 @@ class LocalOllama:
             log.warning("Ollama has not answered %d times; restarting it", _HANGS)
             await self._own.stop()
 
-    def _forget(self) -> None:
+    def _mark_gone(self) -> None:
         log.warning("Ollama at %s stopped answering", self._url)
         self._api, self.version = None, ""
         self._models.clear()
@@ -323,9 +323,9 @@ class LocalOllama:
         """Return the parallel requests configured for the running Ollama, by us or by its own unit."""
         ours = self._environ.get("OLLAMA_NUM_PARALLEL", "")
         if self._own is not None and self._own.started:
-            return _number(ours)
-        return _number(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
+            return _parse_slots(ours)
+        return _parse_slots(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
 
 
-def _number(text: str) -> int:
+def _parse_slots(text: str) -> int:
     return min(int(text), 64) if text.isascii() and text.isdigit() and int(text) else 1
