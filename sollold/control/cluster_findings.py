@@ -16,6 +16,14 @@ from sollold.units import bytes_text
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
 SAME_VERSION = "upgrade sollold on all nodes to the same version"
 _MOST_ADDRESSES = 8
+_LARGE_LOST = (
+    "accepts connections from this node, but 32 KiB did not get there and back within 4 s: large packets "
+    "probably get lost, so models that are spread over both nodes can't be loaded"
+)
+_MTU = (
+    "give both machines an MTU that the network between them carries (`ip link` shows it; a VPN's is often "
+    "1280 to 1420), and let ICMP through their firewalls"
+)
 
 
 def same_names(live: Sequence[Record]) -> list[Finding]:
@@ -104,7 +112,9 @@ def _unreached(facts: Facts) -> list[Finding]:
         if one.node not in ports:
             continue  # it was found dead in the meantime
         name, port = ports[one.node]
-        if one.inward:
+        if one.large:
+            found.append(Finding(Grade.PROBLEM, f"{name} {_LARGE_LOST}", _MTU))
+        elif one.inward:
             inward.setdefault(one.why, []).append(name)
         else:
             found.append(_no_way(f"{one.why} from this node", name, port))

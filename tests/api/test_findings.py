@@ -274,3 +274,9 @@ def test_a_node_that_all_others_have_left_is_probably_cut_off_itself() -> None:
 def test_a_node_that_dies_while_connections_to_it_are_tried_is_only_offline() -> None:
     why = "bert could not be reached (no answer within 2.5 s)"
     assert examine(replace(WELL, network=NETWORK, unreached=(Unreached("zz", why),))) == []
+
+
+def test_a_node_that_only_small_packets_reach_is_told_of_with_the_mtu() -> None:
+    (finding,) = examine(replace(WELL, network=NETWORK, unreached=(Unreached("bb", "", large=True),)))
+    assert finding.grade is Grade.PROBLEM and finding.what.startswith("bert accepts connections")
+    assert "MTU" in finding.fix

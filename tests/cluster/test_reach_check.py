@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from sollold.cluster.net.reach_check import ReachCheck, Unreached
+import asyncio
+
+import pytest
+
+from sollold.cluster.net.reach_check import ReachCheck, Reached, ReachRequest, Unreached
 from tests.cluster.shells import IDS, Pair
 from tests.doubles import FakeView, World, free_port, record
 
@@ -40,3 +44,21 @@ async def test_a_node_of_a_release_without_the_check_is_no_finding(pair: Pair) -
     view.others = {IDS[1]: record(IDS[1])}
     await pair.start()
     assert await ReachCheck(view, pair.reach[0], pair.calls[0]).check() == ()
+
+
+async def test_a_node_that_only_small_packets_reach_is_found(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.cluster.net.reach_check._CALL_SECONDS", 0.3)
+    here, _ = checks(pair)
+    sizes = []
+
+    async def lost(caller: str, request: ReachRequest) -> Reached:
+        sizes.append(len(request.padding))
+        await asyncio.Event().wait()
+        return Reached()
+
+    pair.peers[1].method("reach", ReachRequest, lost)
+    await pair.start()
+    assert await here.check() == (Unreached(IDS[1], "", large=True),)
+    assert sizes == [32 * 1024]

@@ -17,11 +17,15 @@ from sollold.facts import dataclass
 
 _CONNECT_SECONDS = 2.5
 _CALL_SECONDS = 4.0
+_PADDING = bytes(32 * 1024)
+"""Fills several packets of full size: only those are lost if an MTU is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReachRequest:
     """Asks the receiver whether it can connect to the sender."""
+
+    padding: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +33,20 @@ class Reached:
     """The response. ``why``: why it can't connect; empty: it can."""
 
     why: str = ""
+    padding: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Unreached:
-    """Connecting to ``node``, which is alive, fails; ``inward``: it can't connect to this node."""
+    """Connecting to ``node``, which is alive, fails; ``inward``: it can't connect to this node.
+
+    ``large``: connecting works, but large packets seem to get lost.
+    """
 
     node: str
     why: str
     inward: bool = False
+    large: bool = False
 
 
 class ReachCheck:
@@ -63,13 +72,17 @@ class ReachCheck:
         if why := await self._why_not(node):
             return Unreached(node, why)
         try:
-            answer = await self._calls.call(node, "reach", ReachRequest(), Reached, timeout=_CALL_SECONDS)
+            async with asyncio.timeout(_CALL_SECONDS):
+                request = ReachRequest(_PADDING)
+                answer = await self._calls.call(node, "reach", request, Reached, timeout=2 * _CALL_SECONDS)
+        except TimeoutError:
+            return Unreached(node, "", large=True)
         except PeerError:
             return None  # a release that does not know the call, or a node that just went
         return Unreached(node, answer.why, inward=True) if answer.why else None
 
     async def _answer(self, caller: str, request: ReachRequest) -> Reached:
-        return Reached(await self._why_not(caller))
+        return Reached(await self._why_not(caller), request.padding)
 
     async def _why_not(self, node: str) -> str:
         """Return why no new connection to ``node`` can be made; empty if one can."""
