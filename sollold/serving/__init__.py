@@ -1,5 +1,5 @@
-"""Answering requests: `service` and `executor` at the node that was asked choose an endpoint (`router`,
-`dispatch`), have one loaded (`loader`), ask it (`attempts`) and recover from faults (`recovery`, `resume`);
-`endpoint_server` at the endpoint's node has the queue (`admission`), the streams from the engine and the
-watchdog.
+"""Serves requests. At the node that received one, `service` and `executor` choose an endpoint (`router`,
+`dispatch`) or have one loaded (`loader`), send it the request (`attempts`) and recover from faults
+(`recovery`, `resume`). At the endpoint's node, `endpoint_server` holds the queue (`admission`), the engine's streams and
+the watchdog.
 """

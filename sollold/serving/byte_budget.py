@@ -1,22 +1,23 @@
-"""The memory that waiting requests take: the bytes of their bodies, up to a limit. Pure."""
+"""A limit on the memory held by request bodies, in bytes. Pure."""
 
 from __future__ import annotations
 
 
 class ByteBudget:
-    """A count of bytes. One holder gets half of the limit, so that there is room for others."""
+    """Counts reserved bytes. A single holder gets at most half of the limit, to leave room for others."""
 
     def __init__(self, limit: int) -> None:
-        """``limit``: most bytes; 0: no limit."""
+        """``limit``: maximum number of bytes; 0: no limit."""
         self._limit = limit
         self._bytes = 0
         self._held: dict[str, int] = {}
 
     def reserve(self, size: int, own: int = 0, holder: str = "") -> bool:
-        """Count ``size`` bytes more, if there is room; ``own``: those counted for the same request already.
+        """Reserve ``size`` more bytes if there is room. Return whether there was.
 
-        A request that is alone gets in however big it is, and so does the only one of its ``holder`` where
-        there is room at all. Empty: nobody's, with no share that could be used up.
+        ``own``: bytes already reserved for the same request. A request that is alone is admitted whatever its
+        size, and so is the only one of its ``holder`` if it fits the total limit. An empty ``holder`` has no
+        share of its own.
         """
         held = self._held.get(holder, 0)
         if self._limit and self._bytes > own and self._bytes + size > self._limit:
@@ -29,7 +30,7 @@ class ByteBudget:
         return True
 
     def release(self, size: int, holder: str = "") -> None:
-        """They are no longer held."""
+        """Release ``size`` reserved bytes."""
         self._bytes -= size
         left = self._held.pop(holder, 0) - size
         if left > 0:

@@ -1,4 +1,4 @@
-"""How much context a request needs whose prompt an engine refused as too long. Pure."""
+"""Computes the context for a request whose prompt an engine refused as too long. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from sollold.errors import Refusal
 
 ANSWER_TOKENS = 4096
-"""Tokens kept free for an answer beside a prompt for which a model is loaded with more context; fewer where
-the caller limits the answer."""
+"""Tokens reserved for the answer when a model is loaded with more context for a long prompt; fewer if the
+caller limits the answer."""
 LEAST_ANSWER_TOKENS = 256
-"""The same where there is no room for so many."""
+"""The same if there is not enough memory for that many."""
 SETTING = "placement.context"
 
 _PROMPT = re.compile(r"request \((\d+) tokens\) exceeds the available context size")
@@ -21,15 +21,15 @@ _PROMPT = re.compile(r"request \((\d+) tokens\) exceeds the available context si
 def larger_context(
     refusal: Refusal, body: Mapping[str, Any], trained: int, answer: int = ANSWER_TOKENS
 ) -> int:
-    """Tokens of context with which the prompt that an engine refused as too long could be answered.
+    """Return the context in tokens that a prompt refused as too long needs.
 
-    0 when it was refused for something else, or the model was trained with no more than the prompt has.
+    0 if it was refused for another reason, or if the model's trained context is too short for the prompt.
 
     Args:
-        refusal: the engine's.
-        body: the request's, as the engine got it.
-        trained: tokens that the model was trained with; 0 when unknown.
-        answer: tokens kept free for the answer, unless the caller limits it to fewer.
+        refusal: the engine's refusal.
+        body: the request's body as sent to the engine.
+        trained: the model's trained context in tokens; 0 if unknown.
+        answer: tokens reserved for the answer, unless the caller limits it to fewer.
     """
     found = _PROMPT.search(refusal.message)
     if found is None:
@@ -43,6 +43,6 @@ def larger_context(
 
 
 def too_long(refusal: Refusal, why: str) -> Refusal:
-    """An engine's refusal of a prompt as too long; ``why``: the model is not loaded with more context."""
+    """Extend an engine's refusal of a long prompt by ``why`` the model can't be loaded with more context."""
     message = f"{refusal.message}; {why.rstrip('.')}. The setting is {SETTING}"
     return Refusal(refusal.fault, message, status=refusal.status)

@@ -1,4 +1,4 @@
-"""What llama-server says of the work in its slots."""
+"""Reads the progress of llama-server's slots."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SECONDS = 5.0
 
 
 async def work_of_slots(client: EngineClient, engine: EngineAddress) -> int | None:
-    """A number that grows with every token that is read or made there.
+    """Return a number that grows with every token processed or generated there.
 
-    None: it does not say, which is no news: it may be in one long batch.
+    None if the engine does not respond, which proves nothing: it may be busy with one long batch.
     """
     try:
         async with asyncio.timeout(_SECONDS):
@@ -31,7 +31,7 @@ class _Token(msgspec.Struct):
 
 
 class _Slot(msgspec.Struct):
-    """What is read of an entry of ``/slots``."""
+    """The relevant fields of an entry of ``/slots``."""
 
     id_task: int = 0
     n_prompt_tokens_processed: int = 0
@@ -39,6 +39,6 @@ class _Slot(msgspec.Struct):
 
     @property
     def work(self) -> int:
-        """Grows with every token read or made, and with every new task."""
+        """A number that grows with every token processed or generated, and with every new task."""
         made = sum(token.n_decoded for token in self.next_token)
         return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made

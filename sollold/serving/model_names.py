@@ -1,5 +1,5 @@
-"""The model's name in an Ollama's answers: each Ollama is asked by its own name for it, which is not always
-the one that the caller wrote (an alias, a name without tag or host, the same content under another name).
+"""Translates model names for Ollama: each Ollama is asked by its own name for the model, which may differ
+from the caller's (an alias, a name without tag or host, the same content under another name).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from sollold.serving.request import Call, Engine
 
 
 def body_for(candidate: EndpointCandidate, call: Call) -> dict[str, Any]:
-    """The call's body with the model named as the engine itself knows it."""
+    """Return the call's body with the engine's own name for the model."""
     if candidate.engine is not Engine.OLLAMA:
         return call.body
     return {**call.body, "model": candidate.endpoint.model}
 
 
 def callers_name(candidate: EndpointCandidate, call: Call) -> Callable[[bytes], bytes] | None:
-    """What turns an event of the engine into one that names the model as the caller did.
+    """Return a function that replaces the model's name in an event by the one that the caller wrote.
 
-    None where nothing is to be done, so that a token costs nothing then.
+    None if there is nothing to replace, so that it costs nothing per token.
     """
     wrote = call.body.get("model")
     if candidate.engine is not Engine.OLLAMA or not isinstance(wrote, str) or not wrote:
@@ -32,7 +32,7 @@ def callers_name(candidate: EndpointCandidate, call: Call) -> Callable[[bytes], 
     named = candidate.endpoint.model
     if wrote == named:
         return None
-    # In every answer the field comes before what the model wrote; in a text its quotes would be escaped.
+    # In every event the field precedes the model's text; inside a string its quotes would be escaped.
     field = re.compile(rb'("model"\s*:\s*)' + re.escape(msgspec.json.encode(named)))
     shown = msgspec.json.encode(wrote)
     return lambda event: field.sub(lambda match: match[1] + shown, event, count=1)

@@ -1,14 +1,14 @@
-"""How a request and its answer travel between the node that was asked and the endpoint's node.
+"""The wire format of requests and responses between the node that got the request and the endpoint's node.
 
-The request is one msgpack `EngineRequest`. The answer is a sequence of frames: one byte that names the
-kind, four bytes of length (big-endian), the payload. Kinds, in the order they may come::
+The request is one msgpack `EngineRequest`. The response is a sequence of frames: one byte for the kind, four
+bytes of length (big-endian), the payload. Kinds, in the order in which they may occur::
 
-    q*  place in the queue (msgpack int)
-    b   the engine has begun to answer: msgpack `ResponseHead`
-    d*  bytes of the engine's body, as they came
-    e   the body is whole            or  x  it broke off: msgpack `StreamError`
+    q*  position in the queue (msgpack int)
+    b   the engine has begun to respond: msgpack `ResponseHead`
+    d*  bytes of the engine's body, as they arrived
+    e   the body is complete         or  x  it broke off: msgpack `StreamError`
 
-``k`` (nothing; "still here") may stand anywhere. An answer that ends without ``e`` or ``x`` was cut.
+``k`` (keep-alive, no payload) may occur anywhere. A response without a final ``e`` or ``x`` was cut off.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sollold.cluster.net.pieces import PIECE, copied
 PATH = "/serve"
 """The peer route."""
 LARGEST_REQUEST = 512 * 1024 * 1024
-"""Bytes of a request that are taken at the most; images make requests big."""
+"""Maximum size of a request, in bytes; images make requests big."""
 LARGEST_FRAME = 256 * 1024 * 1024
-"""Bytes of one frame that are taken at the most."""
+"""Maximum payload of one frame, in bytes."""
 
 POSITION = ord("q")
 BEGUN = ord("b")
@@ -43,13 +43,13 @@ class EngineRequest:
     """A request for an endpoint.
 
     Attributes:
-        id: the request's, in logs on both nodes.
-        path: on the engine's HTTP API; ``body``: the JSON to send there.
-        age: seconds it has waited elsewhere already: it keeps its place in the queue.
+        id: the request's id, in the logs of both nodes.
+        path: path on the engine's HTTP API; ``body``: the JSON to send there.
+        age: seconds since the request arrived at the sending node; they count as waiting time in the queue.
         deadline: seconds left; 0: none.
-        keep_alive: seconds of idleness after it; negative: for ever; None: not named.
-        bypass_queue: a small request (token counts) that need not wait for a slot.
-        trace: `sollold.tracing.traceparent` where it was sent; empty: not traced.
+        keep_alive: seconds to keep the model loaded when idle afterwards; negative: forever; None: not set.
+        bypass_queue: a small request (such as a token count) that need not wait for a slot.
+        trace: `sollold.tracing.traceparent` of the sender; empty: not traced.
     """
 
     id: str
@@ -67,19 +67,19 @@ class EngineRequest:
 
 
 def request_parts(request: EngineRequest) -> tuple[bytes, bytes]:
-    """The msgpack of a request in two parts, of which the second is its body: that is not copied."""
+    """Encode a request as msgpack in two parts; the second is its body, which is not copied."""
     known = {name: getattr(request, name) for name in EngineRequest.__slots__ if name != "body"}
     head = bytearray(msgspec.msgpack.encode(known))
-    # A map of up to 15 has its size in its first byte; the body is the last of it, as bytes of any length.
+    # A map of up to 15 entries has its size in its first byte; the body becomes the last entry, as bin 32.
     head[0] += 1
     return bytes(head + b"\xa4body\xc6" + len(request.body).to_bytes(4, "big")), request.body
 
 
 async def read_request(raw: bytes) -> EngineRequest:
-    """The request in ``raw``. A large one is copied a piece at a time.
+    """Decode a request. The body of a large one is copied piece by piece, to keep the loop responsive.
 
     Raises:
-        msgspec.MsgspecError: it is none.
+        msgspec.MsgspecError: ``raw`` is not a valid request.
     """
     if len(raw) <= PIECE:
         return msgspec.msgpack.decode(raw, type=EngineRequest)
@@ -94,33 +94,33 @@ async def read_request(raw: bytes) -> EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The engine's status, and the milliseconds that the request was queued."""
+    """The engine's HTTP status, and how long the request was queued, in milliseconds."""
 
     status: int
     queue_ms: float = 0.0
 
 
 class ErrorKind(StrEnum):
-    """Why an endpoint could not answer, or not to the end."""
+    """Why an endpoint did not answer, or not completely."""
 
     FULL = "full"
     """The queue is full; ``retry_after``."""
     MOVED = "moved"
-    """The endpoint takes no new work here (draining, unloaded, not known): ask elsewhere."""
+    """The endpoint takes no work here (draining, unloaded, unknown): try elsewhere."""
     ENGINE = "engine"
-    """The engine died, hung, or can't be reached."""
+    """The engine died, hung, or is unreachable."""
     DEADLINE = "deadline"
-    """The time that the request allows is over."""
+    """The request's time limit has passed."""
 
 
 @dataclass(eq=False)
 class StreamError(Exception):
-    """An endpoint gave no answer, or not to the end. It travels between nodes as it is.
+    """An endpoint did not answer, or not completely. Sent between nodes unchanged.
 
     ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
-    breaker counts. ``taken``: the engine had the request in it when it failed. ``crashed``: a process of the
-    engine ended by a fault of its own, before anything came of this request, the newest in it. ``forced``:
-    somebody ended the engine with all requests in it: no other is to be found or loaded for this one.
+    breaker counts. ``taken``: the engine had the request when it failed. ``crashed``: a process of the engine
+    crashed before it produced anything for this request, its newest. ``forced``: the engine was unloaded by
+    force with all its requests, so no other engine is sought or loaded for this one.
     """
 
     kind: ErrorKind
@@ -136,27 +136,27 @@ class StreamError(Exception):
 
 
 class BadFrame(ValueError):
-    """What came is not a sequence of frames."""
+    """The received bytes are not a sequence of frames."""
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
-    """A frame: its kind and its length, then the payload."""
+    """Encode a frame: its kind and its length, then the payload."""
     return _HEAD.pack(kind, len(payload)) + payload
 
 
 def packed(kind: int, fact: object) -> bytes:
-    """One frame whose payload is msgpack."""
+    """Encode a frame whose payload is ``fact`` as msgpack."""
     return frame(kind, msgspec.msgpack.encode(fact))
 
 
 class Frames:
-    """Cuts a stream of bytes into frames, whatever pieces it comes in."""
+    """Splits a stream of bytes into frames, in whatever pieces it arrives."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The frames that are whole now.
+        """Add received bytes and return the frames that are complete now.
 
         Raises:
             BadFrame: a frame is longer than `LARGEST_FRAME`.

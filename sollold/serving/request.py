@@ -1,11 +1,11 @@
-"""A caller's request without its dialect, and its answer: the interface between api and serving.
+"""A caller's request and its answer, independent of the dialect: the interface between api and serving.
 
 A dialect parses and validates, renders the request for each kind of engine (`Call`), and hands an `Ask`
-to the service. It gets an `Answer`: a status of things (`Routing`) and the engine's own events as raw
-JSON, one ``bytes`` an event. For llama.cpp those are the payloads of its ``data:`` lines; for Ollama the
+to the service. It gets an `Answer`: where it comes from (`Routing`) and the engine's own events as raw
+JSON, one ``bytes`` per event. For llama.cpp those are the payloads of its ``data:`` lines; for Ollama the
 NDJSON lines (``/api/*``) or the payloads of its ``data:`` lines (``/v1/*``). ``[DONE]`` is never among
-them. A request not streamed yields exactly one event, the whole body. So a dialect that speaks as the
-engine does passes bytes on unread, and only a fault makes anybody parse them.
+them. A request that is not streamed yields exactly one event, the whole body. So a dialect that equals the
+engine's passes the bytes on unparsed; they are parsed only after a fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sollold.serving.media import Media
 
 
 class Engine(StrEnum):
-    """Who computes: decides the form of the events."""
+    """The kind of engine, which determines the format of the events."""
 
     LLAMA = "llama"
     OLLAMA = "ollama"
@@ -34,9 +34,9 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as an engine wants it: ``path`` on its own HTTP API, and the JSON body.
+    """A request in an engine's own form: ``path`` on its HTTP API, and the JSON body.
 
-    ``notes``: what of the caller's request has no effect there, a sentence each.
+    ``notes``: the parts of the caller's request that have no effect there, one sentence each.
     """
 
     path: str
@@ -46,14 +46,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What another node, which is gone, gave its caller of a streamed answer.
+    """The part of a streamed answer that another node, now gone, delivered to the caller.
 
     Attributes:
         content, thinking: the text.
-        events: pieces in which it came: about as many as tokens.
-        tool_calls, logprobs: whether any were among them.
-        spent_ms: milliseconds for which engines made it.
-        engine: the kind that did; None: not known.
+        events: number of events with text: about the number of tokens.
+        tool_calls, logprobs: whether the events contained any.
+        spent_ms: time that engines spent generating it, in milliseconds.
+        engine: the kind of engine that generated it; None: unknown.
     """
 
     content: str = ""
@@ -70,23 +70,23 @@ class Ask:
     """A caller's request.
 
     Attributes:
-        model: as the caller wrote it.
-        resolved: the model that the name means, when it has been looked up already; else it is looked up.
-        calls: the request for each engine that could answer it. An engine that is missing can't.
-        stream: whether the caller wants events as they come.
-        gathered: events are wanted, and none of them reaches anybody before the answer is whole: after a
-            fault it may begin anew. Then an empty event says that those before it are to be forgotten.
-        load_only: load (or unload, with ``keep_alive`` 0) and answer nothing.
-        context: tokens asked for (``num_ctx``); 0: not named.
-        keep_alive: seconds; negative: for ever; None: not named.
+        model: the model's name as the caller wrote it.
+        resolved: the model with that name, if it has already been looked up; otherwise serving looks it up.
+        calls: the request for each kind of engine that can answer it; a kind that is missing cannot.
+        stream: whether the caller wants events as they arrive.
+        gathered: the caller reads events but delivers none before the answer is complete, so that the answer
+            may start over after a fault. An empty event then means: discard all events before it.
+        load_only: only load the model (or unload it, with ``keep_alive`` 0).
+        context: requested context in tokens (``num_ctx``); 0: not set.
+        keep_alive: seconds; negative: forever; None: not set.
         priority: 1 to 10; ``client``: for fairness; ``id``: in logs and headers.
         embedding: the model must be served for embeddings.
-        deadline: seconds from now in which the response must be complete; 0: none.
+        deadline: seconds from now within which the response must be complete; 0: none.
         prefix: digest of the conversation's beginning, for stickiness; empty: none.
-        placement: how the model is to be placed.
+        placement: the caller's wishes for the model's placement.
         explain: put the router's scores into the routing.
-        delivered: what the caller has got of this answer already; only the rest is given.
-        media: what was cut out of the bodies of the calls; None: nothing.
+        delivered: the part of this answer that the caller already has; only the rest is generated.
+        media: the content cut out of the bodies of ``calls``; None: nothing.
     """
 
     id: str
@@ -111,7 +111,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Routing:
-    """Where an answer came from; filled while it is being given. Shown as ``_routing``."""
+    """Where an answer comes from; updated while the answer streams. Shown as ``_routing``."""
 
     backend: Backend
     engine: Engine
@@ -124,16 +124,16 @@ class Routing:
     resumed: int = 0
     gap_ms: float = 0.0
     scores: tuple[tuple[str, float, str], ...] = ()
-    """(endpoint, score, why), when asked for."""
+    """(endpoint, score, reason) of each candidate, if requested."""
     warnings: tuple[str, ...] = ()
-    """What was changed or left out of the request, a sentence each."""
+    """Parts of the request that were changed or ignored, one sentence each."""
     drafts: Drafts = field(default_factory=Drafts)
-    """Speculation of the deployment, as it was when the request came."""
+    """Speculation of the deployment at the time of the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a caller is waiting for, as it changes: shown in headers and messages."""
+    """What a caller is currently waiting for; shown in headers and messages."""
 
     stage: str
     """``planning``, ``loading``, ``queued``, ``answering`` (an engine has the request), ``recovering``."""
@@ -141,19 +141,19 @@ class Waiting:
     position: int = 0
     message: str = ""
     node: str = ""
-    """The name of the node whose engine has the request; empty: none has it."""
+    """Name of the node whose engine has the request; empty if none has it."""
 
 
 async def _nothing() -> None:
-    """For an answer that holds nothing."""
+    """The ``close`` of an answer that holds no resources."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way. Take it to its end by ``pour``, `batches`, `events` or `whole`, or `end` it.
+    """An answer in progress. Read it to its end with ``pour``, `batches`, `events` or `whole`, or `end` it.
 
-    ``pour`` hands the events to a receiver in the moment in which they come, those that came together in one
-    list, so that they can leave together. Each way may raise `Refusal` (INTERRUPTED, TIMEOUT, ENGINE) at any
+    ``pour`` hands events to a receiver as soon as they arrive, in lists of those that arrived together, so
+    that they can be sent on together. All of these may raise `Refusal` (INTERRUPTED, TIMEOUT, ENGINE) at any
     point.
     """
 
@@ -162,20 +162,20 @@ class Answer:
     close: Callable[[], Coroutine[Any, Any, None]] = field(default=_nothing)
     """Ends the generation and frees its slot."""
     over: Callable[[], bool] = field(default=lambda: False)
-    """Whether ``close`` has nothing to do any more."""
+    """Whether ``close`` has nothing left to do."""
     _batches: AsyncIterator[list[bytes]] | None = field(default=None, init=False)
     _events: AsyncIterator[bytes] | None = field(default=None, init=False)
 
     @property
     def batches(self) -> AsyncIterator[list[bytes]]:
-        """The same lists, for whoever fetches them. Always the same iterator, which `end`s the answer."""
+        """An iterator over the same lists, always the same one; when it finishes it `end`s the answer."""
         if self._batches is None:
             self._batches = self._fetched()
         return self._batches
 
     @property
     def events(self) -> AsyncIterator[bytes]:
-        """The events one by one, likewise, for those to whom speed is nothing."""
+        """An iterator over single events, for callers to whom speed does not matter."""
         if self._events is None:
             self._events = _one_by_one(self.batches)
         return self._events
@@ -188,12 +188,12 @@ class Answer:
             await self.end()
 
     async def end(self) -> None:
-        """``close`` it; completes even when it is cancelled meanwhile."""
+        """Call ``close`` unless all is closed; it completes even if this call is cancelled."""
         if not self.over():
             await asyncio.shield(asyncio.ensure_future(self.close()))
 
     async def whole(self) -> bytes:
-        """All events together: the body of an answer that is not streamed."""
+        """Return all events concatenated: the body of an answer that is not streamed."""
         parts: list[bytes] = []
 
         def receive(batch: list[bytes]) -> bool:
@@ -212,12 +212,12 @@ async def _one_by_one(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[byte
 
 
 class Service(Protocol):
-    """What the dialects call."""
+    """The interface that the dialects call."""
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """Find or load an endpoint, wait for a slot, send the request.
 
-        Returns when the engine has begun to answer (its status is known). Cancelling it leaves the queue.
+        Returns when the engine has begun to respond (its status is known). Cancelling it leaves the queue.
 
         Raises:
             Refusal: as its ``fault`` says.
@@ -232,7 +232,7 @@ _WORDS = ("too l", "exceed", "larger than")
 
 
 def longest_input(message: str) -> int | None:
-    """Tokens that the engine would have taken, when ``message`` refuses a text as too long; else ``None``."""
+    """Return the engine's limit in tokens if ``message`` refuses an input as too long, else ``None``."""
     if not any(word in message for word in _WORDS):
         return None
     match = _LIMIT.search(message)

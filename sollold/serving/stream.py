@@ -1,4 +1,4 @@
-"""An engine's answer under way, as bytes."""
+"""An engine's response in progress, as a stream of bytes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sollold.serving.protocol import ErrorKind, ResponseHead, StreamError
 
 
 class Stream(Protocol):
-    """An engine's answer under way, wherever the engine is."""
+    """An engine's response in progress, whether the engine is local or remote."""
 
     head: ResponseHead | None
-    """The engine's status; None until the engine has begun to answer."""
+    """The engine's status; None until the engine has begun to respond."""
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
-        """Hand on the body in pieces, as `sollold.cluster.net.pour` says.
+        """Pass on the body in pieces, as described in `sollold.cluster.net.pour`.
 
         Raises:
             StreamError: it broke off.
@@ -24,21 +24,21 @@ class Stream(Protocol):
         ...
 
     def abort(self, error: StreamError) -> None:
-        """Break it off from outside: its reader gets ``error``. For a stream that has begun."""
+        """Break off the stream from outside: its reader gets ``error``."""
         ...
 
     async def close(self) -> None:
-        """End the generation, if it is not at its end, and free its slot. May be called twice."""
+        """End the generation unless finished, and free its slot. May be called twice."""
         ...
 
 
 async def whole(stream: Stream, limit: int = 256 * 1024 * 1024) -> bytes:
-    """The whole body.
+    """Read and return the whole body.
 
     Raises:
-        StreamError: it broke off, or is longer than ``limit`` bytes.
+        StreamError: the stream broke off, or is longer than ``limit`` bytes.
     """
-    # Grows in place and gives what it holds without a copy, which of a long one would stop the loop.
+    # BytesIO grows in place and returns its content without a copy; copying a long body would block the loop.
     body = BytesIO()
 
     def receive(chunk: bytes) -> bool:

@@ -1,1 +1,1 @@
-"""Continuing a stream on another engine after a fault, one module a form of events."""
+"""Continues a stream on another engine after a fault; one module per event format."""
