@@ -1,9 +1,9 @@
-"""Who is next at an endpoint: `FairQueue`, which is sans-I/O, and `AdmissionQueue`, which waits with it.
+"""The queue of an endpoint: `FairQueue`, which is sans-I/O, and `AdmissionQueue`, in which coroutines wait.
 
-Each endpoint has one queue, at its node, so that the order is the same whichever node was asked. A request
-starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without a top: later ones can
-pass it only for a bounded time, so nothing starves. Inside a level the client with the fewest requests in
-the engine comes first, then the one served longest ago, then the oldest request.
+Each endpoint has one queue, at its node, so that the order does not depend on which node got the request. A
+request starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without limit: later
+requests can overtake it only for a bounded time, so none starves. Within a level the client with the fewest
+requests in the engine comes first, then the one served longest ago, then the oldest request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from sollold.facts import dataclass
 
 STEP = 10.0
-"""Seconds of waiting that raise a request by one level."""
+"""Waiting time that raises a request by one level, in seconds."""
 
 
 _FASTEST_RETRY = 1.0
@@ -26,7 +26,7 @@ _SLOWEST_RETRY = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A queued request. ``arrival``: on this node's clock; in the past for one that waited elsewhere."""
+    """A queued request. ``arrival``: on this node's clock, minus the time that it waited elsewhere."""
 
     id: str
     priority: int
@@ -36,16 +36,16 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The queue is full. ``retry_after``: seconds after which there should be room."""
+    """Result of `FairQueue.offer` if full. ``retry_after``: estimated seconds until there is room."""
 
     retry_after: float
 
 
 class FairQueue:
-    """The queue of one endpoint: events and the time go in, the ids of the admitted come out."""
+    """The queue of one endpoint. Methods take an event and the time, and return the ids admitted by it."""
 
     def __init__(self, slots: int, limit: int) -> None:
-        """``slots``: requests in the engine at a time; ``limit``: most that may wait."""
+        """``slots``: maximum concurrent requests in the engine; ``limit``: maximum waiting requests."""
         self._slots = max(1, slots)
         self._limit = limit
         self._waiting: dict[str, Ticket] = {}
@@ -67,18 +67,18 @@ class FairQueue:
 
     @property
     def free(self) -> bool:
-        """Whether who comes now is admitted at once."""
+        """Whether a new request would be admitted at once."""
         return not self._waiting and len(self._running) < self._slots
 
     def offer(self, ticket: Ticket, now: float) -> tuple[str, ...] | Full:
-        """A request comes. Returns the ids admitted now (it may be among them), or that the queue is full."""
+        """Add a request. Return the ids admitted now (possibly its own), or `Full`."""
         if len(self._waiting) >= self._limit and len(self._running) >= self._slots:
             return Full(self.retry_after())
         self._waiting[ticket.id] = ticket
         return self._admit(now)
 
     def leave(self, id: str, now: float) -> tuple[str, ...]:
-        """A request is done, or its caller hung up. Returns the ids admitted now. Unknown ids are ignored."""
+        """Remove a request, done or given up, and return the ids admitted now. Unknown ids are ignored."""
         ticket = self._waiting.pop(id, None)
         if ticket is not None:
             self._forget(ticket.client)
@@ -94,12 +94,12 @@ class FairQueue:
         return self._admit(now)
 
     def resize(self, slots: int, now: float) -> tuple[str, ...]:
-        """The endpoint has another number of slots. Returns the ids admitted now."""
+        """Change the number of slots. Return the ids admitted now."""
         self._slots = max(1, slots)
         return self._admit(now)
 
     def order(self, now: float) -> list[str]:
-        """The ids in the queue, the next one first."""
+        """The waiting ids, next one first."""
         seen: Counter[tuple[int, str]] = Counter()
         keyed = []
         for ticket in sorted(self._waiting.values(), key=lambda ticket: ticket.arrival):
@@ -112,7 +112,7 @@ class FairQueue:
         return [key[-1] for key in keyed]
 
     def retry_after(self) -> float:
-        """Seconds until there should be room, from how long requests took of late."""
+        """Estimate the seconds until there is room, from the duration of recent requests."""
         wait = (self._service or _FASTEST_RETRY) * max(1, len(self._waiting)) / self._slots
         return min(max(wait, _FASTEST_RETRY), _SLOWEST_RETRY)
 
@@ -137,7 +137,7 @@ class FairQueue:
         return self._of_client.get(client, 0), self._last_served.get(client, 0)
 
     def _forget(self, client: str) -> None:
-        """Keep nothing of a client that has nothing here: clients come without end."""
+        """Drop the state of a client without requests here, since the number of clients is unbounded."""
         if self._of_client.get(client, 0) <= 0:
             self._of_client.pop(client, None)
             if not any(ticket.client == client for ticket in self._waiting.values()):
@@ -149,11 +149,11 @@ def _level(ticket: Ticket, now: float) -> int:
 
 
 _RECOUNT = 0.5
-"""Seconds between two looks at the positions while anybody waits: waiting alone changes them."""
+"""Interval of reporting positions, in seconds: they change by waiting alone."""
 
 
 class QueueFull(Exception):
-    """The queue has no room."""
+    """The queue is full."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("the queue is full")
@@ -161,14 +161,14 @@ class QueueFull(Exception):
 
 
 class QueueClosed(Exception):
-    """The endpoint admits nobody any more."""
+    """The endpoint admits no more requests."""
 
 
 class AdmissionQueue:
-    """One endpoint's queue, for coroutines that wait in it."""
+    """The queue of one endpoint, in which coroutines wait."""
 
     def __init__(self, slots: int, limit: int, changed: Callable[[], None] = lambda: None) -> None:
-        """``changed`` is called whenever the counts of active and waiting have changed."""
+        """``changed`` is called when the counts `active` and `waiting` may have changed."""
         self._admission = FairQueue(slots, limit)
         self._dismissed = False
         self._waiters: dict[str, tuple[asyncio.Future[None], Callable[[int], None]]] = {}
@@ -188,25 +188,25 @@ class AdmissionQueue:
 
     @property
     def free(self) -> bool:
-        """Whether who comes now is admitted at once."""
+        """Whether a new request would be admitted at once."""
         return not self._dismissed and self._admission.free
 
     def resize(self, slots: int) -> None:
-        """Admit so many at a time, also after `dismiss`."""
+        """Set the number of slots; after `dismiss` let requests wait again."""
         self._dismissed = False
         self._wake(self._admission.resize(slots, asyncio.get_running_loop().time()))
 
     async def enter(
         self, id: str, priority: int, client: str, age: float, on_position: Callable[[int], None]
     ) -> None:
-        """Wait for a slot. `leave` must be called in any case, also after a cancellation.
+        """Wait for a slot. `leave` must be called in any case, even after a cancellation.
 
-        ``on_position`` is called with the position (1 is next), first when there is waiting at all; with 0
-        when that is over.
+        ``on_position`` is called with each new position in the queue (1 is next), and with 0 on admission;
+        not at all if there is no wait.
 
         Raises:
-            QueueFull: there is no room.
-            QueueClosed: it would wait, and `dismiss` was called before or meanwhile.
+            QueueFull: the queue is full.
+            QueueClosed: the request would have to wait, and `dismiss` was called before or meanwhile.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -227,18 +227,18 @@ class AdmissionQueue:
         on_position(0)
 
     def leave(self, id: str) -> None:
-        """The request is done, or its caller hung up. Unknown ids are ignored."""
+        """Remove a request that is done or whose caller hung up. Unknown ids are ignored."""
         self._waiters.pop(id, None)
         self._told.pop(id, None)
         self._wake(self._admission.leave(id, asyncio.get_running_loop().time()))
 
     def dismiss(self) -> None:
-        """Send away those that wait, now and until `resize`; those in the engine go on."""
+        """Turn away waiting requests, now and until `resize`; those in the engine continue."""
         self._dismissed = True
         for future, _ in list(self._waiters.values()):
             if not future.done():
                 future.set_exception(QueueClosed())
-                # Nobody may be there to fetch it any more.
+                # Mark it as retrieved: its waiter may be gone.
                 future.exception()
         if self._recount is not None:
             self._recount.cancel()

@@ -1,4 +1,4 @@
-"""A request's attempts at endpoints: each is asked, begins to answer or not, and is let go."""
+"""Sends a request to endpoints: one attempt each, until one begins to answer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from sollold.serving.stream import Stream, whole
 log = logging.getLogger("sollold.serving")
 
 _RETHINK = 0.25
-"""Seconds between two looks for a better endpoint while waiting in a queue."""
+"""Interval of looking for a better endpoint while waiting in a queue, in seconds."""
 BYPASS_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
-"""Small requests that an engine answers beside its work."""
+"""Paths of small requests, which need no slot of the engine."""
 BYPASS_LIMIT = 20.0
-"""Seconds in which an engine must have begun to answer such a request."""
+"""Timeout for the beginning of the response to such a request, and for reading it, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An engine's answer under way: a request has one, and after each fault another."""
+    """An engine's answer in progress. A request has one, and another one after each fault."""
 
     choice: ScoredCandidate
     candidate: EndpointCandidate
@@ -45,11 +45,11 @@ class EndpointRefusal(Refusal):
 
 
 class Attempts:
-    """Those of one request.
+    """The attempts of one request.
 
     Attributes:
-        came: when the request came, on the loop's clock.
-        deaths: the engines that ended with it.
+        came: when the request arrived, on the loop's clock.
+        deaths: the engines that died with it.
     """
 
     def __init__(self, ask: Ask, on_wait: Callable[[Waiting], None], context: ServingContext) -> None:
@@ -71,13 +71,13 @@ class Attempts:
         *,
         bypass_queue: bool = False,
     ) -> Attempt | EndpointCandidate:
-        """Ask one endpoint. ``bypass_queue``: it needs no slot, as the requests of `BYPASS_PATHS` need none.
+        """Send the request to one endpoint. ``bypass_queue``: take no slot, as for all `BYPASS_PATHS`.
 
-        Returns the attempt; or a better candidate, found while it waited in the queue.
+        Returns the attempt; or a better candidate, found while the request waited in the queue.
 
         Raises:
             StreamError: the endpoint failed; another should be tried.
-            EndpointRefusal: the endpoint refused; it is the answer when no other takes the request.
+            EndpointRefusal: the endpoint refused; to be reported if no other accepts the request.
             Refusal: no endpoint would answer this.
         """
         router, candidate = self._context.router, choice.candidate
@@ -96,11 +96,11 @@ class Attempts:
                 router.failed(candidate.key, self._loop.time())
                 ok = False
             router.ended(candidate.key, ok)
-            # It may have broken off in the middle of an error's words.
+            # It may have broken off in the middle of an error response.
             await opening.cancel()
             raise self._judged(error) from None
         except BaseException:
-            # Counted first: what follows may be cancelled once more.
+            # First, since the next step may be cancelled as well.
             router.ended(candidate.key, None)
             await opening.cancel()
             raise
@@ -114,7 +114,7 @@ class Attempts:
         if refusal is not None:
             await stream.close()
             router.ended(candidate.key, is_callers_fault(refusal))
-            # One that crashes as it loads does so over the model.
+            # A crash while loading is caused by the model, not by the request.
             if candidate.endpoint.loaded and runner_crashed(refusal.message):
                 self.deaths.add_crash(refusal.message)
                 self.deaths.check()
@@ -129,7 +129,7 @@ class Attempts:
         left = max(self.came + ask.deadline - now, 0.001) if ask.deadline > 0 else 0.0
         self._sent += 1
         return EngineRequest(
-            # A request that comes back to an endpoint may meet its own former self, not yet gone.
+            # Unique per attempt: at an endpoint tried before, the previous one may not have been removed yet.
             id=ask.id if self._sent == 1 else f"{ask.id}.{self._sent}",
             endpoint=candidate.endpoint.id,
             path=call.path,
@@ -145,7 +145,7 @@ class Attempts:
         )
 
     async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | EndpointCandidate:
-        """The stream; or an endpoint that is free while the request waits in the queue, claimed already.
+        """Return the stream; or, while the request is queued, another endpoint that is free and now claimed.
 
         Raises:
             StreamError: the endpoint failed.
@@ -162,7 +162,7 @@ class Attempts:
                 continue
             better = router.better(view.live(), query, self._loop.time(), key)
             if better is not None:
-                # Claimed before anything is awaited: the others in the queue look for it too.
+                # Claim it before awaiting anything: other queued requests look for it too.
                 router.sent(better.key, query, self._loop.time())
                 try:
                     await opening.cancel()
@@ -173,7 +173,7 @@ class Attempts:
         return opening.stream()
 
     def _judged(self, error: StreamError) -> Exception:
-        """What a stream that could not be opened means for the request."""
+        """Return the exception to raise for a stream that could not be opened."""
         if error.kind is ErrorKind.FULL:
             retry_after = max(1.0, error.retry_after)
             return EndpointRefusal(Fault.UNAVAILABLE, error.message, retry_after=retry_after)
@@ -185,12 +185,12 @@ class Attempts:
         return error
 
     async def release(self, attempt: Attempt, ok: bool | None) -> None:
-        """Done with ``attempt``. ``ok`` None: nothing is learned of the endpoint from it."""
+        """Close ``attempt``. ``ok`` None: it showed nothing about the endpoint."""
         self._context.router.ended(attempt.candidate.key, ok)
         await attempt.stream.close()
 
     async def release_failed(self, attempt: Attempt, error: StreamError) -> None:
-        """Done with ``attempt``, which failed."""
+        """Close ``attempt``, which failed with ``error``."""
         self.deaths.add(attempt.candidate.key, error)
         if error.transport:
             self._context.router.failed(attempt.candidate.key, self._loop.time())
@@ -198,10 +198,10 @@ class Attempts:
 
 
 async def _refused(stream: Stream) -> Refusal | None:
-    """The engine's own error, when its status is one.
+    """Return the engine's own error if its status is 400 or higher, else None.
 
     Raises:
-        StreamError: it broke off.
+        StreamError: the error response broke off.
     """
     status = stream.head.status if stream.head is not None else 0
     if status < 400:
@@ -210,10 +210,10 @@ async def _refused(stream: Stream) -> Refusal | None:
 
 
 def _classified(refusal: Refusal, engine: Engine) -> Exception:
-    """What an engine's error means: the request's own, or another endpoint may answer."""
+    """Return the exception to raise for an engine's error, by whether another endpoint may answer."""
     if refusal.status == 503:
         return StreamError(ErrorKind.MOVED, refusal.message)
-    # An Ollama may lack the memory, or the model by now, where another does not.
+    # One Ollama may lack the memory, or meanwhile the model, while another endpoint has it.
     if engine is Engine.OLLAMA and (refusal.status >= 500 or refusal.status == 404):
         return EndpointRefusal(refusal.fault, refusal.message, status=refusal.status)
     return refusal

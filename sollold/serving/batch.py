@@ -1,10 +1,10 @@
-"""Batches: long lists of texts to embed, as background jobs that go on piece by piece.
+"""Batches: background jobs that embed long lists of texts, piece by piece.
 
-A job is cut into pieces which are asked for several at a time; the router spreads them over the endpoints,
-and their low priority keeps them behind interactive requests. A piece that finds every slot taken is retried.
-One that is refused is halved until the text that can't be embedded stands alone; one that engines die over
-is asked for text by text after a few times, so that the others get their vectors.
-What is kept is bounded: so many jobs, so many vectors, so much text; the oldest finished job goes first.
+A job is split into pieces, several of which are requested at a time; the router spreads them over the
+endpoints, and their low priority keeps them behind interactive requests. A piece that finds every slot taken
+is retried. One that is refused is halved until the text that can't be embedded is isolated; one that makes
+engines die is requested text by text after a few attempts, so that the other texts get their vectors.
+The jobs, vectors and text that are kept are bounded; the oldest finished job is dropped first.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.serving")
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
-"""Vectors of a piece's texts, in their order; raises `Refusal`."""
+"""Returns the vectors of a piece's texts, in order; raises `Refusal` or `BatchEnded`."""
 
 LARGEST = 10_000
-"""Texts of one job."""
+"""Maximum number of texts in a job."""
 _BREAKS = 3
-"""Times that engines may die over a piece before its texts are asked for one by one."""
+"""Engine deaths over a piece after which its texts are requested one by one."""
 
 
 class JobState(StrEnum):
-    """A job's life."""
+    """The states of a job."""
 
     RUNNING = "running"
     DONE = "completed"
     FAILED = "failed"
-    """Not a single text could be embedded."""
+    """No text could be embedded, or the job itself failed."""
     CANCELLED = "cancelled"
 
 
 @dataclass(slots=True)
 class Job:
-    """One list of texts.
+    """One list of texts to embed.
 
     Attributes:
-        vectors: of each text; None while it is not there, and for good where ``errors`` says why.
-        errors: place → sentence.
-        created, ended: seconds since the epoch; ``ended`` 0.0 while it runs.
+        vectors: the vector of each text; None until it is there, and finally for texts in ``errors``.
+        errors: index of a text → why it has no vector.
+        done: number of texts that have a vector or an error.
+        created, ended: Unix times; ``ended`` is 0.0 while the job runs.
     """
 
     id: str
@@ -63,36 +64,36 @@ class Job:
     done: int = 0
     ended: float = 0.0
     waiting: str = ""
-    """Why it does not go on just now."""
+    """Why the job makes no progress at the moment; empty if it does."""
     width: int = 0
-    """Numbers of a vector, once the first is there: from then on room is kept for all."""
+    """Dimensions of a vector; 0 until the first arrives, from when on room for all is reserved."""
 
     @property
     def total(self) -> int:
-        """Texts in all."""
+        """Number of texts."""
         return len(self.vectors)
 
     @property
     def floats(self) -> int:
-        """Numbers that its vectors are, or will be."""
+        """Numbers in all its vectors, including those still to come."""
         return self.width * ((self.done if self.ended else self.total) - len(self.errors))
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Texts that are asked for together. ``broken``: engines that died over them."""
+    """Texts that are requested together. ``broken``: number of engines that died over them."""
 
     first: int
     texts: Sequence[str]
     broken: int = 0
 
     def cut(self, length: int) -> list[_Piece]:
-        """In pieces of ``length``."""
+        """Split into pieces of at most ``length`` texts."""
         starts = range(0, len(self.texts), length)
         return [_Piece(self.first + start, self.texts[start : start + length]) for start in starts]
 
     def after_break(self) -> list[_Piece]:
-        """What to ask for when an engine died over it; empty when nothing is left to try."""
+        """The pieces to request after an engine died over this one; empty if nothing is left to try."""
         if self.broken + 1 < _BREAKS:
             return [replace(self, broken=self.broken + 1)]
         last = _BREAKS - 1
@@ -100,20 +101,20 @@ class _Piece:
 
 
 class BatchEnded(Exception):
-    """What embeds raises it: nothing of the job is to be asked for any more, and why."""
+    """Raised by an `Embed` to end the whole job; the message says why."""
 
 
 class _NoRoom(Exception):
-    """The vectors of a job are more than may be kept."""
+    """The vectors of the job exceed the room for them."""
 
 
 def no_batch(id_: str) -> Refusal:
-    """What a caller is told who asks for a batch that is not there."""
+    """The error for a request for an unknown batch."""
     return Refusal(Fault.NOT_FOUND, f"there is no batch {id_[:40]!r} on this node")
 
 
 class Batches:
-    """All jobs of this node. Its maker calls `close`."""
+    """All jobs of this node. The owner calls `close`."""
 
     def __init__(
         self,
@@ -127,12 +128,12 @@ class Batches:
         characters: int = 256 * 1024 * 1024,
         pause: float = 1.0,
     ) -> None:
-        """``piece``: texts asked for together; ``at_once``: pieces under way, over all jobs.
+        """Set the limits.
 
-        ``jobs``, ``running``: most kept and most under way, ``running_each`` of these for one client;
-        ``floats``: most numbers kept, of 4 bytes each, those that running jobs will yet get included;
-        ``characters``: most in the texts of running jobs; ``pause``: seconds before a piece that was refused
-        for now is asked for again, at the least.
+        ``piece``: texts per piece; ``at_once``: pieces requested concurrently, over all jobs; ``jobs``: jobs
+        kept; ``running``: jobs running, ``running_each``: per client; ``floats``: numbers kept in vectors, of
+        4 bytes each, including those that running jobs will produce; ``characters``: length of all texts of
+        running jobs; ``pause``: minimum seconds before a temporarily refused piece is retried.
         """
         self._piece = piece
         self._places = asyncio.Semaphore(at_once)
@@ -149,10 +150,10 @@ class Batches:
     def submit(
         self, model: str, texts: Sequence[str], embed: Embed, client: str = "", deadline: float = 0.0
     ) -> Job:
-        """Begin a job. ``deadline``: seconds after which what is not there is given up; 0: never.
+        """Start a job. ``deadline``: seconds after which missing vectors are given up; 0: never.
 
         Raises:
-            Refusal: BAD_REQUEST when it is empty or too long; UNAVAILABLE when too many are under way.
+            Refusal: BAD_REQUEST if it is empty or too long; UNAVAILABLE if too much is already running.
         """
         if not texts:
             raise Refusal(Fault.BAD_REQUEST, "a batch needs at least one text")
@@ -187,7 +188,7 @@ class Batches:
         return job
 
     def job(self, id_: str) -> Job:
-        """A job by its id.
+        """Return the job with this id.
 
         Raises:
             Refusal: NOT_FOUND.
@@ -198,11 +199,11 @@ class Batches:
         return job
 
     def jobs(self) -> tuple[Job, ...]:
-        """All that are kept, the newest first."""
+        """All jobs kept, newest first."""
         return tuple(reversed(self._jobs.values()))
 
     async def cancel(self, id_: str) -> Job:
-        """End a job; what it has already stays.
+        """Cancel a job; it keeps the vectors that it already has.
 
         Raises:
             Refusal: NOT_FOUND.
@@ -217,7 +218,7 @@ class Batches:
         return job
 
     async def close(self) -> None:
-        """End all jobs."""
+        """Cancel all jobs."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -251,7 +252,7 @@ class Batches:
             )
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
-        """A job's task is over, also one that was cancelled before it began."""
+        """Called when a job's task has ended, even if it was cancelled before it began."""
         if task.cancelled():
             job.progress = JobState.CANCELLED
         else:
@@ -269,7 +270,7 @@ class Batches:
             pieces += reversed(await self._embed(job, pieces.pop(), embed))
 
     async def _embed(self, job: Job, piece: _Piece, embed: Embed) -> list[_Piece]:
-        """The vectors of a piece, or why not; answers what is still to be asked for in smaller pieces."""
+        """Store the vectors of a piece, or the error. Return the pieces to request instead, if any."""
         pause = self._pause
         while True:
             try:
@@ -302,21 +303,21 @@ class Batches:
         return []
 
     def _smaller(self, job: Job, piece: _Piece, fault: Fault) -> list[_Piece]:
-        """What to ask for instead of a piece that was refused; empty: nothing, it is to be noted."""
+        """The pieces to request instead of a refused one; empty if its error is final."""
         if fault is Fault.INTERRUPTED:
             return piece.after_break()
-        # What concerns the model is not asked text by text; and where text after text fails and none ever
-        # came through, it is no text's fault.
+        # Errors that concern the model are not retried text by text; and if text after text fails and none
+        # has ever succeeded, the texts are not the cause.
         hopeless = len(job.errors) == job.done >= self._piece
         if fault not in (Fault.ENGINE, Fault.BAD_REQUEST) or len(piece.texts) == 1 or hopeless:
             return []
         return piece.cut((len(piece.texts) + 1) // 2)
 
     def _keep(self, job: Job, piece: _Piece, vectors: Sequence[Sequence[float]]) -> None:
-        """Put vectors in their places.
+        """Store the vectors of a piece.
 
         Raises:
-            _NoRoom: there is none for the vectors of this job.
+            _NoRoom: the vectors of this job do not fit.
         """
         if not job.width:
             job.width = max(1, *map(len, vectors))
@@ -324,7 +325,7 @@ class Batches:
             if self._floats() > self._most_floats:
                 raise _NoRoom
         for place, vector in enumerate(vectors, piece.first):
-            # A model's vectors have one length; one that has another is not to outgrow its place.
+            # All vectors of a model have the same length; a longer one must not exceed the reserved room.
             job.vectors[place] = array("f", vector[: job.width])
         job.done += len(piece.texts)
 
@@ -336,7 +337,7 @@ class Batches:
 
     @staticmethod
     def _give_up(job: Job, message: str) -> None:
-        """Note it for every text that has neither a vector nor an error of its own."""
+        """Set the error of every text that has neither a vector nor an error."""
         for place, vector in enumerate(job.vectors):
             if vector is None:
                 job.errors.setdefault(place, message)
@@ -346,7 +347,7 @@ class Batches:
         return sum(job.floats for job in self._jobs.values())
 
     def _forget(self) -> None:
-        """Let the oldest finished jobs go until what is kept is within its bounds."""
+        """Drop the oldest finished jobs until the kept jobs and vectors are within bounds."""
         finished = [job for job in self._jobs.values() if job.id not in self._tasks and job.ended]
         for job in finished[:-1] if len(self._jobs) <= self._most else finished:
             if self._floats() <= self._most_floats and len(self._jobs) <= self._most:

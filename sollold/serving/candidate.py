@@ -1,4 +1,4 @@
-"""What a request needs of an endpoint, and which endpoints have it. Pure."""
+"""Matches endpoints against the needs of a request. Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sollold.placement.inventory import ollama_room
 from sollold.serving.request import Engine
 
 _MARGIN = 1.2
-"""Bytes that a model takes for each of its files', with a context of the usual size."""
+"""Memory that a model with a context of the usual size takes, relative to the size of its files."""
 
 _USUAL_CONTEXT = 4096
-"""Tokens up to which the margin holds the context too."""
+"""Context in tokens up to which the margin includes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointQuery:
-    """What a request needs of an endpoint; the leader is asked for it (`Ensure`) only where none has it.
+    """What a request needs of an endpoint. The leader is asked (`Ensure`) only if no endpoint matches.
 
     Attributes:
-        context: tokens that the caller named; 0: none.
-        usual: tokens that are meant when none are named; ``trained``: those of the training. 0: unknown.
-        digest: the content's; it goes before the name.
-        in_ollama: what Ollamas call the content.
-        size: bytes of the model's files; 0 when unknown.
-        sharded: the settings want it spread over machines, whatever an Ollama could hold.
-        placement: how the caller wants the model placed.
-        told: (node, endpoint) that the leader named: it knows better than what is guessed here.
+        context: context requested by the caller, in tokens; 0: not set.
+        usual: default context in tokens; ``trained``: the model's trained context. 0: unknown.
+        digest: digest of the model's content; takes precedence over its name.
+        in_ollama: names of the content at Ollamas.
+        size: size of the model's files in bytes; 0 if unknown.
+        sharded: the model must be spread over machines, even if an Ollama could hold it.
+        placement: the caller's wishes for the placement.
+        told: (node, endpoint) named by the leader, which knows better than the guesses made here.
     """
 
     model: str
@@ -50,10 +50,10 @@ class EndpointQuery:
 
 @dataclass(frozen=True, slots=True)
 class EndpointCandidate:
-    """An endpoint that could answer, and what the rules look at.
+    """An endpoint that could answer, with the facts that the rules use.
 
-    ``key``: node and endpoint; ``engine``: who computes there; ``load``: requests in it and in its queue,
-    ours that its record can't know yet included.
+    ``key``: node and endpoint; ``engine``: the kind of engine; ``load``: requests in the engine and in its
+    queue, including those of this node that its record does not contain yet.
     """
 
     key: tuple[str, str]
@@ -70,15 +70,16 @@ class EndpointCandidate:
 
     @property
     def free(self) -> bool:
-        """Whether a request would begin at once."""
+        """Whether a request would start at once."""
         return self.load < self.endpoint.slots
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredCandidate:
-    """A candidate with its score and why it has it.
+    """A candidate with its score and the reasons for it.
 
-    ``marks``: what counted, the mark from 0 to 1 and its weight; empty: its turn had come.
+    ``marks``: words, mark (0 to 1) and weight of each rule; empty if no rules were applied (round robin or a
+    sole candidate).
     """
 
     candidate: EndpointCandidate
@@ -93,14 +94,14 @@ class ScoredCandidate:
 
 
 def engine_of(endpoint: Endpoint) -> Engine:
-    """Who computes at an endpoint."""
+    """The kind of engine at an endpoint."""
     return Engine.OLLAMA if endpoint.backend is Backend.OLLAMA else Engine.LLAMA
 
 
 def fits(endpoint: Endpoint, query: EndpointQuery, *, told: bool = False) -> bool:
-    """Whether it has the model as the request needs it.
+    """Whether the endpoint has the model as the request needs it.
 
-    ``told``: the leader named it, and weighed how the caller wants the model placed.
+    ``told``: the leader named it, taking the caller's placement wishes into account.
     """
     if endpoint.state is not State.READY or endpoint.closing:
         return False
@@ -117,7 +118,10 @@ def fits(endpoint: Endpoint, query: EndpointQuery, *, told: bool = False) -> boo
 
 
 def _has_context(endpoint: Endpoint, query: EndpointQuery) -> bool:
-    """Where none was named, an endpoint that was asked for enough and got less will do; the leader knows."""
+    """Whether the context suffices. If the caller set none, it is enough that enough was requested at load.
+
+    The endpoint may have got less then; the leader knows why.
+    """
     if query.context:
         return endpoint.context >= query.context
     asked = endpoint.asked.context
@@ -125,10 +129,10 @@ def _has_context(endpoint: Endpoint, query: EndpointQuery) -> bool:
 
 
 def has_room(record: Record, endpoint: Endpoint, query: EndpointQuery) -> bool:
-    """Whether it surely can answer without the leader being asked first.
+    """Whether the endpoint can certainly answer without asking the leader first.
 
-    A model that an Ollama has not loaded needs room there. The leader knows the footprint; here it is
-    guessed, and what is not clear is left to it.
+    A model that an Ollama has not loaded needs memory there. Only the leader knows the footprint; here it is
+    estimated, and doubtful cases are left to the leader.
     """
     if endpoint.loaded or engine_of(endpoint) is Engine.LLAMA:
         return True
@@ -138,7 +142,7 @@ def has_room(record: Record, endpoint: Endpoint, query: EndpointQuery) -> bool:
 
 
 def on_gpu(record: Record, endpoint: Endpoint) -> bool:
-    """Whether it computes on GPUs alone, as far as that is known."""
+    """Whether the endpoint computes on GPUs only, as far as known."""
     if endpoint.placed:
         return all(placed.device != PROCESSOR for placed in endpoint.placed if placed.last > placed.first)
     return any(device.kind is Kind.GPU for device in record.devices)

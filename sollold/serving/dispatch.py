@@ -1,4 +1,4 @@
-"""Finding an engine that begins to answer: an endpoint is chosen, or loaded, until an attempt succeeds."""
+"""Finds an engine for a request: chooses an endpoint, or has one loaded, until an attempt succeeds."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sollold.serving.request import Ask, Call, Engine, Waiting
 log = logging.getLogger("sollold.serving")
 
 _AGAIN = 0.3
-"""Seconds before endpoints that failed just now are asked again."""
+"""Pause before endpoints that have just failed are tried again, in seconds."""
 _MEMORY_SECONDS = 20.0
-"""After an engine was lost, so long memory that lacks for another may take to come back: what took it may be
-a program that is at its peak just now, and ends or is ended by the system like the engine."""
+"""Maximum wait for memory to reload the model after an engine was lost, in seconds: a program that uses it
+may be at its peak, and end soon or be killed by the system like the engine."""
 _MEMORY_LOOK = 1.0
 
 
@@ -34,17 +34,17 @@ class _Search:
     """The state of one search for an engine, over all its attempts.
 
     Attributes:
-        limit: seconds that waiting may take, from ``began`` on.
-        stage: what waiting is called, for an answer that is under way already; empty: by its own name.
-        tried: endpoints that failed; they are asked again only when there is no other.
-        preferred: an endpoint that was seen to be free while the request waited elsewhere.
-        ready: what the leader named; the record that says so may still be on its way here.
-        loaded: the leader was asked just now.
-        refusal: an endpoint's; raised when no other takes the request.
-        full: why the last queue took no more.
-        too_long: an engine refused the prompt as too long, and one with more context is looked for.
-        lost: an engine that had the request was lost.
-        short_since: when memory first lacked for another one; 0.0: it did not.
+        limit: maximum time to wait, in seconds from ``began``.
+        stage: `Waiting.stage` to report for an answer already in progress; empty: the actual stage.
+        tried: endpoints that failed; tried again only if there is no other.
+        preferred: an endpoint that became free while the request waited elsewhere.
+        ready: the endpoint named by the leader; its record may not have arrived here yet.
+        loaded: the leader has just been asked.
+        refusal: the refusal of an endpoint; raised if no other accepts the request.
+        full: why the last queue refused the request.
+        too_long: the refusal of the prompt as too long, while an endpoint with more context is sought.
+        lost: an endpoint failed with the request.
+        short_since: when memory for loading the model again was first short; 0.0: never.
     """
 
     query: EndpointQuery
@@ -64,7 +64,7 @@ class _Search:
 
 
 class Dispatcher:
-    """Finds engines for one request, at first and after each fault."""
+    """Finds engines for one request, initially and after each fault."""
 
     def __init__(
         self,
@@ -82,10 +82,11 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self.load_ms = 0.0
         self.waiting = False
-        """No engine has the request, and none is there that it could be sent to."""
+        """Whether no engine has the request and there is no endpoint that it could be sent to."""
         self._progressed = 0.0
-        """When a load that is waited for after a fault last went forward, and how far it was then."""
+        """When the load awaited after a fault last made progress."""
         self._furthest = 0.0
+        """The furthest progress of that load."""
         self._extra = {"request": ask.id}
 
     async def find(
@@ -95,10 +96,10 @@ class Dispatcher:
         stage: str = "",
         without: frozenset[tuple[str, str]] = frozenset(),
     ) -> Attempt:
-        """An engine that has begun to answer.
+        """Return an attempt that has begun to answer.
 
-        ``stage``: what waiting is called, when not by its own name, for an answer that is under way already;
-        ``without``: endpoints that failed just now and are asked only when there is no other.
+        ``stage``: `Waiting.stage` to report instead of the actual one, for an answer already in progress;
+        ``without``: endpoints that have just failed, tried only if there is no other.
 
         Raises:
             Refusal: as its fault says.
@@ -137,7 +138,7 @@ class Dispatcher:
         return ranked[0] if ranked else None
 
     async def _try(self, choice: ScoredCandidate, search: _Search) -> Attempt | None:
-        """The endpoint's answer; None when another is to be tried."""
+        """Send the request to an endpoint. Return the attempt, or None if another one should be tried."""
         candidate = choice.candidate
         call = search.calls[candidate.engine]
         try:
@@ -149,7 +150,7 @@ class Dispatcher:
                 self.attempts.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
             search.tried.add(candidate.key)
-            # An answer under way is not sent away by a full queue: it asks again until the limit.
+            # A full queue does not end an answer already in progress: it tries again until the limit.
             if search.stage and refusal.fault is Fault.UNAVAILABLE:
                 search.full = refusal.message.removesuffix("; try again later")
             else:
@@ -166,12 +167,12 @@ class Dispatcher:
     def _looks_for_more_context(
         self, search: _Search, candidate: EndpointCandidate, refusal: Refusal
     ) -> bool:
-        """Whether the prompt is too long for the endpoint, and one with more context is looked for.
+        """If the prompt is too long for the endpoint, start looking for one with more context.
 
-        Only where the caller named none: a context that is named is kept to.
+        Return whether it was. Never exceeds a context that the caller has set.
 
         Raises:
-            Refusal: with more context it is still too long.
+            Refusal: the prompt is too long even with more context.
         """
         query = search.query
         if search.too_long is not None:
@@ -187,7 +188,7 @@ class Dispatcher:
         return True
 
     def _settles_for_less(self, search: _Search, refusal: Refusal) -> bool:
-        """Whether less room for the answer is tried, since as much as wanted does not fit."""
+        """If possible, search again with less context for the answer, since the desired one does not fit."""
         query, body = search.query, search.calls[Engine.LLAMA].body
         least = larger_context(refusal, body, query.trained, LEAST_ANSWER_TOKENS)
         if least >= query.context:
@@ -196,7 +197,7 @@ class Dispatcher:
         return True
 
     def _waits_for_memory(self, search: _Search, refusal: Refusal) -> bool:
-        """Whether the model fitted a moment ago: the memory that lacks now may soon be there again."""
+        """Whether to wait for memory: the model fitted a moment ago, so the shortage may be temporary."""
         if refusal.fault is not Fault.TOO_BIG or not search.lost or search.too_long is not None:
             return False
         now = self._loop.time()
@@ -212,7 +213,7 @@ class Dispatcher:
         return True
 
     async def _get_endpoint(self, search: _Search) -> None:
-        """No endpoint can be asked: have one loaded, or wait until those that failed may be asked again.
+        """When there is no endpoint to try: have one loaded, or wait until failed ones may be tried again.
 
         Raises:
             Refusal: as its fault says.
@@ -226,12 +227,12 @@ class Dispatcher:
             raise self._too_long(search.limit, search.full or "it could not be reached")
         search.ready = None
         if search.tried:
-            # The record still calls READY what does not answer: give its node time to notice.
+            # The record still reports an unresponsive endpoint as READY: give its node time to notice.
             await next_change(view, _AGAIN)
             search.tried.clear()
             return
         if search.loaded:
-            # The leader knows one that is READY; here it is not known yet, or not reachable.
+            # The leader named one that is READY, but it is not known or not reachable here yet.
             await next_change(view, _AGAIN)
         try:
             search.ready = ready = await self._load(search)
@@ -254,7 +255,7 @@ class Dispatcher:
                 if self._settles_for_less(search, search.too_long):
                     return
                 raise too_long(search.too_long, "; ".join(ready.reasons) or "more context does not fit")
-            # More than the model was trained with, or than fits: the leader gives what there is.
+            # More was wanted than was trained or than fits: accept what the leader gives.
             search.query = replace(
                 search.query,
                 context=min(context, search.query.context),
@@ -262,10 +263,10 @@ class Dispatcher:
             )
 
     async def _shard_instead(self, search: _Search, refusal: Refusal) -> None:
-        """An Ollama that has the model can't hold it, or fails: the machines together may.
+        """After a failure of the Ollama that has the model, ask the leader to load it with llama.cpp.
 
         Raises:
-            Refusal: they can't, or it was no fault of an Ollama.
+            Refusal: that failed too, or the refusal was not a failure of Ollama.
         """
         fails = refusal.fault is Fault.ENGINE and (refusal.status >= 500 or refusal.status == 404)
         if not fails or search.query.engines != frozenset((Engine.LLAMA, Engine.OLLAMA)):
@@ -276,13 +277,13 @@ class Dispatcher:
         try:
             search.ready = await self._load(search)
         except Refusal as other:
-            # Why it does not fit says more than what Ollama could not do; nothing else does.
+            # Why the model does not fit says more than Ollama's error; other errors do not.
             raise other if other.fault is Fault.TOO_BIG else refusal from None
         search.loaded = True
 
     async def _load(self, search: _Search) -> Ready | None:
         began, stage = self._loop.time(), search.stage
-        # A stream that was interrupted waits for as long as its model's load goes forward.
+        # An interrupted stream waits for as long as its model's load makes progress.
         waited = began - search.began
         left = max(0.0, search.limit - waited)
         ensure = ensure_of(search.query, self._ask.keep_alive)

@@ -1,4 +1,4 @@
-"""One request at the node that was asked: from the choice of its endpoint to its last event."""
+"""Executes one request at the node that received it: from the choice of its endpoint to its last event."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ log = logging.getLogger("sollold.serving")
 _Found = TypeVar("_Found", Attempt, Attempt | None)
 
 _RESUMES = 20
-"""Faults that one answer survives; more are a fault of another kind."""
+"""Maximum faults one response may survive; beyond that, something else is wrong."""
 _ENGINE_ERRORS = 2
-"""Errors that engines themselves report in one stream before they are believed to be the request's own."""
+"""Errors reported by engines in one response before the next one is attributed to the request itself."""
 
 
 class RequestExecutor:
-    """Answers one request. `open`, `load` or `unload` is called once; `close` always."""
+    """Executes one request. Call one of `open`, `load` and `unload` once, and always `close`."""
 
     def __init__(
         self,
@@ -61,15 +61,15 @@ class RequestExecutor:
         self._dispatcher = Dispatcher(ask, query, on_wait, context, self._attempts)
         self._attempt: Attempt | None = None
         self._continuation: Continuation | None = None
-        """What was delivered of a streamed answer."""
+        """The delivered part of a streamed answer."""
         self._reader: EventReader | None = None
-        """Of the attempt's body; while one is read."""
+        """Parses the current attempt's body; None between attempts."""
         self._routing: Routing | None = None
         self._cut: CutPrompt | None = None
-        """Looks whether an Ollama has cut the prompt."""
+        """Detects whether an Ollama has cut the prompt."""
         self._stopped: Refusal | None = None
         self._search: asyncio.Task[Any] | None = None
-        """The task that looks for an engine, at first or after a fault, while it does."""
+        """The task that is looking for an engine, initially or after a fault; None otherwise."""
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
@@ -78,26 +78,26 @@ class RequestExecutor:
 
     @property
     def node(self) -> str:
-        """The endpoint's node, while one answers; empty else."""
+        """The node of the answering endpoint; empty if none is answering."""
         return self._attempt.candidate.record.node if self._attempt is not None else ""
 
     @property
     def model(self) -> str:
-        """The model's name, as the library lists it."""
+        """The model's name in the library."""
         return self._query.model
 
     @property
     def waiting(self) -> bool:
-        """Whether it waits for an engine that it could be sent to."""
+        """Whether the request waits for an endpoint that it could be sent to."""
         return self._dispatcher.waiting
 
     @property
     def resumed(self) -> int:
-        """Faults after which the answer went on."""
+        """Number of faults after which the answer continued."""
         return self._routing.resumed if self._routing is not None else 0
 
     async def open(self) -> Answer:
-        """Begin the answer.
+        """Find or load an endpoint and begin the answer.
 
         Raises:
             Refusal: as its fault says.
@@ -122,10 +122,10 @@ class RequestExecutor:
         return Answer(self._routing, pour, self.close, self.over)
 
     async def _take_over(self, delivered: Delivered) -> Attempt | None:
-        """An engine for the rest of an answer that another node began; None when only its end is lacking.
+        """Find an engine for the rest of an answer that another node began; None if only its end is missing.
 
         Raises:
-            Refusal: as its fault says; INTERRUPTED when it can't be continued exactly.
+            Refusal: as its fault says; INTERRUPTED if the answer can't be continued exactly.
         """
         records = self._context.view.live()
         candidates = self._context.router.candidates(records, self._query, self._loop.time())
@@ -143,7 +143,7 @@ class RequestExecutor:
         return await find_rest(self._dispatcher, self._ask, limit, engine, frozenset(), continuation)
 
     async def load(self) -> Answer:
-        """Only get the model loaded.
+        """Only have the model loaded.
 
         Raises:
             Refusal: as its fault says.
@@ -152,7 +152,7 @@ class RequestExecutor:
         find, limit = self._dispatcher.find, self._context.http.wait_limit
         attempt = self._attempt = await self._found(find(touch, limit))
         try:
-            # To load a model an Ollama may take as long as it takes.
+            # An Ollama may take any time to load a model.
             await read_away(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
         except Refusal as refusal:
             raise self._stopped or refusal from None
@@ -160,7 +160,7 @@ class RequestExecutor:
         return Answer(self._routing, self._pour_end, self.close, self.over)
 
     async def unload(self) -> Answer:
-        """End the deployments of the model that are not in use, and let an Ollama unload it.
+        """End the model's deployments that are not in use, and have Ollama unload it.
 
         Raises:
             Refusal: as its fault says.
@@ -169,7 +169,7 @@ class RequestExecutor:
         return Answer(self._routing, self._pour_end, self.close, self.over)
 
     async def close(self) -> None:
-        """End the generation, if it is not at its end, and free its slot. May be called twice."""
+        """End the generation unless finished, and free its slot. May be called twice."""
         if self._deadline is not None:
             self._deadline.cancel()
         if self._search is not None:
@@ -181,16 +181,16 @@ class RequestExecutor:
         self._over = True
 
     def over(self) -> bool:
-        """Whether all is closed."""
+        """Whether everything is closed."""
         return self._over and self._attempt is None
 
     def node_lost(self, reason: str) -> None:
-        """The endpoint's node is gone: wait for nothing more from it."""
+        """Abort the current attempt: its endpoint's node is gone."""
         if self._attempt is not None:
             self._attempt.stream.abort(StreamError(ErrorKind.ENGINE, reason))
 
     def stop(self, reason: str) -> None:
-        """This node stops: end the answer, or the wait for one, with a clear error."""
+        """End the answer, or the wait for one, with a clear error, since this node is stopping."""
         if self._routing is None:
             self._halt(Refusal(Fault.UNAVAILABLE, f"{reason}; use another node", retry_after=1.0))
             return
@@ -212,7 +212,7 @@ class RequestExecutor:
             self._search.cancel()
 
     async def _found(self, find: Coroutine[Any, Any, _Found]) -> _Found:
-        """What ``find`` finds, unless the answer is stopped meanwhile.
+        """Return the result of ``find``, unless the answer is stopped meanwhile.
 
         Raises:
             Refusal: as its fault says.
@@ -223,7 +223,7 @@ class RequestExecutor:
         try:
             attempt = await find
         except asyncio.CancelledError:
-            # As `asyncio.timeout` does: was it only `_halt` that cancelled?
+            # As in `asyncio.timeout`: was the only cancellation that of `_halt`?
             if self._stopped is not None and task.uncancel() <= others:
                 raise self._stopped from None
             raise
@@ -235,17 +235,17 @@ class RequestExecutor:
             raise self._stopped
         return attempt
 
-    # Giving the answer.
+    # Delivering the answer.
 
     async def _pour_end(self, receive: Receiver[list[bytes]]) -> bool:
-        """The end of an answer for which no engine is needed, or none any more."""
+        """Deliver the end of an answer that needs no engine, or no longer needs one."""
         if self._continuation is not None:
             receive(self._continuation.closing())
         await self.close()
         return True
 
     async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
-        """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""
+        """Deliver a response that is not streamed, as one event. After a fault the request is repeated."""
         attempt = self._attempt
         while attempt is not None:
             try:
@@ -264,7 +264,7 @@ class RequestExecutor:
         return True
 
     async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
-        """A streamed request: the engine's events, over all faults, as `sollold.cluster.net.pour` says."""
+        """Deliver the events of a stream, across all faults, as described in `sollold.cluster.net.pour`."""
         while self._attempt is not None:
             if self._continuation is None:
                 self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)
@@ -276,9 +276,10 @@ class RequestExecutor:
     async def _pour_from(
         self, attempt: Attempt, continuation: Continuation, receive: Receiver[list[bytes]]
     ) -> bool:
-        """One attempt's events, those that came together in one list.
+        """Deliver one attempt's events, in lists of those that arrived together.
 
-        At its end `_attempt` is the one that goes on, or None when the answer is whole.
+        Return False if the receiver wants no more for now. After True, `_attempt` is the attempt that
+        continues the answer, or None if the answer is complete.
         """
         reader = self._reader = self._reader or EventReader(attempt, continuation)
 
@@ -288,7 +289,7 @@ class RequestExecutor:
                 reader.began = self._first_event()
             if self._cut is not None:
                 self._cut.look(events)
-            # With an error the reading ends, once the receiver has what came before it.
+            # An error ends the reading, once the receiver has the events before it.
             return (not events or receive(events)) and not reader.error
 
         try:
@@ -319,19 +320,19 @@ class RequestExecutor:
             if self._attempt is None and (events := continuation.closing()):
                 receive(events)
             elif self._continuation is not continuation:
-                # What was given before the fault is to be forgotten.
+                # An empty event: discard everything from before the fault.
                 receive([b""])
         return True
 
     def _cut_short(self, attempt: Attempt, continuation: Continuation) -> list[bytes]:
-        """The last events of an answer whose body is whole, but lacks the end that the engine announces.
+        """Return the last events for a body that is complete, but without the engine's end marker.
 
         Raises:
-            StreamError: that is a fault of the engine.
+            StreamError: it is a fault of the engine (always, except for Ollama).
         """
         if attempt.candidate.engine is not Engine.OLLAMA:
             raise StreamError(ErrorKind.ENGINE, "the engine ended its answer early", transport=True)
-        # It would do so again, wherever it is resumed.
+        # It would do so again wherever it is resumed.
         log.info("an Ollama ended its answer early, as with one that repeats itself", extra=self._extra)
         return continuation.cut_short()
 
@@ -340,7 +341,7 @@ class RequestExecutor:
         await self._attempts.release(attempt, True)
 
     def _first_event(self) -> float:
-        """The first event of an attempt came: after a fault the gap ends here. Returns the time."""
+        """Note the first event of an attempt, which ends the gap after a fault. Return the time."""
         now = self._loop.time()
         if self._fault_at and self._routing is not None:
             self._routing.gap_ms += (now - self._fault_at) * 1000
@@ -348,7 +349,7 @@ class RequestExecutor:
         return now
 
     def _engine_error(self, reader: EventReader) -> Exception:
-        """An error in the stream: a fault to recover from once or twice, or the request's own."""
+        """Return the exception for an error in the stream: a fault to recover from, or the caller's error."""
         refusal = engine_refusal(stream_status(reader.error), reader.error)
         self._engine_errors += 1
         if is_callers_fault(refusal) or self._engine_errors > _ENGINE_ERRORS:
@@ -361,10 +362,10 @@ class RequestExecutor:
     async def _recover(
         self, error: StreamError, attempt: Attempt, continuation: Continuation | None = None
     ) -> Attempt | None:
-        """Another engine goes on where the answer stopped; None when nothing but its end is lacking.
+        """Find an engine that continues the answer where it stopped; None if only its end is missing.
 
         Raises:
-            Refusal: it can't go on.
+            Refusal: the answer can't continue.
         """
         routing = self._routing
         assert routing is not None
@@ -410,9 +411,9 @@ class RequestExecutor:
         return new
 
     def _context_at(self, attempt: Attempt) -> int:
-        """Tokens of the context with which an Ollama gives this answer; 0: not known."""
+        """Context with which an Ollama generates this answer, in tokens; 0: unknown."""
         if self._query.context and attempt.call.path.startswith("/api/"):
-            return self._query.context  # Elsewhere it takes none.
+            return self._query.context  # Its other APIs take none.
         record = self._context.view.record(attempt.candidate.record.node)
         endpoints = record.endpoints if record is not None else ()
         return next((one.context for one in endpoints if one.id == attempt.candidate.endpoint.id), 0)

@@ -1,4 +1,4 @@
-"""The rules by which endpoints are ranked, as data: each gives a candidate a mark, a strategy weighs them."""
+"""The rules for ranking endpoints, as data: each gives a candidate a mark; strategies weight the marks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sollold.serving.candidate import EndpointCandidate, EndpointQuery
 from sollold.serving.request import Engine
 
 _Others = tuple[EndpointCandidate, ...]
-"""All that could answer, the one that gets the mark included."""
+"""All candidates, including the one being marked."""
 
 Mark = Callable[[EndpointCandidate, EndpointQuery, _Others], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A mark from 0 (bad) to 1 (good) and the words for it."""
+    """A function that gives a mark from 0 (bad) to 1 (good), and the words that describe it."""
 
     name: str
     words: str
@@ -28,10 +28,10 @@ def _loaded(candidate: EndpointCandidate, query: EndpointQuery, others: _Others)
 
 
 def _expected(candidate: EndpointCandidate, others: _Others) -> float:
-    """Time until a new request would be done there, in requests of the fastest endpoint."""
+    """Estimate the time until a new request would be done, in units of a request at the fastest endpoint."""
     known = [other.speed for other in others if other.speed > 0]
     fastest = max(known, default=1.0)
-    # Unknown counts as the mean, so that a new endpoint is tried, and not with everything.
+    # An unknown speed counts as the mean, so that a new endpoint gets some requests, but not all.
     speed = candidate.speed or (sum(known) / len(known) if known else 1.0)
     ahead = candidate.load / max(1, candidate.endpoint.slots)
     return (ahead + 1.0) * fastest / speed

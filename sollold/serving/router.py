@@ -1,7 +1,7 @@
-"""Which endpoint answers. Pure: records in, a ranked list with reasons out; no network hop to decide.
+"""Chooses the endpoint for a request. Pure: records in, a ranked list with reasons out; no network hop.
 
-What the router remembers of its own: requests it has under way, how endpoints did of late, which one had
-the beginning of a conversation (its KV cache may still hold it). All of it bounded.
+The router itself remembers this node's running requests, the recent performance of endpoints, and which one
+had the beginning of a conversation (its KV cache may still hold it). All of this is bounded.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PREFIXES = 4096
 _PREFIX_LIFE = 600.0
 _LEARN = 0.3
 _RECORD_AGE = 1.5
-"""Seconds that a record may be old when it is looked at."""
+"""Maximum expected age of a record, in seconds."""
 
 
 class Breaker:
-    """Keeps requests away from an endpoint that can't be reached, and tries it again now and then.
+    """A circuit breaker: blocks requests to an unreachable endpoint, and lets one through now and then.
 
-    Closed → open after ``threshold`` errors in a row → one try after the pause → closed or open again.
+    Closed → open after ``threshold`` consecutive errors → one try after the pause → closed or open again.
     """
 
     def __init__(self, threshold: int = 3, pause: float = 2.0, longest: float = 15.0) -> None:
-        """``pause``: seconds of the first opening; doubled by each further one up to ``longest``."""
+        """``pause``: seconds of the first opening; each further one doubles it, up to ``longest``."""
         self._threshold = threshold
         self._pause = pause
         self._longest = longest
@@ -48,27 +48,27 @@ class Breaker:
         self._trying = False
 
     def allows(self, now: float) -> bool:
-        """Whether a request may be sent now; while half open only one at a time."""
+        """Whether a request may be sent now; while half open, only one at a time."""
         if self._openings == 0:
             return True
         return now >= self._until and not self._trying
 
     def sent(self, now: float) -> None:
-        """A request is being sent."""
+        """Note that a request is being sent."""
         if self._openings and now >= self._until:
             self._trying = True
 
     def reached(self) -> None:
-        """The endpoint answered, whatever it said."""
+        """Note that the endpoint responded, with whatever result."""
         self._errors = self._openings = 0
         self._trying = False
 
     def given_up(self) -> None:
-        """The request was called off before anything was learned."""
+        """Note that the request was cancelled before it showed anything about the endpoint."""
         self._trying = False
 
     def failed(self, now: float) -> None:
-        """The endpoint could not be reached, or the connection broke."""
+        """Note that the endpoint could not be reached, or that the connection broke."""
         self._errors += 1
         if self._trying or self._errors >= self._threshold:
             self._until = now + min(self._pause * 2**self._openings, self._longest)
@@ -79,20 +79,20 @@ class Breaker:
 
 @dataclass(slots=True)
 class _Memory:
-    """What the router remembers of one endpoint."""
+    """The router's state for one endpoint."""
 
     under_way: int = 0
     last_sent: int = 0
-    """When a request was last sent there, counted in requests."""
+    """Sequence number of the request last sent there."""
     peak: tuple[float, int, int] = (0.0, 0, 0)
-    """Since when, the most under way since then, and the most in the span before."""
+    """Start of the current time span, maximum `under_way` in it, and maximum in the span before."""
     first_byte: float = 0.0
     success: float = 1.0
     breaker: Breaker = field(default_factory=Breaker)
 
 
 class Router:
-    """One node's choice of endpoints."""
+    """Chooses endpoints for the requests of one node."""
 
     def __init__(self, me: str, strategy: str = "intelligent") -> None:
         """``me``: this node's id; ``strategy``: a key of `STRATEGIES`.
@@ -107,12 +107,12 @@ class Router:
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
         self._round = 0
         self.on_request_end: Callable[[tuple[str, str]], None] = lambda endpoint: None
-        """Called with the endpoint whenever a request there is over."""
+        """Called with the endpoint whenever a request there has ended."""
 
     def candidates(
         self, records: Iterable[Record], query: EndpointQuery, now: float
     ) -> tuple[EndpointCandidate, ...]:
-        """Endpoints that could answer ``query`` now; those behind an open breaker are left out."""
+        """Endpoints that could answer ``query`` now, without those behind an open breaker."""
         sticky = self._sticky_to(query.prefix, now)
         found = []
         for record in records:
@@ -152,9 +152,9 @@ class Router:
         *,
         score_sole: bool = True,
     ) -> tuple[ScoredCandidate, ...]:
-        """The candidates, the best first; ``without`` those just tried in vain.
+        """The candidates, best first, except those in ``without`` (just tried without success).
 
-        ``score_sole``: also one that has no rival is given its score, which somebody wants to see.
+        ``score_sole``: compute the score of a sole candidate too, for display.
         """
         others = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
         if not self._rules:
@@ -168,7 +168,7 @@ class Router:
         return tuple(choices)
 
     def _sort(self, choices: list[ScoredCandidate]) -> None:
-        # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
+        # Break ties by a checksum, so that nodes with the same records do not all choose the same endpoint.
         choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
 
     def _score(
@@ -182,7 +182,7 @@ class Router:
     def better(
         self, records: Iterable[Record], query: EndpointQuery, now: float, current: tuple[str, str]
     ) -> EndpointCandidate | None:
-        """For a request that still waits in the queue of ``current``: another endpoint that is free now."""
+        """Return another endpoint that is free now, for a request that waits in the queue of ``current``."""
         free = [
             choice.candidate
             for choice in self.rank(records, query, now, frozenset((current,)))
@@ -190,10 +190,10 @@ class Router:
         ]
         return free[0] if free else None
 
-    # What happens to requests.
+    # Events of requests.
 
     def sent(self, key: tuple[str, str], query: EndpointQuery, now: float) -> None:
-        """A request is sent to the endpoint ``key``."""
+        """Note that a request is being sent to the endpoint ``key``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.under_way += 1
         self._round += 1
@@ -207,13 +207,13 @@ class Router:
                 self._prefixes.popitem(last=False)
 
     def began(self, key: tuple[str, str], seconds: float) -> None:
-        """It was reached and the engine began to answer after so long."""
+        """Note that the engine began to respond after ``seconds``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.breaker.reached()
         memory.first_byte += (seconds - memory.first_byte) * (_LEARN if memory.first_byte else 1.0)
 
     def ended(self, key: tuple[str, str], ok: bool | None) -> None:
-        """It is over; ``ok`` None: called off by its caller, which tells nothing."""
+        """Note that a request ended; ``ok`` None: it showed nothing about the endpoint (cancelled, say)."""
         memory = self._memory.get(key)
         if memory is None:
             return
@@ -225,17 +225,17 @@ class Router:
             memory.success += _LEARN * ((1.0 if ok else 0.0) - memory.success)
 
     def failed(self, key: tuple[str, str], now: float) -> None:
-        """A transport error: not reached, or the connection broke."""
+        """Note a transport error: the endpoint could not be reached, or the connection broke."""
         self._memory.setdefault(key, _Memory()).breaker.failed(now)
 
     def forget(self, records: Iterable[Record]) -> None:
-        """Keep only what concerns endpoints that are in the records."""
+        """Drop the state of endpoints that are no longer in the records and have no running requests."""
         there = {(record.node, endpoint.id) for record in records for endpoint in record.endpoints}
         for key in [key for key, memory in self._memory.items() if key not in there and not memory.under_way]:
             del self._memory[key]
 
     def _last_sent(self, key: tuple[str, str]) -> int:
-        """Counts up with each request: the lower, the longer ago the endpoint had one."""
+        """Sequence number of the endpoint's last request; 0 if it had none."""
         memory = self._memory.get(key)
         return memory.last_sent if memory is not None else 0
 
@@ -245,13 +245,13 @@ class Router:
 
 
 def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:
-    """Ours that are under way, exactly, and others' as far as the record tells of more than ours."""
+    """The exact number of this node's running requests, plus those in the record beyond this node's own."""
     others = endpoint.active + endpoint.waiting - _recent_peak(memory, now)
     return memory.under_way + max(0, others)
 
 
 def _recent_peak(memory: _Memory, now: float) -> int:
-    """The most of ours that was under way in the time from which a record may be."""
+    """Maximum of this node's running requests during the period that a record may reflect."""
     since, most, before = memory.peak
     if now - since > 2 * _RECORD_AGE:
         since, most, before = now, memory.under_way, memory.under_way

@@ -1,4 +1,4 @@
-"""What callers are told of the endpoint that answers: which it is, and what they get less of there. Pure."""
+"""Describes the answering endpoint to callers, with warnings where they get less than requested. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROBABILITIES = ("n_probs", "logprobs", "top_logprobs")
 
 
 def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
-    """The routing for an endpoint of ``record``'s node; ``records`` give the other nodes their names."""
+    """The routing for an endpoint of ``record``'s node; ``records`` provide the names of the other nodes."""
     names = {other.node: other.name or other.node for other in records} if endpoint.placed else {}
     return Routing(
         backend=endpoint.backend,
@@ -35,7 +35,7 @@ def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable
 
 
 def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) -> tuple[str, ...]:
-    """What the caller gets less of than asked for, where ``candidate`` answers."""
+    """Warnings about what the caller gets less of than requested when ``candidate`` answers."""
     endpoint = candidate.endpoint
     undrafted = "" if ask.embedding else _undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
@@ -53,7 +53,7 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
 
 
 def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
-    """What a load gave less of than was named, a sentence each."""
+    """Warnings about what a load gave less of than requested, one sentence each."""
     undrafted = "" if endpoint.embedding else _undrafted_warning(ask.placement, endpoint)
     if endpoint.backend is Backend.OLLAMA:
         return (undrafted,) if undrafted else ()
@@ -70,7 +70,7 @@ def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
-    """What to tell a caller who asked for more context than there is; empty when it is there."""
+    """A warning if the endpoint has less context than requested; empty if it has enough."""
     if not 0 < endpoint.context < asked:
         return ""
     if 0 < trained <= endpoint.context:
@@ -79,14 +79,14 @@ def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
 
 
 def _no_more_context(asked: int, model: str, most: int) -> str:
-    """The same where the model was trained with ``most`` tokens."""
+    """The same for a model trained with a context of ``most`` tokens."""
     return f"{asked} tokens of context were asked for, {most} are given: {model} was trained with no more"
 
 
 def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
-    """What a caller who wants probabilities of tokens is told; empty: nothing is missing.
+    """A warning if requested token probabilities will be incomplete; empty if not.
 
-    llama-server works out none for the tokens of a draft that it accepts, and gives a logprob of 0.0.
+    llama-server computes none for accepted draft tokens, and reports a logprob of 0.0 for them.
     """
     if not drafts.by or not any(body.get(name) for name in _PROBABILITIES):
         return ""
@@ -97,9 +97,9 @@ def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
 
 
 def _undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
-    """What a caller is told who named what is to draft, where that does not; empty: nothing is missing.
+    """A warning if tokens are not drafted in the way that the caller requested; empty if they are.
 
-    ``wish``: with a model's own name.
+    ``wish``: names a draft model by the model's own name.
     """
     wanted, by = wish.speculation, endpoint.drafts.by
     if wanted in ("", OFF, AUTO, by):
