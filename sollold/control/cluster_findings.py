@@ -49,10 +49,10 @@ def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Findin
     found = []
     lost = sorted((one.record.name for one in offline if not one.stopped), key=natural)
     if alone and len(lost) > 1:
-        # Hardly ever have all others gone: to forget them one by one would be wrong.
+        # All others are hardly ever gone at once, so do not suggest to forget them one by one.
         names = ", ".join(lost)
         what = f"none of the other nodes responds ({names}): this machine is probably cut off from them"
-        fix = "check its cable, Wi-Fi or VPN, its firewall and the switch; if all is well, start the others"
+        fix = "check its cable, Wi-Fi or VPN, its firewall and the switch; if these work, start the others"
         found.append(Finding(Grade.PROBLEM, what, fix))
         offline = [one for one in offline if one.stopped]
     for one in offline:

@@ -198,7 +198,7 @@ def _defer_until_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) -
     awaited = sorted(f"{names[node]} ({snapshot.why_awaited(node)})" for node in needed)
     if not awaited:
         return refusal
-    return PlaceLater(place, f"{place.plan.model} needs {', '.join(awaited)}, and waits until that is back.")
+    return PlaceLater(place, f"{place.plan.model} waits for {', '.join(awaited)}, needed to run it.")
 
 
 def _placement(

@@ -243,7 +243,7 @@ def _within_group(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising the limits that the system sets for the daemons."""
     barred = _where(fleet, lambda one: one.barred, 1.0, fits_on)
     how = "raising MemoryMax of the daemon's service, or the memory limit of its container"
-    return f"{how}: it bars {barred}" if barred else ""
+    return f"{how}: it blocks {barred}" if barred else ""
 
 
 def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:

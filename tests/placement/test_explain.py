@@ -166,7 +166,7 @@ def test_memory_that_a_control_group_bars_is_named_where_it_would_do() -> None:
     barred = replace(cpu("a", 500 * MIB), barred=2 * GIB)
     remedies = told(WISH, fleet(machine(barred, holds=True))).remedies
     (limit,) = [one for one in remedies if "MemoryMax" in one]
-    assert limit.endswith("it bars 2.00 GiB of free memory on host-a")
+    assert limit.endswith("it blocks 2.00 GiB of free memory on host-a")
     little = replace(barred, barred=100 * MIB)
     assert not any("MemoryMax" in one for one in told(WISH, fleet(machine(little, holds=True))).remedies)
 
