@@ -258,8 +258,8 @@ class Setup:
             )
         for why in self._skipped:
             log.info("llama.cpp skipped: %s", why)
-        if lacking := missing():
-            raise SetupFailed(f"llama.cpp can't be built without {' and '.join(lacking)}")
+        if absent := missing():
+            raise SetupFailed(f"llama.cpp can't be built without {' and '.join(absent)}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._only_one() as waited:
