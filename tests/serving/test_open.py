@@ -680,7 +680,7 @@ async def test_64_streams_are_whole_and_in_order(cluster: Cluster) -> None:
 async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
     """Three Ollamas of speed 1, 1 and ½ that nobody has measured yet, one request at a time each."""
     a = await cluster.node("a")
-    paces = {"b": 0.004, "c": 0.004, "d": 0.008}
+    paces = {"b": 0.01, "c": 0.01, "d": 0.02}
     for name, pace in paces.items():
         node = await cluster.node(name)
         reciter = await cluster.reciter()
