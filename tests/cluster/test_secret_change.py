@@ -72,7 +72,7 @@ def test_steps_may_come_twice_late_or_not_at_all(steps: list[Step]) -> None:
         (order(Step.INSTALL, 2**39), "does not follow"),
         (order(Step.INSTALL, 0), "in use"),
         (order(Step.USE, 0), "in use"),
-        (order(Step.REMOVE), "uses generation 0"),
+        (order(Step.REMOVE), "still uses generation 0"),
         (order(Step.INSTALL, evicted=(KeyringMember(B, "b"),)), "evicts this node"),
     ],
 )

@@ -40,7 +40,7 @@ def obeyed(ring: Keyring, order: SecretOrder, me: str) -> Keyring:
     if order.step is Step.USE:
         return ring if current else used(ring, _pending(order))
     if not current:
-        raise Refused(f"generation {ring.generation} of the secret")
+        raise Refused(f"it still uses generation {ring.generation} of the secret")
     members = merged(order.members, ring.members, without=order.evicted)
     return replace(ring, old=(), pending=None, members=members, evicted=order.evicted)
 
