@@ -1,4 +1,4 @@
-"""One message of an OpenAI chat, its content's parts in the words that engines know. Pure."""
+"""Converts one message of an OpenAI chat, with its content parts, to the form that engines accept. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PARTS = ("text", "file", "image_url", "input_audio", "input_video", "video_url"
 
 
 def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
-    """A message of a chat in the form that engines know.
+    """Return a chat message in the form that engines accept.
 
     Raises:
-        Refusal: BAD_REQUEST for what has no clear meaning, or what the model can't do.
+        Refusal: BAD_REQUEST if the message is ambiguous, or needs something that the model can't do.
     """
     out = {key: value for key, value in message.items() if value is not None}
     role = out.get("role")
@@ -50,7 +50,7 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
             if kind == "image_url":
                 need(model, "vision", "images")
                 part["image_url"] = image_url_part(part.get("image_url"))["image_url"]
-            # A projector is for images or sound: the engine knows for which.
+            # A vision model's projector may take sound as well; only the engine knows.
             if kind == "input_audio" and "vision" not in model.capabilities:
                 need(model, "audio", "audio input")
             if kind in ("input_video", "video_url"):
@@ -66,7 +66,7 @@ def _of_result(part: Any, model: Model) -> Any:
 
 
 def _part(part: Any) -> Any:
-    """A part as llama-server knows it: texts are also written bare, and as in the newer API."""
+    """Return a content part as llama-server accepts it, from a bare string or a part of either API."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):

@@ -1,6 +1,6 @@
-"""Log-probabilities of ``/v1/completions``: OpenAI's columns there, beside the engines' rows. Pure.
+"""Log-probabilities of ``/v1/completions``: adds OpenAI's columns to the engines' rows. Pure.
 
-A chat has one object for each token (``content``), a completion a list for each field (``tokens``,
+A chat has one object per token (``content``), a completion one list per field (``tokens``,
 ``token_logprobs``, ``top_logprobs``, ``text_offset``). Engines give the first form on both routes.
 """
 
@@ -12,15 +12,15 @@ import msgspec
 
 
 class LogprobColumns:
-    """Of one answer. ``rivals``: for each token at the most."""
+    """Adds the columns to one answer. ``rivals``: maximum number of alternatives per token."""
 
     def __init__(self, rivals: int) -> None:
         self._rivals = rivals
         self._offsets: dict[int, int] = {}
-        """Characters that each choice has so far."""
+        """Length of each choice's text so far, in characters."""
 
     def event(self, raw: bytes) -> bytes:
-        """A chunk, or a whole answer, with the columns; what can't be read is unchanged."""
+        """Return a chunk or a whole answer with the columns added; unchanged if it can't be parsed."""
         if b'"logprobs"' not in raw:
             return raw
         try:
@@ -34,10 +34,10 @@ class LogprobColumns:
         return msgspec.json.encode(answer)
 
     def columns(self, rows: list[dict[str, Any]], choice: int = 0) -> dict[str, Any]:
-        """The fields of the tokens in ``rows``, which come next in a choice.
+        """Return the columns for ``rows``, the next tokens of a choice.
 
         Raises:
-            KeyError, TypeError: they are no such tokens.
+            KeyError, TypeError: the rows are malformed.
         """
         offsets = []
         for row in rows:

@@ -1,4 +1,4 @@
-"""How other servers are asked for an answer in a form, in the words of this API. Pure.
+"""Translates other servers' fields for constrained output into those of this API. Pure.
 
 vLLM: ``guided_json``, ``guided_regex``, ``guided_choice``, ``guided_grammar`` and ``structured_outputs``.
 Text Generation Inference: a ``response_format`` or a ``grammar`` with a ``value``.
@@ -23,8 +23,8 @@ _MOST_CHOICES = 1000
 
 
 def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """``body`` with such fields as ``response_format`` (of a chat), ``json_schema`` or ``grammar``; and the
-    warnings.
+    """Return ``body`` with its constraint as ``response_format`` (in a chat), ``json_schema`` or ``grammar``,
+    and the warnings.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -53,7 +53,7 @@ def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str,
 
 
 def _asked(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What is asked for, by its kind, and the fields that have no effect."""
+    """Return the requested constraints by kind, and the names of fields that have no effect."""
     asked = {kind: body[name] for name, kind in _GUIDED.items() if body.get(name)}
     left_out = [name for name in _OTHER if body.get(name) is not None]
     outputs = body.get("structured_outputs")
@@ -82,7 +82,7 @@ def _schema(value: Any) -> Any:
 
 
 def _grammar(kind: str, value: Any) -> str:
-    """A grammar of llama.cpp's for a whole answer."""
+    """Return a llama.cpp grammar that matches a whole answer."""
     if kind == "choice":
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise Refusal(Fault.BAD_REQUEST, "choices are a list of texts")
@@ -107,7 +107,7 @@ def _grammar(kind: str, value: Any) -> str:
 
 
 def _of_pattern(pattern: str) -> str:
-    """A converted pattern as the right side of a rule."""
+    """Return a converted pattern as the right-hand side of a grammar rule."""
     out: list[str] = []
     for token in _TOKEN.findall(pattern[1:-1]):
         if token[0] == "[" or token in "()|":
@@ -120,6 +120,6 @@ def _of_pattern(pattern: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text between quotes, in which a grammar knows few escapes."""
+    """Return a string as a quoted literal; grammars know only these escapes."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return '"' + "".join(escapes.get(char, char) for char in text) + '"'

@@ -1,4 +1,4 @@
-"""``/v1/embeddings``: what clients send, and its answer as they asked for it. Pure."""
+"""``/v1/embeddings``: the request, and the response in the requested encoding. Pure."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _FIELDS = frozenset({*EmbeddingAsk.__struct_fields__, *OF_THE_CALLER, "embd_norm
 
 
 def embedding_warnings(body: dict[str, Any]) -> tuple[str, ...]:
-    """What of a request, as it was sent, has no effect here."""
+    """Return a warning for each field of the original request that has no effect here."""
     return ignored_fields(body, _FIELDS)
 
 
 def native_embedding_notes(body: dict[str, Any], ask: EmbeddingAsk) -> tuple[str, ...]:
-    """What of it has no effect at an Ollama."""
+    """Return a warning for each field that has no effect when an Ollama answers."""
     normalized = body.get("embd_normalize", 2) != 2
     lost = ("embd_normalize has no effect: an Ollama answers",) if normalized else ()
     return (*embedding_warnings(body), *lost, *context_note(ask.num_ctx))
 
 
 def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
-    """The body for llama-server's ``/v1/embeddings``.
+    """Return the body for llama-server's ``/v1/embeddings``.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -57,7 +57,7 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
     if not isinstance(texts[0], int):
         check_count(texts)
     if {str, int} <= set(map(type, texts)):
-        # llama-server would join them to one text, with one vector for all.
+        # llama-server would join them into one text with a single vector.
         raise Refusal(Fault.BAD_REQUEST, "input has texts beside numbers of tokens", field="input")
     if any(one == "" for one in texts):
         raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding", field="input")
@@ -80,11 +80,12 @@ class _Vectors(msgspec.Struct):
 
 
 def as_asked(raw: bytes, ask: EmbeddingAsk) -> bytes:
-    """An answer of ``/v1/embeddings`` cut to ``dimensions``, which llama-server doesn't know, and in base64
-    where that is asked for, which an older Ollama doesn't: clients decode it unseen.
+    """Return a response of ``/v1/embeddings`` cut to ``dimensions``, and encoded as base64 if requested.
+
+    llama-server doesn't support ``dimensions``, an older Ollama no base64, which clients decode unchecked.
 
     Raises:
-        Refusal: ENGINE.
+        Refusal: ENGINE, if the response can't be parsed.
     """
     try:
         if ask.dimensions is None:

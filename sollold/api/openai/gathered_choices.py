@@ -1,7 +1,7 @@
-"""A whole answer with several choices, put together from their stream.
+"""Assembles a non-streamed answer with several choices from the engine's stream.
 
-llama-server counts each choice as it ends, and in a whole answer of its own it tells the counts of the first
-alone.
+llama-server reports the usage of each choice as it ends; its own non-streamed answer reports that of the
+first only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _THOUGHTS = ("reasoning_content", "reasoning")
 
 
 class GatheredChoices(SseEncoder):
-    """`Encoder` over the one of the stream: it takes that one's chunks, and gives one answer."""
+    """`Encoder` that wraps the stream's encoder, and assembles its chunks into one answer."""
 
     def __init__(self, chunks: Encoder) -> None:
         self._chunks = chunks
@@ -30,25 +30,25 @@ class GatheredChoices(SseEncoder):
         self._choices: dict[int, _Choice] = {}
 
     def begin(self, routing: Routing) -> bytes:
-        """The engine is known now."""
+        """Pass the chosen engine on to the wrapped encoder."""
         return self._chunks.begin(routing)
 
     def event(self, raw: bytes) -> bytes:
-        """No bytes: the chunks are kept.
+        """Collect the event's chunk; no bytes are sent.
 
         Raises:
-            Refusal: ENGINE, when the event is an error.
+            Refusal: ENGINE, if the event is an error.
         """
         self._take(self._chunks.event(raw))
         return b""
 
     def finish(self, routing: Routing) -> bytes:
-        """No bytes: the counts come last."""
+        """Collect the final chunk with the usage; no bytes are sent."""
         self._take(self._chunks.finish(routing))
         return b""
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The answer, after `finish`."""
+        """Return the answer; call it after `finish`."""
         choices = [self._choices[index].whole() for index in sorted(self._choices)]
         kind = "text_completion" if any("text" in one for one in choices) else "chat.completion"
         answer = {**self._head, "object": kind, "choices": choices}
@@ -80,7 +80,7 @@ class _Choice:
         self._is_text = False
 
     def add(self, choice: dict[str, Any]) -> None:
-        """A piece of it."""
+        """Add a piece of the choice."""
         said = choice.get("delta") or {}
         if "text" in choice:
             self._is_text, said = True, {"content": choice["text"]}
@@ -105,7 +105,7 @@ class _Choice:
         call["function"]["arguments"] += function.get("arguments") or ""
 
     def whole(self) -> dict[str, Any]:
-        """The choice as a whole answer has it."""
+        """Return the choice in the form of a non-streamed answer."""
         texts = {name: "".join(parts) for name, parts in self._texts.items()}
         rest = {"logprobs": self._logprobs or None, "finish_reason": self._finish}
         if self._is_text:

@@ -1,6 +1,6 @@
-"""llama-server's ``/infill``, for a ``suffix`` in other dialects: its events have their own form. Pure.
+"""Completions with a ``suffix`` by llama-server's ``/infill``, whose events have their own form. Pure.
 
-It takes a schema where the others take a ``response_format``, and no images, system text or template.
+It takes a schema instead of a ``response_format``, and no images, system prompt or template.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sollold.serving.request import Engine, Routing
 
 
 def infill_of(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
-    """The body of a completion with a suffix, ``completion_body`` of it given, as ``/infill`` takes it.
+    """Return the body for ``/infill``; ``body`` is the result of ``completion_body``.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -44,19 +44,19 @@ class InfillEncoder(ChunkEncoder):
         self._engine = Engine.LLAMA
 
     def begin(self, routing: Routing) -> bytes:
-        """Nothing; but the engine is known now."""
+        """Remember the engine; no bytes are sent."""
         self._engine = routing.engine
         return b""
 
     def event(self, raw: bytes) -> bytes:
-        """The chunk for one event, and the counts after the last."""
+        """Return the chunk for one event, followed by the usage after the last."""
         if self._engine is Engine.OLLAMA:
             return super().event(raw)
         event = read_infilled(raw)
         return self._completion.events(_choice(event), event.tokens_evaluated, event.tokens_predicted)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The whole answer."""
+        """Return the whole answer."""
         if routing.engine is Engine.OLLAMA:
             return super().whole(raw, routing)
         event = read_infilled(raw)

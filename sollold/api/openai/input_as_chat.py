@@ -1,4 +1,4 @@
-"""A body for ``/v1/responses`` that was sent to ``/v1/chat/completions``, as Cursor does. Pure."""
+"""Accepts a body of ``/v1/responses`` at ``/v1/chat/completions``, where Cursor sends it. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sollold.api.openai.responses_request import input_messages
 from sollold.models.model import Model
 
 _OTHERS = ("input", "instructions", "include", "text", "truncation", "max_output_tokens")
-"""Fields that a chat does not have."""
+"""Fields that a chat completion does not have."""
 
 
 def input_as_chat(body: dict[str, Any], model: Model) -> dict[str, Any]:
-    """``body``, which has no messages, with those that its ``input`` stands for.
+    """Return ``body``, which has no messages, with its ``input`` converted to messages.
 
     Raises:
-        Refusal: BAD_REQUEST for an input that is none.
+        Refusal: BAD_REQUEST if the input is invalid.
     """
     given = body["input"]
     if not isinstance(given, str | list):

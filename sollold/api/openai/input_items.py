@@ -1,4 +1,4 @@
-"""The input of a stored response as ``/v1/responses/{id}/input_items`` lists it. Pure."""
+"""Lists the input of a stored response for ``/v1/responses/{id}/input_items``. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _USUAL, _MOST = 20, 100
 
 
 def listed_items(items: list[Item], new_id: Callable[[str, int], str]) -> list[Item]:
-    """Items in the form in which responses have them; ``new_id`` makes an id of a prefix and a place."""
+    """Return items in the form that responses use; ``new_id`` makes an id from a prefix and an index."""
     return [_listed(item, index, new_id) for index, item in enumerate(items)]
 
 
@@ -33,7 +33,7 @@ def _listed(item: Item, index: int, new_id: Callable[[str, int], str]) -> Item:
 
 
 def page(items: list[Item], query: Mapping[str, str]) -> Item:
-    """One page of a list, as ``limit``, ``order`` and ``after`` want it.
+    """Return the page of the list that ``limit``, ``order`` and ``after`` select.
 
     Raises:
         Refusal: BAD_REQUEST.

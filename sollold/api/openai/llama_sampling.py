@@ -1,4 +1,4 @@
-"""The fields of llama-server's own: it overlooks most that have another type, and dislikes the others."""
+"""llama-server's own fields, typed here: it ignores most values of a wrong type, and fails on the others."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sollold.api.engine.number_ranges import (
 
 
 class LlamaSampling(msgspec.Struct, kw_only=True):
-    """Read for their types alone, and passed on.
+    """Parsed only to check their types, and passed on.
 
-    ``repetition_penalty``: vLLM's name of ``repeat_penalty``.
+    ``repetition_penalty``: vLLM's name for ``repeat_penalty``.
     """
 
     top_k: Small | None = None
@@ -67,9 +67,9 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
 
 
 def with_llamas_names(body: dict[str, Any], asked: LlamaSampling) -> dict[str, Any]:
-    """``body``, which ``asked`` was read from, with llama-server's own names for what others call otherwise.
+    """Return ``body``, from which ``asked`` was parsed, with other servers' field names replaced.
 
-    Its own name goes before.
+    llama-server's own name takes precedence.
     """
     if asked.repetition_penalty is None:
         return body

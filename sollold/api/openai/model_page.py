@@ -1,4 +1,4 @@
-"""The list of models as Anthropic's clients read it: page by page, where they ask for pages. Pure."""
+"""The list of models for Anthropic's clients, in pages if they ask for pages. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST = 1000
 
 
 def model_page(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """The page that ``limit``, ``after_id`` and ``before_id`` want; without them all models.
+    """Return the page that ``limit``, ``after_id`` and ``before_id`` select; without them up to 1000 models.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -33,7 +33,7 @@ def model_page(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> 
 
 
 def _after(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str], name: str, step: int) -> int:
-    """The place of the model that the query names, and ``step``; 0 where it names none."""
+    """Return the index of the model that the query names, plus ``step``; 0 if it names none."""
     wanted = query.get(name)
     if not wanted:
         return 0

@@ -1,7 +1,7 @@
-"""``/v1/completions`` at an Ollama: a raw prompt, as OpenAI and llama-server mean it. Pure.
+"""``/v1/completions`` at an Ollama with a raw prompt, as OpenAI and llama-server define it. Pure.
 
-An Ollama's own ``/v1/completions`` puts the prompt into the model's template, so the same request would mean
-two things on two engines. Its ``/api/generate`` takes a raw prompt, and an answer to one can be continued.
+An Ollama's own ``/v1/completions`` puts the prompt into the model's template, so the same request would have
+two meanings on two engines. Its ``/api/generate`` takes a raw prompt, and such an answer can be continued.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _OPTIONS = {
         )
     },
 }
-"""OpenAI's and llama-server's names, and Ollama's."""
+"""OpenAI's or llama-server's name → Ollama's."""
 
 
 def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) -> Call | None:
-    """The call for an Ollama, ``completion_body`` given as ``body``; None for what it has no form for.
+    """Return the call for an Ollama, or None if Ollama can't express the request.
 
-    ``notes``: what of the request has no effect.
+    ``body``: the result of ``completion_body``; ``notes``: warnings about fields that have no effect.
     """
     prompt = ask.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body or ask.max_tokens == 0:
-        # (An Ollama takes no tokens at all for tokens without end.)
+        # (An Ollama takes a limit of 0 tokens for no limit.)
         return None
     options = {_OPTIONS[name]: value for name, value in body.items() if name in _OPTIONS}
     if ask.num_ctx:
@@ -80,7 +80,7 @@ def _schema_in(response_format: Any) -> Any:
 
 
 class _Record(msgspec.Struct):
-    """What is read of a line of ``/api/generate``."""
+    """The fields used of a line of ``/api/generate``."""
 
     response: str = ""
     done: bool = False
@@ -91,7 +91,10 @@ class _Record(msgspec.Struct):
 
 
 class RawCompletionEncoder(SseEncoder):
-    """`Encoder` of completions: OpenAI's chunks, whichever engine answers. ``chunks``: for llama-server's."""
+    """`Encoder` of completions: OpenAI's chunks, whichever engine answers.
+
+    ``chunks``: the encoder of llama-server's events.
+    """
 
     def __init__(self, chunks: Encoder, ask: Completion, model: str) -> None:
         self._chunks = chunks
@@ -100,12 +103,12 @@ class RawCompletionEncoder(SseEncoder):
         self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
 
     def begin(self, routing: Routing) -> bytes:
-        """Nothing; but the engine is known now."""
+        """Remember which engine answers."""
         self._ollama = routing.engine is Engine.OLLAMA
         return self._chunks.begin(routing)
 
     def event(self, raw: bytes) -> bytes:
-        """The chunk for one event, and the counts after the last."""
+        """Return the chunk for one event, followed by the usage after the last."""
         raw = with_shown_logprobs(raw)
         if not self._ollama:
             return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
@@ -113,11 +116,11 @@ class RawCompletionEncoder(SseEncoder):
         return self._completion.events(self._choice(record), record.prompt_eval_count, record.eval_count)
 
     def finish(self, routing: Routing) -> bytes:
-        """``[DONE]``."""
+        """Return ``[DONE]``."""
         return self._chunks.finish(routing)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The whole answer."""
+        """Return the whole answer."""
         raw = with_shown_logprobs(raw)
         if routing.engine is not Engine.OLLAMA:
             return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send, and the little that llama-server wants otherwise. Pure."""
+"""Requests of OpenAI's clients, and their conversion for llama-server and Ollama. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
 
 class Sampling(LlamaSampling, kw_only=True):
-    """The fields that chat and completions have in common. The rest passes on unread."""
+    """The fields that chat and completions have in common. Other fields are passed on unread."""
 
     model: str = ""
     stream: bool | None = None
@@ -58,7 +58,7 @@ class Sampling(LlamaSampling, kw_only=True):
 
     @property
     def counted(self) -> bool:
-        """The caller of a stream wants to know the tokens."""
+        """Whether the caller of a stream asked for the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -116,7 +116,7 @@ class Detokenize(msgspec.Struct, kw_only=True):
 
 
 class Infill(LlamaSampling, kw_only=True):
-    """``POST /infill``: llama-server's own."""
+    """``POST /infill``, an endpoint of llama-server's."""
 
     model: str = ""
     input_prefix: str | None = None
@@ -135,29 +135,29 @@ class ApplyTemplate(msgspec.Struct, kw_only=True):
 
 
 def chat_completion_body(checked: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """The body for llama-server's ``/v1/chat/completions``; ``checked`` by `checked_chat`."""
+    """Return the body for llama-server's ``/v1/chat/completions``; ``checked``: from `checked_chat`."""
     out = {**checked, "messages": with_modelfile(checked["messages"], model)}
     add_parameters(out, model)
     if ask.logprobs and not ask.top_logprobs:
-        # llama-server takes 0 as none at all.
+        # llama-server takes 0 for no probabilities at all.
         out["top_logprobs"] = 1
     return out
 
 
 def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """The body for an Ollama's ``/v1/chat/completions``; ``checked`` by `checked_chat`."""
+    """Return the body for an Ollama's ``/v1/chat/completions``; ``checked``: from `checked_chat`."""
     out = ollama_body(checked, model)
     if out.get("tool_choice") == "none":
-        # It would let them be called.
+        # Ollama ignores it, and the model could call the tools.
         out.pop("tools", None)
     if ask.stream:
-        # Also for a caller who does not want it: it tells whether the Ollama cut the prompt.
+        # Even if the caller does not want it: the usage shows whether the Ollama truncated the prompt.
         out["stream_options"] = {"include_usage": True}
     return out
 
 
 def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """A chat in the form that both engines take, without what the model's Modelfile adds.
+    """Return a chat in the form that both engines accept, without what the model's Modelfile adds.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -184,7 +184,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         out.pop(name, None)
     _effort(out)
     if ask.max_tokens is not None:
-        # As Ollama, which knows no other; llama-server would take the other.
+        # Ollama knows only max_tokens; llama-server would prefer max_completion_tokens.
         out.pop("max_completion_tokens", None)
     _clean_stop(out, ask)
     out["messages"] = [chat_message(message, model) for message in out["messages"]]
@@ -200,12 +200,12 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
 
 
 NOT_HERE = ("modalities", "audio", "web_search_options")
-"""Fields of a chat that no engine is sent."""
+"""Fields of a chat that are sent to no engine."""
 
 
 def _effort(out: dict[str, Any]) -> None:
-    """What others know beside ``reasoning_effort``, as that: ``reasoning`` (an Ollama, OpenRouter),
-    ``thinking`` (as Anthropic has it) and ``enable_thinking`` (Qwen's own servers).
+    """Translate the alternatives to ``reasoning_effort``: ``reasoning`` (Ollama, OpenRouter), ``thinking``
+    (Anthropic) and ``enable_thinking`` (Qwen's own servers).
     """
     reasoning, thinking = out.pop("reasoning", None), out.pop("thinking", None)
     enabled = out.pop("enable_thinking", None)
@@ -223,7 +223,7 @@ def _effort(out: dict[str, Any]) -> None:
 
 
 def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
-    """``body`` with the older ``functions`` and ``function_call`` as tools."""
+    """Return ``body`` with the deprecated ``functions`` and ``function_call`` as tools."""
     if "functions" in body or "function_call" in body:
         body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
     if not ask.functions:
@@ -237,7 +237,7 @@ def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
 
 
 def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
-    """An empty stop sequence is none."""
+    """Drop empty stop sequences."""
     body.pop("stop", None)
     stop = stop_list(ask.stop)
     if stop:
@@ -245,7 +245,7 @@ def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
 
 
 def _tool_choice(out: dict[str, Any]) -> None:
-    """A choice among the functions, which llama-server overlooks: leave only those, and require one."""
+    """Restrict the tools to the chosen functions and require one: llama-server ignores such a choice."""
     choice = out.pop("tool_choice", None)
     if choice is None:
         return
@@ -259,7 +259,7 @@ def _tool_choice(out: dict[str, Any]) -> None:
 
 
 def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict[str, Any]:
-    """The body for llama-server's ``/v1/completions``.
+    """Return the body for llama-server's ``/v1/completions``.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -282,13 +282,13 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
     for name in ("echo", "best_of", "suffix"):
         out.pop(name, None)
     if ask.logprobs is not None:
-        # llama-server takes 0 as none at all.
+        # llama-server takes 0 for no probabilities at all.
         out["logprobs"] = max(1, ask.logprobs)
     return add_parameters(out, model)
 
 
 def check_tokens(prompt: str | list[Any], what: str) -> None:
-    """Refuse what is neither text nor tokens nor a list of these.
+    """Refuse a prompt that is neither text nor tokens nor a list of these.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -303,7 +303,7 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
 
 
 def check_in_vocabulary(tokens: list[int], model: Model) -> None:
-    """Refuse tokens that the model does not have, where it is known how many it has.
+    """Refuse tokens outside the model's vocabulary, if its size is known.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -314,7 +314,7 @@ def check_in_vocabulary(tokens: list[int], model: Model) -> None:
 
 
 def check_pieces(content: str | list[Any]) -> None:
-    """Refuse a text that is too long to be shown token by token: each byte may become twenty of the answer.
+    """Refuse text that is too long to be shown token by token: the response may take 20 bytes per byte.
 
     Raises:
         Refusal: BAD_REQUEST with status 413.
@@ -330,7 +330,7 @@ def check_pieces(content: str | list[Any]) -> None:
 
 
 def _sound(values: list[Any], types: set[type]) -> bool:
-    """Whether all are of ``types``, and the numbers among them tokens. There may be hundreds of thousands."""
+    """Whether all values are of ``types`` and all numbers valid tokens. Fast: there may be many."""
     found = set(map(type, values))
     if int not in found or not found <= types:
         return found <= types

@@ -1,4 +1,4 @@
-"""What of a chat or a completion has no effect, here or at an Ollama. Pure."""
+"""Warnings about fields of a chat or completion that have no effect, here or at an Ollama. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COMPLETION_FIELDS = frozenset(
 
 
 def chat_warnings(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
-    """What of a request, its ``body`` as it was sent, has no effect here."""
+    """Return a warning for each field of a chat that has no effect here; ``body``: the original one."""
     found = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _PARTS)
     if ask.web_search_options is not None:
         found += ("web_search_options has no effect: there is no web search here",)
@@ -35,12 +35,12 @@ def chat_warnings(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
 
 
 def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
-    """Likewise."""
+    """Return a warning for each field of a completion that has no effect here."""
     return ignored_fields(body, _COMPLETION_FIELDS) + ignored_parts(body, _PARTS)
 
 
 def llama_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
-    """Likewise, of a route that only llama-server has."""
+    """Return a warning for each field without effect on an endpoint that only llama-server has."""
     passed: frozenset[str] = frozenset()
     if isinstance(asked, LlamaSampling):
         passed = SAMPLING | GENERATION
@@ -63,7 +63,7 @@ _NEUTRAL = {"repeat_penalty": 1, "repetition_penalty": 1, "typical_p": 1, "add_g
 
 
 def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
-    """What of a chat has no effect at an Ollama."""
+    """Return a warning for each field of a chat that has no effect when an Ollama answers."""
     lost = [
         name
         for name, value in body.items()

@@ -1,4 +1,4 @@
-"""``/v1/rerank`` in the forms of Jina and Cohere, whose clients are pointed at it. Pure."""
+"""``/v1/rerank`` in the forms of Jina and Cohere, whose clients are used with it. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rerank(msgspec.Struct, kw_only=True):
 
 
 def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
-    """The body for llama-server, whose documents are texts.
+    """Return the body for llama-server, which accepts only strings as documents.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -46,7 +46,7 @@ def _text_of(given: str | dict[str, Any], what: str) -> str:
 
 
 def with_documents(raw: bytes, documents: list[str]) -> bytes:
-    """An answer whose results have the documents that they are about."""
+    """Return the response with the document added to each result; unchanged if it can't be parsed."""
     try:
         answer = msgspec.json.decode(raw)
         for result in answer["results"]:

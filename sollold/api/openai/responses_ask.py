@@ -1,4 +1,4 @@
-"""What clients of ``/v1/responses`` send."""
+"""The request body of ``/v1/responses``."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
 
     @property
     def rivals(self) -> int | None:
-        """Tokens to show beside each one of the answer; None: no probabilities are asked for."""
+        """Number of alternatives to show per token; None if no probabilities were requested."""
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

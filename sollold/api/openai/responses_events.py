@@ -1,4 +1,4 @@
-"""Chunks of a chat become the events of ``/v1/responses`` and its whole response. Pure."""
+"""Translates the chunks of a chat into the events of ``/v1/responses`` and its whole response. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _random_id(prefix: str) -> str:
 
 
 _CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
-"""Kind of tool → what the ids of its calls begin with."""
+"""Kind of tool → prefix of its calls' ids."""
 
 
 class ResponseEvents(EventTranslator):
@@ -38,7 +38,7 @@ class ResponseEvents(EventTranslator):
         on_end: Callable[[Event], None] = lambda response: None,
     ) -> None:
         """``own``: the caller's tools by the names that the model knows; ``new_id`` makes an id with a
-        prefix; ``on_end`` gets the whole response when it has ended well.
+        prefix; ``on_end`` receives the whole response when it has ended without an error.
         """
         super().__init__()
         self._ask = ask
@@ -46,16 +46,16 @@ class ResponseEvents(EventTranslator):
         self._on_end = on_end
         self._own = own
         self._summary = bool((ask.reasoning or {}).get("summary"))
-        """Thinking is given as a summary, where the caller looks for it."""
+        """Whether the caller asked for a summary; the thinking is then sent as one."""
         self._seals = "reasoning.encrypted_content" in (ask.include or ())
         self._rivals = ask.rivals
         self._id = new_id("resp")
         self._created = int(time.time())
         self._output: list[Event] = []
         self._parts: list[str] = []
-        """Of the item that is open: its text, thinking or arguments so far."""
+        """Text, thinking or arguments of the open item so far."""
         self._tokens: list[Event] = []
-        """Of the message that is open: the probabilities of its tokens so far."""
+        """Log-probabilities of the open message's tokens so far."""
         self._call = -1
         self._number = 0
         self._status = "in_progress"
@@ -67,7 +67,7 @@ class ResponseEvents(EventTranslator):
         return event
 
     def start(self, routing: Routing) -> list[Event]:
-        """The events before the first chunk."""
+        """Return the events before the first chunk."""
         return [
             self._event("response.created", response=self.result()),
             self._event("response.in_progress", response=self.result()),
@@ -83,7 +83,7 @@ class ResponseEvents(EventTranslator):
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
     def _add(self, kind: str, text: str) -> list[Event]:
-        """More of a message or of thinking."""
+        """Add text to a message or to the thinking."""
         events: list[Event] = []
         if not self._output or self._output[-1]["type"] != kind:
             events += self._open(kind)
@@ -102,7 +102,7 @@ class ResponseEvents(EventTranslator):
         return [*events, delta]
 
     def _probabilities(self) -> list[Event]:
-        """Of the tokens in the event that is read, where the caller asked for them."""
+        """Log-probabilities of the current event's tokens, if the caller asked for them."""
         if self._rivals is None:
             return []
         return [{"top_logprobs": [], **one} for one in logprob_objects(self._logprobs, self._rivals)]
@@ -127,7 +127,7 @@ class ResponseEvents(EventTranslator):
         return events
 
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
-        """More of a function call."""
+        """Add a piece of a tool call."""
         events: list[Event] = []
         index = piece.number(place)
         if index != self._call:
@@ -145,7 +145,7 @@ class ResponseEvents(EventTranslator):
         return events
 
     def _call_item(self, name: str, id_: str) -> Event:
-        """A call that begins, in the form of the tool's kind and under the caller's name for it."""
+        """Return the item of a new call, in the form of the tool's kind and under the caller's name."""
         own = self._own.get(name)
         kind = own.kind if own is not None else "function"
         item: Event = {"id": self._new_id(_CALL_IDS[kind]), "type": f"{kind}_call", "status": "in_progress"}
@@ -159,7 +159,7 @@ class ResponseEvents(EventTranslator):
         return {**item, "input" if kind == "custom" else "arguments": ""}
 
     def _close(self) -> list[Event]:
-        """End the item that is open."""
+        """End the open item."""
         if not self._output or self._output[-1]["status"] != "in_progress":
             return []
         item, text = self._output[-1], "".join(self._parts)
@@ -182,7 +182,7 @@ class ResponseEvents(EventTranslator):
         elif item["type"] == f"{SEARCH}_call":
             item["arguments"] = _object_of(text)
         elif item["type"] == "custom_tool_call":
-            # Its text is known when the arguments around it are complete.
+            # Its text is known only when the enclosing arguments are complete.
             item["input"] = _input_of(text)
             kind = "response.custom_tool_call_input"
             events.append(self._event(f"{kind}.delta", **self._place(), delta=item["input"]))
@@ -211,7 +211,7 @@ class ResponseEvents(EventTranslator):
         ]
 
     def last_events(self) -> list[Event]:
-        """What ends the open item, then ``response.completed`` or ``response.incomplete``."""
+        """End the open item, then send ``response.completed`` or ``response.incomplete``."""
         events = self._close()
         self._status = "incomplete" if self._account.finish == "length" else "completed"
         response = self.result()
@@ -219,9 +219,9 @@ class ResponseEvents(EventTranslator):
         return [*events, self._event(f"response.{self._status}", response=response)]
 
     def fail(self, refusal: Refusal) -> list[Event]:
-        """The events of an error.
+        """Return the events of an error.
 
-        Agents (Codex) look for the response that failed, OpenAI's own clients for the error.
+        Agents (Codex) look for ``response.failed``, OpenAI's own clients for ``error``.
         """
         error = refusal_object(Dialect.OPENAI, refusal)["error"]
         code = error.get("code") or refusal.fault.value
@@ -232,7 +232,7 @@ class ResponseEvents(EventTranslator):
         ]
 
     def result(self) -> Event:
-        """The response as it stands; whole after `last_events`."""
+        """Return the response so far; complete after `last_events`."""
         ask, account = self._ask, self._account
         prompt, made = account.usage.prompt_tokens, account.usage.completion_tokens
         cached = min(prompt, account.timings.cache_n)
@@ -271,7 +271,7 @@ class ResponseEvents(EventTranslator):
 
 
 def _input_of(arguments: str) -> str:
-    """The text that a custom tool is called with; all of it when it was cut off."""
+    """Return the input of a custom tool's call; the raw arguments if they were cut off."""
     try:
         value = msgspec.json.decode(arguments)["input"]
     except (msgspec.DecodeError, KeyError, TypeError):
@@ -280,7 +280,7 @@ def _input_of(arguments: str) -> str:
 
 
 def _object_of(arguments: str) -> Event:
-    """The arguments of a call as an object; empty when it was cut off."""
+    """Return the arguments of a call as an object; empty if they were cut off."""
     try:
         value = msgspec.json.decode(arguments or "{}")
     except msgspec.DecodeError:

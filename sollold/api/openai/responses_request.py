@@ -1,6 +1,6 @@
-"""OpenAI's ``/v1/responses`` in llama-server's words. Pure.
+"""Converts requests of OpenAI's ``/v1/responses`` to those of ``/v1/chat/completions``. Pure.
 
-It too goes through ``/v1/chat/completions``, the form in which an answer can be resumed after a fault.
+That is the only form in which an answer can be resumed after a fault.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 
 def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
-    """The body for ``/v1/chat/completions``; always streamed, a whole answer is put together here.
+    """Return the body for ``/v1/chat/completions``, always streamed: a whole answer is assembled here.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -72,7 +72,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         if value is not None:
             body[ours] = value
     if ask.rivals is not None:
-        # llama-server takes 0 as none at all.
+        # llama-server takes 0 for no probabilities at all.
         body |= {"logprobs": True, "top_logprobs": max(1, ask.rivals)}
     add_parameters(body, model)
     add_tools(body, ask, model)
@@ -93,10 +93,10 @@ _SYSTEM = ("system", "developer")
 
 
 def _instructed(messages: list[Message], instructions: str | None, model: Model) -> list[Message]:
-    """``messages`` with the instructions, and what the system or developer says at their beginning, as one.
+    """Return ``messages`` with the instructions and the leading system or developer messages merged into one.
 
-    Agents (Codex) send both. Templates know one system message, the first: of a second some fail, others say
-    nothing to the model.
+    Agents (Codex) send both. Templates expect one system message, the first: some fail at a second, others
+    drop it.
     """
     texts = [instructions] if instructions else []
     rest = 0
@@ -113,7 +113,7 @@ def _instructed(messages: list[Message], instructions: str | None, model: Model)
 
 
 def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Message]:
-    """An input's items as messages of a chat.
+    """Return the items of an input as messages of a chat.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -131,7 +131,7 @@ def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Mess
             messages.append(message)
             thought = []
         elif kind == "agent_message":
-            # A task for an agent, from the one that began it.
+            # A task for an agent, from the agent that started it.
             messages.append({"role": "user", "content": _content(item.get("content"), model)})
         elif kind == "reasoning":
             thought += _thoughts(item)
@@ -150,14 +150,17 @@ def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Mess
 
 
 def _ran_at_caller(item: dict[str, Any], kind: str) -> bool:
-    """Calls without a ``call_id`` ran at OpenAI, as did a search that does not say it was the caller's."""
+    """Whether a call ran at the caller.
+
+    Calls without a ``call_id`` ran at OpenAI, as did a search unless it says that the client executed it.
+    """
     if kind == f"{SEARCH}_call":
         return item.get("execution") == "client"
     return "call_id" in item or kind == "function_call"
 
 
 def _found(item: dict[str, Any]) -> list[Message]:
-    """The result of a search for tools that the caller carried out."""
+    """Return the result of a search for tools that the caller executed."""
     if item.get("execution") != "client" or not isinstance(item.get("call_id"), str):
         return []
     names = ", ".join(brought_names(item))
@@ -178,7 +181,10 @@ def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _content(content: object, model: Model, *, result: bool = False) -> str | list[dict[str, Any]]:
-    """A content's parts; text alone as a text, which every template knows. ``result``: of a tool."""
+    """Return content as parts, or as a string if it is all text, which every template supports.
+
+    ``result``: whether it is the result of a tool.
+    """
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -211,18 +217,18 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
 
 
 _OPAQUE = re.compile(r"gAAAA[A-Za-z0-9_=-]{40,}\s*")
-"""What OpenAI has encrypted."""
+"""Data encrypted by OpenAI."""
 
 
 def _readable(content: object) -> list[dict[str, Any]]:
-    """What an agent said to another: encrypted at OpenAI alone, elsewhere it is the model's own text."""
+    """Return an agent's message to another agent: OpenAI encrypts it, elsewhere it is plain text."""
     if not isinstance(content, str) or _OPAQUE.fullmatch(content):
         return []
     return [{"type": "text", "text": content}]
 
 
 def _thoughts(item: dict[str, Any]) -> list[str]:
-    """What a model thought: as it was, else as we sealed it, else in its summary."""
+    """Return a model's thinking: in plain text, else as we sealed it, else its summary."""
     own = [{"text": unsealed(item.get("encrypted_content"))}]
     for parts in (item.get("content"), own, item.get("summary")):
         if parts is not None and not isinstance(parts, list):
@@ -234,7 +240,7 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:
-    """A call joins the assistant's message before it, since templates know calls only as part of one."""
+    """Add a call to the assistant's message before it: templates support calls only as part of one."""
     kind = str(item.get("type"))
     id_, name = item.get("call_id") or item.get("id"), item.get("name") or kind.removesuffix("_call")
     if not isinstance(id_, str) or not isinstance(name, str) or name == "function":
@@ -263,7 +269,7 @@ def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
     if not isinstance(output, (str, list)) or any(
         not isinstance(part, dict) or "type" not in part for part in parts
     ):
-        # As of a shell: what it wrote and how each command ended.
+        # For example a shell's: its output and the exit status of each command.
         output = msgspec.json.encode(output).decode()
     return {"role": "tool", "tool_call_id": id_, "content": _content(output, model, result=True)}
 
@@ -282,7 +288,7 @@ _INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 
 def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]:
-    """What of a request, its ``body`` as it was sent, has no effect here."""
+    """Return a warning for all that has no effect here; ``body``: the original request."""
     found = tool_warnings(ask)
     found += [*ignored_fields(body, _FIELDS), *ignored_parts(body, _PARTS)]
     found += [

@@ -1,4 +1,4 @@
-"""``/v1/responses``: OpenAI's newer form."""
+"""``/v1/responses``: OpenAI's newer API."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from sollold.serving.request import Ask, Call
 
 
 class ResponsesRoutes:
-    """The handler of ``/v1/responses``."""
+    """The handlers of ``/v1/responses``."""
 
     def __init__(self, services: AppServices, context: ResponseContext) -> None:
         self._services = services
         self._context = context
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         sse = ("application/json", "text/event-stream")
         one = "/v1/responses/{id}"
         count = partial(Route, inference=True)
@@ -124,10 +124,10 @@ class ResponsesRoutes:
         return await Reply(request, self._context, ask, PassThroughEncoder(_counted)).run()
 
     async def _whole(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
-        """The request with all that it goes on from, and its own items.
+        """Return the request with the conversation that it continues, and its own items.
 
         Raises:
-            Refusal: BAD_REQUEST for what is not there any more.
+            Refusal: BAD_REQUEST if a referenced item or response no longer exists.
         """
         items = await self._with_references(asked.input, holder)
         before = await self._before(asked.previous_response_id, holder)
@@ -135,10 +135,10 @@ class ResponsesRoutes:
         return msgspec.structs.replace(asked, input=given, previous_response_id=None), items
 
     async def _with_references(self, given: str | list[Event] | None, client: str) -> list[Event]:
-        """The items of an input, references to earlier ones replaced by these.
+        """Return the items of an input, with references to earlier items resolved.
 
         Raises:
-            Refusal: BAD_REQUEST with status 404 for an item that is not there any more.
+            Refusal: BAD_REQUEST with status 404 if a referenced item no longer exists.
         """
         if isinstance(given, str):
             return [{"role": "user", "content": given}] if given else []
@@ -155,10 +155,10 @@ class ResponsesRoutes:
         return items
 
     async def _before(self, id_: str | None, client: str) -> list[Event]:
-        """The conversation that is continued.
+        """Return the conversation up to and including the response ``id_``.
 
         Raises:
-            Refusal: BAD_REQUEST when it is not there any more.
+            Refusal: BAD_REQUEST if it no longer exists.
         """
         if not id_:
             return []
@@ -196,7 +196,7 @@ class ResponsesRoutes:
         return json_response(page(items, request.query))
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """``POST /v1/responses/{id}/cancel``: none is made in the background, and OpenAI cancels no other."""
+        """``POST /v1/responses/{id}/cancel``: refused, since only background responses can be cancelled."""
         await self._stored(request)
         raise Refusal(
             Fault.BAD_REQUEST,
@@ -205,7 +205,7 @@ class ResponsesRoutes:
         )
 
     async def compact(self, request: web.Request) -> web.Response:
-        """``POST /v1/responses/compact``: to sum up a conversation is the caller's own request to a model."""
+        """``POST /v1/responses/compact``: refused; the caller can ask a model for a summary."""
         raise Refusal(
             Fault.BAD_REQUEST,
             "compact is not supported: have a model sum the conversation up, "
@@ -218,5 +218,5 @@ def _counted(raw: bytes) -> bytes:
 
 
 def _is_reference(item: Event) -> bool:
-    """Also without a type: then an id is all that it has."""
+    """Whether an item is a reference; its type may be missing, and it then has no role either."""
     return item.get("type") == "item_reference" or (item.get("type") is None and "role" not in item)

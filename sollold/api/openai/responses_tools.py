@@ -1,8 +1,8 @@
-"""The tools of ``/v1/responses`` as functions that a model can call, and a call's name back. Pure.
+"""Converts the tools of ``/v1/responses`` to functions that a model can call. Pure.
 
-A caller's own tools are functions, custom tools (called with a text), the tools of a namespace (how agents
-offer what a server of theirs, MCP, can do) and a search for tools that the caller itself carries out. Other
-kinds run at OpenAI, and the model is not told of them.
+A caller's own tools are functions, custom tools (called with a string), the tools of a namespace (how agents
+offer the tools of an MCP server) and a search for tools that the caller itself executes. Other kinds run at
+OpenAI, and are not offered to the model.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _ONE_TEXT: dict[str, Any] = {
     "properties": {"input": {"type": "string"}},
     "required": ["input"],
 }
-"""The schema of a custom tool, whose input is a text; a grammar for it is not enforced."""
+"""The schema of a custom tool, whose input is a string; its grammar is not enforced."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnTool:
-    """A tool of the caller's own.
+    """A tool that the caller runs.
 
     Attributes:
         kind: ``function``, ``custom`` or ``tool_search``.
-        name: as the caller has it.
-        namespace: that it is in; empty: none.
-        function: as the model is told of it, under its full name.
+        name: the caller's name for it.
+        namespace: the namespace that contains it; empty for none.
+        function: the function offered to the model, under the tool's full name.
     """
 
     kind: str
@@ -47,17 +47,17 @@ class OwnTool:
 
 
 def full_name(namespace: object, name: str) -> str:
-    """A tool's name with its namespace, as agents themselves write it where there are no namespaces."""
+    """Return a tool's name with its namespace, joined as agents do for APIs without namespaces."""
     if not isinstance(namespace, str) or not namespace:
         return name
     return f"{namespace.rstrip('_')}__{name}"
 
 
 def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
-    """Full name → the caller's own tools, those included that a search has found.
+    """Return the caller's own tools by full name, including those that a search has found.
 
     Raises:
-        Refusal: BAD_REQUEST for one without a name.
+        Refusal: BAD_REQUEST for a tool without a name.
     """
     found: dict[str, OwnTool] = {}
     for namespace, tool in _offered(ask):
@@ -68,7 +68,7 @@ def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
 
 
 def tool_warnings(ask: ResponseAsk) -> list[str]:
-    """Which tools are left out, and what of the others has no effect."""
+    """Return warnings about tools that are left out, and about grammars that are not enforced."""
     offered = [tool for _, tool in _offered(ask)]
     elsewhere = sorted({_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH})
     found = [f"tools of type {', '.join(elsewhere)} run at OpenAI and are left out"] if elsewhere else []
@@ -78,7 +78,7 @@ def tool_warnings(ask: ResponseAsk) -> list[str]:
 
 
 def _offered(ask: ResponseAsk) -> Iterator[tuple[str, Tool]]:
-    """Each tool with its namespace: the request's, and those that items of the input bring."""
+    """Yield each tool with its namespace: the request's, then those in items of the input."""
     yield from _in_namespaces(ask.tools or ())
     for item in ask.input if isinstance(ask.input, list) else ():
         if item.get("type") in ("tool_search_output", "additional_tools"):
@@ -87,7 +87,7 @@ def _offered(ask: ResponseAsk) -> Iterator[tuple[str, Tool]]:
 
 
 def brought_names(item: Tool) -> list[str]:
-    """The full names of the tools that a search has found."""
+    """Return the full names of the tools that a search has found."""
     tools = item.get("tools")
     listed = _in_namespaces(tools if isinstance(tools, list) else ())
     return [full_name(namespace, str(tool.get("name"))) for namespace, tool in listed if tool.get("name")]
@@ -111,14 +111,14 @@ def _kind(tool: Tool) -> str:
 
 def _is_own(tool: Tool) -> bool:
     kind = _kind(tool)
-    # A search at OpenAI is for tools that wait to be found: here all are known from the beginning.
+    # OpenAI's own search finds tools whose loading is deferred; here all are offered from the start.
     return kind in _CALLED and (kind != SEARCH or tool.get("execution") == "client")
 
 
 def _own_tool(namespace: str, tool: Tool) -> OwnTool:
     kind = _kind(tool)
     if isinstance(tool.get("function"), dict):
-        # As in a chat.
+        # The form of chat completions.
         tool = tool["function"]
     name = SEARCH if kind == SEARCH else tool.get("name")
     if not isinstance(name, str) or not name:
@@ -133,9 +133,9 @@ def _own_tool(namespace: str, tool: Tool) -> OwnTool:
 
 
 def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
-    """Put the caller's own tools into the body, and the choice among them.
+    """Put the caller's own tools and the tool choice into the body.
 
-    Agents (Codex) offer OpenAI's in every request. Only who must have one is refused.
+    Agents (Codex) offer OpenAI's tools in every request, so they are refused only if the choice requires one.
 
     Raises:
         Refusal: BAD_REQUEST for a tool without a name, or a choice that can't be met.

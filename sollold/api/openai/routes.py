@@ -1,4 +1,4 @@
-"""OpenAI's dialect: ``/v1/*``, and llama-server's own routes beside it."""
+"""OpenAI's dialect: ``/v1/*``, and llama-server's own endpoints."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _PAGES = (
 
 
 def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
-    """A model as ``/v1/models`` has it."""
+    """Return a model as an object of ``/v1/models``."""
     model = listed.model
     return {
         "id": model.name,
@@ -98,7 +98,7 @@ def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
 
 
 def anthropic_model_object(listed: Listed) -> dict[str, Any]:
-    """A model as Anthropic's clients have it, who ask under the same path."""
+    """Return a model as Anthropic's clients expect it, which use the same path."""
     name = listed.model.name
     created = timestamp_text(listed.model.modified)
     return {"type": "model", "id": name, "display_name": name, "created_at": created}
@@ -112,7 +112,7 @@ class OpenAiRoutes:
         self._context = context
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         sse = ("application/json", "text/event-stream")
         ask = partial(Route, inference=True)
         stream = partial(ask, produces=sse)
@@ -131,7 +131,7 @@ class OpenAiRoutes:
         ]
 
     async def _find(self, name: str) -> Listed:
-        """The model named; without a name the one that is loaded, when it is the only one.
+        """Return the named model; without a name the loaded one, if exactly one is loaded.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
@@ -144,7 +144,7 @@ class OpenAiRoutes:
         return await self._services.library.find(require_model(name))
 
     async def _find_placed(self, request: web.Request, body: dict[str, Any], name: str) -> Listed:
-        """The model named, or the one in the file that ``placement`` names.
+        """Return the named model, or the one in the file that ``placement`` names.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
@@ -168,7 +168,7 @@ class OpenAiRoutes:
         warnings: tuple[str, ...] = (),
         gathers: bool = False,
     ) -> web.StreamResponse:
-        """``calls`` makes the request for each engine; it may take long, and runs off the loop then."""
+        """Answer a request; ``calls`` builds the call for each engine, off the loop if that may be slow."""
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
         placement = placement_of(body) if "placement" in body else None
 
@@ -191,7 +191,7 @@ class OpenAiRoutes:
         ask, prepared = await off_loop(request, body, build)
         here = self._context
         if embedding:
-            # As Ollama does on these routes: a text that is too long is cut.
+            # On these endpoints text that is too long is truncated, as Ollama does.
             here = replace(here, service=TruncatingService(here.service))
         anew = partial(encoder, prepared.prefix)
         all_ = (*warnings, *prepared.warnings)
@@ -270,7 +270,7 @@ class OpenAiRoutes:
         def encoder(_: AnswerPrefix) -> Encoder:
             if ask.suffix:
                 return InfillEncoder(ask, name)
-            # llama-server has the counts in the last chunk with text, whether they are asked for or not.
+            # llama-server puts the usage into the last chunk with text, whether requested or not.
             summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if ask.stream else None
             chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
             return GatheredChoices(chunks) if gathers else chunks
@@ -300,7 +300,7 @@ class OpenAiRoutes:
         native = Call(call.path, own, native_embedding_notes(body, ask))
         if ask.dimensions is not None or ask.encoding_format == "base64":
             change = partial(as_asked, ask=ask)
-        # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
+        # An Ollama takes no tokens, and they can't be converted to text here.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
         return await self._respond(
@@ -328,7 +328,7 @@ class OpenAiRoutes:
         listed = await self._services.library.find(name)
         if "anthropic-version" in request.headers:
             return json_response(anthropic_model_object(listed))
-        # Under the name that was asked for, as an Ollama has it: clients compare the two.
+        # Under the requested name, as an Ollama does: clients compare the two.
         return json_response({**model_object(listed, self._services.library.node_names), "id": name})
 
     async def rerank(self, request: web.Request) -> web.StreamResponse:
@@ -402,7 +402,7 @@ class OpenAiRoutes:
         embedding: bool = False,
         change: Callable[[bytes], bytes] | None = None,
     ) -> web.StreamResponse:
-        """A route that only llama-server has; ``change`` is applied to its answer."""
+        """Forward to an endpoint that only llama-server has; ``change`` is applied to its response."""
         warnings = llama_warnings(body, asked)
         call = Call(path, engine_body(body))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)

@@ -1,4 +1,4 @@
-"""Server-sent events of OpenAI's chat and completions: the engine's chunks pass on nearly unread."""
+"""Server-sent events of OpenAI's chat and completions: the engine's chunks are passed on nearly unread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
 _MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
-"""An answer's model. In a text its quotes would be escaped."""
+"""The field with the answer's model. Within generated text its quotes would be escaped."""
 
 
 class ChunkEncoder(SseEncoder):
@@ -27,9 +27,9 @@ class ChunkEncoder(SseEncoder):
         counted: bool = True,
         summed: SummedUsage | None = None,
     ) -> None:
-        """``model``: as the caller named it; ``prefix``: the beginning of the answer that the caller sent;
-        ``counted``: the caller wants the chunk with the usage, for which an Ollama is always asked;
-        ``summed``: of a completion, and of an answer of several choices.
+        """``model``: the caller's name for it; ``prefix``: the beginning of the answer that the caller sent;
+        ``counted``: whether the caller wants the chunk with the usage, which Ollama is always asked for;
+        ``summed``: the sum of the usage, for a streamed completion or a chat with several choices.
         """
         self._summed = summed
         self._counted = counted
@@ -38,15 +38,15 @@ class ChunkEncoder(SseEncoder):
         self._prefix = prefix
 
     def _shown(self, raw: bytes) -> bytes:
-        """An event or a whole answer as clients know it, with the caller's name for the model.
+        """Return an event or a whole answer as clients expect it, with the caller's name for the model.
 
-        An event is only read where it has what is to be changed: each is a token.
+        An event is parsed only if something in it must change, since there is one for each token.
         """
         if b'"reasoning' in raw:
             raw = _with_both_reasonings(raw)
         if b'"logprob"' in raw:
             raw = with_shown_logprobs(raw)
-        # Looked for once, and then only replaced.
+        # Searched for once, and then only replaced.
         if not self._engines_name or self._engines_name not in raw:
             found = _MODEL.search(raw)
             if found is None:
@@ -55,28 +55,28 @@ class ChunkEncoder(SseEncoder):
         return raw.replace(self._engines_name, self._named, 1)
 
     def event(self, raw: bytes) -> bytes:
-        """The event; an Ollama's with the usage only where the caller wants it."""
+        """Return the event; empty for one with only the usage, if the caller does not want it."""
         if self._summed is not None and not (raw := self._summed.event(raw)):
             return b""
-        # llama-server begins the answer to several prompts with a null, which no client takes for a chunk.
+        # llama-server begins the answer to several prompts with a null, which is no valid chunk.
         if raw == b"null" or (not self._counted and b'"usage"' in raw and _is_usage(raw)):
             return b""
         return b"data: " + self._shown(raw) + b"\n\n"
 
     def finish(self, routing: Routing) -> bytes:
-        """``[DONE]``, after the sum of what several choices took."""
+        """Return ``[DONE]``, preceded by the chunk with the summed usage, if there is one."""
         summed = self._summed.chunk() if self._summed is not None else b""
         told = b"data: " + self._shown(summed) + b"\n\n" if summed else b""
         return told + b"data: [DONE]\n\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The answer, without the beginning that the caller sent."""
+        """Return the whole answer, without the beginning that the caller sent."""
         raw = self._prefix.cut_from(raw) if routing.engine is Engine.LLAMA else raw
         return with_required(self._shown(raw))
 
 
 def _with_both_reasonings(raw: bytes) -> bytes:
-    """An event whose thinking is under both names, ``reasoning_content`` and ``reasoning``."""
+    """Return an event with its thinking under both names, ``reasoning_content`` and ``reasoning``."""
     try:
         event = msgspec.json.decode(raw)
         for choice in event["choices"]:
@@ -91,7 +91,7 @@ def _with_both_reasonings(raw: bytes) -> bytes:
 
 
 def _is_usage(raw: bytes) -> bool:
-    """Whether an event with a usage is the last, without choices."""
+    """Whether an event with a usage is the final one, which has no choices."""
     if b'"choices"' not in raw:
         return False
     try:
@@ -105,7 +105,7 @@ class _Chunk(msgspec.Struct):
 
 
 def with_required(raw: bytes) -> bytes:
-    """A whole answer with the fields that OpenAI's schema requires and engines leave out."""
+    """Return a whole answer with the fields that OpenAI's schema requires and engines omit."""
     try:
         answer = msgspec.json.decode(raw)
         for choice in answer["choices"]:

@@ -1,4 +1,4 @@
-"""One account of a stream's choices: llama-server counts each by itself as it ends."""
+"""Sums the usage over a stream's choices: llama-server reports that of each choice as it ends."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import msgspec
 
 
 class SummedUsage:
-    """Takes the counts out of a stream's events, and gives their sum in a chunk of its own."""
+    """Removes the usage from a stream's events, and provides the sum in a separate chunk."""
 
     def __init__(self, a_prompt: int, *, counted: bool) -> None:
-        """``a_prompt``: choices that share a prompt; ``counted``: the caller wants the sum."""
+        """``a_prompt``: choices per prompt; ``counted``: whether the caller wants the sum."""
         self._a_prompt = a_prompt
         self._counted = counted
         self._last: dict[str, Any] = {}
         self._prompt = self._cached = self._made = self._ended = 0
 
     def event(self, raw: bytes) -> bytes:
-        """An event without its counts; empty: it had nothing else."""
+        """Return an event without its usage; empty if it has nothing else."""
         if b'"usage"' not in raw:
             return raw
         try:
@@ -37,10 +37,10 @@ class SummedUsage:
         return msgspec.json.encode(event) if event.get("choices") else b""
 
     def chunk(self) -> bytes:
-        """The last chunk, with the sum; empty: nobody counted, or wants to know."""
+        """Return the last chunk, with the sum; empty if there is none, or the caller does not want it."""
         if not self._last or not self._counted:
             return b""
-        # An Ollama gives one choice, however many were asked for.
+        # An Ollama returns one choice, however many were requested.
         shared = min(self._a_prompt, self._ended)
         prompt = self._prompt // shared
         usage = {
@@ -53,10 +53,10 @@ class SummedUsage:
 
 
 def has_prompts(prompt: object) -> bool:
-    """Whether what is to be completed is a list of several prompts, not the tokens of one."""
+    """Whether a completion's prompt is a list of several prompts, not the tokens of one."""
     return isinstance(prompt, list) and len(prompt) > 1 and not all(type(one) is int for one in prompt)
 
 
 def streamed(body: dict[str, Any]) -> dict[str, Any]:
-    """The request of a whole answer as that of a stream with its counts: in no other form are all counted."""
+    """Return a request for a stream with its usage: only a stream reports the usage of all choices."""
     return {**body, "stream": True, "stream_options": {"include_usage": True}}

@@ -1,4 +1,4 @@
-"""OpenAI's text completions, written from the events of engines that have a form of their own. Pure."""
+"""Builds OpenAI's text completions from events that have a form of their own. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.api.openai.request import Completion
 
 
 class TextCompletion:
-    """One answer: its chunks as server-sent events, or the whole as an object."""
+    """One answer: its chunks as server-sent events, or the whole answer as an object."""
 
     def __init__(self, ask: Completion, model: str) -> None:
         self._counted = ask.stream_options is not None and bool(ask.stream_options.include_usage)
@@ -24,19 +24,19 @@ class TextCompletion:
         }
 
     def events(self, choice: dict[str, Any], prompt: int, made: int) -> bytes:
-        """The chunk with this choice, and where it is the last and the caller wants them, the counts."""
+        """Return the chunk with this choice; after the last also the usage, if the caller wants it."""
         chunks = [{**self._head, "choices": [choice]}]
         if choice["finish_reason"] is not None and self._counted:
             chunks.append({**self._head, "choices": [], "usage": _usage(prompt, made)})
         return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
 
     def whole(self, choice: dict[str, Any], prompt: int, made: int) -> bytes:
-        """The whole answer."""
+        """Return the whole answer."""
         return msgspec.json.encode({**self._head, "choices": [choice], "usage": _usage(prompt, made)})
 
 
 def choice_of(text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
-    """The only choice of a chunk or of an answer."""
+    """Return the only choice of a chunk or of an answer."""
     return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
