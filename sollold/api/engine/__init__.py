@@ -1,1 +1,1 @@
-"""What all dialects share: engine calls, messages, chunks, fields, truncation, tokenizing, embeddings."""
+"""Shared by all dialects: engine calls, messages, chunks, fields, truncation, tokenizing, embeddings."""

@@ -1,4 +1,4 @@
-"""An answer whose beginning is read to see whether it is a call of a tool or a text."""
+"""Reads the beginning of an answer to tell whether it is a tool call or text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sollold.serving.request import Answer
 
 
 async def begins_with_call(answer: Answer, *, or_thought: bool = False) -> tuple[bool | None, Answer]:
-    """Whether ``answer`` begins with a call or with a text (False), and the answer to be given in its place.
+    """Return whether ``answer`` begins with a tool call, and an answer that replays what was read of it.
 
-    None: it has ended with neither. What the model thinks before is passed over; ``or_thought``: it counts as
-    a call.
+    False: it begins with text, or finished without either; None: its stream ended before that. Thinking is
+    skipped, or counts as a call if ``or_thought``.
     """
     begun: list[list[bytes]] = []
     try:
@@ -28,7 +28,7 @@ async def begins_with_call(answer: Answer, *, or_thought: bool = False) -> tuple
 async def _read(
     batches: AsyncIterator[list[bytes]], begun: list[list[bytes]], or_thought: bool
 ) -> bool | None:
-    """All that was read is put into ``begun``."""
+    """Read batches into ``begun`` until the beginning is known."""
     async for batch in batches:
         begun.append(batch)
         for raw in batch:
@@ -40,7 +40,7 @@ async def _read(
 
 
 def _shows_call(raw: bytes, or_thought: bool) -> bool | None:
-    """What an event shows; None: neither yet. What is no event of a chat is left as it is, as a call is."""
+    """Whether an event shows a call; None: undecided. Events that are not of a chat count as calls."""
     try:
         event = msgspec.json.decode(raw)
         # Ollama's own events are one choice, and have no name for it.

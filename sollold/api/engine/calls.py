@@ -1,4 +1,4 @@
-"""From a parsed request to the call for each engine, and the `Ask` that carries them."""
+"""Builds the call for each engine from a parsed request, and the `Ask` that carries them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine
 
 CHAT_PATH = "/v1/chat/completions"
-"""Of either engine."""
+"""Path of chats at either engine."""
 OWN_FIELDS = frozenset(("priority", "timeout", "keep_alive", "placement", "num_ctx", "id_slot"))
-"""Fields that no engine may see; ``id_slot`` would let a caller take another's slot."""
+"""Fields that are not passed to engines; ``id_slot`` would let a caller take another's slot."""
 
 
 def engine_body(body: dict[str, Any]) -> dict[str, Any]:
-    """``body`` without our own fields and without nulls, which mean "not named"."""
+    """Return ``body`` without our own fields and without nulls, which mean "not given"."""
     return {key: value for key, value in body.items() if value is not None and key not in OWN_FIELDS}
 
 
 _EFFORTS = {"minimal": "low", "xhigh": "high"}
-"""OpenAI's efforts that an Ollama refuses → the nearest that it knows."""
+"""OpenAI's efforts that an Ollama rejects → the nearest that it accepts."""
 
 
 def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, Any]:
     """`engine_body` for an Ollama's ``/v1``.
 
-    It says ``reasoning`` and ``max_tokens``, templates there know no developer, and not each schema of a tool
-    can be read there. An effort that it does not know it refuses, and any for a ``model`` that can't think,
-    where clients made for OpenAI's models (Codex) name one always.
+    Ollama names the fields ``reasoning`` and ``max_tokens``, its templates have no developer role, and it
+    can't read every tool schema. It rejects unknown efforts, and any effort for a ``model`` that can't think,
+    although clients made for OpenAI's models (Codex) always send one.
     """
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
@@ -73,7 +73,7 @@ def _for_ollama(message: Any) -> Any:
 
 
 def typed_body(body: dict[str, Any], asked: msgspec.Struct) -> dict[str, Any]:
-    """``body`` with the numbers of ``asked``, which was read from it: ``"5"`` and ``5.0`` are 5."""
+    """Return ``body`` with its numbers as decoded into ``asked``: ``"5"`` and ``5.0`` become 5."""
     out, fields = dict(body), _fields(type(asked))
     for name in body.keys() & fields:
         value = getattr(asked, name)
@@ -90,13 +90,13 @@ def _fields(asked: type[msgspec.Struct]) -> frozenset[str]:
 def calls_for(
     model: Model, *, llama: Callable[[], Call], ollama: Call | None, what: str
 ) -> dict[Engine, Call]:
-    """The calls to the engines that can answer for ``model``.
+    """Return the calls to the engines that can answer for ``model``.
 
-    ``llama`` is evaluated only for a model that llama.cpp can load, since it may refuse what an Ollama takes.
+    ``llama`` is called only for a model that llama.cpp can load, since it may refuse what an Ollama accepts.
     ``what`` names the request in the error.
 
     Raises:
-        Refusal: BAD_REQUEST when no engine is left, and whatever ``llama`` raises.
+        Refusal: BAD_REQUEST if no engine is left, and whatever ``llama`` raises.
     """
     calls: dict[Engine, Call] = {}
     if ollama is not None:
@@ -111,9 +111,9 @@ def calls_for(
 def chat_calls(
     model: Model, *, llama: Callable[[], dict[str, Any]], ollama: Call
 ) -> tuple[dict[Engine, Call], Prepared]:
-    """The calls of a chat, and what was found as it was prepared for llama-server.
+    """Return the calls of a chat, and the results of preparing it for llama-server.
 
-    ``llama`` makes that body; as with `calls_for` not for a model that llama.cpp can't load.
+    ``llama`` makes the body for llama-server; as in `calls_for`, only for a model that llama.cpp can load.
 
     Raises:
         Refusal: BAD_REQUEST, as `prepare_chat`, and whatever ``llama`` raises.
@@ -127,7 +127,7 @@ def chat_calls(
 
 
 def _with_plain_keep_alive(calls: dict[Engine, Call]) -> dict[Engine, Call]:
-    """With a ``keep_alive`` that an Ollama takes: it refuses a number in quotes, and an empty text."""
+    """Convert ``keep_alive`` to a form that an Ollama accepts: not a quoted number or an empty string."""
     call = calls.get(Engine.OLLAMA)
     value = call.body.get("keep_alive") if call is not None else None
     if call is None or not isinstance(value, str):
@@ -155,10 +155,10 @@ def build_ask(
     prefix: str = "",
     placement: PlacementBody | None = None,
 ) -> Ask:
-    """The request for the service. ``name``, ``keep_alive``, ``context``: as the caller wrote them.
+    """Build the request for the service. ``name``, ``keep_alive``, ``context``: as sent by the caller.
 
     Raises:
-        Refusal: BAD_REQUEST for a model's name or a ``keep_alive`` that is invalid, or for what could harm an
+        Refusal: BAD_REQUEST for an invalid model name or ``keep_alive``, or for input that could harm an
             engine.
     """
     return Ask(

@@ -1,4 +1,4 @@
-"""The request for the service where a dialect has a form of chat of its own: Anthropic's, Responses."""
+"""Builds the `Ask` of dialects with their own form of chat: Anthropic's Messages, OpenAI's Responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sollold.serving.request import Ask, Call
 
 
 class ChatFields(Protocol):
-    """What such a request names for us."""
+    """sollold's own fields in such a request."""
 
     model: str
     keep_alive: float | str | None
@@ -35,11 +35,11 @@ async def chat_ask(
     caller: Caller,
     prefix: str,
 ) -> tuple[Ask, Prepared]:
-    """The request, and what was found as it was prepared for llama-server.
+    """Build the `Ask`, and return it with the results of preparing the chat for llama-server.
 
     Args:
-        body: what ``request`` has, ``asked`` as it was read.
-        engine: the body for llama-server; ``native``: the call of an Ollama.
+        body: the body of ``request``; ``asked``: the same, decoded.
+        engine: the body for llama-server; ``native``: the call to an Ollama.
 
     Raises:
         Refusal: as `chat_calls` and `build_ask`.

@@ -1,4 +1,4 @@
-"""The chunks of an engine's chat stream, decoded: text, reasoning, tool calls, log-probabilities, usage."""
+"""Decodes the chunks of an engine's chat stream: text, reasoning, tool calls, log-probabilities, usage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.serving.request import Routing
 
 
 class Timings(msgspec.Struct):
-    """llama-server's own account of an answer; milliseconds and tokens."""
+    """llama-server's own statistics of an answer, in milliseconds and tokens."""
 
     cache_n: int = 0
     prompt_n: int = 0
@@ -22,28 +22,28 @@ class Timings(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Tokens of an answer."""
+    """Token counts of an answer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 class ToolFunction(msgspec.Struct):
-    """A piece of a call: the name comes first, the arguments bit by bit."""
+    """The function in a piece of a call: the name comes first, the arguments in fragments."""
 
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
 
 
 class ToolPiece(msgspec.Struct):
-    """A piece of a tool call in a chunk, or a whole one in a message."""
+    """A piece of a tool call in a chunk, or a whole call in a message."""
 
     index: int | None = None
     id: str | None = None
     function: ToolFunction | None = None
 
     def number(self, place: int) -> int:
-        """Which call it belongs to; ``place``: among the pieces of its event, for engines that do not say."""
+        """Return the index of its call; ``place``, its position in the event, if the engine gives none."""
         return self.index if self.index is not None else place
 
     @property
@@ -53,7 +53,7 @@ class ToolPiece(msgspec.Struct):
 
     @property
     def arguments(self) -> str:
-        """More of the arguments' JSON."""
+        """The next fragment of the arguments' JSON."""
         arguments = self.function.arguments if self.function is not None else None
         if isinstance(arguments, dict):
             return msgspec.json.encode(arguments).decode()
@@ -70,7 +70,7 @@ class Delta(msgspec.Struct):
 
     @property
     def says(self) -> bool:
-        """It has text, reasoning or tool calls."""
+        """Whether it has text, reasoning or tool calls."""
         return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
 
     @property
@@ -98,7 +98,7 @@ class Logprobs(msgspec.Struct):
 
 
 def logprob_objects(logprobs: Logprobs | None, top: int) -> list[dict[str, Any]]:
-    """The ``logprobs`` of an event as Ollama and OpenAI show them, each with at most ``top`` rivals."""
+    """Return an event's ``logprobs`` as Ollama and OpenAI show them, with at most ``top`` alternatives."""
     if logprobs is None or not logprobs.content:
         return []
     shown = []
@@ -168,9 +168,9 @@ class ToolCalls:
             self._calls[index] = (name or piece.name, id_ or piece.id or "", parts)
 
     def completed(self, *, finished: bool) -> list[dict[str, Any]]:
-        """The calls completed since the last time, in Ollama's form.
+        """Return the calls completed since the last time, in Ollama's form.
 
-        One cut off in the middle of its arguments (the token limit was hit) is left out.
+        A call cut off in the middle of its arguments (by the token limit) is left out.
         """
         out = []
         indexes = sorted(self._calls)
@@ -188,7 +188,7 @@ class ToolCalls:
 
 
 class Account:
-    """Token counts and times of an answer, collected from its events."""
+    """Collects an answer's token counts and times from its events."""
 
     def __init__(self) -> None:
         self.finish = ""
@@ -197,7 +197,7 @@ class Account:
         self._pieces = 0
 
     def feed(self, chunk: Chunk) -> None:
-        """Add what an event says of them."""
+        """Add the counts and times of an event."""
         if chunk.usage is not None:
             self.usage = chunk.usage
         if chunk.timings is not None:
@@ -206,11 +206,11 @@ class Account:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer; the pieces so far, while no engine has said how many they were."""
+        """Tokens of the answer; the number of pieces so far until the engine reports a count."""
         return self.usage.completion_tokens or self.timings.predicted_n or self._pieces
 
     def final(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The counts and nanoseconds of Ollama's last record."""
+        """Return the counts and durations, in nanoseconds, of Ollama's last record."""
         timings, usage = self.timings, self.usage
         return {
             "done": True,
@@ -225,5 +225,5 @@ class Account:
 
 
 def done_reason(finish: str) -> str:
-    """Ollama's word for OpenAI's ``finish_reason``."""
+    """Return Ollama's ``done_reason`` for OpenAI's ``finish_reason``."""
     return "length" if finish == "length" else "stop"

@@ -1,7 +1,7 @@
-"""A partial answer sent by the caller: a conversation whose last message is the assistant's. Pure.
+"""Continues a partial answer sent by the caller as the conversation's last message. Pure.
 
-Ollama and Anthropic continue it and send only what they add. llama-server does so too when
-``continue_final_message`` names the part, but only in a stream: an answer given whole repeats the
+Ollama and Anthropic continue it and return only the addition. llama-server does so too when
+``continue_final_message`` names the field, but only in a stream: a non-streamed answer repeats the
 beginning, which is removed here.
 """
 
@@ -14,25 +14,25 @@ import msgspec
 from sollold.facts import dataclass
 
 CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
-"""The fields that ask llama-server for it; an Ollama needs none."""
+"""llama-server's fields that request this; an Ollama needs none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPrefix:
-    """The text that the caller sent as the beginning of the answer; empty: none."""
+    """The beginning of the answer as sent by the caller; empty if none was sent."""
 
     content: str = ""
     reasoning: str = ""
 
     def cut(self, message: dict[str, Any]) -> None:
-        """Remove it from a whole answer's message, in place."""
+        """Remove it from the message of a non-streamed answer, in place."""
         for name, prefix in (("content", self.content), ("reasoning_content", self.reasoning)):
             said = message.get(name)
             if prefix and isinstance(said, str):
                 message[name] = said.removeprefix(prefix)
 
     def cut_from(self, raw: bytes) -> bytes:
-        """Remove it from a whole answer of ``/v1/chat/completions``; an unreadable one is unchanged."""
+        """Remove it from a non-streamed ``/v1/chat/completions`` answer; an unreadable one is unchanged."""
         if not self.content and not self.reasoning:
             return raw
         try:
@@ -48,9 +48,9 @@ NO_PREFIX = AnswerPrefix()
 
 
 def continue_last_message(body: dict[str, Any]) -> AnswerPrefix:
-    """Make llama-server continue the last message of ``body``, when that is an assistant's text.
+    """Make llama-server continue the last message of ``body`` if it is an assistant's text.
 
-    A caller that sets llama-server's own fields for it keeps them.
+    If the caller has set llama-server's own fields for this, nothing is changed.
     """
     messages = body.get("messages") or [{}]
     last = messages[-1]
@@ -63,7 +63,7 @@ def continue_last_message(body: dict[str, Any]) -> AnswerPrefix:
     content = last.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part.get("text") or "" for part in content)
-        # As one: of several an answer given whole would repeat something else.
+        # One part: with several, a non-streamed answer would repeat something else.
         body["messages"] = [*messages[:-1], {**last, "content": content}]
     reasoning = last.get("reasoning_content") or ""
     body["add_generation_prompt"] = False

@@ -1,4 +1,4 @@
-"""Conversations in forms that more chat templates accept, and their oldest exchanges left out. Pure.
+"""Rewrites conversations for strict chat templates, and leaves out their oldest exchanges. Pure.
 
 Messages are OpenAI's: ``role``, ``content``, ``tool_calls``, ``tool_call_id``, ``reasoning_content``. No
 function changes its argument.
@@ -17,19 +17,19 @@ _SYSTEM = ("system", "developer")
 
 
 def merge_answers(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` with an assistant's text joined to the assistant's message after it.
+    """Return ``messages`` with an assistant's text merged into the assistant message after it.
 
-    llama-server refuses two of them at the end, and no template gives them a meaning of their own.
+    llama-server rejects two of them at the end, and no template treats them separately.
     """
     return _merge(messages, lambda role: role == "assistant", named=False)
 
 
 def tidy(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` in the order that strict templates require, with the same content.
+    """Return ``messages`` in the order that strict templates require, with the same content.
 
-    The system's texts are one message, the first; neighbours of one role are merged; the first turn is the
-    user's (an empty one where the assistant began); a tool's result without its call, or an unknown role, is
-    the user's.
+    System messages are merged into one, the first; adjacent user or assistant messages are merged; the first
+    turn is the user's (an empty one if the assistant began); a tool result without its call, or a message of
+    unknown role, becomes the user's.
     """
     system = [message for message in messages if message.get("role") in _SYSTEM]
     turns: list[Message] = []
@@ -52,7 +52,7 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
 
 
 def flatten(messages: Sequence[Message]) -> list[Message]:
-    """`tidy` for templates that know user and assistant alone: all else becomes their text."""
+    """`tidy` for templates that know only user and assistant: everything else becomes their text."""
     turns: list[Message] = []
     system = ""
     for message in tidy(messages):
@@ -75,10 +75,10 @@ def flatten(messages: Sequence[Message]) -> list[Message]:
 
 
 def oldest_exchanges(messages: Sequence[Message]) -> list[list[int]]:
-    """What may be left out of ``messages``, as indexes, the oldest first.
+    """Return the exchanges that may be left out of ``messages``, as lists of indexes, oldest first.
 
-    An exchange is a user's turn with all that answers it. System texts and the last user's turn are in none;
-    of what answers that turn all but the last step (a call with its results) may go too.
+    An exchange is a user's turn with everything that answers it. System messages and the last user turn
+    belong to none; of the steps that answer that turn (a call with its results), all but the last may go too.
     """
     last = max((place for place, one in enumerate(messages) if one.get("role") == "user"), default=-1)
     exchanges: list[list[int]] = []
@@ -102,13 +102,13 @@ def oldest_exchanges(messages: Sequence[Message]) -> list[list[int]]:
 
 
 def without(messages: Sequence[Message], exchanges: Sequence[Sequence[int]]) -> list[Message]:
-    """``messages`` without those of ``exchanges``."""
+    """Return ``messages`` without those of ``exchanges``."""
     gone = {place for exchange in exchanges for place in exchange}
     return [message for place, message in enumerate(messages) if place not in gone]
 
 
 def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named: bool) -> list[Message]:
-    """``named``: also those that are said to be of somebody, whose name then goes."""
+    """Merge adjacent messages; ``named``: also messages with a ``name``, which is dropped if they differ."""
     merged: list[Message] = []
     for message in messages:
         before = merged[-1] if merged else None
@@ -126,9 +126,9 @@ def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named:
 
 
 def _can_merge(before: Message, message: Message, *, named: bool) -> bool:
-    """A message with calls is followed by their results, so only text may come before it.
+    """Whether two messages may be merged; not after calls, which are followed by their results.
 
-    Fields that templates do not know (``id``, ``annotations`` …) tell nothing apart.
+    Fields unknown to templates (``id``, ``annotations`` …) do not keep messages apart.
     """
     alike = before.get("role") == message.get("role")
     apart = not named and (before.get("name") or message.get("name"))
@@ -136,7 +136,7 @@ def _can_merge(before: Message, message: Message, *, named: bool) -> bool:
 
 
 def _join(before: Any, after: Any) -> Any:
-    """Two contents as one: texts with an empty line between, else the parts of both."""
+    """Join two contents: strings with an empty line between them, else the parts of both."""
     if not before or not after:
         return before or after or ""
     before, after = _as_text(before), _as_text(after)
@@ -146,7 +146,7 @@ def _join(before: Any, after: Any) -> Any:
 
 
 def _as_text(content: Any) -> Any:
-    """One part that is a text is that text."""
+    """Return a single text part as a string; other content unchanged."""
     if isinstance(content, list) and len(content) == 1 and content[0].get("type") == "text":
         return content[0].get("text") or ""
     return content

@@ -1,4 +1,4 @@
-"""How many tokens the prompt of a chat has: the model's own tokenizer counts, so the model is loaded."""
+"""Counts the tokens of a chat's prompt with the model's own tokenizer, so the model is loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sollold.serving.request import Call, Engine
 
 
 def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
-    """The calls that count a chat's prompt; ``native`` is the chat as an Ollama takes it.
+    """Return the calls that count a chat's prompt; ``native`` is the chat in the form for an Ollama.
 
     Raises:
         Refusal: BAD_REQUEST, as `prepare_chat`.
     """
     if model.only_ollama:
-        # An Ollama counts when it answers.
+        # An Ollama reports the count only with an answer.
         return {Engine.OLLAMA: Call(CHAT_PATH, {**ollama_body(_unstreamed(native), model), "max_tokens": 1})}
     counted = engine_body(_unstreamed(body))
     prepare_chat(counted)
@@ -41,10 +41,10 @@ class _Count(msgspec.Struct):
 
 
 def read_count(raw: bytes) -> int:
-    """The count in an engine's answer.
+    """Return the count in an engine's response.
 
     Raises:
-        Refusal: ENGINE, there is none.
+        Refusal: ENGINE if it has none.
     """
     try:
         count = msgspec.json.decode(raw, type=_Count)

@@ -1,4 +1,4 @@
-"""Documents in a conversation: plain text is read, of all others a note tells the model. Pure."""
+"""Reads plain-text documents in a conversation; for all others a note tells the model. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sollold.errors import Fault, Refusal
 
 
 def file_part(file: object) -> dict[str, Any]:
-    """A file as OpenAI's clients send it (``file_data``, ``file_url`` or ``file_id``) as a part with text.
+    """Convert a file as OpenAI's clients send it (``file_data``, ``file_url`` or ``file_id``) to a text part.
 
     Raises:
-        Refusal: BAD_REQUEST when it is none of these.
+        Refusal: BAD_REQUEST if it has none of these fields.
     """
     fields = ("file_data", "file_url", "file_id")
     if not isinstance(file, dict) or not any(isinstance(file.get(name), str) for name in fields):
@@ -26,7 +26,7 @@ def file_part(file: object) -> dict[str, Any]:
 
 
 def _plain_text(data: object) -> str | None:
-    """The text in base64, bare or as a ``data:`` URL; None for what is no text."""
+    """Decode text in base64, bare or as a ``data:`` URL; None if it is not plain text."""
     if not isinstance(data, str):
         return None
     if data[:5].lower() == "data:":

@@ -1,4 +1,4 @@
-"""Embeddings from either engine."""
+"""Requests embeddings from either engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine, Routing, Service, longest_input
 
 _PIECE = 256
-"""Texts that an engine is asked for at a time."""
+"""Maximum texts in one request to an engine."""
 _FEW = 8
 _LARGE = 128 * 1024
 _MOST_TEXTS = 4096
@@ -28,7 +28,7 @@ _MOST_TEXTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """``native``: an Ollama's own answer, as it gave it; else None, and the vectors are in their order."""
+    """Embeddings. ``native``: an Ollama's own response; else None, and ``vectors`` has the texts' order."""
 
     vectors: list[list[float]]
     tokens: int
@@ -37,7 +37,7 @@ class Embedded:
 
 
 class Embedder:
-    """Asks the service for embeddings."""
+    """Requests embeddings from the service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -52,9 +52,9 @@ class Embedder:
         normalize: bool = True,
         truncate: bool = True,
     ) -> Embedded:
-        """The vectors of ``texts``. ``ask``: everything but its calls. ``native``: the call to an Ollama.
+        """Embed ``texts``. ``ask``: the request without its calls. ``native``: the call to an Ollama.
 
-        ``truncate``: a text that is too long is cut to what the engine takes.
+        ``truncate``: cut texts that are too long to what the engine accepts.
 
         Raises:
             Refusal: as `Service.open`; BAD_REQUEST for a reranker.
@@ -63,7 +63,7 @@ class Embedder:
         check_count(texts)
         if len(texts) <= _PIECE:
             return await self._piece(ask, model, texts, native, normalize, truncate)
-        # Piece by piece: the numbers of thousands of vectors would be read for too long in one turn.
+        # Piece by piece: parsing thousands of vectors at once would block the loop for too long.
         loop = asyncio.get_running_loop()
         came, found = loop.time(), []
         for begin in range(0, len(texts), _PIECE):
@@ -85,7 +85,7 @@ class Embedder:
         except Refusal as refusal:
             if truncate or (limit := longest_input(refusal.message)) is None:
                 raise
-            # llama-server's words advise a setting that nobody here has; clients know Ollama's.
+            # llama-server's message suggests a setting that callers don't have; clients know Ollama's.
             said = f"the input length exceeds the context length: context size ({limit} tokens)"
             raise Refusal(refusal.fault, said, status=refusal.status) from None
         if routing.engine is Engine.OLLAMA:
@@ -103,7 +103,7 @@ class Embedder:
 
 
 def check_count(texts: Sequence[object]) -> None:
-    """Refuse more texts than are embedded for one request.
+    """Refuse more texts than one request may embed.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -114,7 +114,7 @@ def check_count(texts: Sequence[object]) -> None:
 
 
 def _joined(found: Sequence[Embedded]) -> Embedded:
-    """The pieces of a request as one."""
+    """Join the pieces of a request."""
     vectors = [vector for one in found for vector in one.vectors]
     natives = [one.native for one in found]
     native = natives[0]
@@ -135,7 +135,7 @@ def _read(raw: bytes, normalize: bool) -> tuple[list[list[float]], int]:
 
 
 async def as_json(vectors: Sequence[list[float]], dimensions: int | None) -> list[msgspec.Raw]:
-    """`shortened` vectors as JSON; of many, a few at a time in a thread."""
+    """Encode `shortened` vectors as JSON, in a thread if there are many."""
 
     def encoded() -> list[msgspec.Raw]:
         return [msgspec.Raw(msgspec.json.encode(shortened(vector, dimensions))) for vector in vectors]
@@ -171,10 +171,10 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
-    """(vectors in the order of the texts, tokens) from an answer of ``/v1/embeddings``.
+    """Return the vectors, in the texts' order, and the token count of a ``/v1/embeddings`` response.
 
     Raises:
-        Refusal: ENGINE.
+        Refusal: ENGINE if the response is unreadable.
     """
     try:
         answer = _answer.decode(raw)
@@ -186,13 +186,13 @@ def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
 
 
 def normalized(vector: list[float]) -> list[float]:
-    """``vector`` at length 1; zeros stay."""
+    """Scale ``vector`` to length 1; a zero vector stays."""
     length = math.sqrt(math.fsum(x * x for x in vector))
     return [x / length for x in vector] if length > 0 else vector
 
 
 def shortened(vector: list[float], dimensions: int | None) -> list[float]:
-    """The first ``dimensions`` of a vector, at length 1 (Matryoshka)."""
+    """Return the first ``dimensions`` components of a vector, scaled to length 1 (Matryoshka)."""
     if dimensions is not None and 0 < dimensions < len(vector):
         vector = vector[:dimensions]
     return normalized(vector)

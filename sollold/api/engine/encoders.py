@@ -19,32 +19,32 @@ Event = dict[str, Any]
 
 
 class SseEncoder:
-    """Base of the `Encoder`s of server-sent events: no preamble, comments as a sign of life."""
+    """Base of the `Encoder`s of server-sent events: no preamble, comments as keep-alives."""
 
     dialect = Dialect.OPENAI
     content_type = SSE
 
     finished = False
-    """Only an encoder that looks for stop sequences itself ends before its engine."""
+    """Only an encoder that looks for stop sequences itself finishes before its engine."""
 
     def begin(self, routing: Routing) -> bytes:
         """No bytes before the first event."""
         return b""
 
     def fail(self, refusal: Refusal) -> bytes:
-        """The error as an event; nothing follows."""
+        """Return the error as an event; nothing follows it."""
         return b"data: " + refusal_bytes(self.dialect, refusal) + b"\n\n"
 
     def keep_alive(self, waiting: Waiting) -> bytes:
-        """A comment, which every client of server-sent events skips."""
+        """Return a comment, which every client of server-sent events ignores."""
         return b": " + waiting_text(waiting).encode("ascii") + b"\n\n"
 
 
 class PassThroughEncoder(SseEncoder):
-    """`Encoder` of llama-server's own routes: events pass on unread, without ``[DONE]``."""
+    """`Encoder` of llama-server's own routes: passes events on undecoded, without ``[DONE]``."""
 
     def __init__(self, change: Callable[[bytes], bytes] | None) -> None:
-        """``change`` is applied to a whole answer."""
+        """``change`` is applied to a non-streamed answer."""
         self._change = change
 
     def event(self, raw: bytes) -> bytes:
@@ -61,27 +61,27 @@ class PassThroughEncoder(SseEncoder):
 
 
 class EventTranslator(ABC):
-    """Turns an engine's chunks into the named events of a dialect, for one answer."""
+    """Translates an engine's chunks into the named events of a dialect, for one answer."""
 
     def __init__(self) -> None:
         self._account = Account()
         self._logprobs: Logprobs | None = None
-        """Of the event that is read."""
+        """Log-probabilities of the choice being translated."""
 
     @property
     def stopped(self) -> bool:
-        """The answer is whole though the engine has not ended."""
+        """Whether the answer is complete although the engine has not finished."""
         return False
 
     @abstractmethod
     def start(self, routing: Routing) -> list[Event]:
-        """The events before the first chunk."""
+        """Return the events before the first chunk."""
 
     def feed(self, raw: bytes) -> list[Event]:
-        """The events for one chunk.
+        """Return the events for one chunk.
 
         Raises:
-            Refusal: ENGINE, when the chunk is an error.
+            Refusal: ENGINE if the chunk is an error or unreadable.
         """
         chunk = read_chunk(raw)
         self._account.feed(chunk)
@@ -99,44 +99,44 @@ class EventTranslator(ABC):
         return events
 
     def _begin(self) -> list[Event]:
-        """The events before those of the first chunk that says something, and how long the prompt was."""
+        """Return events to insert before those of a chunk that has content or counts."""
         return []
 
     @abstractmethod
     def _think(self, text: str) -> list[Event]:
-        """More of the thinking."""
+        """Return the events for further thinking."""
 
     @abstractmethod
     def _say(self, text: str) -> list[Event]:
-        """More of the text."""
+        """Return the events for further text."""
 
     @abstractmethod
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
-        """More of a tool call."""
+        """Return the events for a piece of a tool call."""
 
     @abstractmethod
     def last_events(self) -> list[Event]:
-        """The events that end the answer."""
+        """Return the events that end the answer."""
 
     @abstractmethod
     def fail(self, refusal: Refusal) -> list[Event]:
-        """The events of an error."""
+        """Return the events of an error."""
 
     @abstractmethod
     def result(self) -> Event:
-        """The whole answer, after `last_events`."""
+        """Return the whole answer; called after `last_events`."""
 
 
 def _tells(chunk: Chunk) -> bool:
-    """Whether a chunk has more in it than the role, which llama-server sends first and without its counts."""
+    """Whether a chunk has more than the role, which llama-server sends first and without counts."""
     return chunk.timings is not None or any(choice.delta and choice.delta.says for choice in chunk.choices)
 
 
 class EventEncoder(SseEncoder):
-    """`Encoder` over an `EventTranslator`: each event has its type in an ``event:`` line too."""
+    """`Encoder` over an `EventTranslator`; each event's type is also in its ``event:`` line."""
 
     def __init__(self, events: EventTranslator, dialect: Dialect, last: bytes = b"") -> None:
-        """``last``: bytes after the last event of a good answer."""
+        """``last``: bytes after the last event of a successful answer."""
         self.dialect = dialect
         self._events = events
         self._last = last
@@ -165,7 +165,7 @@ class EventEncoder(SseEncoder):
 
 
 def encode_events(events: list[Event]) -> bytes:
-    """Named server-sent events."""
+    """Encode ``events`` as named server-sent events."""
     return b"".join(
         [
             b"event: " + event["type"].encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"

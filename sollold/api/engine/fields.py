@@ -1,4 +1,4 @@
-"""Fields that several dialects share: the model, ``keep_alive``."""
+"""Checks of fields that several dialects share: the model and its capabilities, ``keep_alive``, ``stop``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sollold.units import parse_seconds
 
 
 def require_model(name: str, field: str = "model") -> str:
-    """``name`` without surrounding white space; it was sent as ``field``.
+    """Return ``name``, which was sent as ``field``, without surrounding whitespace.
 
     Raises:
-        Refusal: BAD_REQUEST.
+        Refusal: BAD_REQUEST if it is empty or invalid.
     """
     if not name.strip():
         raise Refusal(Fault.BAD_REQUEST, f"{field} is required", field=field)
@@ -23,9 +23,10 @@ def require_model(name: str, field: str = "model") -> str:
 
 
 def parse_keep_alive(value: object) -> float | None:
-    """Seconds that a model stays after the last request; negative: for ever; ``None``: not named.
+    """Return how long a model stays loaded after its last request, in seconds.
 
-    A number is seconds, a string is Go's form of a duration or a number. ``value`` is whatever was sent.
+    Negative: forever; ``None``: not given. A number means seconds, a string is a number or a duration in
+    Go's format. ``value`` is whatever was sent.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -54,7 +55,7 @@ def need(model: Model, capability: str, what: str) -> None:
 
 
 def no_reranker(model: Model) -> None:
-    """Refuse to embed with a model whose vectors are scores.
+    """Refuse to embed with a reranker, whose output is scores.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -76,5 +77,5 @@ def can_answer(model: Model, what: str) -> None:
 
 
 def stop_list(stop: str | Sequence[str] | None) -> list[str]:
-    """The stop sequences; an empty one is none."""
+    """Return the stop sequences without empty ones."""
     return [word for word in ([stop] if isinstance(stop, str) else stop or ()) if word]

@@ -1,8 +1,8 @@
-"""``tool_choice: required`` from the first token on: llama-server alone lets a text come before the call.
+"""Enforces ``tool_choice: required`` from the first token: llama-server alone allows text before the call.
 
-The model is asked in its own form of calls first. If it begins with a text, or ends without a call, it is
-asked again with the call as a format, a JSON object of the tool's name and arguments, which is made a tool
-call in the answer. The tools stay in the prompt.
+The model is first asked for a call in its own format. If it begins with text, or ends without a call, it is
+asked again with the call as the response format, a JSON object of the tool's name and arguments, which is
+converted to a tool call in the answer. The tools stay in the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
 
 
 class ForcedToolService:
-    """A `Service` that asks for a required call as a format where the model does not begin with a call."""
+    """A `Service` that requests a required call as a format if the model does not begin with a call."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -53,7 +53,7 @@ class ForcedToolService:
                 raise
             if refusal.fault not in (Fault.ENGINE, Fault.BAD_REQUEST):
                 raise
-            # A format that the engine can't convert: better a text than nothing.
+            # The engine can't convert the format: text is better than nothing.
             return await self.service.open(ask, on_wait)
         if answer.routing.engine is Engine.LLAMA:
             part = "delta" if ask.stream or ask.gathered else "message"
@@ -62,7 +62,7 @@ class ForcedToolService:
 
 
 def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
-    """A model that thinks must be free to do so first, and a beginning of the answer is no call."""
+    """Whether to enforce a call. Not if the model thinks first, or continues an answer that is no call."""
     if body.get("tool_choice") != "required" or not body.get("tools"):
         return False
     thinks = ask.resolved is not None and "thinking" in ask.resolved.model.capabilities
@@ -100,7 +100,7 @@ async def _translated(batches: AsyncIterator[list[bytes]], part: str) -> AsyncIt
 
 def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
     if not raw:
-        # What came before is to be forgotten.
+        # An empty event: discard what came before.
         texts.clear()
         return raw
     try:
@@ -113,7 +113,7 @@ def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
 
 
 def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None:
-    """Gather a choice's text, and put the call in its place at the end; in place."""
+    """Collect a choice's text, and replace it with the call at its end; changes ``choice``."""
     said, index = choice.setdefault(part, {}), choice.get("index", 0)
     texts[index] = texts.get(index, "") + (said.pop("content", None) or "")
     if part == "message":
@@ -130,7 +130,7 @@ def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None
 
 
 def _call_in(text: str) -> dict[str, Any] | str:
-    """The call that ``text`` is, also when it was cut off; the text itself when it is none."""
+    """Return the call in ``text``, even if it was cut off; the text without code fences if it is none."""
     text = _FENCE.sub("", _FENCE.sub("", text))
     beginning = _BEGINNING.match(text)
     if beginning is None:

@@ -1,7 +1,6 @@
-"""A format of the answer beside tools: engines enforce it from the first token on, so that no tool could ever
-be called.
+"""Allows a response format beside tools: engines enforce it from the first token, so no tool could be called.
 
-The model is asked without the format first. If it begins with a call, that is the answer; if with a text, it
+The model is first asked without the format. If it begins with a call, that is the answer; if with text, it
 is asked again with the format and without calls.
 """
 
@@ -19,13 +18,13 @@ _TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 class FormatBesideToolsService:
-    """A `Service` that lets tools be called where a format was asked for as well."""
+    """A `Service` that lets tools be called although a format was requested as well."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
-        """As `Service.open`; where both are asked for it returns once the answer has begun."""
+        """As `Service.open`; if both are requested, it returns once the answer has begun."""
         both = [engine for engine, call in ask.calls.items() if _has_both(call.body)]
         return self._open_free(ask, on_wait, both) if both else self.service.open(ask, on_wait)
 
@@ -33,7 +32,7 @@ class FormatBesideToolsService:
         free = replace(ask, calls={**ask.calls, **{one: _free(ask.calls[one]) for one in both}})
         formed = replace(ask, calls={**ask.calls, **{one: _formed(one, ask.calls[one]) for one in both}})
         if ask.delivered is not None and ask.delivered.content:
-            # The rest of a text.
+            # The rest of an answer that began as text.
             return await self.service.open(formed, on_wait)
         answer = await self.service.open(free, on_wait)
         engine = answer.routing.engine
@@ -62,6 +61,6 @@ def _free(call: Call) -> Call:
 
 def _formed(engine: Engine, call: Call) -> Call:
     if engine is Engine.LLAMA:
-        # The tools stay in the prompt, which is kept.
+        # The tools stay in the prompt, so that its cache remains valid.
         return replace(call, body={**call.body, "tool_choice": "none"})
     return replace(call, body={key: value for key, value in call.body.items() if key not in _TOOLS})

@@ -1,4 +1,4 @@
-"""Fields of a request that have no effect, as its caller is told: none is dropped in silence. Pure."""
+"""Warns of request fields that have no effect: none is dropped silently. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CALLERS = """
     workspace_id billing_policy fallback_credit_token
 """
 OF_THE_CALLER = frozenset(_CALLERS.split())
-"""Who asks and how that is billed, kept or sped up elsewhere: the answer is the same without them."""
+"""Fields about the caller, billing, storage or speed elsewhere: the answer is the same without them."""
 
 _WHY = {
     "container": "code runs at Anthropic alone",
@@ -31,7 +31,7 @@ _WHY = {
 }
 _UNKNOWN = "it is not known here"
 _TRUE_ANYWAY = frozenset(("skip_special_tokens", "add_special_tokens", "spaces_between_special_tokens"))
-"""Switches that are as if on; of all others it is off that asks for nothing."""
+"""Flags that always act as if true; all others act as if false."""
 _MOST_NAMED = 8
 _LONGEST = 40
 _MOST_GUESSED = 2
@@ -40,9 +40,9 @@ _MOST_GUESSED = 2
 def ignored_fields(
     body: Mapping[str, Any], known: Set[str], why: Mapping[str, str] = _WHY, *, within: str = ""
 ) -> tuple[str, ...]:
-    """A warning for each field of ``body`` that asks for something and is none of ``known``.
+    """Return a warning for each field of ``body`` that requests something and is not in ``known``.
 
-    ``why``: for fields that others know; ``within``: the field that ``body`` is the value of.
+    ``why``: reasons, for fields that other servers know; ``within``: the field whose value ``body`` is.
     """
     names = [name for name, value in body.items() if name not in known and _asks(name, value)]
     found: list[str] = []
@@ -62,7 +62,7 @@ def ignored_fields(
 
 
 def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """Likewise for the fields of those fields that are objects: ``known`` has the names in each."""
+    """Return such warnings for the fields of nested objects; ``known``: name of an object → its fields."""
     found: tuple[str, ...] = ()
     for name, inner in known.items():
         value = body.get(name)
@@ -72,7 +72,7 @@ def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -
 
 
 def context_note(num_ctx: int | None) -> tuple[str, ...]:
-    """That an Ollama which is asked as OpenAI is takes no context."""
+    """Return a warning that an Ollama ignores ``num_ctx`` in its OpenAI API."""
     return ("num_ctx has no effect: an Ollama answers, which takes it at /api alone",) if num_ctx else ()
 
 

@@ -1,6 +1,6 @@
-"""How large an image is, by its header. Pure.
+"""Reads the size of an image from its header. Pure.
 
-A file of some bytes can announce billions of pixels, for which an engine takes memory before it looks
+A file of a few bytes can announce billions of pixels, for which an engine allocates memory before it reads
 further.
 """
 
@@ -10,20 +10,20 @@ import re
 import struct
 
 MOST_PIXELS = 120_000_000
-"""12,000 by 10,000, which takes an engine 360 MB: more than any camera makes that people have."""
+"""12,000 by 10,000, which takes an engine 360 MB: more than any consumer camera produces."""
 HEADS = (3 << 10, 96 << 10, 1 << 20)
-"""Bytes of a file in which its size is looked for: a JPEG may have a preview and more before it."""
+"""Lengths of a file's beginning to search for the size, in bytes: a JPEG may have a preview before it."""
 
 _NETPBM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})")
 _RADIANCE = re.compile(rb"[-+]Y (\d{1,10}) \+X (\d{1,10})")
 _TGA_KINDS = ((1, (1, 9)), (0, (2, 3, 10, 11)))
-"""Whether there is a colour map, and the kinds of image that there are then."""
+"""Whether there is a colour map, and the image types that exist in that case."""
 
 
 def pixels(head: bytes, *, whole: bool = True) -> int | None:
-    """How many a file that begins with ``head`` has, in any form that an engine reads. ``whole``: it is all.
+    """Return the pixel count of a file that begins with ``head``, in any format that an engine reads.
 
-    0: it is none of these; None: it does not say in so many bytes.
+    ``whole``: ``head`` is the whole file. 0: the format is unknown; None: the size comes after ``head``.
     """
     try:
         width, height = _size(head, whole)
@@ -40,7 +40,7 @@ class _NotYet(Exception):
 
 def _size(head: bytes, whole: bool) -> tuple[int, int]:
     if head.startswith(b"\x89PNG"):
-        # Apple's begin with a part of their own.
+        # Apple's PNGs begin with a chunk of their own.
         begin = head.find(b"IHDR", 8, 256)
         return _unpack(">II", head, begin + 4) if begin > 0 else (0, 0)
     if head.startswith(b"\xff\xd8"):
@@ -58,7 +58,7 @@ def _size(head: bytes, whole: bool) -> tuple[int, int]:
     if head.startswith((b"P5", b"P6", b"#?RADIANCE", b"#?RGBE")):
         found = _NETPBM.match(head) if head.startswith(b"P") else _RADIANCE.search(head)
         return (int(found[1]), int(found[2])) if found else (0, 0)
-    # It has no mark by which it is known: what else could be one.
+    # TGA has no magic number: accept whatever could be one.
     if (head[1], head[2]) in {(mapped, kind) for mapped, kinds in _TGA_KINDS for kind in kinds}:
         return _unpack("<HH", head, 12)
     return 0, 0

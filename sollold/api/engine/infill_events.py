@@ -1,4 +1,4 @@
-"""The events of an engine's infill stream, decoded."""
+"""Decodes the events of an engine's infill stream."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Infilled(msgspec.Struct):
 
     @property
     def finish(self) -> str:
-        """OpenAI's reason for the end; empty when it is not there yet."""
+        """OpenAI's ``finish_reason``; empty before the end."""
         if not self.stop and not self.stop_type:
             return ""
         return "length" if self.stop_type == "limit" else "stop"
 
     @property
     def logprobs(self) -> Logprobs | None:
-        """Log probabilities as the other routes give them."""
+        """Log-probabilities in the form of the other routes."""
         return Logprobs(self.completion_probabilities) if self.completion_probabilities else None
 
 
@@ -35,10 +35,10 @@ _infilled = msgspec.json.Decoder(Infilled)
 
 
 def read_infilled(raw: bytes) -> Infilled:
-    """An event of ``/infill``.
+    """Decode an event of ``/infill``.
 
     Raises:
-        Refusal: ENGINE, when the event is an error or can't be read.
+        Refusal: ENGINE if the event is an error or can't be read.
     """
     read_chunk(raw)
     try:

@@ -1,7 +1,7 @@
-"""A llama-server that loses its place among a kept prompt's pictures is asked again to read the prompt anew.
+"""Retries without the prompt cache if llama-server loses its place among a cached prompt's images.
 
-Seen where a prompt ends or differs behind a picture that the prompt before it had twice: 500 with "Chunk not
-found", each time, until another prompt has taken the slot.
+This happens if a prompt ends or differs after an image that the previous prompt contained twice: each request
+fails with 500 "Chunk not found" until another prompt has taken the slot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LOST = "Chunk not found"
 
 
 class KeptPicturesService(RevisingService):
-    """Asks once more without what is kept of the prompt before."""
+    """Asks once more without the cache of the previous prompt."""
 
     tries = 1
 

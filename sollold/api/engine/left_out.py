@@ -1,4 +1,4 @@
-"""What a model is told in place of a document or an image that was left out, and the caller with it. Pure."""
+"""Texts that replace documents and images that were left out, and warnings about them. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ UNSEEN_IMAGE = "[An image was left out here: this model can't see images.]"
 
 
 def unread_document(title: object) -> str:
-    """What the model is told in place of a document."""
+    """Return the text that replaces a document for the model."""
     named = f" ({title[:200]})" if isinstance(title, str) and title else ""
     return f"[A document{named} {_UNREAD}"
 
 
 def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What of a conversation was left out.
+    """Return warnings about what was left out of a conversation.
 
-    An agent (Claude Code) sends a PDF that it has read, and the images of all results, again with each
-    request: refused, it would never go on.
+    An agent (Claude Code) sends a PDF that it has read, and the images in all results, again with each
+    request: if these were refused, it could never continue.
     """
     image = document = False
     for message in messages:

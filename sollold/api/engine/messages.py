@@ -1,4 +1,4 @@
-"""Parts of a conversation in the form that both engines' ``/v1/chat/completions`` take. Pure."""
+"""Converts parts of a conversation to the form that both engines' ``/v1/chat/completions`` accept. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sollold.models.model import Model
 def tie_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give every tool result the id of the call it answers; Ollama's clients name only the tool, or nothing.
 
-    Calls and results are matched by name, else in their order.
+    Calls and results are matched by id or name, else in their order.
     """
     open_calls: list[tuple[str, str]] = []
     for message in messages:
@@ -38,12 +38,12 @@ def tie_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def clean_base64(image: object) -> str:
-    """The base64 of an image as every decoder takes it: in one piece, of the usual alphabet, padded.
+    """Return an image's base64 as every decoder accepts it: no whitespace, standard alphabet, padded.
 
-    ``image`` may be a ``data:`` URL, or its bytes as numbers, as Node writes a buffer (and Go reads them).
+    ``image`` may be a ``data:`` URL, or bytes as numbers, as Node serializes a buffer (and Go reads it).
 
     Raises:
-        Refusal: BAD_REQUEST when it is no base64, or empty.
+        Refusal: BAD_REQUEST if it is not base64, or empty.
     """
     text = image.strip() if isinstance(image, str) else _base64_of(image)
     if text[:5].lower() == "data:" and "," in text:
@@ -73,10 +73,10 @@ _USUAL = str.maketrans("-_", "+/")
 
 
 def image_part(image: object) -> dict[str, Any]:
-    """A base64 image, bare or as a ``data:`` URL, as an ``image_url`` part; its kind is read from its bytes.
+    """Convert a base64 image, bare or a ``data:`` URL, to an ``image_url`` part, typed by its first bytes.
 
     Raises:
-        Refusal: BAD_REQUEST when it is no base64.
+        Refusal: BAD_REQUEST if it is not base64.
     """
     text = clean_base64(image)
     kind = _image_kind(base64.b64decode(text[:64]))
@@ -84,10 +84,10 @@ def image_part(image: object) -> dict[str, Any]:
 
 
 def image_url_part(image: object) -> dict[str, Any]:
-    """An ``image_url``, a text or an object with ``url``, as a part.
+    """Convert an ``image_url``, a string or an object with ``url``, to a part.
 
     Raises:
-        Refusal: BAD_REQUEST when it is none, or holds no base64.
+        Refusal: BAD_REQUEST if it is neither, or its ``data:`` URL is not base64.
     """
     url = image.get("url") if isinstance(image, dict) else image
     text = url.strip() if isinstance(url, str) else ""
@@ -102,9 +102,9 @@ def image_url_part(image: object) -> dict[str, Any]:
 
 
 def seen_in_result(image: Callable[[], dict[str, Any]], model: Model) -> dict[str, Any]:
-    """A part with an image of a tool's result; for a model that can't see, a text in its place.
+    """Return the part for an image in a tool's result; for a model without vision, a text in its place.
 
-    An agent sends all results again with each request: one that is refused ends its conversation for good.
+    An agent sends all results again with each request: refusing one would end its conversation for good.
 
     Raises:
         Refusal: BAD_REQUEST, as ``image``.

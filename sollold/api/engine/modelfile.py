@@ -1,6 +1,6 @@
-"""What a model's Modelfile adds to a request that goes to llama-server: MESSAGEs, SYSTEM, PARAMETERs. Pure.
+"""Adds a Modelfile's MESSAGEs, SYSTEM and PARAMETERs to requests that go to llama-server. Pure.
 
-An Ollama adds them by itself; it does so on every one of its routes, so they count in every dialect here too.
+An Ollama adds them itself, on all of its routes, so here they apply in every dialect too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SAME_NAMES = (
     "mirostat_tau",
     "mirostat_eta",
 )
-"""Ollama's options that llama-server calls by the same name."""
+"""Ollama's options that have the same name in llama-server."""
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
 def own_parameters(model: Model) -> Mapping[str, Any]:
-    """The PARAMETERs, not to be changed; none for what is no JSON object."""
+    """Return the PARAMETERs, read-only; empty if they are not a JSON object."""
     return _read_parameters(model.params)
 
 
@@ -47,35 +47,35 @@ def _read_parameters(params: str) -> Mapping[str, Any]:
 
 
 def with_parameters(model: Model, more: Mapping[str, Any]) -> str:
-    """Its ``params`` with further PARAMETERs, or others in place of its own."""
+    """Return the model's ``params`` with further PARAMETERs, which override its own."""
     return msgspec.json.encode({**own_parameters(model), **more}).decode()
 
 
 def own_messages(model: Model) -> list[dict[str, Any]]:
-    """The MESSAGEs, as OpenAI has them."""
+    """Return the MESSAGEs in OpenAI's form."""
     return [{"role": role, "content": content} for role, content in model.messages]
 
 
 def bare(model: Model) -> Model:
-    """``model`` without what an Ollama adds by itself."""
+    """Return ``model`` without its MESSAGEs, PARAMETERs and SYSTEM."""
     return replace(model, messages=(), params="", system="")
 
 
 def own_context(model: Model) -> int:
-    """The context that the Modelfile names; 0: none."""
+    """Return the context length set by the Modelfile; 0 if there is none."""
     value = own_parameters(model).get("num_ctx")
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def with_modelfile(messages: list[dict[str, Any]], model: Model) -> list[dict[str, Any]]:
-    """``messages`` behind the model's own MESSAGEs, and behind its SYSTEM unless they have one."""
+    """Return ``messages`` after the model's SYSTEM, unless they have their own, and its MESSAGEs."""
     asked = any(message.get("role") in _SYSTEM for message in messages)
     system = [{"role": "system", "content": model.system}] if model.system and not asked else []
     return [*system, *own_messages(model), *messages]
 
 
 def add_parameters(body: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Put the PARAMETERs that the caller did not name into a body for llama-server."""
+    """Add the PARAMETERs that the caller did not set to a body for llama-server, in place."""
     own = own_parameters(model)
     if not own:
         return body

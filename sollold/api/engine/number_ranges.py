@@ -1,4 +1,4 @@
-"""The numbers that requests may name, in every dialect: engines misread others, or die of them."""
+"""Ranges of numbers in requests, in every dialect: engines misread other numbers, or crash."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Annotated
 from msgspec import Meta
 
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-"""What engines read a whole number into."""
+"""A 64-bit integer, as engines read them."""
 Small = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-"""What llama.cpp reads most whole numbers into: a larger one would become another."""
+"""A 32-bit integer, as llama.cpp reads most of them: a larger one would overflow."""
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=2**63 - 1)]
-"""Tokens of an answer. More than engines can count to means that there is no limit."""
+"""Maximum tokens of an answer. More than engines can count to means no limit."""
 LimitOrNone = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
-"""Likewise, and -1 for none, as llama.cpp and others have it."""
+"""The same, with -1 for no limit, as in llama.cpp and others."""
 Dimensions = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Temperature = Annotated[float, Meta(ge=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-"""Of the probability: ``top_p``, ``min_p`` and their like."""
+"""A share of the probability, such as ``top_p`` or ``min_p``."""
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepeatPenalty = Annotated[float, Meta(gt=0, le=100)]
-"""Scores are divided by it."""
+"""A divisor of scores, so not 0."""
 Factor = Annotated[float, Meta(ge=0, le=1000)]
-"""Of a sampler that has no other bound."""
+"""A sampler's parameter that has no bound of its own."""
 Finite = Annotated[float, Meta(ge=-1000, le=1000)]
 Mirostat = Annotated[int, Meta(ge=0, le=2)]

@@ -1,6 +1,6 @@
-"""Tools with schemas that an Ollama can read: Go's types refuse a request for what JSON Schema allows. Pure.
+"""Rewrites tool schemas so that an Ollama can read them: its Go types reject much of JSON Schema. Pure.
 
-An Ollama only prints them into the prompt, so what is rewritten here is not enforced there either.
+An Ollama only prints them into the prompt and enforces none of them, so rewriting loses nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _DEEPEST = 32
 
 
 def readable_tools(tools: Any) -> Any:
-    """Tools with such schemas. What is none stays as it is: not each route that takes the field reads it."""
+    """Return tools with such schemas. Invalid tools stay: not every route that accepts the field reads it."""
     return [_readable(tool) for tool in tools] if isinstance(tools, list) else tools
 
 
@@ -21,7 +21,7 @@ def _readable(tool: Any) -> Any:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict):
         return tool
-    # Of a tool without parameters an Ollama makes one whose properties are null, which llama.cpp refuses.
+    # An Ollama gives a tool without parameters properties of null, which llama.cpp rejects.
     schema = function.get("parameters") or {}
     if not isinstance(schema, dict):
         return tool
@@ -40,7 +40,7 @@ def _all_of(properties: Schema, depth: int) -> Schema:
 
 
 def _property(given: Any, depth: int) -> Schema:
-    """A schema within; ``true`` and other nonsense is one that says nothing."""
+    """Rewrite a nested schema; ``true`` and anything invalid becomes an empty one."""
     if not isinstance(given, dict) or depth <= 0:
         return {}
     out = dict(given)

@@ -1,4 +1,4 @@
-"""The field ``placement`` of a request: how its caller wants the model placed."""
+"""The request field ``placement``: the caller's wishes for the placement of the model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _Billions = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Overrides the settings of ``[placement]`` for this request; null: as they say.
+    """Overrides the settings of ``[placement]`` for this request; null keeps the setting.
 
-    ``workers``: machines besides the head at most; ``distributed``: it may be spread over machines;
-    ``threshold``: billions of parameters from which it must be, 0: never; ``external``: addresses of the
-    external workers that may be used; ``speculation``: how tokens are drafted; ``file``: a GGUF file on this
-    machine, instead of the model's name.
+    ``workers``: maximum machines besides the head; ``distributed``: whether the model may be spread over
+    machines; ``threshold``: billions of parameters from which it must be, 0 for never; ``external``:
+    addresses of the external workers that may be used; ``speculation``: how tokens are drafted; ``file``: a
+    GGUF file on this machine, instead of the model's name.
     """
 
     workers: _Workers | None = None
@@ -42,8 +42,10 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     file: str = ""
 
     def wish(self, policy: str = "", speculation: str = "") -> PlacementWish:
-        """What the leader is told; ``policy``, ``speculation``: where it names none itself. The file is not
-        in it: only this node reads that."""
+        """Return the wish for the leader; ``policy``, ``speculation``: defaults where the body has none.
+
+        The file is not included, since only this node reads it.
+        """
         external = tuple(self.external) if self.external is not None else None
         return PlacementWish(
             self.workers,
@@ -58,11 +60,11 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def prepare_placement(
     request: web.Request, services: AppServices, placement: PlacementBody | None
 ) -> str:
-    """Make known what a request names: its file and its external workers. The file's model; empty: no file.
+    """Register a request's file and external workers. Return the file's model; empty if there is no file.
 
     Raises:
-        Refusal: BAD_REQUEST, also for a file that a caller of another machine names, and for workers that no
-            node knows when the caller may give no orders: this node connects to what is named.
+        Refusal: BAD_REQUEST, also for a file named by a caller on another machine, and for workers that no
+            node knows if the caller lacks the scope for them, since this node would connect to them.
     """
     if placement is None:
         return ""
@@ -80,10 +82,10 @@ async def prepare_placement(
 async def find_placed(
     request: web.Request, services: AppServices, placement: PlacementBody | None, model: str
 ) -> Listed:
-    """The model in the file that ``placement`` names, else the one of the name ``model``.
+    """Return the model in the file that ``placement`` names, else the one named ``model``.
 
     Raises:
-        Refusal: as `prepare_placement`; NOT_FOUND, AMBIGUOUS, BAD_REQUEST when there is no such model.
+        Refusal: as `prepare_placement`; NOT_FOUND, AMBIGUOUS, BAD_REQUEST if there is no such model.
     """
     name = await prepare_placement(request, services, placement) or model
     return await services.library.find(require_model(name))
@@ -97,15 +99,15 @@ def _check_external(request: web.Request, services: AppServices, addresses: list
 
 
 class _Placed(msgspec.Struct):
-    """A request of which only its placement is read."""
+    """A request of which only the placement is decoded."""
 
     placement: PlacementBody | None = None
 
 
 def placement_of(body: dict[str, Any]) -> PlacementBody | None:
-    """The field in ``body``, which has it.
+    """Return the placement in ``body``, which must have the field.
 
     Raises:
-        Refusal: BAD_REQUEST.
+        Refusal: BAD_REQUEST if it is invalid.
     """
     return as_type({"placement": body["placement"]}, _Placed).placement

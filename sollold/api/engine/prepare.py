@@ -23,11 +23,11 @@ from sollold.facts import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What preparing a body has found.
+    """Results of preparing a body.
 
     Attributes:
-        prefix: the beginning of the answer, when the caller sent one.
-        warnings: what llama-server can't do as it was asked, a sentence each.
+        prefix: the beginning of the answer, if the caller sent one.
+        warnings: parts of the request that llama-server can't fulfil, one sentence each.
     """
 
     prefix: AnswerPrefix = NO_PREFIX
@@ -35,10 +35,10 @@ class Prepared:
 
 
 def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
-    """``body``, its tools and tool calls put in place into the form that both engines take.
+    """Normalize the tools and tool calls of ``body``, in place, to the form that both engines accept.
 
     Raises:
-        Refusal: BAD_REQUEST naming what has no clear meaning.
+        Refusal: BAD_REQUEST naming the part without a clear meaning.
     """
     body["messages"] = normalize_history(body["messages"])
     if body.get("tools"):
@@ -49,12 +49,12 @@ def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
 
 
 _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
-"""Efforts that templates do not know → the nearest that they do."""
+"""Efforts unknown to chat templates → the nearest known ones."""
 
 _MOST_GROWTH = 1000
-"""Characters by which the schema of a tool may become longer than twice what it was."""
+"""Characters by which a tool's schema may exceed twice its original length."""
 _MOST_PLACES = 4
-"""Of one schema: who knows these knows what to change, and a header has no room for all."""
+"""Maximum problems reported per schema: these show what to change, and a header has no room for more."""
 _MOST_TOOLS = 8
 _ENCODER = msgspec.json.Encoder()
 
@@ -74,10 +74,10 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
 
 
 def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
-    """Rewrite the schema of the answer's format for llama-server, in place; the warnings.
+    """Rewrite the schema of the response format for llama-server, in place, and return warnings.
 
     Raises:
-        Refusal: BAD_REQUEST for a strict format that has no grammar, with the keyword and its place.
+        Refusal: BAD_REQUEST for a strict format that has no grammar, with the keyword and its location.
     """
     wanted = body.get("response_format")
     if isinstance(body.get("json_schema"), dict):
@@ -110,9 +110,9 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
 
 
 def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
-    """The schema of a tool converted, it as one object, and what is not enforced for that.
+    """Convert a tool's schema. Return it, its form as one object, and what that form does not enforce.
 
-    Templates write it into the prompt, where it must not become much longer.
+    Templates write the schema into the prompt, so it must not become much longer.
     """
     converted = convert_schema(given, effort, formats=False)
     schema, further = as_one_object(given, converted.schema)
@@ -123,7 +123,7 @@ def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Sch
 
 
 def _convert_tools(body: dict[str, Any]) -> list[str]:
-    """Convert the schemas of its tools, in place; what of them is not enforced, of many how many."""
+    """Convert the tools' schemas, in place. Return warnings; beyond some tools only their number."""
     check_size(body["tools"], "tools")
     warnings: list[str] = []
     effort = Effort()
@@ -134,7 +134,7 @@ def _convert_tools(body: dict[str, Any]) -> list[str]:
 
 
 def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:
-    """``tool`` with a schema that has a grammar; what is not enforced goes to ``warnings``."""
+    """Return ``tool`` with a schema that has a grammar; add what is not enforced to ``warnings``."""
     function = tool["function"]
     if function.get("parameters") is None:
         return tool
@@ -152,7 +152,7 @@ def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> 
 
 
 def _schema_warnings(what: str, problems: Iterable[SchemaProblem]) -> list[str]:
-    """One warning for the schema of ``what``; none where all of it is enforced."""
+    """Return one warning about the schema of ``what``; none if all of it is enforced."""
     found = list(dict.fromkeys(str(problem) for problem in problems))
     if not found:
         return []

@@ -1,7 +1,7 @@
-"""What a request may ask of an engine: fields, URLs, and sizes that an engine does not survive. Pure.
+"""Protects engines from requests: forbids fields, URLs, and sizes that an engine does not survive. Pure.
 
-llama-server fetches the URLs that it is given (from this machine's network), takes fields that change it for
-other callers, and dies of grammars that are nested too deeply.
+llama-server fetches the URLs that it is given (from this machine's network), accepts fields that change it
+for other callers, and crashes on grammars that are nested too deeply.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _OTHER = """
 """
 SAMPLING = frozenset(_SAMPLING.split())
 GENERATION = frozenset(_GENERATION.split())
-"""Of any answer."""
+"""Fields of any generation."""
 CHAT = frozenset(_CHAT.split())
 FIELDS = SAMPLING | GENERATION | CHAT | {*_OTHER.split()}
-"""What llama-server is sent. It ignores what it does not know; what is not here it might not ignore: adapters
-for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
+"""Fields that are passed to llama-server. It ignores unknown ones, but would act on some that are not listed:
+adapters for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
 
 _NO_MEDIA = Media()
 _MOST_GRAMMAR = 64 * 1024
@@ -59,13 +59,13 @@ _DEEPEST_SCHEMA = 100
 _MOST_PROBABILITIES = 256
 _USUAL = str.maketrans("-_", "+/")
 _LONGEST = {
-    # Tokens of an answer that engines can count to; whoever names more wants no limit.
+    # The largest limit on tokens that engines can represent; a larger one means no limit.
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict"), 2**31 - 1),
-    # Tokens that are looked back at, for which memory is taken at once: no context is longer.
+    # Tokens to look back at, for which memory is allocated at once; no context is longer.
     **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), 1 << 22),
 }
 _MOST_PARTS = 65_536
-"""Of a conversation: messages and parts of them. To look at a million takes a tenth of a second."""
+"""Maximum messages and parts of messages in a conversation; checking a million takes 0.1 s."""
 _MOST_IMAGES = 4_096
 _MOST_LIST = 256
 _MOST_ENTRIES = {"logit_bias": 1024}
@@ -83,15 +83,15 @@ _LISTS: dict[str, tuple[type[Sized], ...]] = {
 _BOUNDED = frozenset({"grammar", *_NESTED, *_NUMBERS, *_LISTS})
 _REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
-"""What llama.cpp reads as a literal, a range or a comment. One without an end goes on to the end of the text,
-there as here: else each beginning would be followed to the end."""
+"""A literal, a character range or a comment in llama.cpp's grammars. An unterminated one extends to the end
+of the text, as it does there; otherwise matching would scan to the end from each beginning."""
 
 
 def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Engine, Call]:
-    """``calls`` with the fields that engines may be sent. ``media``: what was cut out of them.
+    """Return ``calls`` checked, and those to llama-server limited to `FIELDS`. ``media``: cut out of them.
 
     Raises:
-        Refusal: BAD_REQUEST for what could harm an engine or make it ask others.
+        Refusal: BAD_REQUEST for anything that could harm an engine or make it contact other hosts.
     """
     return {
         engine: Call(call.path, _checked(engine, call.body, media), call.notes)
@@ -111,19 +111,19 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
         return body
     out = {name: value for name, value in body.items() if name in FIELDS}
     if isinstance(seed := out.get("seed"), int):
-        # It has 32 bits there; of -1 all are set, which means any.
+        # The seed has 32 bits there; -1 becomes all ones, which means a random seed.
         out["seed"] = seed & 0xFFFFFFFF
     return out
 
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
-    """With numbers that an engine can bear, where larger ones mean the same."""
+    """Lower numbers that are too large for an engine to its maximum, which means the same."""
     over = [name for name in values.keys() & _LONGEST if _exceeds(values[name], _LONGEST[name])]
     return {**values, **{name: _LONGEST[name] for name in over}}
 
 
 def _check_field(name: str, value: object) -> None:
-    """Refuse what an engine does not survive in one of the fields in `_BOUNDED`."""
+    """Refuse a value that an engine does not survive in one of the fields in `_BOUNDED`."""
     if name == "grammar":
         _check_grammar(value)
     elif name in _NESTED:
@@ -140,8 +140,8 @@ def _exceeds(value: object, most: int) -> bool:
 
 
 def _check_media(body: dict[str, Any], media: Media) -> None:
-    """Refuse media that an engine would fetch, from a network where the caller may have no way in; and images
-    for which it would take all memory.
+    """Refuse media that an engine would fetch, from a network that the caller may not reach, and images that
+    would take all of its memory.
     """
     named = body.get("messages")
     messages = named if isinstance(named, list) else []
@@ -160,19 +160,19 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
 
 
 class _MediaCount:
-    """What a conversation has of which each is looked at, counted before it is."""
+    """Counts the parts and images of a conversation before each is checked."""
 
     def __init__(self) -> None:
         self._parts = self._images = 0
 
     def add_parts(self, count: int) -> None:
-        """Messages, or parts of one. Raises `Refusal` when they are too many."""
+        """Count messages, or parts of one. Raises `Refusal` if there are too many."""
         self._parts += count
         if self._parts > _MOST_PARTS:
             raise _refused(f"there are more than {_MOST_PARTS} messages and parts of messages")
 
     def add_images(self, count: int) -> None:
-        """Images. Raises `Refusal` when they are too many."""
+        """Count images. Raises `Refusal` if there are too many."""
         self._images += count
         if self._images > _MOST_IMAGES:
             raise _refused(f"there are more than {_MOST_IMAGES} images")
@@ -202,7 +202,7 @@ def _check_image(image: object, media: Media) -> None:
         try:
             raw = base64.b64decode(head[: len(head) // 4 * 4])
         except ValueError:
-            return  # the engine says what is wrong with it
+            return  # the engine will report what is wrong with it
         count = pixels(raw, whole=len(raw) < size // 3 * 3)
         if count is not None:
             break
@@ -213,7 +213,7 @@ def _check_image(image: object, media: Media) -> None:
 
 
 def _urls(part: object) -> Iterable[str]:
-    """The URLs in a part of a message, wherever a form of it has them."""
+    """Yield the URLs in a part of a message, whatever its form."""
     if not isinstance(part, dict) or part.get("type") == "text":
         return
     for name, value in part.items():
@@ -244,10 +244,10 @@ def _check_grammar(grammar: object) -> None:
 
 
 def check_size(value: object, name: str) -> None:
-    """Refuse what is nested too deeply or has too many parts; without recursion, whatever comes.
+    """Refuse a value that is nested too deeply or has too many parts. Not recursive, so safe for any value.
 
     Raises:
-        Refusal: BAD_REQUEST, with ``name``.
+        Refusal: BAD_REQUEST, mentioning ``name``.
     """
     layer: list[Any] = [value]
     seen = entries = 0
@@ -257,7 +257,7 @@ def check_size(value: object, name: str) -> None:
             for one in layer
             if isinstance(one, dict | list)
             for inner in (one.values() if isinstance(one, dict) else one)
-            # By type: there may be hundreds of thousands, and a union is slow to look at.
+            # Compares types: there may be hundreds of thousands, and isinstance() of a union is slow.
             if type(inner) in _CONTAINERS
         ]
         seen += len(layer)

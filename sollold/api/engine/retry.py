@@ -1,4 +1,4 @@
-"""A `Service` that asks an engine again, with a request changed by what the engine refused."""
+"""A `Service` that retries a request that an engine refused, in a revised form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sollold.serving.request import Answer, Ask, Service, Waiting
 
 
 class RevisingService:
-    """Base of the services that change a refused request; `_revised` says how. At most ``tries`` times."""
+    """Base of the services that retry a refused request as revised by `_revised`, at most ``tries`` times."""
 
     tries = 3
 
@@ -19,10 +19,10 @@ class RevisingService:
         self.service = service
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        """As `Service.open`; the deadline of ``ask`` is that of all tries together.
+        """As `Service.open`; the deadline of ``ask`` covers all tries together.
 
         Raises:
-            Refusal: also when the request can't be changed any further.
+            Refusal: also if the request can't be revised any further.
         """
         until = time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
         try:
@@ -34,7 +34,7 @@ class RevisingService:
     async def _asked_again(
         self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, until: float
     ) -> Answer:
-        """The answer to ``first``, which was refused, in another form; ``until``: its deadline, 0: none."""
+        """Retry ``first``, which was refused, in revised forms; ``until``: its deadline, 0 for none."""
         ask = first
         for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
@@ -53,13 +53,13 @@ class RevisingService:
         raise self._final(refusal) from None
 
     async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
-        """Another request in place of the refused one; None: there is none."""
+        """Return a revised form of the refused request; None if there is none."""
         raise NotImplementedError
 
     def _final(self, refusal: Refusal) -> Refusal:
-        """The refusal that the caller gets."""
+        """Return the refusal for the caller."""
         return refusal
 
     def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
-        """What the caller is told of the change from ``first`` to ``last``."""
+        """Return warnings for the caller about the change from ``first`` to ``last``."""
         return ()

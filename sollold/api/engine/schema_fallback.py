@@ -1,4 +1,4 @@
-"""A schema that llama.cpp refuses all the same is not enforced where it is a tool's, and else refused."""
+"""Retries without enforcing the tools' schemas if llama.cpp rejects one; a format's schema is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREE = {"type": "object"}
 
 
 class SchemaFallbackService(RevisingService):
-    """Asks again with free arguments for the tools, their schemas in the descriptions."""
+    """Asks again with unconstrained arguments for the tools, and their schemas in the descriptions."""
 
     tries = 1
 

@@ -1,4 +1,4 @@
-"""Thinking in a field that clients do not read and send back as it is. Pure."""
+"""Puts thinking into an opaque field, which clients send back unchanged. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _SEAL = "sollold:"
 
 
 def sealed(thought: str) -> str:
-    """A thought as ``encrypted_content`` or ``signature``. It is hidden from nobody."""
+    """Encode a thought for ``encrypted_content`` or ``signature``. It is not encrypted."""
     return _SEAL + base64.b64encode(thought.encode()).decode()
 
 
 def unsealed(content: object) -> str:
-    """The thought in such a field of ours; empty for another's."""
+    """Decode the thought in such a field; empty if the field is another server's."""
     if not isinstance(content, str) or not content.startswith(_SEAL):
         return ""
     try:

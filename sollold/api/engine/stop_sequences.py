@@ -1,6 +1,6 @@
 """Finds stop sequences in streamed text. Pure.
 
-llama-server ends at a stop sequence but does not say at which one; a dialect that must say so looks itself.
+llama-server ends at a stop sequence but does not report which one; a dialect that must do so searches itself.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 
 class StopSequences:
-    """Passes text on until a stop sequence; buffers what may be the beginning of one."""
+    """Passes text on until a stop sequence, buffering what may be the beginning of one."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = tuple(word for word in words if word)
         self._longest = max((len(word) for word in self._words), default=0)
         self._pending = ""
         self.found: str | None = None
-        """The sequence that was found."""
+        """The sequence that was found; None if none was yet."""
 
     def feed(self, text: str) -> str:
-        """The text that may be passed on now; none after `found`."""
+        """Return the text that may be passed on now; empty once a sequence is `found`."""
         if self.found is not None:
             return ""
         if not self._words:
@@ -44,6 +44,6 @@ class StopSequences:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """The buffered text, when the stream has ended."""
+        """Return the buffered text, once the stream has ended."""
         pending, self._pending = self._pending, ""
         return pending

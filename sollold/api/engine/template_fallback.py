@@ -1,4 +1,4 @@
-"""A conversation that a chat template refuses is put in an order that it takes, or refused in a sentence."""
+"""Reorders a conversation that a chat template rejects, or finally refuses it with the template's reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMS = (tidy, flatten)
 
 
 def template_refusal(message: str) -> str | None:
-    """Why a chat template refused a conversation, in its own words; None: ``message`` is another error."""
+    """Return why a chat template rejected a conversation, in its words; None if it is another error."""
     if message.startswith(TEMPLATE_REFUSES):
         return message.removeprefix(TEMPLATE_REFUSES)
     if not any(sign in message for sign in _SIGNS):
@@ -33,7 +33,7 @@ def _in_form(call: Call, form: Callable[[Sequence[Message]], list[Message]]) -> 
 
 
 class TemplateFallbackService(RevisingService):
-    """Asks again with the conversation in the next of the simpler forms when a template refuses it."""
+    """Asks again with the conversation in the next simpler form if a template rejects it."""
 
     tries = len(_FORMS)
 

@@ -1,4 +1,4 @@
-"""Asks a model's llama-server about tokens, bypassing its queue."""
+"""Tokenizes with a model's llama-server, bypassing its queue."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class _Count(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerClient:
-    """Asks about the model of ``ask``. All methods raise `Refusal` as `Service.open`."""
+    """The tokenizer of the model of ``ask``. All methods raise `Refusal` as `Service.open`."""
 
     service: Service
     ask: Ask
 
     async def tokens(self, content: object, *, special: bool) -> list[int]:
-        """The tokens of a text (or of texts and tokens); ``special``: with the marks at its ends."""
+        """Tokenize a string (or strings and tokens); ``special``: add the tokens that mark its ends."""
         body = {"content": content, "add_special": special, "parse_special": True}
         return (await self._request("/tokenize", body, _Tokens)).tokens
 
     async def text(self, tokens: list[int]) -> str:
-        """The text of tokens."""
+        """Convert tokens to text."""
         return (await self._request("/detokenize", {"tokens": tokens}, _Text)).content
 
     async def count(self, body: dict[str, Any]) -> int:
-        """Tokens of the prompt that the body of a chat makes."""
+        """Count the prompt tokens of a chat's body."""
         body = {**body, "stream": False}
         return (await self._request("/v1/chat/completions/input_tokens", body, _Count)).input_tokens
 

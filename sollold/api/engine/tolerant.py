@@ -1,4 +1,4 @@
-"""A `Service` that makes engines take more of what callers send; see each of its parts for its case."""
+"""A `Service` that makes engines accept more of what callers send; see each of its parts for its case."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sollold.serving.request import Answer, Ask, Service, Waiting
 
 
 class TolerantService:
-    """What only concerns tools is passed by requests that have some."""
+    """Combines the services that retry; those that concern only tools are used by requests with tools."""
 
     def __init__(self, service: Service) -> None:
         self._plain = TemplateFallbackService(SchemaFallbackService(KeptPicturesService(service)))

@@ -1,5 +1,7 @@
-"""The arguments of a tool as one object: some templates write each in a form of its own, and llama.cpp lets a
-model write no argument of a tool whose schema is a choice or a reference. Pure.
+"""Converts the schema of a tool's arguments to one object. Pure.
+
+Some templates write each argument in a form of its own, and llama.cpp lets a model write no argument of a
+tool whose schema is a choice or a reference.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from sollold.api.grammar.problem import SchemaProblem
 
 
 def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProblem]]:
-    """The converted schema of a tool, where ``given`` was one object or a reference to one, as one; with what
-    is not enforced then.
+    """Return a tool's converted schema as one object, if ``given`` was one or a reference to one, and what is
+    not enforced in that form.
     """
     reference = schema.get("$ref")
     if isinstance(reference, str) and isinstance(target := at_pointer(schema, reference), dict):

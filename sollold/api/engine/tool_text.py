@@ -1,4 +1,4 @@
-"""A tool call that llama-server can't parse is given as the text that it is, rather than as an error."""
+"""Returns a tool call that llama-server can't parse as text, rather than as an error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _END = msgspec.json.encode({"choices": [{"index": 0, "delta": {}, "finish_reason
 
 
 class ToolTextService:
-    """A `Service` that asks once more without parsing; a stream that has begun ends with what it gave."""
+    """A `Service` that asks once more without tool calls; a stream that has begun ends with what it sent."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
 
     def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
-        """Pass on what has no tools; look at the others' answers."""
+        """As `Service.open`; requests without tools are passed on."""
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not call.body.get("tools"):
             return self.service.open(ask, on_wait)

@@ -1,4 +1,4 @@
-"""Tools and tool calls in the one form that engines take, whatever form they were sent in. Pure."""
+"""Normalizes tools and tool calls to the one form that engines accept. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
 def normalize_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """Tools as ``{"type": "function", "function": {"name", "description", "parameters"}}``.
+    """Convert tools to ``{"type": "function", "function": {"name", "description", "parameters"}}``.
 
-    Accepts what is clear: no ``type``, a flat form, nulls, ``input_schema``, a schema as text.
+    Accepts all clear forms: no ``type``, a flat object, nulls, ``input_schema``, a schema as a string.
 
     Raises:
-        Refusal: BAD_REQUEST naming the tool that is not a function of the caller's own, or has no name.
+        Refusal: BAD_REQUEST naming the tool that is not a function, or has no name or no valid schema.
     """
     return [_normalize_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
 
@@ -66,10 +66,10 @@ def _schema_of(schema: Any, where: str) -> dict[str, Any]:
 
 
 def normalize_tool_call(call: Any, place: int) -> dict[str, Any]:
-    """A tool call of the history, its arguments a JSON object as text.
+    """Normalize a tool call of the history; its arguments become a string with a JSON object.
 
     Raises:
-        Refusal: BAD_REQUEST when it names no function.
+        Refusal: BAD_REQUEST if it names no function.
     """
     where = f"tool_calls[{place}]"
     if not isinstance(call, dict):
@@ -92,7 +92,7 @@ def normalize_tool_call(call: Any, place: int) -> dict[str, Any]:
 
 
 def arguments_text(arguments: Any) -> str:
-    """Arguments as the text of a JSON object; what is none is its value ``arguments``, as it stands."""
+    """Return arguments as a string with a JSON object; any other value becomes its member ``arguments``."""
     value = arguments
     if isinstance(arguments, str):
         if not arguments.strip():
@@ -110,7 +110,7 @@ def arguments_text(arguments: Any) -> str:
 
 
 def normalize_history(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``messages`` with their tool calls normalized; the older ``function_call`` and role ``function`` too.
+    """Normalize the tool calls in ``messages``; the older ``function_call`` and role ``function`` too.
 
     Raises:
         Refusal: BAD_REQUEST, as `normalize_tool_call`.
@@ -134,10 +134,10 @@ def normalize_history(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def chosen_tools(choice: object) -> tuple[str, list[str] | None]:
-    """How a ``tool_choice`` chooses (``auto``, ``required``, ``none``), and among which; None: among all.
+    """Return the mode of a ``tool_choice`` (``auto``, ``required``, ``none``) and its tools; None for all.
 
     Raises:
-        Refusal: BAD_REQUEST when it is none.
+        Refusal: BAD_REQUEST if it is invalid.
     """
     if not isinstance(choice, dict):
         return _mode(choice), None
@@ -149,13 +149,13 @@ def chosen_tools(choice: object) -> tuple[str, list[str] | None]:
         return mode, [_name_in(tool) for tool in listed if isinstance(tool, dict)]
     name = _name_in(choice)
     if name in _MODES:
-        # In an object, as Anthropic has it.
+        # A mode in an object, as Anthropic has it.
         return _mode(name), None
     return "required", [name]
 
 
 _MODES = {"auto": "auto", "required": "required", "none": "none", "any": "required"}
-"""``any`` is Mistral's and Anthropic's word."""
+"""Modes → OpenAI's words for them; ``any`` is Mistral's and Anthropic's."""
 
 
 def _mode(choice: object) -> str:
@@ -167,13 +167,13 @@ def _mode(choice: object) -> str:
 
 
 def named_tools(names: Sequence[str]) -> str:
-    """``names`` that no tool has, for people."""
+    """Return an error message about ``names`` that no tool has."""
     named = ", ".join(repr(name[:60]) for name in names)
     return f"tool_choice names {named}, which is not among the tools"
 
 
 def _name_in(tool: dict[str, Any]) -> str:
-    """The function's name; of OpenAI's own tools, which have none, the type."""
+    """Return the function's name; for OpenAI's built-in tools, which have none, the type."""
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else tool.get("name")
     return str(tool.get("type") if name is None else name)

@@ -1,9 +1,9 @@
-"""A prompt longer than the engine's context is shortened, as Ollama does unless ``truncate`` is false.
+"""Shortens a prompt longer than the engine's context, as Ollama does unless ``truncate`` is false.
 
-Of a conversation the oldest exchanges go, whole: never the system's texts and never the user's last turn; a
-last message that is too long by itself keeps its end, as a plain prompt does. A text to embed keeps its
-beginning. An answer gets up to a quarter of the context: it can't push the beginning out while it is written
-(Ollama's ``shift``), it ends with ``length`` instead.
+A conversation loses its oldest exchanges, each as a whole, but never system messages or the user's last turn;
+a last message that is too long by itself keeps its end, as does a plain prompt. A text to embed keeps its
+beginning. The answer gets up to a quarter of the context: it can't push out the beginning of the prompt while
+it grows (Ollama's ``shift``), but ends with ``length`` instead.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine, Service, longest_input
 
 _AT_ONCE = 8
-"""Texts to embed whose tokens are asked for at a time."""
+"""Maximum concurrent tokenizations of texts to embed."""
 _LONGEST_TOKEN = 64
-"""Characters that tokens have at the most, all but a few: those of long white space."""
+"""Maximum characters of a token, but for a few of long whitespace."""
 _SLACK = 8
-"""Tokens left free at each further try; where a text is cut its tokens change."""
+"""Additional tokens left free at each further try, since cutting a text changes its tokens."""
 
 
 def room_for_prompt(context: int, predict: int | None) -> int:
-    """Tokens of the prompt, when ``predict`` are wanted for the answer (none named: what there is)."""
+    """Return the tokens left for the prompt; the answer gets ``predict`` or a quarter, whichever is less."""
     share = max(1, context // 4)
     wanted = predict if predict is not None and 0 < predict < share else share
     return max(1, context - wanted)
 
 
 def ends(tokens: Sequence[int], keep: int, room: int) -> list[int]:
-    """The first ``keep`` tokens (negative: as many as there is room for) and the last, ``room`` in all."""
+    """Return the first ``keep`` tokens (negative: as many as fit) and the last ones, ``room`` in all."""
     if len(tokens) <= room:
         return list(tokens)
     first = room if keep < 0 else min(keep, room)
@@ -43,15 +43,15 @@ def ends(tokens: Sequence[int], keep: int, room: int) -> list[int]:
 
 
 class TruncatingService(RevisingService):
-    """A `Service` that asks again with less when an engine calls a prompt too long."""
+    """A `Service` that asks again with a shortened prompt if an engine calls it too long."""
 
     def __init__(self, service: Service, keep: int = 0) -> None:
-        """``keep``: Ollama's ``num_keep``, the tokens at the beginning of a plain prompt that stay."""
+        """``keep``: Ollama's ``num_keep``, the tokens to keep at the beginning of a plain prompt."""
         super().__init__(service)
         self._keep = keep
 
     async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
-        # The next engine may have a smaller context, and a cut text more tokens: so more than one try.
+        # More than one try: the next engine may have a smaller context, and a cut text more tokens.
         context = longest_input(refusal.message)
         call = ask.calls.get(Engine.LLAMA)
         if context is None or call is None:
@@ -60,7 +60,7 @@ class TruncatingService(RevisingService):
             shorter = await self._shorter(ask, call, context, attempt)
         except Refusal as other:
             if other.fault is Fault.ENGINE:
-                # It can't be counted: what was refused first is what the caller can change.
+                # Its tokens can't be counted: report the first refusal, which the caller can act on.
                 return None
             raise
         return None if shorter is None else replace(ask, calls={**ask.calls, Engine.LLAMA: shorter})
@@ -72,7 +72,7 @@ class TruncatingService(RevisingService):
         return (f"the prompt is longer than the context: {_left_out(before.body, after.body)}",)
 
     async def _shorter(self, ask: Ask, call: Call, context: int, attempt: int) -> Call | None:
-        """``call`` so short that ``context`` tokens hold it; None when that is impossible."""
+        """Return ``call`` shortened to fit into ``context`` tokens; None if that is impossible."""
         body = call.body
         tokenizer = TokenizerClient(self.service, ask)
         if call.path == "/v1/embeddings":
@@ -86,15 +86,15 @@ class TruncatingService(RevisingService):
         prompt = _without_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
         tokens = await tokenizer.tokens(prompt, special=True)
         marks = await tokenizer.tokens("", special=True)
-        # The mark at the beginning does not count among those to be kept.
+        # The tokens that mark the beginning do not count towards those to keep.
         keep = self._keep + len(marks) if self._keep >= 0 and tokens[: len(marks)] == marks else self._keep
         return Call(call.path, {**body, "prompt": ends(tokens, keep, room)})
 
 
 def _without_middle(prompt: Any, first: int, last: int) -> Any:
-    """A long text without what can hold none of its ``first`` tokens and none of its ``last``.
+    """Cut out the middle of a long text, which can hold none of its ``first`` or ``last`` tokens.
 
-    The numbers of millions of tokens, which nobody needs, would be read for long.
+    Decoding millions of tokens that are not needed would take long.
     """
     begin, end = (first + 1) * _LONGEST_TOKEN, last * _LONGEST_TOKEN
     if not isinstance(prompt, str) or len(prompt) <= begin + end:
@@ -103,7 +103,7 @@ def _without_middle(prompt: Any, first: int, last: int) -> Any:
 
 
 def _left_out(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What a shortened request lacks, in a few words."""
+    """Describe briefly what a shortened request lacks."""
     if "messages" not in before:
         return "the end of each text was omitted" if "input" in before else "its beginning was omitted"
     gone = len(before["messages"]) - len(after["messages"])
@@ -114,13 +114,13 @@ def _left_out(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) -> list[Message] | None:
-    """The messages without as few of the oldest exchanges as will do; None: they can't be made to fit."""
+    """Return the messages without as few of the oldest exchanges as possible; None if they can't fit."""
     messages: list[Message] = body["messages"]
     exchanges = oldest_exchanges(messages)
     sizes: dict[int, int | None] = {}
 
     async def size(count: int) -> int | None:
-        """Tokens without the ``count`` oldest; None for what can't be counted: it is no candidate."""
+        """Count tokens without the ``count`` oldest exchanges; None if that fails, so it is no candidate."""
         if count not in sizes:
             fewer = without(messages, exchanges[:count])
             try:
@@ -152,16 +152,16 @@ async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) ->
 async def _cut_last(
     tokenizer: TokenizerClient, body: dict[str, Any], messages: list[Message], over: int, room: int
 ) -> list[Message] | None:
-    """The last message without its first ``over`` tokens, of which ``room`` are left in all; None when it has
-    no more than that."""
+    """Cut the first ``over`` tokens of the last message, so that ``room`` are left in all; None if it has no
+    more than that, or can't be cut."""
     last = messages[-1]
     content = last.get("content")
     if not isinstance(content, str) or last.get("role") == "assistant":
-        # The beginning of an answer is continued as it stands.
+        # The beginning of an answer is continued unchanged.
         return None
     longest = (room + 1) * _LONGEST_TOKEN
     if len(content) > longest:
-        # What is before it can't be among them: it is counted, not read.
+        # Only this end can be kept: count its tokens, without those of the text before it.
         before = [*messages[:-1], {**last, "content": content[-longest:]}]
         content = content[-longest:]
         over = max(0, await tokenizer.count({**body, "messages": before}) - room)
@@ -169,12 +169,12 @@ async def _cut_last(
     if len(tokens) <= over:
         return None
     text = await tokenizer.text(tokens[over:])
-    # A character that was cut in two.
+    # A character may have been cut in two.
     return [*messages[:-1], {**last, "content": text.lstrip("\ufffd")}]
 
 
 async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit: int) -> list[Any]:
-    """Texts to embed (or tokens) of ``limit`` tokens at the most each; one is left for the end mark.
+    """Cut texts to embed (or tokens) to at most ``limit`` tokens each, leaving one for the end token.
 
     Raises:
         Refusal: as `TokenizerClient`.
@@ -183,7 +183,7 @@ async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit:
     places = asyncio.Semaphore(_AT_ONCE)
 
     def fits(text: Any) -> bool:
-        # No token is less than a byte; two marks may be added.
+        # A token has at least one byte; two special tokens may be added.
         return isinstance(text, str) and len(text) < limit and len(text.encode()) + 2 <= limit
 
     async def cut(text: Any) -> Any:
@@ -195,7 +195,7 @@ async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit:
 
     try:
         async with asyncio.TaskGroup() as group:
-            # Of thousands of texts few are too long.
+            # Usually only a few of thousands of texts are too long.
             texts = [given] if one else given
             cutting = {
                 place: group.create_task(cut(text)) for place, text in enumerate(texts) if not fits(text)
