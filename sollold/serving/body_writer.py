@@ -1,4 +1,4 @@
-"""The body of an answer that this node streams over HTTP, written in the moment in which it comes."""
+"""Writes the body of a streamed HTTP response as soon as data arrives, without a task switch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.cluster.net.pieces import PIECE, pieces_of
 
 
 class StreamedResponse(web.StreamResponse):
-    """A response of no known length, whose headers can leave together with the first bytes of its body."""
+    """A response of unknown length, whose headers can be sent together with the first bytes of its body."""
 
     _send_headers_immediately = False
 
@@ -20,7 +20,7 @@ class StreamedResponse(web.StreamResponse):
 class BodyWriter:
     """Writes the body of a response.
 
-    aiohttp's own `write` is a coroutine, which only a task can call; the format is the same (RFC 9112, 7.1).
+    aiohttp's own `write` is a coroutine, which only a task can call. The format is the same (RFC 9112, 7.1).
     """
 
     def __init__(self, request: web.Request, response: StreamedResponse, writer: StreamWriter) -> None:
@@ -29,15 +29,15 @@ class BodyWriter:
         self._writer = writer
         self._chunked = request.version >= HttpVersion11
         self._waiting: list[bytes] = []
-        """What is too long to be written in one turn of the loop, and what came behind it."""
+        """Data too long to be written in one turn of the loop, and data that follows it."""
         self._held: bytes | None = b""
-        """What leaves with the next bytes, behind the headers while those are unsent; None: nothing."""
+        """Data to send with the next write, after the headers if unsent; None: nothing is pending."""
 
     @classmethod
     async def begin(
         cls, request: web.Request, response: StreamedResponse, *, hold: bool = False
     ) -> BodyWriter:
-        """Send the headers of ``response`` in this turn of the loop; ``hold``: only with the first bytes."""
+        """Send the headers of ``response`` in the loop's next turn; ``hold``: only with the first bytes."""
         writer = await response.prepare(request)
         assert isinstance(writer, StreamWriter)
         made = cls(request, response, writer)
@@ -46,7 +46,7 @@ class BodyWriter:
         return made
 
     def write_soon(self, data: bytes) -> None:
-        """Send ``data`` with what is written next, in the loop's next turn at the latest."""
+        """Send ``data`` together with the next write, in the loop's next turn at the latest."""
         if self._waiting:
             self._waiting.append(data)
         else:
@@ -54,12 +54,12 @@ class BodyWriter:
             asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self, data: bytes = b"") -> None:
-        """Send what is held, and ``data`` with it."""
+        """If headers or data are held back, send them, followed by ``data``; otherwise do nothing."""
         if self._held is None or self.gone:
             return
         data, self._held = self._held + data, None
         if data:
-            # With the headers, if they are unsent. It waits for nothing, since it is not to drain.
+            # Sends unsent headers too. Without draining the coroutine never waits.
             with contextlib.suppress(StopIteration):
                 self._writer.write(data, drain=False).send(None)
         else:
@@ -67,19 +67,19 @@ class BodyWriter:
 
     @property
     def unsent(self) -> int:
-        """Bytes that the other side has not taken yet."""
+        """Bytes not yet written to the socket."""
         transport = self._protocol.transport
         waiting = sum(map(len, self._waiting))
         return waiting + (transport.get_write_buffer_size() if transport is not None else 0)
 
     @property
     def gone(self) -> bool:
-        """Whether the other side has closed the connection."""
+        """Whether the connection is closed."""
         transport = self._protocol.transport
         return transport is None or transport.is_closing()
 
     def write(self, data: bytes) -> bool:
-        """Send ``data``. Whether the other side takes more; if not, `drain` waits until it does."""
+        """Send ``data``. Return whether the peer accepts more; if not, await `drain` first."""
         transport = self._protocol.transport
         if transport is None or transport.is_closing():
             return False
@@ -94,16 +94,16 @@ class BodyWriter:
         return not self._protocol.writing_paused
 
     async def drain(self) -> None:
-        """Wait until the other side has read most of what was sent.
+        """Wait until the peer has read most of the data.
 
         Raises:
-            ConnectionError: it has closed the connection.
+            ConnectionError: the connection is closed.
         """
         self.flush()
         while self._waiting:
             for piece in pieces_of(memoryview(self._waiting[0])):
                 await self._writer.write(piece)
-                # A socket that takes all at once makes nobody wait.
+                # Let others run: write() does not wait while the socket accepts everything.
                 await asyncio.sleep(0)
             self._waiting.pop(0)
         if self.gone:
@@ -111,10 +111,10 @@ class BodyWriter:
         await self._writer.drain()
 
     async def write_eof(self, last: bytes = b"") -> None:
-        """The body is whole with ``last``.
+        """Send ``last`` and complete the body.
 
         Raises:
-            ConnectionError: the other side has closed the connection.
+            ConnectionError: the connection is closed.
         """
         if self._waiting or len(last) > PIECE:
             self.write(last)

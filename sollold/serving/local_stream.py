@@ -1,4 +1,4 @@
-"""A request at the endpoint's node: it waits for a slot, talks to the engine and frees the slot."""
+"""A request at its endpoint's node: waits for a slot, streams the engine's response, frees the slot."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*
 _LLAMA_DRAFTS = re.compile(rb'"draft_n":\s*(\d{1,12}),\s*"draft_n_accepted":\s*(\d{1,12})')
 _OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
 _TAIL = 4096
-"""Bytes at the end of an answer in which the engine's own figures stand."""
+"""Bytes at the end of a response that contain the engine's own figures."""
 _COMMENT = ord(":")
-"""What begins a line of an event stream that says nothing."""
+"""First byte of a comment line in an event stream."""
 _EXIT_KNOWN = 0.4
-"""Seconds in which a crash of the engine is known after the connection to it broke."""
+"""Time within which an engine's crash is noticed after its connection broke, in seconds."""
 _HEADERS = {"Content-Type": "application/json"}
 
 
 def has_crashed(endpoint: Endpoint) -> bool:
-    """Whether the engine ended by a fault that a request may have caused, not for want of memory."""
+    """Whether the engine crashed in a way that a request may have caused, not for lack of memory."""
     return endpoint.crashed and OUT_OF_MEMORY not in endpoint.reason
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """An engine's own figures of an answer: tokens per second, tokens, and those of them drafted."""
+    """An engine's own figures for an answer: tokens per second, tokens, drafted and accepted draft tokens."""
 
     speed: float
     tokens: int
@@ -51,7 +51,7 @@ class Figures:
 
 
 def figures_in(tail: bytes) -> Figures | None:
-    """The figures that stand at the end of an answer; None when there are none."""
+    """Return the figures at the end of a response; None if there are none."""
     if found := _LLAMA_SPEED.search(tail):
         speed, tokens = float(found[2]), int(found[1])
         if not (isfinite(speed) and speed > 0):
@@ -80,24 +80,24 @@ class LocalStream:
         on_end: Callable[[LocalStream], None],
         is_newest: Callable[[LocalStream], bool],
     ) -> None:
-        """``stall``, ``begin``, ``speed``: as `RequestProgress` takes them; ``on_speed`` is told a whole
-        answer's figures; ``on_end`` is called once; ``is_newest`` tells whether no request that is unanswered
-        came to the engine later."""
+        """``stall``, ``begin``, ``speed``: see `RequestProgress`; ``on_speed`` is called with the figures of
+        a complete answer; ``on_end`` is called once; ``is_newest`` tells whether this is the request that the
+        engine got last, of those without any response yet."""
         self.request = request
         self.head: ResponseHead | None = None
         self.progress: RequestProgress | None = None
-        """From the moment the engine has the request; None before."""
+        """None until the request is being sent to the engine."""
         self.sent_at = 0.0
-        """When the engine got the request, on the loop's clock."""
+        """When the request was sent to the engine, on the loop's clock."""
         self.failure = ""
-        """Why it broke off; empty when it did not."""
+        """Why the stream broke off; empty if it did not."""
         self.alone = True
-        """No other request was in the engine meanwhile."""
+        """Whether no other request was in the engine at the same time."""
         self._queue = queue
         self._host = host
         self._client = client
         self._in_use: AbstractContextManager[None] | None = None
-        """While inside, the engine is not idle."""
+        """While this context is entered, the engine does not count as idle."""
         self._connecting: asyncio.Timeout | None = None
         self._connection: HttpConnection | None = None
         self._before = self._last = b""
@@ -114,7 +114,7 @@ class LocalStream:
         self._speed = speed
 
     async def open(self, on_position: Callable[[int], None]) -> None:
-        """Wait for a slot, send the request, read the engine's status.
+        """Wait for a slot, send the request, and read the engine's status.
 
         Raises:
             StreamError: FULL, MOVED, ENGINE, DEADLINE.
@@ -131,7 +131,7 @@ class LocalStream:
             raise
 
     async def _wait_for_slot(self, on_position: Callable[[int], None]) -> float:
-        """Returns the seconds that it took."""
+        """Return how long it took, in seconds."""
         request, came = self.request, self._loop.time()
         try:
             in_use = self._host.busy(request.endpoint, request.keep_alive)
@@ -156,7 +156,7 @@ class LocalStream:
         return self._loop.time() - came
 
     async def _send(self) -> int:
-        """Returns the engine's status."""
+        """Send the request and return the engine's status."""
         engine = self._host.address(self.request.endpoint)
         if engine is None:
             raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
@@ -165,15 +165,14 @@ class LocalStream:
         path, headers = self.request.path, _HEADERS | engine.headers
         kept, lost = self._client.take_idle(engine.url), False
         try:
-            # Only the body goes to the engine: a header such as X-Conversation-Id would make llama-server go
-            # on generating after its caller has hung up. Connections are known at once, so that `abort` and
-            # `close` find them.
+            # The caller's headers are not sent: X-Conversation-Id, for one, would make llama-server continue
+            # generating after its caller has hung up. Connections are stored at once for `abort`, `close`.
             if kept is not None:
                 try:
                     self._connection = kept
                     return await kept.ask("POST", path, headers, self.request.body)
                 except ResponseLost:
-                    # The engine may have closed it before it saw the request (RFC 9112, 9.3.1).
+                    # The engine may have closed it before reading the request (RFC 9112, 9.3.1).
                     if self._error is not None:
                         raise
                     lost = True
@@ -184,14 +183,14 @@ class LocalStream:
             raise await self._broken(f"the engine does not answer: {error}", taken, taken) from None
 
     async def _connected(self, url: str) -> HttpConnection:
-        """A new connection.
+        """Make a new connection.
 
         Raises:
-            StreamError: it was broken off meanwhile.
-            OSError: there is none.
+            StreamError: the stream was aborted meanwhile.
+            OSError: connecting failed.
         """
         try:
-            # Without a limit of its own: `abort` sets one.
+            # Has no timeout of its own: `abort` and `close` expire it.
             async with asyncio.timeout(None) as self._connecting:
                 return await self._client.connect(url)
         except TimeoutError:
@@ -200,10 +199,10 @@ class LocalStream:
             self._connecting = None
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
-        """Hand on the body in pieces.
+        """Pass on the body in pieces.
 
         Raises:
-            StreamError: ENGINE when the engine died or hung; MOVED when the node is drained.
+            StreamError: ENGINE if the engine died or hung; otherwise the error given to `abort`.
         """
         connection, progress = self._connection, self.progress
         assert connection is not None and progress is not None
@@ -211,8 +210,8 @@ class LocalStream:
 
         def passed(chunk: bytes) -> bool:
             if chunk[0] == _COMMENT and b"data:" not in chunk:
-                # llama-server says every half minute that it is there, though its workers hang. Nobody
-                # needs to hear it: nodes and callers get signs of life of our own.
+                # llama-server sends such keep-alives every half minute even if its workers hang. They are
+                # dropped: nodes and callers get keep-alives of our own.
                 return True
             self._before, self._last = self._last, chunk
             if receive(chunk):
@@ -239,14 +238,14 @@ class LocalStream:
         return True
 
     def abort(self, error: StreamError) -> None:
-        """Break it off from outside: its reader gets ``error``."""
+        """Break off the stream from outside: its reader gets ``error``."""
         taken = error.kind is ErrorKind.ENGINE and self.progress is not None
         self._error = replace(error, taken=taken)
         self.failure = error.message
         self._hang_up()
 
     async def close(self) -> None:
-        """Free the slot; the connection is closed, which ends a generation under way."""
+        """Free the slot. The connection is closed, which ends a running generation, or kept for reuse."""
         if self._ended:
             return
         self._ended = True
@@ -254,7 +253,7 @@ class LocalStream:
             self._connecting.reschedule(self._loop.time())
         if self._connection is not None:
             if self.request.stream:
-                # llama-server closes it behind a stream; what is sent on it until that is known is lost.
+                # llama-server closes it after a stream; a request sent on it before that is noticed is lost.
                 self._connection.close()
             else:
                 self._client.release(self._connection)
@@ -271,9 +270,9 @@ class LocalStream:
             self._connecting.reschedule(self._loop.time())
 
     async def _broken(self, message: str, taken: bool, suspect: bool) -> StreamError:
-        """What was said from outside goes before what the connection says.
+        """Return the error for a broken connection; one given to `abort` takes precedence.
 
-        ``suspect``: nothing came of the request yet, so it may be what ended the engine.
+        ``suspect``: there is no response to the request yet, so it may have crashed the engine.
         """
         crashed = self._error is None and suspect and self._is_newest(self) and await self._engine_crashed()
         error = self._error or StreamError(ErrorKind.ENGINE, message, transport=True, taken=taken)
@@ -281,7 +280,7 @@ class LocalStream:
         return replace(error, crashed=True) if crashed else error
 
     async def _engine_crashed(self) -> bool:
-        """Whether the engine is known to have crashed, within a moment."""
+        """Whether the engine turns out to have crashed within `_EXIT_KNOWN` seconds."""
         try:
             async with asyncio.timeout(_EXIT_KNOWN):
                 while (endpoint := self._host.endpoint(self.request.endpoint)) is not None:

@@ -1,7 +1,7 @@
-"""Whether an Ollama left out part of a prompt: it cuts what its context does not hold and does not say so.
+"""Detects whether Ollama left out part of a prompt: it silently cuts prompts that exceed its context.
 
-It counts the tokens that it read. A prompt that was cut fills the context, or, where whole messages were left
-out, has far more characters for each token read than any text has.
+It reports the number of prompt tokens that it processed. A prompt that was cut fills the context, or, if
+whole messages were left out, has far more characters per processed token than any text has.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sollold.serving.request import Engine, Routing
 log = logging.getLogger("sollold.serving")
 
 _MOST_CHARACTERS = 6
-"""Characters that a token stands for in a long text at the most; English has about 4, code 3."""
+"""Maximum characters per token in a long text; English has about 4, code 3."""
 _NEVER_CHARACTERS = 10
 _SHORT = 4000
-"""Characters of a prompt that no Ollama cuts unless a smaller context was named."""
+"""Length in characters up to which a prompt is not cut unless a smaller context was requested."""
 _COUNTS = (b'"prompt_eval_count"', b'"prompt_tokens"')
 
 
@@ -37,7 +37,7 @@ _counts = msgspec.json.Decoder(_Counts)
 
 
 def tokens_read(event: bytes) -> int:
-    """Tokens of the prompt that an Ollama says it has read; 0: this event does not tell."""
+    """Return the number of prompt tokens that Ollama reports; 0 if this event does not contain it."""
     if not any(name in event for name in _COUNTS):
         return 0
     try:
@@ -48,7 +48,7 @@ def tokens_read(event: bytes) -> int:
 
 
 def prompt_size(body: Mapping[str, Any]) -> int:
-    """Characters of a request's texts, white space counted once."""
+    """Count the characters of a request's texts; each run of white space counts as one."""
     texts = [body.get("system"), body.get("prompt")]
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
@@ -63,9 +63,9 @@ def _words(texts: list[Any]) -> list[list[str]]:
 
 
 def was_cut(size: int, read: int, context: int) -> bool:
-    """Whether a prompt of ``size`` characters, of which an Ollama read ``read`` tokens, was cut.
+    """Whether a prompt of ``size`` characters was cut, if Ollama processed ``read`` tokens of it.
 
-    ``context``: tokens; 0: not known.
+    ``context``: Ollama's context in tokens; 0: unknown.
     """
     if read <= 0:
         return False
@@ -79,17 +79,16 @@ def was_cut(size: int, read: int, context: int) -> bool:
 
 
 class CutPrompt:
-    """Warns the routing of an Ollama's answer where the prompt was cut."""
+    """Adds a warning to the routing of an Ollama's answer if the prompt was cut."""
 
     def __init__(self, routing: Routing, body: Mapping[str, Any], context: Callable[[], int]) -> None:
-        """``body``: of the request; ``context``: gives the tokens of the Ollama's context, 0 when not
-        known."""
+        """``body``: the request's body; ``context``: returns Ollama's context in tokens, 0 if unknown."""
         self._routing = routing
         self._body = body
         self._context = context
 
     def look(self, events: list[bytes]) -> None:
-        """Look at events before they are handed on: the last of an answer tells."""
+        """Look for the token counts in events before they are passed on; the last event contains them."""
         read = max(map(tokens_read, events), default=0)
         if not read or self._routing.engine is not Engine.OLLAMA:
             return
@@ -101,7 +100,7 @@ class CutPrompt:
 
 
 def cut_warning(read: int, context: int) -> str:
-    """What a caller is told whose prompt was cut."""
+    """The warning for a caller whose prompt was cut."""
     known = f" of {context} tokens" if context > 0 else ""
     return (
         f"the prompt is longer than the context{known} at this Ollama: it read {read} tokens and left out "

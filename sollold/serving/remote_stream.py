@@ -1,4 +1,4 @@
-"""An answer that comes from an endpoint on another node."""
+"""Streams the response of an endpoint on another node."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from sollold.serving.protocol import (
 )
 
 _CONNECT = 3.0
-"""Seconds in which a connection to the endpoint's node must stand."""
+"""Timeout for connecting to the endpoint's node, in seconds."""
 _SILENCE = 7.0
-"""Seconds without any frame after which the endpoint's node is taken for gone; it speaks every 2 s."""
+"""Seconds without data after which the endpoint's node counts as dead; it sends a frame every 2 s."""
 _CONNECTION_ERRORS = (OSError, TimeoutError, PeerError, msgspec.MsgspecError)
 _HEADERS = {"Content-Type": "application/msgpack"}
 
@@ -49,16 +49,17 @@ class RemoteStream:
         self._connection: HttpConnection | None = None
         self._frames = Frames()
         self._early: list[tuple[int, bytes]] = []
-        """Frames that came together with the head."""
+        """Frames that arrived together with the head."""
         self._enough = False
-        """The receiver wants no more for now."""
+        """Whether the receiver wants no more for now."""
         self._end = 0
-        """The frame that ended the body: END or BROKEN, and what it says."""
+        """Kind of the frame that ended the body, END or BROKEN; 0 before."""
         self._last = b""
+        """Payload of that frame."""
         self._error: StreamError | None = None
 
     async def open(self, on_position: Callable[[int], None]) -> None:
-        """Ask the endpoint's node, wait in its queue, get the engine's status.
+        """Send the request to the endpoint's node, wait in its queue, and read the engine's status.
 
         Raises:
             StreamError: as its kind says.
@@ -97,10 +98,10 @@ class RemoteStream:
             raise self._closed()
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
-        """Hand on the body in pieces.
+        """Pass on the body in pieces.
 
         Raises:
-            StreamError: it broke off.
+            StreamError: the stream broke off.
         """
         connection = self._connection
         assert connection is not None
@@ -117,7 +118,7 @@ class RemoteStream:
         with contextlib.suppress(ResponseLost, msgspec.MsgspecError):
             if self._end == BROKEN:
                 raise msgspec.msgpack.decode(self._last, type=StreamError)
-            # To the very end, so that the connection can be used again.
+            # Read to the very end, so that the connection can be reused.
             await connection.pour(lambda _: True)
             return True
         if self._end == BROKEN:
@@ -125,7 +126,7 @@ class RemoteStream:
         return True
 
     def _pass(self, frames: list[tuple[int, bytes]], receive: Receiver[bytes]) -> bool:
-        """Hand on what of the body is in ``frames``; whether more is wanted."""
+        """Pass on the part of the body in ``frames``. Return whether to read on."""
         body, end, payload = _body_in(frames)
         if end:
             self._end, self._last = end, payload
@@ -133,19 +134,19 @@ class RemoteStream:
         return not (self._enough or end)
 
     def abort(self, error: StreamError) -> None:
-        """Break it off: the endpoint's node is known to be gone, say. Its reader gets ``error``."""
+        """Break off the stream, such as when the endpoint's node is gone. Its reader gets ``error``."""
         self._error = replace(error, transport=error.kind is ErrorKind.ENGINE)
         if self._connection is not None:
             self._connection.close()
 
     async def close(self) -> None:
-        """Hang up; a connection whose answer was read to its end stays open for the next."""
+        """Close the connection, or keep it for reuse if the response was read to its end."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._calls.release(connection)
 
     def _feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The frames that are whole with ``data``."""
+        """Add received bytes and return the frames that are complete now."""
         try:
             return self._frames.feed(data)
         except BadFrame as error:
@@ -163,7 +164,7 @@ class RemoteStream:
 
 
 def _body_in(frames: list[tuple[int, bytes]]) -> tuple[bytes, int, bytes]:
-    """The bytes of the body in ``frames``; the kind of the frame that ends it, 0 for none; its payload."""
+    """Return the body's bytes in ``frames``, the kind of the frame that ends it (0: none) and its payload."""
     if len(frames) == 1 and frames[0][0] == DATA:
         return frames[0][1], 0, b""
     parts: list[bytes] = []
