@@ -97,7 +97,7 @@ def choose(
     reasons = [*_reasons(request, fleet, best, chosen), context.given(request, best.run, train)]
     if chosen.estimate:
         reasons.append("Unknown architecture: sizes are conservative estimates.")
-    return PlacementChoice(best, chosen, _ranked(lost, best), tuple(reasons))
+    return PlacementChoice(best, chosen, _ranked(lost), tuple(reasons))
 
 
 def _may_hold(search: SearchContext) -> bool:
@@ -150,7 +150,7 @@ def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
     return split
 
 
-def _ranked(lost: Sequence[Alternative], best: Candidate) -> tuple[Alternative, ...]:
+def _ranked(lost: Sequence[Alternative]) -> tuple[Alternative, ...]:
     """Return each alternative once, the fastest first, those that do not fit last; at most 12."""
     once: dict[str, Alternative] = {}
     for one in lost:
