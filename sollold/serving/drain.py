@@ -1,4 +1,4 @@
-"""Draining a node: accept no new requests, let running ones finish, let the rest be resumed elsewhere."""
+"""Drains a node: refuses new requests, lets running ones finish, and has the rest resumed elsewhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger("sollold.serving")
 
 _LOOK = 0.1
 _MOVING = 5.0
-"""Seconds that broken streams get to find another endpoint, for callers of this very node."""
+"""Seconds granted to aborted streams of this node's own callers to find another endpoint."""
 
 
 async def drain(
     view: View, server: EndpointServer, serving: Serving, settings: ServingSettings, reason: str
 ) -> None:
-    """Empty this node of requests; returns when it is, or when ``settings.drain_limit`` has passed.
+    """Empty this node of requests. Takes at most ``settings.drain_limit`` and `_MOVING` seconds.
 
-    The record says so at once, so that no node sends requests and the leader places nothing here. Requests
-    that wait here are sent elsewhere. Streams that are not done at the limit are aborted in a way that the
-    nodes that were asked recover from. Heads that have layers here end their deployments when these are
-    idle, or at the same limit. At the end the record says that the node is empty.
+    The record announces it at once, so that no node sends requests and the leader places nothing here.
+    Queued requests are sent elsewhere. Streams still running at the limit are aborted in a way that the nodes
+    of their callers recover from. Heads with layers here end their deployments when idle, or at the same
+    limit. Finally the record marks the node as empty, even if something is left.
     """
     view.update_me(draining=True, empty=False)
     server.refuse(reason)
@@ -53,7 +53,7 @@ async def drain(
 
 
 def lent(me: Record) -> int:
-    """How many deployments with another node as head hold memory of this one."""
+    """Number of deployments with another node as head that hold memory of this one."""
     committed = (grant for grant in me.grants if grant.state is GrantState.COMMITTED)
     return len({grant.deployment for grant in committed if grant.head != me.node})
 
@@ -66,6 +66,6 @@ async def _until(done: Callable[[], bool], limit: float) -> None:
 
 
 def undrain(view: View, server: EndpointServer) -> None:
-    """Accept requests again. A `drain` under way must have been ended: at its limit it aborts what runs."""
+    """Accept requests again. Cancel a running `drain` first, since at its limit it aborts requests."""
     server.refuse("")
     view.update_me(draining=False, empty=False)

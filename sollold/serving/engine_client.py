@@ -1,4 +1,4 @@
-"""HTTP to the engines of this machine."""
+"""The HTTP client for the engines of this machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sollold.facts import dataclass
 
 _CONNECT = 5.0
 _IDLE = 4.0
-"""Seconds for which a connection is kept: llama-server closes one after five."""
+"""Seconds for which an idle connection is kept; llama-server closes it after five."""
 
 
 class EngineUnreachable(ConnectionError):
-    """No connection to the engine could be made."""
+    """Connecting to the engine failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ def _place(url: str) -> _Place:
 
 
 class EngineClient(KeptConnections):
-    """The connections to this machine's engines, by URL. Own it: `close`."""
+    """The connections to this machine's engines, by URL. The owner calls `close`."""
 
     def __init__(self) -> None:
         super().__init__(_IDLE)
 
     async def connect(self, url: str) -> HttpConnection:
-        """A new connection to ``url``; its path is put before that of each request.
+        """Open a new connection to ``url``, whose path is prepended to that of each request.
 
         Raises:
-            EngineUnreachable: there is none.
+            EngineUnreachable: connecting failed.
         """
         place = _place(url)
-        # It reads files.
+        # In a thread, since it reads files.
         tls = await asyncio.to_thread(ssl.create_default_context) if place.tls else None
         try:
             async with asyncio.timeout(_CONNECT):
@@ -65,10 +65,10 @@ class EngineClient(KeptConnections):
         return made
 
     async def get(self, url: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Status and body of the answer to a small request.
+        """Send a GET request and return the response's status and body.
 
         Raises:
-            OSError: there was none.
+            OSError: there was no response.
         """
         connection = self.take_idle(url) or await self.connect(url)
         try:

@@ -1,7 +1,7 @@
-"""Requests over which engines end: noticed while one is answered, and then refused for a while on this node.
+"""Detects requests that make engines die, and stops trying them on more engines.
 
-An engine that crashes with a request in it shows that at once; of one that only ended it takes several, one
-after the other.
+A crash with the request in the engine is proof at once: this node then refuses the same request for a while.
+If engines only ended, it takes several in a row; the request then fails, but is not remembered.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from sollold.units import seconds_text
 log = logging.getLogger("sollold.serving")
 
 PERIOD = 600.0
-"""Seconds for which such a request is refused."""
+"""Seconds for which a request that crashed an engine is refused."""
 FRUITLESS = 3
-"""Engines that may end after the first, one after the other, with a request in them."""
+"""Further attempts allowed after an engine ended with the request."""
 FRUITLESS_EMBEDDING = 2
-"""The same for embeddings: they are short, so engines that die over one die of it."""
+"""The same for embeddings, which are short: an engine that dies with one probably dies of it."""
 _MOST = 256
-"""Requests that are remembered."""
+"""Maximum number of remembered requests."""
 _VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metadata", "seed"))
-"""Fields of a body, and of its options, in which a request that is sent again may differ."""
+"""Fields of a body and of its options that are ignored when comparing requests."""
 
 
 class Quarantine:
-    """This node's memory of requests after which an engine crashed, by a digest of what was asked."""
+    """This node's memory of requests that crashed an engine, by digest."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, ask: Ask, now: float) -> None:
-        """An engine crashed with ``ask`` in it."""
+        """Remember a request that crashed an engine."""
         digest = _digest(ask)
         self._until[digest] = now + PERIOD
         self._until.move_to_end(digest)
@@ -50,7 +50,7 @@ class Quarantine:
             self._until.popitem(last=False)
 
     def check(self, ask: Ask, now: float) -> None:
-        """Refuse what crashed an engine a short time ago.
+        """Refuse a request that crashed an engine within the last `PERIOD`.
 
         Raises:
             Refusal: BAD_REQUEST with status 422.
@@ -68,7 +68,7 @@ class Quarantine:
 
 
 def _crashed_refusal(what_follows: str) -> Refusal:
-    """Why such a request is not tried on another engine."""
+    """The error for a request that crashed an engine; it is not tried on others."""
     return Refusal(
         Fault.BAD_REQUEST,
         f"an engine crashed while it worked on this request, so no other is given it: {what_follows}. "
@@ -78,7 +78,7 @@ def _crashed_refusal(what_follows: str) -> Refusal:
 
 
 def _digest(ask: Ask) -> bytes:
-    """Over the model and what is asked of it, whichever engine and however often."""
+    """Return a digest of the model and the request's bodies, without the volatile fields."""
     bodies: list[tuple[Engine, str, dict[str, Any]]] = []
     for engine, call in sorted(ask.calls.items()):
         body = {key: value for key, value in call.body.items() if key not in _VOLATILE}
@@ -91,7 +91,7 @@ def _digest(ask: Ask) -> bytes:
 
 @dataclass(slots=True)
 class _Death:
-    """An engine that ended with the request in it. ``counts``: it may have been the request's doing."""
+    """An engine that ended with the request. ``counts``: the request may have been the cause."""
 
     endpoint: tuple[str, str]
     why: str
@@ -99,38 +99,38 @@ class _Death:
 
 
 class EngineDeaths:
-    """Those of one request."""
+    """The engines that died with one request."""
 
     def __init__(self, ask: Ask, quarantine: Quarantine, view: View) -> None:
         self._ask = ask
         self._quarantine = quarantine
         self._view = view
         self._deaths: list[_Death] = []
-        """Since anything was last delivered."""
+        """Deaths since the last delivery of events."""
         self._killer = False
-        """An engine crashed over the request."""
+        """Whether the request crashed an engine."""
 
     def add(self, endpoint: tuple[str, str], error: StreamError) -> None:
-        """An attempt at ``endpoint`` ended with ``error``."""
+        """Add an attempt at ``endpoint`` that ended with ``error``."""
         if error.crashed:
             self.add_crash(error.message)
         if error.taken:
-            # Of a stream an event would have come, had all been well. Else only a crash is a sign.
+            # A stream would have delivered an event if all had been well. Otherwise only a crash counts.
             shows = self._ask.stream or self._ask.embedding
             self._deaths.append(_Death(endpoint, str(error), counts=shows))
 
     def add_crash(self, why: str) -> None:
-        """An engine crashed while it worked on the request."""
+        """Note that an engine crashed while it processed the request, and quarantine the request."""
         self._killer = True
         self._quarantine.add(self._ask, asyncio.get_running_loop().time())
         log.warning("the request crashed an engine: %s", why, extra={"request": self._ask.id})
 
     def delivered(self) -> None:
-        """The caller got something: what failed before is no sign against the request."""
+        """Note that events were delivered, so that earlier deaths no longer count against the request."""
         self._deaths.clear()
 
     def check(self) -> None:
-        """Refuse a request that has crashed an engine, or has ended one after the other.
+        """Refuse the request if it crashed an engine, or if too many engines ended with it.
 
         Raises:
             Refusal: BAD_REQUEST, INTERRUPTED.
@@ -148,6 +148,6 @@ class EngineDeaths:
             )
 
     def _crashed(self, endpoint: tuple[str, str]) -> bool:
-        """Whether a process of the endpoint ended by a fault of its own, as its record says by now."""
+        """Whether, according to the current record, a process of the endpoint crashed."""
         record = self._view.record(endpoint[0])
         return record is not None and any(one.id == endpoint[1] and one.crashed for one in record.endpoints)

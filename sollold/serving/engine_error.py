@@ -1,7 +1,7 @@
-"""What an engine's error means: the caller's fault, which no other engine would answer either, or its own.
+"""Classifies engines' errors: the caller's fault, which any engine would refuse, or the engine's own.
 
-llama-server answers 500 for whatever its handlers throw, so for a tool without a name as for a fault in the
-computation. Only the text tells them apart. What is not known as the caller's fault counts as the engine's.
+llama-server responds with 500 to any exception in its handlers, to a tool without a name as well as to a
+failed computation. Only the text distinguishes them. Unknown errors count as the engine's fault.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import longest_input
 
 _CALLERS_FAULT = re.compile(
-    # nlohmann's reader: bad JSON, a wrong type, a missing key. 316 is its writer's, about the model's text.
+    # nlohmann::json: bad JSON, a wrong type, a missing key. 316 comes from writing the model's own text.
     r"json\.exception\.(?!type_error\.316)"
     r"|Failed to parse (?:tools|messages|tool call|json|JSON|grammar)"
     r"|(?:is|are) not supported|does not support|Unsupported|not support\b"
@@ -25,14 +25,14 @@ _CALLERS_FAULT = re.compile(
     r"|(?:load|decode|process|read) (?:the )?(?:image|audio)",
 )
 TEMPLATE_REFUSES = "the model's chat template refuses this conversation: "
-"""How the message of a template's refusal begins; what follows are the template's own words."""
+"""Prefix of the message of a template's refusal, followed by the template's own words."""
 _TEMPLATE = re.compile(r"Jinja Exception: (.+)", re.DOTALL)
 _DUMP = re.compile(r"; tools = \[.*", re.DOTALL)
-"""llama-server repeats all tools behind what is wrong with one of them."""
+"""llama-server appends all tools to the error about one of them."""
 _TOO_MANY_CHOICES = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= (\d+)")
 _RUNNER_CRASHED = re.compile(r"terminated:.*(?:segmentation fault|signal: aborted|SIGSEGV|SIGABRT)")
 _LONGEST = 1000
-"""Characters of an engine's words that are passed on."""
+"""Maximum length of an engine's message that is passed on, in characters."""
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -45,7 +45,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 def engine_refusal(status: int, body: bytes) -> Refusal:
-    """An error that an engine answered with ``status``: below 500 when it is the caller's fault."""
+    """Return the `Refusal` for an engine's error response; a 500 that is the caller's fault becomes 400."""
     message = message_in(body) or f"the engine answered {status}"
     if status == 500 and _is_callers_fault(message):
         status = 400
@@ -53,17 +53,17 @@ def engine_refusal(status: int, body: bytes) -> Refusal:
 
 
 def is_callers_fault(refusal: Refusal) -> bool:
-    """Whether an engine's error says nothing against the engine: any other would refuse the request too."""
+    """Whether an engine's error is the caller's fault, so that any other engine would refuse it too."""
     return refusal.status < 500 or refusal.status == 501
 
 
 def runner_crashed(message: str) -> bool:
-    """Whether an Ollama says that the process which ran a model ended by a fault of its own."""
+    """Whether Ollama reports that the process running a model crashed."""
     return _RUNNER_CRASHED.search(message) is not None
 
 
 def stream_status(event: bytes) -> int:
-    """The status that an error in a stream would have had; 500 when it says none."""
+    """The HTTP status for an error in a stream: the one that it contains, or 500."""
     try:
         error = msgspec.json.decode(event, type=_ErrorBody).error
     except msgspec.MsgspecError:
@@ -73,24 +73,24 @@ def stream_status(event: bytes) -> int:
 
 
 def message_in(body: bytes) -> str:
-    """What an engine's error says, in OpenAI's form or Ollama's; empty when it can't be read."""
+    """The message of an engine's error, in OpenAI's or Ollama's format; empty if it can't be parsed."""
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
     except msgspec.MsgspecError:
         return ""
     message = error if isinstance(error, str) else error.message
-    # What its engine refused, an Ollama passes on as it is: JSON within a text of JSON.
+    # Ollama passes on its engine's errors verbatim: JSON within a JSON string.
     inner = message_in(message.encode()) if message.startswith('{"error":') else ""
     return inner or message
 
 
 def _is_callers_fault(message: str) -> bool:
-    # llama-server calls a text too long to embed a failure of its own.
+    # llama-server reports an input too long to embed as a server error.
     return longest_input(message) is not None or _CALLERS_FAULT.search(message) is not None
 
 
 def _in_one_sentence(message: str) -> str:
-    """Without the trace of a template's refusal and the tools that are repeated, and in words that help."""
+    """Shorten a message by a template's traceback and the repeated tools, and improve unclear ones."""
     if many := _TOO_MANY_CHOICES.search(message):
         return (
             f"n: each choice is a request to the model, which is loaded for {many[1]} at a time. Ask for "

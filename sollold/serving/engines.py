@@ -1,4 +1,4 @@
-"""The engines on this machine as serving needs them: deployments of llama.cpp, and an Ollama."""
+"""Serving's interface to the engines on this machine: deployments of llama.cpp, and Ollama."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from sollold.engines.ollama.service import LocalOllama
 
 
 class EngineHost(Protocol):
-    """What has endpoints on this node, by their ids. Nothing here waits."""
+    """A provider of endpoints on this node, which have ids. No method blocks."""
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
-        """What is true of it now; the node's record may lag behind by a moment. None: not here."""
+        """The endpoint's current state, which the node's record may lag behind; None: not here."""
         ...
 
     def address(self, endpoint: str) -> EngineAddress | None:
-        """How the engine is reached; None when there is none that answers."""
+        """The engine's address; None if no engine is ready."""
         ...
 
     def busy(self, endpoint: str, keep_alive: float | None) -> AbstractContextManager[None]:
-        """While inside, a request is in the queue or the engine: the endpoint is not idle.
+        """Return a context in which the endpoint does not count as idle: a request is in its queue or engine.
 
-        ``keep_alive``: seconds of idleness that the caller wants after it; None: as it was.
+        ``keep_alive``: seconds to stay loaded when idle afterwards, as requested; None: unchanged.
 
         Raises:
-            LookupError: it is not here, or not ready.
+            LookupError: the endpoint is not here, or not ready.
         """
         ...
 
     def fail(self, endpoint: str, reason: str) -> None:
-        """The engine hangs, although its process runs: end what is left and say so in the record."""
+        """End an engine that hangs although its process runs, and publish ``reason`` in the record."""
         ...
 
     def work(self, endpoint: str) -> Work | None:
-        """What all processes of it have done so far; None where that can't be told."""
+        """Work counters of all its processes; None if unknown."""
         ...
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
-        """Counts for the record; ``speed`` in tokens per second of a single stream, 0.0 when unknown."""
+        """Set the counts for the record; ``speed``: tokens per second of a single stream, 0.0 if unknown."""
         ...
 
     def answered(self, endpoint: str, tokens: int, drafted: int, accepted: int) -> None:
-        """A whole answer came from it: of its tokens so many were drafted and accepted."""
+        """Count the tokens of a complete answer, and its drafted and accepted draft tokens."""
         ...
 
 
 class Engines:
-    """This node's engines: the deployments whose head it is, and its Ollama."""
+    """This node's engines: the deployments of which it is the head, and its Ollama."""
 
     def __init__(self, deployments: Deployments, ollama: LocalOllama) -> None:
         self._deployments = deployments
         self._ollama = ollama
 
     def of(self, endpoint: str) -> EngineHost:
-        """Which has the endpoint, if any has."""
+        """The host responsible for this id, whether or not it has such an endpoint."""
         return self._ollama if endpoint.startswith(OLLAMA_PREFIX) else self._deployments

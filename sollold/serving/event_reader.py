@@ -1,4 +1,4 @@
-"""One attempt's body as the events that the caller gets: cut apart, named, and noted for a fault."""
+"""Turns an attempt's body into events for the caller: splits it, renames the model, records delivery."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sollold.serving.resume.base import Continuation
 from sollold.serving.resume.base import read as read_event
 
 _ERROR = b'{"error"'
-"""How an event begins with which an engine says that it failed."""
+"""Beginning of an event by which an engine reports an error."""
 
 
 class EventSplitter:
-    """Cuts an engine's body into events, and knows whether its end was the end."""
+    """Splits an engine's body into events, and detects whether it is complete."""
 
     def __init__(self, engine: Engine, path: str) -> None:
         self._lines = engine is Engine.OLLAMA and path.startswith("/api/")
@@ -21,16 +21,16 @@ class EventSplitter:
         self._rest = b""
         self._last = b""
         self.done = False
-        """Whether the body has come to the end that the engine announces."""
+        """Whether the engine's end marker has been seen; final after `finish`."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The events that are whole now: payloads of ``data:`` lines, or lines."""
+        """Add received bytes and return the complete events: payloads of ``data:`` lines, or lines."""
         if self._rest:
             data = self._rest + data
         if self._lines:
             return self._cut_lines(data)
         if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:
-            # One event alone, as nearly all come.
+            # A single event, the usual case.
             payload, self._rest = data[6:-2], b""
             if payload == b"[DONE]":
                 self.done = True
@@ -66,15 +66,15 @@ class EventSplitter:
 
     @property
     def over(self) -> bool:
-        """Whether the engine has said that there is no more, however the body ended."""
+        """Whether the engine has announced the end, however the body ended."""
         if self._lines:
-            # The word may stand in a tool call's arguments, too.
+            # A search for the word is not enough: it may occur in a tool call's arguments.
             last = read_event(self._last)
             return last is not None and last.get("done") is True
         return self.done or any(word in self._last for word in self._done_word)
 
     def finish(self) -> list[bytes]:
-        """The body has ended: an event whose end-of-line was left out, and `done` gets its last word."""
+        """End the body: return a last event without a line end, if any, and set `done` finally."""
         events: list[bytes] = []
         if self._rest.strip():
             events = self.feed(b"\n" if self._lines else b"\n\n")
@@ -83,7 +83,7 @@ class EventSplitter:
 
 
 def _done_word(path: str) -> tuple[bytes, ...]:
-    """What the last of an event stream's events contains, where it does not end with ``[DONE]``."""
+    """Strings that mark the last event of a stream that does not end with ``[DONE]``."""
     if path.startswith("/v1/messages"):
         return (b'"message_stop"',)
     if path.startswith("/v1/responses"):
@@ -94,36 +94,36 @@ def _done_word(path: str) -> tuple[bytes, ...]:
 
 
 class EventReader:
-    """One attempt's body as the events that the caller gets."""
+    """Turns one attempt's body into the events for the caller."""
 
     def __init__(self, attempt: Attempt, continuation: Continuation) -> None:
         self._events = EventSplitter(attempt.candidate.engine, attempt.call.path)
         self._rename = callers_name(attempt.candidate, attempt.call)
         self._continuation = continuation
         self.started = False
-        """Whether the engine has sent anything."""
+        """Whether the engine has sent an event other than an error."""
         self.began = 0.0
-        """When that was, on the loop's clock."""
+        """When that was first noticed, on the loop's clock; set by the owner."""
         self.delivered = False
-        """Whether the caller got anything of this attempt."""
+        """Whether there were any events for the caller from this attempt."""
         self.whole = False
-        """Whether the body came to the end that the engine announces."""
+        """Whether the body ended with the engine's end marker; set by `finish`."""
         self.error = b""
-        """An event with which the engine itself says that it failed."""
+        """The event by which the engine reported an error; empty if none."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that are whole now; those before an error, of which `error` tells."""
+        """Add received bytes and return the complete events up to an error, which is stored in `error`."""
         return self._to_caller(self._events.feed(chunk))
 
     def finish(self) -> list[bytes]:
-        """The body is over: the last events."""
+        """End the body and return the last events."""
         events = self._to_caller(self._events.finish())
         self.whole = self._events.done
         return events
 
     @property
     def over(self) -> bool:
-        """Whether the engine has said that there is no more, however the body ended."""
+        """Whether the engine has announced the end, however the body ended."""
         return self._events.over
 
     def _to_caller(self, events: list[bytes]) -> list[bytes]:
@@ -141,7 +141,7 @@ class EventReader:
         if continuation.resumed:
             events = [merged for event in events for merged in continuation.merge(event)]
         else:
-            # Nearly every token goes this way: nothing is read, nothing is copied.
+            # The path of nearly every token: nothing is parsed or copied.
             continuation.add_events(events)
         if events:
             self.delivered = True

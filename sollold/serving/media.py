@@ -1,8 +1,8 @@
-"""Images and sound of a request, kept out of the values that its text is decoded to.
+"""Keeps images and audio of a request out of its decoded JSON.
 
-They are base64, up to 128 MiB of it. Decoding, checking, copying and encoding that would each stop the loop
-for a tenth of a second and take its size again. So the middle of each stays in the bytes that came, a mark
-stands for it (`sollold.api.http.media_cut`), and it is put back into the bytes that an engine is sent.
+They are up to 128 MiB of base64. Decoding, checking, copying and encoding it would each block the loop for a
+tenth of a second and need as much memory again. So the middle of each stays in the received bytes, replaced
+by a mark (`sollold.api.http.media_cut`), and is put back into the bytes that are sent to an engine.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _PREFIX = base64.b64encode(os.urandom(12))
 _KEY = os.urandom(32)
 _MARK = re.compile(re.escape(_PREFIX) + rb"[A-Za-z0-9+/]{28}")
 _LONGEST_SHORT = 4096
-"""Characters of a text that has no mark: what is beside a mark stays with it."""
+"""Strings shorter than this, in characters, contain no mark: the edges of cut content stay beside it."""
 
 
 class Media:
-    """What was cut out of one request, by its marks.
+    """The content cut out of one request, by its marks.
 
-    A mark is base64 of whole groups of four, so that what stood around it is still base64. It is made of what
-    it stands for, so that the same request has the same marks; nobody else can make one.
+    A mark is base64 in whole groups of four, so that the text around it is still valid base64. It is a keyed
+    digest of the content, so that equal requests have equal marks, and others cannot forge one.
     """
 
     def __init__(self) -> None:
         self._cut: dict[bytes, memoryview] = {}
 
     async def add(self, content: memoryview) -> bytes:
-        """The mark for ``content``."""
+        """Store ``content`` and return its mark."""
         digest = hashlib.blake2b(key=_KEY, digest_size=21)
         for piece in pieces_of(content):
             digest.update(piece)
@@ -44,18 +44,18 @@ class Media:
         return mark
 
     def marks_in(self, text: str) -> list[str]:
-        """The marks in a text."""
+        """The marks in a string."""
         if len(text) < _LONGEST_SHORT:
             return []
         found = _MARK.findall(text.encode("utf-8", "replace")) if _PREFIX.decode() in text else ()
         return [mark.decode() for mark in found if mark in self._cut]
 
     def size(self, mark: str) -> int:
-        """Bytes that a mark stands for."""
+        """Size of the content that a mark replaces, in bytes."""
         return self._cut[mark.encode()].nbytes
 
     def head(self, text: str, most: int) -> str:
-        """The first ``most`` characters of a text, of which some may have been cut out."""
+        """The first ``most`` characters of a string, with the content restored."""
         head = text[: 2 * most].encode("utf-8", "replace")
         met = _MARK.search(head) if len(head) >= _LONGEST_SHORT else None
         content = self._cut.get(met[0]) if met is not None else None
@@ -65,14 +65,14 @@ class Media:
         return whole[:most].decode("utf-8", "replace")
 
     def restored(self, text: str) -> str:
-        """A text with all that was cut out of it."""
+        """The string with all cut content restored."""
         for mark in self.marks_in(text):
             text = text.replace(mark, str(self._cut[mark.encode()], "ascii"))
         return text
 
     async def put_back(self, encoded: bytes) -> bytes:
-        """JSON with all that was cut out. Others have their turn meanwhile."""
-        # Grows in place and gives what it holds without a copy.
+        """Return encoded JSON with all cut content restored. Yields to the loop in between."""
+        # BytesIO grows in place and returns its content without a copy.
         whole, at = BytesIO(), 0
         for met in _MARK.finditer(encoded):
             content = self._cut.get(met[0])

@@ -1,4 +1,4 @@
-"""Opening a stream from an endpoint, while its request may wait in the queue there and look for another."""
+"""Opens a stream from an endpoint; while queued there, the request may look for another endpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sollold.settings.schema import HttpSettings, ServingSettings
 
 @dataclass(frozen=True, slots=True)
 class ServingContext:
-    """What requests are answered with."""
+    """The parts and settings with which requests are answered."""
 
     view: View
     calls: RpcClient
@@ -39,22 +39,22 @@ class ServingContext:
 
 @dataclass(slots=True)
 class QueueWaiters:
-    """This node's requests that wait in endpoints' queues, in the order of coming."""
+    """This node's requests that wait in the queues of endpoints, in order of arrival."""
 
     _nudges: dict[asyncio.Future[None], tuple[str, str]] = field(default_factory=dict)
 
     def add(self, endpoint: tuple[str, str]) -> asyncio.Future[None]:
-        """A request waits for ``endpoint``. The future is done when it should look for another."""
+        """Add a request that waits for ``endpoint``. The future is done when it should look for another."""
         nudge: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._nudges[nudge] = endpoint
         return nudge
 
     def remove(self, nudge: asyncio.Future[None]) -> None:
-        """It waits no more."""
+        """Remove a request that no longer waits."""
         self._nudges.pop(nudge, None)
 
     def freed(self, endpoint: tuple[str, str]) -> None:
-        """A request at ``endpoint`` is over: the first that waits elsewhere should look here."""
+        """After the end of a request at ``endpoint``: notify the first request that waits elsewhere."""
         for nudge, waits_for in self._nudges.items():
             if waits_for != endpoint:
                 del self._nudges[nudge]
@@ -64,7 +64,7 @@ class QueueWaiters:
 
 
 class StreamOpening:
-    """A stream being opened, at an endpoint of this node or of another."""
+    """Opens one stream, at an endpoint of this node or of another."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class StreamOpening:
         self._on_wait = on_wait
         self._stage = stage
         self._nudge: asyncio.Future[None] | None = None
-        """Done when another endpoint has become free; there while the request is queued."""
+        """Done when another endpoint may have become free; None until the request is queued."""
         self._task: asyncio.Future[Stream] | None = None
         self._stream: Stream | None = None
 
@@ -92,12 +92,12 @@ class StreamOpening:
 
     @property
     def immediate(self) -> bool:
-        """Whether it waits in no queue: then no other endpoint is to be looked for meanwhile."""
+        """Whether the request will not have to wait, so that there is no need to look for other endpoints."""
         here = self.candidate.record.node == self._context.view.me.node
         return here and not self.request.bypass_queue and self._context.server.has_slot(self.request.endpoint)
 
     async def open(self) -> Stream:
-        """Open it, and wait for nothing else.
+        """Open the stream without looking for other endpoints.
 
         Raises:
             StreamError: it could not be opened.
@@ -113,7 +113,7 @@ class StreamOpening:
         return stream
 
     def tell_start(self) -> None:
-        """The engine may work on it: of an answer that is not streamed nothing is heard until its end."""
+        """Report that an engine may now have the request: without streaming nothing arrives until the end."""
         if self._stage == "queued":
             self._on_wait(Waiting("answering", node=self.candidate.record.name))
 
@@ -125,7 +125,10 @@ class StreamOpening:
         self._on_wait(Waiting(self._stage, position=position))
 
     async def wait(self, seconds: float) -> bool:
-        """Whether it is open (or failed), within ``seconds``; earlier when another endpoint is free."""
+        """Wait until it is open or failed, or another endpoint may be free, at most ``seconds``.
+
+        Returns whether it is open or failed.
+        """
         nudge = self._nudge
         task = self._task = self._task or asyncio.ensure_future(self.open())
         either = (task,) if nudge is None else (task, nudge)
@@ -135,7 +138,7 @@ class StreamOpening:
         return task.done()
 
     def stream(self) -> Stream:
-        """The open stream.
+        """Return the open stream.
 
         Raises:
             StreamError: it could not be opened.
@@ -144,7 +147,7 @@ class StreamOpening:
         return self._task.result()
 
     async def cancel(self) -> None:
-        """Call it off, whether it is waiting or has come through in this very moment."""
+        """Cancel the opening; close the stream if it is open already."""
         if self._stream is not None:
             await self._stream.close()
         if self._task is None:
@@ -155,6 +158,6 @@ class StreamOpening:
                 await result.close()
 
     def leave_queue(self) -> None:
-        """Look for no other endpoint any more."""
+        """Stop looking for other endpoints."""
         if self._nudge is not None:
             self._waiters.remove(self._nudge)

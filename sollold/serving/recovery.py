@@ -1,4 +1,4 @@
-"""After a fault in a stream: whether the answer can go on, and an engine for the rest of it."""
+"""After a fault in a stream: decides whether the answer can continue, and finds an engine for the rest."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ async def find_rest(
     without: frozenset[tuple[str, str]],
     continuation: Continuation | None,
 ) -> Attempt | None:
-    """An engine that goes on with the answer which another one began, within ``limit`` seconds.
+    """Find an engine that continues an answer begun by another one, within ``limit`` seconds.
 
-    It is of the same kind (``engine``), so that its events have the same form, and none of ``without``. An
-    answer of which its caller has nothing (``continuation`` None) comes from any. None: nothing but the end
-    of the stream is lacking.
+    It is of the same kind (``engine``), so that its events have the same format, and not one of ``without``
+    if there is any other. If ``continuation`` is None the answer starts over, at an engine of any kind.
+    Returns None if only the end of the stream is missing.
 
     Raises:
         Refusal: as its fault says.
@@ -50,7 +50,10 @@ async def find_rest(
 
 
 def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], there: set[Engine]) -> Engine:
-    """The kind that made the beginning, unless nothing of that kind is left; ``there``: those that are."""
+    """Choose the kind of engine for the rest: that of the beginning if possible.
+
+    Ollama's only if there is one now; ``there``: the kinds for which there are endpoints.
+    """
     wanted = delivered.engine
     if wanted not in calls:
         wanted = Engine.OLLAMA if there == {Engine.OLLAMA} else Engine.LLAMA
@@ -61,12 +64,12 @@ def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], there: set[
 
 
 def must_begin_anew(error: StreamError, continuation: Continuation | None, *, gathered: bool) -> bool:
-    """Whether a streamed answer that can't be continued exactly begins once more.
+    """Whether a streamed answer must start over, since it can't be continued exactly.
 
-    ``gathered``: its caller has none of it yet.
+    ``gathered``: the caller has not delivered any of it yet.
 
     Raises:
-        Refusal: INTERRUPTED, when its caller has the beginning already.
+        Refusal: INTERRUPTED, if the beginning has already been delivered.
     """
     if continuation is None or not continuation.delivered:
         return False
@@ -83,19 +86,19 @@ def must_begin_anew(error: StreamError, continuation: Continuation | None, *, ga
 
 
 class _Tokens(msgspec.Struct):
-    """llama-server's answer to ``/tokenize``."""
+    """llama-server's response to ``/tokenize``."""
 
     tokens: list[int | msgspec.Raw]
 
 
 class _Prompt(msgspec.Struct):
-    """llama-server's answer to ``/apply-template``."""
+    """llama-server's response to ``/apply-template``."""
 
     prompt: str
 
 
 class _TokenCounter:
-    """Counts tokens by the model's own tokenizer, at any engine that serves it."""
+    """Counts tokens with the model's own tokenizer, at any engine that serves it."""
 
     def __init__(self, dispatcher: Dispatcher, limit: float, without: frozenset[tuple[str, str]]) -> None:
         self._dispatcher = dispatcher
@@ -103,7 +106,7 @@ class _TokenCounter:
         self._without = without
 
     async def count(self, continuation: Continuation) -> int | None:
-        """How many tokens were delivered; None when no engine says.
+        """Count the delivered tokens; None if no engine could count them.
 
         Raises:
             Refusal: there is no engine for the model.
@@ -120,7 +123,7 @@ class _TokenCounter:
         except (StreamError, TimeoutError, msgspec.MsgspecError) as error:
             log.info("the engine did not count tokens: %s", error)
         except Refusal as refusal:
-            # An engine that does not answer this is watched while it works on the answer itself.
+            # Not fatal: an engine that hangs will be noticed when it continues the answer.
             if refusal.fault not in (Fault.ENGINE, Fault.TIMEOUT):
                 raise
         return None
@@ -130,10 +133,10 @@ class _TokenCounter:
         return len(msgspec.json.decode(await self._answer(call), type=_Tokens).tokens)
 
     async def _answer(self, call: Call) -> bytes:
-        """A small request, which needs no slot.
+        """Send a small request, which needs no slot, and return the response.
 
         Raises:
-            StreamError, TimeoutError: it broke off, or there was no answer.
+            StreamError, TimeoutError: it broke off, or there was no response.
         """
         attempt = await self._dispatcher.find({Engine.LLAMA: call}, self._limit, _STAGE, self._without)
         try:

@@ -1,4 +1,4 @@
-"""Requests that only tell an engine how long to keep a model: loading it, and unloading it."""
+"""Handles requests that only load or unload a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sollold.serving.stream import whole
 log = logging.getLogger("sollold.serving")
 
 TOUCH = Call("/tokenize", {"content": ""})
-"""The smallest request that a llama-server answers: with it an endpoint learns of keep_alive."""
+"""A minimal request to llama-server, which carries a keep_alive to its endpoint."""
 
 
 async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attempts: Attempts) -> Routing:
-    """End the deployments of the model that are not in use, and let an Ollama unload it.
+    """End the model's deployments that are not in use, and have Ollama unload it.
 
-    Returns where it was.
+    Returns the routing of one of its endpoints.
 
     Raises:
         Refusal: as its fault says.
@@ -33,7 +33,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attemp
     candidates = _named(query, context)
     if any(candidate.engine is Engine.LLAMA for candidate in candidates):
         await context.loader.unload(query, "requested by a client (keep_alive 0)")
-    # One that is in use ends when it is idle: it learns of it by a request with keep_alive 0.
+    # One in use gets a request with keep_alive 0, so that it ends when idle.
     refused: Refusal | None = None
     for candidate in _named(query, context):
         if not candidate.endpoint.loaded:
@@ -51,17 +51,17 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attemp
     if candidates:
         record, endpoint = candidates[0].record, candidates[0].endpoint
     else:
-        # Nothing was loaded, which is what was asked for.
+        # Nothing was loaded, which is the requested state.
         record = view.me
         endpoint = Endpoint("", query.model, query.digest, Backend.LOCAL, State.DRAINING)
     return routing_of(query.model, record, endpoint, view.live())
 
 
 async def read_away(attempt: Attempt, limit: float | None) -> None:
-    """Read the answer to its end, in ``limit`` seconds; None: in whatever time it takes.
+    """Read the response to its end, within ``limit`` seconds (None: no limit), and discard it.
 
     Raises:
-        Refusal: ENGINE when it breaks off, UNAVAILABLE when it takes too long.
+        Refusal: ENGINE if it breaks off, UNAVAILABLE if it takes too long.
     """
     try:
         async with asyncio.timeout(limit):
@@ -74,16 +74,16 @@ async def read_away(attempt: Attempt, limit: float | None) -> None:
 
 
 def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandidate, ...]:
-    """The endpoints of just the name that was asked for: the same content under another one stays."""
+    """The endpoints with the requested name; the same content under another name is left alone."""
     now = asyncio.get_running_loop().time()
     found = context.router.candidates(context.view.live(), query, now)
     name = query.model.lower()
-    # An Ollama's are by name already.
+    # Ollama's endpoints are matched by name already.
     return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
 
 
 async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, attempts: Attempts) -> None:
-    # Past the queue: in it the request would wait for others, or be sent to another endpoint.
+    # Bypass the queue, in which the request would wait for others or switch to another endpoint.
     attempt = await attempts.begin(choice, call, query, bypass_queue=True)
     if isinstance(attempt, Attempt):
         try:
