@@ -1,7 +1,7 @@
-"""At the endpoint's node: requests from all nodes come in, each endpoint has one queue, answers go out.
+"""At the endpoint's node: serves requests from all nodes, with one queue per endpoint.
 
-The node that was asked and the endpoint's node are often the same. Then `EndpointServer.stream` is called
-directly; otherwise the peer route carries it in the frames of `sollold.serving.protocol`.
+Often the endpoint is on the node that received the request. Then `EndpointServer.stream` is called directly;
+otherwise the request comes over the peer route, in the format of `sollold.serving.protocol`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sollold.turns import next_turn
 log = logging.getLogger("sollold.serving")
 
 CHECK_EVERY = 1.0
-"""Seconds between two checks of what is under way."""
+"""Interval of the checks of running requests, in seconds."""
 _REPORT = 0.25
-"""Seconds over which changes of the counts are gathered before they go into the record."""
+"""Delay for which changes of the counts are collected before the record is updated, in seconds."""
 _UNREAD = 300.0
-"""Seconds for which a caller that reads nothing keeps its slot."""
+"""Seconds after which a caller that reads nothing loses its slot."""
 _PATHS = (
     "/v1/",
     "/api/chat",
@@ -56,14 +56,13 @@ _PATHS = (
 _FULL_RETRY = 5.0
 _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
 _ENOUGH_TOKENS = 16
-"""Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
+"""Minimum tokens for measuring an answer's speed: the first few are faster or slower than the rest."""
 _OLLAMA_SILENCE = 1200.0
-"""Seconds of silence granted, at the least, to an Ollama that loads, or whose answer is not streamed: it
-shows no work."""
+"""Minimum seconds of silence granted to an Ollama that loads or does not stream: it shows no progress."""
 
 
 class EndpointState:
-    """An endpoint's queue and what is measured there."""
+    """An endpoint's queue, running requests and measurements."""
 
     def __init__(self, id: str, host: EngineHost, queue: AdmissionQueue) -> None:
         self.id = id
@@ -76,17 +75,17 @@ class EndpointState:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """What is true of it now; None: it is gone."""
+        """The endpoint's current state; None if it is gone."""
         return self.host.endpoint(self.id)
 
     def newest_unanswered(self) -> LocalStream | None:
-        """Of the requests in the engine of which nothing came yet, the one that it got last."""
+        """The request that the engine got last, of those without any response yet; None if there is none."""
         waiting = [one for one in self.streams if one.progress is not None and not one.progress.began]
         return max(waiting, key=lambda one: one.sent_at, default=None)
 
 
 class EndpointServer:
-    """This node's endpoints as they are served. Own it: `start`, `close`."""
+    """Serves this node's endpoints. The owner calls `start` and `close`."""
 
     def __init__(
         self,
@@ -97,9 +96,9 @@ class EndpointServer:
         who: Callable[[web.Request], str] = proved_caller,
         counters: Counters | None = None,
     ) -> None:
-        """Registers the peer route; call it before the peer server starts, and `start` on the loop.
+        """Register the peer route; must be called before the peer server starts, and `start` on the loop.
 
-        ``who`` tells the node id of a request's caller.
+        ``who``: returns the node id of a peer request's caller.
         """
         self._peer_requests = PeerRequestHandler(self.stream, who)
         self._counters = counters or Counters()
@@ -115,18 +114,18 @@ class EndpointServer:
         self._reports: dict[str, asyncio.TimerHandle] = {}
         self._refusing = ""
         self._work = asyncio.Event()
-        """A request came, so there is something to check."""
+        """Set when a request has arrived, so that there is something to check."""
         if peers is not None:
             peers.route("POST", PATH, self._peer_requests.answer)
 
     async def start(self) -> None:
-        """Follow the own record's endpoints, and look after what is under way."""
+        """Start watching the cluster's records and checking running requests."""
         self._client = EngineClient()
         self._unsubscribe = self._view.subscribe(self._record_changed)
         self._checks = asyncio.create_task(self._check_always(), name="serving checks")
 
     async def close(self) -> None:
-        """End everything under way."""
+        """End all requests."""
         self.refuse("this node is stopping")
         self.abort_all("this node is stopping")
         self._unsubscribe()
@@ -136,7 +135,7 @@ class EndpointServer:
             self._checks.cancel()
             tasks.append(self._checks)
         if tasks:
-            # An aborted stream ends its own task by itself; the limit is for a caller that reads nothing.
+            # An aborted stream ends its task by itself; the timeout is for callers that read nothing.
             _, slow = await asyncio.wait(tasks, timeout=2.0)
             for task in slow:
                 task.cancel()
@@ -149,31 +148,34 @@ class EndpointServer:
 
     @property
     def under_way(self) -> int:
-        """Requests in queues and engines of this node."""
+        """Number of requests in this node's queues and engines."""
         return sum(len(state.streams) for state in self._states.values())
 
     def use_settings(self, settings: ServingSettings) -> None:
-        """Other limits from now on; a queue that is there keeps its length."""
+        """Apply changed settings, except the length of existing queues and the limit on request bodies."""
         self._settings = settings
 
     def refuse(self, reason: str) -> None:
-        """Accept no requests, send those that wait elsewhere; with an empty ``reason`` accept them again."""
+        """Accept no requests and send waiting ones elsewhere; with an empty ``reason`` accept them again.
+
+        Closed queues reopen at the next change of the records.
+        """
         self._refusing = reason
         if reason:
             for state in self._states.values():
                 state.queue.dismiss()
 
     def abort_all(self, reason: str) -> None:
-        """Abort what is under way, so that the nodes that were asked resume it elsewhere."""
+        """Abort all requests, so that their callers' nodes resume them elsewhere."""
         for state in self._states.values():
             for stream in tuple(state.streams):
                 stream.abort(StreamError(ErrorKind.MOVED, reason))
 
     def stream(self, request: EngineRequest) -> LocalStream:
-        """A request for an endpoint of this node, not yet opened.
+        """Return a stream, not yet opened, for a request to an endpoint of this node.
 
         Raises:
-            StreamError: MOVED, when the endpoint accepts no requests here; FULL.
+            StreamError: MOVED if the endpoint accepts no requests here; FULL; ENGINE for a forbidden path.
         """
         if self._refusing:
             raise StreamError(ErrorKind.MOVED, self._refusing)
@@ -208,7 +210,7 @@ class EndpointServer:
             host,
             self._client,
             stall=self._stall_limit(request, endpoint),
-            # An Ollama loads first, in silence, and gives up by itself when that does not go forward.
+            # Ollama loads first, in silence, and gives up by itself if that makes no progress.
             begin=_OLLAMA_SILENCE if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
             speed=state.speed or endpoint.speed,
             on_speed=partial(self._measured, state),
@@ -225,7 +227,7 @@ class EndpointServer:
         return tracing.begin("engine", facts, request.trace)
 
     def has_slot(self, endpoint: str) -> bool:
-        """Whether a request that comes to it now would not have to wait."""
+        """Whether a new request to the endpoint would not have to wait."""
         state = self._states.get(endpoint)
         return state is None or state.queue.free
 
@@ -252,7 +254,7 @@ class EndpointServer:
                 else:
                     state.queue.resize(endpoint.slots)
                 continue
-            # It is being ended. An engine that was told to end may hold its streams open in silence.
+            # It is ending. An engine that is shutting down may keep its streams open in silence.
             state.queue.dismiss()
             why = endpoint.reason if endpoint is not None else ""
             failed = endpoint is not None and endpoint.state is State.FAILED
@@ -282,7 +284,7 @@ class EndpointServer:
             state.host.report(id, state.queue.active, state.queue.waiting, state.speed)
 
     def _measured(self, state: EndpointState, stream: LocalStream, figures: Figures) -> None:
-        """The record tells the speed of one stream alone; of several each is slower than that."""
+        """Update the counters and the speed, which is that of a single stream: concurrent ones are slower."""
         speed, tokens = figures.speed, figures.tokens
         self._counters.generated(tokens, speed)
         state.host.answered(state.id, tokens, figures.drafted, figures.accepted)
@@ -291,7 +293,7 @@ class EndpointServer:
         state.speed += (0.3 if state.speed else 1.0) * (speed - state.speed)
         self._counted(state.id)
 
-    # Checks once a second: hang-ups, hung engines.
+    # Checks once a second for disconnected callers and hung engines.
 
     async def _check_always(self) -> None:
         loop = asyncio.get_running_loop()
@@ -311,7 +313,7 @@ class EndpointServer:
                 pauses.rested(loop.time())
 
     def _rests(self) -> bool:
-        """Whether there is nothing to check until a request comes."""
+        """Whether there is nothing to check until the next request."""
         connections = len(self._client) if self._client is not None else 0
         return not (self.under_way or connections or self._peer_requests.tasks())
 
@@ -357,15 +359,15 @@ class EndpointServer:
         state.host.fail(state.id, reason)
 
     def _free_slot(self, stream: LocalStream) -> None:
-        """Give others the slot of a request whose caller does not read; when it reads on, it is resumed."""
+        """Free the slot of a request whose caller does not read; it is resumed when the caller reads on."""
         stream.abort(StreamError(ErrorKind.MOVED, "the client did not read for a long time"))
-        # The task that should close it waits for its caller, perhaps for ever.
+        # The task that should close it waits for its caller, perhaps forever.
         closing = asyncio.create_task(stream.close(), name=f"closing {stream.request.id}")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
     async def _ask_engine(self, state: EndpointState) -> None:
-        """Its slots may have worked although nothing came of them."""
+        """Ask llama-server for its progress: its slots may have worked without any output yet."""
         engine, endpoint = state.host.address(state.id), state.endpoint
         if engine is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._client is None:
             return

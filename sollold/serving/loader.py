@@ -1,4 +1,4 @@
-"""Getting a model loaded: the leader decides, the head loads, callers here wait, one load for all of them."""
+"""Has models loaded: the leader decides, the head loads, and callers here wait, sharing one load."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ log = logging.getLogger("sollold.serving")
 
 _PLANNING = 0.2
 _SILENCE = 15.0
-"""Seconds without a line from a head that loads; it sends one every five."""
+"""Timeout for the next line from a loading head, in seconds; it sends one at least every five."""
 _FAILURES = 4
-"""Deployments that may fail one after the other before the callers are told."""
+"""Failed deployments after which a load is given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model that must answer soon.
+    """A caller's need for a loaded model.
 
     Attributes:
-        ask: what the leader is asked for.
-        limit: seconds to wait.
-        begun: for an answer that is under way already: no full queue sends it away, and it waits on while the
-            load makes progress, ``limit`` seconds without any.
-        waited: seconds that were waited before.
+        ask: the request to the leader.
+        limit: maximum time to wait, in seconds.
+        begun: it is for an answer already in progress: a full queue does not refuse it, and ``limit`` starts
+            again whenever the load makes progress.
+        waited: seconds already waited before.
     """
 
     ask: Ensure
@@ -55,9 +55,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An endpoint that answers now, though the record that says so may still be on its way here.
+    """An endpoint that is ready, although its record may not have arrived here yet.
 
-    ``reasons``: the leader's sentences on what was given and why.
+    ``reasons``: the leader's explanations of its decision, one sentence each.
     """
 
     node: str
@@ -66,7 +66,7 @@ class Ready:
 
 
 def ensure_of(query: EndpointQuery, keep_alive: float | None) -> Ensure:
-    """What the leader is asked for when nothing serves ``query``; ``keep_alive``: as the caller named it."""
+    """The request to the leader when nothing serves ``query``; ``keep_alive``: as set by the caller."""
     return Ensure(
         model=query.model,
         digest=query.digest,
@@ -81,7 +81,7 @@ def ensure_of(query: EndpointQuery, keep_alive: float | None) -> Ensure:
 
 
 def with_ready(records: tuple[Record, ...], ready: Ready) -> tuple[Record, ...]:
-    """The records as they will be when that of ``ready``'s node has come."""
+    """The records as they will be once that of ``ready``'s node is up to date."""
     node, endpoint = ready.node, ready.endpoint
     return tuple(_with_endpoint(record, endpoint) if record.node == node else record for record in records)
 
@@ -92,7 +92,7 @@ def _with_endpoint(record: Record, endpoint: Endpoint) -> Record:
 
 
 class _Load:
-    """One model being loaded, and the callers that wait for it."""
+    """One load in progress, and the callers that wait for it."""
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[Waiting], None]] = []
@@ -107,12 +107,12 @@ class _Load:
 
 
 class Loader:
-    """Gets endpoints made, by the cluster's leader."""
+    """Has endpoints created by the cluster's leader."""
 
     def __init__(
         self, view: View, calls: RpcClient, queue: int = 512, own: Deployments | None = None
     ) -> None:
-        """``queue``: callers of a model that may wait for it here; ``own``: what this node is the head of."""
+        """``queue``: maximum callers waiting here per model; ``own``: deployments with this node as head."""
         self._own = own
         self._view = view
         self._queue = max(1, queue)
@@ -125,7 +125,9 @@ class Loader:
         await cancel_and_wait(*(load.task for load in self._loads.values()))
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
-        """Wait until an endpoint for it should be READY. However many wait, it is loaded once.
+        """Wait until an endpoint should be READY. Callers with equal ``ask`` share one load.
+
+        Returns None if the endpoint named by the leader is not in the records here yet.
 
         Raises:
             Refusal: TOO_BIG, NOT_FOUND, UNAVAILABLE (after ``limit``, or with no leader), ENGINE.
@@ -171,7 +173,7 @@ class Loader:
                     await cancel_and_wait(task)
 
     def _check_room(self, model: str) -> None:
-        """Refuse one more who waits for ``model``, when there is no room.
+        """Check that one more caller may wait for ``model``.
 
         Raises:
             Refusal: UNAVAILABLE.
@@ -187,7 +189,7 @@ class Loader:
             )
 
     async def unload(self, query: EndpointQuery, reason: str) -> None:
-        """Have the deployments of the model ended that are not in use.
+        """Have the leader end the model's deployments that are not in use.
 
         Raises:
             Refusal: UNAVAILABLE.
@@ -229,10 +231,10 @@ class Loader:
         return Ready(answer.node, replace(endpoint, state=State.READY), answer.reasons)
 
     async def _watch(self, node: str, deployment: str, load: _Load) -> Endpoint | None:
-        """Wait for a deployment's end of loading; None when it or its head is gone.
+        """Wait until a deployment has finished loading; None if it or its head is gone.
 
-        The head is asked, since its record takes a moment to come; the record too, since the head may have
-        died.
+        The head is asked, since its record arrives with a delay; the record is watched too, since the head
+        may die.
         """
         asking = asyncio.create_task(self._ask_head(node, deployment, load))
         asked: Endpoint | None = None
@@ -256,13 +258,13 @@ class Loader:
             await cancel_and_wait(asking)
 
     def _shown(self, node: str, deployment: str) -> Endpoint | None:
-        """A deployment as its head's record shows it."""
+        """A deployment's endpoint according to its head's record; None if it is not there."""
         record = self._view.record(node)
         endpoints = record.endpoints if record is not None else ()
         return next((endpoint for endpoint in endpoints if endpoint.id == deployment), None)
 
     async def _news(self, asking: asyncio.Task[Endpoint | None]) -> None:
-        """Wait for a change of the view or the head's answer, two seconds at the most."""
+        """Wait for a change of the view or the head's answer, two seconds at most."""
         changed = asyncio.create_task(next_change(self._view, 2.0))
         waited: set[asyncio.Task[Any]] = {changed} if asking.done() else {changed, asking}
         try:
@@ -271,7 +273,7 @@ class Loader:
             changed.cancel()
 
     async def _ask_head(self, node: str, deployment: str, load: _Load) -> Endpoint | None:
-        """The head's own account, a line at every change. None when there is none, or not to the end."""
+        """Follow the head's own report of the load. Return its last state; None if there was no report."""
         last: Endpoint | None = None
         try:
             if self._own is not None and node == self._view.me.node:
@@ -313,6 +315,6 @@ def _too_long(model: str, waited: float, last: Waiting) -> Refusal:
 
 
 def _retry(took: float, last: Waiting) -> float:
-    """Seconds after which the load should be done, when it has taken so many to get where it is."""
+    """Estimate the seconds until the load is done, given that it has taken ``took`` seconds so far."""
     rest = took * (1 - last.progress) / last.progress if last.progress > 0.02 else 30.0
     return min(max(5.0, rest), 600.0)

@@ -1,6 +1,6 @@
-"""At the endpoint's node: requests that other nodes were asked, as they come in over the peer route.
+"""At the endpoint's node: handles requests that other nodes forward over the peer route.
 
-The request is one `sollold.serving.protocol.EngineRequest`, the answer a sequence of that module's frames.
+The request is one `sollold.serving.protocol.EngineRequest`, the response a sequence of that module's frames.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from sollold.serving.protocol import (
 log = logging.getLogger("sollold.serving")
 
 _ALIVE_EVERY = 2.0
-"""Seconds of silence towards a caller's node after which it is told that this one is still here."""
+"""Seconds without a frame to a caller's node after which it gets a keep-alive."""
 
 
 class PeerCaller:
-    """The node that asked: frames go to it, its hang-up is noticed."""
+    """The connection to the node that forwarded a request: sends frames, and detects disconnection."""
 
     def __init__(self, node: str, writer: BodyWriter, task: asyncio.Task[Any]) -> None:
         self._writer = writer
@@ -51,20 +51,20 @@ class PeerCaller:
 
     @property
     def gone(self) -> bool:
-        """Whether the caller's node has closed the connection."""
+        """Whether the connection is closed."""
         return self._writer.gone
 
     def send(self, data: bytes) -> bool:
-        """Write one frame. Whether the node takes more; if not, `drain` waits until it does."""
+        """Write one frame. Return whether the node accepts more; if not, await `drain` first."""
         self.sent = self._loop.time()
         return self._writer.write(data)
 
     def tell_position(self, position: int) -> None:
-        """Write which place in the queue the request has."""
+        """Write the request's position in the queue."""
         self.send(packed(POSITION, position))
 
     def begin(self, head: ResponseHead) -> None:
-        """Write that the engine answers, together with what is here of the body already."""
+        """Write that the engine has begun to respond, together with the start of the body if it is there."""
         self.sent = self._loop.time()
         self._writer.write_soon(packed(BEGUN, head))
 
@@ -73,34 +73,34 @@ class PeerCaller:
         return self.send(frame(DATA, chunk))
 
     def show_life(self) -> None:
-        """Write a frame that says nothing else, unless the node takes nothing."""
+        """Write a keep-alive frame, unless earlier data is still unsent."""
         if not self._writer.unsent:
-            # Between two frames, so nothing is cut.
+            # Never inside another frame, since nothing is pending.
             self.send(frame(ALIVE))
 
     async def drain(self) -> None:
-        """Wait until the node has read most of what was sent.
+        """Wait until the node has read most of the data.
 
         Raises:
-            ConnectionError: it has closed the connection.
+            ConnectionError: the connection is closed.
         """
         await self._writer.drain()
 
     async def write_last(self, last: bytes) -> None:
-        """Write the last frame.
+        """Write the last frame and complete the response.
 
         Raises:
-            ConnectionError: the node has closed the connection.
+            ConnectionError: the connection is closed.
         """
         await self._writer.write_eof(last)
 
 
 class PeerRequestHandler:
-    """Answers the requests of other nodes.
+    """Handles the requests of other nodes.
 
     Args:
-        begin: a stream for a request at an endpoint of this node; raises `StreamError` when it accepts none.
-        node_of: the node id that a connection has proved.
+        begin: returns a stream for a request at an endpoint of this node; raises `StreamError` if refused.
+        node_of: returns the authenticated node id of a request's connection.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class PeerRequestHandler:
         self._callers: set[PeerCaller] = set()
 
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """The tasks of requests under way."""
+        """The tasks of running requests."""
         return [caller.task for caller in self._callers]
 
     def end_all_but(self, live: Set[str]) -> None:
         """End the requests of nodes that are not among ``live``."""
         for caller in tuple(self._callers):
             if caller.node not in live:
-                # Its machine may be off: then no packet ever says that the connection is gone.
+                # Its machine may be off, so that the connection is never closed.
                 caller.task.cancel()
 
     def check(self, now: float) -> None:
-        """End the requests of callers that have hung up; send a sign of life to those that heard nothing."""
+        """End the requests of disconnected callers; send keep-alives to the others where due."""
         for caller in tuple(self._callers):
             if caller.gone:
                 caller.task.cancel()
@@ -130,10 +130,10 @@ class PeerRequestHandler:
                 caller.show_life()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """The peer route.
+        """Handle the peer route.
 
         Raises:
-            web.HTTPException: the body is too big or no `EngineRequest`.
+            web.HTTPException: the body is too big or not an `EngineRequest`.
         """
         engine_request = await _read_request(request)
         response = StreamedResponse(headers={"Content-Type": "application/octet-stream"})
@@ -166,10 +166,10 @@ class PeerRequestHandler:
 
 
 async def _read_request(request: web.Request) -> EngineRequest:
-    """The request in a peer's body.
+    """Read a peer's request.
 
     Raises:
-        web.HTTPException: it is too big or no `EngineRequest`.
+        web.HTTPException: it is too big or not an `EngineRequest`.
     """
     raw = BytesIO()
     pieces: AsyncIterator[bytes] = request.content.iter_any()

@@ -1,4 +1,4 @@
-"""`Serving`: answers the requests that this node is asked."""
+"""`Serving`: answers the requests that this node receives."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from sollold.units import seconds_text
 log = logging.getLogger("sollold.serving")
 
 _CLOSE = 2.0
-"""Seconds that callers get to read the error when this node stops."""
+"""Seconds that callers have to read the error when this node stops."""
 
 
 class Serving:
-    """The `Service` of the node that was asked. Its maker calls `start` and `close`."""
+    """The `Service` of the node that receives requests. The owner calls `start` and `close`."""
 
     def __init__(
         self,
@@ -68,40 +68,40 @@ class Serving:
         self._refusing = ""
 
     async def start(self) -> None:
-        """Begin to watch the cluster."""
+        """Start watching the cluster for lost nodes."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
 
     def use_settings(
         self, serving: ServingSettings, http: HttpSettings, placement: PlacementSettings
     ) -> None:
-        """Other limits, and other models to spread, from the next request on."""
+        """Apply changed settings from the next request on."""
         self._context = replace(self._context, serving=serving, http=http)
         self._placement = placement
 
     def refuse(self, reason: str) -> None:
-        """Accept no new requests; those under way go on. ``reason``: such as that this node is stopping."""
+        """Accept no new requests; running ones continue. ``reason``: such as "this node is stopping"."""
         self._refusing = reason
 
     def refuse_waiting(self) -> None:
-        """Once no new requests are accepted: refuse also those for which there is no engine, and no other
-        node that takes requests and has the model. They would only hold up the end.
+        """After `refuse`, also refuse requests that wait for an engine if no node that accepts requests has
+        the model. They would only delay the end.
         """
         taking = {record.node for record in self._view.live() if not record.draining}
         for executor in tuple(self._executors) if self._refusing else ():
             having = {node for node, _ in self._library.holders(executor.model)}
-            # Of a model that nobody lists any more, whoever takes requests may have an engine soon.
+            # If no node lists the model any more, any node that accepts requests may have an engine soon.
             if executor.waiting and not (taking & having if having else taking):
                 executor.stop(self._refusing)
 
     async def close(self) -> None:
-        """Break off what callers here still have under way, with a clear error. May be called twice."""
+        """End the running requests of this node's callers with a clear error. May be called twice."""
         self.refuse("this node is stopping")
         self._unsubscribe()
         self._unsubscribe = lambda: None
         for executor in tuple(self._executors):
             executor.stop(self._refusing)
         if self._executors:
-            # Each ends by itself when its caller reads on; one that is not read is closed here.
+            # Each ends by itself when its caller reads on; the others are closed below.
             self._idle = asyncio.Event()
             await sleep_until_set(self._idle, _CLOSE)
         for executor in tuple(self._executors):
@@ -109,11 +109,11 @@ class Serving:
 
     @property
     def under_way(self) -> int:
-        """Answers being given to callers of this node."""
+        """Number of running requests of this node's callers."""
         return len(self._executors)
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        """Find or load an endpoint, wait for a slot, send the request; as `Service` says."""
+        """Find or load an endpoint, wait for a slot, and send the request; see `Service.open`."""
         if self._refusing:
             raise Refusal(Fault.UNAVAILABLE, f"{self._refusing}; use another node", retry_after=1.0)
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
@@ -165,19 +165,19 @@ class Serving:
 
 
 def _query(ask: Ask, listed: Listed, wish: PlacementWish, placement: PlacementSettings) -> EndpointQuery:
-    """What ``ask`` needs of an endpoint."""
+    """Return what ``ask`` needs of an endpoint."""
     model = listed.model
     trained = model.context_train
     only_embeds = "embedding" in model.capabilities and "completion" not in model.capabilities
     return EndpointQuery(
         model=model.name,
         engines=frozenset(ask.calls),
-        # Nobody can give more than the model was trained with; the leader reckons so too.
+        # More than the trained context is never given; the leader calculates in the same way.
         context=min(ask.context, trained) if trained else ask.context,
         usual=min(placement.context, trained) if trained else placement.context,
         trained=trained,
         prefix=ask.prefix,
-        # A model that only embeds has a server that only embeds, whatever was asked of it.
+        # The server of a model that only embeds only embeds, whatever the request.
         embedding=ask.embedding or only_embeds,
         digest=model.digest,
         in_ollama=listed.in_ollama,

@@ -1,14 +1,14 @@
-"""What was delivered of a stream, how it is to be continued, and the new events made to fit the old stream.
+"""Records the delivered part of a stream, requests the rest, and adapts the new events to the old stream.
 
-Pure. A `Continuation` takes the engine's events as raw JSON while all goes well and looks into none of them,
-but now and then reduces them to what they say, so that a long answer does not grow the daemon. After a fault
-`resume` gives the request that makes another engine go on where the stream stopped: what was delivered is
-given to it as the beginning of its own answer (prefill). `merge` turns that engine's events into ones that
-continue the old stream: same id, no second role, counts and times of the whole.
+Pure. While all goes well, a `Continuation` collects the engine's events as raw JSON without parsing them, and
+only now and then folds them into text, so that a long answer does not use much memory. After a fault `resume`
+returns the request that makes another engine continue where the stream stopped: it gets the delivered part as
+the beginning of its own answer (prefill). `merge` turns that engine's events into ones that continue the old
+stream: same id, no second role, counts and times of the whole.
 
-Why nothing is lost or doubled: an engine sends text only as whole characters, and holds back what might be
-the beginning of a stop string; what it held back was not delivered and is made again. Where the rest of an
-answer depends on more than its text, `check` says that it can't be continued faithfully.
+Nothing is lost or duplicated: an engine sends only whole characters, and holds back text that might begin a
+stop string; such text was not delivered and is generated again. If the rest of an answer depends on more than
+its text, `check` reports that it can't be continued exactly.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import msgspec
 from sollold.serving.request import Call, Delivered
 
 _UNREAD = 512
-"""Events that are kept unread at the most."""
+"""Maximum number of events kept unparsed."""
 
 JsonObject = dict[str, Any]
 
 
 class NotResumable(Exception):
-    """The stream can't be continued exactly; the sentence says why."""
+    """The stream can't be continued exactly; the message says why."""
 
 
 class Continuation(ABC):
@@ -35,37 +35,37 @@ class Continuation(ABC):
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        """The request as it was asked first."""
+        """The original request."""
         self.resumed = False
-        """Whether events must go through `merge` now."""
+        """Whether events must now pass through `merge`."""
         self.delivered = False
-        """Whether the caller has anything at all."""
+        """Whether anything has been delivered to the caller."""
         self.events = 0
-        """Events with text in them so far: a measure of tokens where the engine gives none."""
+        """Number of events with text so far: an estimate of tokens if the engine can't count them."""
         self.tokens = 0
-        """Tokens in what was delivered before the last fault."""
+        """Number of tokens delivered before the last fault."""
         self.exhausted = False
-        """Nothing may be made any more: the new engine is asked only for the end of the stream."""
+        """Whether no more tokens may be generated: the new engine provides only the end of the stream."""
         self.spent_ms = 0.0
-        """Milliseconds for which engines that are gone made tokens; the reader of the streams adds them."""
+        """Time that failed engines spent generating, in milliseconds; added by the reader of the streams."""
         self._unread: list[bytes] = []
 
     def add_events(self, events: list[bytes]) -> None:
-        """The caller got these."""
+        """Record events that are delivered to the caller unchanged."""
         self._unread += events
         self.delivered = True
         if len(self._unread) >= _UNREAD:
             self.fold()
 
     def restore(self, delivered: Delivered) -> None:
-        """The caller got this from another node; nothing was added here yet."""
+        """Start from the part that another node delivered; to be called before any events are added."""
         self.delivered = True
         self.events = delivered.events
         self.spent_ms = delivered.spent_ms
         self._restore(delivered)
 
     def fold(self) -> None:
-        """Read the events that were kept unread."""
+        """Parse the events kept unparsed."""
         events, self._unread = self._unread, []
         for raw in events:
             event = read(raw)
@@ -73,9 +73,9 @@ class Continuation(ABC):
                 self._read(event)
 
     def resume(self, tokens: int | None) -> Call:
-        """The request that continues the stream. From now on events go through `merge`.
+        """Return the request that continues the stream. From now on events must pass through `merge`.
 
-        ``tokens``: how many tokens `text` is, if the engine could tell.
+        ``tokens``: number of tokens delivered; None if the engine could not count them.
         """
         self.fold()
         self.tokens = self.events if tokens is None else tokens
@@ -83,38 +83,38 @@ class Continuation(ABC):
         return self._continuation()
 
     def closing(self) -> list[bytes]:
-        """The last events, when they are all that is lacking and no engine is needed for them."""
+        """The last events, if only they are missing and no engine is needed for them; otherwise empty."""
         return []
 
     def cut_short(self) -> list[bytes]:
-        """The last events of an answer that an Ollama ended without any, as when it repeats itself."""
+        """The last events of an answer that Ollama ended without them, as when the answer repeats itself."""
         return []
 
     def merge(self, raw: bytes) -> list[bytes]:
-        """An event of the new engine as the events that continue the old stream."""
+        """Turn an event of the new engine into the events that continue the old stream."""
         event = read(raw)
         if event is None:
             return []
         merged = self._merge(event)
         if merged is None:
             return []
-        # Its counts are the whole's; what it says is folded in for the next fault.
+        # Its counts already cover the whole answer; record it for the next fault.
         self._read(merged)
         self.delivered = True
         return [msgspec.json.encode(merged)]
 
     def measure(self) -> tuple[Call, Call] | None:
-        """Two requests whose prompts differ by what was delivered, where `text` does not tell all of it."""
+        """Two requests whose prompts differ by the delivered part, if that is more than `text`; else None."""
         return None
 
     @property
     @abstractmethod
     def text(self) -> str:
-        """What the engine made and was delivered; for counting its tokens."""
+        """The delivered text that engines generated, for counting its tokens."""
 
     @abstractmethod
     def check(self) -> None:
-        """Look whether the stream can be continued exactly.
+        """Check that the stream can be continued exactly.
 
         Raises:
             NotResumable: it can't.
@@ -122,7 +122,7 @@ class Continuation(ABC):
 
     @abstractmethod
     def _read(self, event: JsonObject) -> None:
-        """Take in what an event says that the caller has got."""
+        """Record the content of a delivered event."""
 
     @abstractmethod
     def _restore(self, delivered: Delivered) -> None: ...
@@ -135,7 +135,7 @@ class Continuation(ABC):
 
 
 def read(raw: bytes) -> JsonObject | None:
-    """An event as an object; None when it is none."""
+    """Parse an event; None if it is not a JSON object."""
     try:
         event = msgspec.json.decode(raw)
     except msgspec.DecodeError:
@@ -144,13 +144,13 @@ def read(raw: bytes) -> JsonObject | None:
 
 
 LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
-"""Names of the limit on tokens in llama-server's and OpenAI's forms."""
+"""Names of the limit on tokens in llama-server's and OpenAI's APIs."""
 
 
 def less(body: JsonObject, keys: tuple[str, ...], made: int) -> bool:
-    """Take tokens that were made already off the limit, under whichever of its names it has.
+    """Reduce the limit on tokens, under each of its names in ``keys``, by the tokens already generated.
 
-    Answers whether nothing is left. Then the limit is 1: an engine makes one token in any case.
+    Returns whether nothing is left. The limit is then 1, since an engine generates at least one token.
     """
     exhausted = False
     for key in keys:
@@ -162,12 +162,12 @@ def less(body: JsonObject, keys: tuple[str, ...], made: int) -> bool:
 
 
 def asked_for(body: JsonObject, key: str) -> bool:
-    """Whether an option is on: there, and not false, zero or empty."""
+    """Whether an option is present, and not false, zero or empty."""
     return bool(body.get(key))
 
 
 def whole_usage(usage: Any, tokens: int, exhausted: bool) -> None:
-    """Make a continuation's counts the whole's: what it read of the answer was made, not asked."""
+    """Correct a continuation's usage to the whole answer's: delivered tokens are completion, not prompt."""
     if not isinstance(usage, dict):
         return
     prompt, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -181,7 +181,7 @@ def whole_usage(usage: Any, tokens: int, exhausted: bool) -> None:
 
 
 def whole_timings(timings: Any, tokens: int, spent_ms: float, exhausted: bool) -> None:
-    """The same for llama-server's ``timings``."""
+    """Correct llama-server's ``timings`` in the same way."""
     if not isinstance(timings, dict):
         return
     if isinstance(timings.get("predicted_n"), int):

@@ -1,4 +1,4 @@
-"""Continuing ``/v1/chat/completions``, of llama-server or of an Ollama."""
+"""Continues ``/v1/chat/completions`` of llama-server or Ollama."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sollold.serving.resume.base import (
 class ChatContinuation(Continuation):
     """A streamed chat in OpenAI's chunks.
 
-    llama-server takes a trailing assistant message as the beginning of its answer when
-    ``continue_final_message`` names the part (content or reasoning) that goes on, and then sends only what
-    it adds. A JSON schema's grammar is led through that beginning too. An Ollama continues a trailing
-    assistant message unasked.
+    llama-server takes a trailing assistant message as the beginning of its answer if
+    ``continue_final_message`` names the part to continue (content or reasoning), and then sends only the
+    addition. A JSON schema's grammar is advanced over that beginning too. Ollama always continues a trailing
+    assistant message.
     """
 
     def __init__(self, call: Call, engine: Engine) -> None:
@@ -39,12 +39,12 @@ class ChatContinuation(Continuation):
 
     @property
     def text(self) -> str:
-        """Reasoning, then content; without what the caller began himself."""
+        """Reasoning, then content, without the beginning given by the caller."""
         self.fold()
         return "".join(self._reasoning) + "".join(self._content).removeprefix(self._echo)
 
     def measure(self) -> tuple[Call, Call] | None:
-        """Reasoning stands between marks that only the template knows."""
+        """Needed for reasoning, which is enclosed in tags that only the template knows."""
         self.fold()
         if not any(self._reasoning) or self._engine is not Engine.LLAMA:
             return None
@@ -53,7 +53,7 @@ class ChatContinuation(Continuation):
 
     @property
     def _echo(self) -> str:
-        """What llama-server repeats of an answer that the caller began and did not say that he did."""
+        """The beginning given by the caller if llama-server repeats it (no ``continue_final_message``)."""
         body = self.call.body
         if self._engine is not Engine.LLAMA or "continue_final_message" in body:
             return ""
@@ -64,7 +64,7 @@ class ChatContinuation(Continuation):
         return _text_of(last)
 
     def check(self) -> None:
-        """Raises `NotResumable` for what can\'t be continued exactly."""
+        """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
         body = self.call.body
         if asked_for(body, "logprobs"):
@@ -111,7 +111,7 @@ class ChatContinuation(Continuation):
         content, reasoning = "".join(self._content), "".join(self._reasoning)
         self._content, self._reasoning = [content], [reasoning]
         if self._finished:
-            # All is said. What may lack are the counts: the prompt is read for them.
+            # The text is complete. Only the counts may be missing, for which the prompt is processed.
             body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 1
             self.exhausted = True
         else:
@@ -121,7 +121,7 @@ class ChatContinuation(Continuation):
         return Call(self.call.path, self._with_beginning(body, content, reasoning))
 
     def _with_beginning(self, body: JsonObject, content: str, reasoning: str) -> JsonObject:
-        """``body`` with what was delivered as the beginning of the answer."""
+        """Set the delivered part as the beginning of the answer in ``body``, and return it."""
         messages = list(body.get("messages") or ())
         beginning: JsonObject = {"role": "assistant"}
         before = ""
@@ -134,8 +134,8 @@ class ChatContinuation(Continuation):
         beginning["content"] = before + content
         thought = (_reasoning(beginning) or "") + reasoning
         if beginning["content"]:
-            # Templates put a newline before the mark that ends reasoning; while it was streamed that
-            # newline counted as reasoning.
+            # Templates put a newline before the tag that ends reasoning; in the stream it was part of the
+            # reasoning.
             thought = thought.removesuffix("\n")
         if self._engine is Engine.LLAMA:
             if thought:
@@ -192,5 +192,5 @@ def _text_of(message: JsonObject) -> str:
 
 
 def _reasoning(delta: JsonObject) -> str | None:
-    """The thinking in a delta or message: llama-server and Ollama call it differently."""
+    """The reasoning in a delta or message: llama-server and Ollama use different names."""
     return delta.get("reasoning_content") or delta.get("reasoning")

@@ -1,4 +1,4 @@
-"""Continuing an Ollama's ``/api/chat`` and ``/api/generate``."""
+"""Continues ``/api/chat`` and ``/api/generate`` of Ollama."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sollold.units import timestamp_text
 
 
 class OllamaContinuation(Continuation):
-    """A stream of Ollama's lines.
+    """A stream of Ollama's JSON lines.
 
-    A chat gets what was delivered as a trailing assistant message, which Ollama continues. A prompt is
-    lengthened when it is raw; otherwise Ollama puts it into a template, so it is asked as a chat, whose
-    lines are given the form of the old ones.
+    A chat gets the delivered part as a trailing assistant message, which Ollama continues. A raw prompt is
+    extended. Any other prompt is put into a template by Ollama, so it is continued as a chat, whose events
+    are converted to the old format.
     """
 
     def __init__(self, call: Call) -> None:
@@ -36,7 +36,7 @@ class OllamaContinuation(Continuation):
         return "".join(self._thinking) + "".join(self._content)
 
     def check(self) -> None:
-        """Raises `NotResumable` for what can\'t be continued exactly."""
+        """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
         body = self.call.body
         if asked_for(body, "logprobs"):
@@ -103,7 +103,7 @@ class OllamaContinuation(Continuation):
         return Call("/api/chat", body)
 
     def closing(self) -> list[bytes]:
-        """The end of an answer whose limit is reached: Ollama takes a limit of no tokens for no limit."""
+        """The end of an answer at its token limit: Ollama would take a remaining limit of 0 for no limit."""
         limit = (self.call.body.get("options") or {}).get("num_predict")
         if self._done:
             return []
@@ -115,7 +115,7 @@ class OllamaContinuation(Continuation):
         return [msgspec.json.encode({**last, "eval_count": self.tokens, "eval_duration": spent})]
 
     def cut_short(self) -> list[bytes]:
-        """A last record."""
+        """A last event."""
         self.fold()
         said = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
         last = {**self._head, **said, "done": True, "done_reason": "stop", "eval_count": self.events}
@@ -134,7 +134,7 @@ class OllamaContinuation(Continuation):
         return event
 
     def _sum(self, event: JsonObject) -> None:
-        """Counts and nanoseconds of the whole."""
+        """Correct the counts and durations (in ns) to those of the whole answer."""
         spent = int(self.spent_ms * 1e6)
         for key, more in (
             ("eval_count", self.tokens),

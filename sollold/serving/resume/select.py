@@ -1,4 +1,4 @@
-"""Which continuation_for a stream gets: how it would go on after a fault."""
+"""Chooses the `Continuation` for a stream."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from sollold.serving.resume.text import CompletionContinuation, NativeContinuati
 
 
 class NoContinuation(Continuation):
-    """A stream in a form that is not continued: only whether anything was delivered."""
+    """A stream in a format that can't be continued. Records only whether anything was delivered."""
 
     @property
     def text(self) -> str:
-        """Nothing is known of it."""
+        """Empty: the text is not recorded."""
         return ""
 
     def add_events(self, events: list[bytes]) -> None:
-        """Only that there were any."""
+        """Record only that there were events."""
         self.delivered = True
 
     def check(self) -> None:
-        """Raises always: there is no form for it."""
+        """Always raise `NotResumable`."""
         raise NotResumable(f"answers of {self.call.path} can't be continued")
 
     def _read(self, event: JsonObject) -> None:
@@ -39,7 +39,7 @@ class NoContinuation(Continuation):
 
 
 def continuation_for(engine: Engine, call: Call) -> Continuation:
-    """A new continuation_for for the stream that ``call`` begins."""
+    """Return a new continuation for the stream of ``call``."""
     path = call.path
     if path == "/v1/chat/completions":
         return ChatContinuation(call, engine)

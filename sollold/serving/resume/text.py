@@ -1,4 +1,4 @@
-"""Continuing ``/v1/completions``, and llama-server's own ``/completion`` and ``/infill``."""
+"""Continues ``/v1/completions``, and llama-server's own ``/completion`` and ``/infill``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sollold.serving.resume.base import (
 
 
 def _constrain(body: JsonObject, text: str) -> None:
-    """Let a grammar or JSON schema go on behind ``text``.
+    """Make a grammar or JSON schema continue after ``text``.
 
-    llama-server leads a grammar through ``generation_prompt``, for schemas always, for a caller's own
-    grammar when it is called one for tool calls.
+    llama-server advances a grammar over ``generation_prompt``: always for schemas, but for a caller's own
+    grammar only if its type is ``tool_calls``.
     """
     if asked_for(body, "grammar"):
         body["grammar_type"] = "tool_calls"
@@ -32,7 +32,7 @@ def _constrain(body: JsonObject, text: str) -> None:
 
 
 class _TextContinuation(Continuation):
-    """A stream of text whose prompt is text."""
+    """A stream of plain text that completes a prompt."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -46,7 +46,7 @@ class _TextContinuation(Continuation):
         return "".join(self._text)
 
     def _check_single(self, logprobs: bool) -> None:
-        """Raises `NotResumable` unless it is one answer to one prompt, without ``logprobs``."""
+        """Raise `NotResumable` unless it is one answer to one prompt, without log probabilities."""
         body = self.call.body
         if logprobs or asked_for(body, "n_probs"):
             raise NotResumable("it carries log probabilities")
@@ -57,7 +57,7 @@ class _TextContinuation(Continuation):
 
 
 class CompletionContinuation(_TextContinuation):
-    """A streamed completion in OpenAI's chunks: the prompt gets what was delivered at its end."""
+    """A streamed completion in OpenAI's chunks, continued by appending the delivered text to the prompt."""
 
     def __init__(self, call: Call, engine: Engine) -> None:
         super().__init__(call)
@@ -66,7 +66,7 @@ class CompletionContinuation(_TextContinuation):
         self._usage = False
 
     def check(self) -> None:
-        """Raises `NotResumable` for what can\'t be continued exactly."""
+        """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
         logprobs = self.call.body.get("logprobs")
         self._check_single(isinstance(logprobs, int) and logprobs > 0)
@@ -93,12 +93,12 @@ class CompletionContinuation(_TextContinuation):
         text = "".join(self._text)
         self._text = [text]
         body["prompt"] = _longer(body.get("prompt"), text)
-        # What llama-server would repeat of the prompt was sent by the first engine.
+        # The first engine has already sent the echo of the prompt.
         body.pop("echo", None)
         if text:
             _constrain(body, text)
         if self._finished:
-            # All is said. What may lack are the counts: the prompt is read for them.
+            # The text is complete. Only the counts may be missing, for which the prompt is processed.
             body["max_tokens"] = 1
             self.exhausted = True
         else:
@@ -133,7 +133,7 @@ class CompletionContinuation(_TextContinuation):
 
 
 class NativeContinuation(_TextContinuation):
-    """A stream in llama-server's own form, which carries the tokens themselves: continued by them."""
+    """A stream in llama-server's own format, continued from the token ids that it contains, if complete."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -143,7 +143,7 @@ class NativeContinuation(_TextContinuation):
         self._before = 0
 
     def check(self) -> None:
-        """Raises `NotResumable` for what can\'t be continued exactly."""
+        """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
         self._check_single(asked_for(self.call.body, "logprobs"))
 
@@ -155,10 +155,10 @@ class NativeContinuation(_TextContinuation):
         if not event.get("stop"):
             self._pending += tokens
             if event.get("tokens_predicted") != self._before + len(self._ids) + len(self._pending):
-                # The parts of a character are made one by one and told as one event: some ids are missing.
+                # A character of several tokens is sent as one event, without some of their ids.
                 self._exact = False
         if content:
-            # Only now is the text of the tokens before it delivered too; until then it was held back.
+            # Text held back for earlier tokens is delivered only now.
             self._ids += self._pending
             self._pending = []
             self._text.append(content)
@@ -210,7 +210,7 @@ def _one_prompt(prompt: Any) -> bool:
 
 
 def _longer(prompt: Any, text: str) -> Any:
-    """The prompt with ``text`` at its end: tokens and text may be mixed in a list."""
+    """Append ``text`` to the prompt; a list may mix tokens and strings."""
     if not text:
         return prompt
     if isinstance(prompt, str):
