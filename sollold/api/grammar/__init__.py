@@ -1,6 +1,6 @@
-"""JSON schemas and patterns as llama.cpp's grammars can enforce them.
+"""Converts JSON schemas and patterns to forms that llama.cpp's grammars can enforce.
 
-`schema` is the way in: it resolves references and hands on to `rewrite`, which joins what llama.cpp would
-overlook beside a choice or a reference (`join`), and settles what is left by type (`settle`).
-`unenforced` names what stays free. `grammar_width` and `schema_width` bound what a grammar may grow to.
+`schema` is the entry point: it resolves references and calls `rewrite`, which joins what llama.cpp would
+ignore beside a choice or a reference (`join`), and converts the rest by type (`settle`).
+`unenforced` lists what is not enforced. `grammar_width` and `schema_width` limit the size of grammars.
 """

@@ -1,6 +1,6 @@
-"""JSON schema's formats of texts, as patterns that llama.cpp makes grammars of. Pure.
+"""JSON Schema's string formats as patterns that llama.cpp can convert to grammars. Pure.
 
-The usual spelling of each: an email address in quotes or an IPv6 address within a URI is never written.
+Only the usual form of each: an email address with quotes or an IPv6 address in a URI is never generated.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ NATIVE = {
     "uuid": (36, 36),
     **{f"uuid{version}": (36, 36) for version in range(1, 6)},
 }
-"""Formats that llama.cpp knows by itself: the fewest and the most characters that it writes."""
+"""llama.cpp's own formats → the minimum and maximum number of characters that it generates."""
 OTHER_FORMATS = frozenset(("idn-email", "idn-hostname", "iri", "iri-reference", "uri-template", "regex"))
-"""Formats of the standard that have no pattern here. A name that it does not know forbids nothing."""
+"""Standard formats that have no pattern here. Names that are not standard forbid nothing."""
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,58}[A-Za-z0-9])?"
 _LOCAL = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,20}"
@@ -63,12 +63,12 @@ _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\.[0-9]+)?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _UUID = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 FORMATS = {name: convertible_pattern(pattern) for name, pattern in _WRITTEN.items()}
-"""What they write has at most as many characters as the standard lets it have."""
+"""Format → its pattern, which generates no more characters than the standard allows."""
 
 _NAME = "[A-Za-z0-9][A-Za-z0-9-]*"
 _HOST = rf"{_NAME}(\.{_NAME})*"
 _MEANT = {
-    # As they are known, seconds or not, and longer than they are ever written here.
+    # For checking, more is accepted than is generated: times without seconds, and longer strings.
     **_WRITTEN,
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
@@ -84,7 +84,7 @@ _LONGEST_PATTERN = 1000
 
 
 def has_format(text: str, name: str) -> bool | None:
-    """Whether a text has a format; None: that is not known. A name that nobody knows forbids nothing."""
+    """Return True if a string has a format, or the format is unknown and so forbids nothing; else None."""
     if (pattern := _TEXTS.get(name)) is not None:
         return True if matches(pattern, text) else None
     return None if name in OTHER_FORMATS else True
@@ -92,7 +92,7 @@ def has_format(text: str, name: str) -> bool | None:
 
 @lru_cache(maxsize=512)
 def means_format(pattern: str, name: str) -> bool:
-    """Whether what a converted pattern matches has a format, as far as many such texts tell."""
+    """Whether strings that match a converted pattern have a format, judging by many samples."""
     written = _TEXTS.get(name)
     if written is None or len(pattern) > _LONGEST_PATTERN:
         return False

@@ -1,8 +1,7 @@
-"""In how many ways a grammar, or a pattern in a schema, goes on at one place. Pure.
+"""Limits the number of ways in which a grammar, or a schema's pattern, can continue at one position. Pure.
 
-llama.cpp follows all of them at once, compares each with each, and does so for every token: some thousands
-take seconds, and optional parts that are repeated within repeated ones multiply to millions, over which an
-engine hangs.
+llama.cpp follows all of them at once and compares each with each, for every token: a few thousand take
+seconds, and optional parts in nested repetitions multiply to millions, on which an engine hangs.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from __future__ import annotations
 import re
 
 MOST_WAYS = 2000
-"""Of a list of so many values an engine takes about a second for the first token."""
+"""Maximum ways: with an enumeration of this many values, the first token takes about a second."""
 _REPEATED = 3
-"""How much more a way costs that repetitions lead to: it can be reached by several."""
+"""Cost factor of a way that repetitions lead to, since several of them reach it."""
 _LONGEST_CHAIN = 200
-"""Rules that refer to one another."""
+"""Maximum depth of rules that refer to one another."""
 _MOST_REPEATS = 200_000
-"""Of all parts of a grammar together: each becomes a rule."""
+"""Maximum repetitions of all parts of a grammar together: each becomes a rule."""
 _MOST_DIGITS = 9
-"""Of a number of repetitions."""
+"""Maximum digits of a number of repetitions."""
 _MOST_SYMBOLS = 20_000
-"""Of a grammar: to look at so many takes some 50 ms."""
+"""Maximum symbols in a grammar: checking this many takes some 50 ms."""
 
 _PATTERN = re.compile(
     r"\\.|\[(?:[^\]\\]|\\.)*+\]?|\(\?:|[()|?*+]|\{(\d*),?(\d*)\}|[^\\\[(){}|?*+]{1,64}(?![?*+{])|.", re.DOTALL
@@ -32,18 +31,18 @@ _GRAMMAR = re.compile(
 )
 
 Ways = tuple[int, bool]
-"""How many ways lead into a part, and whether it may be empty."""
+"""The number of ways into a part, and whether the part may be empty."""
 
 
 class TooManyWays(Exception):
-    """There are more than `MOST_WAYS`; or the rules refer to one another too deeply."""
+    """There are more than `MOST_WAYS`, or another limit of grammars is exceeded; the message says which."""
 
 
 def check_pattern(pattern: str) -> None:
-    """Look at a regular expression as JSON schemas have it.
+    """Check a regular expression of a JSON schema.
 
     Raises:
-        TooManyWays: see there.
+        TooManyWays: a limit is exceeded.
     """
     groups = _Groups()
     for token in _PATTERN.finditer(pattern):
@@ -58,10 +57,10 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_grammar(grammar: str) -> None:
-    """Look at a grammar in llama.cpp's form (GBNF); what is none is left to llama.cpp.
+    """Check a grammar in llama.cpp's form (GBNF); syntax errors are left to llama.cpp.
 
     Raises:
-        TooManyWays: see there.
+        TooManyWays: a limit is exceeded.
     """
     rules: dict[str, list[re.Match[str]]] = {}
     tokens: list[re.Match[str]] = []
@@ -77,17 +76,17 @@ def check_grammar(grammar: str) -> None:
             repeats += int(token[2] or token[1] or 0)
             if repeats > _MOST_REPEATS:
                 raise TooManyWays(f"its parts are repeated more than {_MOST_REPEATS} times")
-    # Once more, since what a rule within itself comes to is known only then.
+    # Measured twice: whether a recursive rule may be empty is known only after the first time.
     measure = _Measure(rules, _Measure(rules, {}).known)
     if _has_circle(measure.begins):
         raise TooManyWays("a rule begins with itself, behind what may be left out")
 
 
 class _Groups:
-    """What is read, with the groups that are open.
+    """An expression being parsed, with its open groups.
 
     Attributes:
-        inner: the sequence of the innermost.
+        inner: the sequence of the innermost group.
     """
 
     def __init__(self) -> None:
@@ -95,34 +94,34 @@ class _Groups:
         self._outer: list[_Sequence] = []
 
     def begin_group(self) -> None:
-        """A group begins."""
+        """Begin a group."""
         self._outer.append(self.inner)
         self.inner = _Sequence(self.inner)
 
     def end_group(self) -> None:
-        """The innermost group ends, if there is one."""
+        """End the innermost group, if there is one."""
         if self._outer:
             ways = self.inner.ways()
             self.inner = self._outer.pop()
             self.inner.add(*ways)
 
     def ways(self) -> Ways:
-        """Of all that was read; groups that are still open end."""
+        """End all open groups, and return the ways of the whole expression."""
         while self._outer:
             self.end_group()
         return self.inner.ways()
 
 
 class _Measure:
-    """Measures all rules.
+    """Measures all rules of a grammar.
 
     Attributes:
-        known: of each, its ways.
-        begins: of each, those with which it may begin.
+        known: rule → its ways.
+        begins: rule → the rules with which it may begin.
     """
 
     def __init__(self, rules: dict[str, list[re.Match[str]]], before: dict[str, Ways]) -> None:
-        """``before``: what was known by an earlier measure, for rules within themselves."""
+        """``before``: the result of an earlier measurement, for recursive rules."""
         self.known: dict[str, Ways] = {}
         self.begins: dict[str, set[str]] = {}
         self._rules = rules
@@ -155,7 +154,7 @@ class _Measure:
 
 
 def _has_circle(begins: dict[str, set[str]]) -> bool:
-    """Whether some rule may begin with itself, through whatever others."""
+    """Whether there is left recursion: a rule that may begin with itself, directly or through others."""
     left = {name: len(others) for name, others in begins.items()}
     by: dict[str, list[str]] = {}
     for name, others in begins.items():
@@ -173,10 +172,10 @@ def _has_circle(begins: dict[str, set[str]]) -> bool:
 
 
 class _Sequence:
-    """What stands between two brackets: parts one after the other, and alternatives of such."""
+    """The contents of a group: alternatives, each a sequence of parts."""
 
     def __init__(self, outer: _Sequence | None = None) -> None:
-        """``outer``: in which it stands; None: it is all of a rule."""
+        """``outer``: the enclosing sequence; None for a whole rule."""
         self._first = outer is None or outer.at_beginning
         self._parts: list[Ways] = []
         self._solid = 0
@@ -184,16 +183,16 @@ class _Sequence:
 
     @property
     def at_beginning(self) -> bool:
-        """Whether nothing need be read of the rule before what is added next."""
+        """Whether the rule may begin with the part that is added next."""
         return self._first and not self._solid
 
     def add(self, count: int, empty: bool) -> None:
-        """A further part."""
+        """Add a part."""
         self._parts.append((count, empty))
         self._solid += not empty
 
     def follow(self, text: str, token: re.Match[str]) -> bool:
-        """Take in what is no part of its own: a bar, or how often the part before it is repeated."""
+        """Handle a bar, or the quantifier of the part before it; return False for any other token."""
         if text == "|":
             self._end_alternative()
             return True
@@ -210,19 +209,19 @@ class _Sequence:
             low = int(token[1] or 0)
             high = int(token[2] or low or 1)
             if high < low:
-                # An engine makes rules of it until no memory is left.
+                # An engine would create rules until its memory is exhausted.
                 raise TooManyWays(f"the repetition {text} ends before it begins")
         if empty:
-            # Each time may be nothing, so that all of them begin at once, and may end at any other.
+            # Each repetition may be empty, so all of them can begin at once, and end at any other.
             count *= high * _REPEATED if high > 1 else 1
         self.add(count, empty or text in ("?", "*") or (token[1] is not None and not low))
         return True
 
     def ways(self) -> Ways:
-        """Of all of it, which has come to its end.
+        """End the sequence, and return its ways.
 
         Raises:
-            TooManyWays: there are too many at a place in it.
+            TooManyWays: there are too many at a position in it.
         """
         self._end_alternative()
         _check(self._count)
@@ -231,7 +230,7 @@ class _Sequence:
     def _end_alternative(self) -> None:
         begin, empty = 0, True
         for count, may_be_empty in reversed(self._parts):
-            # What may be left out is also reached from each part before it.
+            # A part that may be empty is also reached from each part before it.
             begin = count * _REPEATED + begin if may_be_empty and begin else count
             empty = empty and may_be_empty
             _check(begin)

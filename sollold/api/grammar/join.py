@@ -1,4 +1,4 @@
-"""Two JSON schemas as one that demands what both do. Pure."""
+"""Joins two JSON schemas to one that requires what both do. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sollold.api.grammar.keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema,
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
 _SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
 _MOST_NAMES = 64
-"""Of types and the like that are compared each with each."""
+"""Maximum values of the shorter of two ``enum`` lists, since each is compared with each."""
 
 
 class Unjoinable(Exception):
-    """No keyword means what two do together; the message names it."""
+    """Two values of a keyword can't be expressed as one; the message names the keyword."""
 
 
 class Impossible(Exception):
-    """No value meets what is demanded.
+    """No value satisfies a schema.
 
     Attributes:
-        keyword: which demands it.
-        reason: why there is none.
+        keyword: the keyword that can't be satisfied.
+        reason: why not.
     """
 
     def __init__(self, keyword: str, reason: str) -> None:
@@ -32,11 +32,11 @@ class Impossible(Exception):
 
 
 def joined(one: Schema, other: Schema) -> Schema:
-    """What meets both, of schemas without `JOINS`; within their parts both stand in an ``allOf``.
+    """Join two schemas without `JOINS`; their nested schemas are combined by an ``allOf``.
 
     Raises:
-        Unjoinable: see there.
-        Impossible: see there.
+        Unjoinable: a keyword of both can't be joined.
+        Impossible: no value satisfies both.
     """
     out = dict(one)
     if one.keys() & _OF_OBJECTS and other.keys() & _OF_OBJECTS:
@@ -56,7 +56,7 @@ def joined(one: Schema, other: Schema) -> Schema:
 
 
 def with_rest(schema: Schema) -> Schema:
-    """With what is demanded of all that is not evaluated as demanded of the rest, once all is joined."""
+    """Replace ``unevaluatedProperties`` and ``unevaluatedItems`` by what they mean once all is joined."""
     for unevaluated, further in _RESTS:
         rest = schema.get(unevaluated)
         if isinstance(rest, dict | bool):
@@ -70,7 +70,7 @@ _RESTS = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems"
 
 
 def both(one: Any, other: Any) -> Any:
-    """A schema that demands what both do, not yet joined."""
+    """Return a schema that requires what both do, as an ``allOf`` that is yet to be joined."""
     if one is False or other is False:
         return False
     parts: list[Any] = []
@@ -90,7 +90,7 @@ _APART = _OF_OBJECTS | _OF_ITEMS
 
 
 def _join_properties(out: Schema, one: Schema, other: Schema) -> None:
-    """Those of both; false for one that must not be there."""
+    """Join the properties of both; false for one that must be absent."""
     found: dict[str, Any] = {}
     for mine, theirs in ((one, other), (other, one)):
         for name, schema in mine.get("properties", {}).items():
@@ -125,7 +125,7 @@ def _join_items(out: Schema, one: Schema, other: Schema) -> None:
 
 
 def tuple_of(schema: Schema) -> tuple[list[Any], Any]:
-    """The schemas of an array's first items, and of all further ones (or whether there may be any)."""
+    """Return the schemas of an array's first items, and of all further ones (or whether there may be any)."""
     items = schema.get("items", True)
     if isinstance(items, list):
         return items, schema.get("additionalItems", True)

@@ -1,4 +1,4 @@
-"""The keywords of JSON schema by the values that they speak of, and values as JSON tells them apart. Pure."""
+"""The keywords of JSON Schema by the type that they constrain, and the equality of JSON values. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 CHOICES = ("anyOf", "oneOf")
 DEFINITIONS = ("$defs", "definitions")
 CONDITIONS = "if/then/else"
-"""Within a schema that is being rewritten: its conditions and those of what was joined with it."""
+"""Internal keyword of a schema being rewritten: its conditions and those of schemas joined with it."""
 _SPEAKS_OF: dict[str, tuple[str, ...]] = {
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": (*BOUNDS, "multipleOf", "divisibleBy"),
@@ -29,32 +29,32 @@ _SPEAKS_OF: dict[str, tuple[str, ...]] = {
 }
 KIND_OF = {keyword: kind for kind, keywords in _SPEAKS_OF.items() for keyword in keywords}
 CONSTRAINTS = frozenset((*KIND_OF, "type", "enum", "const", "not", "if", CONDITIONS, "disallow", "extends"))
-"""Keywords that forbid something and lead to no other schema of the same value."""
+"""Keywords that forbid something without leading to another schema of the same value."""
 JOINS = frozenset(("$ref", "allOf", *CHOICES))
-"""Keywords that lead to such."""
+"""Keywords that lead to other schemas of the same value."""
 
 
 def kinds_of(schema: Schema) -> list[str] | None:
-    """The types that a converted schema names; None: any."""
+    """Return the types that a converted schema names; None for any."""
     kinds = schema.get("type")
     return [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else None
 
 
 def speaks_of(keyword: str, kinds: Iterable[str] | None) -> bool:
-    """Whether the keyword forbids anything of values of these types; None: any."""
+    """Whether the keyword constrains values of these types; None for any."""
     if kinds is None or (kind := KIND_OF.get(keyword)) is None:
         return True
     return kind in kinds or (kind == "number" and "integer" in kinds)
 
 
 def constraints_of(schema: Schema) -> Schema:
-    """What of the schema forbids something of the types that it names."""
+    """Return the keywords of a schema that constrain values of the types that it names."""
     kinds = kinds_of(schema)
     return {key: value for key, value in schema.items() if key in CONSTRAINTS and speaks_of(key, kinds)}
 
 
 def kind_of_value(value: Any) -> str:
-    """The type of a value; a number without a fraction is an integer."""
+    """Return the type of a value; a number without a fraction is an integer."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -67,12 +67,12 @@ def kind_of_value(value: Any) -> str:
 
 
 def exact(number: float) -> Fraction:
-    """A number as it is written: 0.1 is a tenth."""
+    """Return a number exactly as it is written: 0.1 is a tenth."""
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal as JSON has it: true is not 1."""
+    """Whether two JSON values are equal: true is not 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, list) and isinstance(other, list):
@@ -83,12 +83,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def is_among(value: Any, values: Iterable[Any]) -> bool:
-    """Whether an equal one is in ``values``."""
+    """Whether ``values`` contains an equal value."""
     return any(same(value, one) for one in values)
 
 
 def values_of(schema: Schema) -> list[Any] | None:
-    """The only values that there may be; None: the schema does not list them."""
+    """Return the only values that are allowed; None if the schema does not list them."""
     if "const" in schema:
         return [schema["const"]]
     values = schema.get("enum")

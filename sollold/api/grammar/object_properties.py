@@ -13,19 +13,19 @@ MOST_NAMES = 256
 
 
 def properties_of(schema: Schema) -> dict[str, Any]:
-    """Those that have a schema, by name."""
+    """Return the properties that have a schema, by name."""
     found: dict[str, Any] = schema.get("properties", {})
     return found
 
 
 def is_closed(schema: Schema) -> bool:
-    """Whether llama.cpp writes no properties but those that have a schema."""
+    """Whether llama.cpp generates only properties that have a schema."""
     rest = schema.get("additionalProperties")
     return rest is False or (rest is None and "properties" in schema)
 
 
 def leave_out(settled: Settled, names: list[str]) -> None:
-    """Without the properties of these names, which must not be there.
+    """Remove the properties of these names, which must be absent.
 
     Raises:
         Impossible: one of them is required.
@@ -39,5 +39,5 @@ def leave_out(settled: Settled, names: list[str]) -> None:
             raise Impossible("required", f"{name[:40]!r} is not allowed")
     settled.set(properties={key: one for key, one in properties_of(schema).items() if key not in gone})
     if "additionalProperties" not in schema:
-        # Nothing that is joined later brings them back.
+        # So that later joins do not bring them back.
         settled.set(additionalProperties=False)

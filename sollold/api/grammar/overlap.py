@@ -1,4 +1,4 @@
-"""Whether a value may meet two schemas of a ``oneOf``: llama.cpp reads it as an ``anyOf``. Pure."""
+"""Tells whether a value may match two schemas of a ``oneOf``, which llama.cpp reads as ``anyOf``. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_VALUES = 64
 
 
 def may_overlap(choices: list[Schema], resolve: Resolve) -> bool:
-    """Whether some value may meet two of them, as far as types and listed values tell."""
+    """Whether a value may match two of ``choices``, judging by types, values and required properties."""
     if len(choices) > _MOST_COMPARED:
         listed = [_listed(one, resolve) for one in choices]
         values = [value for one in listed for value in one or ()]
@@ -37,7 +37,7 @@ def _may(one: Schema, other: Schema, resolve: Resolve) -> bool:
 
 
 def _are_apart(name: str, one: Schema, other: Schema, resolve: Resolve) -> bool:
-    """Whether the property ``name``, which both demand, never has a value that both allow."""
+    """Whether the property ``name``, which both require, never has a value that both allow."""
     mine, theirs = (_target(side.get("properties", {}).get(name, {}), resolve) for side in (one, other))
     kinds, others = _kinds(mine), _kinds(theirs)
     if kinds is not None and others is not None and not kinds & others:
@@ -52,7 +52,7 @@ def _are_apart(name: str, one: Schema, other: Schema, resolve: Resolve) -> bool:
 
 
 def _lacks_required(one: Schema, other: Schema) -> bool:
-    """Whether ``one`` never has a property that ``other`` demands."""
+    """Whether ``one`` never has a property that ``other`` requires."""
     if one.get("type") != "object" or one.get("additionalProperties") is not False:
         return False
     return "patternProperties" not in one and any(
@@ -73,7 +73,7 @@ def _listed(schema: Schema, resolve: Resolve) -> list[object] | None:
 
 
 def _kinds(schema: Schema) -> set[str] | None:
-    """The types of what it lets through; every integer is a number too."""
+    """Return the types that a schema allows; integer and number include each other."""
     kinds = kinds_of(schema)
     if kinds is None:
         return {"object"} if "properties" in schema else None

@@ -1,9 +1,9 @@
-"""JSON schema's ``pattern`` in the subset of regular expressions that llama.cpp makes a grammar of. Pure.
+"""Converts JSON Schema's ``pattern`` to the subset of regular expressions that llama.cpp supports. Pure.
 
-llama.cpp takes only patterns between ``^`` and ``$`` of literals, classes, groups, alternatives and
-repetitions; any other it drops without a word, and a class that lets a quote or a control character through
-breaks the JSON around it. What has an equal form is rewritten; a class is narrowed to characters that JSON
-needs no escape for.
+llama.cpp accepts only patterns between ``^`` and ``$`` of literals, classes, groups, alternatives and
+repetitions; it silently ignores any other, and a class that includes a quote or a control character breaks
+the JSON around it. Patterns that have an equivalent form are rewritten; classes are narrowed to characters
+that JSON does not escape.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 _CLASSES = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
-"""Of white space only the space stands in a JSON string as it is."""
+"""Classes of escapes. Of whitespace, only the space appears unescaped in a JSON string."""
 _NOT_IN_JSON = '"\\\\\\x00-\\x1F'
 """For a negated class: the quote, the backslash and the control characters."""
 _ANY = f"[^{_NOT_IN_JSON}]"
@@ -28,18 +28,18 @@ _EQUAL = {
         r"^([A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
     )
 }
-"""What programs (zod) write with look-arounds → the same without."""
+"""Patterns that programs (zod) write with look-arounds → the same without."""
 
 
 class Unsupported(ValueError):
-    """No grammar of llama.cpp's means the pattern."""
+    """The pattern can't be expressed by llama.cpp's grammars."""
 
 
 def convertible_pattern(pattern: str) -> str:
-    """``pattern`` as llama.cpp can enforce it; it matches no text that ``pattern`` does not.
+    """Return ``pattern`` as llama.cpp can enforce it; it matches no string that ``pattern`` does not.
 
     Raises:
-        Unsupported: look-arounds, back references, word borders, character properties, flags, quotes …
+        Unsupported: look-arounds, back references, word boundaries, character properties, flags, quotes …
     """
     pattern = _EQUAL.get(pattern, pattern)
     if len(pattern) > _LONGEST:
@@ -56,7 +56,7 @@ class _Translator:
         self._depth = 0
 
     def alternatives(self) -> str:
-        """The whole pattern; an alternative that is open at an end may have any text there."""
+        """Translate the whole pattern; an alternative without an anchor may have any text there."""
         parts = [self._anchored()]
         while self._take("|"):
             parts.append(self._anchored())
@@ -77,7 +77,7 @@ class _Translator:
         while self._place < len(self._text) and self._text[self._place] not in "|)$":
             atom, times = self._atom(), self._quantifier()
             if times and atom[0] == "\\":
-                # Behind other letters a repetition would be of all of them.
+                # llama.cpp would repeat the letters before it as well.
                 atom = f"[{_in_class(atom)}]"
             out.append(atom + times)
         return "".join(out)
@@ -101,7 +101,7 @@ class _Translator:
         if char in '"\\' or char < " ":
             raise Unsupported(f"{char!r} must be escaped in JSON")
         if char > "~":
-            # A repetition would be of its last byte alone.
+            # llama.cpp would repeat only its last byte.
             return f"[{char}]"
         return "\\" + char if char in "{}]" else char
 
@@ -129,7 +129,7 @@ class _Translator:
         self._place = found.end()
         if any(int(number) > _MOST_TIMES for number in re.findall(r"\d+", found[0])):
             raise Unsupported(f"{found[0]} repeats too often")
-        self._take("?")  # lazy: the same texts match
+        self._take("?")  # lazy: the same strings match
         return found[0]
 
     def _escape(self) -> str:
@@ -207,7 +207,7 @@ class _Translator:
 
 
 def _in_class(literal: str) -> str:
-    """An escaped character as one of a class: of those that need no escape there llama.cpp knows none."""
+    """Convert an escaped character for use in a class, where llama.cpp accepts only necessary escapes."""
     char = literal[-1]
     return "\\x5E" if char == "^" else "\\" + char if char in "[]-" else char
 

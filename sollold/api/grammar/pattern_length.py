@@ -1,6 +1,6 @@
-"""How long the texts are that a pattern matches, and the pattern with its length bounded. Pure.
+"""Computes the lengths of the strings that a pattern matches, and restricts them. Pure.
 
-Of patterns in the form that `convertible_pattern` gives them.
+Patterns must be in the form that `convertible_pattern` returns.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ TOKEN = re.compile(
 _SIMPLE = re.compile(rf"\^(?:{_ATOM}{_TIMES})*+\$", re.DOTALL)
 _PART = re.compile(rf"({_ATOM})({_TIMES})", re.DOTALL)
 MOST_REPEATS = 2000
-"""llama.cpp takes a larger bound for none."""
+"""Maximum bound of a repetition: llama.cpp treats a larger one as no bound."""
 
 Lengths = tuple[float, float]
 
 
 def lengths(pattern: str) -> Lengths:
-    """The fewest and the most characters of a text that the pattern matches; none and without bound, where
-    that is not known.
-    """
+    """Return the minimum and maximum length of strings that match ``pattern``; 0 and infinity if unknown."""
     stack: list[_Group] = [_Group()]
     place, text = 0, pattern[1:-1]
     while place < len(text):
@@ -47,7 +45,7 @@ def lengths(pattern: str) -> Lengths:
 
 
 def with_length(pattern: str, least: float, most: float) -> str | None:
-    """The pattern, of whose texts only those of such a length match; None: that has no such form."""
+    """Restrict a pattern to strings of ``least`` to ``most`` characters; None if that can't be expressed."""
     fewest, longest = lengths(pattern)
     if least <= fewest and longest <= most:
         return pattern
@@ -67,30 +65,30 @@ def with_length(pattern: str, least: float, most: float) -> str | None:
 
 
 class _Group:
-    """What stands between two brackets."""
+    """The contents of a group."""
 
     def __init__(self) -> None:
         self._low = self._high = 0.0
         self._ended: list[Lengths] = []
 
     def add(self, found: Lengths, times: Lengths) -> None:
-        """A further part, repeated."""
+        """Add a part and its repetitions."""
         self._low += found[0] * times[0]
         self._high += found[1] * times[1] if found[1] and times[1] else 0
 
     def end_alternative(self) -> None:
-        """A bar."""
+        """End an alternative, at a bar."""
         self._ended.append((self._low, self._high))
         self._low = self._high = 0.0
 
     def lengths(self) -> Lengths:
-        """Of all of it, which has come to its end."""
+        """End the group, and return its lengths."""
         self.end_alternative()
         return min(low for low, _ in self._ended), max(high for _, high in self._ended)
 
 
 def times_of(text: str) -> Lengths:
-    """How often a part stands there, by the quantifier behind it."""
+    """Return the minimum and maximum repetitions that a quantifier means."""
     if not text:
         return 1, 1
     if text in "*+?":

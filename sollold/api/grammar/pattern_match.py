@@ -1,6 +1,6 @@
-"""Which texts a pattern matches, and some of them: of patterns as `convertible_pattern` gives them. Pure.
+"""Matches strings against patterns of `convertible_pattern`, and generates strings that match. Pure.
 
-By the places at which each part may end: whatever the pattern, a text takes no more than its length allows.
+Matching tracks all positions at which each part may end, so that no pattern causes backtracking.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sollold.api.grammar.pattern_length import TOKEN, times_of
 from sollold.facts import dataclass
 
 _MOST_STEPS = 20_000
-"""Of one text; then it is not known."""
+"""Maximum steps for one string; beyond that, the result is unknown."""
 _LONGEST = 1000
 _CHARS = "".join(map(chr, range(0x20, 0x7F)))
 _MOST_REPEATED = 6
@@ -24,12 +24,12 @@ _LONGEST_SAMPLE = 400
 
 
 class _TooMuch(Exception):
-    """It takes too many steps, or is no such pattern."""
+    """A pattern takes too many steps, or is not of the expected form."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """A character of a kind, or a choice of sequences, and how often it stands there."""
+    """A character or class, or a choice of sequences, and how often it is repeated."""
 
     atom: str
     choices: list[list[_Part]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class _Part:
 
 
 def matches(pattern: str, text: str) -> bool | None:
-    """Whether ``pattern`` matches the whole ``text``; None: that is not known."""
+    """Whether ``pattern`` matches the whole ``text``; None if unknown."""
     if len(text) > _LONGEST:
         return None
     try:
@@ -48,7 +48,7 @@ def matches(pattern: str, text: str) -> bool | None:
 
 
 def samples(pattern: str, count: int) -> list[str]:
-    """Texts that it matches, of as many kinds as so few can show; none where there is no telling."""
+    """Return ``count`` varied strings that match ``pattern``; none if they can't be generated."""
     chance = random.Random(0)
     try:
         sequence = _parsed(pattern)
@@ -88,14 +88,14 @@ def _is_one(atom: str) -> Callable[[str], object]:
 
 
 class _Matcher:
-    """Of one text."""
+    """Matches one string."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._steps = 0
 
     def ends(self, sequence: list[_Part], starts: frozenset[int]) -> frozenset[int]:
-        """Where it may end that begins at one of ``starts``."""
+        """Return the positions where ``sequence`` may end if it begins at one of ``starts``."""
         for part in sequence:
             starts = self._repeated(part, starts)
             if not starts:
@@ -130,14 +130,14 @@ class _Matcher:
 
 
 class _Sampler:
-    """Makes one text."""
+    """Generates one string."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
         self._steps = 0
 
     def text(self, sequence: list[_Part]) -> str:
-        """A text that the sequence matches."""
+        """Return a string that the sequence matches."""
         return "".join(self._parts(sequence))
 
     def _parts(self, sequence: list[_Part]) -> Iterator[str]:

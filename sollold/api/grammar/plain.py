@@ -1,4 +1,4 @@
-"""The parts of a JSON schema that llama.cpp reads as they are, found quickly: most have no others. Pure."""
+"""Finds the parts of a JSON schema that llama.cpp reads as they are; most schemas have no others. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_VALUES = 100
 
 
 def plain_parts(document: Schema) -> set[int]:
-    """The identities of the schemas in a converted one that have such keywords and such parts alone."""
+    """Return the identities of the schemas in a converted one that have only such keywords and parts."""
     found: set[int] = set()
     _is_plain(document, found)
     return found
@@ -42,7 +42,7 @@ def _is_plain(schema: Any, found: set[int]) -> bool:
 
 
 def _is_read(schema: Schema) -> bool:
-    """Of keywords that llama.cpp may read: whether it reads all of these."""
+    """Whether llama.cpp reads all keywords of a schema that has only keywords it may read."""
     keys = schema.keys()
     if "$ref" in keys or "anyOf" in keys:
         return len(keys & _BESIDE_JOINS) == 1

@@ -1,4 +1,4 @@
-"""Where a reference within a JSON schema leads. Pure."""
+"""Resolves references within a JSON schema. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ANCHORS = ("$anchor", "$dynamicAnchor")
 
 
 def at_pointer(document: Any, target: str) -> dict[str, Any] | None:
-    """The schema at a JSON pointer as a fragment (``#/$defs/a``); None: there is none."""
+    """Return the schema at a JSON pointer in a fragment (``#/$defs/a``); None if there is none."""
     place: Any = document
     for part in unquote(target[2:]).split("/"):
         key = part.replace("~1", "/").replace("~0", "~")
@@ -23,7 +23,7 @@ def at_pointer(document: Any, target: str) -> dict[str, Any] | None:
 
 
 def anchors_in(document: Any) -> dict[str, dict[str, Any]]:
-    """The schemas that have an anchor, by it."""
+    """Return the schemas that have an anchor, by anchor."""
     found: dict[str, dict[str, Any]] = {}
     places: list[Any] = [document]
     while places:

@@ -1,11 +1,11 @@
-"""What of a JSON schema can't be enforced, and where. Pure."""
+"""Describes a part of a JSON schema that can't be enforced. Pure."""
 
 from __future__ import annotations
 
 from sollold.facts import dataclass
 
 _LONGEST = 100
-"""Characters of a place that are shown: names may be as long as a request."""
+"""Maximum characters shown of a location: names may be as long as a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +13,9 @@ class SchemaProblem:
     """A keyword that can't be enforced.
 
     Attributes:
-        pointer: a JSON pointer to its place, empty for the root.
-        keyword: which.
-        reason: why, or in which case; empty where there is nothing to say.
+        pointer: JSON pointer to the schema that has it, empty for the root.
+        keyword: the keyword.
+        reason: why, or in which case; may be empty.
     """
 
     pointer: str
@@ -31,5 +31,5 @@ class SchemaProblem:
 
 
 def escaped(name: str) -> str:
-    """A name as a part of a JSON pointer."""
+    """Escape a name for use in a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -1,8 +1,8 @@
-"""A JSON schema as an equal one whose keywords llama.cpp reads. Pure.
+"""Rewrites a JSON schema as an equivalent one whose keywords llama.cpp reads. Pure.
 
-llama.cpp reads one keyword of a schema and overlooks the others: ``$ref``, else at ``oneOf``, ``anyOf``,
-``const`` or ``enum``. What stands beside them is joined with what they lead to; what is left gets a form of
-its own (`values`, `settle`). What llama.cpp reads as it is stays as it is.
+llama.cpp reads one keyword of a schema and ignores the others: ``$ref``, else ``oneOf``, ``anyOf``,
+``const`` or ``enum``. Keywords beside these are joined with the schemas that they lead to; the rest is
+converted (`values`, `settle`). Parts that llama.cpp reads as they are stay unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sollold.api.grammar.settle import settle, without_kind
 from sollold.api.grammar.values import Effort, ValueCheck, filter_values
 
 MOST_ALTERNATIVES = 64
-"""Of one schema, once all that stands beside a choice is in each of what is chosen from."""
+"""Maximum alternatives of one schema, after all keywords beside a choice are joined into each."""
 _DEEPEST = 40
 _MAPS = ("properties", "patternProperties")
 _LISTS = ("prefixItems", "items")
@@ -46,12 +46,12 @@ class Rewriter:
     """One pass over a converted schema.
 
     Attributes:
-        problems: what has no such form.
-        notes: what is enforced in part.
+        problems: parts that can't be enforced.
+        notes: parts that are only partly enforced.
     """
 
     def __init__(self, document: Schema, effort: Effort, *, formats: bool = True) -> None:
-        """``formats``: their patterns are set."""
+        """``formats``: set the patterns of formats."""
         self._document = document
         self.problems: list[SchemaProblem] = []
         self.notes: list[SchemaProblem] = []
@@ -63,10 +63,10 @@ class Rewriter:
         self._only_one = False
 
     def document(self) -> Schema:
-        """All of it.
+        """Rewrite the whole document.
 
         Raises:
-            TooLarge: see there.
+            TooLarge: the schema would become too large.
         """
         return self._child(self._document, "", 0)
 
@@ -74,7 +74,7 @@ class Rewriter:
         return at_pointer(self._document, reference)
 
     def _child(self, schema: Schema, pointer: str, depth: int) -> Schema:
-        """The schema at ``pointer``; as it was where nothing meets it."""
+        """Rewrite the schema at ``pointer``; without most constraints if no value can satisfy them."""
         if id(schema) in self._plain:
             return schema
         try:
@@ -105,7 +105,7 @@ class Rewriter:
         return self._flattened(schema, schema, pointer, depth)
 
     def _flattened(self, schema: Schema, otherwise: Schema, pointer: str, depth: int) -> Schema:
-        """With what stands beside each other joined; ``otherwise`` where that can't be."""
+        """Join the keywords beside each other in ``schema``; return ``otherwise`` if that is impossible."""
         self._joined += 1
         self._only_one = False
         said = {key: value for key, value in schema.items() if key not in _FORBIDDING}
@@ -130,7 +130,7 @@ class Rewriter:
             self._joined -= 1
 
     def _choice(self, schema: Schema, keyword: str, found: list[Schema], pointer: str, depth: int) -> Schema:
-        """``schema``, which has no constraints, with what can be chosen from."""
+        """Return ``schema``, which has no constraints, with the choices ``found``, rewritten."""
         kept: list[Schema] = []
         problem = Impossible(keyword, "nothing can meet any of them")
         for place, one in enumerate(found):
@@ -149,11 +149,11 @@ class Rewriter:
         return {**schema, keyword: kept}
 
     def _alternatives(self, schema: Schema, pointer: str, seen: tuple[str, ...]) -> list[Schema]:
-        """What can be chosen from, each without `JOINS`: all that stands together in ``schema`` is in each.
+        """Return the alternatives of ``schema``, each without `JOINS` and joined with everything beside them.
 
         Raises:
-            Unjoinable: some keywords have no common meaning.
-            Impossible: nothing meets it.
+            Unjoinable: a keyword can't be joined.
+            Impossible: no value satisfies ``schema``.
         """
         own = _with_conditions({key: value for key, value in schema.items() if key not in _APART})
         forbids = constraints_of(own)
@@ -202,7 +202,7 @@ class Rewriter:
         return found
 
     def _leaf(self, schema: Schema, pointer: str, depth: int) -> Schema:
-        """One without `JOINS`."""
+        """Rewrite a schema without `JOINS`."""
         schema = filter_values(_with_conditions(schema), self._check)
         if "enum" not in schema and "const" not in schema:
             settled = settle(schema, self._at, self._check, formats=self._formats)
@@ -243,7 +243,7 @@ class Rewriter:
         return out
 
     def _item(self, schema: Schema, pointer: str, depth: int) -> Schema:
-        """One of a tuple, which llama.cpp writes to its end: a choice with one that nothing meets is none."""
+        """Rewrite an item of a tuple; an impossible one rules out its alternative, since none is optional."""
         visit = self._visit if self._choosing and id(schema) not in self._plain else self._child
         return visit(schema, pointer, depth + 1)
 
@@ -280,7 +280,7 @@ class Rewriter:
         return schema
 
     def _without_known_types(self, schema: Schema) -> Schema:
-        """Without a ``type`` beside a choice or a reference that only leads to values of such types."""
+        """Remove a ``type`` beside a choice or a reference that leads only to values of these types."""
         if (
             "type" not in schema
             or len(schema.keys() & JOINS) != 1
@@ -292,7 +292,7 @@ class Rewriter:
         return rest if found is not None and found <= {*(kinds_of(schema) or ())} else schema
 
     def _kinds(self, schema: Schema, depth: int) -> set[str] | None:
-        """The types of all values that it lets through; None: it may be any."""
+        """Return the types of all values that a schema allows; None for any."""
         if (kinds := kinds_of(schema)) is not None:
             return {*kinds}
         if depth > _DEEPEST // 4:
@@ -310,7 +310,7 @@ class Rewriter:
 
 
 def _with_conditions(schema: Schema) -> Schema:
-    """With its ``if``, ``then`` and ``else`` as one keyword, so that those of several can be told apart."""
+    """Combine ``if``, ``then`` and ``else`` to one keyword, which can hold those of several schemas."""
     if "if" not in schema:
         return schema
     parts = [schema.get(key, True) for key in ("if", "then", "else")]
@@ -319,7 +319,7 @@ def _with_conditions(schema: Schema) -> Schema:
 
 
 def _exclusive(choices: list[Schema]) -> list[Schema]:
-    """Of choices that each demand one property: none of the others may be there."""
+    """If each choice requires just one property, forbid the properties of the other choices."""
     names = [
         one["required"]
         for one in choices

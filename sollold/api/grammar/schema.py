@@ -1,8 +1,8 @@
-"""JSON schemas in the form that llama.cpp can make a grammar of. Pure.
+"""Converts JSON schemas to the form from which llama.cpp can make a grammar. Pure.
 
-llama.cpp refuses a whole request for one keyword that it does not know, and drops others without a word.
-What has an equal form is rewritten (other words for types, nulls, references to the root, patterns). What has
-none is left free at its place, and reported: the caller decides whether that is a warning or an error.
+llama.cpp rejects a whole request for one keyword that it does not know, and silently ignores others. Whatever
+has an equivalent form is rewritten (other names of types, nulls, references to the root, patterns). Whatever
+has none is left unconstrained, and reported: the caller decides whether that is a warning or an error.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ _DEEPEST = 64
 
 @dataclass(slots=True)
 class ConvertedSchema:
-    """A schema that llama.cpp takes, and what of the given one it leaves free."""
+    """A schema that llama.cpp accepts, and what it does not enforce of the given one."""
 
     schema: Schema
     problems: list[SchemaProblem] = field(default_factory=list)
     notes: list[SchemaProblem] = field(default_factory=list)
-    """What is enforced in part."""
+    """Parts that are only partly enforced."""
 
 
 def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = True) -> ConvertedSchema:
-    """``given`` rewritten; it is not changed.
+    """Return ``given`` rewritten; the argument is not changed.
 
-    ``effort``: what may be done for it, less what is. ``formats``: with their patterns, which are long.
+    ``effort``: the budget, reduced by what is used. ``formats``: set their patterns, which are long.
     """
     effort = effort or Effort()
     converter = _Converter(given, effort)
     schema = converter.document()
     rewritten = _rewritten(schema, effort, formats)
     if rewritten is not None and rewritten.schema != schema and converter.refers_to_places:
-        # They may be elsewhere now.
+        # The places may have moved: name them.
         named = _Converter(given, effort, name_places=True)
         rewritten = _rewritten(named.document(), effort, formats)
     why = "it is too large for what stands beside its choices to be enforced"
@@ -98,7 +98,7 @@ class _Converter:
     """One pass over a schema."""
 
     def __init__(self, document: Any, effort: Effort, *, name_places: bool = False) -> None:
-        """``name_places``: what is referred to gets a name where it has none."""
+        """``name_places``: give each target of a reference a name if it has none."""
         self._document = document
         self._effort = effort
         self._name_places = name_places
@@ -110,12 +110,11 @@ class _Converter:
         while isinstance(defs, dict) and self.root_name in defs:
             self.root_name += "_"
         self._named: dict[int, tuple[str, str, Schema]] = {}
-        """What is referred to in a form that llama.cpp does not follow: by its identity (a name for it, the
-        reference, it)."""
+        """Targets of references that llama.cpp does not follow: identity → (new name, reference, schema)."""
         self._anchors: dict[str, Schema] | None = None
 
     def document(self) -> Schema:
-        """All of it."""
+        """Convert the whole document."""
         schema = self.node(self._document, "", 0)
         defs = self.further_definitions()
         if self.refers_to_root:
@@ -123,7 +122,7 @@ class _Converter:
         return {**schema, "$defs": {**schema.get("$defs", {}), **defs}} if defs else schema
 
     def further_definitions(self) -> dict[str, Schema]:
-        """The targets of such references, by their names."""
+        """Convert the targets of such references, by their new names."""
         found: dict[str, Schema] = {}
         while len(found) < len(self._named):
             for name, target, place in tuple(self._named.values()):
@@ -135,7 +134,7 @@ class _Converter:
         self.problems.append(SchemaProblem(pointer, keyword, reason))
 
     def node(self, given: Any, pointer: str, depth: int) -> Schema:
-        """The schema at ``pointer``; an empty one where anything goes."""
+        """Convert the schema at ``pointer``; to an empty one if anything is allowed."""
         if given is None or given is True or given == []:
             return {}
         if isinstance(given, str) and given.lower() in (*_TYPE_OF, *_ANY_TYPE):
@@ -201,7 +200,7 @@ class _Converter:
                 continue
             value = out[keyword]
             if isinstance(value, bool) and keyword.startswith("exclusive"):
-                # Draft 4: it says how "minimum" is meant.
+                # Draft 4: the boolean makes "minimum" or "maximum" exclusive.
                 del out[keyword]
                 plain = keyword.removeprefix("exclusive").lower()
                 if value and _number(out.get(plain)) is not None:
@@ -231,7 +230,7 @@ class _Converter:
 
     def _reference(self, out: Schema, pointer: str) -> None:
         for dynamic in ("$dynamicRef", "$recursiveRef"):
-            # Within one document they lead where a plain one does.
+            # Within one document they resolve as a plain "$ref" does.
             if dynamic in out:
                 out.setdefault("$ref", out.pop(dynamic))
         if "$ref" not in out:
@@ -245,7 +244,7 @@ class _Converter:
             out["$ref"] = found
 
     def _resolved(self, target: str) -> str | None:
-        """A reference as llama.cpp follows it; None when it leads nowhere."""
+        """Return a reference in a form that llama.cpp follows; None if it leads nowhere."""
         own = self._document.get("$id")
         if isinstance(own, str) and own and target.startswith(f"{own}#"):
             target = target.removeprefix(own)
@@ -319,7 +318,7 @@ class _Converter:
                 out[keyword] = self.node(child, place, depth + 1)
 
     def _denied(self, out: Schema, names: list[str], pointer: str) -> None:
-        """Properties whose schema is false, so that what is joined later does not bring them back."""
+        """Forbid the properties whose schema is false, so that later joins do not bring them back."""
         rest = out.get("additionalProperties")
         if not names or rest is False:
             return
@@ -346,7 +345,7 @@ class _Converter:
             del out[keyword]
 
     def _required(self, out: Schema, given: Schema) -> None:
-        """``required`` is a list of names; draft 3 has it in the property itself."""
+        """Make ``required`` a list of names; draft 3 has it in the property itself."""
         required = out.get("required")
         names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
         children = given.get("properties")
@@ -360,7 +359,7 @@ class _Converter:
             names += [name for name in own if name not in known]
         rest = out.get("additionalProperties", out.get("unevaluatedProperties"))
         if isinstance(out.get("properties"), dict) and rest in (None, True):
-            # llama.cpp overlooks those that have no schema.
+            # llama.cpp ignores required properties that have no schema.
             out["properties"] |= {name: {} for name in names if name not in out["properties"]}
         if names:
             out["required"] = names

@@ -1,4 +1,4 @@
-"""What of a JSON schema makes a grammar over which an engine hangs (`grammar_width`). Pure."""
+"""Rejects JSON schemas whose grammar would make an engine hang (see `grammar_width`). Pure."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from sollold.api.grammar.formats import FORMATS
 from sollold.api.grammar.grammar_width import MOST_WAYS, TooManyWays, check_pattern
 
 _MOST_VALUES = MOST_WAYS
-"""Of all lists of values together."""
+"""Maximum values of all enumerations together."""
 _USUAL_TYPES = 7
-"""JSON has no more."""
+"""Length up to which a list of types is not counted as an enumeration; JSON has no more types."""
 _MOST_OPTIONAL_SQUARED = 250_000
-"""Properties of an object that may be left out become a grammar of the square of their number."""
+"""Maximum sum of the squares of the objects' numbers of optional properties, as their grammars grow."""
 _LONGEST_PATTERNS = 16 * 1024
-"""Characters of all patterns together."""
+"""Maximum characters of all patterns together."""
 _OF_FORMATS = frozenset(FORMATS.values())
 _SHARE_OF_FORMATS = 8
-"""Patterns of formats are known to go on in few ways: an engine takes hundreds of them."""
+"""Divisor of the length of formats' patterns, which continue in few ways: an engine can use hundreds."""
 _LONGEST_NAMES = 16 * 1024
-"""Characters of the names of an object that may have others besides: each letter is told from all others."""
+"""Maximum characters of the property names of an object that allows others: each letter is compared."""
 _MOST_RANGES = 1000
-"""Numbers with bounds, which become grammars of their digits."""
+"""Maximum numbers with bounds, which become grammars of their digits."""
 _MOST_REPEATS = 1_000_000
-"""Of all bounds of lengths together: each becomes a rule."""
+"""Maximum sum of all bounds of lengths: each unit becomes a rule."""
 _CHOICES = ("anyOf", "oneOf", "allOf")
 _ROOTS = frozenset(("schema", "parameters", "input_schema"))
-"""Fields whose value is a schema of its own, to which references in it refer."""
+"""Fields whose value is a schema of its own, the root of the references in it."""
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _SPANS = (("minLength", "maxLength"), ("minItems", "maxItems"))
 _LENGTHS = tuple(name for span in _SPANS for name in span)
 _LONGEST_LENGTH = 2**31 - 1
-"""Engines take the lower bits of longer ones."""
+"""Maximum bound of a length: engines use only the lower bits of larger ones."""
 _LARGEST_BOUND = 10**15
-"""Of an integer with one bound alone: of one beyond, llama.cpp makes a repetition that ends too early."""
+"""Maximum of an integer's only bound: from a larger one, llama.cpp makes a repetition with min > max."""
 _MOST_STEPS = 50_000
 _DEEPEST = 200
-"""References that lead to one another."""
+"""Maximum depth of references that lead to one another."""
 
 
 class TooWide(Exception):
-    """An engine would hang over the schema; the message says why."""
+    """An engine would hang on the schema; the message says why."""
 
 
 def check_schema(value: object) -> None:
-    """Look at the schemas in ``value``, wherever they are; it is not nested deeply.
+    """Check the schemas in ``value``, wherever they are; it must not be nested deeply.
 
     Raises:
-        TooWide: see there.
+        TooWide: an engine would hang on one of them.
     """
     values = squares = letters = ranges = repeats = 0
     followed: dict[tuple[int, str], bool] = {}
@@ -106,9 +106,9 @@ def check_schema(value: object) -> None:
 def _check_references(
     one: object, root: object, followed: dict[tuple[int, str], bool], depth: int = 0
 ) -> None:
-    """Refuse a reference that leads to itself by others and ``allOf``: an engine follows it until it dies.
+    """Reject a reference that leads to itself through others and ``allOf``: an engine crashes following it.
 
-    ``followed``: whether the references seen so far have been followed to their ends.
+    ``followed``: references seen so far → whether they have been followed to the end.
     """
     if depth > _DEEPEST:
         raise TooWide("its references lead to one another too often")
@@ -129,8 +129,8 @@ def _check_references(
 
 
 def _check_spans(schema: dict[str, Any]) -> None:
-    """Refuse what becomes a repetition that ends before it begins: an engine makes rules of it until memory
-    is full.
+    """Reject bounds that become a repetition with its minimum above its maximum: an engine creates rules from
+    it until its memory is exhausted.
     """
     for least, most in _SPANS:
         low, high = schema.get(least), schema.get(most)
@@ -156,7 +156,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 class _Choices:
-    """Counts what can be chosen from, by references too: each may lead to further choices."""
+    """Counts alternatives, also through references, each of which may lead to further choices."""
 
     def __init__(self, root: object) -> None:
         self._root = root
@@ -164,10 +164,10 @@ class _Choices:
         self._steps = 0
 
     def ways(self, schema: object, depth: int = 0) -> int:
-        """How many there are.
+        """Return the number of alternatives.
 
         Raises:
-            TooWide: too many.
+            TooWide: there are too many.
         """
         self._steps += 1
         if depth > _DEEPEST or self._steps > _MOST_STEPS:

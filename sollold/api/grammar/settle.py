@@ -1,7 +1,7 @@
-"""A JSON schema without choices, in the keywords that llama.cpp reads. Pure.
+"""Converts a JSON schema without choices to the keywords that llama.cpp reads. Pure.
 
 llama.cpp reads the bounds of integers but not of numbers, a pattern but no length beside it, either
-``prefixItems`` or ``items``, and of objects ``properties``, ``required`` and ``additionalProperties``.
+``prefixItems`` or ``items``, and for objects ``properties``, ``required`` and ``additionalProperties``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sollold.api.grammar.values import Resolve, ValueCheck
 
 
 def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool = True) -> Settled:
-    """``schema`` in such keywords, as far as they go; ``formats``: with their patterns.
+    """Convert ``schema`` to such keywords, as far as possible; ``formats``: set the patterns of formats.
 
     Raises:
-        Impossible: nothing meets it.
+        Impossible: no value satisfies ``schema``.
     """
     if not _may_need(schema):
         return Settled(schema)
@@ -49,14 +49,14 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
 
 
 _STRUCTURE = frozenset(("properties", "items", "prefixItems"))
-"""Of what has one of these llama.cpp takes the type from it."""
+"""Keywords from which llama.cpp infers the type."""
 
 
 _PLAIN = frozenset(("properties", "required", "additionalProperties", "items", "minItems", "maxItems"))
 
 
 def _may_need(schema: Schema) -> bool:
-    """Whether it has more than llama.cpp reads; most have not. Quick."""
+    """Whether a schema may have keywords that llama.cpp does not read; fast, since most have none."""
     if not isinstance(kind := schema.get("type"), str):
         return "type" in schema or not schema.keys().isdisjoint(CONSTRAINTS)
     found = schema.keys() & CONSTRAINTS
@@ -77,9 +77,7 @@ _NOTHING: Schema = {}
 
 
 def _settle_kind(settled: Settled, kind: str, step: Callable[[Settled], None]) -> None:
-    """Take a step over the values of one type; there are none of it where nothing meets it and others are
-    allowed.
-    """
+    """Apply ``step`` to the values of one type; drop the type if it is impossible but others are allowed."""
     before, problems, notes = settled.schema, len(settled.problems), len(settled.notes)
     try:
         step(settled)
@@ -91,7 +89,7 @@ def _settle_kind(settled: Settled, kind: str, step: Callable[[Settled], None]) -
 
 
 def without_kind(schema: Schema, kind: str) -> Schema | None:
-    """The schema for values of its other types; None: it names none."""
+    """Return the schema for values of its other types; None if it does not name ``kind`` and others."""
     named = kinds_of(schema) or []
     gone = ("number", "integer") if kind == "number" else (kind,)
     left = [one for one in named if one not in gone]
@@ -102,7 +100,7 @@ def without_kind(schema: Schema, kind: str) -> Schema | None:
 
 
 def _with_type(schema: Schema) -> Schema:
-    """With the type that its keywords speak of where it names none: llama.cpp takes it from some of them."""
+    """Add the type array or object if the keywords imply it: llama.cpp infers it only from some of them."""
     if "type" in schema:
         return schema
     spoken = {
@@ -128,7 +126,7 @@ def _may_be(kind: str, schema: Schema) -> bool:
 
 
 def _without_denied_types(schema: Schema) -> Schema:
-    """Without a ``not`` of types."""
+    """Replace a ``not`` of types by the remaining types."""
     denied: Any = schema.get("not")
     if not isinstance(denied, dict) or {*denied} - {"type", "title", "description"} or "type" not in denied:
         return schema

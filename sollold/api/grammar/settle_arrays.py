@@ -1,4 +1,4 @@
-"""Arrays of a JSON schema in the keywords that llama.cpp reads. Pure."""
+"""Converts arrays of a JSON schema to the keywords that llama.cpp reads. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
 
 _MOST_FURTHER = 16
-"""Items behind those that each have a schema of their own: llama.cpp writes arrays of one length alone, and
-each length is a choice.
+"""Maximum items after those that have a schema of their own: llama.cpp generates such arrays only with a
+fixed length, so each length becomes an alternative.
 """
 _LONGEST = 64
 
 
 def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
-    """Lengths, items that have a schema each, and what is demanded of them together.
+    """Convert lengths, tuples, and constraints on all items together.
 
-    ``many``: also where that takes many choices.
+    ``many``: also if that takes many alternatives.
 
     Raises:
-        Impossible: the lengths leave nothing.
+        Impossible: no array satisfies the schema.
     """
     schema = settled.schema
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
@@ -57,7 +57,7 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
             settled.notes.append(("items", f"at most {last} items are written"))
     first, last = int(min(first, most)), int(min(last, most))
     if first == last == count:
-        # As llama.cpp reads it: of one length.
+        # A tuple of one length, as llama.cpp reads it.
         settled.set(additionalItems=None)
         if not isinstance(settled.schema.get("items"), list):
             settled.set(items=None)

@@ -1,4 +1,4 @@
-"""``not`` of a JSON schema for integers and texts, where the rest has a form that llama.cpp reads. Pure."""
+"""Converts ``not`` for integers and strings, if the rest has a form that llama.cpp reads. Pure."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _OPPOSITE = {
 
 
 def settle_denied(settled: Settled) -> None:
-    """Values and bounds that are denied become bounds of the others.
+    """Convert denied values and bounds to bounds of the remaining values.
 
     Raises:
-        Impossible: nothing is left.
+        Impossible: none remain.
     """
     denied, kinds = settled.schema.get("not"), kinds_of(settled.schema)
     if not isinstance(denied, dict) or denied.keys() & JOINS or settled.alternatives is not None:
@@ -74,7 +74,7 @@ def _deny_integers(settled: Settled, denied: dict[str, Any], demands: dict[str, 
 
 
 def _inner(schema: dict[str, Any]) -> tuple[float, float]:
-    """The least and the greatest integer that the bounds allow."""
+    """Return the smallest and the largest integer that the bounds allow."""
     low, high = -math.inf, math.inf
     for key, value in schema.items():
         if key == "minimum":
@@ -102,6 +102,6 @@ def _deny_texts(settled: Settled, denied: dict[str, Any], demands: dict[str, Any
 
 
 def _bound(settled: Settled, keyword: str, value: float) -> None:
-    """With a further bound."""
+    """Add a bound; the tighter one is kept."""
     tighter = max if keyword in ("minLength", "minimum", "exclusiveMinimum") else min
     settled.set(**{keyword: tighter(value, settled.schema.get(keyword, value))})

@@ -1,4 +1,4 @@
-"""What a JSON schema demands of an object where it has a certain property or value. Pure."""
+"""Converts what a JSON schema requires of an object that has a certain property or value. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SAME_OBJECT = frozenset(("required", "properties", "allOf", "anyOf", "oneOf", "
 
 
 def foresee_names(settled: Settled, resolve: Resolve) -> None:
-    """Names that something may demand later have a schema from the beginning, so that what is decided by the
-    names that there are holds.
+    """Give names that may be required later a schema from the beginning, so that decisions based on the known
+    names remain valid.
     """
     schema = settled.schema
     if "properties" not in schema or schema.get("additionalProperties") is False:
@@ -30,7 +30,7 @@ def foresee_names(settled: Settled, resolve: Resolve) -> None:
             names |= dict.fromkeys(name for name in one if isinstance(name, str))
             waiting += [(inner, depth + 1) for inner in one if not isinstance(inner, str)]
         elif isinstance(one, dict) and depth < _DEEPEST_DEMAND:
-            # Of a map of schemas or lists all are looked at, of a schema what speaks of the same object.
+            # In a map, look at all schemas and lists; in a schema, at keywords about the same object.
             inner = one if depth == 0 else {key: value for key, value in one.items() if key in _SAME_OBJECT}
             names |= dict.fromkeys(inner.get("properties", ()) if depth else ())
             waiting += [
@@ -45,7 +45,7 @@ def foresee_names(settled: Settled, resolve: Resolve) -> None:
 
 
 def settle_dependents(settled: Settled) -> None:
-    """What is demanded once a property is there: a choice between its absence and that."""
+    """Convert what a property's presence requires to a choice between its absence and that."""
     schema = settled.schema
     if settled.alternatives is not None:
         return
@@ -75,7 +75,7 @@ def settle_dependents(settled: Settled) -> None:
 
 
 def settle_conditions(settled: Settled, resolve: Resolve) -> None:
-    """``if`` of a property that has listed values: a choice of them."""
+    """Convert an ``if`` about one property's presence or listed values to a choice."""
     conditions = settled.schema.get(CONDITIONS)
     if not conditions or not is_closed(settled.schema):
         return

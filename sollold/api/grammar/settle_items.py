@@ -1,6 +1,6 @@
-"""What a JSON schema demands of an array's items together: that they differ, that one is of a kind. Pure.
+"""Converts ``uniqueItems`` and ``contains``, which a JSON schema requires of all items together. Pure.
 
-llama.cpp reads neither. Where there are few such arrays, or few lengths, each becomes a choice of its own.
+llama.cpp reads neither. If there are few such arrays, or few lengths, each becomes an alternative.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sollold.api.grammar.values import Resolve, ValueCheck
 _MOST_ARRAYS = 256
 _FEW_ARRAYS = 16
 _LONGEST = 8000
-"""Characters of all of them."""
+"""Maximum length of all listed arrays as JSON, in bytes."""
 _MOST_ITEMS = 4
 _OF_ARRAYS = (
     *("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),
@@ -28,10 +28,12 @@ _OF_ARRAYS = (
 
 
 def settle_items(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
-    """``uniqueItems`` of listed values, and ``contains`` of short arrays; ``many``: also where that is long.
+    """Convert ``uniqueItems`` of listed values, and ``contains`` of short arrays.
+
+    ``many``: also if ``uniqueItems`` takes many alternatives.
 
     Raises:
-        Impossible: no array meets it.
+        Impossible: no array satisfies the schema.
     """
     if settled.schema.get("uniqueItems") is True:
         _list_arrays(settled, resolve, check, _MOST_ARRAYS if many else _FEW_ARRAYS)
@@ -70,7 +72,7 @@ def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, allowed:
 
 
 def _distinct(items: Any, resolve: Resolve) -> list[Any] | None:
-    """The values that items may have, where they are listed; None: they are not."""
+    """Return the different values that items may have; None if they are not listed."""
     if isinstance(items, dict) and "$ref" in items and not constraints_of(items):
         items = resolve(items["$ref"])
     if not isinstance(items, dict) or items.keys() & JOINS:
@@ -90,7 +92,7 @@ def _distinct(items: Any, resolve: Resolve) -> list[Any] | None:
 
 
 def _place_contained(settled: Settled) -> None:
-    """A choice of the places where the item stands that is demanded."""
+    """Convert ``contains`` to a choice of the position of the required item."""
     schema = settled.schema
     wanted, fewest = schema["contains"], schema.get("minContains", 1)
     if fewest == 0 and "maxContains" not in schema:

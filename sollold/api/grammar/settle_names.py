@@ -1,4 +1,4 @@
-"""Which names the properties of an object in a JSON schema may have. Pure."""
+"""Converts what a JSON schema requires of the names of an object's properties. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
 
 
 def settle_names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
-    """Names that patterns and ``propertyNames`` allow."""
+    """Convert the names that patterns and ``propertyNames`` allow."""
     _all_names(settled)
     _matched_names(settled)
     _names(settled, resolve, check)
 
 
 def _all_names(settled: Settled) -> None:
-    """A pattern of any name speaks of all properties."""
+    """Apply patterns that match any name to all properties."""
     patterns = settled.schema.get("patternProperties")
     if not isinstance(patterns, dict):
         return
@@ -36,8 +36,8 @@ def _all_names(settled: Settled) -> None:
 
 
 def _matched_names(settled: Settled) -> None:
-    """Names that only patterns allow: where there are no others each may be written, with a value that one of
-    the patterns demands. The grammar would allow none, and the object would always be empty.
+    """If only patterns allow names, allow any name, with a value that one of the patterns requires. The
+    grammar would allow none otherwise, and the object would always be empty.
     """
     schema = settled.schema
     patterns = schema.get("patternProperties")
@@ -51,7 +51,7 @@ def _matched_names(settled: Settled) -> None:
 
 
 def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
-    """The names that ``propertyNames`` lists or lets through."""
+    """Keep the names that ``propertyNames`` lists or allows."""
     schema = settled.schema
     if not isinstance(names := schema.get("propertyNames"), dict):
         return

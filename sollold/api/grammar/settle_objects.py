@@ -1,7 +1,7 @@
-"""Objects of a JSON schema in the keywords that llama.cpp reads. Pure.
+"""Converts objects of a JSON schema to the keywords that llama.cpp reads. Pure.
 
-Of an object with ``properties`` and without ``additionalProperties`` llama.cpp writes no others: so it can be
-said there that one is missing.
+For an object with ``properties`` and without ``additionalProperties``, llama.cpp generates no others, so the
+absence of a property can be expressed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sollold.api.grammar.values import Resolve, ValueCheck
 
 
 def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
-    """Names, numbers of properties, and what depends on a property.
+    """Convert names, numbers of properties, and what depends on a property.
 
     Raises:
-        Impossible: no object meets it.
+        Impossible: no object satisfies the schema.
     """
     leave_out(settled, [name for name, one in properties_of(settled.schema).items() if one is False])
     settle_names(settled, resolve, check)
@@ -34,7 +34,7 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
 
 
 def _required(settled: Settled) -> None:
-    """Required properties need a schema of their own."""
+    """Give required properties a schema of their own."""
     schema = settled.schema
     properties, rest = properties_of(schema), schema.get("additionalProperties", True)
     missing = [name for name in schema.get("required", ()) if name not in properties]
@@ -46,13 +46,13 @@ def _required(settled: Settled) -> None:
         return
     further = rest if isinstance(rest, dict) else {}
     if "properties" not in schema:
-        # Without any there were all.
+        # Without "properties", any were allowed.
         settled.set(additionalProperties=rest)
     settled.set(properties={**properties, **dict.fromkeys(missing, further)})
 
 
 def _forbidden(settled: Settled) -> None:
-    """Properties that must not be there: ``not`` of what demands one."""
+    """Convert a ``not`` of required properties, which must be absent."""
     denied = settled.schema.get("not")
     choices = denied.get("anyOf", [denied]) if isinstance(denied, dict) else []
     if not choices or not all(
@@ -73,7 +73,7 @@ def _forbidden(settled: Settled) -> None:
 
 
 def _counts(settled: Settled) -> None:
-    """Numbers of properties, where those that may be missing are few."""
+    """Convert numbers of properties, if few are optional."""
     schema = settled.schema
     if not is_closed(schema):
         if schema.get("minProperties", 0) <= len(schema.get("required", ())):

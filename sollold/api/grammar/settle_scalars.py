@@ -1,4 +1,4 @@
-"""Numbers and texts of a JSON schema in the keywords that llama.cpp reads. Pure."""
+"""Converts numbers and strings of a JSON schema to the keywords that llama.cpp reads. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sollold.api.grammar.pattern_length import with_length
 from sollold.api.grammar.settled import Settled
 
 _MOST_VALUES = 256
-"""Numbers that are listed one by one."""
+"""Maximum numbers that are listed individually."""
 _LARGEST = 10**15
-"""llama.cpp reads single bounds up to here, and two of them up to the next."""
+"""llama.cpp reads a single bound up to this, and two bounds up to `_LARGEST_OF_TWO`."""
 _LARGEST_OF_TWO = 10**18
 
 
 def settle_number(settled: Settled) -> None:
-    """Bounds of integers, and multiples: within bounds they are listed.
+    """Convert bounds of integers, and multiples, which are listed if they have bounds.
 
     Raises:
-        Impossible: the bounds leave nothing.
+        Impossible: no number is within the bounds.
     """
     kinds = kinds_of(settled.schema) or []
     step = settled.schema.get("multipleOf")
@@ -45,7 +45,7 @@ def _with_integers(kinds: list[str]) -> Any:
 
 
 def _range(settled: Settled) -> tuple[Fraction | None, bool, Fraction | None, bool]:
-    """The lower bound and whether it is allowed itself, and the upper one likewise."""
+    """Return the lower bound and whether it is inclusive, then the same for the upper one."""
     schema = settled.schema
     low, over = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, under = schema.get("maximum"), schema.get("exclusiveMaximum")
@@ -61,7 +61,7 @@ def _range(settled: Settled) -> tuple[Fraction | None, bool, Fraction | None, bo
 
 
 def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
-    """List the multiples between two bounds, where they are few."""
+    """List the multiples between two bounds, if there are few; return whether that was done."""
     low, with_low, high, with_high = _range(settled)
     if low is None or high is None:
         return False
@@ -101,7 +101,7 @@ def _bound_integer(settled: Settled) -> None:
         settled.problems.append(("minimum" if least else "maximum", "it is too large"))
         settled.set(**dict.fromkeys(BOUNDS))
         return
-    # llama.cpp writes no integers of so many digits.
+    # llama.cpp generates no integers with that many digits.
     least = None if least is not None and least < -_LARGEST_OF_TWO else least
     most = None if most is not None and most > _LARGEST_OF_TWO else most
     if least is not None and least >= _LARGEST and most is None:
@@ -112,10 +112,10 @@ def _bound_integer(settled: Settled) -> None:
 
 
 def settle_text(settled: Settled, *, formats: bool = True) -> None:
-    """Formats, and lengths beside patterns. They stay where the pattern does what they demand.
+    """Convert formats to patterns, and restrict patterns to the lengths beside them; these keywords stay.
 
     Raises:
-        Impossible: the lengths leave nothing.
+        Impossible: no length is allowed.
     """
     schema = settled.schema
     if schema.get("minLength", 0) > schema.get("maxLength", math.inf):

@@ -1,4 +1,4 @@
-"""What becomes of a JSON schema while it is brought into llama.cpp's keywords. Pure."""
+"""The state of a JSON schema while it is converted to llama.cpp's keywords. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sollold.facts import dataclass
 
 @dataclass(slots=True)
 class Settled:
-    """A schema on its way.
+    """A schema being converted.
 
     Attributes:
-        schema: what is demanded.
-        alternatives: of which one is to be met besides; None: there are none.
-        problems: what has no such form, as its keyword and why.
-        notes: what is enforced in part, likewise.
+        schema: the schema so far.
+        alternatives: schemas of which one must be satisfied as well; None if there are none.
+        problems: what can't be enforced, as (keyword, reason).
+        notes: what is only partly enforced, likewise.
     """
 
     schema: Schema
@@ -26,7 +26,7 @@ class Settled:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
     def set(self, **keywords: Any) -> None:
-        """Set keywords; those that are None go."""
+        """Set keywords; those that are None are removed."""
         merged = {**self.schema, **keywords}
         self.schema = {
             key: value for key, value in merged.items() if value is not None or key not in keywords

@@ -1,4 +1,4 @@
-"""What of a JSON schema llama.cpp overlooks while it makes a grammar of it. Pure."""
+"""Finds the keywords of a JSON schema that llama.cpp ignores when it makes a grammar. Pure."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ _MOST_ASKED = 64
 
 
 class _Asked:
-    """How often it may be asked what a pattern means: each takes a millisecond."""
+    """Budget of questions about the meaning of a pattern, each of which takes a millisecond."""
 
     def __init__(self) -> None:
         self._left = _MOST_ASKED
 
     def ask(self) -> bool:
-        """Whether it may be, once more."""
+        """Return whether one more question is allowed."""
         self._left -= 1
         return self._left >= 0
 
 
 _Found = tuple[str, str]
-"""A keyword, and where or beside what it is not enforced; empty: nowhere."""
+"""A keyword, and in which case it is not enforced; empty if it never is."""
 
 
 def unenforced(document: Schema) -> Iterator[SchemaProblem]:
-    """The keywords of a converted schema that llama.cpp does not enforce."""
+    """Yield the keywords of a converted schema that llama.cpp does not enforce."""
     return _unenforced(document, "", plain_parts(document), _Asked())
 
 
@@ -100,7 +100,7 @@ def _of_keywords(schema: Schema, kinds: list[str] | None, means: _Asked) -> Iter
 
 
 def _forbids_nothing(keyword: str, value: Any) -> bool:
-    """Whether it is there for the reader alone; all names are texts."""
+    """Whether a keyword has no effect; all property names are strings."""
     return value is False or (keyword == "propertyNames" and value in ({}, {"type": "string"}))
 
 
@@ -111,7 +111,7 @@ def _of_text(schema: Schema, means: _Asked) -> Iterator[_Found]:
     pattern = schema.get("pattern")
     if pattern is not None:
         fewest, longest = lengths(pattern)
-        # A bound of the format's own pattern comes of the lengths that stand beside it.
+        # The pattern may be the format's own, restricted to the lengths beside it.
         known = form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form])
         if known and not (means.ask() and means_format(pattern, form)):
             yield "format", "beside a pattern"

@@ -1,4 +1,4 @@
-"""Whether a value in a JSON schema meets what stands beside it there. Pure."""
+"""Checks whether the values listed in a JSON schema satisfy the keywords beside them. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sollold.api.grammar.pattern_match import matches
 from sollold.facts import dataclass
 
 Resolve = Callable[[str], Schema | None]
-"""The schema at a reference; None: there is none."""
+"""Returns the schema at a reference; None if there is none."""
 
 _DEEPEST = 30
 _PLAIN = re.compile(r'(?:(?!["\\\x00-\x1f])(?:\S| ))*+')
@@ -31,11 +31,11 @@ _PLAIN = re.compile(r'(?:(?!["\\\x00-\x1f])(?:\S| ))*+')
 
 @dataclass(slots=True)
 class Effort:
-    """What may still be done for the schemas of a request: as much as takes some 50 ms.
+    """Remaining budget for converting the schemas of a request: some 50 ms of work.
 
     Attributes:
-        visits: schemas that come of others by joining.
-        values: values that are looked at.
+        visits: schemas that result from joining.
+        values: values to check.
         letters: characters of patterns.
     """
 
@@ -45,21 +45,21 @@ class Effort:
 
 
 class ValueCheck:
-    """Checks values, as long as there is effort left: then it knows nothing any more."""
+    """Checks values as long as there is effort left; after that, all results are unknown."""
 
     def __init__(self, resolve: Resolve, effort: Effort) -> None:
         self._resolve = resolve
         self._effort = effort
 
     def spend(self, values: int) -> bool:
-        """Whether so many may be listed besides, which then are."""
+        """Return whether ``values`` more may be listed, and deduct them if so."""
         if values > self._effort.values:
             return False
         self._effort.values -= values
         return True
 
     def admits(self, schema: Any, value: Any, depth: int = 0) -> bool | None:
-        """Whether ``value`` meets a converted schema; None: that is not known, as for patterns."""
+        """Return whether ``value`` satisfies a converted schema; None if unknown, as for some patterns."""
         if isinstance(schema, bool):
             return schema
         self._effort.values -= 1
@@ -97,7 +97,7 @@ class ValueCheck:
             self._effort.letters -= 8 * len(value)
             known = self._effort.letters >= 0
             met = matches(schema["pattern"], value) if known else None
-            # Converted, it has no characters that JSON writes with a backslash, and no space but one.
+            # A converted pattern excludes characters that JSON escapes, and all whitespace but the space.
             found.append(met if met or _PLAIN.fullmatch(value) else None)
         if isinstance(form := schema.get("format"), str):
             self._effort.letters -= 8 * len(value)
@@ -166,11 +166,11 @@ class ValueCheck:
 
 
 def filter_values(schema: Schema, check: ValueCheck) -> Schema:
-    """A converted schema without the values that do not meet what stands beside them; what does then forbids
-    nothing more and goes.
+    """Remove the values of a converted schema that do not satisfy the keywords beside them, then the keywords
+    that no longer have an effect.
 
     Raises:
-        Impossible: none is left.
+        Impossible: no value remains.
     """
     keyword = "const" if "const" in schema else "enum"
     if not isinstance(values := [schema["const"]] if keyword == "const" else schema.get("enum"), list):
