@@ -54,7 +54,7 @@ def test_a_body_without_them_is_the_same() -> None:
 REFUSED = [
     ({"guided_json": SCHEMA, "guided_choice": ["a"]}, "only one of"),
     ({"guided_json": "{"}, "not JSON"),
-    ({"guided_choice": [1]}, "list of texts"),
+    ({"guided_choice": [1]}, "list of strings"),
     ({"guided_regex": "(?=a)b"}, "can't be enforced"),
     ({"guided_grammar": "?start: x"}, "GBNF"),
 ]

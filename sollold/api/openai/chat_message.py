@@ -43,10 +43,11 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in _PARTS:
                 raise Refusal(
-                    Fault.BAD_REQUEST, f"a part of a message is {str(kind)[:40]!r}, not {', '.join(_PARTS)}"
+                    Fault.BAD_REQUEST,
+                    f"unsupported content part of type {str(kind)[:40]!r}; it must be {', '.join(_PARTS)}",
                 )
             if kind == "text" and not isinstance(part.get("text"), str):
-                raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text")
+                raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text, which must be a string")
             if kind == "image_url":
                 need(model, "vision", "images")
                 part["image_url"] = image_url_part(part.get("image_url"))["image_url"]
@@ -56,7 +57,7 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
             if kind in ("input_video", "video_url"):
                 need(model, "vision", "video input")
     elif not isinstance(content, str):
-        raise Refusal(Fault.BAD_REQUEST, "a message's content is a text or a list of parts")
+        raise Refusal(Fault.BAD_REQUEST, "a message's content must be a string or a list of parts")
     return out
 
 

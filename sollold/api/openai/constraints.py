@@ -38,7 +38,7 @@ def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str,
     if not asked:
         return known if len(known) < len(body) else body, warnings
     if len(asked) > 1:
-        raise Refusal(Fault.BAD_REQUEST, f"only one of {', '.join(sorted(asked))} can be asked for")
+        raise Refusal(Fault.BAD_REQUEST, f"only one of {', '.join(sorted(asked))} can be used")
     ((kind, value),) = asked.items()
     for name in ("grammar", "response_format"):
         if isinstance(known.get(name), dict) and "value" in known[name]:
@@ -75,9 +75,9 @@ def _schema(value: Any) -> Any:
         try:
             value = msgspec.json.decode(value)
         except msgspec.DecodeError:
-            raise Refusal(Fault.BAD_REQUEST, "the schema is a text that is not JSON") from None
+            raise Refusal(Fault.BAD_REQUEST, "the schema is a string that is not JSON") from None
     if not isinstance(value, dict):
-        raise Refusal(Fault.BAD_REQUEST, "a schema is an object, or its JSON as a text")
+        raise Refusal(Fault.BAD_REQUEST, "a schema must be an object, or its JSON as a string")
     return value
 
 
@@ -85,16 +85,16 @@ def _grammar(kind: str, value: Any) -> str:
     """Return a llama.cpp grammar that matches a whole answer."""
     if kind == "choice":
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise Refusal(Fault.BAD_REQUEST, "choices are a list of texts")
+            raise Refusal(Fault.BAD_REQUEST, "choices must be a list of strings")
         if len(value) > _MOST_CHOICES:
             raise Refusal(Fault.BAD_REQUEST, f"there are more than {_MOST_CHOICES} choices")
         return "root ::= " + " | ".join(map(_literal, value))
     if not isinstance(value, str):
-        raise Refusal(Fault.BAD_REQUEST, f"a {kind} is a text")
+        raise Refusal(Fault.BAD_REQUEST, f"a {kind} must be a string")
     if kind == "grammar":
         if not re.search(r"^\s*root\s*::=", value, re.MULTILINE):
             raise Refusal(
-                Fault.BAD_REQUEST, "a grammar is written as llama.cpp has it (GBNF), with a rule root ::= …"
+                Fault.BAD_REQUEST, "a grammar must be in llama.cpp's format (GBNF), with a rule root ::= …"
             )
         return value
     inner = value.removeprefix("^")

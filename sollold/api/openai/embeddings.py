@@ -51,18 +51,18 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of texts", field="input")
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a string or a list of strings", field="input")
     check_tokens(ask.input, "input")
     texts = [ask.input] if isinstance(ask.input, str) else ask.input
     if not isinstance(texts[0], int):
         check_count(texts)
     if {str, int} <= set(map(type, texts)):
         # llama-server would join them into one text with a single vector.
-        raise Refusal(Fault.BAD_REQUEST, "input has texts beside numbers of tokens", field="input")
+        raise Refusal(Fault.BAD_REQUEST, "input must not mix strings and tokens", field="input")
     if any(one == "" for one in texts):
-        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding", field="input")
+        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
-        raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64", field="encoding_format")
+        raise Refusal(Fault.BAD_REQUEST, "encoding_format must be float or base64", field="encoding_format")
     out = engine_body(body)
     if out.get("encoding_format") == "":
         del out["encoding_format"]
@@ -100,5 +100,5 @@ def as_asked(raw: bytes, ask: EmbeddingAsk) -> bytes:
             else:
                 one["embedding"] = vector
     except (msgspec.DecodeError, KeyError, TypeError):
-        raise Refusal(Fault.ENGINE, "the engine's embeddings can't be read") from None
+        raise Refusal(Fault.ENGINE, "the engine's embeddings can't be parsed") from None
     return msgspec.json.encode(answer)

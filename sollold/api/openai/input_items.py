@@ -40,7 +40,7 @@ def page(items: list[Item], query: Mapping[str, str]) -> Item:
     """
     limit, order, after = query.get("limit", str(_USUAL)), query.get("order", "desc"), query.get("after")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= _MOST):
-        raise Refusal(Fault.BAD_REQUEST, f"limit must be a whole number from 1 to {_MOST}")
+        raise Refusal(Fault.BAD_REQUEST, f"limit must be an integer from 1 to {_MOST}")
     if order not in ("asc", "desc"):
         raise Refusal(Fault.BAD_REQUEST, "order must be asc or desc")
     ordered = items if order == "asc" else items[::-1]

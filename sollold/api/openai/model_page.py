@@ -18,7 +18,7 @@ def model_page(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> 
     """
     limit = query.get("limit", str(_MOST))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= _MOST):
-        raise Refusal(Fault.BAD_REQUEST, f"limit must be a whole number from 1 to {_MOST}")
+        raise Refusal(Fault.BAD_REQUEST, f"limit must be an integer from 1 to {_MOST}")
     first, last = _after(shown, query, "after_id", 1), len(shown)
     if query.get("before_id"):
         last = _after(shown, query, "before_id", 0)

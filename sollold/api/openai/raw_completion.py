@@ -141,4 +141,4 @@ def _read(raw: bytes) -> _Record:
     try:
         return msgspec.json.decode(raw, type=_Record)
     except msgspec.MsgspecError:
-        raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be read", status=502) from None
+        raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be parsed", status=502) from None

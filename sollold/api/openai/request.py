@@ -193,7 +193,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     if kind not in (None, "text", "json_object", "json_schema"):
         raise Refusal(
             Fault.BAD_REQUEST,
-            "response_format.type is text, json_object or json_schema",
+            "response_format.type must be text, json_object or json_schema",
             field="response_format.type",
         )
     return out
@@ -275,7 +275,7 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
         )
     if ask.best_of is not None and ask.best_of > max(1, ask.n or 1):
         raise Refusal(
-            Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose", field="best_of"
+            Fault.BAD_REQUEST, "best_of is not supported; request n answers and choose one", field="best_of"
         )
     out = with_llamas_names(engine_body(typed_body(body, ask)), ask)
     _clean_stop(out, ask)
@@ -299,7 +299,7 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
     lists = [one for one in prompt if type(one) is list]
     inner = list(chain.from_iterable(lists))
     if not _sound(prompt, {str, int, list}) or not all(lists) or not _sound(inner, {str, int}):
-        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens", field=what)
+        raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string, a list of strings, or tokens", field=what)
 
 
 def check_in_vocabulary(tokens: list[int], model: Model) -> None:
@@ -310,7 +310,7 @@ def check_in_vocabulary(tokens: list[int], model: Model) -> None:
     """
     count = model.vocabulary.partition(":")[0]
     if count and tokens and max(tokens) >= int(count):
-        raise Refusal(Fault.BAD_REQUEST, f"{max(tokens)} is no token of the model: it has {count}")
+        raise Refusal(Fault.BAD_REQUEST, f"{max(tokens)} is not a token of the model: it has {count}")
 
 
 def check_pieces(content: str | list[Any]) -> None:
@@ -323,8 +323,8 @@ def check_pieces(content: str | list[Any]) -> None:
     if sum(map(len, texts)) > _LONGEST_IN_PIECES:
         raise Refusal(
             Fault.BAD_REQUEST,
-            f"content is longer than {_LONGEST_IN_PIECES} characters, the most that with_pieces shows; "
-            "leave with_pieces out, or ask in parts",
+            f"content is longer than {_LONGEST_IN_PIECES} characters, the limit of with_pieces; "
+            "omit with_pieces, or send the content in parts",
             status=413,
         )
 

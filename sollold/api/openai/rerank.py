@@ -41,7 +41,7 @@ def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
 def _text_of(given: str | dict[str, Any], what: str) -> str:
     text = given.get("text") if isinstance(given, dict) else given
     if not isinstance(text, str):
-        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, or an object with a text")
+        raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string, or an object with a text")
     return text
 
 

@@ -40,17 +40,17 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of items", field="input")
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a string or a list of items", field="input")
     if ask.previous_response_id:
         raise Refusal(
             Fault.BAD_REQUEST,
-            "previous_response_id is not known here: send the whole conversation",
+            "previous_response_id is not supported here: send the whole conversation",
             field="previous_response_id",
         )
     for name in ("conversation", "prompt"):
         if getattr(ask, name) is not None:
             raise Refusal(
-                Fault.BAD_REQUEST, f"{name} is kept at OpenAI alone: send the whole input and instructions"
+                Fault.BAD_REQUEST, f"{name} is stored only by OpenAI: send the whole input and instructions"
             )
     if ask.background:
         raise Refusal(
@@ -59,7 +59,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
             field="background",
         )
     if ask.truncation not in (None, "auto", "disabled"):
-        raise Refusal(Fault.BAD_REQUEST, "truncation is auto or disabled", field="truncation")
+        raise Refusal(Fault.BAD_REQUEST, "truncation must be auto or disabled", field="truncation")
     messages = _instructed(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for theirs, ours in (
@@ -188,7 +188,7 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise Refusal(Fault.BAD_REQUEST, "a message's content is a text or a list of parts")
+        raise Refusal(Fault.BAD_REQUEST, "a message's content must be a string or a list of parts")
     parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -205,7 +205,7 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
             parts.append(file_part(part))
         elif kind == "input_image":
             raise Refusal(
-                Fault.BAD_REQUEST, "an input_image needs an image_url: files by id are kept at OpenAI alone"
+                Fault.BAD_REQUEST, "an input_image needs an image_url: only OpenAI stores files by id"
             )
         elif kind == "encrypted_content" and isinstance(part, dict):
             parts += _readable(part.get("encrypted_content"))
@@ -232,7 +232,9 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
     own = [{"text": unsealed(item.get("encrypted_content"))}]
     for parts in (item.get("content"), own, item.get("summary")):
         if parts is not None and not isinstance(parts, list):
-            raise Refusal(Fault.BAD_REQUEST, "a reasoning's content and summary are lists of parts")
+            raise Refusal(
+                Fault.BAD_REQUEST, "the content and summary of a reasoning item must be lists of parts"
+            )
         texts = [part.get("text") for part in parts or () if isinstance(part, dict)]
         if found := [text for text in texts if isinstance(text, str) and text]:
             return found
@@ -292,7 +294,7 @@ def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]
     found = tool_warnings(ask)
     found += [*ignored_fields(body, _FIELDS), *ignored_parts(body, _PARTS)]
     found += [
-        f"include {name[:60]} has no effect: it is made at OpenAI alone"
+        f"include {name[:60]} has no effect: only OpenAI provides it"
         for name in dict.fromkeys((ask.include or ())[:8])
         if name not in _INCLUDED
     ]
@@ -300,10 +302,10 @@ def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]
     if kinds & {*_UNREADABLE}:
         found.append("a compaction can only be read by OpenAI and is left out")
     if any(kind.startswith("mcp_") for kind in kinds):
-        found.append("what a server of tools (mcp) said at OpenAI is left out")
+        found.append("the output of MCP servers called by OpenAI is left out")
     unknown = sorted(kind[:40] for kind in kinds - {*_UNREADABLE, *_READ} if not _is_known(kind))
     if unknown:
-        found.append(f"items of type {', '.join(unknown)} are not known here and are left out")
+        found.append(f"items of type {', '.join(unknown)} are not supported and are left out")
     return tuple(found)
 
 
@@ -318,6 +320,8 @@ def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"type": "json_object"}
     schema = wanted.get("schema") if isinstance(wanted, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
-        raise Refusal(Fault.BAD_REQUEST, "text.format is text, json_object, or json_schema with a schema")
+        raise Refusal(
+            Fault.BAD_REQUEST, "text.format must be text, json_object, or json_schema with a schema"
+        )
     named = {"name": "answer", "schema": schema, "strict": wanted.get("strict") is True}
     return {"type": "json_schema", "json_schema": named}

@@ -60,9 +60,9 @@ class ResponsesRoutes:
                 self.input_items,
                 "The input of a recent response",
                 query=(
-                    ("limit", "How many items, from 1 to 100; 20 when left out"),
-                    ("order", "asc or desc; desc when left out"),
-                    ("after", "The id of the item after which the page begins"),
+                    ("limit", "Maximum number of items, from 1 to 100; default 20"),
+                    ("order", "asc or desc; default desc"),
+                    ("after", "Id of the item after which the page begins"),
                 ),
             ),
             Route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
@@ -180,7 +180,7 @@ class ResponsesRoutes:
         """``GET /v1/responses/{id}``."""
         if request.query.get("stream", "false").lower() not in ("false", "0"):
             raise Refusal(
-                Fault.BAD_REQUEST, "stream is not supported here: the response is complete, ask for it whole"
+                Fault.BAD_REQUEST, "stream is not supported here: the response is complete, omit stream"
             )
         return json_response((await self._stored(request)).response)
 
@@ -201,14 +201,14 @@ class ResponsesRoutes:
         raise Refusal(
             Fault.BAD_REQUEST,
             "Cannot cancel a synchronous response: it is complete. "
-            "To end one that is under way, close its connection",
+            "To end one in progress, close its connection",
         )
 
     async def compact(self, request: web.Request) -> web.Response:
         """``POST /v1/responses/compact``: refused; the caller can ask a model for a summary."""
         raise Refusal(
             Fault.BAD_REQUEST,
-            "compact is not supported: have a model sum the conversation up, "
+            "compact is not supported: ask a model to summarise the conversation, "
             "or send it with truncation set to auto",
         )
 

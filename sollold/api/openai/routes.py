@@ -79,9 +79,9 @@ from sollold.serving.request import Ask, Call, Engine
 from sollold.units import timestamp_text
 
 _PAGES = (
-    ("limit", "With Anthropic's header: how many models, up to 1000; all when left out"),
-    ("after_id", "With it: the id of the model after which the page begins"),
-    ("before_id", "With it: the id of the model before which the page ends"),
+    ("limit", "With Anthropic's header: maximum number of models, from 1 to 1000; default 1000"),
+    ("after_id", "With Anthropic's header: id of the model after which the page begins"),
+    ("before_id", "With Anthropic's header: id of the model before which the page ends"),
 )
 
 
@@ -126,7 +126,7 @@ class OpenAiRoutes:
             ask("POST", "/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
             ask("POST", "/tokenize", self.tokenize, "Convert text to tokens", Tokenize),
             ask("POST", "/detokenize", self.detokenize, "Convert tokens to text", Detokenize),
-            stream("POST", "/infill", self.infill, "Fill in the text between two others", Infill),
+            stream("POST", "/infill", self.infill, "Fill in the text between a prefix and a suffix", Infill),
             ask("POST", "/apply-template", self.apply_template, "Apply a chat template", ApplyTemplate),
         ]
 
