@@ -235,7 +235,7 @@ class Batches:
             async with asyncio.timeout(deadline or None):
                 await self._work_together(job, pieces, embed)
         except TimeoutError:
-            self._give_up(job, f"it was not embedded within the {deadline:g} s that the batch allows")
+            self._give_up(job, f"not embedded within the batch's deadline of {deadline:g} s")
 
     async def _work_together(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         try:
@@ -247,8 +247,8 @@ class Batches:
         except* _NoRoom:
             self._give_up(
                 job,
-                f"{job.total} vectors of {job.width} numbers do not fit beside those of the other batches on "
-                "this node; ask again when these are done, or for fewer texts at once, or fewer dimensions",
+                f"{job.total} vectors of {job.width} dimensions do not fit beside those of the other batches "
+                "on this node; try again when these are done, or with fewer texts or dimensions",
             )
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
@@ -297,7 +297,7 @@ class Batches:
                 return []
         job.waiting = ""
         if len(vectors) != len(piece.texts):
-            self._note(job, piece, f"{len(vectors)} embeddings came for {len(piece.texts)} texts")
+            self._note(job, piece, f"the engine gave {len(vectors)} embeddings for {len(piece.texts)} texts")
             return []
         self._keep(job, piece, vectors)
         return []

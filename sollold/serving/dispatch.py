@@ -182,7 +182,7 @@ class Dispatcher:
         needed = larger_context(refusal, search.calls[Engine.LLAMA].body, query.trained)
         if needed <= candidate.endpoint.context:
             return False
-        log.info("%s: %d tokens of context are asked for", refusal, needed, extra=self._extra)
+        log.info("%s: requesting a context of %d tokens", refusal, needed, extra=self._extra)
         search.query = replace(query, context=needed, engines=frozenset((Engine.LLAMA,)), told=("", ""))
         search.too_long, search.loaded = refusal, False
         return True
@@ -204,7 +204,7 @@ class Dispatcher:
         if not search.short_since:
             search.short_since = now
             log.warning(
-                "no memory to load %s again, waiting up to %g s for it: %s",
+                "no memory to load %s again, waiting up to %g s: %s",
                 search.query.model, _MEMORY_SECONDS, refusal.message, extra=self._extra,
             )  # fmt: skip
         if now - search.short_since >= _MEMORY_SECONDS or now + _MEMORY_LOOK - search.began > search.limit:
@@ -273,7 +273,7 @@ class Dispatcher:
             raise refusal
         search.query = replace(search.query, engines=frozenset((Engine.LLAMA,)), told=("", ""))
         search.refusal = None
-        log.info("an Ollama refused; asking the leader: %s", refusal, extra=self._extra)
+        log.info("an Ollama refused, asking the leader: %s", refusal, extra=self._extra)
         try:
             search.ready = await self._load(search)
         except Refusal as other:

@@ -188,7 +188,7 @@ class EndpointServer:
         if endpoint.closing:
             raise StreamError(ErrorKind.MOVED, f"a node that {request.endpoint} needs is draining")
         if not request.path.startswith(_PATHS) or not _PLAIN.fullmatch(request.path):
-            raise StreamError(ErrorKind.ENGINE, f"{request.path} is not a request that an endpoint answers")
+            raise StreamError(ErrorKind.ENGINE, f"endpoints do not serve the path {request.path}")
         size = len(request.body)
         if not self._bodies.reserve(size):
             message = "the requests queued on this node already hold too much memory; try again later"

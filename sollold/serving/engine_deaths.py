@@ -71,8 +71,8 @@ def _crashed_refusal(what_follows: str) -> Refusal:
     """The error for a request that crashed an engine; it is not tried on others."""
     return Refusal(
         Fault.BAD_REQUEST,
-        f"an engine crashed while it worked on this request, so no other is given it: {what_follows}. "
-        "Something in it, such as a grammar, an option or an image, makes the engine fail; change it",
+        f"an engine crashed while processing this request, so it is not sent to another one: {what_follows}. "
+        "Something in it, such as a grammar, an option or an image, makes engines crash; change it",
         status=422,
     )
 

@@ -93,8 +93,8 @@ def _in_one_sentence(message: str) -> str:
     """Shorten a message by a template's traceback and the repeated tools, and improve unclear ones."""
     if many := _TOO_MANY_CHOICES.search(message):
         return (
-            f"n: each choice is a request to the model, which is loaded for {many[1]} at a time. Ask for "
-            f"{many[1]} at most, or load it for more with `sollold load MODEL --slots N`"
+            f"n: each choice is a separate request to the model, which is loaded for {many[1]} at a time. "
+            f"Set n to at most {many[1]}, or load the model for more with `sollold load MODEL --slots N`"
         )
     if refused := _TEMPLATE.search(message):
         message = f"{TEMPLATE_REFUSES}{refused[1].strip()}"

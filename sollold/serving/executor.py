@@ -136,7 +136,7 @@ class RequestExecutor:
             continuation.check()
         except NotResumable as why:
             raise Refusal(
-                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {why}. Ask again"
+                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {why}. Try again"
             ) from None
         log.info("resuming a stream that another node began", extra=self._extra)
         limit = self._context.serving.recover_limit
@@ -333,7 +333,7 @@ class RequestExecutor:
         if attempt.candidate.engine is not Engine.OLLAMA:
             raise StreamError(ErrorKind.ENGINE, "the engine ended its answer early", transport=True)
         # It would do so again wherever it is resumed.
-        log.info("an Ollama ended its answer early, as with one that repeats itself", extra=self._extra)
+        log.info("an Ollama ended its answer early, as if the answer repeated itself", extra=self._extra)
         return continuation.cut_short()
 
     async def _done(self, attempt: Attempt) -> None:
@@ -395,7 +395,7 @@ class RequestExecutor:
                 raise
             raise Refusal(
                 Fault.INTERRUPTED,
-                f"the answer was interrupted ({error}) and could not go on: {refusal.message}",
+                f"the answer was interrupted ({error}) and could not be continued: {refusal.message}",
                 retry_after=refusal.retry_after,
             ) from None
         routing.resumed += 1

@@ -184,7 +184,7 @@ class Loader:
             retry = min(_retry(60.0, load.last) for load in loads)
             raise Refusal(
                 Fault.UNAVAILABLE,
-                f"{waiting} requests wait for model {model!r} to load already; try again later",
+                f"{waiting} requests already wait for model {model!r} to load; try again later",
                 retry_after=retry,
             )
 
@@ -310,7 +310,7 @@ def _too_long(model: str, waited: float, last: Waiting) -> Refusal:
     message = f"model {model!r} was not ready after {seconds_text(waited)}: {how_far}"
     if last.message:
         message += f" ({last.message})"
-    message += ". Loading goes on; ask again" if last.stage == "loading" else ". Ask again"
+    message += ". Loading continues; try again later" if last.stage == "loading" else ". Try again later"
     return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(waited, last))
 
 

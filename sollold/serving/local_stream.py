@@ -194,7 +194,7 @@ class LocalStream:
             async with asyncio.timeout(None) as self._connecting:
                 return await self._client.connect(url)
         except TimeoutError:
-            raise self._error or StreamError(ErrorKind.MOVED, "the request was called off") from None
+            raise self._error or StreamError(ErrorKind.MOVED, "the request was cancelled") from None
         finally:
             self._connecting = None
 

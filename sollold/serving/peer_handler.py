@@ -180,4 +180,4 @@ async def _read_request(request: web.Request) -> EngineRequest:
     try:
         return await read_request(raw.getvalue())
     except msgspec.MsgspecError as error:
-        raise web.HTTPBadRequest(text=f"not a request for an endpoint: {error}") from None
+        raise web.HTTPBadRequest(text=f"not a valid request for an endpoint: {error}") from None

@@ -103,6 +103,6 @@ def cut_warning(read: int, context: int) -> str:
     """The warning for a caller whose prompt was cut."""
     known = f" of {context} tokens" if context > 0 else ""
     return (
-        f"the prompt is longer than the context{known} at this Ollama: it read {read} tokens and left out "
-        "the rest; name a larger num_ctx"
+        f"the prompt is longer than the context{known} of this Ollama: it processed {read} tokens and left "
+        "out the rest; set a larger num_ctx"
     )

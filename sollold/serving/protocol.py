@@ -168,7 +168,7 @@ class Frames:
         while end - at >= 5:
             kind, length = _HEAD.unpack_from(data, at)
             if length > LARGEST_FRAME:
-                raise BadFrame(f"a frame of {length} bytes")
+                raise BadFrame(f"a frame of {length} bytes, which exceeds the limit")
             stop = at + 5 + length
             if stop > end:
                 break

@@ -79,7 +79,7 @@ def must_begin_anew(error: StreamError, continuation: Continuation | None, *, ga
         if not gathered:
             raise Refusal(
                 Fault.INTERRUPTED,
-                f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Ask again",
+                f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Try again",
             ) from None
         return True
     return False

@@ -61,9 +61,7 @@ def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
     if 0 < endpoint.context < ask.context:
         told.append(_no_more_context(ask.context, endpoint.model, endpoint.context))
     if endpoint.slots < ask.slots:
-        told.append(
-            f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
-        )
+        told.append(f"{ask.slots} slots were requested, but there is room for only {endpoint.slots}")
     if undrafted:
         told.append(undrafted)
     return tuple(told)
@@ -75,12 +73,12 @@ def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
         return ""
     if 0 < trained <= endpoint.context:
         return _no_more_context(asked, endpoint.model, endpoint.context)
-    return f"{asked} tokens of context were asked for, {endpoint.context} are given: more does not fit"
+    return f"the context has {endpoint.context} tokens instead of the requested {asked}: more do not fit"
 
 
 def _no_more_context(asked: int, model: str, most: int) -> str:
     """The same for a model trained with a context of ``most`` tokens."""
-    return f"{asked} tokens of context were asked for, {most} are given: {model} was trained with no more"
+    return f"the context has {most} tokens instead of the requested {asked}: {model} was trained with no more"
 
 
 def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
@@ -91,8 +89,8 @@ def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
     if not drafts.by or not any(body.get(name) for name in _PROBABILITIES):
         return ""
     return (
-        "tokens that were drafted have no probabilities: their logprob is given as 0.0. "
-        "Load the model with speculation off to have them"
+        "draft tokens have no probabilities: their logprob is reported as 0.0. "
+        "Load the model with speculation off to get them"
     )
 
 
@@ -105,10 +103,10 @@ def _undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
     if wanted in ("", OFF, AUTO, by):
         return ""
     now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
-    told = f"{now}, though speculation {wanted!r} was asked for"
+    told = f"{now}, although speculation {wanted!r} was requested"
     if endpoint.backend is Backend.OLLAMA:
         return f"{told}: an Ollama answers"
     if endpoint.reason:
         return f"{told}: {endpoint.reason}"
     words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
-    return f"{told}; `{words}` says why"
+    return f"{told}; `{words}` shows why"

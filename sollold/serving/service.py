@@ -131,7 +131,7 @@ class Serving:
             await executor.close()
             raise Refusal(
                 Fault.TIMEOUT,
-                f"no answer began within the {seconds_text(ask.deadline)} that the request allows",
+                f"no response began within the request's deadline of {seconds_text(ask.deadline)}",
             ) from None
         except BaseException:
             await executor.close()

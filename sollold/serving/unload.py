@@ -45,7 +45,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attemp
             if refusal.status != 404:
                 refused = refusal
         except StreamError as error:
-            log.info("an endpoint was not told to unload: %s", error, extra={"request": ask.id})
+            log.info("could not tell an endpoint to unload: %s", error, extra={"request": ask.id})
     if refused is not None:
         raise refused
     if candidates:

@@ -216,7 +216,7 @@ async def test_vectors_of_running_batches_count_too(batches: Batches) -> None:
     second = batches.submit("m", ["a"] * 4, wide)
     await ended(batches, second.id)
     assert second.progress is JobState.FAILED and second.vectors == [None] * 4
-    assert "4 vectors of 100 numbers do not fit" in second.errors[0]
+    assert "4 vectors of 100 dimensions do not fit" in second.errors[0]
     go.set()
     await ended(batches, first.id)
     assert first.progress is JobState.DONE and not first.errors

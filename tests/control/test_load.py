@@ -189,20 +189,20 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
     assert less_than_asked(Ensure("demo", context=32768, slots=1), endpoint) == ()
     assert less_than_asked(Ensure("demo"), endpoint) == ()
     context, slots = less_than_asked(Ensure("demo", context=100_000_000, slots=8), endpoint)
-    assert "100000000 tokens" in context and "32768 are given" in context and "trained" in context
-    assert "8 parallel requests" in slots and "1 given" in slots
+    assert "requested 100000000" in context and "has 32768 tokens" in context and "trained" in context
+    assert "8 slots" in slots and "only 1" in slots
     nobody = Ensure("demo", placement=PlacementWish(speculation="nobody"))
     (drafts,) = less_than_asked(nobody, endpoint)
-    assert "no tokens are drafted, though speculation 'nobody' was asked for" in drafts
-    assert "`sollold plan demo:latest --speculation nobody` says why" in drafts
+    assert "no tokens are drafted, although speculation 'nobody' was requested" in drafts
+    assert "`sollold plan demo:latest --speculation nobody` shows why" in drafts
     ngram = replace(nobody, placement=PlacementWish(speculation="ngram"))
     (drafts,) = less_than_asked(ngram, replace(endpoint, drafts=Drafts("small:latest", 3)))
-    assert drafts.startswith("tokens are drafted by small:latest, though")
+    assert drafts.startswith("tokens are drafted by small:latest, although")
     assert less_than_asked(nobody, replace(endpoint, drafts=Drafts("nobody", 3))) == ()
     (drafts,) = less_than_asked(nobody, replace(endpoint, reason="llama.cpp can't load it"))
-    assert drafts.endswith("was asked for: llama.cpp can't load it")
+    assert drafts.endswith("was requested: llama.cpp can't load it")
     (drafts,) = less_than_asked(nobody, IN_OLLAMA)
-    assert drafts.endswith("was asked for: an Ollama answers")
+    assert drafts.endswith("was requested: an Ollama answers")
     for usual in ("off", "auto"):
         assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()
 

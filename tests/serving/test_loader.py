@@ -94,7 +94,7 @@ async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_no
     with pytest.raises(Refusal) as refusal:
         await scene.loader.ready(need(), lambda _: None)
     assert refusal.value.fault is Fault.UNAVAILABLE and refusal.value.retry_after >= 5
-    assert "2 requests wait" in refusal.value.message
+    assert "2 requests already wait" in refusal.value.message
     elsewhere = asyncio.create_task(
         scene.loader.ready(replace(need(), ask=replace(ASK, model="other")), lambda _: None)
     )

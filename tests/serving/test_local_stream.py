@@ -90,6 +90,6 @@ async def test_it_is_closed_from_outside_while_it_connects() -> None:
     opening = asyncio.ensure_future(stream.open(lambda position: None))
     await until(lambda: there.connecting)
     await stream.close()
-    with pytest.raises(StreamError, match="called off"):
+    with pytest.raises(StreamError, match="cancelled"):
         await asyncio.wait_for(opening, 5)
     assert there.connecting == there.users == queue.active == 0

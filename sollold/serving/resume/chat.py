@@ -68,11 +68,11 @@ class ChatContinuation(Continuation):
         self.fold()
         body = self.call.body
         if asked_for(body, "logprobs"):
-            raise NotResumable("it carries log probabilities")
+            raise NotResumable("it contains log probabilities")
         if isinstance(body.get("n"), int) and body["n"] > 1:
-            raise NotResumable("more than one answer was asked for at once")
+            raise NotResumable("several answers were requested at once")
         if self._tool_call and not self._finished:
-            raise NotResumable("a tool call was sent in part")
+            raise NotResumable("a tool call was sent partially")
         if asked_for(body, "grammar") and self.text:
             raise NotResumable("it uses a grammar, whose state is lost")
         if self._engine is Engine.OLLAMA and any(self._reasoning) and not any(self._content):

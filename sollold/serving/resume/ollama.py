@@ -40,9 +40,9 @@ class OllamaContinuation(Continuation):
         self.fold()
         body = self.call.body
         if asked_for(body, "logprobs"):
-            raise NotResumable("it carries log probabilities")
+            raise NotResumable("it contains log probabilities")
         if self._tool_call:
-            raise NotResumable("a tool call was sent, and more may have been under way")
+            raise NotResumable("a tool call was sent, and others may have been in progress")
         if not self.text:
             return
         if asked_for(body, "format"):
@@ -52,7 +52,7 @@ class OllamaContinuation(Continuation):
         if not self._chat and not body.get("raw"):
             for key in ("template", "suffix", "context"):
                 if body.get(key):
-                    raise NotResumable(f"Ollama can't begin an answer in the middle with {key!r}")
+                    raise NotResumable(f"Ollama can't continue an answer to a request with {key!r}")
 
     def _read(self, event: JsonObject) -> None:
         message = event.get("message") if self._chat else event

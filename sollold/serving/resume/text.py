@@ -49,11 +49,11 @@ class _TextContinuation(Continuation):
         """Raise `NotResumable` unless it is one answer to one prompt, without log probabilities."""
         body = self.call.body
         if logprobs or asked_for(body, "n_probs"):
-            raise NotResumable("it carries log probabilities")
+            raise NotResumable("it contains log probabilities")
         if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
-            raise NotResumable("more than one answer was asked for at once")
+            raise NotResumable("several answers were requested at once")
         if not _one_prompt(body.get("prompt", "")):
-            raise NotResumable("more than one prompt was asked at once")
+            raise NotResumable("several prompts were sent at once")
 
 
 class CompletionContinuation(_TextContinuation):
@@ -71,7 +71,7 @@ class CompletionContinuation(_TextContinuation):
         logprobs = self.call.body.get("logprobs")
         self._check_single(isinstance(logprobs, int) and logprobs > 0)
         if self._engine is Engine.OLLAMA and self._text:
-            raise NotResumable("Ollama puts the prompt into a template, where an answer can't be begun")
+            raise NotResumable("Ollama's template for the prompt can't hold the beginning of an answer")
 
     def _read(self, event: JsonObject) -> None:
         if self._names is None:
