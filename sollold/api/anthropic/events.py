@@ -1,4 +1,4 @@
-"""Chunks of a chat become Anthropic's events and its whole message. Pure."""
+"""Translates the chunks of a chat into Anthropic's events and its whole message. Pure."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class MessageEvents(EventTranslator):
         self._stops = StopSequences(stop_sequences)
         self._blocks: list[dict[str, Any]] = []
         self._parts: list[str] = []
-        """Of the block that is open: its text, thinking or JSON so far."""
+        """Text, thinking or JSON of the open block so far."""
         self._call = -1
         self._started = False
 
     @property
     def stopped(self) -> bool:
-        """A stop sequence was met: the engine may be ended."""
+        """Whether a stop sequence was generated, so that the engine may be stopped."""
         return self._stops.found is not None
 
     def start(self, routing: Routing) -> list[Event]:
-        """None: ``message_start`` needs the prompt's length, which the first chunk has."""
+        """Return no events: ``message_start`` needs the prompt's length, which comes with the first chunk."""
         return []
 
     def fail(self, refusal: Refusal) -> list[Event]:
-        """The error as an event."""
+        """Return the error as an event."""
         return [refusal_object(Dialect.ANTHROPIC, refusal)]
 
     def _begin(self) -> list[Event]:
@@ -75,7 +75,7 @@ class MessageEvents(EventTranslator):
         return self._add("text", text) if text else []
 
     def _add(self, kind: str, text: str) -> list[Event]:
-        """More of a block of text or thinking."""
+        """Add text to a block of text or thinking."""
         events: list[Event] = []
         if not self._blocks or self._blocks[-1]["type"] != kind or self._call >= 0:
             first: Event = {"type": kind, kind: ""}
@@ -91,7 +91,7 @@ class MessageEvents(EventTranslator):
         return events
 
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
-        """More of a tool call."""
+        """Add a piece of a tool call."""
         events: list[Event] = []
         index = piece.number(place)
         if index != self._call:
@@ -107,12 +107,12 @@ class MessageEvents(EventTranslator):
     def _open(self, block: Event) -> list[Event]:
         events = self._close()
         self._blocks.append(block)
-        # What is open fills up later; what is shown now stays empty.
+        # A copy: the block is filled later, but the start event must show it empty.
         start = {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": dict(block)}
         return [*events, start]
 
     def _close(self) -> list[Event]:
-        """End the block that is open."""
+        """End the open block."""
         if not self._blocks:
             return []
         block, text = self._blocks[-1], "".join(self._parts)
@@ -121,7 +121,7 @@ class MessageEvents(EventTranslator):
             try:
                 block["input"] = msgspec.json.decode(text) if text else {}
             except msgspec.DecodeError:
-                # Cut off by max_tokens: the streamed pieces show it as it is, a whole message can't.
+                # Cut off by max_tokens: a stream can deliver the truncated JSON, a whole message can't.
                 block["input"] = {}
         elif block["type"] == "thinking" and self._omits:
             block["signature"] = sealed(text)
@@ -141,7 +141,7 @@ class MessageEvents(EventTranslator):
         return words.get(self._account.finish, "end_turn")
 
     def last_events(self) -> list[Event]:
-        """What ends the open block, then ``message_delta`` and ``message_stop``."""
+        """End the open block, then send ``message_delta`` and ``message_stop``."""
         events = self._begin()
         rest = self._stops.flush()
         if rest:
@@ -153,7 +153,7 @@ class MessageEvents(EventTranslator):
         return events
 
     def result(self) -> Event:
-        """The whole message, after `last_events`."""
+        """Return the whole message; call it after `last_events`."""
         return {
             **self._head(),
             "content": self._blocks,

@@ -1,4 +1,4 @@
-"""What clients of ``/v1/messages`` send."""
+"""The request bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Thinking(msgspec.Struct):
 
     @property
     def omitted(self) -> bool:
-        """The caller does not want to see what the model thinks, and sends it back as its signature."""
+        """Whether thinking is hidden: the caller receives and returns it only as its signature."""
         return self.display == "omitted"
 
 

@@ -1,7 +1,7 @@
-"""What Anthropic's clients send, in llama-server's words. Pure.
+"""Converts requests of Anthropic's clients to those of ``/v1/chat/completions``. Pure.
 
-llama-server has this API too, but an answer can be resumed after a fault in one form only, so everything
-goes through ``/v1/chat/completions`` and is translated back (`events`).
+llama-server has Anthropic's API too, but an answer can be resumed after a fault in one form only, so every
+request goes through ``/v1/chat/completions`` and the answer is translated back (`events`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sollold.models.model import Model
 
 
 def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
-    """The body for ``/v1/chat/completions``; always streamed, a whole answer is put together here.
+    """Return the body for ``/v1/chat/completions``, always streamed: a whole answer is assembled here.
 
-    Stop sequences are not in it: `stop_sequences` finds them, since the caller is told which one it was.
+    It has no stop sequences: `stop_sequences` finds them, since the caller is told which one was matched.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -41,7 +41,7 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     add_parameters(body, model)
     output = ask.output_config or {}
     if isinstance(effort := output.get("effort"), str) and "chat_template_kwargs" in body:
-        # It thinks, since that was asked for, too.
+        # Thinking is enabled, so its effort applies.
         body["reasoning_effort"] = effort
     wanted = output.get("format") or ask.output_format
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
@@ -52,7 +52,7 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     body["stream"] = True
     body["stream_options"] = {"include_usage": True}
-    # The first event then knows how long the prompt was, which message_start is to say.
+    # The first event then contains the prompt's length, which message_start must report.
     body["timings_per_token"] = True
     return body
 
@@ -66,12 +66,12 @@ _PARTS = {
 
 
 def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
-    """What of a request, as it was sent, has no effect here."""
+    """Return a warning for each field of the original request that has no effect here."""
     return ignored_fields(body, _FIELDS) + ignored_parts(body, _PARTS)
 
 
 def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
-    """The part of the body that makes the prompt: also for counting its tokens.
+    """Return the part of the body that determines the prompt; also used for counting its tokens.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -102,7 +102,7 @@ def _text_of(content: str | list[Any], what: str) -> str:
 
 
 def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
-    """One message of theirs as ours, one or more: a tool's result is a message of its own, and first."""
+    """Convert one message to one or more: the result of a tool is a separate message, and comes first."""
     if turn.role not in ("user", "assistant", "system"):
         raise Refusal(Fault.BAD_REQUEST, f"unknown role {turn.role[:40]!r}; it is user or assistant")
     if turn.content is None or isinstance(turn.content, str):
@@ -124,7 +124,7 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
         elif kind == "tool_result" and turn.role == "user":
             out.append(_result(block, model))
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
-            # What was omitted comes back in the signature.
+            # Omitted thinking is returned in the signature.
             thoughts.append(block["thinking"] or unsealed(block.get("signature")))
         elif kind == "search_result":
             parts.append({"type": "text", "text": _search_result(block)})
@@ -143,7 +143,7 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
 
 
 _ELSEWHERE = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "compaction")
-"""Blocks that only Anthropic can read, or that tell of what ran there."""
+"""Blocks that only Anthropic can read, or that describe what ran there."""
 
 
 def _search_result(block: dict[str, Any]) -> str:
@@ -153,7 +153,7 @@ def _search_result(block: dict[str, Any]) -> str:
 
 
 def _plain(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Text alone as a text: every template knows that."""
+    """Return parts as a string if they are all text: every template supports that."""
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
@@ -205,7 +205,7 @@ def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _as_error(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """A tool's result that says to the model that the call failed: templates have no other way to tell it."""
+    """Mark a tool's result as an error in its text: templates can't otherwise show that a call failed."""
     if not isinstance(content, str):
         return [{"type": "text", "text": "Error:"}, *content]
     if "error" in content[:_SAYS_SO].lower():
@@ -214,11 +214,11 @@ def _as_error(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]
 
 
 _SAYS_SO = 40
-"""Characters at the beginning in which clients themselves say that it is an error."""
+"""Number of leading characters searched for a client's own mention of an error."""
 
 
 def _result_part(block: Any, model: Model) -> dict[str, Any]:
-    """One block of what a tool gave; of tools found by a search (``tool_reference``) the names."""
+    """Convert one block of a tool's result; a tool found by a search (``tool_reference``) to its name."""
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "image":
         return seen_in_result(lambda: _image(block, model), model)
@@ -232,10 +232,10 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
 
 
 def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:
-    """Off unless asked for, as Anthropic has it; a model that can't think answers without.
+    """Set thinking: off unless requested, as at Anthropic; ignored for a model that can't think.
 
-    Programs made for Anthropic's models (Claude Code) ask for it always, whatever the model is called.
-    Ollama answers them too.
+    Programs made for Anthropic's models (Claude Code) always request it, whatever the model. Ollama accepts
+    their requests too.
     """
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):

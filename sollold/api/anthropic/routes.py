@@ -38,7 +38,7 @@ class AnthropicRoutes:
         self._context = context
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         route = partial(Route, inference=True)
         sse = ("application/json", "text/event-stream")
         count = "/v1/messages/count_tokens"
@@ -79,7 +79,7 @@ class AnthropicRoutes:
         ).run()
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/messages/count_tokens``: the model's own tokenizer counts, so it is loaded."""
+        """``/v1/messages/count_tokens``: loads the model, whose own tokenizer counts the tokens."""
         body = await read_object(request)
         asked = as_type(body, Tokens)
         listed = await self._services.library.find(require_model(asked.model))

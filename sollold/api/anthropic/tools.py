@@ -1,7 +1,8 @@
-"""The tools of ``/v1/messages`` as functions that a model can call. Pure.
+"""Converts the tools of ``/v1/messages`` to functions that a model can call. Pure.
 
-A caller's own tools have a schema. Some kinds that Anthropic defines (``bash`` …) run at the caller, too, and
-have none, since Anthropic's models know it: it is here. All others (``web_search`` …) run at Anthropic.
+A caller's own tools have a schema. Some kinds that Anthropic defines (``bash`` …) also run at the caller, but
+have no schema, since Anthropic's models know it; it is defined here. All others (``web_search`` …) run at
+Anthropic.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ _DEFINED: dict[str, tuple[str, Tool]] = {
         ),
     ),
 }
-"""Kind, without its date → what it does, and its schema."""
+"""Kind without its date → description and schema."""
 
 
 def tool_warnings(ask: Tokens) -> tuple[str, ...]:
-    """Which tools are left out."""
+    """Return warnings about tools that are left out."""
     elsewhere = sorted({str(tool.get("type"))[:40] for tool in ask.tools or () if _function(tool) is None})
     found = [f"tools of type {', '.join(elsewhere)} run at Anthropic and are left out"] if elsewhere else []
     if ask.mcp_servers:
@@ -89,9 +90,9 @@ def tool_warnings(ask: Tokens) -> tuple[str, ...]:
 
 
 def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
-    """Put the caller's own tools into the body, and the choice among them.
+    """Put the caller's own tools and the tool choice into the body.
 
-    Agents (Claude Code) offer Anthropic's as well. Only who must have one is refused.
+    Agents (Claude Code) offer Anthropic's tools as well, so they are refused only if the choice requires one.
 
     Raises:
         Refusal: BAD_REQUEST for a tool without a name, or a choice that can't be met.
@@ -121,10 +122,10 @@ _MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
 def _function(tool: Tool) -> Tool | None:
-    """What the model is told of a tool; None for one that runs at Anthropic.
+    """Return the function to offer to the model; None for a tool that runs at Anthropic.
 
     Raises:
-        Refusal: BAD_REQUEST when it has no name, or no schema that is one.
+        Refusal: BAD_REQUEST if it has no name, or an invalid schema.
     """
     kind, name, schema = tool.get("type"), tool.get("name"), tool.get("input_schema")
     description = str(tool.get("description") or "")
