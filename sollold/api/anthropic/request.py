@@ -31,7 +31,7 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if ask.max_tokens is None:
-        raise Refusal(Fault.BAD_REQUEST, "max_tokens is required: at least 1")
+        raise Refusal(Fault.BAD_REQUEST, "max_tokens is required and must be at least 1")
     body = prompt_body(ask, model)
     body["max_tokens"] = ask.max_tokens
     for name in ("temperature", "top_p", "top_k"):
@@ -47,7 +47,7 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         schema = wanted.get("schema")
         if not isinstance(schema, dict):
-            raise Refusal(Fault.BAD_REQUEST, "the output's format needs a schema")
+            raise Refusal(Fault.BAD_REQUEST, "the output format needs a schema")
         named = {"name": "answer", "schema": schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     body["stream"] = True
@@ -96,7 +96,7 @@ def _text_of(content: str | list[Any], what: str) -> str:
     for block in content:
         text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
         if not isinstance(text, str):
-            raise Refusal(Fault.BAD_REQUEST, f"{what} is a text or a list of text blocks")
+            raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string or a list of text blocks")
         texts.append(text)
     return "\n".join(texts)
 
@@ -104,7 +104,7 @@ def _text_of(content: str | list[Any], what: str) -> str:
 def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
     """Convert one message to one or more: the result of a tool is a separate message, and comes first."""
     if turn.role not in ("user", "assistant", "system"):
-        raise Refusal(Fault.BAD_REQUEST, f"unknown role {turn.role[:40]!r}; it is user or assistant")
+        raise Refusal(Fault.BAD_REQUEST, f"unknown role {turn.role[:40]!r}; it must be user or assistant")
     if turn.content is None or isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content or ""}]
     out: list[dict[str, Any]] = []
@@ -198,7 +198,7 @@ def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
     if isinstance(content, list):
         content = _plain([_result_part(one, model) for one in content])
     elif not isinstance(content, str):
-        raise Refusal(Fault.BAD_REQUEST, "a tool_result's content is a text or a list of blocks")
+        raise Refusal(Fault.BAD_REQUEST, "a tool_result's content must be a string or a list of blocks")
     if block.get("is_error") is True:
         content = _as_error(content)
     return {"role": "tool", "tool_call_id": id_, "content": content}
@@ -239,9 +239,9 @@ def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> 
     """
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):
-        raise Refusal(Fault.BAD_REQUEST, "thinking.type is enabled, adaptive or disabled")
+        raise Refusal(Fault.BAD_REQUEST, "thinking.type must be enabled, adaptive or disabled")
     if thinking is not None and thinking.display not in (None, "summarized", "omitted"):
-        raise Refusal(Fault.BAD_REQUEST, "thinking.display is summarized or omitted")
+        raise Refusal(Fault.BAD_REQUEST, "thinking.display must be summarized or omitted")
     if kind == "disabled":
         if "thinking" in model.capabilities:
             body["reasoning_effort"] = "none"

@@ -99,7 +99,7 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
     """
     choice = ask.tool_choice or ToolChoice()
     if choice.type not in _MODES:
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type is auto, any, tool or none")
+        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type must be auto, any, tool or none")
     functions = [function for tool in ask.tools or () if (function := _function(tool)) is not None]
     if choice.type == "tool":
         functions = [function for function in functions if function["name"] == choice.name]
