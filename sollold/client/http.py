@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from functools import partial
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sollold.client.arguments import check_seconds, check_text
@@ -186,7 +186,13 @@ def new_session() -> aiohttp.ClientSession:
     context = trusted() if os.environ.get(CA_VARIABLE) else True
     # Each stream has its own connection, and a program may read any number of streams concurrently.
     connector = aiohttp.TCPConnector(ssl=context, limit=0)
-    return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE)
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reused)
+    return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE, trace_configs=[tracing])
+
+
+async def _note_reused(session: aiohttp.ClientSession, context: SimpleNamespace, told: object) -> None:
+    context.trace_request_ctx.reused = True
 
 
 def closed_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
@@ -226,7 +232,9 @@ def _encoded(body: object) -> bytes:
 
 
 class _Exchange:
-    """One request; turns all failures into a `ClientError`."""
+    """One request; turns all failures into a `ClientError`. ``reused``: it was sent on a kept connection."""
+
+    reused = False
 
     def __init__(
         self,
@@ -246,7 +254,15 @@ class _Exchange:
         headers = headers_of(login, key)
         if data is not None:
             headers["Content-Type"] = "application/json"
-        self._ask = partial(session.request, method, url + path, data=data, headers=headers, timeout=timeout)
+        self._ask = partial(
+            session.request,
+            method,
+            url + path,
+            data=data,
+            headers=headers,
+            timeout=timeout,
+            trace_request_ctx=self,
+        )
         self._pending = self._ask()
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
@@ -284,11 +300,12 @@ class _Exchange:
 
         try:
             return await self._pending.__aenter__()
-        except aiohttp.ClientConnectorError:
-            raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError, aiohttp.ClientOSError):
-            # A connection that was kept since an earlier request, and that the node ended meanwhile, as one
-            # that is started anew. aiohttp itself tries another one for what changes nothing alone.
+            # The node closed a kept connection before the request arrived, for example when it restarted.
+            # aiohttp itself retries only methods that change nothing. On a new connection the node may have
+            # begun to work on the request, which must not be done twice.
+            if not self.reused:
+                raise
             self._pending = self._ask()
             return await self._pending.__aenter__()
 

@@ -59,10 +59,11 @@ class NodeList:
         """Add addresses after the known ones. ``trusted``: as in `KnownNode`."""
         for address in urls:
             address = address.rstrip("/")
-            url, _ = split_login(address)
+            url, login = split_login(address)
             known = self._by_url(url)
             if known is not None:
                 known.trusted = known.trusted or trusted
+                known.address = address if login else known.address
             elif len(self._nodes) < MOST_NODES:
                 self._nodes.append(KnownNode(url, address, trusted=trusted))
 
@@ -72,6 +73,7 @@ class NodeList:
         trusted = by is not None and by.trusted
         for told in cluster.get("nodes") or ():
             node, url, name = (str(told.get(key) or "") for key in ("node", "url", "name"))
+            url, _ = split_login(url)
             if asked.startswith("https:") and url.startswith("http:") and not told.get("me"):
                 # Failing over must not send in clear text what the caller encrypts.
                 continue

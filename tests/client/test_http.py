@@ -58,6 +58,22 @@ async def test_a_connection_that_the_node_ended_meanwhile_is_made_anew() -> None
     assert len(connections) == 4
 
 
+async def test_a_request_that_may_have_begun_is_not_sent_twice() -> None:
+    """The node read it on a new connection, and then closed that: it may have worked on it."""
+    received = []
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.readuntil(b"{}"))
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Client(url) as client:
+        with pytest.raises(ClientError, match="disconnected"):
+            await client.post("/api/chat", {})
+    assert len(received) == 1
+
+
 async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -55,6 +55,17 @@ async def test_a_login_is_sent_and_an_api_key_beside_it(host: str) -> None:
     assert (await asyncio.to_thread(blocking.post, "/api/chat", {}))["done"] is True
 
 
+async def test_a_login_that_is_given_later_is_sent_too(host: str) -> None:
+    """And one that another node tells is not."""
+    url = f"http://anna:ge%3Aheim%2F%C3%9F@{host}"
+    async with OllamaPool(f"http://{host}") as pool:
+        async with HybridRouter(pool, node=url):
+            assert await pool.list() == []
+        told = {"nodes": [{"node": "n", "name": "n", "url": f"http://eve:eve@{host}"}]}
+        pool.client.nodes.learn("http://10.0.0.2:11435", told)
+        assert await pool.list() == [] and len(pool.client.nodes) == 1
+
+
 async def test_who_has_none_is_told_where_it_goes(host: str) -> None:
     said = f"a proxy at http://{host} asks for a login; it is given in the URL"
     async with OllamaPool(f"http://{host}") as pool:
