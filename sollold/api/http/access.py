@@ -1,4 +1,4 @@
-"""Who may do what over HTTP: callers of this machine, members of the cluster, keys, and everybody else."""
+"""Access control for HTTP: callers on this machine, members of the cluster, keys, and everybody else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/web/{file}"})
-"""What needs no key: it tells nothing of models or people, and a browser can't send a key for a page."""
+"""Routes that need no key: they reveal nothing of models or people, and browsers load pages without a key."""
 INFERENCE = frozenset(
     {
         "/api/chat",
@@ -47,7 +47,7 @@ INFERENCE = frozenset(
         "/apply-template",
     }
 )
-"""What asks a model or reads, though not with GET. Batches and stored responses are their owners' only."""
+"""Routes that run a model, or read without GET. Only owners may use their batches and stored responses."""
 MODELS = frozenset(
     {
         "/api/pull",
@@ -61,7 +61,7 @@ MODELS = frozenset(
     }
 )
 SECRET = frozenset({"/api/cluster/keys", "/api/cluster/logs/{model}"})
-"""What is not for reading either."""
+"""Routes to which GET does not give access either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class Client:
     """Who sent a request.
 
     Attributes:
-        address: of the machine, as far as it can be known.
-        scope: what it may do; None: nothing without a key.
-        key: the valid key that it showed.
-        local: it is a program of this machine.
-        member: it is a program of another member of the cluster.
+        address: the machine's address, as far as it can be known.
+        scope: what the client may do; None: nothing without a key.
+        key: the valid key that it presented.
+        local: it is a program on this machine.
+        member: it presented the pass of a member of the cluster.
     """
 
     address: str
@@ -84,24 +84,24 @@ class Client:
 
     @property
     def identity(self) -> str:
-        """For fair queueing: the key, else the address."""
+        """Identity for fair queueing: the key, else the address."""
         return f"key:{self.key.id}" if self.key is not None else self.address
 
     @property
     def name(self) -> str:
-        """For logs and metrics: the key's name; ``local``, ``member`` or nothing where there is none."""
+        """Name for logs and metrics: the key's, else ``local``, ``member`` or empty."""
         if self.key is not None:
             return self.key.name
         return "local" if self.local else "member" if self.member else ""
 
 
 CLIENT = web.RequestKey("client", Client)
-"""Where the request keeps who sent it."""
+"""Request key of the `Client` that sent it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Why a request is refused: 401 where a key would do, 403 where this one does not."""
+    """Why a request is refused: 401 if a key would help, 403 if the presented one does not suffice."""
 
     status: int
     message: str
@@ -111,9 +111,9 @@ class Access:
     """Decides who may do what. ``mode`` and ``proxies`` may be changed later.
 
     Attributes:
-        mode: ``open``: everybody may ask models and read; ``keys``: other machines need a key; empty: open
-            until the first key is made.
-        proxies: addresses and networks whose ``X-Forwarded-For`` is believed.
+        mode: ``open``: everybody may use models and read; ``keys``: other machines need a key; empty: open
+            until the first key is created.
+        proxies: addresses and networks whose ``X-Forwarded-For`` is trusted.
     """
 
     def __init__(self, mode: str = "", keys: Keys | None = None, passes: MemberPasses | None = None) -> None:
@@ -124,11 +124,11 @@ class Access:
 
     @property
     def open(self) -> bool:
-        """Whether other machines may ask models and read without a key."""
+        """Whether other machines may use models and read without a key."""
         return self.mode == "open" or (not self.mode and (self._keys is None or not self._keys.made))
 
     async def admit(self, request: web.Request) -> Denied | None:
-        """Note in ``request`` who sent it; why it is refused, or None."""
+        """Store in ``request`` who sent it; return why it is refused, or None."""
         needed = scope_of(request.method, route_of(request))
         client = await self.identify(request)
         if isinstance(client, Denied):
@@ -137,11 +137,11 @@ class Access:
         return None if needed is None else _lacks(request, client, needed)
 
     def valid(self, key: Key) -> bool:
-        """Whether a key that was shown is still valid."""
+        """Whether a key that was presented is still valid."""
         return self._keys is not None and self._keys.valid(key)
 
     def may_follow(self, request: web.Request) -> bool:
-        """Whether who began to read what has no end may go on: others are ended with their key."""
+        """Whether the reader of an endless stream may go on; `while_valid` watches those with a key."""
         client = client_of(request)
         if client.member:
             passes = self._passes
@@ -149,7 +149,7 @@ class Access:
         return client.local or client.key is not None or self.open
 
     async def identify(self, request: web.Request) -> Client | Denied:
-        """Who sent ``request``; denied for a key that is not valid."""
+        """Return who sent ``request``; `Denied` if its key is not valid."""
         where = address_of(request, self.proxies)
         secrets, key = _secrets(request), None
         for secret in secrets:
@@ -167,11 +167,11 @@ class Access:
 
 
 ACCESS = web.AppKey("access", Access)
-"""Where the application keeps it."""
+"""The application's `Access`."""
 
 
 def scope_of(method: str, route: str) -> Scope | None:
-    """What a request needs; None: no key. A route that is in no table needs all there is to have."""
+    """Return the scope that a request needs; None if it needs no key. Unlisted routes need `Scope.ADMIN`."""
     if route in PUBLIC or not route or method == "OPTIONS":
         return None
     if route in MODELS:
@@ -182,14 +182,14 @@ def scope_of(method: str, route: str) -> Scope | None:
 
 
 def route_of(request: web.Request) -> str:
-    """The row of the table that a request is for, without the prefix ``/v1`` of Ollama's; empty: none."""
+    """Return the route of a request, without the prefix ``/v1`` of Ollama's routes; empty if it has none."""
     resource = request.match_info.route.resource
     path = resource.canonical if resource is not None else ""
     return path.removeprefix("/v1") if path.startswith("/v1/api/") else path
 
 
 def client_of(request: web.Request) -> Client:
-    """Who sent ``request``."""
+    """Return who sent ``request``."""
     try:
         return request[CLIENT]
     except KeyError:
@@ -198,7 +198,7 @@ def client_of(request: web.Request) -> Client:
 
 
 def _lacks(request: web.Request, client: Client, needed: Scope) -> Denied | None:
-    """Why ``client``, who sent ``request``, may not do what needs ``needed``; None: it may."""
+    """Return why ``client``, who sent ``request``, lacks the scope ``needed``; None if it has it."""
     if client.scope is not None and client.scope.includes(needed):
         return None
     if client.key is not None:
@@ -215,10 +215,10 @@ _HOW_TO_GET_A_KEY = "`sollold key new NAME --scope {}` on a node creates one"
 
 
 def require(request: web.Request, needed: Scope, what: str) -> None:
-    """Refuse what its route alone does not tell from asking a model; ``what``: it, in words.
+    """Require a scope for an action beyond that of its route; ``what`` describes the action.
 
     Raises:
-        Refusal: BAD_REQUEST with status 401 where a key would do, 403 where the one shown does not.
+        Refusal: BAD_REQUEST with status 401 if a key would help, 403 if the presented one does not suffice.
     """
     client = client_of(request)
     if client.scope is not None and client.scope.includes(needed):
@@ -229,7 +229,7 @@ def require(request: web.Request, needed: Scope, what: str) -> None:
 
 
 def holder_of(request: web.Request) -> str:
-    """Whose stored things ``request`` may read: its key's, else those of the secret it shows; empty: neither.
+    """Return whose stored data ``request`` may read: its key's, else its secret's; empty if it has neither.
 
     A secret that is no key proves nothing, but whoever does not know it can't have stored anything under it.
     """
@@ -242,7 +242,7 @@ def holder_of(request: web.Request) -> str:
 
 
 def _secrets(request: web.Request) -> list[str]:
-    """The keys or passes that a request shows: a program may send another beside the one it was given."""
+    """Return the keys or passes in a request: a program may send another beside the one it was given."""
     found = []
     # A proxy with a login of its own may have added a second header.
     for one in request.headers.getall("Authorization", ()):
@@ -254,7 +254,7 @@ def _secrets(request: web.Request) -> list[str]:
 
 
 def _shown_in_vain(request: web.Request) -> str:
-    """What is wrong with the key that a request shows, to be put behind a sentence; empty: nothing."""
+    """Return a phrase about a request's unusable key, to append to a message; empty if it has none."""
     if _secrets(request):
         return ", and the one that was sent is not known to this cluster"
     if request.headers.get("Authorization", "").strip():

@@ -1,4 +1,4 @@
-"""The HTTP application, built from its services; and the listener that serves it."""
+"""Builds the HTTP application from its services, and serves it on a port."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _BACKLOG = 1024
 def all_routes(
     services: AppServices, context: ResponseContext, metrics: Metrics, batches: Batches
 ) -> list[Route]:
-    """Every route of the API, its description included."""
+    """Return all routes of the API, including its description."""
     rows = DashboardRoutes().routes()
     rows += OllamaRoutes(services, context).routes()
     rows += OllamaModelRoutes(services).routes()
@@ -90,11 +90,11 @@ def build_app(
     bodies: int = GIB,
     requests_logged: str = "inference",
 ) -> web.Application:
-    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later, and so
-    may `HOSTS`, `ACCESS` and `REQUEST_LOG`.
+    """Build the application; its batches end with it (`on_cleanup`). Its `ORIGINS`, `HOSTS`, `ACCESS` and
+    `REQUEST_LOG` may be changed later.
 
-    ``bodies``: bytes of all bodies under way, at the most; 0: no limit. ``requests_logged``: the mode of
-    `RequestLog`.
+    ``bodies``: maximum bytes of all request bodies in progress, 0 for no limit. ``requests_logged``: the mode
+    of `RequestLog`.
     """
     inflight = InflightRequests(services.monitor.activity)
     requests = RequestLog(requests_logged)
@@ -135,15 +135,15 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         request[BEGUN] = response
         if isinstance(response, web.Response) and isinstance(response.body, (bytes, bytearray)):
-            # Of every route, since any may have a large answer one day.
+            # For all routes, since any response may be large.
             response.body = sendable(response.body)
         if request.version < HttpVersion11 and response.content_length is None:
-            # Without chunks the end of the connection is the end of the answer, whatever the caller wished.
+            # Without chunks the response ends with the connection, whatever the caller requested.
             response.force_close()
             response.headers["Connection"] = "close"
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
         if "anthropic-version" in request.headers:
-            # Anthropic's clients look for it by this name, and print it with an error.
+            # Anthropic's clients read it by this name, and print it with errors.
             response.headers["request-id"] = response.headers["X-Request-Id"]
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         origin = request.headers.get("Origin")
@@ -163,24 +163,23 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
 
 
 def _is_own_error(record: logging.LogRecord) -> bool:
-    """Malformed HTTP is the sender's fault and answered with 400, and who hung up is told nothing: neither is
-    logged."""
+    """Whether to log an error: not malformed HTTP, which is answered with 400, nor a caller's hang-up."""
     senders = HttpProcessingError | web.RequestPayloadError | ConnectionError
     return not (record.exc_info and isinstance(record.exc_info[1], senders))
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
-    """With the system's error text, which the loop wraps in a sentence of its own."""
+    """Return an error with the system's message, which the loop wraps in a sentence of its own."""
     number = error.errno if isinstance(error, OSError) else None
     why = os.strerror(number) if number and number > 0 else system_reason(error)
     return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
 
 
 async def _listening(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on the address; on ``::`` one for IPv4 as well.
+    """Return sockets that listen on the address; for ``::`` one that accepts IPv4 as well.
 
     Raises:
-        OSError: the address can't be listened on.
+        OSError: the address can't be bound.
     """
     if host == "::" and socket.has_dualstack_ipv6():
         both = socket.create_server(
@@ -213,7 +212,7 @@ class Listener:
         drain: float = 60.0,
         tls: ServerTls | None = None,
     ) -> None:
-        """``drain``: seconds that running answers get when it is closed; ``tls``: started, for HTTPS."""
+        """``drain``: seconds for running requests to finish at `close`; ``tls``: for HTTPS, started."""
         self._settings = settings
         self._tls = tls
         logger = logging.getLogger("sollold.http")
@@ -222,9 +221,9 @@ class Listener:
             app,
             handler_cancellation=True,
             access_log=None,
-            # What asks for a body unpacks it (`unpacked`), without holding up the loop.
+            # Bodies are decompressed when they are read (`unpacked`), without blocking the loop.
             auto_decompress=False,
-            # What waits to be read is bounded by this, its chunks by a sixteenth.
+            # Limits the bytes that wait to be read, and their chunks to a sixteenth of that.
             read_bufsize=2 * PIECE,
             logger=logger,
             shutdown_timeout=drain,
@@ -241,8 +240,8 @@ class Listener:
         """Bind and serve.
 
         Raises:
-            PortTaken: another program has the port.
-            OSError: ``http.host`` is no address of this machine, or the port may not be bound.
+            PortTaken: another program uses the port.
+            OSError: ``http.host`` is not an address of this machine, or the port may not be bound.
         """
         host, port = self._settings.host, self._settings.port
         await self._runner.setup()
@@ -266,7 +265,7 @@ class Listener:
             self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
 
     async def close(self) -> None:
-        """Take no new requests, let the running ones end within the limit, then end them."""
+        """Accept no new requests, let the running ones finish within the limit, then abort them."""
         for one in self._servers:
             one.close()
         if self._acceptor is not None:

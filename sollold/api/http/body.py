@@ -1,4 +1,4 @@
-"""Reads request bodies: JSON, whatever the Content-Type (bare curl says a form)."""
+"""Reads request bodies as JSON, whatever their Content-Type (bare curl declares a form)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sollold.serving.media import Media
 T = TypeVar("T")
 
 LONGEST_BODY = 128 << 20
-"""Bytes of a JSON body, images included. Blobs are streamed and not bounded by it."""
+"""Maximum bytes of a JSON body, including images. Blobs are streamed and not limited by it."""
 BODY_BUDGET = web.AppKey("body_budget", ByteBudget)
 """The application's budget for the bodies of running requests."""
 _COUNTED = web.RequestKey("counted", int)
@@ -30,7 +30,7 @@ _MEDIA = web.RequestKey("media", Media)
 _RETRY = 5.0
 
 _BODY_TIMEOUT = 120.0
-"""Seconds for a body to arrive whole."""
+"""Timeout for receiving a whole body, in seconds."""
 
 _USUAL_BODY = 8 << 20
 _WITH_MEDIA = ("/chat", "/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
@@ -39,23 +39,23 @@ _LIMITS = {
     **dict.fromkeys(_WITH_MEDIA, LONGEST_BODY),
     **dict.fromkeys(_WITH_TEXTS, 24 << 20),
 }
-"""Bytes of a body by route (without ``/api``), where there may be more: images, many texts."""
+"""Route (without ``/api``) → maximum bytes of its bodies, if more than usual: images, many texts."""
 
 _MOST_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
-"""Objects in a field, whatever the dialect: checking and rewriting each takes up to 0.1 ms."""
+"""Maximum objects in a field, in every dialect: checking and rewriting each takes up to 0.1 ms."""
 _SMALL = 64 * 1024
 _LARGE = 128 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Programs on Windows put it before a file's text; RFC 8259 leaves it to the receiver to overlook it."""
+"""Programs on Windows put it before a file's text; RFC 8259 allows receivers to ignore it."""
 _MOST_SPACE = 4096
-"""White space up to which a body counts as missing; of a longer one the decoder says that no value comes."""
+"""Maximum whitespace that counts as a missing body; for more, the decoder reports the missing value."""
 
 
 async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in ``raw``.
+    """Decode the JSON object in ``raw``.
 
     Raises:
-        Refusal: BAD_REQUEST when it is empty, no JSON, or no object.
+        Refusal: BAD_REQUEST if it is empty, not JSON, not an object, or has too many items.
     """
     if len(raw) <= _MOST_SPACE and not raw.strip():
         raise Refusal(Fault.BAD_REQUEST, "missing request body")
@@ -71,7 +71,7 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     except RecursionError:
         raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
     if len(raw) >= _LARGE:
-        # What is done with it takes its time as well.
+        # Processing it takes time as well.
         await asyncio.sleep(0)
     if not isinstance(value, dict):
         raise Refusal(Fault.BAD_REQUEST, f"the body must be a JSON object, it is {_kind(value)}")
@@ -92,14 +92,14 @@ def _kind(value: object) -> str:
 
 
 def as_type(value: dict[str, Any], type_: type[T]) -> T:
-    """``value`` checked against ``type_``; fields it does not know are left out, null is "not named".
+    """Convert ``value`` to ``type_``; unknown fields are left out, null means "not given".
 
     Raises:
         Refusal: BAD_REQUEST, naming the field and what was expected.
     """
     try:
         named = {key: one for key, one in value.items() if one is not None}
-        # Not strict: numbers come as "5" and 5.0, and the official servers take them.
+        # Not strict: clients send numbers as "5" and 5.0, which the official servers accept.
         return msgspec.convert(named, type=type_, strict=False)
     except msgspec.ValidationError as error:
         message = f"invalid request: {explained(error, type_)}"
@@ -109,11 +109,11 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """The request's body as a JSON object; large images and sound in it are cut out (`media_of`).
+    """Read the request's body as a JSON object; large images and audio are cut out of it (`media_of`).
 
     Raises:
-        Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly; UNAVAILABLE
-            when the bodies under way take too much memory already.
+        Refusal: BAD_REQUEST, with status 413 if it is too long, 408 if it arrives too slowly; UNAVAILABLE
+            if the bodies in progress already take too much memory.
     """
     raw = await read_bytes(request)
     if len(raw) < SHORTEST_CUT or _path(request) not in _WITH_MEDIA:
@@ -127,12 +127,12 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 
 def media_of(request: web.Request) -> Media | None:
-    """What was cut out of the body; only once it was read."""
+    """Return what was cut out of the body, once it has been read."""
     return request.get(_MEDIA)
 
 
 async def read_bytes(request: web.Request) -> bytearray:
-    """The request's body; it may be asked for again.
+    """Read the request's body; further calls return it again.
 
     Raises:
         Refusal: as `read_object`.
@@ -140,12 +140,12 @@ async def read_bytes(request: web.Request) -> bytearray:
     raw: bytearray | None = request.get(_RAW)
     if raw is not None:
         return raw
-    # A length that is only announced takes no memory, and must not keep others out.
+    # An announced length takes no memory yet, so it is not counted against the budget.
     _bound(request, request.content_length or 0)
     parts, bounds = bytearray(), JsonBounds()
     try:
         if _came_whole(request):
-            # As nearly all do: there is nothing to wait for.
+            # The usual case: there is nothing to wait for.
             piece = request.content.read_nowait()
             parts += piece
             bounds.feed(piece)
@@ -162,13 +162,13 @@ async def read_bytes(request: web.Request) -> bytearray:
         raise Refusal(Fault.BAD_REQUEST, f"the body can't be read: {_one_line(error)}") from None
     if parts.startswith(_BYTE_ORDER_MARK):
         del parts[: len(_BYTE_ORDER_MARK)]
-    # As it is: a copy of a large one takes long.
+    # Not copied, which would take long for a large body.
     request[_RAW] = parts
     return parts
 
 
 def _came_whole(request: web.Request) -> bool:
-    """Whether a body that needs no unpacking is here in one piece, as a small one is with its headers."""
+    """Whether an uncompressed body has arrived as a whole, as a small one does with its headers."""
     return (
         request.content.is_eof()
         and 0 < (request.content_length or 0) <= _SMALL
@@ -177,7 +177,7 @@ def _came_whole(request: web.Request) -> bool:
 
 
 async def _gather(request: web.Request, parts: bytearray, bounds: JsonBounds) -> None:
-    """Piece by piece: a body of unknown or compressed length is counted while it arrives."""
+    """Read piece by piece; a body of unknown or compressed length is counted as it arrives."""
     async with asyncio.timeout(_BODY_TIMEOUT):
         async for piece in unpacked(request):
             parts += piece
@@ -191,10 +191,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _bound(request: web.Request, size: int) -> None:
-    """Refuse a body that is longer than those of its route may be.
+    """Refuse a body that is longer than its route allows.
 
     Raises:
-        Refusal: BAD_REQUEST with the status 413.
+        Refusal: BAD_REQUEST with status 413.
     """
     most = min(_LIMITS.get(_path(request), _USUAL_BODY), request.client_max_size)
     if size > most:
@@ -202,7 +202,7 @@ def _bound(request: web.Request, size: int) -> None:
 
 
 def _path(request: web.Request) -> str:
-    """The route, without ``/api``."""
+    """Return the route, without ``/api``."""
     route = request.match_info.route.resource
     return (route.canonical if route is not None else "").removeprefix("/v1/api").removeprefix("/api")
 
@@ -223,13 +223,13 @@ def _count(request: web.Request, size: int) -> None:
 
 
 def release_body(request: web.Request) -> None:
-    """Return the body's bytes to the budget when the request is over."""
+    """Return the body's bytes to the budget when the request has ended."""
     budget = request.app.get(BODY_BUDGET)
     if budget is not None:
         budget.release(request.pop(_COUNTED, 0), _holder(request))
 
 
 def _holder(request: web.Request) -> str:
-    """Whose share of the budget it uses; programs of this machine have no share."""
+    """Return whose share of the budget it uses; programs on this machine are not limited to a share."""
     client = client_of(request)
     return "" if client.local else client.identity

@@ -1,4 +1,4 @@
-"""What the headers say of a request: its id, its caller (for fairness), its priority and deadline."""
+"""Reads a request's headers: its id, its caller (for fairness), its priority and deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sollold.serving.media import Media
 from sollold.units import parse_seconds
 
 ID = web.RequestKey("request_id", str)
-"""Where the request keeps its id."""
+"""Request key of the request's id."""
 
 
 _ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
@@ -27,16 +27,16 @@ _ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What the headers say of a caller.
+    """What a request says about its caller.
 
     Attributes:
-        id: of the request, unique: it begins with the caller's own ``X-Request-Id`` when that is valid.
-        client: its API key's id, else its address: whose share of the queue it uses.
+        id: unique id of the request; begins with the caller's own ``X-Request-Id`` if that is valid.
+        client: identity for fair queueing: the API key's id, else the address.
         priority: 1 to 10.
         deadline: seconds within which the answer must be complete (``X-Sollold-Deadline``, or the
-            body's ``timeout``); 0: none.
-        explain: it wants the router's scores (``X-Sollold-Explain: 1``).
-        media: what was cut out of the body; None: nothing.
+            body's ``timeout``); 0 for none.
+        explain: whether it wants the router's scores (``X-Sollold-Explain: 1``).
+        media: what was cut out of the body; None if nothing was.
     """
 
     id: str
@@ -48,13 +48,13 @@ class Caller:
 
 
 def request_id(request: web.Request) -> str:
-    """The id of a request: the caller's when it is valid, else a random one."""
+    """Return the id of a request: the caller's if it is valid, else a random one."""
     given = request.headers.get("X-Request-Id", "")
     return given if _ID.fullmatch(given) else os.urandom(8).hex()
 
 
 def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
-    """What ``request`` says of its caller; ``field`` is the body's ``priority``, ``timeout`` its own.
+    """Return what ``request`` says about its caller; ``field``, ``timeout``: its body's priority and timeout.
 
     Raises:
         Refusal: BAD_REQUEST for an invalid priority or timeout.
@@ -80,10 +80,10 @@ def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
 
 
 def parse_priority(value: object) -> int:
-    """1 to 10 from a number, its digits, or a name such as ``HIGH``.
+    """Parse a priority: a number from 1 to 10, its digits, or a name such as ``HIGH``.
 
     Raises:
-        Refusal: BAD_REQUEST, with the names that there are.
+        Refusal: BAD_REQUEST, listing the names.
     """
     if isinstance(value, bool):
         number = None
@@ -107,9 +107,9 @@ def parse_priority(value: object) -> int:
 
 
 def priority_of(header: str | None, field: object, role: str | None) -> int:
-    """The priority of a request; ``None`` for what it does not name.
+    """Return the priority of a request; arguments that it lacks are ``None``.
 
-    A role that is not in the table counts as 5: callers choose their own words for roles.
+    A role that is not in the table counts as `NORMAL`: callers choose their own names for roles.
 
     Raises:
         Refusal: BAD_REQUEST for an invalid priority.
@@ -127,7 +127,7 @@ _CHARACTERS = 4096
 
 
 def prefix_of(messages: object) -> str:
-    """A digest of the messages up to the user's first (16 hex digits), for sticky routing; empty: none."""
+    """Return a digest of the messages up to the user's first, as 16 hex digits, for sticky routing, or ""."""
     if isinstance(messages, str):
         start: list[Any] = [messages[:_CHARACTERS]]
     elif isinstance(messages, list):

@@ -1,4 +1,4 @@
-"""Where a request comes from: the machine itself, another one, or a proxy that says for whom it asks."""
+"""Determines where a request comes from: this machine, another one, or a client behind a proxy."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _FORWARDED = tuple(
         *("X-Cluster-Client-IP", "Tailscale-User-Login"),
     )
 )
-"""Headers of proxies and tunnels: who sends one asks for somebody else."""
+"""Headers of proxies and tunnels: whoever sends one forwards somebody else's request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientAddress:
-    """The address of a caller. ``local``: it is a program of this machine, asking for itself."""
+    """The address of a caller. ``local``: it is a program on this machine, with a request of its own."""
 
     address: str
     local: bool
 
 
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Addresses and networks as the settings write them; each was checked when they were read."""
+    """Parse addresses and networks of the settings, which were checked when they were read."""
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
 def address_of(request: web.Request, proxies: Sequence[Network]) -> ClientAddress:
-    """Where ``request`` comes from.
+    """Return where ``request`` comes from.
 
-    From a configured proxy it is the last address of ``X-Forwarded-For`` that is no proxy of ours. A proxy
-    that is not configured is a stranger, also on this machine: it asks for people who are not.
+    Behind a configured proxy it is the last address in ``X-Forwarded-For`` that is not a configured proxy.
+    Any other proxy counts as remote, even on this machine: it forwards requests from elsewhere.
     """
     remote = request.remote or ""
     forwarded, headers = False, request.headers
@@ -58,7 +58,7 @@ def address_of(request: web.Request, proxies: Sequence[Network]) -> ClientAddres
 
 
 def _own_address(request: web.Request) -> str:
-    """Our end of the connection: a caller with the same address is on this machine."""
+    """Return the address of our end of the connection: a caller with the same one is on this machine."""
     transport = request.transport
     name = transport.get_extra_info("sockname") if transport is not None else None
     return _plain(str(name[0])) if isinstance(name, tuple) else ""
@@ -80,7 +80,7 @@ def _forwarded(request: web.Request, address: str, proxies: Sequence[Network]) -
 
 
 def _without_port(text: str) -> str:
-    """The address in ``address``, ``[address]``, ``address:port`` and ``[address]:port``."""
+    """Return the address in ``address``, ``[address]``, ``address:port`` or ``[address]:port``."""
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text
@@ -88,7 +88,7 @@ def _without_port(text: str) -> str:
 
 @functools.lru_cache(4096)
 def _plain(address: str) -> str:
-    """Without a zone; an IPv4 address that was mapped into IPv6 as IPv4."""
+    """Return an address without its zone, and an IPv4-mapped IPv6 address as IPv4."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,7 +1,7 @@
-"""Connections of callers: a time for the first header, how many there may be, and how much is read at once.
+"""Limits callers' connections: their number, the time for the first header, and the bytes read at once.
 
-Thousands of connections that send a header byte by byte would take all descriptors, those for other nodes and
-for engines included.
+Otherwise thousands of connections that send a header byte by byte would take all file descriptors, including
+those for other nodes and for engines.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from sollold.cluster.net.acceptor import is_loopback
 
 _HEADER_SECONDS = 10.0
 LONGEST_HEADER = 64 * 1024
-"""Bytes of a line of the header: browsers send all cookies of ``localhost`` to every port of it."""
+"""Maximum bytes of a header line: browsers send all cookies of ``localhost`` to each of its ports."""
 _LONGEST_HEAD = 4 * LONGEST_HEADER
 PER_ADDRESS = 512
-"""Connections from one other machine."""
+"""Maximum connections from one other machine."""
 _MOST_ADDRESSES = 1024
 _MOST_DESCRIPTORS = 65536
 PIECE = 16 * 1024
-"""Bytes that are read from a connection at once."""
+"""Maximum bytes that are read from a connection at once."""
 _RESERVED = 2048
-"""Descriptors for other nodes, engines and files."""
+"""Descriptors reserved for other nodes, engines and files."""
 _HANDSHAKE = 22
-"""A TLS handshake begins with it (RFC 8446, 5.1), no request does."""
+"""First byte of a TLS handshake (RFC 8446, 5.1), but of no HTTP request."""
 _NO_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
     b"Content-Length: 79\r\n\r\n"
@@ -38,7 +38,7 @@ _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as the system allows it; returns how many."""
+    """Let this process open as many files as the system allows, up to a limit; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -49,18 +49,18 @@ def raise_descriptor_limit() -> int:
 
 
 def connection_limit() -> int:
-    """Connections that callers may have together; the other descriptors are for nodes, engines and files."""
+    """Return the maximum number of callers' connections; nodes, engines and files need descriptors too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
     return max(soft // 2, soft - _RESERVED)
 
 
 class Connections:
-    """Which connections are open, by address.
+    """The open connections, by address.
 
     Args:
-        most: of all together.
-        per_address: of one other machine; this machine's own are not counted by address.
+        most: maximum number of all connections.
+        per_address: maximum number from one other machine; those from this machine have no such limit.
     """
 
     def __init__(self, most: int, per_address: int = PER_ADDRESS) -> None:
@@ -69,7 +69,7 @@ class Connections:
         self._open: dict[str, list[asyncio.Transport]] = {}
 
     def admits(self, transport: asyncio.Transport) -> bool:
-        """Whether ``transport`` may stay; it counts until it is closed."""
+        """Return whether ``transport`` may stay; if so, it counts until it is closed."""
         name = transport.get_extra_info("peername")
         address = str(name[0]) if isinstance(name, tuple) else ""
         known = [one for one in self._open.get(address, ()) if not one.is_closing()]
@@ -84,7 +84,7 @@ class Connections:
         return True
 
     def abort_all(self) -> None:
-        """End all that are still open."""
+        """Abort all connections that are still open."""
         for several in self._open.values():
             for one in several:
                 one.abort()
@@ -99,14 +99,14 @@ class Connections:
 
 
 class ClientConnection(asyncio.BufferedProtocol):
-    """A connection. When its first header is whole, ``make`` gives the protocol that is passed all.
+    """A caller's connection. Once its first header is complete, ``make``'s protocol receives everything.
 
-    That gets at most `PIECE` bytes in one turn of the loop: the 256 KiB that the loop itself would read, in
-    chunks of a byte each, keep it busy for too long.
+    That protocol gets at most `PIECE` bytes in one turn of the loop: the 256 KiB that the loop itself would
+    read, in chunks of one byte each, would keep it busy for too long.
     """
 
     _BUFFER = memoryview(bytearray(PIECE))
-    """Shared by all: what a transport reads into it is taken out before anything else is read."""
+    """Shared by all connections: what is read into it is copied before anything else is read."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._protocol: asyncio.Protocol | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let it in or not."""
+        """Accept or abort the connection."""
         transport = cast(asyncio.Transport, transport)
         if not self._connections.admits(transport):
             transport.abort()
@@ -130,11 +130,11 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._timer = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self._refuse, _TIMED_OUT)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the transport reads into."""
+        """Return the buffer for the transport."""
         return self._BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Pass on what came, or collect it while the header is not whole."""
+        """Pass on the received bytes, or collect them until the header is complete."""
         data = bytes(self._BUFFER[:nbytes])
         if self._protocol is not None:
             self._protocol.data_received(data)
@@ -142,21 +142,21 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._collect(data)
 
     def eof_received(self) -> bool | None:
-        """The other side sends no more."""
+        """The peer sends no more."""
         return self._protocol.eof_received() if self._protocol is not None else None
 
     def pause_writing(self) -> None:
-        """The other side reads slowly."""
+        """The peer reads slowly."""
         if self._protocol is not None:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """The peer has caught up."""
         if self._protocol is not None:
             self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """The connection is closed."""
         self._stop_timer()
         self._transport = None
         protocol, self._protocol = self._protocol, None
@@ -164,11 +164,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             protocol.connection_lost(exc)
 
     def _collect(self, data: bytes) -> None:
-        # The end may have begun in what came before.
+        # The end of the header may have begun in earlier bytes.
         begin = max(0, len(self._head) - 3)
         self._head += data
         if self._head[0] == _HANDSHAKE:
-            # What would end its header never comes.
+            # The end of a header would never arrive.
             self._refuse(_NO_TLS)
             return
         if self._head.find(b"\r\n\r\n", begin) < 0 and self._head.find(b"\n\n", begin) < 0:

@@ -1,4 +1,4 @@
-"""CORS: the origins whose pages may use the API: the allowed ones, and the node's own."""
+"""CORS: pages of allowed origins, and of the node itself, may use the API."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ORIGINS = web.AppKey("origins", Origins)
 def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
     """Whether a page of ``origin`` may use this node, reached as ``host``.
 
-    An allowed origin without a port allows every port, ``app://*`` all of its scheme, ``*`` everything. A
-    program has no origin, but those that are made of web pages do (Obsidian, VS Code's panes, Tauri's).
+    An allowed origin without a port allows every port, ``app://*`` all of its scheme, ``*`` everything.
+    Programs send no origin, except those made of web pages (Obsidian, VS Code's panes, Tauri's).
     """
     if "*" in origins or origin in origins:
         return True

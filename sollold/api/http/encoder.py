@@ -1,4 +1,4 @@
-"""How an answer is written in a dialect."""
+"""The interface of encoders, which write an answer in a dialect."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from sollold.serving.request import Routing, Waiting
 
 
 class Encoder(Protocol):
-    """One answer in one dialect; a new one for each request. Its methods are called in order."""
+    """Encodes one answer in one dialect; each request has its own. The methods are called in order."""
 
     dialect: Dialect
     content_type: str
-    """Of the streamed answer."""
+    """Content type of the streamed answer."""
 
     @property
     def finished(self) -> bool:
-        """The answer is complete though the engine has not ended: no more events are read."""
+        """Whether the answer is complete although the engine has not finished: no more events are read."""
         ...
 
     def begin(self, routing: Routing) -> bytes:
-        """Bytes before the first event; the engine is known now."""
+        """Return the bytes before the first event; the engine is known now."""
         ...
 
     def event(self, raw: bytes) -> bytes:
-        """The bytes for one event of the engine; may be empty."""
+        """Return the bytes for one event of the engine; may be empty."""
         ...
 
     def finish(self, routing: Routing) -> bytes:
-        """Bytes after the last event."""
+        """Return the bytes after the last event."""
         ...
 
     def fail(self, refusal: Refusal) -> bytes:
-        """An error in the stream, and whatever ends it."""
+        """Return the bytes of an error in the stream, and whatever ends it."""
         ...
 
     def keep_alive(self, waiting: Waiting) -> bytes:
-        """Bytes that the dialect's clients ignore."""
+        """Return bytes that the dialect's clients ignore."""
         ...
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         ...

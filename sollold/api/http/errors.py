@@ -1,4 +1,4 @@
-"""A refusal as HTTP: its status, and its body in each dialect."""
+"""Converts a refusal to HTTP: its status, and its body in each dialect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATUS = {
 }
 
 _OF_ENGINES = (400, 401, 403, 404, 413, 429, 501, 503)
-"""Statuses of an engine that are passed on."""
+"""Engines' statuses that are passed on."""
 
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -64,7 +64,7 @@ _CODES = {
 
 
 def status_of(refusal: Refusal) -> int:
-    """The HTTP status. An engine's own is kept where clients know it; an engine's failure is 502."""
+    """Return the HTTP status. An engine's own is kept if clients know it; an engine's failure is 502."""
     if refusal.fault is Fault.ENGINE:
         if refusal.status in _OF_ENGINES:
             return refusal.status
@@ -77,8 +77,8 @@ def status_of(refusal: Refusal) -> int:
 def error_object(
     dialect: Dialect, status: int, message: str, code: str | None = None, field: str = ""
 ) -> dict[str, Any]:
-    """The body of an error in ``dialect``. ``field``: of the request, that is wrong."""
-    # A path or a header that is named may have bytes that are not UTF-8.
+    """Return the body of an error in ``dialect``. ``field``: the request's invalid field."""
+    # A path or a header in the message may have bytes that are not UTF-8.
     message = message.encode("utf-8", "replace").decode()
     if dialect is Dialect.OLLAMA:
         return {"error": message}
@@ -90,9 +90,9 @@ def error_object(
 
 
 def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
-    """The body of a refusal in ``dialect``.
+    """Return the body of a refusal in ``dialect``.
 
-    A prompt that is too long gets the code or words by which agents know that they must shorten it.
+    A prompt that is too long gets the code or message by which agents recognize that they must shorten it.
     """
     message, code = refusal.message, _CODES.get(refusal.fault)
     if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
@@ -103,21 +103,21 @@ def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
 
 
 def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:
-    """`refusal_object` as JSON."""
+    """Return `refusal_object` as JSON."""
     return msgspec.json.encode(refusal_object(dialect, refusal))
 
 
 def retry_after(refusal: Refusal) -> str | None:
-    """The value of ``Retry-After`` in whole seconds, at least one; ``None``: no such header."""
+    """Return the value of ``Retry-After`` in whole seconds, at least one; ``None`` for no such header."""
     if refusal.retry_after > 0:
         return str(max(1, round(refusal.retry_after)))
     return "5" if refusal.fault is Fault.UNAVAILABLE else None
 
 
 def is_final(refusal: Refusal) -> bool:
-    """Whether the same request would fail again, or shall not come again, though its status is a 5xx.
+    """Whether the same request would fail again, or should not be repeated, although its status is a 5xx.
 
-    A request that crashed an engine was tried on others already: repeating it would crash more of them.
+    A request that crashed an engine was already tried on others: repeating it would crash more of them.
     """
     failed = refusal.fault is Fault.ENGINE and status_of(refusal) == 502
     return refusal.final or failed or refusal.fault is Fault.TOO_BIG

@@ -1,4 +1,4 @@
-"""What each request passes before its handler, and what an error becomes: both in the caller's dialect."""
+"""Checks each request before its handler, and converts errors to responses, in the caller's dialect."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.api")
 
 _HUNG_UP = 499
-"""Status in the counts of a request whose caller hung up; it is never sent."""
+"""Status in the counts for a request whose caller hung up; it is never sent."""
 _SLASHES = re.compile(r"/{2,}")
 _PREFIXES = re.compile(r"^(?:/(?:v1|api|ollama|openai|anthropic|codex))+(/v1|/api)(?=/)")
-"""Of programs that put several APIs on one port (Open WebUI), and of Ollama's own (``/api/codex/v1``)."""
+"""Prefixes of programs that serve several APIs on one port (Open WebUI), and Ollama's ``/api/codex/v1``."""
 _OPENAI_PATH = re.compile(r"/(?:chat/completions|completions|embeddings|models|responses|messages)(?:/|$)")
-"""As llama-server has them without a prefix, too."""
+"""Paths that llama-server also serves without a prefix."""
 _RERANK_PATH = re.compile(r"(?:/v[12])?/rerank(?:ing)?")
-"""As llama-server, Jina and Cohere call it."""
+"""Paths of llama-server, Jina and Cohere."""
 
 
 def usual_path(path: str) -> str:
-    """A path in the form that routes have, for one that has no route.
+    """Return a path that has no route in the form that routes have.
 
-    Clients put a base URL that ends in a slash before a path that begins with one, and people type a base URL
-    with the prefix that the client adds itself, the other API's, or none.
+    Clients join a base URL that ends in a slash with a path that begins with one, and people enter a base URL
+    with the prefix that the client adds itself, with another API's, or with none.
     """
     path = _SLASHES.sub("/", path).rstrip("/") or "/"
     path = _PREFIXES.sub(r"\1", path)
@@ -54,11 +54,11 @@ def usual_path(path: str) -> str:
 
 
 def _dialect(request: web.Request) -> Dialect:
-    """The dialect in whose format a request gets its errors."""
+    """Return the dialect of the errors of a request."""
     resource = request.match_info.route.resource
     path = usual_path(request.path) if resource is None else resource.canonical
     dialect = dialect_of(path)
-    # Of what Anthropic's clients ask under OpenAI's paths, and of what neither is answered here.
+    # Paths that Anthropic's clients share with OpenAI's, and unknown paths.
     shared = resource is None or path.startswith("/v1/models")
     if dialect is Dialect.OPENAI and shared and "anthropic-version" in request.headers:
         return Dialect.ANTHROPIC
@@ -67,7 +67,7 @@ def _dialect(request: web.Request) -> Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Errors in the dialect's format; no traceback leaves the node; who may not ask is refused."""
+    """Refuses forbidden requests, and formats errors in the dialect; no traceback leaves the node."""
 
     origins: Origins
     hosts: Hosts
@@ -76,7 +76,7 @@ class Guard:
     requests: RequestLog
 
     def middleware(self) -> Middleware:
-        """As aiohttp takes it."""
+        """Return the middleware for aiohttp."""
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -93,7 +93,7 @@ class Guard:
                 release_body(request)
                 done = request.get(FINISHED)
                 if status == _HUNG_UP and done is not None and done.outcome == "ok":
-                    status = 200  # He had all of the answer.
+                    status = 200  # The caller has received the whole answer.
                 self.answers.add(dialect, route_of(request), status, time.monotonic() - started)
                 self.requests.write(request, request[ID], status, started)
 
@@ -152,7 +152,7 @@ class Guard:
 async def _broken_off(
     request: web.Request, begun: web.StreamResponse, dialect: Dialect, refusal: Refusal
 ) -> web.StreamResponse:
-    """End a response that has begun and is not that of a model, which ends its stream itself."""
+    """End a response that has begun; not a model's, which ends its stream itself."""
     if begun.content_type != NDJSON:
         if request.transport is not None:
             request.transport.abort()
@@ -165,7 +165,7 @@ async def _broken_off(
 
 
 def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
-    """What aiohttp raised, in the dialect's shape."""
+    """Convert an exception of aiohttp to a response in the dialect."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         there = ", ".join(sorted(error.allowed_methods))
         response = json_response_of(dialect, 405, f"method {error.method} is not allowed; use {there}")
@@ -177,7 +177,7 @@ def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
 
 
 def _copy_account(source: web.Request, target: web.Request) -> None:
-    """What the line of a request is written from."""
+    """Copy what a request's log line is written from."""
     if CLIENT in source:
         target[CLIENT] = source[CLIENT]
     if FINISHED in source:
@@ -192,10 +192,10 @@ def _denied(dialect: Dialect, denied: Denied) -> web.Response:
 
 
 def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
-    """Why a request is refused that a web page of somebody else made a browser send; empty when it is not."""
+    """Return why a request that another site's page made a browser send is refused; empty if it is not."""
     named = [request.headers["Host"]] if "Host" in request.headers else []
     if not request.raw_path.startswith("/") and request.url.raw_authority:
-        # Its target is a whole URL, as proxies are asked: that name counts, too (RFC 9112, 3.2.2).
+        # The target is a whole URL, as for proxies: that name counts, too (RFC 9112, 3.2.2).
         named.append(request.url.raw_authority)
     for host in named:
         if not hosts.accepts(host):
@@ -211,7 +211,7 @@ def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
 
 
 async def _renamed(request: web.Request) -> web.Request | None:
-    """The request under its `usual_path`; None: it is the same."""
+    """Return the request under its `usual_path`; None if that is the same."""
     path = usual_path(request.rel_url.raw_path)
     if path == request.rel_url.raw_path:
         return None
@@ -225,7 +225,7 @@ async def _renamed(request: web.Request) -> web.Request | None:
 
 
 def json_response_of(dialect: Dialect, status: int, message: str) -> web.Response:
-    """An error in its dialect's shape."""
+    """Return an error response in the dialect."""
     response = json_response(error_object(dialect, status, message))
     response.set_status(status)
     return response

@@ -1,8 +1,8 @@
-"""Which names this node answers to: a page whose name was pointed at a node (DNS rebinding) is refused.
+"""Host names that this node answers to: pages whose name was pointed at a node (DNS rebinding) are refused.
 
-A browser takes two names of one address for two origins, and lets a page read what its own name answers. So
-the name in ``Host`` decides: addresses, names that only a local network gives, the nodes' own names, and
-those of the settings.
+A browser treats two names of one address as two origins, and lets a page read responses from its own name. So
+the name in ``Host`` decides: accepted are addresses, names that exist only in a local network, the nodes' own
+names, and those in the settings.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 _LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
-"""No registry gives these away, so nobody outside can point one at a node."""
+"""No registry assigns these, so nobody outside can point one at a node."""
 
 
 class Hosts:
-    """The names accepted now: the settings may change, and nodes come and go.
+    """The accepted names; the settings may change, and nodes come and go.
 
     Attributes:
-        allowed: names of the settings; ``*.example.com`` stands for all below it, ``*`` for every name.
+        allowed: names in the settings; ``*.example.com`` means all names below it, ``*`` every name.
     """
 
     def __init__(self, allowed: tuple[str, ...], nodes: Callable[[], Iterable[str]]) -> None:
-        """``nodes`` gives the names of this node and its peers."""
+        """``nodes`` returns the names of this node and its peers."""
         self.allowed = allowed
         self._nodes = nodes
 
@@ -42,13 +42,13 @@ class Hosts:
 
 
 HOSTS = web.AppKey("hosts", Hosts)
-"""Where the application keeps them."""
+"""The application's `Hosts`."""
 
 
 def cross_site(request: web.Request) -> bool:
-    """Whether a page of another site made a browser send ``request`` without saying which page it is.
+    """Whether a page of another site made a browser send ``request`` without an ``Origin``.
 
-    An ``Origin`` says it, and is checked by itself. Following a link to a page is no such request.
+    An ``Origin`` names the page, and is checked separately. Following a link to a page does not count.
     """
     headers = request.headers
     said = headers.getall("Sec-Fetch-Site", ())
@@ -60,11 +60,11 @@ def cross_site(request: web.Request) -> bool:
 
 @functools.lru_cache(1024)
 def _name(host: str) -> str | None:
-    """The name in a ``Host`` header, in lower case without port and final dot; None where it is malformed."""
+    """Return the name in a ``Host`` header, in lower case without port and final dot; None if malformed."""
     host = host.strip().lower()
     if host.startswith("["):
         name, bracket, port = host[1:].partition("]")
-        # What is in brackets is an address with colons.
+        # Brackets enclose an address with colons.
         if not bracket or ":" not in name or (port and not _is_port(port)):
             return None
         return name
@@ -83,7 +83,7 @@ def _is_port(text: str) -> bool:
 
 @functools.lru_cache(1024)
 def _is_local(name: str) -> bool:
-    """Whether ``name`` is an address, or means the same machine or network wherever it is asked."""
+    """Whether ``name`` is an address, or refers to the local machine or network wherever it is resolved."""
     if name == "localhost" or name.endswith(_LOCAL):
         return True
     address, zone, _ = name.partition("%")
@@ -95,7 +95,7 @@ def _is_local(name: str) -> bool:
 
 @functools.lru_cache(4096)
 def as_sent(name: str) -> str:
-    """``name`` as browsers send it: in lower case, and in ASCII (IDNA)."""
+    """Return ``name`` as browsers send it: in lower case, and in ASCII (IDNA)."""
     if name.isascii():
         return name.lower()
     try:

@@ -1,4 +1,4 @@
-"""The requests that this node is answering now, for the dashboard and the metrics."""
+"""The requests to models that this node is answering, for the dashboard and the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sollold.facts import dataclass
 from sollold.serving.request import Ask, Routing, Waiting
 
 _ERROR = 300
-"""Characters of an error that are kept."""
+"""Maximum characters of an error that are kept."""
 
 
 @dataclass(slots=True)
@@ -25,30 +25,30 @@ class InflightRequest:
     activity: Activity
     started: float = field(default_factory=time.monotonic)
     waiting: Waiting = Waiting("planning")
-    """What its caller waits for."""
+    """What its caller is waiting for."""
     events: int = 0
-    """What the engine has said so far: for a stream about as many as tokens."""
+    """Number of events from the engine so far; in a stream, about one per token."""
     routing: Routing | None = None
     error: str = ""
     outcome: str = "ok"
     ended: bool = False
-    """All that is said to the caller is on its way: who hangs up from now on has the whole answer."""
+    """Everything is on its way to the caller: one that hangs up from now on has the whole answer."""
     first: float = 0.0
     last: float = 0.0
     tail: tuple[bytes, bytes] = (b"", b"")
     gaps: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
 
     def wait(self, waiting: Waiting) -> None:
-        """Note what its caller waits for."""
+        """Record what its caller is waiting for."""
         self.waiting = waiting
 
     def answers(self, routing: Routing) -> None:
-        """Note that an engine answers, at first or after a fault."""
+        """Record that an engine answers, initially or after a fault."""
         self.waiting = Waiting("answering", node=routing.node)
         self.routing = routing
 
     def event(self, raw: bytes) -> None:
-        """The engine said something: about a token, or the whole answer."""
+        """Record an event of the engine: about a token, or the whole answer."""
         now = time.monotonic()
         self.activity.tokens += 1
         if self.events:
@@ -61,17 +61,17 @@ class InflightRequest:
         self.tail = self.tail[1], raw
 
     def failed(self, error: BaseException) -> None:
-        """It ends with an error; the caller is told."""
+        """Record that it ends with an error, which is reported to the caller."""
         self.outcome = "error"
         self.error = error.message if isinstance(error, Refusal) else str(error) or type(error).__name__
 
     def cancelled(self) -> None:
-        """Its caller went away, which is no news once all was said."""
+        """Record that its caller hung up, unless everything was already sent."""
         if not self.ended:
             self.outcome = "cancelled"
 
     def shown(self) -> dict[str, Any]:
-        """As the JSON of ``/api/cluster/requests`` shows it."""
+        """Return it as in the JSON of ``/api/cluster/requests``."""
         return {
             "id": self.ask.id,
             "model": self.ask.model,
@@ -84,7 +84,7 @@ class InflightRequest:
         }
 
     def finished(self) -> FinishedRequest:
-        """What is remembered of it."""
+        """Return the record to keep of it."""
         told = token_counts(*self.tail)
         prompt, generated = told or (0, self.events if self.ask.stream else 0)
         routing = self.routing
@@ -108,7 +108,7 @@ class InflightRequest:
 
 
 class InflightRequests:
-    """All of them; as many as there are connections at most."""
+    """All requests being answered; at most as many as there are connections."""
 
     def __init__(self, activity: Activity) -> None:
         self.activity = activity
@@ -116,14 +116,14 @@ class InflightRequests:
         self._all: dict[int, InflightRequest] = {}
 
     def enter(self, ask: Ask, path: str) -> InflightRequest:
-        """A request begins; `leave` it."""
+        """Add a request that begins; it must `leave`."""
         self.activity.on_begin()
         live = InflightRequest(ask, path, self.activity)
         self._all[id(live)] = live
         return live
 
     def leave(self, live: InflightRequest) -> FinishedRequest | None:
-        """It has ended, however; None: it was left before."""
+        """Remove a request that has ended, in any way; None if it was removed before."""
         if self._all.pop(id(live), None) is None:
             return None
         done = live.finished()
@@ -138,11 +138,11 @@ class InflightRequests:
         return len(self._all)
 
     def shown(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The oldest ``limit`` of them as JSON."""
+        """Return the oldest ``limit`` of them as JSON."""
         return [live.shown() for live in list(self._all.values())[:limit]]
 
     def recent(self) -> list[dict[str, Any]]:
-        """Those that ended last, the newest first, for people."""
+        """Return those that ended last, newest first, for display."""
         return [_recent(done) for done in reversed(self.activity.recent)]
 
 
@@ -168,7 +168,7 @@ def _recent(done: FinishedRequest) -> dict[str, Any]:
 
 
 def _rate(done: FinishedRequest) -> float | None:
-    """Tokens a second once the first had come; None where that says nothing."""
+    """Return the tokens per second after the first one; None if that is not meaningful."""
     if done.first_token < 0 or done.tokens < 2 or done.seconds - done.first_token < 0.01:
         return None
     return round((done.tokens - 1) / (done.seconds - done.first_token), 1)

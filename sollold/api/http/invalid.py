@@ -1,4 +1,4 @@
-"""What is wrong with a field of a request, in words of people instead of a decoder's."""
+"""Explains what is wrong with a field of a request, in words for people instead of a decoder's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
 def explained(error: msgspec.ValidationError, type_: type) -> str:
-    """The fault of a value that was to become a ``type_``: ``field: what was expected``."""
+    """Return why a value can't become a ``type_``, as ``field: what was expected``."""
     text = str(error)
     at = _AT.fullmatch(text)
     what, field = (at[1], at[2]) if at else (text, "")
@@ -35,13 +35,13 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
 
 
 def wrong_field(error: msgspec.ValidationError) -> str:
-    """The name of the field whose value was refused; empty where it is none."""
+    """Return the name of the field whose value was refused; empty if there is none."""
     at = _AT.fullmatch(str(error))
     return at[2] if at else ""
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words that a field of this type can be, where there are but a few."""
+    """Return the values that a field of this type allows, if it is an enumeration."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return [str(one.value) for one in hint]
     if get_origin(hint) is Literal:

@@ -1,4 +1,4 @@
-"""Counts what a JSON text will become before it is decoded: two bytes can become an object of eighty.
+"""Counts the values of a JSON text before it is decoded: two bytes can become an object of eighty.
 
 Pure, and fed piece by piece as a body arrives: a body of millions of empty lists is refused early, and no
 piece takes long.
@@ -7,12 +7,12 @@ piece takes long.
 from __future__ import annotations
 
 MOST_CONTAINERS = 20_000
-"""Objects and arrays in a body: decoding so many takes about 10 ms, checking them twice that. A request of a
+"""Maximum objects and arrays in a body: decoding them takes about 10 ms, checking twice that. A request of a
 thousand messages with a hundred tools has a quarter of them."""
 MOST_VALUES = 300_000
-"""Values in a body, such as the numbers of a tokenized prompt: decoding so many takes about 20 ms."""
+"""Maximum values in a body, such as the numbers of a tokenized prompt: decoding them takes about 20 ms."""
 MOST_KEYS = 60_000
-"""Names in objects: each is hashed, when it is decoded and again when it is checked."""
+"""Maximum names in objects: each is hashed when it is decoded, and again when it is checked."""
 _CONTAINER_BYTES = 200
 _VALUE_BYTES = 60
 
@@ -22,14 +22,14 @@ class TooManyValues(Exception):
 
 
 class JsonBounds:
-    """Counts containers and values outside of strings. What is not JSON is counted somehow."""
+    """Counts containers and values outside of strings. If the text is not JSON, the counts are arbitrary."""
 
     def __init__(self, containers: int = MOST_CONTAINERS, values: int = MOST_VALUES) -> None:
-        """``containers``, ``values``: the most there may be."""
+        """``containers``, ``values``: the limits."""
         self._most_containers = containers
         self._most_values = values
         self.cost = 0
-        """Bytes that the decoded values take besides their texts, about."""
+        """Approximate bytes that the decoded values take besides their text."""
         self._containers = 0
         self._commas = 0
         self._keys = 0
@@ -40,7 +40,7 @@ class JsonBounds:
         """Count the next piece.
 
         Raises:
-            TooManyValues: there are more than there may be.
+            TooManyValues: a limit is exceeded.
         """
         outside = self._outside(piece)
         self._containers += outside.count(b"[") + outside.count(b"{")
@@ -55,13 +55,13 @@ class JsonBounds:
             raise TooManyValues(f"the JSON body has more than {self._most_values} values")
 
     def _outside(self, piece: bytes) -> bytes:
-        """What of ``piece`` is outside of strings."""
+        """Return what of ``piece`` is outside of strings."""
         if self._escaped:
             piece, self._escaped = piece[1:], not piece
         if b"\\" in piece:
             ending = len(piece) - len(piece.rstrip(b"\\"))
             self._escaped = ending % 2 == 1
-            # Pairs first, so that what is left before a quote escapes it.
+            # Pairs first, so that a backslash that remains before a quote escapes it.
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = piece.split(b'"')
         first, self._in_string = int(self._in_string), self._in_string ^ (len(parts) % 2 == 0)

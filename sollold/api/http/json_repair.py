@@ -1,6 +1,6 @@
-"""Reads JSON as Go does where it is not quite UTF-8: U+FFFD stands for half a character and for a wrong byte.
+"""Repairs JSON that is not quite UTF-8, as Go does: U+FFFD replaces half a character and an invalid byte.
 
-A program that cuts a text by UTF-16 units cuts an emoji in two, and its JSON says so (``"\\ud83d"``).
+A program that cuts a string by UTF-16 units may cut an emoji in two, as its JSON shows (``"\\ud83d"``).
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ _SURROGATES = re.compile(
     rb"(?<!\\)((?:\\\\)*+)"
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|[c-fC-F][0-9a-fA-F]{2})"
 )
-"""In JSON, the escape of half a character; with its other half, when that follows, as the second group."""
+"""JSON's escape of half a character; the second group is its other half, if that follows."""
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 _CUT = re.compile(rb"[^\\]{6}(?=[^\\\x80-\xbf])")
-"""No character and no escape goes on behind it."""
+"""A position at which no character and no escape continues."""
 _PIECE = 128 * 1024
 _MOST = 10_000
-"""Escapes and wrong bytes of a body."""
+"""Maximum escapes and invalid bytes in a body that needs repair."""
 
 
 class TooMuchToRepair(Exception):
-    """More is wrong than a program that means well sends."""
+    """There are more errors than a well-meaning program produces."""
 
 
 async def repaired(raw: bytes | bytearray) -> bytes | bytearray:
-    """``raw`` with U+FFFD in place of what is no character. Others have their turn meanwhile.
+    """Return ``raw`` with U+FFFD in place of what is not a character. Yields to the loop in between.
 
     Raises:
-        TooMuchToRepair: there is more than a few thousand of it.
+        TooMuchToRepair: there are more than a few thousand escapes (valid ones too) and invalid bytes.
     """
     parts: list[bytes | bytearray] = []
     changed = False
@@ -40,7 +40,7 @@ async def repaired(raw: bytes | bytearray) -> bytes | bytearray:
         left -= piece.count(b"\\u")
         if not piece.isascii() and left >= 0:
             text = piece.decode("utf-8", "surrogateescape")
-            # Before they are replaced: each costs more than all else.
+            # Counted before they are replaced, which is the most expensive part.
             left -= len(piece) - len(piece.decode("utf-8", "ignore").encode())
             piece = _NOT_UTF8.sub("\ufffd", text).encode() if left >= 0 else piece
             changed = True
@@ -57,10 +57,10 @@ async def repaired(raw: bytes | bytearray) -> bytes | bytearray:
 
 
 def _end(raw: bytes | bytearray, begin: int) -> int:
-    """Where the piece ends that begins there.
+    """Return the end of the piece that starts at ``begin``.
 
     Raises:
-        TooMuchToRepair: all that follows is escapes or wrong bytes.
+        TooMuchToRepair: there is no safe end, as in a long run of escapes or invalid bytes.
     """
     if begin + _PIECE >= len(raw):
         return len(raw)

@@ -1,4 +1,4 @@
-"""Ends what is being answered with a key that is revoked, or expires, meanwhile."""
+"""Ends a request whose key is revoked or expires while it is being answered."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sollold.errors import Fault, Refusal
 
 LOOK_SECONDS = 1.0
 LAST_WORDS_SECONDS = 5.0
-"""For the error to be taken, where an answer has begun."""
+"""Time for the caller to take the error if a response has begun, in seconds."""
 BEGUN = web.RequestKey("begun", web.StreamResponse)
-"""Where a request keeps the response whose headers are sent."""
+"""Request key of the response that has begun."""
 _REVOKED = web.RequestKey("key_revoked", Refusal)
 
 
@@ -22,7 +22,7 @@ async def while_valid(
     valid: Callable[[], bool],
     answer: Callable[[], Awaitable[web.StreamResponse]],
 ) -> web.StreamResponse:
-    """What ``answer`` gives, which is cancelled when the key is ``valid`` no more (`revoked` says so then).
+    """Return the result of ``answer``, cancelling it once the key is no longer ``valid`` (see `revoked`).
 
     Raises:
         Refusal: BAD_REQUEST with status 401: it was cancelled.
@@ -54,5 +54,5 @@ async def while_valid(
 
 
 def revoked(request: web.Request) -> Refusal | None:
-    """Why the handler of ``request`` was cancelled; None: for another reason."""
+    """Return the refusal if the handler of ``request`` was cancelled because of its key, else None."""
     return request.get(_REVOKED)

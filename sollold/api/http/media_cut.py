@@ -1,4 +1,4 @@
-"""Cuts images and sound out of a body before it is decoded; see `sollold.serving.media`."""
+"""Cuts images and audio out of a body before it is decoded; see `sollold.serving.media`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.media import Media
 
 LONGEST_TEXT = 8 << 20
-"""Bytes of a body without its images and sound: more than any model reads."""
+"""Maximum bytes of a body without its images and audio: more than any model reads."""
 _BLOCK = 64 * 1024
 SHORTEST_CUT = 4 * _BLOCK
-"""Bytes of base64 from which it is cut out; less is soon decoded."""
+"""Minimum bytes of base64 that are cut out; less is decoded quickly."""
 _EDGE = 8 * 1024
-"""Bytes at either end that stay, for those who look at what it is."""
+"""Bytes that stay at either end, for code that looks at the type."""
 _LETTERS = (string.ascii_letters + string.digits + "+/=-_\\").encode()
-"""Of base64, and of the form of a slash that some programs write (``\\/``)."""
+"""Characters of base64, and of the escaped slash (``\\/``) that some programs write."""
 _BACKSLASH = ord("\\")
 _HELD_BY = frozenset(("images", "image_url", "url", "data", "file_data", "video_url"))
-"""Fields that hold images or sound, in whatever dialect."""
+"""Fields that hold images or audio, in any dialect."""
 
 
 async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
-    """``raw`` with marks for what was cut out; and that. None: there was nothing. To be called where it has
-    `SHORTEST_CUT` bytes.
+    """Return ``raw`` with marks in place of its media, and the media; None if there are none.
+
+    ``raw`` has at least `SHORTEST_CUT` bytes.
 
     Raises:
         Refusal: BAD_REQUEST with status 413: the rest is longer than `LONGEST_TEXT`.
@@ -45,7 +46,7 @@ async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
             await asyncio.sleep(0)
         end += _first_other(raw[end : end + _BLOCK])
         if raw[end - 1] == _BACKSLASH:
-            end -= 1  # of what follows
+            end -= 1  # it belongs to what follows
         content = await _plain(view[begin:end]) if end - begin >= SHORTEST_CUT else None
         if content is not None:
             kept += view[left:begin]
@@ -63,10 +64,10 @@ async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
 
 
 async def restore_texts(value: Any, media: Media) -> Any:
-    """``value`` with its texts as they were; images and sound stay cut out.
+    """Restore other strings that were cut out of ``value``, in place; images and audio stay cut out.
 
     Raises:
-        Refusal: BAD_REQUEST with status 413: the texts are longer than `LONGEST_TEXT`.
+        Refusal: BAD_REQUEST with status 413: these strings are longer than `LONGEST_TEXT`.
     """
     walked, restored = 0, 0
     waiting: list[tuple[Any, str]] = [(value, "")]
@@ -101,7 +102,7 @@ def _is_base64(raw: bytearray, at: int) -> bool:
 
 
 def _begin(raw: bytearray, at: int, left: int) -> int:
-    """Where the run begins that goes on at ``at``; not before ``left``."""
+    """Return where the run of base64 that continues at ``at`` begins; not before ``left``."""
     before = raw[max(left, at - _BLOCK) : at]
     return at - (len(before) - len(before.rstrip(_LETTERS)))
 
@@ -111,7 +112,7 @@ def _first_other(block: bytearray) -> int:
 
 
 async def _plain(run: memoryview) -> memoryview | None:
-    """A run without escapes; None when it has others than those of slashes: it is a text."""
+    """Return a run without its escaped slashes; None if it has other escapes, so that it is text."""
     if not await _has_escapes(run):
         return run
     made, at = bytearray(), 0

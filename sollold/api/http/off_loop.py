@@ -1,4 +1,4 @@
-"""Work on the schemas of a request: in a thread where they are large, since all others would wait for it."""
+"""Runs work on a request's schemas in a thread if they are large, since all other requests would wait."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _WITH_SCHEMAS = (
 )
 _ENCODER = msgspec.json.Encoder()
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="schemas")
-"""One: several would not be quicker, and the loop would wait for each of them whenever it is its turn."""
+"""A single thread: several would not be faster, and the loop would wait for each of them in turn."""
 
 
 async def off_loop(request: web.Request, body: dict[str, Any], work: Callable[[], T]) -> T:
-    """The result of ``work`` on what ``body`` was read from ``request`` as."""
+    """Return the result of ``work`` on ``body``, the decoded body of ``request``."""
     length = request.content_length
     if length is not None and length < _LARGE and "Content-Encoding" not in request.headers:
         return work()

@@ -1,4 +1,4 @@
-"""What is kept of each HTTP request: a line in the log, counts for the metrics, and what each key has used.
+"""Records HTTP requests: a line in the log, counts for the metrics, and the usage of each key.
 
 Prompts and answers are never logged.
 """
@@ -18,28 +18,28 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.access")
 
 FINISHED = web.RequestKey("finished", FinishedRequest)
-"""Where a request to a model keeps how it ended."""
+"""Request key of how a request to a model ended."""
 
 
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _OWN = ("/api/cluster", "/api/doctor", "/api/ps", "/api/tags", "/api/version", "/metrics", "/web", "/health")
-"""Beginnings of routes that dashboards and monitors poll."""
+"""Prefixes of routes that dashboards and monitors poll."""
 
 
 @dataclass(slots=True)
 class Answers:
-    """How many requests were answered since the start, and how quickly.
+    """Numbers and durations of the requests answered since the start.
 
     Attributes:
-        counts: (dialect, route, status) → answers; status 499: the caller hung up.
-        seconds: (dialect, kind) → from a request to the end of its response; kind ``poll`` or ``request``.
+        counts: (dialect, route, status) → responses; status 499: the caller hung up.
+        seconds: (dialect, kind) → durations until the end of the response; kind: ``poll`` or ``request``.
     """
 
     counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
     seconds: dict[tuple[str, str], Histogram] = field(default_factory=dict)
 
     def add(self, dialect: str, route: str, status: int, seconds: float) -> None:
-        """An answer was given."""
+        """Count a response."""
         labels = dialect, route, str(status)
         self.counts[labels] = self.counts.get(labels, 0) + 1
         kind = "poll" if route in ("/", "/ready") or route.startswith(_OWN) else "request"
@@ -51,7 +51,7 @@ class Answers:
 
 @dataclass(slots=True)
 class KeyUsage:
-    """What was asked with one key through this node since its start."""
+    """Usage of one key through this node since its start."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -59,11 +59,11 @@ class KeyUsage:
 
 
 class RequestLog:
-    """Writes the lines. ``mode`` may be changed later.
+    """Writes the log lines. ``mode`` may be changed later.
 
     Attributes:
-        mode: ``off``, ``inference`` (requests to models, orders and what was refused) or ``all``.
-        usage: by the name of the key.
+        mode: ``off``, ``inference`` (requests to models, changes, and denied requests) or ``all``.
+        usage: name of a key → its usage.
     """
 
     def __init__(self, mode: str = "inference") -> None:
@@ -71,7 +71,7 @@ class RequestLog:
         self.usage: dict[str, KeyUsage] = {}
 
     def write(self, request: web.Request, id_: str, status: int, started: float) -> None:
-        """A request is over; ``started`` on the monotonic clock, ``status`` 499: its caller hung up."""
+        """Log a request that has ended; ``started``: monotonic time; ``status`` 499: its caller hung up."""
         client, done = client_of(request), request.get(FINISHED)
         if client.key is not None:
             used = self.usage.setdefault(client.key.name, KeyUsage())
@@ -90,7 +90,7 @@ class RequestLog:
                 fields["first_token"] = f"{done.first_token:.3f}"
             fields |= {"resumed": done.resumed, "outcome": done.outcome}
         fields["seconds"] = f"{time.monotonic() - started:.3f}"
-        # What is empty says nothing; names with spaces are quoted, so that the line can be split.
+        # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
         log.info("%s", " ".join(words), extra={**fields, "request": id_})
 
@@ -103,7 +103,7 @@ class RequestLog:
 
 
 REQUEST_LOG = web.AppKey("request_log", RequestLog)
-"""Where the application keeps it."""
+"""The application's `RequestLog`."""
 
 
 def _quoted(value: object) -> str:

@@ -1,8 +1,8 @@
-"""Answers an `Ask`: opens it at the service, keeps the connection alive, encodes it.
+"""Answers an `Ask`: opens it at the service, keeps the connection alive, encodes the answer.
 
-While there is no answer a streamed request gets its headers after a grace period, and then bytes that its
+Until there is an answer, a streamed request gets its headers after a grace period, and then bytes that its
 clients ignore (`Encoder.keep_alive`). A refusal before the headers sets the status; after them it is an error
-in the stream. When the caller hangs up its handler is cancelled: it leaves the queue, or the generation ends.
+in the stream. If the caller hangs up, its handler is cancelled: it leaves the queue, or the generation ends.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ SSE = "text/event-stream; charset=utf-8"
 NDJSON = "application/x-ndjson"
 JSON = "application/json; charset=utf-8"
 _SHOULD_RETRY = "x-should-retry"
-"""Read by the client libraries of OpenAI and Anthropic, which otherwise repeat any request with a 5xx."""
+"""Header for the client libraries of OpenAI and Anthropic, which otherwise retry any request with a 5xx."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Times of the connection, in seconds.
+    """Timeouts of a connection, in seconds.
 
-    ``grace``: without an answer, after which a streamed request gets its headers; ``every``: of silence,
-    after which it gets a keep-alive; ``unread``: without the caller reading anything, after which the
+    ``grace``: wait for an answer, after which a streamed request gets its headers; ``every``: silence after
+    which it gets a keep-alive; ``unread``: time without the caller reading anything, after which the
     connection is closed, since its engine waits for it.
     """
 
@@ -54,7 +54,7 @@ class KeepAlive:
 
 @dataclass(frozen=True, slots=True)
 class ResponseContext:
-    """What every `Reply` needs."""
+    """What all `Reply` objects share."""
 
     service: Service
     keepalive: KeepAlive
@@ -62,7 +62,7 @@ class ResponseContext:
 
 
 def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
-    """A refusal before anything was sent."""
+    """Return the response for a refusal before anything was sent."""
     headers = {}
     seconds = retry_after(refusal)
     if seconds is not None:
@@ -92,8 +92,8 @@ class Reply:
         gather: Callable[[], Encoder] | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        """``gather`` makes another encoder like ``encoder``: the answer is streamed by the engine, and put
-        together here for a caller that wants it whole. ``warnings``: what a llama-server can't do."""
+        """``gather`` makes another encoder like ``encoder``: the engine streams the answer, which is put
+        together here for a caller that does not stream. ``warnings``: apply if a llama-server answers."""
         self._request = request
         self._context = context
         self._service = context.service
@@ -108,13 +108,13 @@ class Reply:
         self._writer: BodyWriter | None = None
         self._written = self._unread_since = time.monotonic()
         self._unread = (0, 0)
-        """Bytes that the caller has not read, and events until then; since when they are the same."""
+        """Bytes unread by the caller, and events so far, unchanged since `_unread_since`."""
         self._early: asyncio.Task[BodyWriter] | None = None
         """Sends the headers before an engine answers."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> web.StreamResponse:
-        """Give the answer.
+        """Send or return the answer.
 
         Raises:
             Refusal: nothing has been sent yet.
@@ -148,7 +148,7 @@ class Reply:
             except BaseException as problem:
                 if self._early is None:
                     raise
-                # The headers are sent: it is told in the stream.
+                # The headers are sent: report it in the stream.
                 answer = problem
             finally:
                 patience.cancel()
@@ -165,7 +165,7 @@ class Reply:
                 await answer.end()
 
     def _begin_waiting(self) -> None:
-        """The caller has waited for long: send the headers, and signs of life from now on."""
+        """The caller has waited for long: send the headers, and keep-alives from now on."""
         self._early = asyncio.ensure_future(self._prepare_waiting())
 
     async def _prepare_waiting(self) -> BodyWriter:
@@ -186,13 +186,13 @@ class Reply:
         return writer
 
     def _write(self, data: bytes) -> bool:
-        """Whether the caller takes more."""
+        """Write ``data``; return whether the caller can take more."""
         if data:
             self._written = time.monotonic()
         return self._writer is not None and self._writer.write(data)
 
     async def _stream(self, answer: Answer | BaseException, writer: BodyWriter) -> web.StreamResponse:
-        """Write the answer; or the problem, where there is none."""
+        """Write the answer, or the error if there is none."""
         assert self._response is not None
         if self._timer is None:
             self._watch(writer)
@@ -218,7 +218,7 @@ class Reply:
                 if refusal is None:
                     raise
                 if refusal is not error:
-                    # Who reads no further keeps no engine with a key that is no more.
+                    # A caller that stops reading must not hold an engine with a revoked key.
                     last_words = LAST_WORDS_SECONDS
                 log.info("stream ended with an error: %s", refusal.message, extra={"request": self._ask.id})
                 live.failed(refusal)
@@ -240,8 +240,8 @@ class Reply:
         return self._response
 
     def _receiver(self, routing: Routing) -> Receiver[list[bytes]]:
-        """What writes the events that came together; it wants no more when the answer is whole, or the caller
-        does not read it."""
+        """Return the function that writes a batch of events. It returns False if the answer is complete, or
+        the caller can't take more."""
         encoder, live, resumed = self._encoder, self._live, 0
         assert self._writer is not None
         write = self._writer.write
@@ -264,7 +264,7 @@ class Reply:
         return receive
 
     def _encode(self, batch: list[bytes]) -> bytes:
-        """The bytes for events that came together, up to the one with which the answer is whole."""
+        """Return the bytes for a batch of events, up to the one that completes the answer."""
         encoder, live = self._encoder, self._live
         parts = []
         for raw in batch:
@@ -275,13 +275,13 @@ class Reply:
         return b"".join(parts)
 
     def _say_resumed(self, routing: Routing) -> None:
-        """A comment, where the dialect has no other place for it."""
+        """Report a resumption in a comment, if the stream has comments."""
         if self._encoder.content_type == SSE:
             times = f"{routing.resumed} times, {routing.gap_ms:.0f} ms without output in all"
             self._write(self._encoder.keep_alive(Waiting("resumed", message=times)))
 
     def _say_warnings(self, routing: Routing) -> None:
-        """Those that came after the headers, likewise."""
+        """Report warnings that came after the headers in a comment, likewise."""
         assert self._response is not None
         told = self._response.headers.get(WARNING, "")
         warnings = [one for one in routing.warnings if header_text(one) not in told]
@@ -289,7 +289,7 @@ class Reply:
             self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
 
     def _watch(self, writer: BodyWriter) -> None:
-        """Write a keep-alive after so much silence, on and on. By a timer: events pay nothing for it."""
+        """Write keep-alives during silence; close an unread connection. By a timer: events cost nothing."""
         every, now = self._keepalive.every, time.monotonic()
         seen = writer.unsent, self._live.events
         if not seen[0] or seen != self._unread:
@@ -329,7 +329,7 @@ class Reply:
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
 
     async def _collect(self, answer: Answer, anew: Callable[[], Encoder]) -> None:
-        """Feed a stream to the encoder, for a caller that wants the whole."""
+        """Feed a stream to the encoder, for a caller that does not stream."""
         encoder = self._encoder
         encoder.begin(answer.routing)
         resumed = 0
@@ -352,7 +352,7 @@ _UNEXPECTED = "internal error; see the node's log"
 
 
 async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
-    """The whole body of a request that is not streamed, for a dialect that processes it further.
+    """Return the whole body of a request that is not streamed, for a dialect that processes it further.
 
     Raises:
         Refusal: as `Service.open`.
@@ -365,5 +365,5 @@ async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
 
 
 def json_response(value: object, headers: dict[str, str] | None = None) -> web.Response:
-    """``value`` as JSON."""
+    """Return a response with ``value`` as JSON."""
     return web.Response(body=msgspec.json.encode(value), headers={"Content-Type": JSON, **(headers or {})})

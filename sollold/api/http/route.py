@@ -1,4 +1,4 @@
-"""A row of the routing table: what is routed, and what the OpenAPI description says of it."""
+"""Rows of the routing table, with what the OpenAPI description says about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sollold.facts import dataclass
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _OPENAI_PATHS = frozenset(("/v1", "/tokenize", "/detokenize", "/infill", "/apply-template", "/rerank"))
-"""Beside those that begin so."""
+"""OpenAI's paths that do not begin with ``/v1/``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,11 @@ class Route:
     Attributes:
         method, path: as aiohttp routes them; ``GET`` does not imply ``HEAD``.
         summary: one line for the description.
-        body: the type of the JSON body, when there is one.
-        produces: content types of a good answer.
-        statuses: what it may answer besides 200 and the errors that every route has.
-        inference: it asks a model: the headers of priority and deadline count, the answer names its node.
-        query: numbers from 0 that may stand in the query, name → what they mean.
+        body: the type of the JSON body, if there is one.
+        produces: content types of a successful response.
+        statuses: possible statuses besides 200 and the errors that every route has.
+        inference: it runs a model: priority and deadline headers apply, and the response names its node.
+        query: optional parameters of the query, integers from 0: name → meaning.
     """
 
     method: str
@@ -41,12 +41,12 @@ class Route:
 
     @property
     def dialect(self) -> Dialect:
-        """Whose error format it uses."""
+        """The dialect of its errors."""
         return dialect_of(self.path)
 
 
 def dialect_of(path: str) -> Dialect:
-    """The dialect whose error format a path uses, also where there is no route."""
+    """Return the dialect of a path's errors, even if it has no route."""
     if path.startswith("/v1/messages"):
         return Dialect.ANTHROPIC
     if path in _OPENAI_PATHS or (path.startswith("/v1/") and not path.startswith("/v1/api/")):

@@ -1,4 +1,4 @@
-"""Which endpoint answers, and what is waited for, as callers see it: headers and ``_routing``. Pure."""
+"""Tells callers which endpoint answers, or what they wait for: headers and ``_routing``. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WARNING = "X-Sollold-Warning"
 
 
 def routing_headers(routing: Routing) -> dict[str, str]:
-    """The ``X-Sollold-`` headers that tell where an answer came from."""
+    """Return the ``X-Sollold-`` headers that tell where an answer comes from."""
     headers = {
         "X-Sollold-Backend": str(routing.backend),
         "X-Sollold-Node": header_text(routing.node),
@@ -28,14 +28,14 @@ def routing_headers(routing: Routing) -> dict[str, str]:
 
 
 def header_text(text: str) -> str:
-    """``text`` fit for a header."""
+    """Return ``text`` with characters that a header can't contain replaced by ``?``."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
 def waiting_text(waiting: Waiting) -> str:
-    """``loading 43 %``, ``queued, place 3``: one short line, fit for a header or a comment."""
+    """Return one short line for a header or a comment, such as ``loading 43 %`` or ``queued, place 3``."""
     text = waiting.stage
     if waiting.stage == "loading":
         text += f" {waiting.progress * 100:.0f} %"
@@ -47,7 +47,7 @@ def waiting_text(waiting: Waiting) -> str:
 
 
 def routing_object(routing: Routing, started: float) -> dict[str, Any]:
-    """``_routing`` as callers see it; ``started`` on the monotonic clock."""
+    """Return ``_routing`` as callers see it; ``started``: monotonic time."""
     shown: dict[str, Any] = {
         "backend": str(routing.backend),
         "duration_ms": round((time.monotonic() - started) * 1000, 3),

@@ -1,6 +1,6 @@
-"""A listening socket for HTTPS on which programs of this machine may go on speaking HTTP.
+"""A listener for HTTPS on which programs on this machine may still use HTTP.
 
-The first byte tells which it is: a TLS handshake begins with 22 (RFC 8446, 5.1), no HTTP request does.
+The first byte tells them apart: a TLS handshake begins with 22 (RFC 8446, 5.1), no HTTP request does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from sollold.cluster.net.acceptor import Acceptor, Encryption
 
 BEGIN_SECONDS = 10.0
-"""For the first byte, and for the handshake."""
+"""Timeout of the first byte, and of the handshake, in seconds."""
 _HANDSHAKE = 22
 _PLAIN = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -27,9 +27,9 @@ def secure_server(
     make: Callable[[], asyncio.BaseProtocol],
     context: Callable[[], ssl.SSLContext],
 ) -> Acceptor:
-    """Serves ``make``'s protocols on sockets that listen.
+    """Serve ``make``'s protocols on listening sockets.
 
-    ``context`` gives the certificate for the next connection.
+    ``context`` returns the TLS context for the next connection.
     """
 
     async def choose(connection: socket.socket, local: bool) -> Encryption | None:
@@ -47,7 +47,7 @@ def secure_server(
 
 
 async def _first_byte(connection: socket.socket) -> int | None:
-    """The first byte, left where it is; None when the other side has nothing to say."""
+    """Return the first byte without consuming it; None if the peer sends nothing more."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -65,12 +65,12 @@ async def _first_byte(connection: socket.socket) -> int | None:
 
 
 async def _refuse(connection: socket.socket) -> None:
-    """Say in HTTP that it is TLS that is wanted."""
+    """Reply in HTTP that TLS is required."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(BEGIN_SECONDS):
         await loop.sock_recv(connection, 1 << 16)
         await loop.sock_sendall(connection, _PLAIN % (len(_SAY_HTTPS), _SAY_HTTPS))
         connection.shutdown(socket.SHUT_WR)
-        # What is unread when it is closed would make a reset of it, and the answer would be lost.
+        # Closing with unread bytes would reset the connection, and the response would be lost.
         while await loop.sock_recv(connection, 1 << 16):
             continue

@@ -1,4 +1,4 @@
-"""The certificate that the port for people shows, from its files or from the cluster, and its renewal."""
+"""The certificate of the HTTP port, from files or from the cluster, and its renewal."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from sollold.tasks import cancel_and_wait
 log = logging.getLogger("sollold.http")
 
 _LOOK_SECONDS = 30.0
-"""Until a renewed file is seen, or that the node has another address."""
+"""Seconds between two checks for renewed files, or other addresses of the node."""
 _SOON = datetime.timedelta(days=14)
 
 
 class CertificateError(OSError):
-    """There is no certificate that can be shown; the sentence says why."""
+    """There is no usable certificate; the message says why."""
 
 
 def certificate_of(
     settings: HttpSettings, identity: Identity, subject: Callable[[], Subject]
 ) -> ServerTls | None:
-    """As the settings want it; None: HTTP alone. ``subject``: what the node is called now."""
+    """Return the certificate that the settings require; None for HTTP. ``subject``: the node's names now."""
     if settings.tls == "off":
         return None
     if settings.tls == "cluster":
@@ -43,34 +43,34 @@ def certificate_of(
 
 
 class CertificateSource(Protocol):
-    """Where a certificate comes from. Both block."""
+    """A source of certificates. `stamp` and `load` block."""
 
     def stamp(self) -> object:
-        """Another value when there may be another certificate."""
+        """Return a value that changes when there may be another certificate."""
         ...
 
     def everybodys(self) -> bool:
-        """Whether anybody could have such a certificate made. Does not block."""
+        """Whether anybody could obtain such a certificate. Does not block."""
         ...
 
     def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
-        """It, and when it ends.
+        """Return the TLS context with the certificate, and when it expires.
 
         Raises:
-            CertificateError: it can't be shown.
+            CertificateError: it can't be used.
         """
         ...
 
 
 class Files:
-    """A certificate of one's own, with those that issued it, and its key."""
+    """The user's own certificate with its chain, and its key."""
 
     def __init__(self, certificate: str, key: str) -> None:
         self._certificate = expanded(certificate)
         self._key = expanded(key)
 
     def stamp(self) -> object:
-        """Changes with either file."""
+        """Return a value that changes with either file."""
         found = []
         for file in (self._certificate, self._key):
             try:
@@ -81,11 +81,11 @@ class Files:
         return found
 
     def everybodys(self) -> bool:
-        """No."""
+        """Return False."""
         return False
 
     def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
-        """As they are on disk now.
+        """Load the files as they are now.
 
         Raises:
             CertificateError: they can't be read, or do not belong together.
@@ -94,7 +94,7 @@ class Files:
         key = _read(self._key, "http.tls_key")
         try:
             first = x509.load_pem_x509_certificates(certificate)[0]
-            # Both as they were read: a file that is replaced meanwhile would not belong to the other.
+            # Both as they were read: a file replaced in the meantime might not match the other.
             return _context(MemoryFile(certificate + b"\n" + key)), first.not_valid_after_utc
         except (OSError, ValueError) as error:
             raise CertificateError(
@@ -113,31 +113,31 @@ def _read(file: Path, setting: str) -> bytes:
 
 
 class FromCluster:
-    """A certificate that the node issues itself by the authority of its cluster."""
+    """A certificate that the node issues itself, with the authority of its cluster."""
 
     def __init__(self, identity: Identity, subject: Callable[[], Subject]) -> None:
-        """``subject``: what the node is called now."""
+        """``subject`` returns the node's names now."""
         self._identity = identity
         self._subject = subject
 
     def stamp(self) -> object:
-        """Changes with the cluster's secret, with what the node is called, and in the midst of a life."""
+        """Return a value that changes with the cluster's secret, the node's names, and each half lifetime."""
         turn = _now().timestamp() // (LIFE.total_seconds() / 2)
         return self._identity.tokens.accepted[0], self._subject(), turn
 
     def everybodys(self) -> bool:
-        """An open cluster's secret is known to all."""
+        """Whether the cluster is open: then everybody knows its secret."""
         return self._identity.tokens.open
 
     def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
-        """A fresh one, signed by the cluster's authority."""
+        """Issue a new certificate, signed by the cluster's authority."""
         now = _now()
         pem = MemoryFile(issue(self._identity.tokens.accepted[0], self._subject(), now))
         return _context(pem), now + LIFE
 
 
 class ServerTls:
-    """Keeps the newest certificate. `start` it, `close` it."""
+    """Keeps the newest certificate. Call `start`, finally `close`."""
 
     def __init__(self, source: CertificateSource) -> None:
         self._source = source
@@ -148,7 +148,7 @@ class ServerTls:
         self._context: ssl.SSLContext | None = None
 
     async def start(self) -> None:
-        """Load it and look for others from now on.
+        """Load the certificate, and check for newer ones from now on.
 
         Raises:
             CertificateError: there is none.
@@ -159,16 +159,16 @@ class ServerTls:
         self._task = asyncio.create_task(self._watch(), name="certificate")
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         await cancel_and_wait(self._task)
 
     def context_now(self) -> ssl.SSLContext:
-        """For the next connection. Only once it was started."""
+        """Return the TLS context for the next connection. Only after `start`."""
         assert self._context is not None
         return self._context
 
     async def refresh(self) -> None:
-        """Load a certificate that has come since; while there is none to be had, the last one stays."""
+        """Load a newer certificate; if there is none, or it can't be used, the last one stays."""
         stamp = await asyncio.to_thread(self._source.stamp)
         if stamp == self._stamp:
             return
@@ -184,7 +184,7 @@ class ServerTls:
         self._stamp, self._problem = stamp, ""
 
     def trouble(self) -> tuple[tuple[str, str], ...]:
-        """What `sollold doctor` says of it: (what, how to fix it)."""
+        """Return what `sollold doctor` reports about it, as (problem, how to fix it)."""
         left = self._ends - _now()
         if self._source.everybodys():
             what = "the cluster is open, so anybody on the LAN can make certificates as those of its nodes"
@@ -205,11 +205,11 @@ class ServerTls:
 
 
 def _context(pem: MemoryFile) -> ssl.SSLContext:
-    """For a certificate, those that issued it, and its key."""
+    """Return the TLS context for a certificate, its chain and its key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # Asked on the terminal otherwise, where the daemon has one.
+    # Otherwise OpenSSL would ask for the password on the terminal, if there is one.
     context.load_cert_chain(pem.path, password=lambda: b"")
     return context
 

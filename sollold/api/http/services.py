@@ -1,4 +1,4 @@
-"""What the HTTP application is given: the services that its routes use."""
+"""The services that the HTTP application's routes use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _nothing_found() -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class AppServices:
-    """What the API is built from. Without ``puller`` or ``relay`` their routes answer 501."""
+    """The services that the API is built from. Without ``puller`` or ``relay``, their routes return 501."""
 
     service: Service
     library: ModelService
@@ -41,7 +41,7 @@ class AppServices:
     """Runs the checks of ``doctor``."""
     counters: Counters = field(default_factory=Counters)
     dropped: Callable[[], dict[str, int]] = dict
-    """What came from other nodes and was not taken in, counted by reason."""
+    """Returns what was dropped of other nodes' messages: reason → count."""
     admission: AdmissionService | None = None
     keys: Keys | None = None
     passes: MemberPasses | None = None

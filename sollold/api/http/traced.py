@@ -1,4 +1,4 @@
-"""A request's own span, under which stands all that is done for it."""
+"""The span of a request, the parent of everything that is done for it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sollold.api.http.request_log import FINISHED
 
 
 async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
-    """Await ``answer`` within a span that tells of it as OpenTelemetry's conventions for HTTP and AI have it.
+    """Await ``answer`` within a span that follows OpenTelemetry's conventions for HTTP and AI.
 
-    A caller's ``traceparent`` is taken up. Reading (GET) is not traced: dashboards and monitors poll.
+    A caller's ``traceparent`` is continued. Only POST is traced: dashboards and monitors poll with GET.
     """
     if request.method != "POST":
         return await answer
@@ -26,7 +26,7 @@ async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) ->
             span.set({"http.response.status_code": response.status})
             return response
         finally:
-            # The route is known, and whether the caller hung up, when the handler has ended.
+            # The route, and whether the caller hung up, are known when the handler has ended.
             span.set({"http.route": route_of(request)})
             if (done := request.get(FINISHED)) is not None:
                 span.set(

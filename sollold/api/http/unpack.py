@@ -1,6 +1,6 @@
-"""Unpacks request bodies with ``Content-Encoding: gzip`` or ``deflate`` (RFC 9110, 8.4.1), a piece at a time.
+"""Decompresses request bodies with ``Content-Encoding: gzip`` or ``deflate`` (RFC 9110, 8.4.1) in pieces.
 
-A packed body can become a thousand times as long. Unpacked as one, it would hold up everybody else.
+A body can expand to a thousand times its size. Decompressing it at once would block everybody else.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from aiohttp import web
 from sollold.errors import Fault, Refusal
 
 _PACKED = 4096
-"""Bytes that are unpacked at once: they may be hundreds of streams, and what follows each is copied."""
+"""Bytes decompressed at once: they may be hundreds of streams, and the rest after each is copied."""
 _PIECE = 256 * 1024
 _ZLIB, _RAW, _GZIP = 15, -15, 31
-"""Forms of zlib's stream, as its ``wbits``."""
+"""zlib's stream formats, as values of ``wbits``."""
 
 
 async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
-    """The pieces of a body as they arrive, unpacked.
+    """Yield the pieces of a body as they arrive, decompressed.
 
     Raises:
-        Refusal: BAD_REQUEST, with status 415 for an encoding that is not known, when it is not packed as it
-            says, or ends early.
+        Refusal: BAD_REQUEST if the body is invalid or truncated, with status 415 for an unknown encoding.
     """
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):
@@ -37,19 +36,19 @@ async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
         for begin in range(0, len(packed), _PACKED):
             for piece in unpacker.feed(packed[begin : begin + _PACKED]):
                 yield piece
-                # Others have their turn.
+                # Let other requests run.
                 await asyncio.sleep(0)
     unpacker.feed_eof()
 
 
 class Unpacker:
-    """Unpacks one body, piece by piece: it is never whole in memory for that."""
+    """Decompresses one body piece by piece, without holding all of it in memory."""
 
     def __init__(self, encoding: str) -> None:
-        """``encoding``: of its header, in lower case.
+        """``encoding``: value of the header, in lower case.
 
         Raises:
-            Refusal: BAD_REQUEST with status 415: it is none of those that are known.
+            Refusal: BAD_REQUEST with status 415: the encoding is not supported.
         """
         if encoding not in ("gzip", "x-gzip", "deflate"):
             message = f"Content-Encoding {encoding[:40]} is not known; send gzip or nothing"
@@ -58,10 +57,10 @@ class Unpacker:
         self._stream: zlib._Decompress | None = None
 
     def feed(self, packed: bytes) -> Iterator[bytes]:
-        """What ``packed`` becomes, in pieces of about 256 KiB.
+        """Decompress ``packed``, and yield the result in pieces of about 256 KiB.
 
         Raises:
-            Refusal: BAD_REQUEST.
+            Refusal: BAD_REQUEST: the data is invalid.
         """
         made, more = bytearray(), False
         while packed or more:
@@ -72,7 +71,7 @@ class Unpacker:
             except zlib.error as error:
                 raise self._refusal(str(error)) from None
             made += piece
-            # All of ``packed`` may be taken, and there is more to come of it.
+            # All of ``packed`` may be consumed, with more output to come.
             packed, more = self._stream.unconsumed_tail, len(piece) == _PIECE
             if self._stream.eof:
                 # Another stream may follow in the same body.
@@ -82,10 +81,10 @@ class Unpacker:
                 made.clear()
 
     def feed_eof(self) -> None:
-        """There is no more.
+        """End the body.
 
         Raises:
-            Refusal: BAD_REQUEST: it is not whole.
+            Refusal: BAD_REQUEST: the body is truncated.
         """
         if self._stream is not None:
             raise self._refusal("it ends early")
@@ -93,7 +92,7 @@ class Unpacker:
     def _form(self, packed: bytes) -> int:
         if self._encoding != "deflate":
             return _GZIP
-        # Some send what zlib calls raw. RFC 1950: the low half of the first byte is 8.
+        # Some clients send what zlib calls raw. RFC 1950: the low half of the first byte is 8.
         return _ZLIB if packed[0] & 0xF == 8 else _RAW
 
     def _refusal(self, why: str) -> Refusal:
