@@ -97,7 +97,7 @@ class _Piece:
         if self.broken + 1 < _BREAKS:
             return [replace(self, broken=self.broken + 1)]
         last = _BREAKS - 1
-        return [replace(one, broken=last) for one in self.cut(1)] if len(self.texts) > 1 else []
+        return [replace(piece, broken=last) for piece in self.cut(1)] if len(self.texts) > 1 else []
 
 
 class BatchEnded(Exception):

@@ -40,10 +40,10 @@ class BodyWriter:
         """Send the headers of ``response`` in the loop's next turn; ``hold``: only with the first bytes."""
         writer = await response.prepare(request)
         assert isinstance(writer, StreamWriter)
-        made = cls(request, response, writer)
+        body = cls(request, response, writer)
         if not hold:
-            asyncio.get_running_loop().call_soon(made.flush)
-        return made
+            asyncio.get_running_loop().call_soon(body.flush)
+        return body
 
     def write_soon(self, data: bytes) -> None:
         """Send ``data`` together with the next write, in the loop's next turn at the latest."""

@@ -30,7 +30,7 @@ class EndpointQuery:
         size: size of the model's files in bytes; 0 if unknown.
         sharded: the model must be spread over machines, even if an Ollama could hold it.
         placement: the caller's wishes for the placement.
-        told: (node, endpoint) named by the leader, which knows better than the guesses made here.
+        assigned: (node, endpoint) named by the leader, which knows better than the guesses made here.
     """
 
     model: str
@@ -42,7 +42,7 @@ class EndpointQuery:
     in_ollama: InOllama = field(default_factory=InOllama)
     size: int = 0
     sharded: bool = False
-    told: tuple[str, str] = ("", "")
+    assigned: tuple[str, str] = ("", "")
     usual: int = 0
     trained: int = 0
     placement: PlacementWish = field(default_factory=PlacementWish)
@@ -89,8 +89,8 @@ class ScoredCandidate:
     @property
     def why(self) -> str:
         """The score in words."""
-        said = (f"{words} {mark:.2f}×{weight:g}" for words, mark, weight in self.marks)
-        return ", ".join(said) or "round robin"
+        parts = (f"{words} {mark:.2f}×{weight:g}" for words, mark, weight in self.marks)
+        return ", ".join(parts) or "round robin"
 
 
 def engine_of(endpoint: Endpoint) -> Engine:
@@ -98,10 +98,10 @@ def engine_of(endpoint: Endpoint) -> Engine:
     return Engine.OLLAMA if endpoint.backend is Backend.OLLAMA else Engine.LLAMA
 
 
-def fits(endpoint: Endpoint, query: EndpointQuery, *, told: bool = False) -> bool:
+def fits(endpoint: Endpoint, query: EndpointQuery, *, assigned: bool = False) -> bool:
     """Whether the endpoint has the model as the request needs it.
 
-    ``told``: the leader named it, taking the caller's placement wishes into account.
+    ``assigned``: the leader named it, taking the caller's placement wishes into account.
     """
     if endpoint.state is not State.READY or endpoint.closing:
         return False
@@ -114,7 +114,7 @@ def fits(endpoint: Endpoint, query: EndpointQuery, *, told: bool = False) -> boo
         return not (query.sharded and query.placement.threshold is not None)
     if endpoint.embedding != query.embedding or not _has_context(endpoint, query):
         return False
-    return told or not query.placement.unmet_by(endpoint, sharded=query.sharded)
+    return assigned or not query.placement.unmet_by(endpoint, sharded=query.sharded)
 
 
 def _has_context(endpoint: Endpoint, query: EndpointQuery) -> bool:

@@ -31,10 +31,10 @@ def larger_context(
         trained: the model's trained context in tokens; 0 if unknown.
         answer: tokens reserved for the answer, unless the caller limits it to fewer.
     """
-    found = _PROMPT.search(refusal.message)
-    if found is None:
+    match = _PROMPT.search(refusal.message)
+    if match is None:
         return 0
-    prompt = int(found[1])
+    prompt = int(match[1])
     if trained and prompt >= trained:
         return 0
     limits = [body.get(name) for name in ("n_predict", "max_tokens", "max_completion_tokens")]

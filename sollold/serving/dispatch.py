@@ -183,7 +183,7 @@ class Dispatcher:
         if needed <= candidate.endpoint.context:
             return False
         log.info("%s: requesting a context of %d tokens", refusal, needed, extra=self._extra)
-        search.query = replace(query, context=needed, engines=frozenset((Engine.LLAMA,)), told=("", ""))
+        search.query = replace(query, context=needed, engines=frozenset((Engine.LLAMA,)), assigned=("", ""))
         search.too_long, search.loaded = refusal, False
         return True
 
@@ -193,7 +193,7 @@ class Dispatcher:
         least = larger_context(refusal, body, query.trained, LEAST_ANSWER_TOKENS)
         if least >= query.context:
             return False
-        search.query, search.loaded = replace(query, context=least, told=("", "")), False
+        search.query, search.loaded = replace(query, context=least, assigned=("", "")), False
         return True
 
     def _waits_for_memory(self, search: _Search, refusal: Refusal) -> bool:
@@ -248,7 +248,7 @@ class Dispatcher:
         search.loaded = True
         if ready is None:
             return
-        search.query = replace(search.query, told=(ready.node, ready.endpoint.id))
+        search.query = replace(search.query, assigned=(ready.node, ready.endpoint.id))
         context = ready.endpoint.context
         if 0 < context < max(search.query.context, search.query.usual):
             if search.too_long is not None and context < search.query.context:
@@ -271,7 +271,7 @@ class Dispatcher:
         fails = refusal.fault is Fault.ENGINE and (refusal.status >= 500 or refusal.status == 404)
         if not fails or search.query.engines != frozenset((Engine.LLAMA, Engine.OLLAMA)):
             raise refusal
-        search.query = replace(search.query, engines=frozenset((Engine.LLAMA,)), told=("", ""))
+        search.query = replace(search.query, engines=frozenset((Engine.LLAMA,)), assigned=("", ""))
         search.refusal = None
         log.info("an Ollama refused, asking the leader: %s", refusal, extra=self._extra)
         try:

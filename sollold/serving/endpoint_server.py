@@ -80,8 +80,8 @@ class EndpointState:
 
     def newest_unanswered(self) -> LocalStream | None:
         """The request that the engine got last, of those without any response yet; None if there is none."""
-        waiting = [one for one in self.streams if one.progress is not None and not one.progress.began]
-        return max(waiting, key=lambda one: one.sent_at, default=None)
+        waiting = [s for s in self.streams if s.progress is not None and not s.progress.began]
+        return max(waiting, key=lambda stream: stream.sent_at, default=None)
 
 
 class EndpointServer:
@@ -122,7 +122,7 @@ class EndpointServer:
         """Start watching the cluster's records and checking running requests."""
         self._client = EngineClient()
         self._unsubscribe = self._view.subscribe(self._record_changed)
-        self._checks = asyncio.create_task(self._check_always(), name="serving checks")
+        self._checks = asyncio.create_task(self._check_periodically(), name="serving checks")
 
     async def close(self) -> None:
         """End all requests."""
@@ -240,7 +240,9 @@ class EndpointServer:
     def _state(self, endpoint: Endpoint, host: EngineHost) -> EndpointState:
         state = self._states.get(endpoint.id)
         if state is None:
-            queue = AdmissionQueue(endpoint.slots, self._settings.queue, partial(self._counted, endpoint.id))
+            queue = AdmissionQueue(
+                endpoint.slots, self._settings.queue, partial(self._counts_changed, endpoint.id)
+            )
             state = self._states[endpoint.id] = EndpointState(endpoint.id, host, queue)
         return state
 
@@ -267,7 +269,7 @@ class EndpointServer:
             if endpoint is None and not state.streams:
                 del self._states[id]
 
-    def _counted(self, id: str) -> None:
+    def _counts_changed(self, id: str) -> None:
         state = self._states.get(id)
         if state is not None and state.queue.active > 1:
             for stream in state.streams:
@@ -291,28 +293,28 @@ class EndpointServer:
         if tokens < _ENOUGH_TOKENS or not (stream.alone or 0 < state.speed < speed):
             return
         state.speed += (0.3 if state.speed else 1.0) * (speed - state.speed)
-        self._counted(state.id)
+        self._counts_changed(state.id)
 
     # Checks once a second for disconnected callers and hung engines.
 
-    async def _check_always(self) -> None:
+    async def _check_periodically(self) -> None:
         loop = asyncio.get_running_loop()
         pauses = OwnPauses(loop.time())
         while True:
             await next_turn(CHECK_EVERY)
             now = loop.time()
-            pauses.check((one.progress for state in self._states.values() for one in state.streams), now)
+            pauses.check((s.progress for state in self._states.values() for s in state.streams), now)
             self._peer_requests.check(now)
             if self._client is not None:
                 self._client.close_idle()
             for state in tuple(self._states.values()):
                 self._check(state, now)
-            if self._rests():
+            if self._is_idle():
                 self._work.clear()
                 await self._work.wait()
                 pauses.rested(loop.time())
 
-    def _rests(self) -> bool:
+    def _is_idle(self) -> bool:
         """Whether there is nothing to check until the next request."""
         connections = len(self._client) if self._client is not None else 0
         return not (self.under_way or connections or self._peer_requests.tasks())

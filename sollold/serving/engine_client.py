@@ -55,14 +55,14 @@ class EngineClient(KeptConnections):
         tls = await asyncio.to_thread(ssl.create_default_context) if place.tls else None
         try:
             async with asyncio.timeout(_CONNECT):
-                _, made = await asyncio.get_running_loop().create_connection(
+                _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: HttpConnection(place.name, place.prefix), place.host, place.port, ssl=tls
                 )
         except (OSError, TimeoutError) as error:
             why = str(error) or f"no answer within {_CONNECT:g} s"
             raise EngineUnreachable(f"can't connect to {place.name}: {why}") from None
-        self.add(url, made)
-        return made
+        self.add(url, connection)
+        return connection
 
     async def get(self, url: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
         """Send a GET request and return the response's status and body.

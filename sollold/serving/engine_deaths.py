@@ -25,9 +25,9 @@ log = logging.getLogger("sollold.serving")
 
 PERIOD = 600.0
 """Seconds for which a request that crashed an engine is refused."""
-FRUITLESS = 3
+_RETRIES = 3
 """Further attempts allowed after an engine ended with the request."""
-FRUITLESS_EMBEDDING = 2
+_EMBEDDING_RETRIES = 2
 """The same for embeddings, which are short: an engine that dies with one probably dies of it."""
 _MOST = 256
 """Maximum number of remembered requests."""
@@ -107,7 +107,7 @@ class EngineDeaths:
         self._view = view
         self._deaths: list[_Death] = []
         """Deaths since the last delivery of events."""
-        self._killer = False
+        self._crashed_engine = False
         """Whether the request crashed an engine."""
 
     def add(self, endpoint: tuple[str, str], error: StreamError) -> None:
@@ -116,12 +116,12 @@ class EngineDeaths:
             self.add_crash(error.message)
         if error.taken:
             # A stream would have delivered an event if all had been well. Otherwise only a crash counts.
-            shows = self._ask.stream or self._ask.embedding
-            self._deaths.append(_Death(endpoint, str(error), counts=shows))
+            counts = self._ask.stream or self._ask.embedding
+            self._deaths.append(_Death(endpoint, str(error), counts=counts))
 
     def add_crash(self, why: str) -> None:
         """Note that an engine crashed while it processed the request, and quarantine the request."""
-        self._killer = True
+        self._crashed_engine = True
         self._quarantine.add(self._ask, asyncio.get_running_loop().time())
         log.warning("the request crashed an engine: %s", why, extra={"request": self._ask.id})
 
@@ -135,12 +135,12 @@ class EngineDeaths:
         Raises:
             Refusal: BAD_REQUEST, INTERRUPTED.
         """
-        if self._killer:
+        if self._crashed_engine:
             raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]
-        if len(counted) > (FRUITLESS_EMBEDDING if self._ask.embedding else FRUITLESS):
+        if len(counted) > (_EMBEDDING_RETRIES if self._ask.embedding else _RETRIES):
             raise Refusal(
                 Fault.INTERRUPTED,
                 f"{len(counted)} engines crashed one after another with this request, last: "
@@ -150,4 +150,4 @@ class EngineDeaths:
     def _crashed(self, endpoint: tuple[str, str]) -> bool:
         """Whether, according to the current record, a process of the endpoint crashed."""
         record = self._view.record(endpoint[0])
-        return record is not None and any(one.id == endpoint[1] and one.crashed for one in record.endpoints)
+        return record is not None and any(e.id == endpoint[1] and e.crashed for e in record.endpoints)

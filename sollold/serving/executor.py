@@ -21,13 +21,13 @@ from sollold.serving.model_names import callers_name
 from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
 from sollold.serving.protocol import ErrorKind, StreamError
-from sollold.serving.recovery import engine_for_rest, find_rest, must_begin_anew
+from sollold.serving.recovery import engine_for_rest, find_rest, must_restart
 from sollold.serving.request import Answer, Ask, Delivered, Engine, Routing, Waiting
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
 from sollold.serving.routing import routing_of, warnings_of
 from sollold.serving.stream import whole
-from sollold.serving.unload import TOUCH, read_away, unload
+from sollold.serving.unload import TOUCH, read_and_discard, unload
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -129,7 +129,7 @@ class RequestExecutor:
         """
         records = self._context.view.live()
         candidates = self._context.router.candidates(records, self._query, self._loop.time())
-        engine = engine_for_rest(delivered, self._ask.calls, {one.engine for one in candidates})
+        engine = engine_for_rest(delivered, self._ask.calls, {candidate.engine for candidate in candidates})
         continuation = self._continuation = continuation_for(engine, self._ask.calls[engine])
         continuation.restore(delivered)
         try:
@@ -153,7 +153,7 @@ class RequestExecutor:
         attempt = self._attempt = await self._found(find(touch, limit))
         try:
             # An Ollama may take any time to load a model.
-            await read_away(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
+            await read_and_discard(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
         except Refusal as refusal:
             raise self._stopped or refusal from None
         self._routing = self._routing_from(attempt)
@@ -378,12 +378,12 @@ class RequestExecutor:
             raise unloaded_by_force(self._ask.model)
         if routing.resumed >= _RESUMES:
             raise Refusal(Fault.INTERRUPTED, f"the response was interrupted {_RESUMES} times, last: {error}")
-        anew = must_begin_anew(error, continuation, gathered=self._ask.gathered)
+        restart = must_restart(error, continuation, gathered=self._ask.gathered)
         log.warning("stream interrupted, resuming on another endpoint: %s", error, extra=self._extra)
         tracing.current().event("interrupted", {"error": str(error), "node": routing.node})
         self._on_wait(Waiting("recovering", message=str(error)))
         limit = self._context.serving.recover_limit
-        rest = None if anew else continuation
+        rest = None if restart else continuation
         try:
             failed = attempt.candidate
             search = find_rest(
@@ -402,7 +402,7 @@ class RequestExecutor:
         self._attempt = new
         if new is None:
             return None
-        if anew:
+        if restart:
             self._continuation = continuation_for(new.candidate.engine, new.call)
         moved = self._routing_from(new)
         routing.node, routing.backend, routing.engine = moved.node, moved.backend, moved.engine
@@ -416,7 +416,7 @@ class RequestExecutor:
             return self._query.context  # Its other APIs take none.
         record = self._context.view.record(attempt.candidate.record.node)
         endpoints = record.endpoints if record is not None else ()
-        return next((one.context for one in endpoints if one.id == attempt.candidate.endpoint.id), 0)
+        return next((e.context for e in endpoints if e.id == attempt.candidate.endpoint.id), 0)
 
     def _routing_from(self, attempt: Attempt) -> Routing:
         view, candidate = self._context.view, attempt.candidate

@@ -52,14 +52,14 @@ class Figures:
 
 def figures_in(tail: bytes) -> Figures | None:
     """Return the figures at the end of a response; None if there are none."""
-    if found := _LLAMA_SPEED.search(tail):
-        speed, tokens = float(found[2]), int(found[1])
+    if match := _LLAMA_SPEED.search(tail):
+        speed, tokens = float(match[2]), int(match[1])
         if not (isfinite(speed) and speed > 0):
             return None
-        drafts = _LLAMA_DRAFTS.search(tail, found.end())
+        drafts = _LLAMA_DRAFTS.search(tail, match.end())
         return Figures(speed, tokens, *(map(int, drafts.groups()) if drafts else ()))
-    if (counted := _OLLAMA_SPEED.search(tail)) and int(counted[1]) and int(counted[2]):
-        return Figures(int(counted[1]) * 1e9 / int(counted[2]), int(counted[1]))
+    if (match := _OLLAMA_SPEED.search(tail)) and int(match[1]) and int(match[2]):
+        return Figures(int(match[1]) * 1e9 / int(match[2]), int(match[1]))
     return None
 
 
@@ -132,7 +132,7 @@ class LocalStream:
 
     async def _wait_for_slot(self, on_position: Callable[[int], None]) -> float:
         """Return how long it took, in seconds."""
-        request, came = self.request, self._loop.time()
+        request, arrived = self.request, self._loop.time()
         try:
             in_use = self._host.busy(request.endpoint, request.keep_alive)
             in_use.__enter__()
@@ -153,7 +153,7 @@ class LocalStream:
         if self._error is not None:
             raise self._error
         self.alone = self._queue.active <= 1
-        return self._loop.time() - came
+        return self._loop.time() - arrived
 
     async def _send(self) -> int:
         """Send the request and return the engine's status."""
@@ -163,14 +163,14 @@ class LocalStream:
         self.sent_at = self._loop.time()
         self.progress = RequestProgress(self.sent_at, self._stall, self._speed, self._begin)
         path, headers = self.request.path, _HEADERS | engine.headers
-        kept, lost = self._client.take_idle(engine.url), False
+        reused, lost = self._client.take_idle(engine.url), False
         try:
             # The caller's headers are not sent: X-Conversation-Id, for one, would make llama-server continue
             # generating after its caller has hung up. Connections are stored at once for `abort`, `close`.
-            if kept is not None:
+            if reused is not None:
                 try:
-                    self._connection = kept
-                    return await kept.ask("POST", path, headers, self.request.body)
+                    self._connection = reused
+                    return await reused.ask("POST", path, headers, self.request.body)
                 except ResponseLost:
                     # The engine may have closed it before reading the request (RFC 9112, 9.3.1).
                     if self._error is not None:
@@ -208,22 +208,22 @@ class LocalStream:
         assert connection is not None and progress is not None
         now = self._loop.time
 
-        def passed(chunk: bytes) -> bool:
+        def forward(chunk: bytes) -> bool:
             if chunk[0] == _COMMENT and b"data:" not in chunk:
                 # llama-server sends such keep-alives every half minute even if its workers hang. They are
                 # dropped: nodes and callers get keep-alives of our own.
                 return True
             self._before, self._last = self._last, chunk
             if receive(chunk):
-                progress.passed(now())
+                progress.forwarded(now())
                 return True
-            progress.came(now())
+            progress.received(now())
             return False
 
         if progress.began:
             progress.wanted(now())
         try:
-            if not await connection.pour(passed):
+            if not await connection.pour(forward):
                 return False
         except ResponseLost as error:
             message = f"the connection to the engine broke: {error}"

@@ -57,11 +57,11 @@ class Media:
     def head(self, text: str, most: int) -> str:
         """The first ``most`` characters of a string, with the content restored."""
         head = text[: 2 * most].encode("utf-8", "replace")
-        met = _MARK.search(head) if len(head) >= _LONGEST_SHORT else None
-        content = self._cut.get(met[0]) if met is not None else None
-        if met is None or content is None:
+        match = _MARK.search(head) if len(head) >= _LONGEST_SHORT else None
+        content = self._cut.get(match[0]) if match is not None else None
+        if match is None or content is None:
             return text[:most]
-        whole = head[: met.start()] + bytes(content[:most]) + head[met.end() :]
+        whole = head[: match.start()] + bytes(content[:most]) + head[match.end() :]
         return whole[:most].decode("utf-8", "replace")
 
     def restored(self, text: str) -> str:
@@ -74,14 +74,14 @@ class Media:
         """Return encoded JSON with all cut content restored. Yields to the loop in between."""
         # BytesIO grows in place and returns its content without a copy.
         whole, at = BytesIO(), 0
-        for met in _MARK.finditer(encoded):
-            content = self._cut.get(met[0])
+        for match in _MARK.finditer(encoded):
+            content = self._cut.get(match[0])
             if content is None:
                 continue
-            whole.write(encoded[at : met.start()])
+            whole.write(encoded[at : match.start()])
             for piece in pieces_of(content):
                 whole.write(piece)
                 await asyncio.sleep(0)
-            at = met.end()
+            at = match.end()
         whole.write(encoded[at:])
         return whole.getvalue()

@@ -22,17 +22,17 @@ def body_for(candidate: EndpointCandidate, call: Call) -> dict[str, Any]:
 
 
 def callers_name(candidate: EndpointCandidate, call: Call) -> Callable[[bytes], bytes] | None:
-    """Return a function that replaces the model's name in an event by the one that the caller wrote.
+    """Return a function that replaces the model's name in an event by the one that the caller requested.
 
     None if there is nothing to replace, so that it costs nothing per token.
     """
-    wrote = call.body.get("model")
-    if candidate.engine is not Engine.OLLAMA or not isinstance(wrote, str) or not wrote:
+    requested = call.body.get("model")
+    if candidate.engine is not Engine.OLLAMA or not isinstance(requested, str) or not requested:
         return None
-    named = candidate.endpoint.model
-    if wrote == named:
+    engine_name = candidate.endpoint.model
+    if requested == engine_name:
         return None
     # In every event the field precedes the model's text; inside a string its quotes would be escaped.
-    field = re.compile(rb'("model"\s*:\s*)' + re.escape(msgspec.json.encode(named)))
-    shown = msgspec.json.encode(wrote)
-    return lambda event: field.sub(lambda match: match[1] + shown, event, count=1)
+    field = re.compile(rb'("model"\s*:\s*)' + re.escape(msgspec.json.encode(engine_name)))
+    replacement = msgspec.json.encode(requested)
+    return lambda event: field.sub(lambda match: match[1] + replacement, event, count=1)

@@ -49,21 +49,21 @@ async def find_rest(
     return await dispatcher.find({engine: call}, limit, _STAGE, without)
 
 
-def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], there: set[Engine]) -> Engine:
+def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], available: set[Engine]) -> Engine:
     """Choose the kind of engine for the rest: that of the beginning if possible.
 
-    Ollama's only if there is one now; ``there``: the kinds for which there are endpoints.
+    Ollama's only if there is one now; ``available``: the kinds for which there are endpoints.
     """
     wanted = delivered.engine
     if wanted not in calls:
-        wanted = Engine.OLLAMA if there == {Engine.OLLAMA} else Engine.LLAMA
+        wanted = Engine.OLLAMA if available == {Engine.OLLAMA} else Engine.LLAMA
     # A llama-server can be started, an Ollama can't.
-    if wanted is Engine.OLLAMA and Engine.OLLAMA not in there:
+    if wanted is Engine.OLLAMA and Engine.OLLAMA not in available:
         wanted = Engine.LLAMA
     return wanted if wanted in calls else next(iter(calls))
 
 
-def must_begin_anew(error: StreamError, continuation: Continuation | None, *, gathered: bool) -> bool:
+def must_restart(error: StreamError, continuation: Continuation | None, *, gathered: bool) -> bool:
     """Whether a streamed answer must start over, since it can't be continued exactly.
 
     ``gathered``: the caller has not delivered any of it yet.

@@ -114,19 +114,21 @@ class Router:
     ) -> tuple[EndpointCandidate, ...]:
         """Endpoints that could answer ``query`` now, without those behind an open breaker."""
         sticky = self._sticky_to(query.prefix, now)
-        found = []
+        candidates = []
         for record in records:
             if record.draining:
                 continue
             for endpoint in record.endpoints:
                 key = (record.node, endpoint.id)
-                told = key == query.told
-                if not fits(endpoint, query, told=told) or not (told or has_room(record, endpoint, query)):
+                assigned = key == query.assigned
+                if not fits(endpoint, query, assigned=assigned) or not (
+                    assigned or has_room(record, endpoint, query)
+                ):
                     continue
                 memory = self._memory.get(key) or _Memory()
                 if not memory.breaker.allows(now):
                     continue
-                found.append(
+                candidates.append(
                     EndpointCandidate(
                         key,
                         engine_of(endpoint),
@@ -141,7 +143,7 @@ class Router:
                         sticky=sticky == key,
                     )
                 )
-        return tuple(found)
+        return tuple(candidates)
 
     def rank(
         self,
@@ -230,8 +232,8 @@ class Router:
 
     def forget(self, records: Iterable[Record]) -> None:
         """Drop the state of endpoints that are no longer in the records and have no running requests."""
-        there = {(record.node, endpoint.id) for record in records for endpoint in record.endpoints}
-        for key in [key for key, memory in self._memory.items() if key not in there and not memory.under_way]:
+        known = {(record.node, endpoint.id) for record in records for endpoint in record.endpoints}
+        for key in [key for key, memory in self._memory.items() if key not in known and not memory.under_way]:
             del self._memory[key]
 
     def _last_sent(self, key: tuple[str, str]) -> int:
@@ -240,8 +242,8 @@ class Router:
         return memory.last_sent if memory is not None else 0
 
     def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
-        found = self._prefixes.get(prefix) if prefix else None
-        return found[0] if found is not None and now - found[1] < _PREFIX_LIFE else None
+        entry = self._prefixes.get(prefix) if prefix else None
+        return entry[0] if entry is not None and now - entry[1] < _PREFIX_LIFE else None
 
 
 def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:

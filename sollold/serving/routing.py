@@ -40,7 +40,7 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     undrafted = "" if ask.embedding else _undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
         more = 0 < query.trained < ask.context
-        context = _no_more_context(ask.context, query.model, query.trained) if more else ""
+        context = _trained_context_warning(ask.context, query.model, query.trained) if more else ""
         return tuple(warning for warning in (context, undrafted) if warning)
     if ask.embedding:
         return ()
@@ -52,19 +52,19 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     return tuple(warning for warning in warnings if warning)
 
 
-def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
+def load_warnings(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
     """Warnings about what a load gave less of than requested, one sentence each."""
     undrafted = "" if endpoint.embedding else _undrafted_warning(ask.placement, endpoint)
     if endpoint.backend is Backend.OLLAMA:
         return (undrafted,) if undrafted else ()
-    told = []
+    warnings = []
     if 0 < endpoint.context < ask.context:
-        told.append(_no_more_context(ask.context, endpoint.model, endpoint.context))
+        warnings.append(_trained_context_warning(ask.context, endpoint.model, endpoint.context))
     if endpoint.slots < ask.slots:
-        told.append(f"{ask.slots} slots were requested, but there is room for only {endpoint.slots}")
+        warnings.append(f"{ask.slots} slots were requested, but there is room for only {endpoint.slots}")
     if undrafted:
-        told.append(undrafted)
-    return tuple(told)
+        warnings.append(undrafted)
+    return tuple(warnings)
 
 
 def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
@@ -72,11 +72,11 @@ def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
     if not 0 < endpoint.context < asked:
         return ""
     if 0 < trained <= endpoint.context:
-        return _no_more_context(asked, endpoint.model, endpoint.context)
+        return _trained_context_warning(asked, endpoint.model, endpoint.context)
     return f"the context has {endpoint.context} tokens instead of the requested {asked}: more do not fit"
 
 
-def _no_more_context(asked: int, model: str, most: int) -> str:
+def _trained_context_warning(asked: int, model: str, most: int) -> str:
     """The same for a model trained with a context of ``most`` tokens."""
     return f"the context has {most} tokens instead of the requested {asked}: {model} was trained with no more"
 
@@ -103,10 +103,10 @@ def _undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
     if wanted in ("", OFF, AUTO, by):
         return ""
     now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
-    told = f"{now}, although speculation {wanted!r} was requested"
+    warning = f"{now}, although speculation {wanted!r} was requested"
     if endpoint.backend is Backend.OLLAMA:
-        return f"{told}: an Ollama answers"
+        return f"{warning}: an Ollama answers"
     if endpoint.reason:
-        return f"{told}: {endpoint.reason}"
+        return f"{warning}: {endpoint.reason}"
     words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
-    return f"{told}; `{words}` shows why"
+    return f"{warning}; `{words}` shows why"

@@ -57,7 +57,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attemp
     return routing_of(query.model, record, endpoint, view.live())
 
 
-async def read_away(attempt: Attempt, limit: float | None) -> None:
+async def read_and_discard(attempt: Attempt, limit: float | None) -> None:
     """Read the response to its end, within ``limit`` seconds (None: no limit), and discard it.
 
     Raises:
@@ -76,10 +76,10 @@ async def read_away(attempt: Attempt, limit: float | None) -> None:
 def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandidate, ...]:
     """The endpoints with the requested name; the same content under another name is left alone."""
     now = asyncio.get_running_loop().time()
-    found = context.router.candidates(context.view.live(), query, now)
+    candidates = context.router.candidates(context.view.live(), query, now)
     name = query.model.lower()
     # Ollama's endpoints are matched by name already.
-    return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
+    return tuple(c for c in candidates if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
 
 
 async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, attempts: Attempts) -> None:
@@ -87,6 +87,6 @@ async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, atte
     attempt = await attempts.begin(choice, call, query, bypass_queue=True)
     if isinstance(attempt, Attempt):
         try:
-            await read_away(attempt, BYPASS_LIMIT)
+            await read_and_discard(attempt, BYPASS_LIMIT)
         finally:
             await attempts.release(attempt, True)

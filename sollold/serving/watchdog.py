@@ -65,7 +65,7 @@ class RequestProgress:
         self._work = -1
         self._unread = False
 
-    def came(self, now: float) -> None:
+    def received(self, now: float) -> None:
         """Note that bytes arrived and the caller is not ready for more; it is awaited until `wanted`."""
         self._since = now
         self.began = True
@@ -76,7 +76,7 @@ class RequestProgress:
         self._since = now
         self._unread = False
 
-    def passed(self, now: float) -> None:
+    def forwarded(self, now: float) -> None:
         """Note that bytes arrived and the caller took them at once and wants more."""
         self._since = now
         self.began = True
@@ -92,7 +92,7 @@ class RequestProgress:
             self._since = now
         self._work = work
 
-    def stood_still(self, seconds: float) -> None:
+    def discount(self, seconds: float) -> None:
         """Discount a time for which this daemon did not run."""
         self._since += seconds
 
@@ -142,4 +142,4 @@ class OwnPauses:
         log.warning("this daemon did not run for %.0f s: %s", seconds, why)
         for progress in under_way:
             if progress is not None:
-                progress.stood_still(seconds)
+                progress.discount(seconds)

@@ -18,7 +18,7 @@ from sollold.leader.messages import Drop, Dropped, Ensure
 from sollold.leader.wish import PlacementWish
 from sollold.serving.loader import Need, Ready
 from sollold.serving.request import Answer, Ask, Engine, Routing
-from sollold.serving.routing import less_than_asked
+from sollold.serving.routing import load_warnings
 from tests.api.api_parts import singly
 
 READY = Endpoint("demo-1", "demo:latest", "d1", Backend.LOCAL, State.READY, context=4096)
@@ -186,25 +186,25 @@ async def test_an_ollama_is_told_nothing_that_it_has_done_or_would_refuse(
 
 def test_what_is_less_than_was_asked_for_is_told() -> None:
     endpoint = replace(READY, context=32768, slots=1)
-    assert less_than_asked(Ensure("demo", context=32768, slots=1), endpoint) == ()
-    assert less_than_asked(Ensure("demo"), endpoint) == ()
-    context, slots = less_than_asked(Ensure("demo", context=100_000_000, slots=8), endpoint)
+    assert load_warnings(Ensure("demo", context=32768, slots=1), endpoint) == ()
+    assert load_warnings(Ensure("demo"), endpoint) == ()
+    context, slots = load_warnings(Ensure("demo", context=100_000_000, slots=8), endpoint)
     assert "requested 100000000" in context and "has 32768 tokens" in context and "trained" in context
     assert "8 slots" in slots and "only 1" in slots
     nobody = Ensure("demo", placement=PlacementWish(speculation="nobody"))
-    (drafts,) = less_than_asked(nobody, endpoint)
+    (drafts,) = load_warnings(nobody, endpoint)
     assert "no tokens are drafted, although speculation 'nobody' was requested" in drafts
     assert "`sollold plan demo:latest --speculation nobody` shows why" in drafts
     ngram = replace(nobody, placement=PlacementWish(speculation="ngram"))
-    (drafts,) = less_than_asked(ngram, replace(endpoint, drafts=Drafts("small:latest", 3)))
+    (drafts,) = load_warnings(ngram, replace(endpoint, drafts=Drafts("small:latest", 3)))
     assert drafts.startswith("tokens are drafted by small:latest, although")
-    assert less_than_asked(nobody, replace(endpoint, drafts=Drafts("nobody", 3))) == ()
-    (drafts,) = less_than_asked(nobody, replace(endpoint, reason="llama.cpp can't load it"))
+    assert load_warnings(nobody, replace(endpoint, drafts=Drafts("nobody", 3))) == ()
+    (drafts,) = load_warnings(nobody, replace(endpoint, reason="llama.cpp can't load it"))
     assert drafts.endswith("was requested: llama.cpp can't load it")
-    (drafts,) = less_than_asked(nobody, IN_OLLAMA)
+    (drafts,) = load_warnings(nobody, IN_OLLAMA)
     assert drafts.endswith("was requested: an Ollama answers")
     for usual in ("off", "auto"):
-        assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()
+        assert load_warnings(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()
 
 
 @pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.UNAVAILABLE])

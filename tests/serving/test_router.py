@@ -66,7 +66,8 @@ def test_what_the_leader_named_is_placed_as_well_as_can_be() -> None:
     router = Router("me")
     wish = replace(WISH, placement=PlacementWish(speculation="nobody"))
     assert router.rank([record("a", READY), record("b", READY)], wish, 0.0) == ()
-    assert first(router, record("a", READY), record("b", READY), wish=replace(wish, told=("b", "d"))) == "b"
+    wish = replace(wish, assigned=("b", "d"))
+    assert first(router, record("a", READY), record("b", READY), wish=wish) == "b"
 
 
 def test_content_goes_before_the_name() -> None:
@@ -146,7 +147,7 @@ def test_an_ollama_that_would_have_to_load_must_surely_have_the_room() -> None:
         found = record("a", there, *others, devices=devices)
         wish = replace(WISH, digest=there.digest, size=size)
         assert bool(router.rank([found], wish, 0.0)) is fits, (devices, others, size)
-        assert router.rank([found], replace(wish, told=("a", there.id)), 0.0), "the leader knows better"
+        assert router.rank([found], replace(wish, assigned=("a", there.id)), 0.0), "the leader knows better"
         assert router.rank([replace(found, endpoints=(OLLAMA,))], wish, 0.0), "what is loaded needs no room"
 
 

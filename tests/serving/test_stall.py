@@ -11,7 +11,7 @@ def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:
     progress = RequestProgress(0.0, 10.0, 0.0)
     # The prompt is being read: that may take longer.
     assert not progress.hung(20.0) and progress.hung(31.0)
-    progress.came(31.0)
+    progress.received(31.0)
     progress.wanted(31.0)
     assert not progress.hung(41.0) and progress.hung(42.0)
     progress.worked(1, 42.0)
@@ -24,6 +24,6 @@ def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:
 def test_without_a_limit_no_engine_is_called_hung(least: float, speed: float) -> None:
     progress = RequestProgress(0.0, least, speed)
     assert not progress.hung(1e9) and not progress.doubtful(1e9)
-    progress.came(1.0)
+    progress.received(1.0)
     progress.wanted(1.0)
     assert not progress.hung(1e9)

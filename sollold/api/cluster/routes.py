@@ -26,7 +26,7 @@ from sollold.api.http.services import AppServices
 from sollold.control.logs import MOST_LINES
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Ensure
-from sollold.serving.routing import less_than_asked
+from sollold.serving.routing import load_warnings
 from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -177,7 +177,7 @@ class ClusterRoutes:
         record, endpoint = await cluster.load(ask)
         names = names_of(cluster.live(), self._services.monitor.offline())
         shown = {"deployment": endpoint.id, **deployment_object(record, endpoint, names)}
-        if warnings := less_than_asked(ask, endpoint):
+        if warnings := load_warnings(ask, endpoint):
             shown["warnings"] = list(warnings)
         return json_response(shown)
 

@@ -147,7 +147,7 @@ LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 """Names of the limit on tokens in llama-server's and OpenAI's APIs."""
 
 
-def less(body: JsonObject, keys: tuple[str, ...], made: int) -> bool:
+def reduce_limits(body: JsonObject, keys: tuple[str, ...], made: int) -> bool:
     """Reduce the limit on tokens, under each of its names in ``keys``, by the tokens already generated.
 
     Returns whether nothing is left. The limit is then 1, since an engine generates at least one token.
@@ -166,7 +166,7 @@ def asked_for(body: JsonObject, key: str) -> bool:
     return bool(body.get(key))
 
 
-def whole_usage(usage: Any, tokens: int, exhausted: bool) -> None:
+def total_usage(usage: Any, tokens: int, exhausted: bool) -> None:
     """Correct a continuation's usage to the whole answer's: delivered tokens are completion, not prompt."""
     if not isinstance(usage, dict):
         return
@@ -180,7 +180,7 @@ def whole_usage(usage: Any, tokens: int, exhausted: bool) -> None:
         details["cached_tokens"] = min(details["cached_tokens"], usage.get("prompt_tokens", 0))
 
 
-def whole_timings(timings: Any, tokens: int, spent_ms: float, exhausted: bool) -> None:
+def total_timings(timings: Any, tokens: int, spent_ms: float, exhausted: bool) -> None:
     """Correct llama-server's ``timings`` in the same way."""
     if not isinstance(timings, dict):
         return

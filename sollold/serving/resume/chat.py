@@ -11,9 +11,9 @@ from sollold.serving.resume.base import (
     JsonObject,
     NotResumable,
     asked_for,
-    less,
-    whole_timings,
-    whole_usage,
+    reduce_limits,
+    total_timings,
+    total_usage,
 )
 
 
@@ -115,7 +115,7 @@ class ChatContinuation(Continuation):
             body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 1
             self.exhausted = True
         else:
-            self.exhausted = less(body, LIMITS, self.tokens)
+            self.exhausted = reduce_limits(body, LIMITS, self.tokens)
         if not content and not reasoning:
             return Call(self.call.path, body)
         return Call(self.call.path, self._with_beginning(body, content, reasoning))
@@ -160,8 +160,8 @@ class ChatContinuation(Continuation):
     def _merge(self, event: JsonObject) -> JsonObject | None:
         event |= {key: value for key, value in (self._names or {}).items() if key in event}
         tokens, spent = self.tokens, self.spent_ms
-        whole_usage(event.get("usage"), tokens, self.exhausted)
-        whole_timings(event.get("timings"), tokens, spent, self.exhausted)
+        total_usage(event.get("usage"), tokens, self.exhausted)
+        total_timings(event.get("timings"), tokens, spent, self.exhausted)
         choices = event.get("choices") or []
         if not choices:
             return event if event.get("usage") and not self._usage else None

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sollold.serving.request import Call, Delivered
-from sollold.serving.resume.base import Continuation, JsonObject, NotResumable, asked_for, less
+from sollold.serving.resume.base import Continuation, JsonObject, NotResumable, asked_for, reduce_limits
 from sollold.units import timestamp_text
 
 
@@ -83,7 +83,7 @@ class OllamaContinuation(Continuation):
         if not content and not thinking:
             return self.call
         options = dict(body.get("options") or {})
-        less(options, ("num_predict",), self.tokens)
+        reduce_limits(options, ("num_predict",), self.tokens)
         if options:
             body["options"] = options
         if self._chat:
@@ -110,15 +110,15 @@ class OllamaContinuation(Continuation):
         if not isinstance(limit, int) or limit <= 0 or self.tokens < limit or not self._head:
             return []
         spent = int(self.spent_ms * 1e6)
-        said = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
-        last = {**self._head, **said, "done": True, "done_reason": "length", "total_duration": spent}
+        content = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
+        last = {**self._head, **content, "done": True, "done_reason": "length", "total_duration": spent}
         return [msgspec.json.encode({**last, "eval_count": self.tokens, "eval_duration": spent})]
 
     def cut_short(self) -> list[bytes]:
         """A last event."""
         self.fold()
-        said = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
-        last = {**self._head, **said, "done": True, "done_reason": "stop", "eval_count": self.events}
+        content = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
+        last = {**self._head, **content, "done": True, "done_reason": "stop", "eval_count": self.events}
         return [msgspec.json.encode({"model": self.call.body.get("model"), **last})]
 
     def _merge(self, event: JsonObject) -> JsonObject | None:

@@ -13,9 +13,9 @@ from sollold.serving.resume.base import (
     JsonObject,
     NotResumable,
     asked_for,
-    less,
-    whole_timings,
-    whole_usage,
+    reduce_limits,
+    total_timings,
+    total_usage,
 )
 
 
@@ -102,7 +102,7 @@ class CompletionContinuation(_TextContinuation):
             body["max_tokens"] = 1
             self.exhausted = True
         else:
-            self.exhausted = less(body, LIMITS, self.tokens)
+            self.exhausted = reduce_limits(body, LIMITS, self.tokens)
         return Call(self.call.path, body)
 
     def cut_short(self) -> list[bytes]:
@@ -115,8 +115,8 @@ class CompletionContinuation(_TextContinuation):
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
         event |= {key: value for key, value in (self._names or {}).items() if key in event}
-        whole_usage(event.get("usage"), self.tokens, self.exhausted)
-        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
+        total_usage(event.get("usage"), self.tokens, self.exhausted)
+        total_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
         choices = event.get("choices") or []
         for choice in choices if self.exhausted else ():
             choice["text"] = ""
@@ -181,7 +181,7 @@ class NativeContinuation(_TextContinuation):
         self._pending = []
         if text:
             _constrain(body, text)
-        self.exhausted = less(body, LIMITS, self.tokens)
+        self.exhausted = reduce_limits(body, LIMITS, self.tokens)
         return Call(self.call.path, body)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
@@ -189,7 +189,7 @@ class NativeContinuation(_TextContinuation):
             return None
         if self.exhausted and not event.get("stop"):
             return None
-        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
+        total_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
         if isinstance(event.get("tokens_predicted"), int):
             event["tokens_predicted"] = self.tokens + (0 if self.exhausted else event["tokens_predicted"])
         if self.exhausted:
