@@ -17,7 +17,7 @@ CLUSTER_ACTIONS = """actions:
   close    end that
   rotate   give all members a new secret; nothing restarts and no answer is interrupted
   evict    exclude a member at once: its key is refused until `sollold admit`
-  secure   give an open cluster a secret, known to its present nodes alone
+  secure   give an open cluster a secret, known only to its current nodes
   ca       print the authority to trust where nodes have certificates of the cluster (http.tls)"""
 
 Command = Callable[..., argparse.ArgumentParser]
@@ -77,7 +77,7 @@ def _serving_commands(command: Command) -> None:
         help="of those GPUs, as CMake lists them: 86;89 or gfx1030;gfx1100 (default: all the usual ones)",
     )
     setup.add_argument("--print-folder", action="store_true", help="print only the path of the binaries")
-    config = command("config", "print the settings in force and where each comes from", asks=False)
+    config = command("config", "print the settings in effect and where each comes from", asks=False)
     config.add_argument(
         "--example", action="store_true", help="print the commented settings file with all defaults"
     )
@@ -100,7 +100,7 @@ def _serving_commands(command: Command) -> None:
 
 def _model_commands(command: Command) -> None:
     models = command("models", "list the models of all nodes")
-    models.add_argument("-q", "--quiet", action="store_true", help="print names alone")
+    models.add_argument("-q", "--quiet", action="store_true", help="print only names")
     models.add_argument(
         "-a", "--all", action="store_true", help="also show files that can't be used, and why"
     )
@@ -121,7 +121,7 @@ def _model_commands(command: Command) -> None:
     copy = command("copy", "give a model another name (its files are linked, not copied)")
     delete = command("delete", "delete a pulled model or an added name; never your own files")
     push = command("push", "push a model to Ollama's library (needs an Ollama that has it)")
-    show = command("show", "show what a model is")
+    show = command("show", "show details of a model")
     for part in ("license", "modelfile", "parameters", "system", "template"):
         show.add_argument(
             f"--{part}",
@@ -129,7 +129,7 @@ def _model_commands(command: Command) -> None:
             action="store_const",
             const=part,
             default="",
-            help=f"print its {part} alone",
+            help=f"print only its {part}",
         )
     for sub in (plan, route, load, unload, chat, pull, push, copy, delete, show):
         sub.add_argument("model", metavar="MODEL", help="model name as shown by `sollold models`")
@@ -199,7 +199,7 @@ def _cluster_commands(command: Command) -> None:
     status = command("status", "show the cluster: nodes, memory, running models")
     status.add_argument("--watch", action="store_true", help="refresh every second")
     ps = command("ps", "show running models")
-    ps.add_argument("-q", "--quiet", action="store_true", help="print names alone")
+    ps.add_argument("-q", "--quiet", action="store_true", help="print only names")
     drain = command("drain", "stop accepting requests on a node and wait for running ones")
     drain.add_argument("--undo", action="store_true", help="accept requests again")
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
@@ -270,7 +270,7 @@ def _upkeep_commands(command: Command) -> None:
 
 def _watching_commands(command: Command) -> None:
     nodes = command("nodes", "list the nodes with their memory and versions")
-    nodes.add_argument("-q", "--quiet", action="store_true", help="print names alone")
+    nodes.add_argument("-q", "--quiet", action="store_true", help="print only names")
     other = nodes.add_mutually_exclusive_group()
     other.add_argument("--offline", action="store_true", help="only those that are offline")
     other.add_argument("--waiting", action="store_true", help="machines that wait for `sollold admit`")

@@ -47,17 +47,17 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Nothing has to be set. In the order in which they count: a flag (`--set http.port=8080`), the",
-        "environment (`SOLLOLD_HTTP_PORT=8080`), the file (`/etc/sollold/sollold.toml`, or",
-        "`~/.config/sollold/sollold.toml`), the default. `sollold config` prints what is in force and where",
-        "each value comes from.",
+        "No setting is required. In order of precedence, a value comes from a flag (`--set http.port=8080`),",
+        "the environment (`SOLLOLD_HTTP_PORT=8080`), the file (`/etc/sollold/sollold.toml`, or",
+        "`~/.config/sollold/sollold.toml`) or the default. `sollold config` prints the values in effect and",
+        "where each comes from.",
         "",
         'Sizes are bytes, or a string with a unit (`"20 GiB"`). Durations are seconds, or `"5m"`, `"1h30m"`.',
-        "In variables and flags lists are written with commas, or as in the file.",
+        "In variables and flags, lists are separated by commas, or written as in the file.",
         "",
-        "After a change of the file, `sudo systemctl reload sollold` puts it in force without a pause; what",
-        "is marked *Restart* needs `sudo systemctl restart sollold`. `sollold doctor` says what waits for a",
-        "restart, and what is wrong with a file that could not be read.",
+        "`sudo systemctl reload sollold` applies changes of the file without interruption; settings marked",
+        "*Restart* need `sudo systemctl restart sollold`. `sollold doctor` lists changes that wait for a",
+        "restart, and the errors of a file that could not be loaded.",
     ]
     section = ""
     for key, setting in catalogue().items():
@@ -87,8 +87,9 @@ def api_page() -> str:
     lines = [
         "# API",
         "",
-        "Every node answers all of this for the whole cluster, on port 11435. `/openapi.json` describes each",
-        "body and answer for programs. The routes under `/api/` also answer under `/v1/api/`.",
+        "Every node serves all of these routes for the whole cluster, on port 11435. `/openapi.json`",
+        "describes the bodies of requests and responses. The routes under `/api/` are also",
+        "available under `/v1/api/`.",
     ]
     groups: dict[str, list[Route]] = {name: [] for name in _TITLES}
     for route in routes():
@@ -109,13 +110,12 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`sollold COMMAND --help` prints the same. Commands that ask a node take `--node NODE` (its name in",
-        "the cluster, its address or URL; `SOLLOLD_NODE_URL` names one for all of them, and without either",
-        "it is this machine's) and `--json`, before the command or after it. `SOLLOLD_API_KEY` is the key",
-        "that they show. Others take `--config FILE` (or `SOLLOLD_CONFIG`) and `--set SECTION.KEY=VALUE`",
-        "where they read settings.",
+        "`sollold COMMAND --help` prints the same. Commands that query a node accept `--node NODE` (its name",
+        "in the cluster, its address or URL; default: `SOLLOLD_NODE_URL`, else this machine's node) and",
+        "`--json`, before or after the command. They send the API key in `SOLLOLD_API_KEY`. Commands that",
+        "read settings accept `--config FILE` (or `SOLLOLD_CONFIG`) and `--set SECTION.KEY=VALUE`.",
         "",
-        f"Ollama's words work as well: {', '.join(f'`{word}` ({ours})' for word, ours in ALIASES.items())}.",
+        f"Ollama's names work as well: {', '.join(f'`{word}` ({ours})' for word, ours in ALIASES.items())}.",
         "",
         "| exit status | |",
         "| --- | --- |",

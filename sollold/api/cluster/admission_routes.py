@@ -87,7 +87,7 @@ class AdmissionRoutes:
                 "POST",
                 "/api/cluster/invite",
                 self.invite,
-                "A code with which one machine may join at this node (from this machine only)",
+                "Create a code with which one machine may join at this node (from this machine only)",
             ),
             Route(
                 "POST",

@@ -74,7 +74,7 @@ class KeyRoutes:
                 "POST",
                 "/api/cluster/pass",
                 self.issue,
-                "A pass of this member for another one, for its own programs",
+                "Create a pass with which this machine's programs may call another member",
                 PassBody,
             ),
         ]

@@ -57,14 +57,14 @@ class MonitorRoutes:
                 "Events: joins, losses, elections, loads, resumed answers, drains (server-sent events)",
                 produces=("text/event-stream",),
                 query=(
-                    ("last", f"How many events of the past to begin with; {_REPLAYED} when left out"),
+                    ("last", f"Number of past events to begin with; default {_REPLAYED}"),
                     (
                         "after",
-                        "Only events with a higher id, which rise over restarts, too; goes before `last`",
+                        "Only events with a higher id; ids increase across restarts; overrides `last`",
                     ),
                     (
                         "follow",
-                        "1, or without a value: stay and send what happens; left out: end after the past",
+                        "1, or without a value: continue with new events; omitted: end after past ones",
                     ),
                 ),
             ),
@@ -75,8 +75,8 @@ class MonitorRoutes:
                 "Tokens, requests, queue, first-token time and memory: the last hour by seconds, "
                 "the last day by minutes",
                 query=(
-                    ("seconds", "How far back; 600 when left out, a day at the most"),
-                    ("step", "Seconds that a point stands for; chosen when left out"),
+                    ("seconds", "How far back, at most a day; default 600"),
+                    ("step", "Seconds per point; chosen automatically if omitted"),
                 ),
             ),
             Route(

@@ -107,7 +107,7 @@ class ClusterRoutes:
         """The table."""
         return [
             Route("GET", "/api/cluster", self.show, "Nodes, devices, what runs where, who leads"),
-            Route("GET", "/api/cluster/stats", self.stats, "What this node has answered since its start"),
+            Route("GET", "/api/cluster/stats", self.stats, "Counters of this node since its start"),
             Route(
                 "POST",
                 "/api/cluster/plan",
@@ -123,12 +123,12 @@ class ClusterRoutes:
                 "GET",
                 "/api/cluster/logs/{model:.+}",
                 self.logs,
-                "The last lines that a model's engines wrote, on every node that takes part",
-                query=(("lines", f"How many of each; 50 when left out, {MOST_LINES} at the most"),),
+                "The last log lines of a model's engines, from every node that takes part",
+                query=(("lines", f"Lines per engine, at most {MOST_LINES}; default 50"),),
             ),
             Route("GET", "/api/doctor", self.doctor, "Problems, and how to fix them"),
             Route("POST", "/api/cluster/scan", self.scan, "Look for llama.cpp workers on the LAN"),
-            Route("POST", "/api/cluster/drain", self.drain, "Drain a node, or end that", DrainBody),
+            Route("POST", "/api/cluster/drain", self.drain, "Drain a node, or end a drain", DrainBody),
             Route(
                 "POST",
                 "/api/cluster/route",
