@@ -1,1 +1,1 @@
-"""Ollama's dialect, ``/api/*``: requests to engine calls, and answers back."""
+"""Ollama's dialect, ``/api/*``: converts requests to engine calls, and answers back."""

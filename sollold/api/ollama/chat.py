@@ -1,6 +1,6 @@
-"""Ollama's chat in llama-server's words, and its answer back. Pure.
+"""Converts requests of Ollama's chat for llama-server, and its answers back. Pure.
 
-There: ``/v1/chat/completions``. Back: its chunks become Ollama's lines, the last with all counts and
+Requests go to ``/v1/chat/completions``; its chunks become Ollama's lines, the last with all counts and
 durations.
 """
 
@@ -22,10 +22,10 @@ from sollold.units import timestamp_text
 
 
 def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
-    """The body for ``/v1/chat/completions``.
+    """Return the body for ``/v1/chat/completions``.
 
     Raises:
-        Refusal: BAD_REQUEST for what the model can't do, or what is malformed.
+        Refusal: BAD_REQUEST if the model can't do what is requested, or a field is malformed.
     """
     messages = [engine_message(message, model) for message in chat.messages or ()]
     messages = with_modelfile(messages, model)
@@ -40,12 +40,12 @@ def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
 
 
 def engine_message(message: Message, model: Model) -> dict[str, Any]:
-    """One message as OpenAI has it.
+    """Return one message in OpenAI's form.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
-    # Any other is the template's business, as in Ollama.
+    # Any other role is left to the template, as in Ollama.
     role = {"function": "tool", "": "user"}.get(role := message.role.strip().lower(), role)
     content: Any = message.content or ""
     if message.images:
@@ -85,23 +85,23 @@ def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -
 
 
 def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
-    """How many llama-server is to give for each token; 0: none."""
-    # llama-server takes 0 as none at all: one is asked for and left out again.
+    """Return the number of alternatives to request per token from llama-server; 0 for no probabilities."""
+    # llama-server takes 0 for no probabilities at all, so one is requested and dropped again.
     return max(1, top or 0) if logprobs else 0
 
 
 def add_stream(body: dict[str, Any], stream: bool) -> None:
-    """Ask for a stream with counts, or for a whole answer."""
+    """Request a stream with its usage, or a whole answer."""
     body["stream"] = stream
     if stream:
         body["stream_options"] = {"include_usage": True}
 
 
 class ChatLines:
-    """Chunks of a chat become Ollama's records, one request's worth."""
+    """Translates the chunks of one chat request into Ollama's records."""
 
     def __init__(self, model: str, top_logprobs: int = 0, prefix: AnswerPrefix = NO_PREFIX) -> None:
-        """``prefix``: of the answer, by the caller."""
+        """``prefix``: the beginning of the answer, sent by the caller."""
         self._model = model
         self._top = top_logprobs
         self._prefix = prefix
@@ -109,7 +109,7 @@ class ChatLines:
         self.account = Account()
 
     def record(self, message: dict[str, Any], *, done: bool = False) -> dict[str, Any]:
-        """A record with its head."""
+        """Return a record with the common fields."""
         return {
             "model": self._model,
             "created_at": timestamp_text(time.time()),
@@ -118,10 +118,10 @@ class ChatLines:
         }
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """The records for one event; most often one, for the engine's formal ones none.
+        """Return the records for one event: usually one, none for an event without content.
 
         Raises:
-            Refusal: ENGINE, when the event is an error.
+            Refusal: ENGINE, if the event is an error.
         """
         chunk = read_chunk(raw)
         self.account.feed(chunk)
@@ -150,15 +150,15 @@ class ChatLines:
         return records
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The last record of a stream."""
+        """Return the last record of a stream."""
         return {**self.record({}, done=True), **self.account.final(routing, total_seconds)}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The one record of an answer that is not streamed."""
+        """Return the only record of an answer that is not streamed."""
         records = self.feed(self._prefix.cut_from(raw))
         first = records[0] if records else self.record({})
         return {**first, **self.account.final(routing, total_seconds)}
 
     def empty(self) -> dict[str, Any]:
-        """A record without content, not the last."""
+        """Return a record without content, not the last."""
         return self.record({})

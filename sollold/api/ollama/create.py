@@ -1,7 +1,7 @@
-"""What Ollama's ``create`` asks for, as far as it can be had without an Ollama. Pure.
+"""Requests of Ollama's ``create``, as far as they need no Ollama. Pure.
 
-A model made ``from`` another one, with a template, a system text, messages, parameters or a licence of its
-own, is that one under a second name. New weights and adapters make an Ollama necessary.
+A model made ``from`` another one, with its own template, system prompt, messages, parameters or licence, is
+that model under a second name. New weights and adapters need an Ollama.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
 
     @property
     def renames(self) -> bool:
-        """Whether it asks for nothing but what a second name can say."""
+        """Whether a second name can express the whole request."""
         more = (self.files, self.adapters, self.quantize)
         return bool(self.base) and not any(more)
 
     @property
     def needed(self) -> str:
-        """The model it is made from.
+        """Name of the base model.
 
         Raises:
             Refusal: BAD_REQUEST.
@@ -53,11 +53,11 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
 
 
 def told(create: Create, base: Model) -> NameOverrides:
-    """What the second name says otherwise than ``base``.
+    """Return the settings in which the second name differs from ``base``.
 
     Raises:
-        Refusal: BAD_REQUEST for a parameter of a wrong type, a template that llama.cpp can't be given, a role
-            that is none.
+        Refusal: BAD_REQUEST for a parameter of a wrong type, a template that can't be translated for
+            llama.cpp, an unknown role, or a text that is too long.
     """
     params = None
     if create.parameters:
@@ -88,5 +88,5 @@ def told(create: Create, base: Model) -> NameOverrides:
 
 
 _LONGEST = 100_000
-"""Characters of a text that every node keeps and tells the others."""
+"""Maximum length of a text, in characters; every node stores it and sends it to the others."""
 _ROLES = ("system", "user", "assistant")

@@ -1,12 +1,12 @@
-"""Ollama's generate in llama-server's words, and its answer back. Pure.
+"""Converts requests of Ollama's generate for llama-server, and its answers back. Pure.
 
 A prompt is one turn of a chat, so it goes to ``/v1/chat/completions`` with the model's own template. With
 ``raw`` or a ``template`` of the caller's it goes to ``/v1/completions``, with a ``suffix`` to ``/infill``
 (unless the caller's template places the suffix itself).
 
-``context`` is Ollama's memory between calls: numbers that mean something to the server alone. Ours are the
-bytes of the conversation so far (packed JSON), behind a mark that no token has; so they outlive a reload
-and a move to another node. Real token numbers, from an Ollama, are put before the prompt as they are.
+``context`` is Ollama's memory between calls: numbers that only the server interprets. Ours are the bytes of
+the conversation so far (compressed JSON), after a marker that is no valid token, so they survive a reload and
+a move to another node. Real tokens, from an Ollama, are prepended to the prompt unchanged.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ _turns = msgspec.json.Decoder(list[PackedTurn])
 
 
 def is_packed(context: list[int] | None) -> bool:
-    """Whether ``context`` is one of ours."""
+    """Whether ``context`` was created by `pack_context`."""
     return bool(context) and context is not None and context[0] == _MARK
 
 
 def pack_context(turns: list[PackedTurn]) -> list[int]:
-    """A conversation as the numbers of ``context``: the newest MiB of it, as Ollama's is what still fits."""
+    """Return the end of a conversation, up to 2^20 characters, as the numbers of ``context``."""
     kept, room = [], _MOST_PACKED
     for turn in reversed(turns):
         if room > 0:
             kept.append(PackedTurn(turn.role, turn.content[-room:]))
             room -= len(turn.content)
-    # At the quickest level: the loop waits for it.
+    # At the fastest level, since this blocks the event loop.
     return [_MARK, *zlib.compress(msgspec.json.encode(kept[::-1]), 1)]
 
 
 def unpack_context(context: list[int]) -> list[PackedTurn]:
-    """The conversation in a ``context`` of ours.
+    """Return the conversation in a ``context`` of ours.
 
     Raises:
-        Refusal: BAD_REQUEST when it was changed on the way.
+        Refusal: BAD_REQUEST if it was modified.
     """
     try:
         packer = zlib.decompressobj()
@@ -86,14 +86,14 @@ def unpack_context(context: list[int]) -> list[PackedTurn]:
 
 
 def generate_call(generate: Generate, options: Options, model: Model) -> Call:
-    """The call to llama-server.
+    """Return the call to llama-server.
 
     Raises:
-        Refusal: BAD_REQUEST for what the model can't do, or what is malformed.
+        Refusal: BAD_REQUEST if the model can't do what is requested, or a field is malformed.
     """
     stream = generate.stream is not False
     prompt = generate.prompt or ""
-    # Also where no template of the model is used: what it can't do is refused.
+    # Checked even if the model's template is not used: what the model can't do is refused.
     thinking(generate.think, model)
     if generate.raw and (generate.template or generate.system or generate.context):
         raise Refusal(Fault.BAD_REQUEST, "raw mode does not support template, system, or context")
@@ -102,7 +102,7 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     tokens = list(generate.context or ()) if not is_packed(generate.context) else []
     if generate.raw or generate.template or tokens:
         return _completion(generate, options, model, prompt, tokens)
-    # An empty text is not named: Go's clients can't leave a field out.
+    # An empty string counts as omitted: Go's clients can't omit a field.
     system = generate.system or model.system
     turns = _turns_before(generate, model, system)
     messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -149,7 +149,7 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
 
 
 def add_schema(body: dict[str, Any], format_: Any) -> None:
-    """Put ``format`` into the body of a plain completion, which takes a schema and no response_format."""
+    """Put ``format`` into the body of a plain completion, which takes a schema instead of response_format."""
     wanted = response_format(format_)
     if wanted is not None:
         body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
@@ -180,7 +180,7 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
 
 
 def _turns_before(generate: Generate, model: Model, system: str) -> list[PackedTurn]:
-    """What was said before the prompt, as far as it is known; ``system`` goes before an earlier one."""
+    """Return the known turns before the prompt, without system turns if ``system`` is set."""
     if not generate.context:
         said = [PackedTurn(message["role"], message["content"]) for message in own_messages(model)]
     else:
@@ -189,7 +189,7 @@ def _turns_before(generate: Generate, model: Model, system: str) -> list[PackedT
 
 
 def _thought_values(think: bool | str | None) -> dict[str, str]:
-    """What Ollama's templates are told of ``think``."""
+    """Return the variables of Ollama's templates for ``think``."""
     on = think is True or (isinstance(think, str) and think.strip().lower() not in ("", "false", "none"))
     level = think.strip().lower() if isinstance(think, str) else ""
     return {
@@ -200,7 +200,7 @@ def _thought_values(think: bool | str | None) -> dict[str, str]:
 
 
 class GenerateLines:
-    """Events of one generate become Ollama's records, whichever of the three calls they come from."""
+    """Translates the events of one generate request, by any of the three calls, into Ollama's records."""
 
     def __init__(
         self,
@@ -210,8 +210,8 @@ class GenerateLines:
         top_logprobs: int = 0,
         said: str = "",
     ) -> None:
-        """``turns``: the conversation up to the prompt, for ``context``; ``None``: there will be none;
-        ``said``: what another node gave of the answer.
+        """``turns``: the conversation including the prompt, for ``context``; ``None`` to return no context;
+        ``said``: the part of the answer that another node delivered.
         """
         self._model = model
         self._infill = path == "/infill"
@@ -221,7 +221,7 @@ class GenerateLines:
         self.account = Account()
 
     def record(self, response: str = "", *, done: bool = False) -> dict[str, Any]:
-        """A record with its head."""
+        """Return a record with the common fields."""
         return {
             "model": self._model,
             "created_at": timestamp_text(time.time()),
@@ -230,10 +230,10 @@ class GenerateLines:
         }
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """The records for one event.
+        """Return the records for one event.
 
         Raises:
-            Refusal: ENGINE, when the event is an error.
+            Refusal: ENGINE, if the event is an error.
         """
         chunk = read_chunk(raw)
         self.account.feed(chunk)
@@ -274,22 +274,22 @@ class GenerateLines:
         return closing
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The last record of a stream."""
+        """Return the last record of a stream."""
         return {**self.record(done=True), **self._closing(routing, total_seconds)}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The one record of an answer that is not streamed."""
+        """Return the only record of an answer that is not streamed."""
         records = self.feed(raw)
         first = records[0] if records else self.record()
         return {**first, **self._closing(routing, total_seconds)}
 
     def empty(self) -> dict[str, Any]:
-        """A record without content, not the last."""
+        """Return a record without content, not the last."""
         return self.record()
 
 
 def turns_of(generate: Generate, call: Call, model: Model) -> list[PackedTurn] | None:
-    """The conversation that ``context`` is to remember, up to the prompt; ``None``: none is given back."""
+    """Return the conversation to keep in ``context``, including the prompt; ``None`` if none is returned."""
     if call.path == "/v1/completions" and generate.template:
         system = generate.system or model.system
         first = [PackedTurn("system", system)] if system else []

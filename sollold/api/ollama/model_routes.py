@@ -1,4 +1,4 @@
-"""Ollama's dialect: the routes about models, what there is and how it comes and goes."""
+"""Ollama's dialect: the endpoints that list, show, download, create, copy and delete models."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class OllamaModelRoutes:
     def __init__(self, services: AppServices) -> None:
         self._services = services
         self._verbose = asyncio.Lock()
-        """Held for one vocabulary at a time."""
+        """Limits verbose answers, each with a whole vocabulary, to one at a time."""
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         lines = partial(Route, produces=("application/json", "application/x-ndjson"))
         rows = [
             Route("POST", "/api/show", self.show, "Details of a model", Named),
@@ -71,7 +71,7 @@ class OllamaModelRoutes:
         return rows
 
     async def tags(self, request: web.Request) -> web.Response:
-        """``/api/tags``; with ``?unusable=true`` also the models that can't be run."""
+        """``/api/tags``; with ``?unusable=true`` including the models that can't be run."""
         unusable = request.query.get("unusable", "").lower() in ("1", "true", "yes")
         return json_response(
             tags(await self._services.library.models(), self._services.library.node_names, unusable=unusable)
@@ -86,7 +86,7 @@ class OllamaModelRoutes:
         """``/api/show``."""
         _, named = await read_as(request, Named)
         listed = await self._services.library.find(named.wanted)
-        # As the model would be with it: what `ollama run` shows of a conversation's settings.
+        # `ollama run` sends a conversation's settings, and shows the model with them applied.
         listed = replace(listed, model=with_settings(listed.model, named.system, named.options))
         if not listed.model.files and (told := await self._told(listed, named)) is not None:
             return json_response({**told, "nodes": self._services.library.node_names(listed)})
@@ -95,7 +95,7 @@ class OllamaModelRoutes:
             return json_response(
                 show(listed, library.node_names, await library.metadata(listed), verbose=False)
             )
-        # A vocabulary of 256,000 tokens has some ten MB, and takes some ten milliseconds to encode.
+        # A vocabulary of 256,000 tokens takes some ten MB, and some ten milliseconds to encode.
         async with self._verbose:
             metadata = await library.metadata(listed, whole=True)
             shown = show(listed, library.node_names, metadata, verbose=True)
@@ -103,7 +103,7 @@ class OllamaModelRoutes:
         return web.Response(body=body, headers={"Content-Type": JSON})
 
     async def _told(self, listed: Listed, named: Named) -> dict[str, Any] | None:
-        """What the Ollama that has a model says of it, whose files nobody else can read; None: nothing."""
+        """Return the answer of the Ollama that has the model, which alone has its files; None on failure."""
         relay = self._services.relay
         if relay is None:
             return None
@@ -152,7 +152,7 @@ class OllamaModelRoutes:
     async def _steps(
         self, request: web.Request, steps: AsyncGenerator[dict[str, Any], None]
     ) -> web.StreamResponse:
-        """Progress as lines. A refusal before the first sets the status, later it is a line with ``code``."""
+        """Stream progress as lines. A refusal before the first line sets the status, a later one ``code``."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON, "X-Accel-Buffering": "no"})
         async with contextlib.aclosing(steps) as rest:
             first = await anext(rest, None)
@@ -175,7 +175,7 @@ class OllamaModelRoutes:
         return response
 
     async def relay(self, request: web.Request, changed: dict[str, Any] | None = None) -> web.StreamResponse:
-        """Push, create and blobs: forwarded to an Ollama, as they are or as ``changed``."""
+        """Push, create and blobs: forward the request to an Ollama, with its own body or ``changed``."""
         relay = self._services.relay
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
         if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
@@ -200,7 +200,7 @@ class OllamaModelRoutes:
                     async for piece in pieces:
                         await response.write(piece)
             except Refusal as refusal:
-                # The status is sent already: the error is the last line, as Ollama does it.
+                # The status has been sent: the error is the last line, as in Ollama.
                 if request.method != "HEAD":
                     await response.write(refusal_bytes(Dialect.OLLAMA, refusal) + b"\n")
             await response.write_eof()
@@ -209,10 +209,10 @@ class OllamaModelRoutes:
             await answer.close()
 
     async def _must_be_unknown(self, model: str) -> None:
-        """An Ollama's "not found" is the answer, unless ``model`` is elsewhere in the cluster.
+        """Let an Ollama's "not found" stand unless ``model`` exists elsewhere in the cluster.
 
         Raises:
-            Refusal: NOT_FOUND, it is.
+            Refusal: NOT_FOUND, if it does; the message says how to create it at the Ollama.
         """
         try:
             name = (await self._services.library.find(model)).model.name
@@ -221,7 +221,7 @@ class OllamaModelRoutes:
         raise Refusal(Fault.NOT_FOUND, _NOT_AT_OLLAMA.format(name=name))
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        """``/api/create``: forwarded to an Ollama; from a model that none has, a second name."""
+        """``/api/create``: forwarded to an Ollama; if no Ollama has the base model, creates a second name."""
         body = fold_keys(await read_object(request), Create)
         changed = None
         if isinstance(text := body.get("modelfile"), str) and text.strip():
@@ -232,7 +232,7 @@ class OllamaModelRoutes:
             wanted = as_type(body, Create)
             base = await self._services.library.find(wanted.needed) if wanted.renames else None
         except Refusal:
-            # An Ollama may know more, and says itself what is wrong.
+            # An Ollama may support it, or reports the error itself.
             base = None
         if base is None or base.model.source == "ollama":
             try:

@@ -1,4 +1,4 @@
-"""The text of a Modelfile as the fields of ``/api/create``, which Ollama had it in before 0.5.5. Pure."""
+"""Parses a Modelfile into the fields of ``/api/create``, which took its text before Ollama 0.5.5. Pure."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _LONGEST = 400_000
 _LISTED = ("stop",)
 _TEXTS = {"SYSTEM": "system", "TEMPLATE": "template"}
 _OF_A_WORD = ("PARAMETER", "MESSAGE")
-"""A word stands before the value."""
+"""Commands with a word before the value."""
 _FIELDS = "from, system, template, parameters, messages, license"
 
 
 def modelfile_fields(text: str) -> dict[str, Any]:
-    """The fields that a Modelfile's text stands for.
+    """Return the fields that a Modelfile's text stands for.
 
     Raises:
-        Refusal: BAD_REQUEST for what has no such field, and for a text that is no Modelfile.
+        Refusal: BAD_REQUEST for commands without such a field, and for text that is not a Modelfile.
     """
     if len(text) > _LONGEST:
         raise _refused(f"it is longer than {_LONGEST} characters")
     found: dict[str, Any] = {}
-    # (Not `splitlines`: a licence has form feeds in it.)
+    # (Not `splitlines`: licences contain form feeds.)
     lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
         line = line.strip()
@@ -45,13 +45,13 @@ def modelfile_fields(text: str) -> dict[str, Any]:
 
 
 def _first_word(text: str) -> tuple[str, str]:
-    """And what follows it."""
+    """Return the first word and the rest."""
     word, *rest = text.split(None, 1)
     return word, rest[0] if rest else ""
 
 
 def _whole(value: str, lines: Iterator[str]) -> str:
-    """A value with the lines that it goes on over, up to the end of what is in quotes."""
+    """Return a value with its continuation lines, up to the closing quotes."""
     mark = next((mark for mark in _MARKS if value.startswith(mark)), "")
     if not mark or (value.endswith(mark) and len(value) >= 2 * len(mark)):
         return value

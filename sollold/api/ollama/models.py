@@ -21,7 +21,7 @@ from sollold.units import file_time_text, timestamp_text
 
 _NO_TEMPLATE = "no chat template: the model is given what the user says, without roles or turns"
 _FOREVER = 100 * 365 * 86400.0
-"""Seconds that stand for "never unloaded"."""
+"""Lifetime reported for a model that is never unloaded, in seconds."""
 
 
 def parameter_text(count: int) -> str:
@@ -34,7 +34,7 @@ def parameter_text(count: int) -> str:
 
 
 def details(model: Model) -> dict[str, Any]:
-    """``details``: every field is always there, since clients take that for granted."""
+    """Return ``details``; all fields are always present, since clients rely on that."""
     family = model.architecture
     return {
         "parent_model": model.parent,
@@ -49,7 +49,7 @@ def details(model: Model) -> dict[str, Any]:
 
 
 def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) -> dict[str, Any]:
-    """``/api/tags``: every usable model once; the newest first. ``unusable``: the others, too."""
+    """Return ``/api/tags``: each usable model once, newest first; with ``unusable`` the others too."""
     shown = []
     if not unusable:
         models = [one for one in models if not one.model.unusable]
@@ -74,7 +74,7 @@ def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) 
 
 
 def ps(running: Iterable[Running], models: Iterable[Listed], now: float) -> dict[str, Any]:
-    """``/api/ps``: what is loaded; ``size_vram`` counts what lies on GPUs. Several endpoints, one entry."""
+    """Return ``/api/ps``: one entry per loaded model; ``size_vram`` is the memory outside the CPU's."""
     known = {listed.model.name: listed.model for listed in models}
     shown: dict[str, dict[str, Any]] = {}
     for one in running:
@@ -111,7 +111,7 @@ def _no_details() -> dict[str, Any]:
 
 
 def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:
-    """``/api/show``. ``model_info`` is the header; arrays only when ``verbose``, else null as Ollama."""
+    """Return ``/api/show``. ``model_info``: the header; arrays are null unless ``verbose``, as in Ollama."""
     model = listed.model
     info: dict[str, Any] = {"general.architecture": model.architecture}
     known = {
@@ -120,7 +120,7 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
         f"{model.architecture}.context_length": model.context_train,
         f"{model.architecture}.embedding_length": model.width,
     }
-    # Clients have a default of their own for what is missing, and none for 0.
+    # Clients have a default for a missing value, but not for 0.
     info |= {key: value for key, value in known.items() if value}
     seeing: dict[str, Any] = {}
     for key, value in metadata.items():
@@ -154,13 +154,13 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
 
 
 def with_settings(model: Model, system: str | None, options: Mapping[str, Any] | None) -> Model:
-    """The model with another system text and further parameters."""
+    """Return the model with another system prompt and further parameters."""
     params = with_parameters(model, options) if options else model.params
     return replace(model, system=system or model.system, params=params)
 
 
 def _shown(value: Any) -> Any:
-    """A number of four bytes with the few digits that it was written with: 1e-05, not 9.99999974e-06."""
+    """Return a 32-bit float with the digits that it was written with: 1e-05, not 9.99999974e-06."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
     short = float(f"{value:.7g}")
@@ -180,12 +180,12 @@ def _parameters(model: Model) -> list[tuple[str, str]]:
 
 
 def parameters_text(model: Model) -> str:
-    """``parameters``: a line each, the name padded to 30, as Ollama's clients split them."""
+    """Return ``parameters``: one per line, the name padded to 30 columns, as Ollama's clients expect."""
     return "\n".join(f"{key:<30} {text}" for key, text in _parameters(model))
 
 
 def modelfile(model: Model, template: str) -> str:
-    """A Modelfile that says what the model is, all that another one like it needs."""
+    """Return a Modelfile from which an equal model can be created."""
     lines = [f"# Modelfile of {model.name}", f"FROM {model.files[0] if model.files else model.name}"]
     if model.projector:
         lines.append(f"FROM {model.projector}")

@@ -1,7 +1,7 @@
-"""A request for an Ollama, rewritten where its meaning is clear and Go's types refuse it. Pure.
+"""Rewrites requests for an Ollama whose meaning is clear but which Go's types reject. Pure.
 
-An Ollama answers 500 for an option in quotes, and 400 for arguments of a call that are a text, for ``data:``
-URLs and for ``think`` in quotes. A context of no size at all it takes for one of a few tokens.
+An Ollama answers 500 for a quoted option, and 400 for a call's arguments as a string, for ``data:`` URLs and
+for ``think`` as a quoted boolean. It takes a context of size 0 for one of a few tokens.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _OURS = ("resume", "placement", "priority", "timeout")
 
 
 def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
-    """``body``, which ``asked`` was read from, for ``/api/chat`` or ``/api/generate`` of an Ollama.
+    """Return ``body``, from which ``asked`` was parsed, for an Ollama's ``/api/chat`` or ``/api/generate``.
 
     Raises:
-        Refusal: BAD_REQUEST for what has no clear meaning.
+        Refusal: BAD_REQUEST if the meaning of a field is unclear.
     """
     named = {key: value for key, value in body.items() if value is not None and key not in _OURS}
     out = typed_body(named, asked)
     _set(out, "options", _options(asked))
     _set(out, "format", format_of(asked.format))
     _set(out, "think", think_of(asked.think))
-    # What this route does not know was not checked, and an Ollama does not look at it.
+    # Fields that this endpoint does not define were not checked; an Ollama ignores them.
     checked = {name for name in asked.__struct_fields__ if out.get(name)}
     if "images" in checked:
         out["images"] = [clean_base64(image) for image in out["images"]]
@@ -43,7 +43,7 @@ def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
 
 
 def _set(body: dict[str, Any], name: str, value: Any) -> None:
-    """Put a field in; None: not named."""
+    """Set a field, or remove it if ``value`` is None."""
     body.pop(name, None)
     if value is not None:
         body[name] = value
@@ -80,7 +80,7 @@ def _role(message: dict[str, Any]) -> str:
 
 
 def _call(given: Any, place: int) -> dict[str, Any]:
-    """A call whose arguments are an object."""
+    """Return a call with its arguments as an object."""
     normal = normalize_tool_call(given, place)
     arguments = msgspec.json.decode(normal["function"]["arguments"])
     return {**normal, "function": {**normal["function"], "arguments": arguments}}

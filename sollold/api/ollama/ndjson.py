@@ -1,4 +1,4 @@
-"""Ollama's answers as NDJSON, one record a line. An Ollama's own lines pass on unread."""
+"""Ollama's answers as NDJSON, one record per line. An Ollama's own lines but the last pass through unread."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Lines(Protocol):
     """A translator of events: `ChatLines` or `GenerateLines`."""
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """The records for one event."""
+        """Return the records for one event."""
         ...
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The record with ``done``, its reason and the figures."""
+        """Return the record with ``done``, its reason and the statistics."""
         ...
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The one record of an answer that is not streamed."""
+        """Return the only record of an answer that is not streamed."""
         ...
 
     def empty(self) -> dict[str, Any]:
-        """A record that says nothing and is not the last: clients add nothing to nothing."""
+        """Return a record without content that is not the last: clients append nothing."""
         ...
 
 
@@ -49,13 +49,13 @@ class LineEncoder:
         self._ended = False
 
     def begin(self, routing: Routing) -> bytes:
-        """Nothing; but the engine is known now."""
+        """Remember the engine; no bytes are sent."""
         self._engine = routing.engine
         self._routing = routing
         return b""
 
     def event(self, raw: bytes) -> bytes:
-        """The lines for one event."""
+        """Return the lines for one event."""
         if self._engine is Engine.OLLAMA:
             if b'"done":true' in raw and self._routing is not None:
                 return self._last(raw, self._routing)
@@ -70,7 +70,7 @@ class LineEncoder:
         return msgspec.json.encode(record) + b"\n"
 
     def finish(self, routing: Routing) -> bytes:
-        """The last line."""
+        """Return the last line."""
         if self._engine is Engine.OLLAMA:
             if self._ended:
                 return b""
@@ -80,16 +80,16 @@ class LineEncoder:
         return msgspec.json.encode(record) + b"\n"
 
     def fail(self, refusal: Refusal) -> bytes:
-        """The error as a line; ``code`` is the status that it would have had."""
+        """Return the error as a line; ``code`` is the HTTP status that it would have had."""
         told = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
         return msgspec.json.encode(told) + b"\n"
 
     def keep_alive(self, waiting: Waiting) -> bytes:
-        """A record without content. A blank line or a comment would break clients that parse each line."""
+        """Return a record without content: a blank line would break clients that parse each line."""
         return msgspec.json.encode({**self._lines.empty(), "_waiting": waiting_text(waiting)}) + b"\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The one record of an answer that is not streamed."""
+        """Return the only record of an answer that is not streamed."""
         if routing.engine is Engine.OLLAMA:
             record = msgspec.json.decode(raw)
         else:
@@ -99,42 +99,42 @@ class LineEncoder:
 
 
 class LoadLines:
-    """`Lines` of a request that only loads or unloads: there are no events."""
+    """`Lines` of a request that only loads or unloads, and has no events."""
 
     def __init__(self, empty: dict[str, Any], reason: str) -> None:
         self._empty = empty
         self._reason = reason
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """Nothing: what an engine may have said to it is not an answer."""
+        """Return no records: an engine's response to it is not an answer."""
         return []
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The one record: it is done, and why."""
+        """Return the only record, with ``done`` and its reason."""
         return {**self._empty, "done": True, "done_reason": self._reason}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The same, for a caller that does not stream."""
+        """Return the same record, for a caller that does not stream."""
         return self.last_record(routing, total_seconds)
 
     def empty(self) -> dict[str, Any]:
-        """A record that says nothing, while it loads."""
+        """Return a record without content, sent while the model loads."""
         return self._empty
 
 
 class LoadEncoder(LineEncoder):
-    """`Encoder` of a request that only loads: one JSON object, after white space while it is waited for."""
+    """`Encoder` of a request that only loads: one JSON object, preceded by white space while it waits."""
 
     content_type = JSON
 
     def keep_alive(self, waiting: Waiting) -> bytes:
-        """White space, which JSON allows before the object."""
+        """Return white space, which JSON allows before the object."""
         return b"\n"
 
     def begin(self, routing: Routing) -> bytes:
-        """Nothing, and whatever the engine is, the record is ours."""
+        """Return no bytes; whichever engine answers, the record is ours."""
         return b""
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The only record."""
+        """Return the only record."""
         return self.finish(routing).rstrip(b"\n")

@@ -1,4 +1,4 @@
-"""What Ollama's clients send, as types, and its shared fields in llama-server's words."""
+"""Request bodies of Ollama's clients, and the conversion of their shared fields for llama-server."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Options(msgspec.Struct, omit_defaults=True):
-    """``options``: Ollama's names. What is not named stays the model's or the engine's default.
+    """``options``, by Ollama's names. Omitted options keep the model's or the engine's default.
 
-    ``num_keep``: tokens at the beginning of a plain prompt (raw, template) that stay when it is too long.
+    ``num_keep``: number of tokens kept at the beginning of a plain prompt (raw, template) that is too long.
     """
 
     num_ctx: Small | None = None
@@ -74,10 +74,10 @@ class Message(msgspec.Struct, omit_defaults=True):
 
 
 class Resume(msgspec.Struct, kw_only=True):
-    """``resume``: what another node, which is gone, delivered of this answer. Only the rest is wanted.
+    """``resume``: the part of this answer that a node which has failed delivered; only the rest is generated.
 
-    ``events``: records with text in them; ``tool_calls``: how many; ``spent_ms``: since the first of them;
-    ``backend``: as in ``_routing``.
+    ``events``: number of records with text; ``tool_calls``: number of tool calls; ``spent_ms``: milliseconds
+    since the first record; ``backend``: as in ``_routing``.
     """
 
     content: str = ""
@@ -89,7 +89,7 @@ class Resume(msgspec.Struct, kw_only=True):
     backend: str = ""
 
     def delivered(self) -> Delivered:
-        """As the service takes it."""
+        """Return it in the form that the service takes."""
         engine = None
         if self.backend:
             engine = Engine.OLLAMA if self.backend == Backend.OLLAMA else Engine.LLAMA
@@ -107,8 +107,8 @@ class Resume(msgspec.Struct, kw_only=True):
 class Shared(msgspec.Struct, kw_only=True):
     """The fields that chat and generate have in common.
 
-    ``truncate``: false refuses a prompt that is too long, else its oldest part goes; ``shift`` is taken and
-    means nothing: an answer that fills the context ends with ``length``.
+    ``truncate``: false refuses a prompt that is too long, otherwise its oldest part is dropped; ``shift`` is
+    accepted and ignored: an answer that fills the context ends with ``length``.
     """
 
     model: str = ""
@@ -127,7 +127,7 @@ class Shared(msgspec.Struct, kw_only=True):
     placement: PlacementBody | None = None
 
     def delivered(self) -> Delivered | None:
-        """What the caller has got already; None for a request that begins.
+        """Return the part of the answer that the caller already has; None for a new request.
 
         Raises:
             Refusal: BAD_REQUEST for a request that is not streamed.
@@ -170,7 +170,7 @@ class Embed(msgspec.Struct, kw_only=True):
 
 
 class Embeddings(msgspec.Struct, kw_only=True):
-    """``POST /api/embeddings``, the old one."""
+    """``POST /api/embeddings``, the deprecated endpoint."""
 
     model: str = ""
     prompt: str | None = None
@@ -181,7 +181,7 @@ class Embeddings(msgspec.Struct, kw_only=True):
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """A body that names a model: show, pull, delete. Old clients say ``name``."""
+    """A body that names a model: show, pull, delete. Old clients use ``name``."""
 
     model: str = ""
     name: str = ""
@@ -193,7 +193,7 @@ class Named(msgspec.Struct, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """The name, wherever it stands.
+        """The name, from whichever field is set.
 
         Raises:
             Refusal: BAD_REQUEST when there is none.
@@ -202,27 +202,27 @@ class Named(msgspec.Struct, kw_only=True):
 
 
 class Delete(Named, kw_only=True):
-    """``DELETE /api/delete``. ``nodes``: names or ids of where; none: everywhere."""
+    """``DELETE /api/delete``. ``nodes``: names or ids of nodes to delete it from; none for all."""
 
     nodes: list[str] | None = None
 
 
 class Relayable(msgspec.Struct, kw_only=True):
-    """``POST /api/push`` and ``/api/create``, as far as it matters which Ollama gets it."""
+    """``POST /api/push`` and ``/api/create``: the fields that determine which Ollama receives it."""
 
     model: str = ""
     name: str = ""
     from_: Any = msgspec.field(name="from", default="")
 
     def needed(self, path: str) -> str:
-        """The model that the Ollama must have; empty: none."""
+        """Return the model that the Ollama must have; empty for none."""
         if path == "/api/push":
             return self.model or self.name
         return self.from_ if isinstance(self.from_, str) else ""
 
 
 class Copy(msgspec.Struct, kw_only=True):
-    """``POST /api/copy``. ``nodes``: names or ids of those that are to do it; none: all that have it."""
+    """``POST /api/copy``. ``nodes``: names or ids of nodes to copy it at; none for all that have it."""
 
     source: str = ""
     destination: str = ""
@@ -230,7 +230,7 @@ class Copy(msgspec.Struct, kw_only=True):
 
 
 async def read_as(request: web.Request, type_: type[T]) -> tuple[dict[str, Any], T]:
-    """The request's body, its keys as ``type_`` has them, and read as ``type_``.
+    """Return the request's body with its keys spelt as in ``type_``, and the body parsed as ``type_``.
 
     Raises:
         Refusal: as `read_object` and `as_type`.
@@ -243,9 +243,9 @@ async def read_as(request: web.Request, type_: type[T]) -> tuple[dict[str, Any],
 
 
 def fold_keys(body: dict[str, Any], type_: type[msgspec.Struct]) -> dict[str, Any]:
-    """``body`` with its keys as the fields of ``type_`` are called: to Go their case is all one.
+    """Return ``body`` with its keys spelt like the fields of ``type_``: Go ignores their case.
 
-    What is null goes: Go takes it as not named.
+    Fields that are null are dropped: Go takes them as omitted.
     """
     names = _names_by_lower(type_)
     return {names.get(key.lower(), key): value for key, value in body.items() if value is not None}
@@ -257,16 +257,17 @@ def _names_by_lower(type_: type[msgspec.Struct]) -> dict[str, str]:
 
 
 _WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
-"""Options that are whole numbers; Ollama cuts a fraction off."""
+"""Integer options; Ollama truncates a fraction."""
 
 
 def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
-    """The caller's options over the model's own (its ``params``).
+    """Return the caller's options merged over the model's own (its ``params``).
 
-    Options that Ollama no longer knows, or that place layers (``num_gpu`` …), are ours to decide: left out.
+    Options that Ollama no longer supports, or that place layers (``num_gpu`` …), which the cluster decides,
+    are left out.
 
     Raises:
-        Refusal: BAD_REQUEST naming the option that has a wrong type or is out of its range.
+        Refusal: BAD_REQUEST naming the option that has a wrong type or is out of range.
     """
     merged = _usable(own_parameters(model)) if model is not None else {}
     merged |= {key: value for key, value in (given or {}).items() if value is not None}
@@ -283,12 +284,12 @@ def _options(given: Mapping[str, Any]) -> Options:
     for name in _WHOLE:
         if isinstance(named.get(name), float) and math.isfinite(named[name]):
             named[name] = int(named[name])
-    # Not strict: clients send 40.0 for an int and "0.7" for a float, and Ollama takes the first.
+    # Not strict: clients send 40.0 for an int, which Ollama accepts, and "0.7" for a float.
     return msgspec.convert(named, type=Options, strict=False)
 
 
 def _usable(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a Modelfile that are options: for the others no caller is to be blamed."""
+    """Return the valid options of a Modelfile: a caller is not to blame for the others."""
     found: dict[str, Any] = {}
     for name, value in parameters.items():
         with contextlib.suppress(msgspec.ValidationError):
@@ -298,7 +299,7 @@ def _usable(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling(options: Options) -> dict[str, Any]:
-    """llama-server's body fields for Ollama's options. Only what is named."""
+    """Return llama-server's fields for those of Ollama's options that are set."""
     body: dict[str, Any] = {}
     for name in SAME_NAMES:
         value = getattr(options, name)
@@ -307,10 +308,10 @@ def sampling(options: Options) -> dict[str, Any]:
     if options.seed is not None and options.seed >= 0:
         body["seed"] = options.seed & 0xFFFFFFFF
     if options.repeat_last_n is not None:
-        # Ollama: -1 is the whole context, which llama-server takes as a large number.
+        # In Ollama -1 is the whole context; llama-server takes a large number for it.
         body["repeat_last_n"] = options.repeat_last_n if options.repeat_last_n >= 0 else 2**31 - 1
     if options.num_predict is not None:
-        # Ollama: 0 and less are without end; llama-server knows only -1 for that.
+        # In Ollama 0 and less mean no limit; llama-server accepts only -1 for that.
         body["n_predict"] = options.num_predict if options.num_predict > 0 else -1
     if options.num_keep is not None:
         body["n_keep"] = max(options.num_keep, -1)
@@ -321,7 +322,7 @@ def sampling(options: Options) -> dict[str, Any]:
 
 
 def response_format(format_: Any) -> dict[str, Any] | None:
-    """``format`` as ``response_format``: ``"json"`` or a JSON schema; ``None`` for free text.
+    """Return ``response_format`` for ``format``: ``"json"`` or a JSON schema; ``None`` for free text.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -335,7 +336,7 @@ def response_format(format_: Any) -> dict[str, Any] | None:
 
 
 def format_of(format_: Any) -> str | dict[str, Any] | None:
-    """What ``format`` means: ``"json"``, a JSON schema, or free text (None).
+    """Return ``format`` as ``"json"``, a JSON schema, or None for free text.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -345,7 +346,7 @@ def format_of(format_: Any) -> str | dict[str, Any] | None:
     if format_ == "json":
         return "json"
     if isinstance(format_, str):
-        # The schema as a string is what some clients send.
+        # Some clients send the schema as a string.
         try:
             format_ = msgspec.json.decode(format_)
         except msgspec.DecodeError:
@@ -359,10 +360,10 @@ LEVELS = ("low", "medium", "high", "max")
 
 
 def think_of(think: bool | str | None) -> bool | str | None:
-    """``think`` as true, false or a level; None: not named, which an empty text is, too.
+    """Return ``think`` as true, false or a level; None if it is missing or an empty string.
 
     Raises:
-        Refusal: BAD_REQUEST when it is none of these.
+        Refusal: BAD_REQUEST if it is none of these.
     """
     if not isinstance(think, str):
         return think
@@ -379,10 +380,10 @@ def think_of(think: bool | str | None) -> bool | str | None:
 
 
 def thinking(think: bool | str | None, model: Model) -> dict[str, Any]:
-    """llama-server's fields for ``think``.
+    """Return llama-server's fields for ``think``.
 
     Raises:
-        Refusal: BAD_REQUEST when thinking is asked of a model that can't, or a level is none.
+        Refusal: BAD_REQUEST if the model does not support thinking, or the level is unknown.
     """
     think = think_of(think)
     if think is None:

@@ -1,4 +1,4 @@
-"""What of a request in Ollama's dialect has no effect here. Pure."""
+"""Warnings about fields of Ollama's dialect that have no effect here. Pure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _WHY = {
 
 
 def request_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
-    """For ``body``, which ``asked`` was read from, whichever engine answers."""
+    """Return warnings for ``body``, from which ``asked`` was parsed, whichever engine answers."""
     return ignored_fields(body, OF_THE_CALLER | {*asked.__struct_fields__}, _WHY)
 
 
 def option_warnings(options: dict[str, Any] | None) -> tuple[str, ...]:
-    """For ``options`` where llama.cpp answers; an Ollama gets all of them."""
+    """Return warnings for ``options`` if llama.cpp answers; an Ollama receives all of them."""
     return ignored_fields(options or {}, _OPTIONS, _WHY, within="options")

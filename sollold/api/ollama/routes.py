@@ -1,4 +1,4 @@
-"""Ollama's dialect: the routes that ask a model, and those about the server itself."""
+"""Ollama's dialect: the inference endpoints, and those about the server itself."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ log = logging.getLogger("sollold.api")
 
 
 VERSION = "0.33.0"
-"""Of Ollama's API that is spoken here. Clients ask for dotted integers, some for at least 0.6.4."""
+"""Version of Ollama's API implemented here. Clients expect dotted integers, some at least 0.6.4."""
 
 
 class OllamaRoutes:
@@ -63,7 +63,7 @@ class OllamaRoutes:
         self._embedder = Embedder(services.service)
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         ask = partial(Route, inference=True)
         kinds = ("application/json", "application/x-ndjson")
         rows = [
@@ -220,7 +220,7 @@ class OllamaRoutes:
         empty: dict[str, Any],
         started: float,
     ) -> web.StreamResponse:
-        """An empty request loads the model, or unloads it with ``keep_alive`` 0."""
+        """Load the model for an empty request, or unload it if ``keep_alive`` is 0."""
         keep_alive = parse_keep_alive(shared.keep_alive)
         if keep_alive == 0:
             require(request, Scope.MODELS, "unloading a model")
@@ -266,7 +266,7 @@ class OllamaRoutes:
         return json_response(answer, routing_headers(found.routing))
 
     async def embeddings(self, request: web.Request) -> web.Response:
-        """``/api/embeddings``: one text, not normalised."""
+        """``/api/embeddings``: embeds one text, not normalised."""
         started = time.monotonic()
         body, old = await read_as(request, Embeddings)
         caller = caller_of(request, old.priority, old.timeout)
@@ -282,7 +282,7 @@ class OllamaRoutes:
         return json_response(answer, routing_headers(found.routing))
 
     async def _find_to_embed(self, name: str) -> Listed:
-        """As Ollama's own, whose text clients match."""
+        """Return the model; if there is none, fail with Ollama's own message, which clients match."""
         try:
             return await self._services.library.find(require_model(name))
         except Refusal as refusal:
@@ -292,7 +292,7 @@ class OllamaRoutes:
             raise
 
     def _embedding_ask(self, caller: Caller, embed: Embed | Embeddings, listed: Listed) -> Ask:
-        """The request, its calls still missing."""
+        """Return the request, without its calls."""
         options = parse_options(embed.options, listed.model)
         return build_ask(
             caller,

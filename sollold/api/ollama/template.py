@@ -1,4 +1,4 @@
-"""A caller's own ``template``: what Ollama prints of it for a prompt and the turns before. Pure."""
+"""Renders a caller's own ``template`` for a prompt and the turns before, as Ollama does. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NONE: dict[str, Any] = {
 
 
 def render_template(template: str, values: Mapping[str, Any], turns: Sequence[tuple[str, str]] = ()) -> str:
-    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``, ``Think`` …) up to the response.
+    """Render ``template`` up to the response; ``values``: ``System``, ``Prompt``, ``Suffix``, ``Think`` …
 
-    ``turns``: role and content of what was said before.
+    ``turns``: role and content of the turns before.
 
     Raises:
         Refusal: BAD_REQUEST naming the part that is not supported.
@@ -51,14 +51,14 @@ def _messages(said: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 _FIELDS = {"system": "System", "user": "Prompt", "assistant": "Response"}
 _AFTER = {"System": ("Prompt", "Response"), "Prompt": ("Response",), "Response": ()}
-"""What an exchange can't have already when this is said in it."""
+"""Fields of an exchange that must still be empty when this one is added; otherwise a new exchange begins."""
 _NOTHING = dict.fromkeys(_AFTER, "")
 
 
 def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
-    """A template of one exchange, printed for each of them, and for the last as far as its response.
+    """Render a template of one exchange for each exchange, and for the last one up to its response.
 
-    Neighbours of one role are joined, as Ollama does.
+    Consecutive turns of one role are joined, as in Ollama.
     """
     if "Response" not in field_names(nodes):
         nodes = (*nodes, Print(Operand(".", ("Response",))))
