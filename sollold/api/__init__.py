@@ -1,5 +1,5 @@
-"""HTTP: the application (`http`), one package a dialect (`ollama`, `openai`, `anthropic`), the cluster's own
-routes (`cluster`), what all dialects share (`engine`), and what an engine can enforce (`grammar`).
+"""HTTP: the application (`http`), one package per dialect (`ollama`, `openai`, `anthropic`), the cluster's
+own endpoints (`cluster`), code shared by all dialects (`engine`), and constrained output (`grammar`).
 
 A dialect imports no other dialect.
 """

@@ -26,17 +26,17 @@ class _File:
     content: bytes
     kind: str
     tag: str
-    """Of its content: a browser that has it already gets 304."""
+    """ETag of the content; a browser that has it already receives 304."""
 
 
 class DashboardRoutes:
-    """The handlers. The files are read when a browser first comes."""
+    """The handlers. The files are read at the first request for them."""
 
     def __init__(self) -> None:
         self._read: dict[str, _File] = {}
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         text = ("text/plain", "text/html")
         summary = "Health check; the dashboard for browsers"
         rows = [Route(method, "/", self.root, summary, produces=text) for method in ("GET", "HEAD")]
@@ -44,7 +44,7 @@ class DashboardRoutes:
         return [*rows, Route("GET", "/web/{file}", self.file, "The dashboard's files", produces=kinds)]
 
     async def root(self, request: web.Request) -> web.Response:
-        """``/``: the page for a browser; for all others Ollama's word that it runs."""
+        """``/``: the page for a browser, Ollama's greeting for all others."""
         if "text/html" in request.headers.get("Accept", ""):
             response = _answer(request, (await self._files())[_PAGE])
             response.headers["Vary"] = "Accept"

@@ -1,1 +1,1 @@
-"""Routes of the cluster itself: state, placement, batches, metrics, the OpenAPI description."""
+"""The cluster's own endpoints: state, placement, batches, metrics, the OpenAPI description."""

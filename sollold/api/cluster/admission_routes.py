@@ -1,7 +1,7 @@
-"""``/api/cluster/admit``, ``door``, ``rotate`` …: who may join and who belongs to the cluster.
+"""``/api/cluster/admit``, ``door``, ``rotate`` …: admission to the cluster, and its members.
 
-Orders need all there is to have: programs of this machine, members, and keys with the scope ``admin``. Codes
-of invitations never leave this machine: the API is not encrypted.
+Changes need full rights: those of local programs, members, and keys with the scope ``admin``. Invitation
+codes never leave this machine, since the API may be unencrypted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sollold.control.secret_change import Rolled
 
 
 class AdmitBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/admit``. ``machine``: the name, id or code of a machine that waits."""
+    """``POST /api/cluster/admit``. ``machine``: the name, id or code of a waiting machine."""
 
     machine: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class DoorBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/door``. ``seconds``: how long whoever asks is admitted; 0 ends that."""
+    """``POST /api/cluster/door``. ``seconds``: how long to admit every machine that asks; 0 stops that."""
 
     seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
@@ -39,26 +39,26 @@ class EvictBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SecureBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/secure``. ``nodes``: ids of those that get the secret."""
+    """``POST /api/cluster/secure``. ``nodes``: ids of the nodes that receive the secret."""
 
     nodes: Annotated[list[NodeId], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
 
 
 class JoinBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/join``. ``code``: of an invitation; ``seed``: ``host[:port]`` of who invites."""
+    """``POST /api/cluster/join``. ``code``: of an invitation; ``seed``: ``host[:port]`` of the inviter."""
 
     code: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     seed: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 
 
 class AdmissionRoutes:
-    """The handlers."""
+    """The handlers of the admission endpoints."""
 
     def __init__(self, admission: AdmissionService) -> None:
         self._admission = admission
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         return [
             Route("POST", "/api/cluster/admit", self.admit, "Admit a waiting machine", AdmitBody),
             Route("POST", "/api/cluster/door", self.door, "Admit new machines for a while", DoorBody),
@@ -144,12 +144,12 @@ class AdmissionRoutes:
         return json_response({"name": await self._admission.join(body.code, body.seed)})
 
     def _check_local(self, request: web.Request) -> None:
-        """Raises for callers on other machines: whoever listens would have the code."""
+        """Refuse callers on other machines, since an eavesdropper would learn the code."""
         if not client_of(request).local:
             raise web.HTTPForbidden(text="invitation codes can only be made and used on the machine itself")
 
 
 def _rolled(rolled: Rolled, **more: str) -> web.Response:
-    """What a change of the secret did."""
+    """Return the result of changing the secret."""
     names = {key: [one.name for one in getattr(rolled, key)] for key in ("done", "away", "unsure")}
     return json_response({**more, "generation": rolled.generation, **names})

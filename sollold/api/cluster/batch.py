@@ -1,4 +1,7 @@
-"""``/api/batch``: up to ten thousand texts embedded at the lowest priority. Jobs live on the node asked."""
+"""``/api/batch``: embeds up to ten thousand texts, by default at the lowest priority.
+
+A job is known only to the node that received it.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from sollold.serving.request import Call
 from sollold.units import timestamp_text
 
 BATCH_PRIORITY = 1
-"""Of a batch that names none."""
+"""Default priority of a batch."""
 
 PAGE = 1000
-"""Vectors in one answer of results, at most."""
+"""Maximum number of vectors in one response of results."""
 
 
 class BatchBody(msgspec.Struct, kw_only=True):
@@ -46,7 +49,7 @@ class BatchBody(msgspec.Struct, kw_only=True):
 
 
 def job_object(job: Job) -> dict[str, Any]:
-    """A job as JSON."""
+    """Return a job as JSON."""
     return {
         "job_id": job.id,
         "model": job.model,
@@ -70,7 +73,7 @@ class BatchRoutes:
         self._embedder = Embedder(services.service)
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         one = "/api/batch/jobs/{id}"
         return [
             Route(
@@ -110,7 +113,7 @@ class BatchRoutes:
         no_reranker(listed.model)
         model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
         ask = build_ask(caller, model.name, listed, {}, keep_alive=body.keep_alive, embedding=True)
-        # The deadline is the whole job's, and its requests come over a long time: each looks the model up.
+        # The deadline is the whole job's, which may take long, so each request looks the model up again.
         ask = replace(ask, deadline=0.0, resolved=None)
         numbers = itertools.count()
         client, access = client_of(request), request.app[ACCESS]
@@ -146,7 +149,7 @@ class BatchRoutes:
         return json_response(job_object(await self._batches.cancel(self._job(request).id)))
 
     async def results(self, request: web.Request) -> web.Response:
-        """``GET /api/batch/results/{id}``: what is there already; null where it is not."""
+        """``GET /api/batch/results/{id}``: the vectors so far; null for those that are missing."""
         job = self._job(request)
         offset = _number(request, "offset", 0, job.total)
         limit = _number(request, "limit", PAGE, PAGE)
@@ -162,10 +165,10 @@ class BatchRoutes:
         return json_response(value)
 
     def _job(self, request: web.Request) -> Job:
-        """The job that a request names, for its owner and for administrators.
+        """Return the job that a request names, if the caller owns it or is an administrator.
 
         Raises:
-            Refusal: NOT_FOUND, also when it is somebody else's.
+            Refusal: NOT_FOUND, also if it belongs to another caller.
         """
         id_ = request.match_info["id"]
         job = self._batches.job(id_)

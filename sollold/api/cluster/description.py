@@ -1,4 +1,4 @@
-"""``/openapi.json``, made when somebody first asks for it: it takes half a second and some MB of schemas."""
+"""``/openapi.json``, built at the first request: it takes half a second and some MB of schemas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sollold.api.http.route import Route
 
 
 class DescriptionRoute:
-    """``rows`` may grow until the first request."""
+    """Serves the description. ``rows``: the route table, which may grow until the first request."""
 
     def __init__(self, rows: Sequence[Route]) -> None:
         self._rows = rows
@@ -21,7 +21,7 @@ class DescriptionRoute:
         self._once = asyncio.Lock()
 
     def route(self) -> Route:
-        """The row of the table."""
+        """Return the route."""
         return Route("GET", "/openapi.json", self.show, "This description")
 
     async def show(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The metrics of several engines as one set, each sample labelled with its model and deployment."""
+"""Merges the metrics of several engines, each sample labelled with its model and deployment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sollold.control.engine_metrics import EngineText
 
 _MOST_FAMILIES = 100
 _MOST_SAMPLES = 1000
-"""Of one engine: it is ours, and still a program that can go wrong."""
+"""Maximum number of samples per family of one engine, in case an engine misbehaves."""
 
 
 class EngineFamilies(Collector):
-    """Pass it to `prometheus_client.generate_latest`."""
+    """Collector of the merged metrics, for `prometheus_client.generate_latest`."""
 
     def __init__(self, texts: Iterable[EngineText]) -> None:
         self._families: dict[str, Metric] = {}
@@ -28,7 +28,7 @@ class EngineFamilies(Collector):
                 continue  # no such format: an engine that is ending sends half of it
 
     def collect(self) -> Iterator[Metric]:
-        """The families by name."""
+        """Yield the metric families."""
         yield from self._families.values()
 
     def _add(self, one: EngineText) -> None:

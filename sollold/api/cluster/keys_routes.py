@@ -1,4 +1,4 @@
-"""``/api/cluster/keys``: API keys; ``/api/cluster/pass``: how this machine's programs reach other members."""
+"""``/api/cluster/keys``: API keys; ``/api/cluster/pass``: passes to other members for local programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sollold.errors import Fault, Refusal
 from sollold.units import parse_seconds, timestamp_text
 
 _LONGEST = 100 * 366 * 86400.0
-"""Seconds for which a key may be valid."""
+"""Maximum lifetime of a key, in seconds."""
 
 
 class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +29,7 @@ class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     expires: float | str | None = None
 
     def seconds(self) -> float:
-        """How long it is valid; 0.0: without end.
+        """Return the key's lifetime in seconds; 0.0 for no expiry.
 
         Raises:
             Refusal: BAD_REQUEST.
@@ -52,19 +52,19 @@ class KeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PassBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/pass``. ``host``: name or address of the member that will be shown the pass."""
+    """``POST /api/cluster/pass``. ``host``: name or address of the member that the pass is for."""
 
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 
 
 class KeyRoutes:
-    """The handlers."""
+    """The handlers of keys and passes."""
 
     def __init__(self, services: AppServices) -> None:
         self._services = services
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         path = "/api/cluster/keys"
         return [
             Route("GET", path, self.listed, "The API keys, without their secrets"),
@@ -96,7 +96,7 @@ class KeyRoutes:
         return json_response(key_object(await self._keys.revoke(body.name)))
 
     async def issue(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/pass``: for programs of this machine alone, whatever key another one shows."""
+        """``POST /api/cluster/pass``: only for programs of this machine, whatever key a remote caller has."""
         passes = self._services.passes
         if passes is None:
             raise Refusal(Fault.ENGINE, "this node gives no passes", status=501)
@@ -113,7 +113,7 @@ class KeyRoutes:
 
 
 def key_object(key: Key) -> dict[str, Any]:
-    """As JSON; times as text, null where there is none."""
+    """Return a key as JSON; times are strings, null if unset."""
 
     def when(seconds: float) -> str | None:
         return timestamp_text(seconds) if seconds else None

@@ -1,8 +1,8 @@
-"""What ``/metrics`` tells: requests through this node, loads, what its own record says, who is missing.
+"""The metrics of ``/metrics``: requests through this node, loads, the node's own record, missing nodes.
 
-Names follow Prometheus' conventions (base units, ``_total`` for counters) and, where there is one, the name
-that vLLM's boards use after their prefix. Not read before somebody asks for it: with what it needs of
-prometheus_client it takes 2 MB.
+Names follow Prometheus' conventions (base units, ``_total`` for counters) and, if there is one, the name that
+vLLM's dashboards use, after the prefix. Imported at the first request, since with prometheus_client it takes
+2 MB.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sollold.control.monitor import Monitor
 
 
 class _Node(Collector):
-    """The node's record, its neighbours and its devices, read when asked."""
+    """Metrics of the node's record, links and devices, and of the cluster, read at each request."""
 
     def __init__(
         self, cluster: ClusterService, monitor: Monitor, dropped: Callable[[], dict[str, int]]
@@ -43,7 +43,7 @@ class _Node(Collector):
         self._dropped = dropped
 
     def collect(self) -> Iterator[Metric]:
-        """What is so at present."""
+        """Yield the current values."""
         yield from self._cluster_metrics()
         yield from self._devices()
         yield from self._endpoints()
@@ -160,13 +160,13 @@ class _Node(Collector):
 
 
 class _Requests(Collector):
-    """What requests and loads have done since the start. Read in a thread, while they go on."""
+    """Counts of requests and loads since the start. Read in a thread, while they are updated."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
 
     def collect(self) -> Iterator[Metric]:
-        """Counters and histograms, by route and model."""
+        """Yield counters and histograms, by route and model."""
         yield from self._by_route()
         yield from self._loads()
         done = self._monitor.activity
@@ -194,14 +194,14 @@ class _Requests(Collector):
                 "Seconds from a request to the end of its response",
             ),
         }
-        # Each has a dozen lines. What an engine does to all alike is summed over the routes.
+        # A histogram has a dozen lines, so those that do not depend on the route are summed over the routes.
         alike = {"inter_token": ["model"], "queue": ["model"], "load": ["model"]}
         families = {
             key: HistogramMetricFamily(name, text, labels=alike.get(key, names))
             for key, (name, text) in texts.items()
         }
         times: dict[tuple[str, ...], activity.Histogram] = {}
-        # Copies: others are added meanwhile.
+        # Copies, since entries are added meanwhile.
         for (route, model), stats in self._monitor.activity.stats.copy().items():
             labels = [route, model]
             for outcome, count in stats.outcomes.copy().items():
@@ -233,7 +233,7 @@ class _Requests(Collector):
 
 
 def _distinct(names: dict[str, str]) -> dict[str, str]:
-    """What labels the nodes of these names by id: a series of its own for each, also of two named alike."""
+    """Return a distinct label per node id, so that nodes of equal name have separate series."""
     count = Counter(names.values())
     return {node: name if count[name] == 1 else f"{name} ({node})" for node, name in names.items()}
 
@@ -247,13 +247,13 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 
 class _Keys(Collector):
-    """What was asked with each API key through this node."""
+    """Requests with each API key through this node."""
 
     def __init__(self, usage: dict[str, KeyUsage]) -> None:
         self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
-        """Counters by the key's name. Read in a thread."""
+        """Yield counters by the key's name. Read in a thread."""
         asked = CounterMetricFamily("sollold_key_requests", "Requests with an API key", labels=["key"])
         prompt = CounterMetricFamily("sollold_key_prompt_tokens", "Tokens of their prompts", labels=["key"])
         made = CounterMetricFamily("sollold_key_generated_tokens", "Tokens generated", labels=["key"])
@@ -265,13 +265,13 @@ class _Keys(Collector):
 
 
 class _Answers(Collector):
-    """HTTP requests that were answered."""
+    """Metrics of answered HTTP requests."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
 
     def collect(self) -> Iterator[Metric]:
-        """A counter and a histogram. Read in a thread."""
+        """Yield a counter and a histogram. Read in a thread."""
         requests = CounterMetricFamily(
             "sollold_http_requests",
             "Requests answered; status 499: the caller hung up",
@@ -291,19 +291,19 @@ class _Answers(Collector):
 
 
 def _bound(text: str) -> str:
-    """``1.0``, as these have always been named."""
+    """Return a bound as a decimal (``1.0``), the form that its series have always had."""
     return text if text == "+Inf" else str(float(text))
 
 
 class _All(Collector):
-    """Metrics as they were, then those of collectors."""
+    """Metrics collected before, followed by those of collectors."""
 
     def __init__(self, metrics: list[Metric], collectors: tuple[Collector, ...]) -> None:
         self._metrics = metrics
         self._collectors = collectors
 
     def collect(self) -> Iterator[Metric]:
-        """In this order."""
+        """Yield all metrics."""
         yield from self._metrics
         for one in self._collectors:
             yield from one.collect()
@@ -312,15 +312,15 @@ class _All(Collector):
 def node_facts(
     cluster: ClusterService, monitor: Monitor, dropped: Callable[[], dict[str, int]]
 ) -> list[Metric]:
-    """What is so at present of the node, its neighbours and its devices: few, and to be read on the loop."""
+    """Return the current metrics of the node and the cluster: few, and to be read on the event loop."""
     return list(_Node(cluster, monitor, dropped).collect())
 
 
 def written(facts: list[Metric], answers: Answers, monitor: Monitor, usage: dict[str, KeyUsage]) -> bytes:
-    """`node_facts` and what was counted: tens of thousands of samples take a second. Call it off the loop."""
+    """Render `node_facts` and the counts. Call it off the loop: tens of thousands of samples take 1 s."""
     return generate_latest(_All(facts, (_Answers(answers), _Requests(monitor), _Keys(usage))))
 
 
 def of_engines(texts: list[EngineText]) -> bytes:
-    """What the engines tell. Call it off the loop."""
+    """Render the engines' own metrics. Call it off the loop."""
     return generate_latest(EngineFamilies(texts))

@@ -27,7 +27,7 @@ class Metrics:
         self._asked = self._waiting = 0
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         return [
             Route(
                 "GET",
@@ -45,7 +45,7 @@ class Metrics:
         self._waiting += 1
         try:
             async with self._collecting:
-                # Who has waited for another's shares what was collected after he asked.
+                # A request that waited shares the result of a collection that began after it.
                 if self._text_from < asked:
                     begun = self._asked
                     self._text = await self._collect()
@@ -57,13 +57,13 @@ class Metrics:
                 self._text = b""
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         if "gzip" in request.headers.get("Accept-Encoding", "") and len(text) > _SMALL:
-            # As Prometheus asks for it: a twentieth.
+            # Prometheus requests it: a twentieth of the size.
             text = await asyncio.to_thread(gzip.compress, text, 1)
             headers["Content-Encoding"] = "gzip"
         return web.Response(body=text, headers=headers)
 
     async def _collect(self) -> bytes:
-        # Read when it is first asked for: seldom, and a daemon that is idle is to be small.
+        # Imported at the first request: rarely needed, and an idle daemon should be small.
         await asyncio.to_thread(importlib.import_module, "sollold.api.cluster.metric_families")
         from sollold.api.cluster import metric_families as families
 

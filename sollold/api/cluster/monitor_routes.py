@@ -1,4 +1,4 @@
-"""What happened and how busy the cluster is: events, history, requests, health, targets for Prometheus."""
+"""Endpoints for monitoring: events, history, requests, health, targets for Prometheus."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from sollold.natural_order import natural
 
 _REPLAYED = 100
 _PING = 15.0
-"""Seconds of silence after which a stream of events gets a comment, so that a dead connection is noticed."""
+"""Seconds without an event after which a comment is sent, so that a dead connection is noticed."""
 _FOLLOWERS = 64
 _FOLLOWERS_EACH = 16
-"""Of one caller: the others are to have places, too."""
+"""Maximum number of event streams per caller, so that others can follow too."""
 _DIGITS = 4
 _LONGEST_ID = 16
-"""Digits of an event's id, microseconds since the epoch."""
+"""Maximum number of digits of an event's id, which is in microseconds since the epoch."""
 
 
 class ForgetBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/forget``. ``node``: id or name of a node that is missing."""
+    """``POST /api/cluster/forget``. ``node``: id or name of a missing node."""
 
     node: str = ""
 
 
 class MonitorRoutes:
-    """The handlers."""
+    """The handlers of the monitoring endpoints."""
 
     def __init__(self, services: AppServices, inflight: InflightRequests) -> None:
         self._services = services
         self._inflight = inflight
         self._followers: Counter[str] = Counter()
-        """Callers who follow the events, by who they are."""
+        """Number of open event streams by caller."""
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         return [
             Route(
                 "GET",
@@ -103,7 +103,7 @@ class MonitorRoutes:
         ]
 
     def _health_routes(self, method: str) -> tuple[Route, Route]:
-        """Load balancers and monitors ask with either method."""
+        """Return the health endpoints for a method: load balancers and monitors use either GET or HEAD."""
         text = "Whether the node takes requests; 503 while it drains"
         return (
             Route(method, "/health", self.health, "Whether the daemon works"),
@@ -111,14 +111,14 @@ class MonitorRoutes:
         )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """``GET /api/cluster/events``: the past, then what happens."""
+        """``GET /api/cluster/events``: past events, then new ones as they happen."""
         log = self._services.monitor.events
         after, last = _number(request, "after", -1, _LONGEST_ID), _number(request, "last", _REPLAYED)
         follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
         if "after" not in request.query:
             after = _last_event_id(request)
         if after > log.newest:
-            after = -1  # an id of before this node's clock was set back
+            after = -1  # the id is from before this node's clock was set back
         past = log.after(after) if after >= 0 else log.after(0, last)
         client = client_of(request).identity
         if follow:
@@ -140,11 +140,11 @@ class MonitorRoutes:
             pass
         finally:
             self._followers[client] -= follow
-            self._followers += Counter()  # without those who are gone
+            self._followers += Counter()  # drops the callers without a stream
         return response
 
     def _check_followers(self, client: str) -> None:
-        """Refuse one more who follows the events, when there is no place.
+        """Refuse another event stream if the caller or the node has too many.
 
         Raises:
             Refusal: UNAVAILABLE.
@@ -158,7 +158,7 @@ class MonitorRoutes:
         raise Refusal(Fault.UNAVAILABLE, why, retry_after=10)
 
     async def history(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/history``: of the whole cluster and of each node."""
+        """``GET /api/cluster/history``: series of the whole cluster and of each node."""
         wanted = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
         nodes = await self._services.monitor.histories(wanted)
         points = wanted.seconds // wanted.step
@@ -172,7 +172,7 @@ class MonitorRoutes:
                 _node_object(node) for node in sorted(nodes, key=lambda one: (natural(one.name), one.node))
             ],
         }
-        # A day of twenty nodes takes some ten milliseconds to encode.
+        # A day's history of twenty nodes takes some ten milliseconds to encode.
         return web.Response(
             body=await asyncio.to_thread(msgspec.json.encode, value), headers={"Content-Type": JSON}
         )
@@ -190,7 +190,7 @@ class MonitorRoutes:
         return json_response({"forgotten": body.node})
 
     async def health(self, request: web.Request) -> web.Response:
-        """``GET /health``: it answers, so it works."""
+        """``GET /health``: an answer is enough to show that the daemon works."""
         return json_response({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
@@ -230,13 +230,13 @@ def _sse(event: Event) -> bytes:
 
 
 def _last_event_id(request: web.Request) -> int:
-    """What an EventSource that connects again has seen; -1: nothing."""
+    """Return the last event that a reconnecting EventSource has received; -1 for none."""
     text = request.headers.get("Last-Event-ID", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_ID else -1
 
 
 def _number(request: web.Request, name: str, default: int, digits: int = 9) -> int:
-    """A number of the query, of at most so many digits.
+    """Return an integer from the query, of at most ``digits`` digits.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -262,5 +262,5 @@ def _node_object(history: NodeHistory) -> dict[str, Any]:
 
 
 def _rounded(line: list[float]) -> list[float | None]:
-    """With few digits; None where there is no value."""
+    """Round a series; None for missing values."""
     return [None if value != value else round(value, _DIGITS) for value in line]

@@ -1,4 +1,4 @@
-"""``/openapi.json``: what every route takes and may answer, made from the table of routes. Pure."""
+"""``/openapi.json``: describes the requests and responses of each route in the route table. Pure."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SAID = {
 
 
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
-    """The OpenAPI 3.1 description."""
+    """Return the OpenAPI 3.1 description."""
     rows = list(routes)
     bodies = [row.body for row in rows if row.body is not None]
     schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")

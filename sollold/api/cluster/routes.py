@@ -1,4 +1,4 @@
-"""``/api/cluster``: the cluster as a whole, and what can be done with it."""
+"""``/api/cluster``: the cluster's state, and operations on it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 _WORDS = ("kv", "type_k", "type_v", "policy")
-"""Fields of a plan that take one word of a few."""
+"""Fields of a plan that take one of a few words."""
 _Slots = Annotated[int, msgspec.Meta(ge=1, le=MOST_SLOTS)]
 
 
 class PlanBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What ``plan`` and ``load`` take.
+    """The body of ``plan`` and ``load``.
 
-    ``online``: a plan may look up a model that no node has in Ollama's registry.
-    ``kv``: the type of both halves of the KV cache; ``layers``: how many layers each node gets, by name or id
-    and in the order of the layers, the output counted as one.
+    ``online``: whether a plan may look up a model that no node has in Ollama's registry; ``kv``: the type of
+    both halves of the KV cache; ``layers``: number of layers per node, by name or id and in the order of the
+    layers; the output counts as one.
     """
 
     model: str = ""
@@ -58,7 +58,7 @@ class PlanBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     online: bool = False
 
     def ask(self) -> Ensure:
-        """What the leader is asked. The body's own forms are for people, and are checked here.
+        """Return the request to the leader. Forms of the body that are meant for people are checked here.
 
         Raises:
             Refusal: BAD_REQUEST.
@@ -77,14 +77,14 @@ class PlanBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UnloadBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/unload``. ``model``: a name or a deployment's id."""
+    """``POST /api/cluster/unload``. ``model``: a model's name or a deployment's id."""
 
     model: str = ""
     force: bool = False
 
 
 class DrainBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``POST /api/cluster/drain``. ``node``: id or name, empty: the one asked; ``on`` False: in service."""
+    """``POST /api/cluster/drain``. ``node``: id or name, empty for this one; ``on``: False ends draining."""
 
     node: str = ""
     on: bool = True
@@ -104,7 +104,7 @@ class ClusterRoutes:
         self._inflight = inflight
 
     def routes(self) -> list[Route]:
-        """The table."""
+        """Return the route table."""
         return [
             Route("GET", "/api/cluster", self.show, "Nodes, devices, what runs where, who leads"),
             Route("GET", "/api/cluster/stats", self.stats, "Counters of this node since its start"),
@@ -148,17 +148,17 @@ class ClusterRoutes:
         return json_response(value)
 
     async def stats(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/stats``: of the node asked alone."""
+        """``GET /api/cluster/stats``: statistics of this node only."""
         return json_response(stats_object(self._services.cluster.me, self._services.counters, time.time()))
 
     async def _asked(self, request: web.Request) -> PlanBody:
-        """What a plan or a load asks for, the file's model in place of a file.
+        """Return the body of a plan or a load, with a GGUF file replaced by its model.
 
         Raises:
             Refusal: BAD_REQUEST.
         """
         fields = await read_object(request)
-        # As for a model's name and the way of drafting, case does not count.
+        # Case is ignored, as in a model's name and the kind of speculation.
         fields |= {name: text.lower() for name in _WORDS if isinstance(text := fields.get(name), str)}
         body = as_type(fields, PlanBody)
         body.model = await prepare_placement(request, self._services, body.placement) or body.model
@@ -171,7 +171,7 @@ class ClusterRoutes:
         return json_response({"ok": planned.ok, "reason": planned.reason, **planned.plan})
 
     async def load(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/load``: answers when the model is ready."""
+        """``POST /api/cluster/load``: responds when the model is ready."""
         cluster = self._services.cluster
         ask = (await self._asked(request)).ask()
         record, endpoint = await cluster.load(ask)
@@ -204,7 +204,7 @@ class ClusterRoutes:
         return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
 
     async def scan(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/scan``: answers when the scan is complete."""
+        """``POST /api/cluster/scan``: responds when the scan is complete."""
         cluster = self._services.cluster
         named = {worker.address for record in cluster.live() for worker in record.plain}
         found = await cluster.scan()
@@ -226,7 +226,7 @@ class ClusterRoutes:
         except Refusal as refusal:
             if refusal.fault is not Fault.NOT_FOUND:
                 raise
-            # The settings may describe a model that no node has: plan it, to refuse only an unknown name.
+            # The settings may define a model that no node has: planning refuses only unknown names.
             await self._services.cluster.plan(Ensure(model))
             return json_response({"model": model, "nodes": [], "endpoints": []})
         scores = await self._services.cluster.scores(listed.model.name)

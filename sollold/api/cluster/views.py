@@ -1,4 +1,4 @@
-"""The cluster as JSON: nodes, devices, what runs where, who leads. Pure."""
+"""The cluster as JSON: nodes, devices, deployments, leader. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sollold.serving.counters import Counters
 
 
 def device_object(device: Device) -> dict[str, Any]:
-    """A device; sizes in bytes."""
+    """Return a device; sizes are in bytes."""
     return {
         "id": device.id,
         "kind": str(device.kind),
@@ -33,7 +33,7 @@ def device_object(device: Device) -> dict[str, Any]:
 
 
 def plain_object(worker: ExternalWorker) -> dict[str, Any]:
-    """A worker that others started: used only where the settings allow what is neither proved nor secret."""
+    """Return an external worker: used only if the settings allow unauthenticated, unencrypted workers."""
     return {
         "address": worker.address,
         "state": str(worker.state),
@@ -45,7 +45,7 @@ def plain_object(worker: ExternalWorker) -> dict[str, Any]:
 
 
 def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
-    """A node with its devices; what an external worker has is not counted as the node's own memory."""
+    """Return a node with its devices; the totals exclude the memory of external workers."""
     own = [device for device in record.devices if device.kind is not Kind.EXTERNAL]
     memories = one_a_memory(own, lambda device: device.limit)
     return {
@@ -81,7 +81,7 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
 
 
 def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str]) -> dict[str, Any]:
-    """Something that runs, with its layers; ``first`` to ``last - 1``."""
+    """Return a deployment with the layers on each device, ``first`` to ``last - 1``."""
     return {
         "id": endpoint.id,
         "model": endpoint.model,
@@ -118,7 +118,7 @@ def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str])
 
 
 def drafts_object(drafts: Drafts) -> dict[str, Any] | None:
-    """What drafts tokens, and the share of them that was accepted so far; None: there is no speculation."""
+    """Return what drafts tokens, and the acceptance so far; None without speculation."""
     if not drafts.by:
         return None
     return {
@@ -132,7 +132,7 @@ def drafts_object(drafts: Drafts) -> dict[str, Any] | None:
 
 
 def offline_object(offline: OfflineNode) -> dict[str, Any]:
-    """A missing node as JSON: since when (seconds since the epoch), and what it held."""
+    """Return a missing node: since when (in seconds since the epoch), and what it held."""
     record = offline.record
     return {
         "node": record.node,
@@ -147,19 +147,19 @@ def offline_object(offline: OfflineNode) -> dict[str, Any]:
 
 
 def shown(endpoint: Endpoint) -> bool:
-    """Whether it takes part in "what runs": an Ollama's model that is not loaded does not."""
+    """Whether an endpoint is listed as running: an Ollama's model that is not loaded is not."""
     return endpoint.loaded or endpoint.state is not State.READY
 
 
 def names_of(live: Iterable[Record], offline: Iterable[OfflineNode]) -> dict[str, str]:
-    """The nodes' names by id: a model may have layers on one that has just gone."""
+    """Return names of nodes by id, including missing ones: a model may have layers on a node just lost."""
     return {one.record.node: one.record.name for one in offline} | {one.node: one.name for one in live}
 
 
 def cluster_object(
     me: Record, records: Sequence[Record], leader: Term, offline: Sequence[OfflineNode]
 ) -> dict[str, Any]:
-    """``GET /api/cluster``."""
+    """Return the response of ``GET /api/cluster``."""
     names = names_of(records, offline)
     leads = next((record for record in records if record.node == leader.leader), None)
     ordered = sorted(records, key=lambda record: (natural(record.name), record.node))
@@ -183,7 +183,7 @@ def cluster_object(
 
 
 def stats_object(me: Record, counters: Counters, now: float) -> dict[str, Any]:
-    """``GET /api/cluster/stats``; ``now`` as a Unix time."""
+    """Return the response of ``GET /api/cluster/stats``; ``now``: Unix time."""
     return {
         "node": me.node,
         "name": me.name,
