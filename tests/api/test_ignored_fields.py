@@ -94,7 +94,7 @@ async def test_what_has_no_effect_here_is_named(serve: Serve, http: ClientSessio
 async def test_advice_goes_with_it(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(answers()))
     warned = await told(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})
-    assert "it belongs into options: options.temperature" in warned
+    assert "it belongs in options: options.temperature" in warned
     warned = await told(http, f"{url}/api/chat", {**CHAT, "options": {"repetition_penalty": 1.1}})
     assert "did you mean repeat_penalty?" in warned
     warned = await told(http, f"{url}/v1/chat/completions", {**CHAT, "max_token": 5})

@@ -61,8 +61,8 @@ def test_it_becomes_the_fields() -> None:
         ("FROM ./a.gguf", "model folder"),
         ("FROM /models/a", "model folder"),
         ("FROM demo\nADAPTER ./x", "ADAPTER is not supported"),
-        ("hello", "no command"),
-        ("FROM demo\n<>", "no command"),
+        ("hello", "not a command"),
+        ("FROM demo\n<>", "not a command"),
     ],
 )
 def test_what_has_no_field_is_refused(text: str, why: str) -> None:

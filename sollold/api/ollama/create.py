@@ -67,7 +67,7 @@ def told(create: Create, base: Model) -> NameOverrides:
             raise Refusal(Fault.BAD_REQUEST, f"the parameters are longer than {_LONGEST} characters")
     messages = tuple((one.role, one.content or "") for one in create.messages or ())
     for what, length in (
-        ("system text", len(create.system or "")),
+        ("system prompt", len(create.system or "")),
         ("template", len(create.template or "")),
         ("text of the messages", sum(len(content) for _, content in messages)),
     ):

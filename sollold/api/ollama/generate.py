@@ -81,7 +81,7 @@ def unpack_context(context: list[int]) -> list[PackedTurn]:
         return _turns.decode(raw)
     except (ValueError, zlib.error, msgspec.MsgspecError):
         raise Refusal(
-            Fault.BAD_REQUEST, "invalid context: send it back exactly as received, or leave it out"
+            Fault.BAD_REQUEST, "invalid context: send it back exactly as received, or omit it"
         ) from None
 
 
@@ -125,13 +125,13 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
     need(model, "insert", "insert")
     for name, given in (
         ("images", generate.images),
-        ("a system text", generate.system),
+        ("a system prompt", generate.system),
         ("context", generate.context),
     ):
         if given:
             raise Refusal(
                 Fault.BAD_REQUEST,
-                f"{name} can't be combined with suffix: the model sees only what is before and after; "
+                f"{name} can't be combined with suffix: the model sees only the text before and after it; "
                 "put it into the prompt",
             )
     body = {
@@ -159,7 +159,7 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
     if generate.images:
         raise Refusal(
             Fault.BAD_REQUEST,
-            "images need the model's own template; leave out raw, template and token context",
+            "images need the model's own template; omit raw, template and token context",
         )
     if generate.template:
         system = generate.system or model.system

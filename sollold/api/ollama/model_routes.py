@@ -33,8 +33,8 @@ log = logging.getLogger("sollold.api")
 _SHOW_SECONDS = 10.0
 
 _NOT_AT_OLLAMA = (
-    "only an Ollama can do this, and none has {name}: create it there first, with its file's path as FROM in "
-    "a Modelfile (ollama create)"
+    "only an Ollama can do this, and none has {name}: create it there first, with the path of its file as "
+    "FROM in a Modelfile (ollama create)"
 )
 _NO_RELAY = (
     "{what} needs an Ollama, and no node of this cluster has a reachable one; start Ollama on a node, or "
@@ -126,7 +126,7 @@ class OllamaModelRoutes:
                     await answer.close()
             return msgspec.json.decode(raw, type=dict[str, Any]) if answer.status == 200 else None
         except (Refusal, TimeoutError, msgspec.MsgspecError) as error:
-            log.info("the Ollama that has %s does not say what it is: %s", listed.model.name, error)
+            log.info("the Ollama that has %s does not describe it: %s", listed.model.name, error)
             return None
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
@@ -179,7 +179,7 @@ class OllamaModelRoutes:
         relay = self._services.relay
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
         if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
-            raise Refusal(Fault.BAD_REQUEST, "a blob's name is sha256: and 64 hex digits")
+            raise Refusal(Fault.BAD_REQUEST, "a blob's name must be sha256: and 64 hex digits")
         body: AsyncIterator[bytes] | bytes = request.content.iter_any()
         model = ""
         if not path.startswith("/api/blobs/"):

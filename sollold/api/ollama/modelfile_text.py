@@ -35,7 +35,7 @@ def modelfile_fields(text: str) -> dict[str, Any]:
             continue
         command = _COMMAND.match(line)
         if command is None:
-            raise _refused(f"{line[:40]!r} is no command of one")
+            raise _refused(f"{line[:40]!r} is not a command")
         name, value = command[1].upper(), line[command.end() :]
         word, value = _first_word(value) if name in _OF_A_WORD else ("", value)
         _add(found, name, word.lower(), _unquoted(_whole(value, lines)))
@@ -60,7 +60,7 @@ def _whole(value: str, lines: Iterator[str]) -> str:
         further.append(line)
         if line.rstrip().endswith(mark):
             return "\n".join(further).rstrip()
-    raise _refused(f"the text in {mark} has no end")
+    raise _refused(f"the string that begins with {mark} is not closed")
 
 
 def _add(found: dict[str, Any], command: str, word: str, value: str) -> None:
@@ -79,7 +79,7 @@ def _add(found: dict[str, Any], command: str, word: str, value: str) -> None:
     elif command == "MESSAGE":
         found.setdefault("messages", []).append({"role": word, "content": value})
     else:
-        raise _refused(f"{command[:40]} is not supported in it")
+        raise _refused(f"{command[:40]} is not supported")
 
 
 def _add_parameter(parameters: dict[str, Any], name: str, given: str) -> None:
@@ -104,5 +104,5 @@ def _unquoted(text: str) -> str:
 
 def _refused(why: str) -> Refusal:
     return Refusal(
-        Fault.BAD_REQUEST, f"modelfile: {why}; a request says the same in {_FIELDS}", field="modelfile"
+        Fault.BAD_REQUEST, f"modelfile: {why}; the request may use {_FIELDS} instead", field="modelfile"
     )

@@ -19,7 +19,7 @@ from sollold.models.model import Model
 from sollold.models.templates.jinja import RAW
 from sollold.units import file_time_text, timestamp_text
 
-_NO_TEMPLATE = "no chat template: the model is given what the user says, without roles or turns"
+_NO_TEMPLATE = "no chat template: the model receives the plain text of the prompt, without roles or turns"
 _FOREVER = 100 * 365 * 86400.0
 """Lifetime reported for a model that is never unloaded, in seconds."""
 

@@ -133,7 +133,7 @@ class Shared(msgspec.Struct, kw_only=True):
             Refusal: BAD_REQUEST for a request that is not streamed.
         """
         if self.resume is not None and self.stream is False:
-            raise Refusal(Fault.BAD_REQUEST, "resume is for streamed requests; ask for the whole again")
+            raise Refusal(Fault.BAD_REQUEST, "resume requires a streamed request; repeat the whole request")
         return self.resume.delivered() if self.resume is not None else None
 
 
@@ -374,7 +374,7 @@ def think_of(think: bool | str | None) -> bool | str | None:
         return word == "true"
     if word not in LEVELS:
         raise Refusal(
-            Fault.BAD_REQUEST, f"unknown think {think[:40]!r}; it is true, false, {', '.join(LEVELS)}"
+            Fault.BAD_REQUEST, f"unknown think {think[:40]!r}; it must be true, false, {', '.join(LEVELS)}"
         )
     return word
 

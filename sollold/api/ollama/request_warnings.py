@@ -17,10 +17,10 @@ _OPTIONS = frozenset(Options.__struct_fields__)
 _WHY = {
     **{f"options.{name}": "the cluster itself decides how a model is loaded" for name in _PLACING},
     **{
-        f"options.{name}": "Ollama no longer knows it either"
+        f"options.{name}": "Ollama no longer supports it either"
         for name in ("penalize_newline", "tfs_z", "rope_frequency_base", "rope_frequency_scale")
     },
-    **{name: f"it belongs into options: options.{name}" for name in Options.__struct_fields__},
+    **{name: f"it belongs in options: options.{name}" for name in Options.__struct_fields__},
 }
 
 

@@ -145,7 +145,7 @@ class OllamaRoutes:
             raise Refusal(
                 Fault.BAD_REQUEST,
                 "this context was created by llama.cpp and the model is now served by Ollama, which can't "
-                "read it; leave context out, or use /api/chat",
+                "read it; omit context, or use /api/chat",
             )
         ignored = request_warnings(body, generate)
 
@@ -248,7 +248,7 @@ class OllamaRoutes:
         if not texts:
             return json_response({"model": embed.model, "embeddings": []})
         if any(not text for text in texts):
-            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
         found = await self._embedder.embed(
