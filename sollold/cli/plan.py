@@ -56,7 +56,9 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     for reason in reasons:
         out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        if not any(reason.startswith(f"{model} is idle ") for reason in reasons):
+        # The second form is that of a daemon of an older release.
+        said = (f"{model} is idle ", f"{model}, idle, ")
+        if not any(reason.startswith(said) for reason in reasons):
             out.print(f"  - {model} ({deployment}) would be unloaded")
     if missing := preview.get("missing"):
         _missing(out, missing)

@@ -73,11 +73,11 @@ STATE: dict[str, Any] = {
 
 PLAN: dict[str, Any] = {
     "ok": True, "reason": "big:latest fits two nodes", "context": 4096,
-    "evicts": [["d0", "old"], ["d1", "idle"]],
+    "evicts": [["d0", "old"], ["d1", "idle"], ["d2", "rest"]],
     "prompt_tokens_per_second": 184.4,
     "plan": {
         "layers": 16, "tokens_per_second": 9.5, "load_seconds": 12.0,
-        "reasons": ["anna has the file", "idle is idle and makes room."],
+        "reasons": ["anna has the file", "idle is idle and makes room.", "rest, idle, makes room."],
         "run": {"context": 4096},
         "host": {"node": "aa", "device": "CPU", "first": 0, "last": 9, "weights": GIB, "state": 1000,
                  "compute": 500, "overhead": 0},
@@ -280,6 +280,7 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
     assert "reads prompts at about 184 tokens/s" in " ".join(done.stdout.split())
     assert "anna alone" in done.stdout and "old (d0) would be unloaded" in done.stdout
     assert "idle is idle and makes room" in done.stdout and "d1" not in done.stdout, "said once"
+    assert "rest, idle, makes room" in done.stdout and "d2" not in done.stdout, "also by an older release"
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG
     assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout

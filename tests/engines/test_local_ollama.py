@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.engines.address import EngineAddress
 from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.ollama.api import address, is_here
+from sollold.engines.ollama.api import OllamaApi, Tag, address, is_here
 from sollold.engines.ollama.convert import seconds_left
+from sollold.engines.ollama.endpoints import OllamaEndpoints
 from sollold.engines.ollama.service import _HANGS, LocalOllama
 from sollold.machine.device import Device, Kind
 from sollold.models.stores.catalogue import Catalogue
@@ -136,6 +138,34 @@ async def test_what_its_list_leaves_out_of_what_models_can_do(
     polls = standin.polls
     await until(lambda: standin.polls > polls + 12)
     assert standin.shown == ["new:latest", "old:latest"], "once, and not of a model that is read here"
+
+
+async def test_an_older_list_does_not_replace_a_newer_one(view: FakeView, catalogue: Catalogue) -> None:
+    """The older one waits for what its models can do, while another is deleted."""
+    asked, answered = asyncio.Event(), asyncio.Event()
+    there = [Tag("kept:latest", size=1000, digest="k"), Tag("deleted:latest", size=1000, digest="d")]
+
+    class Api(OllamaApi):
+        async def tags(self) -> list[Tag]:
+            return list(there)
+
+        async def capabilities(self, model: str) -> list[str]:
+            if not asked.is_set():
+                asked.set()
+                await answered.wait()
+            return ["completion"]
+
+    async with aiohttp.ClientSession() as session:
+        api, models = Api(session, "http://127.0.0.1:1"), OllamaEndpoints(view, catalogue, lambda: 1)
+        older = asyncio.create_task(models.read_tags(api))
+        await asked.wait()
+        there.pop()
+        newer = asyncio.create_task(models.read_tags(api))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        answered.set()
+        await asyncio.gather(newer, older)
+    assert models.has("kept:latest") and not models.has("deleted:latest")
 
 
 async def test_memory_that_a_gpu_shares_is_there_once(

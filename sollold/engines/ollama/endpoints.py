@@ -23,7 +23,7 @@ _MARGIN = 1.1
 _EXPIRY_SECONDS = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
 _SHOWS = 1.0
-"""Time limit for asking what models can do, in seconds; the rest is asked with the next list."""
+"""Seconds after which no further model is asked about; the rest follow with the next list."""
 _GATHER_SECONDS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
 
@@ -44,6 +44,7 @@ class OllamaEndpoints:
         self._tags: dict[str, Tag] = {}
         self._shown: dict[str, list[str]] = {}
         """Digest → what the model can do, where only Ollama reads its files."""
+        self._reading = asyncio.Lock()
         self.loaded = LoadedModels()
         self.endpoints: tuple[Endpoint, ...] = ()
         self._runner_memory = RunnerMemory()
@@ -74,18 +75,20 @@ class OllamaEndpoints:
         Raises:
             OllamaError: it can't be asked.
         """
-        tags: dict[str, Tag] = {}
-        for tag in await api.tags():
-            with contextlib.suppress(ValueError):
-                name = canonical(tag.name)
-                if not tag.remote_host and not parse(name).cloud:
-                    tags[name] = tag
-        with contextlib.suppress(OllamaError):
-            await self._show(api, tags)
-        for tag in tags.values():
-            tag.capabilities = self._shown.get(tag.digest) or tag.capabilities
-        self._tags = tags
-        self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in tags.items()))
+        # One at a time: an older list, held up by questions about its models, must not replace a newer one.
+        async with self._reading:
+            tags: dict[str, Tag] = {}
+            for tag in await api.tags():
+                with contextlib.suppress(ValueError):
+                    name = canonical(tag.name)
+                    if not tag.remote_host and not parse(name).cloud:
+                        tags[name] = tag
+            with contextlib.suppress(OllamaError):
+                await self._show(api, tags)
+            for tag in tags.values():
+                tag.capabilities = self._shown.get(tag.digest) or tag.capabilities
+            self._tags = tags
+            self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in tags.items()))
 
     async def _show(self, api: OllamaApi, tags: dict[str, Tag]) -> None:
         """Ask for the capabilities of models whose files can't be read here.
