@@ -143,8 +143,8 @@ class EngineDeaths:
         if len(counted) > (_EMBEDDING_RETRIES if self._ask.embedding else _RETRIES):
             raise Refusal(
                 Fault.INTERRUPTED,
-                f"{len(counted)} engines crashed one after another with this request, last: "
-                f"{counted[-1].why}. Something in the request may crash them; change the request",
+                f"{len(counted)} engines failed one after another with this request, last: "
+                f"{counted[-1].why}. Something in the request may make them fail; change the request",
             )
 
     def _crashed(self, endpoint: tuple[str, str]) -> bool:

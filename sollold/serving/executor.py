@@ -333,7 +333,7 @@ class RequestExecutor:
         if attempt.candidate.engine is not Engine.OLLAMA:
             raise StreamError(ErrorKind.ENGINE, "the engine ended its answer early", transport=True)
         # It would do so again wherever it is resumed.
-        log.info("an Ollama ended its answer early, as if the answer repeated itself", extra=self._extra)
+        log.info("an Ollama ended its answer early; it may have repeated itself", extra=self._extra)
         return continuation.cut_short()
 
     async def _done(self, attempt: Attempt) -> None:

@@ -156,7 +156,7 @@ async def test_a_text_that_engines_die_over_is_not_asked_for_ever(cluster: Clust
         await nodes[asked].serving.open(deadly, lambda _: None)
     assert (
         refused.value.fault is Fault.INTERRUPTED
-        and "3 engines crashed one after another" in refused.value.message
+        and "3 engines failed one after another" in refused.value.message
     )
     assert len(reciter.requests) == 3
 
