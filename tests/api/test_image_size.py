@@ -80,7 +80,7 @@ async def test_a_jpeg_that_never_says(serve: Serve, http: ClientSession) -> None
     url = await serve(parts(ScriptedService(), model(capabilities=("completion", "vision"))))
     data = base64.b64encode(jpeg(10, 10, 2 * HEADS[-1])).decode()
     status, said = await _status(http, url, "/v1/chat/completions", data)
-    assert status == 400 and "does not say how large" in said
+    assert status == 400 and "does not give its size" in said
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages"])

@@ -68,7 +68,7 @@ async def test_a_text_stays_whole(text: str) -> None:
 
 async def test_texts_are_bounded() -> None:
     for text in ("a" * 9 * MIB, "a " * 5 * MIB):
-        with pytest.raises(Refusal, match="the texts in the body") as refused:
+        with pytest.raises(Refusal, match="the text in the body") as refused:
             await cut({"prompt": text})
         assert refused.value.status == 413
 

@@ -127,7 +127,7 @@ async def test_http_is_for_this_machine_and_hangs_up_are_borne(served: Served) -
         ("", "", 'http.tls = "own" needs http.tls_certificate'),
         ("fullchain.pem", "", 'http.tls = "own" needs http.tls_key'),
         ("fullchain.pem", "nowhere", "http.tls_key = .*nowhere can't be read: No such file"),
-        ("fullchain.pem", "fullchain.pem", "are no certificate and its key"),
+        ("fullchain.pem", "fullchain.pem", "are not a certificate and its key"),
     ],
 )
 async def test_a_start_without_a_certificate_says_why(

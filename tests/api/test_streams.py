@@ -313,7 +313,7 @@ async def test_server_sent_events_say_in_a_comment_that_the_answer_was_resumed(
     url = await serve(parts(service))
     async with http.post(f"{url}{path}", json={**PATHS[path], "stream": True}) as answer:
         body = await answer.text()
-    before, comment, after = body.partition(": resumed: 1 times, 1500 ms without output in all\n\n")
+    before, comment, after = body.partition(": resumed: 1 times, 1500 ms without output in total\n\n")
     assert comment and "Hel" in before and "lo" in after
 
 

@@ -145,7 +145,7 @@ def read_chunk(raw: bytes) -> Chunk:
     try:
         chunk = _chunk.decode(raw)
     except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable answer of the engine: {error}") from None
+        raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
     if chunk.error is not None:
         message = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
         raise Refusal(Fault.ENGINE, f"engine error: {message}")

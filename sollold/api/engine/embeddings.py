@@ -92,7 +92,7 @@ class Embedder:
             try:
                 return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
             except msgspec.MsgspecError as error:
-                raise Refusal(Fault.ENGINE, f"unreadable embeddings of Ollama: {error}") from None
+                raise Refusal(Fault.ENGINE, f"unreadable embeddings from Ollama: {error}") from None
         if len(raw) < _LARGE:
             vectors, tokens = _read(raw, normalize)
         else:
@@ -125,7 +125,7 @@ def _joined(found: Sequence[Embedded]) -> Embedded:
             if isinstance(value, int | list) and isinstance(native.get(name), type(value)):
                 native[name] += value
     if len({one is None for one in natives}) > 1:
-        raise Refusal(Fault.INTERRUPTED, "different engines gave the embeddings; send the request again")
+        raise Refusal(Fault.INTERRUPTED, "different engines returned the embeddings; send the request again")
     return Embedded(vectors, sum(one.tokens for one in found), found[-1].routing, native)
 
 
@@ -179,7 +179,7 @@ def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
     try:
         answer = _answer.decode(raw)
     except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable embeddings of the engine: {error}") from None
+        raise Refusal(Fault.ENGINE, f"unreadable embeddings from the engine: {error}") from None
     return [
         one.embedding for one in sorted(answer.data, key=lambda one: one.index)
     ], answer.usage.prompt_tokens

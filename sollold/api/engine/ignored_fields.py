@@ -16,17 +16,17 @@ OF_THE_CALLER = frozenset(_CALLERS.split())
 """Fields about the caller, billing, storage or speed elsewhere: the answer is the same without them."""
 
 _WHY = {
-    "container": "code runs at Anthropic alone",
+    "container": "code runs only at Anthropic",
     "context_management": "shorten the conversation before you send it",
     "compaction": "shorten the conversation before you send it",
-    "fallbacks": "name the other model in a request of its own",
-    "include": "what it names is made at OpenAI alone",
-    "max_tool_calls": "the tools that it counts run at OpenAI alone",
+    "fallbacks": "send a separate request to the other model",
+    "include": "only OpenAI produces what it names",
+    "max_tool_calls": "the tools that it counts run only at OpenAI",
     "moderation": "nothing is moderated here",
-    "store": "chats are not kept here; /v1/responses keeps what it answers for a while",
+    "store": "chats are not kept here; /v1/responses keeps its responses for a while",
     "text": "it belongs to /v1/responses; a chat has response_format",
-    "verbosity": "say in the prompt how long the answer is to be",
-    "text.verbosity": "say in the prompt how long the answer is to be",
+    "verbosity": "say in the prompt how long the answer should be",
+    "text.verbosity": "say in the prompt how long the answer should be",
     "truncation": "it belongs to /v1/responses",
 }
 _UNKNOWN = "it is not known here"
@@ -73,7 +73,7 @@ def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -
 
 def context_note(num_ctx: int | None) -> tuple[str, ...]:
     """Return a warning that an Ollama ignores ``num_ctx`` in its OpenAI API."""
-    return ("num_ctx has no effect: an Ollama answers, which takes it at /api alone",) if num_ctx else ()
+    return ("num_ctx has no effect: an Ollama answers, which accepts it only at /api",) if num_ctx else ()
 
 
 def _asks(name: str, value: object) -> bool:

@@ -44,4 +44,4 @@ def read_infilled(raw: bytes) -> Infilled:
     try:
         return _infilled.decode(raw)
     except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable answer of the engine: {error}") from None
+        raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None

@@ -94,7 +94,7 @@ def image_url_part(image: object) -> dict[str, Any]:
     scheme = text[:8].lower()
     if scheme.startswith("data:"):
         if ";base64," not in text[:200].lower():
-            raise Refusal(Fault.BAD_REQUEST, "an image_url of kind data: must be base64")
+            raise Refusal(Fault.BAD_REQUEST, "an image_url with a data: URL must be base64")
         return image_part(text)
     if not scheme.startswith(("http://", "https://")):
         raise Refusal(Fault.BAD_REQUEST, "an image_url needs a url: data:image/…;base64,… or http(s)://…")

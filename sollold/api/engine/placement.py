@@ -74,7 +74,7 @@ async def prepare_placement(
     if not placement.file:
         return ""
     if not client_of(request).local:
-        message = "placement.file: a file is only taken from callers on the node's own machine"
+        message = "placement.file: a file is only accepted from callers on the node's own machine"
         raise Refusal(Fault.BAD_REQUEST, message, status=403)
     return await services.library.add_file(placement.file)
 

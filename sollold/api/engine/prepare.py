@@ -129,7 +129,7 @@ def _convert_tools(body: dict[str, Any]) -> list[str]:
     effort = Effort()
     body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
     if (further := len(warnings) - _MOST_TOOLS) > 0:
-        warnings[_MOST_TOOLS:] = [f"not all is enforced of the schemas of {further} more tools"]
+        warnings[_MOST_TOOLS:] = [f"the schemas of {further} more tools are not fully enforced"]
     return warnings
 
 
@@ -142,7 +142,7 @@ def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> 
     problems = [*converted.problems, *converted.notes, *unenforced(converted.schema), *further]
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
-        problems = [SchemaProblem("", "type", "the arguments of a tool are an object")]
+        problems = [SchemaProblem("", "type", "the arguments of a tool must be an object")]
         schema = {"type": "object"}
     elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
         schema = {**schema, "type": "object"}

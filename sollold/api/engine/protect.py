@@ -207,7 +207,7 @@ def _check_image(image: object, media: Media) -> None:
         if count is not None:
             break
     if count is None:
-        raise _refused(f"an image does not say how large it is in its first {HEADS[-1]} bytes")
+        raise _refused(f"an image does not give its size in its first {HEADS[-1]} bytes")
     if count > MOST_PIXELS:
         raise _refused(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
 
@@ -236,7 +236,7 @@ def _check_grammar(grammar: object) -> None:
     for letter in rules:
         depth += (letter == "(") - (letter == ")")
         if depth > _DEEPEST_GRAMMAR:
-            raise _refused(f"the grammar is nested more than {_DEEPEST_GRAMMAR} deep")
+            raise _refused(f"the grammar is nested more than {_DEEPEST_GRAMMAR} levels deep")
     try:
         check_grammar(grammar)
     except TooManyWays as error:
@@ -268,7 +268,7 @@ def check_size(value: object, name: str) -> None:
             raise _refused(f"{name} has more than {_MOST_SCHEMA_ENTRIES} keywords and values")
         if not layer:
             return
-    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} levels deep")
 
 
 def _check_schemas(value: object, name: str) -> None:

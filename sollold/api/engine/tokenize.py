@@ -54,4 +54,4 @@ class TokenizerClient:
         try:
             return msgspec.json.decode(raw, type=answer)
         except msgspec.MsgspecError as error:
-            raise Refusal(Fault.ENGINE, f"unreadable answer of the engine to {path}: {error}") from None
+            raise Refusal(Fault.ENGINE, f"unreadable response from the engine to {path}: {error}") from None

@@ -79,7 +79,7 @@ def check_grammar(grammar: str) -> None:
     # Measured twice: whether a recursive rule may be empty is known only after the first time.
     measure = _Measure(rules, _Measure(rules, {}).known)
     if _has_circle(measure.begins):
-        raise TooManyWays("a rule begins with itself, behind what may be left out")
+        raise TooManyWays("a rule may begin with itself (left recursion)")
 
 
 class _Groups:
@@ -132,7 +132,7 @@ class _Measure:
 
     def _measure(self, name: str, depth: int) -> Ways:
         if depth > _LONGEST_CHAIN:
-            raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} deep")
+            raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} levels deep")
         rules, known, begins = self._rules, self.known, self.begins.setdefault(name, set())
         known[name] = (1, self._before.get(name, (1, False))[1])
         groups = _Groups()
@@ -210,7 +210,7 @@ class _Sequence:
             high = int(token[2] or low or 1)
             if high < low:
                 # An engine would create rules until its memory is exhausted.
-                raise TooManyWays(f"the repetition {text} ends before it begins")
+                raise TooManyWays(f"the repetition {text} has a minimum above its maximum")
         if empty:
             # Each repetition may be empty, so all of them can begin at once, and end at any other.
             count *= high * _REPEATED if high > 1 else 1
@@ -241,4 +241,4 @@ class _Sequence:
 
 def _check(count: int) -> None:
     if count > MOST_WAYS:
-        raise TooManyWays(f"it goes on in more than {MOST_WAYS} ways at one place")
+        raise TooManyWays(f"it can continue in more than {MOST_WAYS} ways at one place")

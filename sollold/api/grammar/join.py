@@ -157,7 +157,7 @@ def _listed(one: Any, other: Any) -> Any:
 def _consts(one: Any, other: Any) -> Any:
     if is_among(one, [other]):
         return one
-    raise Impossible("const", "no value is all of them")
+    raise Impossible("const", "the values differ")
 
 
 def _multiples(one: Any, other: Any) -> Any:

@@ -132,7 +132,7 @@ class Rewriter:
     def _choice(self, schema: Schema, keyword: str, found: list[Schema], pointer: str, depth: int) -> Schema:
         """Return ``schema``, which has no constraints, with the choices ``found``, rewritten."""
         kept: list[Schema] = []
-        problem = Impossible(keyword, "nothing can meet any of them")
+        problem = Impossible(keyword, "no value satisfies any of them")
         for place, one in enumerate(found):
             self._choosing += 1
             try:
@@ -144,7 +144,7 @@ class Rewriter:
         if not kept:
             raise problem
         if keyword == "oneOf" and may_overlap(kept, self._at):
-            reason = "that only one of them is met"
+            reason = "that only one of them matches"
             self.notes.append(SchemaProblem(pointer, keyword, reason))
         return {**schema, keyword: kept}
 
@@ -190,7 +190,7 @@ class Rewriter:
         if len(some) * len(others) > MOST_ALTERNATIVES or self._effort.visits < 0:
             raise TooLarge
         found: list[Schema] = []
-        problem = Impossible("anyOf", "nothing can meet any of them")
+        problem = Impossible("anyOf", "no value satisfies any of them")
         for one in some:
             for other in others:
                 try:

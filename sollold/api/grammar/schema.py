@@ -68,11 +68,11 @@ def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = 
         # The places may have moved: name them.
         named = _Converter(given, effort, name_places=True)
         rewritten = _rewritten(named.document(), effort, formats)
-    why = "it is too large for what stands beside its choices to be enforced"
+    why = "it is too large to enforce the keywords beside its choices"
     if rewritten is not None and rewritten.schema != schema and _is_too_wide(rewritten.schema):
         if formats and not _is_too_wide(schema):
             return convert_schema(given, formats=False)
-        why, rewritten = "an engine would hang over the form in which more of it is enforced", None
+        why, rewritten = "an engine would hang on a form that enforces more of it", None
     if rewritten is None:
         return ConvertedSchema(schema, converter.problems, [SchemaProblem("", "schema", why)])
     return ConvertedSchema(rewritten.schema, [*converter.problems, *rewritten.problems], rewritten.notes)
@@ -208,7 +208,7 @@ class _Converter:
                 continue
             number = _number(value)
             if number is None or (keyword in _COUNTS and (number != int(number) or number < 0)):
-                self._problem(pointer, keyword, f"{str(value)[:40]!r} is not such a number")
+                self._problem(pointer, keyword, f"{str(value)[:40]!r} is not a valid number")
                 del out[keyword]
             else:
                 out[keyword] = int(number) if number == int(number) else number
@@ -219,7 +219,7 @@ class _Converter:
         pattern = out["pattern"]
         try:
             if not isinstance(pattern, str):
-                raise Unsupported("it is not a text")
+                raise Unsupported("it is not a string")
             self._effort.letters -= len(pattern)
             if self._effort.letters < 0:
                 raise Unsupported("there are too many long patterns")

@@ -98,9 +98,9 @@ def check_schema(value: object) -> None:
     if ranges > _MOST_RANGES:
         raise TooWide(f"it bounds more than {_MOST_RANGES} numbers")
     if repeats > _MOST_REPEATS:
-        raise TooWide(f"its bounds of lengths are more than {_MOST_REPEATS} together")
+        raise TooWide(f"its bounds of lengths add up to more than {_MOST_REPEATS}")
     if squares > _MOST_OPTIONAL_SQUARED:
-        raise TooWide("it has too many properties that may be left out; make more of them required")
+        raise TooWide("it has too many optional properties; make more of them required")
 
 
 def _check_references(
@@ -111,7 +111,7 @@ def _check_references(
     ``followed``: references seen so far → whether they have been followed to the end.
     """
     if depth > _DEEPEST:
-        raise TooWide("its references lead to one another too often")
+        raise TooWide("its references are nested too deeply")
     if not isinstance(one, dict):
         return
     reference = one.get("$ref")
@@ -148,7 +148,7 @@ def _check_spans(schema: dict[str, Any]) -> None:
         if (lows and not highs and max(lows) >= _LARGEST_BOUND) or (
             highs and not lows and min(highs) <= -_LARGEST_BOUND
         ):
-            raise TooWide(f"the bound of an integer is beyond {_LARGEST_BOUND}, and it has no other")
+            raise TooWide(f"the only bound of an integer is beyond {_LARGEST_BOUND}")
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -136,5 +136,5 @@ def _without_denied_types(schema: Schema) -> Schema:
     left = [kind for kind in kinds if kind not in without and not (kind == "integer" and "number" in without)]
     rest = {key: value for key, value in schema.items() if key not in ("not", "type")}
     if not left:
-        raise Impossible("not", "it denies all types")
+        raise Impossible("not", "it excludes all types")
     return {"type": left[0] if len(left) == 1 else left, **rest}

@@ -46,7 +46,7 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
     count = len(prefix)
     first = last = max(least, count)
     if rest is False and least > count:
-        raise Impossible("minItems", "there are fewer items")
+        raise Impossible("minItems", "fewer items are allowed")
     if first > _LONGEST:
         settled.notes.append(("minItems", f"above {_LONGEST} beside prefixItems"))
         first = last = count
@@ -54,7 +54,7 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
         first = least
         last = int(min(most, max(least, count) + _MOST_FURTHER))
         if last < most:
-            settled.notes.append(("items", f"at most {last} items are written"))
+            settled.notes.append(("items", f"at most {last} items are generated"))
     first, last = int(min(first, most)), int(min(last, most))
     if first == last == count:
         # A tuple of one length, as llama.cpp reads it.

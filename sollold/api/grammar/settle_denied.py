@@ -65,7 +65,7 @@ def _deny_integers(settled: Settled, denied: dict[str, Any], demands: dict[str, 
             ranges.append({key: int(bound) for key, bound in bounds.items() if abs(bound) != math.inf})
         low = math.inf if one is None else one + 1
     if not ranges:
-        raise Impossible("not", "it denies all integers that there may be")
+        raise Impossible("not", "it excludes all allowed integers")
     settled.set(**{"not": None}, **dict.fromkeys(BOUNDS))
     if len(ranges) == 1:
         settled.set(**ranges[0])

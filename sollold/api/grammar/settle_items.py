@@ -62,7 +62,7 @@ def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, allowed:
             return
         arrays = [one for one, verdict in zip(arrays, verdicts, strict=True) if verdict]
         if not arrays:
-            raise Impossible("contains", "no array of different items has such a one")
+            raise Impossible("contains", "no array of different items has such an item")
     others = [kind for kind in kinds_of(schema) or () if kind != "array"]
     settled.set(**dict.fromkeys((*_OF_ARRAYS, "type")))
     if others:

@@ -85,7 +85,7 @@ def _counts(settled: Settled) -> None:
     least, most = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
     if least > min(most, len(properties)) or most < len(required):
         raise Impossible(
-            "minProperties" if least else "maxProperties", "there is no such number of properties"
+            "minProperties" if least else "maxProperties", "no such number of properties is possible"
         )
     if most >= len(properties):
         settled.set(maxProperties=None)

@@ -138,7 +138,7 @@ def _of_array(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
         elif isinstance(rest, dict):
             return
         if not schema.get("minItems", 0) <= len(prefix) <= schema.get("maxItems", math.inf):
-            yield "minItems" if "minItems" in schema else "maxItems", "beside single items"
+            yield "minItems" if "minItems" in schema else "maxItems", "beside a tuple of items"
         return
     if schema.get("maxItems", 0) > MOST_REPEATS:
         yield "maxItems", f"above {MOST_REPEATS}"

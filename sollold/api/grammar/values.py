@@ -180,7 +180,7 @@ def filter_values(schema: Schema, check: ValueCheck) -> Schema:
         return schema
     kept = [value for value in values if check.admits(beside, value) is not False]
     if not kept:
-        raise Impossible(keyword, "no value of it meets what stands beside it")
+        raise Impossible(keyword, "none of its values satisfies the keywords beside it")
     if beside.keys() == {"type"} and len(kept) == len(values):
         return schema
     decided = {

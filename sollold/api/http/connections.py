@@ -30,8 +30,8 @@ _HANDSHAKE = 22
 """First byte of a TLS handshake (RFC 8446, 5.1), but of no HTTP request."""
 _NO_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 79\r\n\r\n"
-    b'{"error":"this node speaks HTTP alone here: write http:// instead of https://"}'
+    b"Content-Length: 78\r\n\r\n"
+    b'{"error":"this node speaks only HTTP here: write http:// instead of https://"}'
 )
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -206,7 +206,7 @@ def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
                 f"origin {origin[:200]} is not allowed (CORS); add it to cors_origins in sollold.toml, [http]"
             )
     if cross_site(request):
-        return "requests of other sites' pages are not allowed"
+        return "requests from pages of other sites are not allowed"
     return ""
 
 

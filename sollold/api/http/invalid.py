@@ -23,7 +23,7 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
     what, field = (at[1], at[2]) if at else (text, "")
     if wrong := _NO_CHOICE.fullmatch(what):
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
-        what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
+        what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not an allowed value"
     elif unknown := _UNKNOWN.fullmatch(what):
         names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
         what = f"unknown field {unknown[1]}{did_you_mean(unknown[1], names)}"

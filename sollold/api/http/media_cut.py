@@ -91,8 +91,8 @@ def _bound(size: int) -> None:
     if size > LONGEST_TEXT:
         raise Refusal(
             Fault.BAD_REQUEST,
-            f"the texts in the body are longer than {LONGEST_TEXT} bytes; only images and sound in base64 "
-            "may be",
+            f"the text in the body is longer than {LONGEST_TEXT} bytes; only images and audio in base64 "
+            "may be longer",
             status=413,
         )
 

@@ -277,7 +277,7 @@ class Reply:
     def _say_resumed(self, routing: Routing) -> None:
         """Report a resumption in a comment, if the stream has comments."""
         if self._encoder.content_type == SSE:
-            times = f"{routing.resumed} times, {routing.gap_ms:.0f} ms without output in all"
+            times = f"{routing.resumed} times, {routing.gap_ms:.0f} ms without output in total"
             self._write(self._encoder.keep_alive(Waiting("resumed", message=times)))
 
     def _say_warnings(self, routing: Routing) -> None:

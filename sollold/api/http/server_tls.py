@@ -98,7 +98,7 @@ class Files:
             return _context(MemoryFile(certificate + b"\n" + key)), first.not_valid_after_utc
         except (OSError, ValueError) as error:
             raise CertificateError(
-                f"http.tls_certificate = {self._certificate} and http.tls_key = {self._key} are no "
+                f"http.tls_certificate = {self._certificate} and http.tls_key = {self._key} are not a "
                 f"certificate and its key in PEM without a password: {error}"
             ) from None
 
@@ -187,7 +187,7 @@ class ServerTls:
         """Return what `sollold doctor` reports about it, as (problem, how to fix it)."""
         left = self._ends - _now()
         if self._source.everybodys():
-            what = "the cluster is open, so anybody on the LAN can make certificates as those of its nodes"
+            what = "the cluster is open, so anybody on the LAN can issue certificates for its nodes"
             return ((what, "sollold cluster secure"),)
         if self._problem:
             yet = f"the one in use expires on {self._ends.date()}"

@@ -51,7 +51,7 @@ class Unpacker:
             Refusal: BAD_REQUEST with status 415: the encoding is not supported.
         """
         if encoding not in ("gzip", "x-gzip", "deflate"):
-            message = f"Content-Encoding {encoding[:40]} is not known; send gzip or nothing"
+            message = f"Content-Encoding {encoding[:40]} is not supported; send gzip or nothing"
             raise Refusal(Fault.BAD_REQUEST, message, status=415)
         self._encoding = encoding
         self._stream: zlib._Decompress | None = None
