@@ -26,9 +26,9 @@ class EndpointQuery:
         context: context requested by the caller, in tokens; 0: not set.
         usual: default context in tokens; ``trained``: the model's trained context. 0: unknown.
         digest: digest of the model's content; takes precedence over its name.
-        in_ollama: names of the content at Ollamas.
+        in_ollama: names and digests of the content in Ollama.
         size: size of the model's files in bytes; 0 if unknown.
-        sharded: the model must be spread over machines, even if an Ollama could hold it.
+        sharded: the model is to be spread over machines; no Ollama may load it for this request.
         placement: the caller's wishes for the placement.
         assigned: (node, endpoint) named by the leader, which knows better than the guesses made here.
     """

@@ -94,7 +94,7 @@ async def read_request(raw: bytes) -> EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The engine's HTTP status, and how long the request was queued, in milliseconds."""
+    """The engine's HTTP status, and the time from the request's arrival to its slot, in milliseconds."""
 
     status: int
     queue_ms: float = 0.0

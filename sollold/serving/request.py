@@ -128,7 +128,7 @@ class Routing:
     warnings: tuple[str, ...] = ()
     """Parts of the request that were changed or ignored, one sentence each."""
     drafts: Drafts = field(default_factory=Drafts)
-    """Speculation of the deployment at the time of the request."""
+    """Speculation of the answering deployment when the request was sent to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,11 +74,11 @@ async def read_and_discard(attempt: Attempt, limit: float | None) -> None:
 
 
 def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandidate, ...]:
-    """The endpoints with the requested name; the same content under another name is left alone."""
+    """The endpoints with the requested name; llama.cpp's with the same content under another name stay."""
     now = asyncio.get_running_loop().time()
     candidates = context.router.candidates(context.view.live(), query, now)
     name = query.model.lower()
-    # Ollama's endpoints are matched by name already.
+    # Ollama's endpoints were matched by name and manifest already.
     return tuple(c for c in candidates if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
 
 
