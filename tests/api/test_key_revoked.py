@@ -44,7 +44,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def keys(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Keys]:
-    monkeypatch.setattr(key_watch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(key_watch, "CHECK_SECONDS", 0.02)
     found = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json", clock)
     await found.start()
     yield found

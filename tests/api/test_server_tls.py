@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sollold.api.http.secure_server import secure_server
-from sollold.api.http.server_tls import CertificateError, Files, FromCluster, ServerTls
+from sollold.api.http.server_tls import CertificateError, CertificateFiles, ClusterCertificate, ServerTls
 from sollold.cluster.net.certificate_authority import Subject, authority_pem, issue, subject_of
 from sollold.cluster.net.identity import Identity, Tokens
 from tests.keys import key
@@ -69,7 +69,7 @@ class Served:
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     certificate, key = files(tmp_path, "one")
-    tls = ServerTls(Files(str(certificate), str(key)))
+    tls = ServerTls(CertificateFiles(str(certificate), str(key)))
     await tls.start()
     made = Served(tls)
     yield made
@@ -134,7 +134,7 @@ async def test_a_start_without_a_certificate_says_why(
     tmp_path: Path, certificate: str, key: str, words: str
 ) -> None:
     files(tmp_path, "one")
-    tls = ServerTls(Files(*(str(tmp_path / name) if name else "" for name in (certificate, key))))
+    tls = ServerTls(CertificateFiles(*(str(tmp_path / name) if name else "" for name in (certificate, key))))
     with pytest.raises(CertificateError, match=words):
         await tls.start()
 
@@ -142,7 +142,9 @@ async def test_a_start_without_a_certificate_says_why(
 async def test_the_clusters_certificate_follows_the_node_and_the_secret() -> None:
     identity = Identity(key(1), Tokens((SECRET,)))
     addresses = ["127.0.0.1"]
-    tls = ServerTls(FromCluster(identity, lambda: subject_of("Anna", addresses, ("*.example.com", "*"))))
+    tls = ServerTls(
+        ClusterCertificate(identity, lambda: subject_of("Anna", addresses, ("*.example.com", "*")))
+    )
     await tls.start()
     served = Served(tls)
     names = [

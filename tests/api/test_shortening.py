@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.api.engine.conversation import oldest_exchanges, without
-from sollold.api.engine.truncate import ends, room_for_prompt
+from sollold.api.engine.truncate import first_and_last, room_for_prompt
 from sollold.api.http.services import AppServices
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Engine
@@ -52,10 +52,10 @@ def test_the_steps_that_answer_the_last_turn_go_with_their_results_but_for_the_l
 
 def test_a_plain_prompt_keeps_its_end_and_the_first_tokens_that_are_to_stay() -> None:
     tokens = list(range(10))
-    assert ends(tokens, 0, 20) == tokens
-    assert ends(tokens, 0, 4) == [6, 7, 8, 9]
-    assert ends(tokens, 1, 4) == [0, 7, 8, 9]
-    assert ends(tokens, 9, 4) == ends(tokens, -1, 4) == [0, 1, 2, 3]
+    assert first_and_last(tokens, 0, 20) == tokens
+    assert first_and_last(tokens, 0, 4) == [6, 7, 8, 9]
+    assert first_and_last(tokens, 1, 4) == [0, 7, 8, 9]
+    assert first_and_last(tokens, 9, 4) == first_and_last(tokens, -1, 4) == [0, 1, 2, 3]
 
 
 def test_the_answer_gets_what_it_asks_for_up_to_a_quarter() -> None:

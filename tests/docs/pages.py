@@ -11,7 +11,7 @@ from sollold.api.cluster.metrics import Metrics
 from sollold.api.cluster.openapi import ASKED, SAID
 from sollold.api.http.application import all_routes
 from sollold.api.http.inflight import InflightRequests
-from sollold.api.http.request_log import Answers
+from sollold.api.http.request_log import ResponseCounts
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
 from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
@@ -37,7 +37,7 @@ def routes() -> list[Route]:
     given = parts(admission=object())
     inflight = InflightRequests(given.monitor.activity)
     context = ResponseContext(given.service, KeepAlive(), inflight)
-    metrics = Metrics(given, Answers(), {})
+    metrics = Metrics(given, ResponseCounts(), {})
     return all_routes(given, context, metrics, cast(Batches, None))
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
-from sollold.api.engine.fields import need
+from sollold.api.engine.fields import require_capability
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.left_out import unread_document
-from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
+from sollold.api.engine.messages import image_part, image_url_part, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.sealed_thought import unsealed
@@ -160,7 +160,7 @@ def _plain(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 
 def _image(block: dict[str, Any], model: Model) -> dict[str, Any]:
-    need(model, "vision", "images")
+    require_capability(model, "vision", "images")
     source = block.get("source")
     if isinstance(source, dict) and source.get("type") == "base64" and isinstance(source.get("data"), str):
         return image_part(source["data"])
@@ -221,7 +221,7 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
     """Convert one block of a tool's result; a tool found by a search (``tool_reference``) to its name."""
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "image":
-        return seen_in_result(lambda: _image(block, model), model)
+        return result_image_part(lambda: _image(block, model), model)
     if kind == "document":
         return {"type": "text", "text": _document(block)}
     if kind == "search_result":

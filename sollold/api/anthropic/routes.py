@@ -15,10 +15,10 @@ from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
 from sollold.api.engine.chat_ask import chat_ask
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
-from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.fields import require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
-from sollold.api.engine.modelfile import bare
+from sollold.api.engine.modelfile import without_modelfile
 from sollold.api.engine.placement import find_placed
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
@@ -53,9 +53,9 @@ class AnthropicRoutes:
         asked = as_type(body, Messages)
         listed = await find_placed(request, self._services, asked.placement, asked.model)
         asked.model = asked.model or listed.model.name
-        can_answer(listed.model, "messages")
+        require_completion(listed.model, "messages")
         engine = messages_body(asked, listed.model)
-        own = messages_body(asked, bare(listed.model))
+        own = messages_body(asked, without_modelfile(listed.model))
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
         said = engine["messages"]
@@ -83,7 +83,7 @@ class AnthropicRoutes:
         body = await read_object(request)
         asked = as_type(body, Tokens)
         listed = await self._services.library.find(require_model(asked.model))
-        own = {**prompt_body(asked, bare(listed.model)), "model": asked.model}
+        own = {**prompt_body(asked, without_modelfile(listed.model)), "model": asked.model}
         native = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         whole = prompt_body(asked, listed.model)
         caller = caller_of(request, body.get("priority"), body.get("timeout"))

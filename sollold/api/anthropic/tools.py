@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
-from sollold.api.engine.fields import need
-from sollold.api.engine.tools import NO_ARGUMENTS, named_tools
+from sollold.api.engine.fields import require_capability
+from sollold.api.engine.tools import NO_ARGUMENTS, unknown_tools_message
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -106,12 +106,12 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
         if not functions and ask.tools:
             named = any(tool.get("name") == choice.name for tool in ask.tools)
             where = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
-            raise Refusal(Fault.BAD_REQUEST, where if named else named_tools([str(choice.name)]))
+            raise Refusal(Fault.BAD_REQUEST, where if named else unknown_tools_message([str(choice.name)]))
     if not functions:
         if ask.tools and choice.type == "any":
             raise Refusal(Fault.BAD_REQUEST, "tool_choice requires a tool, but all of them run at Anthropic")
         return
-    need(model, "tools", "tools")
+    require_capability(model, "tools", "tools")
     body["tools"] = [{"type": "function", "function": function} for function in functions]
     body["tool_choice"] = _MODES[choice.type]
     if choice.disable_parallel_tool_use is not None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from sollold.api.engine.calls import build_ask
 from sollold.api.engine.embeddings import Embedder, shortened
-from sollold.api.engine.fields import no_reranker, require_model
+from sollold.api.engine.fields import refuse_reranker, require_model
 from sollold.api.http.access import ACCESS, Client, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of
@@ -110,7 +110,7 @@ class BatchRoutes:
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
         if body.dimensions is not None and body.dimensions < 1:
             raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
-        no_reranker(listed.model)
+        refuse_reranker(listed.model)
         model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
         ask = build_ask(caller, model.name, listed, {}, keep_alive=body.keep_alive, embedding=True)
         # The deadline is the whole job's, which may take long, so each request looks the model up again.

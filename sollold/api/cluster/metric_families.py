@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from sollold import __version__
 from sollold.api.cluster.engine_families import EngineFamilies
 from sollold.api.cluster.views import names_of, shown
-from sollold.api.http.request_log import Answers, KeyUsage
+from sollold.api.http.request_log import KeyUsage, ResponseCounts
 from sollold.cluster.gossip.record import State
 from sollold.control import activity
 from sollold.control.cluster import ClusterService
@@ -267,7 +267,7 @@ class _Keys(Collector):
 class _Answers(Collector):
     """Metrics of answered HTTP requests."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: ResponseCounts) -> None:
         self._answers = answers
 
     def collect(self) -> Iterator[Metric]:
@@ -316,7 +316,9 @@ def node_facts(
     return list(_Node(cluster, monitor, dropped).collect())
 
 
-def written(facts: list[Metric], answers: Answers, monitor: Monitor, usage: dict[str, KeyUsage]) -> bytes:
+def written(
+    facts: list[Metric], answers: ResponseCounts, monitor: Monitor, usage: dict[str, KeyUsage]
+) -> bytes:
     """Render `node_facts` and the counts. Call it off the loop: tens of thousands of samples take 1 s."""
     return generate_latest(_All(facts, (_Answers(answers), _Requests(monitor), _Keys(usage))))
 

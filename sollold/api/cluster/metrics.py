@@ -8,7 +8,7 @@ import importlib
 
 from aiohttp import web
 
-from sollold.api.http.request_log import Answers, KeyUsage
+from sollold.api.http.request_log import KeyUsage, ResponseCounts
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 
@@ -18,7 +18,7 @@ _SMALL = 4096
 class Metrics:
     """Answers ``/metrics``."""
 
-    def __init__(self, services: AppServices, answers: Answers, usage: dict[str, KeyUsage]) -> None:
+    def __init__(self, services: AppServices, answers: ResponseCounts, usage: dict[str, KeyUsage]) -> None:
         self._services = services
         self._usage = usage
         self._answers = answers

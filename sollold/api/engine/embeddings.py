@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.calls import calls_for
-from sollold.api.engine.fields import no_reranker
+from sollold.api.engine.fields import refuse_reranker
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.response import ask_whole
 from sollold.errors import Fault, Refusal
@@ -59,7 +59,7 @@ class Embedder:
         Raises:
             Refusal: as `Service.open`; BAD_REQUEST for a reranker.
         """
-        no_reranker(model)
+        refuse_reranker(model)
         check_count(texts)
         if len(texts) <= _PIECE:
             return await self._piece(ask, model, texts, native, normalize, truncate)

@@ -44,7 +44,7 @@ def parse_keep_alive(value: object) -> float | None:
     return -1.0 if seconds < 0 else min(seconds, 10.0 * 365 * 86400)
 
 
-def need(model: Model, capability: str, what: str) -> None:
+def require_capability(model: Model, capability: str, what: str) -> None:
     """Require a capability of ``model``; ``what`` names it in the error.
 
     Raises:
@@ -54,7 +54,7 @@ def need(model: Model, capability: str, what: str) -> None:
         raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {what}')
 
 
-def no_reranker(model: Model) -> None:
+def refuse_reranker(model: Model) -> None:
     """Refuse to embed with a reranker, whose output is scores.
 
     Raises:
@@ -66,7 +66,7 @@ def no_reranker(model: Model) -> None:
         )
 
 
-def can_answer(model: Model, what: str) -> None:
+def require_completion(model: Model, what: str) -> None:
     """Refuse to generate text with a model that only embeds or ranks, before it is loaded.
 
     Raises:

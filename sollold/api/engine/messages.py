@@ -12,7 +12,7 @@ from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
 
-def tie_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def link_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give every tool result the id of the call it answers; Ollama's clients name only the tool, or nothing.
 
     Calls and results are matched by id or name, else in their order.
@@ -101,7 +101,7 @@ def image_url_part(image: object) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": text}}
 
 
-def seen_in_result(image: Callable[[], dict[str, Any]], model: Model) -> dict[str, Any]:
+def result_image_part(image: Callable[[], dict[str, Any]], model: Model) -> dict[str, Any]:
     """Return the part for an image in a tool's result; for a model without vision, a text in its place.
 
     An agent sends all results again with each request: refusing one would end its conversation for good.

@@ -56,7 +56,7 @@ def own_messages(model: Model) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in model.messages]
 
 
-def bare(model: Model) -> Model:
+def without_modelfile(model: Model) -> Model:
     """Return ``model`` without its MESSAGEs, PARAMETERs and SYSTEM."""
     return replace(model, messages=(), params="", system="")
 

@@ -166,7 +166,7 @@ def _mode(choice: object) -> str:
     return _MODES[choice]
 
 
-def named_tools(names: Sequence[str]) -> str:
+def unknown_tools_message(names: Sequence[str]) -> str:
     """Return an error message about ``names`` that no tool has."""
     named = ", ".join(repr(name[:60]) for name in names)
     return f"tool_choice names {named}, which is not among the tools"

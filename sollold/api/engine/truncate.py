@@ -34,7 +34,7 @@ def room_for_prompt(context: int, predict: int | None) -> int:
     return max(1, context - wanted)
 
 
-def ends(tokens: Sequence[int], keep: int, room: int) -> list[int]:
+def first_and_last(tokens: Sequence[int], keep: int, room: int) -> list[int]:
     """Return the first ``keep`` tokens (negative: as many as fit) and the last ones, ``room`` in all."""
     if len(tokens) <= room:
         return list(tokens)
@@ -88,7 +88,7 @@ class TruncatingService(RevisingService):
         marks = await tokenizer.tokens("", special=True)
         # The tokens that mark the beginning do not count towards those to keep.
         keep = self._keep + len(marks) if self._keep >= 0 and tokens[: len(marks)] == marks else self._keep
-        return Call(call.path, {**body, "prompt": ends(tokens, keep, room)})
+        return Call(call.path, {**body, "prompt": first_and_last(tokens, keep, room)})
 
 
 def _without_middle(prompt: Any, first: int, last: int) -> Any:

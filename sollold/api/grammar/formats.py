@@ -91,7 +91,7 @@ def has_format(text: str, name: str) -> bool | None:
 
 
 @lru_cache(maxsize=512)
-def means_format(pattern: str, name: str) -> bool:
+def implies_format(pattern: str, name: str) -> bool:
     """Whether strings that match a converted pattern have a format, judging by many samples."""
     written = _TEXTS.get(name)
     if written is None or len(pattern) > _LONGEST_PATTERN:

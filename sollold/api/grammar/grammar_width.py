@@ -78,7 +78,7 @@ def check_grammar(grammar: str) -> None:
                 raise TooManyWays(f"its parts are repeated more than {_MOST_REPEATS} times")
     # Measured twice: whether a recursive rule may be empty is known only after the first time.
     measure = _Measure(rules, _Measure(rules, {}).known)
-    if _has_circle(measure.begins):
+    if _has_left_recursion(measure.begins):
         raise TooManyWays("a rule may begin with itself (left recursion)")
 
 
@@ -153,7 +153,7 @@ class _Measure:
         return known[name]
 
 
-def _has_circle(begins: dict[str, set[str]]) -> bool:
+def _has_left_recursion(begins: dict[str, set[str]]) -> bool:
     """Whether there is left recursion: a rule that may begin with itself, directly or through others."""
     left = {name: len(others) for name, others in begins.items()}
     by: dict[str, list[str]] = {}

@@ -18,7 +18,7 @@ class Unjoinable(Exception):
     """Two values of a keyword can't be expressed as one; the message names the keyword."""
 
 
-class Impossible(Exception):
+class Unsatisfiable(Exception):
     """No value satisfies a schema.
 
     Attributes:
@@ -36,7 +36,7 @@ def joined(one: Schema, other: Schema) -> Schema:
 
     Raises:
         Unjoinable: a keyword of both can't be joined.
-        Impossible: no value satisfies both.
+        Unsatisfiable: no value satisfies both.
     """
     out = dict(one)
     if one.keys() & _OF_OBJECTS and other.keys() & _OF_OBJECTS:
@@ -69,7 +69,7 @@ def with_rest(schema: Schema) -> Schema:
 _RESTS = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))
 
 
-def both(one: Any, other: Any) -> Any:
+def all_of(one: Any, other: Any) -> Any:
     """Return a schema that requires what both do, as an ``allOf`` that is yet to be joined."""
     if one is False or other is False:
         return False
@@ -96,24 +96,24 @@ def _join_properties(out: Schema, one: Schema, other: Schema) -> None:
         for name, schema in mine.get("properties", {}).items():
             if name not in found:
                 rest = True if "patternProperties" in theirs else theirs.get("additionalProperties", True)
-                found[name] = both(schema, theirs.get("properties", {}).get(name, rest))
+                found[name] = all_of(schema, theirs.get("properties", {}).get(name, rest))
     if "properties" in one or "properties" in other:
         out["properties"] = found
     if "additionalProperties" in one or "additionalProperties" in other:
-        out["additionalProperties"] = both(
+        out["additionalProperties"] = all_of(
             one.get("additionalProperties", True), other.get("additionalProperties", True)
         )
     patterns, further = one.get("patternProperties", {}), other.get("patternProperties", {})
     if patterns or further:
-        shared = {name: both(patterns[name], further[name]) for name in patterns.keys() & further.keys()}
+        shared = {name: all_of(patterns[name], further[name]) for name in patterns.keys() & further.keys()}
         out["patternProperties"] = {**patterns, **further, **shared}
 
 
 def _join_items(out: Schema, one: Schema, other: Schema) -> None:
     first, second = tuple_of(one), tuple_of(other)
     longest = max(len(first[0]), len(second[0]))
-    prefix = [both(*(_item(place, side) for side in (first, second))) for place in range(longest)]
-    rest = both(first[1], second[1])
+    prefix = [all_of(*(_item(place, side) for side in (first, second))) for place in range(longest)]
+    rest = all_of(first[1], second[1])
     if False in prefix:
         prefix, rest = prefix[: prefix.index(False)], False
     for key in _OF_ITEMS:
@@ -142,7 +142,7 @@ def _types(one: Any, other: Any) -> Any:
     found = [kind for kind in mine if kind in theirs or (kind == "integer" and "number" in theirs)]
     found += [kind for kind in theirs if kind == "integer" and "number" in mine and kind not in found]
     if not found:
-        raise Impossible("type", "no type is allowed by all")
+        raise Unsatisfiable("type", "no type is allowed by all")
     return found[0] if len(found) == 1 else found
 
 
@@ -151,13 +151,13 @@ def _listed(one: Any, other: Any) -> Any:
         raise Unjoinable("enum")
     if found := [value for value in one if is_among(value, other)]:
         return found
-    raise Impossible("enum", "no value is in all of them")
+    raise Unsatisfiable("enum", "no value is in all of them")
 
 
 def _consts(one: Any, other: Any) -> Any:
     if is_among(one, [other]):
         return one
-    raise Impossible("const", "the values differ")
+    raise Unsatisfiable("const", "the values differ")
 
 
 def _multiples(one: Any, other: Any) -> Any:
@@ -175,7 +175,7 @@ def _dependents(one: Any, other: Any) -> Any:
         elif isinstance(mine, list) or isinstance(theirs, list):
             raise Unjoinable("dependencies")
         else:
-            shared[name] = both(mine, theirs)
+            shared[name] = all_of(mine, theirs)
     return {**one, **other, **shared}
 
 
@@ -188,7 +188,7 @@ _JOINS: dict[str, Callable[[Any, Any], Any]] = {
     "uniqueItems": lambda one, other: bool(one or other),
     "not": lambda one, other: {"anyOf": [one, other]},
     CONDITIONS: lambda one, other: [*one, *(each for each in other if each not in one)],
-    **dict.fromkeys(("propertyNames", "unevaluatedProperties", "unevaluatedItems"), both),
+    **dict.fromkeys(("propertyNames", "unevaluatedProperties", "unevaluatedItems"), all_of),
     **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), _dependents),
     **dict.fromkeys(_LARGER, max),
     **dict.fromkeys(_SMALLER, min),

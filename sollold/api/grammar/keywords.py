@@ -14,7 +14,7 @@ CHOICES = ("anyOf", "oneOf")
 DEFINITIONS = ("$defs", "definitions")
 CONDITIONS = "if/then/else"
 """Internal keyword of a schema being rewritten: its conditions and those of schemas joined with it."""
-_SPEAKS_OF: dict[str, tuple[str, ...]] = {
+_CONSTRAINED_BY: dict[str, tuple[str, ...]] = {
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": (*BOUNDS, "multipleOf", "divisibleBy"),
     "array": (
@@ -27,7 +27,7 @@ _SPEAKS_OF: dict[str, tuple[str, ...]] = {
         *("dependencies", "dependentRequired", "dependentSchemas"),
     ),
 }
-KIND_OF = {keyword: kind for kind, keywords in _SPEAKS_OF.items() for keyword in keywords}
+KIND_OF = {keyword: kind for kind, keywords in _CONSTRAINED_BY.items() for keyword in keywords}
 CONSTRAINTS = frozenset((*KIND_OF, "type", "enum", "const", "not", "if", CONDITIONS, "disallow", "extends"))
 """Keywords that forbid something without leading to another schema of the same value."""
 JOINS = frozenset(("$ref", "allOf", *CHOICES))
@@ -40,7 +40,7 @@ def kinds_of(schema: Schema) -> list[str] | None:
     return [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else None
 
 
-def speaks_of(keyword: str, kinds: Iterable[str] | None) -> bool:
+def constrains(keyword: str, kinds: Iterable[str] | None) -> bool:
     """Whether the keyword constrains values of these types; None for any."""
     if kinds is None or (kind := KIND_OF.get(keyword)) is None:
         return True
@@ -50,7 +50,7 @@ def speaks_of(keyword: str, kinds: Iterable[str] | None) -> bool:
 def constraints_of(schema: Schema) -> Schema:
     """Return the keywords of a schema that constrain values of the types that it names."""
     kinds = kinds_of(schema)
-    return {key: value for key, value in schema.items() if key in CONSTRAINTS and speaks_of(key, kinds)}
+    return {key: value for key, value in schema.items() if key in CONSTRAINTS and constrains(key, kinds)}
 
 
 def kind_of_value(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.join import Unsatisfiable
 from sollold.api.grammar.keywords import Schema
 from sollold.api.grammar.settled import Settled
 
@@ -24,11 +24,11 @@ def is_closed(schema: Schema) -> bool:
     return rest is False or (rest is None and "properties" in schema)
 
 
-def leave_out(settled: Settled, names: list[str]) -> None:
+def forbid_properties(settled: Settled, names: list[str]) -> None:
     """Remove the properties of these names, which must be absent.
 
     Raises:
-        Impossible: one of them is required.
+        Unsatisfiable: one of them is required.
     """
     schema = settled.schema
     if not names:
@@ -36,7 +36,7 @@ def leave_out(settled: Settled, names: list[str]) -> None:
     gone = {*names}
     for name in schema.get("required", ()):
         if name in gone:
-            raise Impossible("required", f"{name[:40]!r} is not allowed")
+            raise Unsatisfiable("required", f"{name[:40]!r} is not allowed")
     settled.set(properties={key: one for key, one in properties_of(schema).items() if key not in gone})
     if "additionalProperties" not in schema:
         # So that later joins do not bring them back.

@@ -19,10 +19,10 @@ def may_overlap(choices: list[Schema], resolve: Resolve) -> bool:
         return (
             None in listed or not all(isinstance(one, str) for one in values) or len({*values}) < len(values)
         )
-    return any(_may(one, other, resolve) for one, other in combinations(choices, 2))
+    return any(_may_match_both(one, other, resolve) for one, other in combinations(choices, 2))
 
 
-def _may(one: Schema, other: Schema, resolve: Resolve) -> bool:
+def _may_match_both(one: Schema, other: Schema, resolve: Resolve) -> bool:
     one, other = _target(one, resolve), _target(other, resolve)
     mine, theirs = _kinds(one), _kinds(other)
     if mine is not None and theirs is not None and not mine & theirs:

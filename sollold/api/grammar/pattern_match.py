@@ -83,7 +83,7 @@ def _parsed(pattern: str) -> list[_Part]:
 
 
 @lru_cache(maxsize=256)
-def _is_one(atom: str) -> Callable[[str], object]:
+def _matcher_of(atom: str) -> Callable[[str], object]:
     return re.compile(atom if atom[0] in "[\\" else re.escape(atom), re.DOTALL).fullmatch
 
 
@@ -123,10 +123,8 @@ class _Matcher:
             raise _TooMuch
         if part.choices:
             return frozenset().union(*(self.ends(choice, starts) for choice in part.choices))
-        is_one = _is_one(part.atom)
-        return frozenset(
-            start + 1 for start in starts if start < len(self._text) and is_one(self._text[start])
-        )
+        fits = _matcher_of(part.atom)
+        return frozenset(start + 1 for start in starts if start < len(self._text) and fits(self._text[start]))
 
 
 class _Sampler:
@@ -156,7 +154,7 @@ class _Sampler:
 
 @lru_cache(maxsize=256)
 def _chars(atom: str) -> str:
-    found = "".join(filter(_is_one(atom), _CHARS))
+    found = "".join(filter(_matcher_of(atom), _CHARS))
     if not found:
         raise _TooMuch
     return found

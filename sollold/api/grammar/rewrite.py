@@ -7,7 +7,7 @@ converted (`values`, `settle`). Parts that llama.cpp reads as they are stay unch
 
 from __future__ import annotations
 
-from sollold.api.grammar.join import Impossible, Unjoinable, joined, with_rest
+from sollold.api.grammar.join import Unjoinable, Unsatisfiable, joined, with_rest
 from sollold.api.grammar.keywords import (
     CHOICES,
     CONDITIONS,
@@ -79,7 +79,7 @@ class Rewriter:
             return schema
         try:
             return self._visit(schema, pointer, depth)
-        except Impossible as error:
+        except Unsatisfiable as error:
             self.problems.append(SchemaProblem(pointer, error.keyword, error.reason))
             free = {"const", "enum"} if schema.keys() & {"const", "enum"} else {"type"}
             return {key: value for key, value in schema.items() if key in free or key not in _FORBIDDING}
@@ -132,12 +132,12 @@ class Rewriter:
     def _choice(self, schema: Schema, keyword: str, found: list[Schema], pointer: str, depth: int) -> Schema:
         """Return ``schema``, which has no constraints, with the choices ``found``, rewritten."""
         kept: list[Schema] = []
-        problem = Impossible(keyword, "no value satisfies any of them")
+        problem = Unsatisfiable(keyword, "no value satisfies any of them")
         for place, one in enumerate(found):
             self._choosing += 1
             try:
                 kept.append(self._visit(one, f"{pointer}/{keyword}/{place}", depth + 1))
-            except Impossible as error:
+            except Unsatisfiable as error:
                 problem = error if len(found) == 1 else problem
             finally:
                 self._choosing -= 1
@@ -153,7 +153,7 @@ class Rewriter:
 
         Raises:
             Unjoinable: a keyword can't be joined.
-            Impossible: no value satisfies ``schema``.
+            Unsatisfiable: no value satisfies ``schema``.
         """
         own = _with_conditions({key: value for key, value in schema.items() if key not in _APART})
         forbids = constraints_of(own)
@@ -178,7 +178,7 @@ class Rewriter:
             for one in choices:
                 try:
                     listed += self._alternatives(one, pointer, seen)
-                except Impossible:
+                except Unsatisfiable:
                     continue
                 if len(listed) > MOST_ALTERNATIVES:
                     raise TooLarge
@@ -190,12 +190,12 @@ class Rewriter:
         if len(some) * len(others) > MOST_ALTERNATIVES or self._effort.visits < 0:
             raise TooLarge
         found: list[Schema] = []
-        problem = Impossible("anyOf", "no value satisfies any of them")
+        problem = Unsatisfiable("anyOf", "no value satisfies any of them")
         for one in some:
             for other in others:
                 try:
                     found.append(joined(one, other))
-                except Impossible as error:
+                except Unsatisfiable as error:
                     problem = error
         if not found:
             raise problem
@@ -222,7 +222,7 @@ class Rewriter:
             for keyword in _MAPS:
                 if isinstance(out.get(keyword), dict):
                     out[keyword] = self._properties(out, keyword, f"{pointer}/{keyword}", depth)
-        except Impossible:
+        except Unsatisfiable:
             if (left := without_kind(schema, "object")) is None:
                 raise
             out = left
@@ -233,7 +233,7 @@ class Rewriter:
                         self._item(one, f"{pointer}/{keyword}/{place}", depth)
                         for place, one in enumerate(out[keyword])
                     ]
-        except Impossible:
+        except Unsatisfiable:
             if (left := without_kind(out, "array")) is None:
                 raise
             out = left
@@ -264,7 +264,7 @@ class Rewriter:
                 continue
             try:
                 found[name] = self._visit(one, place, depth + 1)
-            except Impossible:
+            except Unsatisfiable:
                 if is_required:
                     raise
         return found

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from sollold.api.grammar.join import Impossible, with_rest
-from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
+from sollold.api.grammar.join import Unsatisfiable, with_rest
+from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, constrains, kinds_of
 from sollold.api.grammar.settle_arrays import settle_array
 from sollold.api.grammar.settle_denied import settle_denied
 from sollold.api.grammar.settle_objects import settle_object
@@ -25,7 +25,7 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
     """Convert ``schema`` to such keywords, as far as possible; ``formats``: set the patterns of formats.
 
     Raises:
-        Impossible: no value satisfies ``schema``.
+        Unsatisfiable: no value satisfies ``schema``.
     """
     if not _may_need(schema):
         return Settled(schema)
@@ -81,7 +81,7 @@ def _settle_kind(settled: Settled, kind: str, step: Callable[[Settled], None]) -
     before, problems, notes = settled.schema, len(settled.problems), len(settled.notes)
     try:
         step(settled)
-    except Impossible:
+    except Unsatisfiable:
         if (left := without_kind(before, kind)) is None:
             raise
         settled.schema, settled.alternatives = left, None
@@ -96,7 +96,7 @@ def without_kind(schema: Schema, kind: str) -> Schema | None:
     if not left or len(left) == len(named):
         return None
     out = {**schema, "type": left[0] if len(left) == 1 else left}
-    return {key: value for key, value in out.items() if key not in KIND_OF or speaks_of(key, left)}
+    return {key: value for key, value in out.items() if key not in KIND_OF or constrains(key, left)}
 
 
 def _with_type(schema: Schema) -> Schema:
@@ -136,5 +136,5 @@ def _without_denied_types(schema: Schema) -> Schema:
     left = [kind for kind in kinds if kind not in without and not (kind == "integer" and "number" in without)]
     rest = {key: value for key, value in schema.items() if key not in ("not", "type")}
     if not left:
-        raise Impossible("not", "it excludes all types")
+        raise Unsatisfiable("not", "it excludes all types")
     return {"type": left[0] if len(left) == 1 else left, **rest}

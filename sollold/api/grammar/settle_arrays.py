@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sollold.api.grammar.join import Impossible, tuple_of
+from sollold.api.grammar.join import Unsatisfiable, tuple_of
 from sollold.api.grammar.settle_items import settle_items
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
@@ -23,12 +23,12 @@ def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
     ``many``: also if that takes many alternatives.
 
     Raises:
-        Impossible: no array satisfies the schema.
+        Unsatisfiable: no array satisfies the schema.
     """
     schema = settled.schema
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
     if least > most:
-        raise Impossible("minItems", "it is more than maxItems")
+        raise Unsatisfiable("minItems", "it is more than maxItems")
     if schema.get("uniqueItems") is False or (most <= 1 and "uniqueItems" in schema):
         settled.set(uniqueItems=None)
     settle_items(settled, resolve, check, many=many)
@@ -46,7 +46,7 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
     count = len(prefix)
     first = last = max(least, count)
     if rest is False and least > count:
-        raise Impossible("minItems", "fewer items are allowed")
+        raise Unsatisfiable("minItems", "fewer items are allowed")
     if first > _LONGEST:
         settled.notes.append(("minItems", f"above {_LONGEST} beside prefixItems"))
         first = last = count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.join import Unsatisfiable
 from sollold.api.grammar.keywords import (
     BOUNDS,
     JOINS,
@@ -30,7 +30,7 @@ def settle_denied(settled: Settled) -> None:
     """Convert denied values and bounds to bounds of the remaining values.
 
     Raises:
-        Impossible: none remain.
+        Unsatisfiable: none remain.
     """
     denied, kinds = settled.schema.get("not"), kinds_of(settled.schema)
     if not isinstance(denied, dict) or denied.keys() & JOINS or settled.alternatives is not None:
@@ -65,7 +65,7 @@ def _deny_integers(settled: Settled, denied: dict[str, Any], demands: dict[str, 
             ranges.append({key: int(bound) for key, bound in bounds.items() if abs(bound) != math.inf})
         low = math.inf if one is None else one + 1
     if not ranges:
-        raise Impossible("not", "it excludes all allowed integers")
+        raise Unsatisfiable("not", "it excludes all allowed integers")
     settled.set(**{"not": None}, **dict.fromkeys(BOUNDS))
     if len(ranges) == 1:
         settled.set(**ranges[0])

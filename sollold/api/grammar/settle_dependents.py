@@ -14,7 +14,7 @@ _LATER = ("dependentRequired", "dependentSchemas", "dependencies", CONDITIONS)
 _SAME_OBJECT = frozenset(("required", "properties", "allOf", "anyOf", "oneOf", "then", "else", *_LATER[:3]))
 
 
-def foresee_names(settled: Settled, resolve: Resolve) -> None:
+def declare_dependent_names(settled: Settled, resolve: Resolve) -> None:
     """Give names that may be required later a schema from the beginning, so that decisions based on the known
     names remain valid.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.grammar.join import Impossible, both, tuple_of
+from sollold.api.grammar.join import Unsatisfiable, all_of, tuple_of
 from sollold.api.grammar.keywords import JOINS, constraints_of, is_among, kind_of_value, kinds_of, values_of
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
@@ -33,7 +33,7 @@ def settle_items(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
     ``many``: also if ``uniqueItems`` takes many alternatives.
 
     Raises:
-        Impossible: no array satisfies the schema.
+        Unsatisfiable: no array satisfies the schema.
     """
     if settled.schema.get("uniqueItems") is True:
         _list_arrays(settled, resolve, check, _MOST_ARRAYS if many else _FEW_ARRAYS)
@@ -48,7 +48,7 @@ def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, allowed:
         return
     least, most = schema.get("minItems", 0), int(min(schema.get("maxItems", math.inf), len(values)))
     if least > most:
-        raise Impossible("uniqueItems", f"there are only {len(values)} different items")
+        raise Unsatisfiable("uniqueItems", f"there are only {len(values)} different items")
     counts = {count: math.perm(len(values), count) for count in range(least, most + 1)}
     if sum(counts.values()) > allowed or not check.spend(sum(n * found for n, found in counts.items())):
         return
@@ -62,7 +62,7 @@ def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, allowed:
             return
         arrays = [one for one, verdict in zip(arrays, verdicts, strict=True) if verdict]
         if not arrays:
-            raise Impossible("contains", "no array of different items has such an item")
+            raise Unsatisfiable("contains", "no array of different items has such an item")
     others = [kind for kind in kinds_of(schema) or () if kind != "array"]
     settled.set(**dict.fromkeys((*_OF_ARRAYS, "type")))
     if others:
@@ -104,7 +104,7 @@ def _place_contained(settled: Settled) -> None:
     if most > _MOST_ITEMS or settled.alternatives is not None:
         return
     if least > most:
-        raise Impossible("contains", "there are no items")
+        raise Unsatisfiable("contains", "there are no items")
     prefix, rest = tuple_of(schema)
     if rest is False:
         most = min(most, len(prefix))
@@ -113,10 +113,10 @@ def _place_contained(settled: Settled) -> None:
     for count in range(least, int(most) + 1):
         items = [*prefix[:count], *[further] * (count - len(prefix))]
         for place in range(count):
-            placed = [both(one, wanted) if at == place else one for at, one in enumerate(items)]
+            placed = [all_of(one, wanted) if at == place else one for at, one in enumerate(items)]
             choices.append({"prefixItems": placed})
     if not choices:
-        raise Impossible("contains", "there are too few items")
+        raise Unsatisfiable("contains", "there are too few items")
     settled.set(**dict.fromkeys(("items", "prefixItems", "additionalItems", "contains", "minContains")))
     if len(choices) == 1:
         settled.set(**choices[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.grammar.join import both
+from sollold.api.grammar.join import all_of
 from sollold.api.grammar.keywords import JOINS, constraints_of, values_of
 from sollold.api.grammar.object_properties import MOST_CHOICES, MOST_NAMES, is_closed, properties_of
 from sollold.api.grammar.settled import Settled
@@ -27,11 +27,11 @@ def _all_names(settled: Settled) -> None:
         return
     rest: Any = True
     for name in _ANY_NAME & patterns.keys():
-        rest = both(rest, patterns[name])
+        rest = all_of(rest, patterns[name])
     left = {name: one for name, one in patterns.items() if name not in _ANY_NAME}
     if len(left) == len(patterns):
         return
-    properties = {name: both(one, rest) for name, one in properties_of(settled.schema).items()}
+    properties = {name: all_of(one, rest) for name, one in properties_of(settled.schema).items()}
     settled.set(properties=properties or None, patternProperties=left or None, additionalProperties=rest)
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 
-from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.join import Unsatisfiable
 from sollold.api.grammar.keywords import JOINS, constraints_of
-from sollold.api.grammar.object_properties import MOST_CHOICES, is_closed, leave_out, properties_of
-from sollold.api.grammar.settle_dependents import foresee_names, settle_conditions, settle_dependents
+from sollold.api.grammar.object_properties import MOST_CHOICES, forbid_properties, is_closed, properties_of
+from sollold.api.grammar.settle_dependents import (
+    declare_dependent_names,
+    settle_conditions,
+    settle_dependents,
+)
 from sollold.api.grammar.settle_names import settle_names
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
@@ -21,11 +25,11 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
     """Convert names, numbers of properties, and what depends on a property.
 
     Raises:
-        Impossible: no object satisfies the schema.
+        Unsatisfiable: no object satisfies the schema.
     """
-    leave_out(settled, [name for name, one in properties_of(settled.schema).items() if one is False])
+    forbid_properties(settled, [name for name, one in properties_of(settled.schema).items() if one is False])
     settle_names(settled, resolve, check)
-    foresee_names(settled, resolve)
+    declare_dependent_names(settled, resolve)
     for step in (_required, _forbidden, _counts, settle_dependents):
         step(settled)
         if settled.alternatives is not None:
@@ -42,7 +46,7 @@ def _required(settled: Settled) -> None:
         return
     if rest is False:
         if "patternProperties" not in schema:
-            raise Impossible("required", f"{missing[0][:40]!r} is not allowed")
+            raise Unsatisfiable("required", f"{missing[0][:40]!r} is not allowed")
         return
     further = rest if isinstance(rest, dict) else {}
     if "properties" not in schema:
@@ -68,7 +72,7 @@ def _forbidden(settled: Settled) -> None:
         return
     if settled.schema.get("type") != "object" or not closed:
         return
-    leave_out(settled, [each[0] for each in names])
+    forbid_properties(settled, [each[0] for each in names])
     settled.set(**{"not": None})
 
 
@@ -84,13 +88,13 @@ def _counts(settled: Settled) -> None:
     optional = [name for name in properties if name not in required]
     least, most = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
     if least > min(most, len(properties)) or most < len(required):
-        raise Impossible(
+        raise Unsatisfiable(
             "minProperties" if least else "maxProperties", "no such number of properties is possible"
         )
     if most >= len(properties):
         settled.set(maxProperties=None)
     elif most == len(required):
-        leave_out(settled, optional)
+        forbid_properties(settled, optional)
         settled.set(maxProperties=None)
     if least <= len(required):
         settled.set(minProperties=None)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from sollold.api.grammar.formats import FORMATS
-from sollold.api.grammar.join import Impossible
+from sollold.api.grammar.join import Unsatisfiable
 from sollold.api.grammar.keywords import BOUNDS, exact, kinds_of
 from sollold.api.grammar.pattern_length import with_length
 from sollold.api.grammar.settled import Settled
@@ -23,7 +23,7 @@ def settle_number(settled: Settled) -> None:
     """Convert bounds of integers, and multiples, which are listed if they have bounds.
 
     Raises:
-        Impossible: no number is within the bounds.
+        Unsatisfiable: no number is within the bounds.
     """
     kinds = kinds_of(settled.schema) or []
     step = settled.schema.get("multipleOf")
@@ -75,7 +75,7 @@ def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
     values = [each * size for each in range(first, last + 1) if not whole or (each * size).denominator == 1]
     others = [kind for kind in kinds if kind not in ("integer", "number")]
     if not values and not others:
-        raise Impossible("multipleOf", "no multiple is within the bounds")
+        raise Unsatisfiable("multipleOf", "no multiple is within the bounds")
     settled.set(**dict.fromkeys((*BOUNDS, "multipleOf", "type")))
     listed = {"enum": [int(one) if one.denominator == 1 else float(one) for one in values]}
     if others:
@@ -92,7 +92,7 @@ def _bound_integer(settled: Settled) -> None:
     least = None if low is None else math.ceil(low) if with_low else math.floor(low) + 1
     most = None if high is None else math.floor(high) if with_high else math.ceil(high) - 1
     if least is not None and most is not None and least > most:
-        raise Impossible("minimum", "no integer is within the bounds")
+        raise Unsatisfiable("minimum", "no integer is within the bounds")
     if len(schema.keys() & {*BOUNDS}) == (least is not None) + (most is not None) and all(
         abs(schema[key]) < _LARGEST for key in BOUNDS if key in schema
     ):
@@ -115,11 +115,11 @@ def settle_text(settled: Settled, *, formats: bool = True) -> None:
     """Convert formats to patterns, and restrict patterns to the lengths beside them; these keywords stay.
 
     Raises:
-        Impossible: no length is allowed.
+        Unsatisfiable: no length is allowed.
     """
     schema = settled.schema
     if schema.get("minLength", 0) > schema.get("maxLength", math.inf):
-        raise Impossible("minLength", "it is more than maxLength")
+        raise Unsatisfiable("minLength", "it is more than maxLength")
     pattern = schema.get("pattern")
     form = schema.get("format") if formats else None
     if pattern is None and isinstance(form, str) and form in FORMATS:

@@ -6,16 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from sollold.api.grammar.formats import FORMATS, NATIVE, OTHER_FORMATS, means_format
+from sollold.api.grammar.formats import FORMATS, NATIVE, OTHER_FORMATS, implies_format
 from sollold.api.grammar.join import tuple_of
 from sollold.api.grammar.keywords import (
     BOUNDS,
     CHOICES,
     DEFINITIONS,
     Schema,
+    constrains,
     constraints_of,
     kinds_of,
-    speaks_of,
 )
 from sollold.api.grammar.pattern_length import MOST_REPEATS, lengths
 from sollold.api.grammar.plain import plain_parts
@@ -29,14 +29,14 @@ _NEVER = (
     *("multipleOf", "divisibleBy"),
 )
 
-_MOST_ASKED = 64
+_MOST_QUESTIONS = 64
 
 
-class _Asked:
+class _Questions:
     """Budget of questions about the meaning of a pattern, each of which takes a millisecond."""
 
     def __init__(self) -> None:
-        self._left = _MOST_ASKED
+        self._left = _MOST_QUESTIONS
 
     def ask(self) -> bool:
         """Return whether one more question is allowed."""
@@ -50,15 +50,17 @@ _Found = tuple[str, str]
 
 def unenforced(document: Schema) -> Iterator[SchemaProblem]:
     """Yield the keywords of a converted schema that llama.cpp does not enforce."""
-    return _unenforced(document, "", plain_parts(document), _Asked())
+    return _unenforced(document, "", plain_parts(document), _Questions())
 
 
-def _unenforced(schema: Schema, pointer: str, plain: set[int], means: _Asked) -> Iterator[SchemaProblem]:
+def _unenforced(
+    schema: Schema, pointer: str, plain: set[int], questions: _Questions
+) -> Iterator[SchemaProblem]:
     if id(schema) in plain:
         return
     for keyword in DEFINITIONS:
         for name, child in schema.get(keyword, {}).items():
-            yield from _unenforced(child, f"{pointer}/{keyword}/{escaped(name)}", plain, means)
+            yield from _unenforced(child, f"{pointer}/{keyword}/{escaped(name)}", plain, questions)
     constraints = constraints_of(schema)
     for join in ("$ref", "oneOf", "anyOf"):
         if join in schema:
@@ -66,7 +68,7 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int], means: _Asked) ->
             for keyword in beside:
                 yield SchemaProblem(pointer, keyword, f'beside "{join}"')
             for place, child in enumerate(schema[join] if join != "$ref" else ()):
-                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain, means)
+                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain, questions)
             return
     listed = next((key for key in ("const", "enum") if key in schema), None)
     if listed is not None:
@@ -75,14 +77,18 @@ def _unenforced(schema: Schema, pointer: str, plain: set[int], means: _Asked) ->
                 yield SchemaProblem(pointer, keyword, f'beside "{listed}"')
         return
     kinds = kinds_of(schema)
-    for keyword, reason in _of_keywords(schema, kinds, means):
+    for keyword, reason in _of_keywords(schema, kinds, questions):
         yield SchemaProblem(pointer, keyword, reason)
-    yield from _of_parts(schema, pointer, plain, means)
+    yield from _of_parts(schema, pointer, plain, questions)
 
 
-def _of_keywords(schema: Schema, kinds: list[str] | None, means: _Asked) -> Iterator[_Found]:
+def _of_keywords(schema: Schema, kinds: list[str] | None, questions: _Questions) -> Iterator[_Found]:
     for keyword in _NEVER:
-        if keyword in schema and speaks_of(keyword, kinds) and not _forbids_nothing(keyword, schema[keyword]):
+        if (
+            keyword in schema
+            and constrains(keyword, kinds)
+            and not _forbids_nothing(keyword, schema[keyword])
+        ):
             yield keyword, ""
     if kinds is None or "number" in kinds:
         for keyword in BOUNDS:
@@ -90,7 +96,7 @@ def _of_keywords(schema: Schema, kinds: list[str] | None, means: _Asked) -> Iter
                 why = "without a type" if kinds is None else "for numbers with a fraction"
                 yield keyword, why
     if kinds is None or "string" in kinds:
-        yield from _of_text(schema, means)
+        yield from _of_text(schema, questions)
     if kinds is None or "array" in kinds:
         yield from _of_array(schema, kinds)
     if kinds is None or "object" in kinds:
@@ -104,7 +110,7 @@ def _forbids_nothing(keyword: str, value: Any) -> bool:
     return value is False or (keyword == "propertyNames" and value in ({}, {"type": "string"}))
 
 
-def _of_text(schema: Schema, means: _Asked) -> Iterator[_Found]:
+def _of_text(schema: Schema, questions: _Questions) -> Iterator[_Found]:
     least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
     form = schema.get("format")
     form = form if isinstance(form, str) else ""
@@ -113,7 +119,7 @@ def _of_text(schema: Schema, means: _Asked) -> Iterator[_Found]:
         fewest, longest = lengths(pattern)
         # The pattern may be the format's own, restricted to the lengths beside it.
         known = form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form])
-        if known and not (means.ask() and means_format(pattern, form)):
+        if known and not (questions.ask() and implies_format(pattern, form)):
             yield "format", "beside a pattern"
     elif form in NATIVE:
         fewest, longest = NATIVE[form]
@@ -155,14 +161,16 @@ def _of_object(schema: Schema) -> Iterator[_Found]:
         yield "required", f"{missing[0][:40]!r} has no schema"
 
 
-def _of_parts(schema: Schema, pointer: str, plain: set[int], means: _Asked) -> Iterator[SchemaProblem]:
+def _of_parts(
+    schema: Schema, pointer: str, plain: set[int], questions: _Questions
+) -> Iterator[SchemaProblem]:
     for name, child in schema.get("properties", {}).items():
-        yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain, means)
+        yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain, questions)
     for keyword in ("allOf", "prefixItems", "items"):
         children: Any = schema.get(keyword)
         for place, child in enumerate(children if isinstance(children, list) else ()):
-            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain, means)
+            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain, questions)
     for keyword in ("items", "additionalProperties"):
         child = schema.get(keyword)
         if isinstance(child, dict):
-            yield from _unenforced(child, f"{pointer}/{keyword}", plain, means)
+            yield from _unenforced(child, f"{pointer}/{keyword}", plain, questions)

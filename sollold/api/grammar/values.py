@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sollold.api.grammar.formats import has_format
-from sollold.api.grammar.join import Impossible, tuple_of
+from sollold.api.grammar.join import Unsatisfiable, tuple_of
 from sollold.api.grammar.keywords import (
     CHOICES,
     CONDITIONS,
@@ -170,7 +170,7 @@ def filter_values(schema: Schema, check: ValueCheck) -> Schema:
     that no longer have an effect.
 
     Raises:
-        Impossible: no value remains.
+        Unsatisfiable: no value remains.
     """
     keyword = "const" if "const" in schema else "enum"
     if not isinstance(values := [schema["const"]] if keyword == "const" else schema.get("enum"), list):
@@ -180,7 +180,7 @@ def filter_values(schema: Schema, check: ValueCheck) -> Schema:
         return schema
     kept = [value for value in values if check.admits(beside, value) is not False]
     if not kept:
-        raise Impossible(keyword, "none of its values satisfies the keywords beside it")
+        raise Unsatisfiable(keyword, "none of its values satisfies the keywords beside it")
     if beside.keys() == {"type"} and len(kept) == len(values):
         return schema
     decided = {

@@ -205,10 +205,10 @@ def _lacks(request: web.Request, client: Client, needed: Scope) -> Denied | None
         return Denied(
             403, f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}"
         )
-    vain, how = _shown_in_vain(request), _HOW_TO_GET_A_KEY.format(needed)
+    problem, how = _key_problem(request), _HOW_TO_GET_A_KEY.format(needed)
     if client.scope is None:
-        return Denied(401, f"an API key is needed{vain}; {how}")
-    return Denied(401, f"from another machine this needs an API key with the scope {needed}{vain}; {how}")
+        return Denied(401, f"an API key is needed{problem}; {how}")
+    return Denied(401, f"from another machine this needs an API key with the scope {needed}{problem}; {how}")
 
 
 _HOW_TO_GET_A_KEY = "`sollold key new NAME --scope {}` on a node creates one"
@@ -253,7 +253,7 @@ def _secrets(request: web.Request) -> list[str]:
     return list(filter(None, found))
 
 
-def _shown_in_vain(request: web.Request) -> str:
+def _key_problem(request: web.Request) -> str:
     """Return a phrase about a request's unusable key, to append to a message; empty if it has none."""
     if _secrets(request):
         return ", and the one that was sent is not known to this cluster"

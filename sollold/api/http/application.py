@@ -38,7 +38,7 @@ from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.key_watch import BEGUN
-from sollold.api.http.request_log import REQUEST_LOG, Answers, RequestLog
+from sollold.api.http.request_log import REQUEST_LOG, RequestLog, ResponseCounts
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.secure_server import secure_server
@@ -98,7 +98,7 @@ def build_app(
     """
     inflight = InflightRequests(services.monitor.activity)
     requests = RequestLog(requests_logged)
-    answers = Answers()
+    answers = ResponseCounts()
     metrics = Metrics(services, answers, requests.usage)
     batches = Batches()
     context = ResponseContext(TolerantService(services.service), keepalive or KeepAlive(), inflight)
@@ -221,7 +221,7 @@ class Listener:
             app,
             handler_cancellation=True,
             access_log=None,
-            # Bodies are decompressed when they are read (`unpacked`), without blocking the loop.
+            # Bodies are decompressed when they are read (`decompressed`), without blocking the loop.
             auto_decompress=False,
             # Limits the bytes that wait to be read, and their chunks to a sixteenth of that.
             read_bufsize=2 * PIECE,

@@ -9,11 +9,11 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.http.access import client_of
-from sollold.api.http.invalid import explained, wrong_field
+from sollold.api.http.decompress import decompressed
+from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import SHORTEST_CUT, cut_media, restore_texts
-from sollold.api.http.unpack import unpacked
 from sollold.errors import Fault, Refusal
 from sollold.serving.byte_budget import ByteBudget
 from sollold.serving.media import Media
@@ -102,7 +102,7 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         # Not strict: clients send numbers as "5" and 5.0, which the official servers accept.
         return msgspec.convert(named, type=type_, strict=False)
     except msgspec.ValidationError as error:
-        message = f"invalid request: {explained(error, type_)}"
+        message = f"invalid request: {explain(error, type_)}"
         raise Refusal(Fault.BAD_REQUEST, message, field=wrong_field(error)) from None
     except RecursionError:
         raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
@@ -179,7 +179,7 @@ def _came_whole(request: web.Request) -> bool:
 async def _gather(request: web.Request, parts: bytearray, bounds: JsonBounds) -> None:
     """Read piece by piece; a body of unknown or compressed length is counted as it arrives."""
     async with asyncio.timeout(_BODY_TIMEOUT):
-        async for piece in unpacked(request):
+        async for piece in decompressed(request):
             parts += piece
             bounds.feed(piece)
             _bound(request, len(parts))

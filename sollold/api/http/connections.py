@@ -28,7 +28,7 @@ _RESERVED = 2048
 """Descriptors reserved for other nodes, engines and files."""
 _HANDSHAKE = 22
 """First byte of a TLS handshake (RFC 8446, 5.1), but of no HTTP request."""
-_NO_TLS = (
+_HTTP_ONLY = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
     b"Content-Length: 78\r\n\r\n"
     b'{"error":"this node speaks only HTTP here: write http:// instead of https://"}'
@@ -169,7 +169,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._head += data
         if self._head[0] == _HANDSHAKE:
             # The end of a header would never arrive.
-            self._refuse(_NO_TLS)
+            self._refuse(_HTTP_ONLY)
             return
         if self._head.find(b"\r\n\r\n", begin) < 0 and self._head.find(b"\n\n", begin) < 0:
             if len(self._head) > _LONGEST_HEAD:

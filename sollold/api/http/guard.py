@@ -19,7 +19,7 @@ from sollold.api.http.cors import Origins, allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_bytes
 from sollold.api.http.hosts import Hosts, cross_site
 from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
-from sollold.api.http.request_log import FINISHED, Answers, RequestLog
+from sollold.api.http.request_log import FINISHED, RequestLog, ResponseCounts
 from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler, dialect_of
 from sollold.api.http.traced import traced
@@ -40,7 +40,7 @@ _RERANK_PATH = re.compile(r"(?:/v[12])?/rerank(?:ing)?")
 """Paths of llama-server, Jina and Cohere."""
 
 
-def usual_path(path: str) -> str:
+def canonical_path(path: str) -> str:
     """Return a path that has no route in the form that routes have.
 
     Clients join a base URL that ends in a slash with a path that begins with one, and people enter a base URL
@@ -56,7 +56,7 @@ def usual_path(path: str) -> str:
 def _dialect(request: web.Request) -> Dialect:
     """Return the dialect of the errors of a request."""
     resource = request.match_info.route.resource
-    path = usual_path(request.path) if resource is None else resource.canonical
+    path = canonical_path(request.path) if resource is None else resource.canonical
     dialect = dialect_of(path)
     # Paths that Anthropic's clients share with OpenAI's, and unknown paths.
     shared = resource is None or path.startswith("/v1/models")
@@ -72,7 +72,7 @@ class Guard:
     origins: Origins
     hosts: Hosts
     access: Access
-    answers: Answers
+    answers: ResponseCounts
     requests: RequestLog
 
     def middleware(self) -> Middleware:
@@ -100,8 +100,8 @@ class Guard:
         return guard
 
     async def _answer(self, request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
-        if foreign := _foreign(request, self.origins, self.hosts):
-            return json_response_of(dialect, 403, foreign)
+        if forbidden := _cross_origin_refusal(request, self.origins, self.hosts):
+            return json_response_of(dialect, 403, forbidden)
         if request.method == "OPTIONS" and (
             "Access-Control-Request-Method" in request.headers or request.path == "*"
         ):
@@ -115,7 +115,7 @@ class Guard:
             words = (request.method, request.path, refusal.message)
             log.info("%s %s refused: %s", *words, extra={"request": request[ID]})
             if refusal is revoked(request) and (begun := request.get(BEGUN)) is not None:
-                return await _broken_off(request, begun, dialect, refusal)
+                return await _cut_short(request, begun, dialect, refusal)
             return refusal_response(dialect, refusal)
         except web.HTTPNotFound:
             return await self._renamed_or_unknown(request, dialect)
@@ -149,7 +149,7 @@ class Guard:
             _copy_account(other, request)
 
 
-async def _broken_off(
+async def _cut_short(
     request: web.Request, begun: web.StreamResponse, dialect: Dialect, refusal: Refusal
 ) -> web.StreamResponse:
     """End a response that has begun; not a model's, which ends its stream itself."""
@@ -191,7 +191,7 @@ def _denied(dialect: Dialect, denied: Denied) -> web.Response:
     return response
 
 
-def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
+def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts) -> str:
     """Return why a request that another site's page made a browser send is refused; empty if it is not."""
     named = [request.headers["Host"]] if "Host" in request.headers else []
     if not request.raw_path.startswith("/") and request.url.raw_authority:
@@ -211,8 +211,8 @@ def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
 
 
 async def _renamed(request: web.Request) -> web.Request | None:
-    """Return the request under its `usual_path`; None if that is the same."""
-    path = usual_path(request.rel_url.raw_path)
+    """Return the request under its `canonical_path`; None if that is the same."""
+    path = canonical_path(request.rel_url.raw_path)
     if path == request.rel_url.raw_path:
         return None
     url = request.rel_url.with_path(path, encoded=True).with_query(request.rel_url.query)

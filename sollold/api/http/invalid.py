@@ -16,7 +16,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
 _NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
-def explained(error: msgspec.ValidationError, type_: type) -> str:
+def explain(error: msgspec.ValidationError, type_: type) -> str:
     """Return why a value can't become a ``type_``, as ``field: what was expected``."""
     text = str(error)
     at = _AT.fullmatch(text)

@@ -17,7 +17,7 @@ _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 _CUT = re.compile(rb"[^\\]{6}(?=[^\\\x80-\xbf])")
 """A position at which no character and no escape continues."""
 _PIECE = 128 * 1024
-_MOST = 10_000
+_MOST_ERRORS = 10_000
 """Maximum escapes and invalid bytes in a body that needs repair."""
 
 
@@ -33,7 +33,7 @@ async def repaired(raw: bytes | bytearray) -> bytes | bytearray:
     """
     parts: list[bytes | bytearray] = []
     changed = False
-    begin, left = 0, _MOST
+    begin, left = 0, _MOST_ERRORS
     while begin < len(raw):
         end = _end(raw, begin)
         piece = raw[begin:end]

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from sollold.errors import Fault, Refusal
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
+"""Interval at which the key is checked, in seconds."""
 LAST_WORDS_SECONDS = 5.0
 """Time for the caller to take the error if a response has begun, in seconds."""
 BEGUN = web.RequestKey("begun", web.StreamResponse)
@@ -33,14 +34,14 @@ async def while_valid(
     def look() -> None:
         nonlocal timer
         if valid():
-            timer = loop.call_later(LOOK_SECONDS, look)
+            timer = loop.call_later(CHECK_SECONDS, look)
             return
         request[_REVOKED] = Refusal(
             Fault.BAD_REQUEST, "the API key was revoked or has expired during this request", status=401
         )
         limit.reschedule(loop.time())
 
-    timer = loop.call_later(LOOK_SECONDS, look)
+    timer = loop.call_later(CHECK_SECONDS, look)
     try:
         async with asyncio.timeout(None) as limit:
             return await answer()

@@ -27,7 +27,7 @@ _OWN = ("/api/cluster", "/api/doctor", "/api/ps", "/api/tags", "/api/version", "
 
 
 @dataclass(slots=True)
-class Answers:
+class ResponseCounts:
     """Numbers and durations of the requests answered since the start.
 
     Attributes:

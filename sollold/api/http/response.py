@@ -328,7 +328,7 @@ class Reply:
             await answer.end()
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
 
-    async def _collect(self, answer: Answer, anew: Callable[[], Encoder]) -> None:
+    async def _collect(self, answer: Answer, make: Callable[[], Encoder]) -> None:
         """Feed a stream to the encoder, for a caller that does not stream."""
         encoder = self._encoder
         encoder.begin(answer.routing)
@@ -338,7 +338,7 @@ class Reply:
                 resumed = answer.routing.resumed
                 self._live.answers(answer.routing)
             if not raw:
-                encoder = self._encoder = anew()
+                encoder = self._encoder = make()
                 encoder.begin(answer.routing)
                 continue
             self._live.event(raw)

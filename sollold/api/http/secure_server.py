@@ -15,11 +15,11 @@ from sollold.cluster.net.acceptor import Acceptor, Encryption
 BEGIN_SECONDS = 10.0
 """Timeout of the first byte, and of the handshake, in seconds."""
 _HANDSHAKE = 22
-_PLAIN = (
+_BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 )
-_SAY_HTTPS = b'{"error":"this node speaks TLS here: write https:// instead of http://"}\n'
+_HTTPS_REQUIRED = b'{"error":"this node speaks TLS here: write https:// instead of http://"}\n'
 
 
 def secure_server(
@@ -51,11 +51,11 @@ async def _first_byte(connection: socket.socket) -> int | None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
-    def come() -> None:
+    def on_readable() -> None:
         if not ready.done():
             ready.set_result(None)
 
-    loop.add_reader(connection.fileno(), come)
+    loop.add_reader(connection.fileno(), on_readable)
     try:
         await ready
     finally:
@@ -69,7 +69,7 @@ async def _refuse(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(BEGIN_SECONDS):
         await loop.sock_recv(connection, 1 << 16)
-        await loop.sock_sendall(connection, _PLAIN % (len(_SAY_HTTPS), _SAY_HTTPS))
+        await loop.sock_sendall(connection, _BAD_REQUEST % (len(_HTTPS_REQUIRED), _HTTPS_REQUIRED))
         connection.shutdown(socket.SHUT_WR)
         # Closing with unread bytes would reset the connection, and the response would be lost.
         while await loop.sock_recv(connection, 1 << 16):

@@ -22,7 +22,7 @@ from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.http")
 
-_LOOK_SECONDS = 30.0
+_CHECK_SECONDS = 30.0
 """Seconds between two checks for renewed files, or other addresses of the node."""
 _SOON = datetime.timedelta(days=14)
 
@@ -38,8 +38,8 @@ def certificate_of(
     if settings.tls == "off":
         return None
     if settings.tls == "cluster":
-        return ServerTls(FromCluster(identity, subject))
-    return ServerTls(Files(settings.tls_certificate, settings.tls_key))
+        return ServerTls(ClusterCertificate(identity, subject))
+    return ServerTls(CertificateFiles(settings.tls_certificate, settings.tls_key))
 
 
 class CertificateSource(Protocol):
@@ -49,7 +49,7 @@ class CertificateSource(Protocol):
         """Return a value that changes when there may be another certificate."""
         ...
 
-    def everybodys(self) -> bool:
+    def issuable_by_anyone(self) -> bool:
         """Whether anybody could obtain such a certificate. Does not block."""
         ...
 
@@ -62,7 +62,7 @@ class CertificateSource(Protocol):
         ...
 
 
-class Files:
+class CertificateFiles:
     """The user's own certificate with its chain, and its key."""
 
     def __init__(self, certificate: str, key: str) -> None:
@@ -80,7 +80,7 @@ class Files:
                 found.append((0, 0, 0))
         return found
 
-    def everybodys(self) -> bool:
+    def issuable_by_anyone(self) -> bool:
         """Return False."""
         return False
 
@@ -112,7 +112,7 @@ def _read(file: Path, setting: str) -> bytes:
         raise CertificateError(f"{setting} = {file} can't be read: {system_reason(error)}") from None
 
 
-class FromCluster:
+class ClusterCertificate:
     """A certificate that the node issues itself, with the authority of its cluster."""
 
     def __init__(self, identity: Identity, subject: Callable[[], Subject]) -> None:
@@ -125,7 +125,7 @@ class FromCluster:
         turn = _now().timestamp() // (LIFE.total_seconds() / 2)
         return self._identity.tokens.accepted[0], self._subject(), turn
 
-    def everybodys(self) -> bool:
+    def issuable_by_anyone(self) -> bool:
         """Whether the cluster is open: then everybody knows its secret."""
         return self._identity.tokens.open
 
@@ -186,7 +186,7 @@ class ServerTls:
     def trouble(self) -> tuple[tuple[str, str], ...]:
         """Return what `sollold doctor` reports about it, as (problem, how to fix it)."""
         left = self._ends - _now()
-        if self._source.everybodys():
+        if self._source.issuable_by_anyone():
             what = "the cluster is open, so anybody on the LAN can issue certificates for its nodes"
             return ((what, "sollold cluster secure"),)
         if self._problem:
@@ -200,7 +200,7 @@ class ServerTls:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             await self.refresh()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from sollold.api.engine.chunks import Account, Delta, ToolCalls, logprob_objects, read_chunk
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
-from sollold.api.engine.fields import need
-from sollold.api.engine.messages import image_part, tie_tool_results
+from sollold.api.engine.fields import require_capability
+from sollold.api.engine.messages import image_part, link_tool_results
 from sollold.api.engine.modelfile import with_modelfile
 from sollold.api.engine.tools import normalize_tool_call, normalize_tools
 from sollold.api.ollama.request import Chat, Message, Options, response_format, sampling, thinking
@@ -29,9 +29,9 @@ def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
     """
     messages = [engine_message(message, model) for message in chat.messages or ()]
     messages = with_modelfile(messages, model)
-    body: dict[str, Any] = {"model": model.name, "messages": tie_tool_results(messages), **sampling(options)}
+    body: dict[str, Any] = {"model": model.name, "messages": link_tool_results(messages), **sampling(options)}
     if chat.tools:
-        need(model, "tools", "tools")
+        require_capability(model, "tools", "tools")
         body["tools"] = normalize_tools(chat.tools)
     add_shared(body, chat.format, chat.think, model)
     add_logprobs(body, chat.logprobs, chat.top_logprobs)
@@ -49,7 +49,7 @@ def engine_message(message: Message, model: Model) -> dict[str, Any]:
     role = {"function": "tool", "": "user"}.get(role := message.role.strip().lower(), role)
     content: Any = message.content or ""
     if message.images:
-        need(model, "vision", "images")
+        require_capability(model, "vision", "images")
         content = [{"type": "text", "text": content}] if content else []
         content += [image_part(image) for image in message.images]
     out: dict[str, Any] = {"role": role, "content": content}

@@ -19,7 +19,7 @@ import msgspec
 
 from sollold.api.engine.calls import CHAT_PATH
 from sollold.api.engine.chunks import Account, Delta, logprob_objects, read_chunk
-from sollold.api.engine.fields import need
+from sollold.api.engine.fields import require_capability
 from sollold.api.engine.infill_events import read_infilled
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.modelfile import own_messages
@@ -110,7 +110,7 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
         messages.insert(0, {"role": "system", "content": system})
     content: Any = prompt
     if generate.images:
-        need(model, "vision", "images")
+        require_capability(model, "vision", "images")
         content = [{"type": "text", "text": prompt}] if prompt else []
         content += [image_part(image) for image in generate.images]
     messages.append({"role": "user", "content": content})
@@ -122,7 +122,7 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
 
 
 def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> Call:
-    need(model, "insert", "insert")
+    require_capability(model, "insert", "insert")
     for name, given in (
         ("images", generate.images),
         ("a system prompt", generate.system),

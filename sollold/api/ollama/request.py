@@ -26,7 +26,7 @@ from sollold.api.engine.number_ranges import (
 )
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.invalid import explained, wrong_field
+from sollold.api.http.invalid import explain, wrong_field
 from sollold.cluster.gossip.record import Backend
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -275,7 +275,7 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
         return _options(merged)
     except msgspec.ValidationError as error:
         raise Refusal(
-            Fault.BAD_REQUEST, f"options: {explained(error, Options)}", field=wrong_field(error)
+            Fault.BAD_REQUEST, f"options: {explain(error, Options)}", field=wrong_field(error)
         ) from None
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sollold.api.engine.calls import build_ask, calls_for, chat_calls, typed_body
 from sollold.api.engine.embeddings import Embedder, as_json
-from sollold.api.engine.fields import can_answer, parse_keep_alive, require_model
+from sollold.api.engine.fields import parse_keep_alive, require_completion, require_model
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.prepare import Prepared, prepare_format
 from sollold.api.engine.truncate import TruncatingService
@@ -109,7 +109,7 @@ class OllamaRoutes:
         if not chat.messages:
             empty = ChatLines(chat.model).empty()
             return await self._load(request, caller, chat, listed, options, empty, started)
-        can_answer(listed.model, "chat")
+        require_completion(listed.model, "chat")
         ignored = request_warnings(body, chat)
 
         def build() -> tuple[Ask, Prepared]:
@@ -139,7 +139,7 @@ class OllamaRoutes:
         if not generate.prompt and not generate.suffix and not generate.images:
             empty = GenerateLines(generate.model, "").empty()
             return await self._load(request, caller, generate, listed, options, empty, started)
-        can_answer(listed.model, "generate")
+        require_completion(listed.model, "generate")
         packed = is_packed(generate.context)
         if packed and listed.model.only_ollama:
             raise Refusal(

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.documents import file_part
-from sollold.api.engine.fields import need
-from sollold.api.engine.messages import image_url_part, seen_in_result
+from sollold.api.engine.fields import require_capability
+from sollold.api.engine.messages import image_url_part, result_image_part
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -49,13 +49,13 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
             if kind == "text" and not isinstance(part.get("text"), str):
                 raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text, which must be a string")
             if kind == "image_url":
-                need(model, "vision", "images")
+                require_capability(model, "vision", "images")
                 part["image_url"] = image_url_part(part.get("image_url"))["image_url"]
             # A vision model's projector may take sound as well; only the engine knows.
             if kind == "input_audio" and "vision" not in model.capabilities:
-                need(model, "audio", "audio input")
+                require_capability(model, "audio", "audio input")
             if kind in ("input_video", "video_url"):
-                need(model, "vision", "video input")
+                require_capability(model, "vision", "video input")
     elif not isinstance(content, str):
         raise Refusal(Fault.BAD_REQUEST, "a message's content must be a string or a list of parts")
     return out
@@ -63,7 +63,7 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
 
 def _of_result(part: Any, model: Model) -> Any:
     picture = isinstance(part, dict) and part.get("type") == "image_url"
-    return seen_in_result(lambda: dict(part), model) if picture else part
+    return result_image_part(lambda: dict(part), model) if picture else part
 
 
 def _part(part: Any) -> Any:

@@ -22,7 +22,7 @@ from sollold.api.engine.number_ranges import (
     Whole,
 )
 from sollold.api.engine.prepare import normalize_chat
-from sollold.api.engine.tools import chosen_tools, named_tools
+from sollold.api.engine.tools import chosen_tools, unknown_tools_message
 from sollold.api.openai.chat_message import chat_message
 from sollold.api.openai.llama_sampling import LlamaSampling, with_llamas_names
 from sollold.errors import Fault, Refusal
@@ -253,7 +253,7 @@ def _tool_choice(out: dict[str, Any]) -> None:
     if names is not None:
         tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in names]
         if not tools:
-            raise Refusal(Fault.BAD_REQUEST, named_tools(names))
+            raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
         out["tools"] = tools
     out["tool_choice"] = mode
 

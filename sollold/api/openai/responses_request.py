@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.documents import file_part
-from sollold.api.engine.fields import need
+from sollold.api.engine.fields import require_capability
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
-from sollold.api.engine.messages import image_url_part, seen_in_result
+from sollold.api.engine.messages import image_url_part, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.sealed_thought import unsealed
@@ -199,8 +199,8 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
             parts.append({"type": "text", "text": text})
         elif kind == "input_image" and part.get("image_url"):
             if not result:
-                need(model, "vision", "images")
-            parts.append(seen_in_result(partial(image_url_part, part["image_url"]), model))
+                require_capability(model, "vision", "images")
+            parts.append(result_image_part(partial(image_url_part, part["image_url"]), model))
         elif kind == "input_file":
             parts.append(file_part(part))
         elif kind == "input_image":

@@ -12,10 +12,10 @@ from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
 from sollold.api.engine.chat_ask import chat_ask
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
-from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.fields import require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
-from sollold.api.engine.modelfile import bare
+from sollold.api.engine.modelfile import without_modelfile
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
@@ -75,12 +75,12 @@ class ResponsesRoutes:
         asked = as_type(body, ResponseAsk)
         listed = await find_placed(request, self._services, asked.placement, asked.model)
         asked.model = asked.model or listed.model.name
-        can_answer(listed.model, "responses")
+        require_completion(listed.model, "responses")
         caller = caller_of(request, asked.priority, asked.timeout)
         holder = holder_of(request)
         whole, items = await self._whole(asked, holder)
         engine = response_body(whole, listed.model)
-        own = response_body(whole, bare(listed.model))
+        own = response_body(whole, without_modelfile(listed.model))
         said = engine["messages"]
         lacking = (*response_warnings(body, whole), *left_out_warnings(said))
         at_ollama = ollama_body({**own, "model": asked.model}, listed.model)
@@ -112,7 +112,7 @@ class ResponsesRoutes:
         asked = as_type(body, ResponseAsk)
         listed = await self._services.library.find(require_model(asked.model))
         whole, _ = await self._whole(asked, holder_of(request))
-        own = {**response_body(whole, bare(listed.model)), "model": asked.model}
+        own = {**response_body(whole, without_modelfile(listed.model)), "model": asked.model}
         read = response_body(whole, listed.model)
         caller = caller_of(request, asked.priority, asked.timeout)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sollold.api.engine.fields import need
-from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, named_tools
+from sollold.api.engine.fields import require_capability
+from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, unknown_tools_message
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -150,10 +150,10 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
                 f"the tools are {', '.join(sorted({_kind(tool)[:40] for tool in ask.tools}))}",
             )
         return
-    need(model, "tools", "tools")
+    require_capability(model, "tools", "tools")
     if names is not None:
         offered = {full: own for full, own in offered.items() if full in names or own.name in names}
         if not offered:
-            raise Refusal(Fault.BAD_REQUEST, named_tools(names))
+            raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
     body["tools"] = [{"type": "function", "function": own.function} for own in offered.values()]
     body["tool_choice"] = mode

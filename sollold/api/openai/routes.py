@@ -21,7 +21,7 @@ from sollold.api.engine.calls import (
 )
 from sollold.api.engine.continue_message import AnswerPrefix
 from sollold.api.engine.encoders import PassThroughEncoder
-from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
+from sollold.api.engine.fields import refuse_reranker, require_capability, require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
@@ -203,12 +203,12 @@ class OpenAiRoutes:
         chat = as_type(body, ChatCompletion)
         unread += chat_warnings(body, chat)
         listed = await self._find_placed(request, body, chat.model)
-        can_answer(listed.model, "chat")
+        require_completion(listed.model, "chat")
         if body.get("input") and not chat.messages:
             body = input_as_chat(body, listed.model)
             chat = as_type(body, ChatCompletion)
         if chat.tools or chat.functions:
-            need(listed.model, "tools", "tools")
+            require_capability(listed.model, "tools", "tools")
         choices = chat.n or 1
         gathers = choices > 1 and not chat.stream
         if gathers:
@@ -246,7 +246,7 @@ class OpenAiRoutes:
         ask = as_type(body, Completion)
         unread += completion_warnings(body)
         listed = await self._find_placed(request, body, ask.model)
-        can_answer(listed.model, "completions")
+        require_completion(listed.model, "completions")
         several = (ask.n or 1) > 1 or has_prompts(ask.prompt)
         gathers = several and not ask.stream and not ask.suffix
         if gathers:
@@ -255,7 +255,7 @@ class OpenAiRoutes:
         engine = completion_body(body, ask, listed.model)
         name = ask.model or listed.model.name
         if ask.suffix:
-            need(listed.model, "insert", "a suffix")
+            require_capability(listed.model, "insert", "a suffix")
 
         def calls() -> tuple[dict[Engine, Call], Prepared]:
             prepared = Prepared(warnings=prepare_format(engine))
@@ -293,7 +293,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, EmbeddingAsk)
         listed = await self._find(ask.model)
-        no_reranker(listed.model)
+        refuse_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
         change = None
         own = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
@@ -337,7 +337,7 @@ class OpenAiRoutes:
         ask = as_type(body, Rerank)
         engine = rerank_body(body, ask)
         listed = await self._find(ask.model)
-        need(listed.model, "rerank", "reranking")
+        require_capability(listed.model, "rerank", "reranking")
         change = None
         if ask.return_documents and ask.documents:
             change = partial(with_documents, documents=engine["documents"])

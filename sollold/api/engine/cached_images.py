@@ -15,7 +15,7 @@ from sollold.serving.request import Ask, Engine
 _LOST = "Chunk not found"
 
 
-class KeptPicturesService(RevisingService):
+class CachedImagesService(RevisingService):
     """Asks once more without the cache of the previous prompt."""
 
     tries = 1

@@ -20,7 +20,7 @@ _ZLIB, _RAW, _GZIP = 15, -15, 31
 """zlib's stream formats, as values of ``wbits``."""
 
 
-async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
+async def decompressed(request: web.Request) -> AsyncIterator[bytes]:
     """Yield the pieces of a body as they arrive, decompressed.
 
     Raises:
@@ -31,17 +31,17 @@ async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
         while piece := await request.content.readany():
             yield piece
         return
-    unpacker = Unpacker(encoding)
+    decompressor = Decompressor(encoding)
     while packed := await request.content.readany():
         for begin in range(0, len(packed), _PACKED):
-            for piece in unpacker.feed(packed[begin : begin + _PACKED]):
+            for piece in decompressor.feed(packed[begin : begin + _PACKED]):
                 yield piece
                 # Let other requests run.
                 await asyncio.sleep(0)
-    unpacker.feed_eof()
+    decompressor.feed_eof()
 
 
-class Unpacker:
+class Decompressor:
     """Decompresses one body piece by piece, without holding all of it in memory."""
 
     def __init__(self, encoding: str) -> None:
