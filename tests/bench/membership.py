@@ -75,13 +75,18 @@ class Cluster:
         gossips = [machine.process.gossip for machine in machines if machine.process is not None]
         said = [
             Alive(
-                g.me.node, g._membership.own.boot, g._membership.own.incarnation, g._membership.own.addresses
+                g.known.me.node,
+                g._membership.own.boot,
+                g._membership.own.incarnation,
+                g._membership.own.addresses,
             )
             for g in gossips
         ]
         # A copy: the writer changes its own register in place.
         registers = {
-            g.me.node: Register(g._membership.own.boot, g.me.version, g.me, g._registry._parts, b"")
+            g.known.me.node: Register(
+                g._membership.own.boot, g.known.me.version, g.known.me, g._registry._parts, b""
+            )
             for g in gossips
         }
         marks = {node: mark for g in gossips for node, mark in g._anti_entropy._marks.items()}
