@@ -1,4 +1,4 @@
-// Buttons that do something: they wait while it is done, and what can't be done is said until it is dismissed.
+// Action buttons: they are busy until the action has finished, and a failure is shown until it is dismissed.
 
 import { byId, el, setText } from "./dom.js";
 import { refresh } from "./store.js";
@@ -6,18 +6,18 @@ import { refresh } from "./store.js";
 const box = byId("failed");
 box.querySelector("button").addEventListener("click", () => { box.hidden = true; });
 
-/** Say that something could not be done, and why. */
+/** Show that an action failed, and why. */
 function fail(what, why) {
   setText(box.firstElementChild, `${what}: ${why}`);
   box.hidden = false;
 }
 
-/** A button for `act`, a promise; `what` names it to people. It can't be pressed twice. */
+/** Make a button that runs `act`, an async function; `what` describes it to users. It ignores clicks while busy. */
 export function actionButton(text, what, act) {
   const button = el("button", { type: "button", class: "quiet small", text, "aria-label": what });
   button.addEventListener("click", async () => {
     box.hidden = true;
-    // Disabled it would lose the focus.
+    // A disabled button would lose the focus.
     if (button.ariaBusy === "true") return;
     button.ariaBusy = "true";
     try {

@@ -1,4 +1,4 @@
-// The chat: to try a model. Conversations stay in this browser.
+// The chat, for trying a model. Conversations are stored in this browser.
 
 import { byId, copyButton, el, keyed, say, setText } from "./dom.js";
 import { number, shortModel } from "./format.js";
@@ -19,17 +19,17 @@ function stored() {
   } catch { return []; }
 }
 
-/** Keep `chat` beside what other tabs have stored meanwhile, which is given back with it. */
+/** Store `chat` together with the conversations that other tabs have stored meanwhile; return them all. */
 function keep(chat) {
   return write([chat, ...stored().filter((one) => one.id !== chat.id)]);
 }
 
 function write(chats) {
   const kept = chats.filter((one) => one.messages.length).sort((a, b) => b.updated - a.updated).slice(0, MOST);
-  // Pictures are large: where there is no room for them, the words are kept.
+  // Pictures are large: if there is no room for them, only the text is kept.
   const plain = () => kept.map((one) => ({ ...one, messages: one.messages.map(({ images, ...rest }) => rest) }));
   for (const value of [() => kept, plain, () => plain().slice(0, 5)]) {
-    try { browserStorage.setItem(STORED, JSON.stringify(value())); break; } catch { /* full: less */ }
+    try { browserStorage.setItem(STORED, JSON.stringify(value())); break; } catch { /* full: store less */ }
   }
   return kept;
 }
@@ -101,7 +101,7 @@ export function chatView(place, wanted) {
     chat = next;
     talk.replaceChildren(...chat.messages.map((one, at) => bubble(one, at)));
     if (!chat.messages.length) talk.append(el("p", { class: "empty", text: "Ask the model something. What you write stays in this browser and in the cluster." }));
-    // Its answer failed, or the page was left before it began.
+    // The answer failed, or the page was left before it began.
     if (chat.messages.at(-1)?.role === "user") talk.append(el("p", { class: "foot again" }, againButton("Ask again")));
     if (chat.model && [...model.options].some((one) => one.value === chat.model)) model.value = chat.model;
     offerChats();
@@ -113,7 +113,7 @@ export function chatView(place, wanted) {
     chats = write(stored().filter((one) => one.id !== chat.id));
     show(chats[0] || fresh());
   });
-  /** Store `mine`; where another tab has gone on with it meanwhile, both are kept. */
+  /** Store `mine`; if another tab has continued it meanwhile, both versions are kept. */
   const save = (mine, messages = mine.messages) => {
     const there = stored().find((one) => one.id === mine.id);
     if (there && there.updated > mine.updated) mine.id = fresh().id;
@@ -152,7 +152,7 @@ export function chatView(place, wanted) {
     return line;
   }
 
-  /** Asks the last question once more. */
+  /** Make a button that asks the last question again. */
   function againButton(text) {
     return el("button", { type: "button", class: "quiet small again", text, disabled: !model.value, on: { click: () => {
       if (asking || !model.value) return;
@@ -189,13 +189,13 @@ export function chatView(place, wanted) {
     node.scrollIntoView({ block: "nearest" });
     const draw = markdown(said);
     const got = { role: "assistant", content: "", thinking: "", note: "" };
-    // What has come so far is there when the page is loaded again.
+    // If the page is reloaded, the partial answer is kept.
     const over = new AbortController();
     const leaving = () => {
       if (got.content) save(mine, [...mine.messages, { ...got, note: "stopped" }]);
       control.abort();
     };
-    // Some browsers tell the one, some the other; the answer's connection is ended between the two.
+    // Browsers differ in which event they send; the answer's connection is closed between the two.
     for (const kind of ["beforeunload", "pagehide"]) addEventListener(kind, leaving, { signal: over.signal });
     let waiting = false;
     const soon = () => {
@@ -245,7 +245,7 @@ export function chatView(place, wanted) {
       }
       say(`Answer finished: ${tokens} tokens`);
     } catch (error) {
-      // Of a connection that breaks each browser says something else.
+      // Each browser words a broken connection differently.
       const words = error instanceof TypeError ? "The connection to the node was lost." : error.message;
       got.note = error.name === "AbortError" ? "stopped" : words;
       if (error.name !== "AbortError") { status.className = "bad-text small"; say(words); }
@@ -253,7 +253,7 @@ export function chatView(place, wanted) {
     over.abort();
     if (asking === control) asking = null;
     draw(got.content);
-    // A stopped answer is part of the conversation; one that never began is not.
+    // A stopped answer becomes part of the conversation; one that never began does not.
     if (got.content || got.thinking) {
       mine.messages.push(got);
       save(mine);
@@ -283,7 +283,7 @@ export function chatView(place, wanted) {
     answer();
   });
   message.addEventListener("keydown", (event) => {
-    // While an input method composes, Enter chooses a word.
+    // While an input method is composing, Enter selects a word.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     form.requestSubmit();

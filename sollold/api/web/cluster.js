@@ -200,7 +200,7 @@ export function updateLayers(bar, { placed, layers, model, state: now }) {
     const words = `${name} ${share.device}: ${layerRange(share, layers)}, ${bytes(share.bytes)}`;
     piece.className = `band ${colourOf(model)}${ready ? "" : " pending"}`;
     piece.style.flexGrow = String(Math.max(0.3, share.last - share.first));
-    // A narrow piece has room for one of both.
+    // A narrow piece has room for only one of the two.
     setText(piece, shown.length > 8 ? layerRange(share, layers) : `${name} ${layerRange(share, layers)}`);
     setAttribute(piece, "title", words);
   });
@@ -231,7 +231,7 @@ function legend() {
 
 const linkWords = (link) => `${number(link.round_trip_ms)} ms${link.bytes_per_second ? `, ${bytes(link.bytes_per_second)}/s` : ""}`;
 
-// One line for each step of a model from machine to machine, in the model's colour, with what was measured.
+// Draws a line for each step of a model between machines, in its colour, with what was measured of the link.
 function drawLinks(picture, machines, cluster) {
   const frame = machines.getBoundingClientRect();
   const cards = new Map([...machines.children].map((card) => [card.dataset.node, card.getBoundingClientRect()]));

@@ -1,4 +1,4 @@
-// Settings to copy for the programs that people use, filled in with this node's address.
+// Settings to copy for common client programs, filled in with this node's address.
 
 import { copyButton, el, setText } from "./dom.js";
 import { base } from "./http.js";
@@ -32,7 +32,7 @@ export function connectView(place) {
     return [words, code];
   });
   const draw = () => {
-    // What a shell or a string would take apart stands in no snippet; such names are refused anyway.
+    // Characters that would break a shell command or a string are removed; such names are refused anyway.
     const model = (choice.value || "MODEL").replace(/["'\\`$\n]/g, "");
     programs(base, model).forEach(([, words, code], at) => {
       setText(boxes[at][0], words);

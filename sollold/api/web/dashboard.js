@@ -1,4 +1,4 @@
-// The entry: shows the view that the address names, and keeps the state of the cluster fresh for it.
+// Entry point: shows the view named by the URL's hash, and keeps the state of the cluster up to date.
 import { byId, el, keyed, setText } from "./dom.js";
 import { count, shortName } from "./format.js";
 import { followEvents, onState, onTrouble, refresh, state, watchDoctor } from "./store.js";
@@ -13,7 +13,7 @@ import { connectView } from "./connect.js";
 import { keysView } from "./keys.js";
 import { doctorView } from "./doctor.js";
 
-// Each takes the place to draw in and the rest of the address; it returns what ends it.
+// Each takes the element to draw in and the rest of the hash, and returns a function that ends the view.
 const views = {
   cluster: clusterView, models: modelsView, model: modelView, chat: chatView, requests: requestsView,
   history: historyView, connect: connectView, keys: keysView, doctor: doctorView,
@@ -48,7 +48,7 @@ function show() {
 onTrouble(() => {
   const trouble = byId("trouble");
   trouble.hidden = !state.trouble;
-  // Whoever looks after a node that has died can go on at another.
+  // If this node has failed, the user can continue at another one.
   const others = state.trouble ? (state.cluster?.nodes || []).filter((one) => !one.me) : [];
   const words = [state.trouble, others.length ? " Other nodes: " : ""].filter(Boolean);
   const parts = [...words.map((text) => ({ text })), ...others.slice(0, 8)];
@@ -58,7 +58,7 @@ let release = "";
 byId("upgraded").querySelector("button").addEventListener("click", () => location.reload());
 onState(() => {
   const cluster = state.cluster;
-  // Its scripts are those of the release that it was loaded from.
+  // The page's scripts are those of the release that it was loaded from.
   const now = cluster.nodes.find((one) => one.me)?.release || "";
   release ||= now;
   byId("upgraded").hidden = now === release;

@@ -1,4 +1,4 @@
-// What is wrong and how to fix it; machines that wait for admission.
+// Problems and how to fix them; machines waiting for admission.
 
 import { copyButton, el, keyed, setText } from "./dom.js";
 import { clock } from "./format.js";
@@ -36,7 +36,7 @@ function makeFinding(one) {
   return node;
 }
 
-/** The words of a fix and its commands, each with whether it is one: a whole fix that is one, or what is in backticks. */
+/** Split a fix into [isCommand, text] parts: commands are in backticks, unless the whole fix is one. */
 function fixParts(fix) {
   if (!fix.includes("`")) return fix ? [[/^(sudo|sollold|journalctl|systemctl) /.test(fix), fix]] : [];
   return fix.split("`").map((part, at) => [at % 2 === 1, part.trim()]).filter(([, text]) => /\w/.test(text));
@@ -44,10 +44,10 @@ function fixParts(fix) {
 
 const commandToCopy = (command, ...more) => el("div", { class: "fix" }, el("code", { text: command }), copyButton(() => command), ...more);
 
-/** A word as a shell takes it for itself, whatever is in it. */
+/** Quote a word for a shell, if needed. */
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 
-/** Draw the machines that wait for admission, where there are any. */
+/** Draw the machines that are waiting for admission, if any. */
 export function showWaiting(place) {
   const found = state.cluster.nodes.flatMap((node) => node.waiting || []);
   place.hidden = !found.length;

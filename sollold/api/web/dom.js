@@ -1,4 +1,4 @@
-// Building and updating the page. Text from outside goes into it as text only, never as HTML.
+// Building and updating the page. External text is inserted as text only, never as HTML.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -16,7 +16,7 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** The same in SVG. */
+/** Make an SVG element. */
 export function svg(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
@@ -24,7 +24,7 @@ export function svg(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Set text only where it differs: a selection in it stays. */
+/** Set a node's text only if it differs, so that a selection in it is kept. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -61,12 +61,12 @@ export function keyed(parent, items, keyOf, create, update = () => {}) {
   }
 }
 
-/** A place for what may be wider than the window: it is scrolled with the keyboard, too. */
+/** Make a container for content that may be wider than the window; the keyboard can scroll it too. */
 export function scrolling(label, ...children) {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, ...children);
 }
 
-/** A button that copies what `text()` gives. */
+/** Make a button that copies the result of `text()`. */
 export function copyButton(text, label = "Copy") {
   const button = el("button", { type: "button", class: "quiet small", text: label });
   button.addEventListener("click", async () => {
@@ -83,7 +83,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Pages without TLS have no clipboard API: the old way.
+    // Pages without TLS have no clipboard API; use the deprecated command.
     const area = el("textarea", { class: "visually-hidden" });
     area.value = text;
     document.body.append(area);
@@ -94,7 +94,7 @@ async function copy(text) {
   }
 }
 
-/** Tell screen readers. */
+/** Announce text to screen readers. */
 export function say(text) {
   byId("said").textContent = text;
 }

@@ -1,4 +1,4 @@
-// Figures as people read them.
+// Formats numbers, names and times for people.
 
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -38,7 +38,7 @@ export function clock(seconds) {
   return today ? time : `${moment.toLocaleDateString()} ${time}`;
 }
 
-/** The output counts as one more layer behind the last; people know it by its name. */
+/** Format a share's range of layers; the output, which counts as one more layer after the last, by its name. */
 export function layerRange(share, layers) {
   const last = Math.min(share.last, layers || share.last);
   const words = [];
@@ -50,7 +50,7 @@ export function layerRange(share, layers) {
 const colours = 8;
 const given = new Map();
 
-/** One of eight colours for a model, the same as long as the page is open. */
+/** Return the class of one of eight colours for a model, the same as long as the page is open. */
 export function colourOf(model) {
   if (!given.has(model)) given.set(model, given.size % colours);
   return `c${given.get(model)}`;
@@ -63,10 +63,10 @@ export const stateText = (one) => {
 
 const rightToLeft = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/;
 
-/** A name amid other words: one that runs from right to left would take the numbers behind it along. */
+/** Isolate a name for use within other text: a right-to-left one would reverse the numbers after it. */
 export const isolated = (name) => (rightToLeft.test(name) ? `\u2068${name}\u2069` : name);
 
-/** A node's name where there is little room; names of any length are allowed. */
+/** Shorten a node's name for small spaces; names may be of any length. */
 export const shortName = (name) => isolated(name.length > 40 ? `${name.slice(0, 39)}…` : name);
 
 export const shortModel = (name) => name.replace(/:latest$/, "");

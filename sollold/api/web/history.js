@@ -15,7 +15,7 @@ const titles = [
   ["failed_per_second", "Requests failed per second", "/s"],
 ];
 
-/** Give `show` the totals of the last two minutes, now and then; returns what ends it. */
+/** Call `show` with the totals of the last two minutes, every two seconds; returns a function that stops it. */
 export function recentHistory(show) {
   let ended = false;
   const round = async () => {
@@ -25,7 +25,7 @@ export function recentHistory(show) {
           const { total } = await getJson("/api/cluster/history?seconds=120&step=1");
           if (!ended) show(total);
         }
-      } catch { /* the header tells that the node does not answer */ }
+      } catch { /* the header shows that the node does not answer */ }
       await new Promise((done) => setTimeout(done, 2000));
     }
   };

@@ -1,20 +1,20 @@
-// Requests to the node, with the key that the person logged in with, if any.
+// Requests to the node, with the key that the user logged in with, if any.
 
 import { el } from "./dom.js";
 import { tabStorage } from "./storage.js";
 
 const STORED = "sollold.key";
-// Not the address's root: a reverse proxy may have put the node below a path.
-/** The address of this node, without a slash at its end. */
+// Not the root of the host: a reverse proxy may serve the node below a path.
+/** The URL of this node, without a trailing slash. */
 export const base = new URL("..", import.meta.url).href.replace(/\/$/, "");
 let tell = () => {};
 
 export const key = () => tabStorage.getItem(STORED) || "";
 
-/** `callback` runs when the node asks for a key. */
+/** Call `callback` when the node requires a key. */
 export function needsLogin(callback) { tell = callback; }
 
-/** Ask for a key in a dialog; true when one was given. It is kept until the tab is closed. */
+/** Ask for a key in a dialog; resolves to whether the key was changed. It is kept until the tab is closed. */
 export function logIn() {
   return new Promise((done) => {
     const field = el("input", { type: "password", id: "key-field", autocomplete: "current-password" });
@@ -38,12 +38,12 @@ export function logIn() {
   });
 }
 
-/** As `fetch`, with the key; an answer that is no success is thrown as an error with the node's words. */
+/** Like `fetch`, with the key; an unsuccessful response is thrown as an error with the node's message. */
 export async function request(path, options = {}) {
   const headers = { ...(options.headers || {}) };
   if (key()) headers.Authorization = `Bearer ${key()}`;
   if (options.body !== undefined) headers["Content-Type"] = "application/json";
-  // Past the browser's cache: there a stream that lasts would hold up whoever asks for the same.
+  // Bypass the browser's cache, where a long stream would block other requests for the same URL.
   const answer = await fetch(base + path, { ...options, headers, cache: "no-store" });
   if (answer.ok) return answer;
   if (answer.status === 401) tell();
@@ -81,12 +81,12 @@ async function* pieces(answer, end) {
   if (rest.trim()) yield rest;
 }
 
-/** The records of an answer with one JSON object a line. */
+/** Yield the records of a response with one JSON object per line. */
 export async function* lines(answer) {
   for await (const line of pieces(answer, "\n")) if (line.trim()) yield JSON.parse(line);
 }
 
-/** The data of server-sent events; null for a comment. EventSource can't send a key. */
+/** Yield the data of server-sent events; null for a comment. (EventSource can't send a key.) */
 export async function* serverEvents(answer) {
   for await (const block of pieces(answer, "\n\n")) {
     const data = block.split("\n").find((line) => line.startsWith("data: "));

@@ -1,4 +1,4 @@
-// The keys of the cluster: who may ask models, and who may order; made and revoked here.
+// The cluster's API keys: shows, creates and revokes them.
 
 import { copyButton, el, keyed, say, scrolling, setText } from "./dom.js";
 import { getJson, send } from "./http.js";
@@ -78,7 +78,7 @@ function row(one, revoke) {
   const may = scopes.find(([scope]) => scope === one.scope)?.[1] || one.scope;
   const place = el("td", { class: "figure" });
   const button = (text, act, kind = "") => el("button", { type: "button", class: `small ${kind}`, text, "aria-label": `${text} ${one.name}`, on: { click: act } });
-  // Programs that use it are shut out at once: asked twice.
+  // Programs that use the key lose access at once, so ask for confirmation.
   const ask = () => {
     const sure = button("Revoke it", () => revoke(one), "danger");
     place.replaceChildren(sure, " ", button("Cancel", calm));

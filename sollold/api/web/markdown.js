@@ -1,8 +1,8 @@
-// Markdown as elements: no HTML is ever parsed, links go to http, https and mailto only.
+// Renders Markdown as elements: no HTML is ever parsed, and links go to http, https and mailto only.
 
 import { copyButton, el, scrolling } from "./dom.js";
 
-/** Draws `text` into `place`; called again with a longer text it renews only the blocks that changed. */
+/** Return a function that draws text into `place`; called again, it redraws only the blocks that changed. */
 export function markdown(place) {
   let before = [];
   return (text) => {
@@ -33,7 +33,7 @@ function split(text) {
       fence = mark[1];
       block.push(line);
     } else if (!line.trim()) {
-      // A list goes on over empty lines where what follows is indented or another item.
+      // An empty line ends every block, also a list.
       end();
     } else if (/^ {0,3}#{1,6}\s/.test(line)) {
       end();

@@ -1,4 +1,4 @@
-// A model's page: what it is, where each copy of it runs layer by layer, and why it was placed so.
+// A model's page: its properties, where each copy of it runs layer by layer, and why it was placed there.
 
 import { el, keyed, scrolling, setText } from "./dom.js";
 import { bytes, duration, layerRange, number, shortModel, stateText } from "./format.js";

@@ -1,4 +1,4 @@
-// The library: every model with its size and where it lies; plan, load, unload, pull, copy, delete.
+// The library: every model with its size and nodes; plan, load, unload, pull, copy, delete.
 
 import { el, keyed, say, setAttribute, setText } from "./dom.js";
 import { bytes, shortModel, stateText } from "./format.js";
@@ -88,7 +88,7 @@ function makeModel(model, reload) {
   const attempt = async (what, act) => {
     const words = el("p", { class: "dim", text: `${what} …` });
     panel.replaceChildren(words);
-    // What came in its place meanwhile stays.
+    // Leave the panel alone if it shows something else by now.
     const replace = (...nodes) => { if (words.isConnected) panel.replaceChildren(...nodes); };
     try {
       const shown = await act();

@@ -1,4 +1,4 @@
-// A plan as a picture: what goes where, with the arithmetic; or what is missing, and what would help.
+// Draws a plan: what is placed where, with the arithmetic; or how much memory is missing, and what would help.
 
 import { el, scrolling } from "./dom.js";
 import { bytes, colourOf, count, layerRange, number } from "./format.js";
@@ -6,7 +6,7 @@ import { state } from "./store.js";
 
 const nameOf = (node) => state.cluster?.nodes.find((one) => one.node === node)?.name || node;
 
-/** The plan that `/api/cluster/plan` answered with; `close` closes it. */
+/** Draw a response of `/api/cluster/plan`; `close`, if given, is called by a close button. */
 export function showPlan(found, close) {
   const box = el("div", { class: "plan" });
   if (close) box.append(el("button", { type: "button", class: "quiet small close", text: "Close", on: { click: close } }));

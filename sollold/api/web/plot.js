@@ -1,18 +1,18 @@
-// Small line plots in SVG: a sparkline, and a plot with axes whose values can be read under the pointer.
+// Small line plots in SVG: a sparkline, and a plot with axes that shows the values under the pointer.
 
 import { el, setAttribute, setText, svg } from "./dom.js";
 import { number } from "./format.js";
 
 const known = (value) => value !== null && value !== undefined;
 
-/** A path through the values that are there; where one is missing, the line is broken. */
+/** Return a path through the known values; a missing value interrupts the line. */
 function pathOf(values, x, y) {
   let path = "";
   let pen = false;
   values.forEach((value, at) => {
     if (!known(value)) { pen = false; return; }
     path += `${pen ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`;
-    // A point between two gaps is a dot.
+    // A single point between two gaps becomes a dot.
     if (!pen && !known(values[at + 1])) path += "h0.1";
     pen = true;
   });
@@ -40,7 +40,7 @@ export function sparkline(label) {
       line.setAttribute("d", path);
       const first = values.findIndex(known);
       area.setAttribute("d", path && first >= 0 ? `${path}L${width} ${height}L${x(first)} ${height}Z` : "");
-      // A single second says little.
+      // The mean of five values, since a single second says little.
       const last = numbers.slice(-5);
       const mean = last.length ? last.reduce((a, b) => a + b, 0) / last.length : 0;
       setText(now, number(mean));

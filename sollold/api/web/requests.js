@@ -1,4 +1,4 @@
-// Requests through this node: those under way and the last hundred.
+// Requests through this node: those in progress and the last hundred.
 
 import { el, keyed, scrolling, setText } from "./dom.js";
 import { clock, duration, number, shortModel } from "./format.js";

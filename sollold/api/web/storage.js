@@ -1,4 +1,4 @@
-// What the browser keeps for this page. Where it refuses to (cookies are blocked), this page does until it is left.
+// The browser's storage for this page. If it is unavailable (cookies are blocked), data is kept in memory.
 
 const inMemory = () => {
   const held = new Map();

@@ -1,5 +1,4 @@
-// What is known of the cluster: asked for every two seconds while the page is looked at, and at once when
-// something happens.
+// The known state of the cluster: polled every two seconds while the page is visible, and at once after an event.
 
 import { getJson, request, serverEvents } from "./http.js";
 import { say } from "./dom.js";
@@ -9,7 +8,7 @@ const listeners = new Set();
 const EVERY = 2000;
 const KEPT = 200;
 
-/** Call `callback` once the cluster is known, and after each change; returns what ends that. */
+/** Call `callback` once the cluster is known, and after each change; returns a function that stops it. */
 export function onState(callback) {
   listeners.add(callback);
   if (state.cluster) callback();
@@ -17,7 +16,7 @@ export function onState(callback) {
 }
 
 const troubled = new Set();
-/** Call `callback` when the node stops to answer, or answers again. */
+/** Call `callback` after each refresh, which may have changed whether the node answers. */
 export const onTrouble = (callback) => troubled.add(callback);
 
 function tell() {
@@ -48,14 +47,14 @@ export async function refresh() {
 }
 addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 
-/** Every usable model, asked anew. */
+/** Fetch all usable models again. */
 export async function refreshModels() {
   state.models = (await getJson("/api/tags")).models;
   tell();
   return state.models;
 }
 
-/** Until the page is looked at. */
+/** Wait until the page is visible. */
 function shown() {
   return new Promise((done) => {
     if (document.hidden) addEventListener("visibilitychange", done, { once: true });
@@ -63,12 +62,12 @@ function shown() {
   });
 }
 
-/** Follow the events for as long as the page is open and looked at. */
+/** Follow the events while the page is open and visible. */
 export async function followEvents() {
   let seen = -1;
   let control = new AbortController();
-  // A page that is kept for the way back, or in another tab, would keep its connection, of which a browser has
-  // but six to one node: with six tabs open nothing would be answered in any.
+  // A page in the back/forward cache or in a background tab would keep its connection, and a browser opens only
+  // six to one node: with six tabs open, no request of any of them would be answered.
   addEventListener("pagehide", () => control.abort());
   addEventListener("visibilitychange", () => { if (document.hidden) control.abort(); });
   for (;;) {
@@ -79,7 +78,7 @@ export async function followEvents() {
       const began = performance.now();
       for await (const event of serverEvents(await request(`/api/cluster/events?follow=1&${query}`, { signal: control.signal }))) {
         if (!event) continue;
-        // Ids rise over restarts, too, unless the node's clock was set back.
+        // Ids keep rising across restarts, unless the node's clock was set back.
         if (event.id <= seen) state.events = [];
         seen = event.id;
         state.events = [...state.events, event].slice(-KEPT);
@@ -90,7 +89,7 @@ export async function followEvents() {
       }
     } catch (error) {
       if (error.status === 404) return;
-      // What is known stays to be read, and is gone on from when the node answers again.
+      // Known events stay visible; they are continued when the node answers again.
     }
     await new Promise((done) => setTimeout(done, 2000));
   }
@@ -101,11 +100,11 @@ export async function refreshDoctor() {
   tell();
 }
 
-/** Ask now and then what is wrong, and once which routes this node has. */
+/** Fetch the findings every 30 seconds, and once the endpoints that this node has. */
 export async function watchDoctor() {
   try { state.paths = new Set(Object.keys((await getJson("/openapi.json")).paths)); } catch { /* older node */ }
   for (;;) {
-    try { if (!document.hidden) await refreshDoctor(); } catch { /* the next time */ }
+    try { if (!document.hidden) await refreshDoctor(); } catch { /* try again next time */ }
     await new Promise((done) => setTimeout(done, 30000));
   }
 }
