@@ -125,7 +125,7 @@ async def test_one_caller_leaves_places_for_others_who_follow(serve: Serve, http
             answer = await stack.enter_async_context(http.get(url))
             assert answer.status == 200
         async with http.get(url) as answer:
-            assert answer.status == 503 and "16 streams of events open already" in await answer.text()
+            assert answer.status == 503 and "you already have 16 event streams open" in await answer.text()
     status = 0
     async with asyncio.timeout(20):
         while status != 200:  # until it is noticed that they hung up

@@ -66,13 +66,13 @@ class AdmissionRoutes:
                 "GET",
                 "/api/cluster/members",
                 self.members,
-                "Machines that belong to the cluster: here, away or evicted",
+                "The cluster's members: present, away or evicted",
             ),
             Route(
                 "GET",
                 "/api/cluster/ca",
                 self.authority,
-                'The authority of the certificates that nodes have by `http.tls = "cluster"`, in PEM',
+                'The certificate authority of nodes with `http.tls = "cluster"`, in PEM',
             ),
             Route("POST", "/api/cluster/rotate", self.rotate, "Give all members a new secret"),
             Route(
@@ -93,7 +93,7 @@ class AdmissionRoutes:
                 "POST",
                 "/api/cluster/join",
                 self.join,
-                "Join a cluster by the code of an invitation (from this machine only)",
+                "Join a cluster with an invitation code (from this machine only)",
                 JoinBody,
             ),
         ]
@@ -146,7 +146,9 @@ class AdmissionRoutes:
     def _check_local(self, request: web.Request) -> None:
         """Refuse callers on other machines, since an eavesdropper would learn the code."""
         if not client_of(request).local:
-            raise web.HTTPForbidden(text="invitation codes can only be made and used on the machine itself")
+            raise web.HTTPForbidden(
+                text="invitation codes can only be created and used on the machine itself"
+            )
 
 
 def _rolled(rolled: Rolled, **more: str) -> web.Response:

@@ -93,7 +93,7 @@ class BatchRoutes:
                 "/api/batch/results/{id}",
                 self.results,
                 "A batch's vectors, in pages",
-                query=(("offset", "the first text"), ("limit", f"vectors per page, at most {PAGE}")),
+                query=(("offset", "Index of the first text"), ("limit", f"Vectors per page, at most {PAGE}")),
             ),
         ]
 
@@ -105,9 +105,9 @@ class BatchRoutes:
         listed = await self._services.library.find(require_model(body.model))
         texts = body.input if body.input is not None else body.documents
         if not texts:
-            raise Refusal(Fault.BAD_REQUEST, "input is required: a list of texts")
+            raise Refusal(Fault.BAD_REQUEST, "input is required: a list of strings")
         if any(not text for text in texts):
-            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
         if body.dimensions is not None and body.dimensions < 1:
             raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
         refuse_reranker(listed.model)
@@ -186,5 +186,5 @@ def _number(request: web.Request, name: str, default: int, most: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a number from 0")
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a non-negative integer")
     return min(int(text), most)

@@ -41,7 +41,7 @@ class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         except ValueError as error:
             raise Refusal(Fault.BAD_REQUEST, f"invalid expires: {error}") from None
         if not 0 < seconds <= _LONGEST:
-            raise Refusal(Fault.BAD_REQUEST, "invalid expires: it must be from now to 100 years on")
+            raise Refusal(Fault.BAD_REQUEST, "invalid expires: it must be positive and at most 100 years")
         return seconds
 
 
@@ -99,16 +99,16 @@ class KeyRoutes:
         """``POST /api/cluster/pass``: only for programs of this machine, whatever key a remote caller has."""
         passes = self._services.passes
         if passes is None:
-            raise Refusal(Fault.ENGINE, "this node gives no passes", status=501)
+            raise Refusal(Fault.ENGINE, "this node does not issue passes", status=501)
         if not client_of(request).local:
-            raise Refusal(Fault.BAD_REQUEST, "a pass is given to programs of this machine only", status=403)
+            raise Refusal(Fault.BAD_REQUEST, "passes are issued only to programs of this machine", status=403)
         body = as_type(await read_object(request), PassBody)
         return json_response({"pass": await passes.issue(body.host), "seconds": PASS_SECONDS})
 
     @property
     def _keys(self) -> Keys:
         if self._services.keys is None:
-            raise Refusal(Fault.ENGINE, "this node keeps no API keys", status=501)
+            raise Refusal(Fault.ENGINE, "this node stores no API keys", status=501)
         return self._services.keys
 
 

@@ -75,7 +75,7 @@ class _Node(Collector):
         yield _gauge("sollold_draining", "Whether this node drains", 1 if me.draining else 0)
         requests = self._monitor.activity
         yield _gauge(
-            "sollold_requests_in_progress", "Requests that came through this node", requests.active()
+            "sollold_requests_in_progress", "Requests in progress through this node", requests.active()
         )
         events = CounterMetricFamily("sollold_events", "Events seen by this node", labels=["kind"])
         for kind, count in sorted(self._monitor.events.counts.items()):
@@ -90,9 +90,9 @@ class _Node(Collector):
 
     def _devices(self) -> Iterator[Metric]:
         texts = {
-            "limit": "Most that grants may take of a device",
+            "limit": "Maximum memory of the device to reserve",
             "granted": "Reserved for models",
-            "available": "What one more grant could get",
+            "available": "Memory that a further reservation could get",
             "free": "Free memory of the device, as last measured",
         }
         families = {
@@ -104,10 +104,12 @@ class _Node(Collector):
                 family.add_metric([device.id, str(device.kind)], getattr(device, name))
         yield from families.values()
         busy = GaugeMetricFamily(
-            "sollold_gpu_utilization_ratio", "Share of time in which the GPU computed", labels=["device"]
+            "sollold_gpu_utilization_ratio", "Fraction of time in which the GPU was busy", labels=["device"]
         )
-        heat = GaugeMetricFamily("sollold_gpu_temperature_celsius", "Of the GPU", labels=["device"])
-        power = GaugeMetricFamily("sollold_gpu_power_watts", "Drawn by the GPU", labels=["device"])
+        heat = GaugeMetricFamily(
+            "sollold_gpu_temperature_celsius", "Temperature of the GPU", labels=["device"]
+        )
+        power = GaugeMetricFamily("sollold_gpu_power_watts", "Power drawn by the GPU", labels=["device"])
         for gpu in self._monitor.gpu_loads:
             for family, value in ((busy, gpu.utilization), (heat, gpu.temperature), (power, gpu.power)):
                 if value == value:
@@ -117,14 +119,14 @@ class _Node(Collector):
     def _endpoints(self) -> Iterator[Metric]:
         names = ["deployment", "model", "backend"]
         ready = GaugeMetricFamily("sollold_endpoint_ready", "Whether the endpoint answers", labels=names)
-        failed = GaugeMetricFamily("sollold_endpoint_failed", "Whether it has failed", labels=names)
+        failed = GaugeMetricFamily("sollold_endpoint_failed", "Whether the endpoint has failed", labels=names)
         active = GaugeMetricFamily("sollold_endpoint_active", "Requests running in the engine", labels=names)
         waiting = GaugeMetricFamily("sollold_endpoint_waiting", "Requests queued", labels=names)
-        slots = GaugeMetricFamily("sollold_endpoint_slots", "Requests that it runs at a time", labels=names)
+        slots = GaugeMetricFamily("sollold_endpoint_slots", "Maximum of concurrent requests", labels=names)
         speed = GaugeMetricFamily(
             "sollold_endpoint_tokens_per_second", "Tokens per second of a single stream", labels=names
         )
-        size = GaugeMetricFamily("sollold_endpoint_bytes", "Memory over all nodes", labels=names)
+        size = GaugeMetricFamily("sollold_endpoint_bytes", "Memory used on all nodes", labels=names)
         drafted = CounterMetricFamily("sollold_endpoint_drafted_tokens", "Tokens drafted", labels=names)
         accepted = CounterMetricFamily(
             "sollold_endpoint_accepted_tokens", "Tokens drafted and accepted", labels=names
@@ -148,9 +150,13 @@ class _Node(Collector):
     def _links(self) -> Iterator[Metric]:
         names = names_of(self._cluster.live(), self._monitor.offline())
         trip = GaugeMetricFamily(
-            "sollold_link_round_trip_seconds", "To another node, as measured last", labels=["peer"]
+            "sollold_link_round_trip_seconds",
+            "Round-trip time to another node, as last measured",
+            labels=["peer"],
         )
-        rate = GaugeMetricFamily("sollold_link_bytes_per_second", "Measured last", labels=["peer"])
+        rate = GaugeMetricFamily(
+            "sollold_link_bytes_per_second", "Bandwidth to another node, as last measured", labels=["peer"]
+        )
         links = self._cluster.me.links
         labels = _distinct({node: names.get(node, node) for node, _, _ in links})
         for node, seconds, speed in links:
@@ -170,9 +176,11 @@ class _Requests(Collector):
         yield from self._by_route()
         yield from self._loads()
         done = self._monitor.activity
-        yield _counter("sollold_recoveries", "Times that an answer was resumed after a fault", done.resumed)
+        yield _counter(
+            "sollold_recoveries", "Number of times an answer was resumed after a fault", done.resumed
+        )
         gap = HistogramMetricFamily(
-            "sollold_recovery_gap_seconds", "Without a token while an answer was resumed"
+            "sollold_recovery_gap_seconds", "Time without a token while an answer was resumed"
         )
         gap.add_metric([], done.gap.cumulative(), done.gap.sum)
         yield gap
@@ -185,10 +193,13 @@ class _Requests(Collector):
         prompt = CounterMetricFamily("sollold_prompt_tokens", "Tokens of prompts", labels=names)
         generated = CounterMetricFamily("sollold_generation_tokens", "Tokens generated", labels=names)
         texts = {
-            "first_token": ("sollold_time_to_first_token_seconds", "From the request to the first token"),
-            "inter_token": ("sollold_inter_token_latency_seconds", "Between two tokens of an answer"),
+            "first_token": (
+                "sollold_time_to_first_token_seconds",
+                "Time from the request to the first token",
+            ),
+            "inter_token": ("sollold_inter_token_latency_seconds", "Time between two tokens of an answer"),
             "queue": ("sollold_request_queue_time_seconds", "Time in the engine's queue"),
-            "load": ("sollold_request_load_time_seconds", "Waiting for the model to load"),
+            "load": ("sollold_request_load_time_seconds", "Time waiting for the model to load"),
             "duration": (
                 "sollold_e2e_request_latency_seconds",
                 "Seconds from a request to the end of its response",
@@ -220,10 +231,12 @@ class _Requests(Collector):
 
     def _loads(self) -> Iterator[Metric]:
         loads = CounterMetricFamily(
-            "sollold_model_loads", "Loads by this node that ended", labels=["model", "result"]
+            "sollold_model_loads", "Loads by this node that have ended", labels=["model", "result"]
         )
         seconds = HistogramMetricFamily(
-            "sollold_model_load_seconds", "From the start of a load until it can answer", labels=["model"]
+            "sollold_model_load_seconds",
+            "Time from the start of a load until the model is ready",
+            labels=["model"],
         )
         for model, stats in self._monitor.loads.copy().items():
             loads.add_metric([model, "ok"], stats.ok)
@@ -255,8 +268,12 @@ class _Keys(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield counters by the key's name. Read in a thread."""
         asked = CounterMetricFamily("sollold_key_requests", "Requests with an API key", labels=["key"])
-        prompt = CounterMetricFamily("sollold_key_prompt_tokens", "Tokens of their prompts", labels=["key"])
-        made = CounterMetricFamily("sollold_key_generated_tokens", "Tokens generated", labels=["key"])
+        prompt = CounterMetricFamily(
+            "sollold_key_prompt_tokens", "Prompt tokens with an API key", labels=["key"]
+        )
+        made = CounterMetricFamily(
+            "sollold_key_generated_tokens", "Tokens generated with an API key", labels=["key"]
+        )
         for name, used in sorted(self._usage.copy().items(), key=lambda one: one[0]):
             asked.add_metric([name], used.requests)
             prompt.add_metric([name], used.prompt_tokens)
@@ -274,7 +291,7 @@ class _Answers(Collector):
         """Yield a counter and a histogram. Read in a thread."""
         requests = CounterMetricFamily(
             "sollold_http_requests",
-            "Requests answered; status 499: the caller hung up",
+            "Requests answered; status 499: the client closed the connection",
             labels=["dialect", "route", "status"],
         )
         for labels, count in self._answers.counts.copy().items():

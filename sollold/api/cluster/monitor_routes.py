@@ -83,7 +83,7 @@ class MonitorRoutes:
                 "GET",
                 "/api/cluster/requests",
                 self.requests,
-                "Requests through this node: those under way and the last hundred",
+                "Requests through this node: those in progress and the last hundred",
             ),
             Route(
                 "POST",
@@ -104,7 +104,7 @@ class MonitorRoutes:
 
     def _health_routes(self, method: str) -> tuple[Route, Route]:
         """Return the health endpoints for a method: load balancers and monitors use either GET or HEAD."""
-        text = "Whether the node takes requests; 503 while it drains"
+        text = "Whether the node accepts requests; 503 while it drains"
         return (
             Route(method, "/health", self.health, "Whether the daemon works"),
             Route(method, "/ready", self.ready, text, statuses=(503,)),
@@ -150,9 +150,9 @@ class MonitorRoutes:
             Refusal: UNAVAILABLE.
         """
         if self._followers[client] >= _FOLLOWERS_EACH:
-            why = f"you have {_FOLLOWERS_EACH} streams of events open already; close one first"
+            why = f"you already have {_FOLLOWERS_EACH} event streams open; close one first"
         elif self._followers.total() >= _FOLLOWERS:
-            why = f"{_FOLLOWERS} streams of events are open already"
+            why = f"{_FOLLOWERS} event streams are already open"
         else:
             return
         raise Refusal(Fault.UNAVAILABLE, why, retry_after=10)
@@ -185,7 +185,7 @@ class MonitorRoutes:
         """``POST /api/cluster/forget``."""
         body = as_type(await read_object(request), ForgetBody)
         if not body.node:
-            raise Refusal(Fault.BAD_REQUEST, "node is missing: the id or name of a node that is offline")
+            raise Refusal(Fault.BAD_REQUEST, "node is required: the id or name of a node that is offline")
         await self._services.monitor.forget(body.node)
         return json_response({"forgotten": body.node})
 
@@ -245,7 +245,7 @@ def _number(request: web.Request, name: str, default: int, digits: int = 9) -> i
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= digits):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a whole number of at most {digits} digits")
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be an integer of at most {digits} digits")
     return int(text)
 
 

@@ -87,10 +87,10 @@ SAID = {
     "X-Sollold-Node": "The node that answered",
     "X-Sollold-Model": "The model's name in the cluster",
     "X-Sollold-Devices": "The devices that hold the model",
-    "X-Sollold-Resumed": "How often the answer was resumed after a fault",
+    "X-Sollold-Resumed": "Number of times the answer was resumed after a fault",
     "X-Sollold-Gap-Ms": "Milliseconds without a token while it was resumed",
-    "X-Sollold-Warning": "What was changed or left out of the request",
-    "X-Sollold-Status": "What a stream that has not started waits for",
+    "X-Sollold-Warning": "What was changed in the request, or has no effect",
+    "X-Sollold-Status": "What a stream that has not started is waiting for",
 }
 
 

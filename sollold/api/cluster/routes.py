@@ -106,7 +106,7 @@ class ClusterRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         return [
-            Route("GET", "/api/cluster", self.show, "Nodes, devices, what runs where, who leads"),
+            Route("GET", "/api/cluster", self.show, "Nodes, devices, deployments and the leader"),
             Route("GET", "/api/cluster/stats", self.stats, "Counters of this node since its start"),
             Route(
                 "POST",
