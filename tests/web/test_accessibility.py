@@ -62,7 +62,7 @@ async def test_a_machine_that_is_alone_and_empty_is_told_what_to_do(page: Page, 
     given, url = await show(machine("anna"))
     given.library.all.clear()  # type: ignore[attr-defined]
     hints = {
-        "cluster": ("Only this machine so far", "No model is here yet"),
+        "cluster": ("Only this machine so far", "There is no model yet"),
         "models": ("No model yet. Pull one above",),
         "chat": ("There is no model to chat with yet",),
     }

@@ -146,7 +146,7 @@ async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: P
     cluster.refusal = Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again")
     await page.open(url)
     notice = await page.until("!leaderless.hidden && leaderless.innerText")
-    assert notice.startswith("The cluster has no leader at present: the machines are choosing one")
+    assert notice.startswith("The cluster has no leader: the machines are electing one")
     assert "no leader" in await page.run("document.querySelector('#headline').textContent")
     said = (
         "document.querySelector('#failed').hidden ? '' : document.querySelector('#failed span').textContent"
@@ -332,7 +332,7 @@ async def test_a_models_page_shows_its_layers_and_why(page: Page, show: Show) ->
     await page.open(f"{url}/#/model/llama3.3%3A70b")
     await page.until("document.querySelector('.plan')")
     text = await page.run("document.querySelector('main').innerText")
-    for words in ("16384 tokens of context", "2 at a time", "64–79 + output (16)", "14.2 tokens/s",
+    for words in ("16384 tokens of context", "2 requests at a time", "64–79 + output (16)", "14.2 tokens/s",
                   "anna and bert read their memory fastest", "error: the engine ran out"):  # fmt: skip
         assert words in text, words
 
@@ -658,7 +658,7 @@ async def test_keys_are_made_shown_once_and_revoked(page: Page, show: Show) -> N
         and key.expires - key.created == 30 * 86400
     )
     row = await page.until("document.querySelector('tbody tr')?.innerText")
-    assert "lap top" in row and "ask, load, pull and delete models" in row and "expires" in row
+    assert "lap top" in row and "use, load, pull and delete models" in row and "expires" in row
     # The same name again is refused in the node's words.
     await page.write("#key-name", "lap top")
     await page.press("Enter")

@@ -50,7 +50,7 @@ export function chatView(place, wanted) {
   const forget = el("button", { type: "button", class: "quiet", text: "Delete", "aria-label": "Delete this conversation" });
   const none = el("p", { class: "empty", hidden: true }, "There is no model to chat with yet. ", el("a", { href: "#/models", text: "Pull one" }),
     ", or put a GGUF file into the models folder of any machine.");
-  const absent = el("p", { class: "notice", role: "status", hidden: true, text: `No machine that is online has ${wanted}; another model is chosen.` });
+  const absent = el("p", { class: "notice", role: "status", hidden: true, text: `No machine that is online has ${wanted}; another model was selected.` });
   const talk = el("div", { class: "talk", id: "talk" });
   const message = el("textarea", { id: "message", rows: "2", "aria-label": "Message", placeholder: "Ask something. Enter sends, Shift+Enter starts a new line." });
   const sendButton = el("button", { type: "submit", class: "primary", text: "Send" });
@@ -237,9 +237,9 @@ export function chatView(place, wanted) {
           if (routing.node) words.push(`${routing.devices?.length > 1 ? "over " : ""}${routing.devices?.length > 1 ? routing.devices.join(", ") : `on ${routing.node}`}`);
           if (record.eval_count && record.eval_duration) words.push(`${number(record.eval_count / (record.eval_duration / 1e9))} tokens/s`);
           if (record.eval_count) words.push(`${record.eval_count} tokens`);
-          if (first) words.push(`first after ${number((first - began) / 1000)} s`);
+          if (first) words.push(`first token after ${number((first - began) / 1000)} s`);
           if (routing.resumed) words.push("resumed after a fault");
-          if (record.done_reason === "length") words.push("cut at the limit");
+          if (record.done_reason === "length") words.push("cut off at the limit");
           got.note = words.join(" · ");
         }
       }

@@ -15,7 +15,7 @@ export function clusterView(place) {
   const figures = el("dl", { class: "figures" });
   const spark = sparkline("tokens per second, the last two minutes");
   const open = el("p", { class: "notice", hidden: true },
-    "This is an open cluster: anybody on this network can join it. ", el("code", { text: "sollold cluster secure" }),
+    "This is an open cluster: any machine on this network can join it. ", el("code", { text: "sollold cluster secure" }),
     " gives it a secret.");
   const waiting = el("section", { hidden: true });
   const links = svg("svg", { class: "links", "aria-hidden": "true" });
@@ -23,7 +23,7 @@ export function clusterView(place) {
   const picture = el("div", { class: "picture" }, links, machines);
   const running = el("ul", { class: "running plain" });
   const none = el("p", { class: "empty" }, el("span"), " ", el("a", { href: "#/models", text: "Models" }));
-  const alone = el("p", { class: "dim small", hidden: true, text: "Only this machine so far. Start sollold on another one of this network: it appears here by itself." });
+  const alone = el("p", { class: "dim small", hidden: true, text: "Only this machine so far. Start sollold on another machine on this network, and it will appear here." });
   const events = el("ol", { class: "events plain" });
   const quiet = el("p", { class: "empty", text: "Nothing has happened since this node started." });
   const runningTitle = el("h2", { text: "Running models" });
@@ -47,7 +47,7 @@ export function clusterView(place) {
     keyed(running, cluster.deployments, (one) => `${one.node}/${one.id}`, makeRunning, updateRunning);
     none.hidden = cluster.deployments.length > 0;
     setText(none.firstChild, state.models.length ? "No model is loaded. The first request for one loads it; or load one under"
-      : "No model is here yet. Pull one, or follow a pull, under");
+      : "There is no model yet. Pull one, or watch a pull, under");
     alone.hidden = everybody.length > 1;
     keyed(events, state.events.slice(-12).reverse(), (one) => one.id, makeEvent);
     quiet.hidden = state.events.length > 0;
@@ -119,7 +119,7 @@ function updateMachine(card, node, cluster) {
   keyed(about, [node.url, ...words], (one) => one,
     (one) => one === node.url ? el("a", { href: node.url, text: node.url.replace(/^https?:\/\//, "") }) : el("span", { text: one }));
   keyed(card.querySelector(".buttons"), [node.draining ? "undrain" : "drain"], (one) => one, (one) => one === "drain"
-    ? actionButton("Drain", `Drain ${node.name}: finish what runs and take no new requests`, () => drain(node, true))
+    ? actionButton("Drain", `Drain ${node.name}: finish running requests and take no new ones`, () => drain(node, true))
     : actionButton("Take requests again", `Let ${node.name} take requests again`, () => drain(node, false)));
 }
 
@@ -225,7 +225,7 @@ function makeEvent(event) {
 function legend() {
   const entry = (kind, words) => el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), words);
   return el("ul", { class: "legend plain small dim", "aria-label": "Legend" },
-    entry("c0 band", "a model's layers, by number"), entry("c0 band pending", "loading"), entry("reserved", "set aside"),
+    entry("c0 band", "a model's layers, by number"), entry("c0 band pending", "loading"), entry("reserved", "reserved"),
     entry("other", "other programs"), entry("", "free"));
 }
 

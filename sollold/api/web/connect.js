@@ -9,8 +9,8 @@ const programs = (base, model) => [
   ["ollama", "The ollama command, with this node as its server:", `OLLAMA_HOST=${base} ollama run ${model}`],
   ["Open WebUI", "As its Ollama server; or under Settings → Connections:", `docker run -d -p 3000:8080 -e OLLAMA_BASE_URL=${base} ghcr.io/open-webui/open-webui:main`],
   ["Continue", "In ~/.continue/config.yaml:", `models:\n  - name: ${model}\n    provider: ollama\n    model: ${model}\n    apiBase: ${base}`],
-  ["Claude Code", "It speaks Anthropic's API. For a model that is loaded with --context 32768; with more, name that, and from 65536 on leave the last export out:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nexport ANTHROPIC_DEFAULT_HAIKU_MODEL=${model}\nexport CLAUDE_CODE_MAX_CONTEXT_TOKENS=32768\nexport CLAUDE_CODE_MAX_OUTPUT_TOKENS=4096\nclaude`],
-  ["Codex", "In ~/.codex/config.toml, for a model that is loaded with --context 32768:", `model = "${model}"\nmodel_provider = "sollold"\nmodel_context_window = 32768\n\n[model_providers.sollold]\nname = "sollold"\nbase_url = "${base}/v1"\nwire_api = "responses"`],
+  ["Claude Code", "It uses Anthropic's API. For a model loaded with --context 32768; with more, change the number, and from 65536 on omit the last export:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nexport ANTHROPIC_DEFAULT_HAIKU_MODEL=${model}\nexport CLAUDE_CODE_MAX_CONTEXT_TOKENS=32768\nexport CLAUDE_CODE_MAX_OUTPUT_TOKENS=4096\nclaude`],
+  ["Codex", "In ~/.codex/config.toml, for a model loaded with --context 32768:", `model = "${model}"\nmodel_provider = "sollold"\nmodel_context_window = 32768\n\n[model_providers.sollold]\nname = "sollold"\nbase_url = "${base}/v1"\nwire_api = "responses"`],
   ["Python, openai", "pip install openai", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="none")\nanswer = client.chat.completions.create(\n    model="${model}", messages=[{"role": "user", "content": "Hello"}]\n)\nprint(answer.choices[0].message.content)`],
   ["Python, ollama", "pip install ollama", `from ollama import Client\n\nclient = Client(host="${base}")\nanswer = client.chat(model="${model}", messages=[{"role": "user", "content": "Hello"}])\nprint(answer.message.content)`],
   ["LangChain", "pip install langchain-ollama", `from langchain_ollama import ChatOllama\n\nmodel = ChatOllama(model="${model}", base_url="${base}")\nprint(model.invoke("Hello").content)`],
@@ -20,11 +20,11 @@ export function connectView(place) {
   const choice = el("select", { id: "connect-model" });
   const list = el("div", { class: "snippets" });
   const label = el("label", { class: "inline", for: "connect-model", text: "with the model" });
-  const none = el("p", { class: "empty", hidden: true }, "There is no model yet: put the name of one in place of MODEL, once you have ",
+  const none = el("p", { class: "empty", hidden: true }, "There is no model yet: replace MODEL with the name of one, once you have ",
     el("a", { href: "#/models", text: "pulled it" }), ".");
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Connect" }), label, choice), none,
     el("p", { class: "dim" }, "Every node answers for the whole cluster; this one is ", el("code", { text: base }),
-      ". Where the cluster asks for one, make a key under ", el("a", { href: "#/keys", text: "Keys" }), " and give it in place of ", el("code", { text: "none" }), "."), list);
+      ". If the cluster requires a key, create one under ", el("a", { href: "#/keys", text: "Keys" }), " and use it instead of ", el("code", { text: "none" }), "."), list);
   const boxes = programs("", "").map(([title]) => {
     const words = el("p", { class: "dim small" });
     const code = el("pre", { tabindex: "0" });

@@ -12,7 +12,7 @@ export function doctorView(place) {
   const waiting = el("section", { hidden: true });
   const events = el("ol", { class: "events plain" });
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Doctor" }), again), waiting, well, list,
-    el("h2", { text: "All events that this node remembers" }), events);
+    el("h2", { text: "Events recorded by this node" }), events);
   again.addEventListener("click", async () => {
     again.disabled = true;
     await refreshDoctor().catch(() => {});
@@ -51,13 +51,13 @@ const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replac
 export function showWaiting(place) {
   const found = state.cluster.nodes.flatMap((node) => node.waiting || []);
   place.hidden = !found.length;
-  if (!place.firstChild) place.append(el("h2", { text: "Machines that wait for admission" }), el("ul", { class: "plain waiting" }));
+  if (!place.firstChild) place.append(el("h2", { text: "Machines waiting for admission" }), el("ul", { class: "plain waiting" }));
   keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
     const command = `sollold admit ${quoted(one.code)}`;
     const said = el("span", { class: "bad-text small", role: "alert" });
     const admit = el("button", { type: "button", class: "primary small", text: "Admit", "aria-label": `Admit: ${one.name}`,
       on: { click: () => send("POST", "/api/cluster/admit", { machine: one.node }).then(refresh).catch((error) => setText(said, error.message)) } });
-    return el("li", { class: "finding" }, el("p", {}, el("b", { text: one.name }), " shows the code ", el("code", { text: one.code }), " if it is the one you mean."),
+    return el("li", { class: "finding" }, el("p", {}, el("b", { text: one.name }), " shows the code ", el("code", { text: one.code }), " if it is the machine that you mean."),
       commandToCopy(command, admit), said);
   });
 }

@@ -9,7 +9,7 @@ const ranges = [[600, "10 minutes"], [3600, "1 hour"], [86400, "1 day"]];
 const titles = [
   ["tokens_per_second", "Tokens generated per second", "tokens/s"],
   ["first_token_seconds", "Time to the first token", "s"],
-  ["active", "Requests under way", ""],
+  ["active", "Requests in progress", ""],
   ["waiting", "Requests waiting", ""],
   ["requests_per_second", "Requests finished per second", "/s"],
   ["failed_per_second", "Requests failed per second", "/s"],
@@ -86,7 +86,7 @@ export function historyView(place) {
   }
 
   function showDevices(nodes, frame) {
-    const wanted = [["granted_bytes", "Memory set aside for models", bytes], ["used_bytes", "Memory in use", bytes],
+    const wanted = [["granted_bytes", "Memory reserved for models", bytes], ["used_bytes", "Memory in use", bytes],
       ["utilization", "GPU utilization", (value) => (value === null ? "–" : `${Math.round(value * 100)} %`)],
       ["temperature_celsius", "GPU temperature", (value) => (value === null ? "–" : `${Math.round(value)} °C`)],
       ["power_watts", "GPU power", (value) => (value === null ? "–" : `${Math.round(value)} W`)]];

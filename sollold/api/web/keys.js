@@ -4,7 +4,7 @@ import { copyButton, el, keyed, say, scrolling, setText } from "./dom.js";
 import { getJson, send } from "./http.js";
 
 const PATH = "/api/cluster/keys";
-const scopes = [["infer", "ask models"], ["models", "ask, load, pull and delete models"], ["admin", "everything"]];
+const scopes = [["infer", "use models"], ["models", "use, load, pull and delete models"], ["admin", "everything"]];
 const ends = [["", "never"], ["30d", "in 30 days"], ["365d", "in a year"]];
 const gone = (one) => Boolean(one.revoked) || (one.expires && new Date(one.expires) <= new Date());
 const columns = ["name", "may", "created", "state", ""];
@@ -27,14 +27,14 @@ export function keysView(place) {
     } catch (error) { complain(error); }
   };
   const show = ({ open, keys }) => {
-    setText(words, open ? "Other machines may ask models without a key; loading, deleting and draining always need one."
+    setText(words, open ? "Other machines may use models without a key; loading, deleting and draining always need one."
       : "Other machines need a key for everything. Programs of this machine never do.");
     table.hidden = !keys.length;
     keyed(body, [...keys].sort((a, b) => Number(gone(a)) - Number(gone(b))), (one) => `${one.id}${one.revoked ? "-" : ""}`,
       (one) => row(one, revoke));
   };
   const revoke = async (one) => {
-    try { await send("DELETE", PATH, { name: one.id }); say(`${one.name} is revoked`); } catch (error) { complain(error); return; }
+    try { await send("DELETE", PATH, { name: one.id }); say(`${one.name} was revoked`); } catch (error) { complain(error); return; }
     load();
   };
   const form = makeForm(async (wanted) => {
@@ -42,7 +42,7 @@ export function keysView(place) {
     try {
       const found = await send("POST", PATH, wanted);
       made.replaceChildren(el("div", { class: "notice good" },
-        el("p", { text: `The key ${found.name}. It is shown only once: give it to the program that needs it as its API key.` }),
+        el("p", { text: `The key ${found.name} is shown only once. Use it as the API key of the program that needs it.` }),
         el("div", { class: "fix" }, el("code", { text: found.key }), copyButton(() => found.key))));
       say(`Created the key ${found.name}`);
       await load();

@@ -11,7 +11,7 @@ import { requestTable } from "./requests.js";
 export function modelView(place, name) {
   const facts = el("dl", { class: "facts" });
   const running = el("div", { class: "running" });
-  const none = el("p", { class: "empty", text: "It is not loaded at present." });
+  const none = el("p", { class: "empty", text: "It is not loaded." });
   const why = el("div", { text: "planning …", class: "dim" });
   const logs = el("div", {}, el("button", { type: "button", text: "Show", on: { click: () => showLogs(logs, name) } }));
   const requests = requestTable("Requests for this model through this node");
@@ -79,7 +79,7 @@ async function showLogs(place, name) {
   try {
     const { logs } = await getJson(`/api/cluster/logs/${encodeURIComponent(name)}?lines=60`, 15);
     place.replaceChildren(...(logs.length ? logs.map((one) => el("details", { open: true },
-      el("summary", { text: `${one.node} ${one.process}` }), el("pre", { tabindex: "0", text: one.text }))) : [el("p", { class: "empty", text: "Nothing." })]));
+      el("summary", { text: `${one.node} ${one.process}` }), el("pre", { tabindex: "0", text: one.text }))) : [el("p", { class: "empty", text: "The log is empty." })]));
   } catch (error) { place.append(el("p", { class: "bad-text", text: error.message })); }
 }
 
@@ -88,7 +88,7 @@ function showFacts(list, model) {
     ["architecture", model.details.family], ["parameters", model.details.parameter_size],
     ["quantization", model.details.quantization_level], ["size on disk", bytes(model.size)],
     ["trained context", model.details.context_length ? `${model.details.context_length} tokens` : ""],
-    ["can do", (model.capabilities || []).join(", ")], ["files on", model.nodes.join(", ")],
+    ["capabilities", (model.capabilities || []).join(", ")], ["files on", model.nodes.join(", ")],
     ["can't be used", model.unusable],
   ].filter((row) => row[1]);
   keyed(list, rows, (row) => row[0], (row) => el("div", {}, el("dt", { text: row[0] }), el("dd")),
@@ -107,8 +107,8 @@ function updateDeployment(node, one) {
   keyed(node.querySelector(".tags"), [[stateText(one), kind], [one.backend, ""], [one.id, ""]], (tag) => tag[0],
     (tag) => el("span", { class: `tag ${tag[1]}`, text: tag[0] }));
   updateLayers(node.querySelector(".layers"), one);
-  const words = [runningWords(one), `${one.slots} at a time`];
-  if (one.speed) words.push(`${duration(1 / one.speed)} a token`);
+  const words = [runningWords(one), `${one.slots} requests at a time`];
+  if (one.speed) words.push(`${duration(1 / one.speed)} per token`);
   if (one.idle) words.push(`idle for ${duration(one.idle)}`);
   setText(node.querySelector(".words"), `${one.reason ? `${one.reason} · ` : ""}${words.join(" · ")}`);
   keyed(node.querySelector("tbody"), one.placed, (share) => `${share.node}/${share.device}/${share.first}`,

@@ -70,11 +70,11 @@ async function follow(wanted, place, done) {
     }
     bar.value = 1;
     setText(words, "done");
-    say(`${wanted} is pulled`);
+    say(`${wanted} was pulled`);
   } catch (error) {
     bar.remove();
     words.className = error.name === "AbortError" ? "" : "bad-text";
-    setText(words, error.name === "AbortError" ? "stopped; pulling it again goes on from here" : error.message);
+    setText(words, error.name === "AbortError" ? "stopped; pulling it again resumes from here" : error.message);
     say(`${wanted} was not pulled`);
   }
   setText(cancel, "Hide");
@@ -102,7 +102,7 @@ function makeModel(model, reload) {
     const found = await send("POST", "/api/cluster/plan", { model: model.name });
     return showPlan(found, () => panel.replaceChildren());
   });
-  const load = () => attempt("Loading; it goes on when you leave this page", () => send("POST", "/api/cluster/load", { model: model.name }));
+  const load = () => attempt("Loading; this continues if you leave the page", () => send("POST", "/api/cluster/load", { model: model.name }));
   const unload = () => attempt("Unloading", () => send("POST", "/api/cluster/unload", { model: model.name }));
   const copy = () => {
     const name = el("input", { type: "text", required: true, "aria-label": `New name for the copy of ${model.name}`, placeholder: "new name" });

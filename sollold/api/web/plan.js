@@ -13,7 +13,7 @@ export function showPlan(found, close) {
   box.append(el("p", { class: found.ok ? "" : "bad-text", text: found.reason || found.message || (found.ok ? "It fits." : "It does not fit.") }));
   if (found.plan) box.append(...placement(found));
   if (found.missing) box.append(...shortfall(found.missing));
-  if (found.evicts?.length) box.append(el("p", { class: "small", text: `Unloaded for it: ${found.evicts.map((one) => one[1]).join(", ")}` }));
+  if (found.evicts?.length) box.append(el("p", { class: "small", text: `Unloaded to make room: ${found.evicts.map((one) => one[1]).join(", ")}` }));
   if (found.options?.length) {
     box.append(el("details", {}, el("summary", { text: `What else was considered (${found.options.length})` }),
       el("ul", { class: "small" }, ...found.options.map((one) => el("li", {
@@ -48,7 +48,7 @@ function placement(found) {
     + `${bytes(found.weights + found.state + found.compute + found.overhead)}`;
   const parts = [scrolling("Placement", el("table", { class: "plan-table" }, el("tbody", {}, ...rows)))];
   if (words.length) parts.push(el("p", { text: words.join(" · ") }));
-  parts.push(el("p", { class: "dim small", text: `${sums}${found.estimate ? " (an estimate: this architecture is not known)" : ""}` }));
+  parts.push(el("p", { class: "dim small", text: `${sums}${found.estimate ? " (an estimate: this architecture is unknown)" : ""}` }));
   if (plan.reasons?.length) parts.push(el("ul", { class: "small" }, ...plan.reasons.map((reason) => el("li", { text: reason }))));
   return parts;
 }

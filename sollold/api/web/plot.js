@@ -111,7 +111,7 @@ export function plot(title) {
       figure.replaceChildren(...parts, marker);
       const summary = lines.slice(0, 8).map((line) => {
         const values = line.values.filter(known);
-        if (!values.length) return lines.length > 1 ? `${line.name}: nothing yet` : "nothing yet";
+        if (!values.length) return lines.length > 1 ? `${line.name}: no data yet` : "no data yet";
         return `${lines.length > 1 ? `${line.name}: ` : ""}now ${text(values.at(-1))}, highest ${text(Math.max(...values))}`;
       }).join("; ");
       setAttribute(figure, "aria-label", `${title}: ${summary}`);

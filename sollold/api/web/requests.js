@@ -48,7 +48,7 @@ export function requestsView(place) {
   const table = requestTable("Requests through this node");
   const trouble = el("p", { class: "notice", hidden: true });
   place.append(el("h1", { text: "Requests" }),
-    el("p", { class: "dim", text: "Requests that came through this node: those under way, then the last hundred. Tokens: prompt → answer." }), trouble, table.node);
+    el("p", { class: "dim", text: "Requests through this node: those in progress, then the last hundred. Tokens: prompt → answer." }), trouble, table.node);
   let ended = false;
   let timer = 0;
   const draw = async () => {
