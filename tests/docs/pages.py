@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from sollold.api.cluster.metrics import Metrics
-from sollold.api.cluster.openapi import ASKED, SAID
+from sollold.api.cluster.openapi import REQUEST_HEADERS, RESPONSE_HEADERS
 from sollold.api.http.application import all_routes
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.request_log import ResponseCounts
@@ -99,7 +99,10 @@ def api_page() -> str:
         for route in groups[name]:
             query = "".join(f"; `{key}`: {text}" for key, text in route.query)
             lines.append(f"| {route.method} | `{route.path}` | {route.summary}{query} |")
-    for title, headers in (("Headers of requests", ASKED), ("Headers of answers", SAID)):
+    for title, headers in (
+        ("Headers of requests", REQUEST_HEADERS),
+        ("Headers of answers", RESPONSE_HEADERS),
+    ):
         lines += ["", f"## {title}", "", "| | |", "| --- | --- |"]
         lines += [f"| `{name}` | {text} |" for name, text in headers.items()]
     return "\n".join(lines) + "\n"

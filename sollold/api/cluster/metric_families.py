@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from sollold import __version__
 from sollold.api.cluster.engine_families import EngineFamilies
-from sollold.api.cluster.views import names_of, shown
+from sollold.api.cluster.views import is_listed, names_of
 from sollold.api.http.request_log import KeyUsage, ResponseCounts
 from sollold.cluster.gossip.record import State
 from sollold.control import activity
@@ -132,7 +132,7 @@ class _Node(Collector):
             "sollold_endpoint_accepted_tokens", "Tokens drafted and accepted", labels=names
         )
         for endpoint in self._cluster.me.endpoints:
-            if not shown(endpoint):
+            if not is_listed(endpoint):
                 continue
             labels = [endpoint.id, endpoint.model, str(endpoint.backend)]
             ready.add_metric(labels, 1 if endpoint.state is State.READY else 0)
@@ -326,20 +326,20 @@ class _All(Collector):
             yield from one.collect()
 
 
-def node_facts(
+def node_metrics(
     cluster: ClusterService, monitor: Monitor, dropped: Callable[[], dict[str, int]]
 ) -> list[Metric]:
     """Return the current metrics of the node and the cluster: few, and to be read on the event loop."""
     return list(_Node(cluster, monitor, dropped).collect())
 
 
-def written(
-    facts: list[Metric], answers: ResponseCounts, monitor: Monitor, usage: dict[str, KeyUsage]
+def render_metrics(
+    current: list[Metric], answers: ResponseCounts, monitor: Monitor, usage: dict[str, KeyUsage]
 ) -> bytes:
-    """Render `node_facts` and the counts. Call it off the loop: tens of thousands of samples take 1 s."""
-    return generate_latest(_All(facts, (_Answers(answers), _Requests(monitor), _Keys(usage))))
+    """Render `node_metrics` and the counts. Call it off the loop: tens of thousands of samples take 1 s."""
+    return generate_latest(_All(current, (_Answers(answers), _Requests(monitor), _Keys(usage))))
 
 
-def of_engines(texts: list[EngineText]) -> bytes:
+def render_engine_metrics(texts: list[EngineText]) -> bytes:
     """Render the engines' own metrics. Call it off the loop."""
     return generate_latest(EngineFamilies(texts))

@@ -68,9 +68,11 @@ class Metrics:
         from sollold.api.cluster import metric_families as families
 
         services, engines = self._services, self._services.engine_metrics
-        facts = families.node_facts(services.cluster, services.monitor, services.dropped)
-        text = await asyncio.to_thread(families.written, facts, self._answers, services.monitor, self._usage)
+        current = families.node_metrics(services.cluster, services.monitor, services.dropped)
+        text = await asyncio.to_thread(
+            families.render_metrics, current, self._answers, services.monitor, self._usage
+        )
         if engines is None:
             return text
         texts = await engines.texts()
-        return text + await asyncio.to_thread(families.of_engines, texts)
+        return text + await asyncio.to_thread(families.render_engine_metrics, texts)

@@ -75,14 +75,14 @@ _OF_STATUS = {
     503: {"Retry-After": "Seconds to wait before a retry"},
 }
 _STRING: dict[str, Any] = {"type": "string"}
-ASKED = {
+REQUEST_HEADERS = {
     "X-Sollold-Priority": "1 (lowest) to 10 (highest), or a name; overrides the body's priority",
     "X-Sollold-Role": "The caller's role, which implies a priority",
     "X-Sollold-Deadline": "Seconds, or a duration such as 30s, within which the answer must be complete",
     "X-Sollold-Explain": "1: in Ollama's API, `_routing` lists the other endpoints and their scores",
     "X-Request-Id": "Used in the logs and returned in the answer",
 }
-SAID = {
+RESPONSE_HEADERS = {
     "X-Sollold-Backend": f"How the model runs: {', '.join(Backend)}",
     "X-Sollold-Node": "The node that answered",
     "X-Sollold-Model": "The model's name in the cluster",
@@ -142,7 +142,7 @@ def _parameters(row: Route) -> list[dict[str, Any]]:
         *({"name": name, "in": "query", "description": text, "schema": number} for name, text in row.query),
         *(
             {"name": name, "in": "header", "description": text, "schema": _STRING}
-            for name, text in (ASKED.items() if row.inference else ())
+            for name, text in (REQUEST_HEADERS.items() if row.inference else ())
         ),
     ]
 
@@ -153,7 +153,7 @@ def _headers(texts: dict[str, str]) -> dict[str, Any]:
 
 def _responses(row: Route) -> dict[str, Any]:
     id_ = {"X-Request-Id": "The request's id"}
-    headers = _headers({**id_, **SAID} if row.inference else id_)
+    headers = _headers({**id_, **RESPONSE_HEADERS} if row.inference else id_)
     good = {kind: _good(kind) for kind in row.produces} if row.method != "HEAD" else {}
     answers: dict[str, Any] = {
         "200": {"description": "Done", "headers": headers, **({"content": good} if good else {})}

@@ -11,8 +11,8 @@ from aiohttp import web
 from sollold.api.cluster.views import (
     cluster_object,
     deployment_object,
+    external_worker_object,
     names_of,
-    plain_object,
     stats_object,
 )
 from sollold.api.engine.fields import parse_keep_alive, require_model
@@ -209,7 +209,7 @@ class ClusterRoutes:
         named = {worker.address for record in cluster.live() for worker in record.plain}
         found = await cluster.scan()
         return json_response(
-            {"workers": [plain_object(one) | {"named": one.address in named} for one in found]}
+            {"workers": [external_worker_object(one) | {"named": one.address in named} for one in found]}
         )
 
     async def drain(self, request: web.Request) -> web.Response:

@@ -32,7 +32,7 @@ def device_object(device: Device) -> dict[str, Any]:
     }
 
 
-def plain_object(worker: ExternalWorker) -> dict[str, Any]:
+def external_worker_object(worker: ExternalWorker) -> dict[str, Any]:
     """Return an external worker: used only if the settings allow unauthenticated, unencrypted workers."""
     return {
         "address": worker.address,
@@ -72,7 +72,7 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "granted": sum(device.granted for device in own),
         "available": sum(device.available for device in memories),
         "devices": [device_object(device) for device in record.devices],
-        "plain_workers": [plain_object(worker) for worker in record.plain],
+        "plain_workers": [external_worker_object(worker) for worker in record.plain],
         "links": [
             {"node": node, "round_trip_ms": round(trip * 1000, 3), "bytes_per_second": rate}
             for node, trip, rate in record.links
@@ -146,7 +146,7 @@ def offline_object(offline: OfflineNode) -> dict[str, Any]:
     }
 
 
-def shown(endpoint: Endpoint) -> bool:
+def is_listed(endpoint: Endpoint) -> bool:
     """Whether an endpoint is listed as running: an Ollama's model that is not loaded is not."""
     return endpoint.loaded or endpoint.state is not State.READY
 
@@ -176,7 +176,7 @@ def cluster_object(
             deployment_object(record, endpoint, names)
             for record in ordered
             for endpoint in record.endpoints
-            if shown(endpoint)
+            if is_listed(endpoint)
         ],
         "offline": [offline_object(one) for one in offline],
     }

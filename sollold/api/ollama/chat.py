@@ -78,13 +78,13 @@ def add_shared(body: dict[str, Any], format_: Any, think: bool | str | None, mod
 
 def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -> None:
     """Put ``logprobs`` into the body."""
-    rivals = logprobs_wanted(logprobs, top)
-    if rivals:
+    alternatives = alternative_count(logprobs, top)
+    if alternatives:
         body["logprobs"] = True
-        body["top_logprobs"] = rivals
+        body["top_logprobs"] = alternatives
 
 
-def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
+def alternative_count(logprobs: bool | None, top: int | None) -> int:
     """Return the number of alternatives to request per token from llama-server; 0 for no probabilities."""
     # llama-server takes 0 for no probabilities at all, so one is requested and dropped again.
     return max(1, top or 0) if logprobs else 0

@@ -52,7 +52,7 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
         return require_model(self.base, "from")
 
 
-def told(create: Create, base: Model) -> NameOverrides:
+def name_overrides(create: Create, base: Model) -> NameOverrides:
     """Return the settings in which the second name differs from ``base``.
 
     Raises:

@@ -27,7 +27,7 @@ from sollold.api.ollama.chat import (
     add_logprobs,
     add_shared,
     add_stream,
-    logprobs_wanted,
+    alternative_count,
 )
 from sollold.api.ollama.request import Generate, Options, response_format, sampling, thinking
 from sollold.api.ollama.template import render_template
@@ -141,9 +141,9 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
         **sampling(options),
     }
     add_schema(body, generate.format)
-    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
-    if rivals:
-        body["n_probs"] = rivals
+    alternatives = alternative_count(generate.logprobs, generate.top_logprobs)
+    if alternatives:
+        body["n_probs"] = alternatives
     body["stream"] = generate.stream is not False
     return Call("/infill", body)
 
@@ -172,9 +172,9 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
         **sampling(options),
     }
     add_schema(body, generate.format)
-    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
-    if rivals:
-        body["logprobs"] = rivals
+    alternatives = alternative_count(generate.logprobs, generate.top_logprobs)
+    if alternatives:
+        body["logprobs"] = alternatives
     add_stream(body, generate.stream is not False)
     return Call("/v1/completions", body)
 

@@ -20,7 +20,7 @@ from sollold.api.http.errors import Dialect, refusal_bytes, refusal_object, stat
 from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.api.ollama.create import Create, told
+from sollold.api.ollama.create import Create, name_overrides
 from sollold.api.ollama.modelfile_text import modelfile_fields
 from sollold.api.ollama.models import ps, show, tags, with_settings
 from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
@@ -88,8 +88,8 @@ class OllamaModelRoutes:
         listed = await self._services.library.find(named.wanted)
         # `ollama run` sends a conversation's settings, and shows the model with them applied.
         listed = replace(listed, model=with_settings(listed.model, named.system, named.options))
-        if not listed.model.files and (told := await self._told(listed, named)) is not None:
-            return json_response({**told, "nodes": self._services.library.node_names(listed)})
+        if not listed.model.files and (shown := await self._ask_ollama(listed, named)) is not None:
+            return json_response({**shown, "nodes": self._services.library.node_names(listed)})
         library = self._services.library
         if not named.verbose:
             return json_response(
@@ -102,7 +102,7 @@ class OllamaModelRoutes:
             body = await asyncio.to_thread(msgspec.json.encode, shown)
         return web.Response(body=body, headers={"Content-Type": JSON})
 
-    async def _told(self, listed: Listed, named: Named) -> dict[str, Any] | None:
+    async def _ask_ollama(self, listed: Listed, named: Named) -> dict[str, Any] | None:
         """Return the answer of the Ollama that has the model, which alone has its files; None on failure."""
         relay = self._services.relay
         if relay is None:
@@ -245,7 +245,9 @@ class OllamaModelRoutes:
                     raise
             base = await self._services.library.find(wanted.needed)
         await self._services.library.copy(
-            base.model.name, require_model(wanted.model or wanted.name), told=told(wanted, base.model)
+            base.model.name,
+            require_model(wanted.model or wanted.name),
+            told=name_overrides(wanted, base.model),
         )
         done = {"status": "success"}
         if wanted.stream is False:

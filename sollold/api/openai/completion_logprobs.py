@@ -12,10 +12,10 @@ import msgspec
 
 
 class LogprobColumns:
-    """Adds the columns to one answer. ``rivals``: maximum number of alternatives per token."""
+    """Adds the columns to one answer. ``alternatives``: maximum number per token."""
 
-    def __init__(self, rivals: int) -> None:
-        self._rivals = rivals
+    def __init__(self, alternatives: int) -> None:
+        self._alternatives = alternatives
         self._offsets: dict[int, int] = {}
         """Length of each choice's text so far, in characters."""
 
@@ -43,13 +43,13 @@ class LogprobColumns:
         for row in rows:
             offsets.append(self._offsets.setdefault(choice, 0))
             self._offsets[choice] += len(row["token"])
-        rivals = [
-            {rival["token"]: rival["logprob"] for rival in row["top_logprobs"][: self._rivals]}
+        top = [
+            {one["token"]: one["logprob"] for one in row["top_logprobs"][: self._alternatives]}
             for row in rows
         ]
         return {
             "tokens": [row["token"] for row in rows],
             "token_logprobs": [row["logprob"] for row in rows],
-            "top_logprobs": rivals if self._rivals else None,
+            "top_logprobs": top if self._alternatives else None,
             "text_offset": offsets,
         }

@@ -79,7 +79,7 @@ class _Vectors(msgspec.Struct):
     data: list[_Vector]
 
 
-def as_asked(raw: bytes, ask: EmbeddingAsk) -> bytes:
+def convert_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
     """Return a response of ``/v1/embeddings`` cut to ``dimensions``, and encoded as base64 if requested.
 
     llama-server doesn't support ``dimensions``, an older Ollama no base64, which clients decode unchecked.

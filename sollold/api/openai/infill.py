@@ -15,7 +15,7 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import Engine, Routing
 
 
-def infill_of(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
+def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
     """Return the body for ``/infill``; ``body`` is the result of ``completion_body``.
 
     Raises:

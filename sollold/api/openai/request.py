@@ -180,7 +180,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
             Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is", field="modalities"
         )
     out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
-    for name in NOT_HERE:
+    for name in UNSUPPORTED_FIELDS:
         out.pop(name, None)
     _effort(out)
     if ask.max_tokens is not None:
@@ -199,7 +199,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     return out
 
 
-NOT_HERE = ("modalities", "audio", "web_search_options")
+UNSUPPORTED_FIELDS = ("modalities", "audio", "web_search_options")
 """Fields of a chat that are sent to no engine."""
 
 

@@ -11,13 +11,13 @@ from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignor
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
 from sollold.api.engine.tools import chosen_tools
 from sollold.api.openai.llama_sampling import LlamaSampling
-from sollold.api.openai.request import NOT_HERE, ApplyTemplate, ChatCompletion, Completion
+from sollold.api.openai.request import UNSUPPORTED_FIELDS, ApplyTemplate, ChatCompletion, Completion
 
 _CHAT_FIELDS = frozenset(
     {
         *(SAMPLING | GENERATION | CHAT | OWN_FIELDS | OF_THE_CALLER),
         *ChatCompletion.__struct_fields__,
-        *NOT_HERE,
+        *UNSUPPORTED_FIELDS,
         *("reasoning", "thinking", "enable_thinking", "input", "instructions", "max_output_tokens"),
     }
 )

@@ -41,6 +41,6 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     placement: PlacementBody | None = None
 
     @property
-    def rivals(self) -> int | None:
+    def alternatives(self) -> int | None:
         """Number of alternatives to show per token; None if no probabilities were requested."""
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

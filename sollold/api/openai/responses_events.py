@@ -48,7 +48,7 @@ class ResponseEvents(EventTranslator):
         self._summary = bool((ask.reasoning or {}).get("summary"))
         """Whether the caller asked for a summary; the thinking is then sent as one."""
         self._seals = "reasoning.encrypted_content" in (ask.include or ())
-        self._rivals = ask.rivals
+        self._alternatives = ask.alternatives
         self._id = new_id("resp")
         self._created = int(time.time())
         self._output: list[Event] = []
@@ -103,9 +103,9 @@ class ResponseEvents(EventTranslator):
 
     def _probabilities(self) -> list[Event]:
         """Log-probabilities of the current event's tokens, if the caller asked for them."""
-        if self._rivals is None:
+        if self._alternatives is None:
             return []
-        return [{"top_logprobs": [], **one} for one in logprob_objects(self._logprobs, self._rivals)]
+        return [{"top_logprobs": [], **one} for one in logprob_objects(self._logprobs, self._alternatives)]
 
     def _open(self, kind: str) -> list[Event]:
         events = self._close()

@@ -71,9 +71,9 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         value = getattr(ask, theirs)
         if value is not None:
             body[ours] = value
-    if ask.rivals is not None:
+    if ask.alternatives is not None:
         # llama-server takes 0 for no probabilities at all.
-        body |= {"logprobs": True, "top_logprobs": max(1, ask.rivals)}
+        body |= {"logprobs": True, "top_logprobs": max(1, ask.alternatives)}
     add_parameters(body, model)
     add_tools(body, ask, model)
     wanted = _format(ask.text)

@@ -37,13 +37,13 @@ from sollold.api.http.services import AppServices
 from sollold.api.openai.constraints import with_own_constraints
 from sollold.api.openai.embeddings import (
     EmbeddingAsk,
-    as_asked,
+    convert_embeddings,
     embedding_body,
     embedding_warnings,
     native_embedding_notes,
 )
 from sollold.api.openai.gathered_choices import GatheredChoices
-from sollold.api.openai.infill import InfillEncoder, infill_of
+from sollold.api.openai.infill import InfillEncoder, infill_body
 from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.llama_sampling import with_llamas_names
 from sollold.api.openai.model_page import model_page
@@ -71,7 +71,7 @@ from sollold.api.openai.request_warnings import (
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
-from sollold.api.openai.summed_usage import SummedUsage, has_prompts, streamed
+from sollold.api.openai.summed_usage import SummedUsage, has_several_prompts, streamed
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -247,7 +247,7 @@ class OpenAiRoutes:
         unread += completion_warnings(body)
         listed = await self._find_placed(request, body, ask.model)
         require_completion(listed.model, "completions")
-        several = (ask.n or 1) > 1 or has_prompts(ask.prompt)
+        several = (ask.n or 1) > 1 or has_several_prompts(ask.prompt)
         gathers = several and not ask.stream and not ask.suffix
         if gathers:
             body = streamed(body)
@@ -261,7 +261,7 @@ class OpenAiRoutes:
             prepared = Prepared(warnings=prepare_format(engine))
             call, native = Call("/v1/completions", engine), raw_generate(engine, ask, unread)
             if ask.suffix:
-                call = Call("/infill", infill_of(engine, ask))
+                call = Call("/infill", infill_body(engine, ask))
                 notes = (*unread, *context_note(ask.num_ctx))
                 native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
             made = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
@@ -299,7 +299,7 @@ class OpenAiRoutes:
         own = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
         native = Call(call.path, own, native_embedding_notes(body, ask))
         if ask.dimensions is not None or ask.encoding_format == "base64":
-            change = partial(as_asked, ask=ask)
+            change = partial(convert_embeddings, ask=ask)
         # An Ollama takes no tokens, and they can't be converted to text here.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")

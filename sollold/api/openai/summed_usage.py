@@ -52,7 +52,7 @@ class SummedUsage:
         return msgspec.json.encode({**self._last, "choices": [], "usage": usage})
 
 
-def has_prompts(prompt: object) -> bool:
+def has_several_prompts(prompt: object) -> bool:
     """Whether a completion's prompt is a list of several prompts, not the tokens of one."""
     return isinstance(prompt, list) and len(prompt) > 1 and not all(type(one) is int for one in prompt)
 
