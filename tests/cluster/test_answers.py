@@ -134,7 +134,7 @@ def test_a_model_too_big_for_one_answers_on_every_node_in_every_way(empty: Clust
 def test_the_layers_are_where_the_plan_says(empty: Cluster, model: str, layers: int, nodes: int) -> None:
     chat(empty[1], model, 2)
     (deployment,) = empty.deployments()
-    assert len({share["node"] for share in deployment["placed"]}) == nodes
+    assert len({share["node"] for share in deployment["placed"]}) == nodes, deployment
     head = next(node for node in empty if node.state()["me"] == deployment["node"])
     logs = sorted((head.folder / "state" / "logs" / deployment["id"]).glob("llama-server*"))
     text = "".join(log.read_text(errors="replace") for log in logs)
