@@ -62,7 +62,7 @@ async def test_one_machine_does_not_take_all_handshakes(
 
 async def test_all_together_are_bounded_too(peers: RpcServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peers._server is not None
-    monkeypatch.setattr(peers._server, "_most", 5)
+    monkeypatch.setattr(acceptor, "MOST", 5)
     opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]
     ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
     await until(lambda: sum(one.done() for one in ended) == 4)
