@@ -59,9 +59,9 @@ class AnthropicRoutes:
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
         said = engine["messages"]
-        lacking = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
+        notes = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
         native["model"] = asked.model
-        call = Call(CHAT_PATH, native, (*lacking, *context_note(asked.num_ctx)))
+        call = Call(CHAT_PATH, native, (*notes, *context_note(asked.num_ctx)))
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
         ask, prepared = await chat_ask(
@@ -75,7 +75,7 @@ class AnthropicRoutes:
 
         gather = None if asked.stream else encoder
         return await Reply(
-            request, self._context, ask, encoder(), gather=gather, warnings=(*lacking, *prepared.warnings)
+            request, self._context, ask, encoder(), gather=gather, warnings=(*notes, *prepared.warnings)
         ).run()
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:

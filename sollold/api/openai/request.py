@@ -245,7 +245,7 @@ def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
 
 
 def _tool_choice(out: dict[str, Any]) -> None:
-    """Restrict the tools to the chosen functions and require one: llama-server ignores such a choice."""
+    """Keep only the chosen functions, since llama-server ignores such a choice, and set the mode."""
     choice = out.pop("tool_choice", None)
     if choice is None:
         return

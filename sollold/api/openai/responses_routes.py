@@ -82,9 +82,9 @@ class ResponsesRoutes:
         engine = response_body(whole, listed.model)
         own = response_body(whole, without_modelfile(listed.model))
         said = engine["messages"]
-        lacking = (*response_warnings(body, whole), *left_out_warnings(said))
+        notes = (*response_warnings(body, whole), *left_out_warnings(said))
         at_ollama = ollama_body({**own, "model": asked.model}, listed.model)
-        native = Call(CHAT_PATH, at_ollama, (*lacking, *context_note(asked.num_ctx)))
+        native = Call(CHAT_PATH, at_ollama, (*notes, *context_note(asked.num_ctx)))
         prefix = prefix_of(said)
         ask, prepared = await chat_ask(
             request, body, asked, listed, engine, native, caller=caller, prefix=prefix
@@ -100,7 +100,7 @@ class ResponsesRoutes:
             return EventEncoder(events, Dialect.OPENAI, b"data: [DONE]\n\n")
 
         gather = None if asked.stream else encoder
-        warnings = (*lacking, *prepared.warnings)
+        warnings = (*notes, *prepared.warnings)
         context = self._context
         if asked.truncation == "auto":
             context = replace(context, service=TruncatingService(context.service))

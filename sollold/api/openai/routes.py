@@ -193,9 +193,16 @@ class OpenAiRoutes:
         if embedding:
             # On these endpoints text that is too long is truncated, as Ollama does.
             here = replace(here, service=TruncatingService(here.service))
-        anew = partial(encoder, prepared.prefix)
-        all_ = (*warnings, *prepared.warnings)
-        return await Reply(request, here, ask, anew(), gather=anew if gathers else None, warnings=all_).run()
+        make_encoder = partial(encoder, prepared.prefix)
+        all_warnings = (*warnings, *prepared.warnings)
+        return await Reply(
+            request,
+            here,
+            ask,
+            make_encoder(),
+            gather=make_encoder if gathers else None,
+            warnings=all_warnings,
+        ).run()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
@@ -217,8 +224,8 @@ class OpenAiRoutes:
         checked = checked_chat(body, chat, listed.model)
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
-        lacking = (*unread, *left_out_warnings(said))
-        call = Call(CHAT_PATH, own, (*lacking, *native_chat_notes(body, chat)))
+        notes = (*unread, *left_out_warnings(said))
+        call = Call(CHAT_PATH, own, (*notes, *native_chat_notes(body, chat)))
         llama = partial(chat_completion_body, checked, chat, listed.model)
 
         def encoder(begun: AnswerPrefix) -> Encoder:
@@ -236,7 +243,7 @@ class OpenAiRoutes:
             stream=bool(chat.stream),
             context=chat.num_ctx,
             prefix=prefix_of(body.get("messages")),
-            warnings=lacking,
+            warnings=notes,
             gathers=gathers,
         )
 

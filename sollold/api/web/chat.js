@@ -46,7 +46,7 @@ export function chatView(place, wanted) {
 
   const model = el("select", { id: "chat-model", "aria-label": "Model" });
   const which = el("select", { id: "chat-which", "aria-label": "Conversation" });
-  const anew = el("button", { type: "button", text: "New", "aria-label": "New conversation" });
+  const newButton = el("button", { type: "button", text: "New", "aria-label": "New conversation" });
   const forget = el("button", { type: "button", class: "quiet", text: "Delete", "aria-label": "Delete this conversation" });
   const none = el("p", { class: "empty", hidden: true }, "There is no model to chat with yet. ", el("a", { href: "#/models", text: "Pull one" }),
     ", or put a GGUF file into the models folder of any machine.");
@@ -70,7 +70,7 @@ export function chatView(place, wanted) {
     el("label", { class: "whole", for: "chat-system" }, "System prompt ", system)));
   const form = el("form", { class: "composer" }, message,
     el("div", { class: "buttons" }, sendButton, stop, file, attach, attached));
-  place.append(el("div", { class: "title-row" }, el("h1", { text: "Chat" }), model, el("span", { class: "spacer" }), which, anew, forget),
+  place.append(el("div", { class: "title-row" }, el("h1", { text: "Chat" }), model, el("span", { class: "spacer" }), which, newButton, forget),
     none, absent, talk, form, settings);
 
   const offerModels = () => {
@@ -85,7 +85,7 @@ export function chatView(place, wanted) {
     const nothing = asked && !able.length;
     none.hidden = !nothing;
     model.hidden = nothing;
-    which.hidden = anew.hidden = forget.hidden = nothing && !chats.length;
+    which.hidden = newButton.hidden = forget.hidden = nothing && !chats.length;
     talk.hidden = form.hidden = settings.hidden = nothing && !chat.messages.length;
     attach.hidden = file.hidden = !(able.find((one) => one.name === model.value)?.capabilities || []).includes("vision");
   };
@@ -108,7 +108,7 @@ export function chatView(place, wanted) {
     offerModels();
   };
   which.addEventListener("change", () => show(chats.find((one) => one.id === which.value) || fresh()));
-  anew.addEventListener("click", () => { show(fresh()); message.focus(); });
+  newButton.addEventListener("click", () => { show(fresh()); message.focus(); });
   forget.addEventListener("click", () => {
     chats = write(stored().filter((one) => one.id !== chat.id));
     show(chats[0] || fresh());
