@@ -423,7 +423,9 @@ class RequestExecutor:
         routing = routing_of(self._query.model, candidate.record, candidate.endpoint, view.live())
         routing.warnings += attempt.call.notes + warnings_of(self._ask, self._query, candidate)
         routing.load_ms = self._dispatcher.load_ms
-        routing.queue_ms = attempt.stream.head.queue_ms if attempt.stream.head is not None else 0.0
+        head = attempt.stream.head
+        # An endpoint counts from the request's arrival, so it includes the load.
+        routing.queue_ms = max(0.0, head.queue_ms - routing.load_ms) if head is not None else 0.0
         if self._ask.explain:
             others = self._context.router.rank(
                 view.live(), self._query, self._loop.time(), frozenset((candidate.key,))

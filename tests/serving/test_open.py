@@ -329,6 +329,8 @@ async def test_cold_model_is_loaded_once_and_callers_keep_their_order(cluster: C
     assert all(said(events) == "".join(WORDS[:3]) for events, _ in results)
     assert [body["user"] for _, body, _ in reciter.requests] == ["0", "1", "2", "3", "4"]
     assert all(answer.routing.load_ms > 0 for _, answer in results)
+    first = results[0][1].routing
+    assert first.queue_ms < first.load_ms, "the load is no time in the queue"
 
 
 async def test_endpoint_that_is_not_there_is_not_asked_for_ever(cluster: Cluster) -> None:
