@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sollold.api.anthropic.blocks import READ, is_known
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.left_out import unread_document
 from sollold.api.engine.messages import image_part, image_url_part, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
@@ -57,19 +57,6 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     return body
 
 
-_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
-_PARTS = {
-    "output_config": ("effort", "format"),
-    "thinking": ("type", "budget_tokens", "display"),
-    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
-}
-
-
-def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
-    """Return a warning for each field of the original request that has no effect here."""
-    return ignored_fields(body, _FIELDS) + ignored_parts(body, _PARTS)
-
-
 def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     """Return the part of the body that determines the prompt; also used for counting its tokens.
 
@@ -111,6 +98,7 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     thoughts: list[str] = []
+    unknown = ""
     for block in turn.content:
         kind = block.get("type")
         if kind == "text" and isinstance(block.get("text"), str):
@@ -128,11 +116,13 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
             thoughts.append(block["thinking"] or unsealed(block.get("signature")))
         elif kind == "search_result":
             parts.append({"type": "text", "text": _search_result(block)})
-        elif kind in _ELSEWHERE or (isinstance(kind, str) and kind.endswith("_tool_result")):
-            continue
-        else:
-            raise Refusal(Fault.BAD_REQUEST, f"unsupported content block of type {str(kind)[:40]!r}")
-    if parts or calls or thoughts or not out:
+        elif not isinstance(kind, str) or kind in READ:
+            raise _unsupported(kind)
+        elif not is_known(kind):
+            unknown = kind
+    if unknown and turn.role == "user" and not (parts or out):
+        raise _unsupported(unknown)
+    if parts or calls or thoughts or not (out or turn.role == "system"):
         message: dict[str, Any] = {"role": turn.role, "content": _plain(parts)}
         if calls:
             message["tool_calls"] = calls
@@ -142,8 +132,8 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
     return out
 
 
-_ELSEWHERE = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "compaction")
-"""Blocks that only Anthropic can read, or that describe what ran there."""
+def _unsupported(kind: object) -> Refusal:
+    return Refusal(Fault.BAD_REQUEST, f"unsupported content block of type {str(kind)[:40]!r}")
 
 
 def _search_result(block: dict[str, Any]) -> str:
@@ -228,6 +218,8 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
         return {"type": "text", "text": _search_result(block)}
     if kind == "tool_reference":
         return {"type": "text", "text": str(block.get("tool_name") or "")}
+    if isinstance(kind, str) and kind not in READ:
+        return {"type": "text", "text": str(block.get("text") or "")}
     return {"type": "text", "text": _text_of([block], "a tool_result's content")}
 
 
@@ -240,8 +232,6 @@ def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> 
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):
         raise Refusal(Fault.BAD_REQUEST, "thinking.type must be enabled, adaptive or disabled")
-    if thinking is not None and thinking.display not in (None, "summarized", "omitted"):
-        raise Refusal(Fault.BAD_REQUEST, "thinking.display must be summarized or omitted")
     if kind == "disabled":
         if "thinking" in model.capabilities:
             body["reasoning_effort"] = "none"

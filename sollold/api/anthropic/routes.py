@@ -9,7 +9,8 @@ from aiohttp import web
 
 from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
-from sollold.api.anthropic.request import message_warnings, messages_body, prompt_body
+from sollold.api.anthropic.request import messages_body, prompt_body
+from sollold.api.anthropic.request_warnings import message_warnings
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
 from sollold.api.engine.chat_ask import chat_ask

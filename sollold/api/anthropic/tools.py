@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
+from sollold.api.anthropic.tool_changes import current_tools
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.tools import NO_ARGUMENTS, unknown_tools_message
 from sollold.errors import Fault, Refusal
@@ -82,7 +83,8 @@ _DEFINED: dict[str, tuple[str, Tool]] = {
 
 def tool_warnings(ask: Tokens) -> tuple[str, ...]:
     """Return warnings about tools that are left out."""
-    elsewhere = sorted({str(tool.get("type"))[:40] for tool in ask.tools or () if _function(tool) is None})
+    tools = current_tools(ask)
+    elsewhere = sorted({str(tool.get("type"))[:40] for tool in tools if _function(tool) is None})
     found = [f"tools of type {', '.join(elsewhere)} run at Anthropic and are left out"] if elsewhere else []
     if ask.mcp_servers:
         found.append("mcp_servers has no effect: its tools run at Anthropic")
@@ -100,15 +102,16 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
     choice = ask.tool_choice or ToolChoice()
     if choice.type not in _MODES:
         raise Refusal(Fault.BAD_REQUEST, "tool_choice.type must be auto, any, tool or none")
-    functions = [function for tool in ask.tools or () if (function := _function(tool)) is not None]
+    tools = current_tools(ask)
+    functions = [function for tool in tools if (function := _function(tool)) is not None]
     if choice.type == "tool":
         functions = [function for function in functions if function["name"] == choice.name]
-        if not functions and ask.tools:
-            named = any(tool.get("name") == choice.name for tool in ask.tools)
+        if not functions and tools:
+            named = any(tool.get("name") == choice.name for tool in tools)
             where = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
             raise Refusal(Fault.BAD_REQUEST, where if named else unknown_tools_message([str(choice.name)]))
     if not functions:
-        if ask.tools and choice.type == "any":
+        if tools and choice.type == "any":
             raise Refusal(Fault.BAD_REQUEST, "tool_choice requires a tool, but all of them run at Anthropic")
         return
     require_capability(model, "tools", "tools")

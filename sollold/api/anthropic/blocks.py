@@ -1,0 +1,42 @@
+"""The kinds of content blocks of ``/v1/messages``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sollold.api.anthropic.tool_changes import CHANGES
+
+READ = frozenset(["text", "image", "document", "tool_use", "tool_result", "thinking", "search_result"])
+_IN_RESULTS = frozenset(("tool_reference",))
+_ELSEWHERE = frozenset(
+    (
+        *("redacted_thinking", "server_tool_use", "mcp_tool_use", "mcp_tool_listing"),
+        *("container_upload", "compaction", "fallback"),
+    )
+)
+"""Blocks that only Anthropic can read, or that tell of what ran there."""
+_KNOWN = READ | _IN_RESULTS | _ELSEWHERE | {*CHANGES}
+
+
+def is_known(kind: str) -> bool:
+    """Whether it is known what blocks of this kind are for."""
+    return kind in _KNOWN or kind.endswith("_tool_result")
+
+
+def unknown_kinds(messages: object) -> list[str]:
+    """The kinds of blocks, in the messages of a request as it was sent, that are not known."""
+    kinds = {str(block.get("type")) for turn in _objects(messages) for block in _blocks(turn.get("content"))}
+    return sorted(kind for kind in kinds if not is_known(kind))
+
+
+def _blocks(content: object) -> Iterator[dict[str, Any]]:
+    """The blocks of a message, and those in a tool's result."""
+    for block in _objects(content):
+        yield block
+        if block.get("type") == "tool_result":
+            yield from _objects(block.get("content"))
+
+
+def _objects(given: object) -> Iterable[dict[str, Any]]:
+    return (one for one in given if isinstance(one, dict)) if isinstance(given, list) else ()

@@ -1,0 +1,43 @@
+"""What of a request to ``/v1/messages`` has no effect here. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.anthropic.blocks import unknown_kinds
+from sollold.api.anthropic.messages_ask import Messages
+from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+
+_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
+_PARTS = {
+    "output_config": ("effort", "format"),
+    "thinking": ("type", "budget_tokens", "display"),
+    "tool_choice": ("type", "name", "disable_parallel_tool_use"),
+}
+_MOST_KINDS = 8
+_LONGEST = 40
+
+
+def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
+    """A sentence for each thing in a request, as it was sent, that has no effect."""
+    known = _FIELDS | {"context_management"} if _keeps_all(body.get("context_management")) else _FIELDS
+    found = [*ignored_fields(body, known), *ignored_parts(body, _PARTS)]
+    thinking = body.get("thinking")
+    display = thinking.get("display") if isinstance(thinking, dict) else None
+    if isinstance(display, str) and display not in ("summarized", "omitted"):
+        found.append(f"thinking.display {display[:_LONGEST]} has no effect: thinking is shown as it is")
+    if unknown := unknown_kinds(body.get("messages")):
+        named = ", ".join(kind[:_LONGEST] for kind in unknown[:_MOST_KINDS])
+        found.append(f"content blocks of type {named} are not known here and are left out")
+    return tuple(found)
+
+
+def _keeps_all(management: object) -> bool:
+    """Whether it only asks that no thinking is cleared, as Claude Code does in each request."""
+    edits = management.get("edits") if isinstance(management, dict) else None
+    return isinstance(edits, list) and all(
+        isinstance(edit, dict)
+        and str(edit.get("type")).startswith("clear_thinking_")
+        and edit.get("keep") == "all"
+        for edit in edits
+    )

@@ -1,0 +1,146 @@
+"""Blocks of ``/v1/messages`` that newer clients send: a conversation goes on, and who sent them is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.anthropic.request_warnings import message_warnings
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+
+ABLE = model(capabilities=("completion", "tools", "thinking"))
+PATH = "/v1/messages?beta=true"
+USER: dict[str, Any] = {"role": "user", "content": "go"}
+ASK = {"model": "demo", "max_tokens": 9, "messages": [USER]}
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "description": name, "input_schema": {"type": "object", "properties": {}}, **more}
+
+
+def addition(definition: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": definition}}
+
+
+def reference(kind: str, name: str) -> dict[str, Any]:
+    return {"type": kind, "tool": {"type": "tool_reference", "name": name}}
+
+
+class Asked:
+    """Sends to an application whose engine answers one word; keeps what the engine got."""
+
+    def __init__(self, serve: Serve, http: ClientSession) -> None:
+        self.serve, self.http = serve, http
+        self.service = ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
+
+    async def __call__(self, **more: Any) -> tuple[int, str, str]:
+        url = await self.serve(parts(self.service, ABLE)) + PATH
+        async with self.http.post(url, json={**ASK, **more}) as answer:
+            return answer.status, answer.headers.get("X-Sollold-Warning", ""), await answer.text()
+
+    def names(self) -> list[str]:
+        bodies = [call_of(self.service, engine).body for engine in Engine]
+        each = [[one["function"]["name"] for one in body.get("tools", ())] for body in bodies]
+        assert each[0] == each[1]
+        return each[0]
+
+
+@pytest.fixture
+def ask(serve: Serve, http: ClientSession) -> Asked:
+    return Asked(serve, http)
+
+
+@pytest.mark.parametrize("display", ["updates", "highlights"])
+async def test_thinking_is_shown_in_a_display_that_is_not_known(ask: Asked, display: str) -> None:
+    """As Claude Code 2.1.332 asks first; refused, it asked twice more in each process and subagent."""
+    status, warned, text = await ask(thinking={"type": "adaptive", "display": display})
+    assert status == 200 and f"thinking.display {display} has no effect" in warned and "Hello" in text
+
+
+async def test_tools_are_added_and_removed_on_the_way(ask: Asked) -> None:
+    changes = [
+        addition(tool("Late")),
+        reference("tool_addition", "Read"),
+        reference("tool_addition", "Nowhere"),
+        reference("tool_removal", "Write"),
+        {"type": "text", "text": "Late can be called."},
+    ]
+    talk = [USER, {"role": "system", "content": changes}]
+    status, warned, _ = await ask(messages=talk, tools=[tool("Read"), tool("Write")])
+    assert (status, warned) == (200, "") and ask.names() == ["Read", "Late"]
+    assert "Late can be called." in str(call_of(ask.service).body["messages"])
+    again = [*talk, {"role": "system", "content": [reference("tool_addition", "Write")]}]
+    assert (await ask(messages=again, tools=[tool("Read"), tool("Write")]))[0] == 200
+    assert ask.names() == ["Read", "Late", "Write"]
+    # Such a message says nothing to the model: it has none.
+    assert len(call_of(ask.service).body["messages"]) == len(talk)
+
+
+async def test_a_tool_that_is_defined_again_is_offered_once_and_a_compaction_keeps_its_changes(
+    ask: Asked,
+) -> None:
+    newer = tool("Read") | {"description": "newer"}
+    kept = {"type": "compaction", "content": "…", "tool_changes": [addition(newer)]}
+    talk = [USER, {"role": "assistant", "content": [kept, {"type": "text", "text": "ok"}]}, USER]
+    chosen = {"type": "tool", "name": "Read"}
+    status, _, _ = await ask(messages=talk, tools=[tool("Read")], tool_choice=chosen)
+    assert status == 200 and ask.names() == ["Read"]
+    assert call_of(ask.service).body["tools"][0]["function"]["description"] == "newer"
+    gone = [USER, {"role": "system", "content": [reference("tool_removal", "Read")]}]
+    status, _, text = await ask(messages=gone, tools=[tool("Read"), tool("Write")], tool_choice=chosen)
+    assert status == 400 and "not among the tools" in text
+
+
+async def test_unknown_blocks_are_left_out_with_a_warning(ask: Asked) -> None:
+    result = {"type": "tool_result", "tool_use_id": "c1"}
+    talk = [
+        {"role": "user", "content": [{"type": "browser_state", "url": "x"}, {"type": "text", "text": "go"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}},
+                {"type": "connector_text", "text": "x"},
+                {"type": "tool_use", "id": "c1", "name": "Read", "input": {}},
+            ],
+        },
+        {"role": "user", "content": [{**result, "content": [{"type": "resource", "text": "found"}]}]},
+    ]
+    status, warned, _ = await ask(messages=talk)
+    assert status == 200
+    assert "blocks of type browser_state, connector_text, resource are not known" in warned
+    sent = call_of(ask.service).body["messages"]
+    assert [one["role"] for one in sent] == ["user", "assistant", "tool"]
+    assert [sent[0]["content"], sent[2]["content"]] == ["go", "found"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "user", "content": [{"type": "txt", "text": "hi"}]},
+        {"role": "user", "content": [{"type": "text"}]},
+        {"role": "user", "content": [{"type": ["text"]}]},
+        {"role": "user", "content": [{"type": "tool_use", "id": "a", "name": "b"}]},
+        {"role": "assistant", "content": [{"type": "thinking"}]},
+    ],
+)
+async def test_a_user_who_says_nothing_and_malformed_blocks_are_refused(ask: Asked, turn: Any) -> None:
+    status, _, text = await ask(messages=[turn])
+    assert status == 400 and "unsupported content block" in text
+
+
+@pytest.mark.parametrize(
+    ("edits", "warned"),
+    [
+        ([{"type": "clear_thinking_20251015", "keep": "all"}], False),
+        ([{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}], True),
+        ([{"type": "clear_tool_uses_20250919"}], True),
+        (["all"], True),
+    ],
+)
+def test_thinking_that_is_all_kept_is_kept(edits: list[Any], warned: bool) -> None:
+    """Claude Code asks for it in each request."""
+    assert bool(message_warnings({**ASK, "context_management": {"edits": edits}})) is warned
