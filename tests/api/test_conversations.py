@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.engine.conversation import flatten, merge_answers, tidy
+from sollold.api.engine.conversation import flatten, merge_answers, results_in_order, tidy
 from sollold.api.engine.template_fallback import template_refusal
 from sollold.errors import Fault, Refusal
-from tests.api.api_parts import ScriptedService, call_of, chunk, parts, usage_chunk
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, error_of, post, text_of
 
@@ -106,6 +106,32 @@ def test_tidied_conversations() -> None:
         ("assistant", '{"name":"get","arguments":"{}"}'),
         ("user", "noon"),
     ]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_results_come_in_the_order_of_their_calls(serve: Serve, http: ClientSession, path: str) -> None:
+    """Claude Code sends them as they finish, and templates write no ids: they went to each other's calls."""
+    service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    calls = [{**CALL, "id": id_} for id_ in ("a", "b", "c")]
+    results = [turn("tool", f"of {id_}", tool_call_id=id_) for id_ in ("c", "a", "b")]
+    talk = [turn("user", "go"), turn("assistant", "", tool_calls=calls), *results, turn("user", "and?")]
+    async with http.post(url + path, json=body_of(path, "demo", talk, stream=True)) as answer:
+        assert answer.status == 200, await answer.text()
+    sent = call_of(service).body["messages"]
+    assert [one["content"] for one in sent if one["role"] == "tool"] == ["of a", "of b", "of c"]
+    assert [one["role"] for one in sent] == [one["role"] for one in talk]
+
+
+def test_results_whose_calls_are_not_told_apart_stay_as_they_are() -> None:
+    def talk(ids: str, results: str) -> list[Any]:
+        calls = [{**CALL, "id": id_} for id_ in ids]
+        return [turn("assistant", tool_calls=calls), *(turn("tool", tool_call_id=id_) for id_ in results)]
+
+    for ids, results in (("aa", "aa"), ("ab", "xb"), ("ab", "b"), ("a", "a"), ("ab", "ab")):
+        assert results_in_order(talk(ids, results)) == talk(ids, results)
+    assert results_in_order(talk("ab", "bax")) == talk("ab", "abx")
+    assert results_in_order(talk("ab", "ba") + talk("cd", "dc")) == talk("ab", "ab") + talk("cd", "cd")
 
 
 def test_answers_in_a_row_are_one() -> None:

@@ -169,8 +169,10 @@ def test_tool_results_find_their_calls() -> None:
         tools=[{"type": "function", "function": {"name": "get"}}],
     )["messages"]
     assert sent[0]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
-    assert [message.get("tool_call_id") for message in sent[1:]] == ["call_1", "call_0"]
-    assert sent[2]["name"] == "get"
+    assert [(m["tool_call_id"], m["name"], m["content"]) for m in sent[1:]] == [
+        ("call_0", "get", "first"),
+        ("call_1", "put", "second"),
+    ]
 
 
 def test_the_models_system_text_comes_first_unless_the_caller_has_one() -> None:

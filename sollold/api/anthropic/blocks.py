@@ -15,23 +15,23 @@ _ELSEWHERE = frozenset(
         *("container_upload", "compaction", "fallback"),
     )
 )
-"""Blocks that only Anthropic can read, or that tell of what ran there."""
+"""Blocks that only Anthropic can read, or that describe what ran there."""
 _KNOWN = READ | _IN_RESULTS | _ELSEWHERE | {*CHANGES}
 
 
 def is_known(kind: str) -> bool:
-    """Whether it is known what blocks of this kind are for."""
+    """Whether the meaning of blocks of this kind is known."""
     return kind in _KNOWN or kind.endswith("_tool_result")
 
 
 def unknown_kinds(messages: object) -> list[str]:
-    """The kinds of blocks, in the messages of a request as it was sent, that are not known."""
+    """Return the unknown kinds of blocks in the messages of the original request."""
     kinds = {str(block.get("type")) for turn in _objects(messages) for block in _blocks(turn.get("content"))}
     return sorted(kind for kind in kinds if not is_known(kind))
 
 
 def _blocks(content: object) -> Iterator[dict[str, Any]]:
-    """The blocks of a message, and those in a tool's result."""
+    """Yield the blocks of a message, and those in tool results."""
     for block in _objects(content):
         yield block
         if block.get("type") == "tool_result":

@@ -1,4 +1,4 @@
-"""What of a request to ``/v1/messages`` has no effect here. Pure."""
+"""Warnings about parts of a request to ``/v1/messages`` that have no effect here. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST = 40
 
 
 def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
-    """A sentence for each thing in a request, as it was sent, that has no effect."""
+    """Return a warning for each part of the original request that has no effect here."""
     known = _FIELDS | {"context_management"} if _keeps_all(body.get("context_management")) else _FIELDS
     found = [*ignored_fields(body, known), *ignored_parts(body, _PARTS)]
     thinking = body.get("thinking")
@@ -33,7 +33,7 @@ def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _keeps_all(management: object) -> bool:
-    """Whether it only asks that no thinking is cleared, as Claude Code does in each request."""
+    """Whether it only asks to clear no thinking, as Claude Code does in every request."""
     edits = management.get("edits") if isinstance(management, dict) else None
     return isinstance(edits, list) and all(
         isinstance(edit, dict)

@@ -1,7 +1,7 @@
-"""Tools that a conversation of ``/v1/messages`` adds and removes on its way. Pure.
+"""Tools that are added and removed within a conversation of ``/v1/messages``. Pure.
 
-A message of the system may hold blocks ``tool_addition`` and ``tool_removal``, as may a compaction in
-``tool_changes``: agents then leave ``tools`` as it was, so that the prompt's beginning stays the same.
+A system message may contain ``tool_addition`` and ``tool_removal`` blocks, as may ``tool_changes`` of a
+compaction. Agents then leave ``tools`` unchanged, so that the beginning of the prompt stays cached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHANGES = ("tool_addition", "tool_removal")
 
 
 def current_tools(ask: Tokens) -> list[Tool]:
-    """The tools that the caller offers at the end of its conversation."""
+    """Return the tools that are offered at the end of the conversation."""
     given = list(ask.tools or ())
     tools = given
     for change in _changes(ask):

@@ -24,6 +24,26 @@ def merge_answers(messages: Sequence[Message]) -> list[Message]:
     return _merge(messages, lambda role: role == "assistant", named=False)
 
 
+def results_in_order(messages: Sequence[Message]) -> list[Message]:
+    """Return ``messages`` with the results of parallel tool calls in the order of the calls.
+
+    Agents (Claude Code) send them in the order in which the tools finished. Most templates write no ids, so
+    the model would take the first result for that of the first call.
+    """
+    ordered = list(messages)
+    for place, message in enumerate(messages):
+        ids = [str(call.get("id")) for call in message.get("tool_calls") or ()]
+        if len(set(ids)) < 2 or len(set(ids)) < len(ids):
+            continue
+        end = place + 1
+        while end < len(messages) and messages[end].get("tool_call_id") in ids:
+            end += 1
+        ordered[place + 1 : end] = sorted(
+            messages[place + 1 : end], key=lambda one: ids.index(one["tool_call_id"])
+        )
+    return ordered
+
+
 def tidy(messages: Sequence[Message]) -> list[Message]:
     """Return ``messages`` in the order that strict templates require, with the same content.
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
-from sollold.api.engine.conversation import merge_answers
+from sollold.api.engine.conversation import merge_answers, results_in_order
 from sollold.api.engine.protect import check_size
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
@@ -35,12 +35,12 @@ class Prepared:
 
 
 def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
-    """Normalize the tools and tool calls of ``body``, in place, to the form that both engines accept.
+    """Normalize the tools, tool calls and results of ``body``, in place, to a form both engines accept.
 
     Raises:
         Refusal: BAD_REQUEST naming the part without a clear meaning.
     """
-    body["messages"] = normalize_history(body["messages"])
+    body["messages"] = results_in_order(normalize_history(body["messages"]))
     if body.get("tools"):
         body["tools"] = normalize_tools(body["tools"])
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sollold.api.engine.chunks import Account, Delta, ToolCalls, logprob_objects, read_chunk
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
+from sollold.api.engine.conversation import results_in_order
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.messages import image_part, link_tool_results
 from sollold.api.engine.modelfile import with_modelfile
@@ -28,8 +29,8 @@ def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST if the model can't do what is requested, or a field is malformed.
     """
     messages = [engine_message(message, model) for message in chat.messages or ()]
-    messages = with_modelfile(messages, model)
-    body: dict[str, Any] = {"model": model.name, "messages": link_tool_results(messages), **sampling(options)}
+    messages = results_in_order(link_tool_results(with_modelfile(messages, model)))
+    body: dict[str, Any] = {"model": model.name, "messages": messages, **sampling(options)}
     if chat.tools:
         require_capability(model, "tools", "tools")
         body["tools"] = normalize_tools(chat.tools)
