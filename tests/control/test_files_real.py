@@ -60,7 +60,7 @@ async def test_a_request_uses_an_external_worker_that_no_settings_name(
             reply = await asyncio.to_thread(cluster[0].ask, "POST", "/api/chat", body)
             if not allowed:
                 assert reply.status == 400
-                assert "llama.allow_plain_workers = true allows" in reply.json["error"]
+                assert "set llama.allow_plain_workers = true" in reply.json["error"]
                 return
             assert reply.status == 200, reply.body
             assert reply.json["_routing"]["backend"] == "llama.cpp-distributed"

@@ -225,7 +225,7 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
     wrong = f"echo 'nonsense = 1' >>{file}; systemctl reload sollold || echo refused; mv {file}.before {file}"
     assert "refused" in machine.type(wrong)
     until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
-    unread = "the settings could not be read again"
+    unread = "the settings could not be reloaded"
     until(lambda: unread in machine.run(doctor, check=False), "the doctor tells of the file")
     machine.type("systemctl reload sollold")
     until(lambda: "settings" not in machine.run(doctor, check=False), "nothing is left to tell")
