@@ -46,10 +46,10 @@ def _shows_call(raw: bytes, or_thought: bool) -> bool | None:
         # Ollama's own events are one choice, and have no name for it.
         choices = event["choices"] if "choices" in event else [{**event, "finish_reason": event["done"]}]
         for choice in choices:
-            said = choice.get("delta") or choice.get("message") or {}
-            if said.get("tool_calls") or (or_thought and said.get("reasoning_content")):
+            message = choice.get("delta") or choice.get("message") or {}
+            if message.get("tool_calls") or (or_thought and message.get("reasoning_content")):
                 return True
-            if (said.get("content") or "").strip() or choice.get("finish_reason"):
+            if (message.get("content") or "").strip() or choice.get("finish_reason"):
                 return False
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return True

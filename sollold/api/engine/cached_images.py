@@ -24,5 +24,5 @@ class CachedImagesService(RevisingService):
         call = ask.calls.get(Engine.LLAMA)
         if call is None or _LOST not in refusal.message:
             return None
-        anew = replace(call, body={**call.body, "cache_prompt": False})
-        return replace(ask, calls={**ask.calls, Engine.LLAMA: anew})
+        uncached = replace(call, body={**call.body, "cache_prompt": False})
+        return replace(ask, calls={**ask.calls, Engine.LLAMA: uncached})

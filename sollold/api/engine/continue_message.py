@@ -27,9 +27,9 @@ class AnswerPrefix:
     def cut(self, message: dict[str, Any]) -> None:
         """Remove it from the message of a non-streamed answer, in place."""
         for name, prefix in (("content", self.content), ("reasoning_content", self.reasoning)):
-            said = message.get(name)
-            if prefix and isinstance(said, str):
-                message[name] = said.removeprefix(prefix)
+            value = message.get(name)
+            if prefix and isinstance(value, str):
+                message[name] = value.removeprefix(prefix)
 
     def cut_from(self, raw: bytes) -> bytes:
         """Remove it from a non-streamed ``/v1/chat/completions`` answer; an unreadable one is unchanged."""

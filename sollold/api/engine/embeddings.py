@@ -65,14 +65,14 @@ class Embedder:
             return await self._piece(ask, model, texts, native, normalize, truncate)
         # Piece by piece: parsing thousands of vectors at once would block the loop for too long.
         loop = asyncio.get_running_loop()
-        came, found = loop.time(), []
+        started, results = loop.time(), []
         for begin in range(0, len(texts), _PIECE):
             piece = texts[begin : begin + _PIECE]
-            left = max(0.001, ask.deadline - (loop.time() - came)) if ask.deadline > 0 else 0.0
-            own = replace(ask, id=f"{ask.id}-{begin}", deadline=left)
+            left = max(0.001, ask.deadline - (loop.time() - started)) if ask.deadline > 0 else 0.0
+            piece_ask = replace(ask, id=f"{ask.id}-{begin}", deadline=left)
             call = Call(native.path, {**native.body, "input": list(piece)})
-            found.append(await self._piece(own, model, piece, call, normalize, truncate))
-        return _joined(found)
+            results.append(await self._piece(piece_ask, model, piece, call, normalize, truncate))
+        return _joined(results)
 
     async def _piece(
         self, ask: Ask, model: Model, texts: Sequence[str], native: Call, normalize: bool, truncate: bool
@@ -113,10 +113,10 @@ def check_count(texts: Sequence[object]) -> None:
         raise Refusal(Fault.BAD_REQUEST, message)
 
 
-def _joined(found: Sequence[Embedded]) -> Embedded:
+def _joined(results: Sequence[Embedded]) -> Embedded:
     """Join the pieces of a request."""
-    vectors = [vector for one in found for vector in one.vectors]
-    natives = [one.native for one in found]
+    vectors = [vector for one in results for vector in one.vectors]
+    natives = [one.native for one in results]
     native = natives[0]
     for other in natives[1:]:
         if native is None or other is None:
@@ -126,7 +126,7 @@ def _joined(found: Sequence[Embedded]) -> Embedded:
                 native[name] += value
     if len({one is None for one in natives}) > 1:
         raise Refusal(Fault.INTERRUPTED, "different engines returned the embeddings; send the request again")
-    return Embedded(vectors, sum(one.tokens for one in found), found[-1].routing, native)
+    return Embedded(vectors, sum(one.tokens for one in results), results[-1].routing, native)
 
 
 def _read(raw: bytes, normalize: bool) -> tuple[list[list[float]], int]:

@@ -87,14 +87,14 @@ class EventTranslator(ABC):
         self._account.feed(chunk)
         events = self._begin() if _tells(chunk) else []
         for choice in chunk.choices:
-            said, self._logprobs = choice.delta or Delta(), choice.logprobs
+            delta, self._logprobs = choice.delta or Delta(), choice.logprobs
             if choice.finish_reason:
                 self._account.finish = choice.finish_reason
-            if said.thought:
-                events += self._think(said.thought)
-            if said.content:
-                events += self._say(said.content)
-            for place, piece in enumerate(said.tool_calls or ()):
+            if delta.thought:
+                events += self._think(delta.thought)
+            if delta.content:
+                events += self._say(delta.content)
+            for place, piece in enumerate(delta.tool_calls or ()):
                 events += self._tool(piece, place)
         return events
 

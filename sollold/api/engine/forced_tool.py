@@ -114,17 +114,17 @@ def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
 
 def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None:
     """Collect a choice's text, and replace it with the call at its end; changes ``choice``."""
-    said, index = choice.setdefault(part, {}), choice.get("index", 0)
-    texts[index] = texts.get(index, "") + (said.pop("content", None) or "")
+    message, index = choice.setdefault(part, {}), choice.get("index", 0)
+    texts[index] = texts.get(index, "") + (message.pop("content", None) or "")
     if part == "message":
-        said["content"] = ""
+        message["content"] = ""
     if not choice.get("finish_reason"):
         return
     call = _call_in(texts.pop(index))
     if isinstance(call, str):
-        said["content"] = call
+        message["content"] = call
         return
-    said["tool_calls"] = [{"index": 0, **call}] if part == "delta" else [call]
+    message["tool_calls"] = [{"index": 0, **call}] if part == "delta" else [call]
     if choice["finish_reason"] == "stop":
         choice["finish_reason"] = "tool_calls"
 

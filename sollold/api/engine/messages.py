@@ -24,14 +24,14 @@ def link_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         named = message.get("name")
         wanted = message.get("tool_call_id")
-        found = next(
+        match = next(
             (c for c in open_calls if (c[0] == wanted if wanted else c[1] == named)),
             open_calls[0] if open_calls else None,
         )
-        if found is not None:
-            open_calls.remove(found)
-            message.setdefault("tool_call_id", found[0])
-            message.setdefault("name", found[1])
+        if match is not None:
+            open_calls.remove(match)
+            message.setdefault("tool_call_id", match[0])
+            message.setdefault("name", match[1])
         else:
             message.setdefault("tool_call_id", "call_0")
     return messages

@@ -229,8 +229,8 @@ def _check_grammar(grammar: object) -> None:
     if len(grammar) > _MOST_GRAMMAR:
         raise _refused(f"the grammar is longer than {_MOST_GRAMMAR} characters")
     rules = _LITERAL.sub("", grammar)
-    for met in _REPETITION.finditer(rules):
-        if any(len(count) > 6 or int(count) > _MOST_REPETITIONS for count in met.groups() if count):
+    for match in _REPETITION.finditer(rules):
+        if any(len(count) > 6 or int(count) > _MOST_REPETITIONS for count in match.groups() if count):
             raise _refused(f"the grammar repeats something more than {_MOST_REPETITIONS} times")
     depth = 0
     for letter in rules:

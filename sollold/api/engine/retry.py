@@ -29,9 +29,9 @@ class RevisingService:
             return await self.service.open(ask, on_wait)
         except Refusal as first:
             refusal = first
-        return await self._asked_again(ask, on_wait, refusal, until)
+        return await self._retry(ask, on_wait, refusal, until)
 
-    async def _asked_again(
+    async def _retry(
         self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, until: float
     ) -> Answer:
         """Retry ``first``, which was refused, in revised forms; ``until``: its deadline, 0 for none."""
@@ -44,8 +44,8 @@ class RevisingService:
             ask = replace(revised, deadline=max(0.001, until - time.monotonic())) if until else revised
             try:
                 answer = await self.service.open(ask, on_wait)
-            except Refusal as another:
-                refusal = another
+            except Refusal as next_refusal:
+                refusal = next_refusal
                 continue
             if ask.calls is not first.calls:
                 answer.routing.warnings += self._warnings(first, ask)

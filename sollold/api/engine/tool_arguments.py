@@ -43,9 +43,9 @@ def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProble
         "type": "object",
         "properties": properties,
     }
-    rests = [one["additionalProperties"] for one in choices if "additionalProperties" in one]
-    if len(rests) == len(choices) and all(rest == rests[0] for rest in rests):
-        merged["additionalProperties"] = rests[0]
+    additional = [one["additionalProperties"] for one in choices if "additionalProperties" in one]
+    if len(additional) == len(choices) and all(rest == additional[0] for rest in additional):
+        merged["additionalProperties"] = additional[0]
     if required:
         merged["required"] = required
     return merged, [SchemaProblem("", keyword, "which arguments go together")]

@@ -85,9 +85,13 @@ class TruncatingService(RevisingService):
             return None
         prompt = _without_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
         tokens = await tokenizer.tokens(prompt, special=True)
-        marks = await tokenizer.tokens("", special=True)
+        begin_tokens = await tokenizer.tokens("", special=True)
         # The tokens that mark the beginning do not count towards those to keep.
-        keep = self._keep + len(marks) if self._keep >= 0 and tokens[: len(marks)] == marks else self._keep
+        keep = (
+            self._keep + len(begin_tokens)
+            if self._keep >= 0 and tokens[: len(begin_tokens)] == begin_tokens
+            else self._keep
+        )
         return Call(call.path, {**body, "prompt": first_and_last(tokens, keep, room)})
 
 

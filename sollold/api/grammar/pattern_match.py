@@ -49,10 +49,10 @@ def matches(pattern: str, text: str) -> bool | None:
 
 def samples(pattern: str, count: int) -> list[str]:
     """Return ``count`` varied strings that match ``pattern``; none if they can't be generated."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     try:
         sequence = _parsed(pattern)
-        return [_Sampler(chance).text(sequence) for _ in range(count)]
+        return [_Sampler(rng).text(sequence) for _ in range(count)]
     except _TooMuch:
         return []
 
@@ -130,8 +130,8 @@ class _Matcher:
 class _Sampler:
     """Generates one string."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self._steps = 0
 
     def text(self, sequence: list[_Part]) -> str:
@@ -139,17 +139,17 @@ class _Sampler:
         return "".join(self._parts(sequence))
 
     def _parts(self, sequence: list[_Part]) -> Iterator[str]:
-        chance = self._chance
+        rng = self._rng
         for part in sequence:
             low, most = int(part.low), int(min(part.high, part.low + _MOST_REPEATED))
-            for _ in range(chance.choice((low, most, chance.randint(low, most)))):
+            for _ in range(rng.choice((low, most, rng.randint(low, most)))):
                 self._steps += 1
                 if self._steps > _LONGEST_SAMPLE:
                     raise _TooMuch
                 if part.choices:
-                    yield from self._parts(chance.choice(part.choices))
+                    yield from self._parts(rng.choice(part.choices))
                 else:
-                    yield chance.choice(_chars(part.atom))
+                    yield rng.choice(_chars(part.atom))
 
 
 @lru_cache(maxsize=256)

@@ -182,11 +182,11 @@ async def _listening(host: str, port: int) -> list[socket.socket]:
         OSError: the address can't be bound.
     """
     if host == "::" and socket.has_dualstack_ipv6():
-        both = socket.create_server(
+        dual_stack = socket.create_server(
             (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
         )
-        both.setblocking(False)
-        return [both]
+        dual_stack.setblocking(False)
+        return [dual_stack]
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     made: list[socket.socket] = []

@@ -61,10 +61,10 @@ def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
     """
     headers = request.headers
     deadline = 0.0
-    named = headers.get("X-Sollold-Deadline") or timeout
-    if named is not None:
+    timeout_value = headers.get("X-Sollold-Deadline") or timeout
+    if timeout_value is not None:
         try:
-            deadline = parse_seconds(str(named))
+            deadline = parse_seconds(str(timeout_value))
         except ValueError as error:
             raise Refusal(Fault.BAD_REQUEST, f"invalid timeout: {error}") from None
         if deadline <= 0:

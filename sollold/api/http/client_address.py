@@ -70,10 +70,10 @@ def _forwarded(request: web.Request, address: str, proxies: Sequence[Network]) -
     listed = ",".join(request.headers.getall("X-Forwarded-For", []))
     for one in reversed(listed.split(",")):
         try:
-            found = str(ipaddress.ip_address(_without_port(one.strip())))
+            parsed = str(ipaddress.ip_address(_without_port(one.strip())))
         except ValueError:
             break
-        address = _plain(found)
+        address = _plain(parsed)
         if not _within(address, proxies):
             break
     return address
@@ -90,16 +90,16 @@ def _without_port(text: str) -> str:
 def _plain(address: str) -> str:
     """Return an address without its zone, and an IPv4-mapped IPv6 address as IPv4."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:
     try:
-        found = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(found in network for network in networks)
+    return any(parsed in network for network in networks)

@@ -85,17 +85,17 @@ class Connections:
 
     def abort_all(self) -> None:
         """Abort all connections that are still open."""
-        for several in self._open.values():
-            for one in several:
+        for transports in self._open.values():
+            for one in transports:
                 one.abort()
         self._open = {}
 
     def _forget_closed(self) -> None:
         found = {
-            address: [one for one in several if not one.is_closing()]
-            for address, several in self._open.items()
+            address: [one for one in transports if not one.is_closing()]
+            for address, transports in self._open.items()
         }
-        self._open = {address: several for address, several in found.items() if several}
+        self._open = {address: transports for address, transports in found.items() if transports}
 
 
 class ClientConnection(asyncio.BufferedProtocol):

@@ -35,15 +35,15 @@ def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
     if "*" in origins or origin in origins:
         return True
     try:
-        asked = urlsplit(origin)
-        asked_host, asked_port = asked.hostname, asked.port
+        page = urlsplit(origin)
+        page_host, page_port = page.hostname, page.port
     except ValueError:
         return False
-    if asked.scheme in ("http", "https") and asked.netloc.lower() == host.lower():
+    if page.scheme in ("http", "https") and page.netloc.lower() == host.lower():
         return True
     for one in origins:
         if one.endswith("://*"):
-            if asked.scheme and asked.scheme == one.removesuffix("://*").lower():
+            if page.scheme and page.scheme == one.removesuffix("://*").lower():
                 return True
             continue
         try:
@@ -52,7 +52,7 @@ def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
         except ValueError:
             continue
         known_host = as_sent(known.hostname or "")
-        same_host = known.scheme == asked.scheme and asked_host is not None and known_host == asked_host
-        if same_host and port in (None, asked_port):
+        same_host = known.scheme == page.scheme and page_host is not None and known_host == page_host
+        if same_host and port in (None, page_port):
             return True
     return False

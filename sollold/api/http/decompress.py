@@ -62,7 +62,7 @@ class Decompressor:
         Raises:
             Refusal: BAD_REQUEST: the data is invalid.
         """
-        made, more = bytearray(), False
+        output, more = bytearray(), False
         while packed or more:
             if self._stream is None:
                 self._stream = zlib.decompressobj(self._form(packed))
@@ -70,15 +70,15 @@ class Decompressor:
                 piece = self._stream.decompress(packed, _PIECE)
             except zlib.error as error:
                 raise self._refusal(str(error)) from None
-            made += piece
+            output += piece
             # All of ``packed`` may be consumed, with more output to come.
             packed, more = self._stream.unconsumed_tail, len(piece) == _PIECE
             if self._stream.eof:
                 # Another stream may follow in the same body.
                 packed, more, self._stream = self._stream.unused_data, False, None
-            if len(made) >= _PIECE or (made and not packed and not more):
-                yield bytes(made)
-                made.clear()
+            if len(output) >= _PIECE or (output and not packed and not more):
+                yield bytes(output)
+                output.clear()
 
     def feed_eof(self) -> None:
         """End the body.

@@ -167,9 +167,9 @@ async def _cut_short(
 def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
     """Convert an exception of aiohttp to a response in the dialect."""
     if isinstance(error, web.HTTPMethodNotAllowed):
-        there = ", ".join(sorted(error.allowed_methods))
-        response = json_response_of(dialect, 405, f"method {error.method} is not allowed; use {there}")
-        response.headers["Allow"] = there
+        methods = ", ".join(sorted(error.allowed_methods))
+        response = json_response_of(dialect, 405, f"method {error.method} is not allowed; use {methods}")
+        response.headers["Allow"] = methods
         return response
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return json_response_of(dialect, 413, f"body too large: {error.text}")

@@ -85,8 +85,8 @@ class InflightRequest:
 
     def finished(self) -> FinishedRequest:
         """Return the record to keep of it."""
-        told = token_counts(*self.tail)
-        prompt, generated = told or (0, self.events if self.ask.stream else 0)
+        counts = token_counts(*self.tail)
+        prompt, generated = counts or (0, self.events if self.ask.stream else 0)
         routing = self.routing
         return FinishedRequest(
             id=self.ask.id,
@@ -118,20 +118,20 @@ class InflightRequests:
     def enter(self, ask: Ask, path: str) -> InflightRequest:
         """Add a request that begins; it must `leave`."""
         self.activity.on_begin()
-        live = InflightRequest(ask, path, self.activity)
-        self._all[id(live)] = live
-        return live
+        entry = InflightRequest(ask, path, self.activity)
+        self._all[id(entry)] = entry
+        return entry
 
-    def leave(self, live: InflightRequest) -> FinishedRequest | None:
+    def leave(self, entry: InflightRequest) -> FinishedRequest | None:
         """Remove a request that has ended, in any way; None if it was removed before."""
-        if self._all.pop(id(live), None) is None:
+        if self._all.pop(id(entry), None) is None:
             return None
-        done = live.finished()
+        done = entry.finished()
         # Events were counted as they came; an answer in one piece is counted here.
-        if live.events == 1 and done.tokens > 1:
+        if entry.events == 1 and done.tokens > 1:
             self.activity.tokens += done.tokens - 1
-        lost = live.routing.gap_ms / 1000 if live.routing is not None else 0.0
-        self.activity.add_finished(done, live.gaps, max(0.0, live.last - live.first), lost)
+        lost = entry.routing.gap_ms / 1000 if entry.routing is not None else 0.0
+        self.activity.add_finished(done, entry.gaps, max(0.0, entry.last - entry.first), lost)
         return done
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class InflightRequests:
 
     def shown(self, limit: int = 100) -> list[dict[str, Any]]:
         """Return the oldest ``limit`` of them as JSON."""
-        return [live.shown() for live in list(self._all.values())[:limit]]
+        return [entry.shown() for entry in list(self._all.values())[:limit]]
 
     def recent(self) -> list[dict[str, Any]]:
         """Return those that ended last, newest first, for display."""

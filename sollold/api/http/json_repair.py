@@ -48,7 +48,7 @@ async def repaired(raw: bytes | bytearray) -> bytes | bytearray:
             raise TooMuchToRepair
         if b"\\u" in piece:
             changed = True
-            piece = _SURROGATES.sub(lambda met: met[0] if met[2] else met[1] + rb"\ufffd", piece)
+            piece = _SURROGATES.sub(lambda match: match[0] if match[2] else match[1] + rb"\ufffd", piece)
         parts.append(piece)
         begin = end
         await asyncio.sleep(0)
@@ -64,7 +64,7 @@ def _end(raw: bytes | bytearray, begin: int) -> int:
     """
     if begin + _PIECE >= len(raw):
         return len(raw)
-    met = _CUT.search(raw, begin + _PIECE, begin + 2 * _PIECE)
-    if met is None:
+    match = _CUT.search(raw, begin + _PIECE, begin + 2 * _PIECE)
+    if match is None:
         raise TooMuchToRepair
-    return met.end()
+    return match.end()

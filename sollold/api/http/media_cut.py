@@ -115,7 +115,7 @@ async def _plain(run: memoryview) -> memoryview | None:
     """Return a run without its escaped slashes; None if it has other escapes, so that it is text."""
     if not await _has_escapes(run):
         return run
-    made, at = bytearray(), 0
+    output, at = bytearray(), 0
     while at < run.nbytes:
         end = min(at + _BLOCK, run.nbytes)
         if run[end - 1] == _BACKSLASH:
@@ -123,10 +123,10 @@ async def _plain(run: memoryview) -> memoryview | None:
         piece = bytes(run[at:end]).replace(b"\\/", b"/")
         if b"\\" in piece:
             return None
-        made += piece
+        output += piece
         at = end
         await asyncio.sleep(0)
-    return memoryview(made)
+    return memoryview(output)
 
 
 async def _has_escapes(run: memoryview) -> bool:

@@ -74,11 +74,11 @@ class RequestLog:
         """Log a request that has ended; ``started``: monotonic time; ``status`` 499: its caller hung up."""
         client, done = client_of(request), request.get(FINISHED)
         if client.key is not None:
-            used = self.usage.setdefault(client.key.name, KeyUsage())
-            used.requests += 1
+            usage = self.usage.setdefault(client.key.name, KeyUsage())
+            usage.requests += 1
             if done is not None:
-                used.prompt_tokens += done.prompt_tokens
-                used.generated_tokens += done.tokens
+                usage.prompt_tokens += done.prompt_tokens
+                usage.generated_tokens += done.tokens
         if not self._is_logged(request, status, done):
             return
         fields: dict[str, object] = {"client": client.address, "key": client.name}

@@ -283,8 +283,8 @@ class Reply:
     def _say_warnings(self, routing: Routing) -> None:
         """Report warnings that came after the headers in a comment, likewise."""
         assert self._response is not None
-        told = self._response.headers.get(WARNING, "")
-        warnings = [one for one in routing.warnings if header_text(one) not in told]
+        reported = self._response.headers.get(WARNING, "")
+        warnings = [one for one in routing.warnings if header_text(one) not in reported]
         if warnings and self._encoder.content_type == SSE:
             self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
 

@@ -190,8 +190,8 @@ class ServerTls:
             what = "the cluster is open, so anybody on the LAN can issue certificates for its nodes"
             return ((what, "sollold cluster secure"),)
         if self._problem:
-            yet = f"the one in use expires on {self._ends.date()}"
-            return ((f"the new certificate is not used: {self._problem}; {yet}", "fix the files"),)
+            current = f"the one in use expires on {self._ends.date()}"
+            return ((f"the new certificate is not used: {self._problem}; {current}", "fix the files"),)
         if left > _SOON:
             return ()
         what = "has expired" if left < datetime.timedelta() else f"expires in {left.days} days"
