@@ -10,7 +10,7 @@ import re
 import struct
 
 MOST_PIXELS = 120_000_000
-"""12,000 by 10,000, which takes an engine 360 MB: more than any consumer camera produces."""
+"""12,000 by 10,000, which takes an engine 360 MB: more than cameras usually produce."""
 HEADS = (3 << 10, 96 << 10, 1 << 20)
 """Lengths of a file's beginning to search for the size, in bytes: a JPEG may have a preview before it."""
 
