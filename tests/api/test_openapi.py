@@ -170,6 +170,8 @@ async def test_what_a_route_takes_and_answers_is_described(serve: Serve, http: C
         paths = (await answer.json())["paths"]
     page = paths["/api/batch/results/{id}"]["get"]
     assert {one["name"] for one in page["parameters"]} == {"id", "offset", "limit"}
+    models = {one["name"]: one["schema"]["type"] for one in paths["/v1/models"]["get"]["parameters"]}
+    assert models == {"limit": "integer", "after_id": "string", "before_id": "string"}
     for path in ("/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/batch/embed"):
         post = paths[path]["post"]
         assert {"X-Sollold-Priority", "X-Sollold-Deadline"} <= {one["name"] for one in post["parameters"]}

@@ -139,7 +139,15 @@ def _parameters(row: Route) -> list[dict[str, Any]]:
             {"name": match[1], "in": "path", "required": True, "schema": named}
             for match in _PARAMETER.finditer(row.path)
         ),
-        *({"name": name, "in": "query", "description": text, "schema": number} for name, text in row.query),
+        *(
+            {
+                "name": name,
+                "in": "query",
+                "description": text,
+                "schema": _STRING if name in row.string_query else number,
+            }
+            for name, text in row.query
+        ),
         *(
             {"name": name, "in": "header", "description": text, "schema": _STRING}
             for name, text in (REQUEST_HEADERS.items() if row.inference else ())

@@ -26,7 +26,8 @@ class Route:
         produces: content types of a successful response.
         statuses: possible statuses besides 200 and the errors that every route has.
         inference: it runs a model: priority and deadline headers apply, and the response names its node.
-        query: optional parameters of the query, integers from 0: name → meaning.
+        query: optional parameters of the query: name → meaning. They are integers from 0, except those in
+            ``string_query``.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Route:
     statuses: tuple[int, ...] = ()
     inference: bool = False
     query: tuple[tuple[str, str], ...] = ()
+    string_query: tuple[str, ...] = ()
 
     @property
     def dialect(self) -> Dialect:

@@ -64,6 +64,7 @@ class ResponsesRoutes:
                     ("order", "asc or desc; default desc"),
                     ("after", "Id of the item after which the page begins"),
                 ),
+                string_query=("order", "after"),
             ),
             Route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
             Route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
