@@ -8,11 +8,16 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from sollold.api.engine.prepare import prepare_chat, prepare_format
 from sollold.api.grammar.schema import convert_schema
-from sollold.api.grammar.schema_width import TooWide, check_schema
+from sollold.api.grammar.schema_width import SchemaWidth, TooWide, check_schema
 from sollold.errors import Refusal
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import body_of, tools_of
 from tests.api.test_schema_rewrite import INTEGER, STRING, Schema, of, told
 
 
@@ -131,6 +136,41 @@ def test_what_can_be_enforced_is_not_refused_for_what_can_not() -> None:
         body = {"json_schema": schema}
         assert any(f'"{keyword}" at' in one for one in prepare_format(body))
         check_schema(body["json_schema"])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
+async def test_tools_that_are_too_wide_together_are_not_all_enforced(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """As an agent offers those of several MCP servers: refused, no conversation would go on."""
+    schema = of(**{f"p{n}": {"enum": [f"v{m}" for m in range(50)]} for n in range(10)})
+    tools = [
+        {"type": "function", "function": {"name": f"t{n}", "description": "Does.", "parameters": schema}}
+        for n in range(9)
+    ]
+    service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    talk = [{"role": "user", "content": "go"}]
+    body = body_of(path, "demo", talk, stream=True, tools=tools_of(path, *tools))
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        assert 'tool "t8": not enforced: the schemas of all tools' in answer.headers["X-Sollold-Warning"]
+    sent = [one["function"] for one in call_of(service).body["tools"]]
+    assert ["properties" in one["parameters"] for one in sent] == [True] * 4 + [False] * 5
+    assert sent[8]["description"].startswith("Does.\nArguments (JSON schema):") and "v49" in str(sent[8])
+    theirs = call_of(service, Engine.OLLAMA).body["tools"]
+    assert all("properties" in one["function"]["parameters"] for one in theirs)
+
+
+def test_a_tool_that_is_too_wide_by_itself_counts_for_no_other() -> None:
+    width = SchemaWidth()
+    width.add({"enum": [*range(1500)]})
+    for _ in range(2):
+        with pytest.raises(TooWide):
+            width.add({"enum": [*range(600)]})
+        width.add({"enum": [*range(200)]})
+    with pytest.raises(TooWide):
+        width.add({"enum": [*range(200)]})
 
 
 def test_warnings_are_few_and_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +12,11 @@ from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continu
 from sollold.api.engine.conversation import merge_answers, results_in_order
 from sollold.api.engine.protect import check_size
 from sollold.api.engine.tool_arguments import as_one_object
-from sollold.api.engine.tools import normalize_history, normalize_tools
+from sollold.api.engine.tools import normalize_history, normalize_tools, unconstrained_tool
 from sollold.api.grammar.keywords import Schema
 from sollold.api.grammar.problem import SchemaProblem
 from sollold.api.grammar.schema import ConvertedSchema, convert_schema
+from sollold.api.grammar.schema_width import SchemaWidth, TooWide, check_schema
 from sollold.api.grammar.unenforced import unenforced
 from sollold.api.grammar.values import Effort
 from sollold.errors import Fault, Refusal
@@ -127,14 +129,21 @@ def _convert_tools(body: dict[str, Any]) -> list[str]:
     check_size(body["tools"], "tools")
     warnings: list[str] = []
     effort = Effort()
-    body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
+    width = SchemaWidth()
+    body["tools"] = [_convert_tool(tool, warnings, effort, width) for tool in body["tools"]]
     if (further := len(warnings) - _MOST_TOOLS) > 0:
         warnings[_MOST_TOOLS:] = [f"the schemas of {further} more tools are not fully enforced"]
     return warnings
 
 
-def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:
-    """Return ``tool`` with a schema that has a grammar; add what is not enforced to ``warnings``."""
+def _convert_tool(
+    tool: dict[str, Any], warnings: list[str], effort: Effort, width: SchemaWidth
+) -> dict[str, Any]:
+    """Return ``tool`` with a schema that has a grammar; add what is not enforced to ``warnings``.
+
+    If the schemas are too wide together, the last ones are not enforced: agents offer the tools of many
+    servers in each request, and their conversations would end for good if it were refused.
+    """
     function = tool["function"]
     if function.get("parameters") is None:
         return tool
@@ -146,9 +155,27 @@ def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> 
         schema = {"type": "object"}
     elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
         schema = {**schema, "type": "object"}
-    name = function["name"][:60]
-    warnings += _schema_warnings(f'tool "{name}"', problems)
-    return {**tool, "function": {**function, "parameters": schema}}
+    what = f'tool "{function["name"][:60]}"'
+    out = {**tool, "function": {**function, "parameters": schema}}
+    if _exceeds(width, out):
+        warnings.append(f"{what}: not enforced: the schemas of all tools are too large for an engine")
+        return unconstrained_tool(tool)
+    warnings += _schema_warnings(what, problems)
+    return out
+
+
+def _exceeds(width: SchemaWidth, tool: dict[str, Any]) -> bool:
+    """Add ``tool`` to ``width``. Return whether it is too much only because of the tools before it.
+
+    A tool that is too wide by itself is refused by `protected`.
+    """
+    try:
+        width.add(tool)
+    except TooWide:
+        with contextlib.suppress(TooWide):
+            check_schema(tool)
+            return True
+    return False
 
 
 def _schema_warnings(what: str, problems: Iterable[SchemaProblem]) -> list[str]:

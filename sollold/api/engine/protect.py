@@ -103,7 +103,10 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
     _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
     for name in sorted(body.keys() & _BOUNDED):
-        _check_field(name, body[name])
+        # An Ollama makes no grammar of tools, so theirs do not add up.
+        each = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
+        for value in body[name] if each else (body[name],):
+            _check_field(name, value)
     body = _bounded(body)
     if isinstance(options := body.get("options"), dict):
         body["options"] = _bounded(options)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-import msgspec
 
 from sollold.api.engine.retry import RevisingService
+from sollold.api.engine.tools import unconstrained_tool
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine
 
@@ -17,7 +15,6 @@ _SIGNS = (
     "failed to parse grammar",
     "Failed to parse tools",
 )
-_FREE = {"type": "object"}
 
 
 class SchemaFallbackService(RevisingService):
@@ -29,7 +26,7 @@ class SchemaFallbackService(RevisingService):
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not _is_schema_refusal(refusal.message) or not call.body.get("tools"):
             return None
-        tools = [_freed(tool) for tool in call.body["tools"]]
+        tools = [unconstrained_tool(tool) for tool in call.body["tools"]]
         body = {**call.body, "tools": tools}
         return replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, body)})
 
@@ -45,13 +42,3 @@ class SchemaFallbackService(RevisingService):
 
 def _is_schema_refusal(message: str) -> bool:
     return any(sign in message for sign in _SIGNS)
-
-
-def _freed(tool: dict[str, Any]) -> dict[str, Any]:
-    function = tool["function"]
-    schema = function.get("parameters")
-    if schema is None:
-        return tool
-    written = f"Arguments (JSON schema): {msgspec.json.encode(schema).decode()}"
-    described = "\n".join(text for text in (function.get("description"), written) if text)
-    return {**tool, "function": {**function, "description": described, "parameters": dict(_FREE)}}

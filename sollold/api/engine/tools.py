@@ -65,6 +65,17 @@ def _schema_of(schema: Any, where: str) -> dict[str, Any]:
     return schema
 
 
+def unconstrained_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return ``tool`` with any arguments, and its schema in the description."""
+    function = tool["function"]
+    schema = function.get("parameters")
+    if schema is None:
+        return tool
+    written = f"Arguments (JSON schema): {msgspec.json.encode(schema).decode()}"
+    described = "\n".join(text for text in (function.get("description"), written) if text)
+    return {**tool, "function": {**function, "description": described, "parameters": {"type": "object"}}}
+
+
 def normalize_tool_call(call: Any, place: int) -> dict[str, Any]:
     """Normalize a tool call of the history; its arguments become a string with a JSON object.
 

@@ -49,58 +49,71 @@ def check_schema(value: object) -> None:
     Raises:
         TooWide: an engine would hang on one of them.
     """
-    values = squares = letters = ranges = repeats = 0
-    followed: dict[tuple[int, str], bool] = {}
-    waiting: list[tuple[Any, Any]] = [(value, value)]
-    while waiting:
-        one, root = waiting.pop()
-        if isinstance(one, list):
-            waiting.extend((inner, root) for inner in one)
-            continue
-        if not isinstance(one, dict):
-            continue
-        for name, usual in (("enum", 0), ("type", _USUAL_TYPES)):
-            listed = one.get(name)
-            values += len(listed) if isinstance(listed, list) and len(listed) > usual else 0
-        properties, required = one.get("properties"), one.get("required")
-        if isinstance(properties, dict):
-            named = required if isinstance(required, list) else []
-            squares += len(properties.keys() - {name for name in named if isinstance(name, str)}) ** 2
-            others = one.get("additionalProperties", False) is not False
-            if others and sum(map(len, properties)) > _LONGEST_NAMES:
-                raise TooWide(
-                    f"an object with additionalProperties has names of more than {_LONGEST_NAMES} characters"
-                )
-        ranges += any(_is_number(one.get(name)) for name in _BOUNDS)
-        _check_spans(one)
-        lengths = [one.get(name) for name in _LENGTHS]
-        repeats += sum(
-            length for length in lengths if isinstance(length, int) and 0 < length <= _MOST_REPEATS
-        )
-        pattern = one.get("pattern")
-        if isinstance(pattern, str):
-            letters += len(pattern) // _SHARE_OF_FORMATS if pattern in _OF_FORMATS else len(pattern)
-            if letters > _LONGEST_PATTERNS:
-                raise TooWide(f"its patterns have more than {_LONGEST_PATTERNS} characters")
-            try:
-                check_pattern(pattern)
-            except TooManyWays as error:
-                raise TooWide(f"the pattern {pattern[:80]!r}: {error}") from None
-        if "$ref" in one or "allOf" in one:
-            _check_references(one, root, followed)
-        if any(isinstance(one.get(name), list) for name in _CHOICES):
-            _Choices(root).ways(one)
-        for name, inner in one.items():
-            if isinstance(inner, dict | list):
-                waiting.append((inner, inner if name in _ROOTS else root))
-    if values > _MOST_VALUES:
-        raise TooWide(f"its enumerations have more than {_MOST_VALUES} values")
-    if ranges > _MOST_RANGES:
-        raise TooWide(f"it bounds more than {_MOST_RANGES} numbers")
-    if repeats > _MOST_REPEATS:
-        raise TooWide(f"its bounds of lengths add up to more than {_MOST_REPEATS}")
-    if squares > _MOST_OPTIONAL_SQUARED:
-        raise TooWide("it has too many optional properties; make more of them required")
+    SchemaWidth().add(value)
+
+
+class SchemaWidth:
+    """Adds up how wide several schemas of one request are: the limits apply to all of them together."""
+
+    def __init__(self) -> None:
+        self._totals = (0, 0, 0, 0, 0)
+
+    def add(self, value: object) -> None:
+        """Add the schemas in ``value``, as `check_schema`; if it raises, they are not added."""
+        values, squares, letters, ranges, repeats = self._totals
+        followed: dict[tuple[int, str], bool] = {}
+        waiting: list[tuple[Any, Any]] = [(value, value)]
+        while waiting:
+            one, root = waiting.pop()
+            if isinstance(one, list):
+                waiting.extend((inner, root) for inner in one)
+                continue
+            if not isinstance(one, dict):
+                continue
+            for name, usual in (("enum", 0), ("type", _USUAL_TYPES)):
+                listed = one.get(name)
+                values += len(listed) if isinstance(listed, list) and len(listed) > usual else 0
+            properties, required = one.get("properties"), one.get("required")
+            if isinstance(properties, dict):
+                named = required if isinstance(required, list) else []
+                squares += len(properties.keys() - {name for name in named if isinstance(name, str)}) ** 2
+                others = one.get("additionalProperties", False) is not False
+                if others and sum(map(len, properties)) > _LONGEST_NAMES:
+                    raise TooWide(
+                        "an object with additionalProperties has names of more than "
+                        f"{_LONGEST_NAMES} characters"
+                    )
+            ranges += any(_is_number(one.get(name)) for name in _BOUNDS)
+            _check_spans(one)
+            lengths = [one.get(name) for name in _LENGTHS]
+            repeats += sum(
+                length for length in lengths if isinstance(length, int) and 0 < length <= _MOST_REPEATS
+            )
+            pattern = one.get("pattern")
+            if isinstance(pattern, str):
+                letters += len(pattern) // _SHARE_OF_FORMATS if pattern in _OF_FORMATS else len(pattern)
+                if letters > _LONGEST_PATTERNS:
+                    raise TooWide(f"its patterns have more than {_LONGEST_PATTERNS} characters")
+                try:
+                    check_pattern(pattern)
+                except TooManyWays as error:
+                    raise TooWide(f"the pattern {pattern[:80]!r}: {error}") from None
+            if "$ref" in one or "allOf" in one:
+                _check_references(one, root, followed)
+            if any(isinstance(one.get(name), list) for name in _CHOICES):
+                _Choices(root).ways(one)
+            for name, inner in one.items():
+                if isinstance(inner, dict | list):
+                    waiting.append((inner, inner if name in _ROOTS else root))
+        if values > _MOST_VALUES:
+            raise TooWide(f"its enumerations have more than {_MOST_VALUES} values")
+        if ranges > _MOST_RANGES:
+            raise TooWide(f"it bounds more than {_MOST_RANGES} numbers")
+        if repeats > _MOST_REPEATS:
+            raise TooWide(f"its bounds of lengths add up to more than {_MOST_REPEATS}")
+        if squares > _MOST_OPTIONAL_SQUARED:
+            raise TooWide("it has too many optional properties; make more of them required")
+        self._totals = (values, squares, letters, ranges, repeats)
 
 
 def _check_references(
