@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientSession
 
+from sollold.api.anthropic.messages_ask import Tokens
 from sollold.api.anthropic.request_warnings import message_warnings
+from sollold.api.anthropic.tool_changes import current_tools
 from sollold.serving.request import Engine
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
@@ -93,6 +97,17 @@ async def test_a_tool_that_is_defined_again_is_offered_once_and_a_compaction_kee
     gone = [USER, {"role": "system", "content": [reference("tool_removal", "Read")]}]
     status, _, text = await ask(messages=gone, tools=[tool("Read"), tool("Write")], tool_choice=chosen)
     assert status == 400 and "not among the tools" in text
+
+
+def test_many_changes_of_many_tools_do_not_hold_the_loop() -> None:
+    count = 30_000
+    tools: list[dict[str, Any]] = [{"name": f"t{number}"} for number in range(count)]
+    removals = [{"type": "tool_removal", "tool": {"name": f"t{number}"}} for number in range(1, count)]
+    turn = {"role": "system", "content": removals}
+    ask = msgspec.convert({"model": "m", "messages": [turn], "tools": tools}, Tokens)
+    began = time.process_time()
+    assert current_tools(ask) == tools[:1]
+    assert time.process_time() - began < 5
 
 
 async def test_unknown_blocks_are_left_out_with_a_warning(ask: Asked) -> None:

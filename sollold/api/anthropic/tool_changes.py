@@ -17,24 +17,36 @@ CHANGES = ("tool_addition", "tool_removal")
 
 
 def current_tools(ask: Tokens) -> list[Tool]:
-    """Return the tools that are offered at the end of the conversation."""
-    given = list(ask.tools or ())
-    tools = given
+    """The tools that the caller offers at the end of its conversation."""
+    given: dict[str | None, Tool] = {}
+    # By name, so that many changes of many tools don't hold the loop.
+    tools: dict[str | None, list[Tool]] = {}
+    for tool in ask.tools or ():
+        given.setdefault(_name(tool), tool)
+        tools.setdefault(_name(tool), []).append(tool)
+    changed = False
     for change in _changes(ask):
-        tool = change.get("tool")
-        if not isinstance(tool, dict):
+        named = change.get("tool")
+        if not isinstance(named, dict):
             continue
-        defined = tool.get("definition")
+        adds = change["type"] == "tool_addition"
+        defined = named.get("definition")
         added = defined if isinstance(defined, dict) else None
-        name = tool.get("name") if added is None else added.get("name")
-        if change["type"] == "tool_addition" and added is None:
-            added = next((one for one in given if one.get("name") == name), None)
-            if added is None or added in tools:
+        name = _name(named if added is None else added)
+        if adds and added is None:
+            added = given.get(name)
+            if added is None or (name in tools and added in tools[name]):
                 continue
-        tools = [one for one in tools if one.get("name") != name]
-        if change["type"] == "tool_addition" and added is not None:
-            tools.append(added)
-    return tools
+        changed = True
+        tools.pop(name, None)
+        if adds and added is not None:
+            tools[name] = [added]
+    return [tool for alike in tools.values() for tool in alike] if changed else list(ask.tools or ())
+
+
+def _name(tool: Tool) -> str | None:
+    name = tool.get("name")
+    return name if isinstance(name, str) else None
 
 
 def _changes(ask: Tokens) -> Iterator[dict[str, Any]]:
