@@ -86,6 +86,41 @@ async def test_a_picture_in_a_result_ends_no_conversation(
         assert ("image_url" in content) is sees and ("can't see" in content) is not sees
 
 
+SHOT = {"type": "image_url", "image_url": {"url": URL}}
+CALL: list[dict[str, Any]] = [
+    {"role": "user", "content": "go"},
+    {"role": "assistant", "content": "", "tool_calls": [CALLED]},
+    {"role": "tool", "tool_call_id": "c", "content": "(see attached image)"},
+]
+
+
+@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("content", [[SHOT], [{"type": "text", "text": "Attached image(s):"}, SHOT]])
+async def test_a_picture_that_follows_a_result_ends_no_conversation(
+    serve: Serve, http: ClientSession, content: list[Any], sees: bool
+) -> None:
+    """Cline and pi send a tool's pictures so: in a chat a tool's message has none."""
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    able = ("completion", "tools", "vision") if sees else ("completion", "tools")
+    url = f"{await serve(parts(service, model(capabilities=able)))}/v1/chat/completions"
+    talk = [*CALL, {"role": "user", "content": content}, {"role": "assistant", "content": "Seen."}]
+    body = {"model": "demo", "stream": True, "messages": [*talk, {"role": "user", "content": "and?"}]}
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
+    for engine in Engine:
+        sent = str(call_of(service, engine).body["messages"][3]["content"])
+        assert ("image_url" in sent) is sees and ("can't see" in sent) is not sees
+
+
+async def test_a_picture_that_the_user_shows_later_is_refused(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    url = f"{await serve(parts(service, model(capabilities=('completion', 'tools'))))}/v1/chat/completions"
+    talk = [*CALL, {"role": "assistant", "content": "Seen."}, {"role": "user", "content": [SHOT]}]
+    status, answer, _ = await post(http, url, {"model": "demo", "messages": talk})
+    assert status == 400 and "does not support images" in error_of("/v1/chat/completions", answer)
+
+
 @pytest.mark.parametrize("path", ASKS)
 async def test_a_picture_that_is_shown_by_the_user_is_refused(
     serve: Serve, http: ClientSession, path: str

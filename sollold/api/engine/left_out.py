@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,21 @@ def unread_document(title: object) -> str:
     return f"[A document{named} {_UNREAD}"
 
 
+def are_results(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Return for each message of a chat whether its images come from a tool.
+
+    OpenAI's tool messages have no images, so agents (Cline, pi, opencode) send them in a user message
+    directly after the results.
+    """
+    roles = ["", *(str(message.get("role")).strip().lower() for message in messages)]
+    return [
+        role in _TOOL or (role == "user" and before in _TOOL) for before, role in itertools.pairwise(roles)
+    ]
+
+
+_TOOL = ("tool", "function")
+
+
 def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return warnings about what was left out of a conversation.
 
@@ -22,13 +38,13 @@ def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     request: if these were refused, it could never continue.
     """
     image = document = False
-    for message in messages:
+    for message, result in zip(messages, are_results(messages), strict=True):
         content = message.get("content")
         for part in content if isinstance(content, list) else (content,):
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 document = document or _UNREAD in text
-                image = image or (message.get("role") == "tool" and UNSEEN_IMAGE in text)
+                image = image or (result and UNSEEN_IMAGE in text)
     warnings = []
     if image:
         warnings.append("an image in a tool's result is left out: the model does not support images")

@@ -15,8 +15,8 @@ from sollold.models.model import Model
 _PARTS = ("text", "file", "image_url", "input_audio", "input_video", "video_url")
 
 
-def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Return a chat message in the form that engines accept.
+def chat_message(message: dict[str, Any], model: Model, *, result: bool = False) -> dict[str, Any]:
+    """Return a chat message in the form that engines accept. ``result``: its images come from a tool.
 
     Raises:
         Refusal: BAD_REQUEST if the message is ambiguous, or needs something that the model can't do.
@@ -37,7 +37,7 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
         out["content"] = msgspec.json.encode(content).decode()
     elif isinstance(content, list | dict):
         out["content"] = [_part(part) for part in ([content] if isinstance(content, dict) else content)]
-        if role in ("tool", "function"):
+        if result:
             out["content"] = [_of_result(part, model) for part in out["content"]]
         for part in out["content"]:
             kind = part.get("type") if isinstance(part, dict) else None

@@ -9,6 +9,7 @@ import msgspec
 
 from sollold.api.engine.calls import engine_body, ollama_body, typed_body
 from sollold.api.engine.fields import stop_list
+from sollold.api.engine.left_out import are_results
 from sollold.api.engine.modelfile import add_parameters, with_modelfile
 from sollold.api.engine.number_ranges import (
     Choices,
@@ -187,7 +188,11 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         # Ollama knows only max_tokens; llama-server would prefer max_completion_tokens.
         out.pop("max_completion_tokens", None)
     _clean_stop(out, ask)
-    out["messages"] = [chat_message(message, model) for message in out["messages"]]
+    results = are_results(out["messages"])
+    out["messages"] = [
+        chat_message(message, model, result=result)
+        for message, result in zip(out["messages"], results, strict=True)
+    ]
     _tool_choice(out)
     kind = (ask.response_format or {}).get("type")
     if kind not in (None, "text", "json_object", "json_schema"):
