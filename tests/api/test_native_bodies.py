@@ -334,7 +334,7 @@ async def test_what_a_response_leaves_out_is_told_and_what_it_can_not_know_is_re
     url = f"{await serve(parts(service, ABLE))}/v1/responses"
     items: list[Any] = [{"type": "mcp_list_tools", "tools": []}, {"role": "user", "content": None}, *USER]
     async with http.post(url, json={"model": "demo", "input": items, "stream": True}) as answer:
-        assert answer.status == 200 and "mcp" in answer.headers["X-Sollold-Warning"]
+        assert answer.status == 200 and "MCP" in answer.headers["X-Sollold-Warning"]
         stored = [line async for line in answer.content if b"response.completed" in line]
     assert stored
     first = (await post(http, url, {"model": "demo", "input": "a"}))[1]
