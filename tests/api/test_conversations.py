@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -132,6 +133,15 @@ def test_results_whose_calls_are_not_told_apart_stay_as_they_are() -> None:
         assert results_in_order(talk(ids, results)) == talk(ids, results)
     assert results_in_order(talk("ab", "bax")) == talk("ab", "abx")
     assert results_in_order(talk("ab", "ba") + talk("cd", "dc")) == talk("ab", "ab") + talk("cd", "cd")
+
+
+def test_many_results_are_put_in_order_at_once() -> None:
+    ids = [f"c{n}" for n in range(30_000)]
+    calls = turn("assistant", tool_calls=[{"id": id_} for id_ in ids])
+    results = [turn("tool", tool_call_id=id_) for id_ in ids]
+    began = time.thread_time()
+    assert results_in_order([calls, *reversed(results)]) == [calls, *results]
+    assert time.thread_time() - began < 1
 
 
 def test_answers_in_a_row_are_one() -> None:

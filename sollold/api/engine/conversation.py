@@ -7,6 +7,7 @@ function changes its argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,16 +33,19 @@ def results_in_order(messages: Sequence[Message]) -> list[Message]:
     """
     ordered = list(messages)
     for place, message in enumerate(messages):
-        ids = [str(call.get("id")) for call in message.get("tool_calls") or ()]
-        if len(set(ids)) < 2 or len(set(ids)) < len(ids):
+        calls = message.get("tool_calls") or ()
+        order = {str(call.get("id")): number for number, call in enumerate(calls)}
+        if len(order) < 2 or len(order) < len(calls):
             continue
         end = place + 1
-        while end < len(messages) and messages[end].get("tool_call_id") in ids:
+        while end < len(messages) and str(messages[end].get("tool_call_id")) in order:
             end += 1
-        ordered[place + 1 : end] = sorted(
-            messages[place + 1 : end], key=lambda one: ids.index(one["tool_call_id"])
-        )
+        ordered[place + 1 : end] = sorted(messages[place + 1 : end], key=partial(_place_in, order))
     return ordered
+
+
+def _place_in(order: dict[str, int], result: Message) -> int:
+    return order[str(result["tool_call_id"])]
 
 
 def tidy(messages: Sequence[Message]) -> list[Message]:
