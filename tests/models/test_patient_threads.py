@@ -62,6 +62,18 @@ async def test_whoever_goes_leaves_no_thread_behind_that_is_not_counted(server_a
     threads.close()
 
 
+async def test_no_further_threads_stay_once_reads_that_hung_have_ended(server_away: threading.Event) -> None:
+    threads = PatientThreads(MOST, "test", seconds=0.2)
+    with pytest.raises(LookupError):
+        await threads.run("/share/a", server_away.wait)
+    together = threading.Barrier(MOST, timeout=10)
+    reads = [threads.run(f"/disk{place}/a", together.wait) for place in range(MOST)]
+    assert sorted(await asyncio.gather(*reads)) == [*range(MOST)]
+    server_away.set()
+    await until(lambda: sum(one.name.startswith("test") for one in threading.enumerate()) == MOST)
+    threads.close()
+
+
 async def test_a_share_whose_server_is_away_holds_up_no_transfer_of_other_models(
     three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_away: threading.Event
 ) -> None:

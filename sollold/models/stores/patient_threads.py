@@ -20,9 +20,6 @@ from sollold.tasks import retrieve_error
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_STUCK = 16
-"""Number of threads per slot; the additional ones are for folders that do not respond."""
-
 
 class PatientThreads:
     """Runs a limited number of reads at a time. Use it on the loop.
@@ -36,14 +33,17 @@ class PatientThreads:
     def __init__(
         self, most: int, name: str, seconds: float = PATIENCE, begin: Callable[[], None] = lambda: None
     ) -> None:
-        self._threads = ThreadPoolExecutor(most * _STUCK, thread_name_prefix=name, initializer=begin)
+        self._new_pool = partial(ThreadPoolExecutor, most, thread_name_prefix=name, initializer=begin)
+        self._pool = self._new_pool()
+        self._closed = False
         self._slots = asyncio.Semaphore(most)
         self._seconds = seconds
         self._silent: Counter[str] = Counter()
 
     def close(self) -> None:
         """Start no more reads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, path: str | Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of ``work``, which blocks while it reads ``path``.
@@ -63,13 +63,18 @@ class PatientThreads:
         self._check(place)
         async with self._slots:
             self._check(place)
-            job = self._threads.submit(work)
+            pool = self._pool
+            job = pool.submit(work)
             waiting = asyncio.wrap_future(job)
             await asyncio.wait({waiting}, timeout=self._seconds)
         if waiting.done():
             return waiting.result()
         waiting.add_done_callback(retrieve_error)
         self._silent[place] += 1
+        if pool is self._pool and not self._closed:
+            # A thread of it is blocked, perhaps for good; its other threads end when their reads have.
+            pool.shutdown(wait=False)
+            self._pool = self._new_pool()
         loop = asyncio.get_running_loop()
         job.add_done_callback(lambda ended: self._answers(loop, place))
         raise LookupError(no_answer(place))
