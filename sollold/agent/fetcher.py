@@ -115,8 +115,7 @@ class Fetcher:
         if fetch is not None and fetch.task is not None and not fetch.task.done():
             log.info("download of %s cancelled: its load was cancelled", request.model)
             fetch.failed = "its load was cancelled"
-            fetch.task.cancel()
-            await asyncio.wait([fetch.task])
+            await cancel_and_wait(fetch.task)
         return Fetched(failed="its load was cancelled")
 
     async def _refusal(self, request: Fetch, size: int) -> str:

@@ -21,6 +21,7 @@ from sollold.cluster.net.identity import Identity, peer_of, tls_name
 from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError
 from sollold.errors import system_reason
+from sollold.tasks import cancel_and_wait
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -207,10 +208,7 @@ async def _encrypted(
 
 
 async def _cancel_attempts(tasks: dict[asyncio.Task[_Handshake], Address]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+    await cancel_and_wait(*tasks)
     for task in tasks:
         if not task.cancelled() and task.exception() is None:
             task.result().transport.abort()
