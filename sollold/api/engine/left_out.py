@@ -8,6 +8,8 @@ from typing import Any
 
 _UNREAD = "was left out here: this server reads plain text only.]"
 UNSEEN_IMAGE = "[An image was left out here: this model can't see images.]"
+_TOOL = ("tool", "function")
+"""Roles of messages with the result of a tool."""
 
 
 def unread_document(title: object) -> str:
@@ -26,9 +28,6 @@ def are_results(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
     return [
         role in _TOOL or (role == "user" and before in _TOOL) for before, role in itertools.pairwise(roles)
     ]
-
-
-_TOOL = ("tool", "function")
 
 
 def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
