@@ -1,4 +1,4 @@
-"""Agents of several nodes in one process, with the real llama.cpp, joined by nothing but Python calls."""
+"""Agents of several nodes in one process with the real llama.cpp; calls between them are Python calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TERM = Term(1, "l")
 
 
 class Server:
-    """Takes registrations."""
+    """Records the registered handlers."""
 
     def __init__(self) -> None:
         self.methods: dict[str, Callable[[str, Any], Awaitable[object]]] = {}
@@ -60,8 +60,8 @@ class Tunnel:
 
 
 class AgentCluster:
-    """All nodes. ``cut`` holds the (from, to) pairs between which no call passes, ``dead`` the nodes
-    that the others hold dead."""
+    """All nodes. ``cut`` has the (from, to) pairs whose calls fail, ``dead`` the nodes that the others
+    consider dead."""
 
     def __init__(self, folder: Path, llama: Llama) -> None:
         self.folder = folder
@@ -91,7 +91,6 @@ class AgentCluster:
         )
         places = Places(self.folder / node / "state", self.folder / node / "cache")
         await asyncio.to_thread(places.make)
-        # The speed of the processor matters here to nobody.
         machine = await asyncio.to_thread(DeviceMeter, settings.node, self.folder)
         me = Record(node, f"pc-{node}", 1, ("127.0.0.1",), 1, 2, "test")
         view, server = FakeView(me, self.world), Server()
@@ -114,7 +113,7 @@ class AgentCluster:
         return agent
 
     def drains(self, node: str, on: bool = True) -> None:
-        """``node`` says that it drains, or that it takes work again; all hear of it."""
+        """Start or end the drain of ``node``, and publish it to all nodes."""
         self.views[node].update_me(draining=on)
 
     async def call(self, caller: str, node: str, method: str, request: object) -> Any:
@@ -134,14 +133,14 @@ class AgentCluster:
         return await self.call("l", plan.head, "deploy", Deploy(TERM, deployment, plan, keep_alive))
 
     async def until(self, node: str, deployment: str, *states: State, seconds: float = 30.0) -> Endpoint:
-        """The endpoint in the node's record, once it is in one of ``states``."""
+        """Wait until the endpoint in the node's record is in one of ``states``; return it."""
         found: list[Endpoint] = []
 
-        def there() -> bool:
-            found[:] = [one for one in self.views[node].me.endpoints if one.id == deployment]
+        def in_state() -> bool:
+            found[:] = [endpoint for endpoint in self.views[node].me.endpoints if endpoint.id == deployment]
             return bool(found) and found[0].state in states
 
-        await until(there, seconds, lambda: f"{deployment} is {found}")
+        await until(in_state, seconds, lambda: f"{deployment} is {found}")
         return found[0]
 
     async def close(self) -> None:
@@ -167,7 +166,7 @@ class Calls:
 
 
 class Tunnels:
-    """Straight to the worker: all nodes are on this machine."""
+    """Connects directly to the worker, since all nodes are on this machine."""
 
     def __init__(self, cluster: AgentCluster, node: str) -> None:
         self._cluster, self._node = cluster, node
@@ -181,7 +180,7 @@ class Tunnels:
 
 
 def plan(model: Model, head: str, *counts: tuple[str, int], size: int = 40 * MIB, context: int = 512) -> Plan:
-    """``counts``: (node, layers) on that node's processor, by workers; the rest stays with the host."""
+    """``counts``: (node, number of layers) for the CPU workers; the head gets the remaining layers."""
     total = model.layers + 1
     first = total - sum(layers for _, layers in counts)
     shares = []

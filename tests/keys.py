@@ -1,4 +1,4 @@
-"""Keys of nodes, the same in every run, and a signer for tests of what has nothing to do with signatures."""
+"""Deterministic node keys, and cheap signers for tests that do not test signatures."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from sollold.cluster.net.node_key import NodeKey
 
 
 def key(number: int) -> NodeKey:
-    """The key of a node; another one for each number."""
+    """A different key for each number."""
     return NodeKey(hashlib.sha256(f"sollold test key {number}".encode()).digest())
 
 
 def key_of(node: str) -> NodeKey:
-    """The key of one of the first nodes by its id."""
-    return next(one for one in map(key, range(8)) if one.node == node)
+    """Return the key of one of the first eight nodes by its node id."""
+    return next(candidate for candidate in map(key, range(8)) if candidate.node == node)
 
 
 class ToySigner:
-    """Signs cheaply, for simulations: the key of a node is its id, and only its own process signs with it."""
+    """A fast signer for simulations: a node's id is its key."""
 
     def __init__(self, node: str) -> None:
         self.public = bytes.fromhex(node)
@@ -27,12 +27,12 @@ class ToySigner:
         return hashlib.blake2b(content, key=self.public, digest_size=32).digest()
 
     def verify(self, node: str, public: bytes, signature: bytes, content: bytes) -> bool:
-        made = hashlib.blake2b(content, key=public, digest_size=32).digest()
-        return public.hex() == node and signature == made
+        expected = hashlib.blake2b(content, key=public, digest_size=32).digest()
+        return public.hex() == node and signature == expected
 
 
 class Unsigned:
-    """Signs nothing and believes everything: node ids are free."""
+    """Makes empty signatures and accepts any, so that tests can choose node ids."""
 
     public = b""
 

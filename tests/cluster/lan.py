@@ -1,4 +1,4 @@
-"""Nodes without a token on loopback addresses, which found clusters by themselves."""
+"""Nodes without a token on loopback addresses, which form clusters by themselves."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sollold.control.secret_change import SecretChanges
 from sollold.settings.schema import ClusterSettings
 from tests.keys import key
 
-SORTED = sorted((key(number) for number in range(5)), key=lambda one: one.node)
+SORTED = sorted((key(number) for number in range(5)), key=lambda node_key: node_key.node)
 
 
 @dataclass
 class Lan:
-    """Nodes without a token, which know each other's addresses as seeds."""
+    """Nodes without a token. ``start`` takes the numbers of the nodes that it gets as seeds."""
 
     folder: Path
     door: str = "1h"
@@ -39,7 +39,7 @@ class Lan:
             port=self.ports.get(number, 0),
             mdns=False,
             door=door or self.door,
-            seeds=tuple(f"127.0.0.{one + 1}:{self.ports[one]}" for one in seeds),
+            seeds=tuple(f"127.0.0.{seed + 1}:{self.ports[seed]}" for seed in seeds),
         )
         if not (state / "node-key").exists():
             (state / "node-key").write_text(SORTED[number].private.private_bytes_raw().hex())
@@ -64,20 +64,20 @@ class Lan:
         assert found is not None
         return found.ring
 
-    def one(self, *numbers: int) -> bool:
-        """All, or those of these numbers, are one cluster."""
+    def joined(self, *numbers: int) -> bool:
+        """Return whether all nodes, or those with these numbers, form one cluster."""
         some = [self.running[number] for number in numbers or self.running]
         nodes = {node.me.node for node in some}
-        return all({one.node for one in node.live()} == nodes for node in some)
+        return all({record.node for record in node.live()} == nodes for node in some)
 
     def led(self, *numbers: int) -> bool:
-        """They are one cluster and agree who leads."""
+        """Return whether they form one cluster and agree on the leader."""
         some = [self.running[number] for number in numbers or self.running]
         leaders = {node.leader().leader for node in some}
-        return self.one(*numbers) and len(leaders) == 1 and leaders != {""}
+        return self.joined(*numbers) and len(leaders) == 1 and leaders != {""}
 
     def settled(self, *numbers: int) -> bool:
-        """They have one secret, and no change of it is under way."""
+        """Return whether they share one secret and no change of it is in progress."""
         rings = [self.ring(number) for number in numbers or self.running]
         return len({ring.secret for ring in rings}) == 1 and not any(map(unsettled, rings))
 

@@ -1,8 +1,9 @@
-"""A program for the cluster tests: one node without models, which writes a line for every change it sees.
+"""A program for the cluster tests: a node without models that logs every change of its view.
 
 ``python -m tests.cluster.member STATE LOG [key=value…]`` with the fields of ``[cluster]`` as keys. Each line
-of LOG is JSON: seconds (of the machine's own clock, the same for all), live nodes' names, the leader's name.
-SIGTERM leaves, SIGUSR1 writes the CPU seconds used so far.
+of LOG is JSON: time (seconds of the monotonic clock, which all processes of a machine share), names of the
+live nodes, name of the leader, term, ids of the linked nodes. SIGTERM makes it leave, SIGUSR1 makes it write
+its CPU seconds to LOG.cpu.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ async def main(state: Path, log: Path, *options: str) -> None:
     def write() -> None:
         nonlocal last
         leader = node.record(node.leader().leader)
-        seen = [sorted(one.name for one in node.live()), leader.name if leader else "", node.leader().counter,
-                list(node.status().links)]  # fmt: skip
+        names = sorted(record.name for record in node.live())
+        seen = [names, leader.name if leader else "", node.leader().counter, list(node.status().links)]
         if seen != last:
             last = seen
             out.write(json.dumps([time.monotonic(), *seen]) + "\n")

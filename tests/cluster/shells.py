@@ -1,4 +1,4 @@
-"""Peer servers and nodes on loopback addresses, for the tests of the shell around the cores."""
+"""RPC servers and nodes on loopback addresses."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sollold.settings.schema import ClusterSettings
 from tests.keys import key
 
 KEYS = (key(817), key(2), key(5), key(4))
-IDS = tuple(one.node for one in KEYS)
-"""One is of digits alone: it must not be taken for an address."""
+IDS = tuple(key_.node for key_ in KEYS)
+"""The first has only digits: code must not mistake it for an address."""
 
 
 def pc_of(node: str) -> str:
-    """A node's name for people."""
+    """The display name of a node."""
     return f"pc-{IDS.index(node)}"
 
 
 @dataclass
 class Pair:
-    """Two peer servers that know each other's addresses."""
+    """Two RPC servers that know each other's addresses."""
 
     keys: tuple[NodeKey, ...] = KEYS[:2]
     where: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class Pair:
     calls: list[RpcClient] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for one in self.keys:
-            identity = Identity(one, Tokens.read(""))
+        for key_ in self.keys:
+            identity = Identity(key_, Tokens.read(""))
             server = RpcServer(identity)
             reach = Dialer(identity, lambda wanted: self.where.get(wanted, []), pc_of)
             server.name = pc_of
@@ -49,9 +49,9 @@ class Pair:
             self.calls.append(RpcClient(reach, server))
 
     async def start(self) -> None:
-        for at, server in enumerate(self.peers):
+        for index, server in enumerate(self.peers):
             port = await server.start("127.0.0.1", 0)
-            self.where.setdefault(self.keys[at].node, [("127.0.0.1", port)])
+            self.where.setdefault(self.keys[index].node, [("127.0.0.1", port)])
 
     async def close(self) -> None:
         for client in self.calls:
@@ -60,11 +60,11 @@ class Pair:
             await server.close()
 
     def caller(self, token: str, *old_tokens: str) -> RpcClient:
-        """Somebody with his own tokens who knows where the nodes are."""
+        """A client with its own key and tokens that knows the servers' addresses."""
         identity = Identity(KEYS[3], Tokens.read(token, old_tokens))
-        made = RpcClient(Dialer(identity, lambda node: self.where.get(node, [])), RpcServer(identity))
-        self.calls.append(made)
-        return made
+        client = RpcClient(Dialer(identity, lambda node: self.where.get(node, [])), RpcServer(identity))
+        self.calls.append(client)
+        return client
 
 
 @dataclass
@@ -107,10 +107,10 @@ class Nodes:
         return ClusterNode(settings, identity, record, peers, state)
 
     async def start(self, number: int, *seeds: ClusterNode, **options: Any) -> ClusterNode:
-        made = self.make(number, *seeds, **options)
-        await made.start()
-        self.running.append(made)
-        return made
+        node = self.make(number, *seeds, **options)
+        await node.start()
+        self.running.append(node)
+        return node
 
     async def close(self) -> None:
-        await asyncio.gather(*(one.close() for one in self.running))
+        await asyncio.gather(*(node.close() for node in self.running))

@@ -115,7 +115,7 @@ async def test_a_clock_that_is_set_makes_no_cluster_older(lan: Lan, monkeypatch:
         assert 0 <= lan.ring(0).age() < 60
     assert first.me.door_until
     await lan.start(1, 0)
-    await until(lan.one)
+    await until(lan.joined)
 
 
 def test_a_keyring_that_others_can_read_is_closed(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, 
     """Only the second knows of the first, whichever has to ask."""
     first = await lan.start(order[0])
     second = await lan.start(order[1], order[0])
-    await until(lan.one)
+    await until(lan.joined)
     assert len({lan.ring(number).secret for number in (0, 1)}) == 1
     assert sorted([first.me.admitted_by, second.me.admitted_by])[0] == ""
     assert {first.me.admitted_by, second.me.admitted_by} & {first.me.node, second.me.node}
@@ -202,7 +202,7 @@ async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, 
     for number in (0, 1):
         await lan.stop(number)
     await asyncio.gather(lan.start(order[0]), lan.start(order[1], order[0]))
-    await until(lan.one)
+    await until(lan.joined)
     assert lan.ring(0).secret == lan.ring(1).secret == secret
 
 
@@ -216,7 +216,7 @@ async def test_founders_at_the_same_moment_become_one(lan: Lan) -> None:
     for file in lan.folder.glob("*/peers.json"):
         file.unlink()
     await asyncio.gather(*(lan.start(one, *(set(range(4)) - {one})) for one in range(4)))
-    await until(lan.one, 30)
+    await until(lan.joined, 30)
     founders = {lan.ring(number).founder for number in range(4)}
     assert len(founders) == 1 and founders < {node.me.node for node in lan.running.values()}
 
@@ -236,7 +236,7 @@ async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(lan: Lan) -
     # An admin admits it, on the machine where it waits.
     began = time.monotonic()
     assert await older.calls.call(older.me.node, "admit", AdmitOrder(newer.me.node), bool, timeout=3)
-    await until(lan.one)
+    await until(lan.joined)
     assert time.monotonic() - began < 5
     await until(lambda: not older.me.waiting and not newer.me.seeking)
     assert newer.me.admitted_by == older.me.node
@@ -250,7 +250,7 @@ async def test_a_door_that_an_admin_opens(lan: Lan) -> None:
     assert first.me.door_until == 0
     await first.calls.call(first.me.node, "door", DoorOrder(600), bool, timeout=3)
     assert first.me.door_until > time.time() + 500
-    await until(lan.one)
+    await until(lan.joined)
 
 
 async def test_a_door_that_shuts_by_itself_is_told_to_be_shut(lan: Lan) -> None:
@@ -277,7 +277,7 @@ async def test_who_is_admitted_after_that_does_not_open_the_door_again(lan: Lan)
     second = await lan.start(1, 0)
     await until(lambda: first.me.waiting)
     await first.calls.call(first.me.node, "admit", AdmitOrder(second.me.node), bool, timeout=3)
-    await until(lan.one)
+    await until(lan.joined)
     assert lan.ring(1).age() < 3600 and lan.ring(1).closed and not second.me.door_until
     third = await lan.start(2, 1)
     await until(lambda: second.me.waiting and third.me.seeking)
@@ -383,7 +383,7 @@ async def test_junk_at_the_door_breaks_nothing(lan: Lan, junk: bytes) -> None:
         with_junk[1].write(junk)
         with_junk[1].close()
     second = await lan.start(1, 0)
-    await until(lan.one)
+    await until(lan.joined)
     assert second.me.admitted_by or member.me.admitted_by
 
 

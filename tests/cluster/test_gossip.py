@@ -1,4 +1,4 @@
-"""The gossip core, one call at a time: what comes in, which actions go out."""
+"""The gossip core: the actions that follow each call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from sollold.cluster.gossip.config import LAN
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
 from sollold.cluster.gossip.term import Term
-from tests.cluster.gossip_core import ME, B, C, alive, bury, core, exchange, know, of, play, says, sent
+from tests.cluster.gossip_core import (
+    ME,
+    B,
+    C,
+    alive,
+    core,
+    exchange,
+    mark_dead,
+    only,
+    receive,
+    run,
+    sent,
+    with_members,
+)
 
 
-def test_the_first_thing_is_to_write_what_must_survive() -> None:
+def test_the_first_action_persists_term_version_and_incarnation() -> None:
     actions = core(kept=PersistedState(Term(3, B), 100, 8)).tick(0.0)
     assert isinstance(actions[0], Persist)
     assert actions[0].kept.term == Term(3, B)
@@ -20,27 +33,27 @@ def test_the_first_thing_is_to_write_what_must_survive() -> None:
     assert actions[0].kept.incarnation == 9
 
 
-def test_a_lone_node_leads_after_its_grace() -> None:
+def test_a_lone_node_leads_after_the_grace_period() -> None:
     gossip = core()
-    actions = play(gossip, 0.0, LAN.grace + LAN.settle)
+    actions = run(gossip, 0.0, LAN.grace + LAN.settle)
     assert gossip.known.leader() == Term(1, ME)
     assert gossip.known.me.claim == Term(1, ME)
-    kept = [action.kept.term for action in of(Persist, actions)]
+    kept = [action.kept.term for action in only(Persist, actions)]
     assert Term(1, ME) in kept
 
 
-def test_a_claim_is_on_disk_before_anybody_hears_of_it() -> None:
-    gossip = know(core(), B)
-    actions = play(gossip, 0.6, 10.0)
+def test_a_claim_is_persisted_before_it_is_published() -> None:
+    gossip = with_members(core(), B)
+    actions = run(gossip, 0.6, 10.0)
     persisted = next(
         i for i, action in enumerate(actions) if isinstance(action, Persist) and action.kept.term.counter
     )
-    told = next(
+    published = next(
         i
         for i, action in enumerate(actions)
         if isinstance(action, NodeEvent) and action.change is Change.LEADER
     )
-    assert persisted < told
+    assert persisted < published
     assert not any(
         getattr(message, "node", "") == ME and type(message).__name__ == "Delta" and message.version > 1
         for message in sent(actions[:persisted])
@@ -48,37 +61,37 @@ def test_a_claim_is_on_disk_before_anybody_hears_of_it() -> None:
 
 
 def unwritten_claim(gossip: Gossip) -> Persist:
-    """Let ``gossip`` want to lead, with a disk that is still busy."""
+    """Run ``gossip`` until it persists a claim; return that action, whose write has not completed."""
     now = 0.0
     while True:
-        for persist in of(Persist, gossip.tick(now)):
+        for persist in only(Persist, gossip.tick(now)):
             if persist.kept.term.leader:
                 return persist
         now = max(now, gossip.next_wake())
 
 
-def test_nothing_waits_for_the_disk_but_the_claim() -> None:
+def test_only_the_claim_waits_for_the_disk() -> None:
     gossip = core()
     persist = unwritten_claim(gossip)
     assert persist.kept.term == Term(1, ME)
     assert (gossip.known.leader(), gossip.known.me.claim) == (Term(), Term())
-    answers = sent(says(gossip, B, alive(B), Ping(9, ME), now=4.0))
+    answers = sent(receive(gossip, B, alive(B), Ping(9, ME), now=4.0))
     assert any(isinstance(message, Ack) for message in answers)
     gossip.persisted(persist.kept, 5.0)
     assert gossip.known.leader() == gossip.known.me.claim == Term(1, ME)
 
 
-def test_a_claim_is_dropped_if_a_higher_term_came_before_it_was_on_disk() -> None:
+def test_a_claim_is_dropped_if_a_higher_term_arrives_before_it_is_persisted() -> None:
     gossip = core()
     persist = unwritten_claim(gossip)
     gossip.observe_term(Term(7, B), 5.0)
     gossip.persisted(persist.kept, 5.1)
     assert gossip.known.me.claim == Term()
-    play(gossip, 5.1, 12.0)
+    run(gossip, 5.1, 12.0)
     assert gossip.known.leader() == Term(8, ME)
 
 
-def test_the_version_rises_with_each_change_alone() -> None:
+def test_the_version_increases_only_with_changes() -> None:
     gossip = core()
     version = gossip.known.me.version
     gossip.update_record(replace(gossip.known.me, build="b1"), 1.0)
@@ -87,30 +100,30 @@ def test_the_version_rises_with_each_change_alone() -> None:
     assert gossip.known.me.claim == Term()
 
 
-def test_a_term_seen_elsewhere_is_never_claimed_below() -> None:
+def test_a_claim_is_above_every_observed_term() -> None:
     gossip = core()
     actions = gossip.observe_term(Term(40, B), 1.0)
-    assert [action.kept.term for action in of(Persist, actions)][-1] == Term(40, B)
-    play(gossip, 1.0, 10.0)
+    assert [action.kept.term for action in only(Persist, actions)][-1] == Term(40, B)
+    run(gossip, 1.0, 10.0)
     assert gossip.known.leader() == Term(41, ME)
 
 
 def test_a_leader_steps_down_when_it_hears_of_a_higher_term() -> None:
-    one, other = core(ME), core(B, boot=3, kept=PersistedState(Term(8, "")))
-    play(one, 0.0, 5.0)
-    play(other, 0.0, 5.0)
-    assert (one.known.leader(), other.known.leader()) == (Term(1, ME), Term(9, B))
-    exchange(one, other, 6.0)
-    assert one.known.leader() == other.known.leader() == Term(9, B)
+    first, second = core(ME), core(B, boot=3, kept=PersistedState(Term(8, "")))
+    run(first, 0.0, 5.0)
+    run(second, 0.0, 5.0)
+    assert (first.known.leader(), second.known.leader()) == (Term(1, ME), Term(9, B))
+    exchange(first, second, 6.0)
+    assert first.known.leader() == second.known.leader() == Term(9, B)
 
 
-def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
+def test_a_dead_leader_is_replaced_within_the_settle_and_patience_times() -> None:
     gossip, leader = core(C), core(ME, boot=3, kept=PersistedState(Term(5, "")))
-    play(leader, 0.0, 5.0)
-    play(gossip, 0.0, 5.0)
+    run(leader, 0.0, 5.0)
+    run(gossip, 0.0, 5.0)
     exchange(gossip, leader, 5.0)
     assert gossip.known.leader() == Term(6, ME)
-    bury(know(gossip, B, now=6.0), ME, now=6.0)
+    mark_dead(with_members(gossip, B, now=6.0), ME, now=6.0)
     assert gossip.known.leader() == Term()
-    play(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
+    run(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
     assert gossip.known.leader() == Term(7, C)

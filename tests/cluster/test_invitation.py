@@ -110,7 +110,7 @@ async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
         await two.joins.join(other_than(made.code), two.seed)
     assert "2 tries left" in two.lan.running[0].me.inviting
     assert await two.joins.join(made.code, two.seed) == "m0"
-    await until(two.lan.one)
+    await until(two.lan.joined)
     assert two.lan.ring(0).secret == two.lan.ring(1).secret
     assert [one.by for one in two.lan.ring(0).admitted] == ["invitation"]
     assert two.lan.running[0].me.inviting == ""
@@ -192,4 +192,4 @@ async def test_junk_and_many_connections_cost_little(two: Two) -> None:
         one.transport.abort()
     await until(lambda: two.lan.running[0].admission.invitations._speaking == 0)  # type: ignore[union-attr]
     assert await two.joins.join(made.code, two.seed) == "m0"
-    await until(two.lan.one)
+    await until(two.lan.joined)

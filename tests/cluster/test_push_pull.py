@@ -1,4 +1,4 @@
-"""Push-pull: what two nodes exchange when one knows more."""
+"""Push-pull exchanges of whole states over TCP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.gossip import push_pull as exchange_module
+from sollold.cluster.gossip import push_pull as push_pull_module
 from sollold.cluster.gossip.actions import Action, Change, PersistedState, PushPullWith
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
@@ -17,44 +17,44 @@ from tests.cluster.gossip_core import (
     B,
     C,
     D,
-    at,
-    bury,
+    address_of,
     changes,
     core,
     exchange,
-    know,
-    of,
-    play,
-    says,
+    mark_dead,
+    only,
+    receive,
+    run,
     sent,
+    with_members,
 )
 
 
-def test_a_push_pull_makes_both_know_all() -> None:
-    one, other = know(core(ME), C), know(core(B, boot=3), D)
-    one.update_record(replace(one.known.me, models="mine"), 1.0)
-    other.update_record(replace(other.known.me, models="theirs"), 1.0)
-    exchange(one, other, 2.0)
-    assert one.known.record(B) == other.known.me
-    assert other.known.record(ME) == one.known.me
-    for gossip in (one, other):
+def test_a_push_pull_merges_both_states() -> None:
+    first, second = with_members(core(ME), C), with_members(core(B, boot=3), D)
+    first.update_record(replace(first.known.me, models="mine"), 1.0)
+    second.update_record(replace(second.known.me, models="theirs"), 1.0)
+    exchange(first, second, 2.0)
+    assert first.known.record(B) == second.known.me
+    assert second.known.record(ME) == first.known.me
+    for gossip in (first, second):
         assert all(gossip.known.alive(node) for node in (ME, B, C, D))
 
 
 @pytest.mark.parametrize("opens", [True, False])
-def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
+def test_records_that_exceed_one_body_follow_in_later_exchanges(
     monkeypatch: pytest.MonkeyPatch, opens: bool
 ) -> None:
-    monkeypatch.setattr(exchange_module, "_ROOM", 9000)
-    one, other = core(ME), core(B, boot=3)
+    monkeypatch.setattr(push_pull_module, "_ROOM", 9000)
+    first, second = core(ME), core(B, boot=3)
     nodes = [f"{number:016x}" for number in range(100, 109)]
     for node in nodes:
         writer = core(node, boot=4)
         writer.update_record(replace(writer.known.me, models="m" * 2000), 1.0)
-        exchange(one, writer, 1.0)
-    sides = (one, other) if opens else (other, one)
+        exchange(first, writer, 1.0)
+    sides = (first, second) if opens else (second, first)
     rounds = 0
-    while not all(other.known.record(node) == one.known.record(node) for node in nodes):
+    while not all(second.known.record(node) == first.known.record(node) for node in nodes):
         rounds += 1
         body, turn, largest = sides[0].push_pull_open(), 1, 0
         while body:
@@ -65,23 +65,23 @@ def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
     assert rounds == 3
 
 
-def test_equals_exchange_little() -> None:
-    one, other = core(ME), core(B, boot=3)
-    one.update_record(replace(one.known.me, models="m" * 5000), 1.0)
-    exchange(one, other, 2.0)
-    answer, _ = other.push_pull(one.push_pull_open(), at(ME), 3.0)
+def test_equal_states_exchange_little() -> None:
+    first, second = core(ME), core(B, boot=3)
+    first.update_record(replace(first.known.me, models="m" * 5000), 1.0)
+    exchange(first, second, 2.0)
+    answer, _ = second.push_pull(first.push_pull_open(), address_of(ME), 3.0)
     assert len(answer) < 500
 
 
-def test_the_dead_of_a_push_pull_are_suspects() -> None:
-    one, other = know(core(ME), C), know(core(B, boot=3), C)
-    bury(other, C)
-    actions = exchange(one, other, 2.0)
+def test_dead_nodes_of_a_push_pull_become_suspects() -> None:
+    first, second = with_members(core(ME), C), with_members(core(B, boot=3), C)
+    mark_dead(second, C)
+    actions = exchange(first, second, 2.0)
     assert (Change.SUSPECTED, C) in changes(actions)
-    assert one.known.alive(C)
+    assert first.known.alive(C)
 
 
-def test_a_restart_without_disk_ends_above_the_old_record() -> None:
+def test_a_restart_without_its_state_ends_above_the_old_version() -> None:
     before, peer = core(ME, kept=PersistedState(version=900)), core(B, boot=3)
     exchange(before, peer, 1.0)
     after = core(ME, boot=BOOT + 1)
@@ -94,15 +94,15 @@ def test_a_restart_without_disk_ends_above_the_old_record() -> None:
     assert held.version > before.known.me.version
 
 
-def test_a_record_that_came_over_tcp_goes_on_as_news() -> None:
-    one, other = know(core(ME), C), core(B, boot=3)
-    exchange(one, other, 2.0)
-    deltas = [m for m in sent(play(one, 2.0, 3.0)) if type(m).__name__ == "Delta" and m.node == B]
+def test_a_record_received_over_tcp_is_gossiped() -> None:
+    first, second = with_members(core(ME), C), core(B, boot=3)
+    exchange(first, second, 2.0)
+    deltas = [m for m in sent(run(first, 2.0, 3.0)) if type(m).__name__ == "Delta" and m.node == B]
     assert deltas
 
 
-def test_a_peer_that_knows_something_else_is_asked() -> None:
-    gossip = know(core(), B)
+def test_a_different_digest_starts_a_push_pull() -> None:
+    gossip = with_members(core(), B)
     asked: list[Action] = []
     now = 0.5
     for _ in range(4):
@@ -110,51 +110,51 @@ def test_a_peer_that_knows_something_else_is_asked() -> None:
         while not pings:
             now = max(now, gossip.next_wake())
             pings = [message for message in sent(gossip.tick(now)) if isinstance(message, Ping)]
-        asked += says(gossip, B, Ack(pings[0].sequence, 12345), now=now)
-    assert PushPullWith(B, (at(B),)) in asked
+        asked += receive(gossip, B, Ack(pings[0].sequence, 12345), now=now)
+    assert PushPullWith(B, (address_of(B),)) in asked
 
 
-def test_a_failed_push_pull_is_tried_with_another() -> None:
-    gossip = know(core(), B, C)
-    play(gossip, 1.0, 2.0)
-    actions = gossip.push_pull_done(B, False, 2.0) + play(gossip, 2.0, 3.0)
-    assert PushPullWith(C, (at(C),)) in actions
+def test_a_failed_push_pull_is_retried_with_another_peer() -> None:
+    gossip = with_members(core(), B, C)
+    run(gossip, 1.0, 2.0)
+    actions = gossip.push_pull_done(B, False, 2.0) + run(gossip, 2.0, 3.0)
+    assert PushPullWith(C, (address_of(C),)) in actions
 
 
 def exchanges(gossip: Gossip, digest: Callable[[], int], *, until: float) -> list[float]:
-    """When ``gossip`` asks for an exchange with B, which answers each ping with that digest."""
+    """The times at which ``gossip`` opens an exchange with B, which answers each ping with ``digest()``."""
     found, now = [], 1.0
     while (now := max(now, gossip.next_wake())) < until:
         actions = gossip.tick(now)
-        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
-            actions += says(gossip, B, Ack(ping.sequence, digest()), now=now)
-        found += [now for _ in of(PushPullWith, actions)]
+        for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
+            actions += receive(gossip, B, Ack(ping.sequence, digest()), now=now)
+        found += [now for _ in only(PushPullWith, actions)]
     return found
 
 
-def test_a_peer_that_knows_the_same_is_seldom_asked() -> None:
-    gossip = know(core(), B)
+def test_equal_digests_make_exchanges_rarer() -> None:
+    gossip = with_members(core(), B)
     regular = exchanges(gossip, lambda: gossip._anti_entropy.digest, until=1200.0)
-    assert 3 <= len(regular) <= 6  # each tenth of about 40
+    assert 3 <= len(regular) <= 6  # first tenth of about 40
 
 
-def test_a_peer_that_tells_no_digest_is_asked_as_often_as_ever() -> None:
-    gossip, found, now = know(core(), B), [], 1.0
+def test_exchanges_without_digests_keep_their_interval() -> None:
+    gossip, found, now = with_members(core(), B), [], 1.0
     while (now := max(now, gossip.next_wake())) < 300.0:
         actions = gossip.tick(now)
-        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
+        for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
             actions += gossip.tcp_pong(ping.sequence, now)
-        found += of(PushPullWith, actions)
+        found += only(PushPullWith, actions)
     assert 7 <= len(found) <= 13
 
 
-def test_nothing_is_due_for_a_probe_that_was_answered() -> None:
-    gossip, now = know(core(), B), 1.0
+def test_an_answered_probe_leaves_no_timer() -> None:
+    gossip, now = with_members(core(), B), 1.0
     wakes = []
     while (now := max(now, gossip.next_wake())) < 21.0:
         wakes.append(now)
         actions = gossip.tick(now)
-        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
-            says(gossip, B, Ack(ping.sequence, gossip._anti_entropy.digest), now=now)
-    # Two turns a second, one try in five seconds to reach the dead, and few others: none for a ping.
+        for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
+            receive(gossip, B, Ack(ping.sequence, gossip._anti_entropy.digest), now=now)
+    # Two ticks per second, first attempt per 5 s to reach dead nodes, and a few others: none for a ping.
     assert len(wakes) <= 40 + 4 + 6

@@ -234,7 +234,7 @@ async def test_all_get_a_new_secret_and_no_connection_ends(lan: Lan) -> None:
         await lan.stop(number)
     for number in range(3):
         await lan.start(number)
-    await until(lan.one, 30)
+    await until(lan.joined, 30)
     assert lan.ring(2).secret == secret
 
 
@@ -294,7 +294,7 @@ async def test_a_member_is_turned_out_at_once_and_only_an_admin_lets_it_in_again
     await lan.running[lead].calls.call(lan.running[lead].me.node, "door", DoorOrder(600), bool, timeout=3)
     await until(lambda: "was evicted" in gone.me.seeking, 30)
     await until(lambda: any(lan.running[number].me.waiting for number in kept))
-    assert lan.one(*kept) and lan.ring(out).secret == secret
+    assert lan.joined(*kept) and lan.ring(out).secret == secret
     states = {str(row["name"]): row["state"] for row in lan.changes[lead].members()}
     assert states[gone.me.name] == "evicted"
     service = AdmissionService(lan.running[stay], lan.running[stay].calls, lan.changes[stay])
@@ -366,7 +366,7 @@ async def test_a_node_that_was_away_fetches_the_secret_by_its_key(lan: Lan) -> N
     await lan.changes[here[0]].evict(name)
     back = await lan.start(away)
     await until(lambda: "was evicted" in back.me.seeking)
-    assert lan.one(*here) and lan.ring(away).generation == 1
+    assert lan.joined(*here) and lan.ring(away).generation == 1
 
 
 async def test_an_open_cluster_gets_a_secret_without_a_restart(tmp_path: Path, hasty: None) -> None:
@@ -393,7 +393,7 @@ async def test_an_open_cluster_gets_a_secret_without_a_restart(tmp_path: Path, h
             await lan.stop(number)
         for number in stay:
             await lan.start(number)
-        await until(lambda: lan.one(*stay), 30)
+        await until(lambda: lan.joined(*stay), 30)
         assert SORTED[out].node not in {one.node for one in lan.running[stay[0]].live()}
     finally:
         await lan.close()
