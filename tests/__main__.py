@@ -1,13 +1,12 @@
-"""All tests, in two lanes at once: ``python -m tests [pytest's words]``.
+"""Run all tests in two parallel lanes: ``python -m tests [pytest arguments]``.
 
-Those with real daemons and engines wait most of their time. What the processors have left then goes to the
-other lane: first what needs nothing real, then what boots machines, builds images and looks at pages, at last
-what is patient. The first and the last run at a lower priority, so that they don't take from what has to
-answer in time.
+The first lane runs the tests with real daemons and engines, which are idle most of the time. The second lane
+uses the remaining CPU time: first the tests without real daemons, then those that boot machines, build images
+or open web pages in a browser, and last those marked ``patient``. The first and the last group run at a lower
+priority, so that they don't delay tests with timeouts.
 
-A test may fail because the machine was too busy for it. So the files of the few that failed run once more,
-alone: who fails again has failed, and who passes then is named, because it waits for a time instead of a
-condition.
+A test may fail because the machine was busy. If only a few files have failures, those files run again, alone.
+A test that then passes is listed: it probably waits for a time instead of a condition.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ MACHINES = "systemd or browser"
 PATIENT = "patient"
 NICE = ("nice", "-n", "5")
 SOME_FAILED, NO_TESTS, INTERRUPTED = 1, 5, 2
-"""What pytest ends with when tests failed, when it finds none that was asked for, when it is interrupted."""
-FEW = 4
-"""Failures in more files than this are no matter of a busy machine."""
-LOOK = 0.2
-"""Seconds between two looks at what runs."""
+"""Exit codes of pytest: tests failed, no tests were collected, interrupted."""
+MAX_RERUN_FILES = 4
+"""With failures in more files than this, a busy machine is not the cause, and nothing is run again."""
+POLL_SECONDS = 0.2
+"""Interval between checks of the running processes."""
 
 
 class Lane:
-    """Runs of pytest, one after the other.
+    """A sequence of pytest runs, one after the other.
 
     Args:
-        runs: name and marks of each, and what stands before its command.
-        command: pytest, with what else is asked of it.
-        folder: for their caches, which tell what failed.
-        output: where all write; None: to the terminal.
+        runs: name, mark expression and command prefix of each run.
+        command: the pytest command with its common arguments.
+        folder: parent folder of the runs' pytest caches, which record the failures.
+        output: file descriptor for the output of all runs; None: the terminal.
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class Lane:
         self._running: subprocess.Popen[bytes] | None = None
         self.codes: list[int] = []
 
-    def goes_on(self) -> bool:
-        """Whether one is under way: the next is started where one has ended."""
+    def advance(self) -> bool:
+        """Start the next run if the current one has ended. Returns whether a run is active."""
         if self._running is not None:
             code = self._running.poll()
             if code is None:
@@ -74,35 +73,38 @@ class Lane:
         return True
 
     def end(self) -> None:
-        """Tell what runs to clean up, and start nothing more."""
+        """Send SIGTERM to the current run, which then cleans up, and start no further runs."""
         self._left.clear()
         if self._running is not None:
             self._running.terminate()
 
 
 def finish(lanes: Sequence[Lane]) -> list[int]:
-    """The exit codes of all runs. One that is interrupted still gets the time to end what it has started."""
+    """Wait for all lanes and return the exit codes of their runs.
+
+    A KeyboardInterrupt is ignored: the terminal also interrupts the runs, which then clean up and end.
+    """
     while True:
         try:
-            going = [lane.goes_on() for lane in lanes]
-            if not any(going):
+            active = [lane.advance() for lane in lanes]
+            if not any(active):
                 return [code for lane in lanes for code in lane.codes]
-            time.sleep(LOOK)
-        except KeyboardInterrupt:  # The terminal interrupts the runs too.
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
             continue
 
 
 def failed_in(folder: Path) -> list[str]:
-    """The tests that failed in runs with their caches in this folder, as pytest names them."""
+    """The pytest ids of the tests that failed in runs with their caches in this folder."""
     found = folder.glob("*/v/cache/lastfailed")
     return sorted(name for file in found for name in json.loads(file.read_bytes()))
 
 
-def main(words: Sequence[str]) -> int:
-    """Run all; 0 when all passed."""
+def main(arguments: Sequence[str]) -> int:
+    """Run all tests. Returns 0 if all passed."""
     pytest = [sys.executable, "-m", "pytest"]
-    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryFile() as output:
-        folder, command = Path(made), [*pytest, *words]
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as output:
+        folder, command = Path(directory), [*pytest, *arguments]
         daemons = [("daemons", f"({DAEMONS}) and not ({MACHINES} or {PATIENT})", ())]
         others = [
             ("others", f"not ({DAEMONS} or {MACHINES})", NICE),
@@ -110,22 +112,22 @@ def main(words: Sequence[str]) -> int:
             ("patient", f"{PATIENT} and not ({MACHINES})", NICE),
         ]
         lanes = [Lane(daemons, command, folder), Lane(others, command, folder, output.fileno())]
-        for told in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(told, lambda *_: [lane.end() for lane in lanes])
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: [lane.end() for lane in lanes])
         codes = finish(lanes)
         print("\nThe other lane:\n", flush=True)
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
         failed = failed_in(folder)
-        # Whole files: their tests may share what they started.
+        # Whole files, because their tests may share module-scoped fixtures.
         files = sorted({name.partition("::")[0] for name in failed})
-        if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(files) <= FEW:
-            print(f"\nOnce more, alone: {', '.join(failed)}\n", flush=True)
+        if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(files) <= MAX_RERUN_FILES:
+            print(f"\nRunning again, alone: {', '.join(failed)}\n", flush=True)
             lanes = [Lane([("again", "", ())], [*pytest, *files], folder)]
             codes = finish(lanes)
             if codes == [0]:
-                print("\nFailed beside the others and passed alone: " + ", ".join(failed), flush=True)
+                print("\nFailed in parallel and passed alone: " + ", ".join(failed), flush=True)
     return next((code for code in codes if code not in (0, NO_TESTS)), 0)
 
 

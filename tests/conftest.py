@@ -1,4 +1,4 @@
-"""What all tests share: the real llama.cpp, and what a test leaves behind is ended."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before anything of it is imported: facts refuse to be changed.
+# Must be set before sollold is imported: it makes frozen dataclasses reject assignments.
 os.environ["GUARD_SOLLOLD_FACTS"] = "1"
 
 from sollold.engines.install.find import Llama
@@ -18,25 +18,25 @@ from tests.found_llama import found_llama
 from tests.gguf.size import Size
 from tests.gguf.writer import write
 
-# The daemons that tests start are as they are at their users'.
+# Daemons started by tests run without the check, as in production.
 del os.environ["GUARD_SOLLOLD_FACTS"]
 
-# A busy machine is slow to make examples, which is no fault of theirs.
+# No deadlines: on a busy machine, generating examples can be slow.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A test run that is told to end cleans up as one that is interrupted: machines, networks, processes."""
+    """On SIGTERM, clean up machines, networks and processes as on SIGINT."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def llama() -> Llama:
-    """The llama.cpp that `make test` set up."""
-    found, why = found_llama()
+    """The llama.cpp that ``make setup`` built; skips the test if there is none."""
+    found, reason = found_llama()
     if found is None:
-        pytest.skip(why)
+        pytest.skip(reason)
     return found
 
 

@@ -1,10 +1,10 @@
-"""Real daemons for tests: each on a machine of its own (a network namespace), or on a loopback address.
+"""Real daemons for tests, each in its own network namespace or on its own loopback address.
 
     with Cluster(3, folder, llama, memory="400 MB") as cluster:
         cluster.together()
-        status, headers, body = cluster[1].ask("POST", "/api/chat", {...})
+        reply = cluster[1].ask("POST", "/api/chat", {...})
 
-Everything a cluster starts ends with it, children of killed daemons too.
+All processes of a cluster end with it, also children of killed daemons.
 """
 
 from __future__ import annotations
@@ -31,16 +31,22 @@ from tests import netns
 
 HTTP, PEER = 11435, 11436
 MARK = "TESTED_NODE"
-"""In the environment of a daemon and of all that it starts: its node's folder."""
+"""Environment variable with the node's folder, set for each daemon and inherited by its children."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 60, step: float = 0.05) -> Any:
-    """Wait for a condition and return its value.
+    """Poll a condition until its value is true, and return that value.
+
+    Args:
+        condition: called every ``step`` seconds.
+        what: what is awaited, for the error message.
+        timeout: seconds.
+        step: seconds.
 
     Raises:
-        AssertionError: it did not come true in time.
+        AssertionError: the condition was still false after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -54,7 +60,7 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 60, step: fl
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole HTTP answer."""
+    """A complete HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -66,18 +72,18 @@ class Reply:
 
     @property
     def lines(self) -> list[Any]:
-        """An NDJSON body."""
+        """The decoded objects of an NDJSON body."""
         return [json.loads(line) for line in self.body.splitlines() if line.strip()]
 
     @property
     def events(self) -> list[Any]:
-        """An SSE body's data, without ``[DONE]``."""
+        """The decoded data of an SSE body's events, without ``[DONE]``."""
         found = [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
         return [json.loads(data) for data in found if data.strip() != b"[DONE]"]
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection whose socket is made in the node's network."""
+    """A connection with a socket created in the node's network namespace."""
 
     def __init__(self, node: Node, timeout: float) -> None:
         super().__init__(node.address, node.http, timeout=timeout)
@@ -89,7 +95,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Node:
-    """One daemon and the machine it runs on."""
+    """One daemon and the machine that it runs on."""
 
     def __init__(self, cluster: Cluster, index: int, settings: dict[str, Any]) -> None:
         self.cluster = cluster
@@ -107,18 +113,18 @@ class Node:
         self.process: subprocess.Popen[bytes] | None = None
         self.small_disk = False
         self.program: tuple[str, ...] = ("-m", "sollold")
-        """What the interpreter runs."""
+        """The arguments of the Python interpreter, before ``run``."""
 
     @property
     def url(self) -> str:
         return f"http://{self.address}:{self.http}"
 
     def network(self) -> contextlib.AbstractContextManager[None]:
-        """The calling thread is in this node's network within the block."""
+        """Switch the calling thread to this node's network namespace within the block."""
         return self.machine.inside() if self.machine else contextlib.nullcontext()
 
     def start(self) -> None:
-        """Start the daemon; does not wait."""
+        """Start the daemon. Does not wait until it is ready."""
         host = "0.0.0.0" if self.machine else self.address
         values: dict[str, Any] = {
             "node.name": self.name,
@@ -129,7 +135,7 @@ class Node:
             "http.port": self.http,
             "cluster.host": "::" if self.machine else self.address,
             "cluster.port": self.peer,
-            # Together at once: how clusters are founded is tested by itself.
+            # Nodes join without approval; joining has its own tests.
             "cluster.door": "open",
             "models.folders": self.models,
             "models.huggingface": "off",
@@ -137,54 +143,54 @@ class Node:
             "llama.build": "off",
             "llama.server": self.cluster.llama.server,
             "llama.rpc_server": self.cluster.llama.worker,
-            # Engines wait busily for each other: more threads than cores would make all of them slow.
+            # Engines spin while they wait for each other: more threads than cores would slow them all down.
             "llama.threads": 1,
-            # Whether it pays is known from speeds, which here are those of a busy machine.
+            # The benefit is estimated from measured speeds, which on a busy machine are unreliable.
             "placement.speculation": "off",
         }
         if not self.machine:
             seeds = [f"{node.address}:{node.peer}" for node in self.cluster.nodes if node is not self]
             values |= {"cluster.mdns": "off", "cluster.seeds": ",".join(seeds)}
         values |= self.cluster.settings | self.settings
-        words = [sys.executable, *self.program, "run", "--config", os.devnull]
-        words += [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        arguments = [sys.executable, *self.program, "run", "--config", os.devnull]
+        arguments += [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
             options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            options |= {"start_new_session": True, "preexec_fn": _end_with_the_test}
-            # Inherited by its engines, by which they are known when they outlive it.
+            options |= {"start_new_session": True, "preexec_fn": _die_with_parent}
+            # Inherited by the engines: it identifies those that outlive the daemon.
             options["env"] = {**os.environ, MARK: str(self.folder)}
             if self.machine:
-                self.process = self.machine.popen(words, **options)
+                self.process = self.machine.popen(arguments, **options)
             else:
-                self.process = subprocess.Popen(words, **options)
+                self.process = subprocess.Popen(arguments, **options)
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM and wait: a graceful end."""
+        """Send SIGTERM, wait up to ``timeout`` seconds, and return the exit status."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(timeout)
 
     def kill(self) -> None:
-        """kill -9 of the daemon alone; its children are left to themselves."""
+        """Send SIGKILL to the daemon only, not to its children."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
 
     def limit_disk(self, size: int) -> bool:
-        """Give the cache folder a disk of its own, of ``size`` bytes; False when that can't be had here."""
+        """Mount a tmpfs of ``size`` bytes on the cache folder. Returns False if that is not possible here."""
         cache = self.folder / "cache"
         cache.mkdir(exist_ok=True)
-        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(cache)]
-        self.small_disk = subprocess.run(words, capture_output=True).returncode == 0
+        arguments = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(cache)]
+        self.small_disk = subprocess.run(arguments, capture_output=True).returncode == 0
         return self.small_disk
 
     def tensors(self) -> list[Path]:
-        """The tensors that this node's workers have kept."""
+        """The files in the tensor cache of this node's workers."""
         folder = self.folder / "cache" / "tensors" / "whole"
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def log(self) -> str:
-        """All the daemon logged so far."""
+        """Everything that the daemon has logged so far."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -198,7 +204,7 @@ class Node:
         timeout: float = 120,
         headers: dict[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """An exchange whose body is read as it comes."""
+        """Send a request and yield the response, with a body that can be read as it arrives."""
         connection = _Connection(self, timeout)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
@@ -216,12 +222,12 @@ class Node:
         timeout: float = 120,
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """A whole exchange."""
+        """Send a request and read the complete response."""
         with self.open(method, path, body, timeout=timeout, headers=headers) as response:
             return Reply(response.status, dict(response.headers.items()), response.read())
 
     def state(self) -> dict[str, Any]:
-        """``/api/cluster``; empty while the daemon does not answer."""
+        """The decoded ``/api/cluster``; empty if the daemon does not answer."""
         try:
             reply = self.ask("GET", "/api/cluster", timeout=10)
         except OSError:
@@ -229,12 +235,23 @@ class Node:
         return reply.json if reply.status == 200 else {}
 
     def sees(self) -> list[str]:
-        """Names of the nodes that this one holds alive."""
+        """The names of the nodes that this node considers alive, sorted."""
         return sorted(node["name"] for node in self.state().get("nodes", []))
 
 
 class Cluster:
-    """Some nodes on one LAN. A context manager; nodes are started by it unless ``start`` is False."""
+    """Nodes on one LAN. A context manager, which starts the nodes unless ``start`` is False.
+
+    Args:
+        count: number of nodes.
+        folder: for the nodes' state, caches, models and logs.
+        llama: the llama.cpp of all nodes.
+        memory: value of ``node.memory_limit``; empty: no limit.
+        settings: settings of all nodes.
+        each: further settings of each node, by index.
+        start: start all nodes on entry.
+        loopback: use loopback addresses also where network namespaces are available.
+    """
 
     def __init__(
         self,
@@ -294,7 +311,7 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """End everything."""
+        """Stop all daemons and their children, and remove the LAN."""
         for node in self.nodes:
             if node.process and node.process.poll() is None:
                 node.process.terminate()
@@ -313,14 +330,14 @@ class Cluster:
             self.lan.close()
 
     def together(self, timeout: float = 60) -> None:
-        """Wait until every running node sees every other with its llama.cpp, and all agree on a leader."""
+        """Wait until all running nodes know each other's llama.cpp builds and agree on the leader."""
         running = [node for node in self.nodes if node.process and node.process.poll() is None]
 
         def agreed() -> bool:
             states = [node.state() for node in running]
             return (
                 all(
-                    len([one for one in state.get("nodes", []) if one["build"]]) == len(running)
+                    len([node for node in state.get("nodes", []) if node["build"]]) == len(running)
                     and state["leader"]
                     for state in states
                 )
@@ -330,21 +347,21 @@ class Cluster:
         until(agreed, f"{len(running)} nodes see each other", timeout)
 
     def deployments(self) -> list[dict[str, Any]]:
-        """What runs, as the first running node sees it."""
+        """The deployments in the state of the first running node."""
         node = next(node for node in self.nodes if node.process and node.process.poll() is None)
         return list(node.state().get("deployments", []))
 
 
-def _end_with_the_test() -> None:
-    """In the daemon to be: die when the test's process does, however that dies."""
+def _die_with_parent() -> None:
+    """Called in the child before exec: have the kernel kill it when the test's process dies."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_range(count: int) -> int:
-    """The first of ``count`` ports in a row that are free on every loopback address used here.
+    """The first of ``count`` consecutive ports that are free on all addresses.
 
-    Below those of outgoing connections, and begun anywhere: another test run on this machine would take the
-    ports of a daemon that is killed and started again.
+    The ports are below the ephemeral range and the search starts at a random port. Otherwise an outgoing
+    connection or another test run could take the port of a daemon while it restarts.
     """
     begin = random.randrange(10_000, 28_000)
     for first in range(begin, 32_768 - count, count):
@@ -364,7 +381,7 @@ def _end_children(folder: Path) -> None:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes()
-            program = words.split(b"\0", 1)[0]
-            if str(folder).encode() in words and b"llama" in program + b"rpc":
+            arguments = (entry / "cmdline").read_bytes()
+            program = arguments.split(b"\0", 1)[0]
+            if str(folder).encode() in arguments and b"llama" in program + b"rpc":
                 os.kill(int(entry.name), signal.SIGKILL)

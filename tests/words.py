@@ -1,7 +1,7 @@
-"""Prints what people read, with its place: `python -m tests.words [FOLDER…]`.
+"""Print all user-visible texts with file and line: `python -m tests.words [FOLDER…]`.
 
-Collected by reading the syntax trees: help, output, errors, log messages, refusals, findings, settings'
-descriptions. Docstrings, names of JSON fields and other words between programs are left out.
+The texts are taken from the syntax trees: help, output, errors, log messages, findings, descriptions of
+settings. Docstrings, names of JSON fields and other strings exchanged between programs are excluded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("systemd/*", "packaging/*.md", "packaging/deb/debian/*", "sollold/api/web/*", "Makefile")
-"""Files that people read too, or that hold what they read, and are no Python."""
+"""Files with user-visible texts that are not Python."""
 _SENTENCE = re.compile(r"[A-Za-z…'{}]+[,;:]? [A-Za-z…'{}(`]+")
-"""Two words in a row: what programs say to each other has none."""
+"""Two consecutive words, which strings exchanged between programs don't contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A text that somebody reads."""
+    """A user-visible text and its location."""
 
     file: Path
     line: int
@@ -33,7 +33,7 @@ class Words:
 
 
 class _Reader(ast.NodeVisitor):
-    """Collects the texts of one module; what is formatted in stands as ``{expression}``."""
+    """Collects the texts of one module. Values of f-strings are shown as ``{expression}``."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -44,10 +44,10 @@ class _Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        self._keep(node, "".join(self._part(one) for one in node.values))
-        for one in node.values:  # texts within what is formatted in
-            if isinstance(one, ast.FormattedValue):
-                self.visit(one.value)
+        self._keep(node, "".join(self._part(value) for value in node.values))
+        for value in node.values:  # texts within the formatted expressions
+            if isinstance(value, ast.FormattedValue):
+                self.visit(value.value)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str):
@@ -64,7 +64,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def words(folders: list[Path]) -> Iterator[Words]:
-    """All texts of the modules below ``folders``, by file and line."""
+    """The texts of all modules below ``folders``, in order of file and line."""
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
             reader = _Reader(file)
@@ -74,13 +74,13 @@ def words(folders: list[Path]) -> Iterator[Words]:
 
 def main() -> None:
     """Print the list."""
-    parser = argparse.ArgumentParser(description="what people read, with its place")
+    parser = argparse.ArgumentParser(description="print all user-visible texts with file and line")
     parser.add_argument("folder", type=Path, nargs="*", default=[ROOT / "sollold"])
-    parser.add_argument("--files", action="store_true", help="also list the other files that people read")
-    chosen = parser.parse_args()
-    for one in words([folder.resolve() for folder in chosen.folder]):
-        print(one)
-    if chosen.files:
+    parser.add_argument("--files", action="store_true", help="also list other files with user-visible texts")
+    arguments = parser.parse_args()
+    for text in words([folder.resolve() for folder in arguments.folder]):
+        print(text)
+    if arguments.files:
         for pattern in OTHERS:
             for file in sorted(ROOT.glob(pattern)):
                 print(file.relative_to(ROOT))
