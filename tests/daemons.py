@@ -376,12 +376,11 @@ def _free_range(count: int) -> int:
 
 
 def _end_children(folder: Path) -> None:
-    """Kill what a killed daemon left: processes whose command line or folder names this cluster's."""
+    """Kill the processes that a killed daemon left: those that inherited the node's `MARK`."""
+    mark = f"{MARK}={folder}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            arguments = (entry / "cmdline").read_bytes()
-            program = arguments.split(b"\0", 1)[0]
-            if str(folder).encode() in arguments and b"llama" in program + b"rpc":
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
                 os.kill(int(entry.name), signal.SIGKILL)

@@ -45,6 +45,8 @@ async def started(llama: Llama, folder: Path) -> AsyncIterator[str]:
             if address := address_of(process):
                 break
             await asyncio.sleep(0.02)
+        else:
+            raise AssertionError("the worker did not listen within 10 s")
         yield address
     finally:
         process.kill()
