@@ -45,7 +45,7 @@ class Absences:
 
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records of the live nodes."""
-        there = {record.node: record for record in records}
+        present = {record.node: record for record in records}
         drained = [record.node for record in records if record.draining and record.empty]
         self._drained = {node: self._drained.get(node, now) for node in drained}
         for record in records:
@@ -56,7 +56,7 @@ class Absences:
                 if returned or not record.draining:
                     self._away.pop(record.node, None)
         for node, record in list(self._known.items()):
-            found = there.get(node)
+            found = present.get(node)
             if found is not None and found.build and not found.draining:
                 continue
             draining = found is not None and found.draining

@@ -130,15 +130,17 @@ class PlanApplier:
 
     async def release_orphans(self, orphans: Iterable[tuple[str, str, str]], term: Term) -> None:
         """Release the grants that dead heads left behind, given as (node, deployment, head)."""
-        await asyncio.gather(*(self._release(what, head, [node], term) for node, what, head in orphans))
+        await asyncio.gather(
+            *(self._release(deployment, head, [node], term) for node, deployment, head in orphans)
+        )
 
     async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
-        async def one(node: str) -> None:
+        async def release(node: str) -> None:
             with contextlib.suppress(PeerError):
                 request = Release(term, deployment, head)
                 await self._calls.call(node, "release", request, Done, timeout=CALL_TIMEOUT)
 
-        await asyncio.gather(*(one(node) for node in nodes))
+        await asyncio.gather(*(release(node) for node in nodes))
 
     async def unload(self, node: str, deployment: str, term: Term, reason: str, *, force: bool) -> Done:
         """Have a head end a deployment and free its memory; not ok if the head can't be reached."""
@@ -155,11 +157,11 @@ class PlanApplier:
         """Tell the other nodes, any of which may lead next, not to reload a lost model."""
         others = [record.node for record in self._view.live() if record.node != self._view.me.node]
 
-        async def one(node: str) -> None:
+        async def send(node: str) -> None:
             with contextlib.suppress(PeerError):
                 await self._calls.call(node, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
 
-        await asyncio.gather(*map(one, others))
+        await asyncio.gather(*map(send, others))
 
     async def end_when_idle(self, node: str, deployment: str, term: Term, reason: str) -> None:
         """Have a head admit no new requests to a deployment, and end it when it is idle."""
@@ -174,7 +176,7 @@ class PlanApplier:
         self._check(term)
         reason = f"makes room for {place.plan.model}"
 
-        async def one(node: str, deployment: str, model: str) -> bool:
+        async def unload(node: str, deployment: str, model: str) -> bool:
             done = await self.unload(node, deployment, term, reason, force=False)
             words = reason if done.ok else f"was not unloaded: {done.reason}"
             log.info("%s %s", model, words, extra={"deployment": deployment})
@@ -182,7 +184,7 @@ class PlanApplier:
                 self._observations.unwilling(deployment, self._clock())
             return done.ok
 
-        ended = await asyncio.gather(*(one(*victim) for victim in place.evictions))
+        ended = await asyncio.gather(*(unload(*victim) for victim in place.evictions))
         if not all(ended):
             return False
         with contextlib.suppress(TimeoutError):

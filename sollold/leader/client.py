@@ -45,11 +45,11 @@ class LeaderClient:
         """
         failures = 0
         began = asyncio.get_running_loop().time()
-        said = ""
+        last_message = ""
 
         def tell(message: str) -> None:
-            nonlocal said
-            said = message
+            nonlocal last_message
+            last_message = message
             on_wait(message)
 
         redirected_to = ""
@@ -65,7 +65,7 @@ class LeaderClient:
                 answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=CALL_TIMEOUT)
             except PeerError as error:
                 message = f"the leader could not be reached: {error}"
-                if message != said:
+                if message != last_message:
                     log.warning("%s", message)
                 tell(message)
                 failures = 0 if error.transport else failures + 1
@@ -82,7 +82,7 @@ class LeaderClient:
                 case Verdict.REFUSED:
                     raise Refusal(_fault(answer.fault), answer.message, retry_after=answer.retry_after)
                 case Verdict.PLANNING:
-                    if answer.message != said:
+                    if answer.message != last_message:
                         log.info("%s", answer.message)
                     tell(answer.message)
                     await asyncio.sleep(PLANNING_PAUSE)
@@ -135,13 +135,13 @@ async def retry_until_accepted(view: View, attempt: Callable[[str], Awaitable[An
     Raises:
         Refusal: UNAVAILABLE, no node accepted it within `PATIENCE`.
     """
-    until = asyncio.get_running_loop().time() + PATIENCE
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     named = ""
     while True:
         try:
             return await attempt(named)
         except NotYet as not_yet:
-            if asyncio.get_running_loop().time() >= until:
+            if asyncio.get_running_loop().time() >= deadline:
                 raise Refusal(Fault.UNAVAILABLE, str(not_yet), retry_after=2.0) from None
             named = not_yet.leader
         await next_change(view, PLANNING_PAUSE if named else RETRY_AFTER)

@@ -50,17 +50,17 @@ def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
 
 
 def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
-    there = find_existing(ask, snapshot)
-    if isinstance(there, tuple | Mismatch) and (same := _drafts_the_same(ask, snapshot)):
+    existing = find_existing(ask, snapshot)
+    if isinstance(existing, tuple | Mismatch) and (same := _drafts_the_same(ask, snapshot)):
         return same
-    if isinstance(there, ReloadWhenIdle) and not ask.more:
-        return _beside_or_later(ask, snapshot, there)
+    if isinstance(existing, ReloadWhenIdle) and not ask.more:
+        return _beside_or_later(ask, snapshot, existing)
     larger: Located | None = None
-    if isinstance(there, tuple):
-        larger = there
+    if isinstance(existing, tuple):
+        larger = existing
         ask = with_options_of(ask, larger[1].asked)
-    elif there is not None and not ask.more:
-        return there
+    elif existing is not None and not ask.more:
+        return existing
     elif not ask.more and (lost := lost_lately(ask, snapshot)) is not None:
         # Load it as it ran before it was lost, if that is still possible.
         again = as_it_ran(ask, lost.asked, snapshot.settings.placement.context)
@@ -85,16 +85,16 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
         if larger is not None and not missing_options(ask, larger[1], snapshot):
             record, endpoint = larger
             return Use(endpoint.id, record.node, _no_room_for(ask, snapshot))
-        if there is not None and not isinstance(there, tuple):
-            return there
+        if existing is not None and not isinstance(existing, tuple):
+            return existing
         awaited = _defer_until_back(ask, snapshot, placed)
         if isinstance(awaited, PlaceLater):
             return awaited
         # Better let an Ollama try with the memory it finds than refuse.
         if ask.ollama and not ask.more and (last := in_ollama(ask, snapshot, surely=False)) is not None:
             return last
-    if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
-        return there if not isinstance(there, tuple) else placed
+    if isinstance(placed, Place) and placed.evictions and ask.more and existing is not None:
+        return existing if not isinstance(existing, tuple) else placed
     return placed
 
 
@@ -105,32 +105,32 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     """
     if not ask.placement.speculation:
         return None
-    there = find_existing(replace(ask, placement=replace(ask.placement, speculation="")), snapshot)
-    if not isinstance(there, Use):
+    running = find_existing(replace(ask, placement=replace(ask.placement, speculation="")), snapshot)
+    if not isinstance(running, Use):
         return None
-    located = next(pair for pair in snapshot.endpoints() if pair[1].id == there.endpoint)
+    located = next(pair for pair in snapshot.endpoints() if pair[1].id == running.endpoint)
     endpoint, wanted = located[1], ask.placement.speculation
     if endpoint.reason and wanted == endpoint.asked.speculation:
-        return there  # It was tried, and llama.cpp could not.
+        return running  # It was tried, and llama.cpp could not.
     if wanted == AUTO and in_use(endpoint):
-        return there  # AUTO leaves the choice to us: that is no reason to interrupt anybody.
+        return running  # AUTO leaves the choice to us: that is no reason to interrupt anybody.
     placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
-    by = placed.plan.drafts_by if isinstance(placed, Place) else ""
-    return there if by == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not by) else None
+    drafter = placed.plan.drafts_by if isinstance(placed, Place) else ""
+    return running if drafter == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not drafter) else None
 
 
 def _beside_or_later(
-    ask: Ensure, snapshot: ClusterSnapshot, there: ReloadWhenIdle
+    ask: Ensure, snapshot: ClusterSnapshot, running: ReloadWhenIdle
 ) -> Place | Use | ReloadWhenIdle:
     """Load another deployment beside one in use with too little context if memory is free, else wait."""
     beside = _placement(replace(ask, more=True), snapshot, None)
     if isinstance(beside, Place) and beside.plan.run.request_context >= context_needed(ask, snapshot):
-        why = f"{there.message}, so another is loaded beside it."
+        why = f"{running.message}, so another is loaded beside it."
         plan = replace(beside.plan, reasons=(*beside.plan.reasons, why))
         return replace(beside, plan=plan, beside=True)
-    if there.located is not None and isinstance(_placement(ask, snapshot, there.located), Refuse):
-        return Use(there.endpoint, there.node, _no_room_for(ask, snapshot))
-    return there
+    if running.located is not None and isinstance(_placement(ask, snapshot, running.located), Refuse):
+        return Use(running.endpoint, running.node, _no_room_for(ask, snapshot))
+    return running
 
 
 def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
@@ -142,8 +142,8 @@ def _invalid_counts(ask: Ensure, snapshot: ClusterSnapshot) -> str:
     records = (*snapshot.records, *snapshot.expected)
     known = {name for record in records for name in (record.node, record.name)}
     if absent := [node for node, _ in ask.fixed if node not in known]:
-        there = ", ".join(sorted(record.name for record in snapshot.records))
-        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}; nodes: {there}."
+        names = ", ".join(sorted(record.name for record in snapshot.records))
+        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}; nodes: {names}."
     if snapshot.shape is not None and (wrong := miscounted(ask.fixed, len(snapshot.shape.layers))):
         return f"The layers of {snapshot.holders[0][1].name} can't be placed as named: {wrong}."
     return ""
@@ -159,19 +159,19 @@ def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: 
     context = min(context, context_train) if context_train else context
     if context <= ask.context:
         return exact
-    more = _placement(replace(ask, context=context), snapshot, larger)
-    if not isinstance(more, Place):
+    rounded = _placement(replace(ask, context=context), snapshot, larger)
+    if not isinstance(rounded, Place):
         return exact
-    was, now = exact.plan.run, more.plan.run
+    old_run, new_run = exact.plan.run, rounded.plan.run
     if (
-        len(more.evictions) > len(exact.evictions)
-        or (now.slots, now.ubatch) != (was.slots, was.ubatch)
-        or len(more.plan.shares) > len(exact.plan.shares)
-        or more.plan.tokens_per_second * 1.1 < exact.plan.tokens_per_second
+        len(rounded.evictions) > len(exact.evictions)
+        or (new_run.slots, new_run.ubatch) != (old_run.slots, old_run.ubatch)
+        or len(rounded.plan.shares) > len(exact.plan.shares)
+        or rounded.plan.tokens_per_second * 1.1 < exact.plan.tokens_per_second
     ):
         return exact
     why = f"More than the {ask.context} tokens requested, so that a growing conversation needs no reload."
-    return replace(more, plan=replace(more.plan, reasons=(*more.plan.reasons, why)))
+    return replace(rounded, plan=replace(rounded.plan, reasons=(*rounded.plan.reasons, why)))
 
 
 def _with_last_resort(
@@ -251,16 +251,16 @@ def _placement(
 def _all_drain(snapshot: ClusterSnapshot, models: list[tuple[str, Model]]) -> str:
     """Return why the model can't be loaded if all nodes with its file are draining; empty if not all are."""
     holders = {node for node, _ in models}
-    there = [record for record in snapshot.records if record.node in holders]
-    if not there or not all(record.draining for record in there):
+    present = [record for record in snapshot.records if record.node in holders]
+    if not present or not all(record.draining for record in present):
         return ""
-    names = ", ".join(sorted(record.name for record in there))
-    who = (
+    names = ", ".join(sorted(record.name for record in present))
+    subject = (
         f"The only node with its file, {names}, is"
-        if len(there) == 1
+        if len(present) == 1
         else f"All nodes with its file ({names}) are"
     )
-    return f"{models[0][1].name} can't be loaded now. {who} draining; `sollold undrain NODE` ends that."
+    return f"{models[0][1].name} can't be loaded now. {subject} draining; `sollold undrain NODE` ends that."
 
 
 def _fetched(
@@ -272,15 +272,15 @@ def _fetched(
     placed: Place | PlaceLater | Refuse,
 ) -> FetchFirst | None:
     """Return a placement with another head if copying the file there first is better than ``placed``."""
-    now: Candidate | None = None
+    current: Candidate | None = None
     if not isinstance(placed, Refuse):
-        now = (placed.place if isinstance(placed, PlaceLater) else placed).choice.candidate
+        current = (placed.place if isinstance(placed, PlaceLater) else placed).choice.candidate
     request = request_of(ask, model, snapshot)
-    found = place_with_fetch(request, snapshot, build, partial(footprint_of, shape), model.size, now)
+    found = place_with_fetch(request, snapshot, build, partial(footprint_of, shape), model.size, current)
     if found is None:
         return None
     name = found.candidate.head.name
-    why = "it fits nowhere else" if now is None else "running it there is worth the copy"
+    why = "it fits nowhere else" if current is None else "running it there is worth the copy"
     message = f"{name} fetches the file of {model.name} first, {bytes_text(model.size)}: {why}."
     plan = found.candidate.plan(
         request, len(shape.layers), [*found.choice.reasons, message], windowed=shape.windowed
@@ -314,30 +314,30 @@ def _place_on(
     """Place on the machines of one build, evicting idle deployments only where that is worth it."""
     request = request_of(ask, model, snapshot)
     footprint_with = partial(footprint_of, shape)
-    must = [larger] if larger is not None else []
-    fleet = snapshot.fleet(build, must)
+    replaced = [larger] if larger is not None else []
+    fleet = snapshot.fleet(build, replaced)
     drafters, no_drafter = snapshot.drafters.get(request.speculation, ((), ""))
 
     def attempt(victims: list[Located], later: Bytes | None) -> PlacementChoice:
-        on = snapshot.fleet(build, [*must, *victims], later=later)
-        choice = choose(request, on, footprint_with, snapshot.correction)
+        widened = snapshot.fleet(build, [*replaced, *victims], later=later)
+        choice = choose(request, widened, footprint_with, snapshot.correction)
         if choice.candidate is None and request.always:
-            choice = choose(replace(request, always=False), on, footprint_with, snapshot.correction)
+            choice = choose(replace(request, always=False), widened, footprint_with, snapshot.correction)
         if choice.candidate is None:
             return choice
-        candidate, said = with_drafts(
+        candidate, note = with_drafts(
             choice.candidate,
             request,
-            on,
+            widened,
             footprint_with,
             drafters,
             snapshot.draft_stats,
             snapshot.correction,
             no_drafter,
         )
-        return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([said] if said else [])))
+        return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([note] if note else [])))
 
-    idle, busy = evictable(snapshot, {pair[1].id for pair in must})
+    idle, busy = evictable(snapshot, {pair[1].id for pair in replaced})
     aim = context.tokens(request, shape.context_train)
     best = best_eviction(attempt, idle, snapshot, aim, evict=not ask.more)
     chosen, victims = best.choice, best.victims
@@ -345,14 +345,14 @@ def _place_on(
         return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
-        roomiest = snapshot.fleet(build, [*must, *idle], later=snapshot.ending())
+        roomiest = snapshot.fleet(build, [*replaced, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
         compute_shortfall = partial(explain, request, roomiest, footprint_with, chosen, *others)
         message = f"{model.name} does not fit."
         return Refuse(
             Fault.TOO_BIG, message, alternatives=chosen.alternatives, compute_shortfall=compute_shortfall
         )
-    ended = [*must, *victims]
+    ended = [*replaced, *victims]
     reasons = [*chosen.reasons, *reasons_to_end(ask, snapshot, victims, larger)]
     plan = chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed)
     place = Place(

@@ -40,7 +40,9 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
         return (), ""
     refused = ""
     if wanted == AUTO:
-        found = [one for one in library.with_vocabulary(model.vocabulary) if _is_smaller(one[0][1], model)]
+        found = [
+            copies for copies in library.with_vocabulary(model.vocabulary) if _is_smaller(copies[0][1], model)
+        ]
         # The largest are right most often; their cost is considered later.
         found.sort(key=lambda holders: (-holders[0][1].parameters, holders[0][1].name))
     else:
@@ -51,18 +53,18 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
     try:
         async with asyncio.timeout(SHAPES_SECONDS):
             for holders in found:
-                one = holders[0][1]
-                if one.digest in made or len(made) >= MOST:
+                candidate = holders[0][1]
+                if candidate.digest in made or len(made) >= MOST:
                     continue
-                node, there = min(holders, key=lambda pair: (pair[0] != me, pair[0]))
+                node, copy = min(holders, key=lambda pair: (pair[0] != me, pair[0]))
                 try:
-                    shape = await library.shape(node, there)
+                    shape = await library.shape(node, copy)
                 except LookupError as error:
                     log.info("%s", error)
                     refused = refused or str(error)
                     continue
                 nodes = frozenset(node for node, _ in holders)
-                made[one.digest] = Drafter(one.name, one.digest, shape, nodes)
+                made[candidate.digest] = Drafter(candidate.name, candidate.digest, shape, nodes)
     except TimeoutError:
         log.info("not all headers of models that may draft for %s could be read in time", model.name)
         refused = refused or "its header could not be read in time"
@@ -73,8 +75,8 @@ def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
     """Replace the caller's name of the draft model by its canonical name, if it is a known model."""
     if not names_drafter(wish.speculation):
         return wish
-    meant = library.get(wish.speculation)
-    return wish if meant is None else replace(wish, speculation=meant.model.name)
+    entry = library.get(wish.speculation)
+    return wish if entry is None else replace(wish, speculation=entry.model.name)
 
 
 def missing_drafter(library: Library, setting: str) -> str:
@@ -86,21 +88,21 @@ def missing_drafter(library: Library, setting: str) -> str:
     return f"placement.speculation drafts nothing: {why}" if why else ""
 
 
-def _why_not(one: Model, model: Model) -> str:
+def _why_not(drafter: Model, model: Model) -> str:
     """Return why a model can't draft for another, as a clause; empty when it can."""
-    if one.digest == model.digest:
-        return f"{one.name} is the model itself"
-    if why := one.unusable or one.only_ollama or ("" if one.files else "it has no file"):
-        return f"{one.name} can't be run here: {why.rstrip('.')}"
-    if "embedding" in one.capabilities and "completion" not in one.capabilities:
-        return f"{one.name} only makes embeddings"
-    if one.adapters:
-        return f"{one.name} has adapters, and such models can't draft"
-    if not compatible(one.vocabulary, model.vocabulary):
-        return f"{one.name} has a different vocabulary from {model.name}"
+    if drafter.digest == model.digest:
+        return f"{drafter.name} is the model itself"
+    if why := drafter.unusable or drafter.only_ollama or ("" if drafter.files else "it has no file"):
+        return f"{drafter.name} can't be run here: {why.rstrip('.')}"
+    if "embedding" in drafter.capabilities and "completion" not in drafter.capabilities:
+        return f"{drafter.name} only makes embeddings"
+    if drafter.adapters:
+        return f"{drafter.name} has adapters, and such models can't draft"
+    if not compatible(drafter.vocabulary, model.vocabulary):
+        return f"{drafter.name} has a different vocabulary from {model.name}"
     return ""
 
 
-def _is_smaller(one: Model, model: Model) -> bool:
-    generates = "completion" in one.capabilities
-    return not _why_not(one, model) and generates and 0 < one.parameters * SMALLER <= model.parameters
+def _is_smaller(drafter: Model, model: Model) -> bool:
+    generates = "completion" in drafter.capabilities
+    return not _why_not(drafter, model) and generates and 0 < drafter.parameters * SMALLER <= model.parameters

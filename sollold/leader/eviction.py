@@ -66,14 +66,14 @@ def best_eviction(
     return Eviction(chosen, victims)
 
 
-def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], list[Busy]]:
+def evictable(snapshot: ClusterSnapshot, excluded: set[str]) -> tuple[list[Located], list[Busy]]:
     """Return the deployments that may be evicted, the cheapest to lose first, and those that may not."""
     idle: list[Located] = []
     busy: list[Busy] = []
     spare = redundant_pins(snapshot.records)
     for record, endpoint in snapshot.endpoints():
         ollama = endpoint.backend is Backend.OLLAMA
-        if endpoint.id in but or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
+        if endpoint.id in excluded or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
             continue
         reason = _why_kept(endpoint, snapshot, pinned=endpoint.pinned and endpoint.id not in spare)
         if not reason:
@@ -96,8 +96,8 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
 def beside_what(snapshot: ClusterSnapshot) -> str:
     """Say where a larger deployment of the model does not fit: beside those that must stay, or anywhere."""
     digest = snapshot.holders[0][1].digest
-    _, busy = evictable(snapshot, {one.id for _, one in snapshot.endpoints() if one.digest == digest})
-    kept = sorted({f"{one.model} ({one.reason})" for one in busy if any(one.bytes.values())})
+    _, busy = evictable(snapshot, {e.id for _, e in snapshot.endpoints() if e.digest == digest})
+    kept = sorted({f"{entry.model} ({entry.reason})" for entry in busy if any(entry.bytes.values())})
     return f"beside {' and '.join(kept[:3])}" if kept else "anywhere"
 
 
@@ -173,7 +173,7 @@ def _fewest(
             found, most = tried, middle
     victims = idle[:most]
     for pair in reversed(victims[-SPARED - 1 : -1]):
-        fewer = [one for one in victims if one is not pair]
+        fewer = [victim for victim in victims if victim is not pair]
         tried = enough(fewer)
         if tried is not None:
             found, victims = tried, fewer
@@ -188,5 +188,5 @@ def reasons_to_end(
         yield f"{endpoint.model} is idle and makes room."
     if larger is not None:
         lacks = missing_options(ask, larger[1], snapshot)
-        was = f"without {lacks}" if lacks else f"with {larger[1].context} tokens"
-        yield f"It was idle {was}, so it is reloaded."
+        detail = f"without {lacks}" if lacks else f"with {larger[1].context} tokens"
+        yield f"It was idle {detail}, so it is reloaded."

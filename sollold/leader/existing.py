@@ -103,7 +103,7 @@ def missing_options(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) 
         unmet_options(ask, endpoint.asked, snapshot, endpoint.slots),
         ask.placement.unmet_by(endpoint, sharded=sharded),
     ]
-    return ", ".join(one for one in lacks if one)
+    return ", ".join(lack for lack in lacks if lack)
 
 
 def _missing_of_accepted(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -> str:
@@ -116,7 +116,7 @@ def _missing_of_accepted(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -
         lacks.append(f"speculation set to {ask.placement.speculation}")
     if workers is not None and asked.workers > workers:
         lacks.append(f"{workers} workers at most")
-    return ", ".join(one for one in lacks if one)
+    return ", ".join(lack for lack in lacks if lack)
 
 
 def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
@@ -138,7 +138,7 @@ def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
     """Return a deployment of this content that served until it failed or its head's node went, recently."""
     model = snapshot.holders[0][1]
     embedding = for_embedding(ask, model)
-    broken = [one for _, one in snapshot.endpoints() if one.state is State.FAILED and one.answered]
+    broken = [e for _, e in snapshot.endpoints() if e.state is State.FAILED and e.answered]
     lost = [
         endpoint
         for endpoint in (*snapshot.lost, *broken)
@@ -277,23 +277,23 @@ def _what_loads(
     ]
     loading += [
         (
-            _missing_of_accepted(ask, one.plan.asked, snapshot),
-            _lacks_context(ask, needed, one.plan.run.request_context, one.plan.asked),
-            one.plan.run.request_context,
-            one.plan.head,
-            one.deployment,
+            _missing_of_accepted(ask, accepted.plan.asked, snapshot),
+            _lacks_context(ask, needed, accepted.plan.run.request_context, accepted.plan.asked),
+            accepted.plan.run.request_context,
+            accepted.plan.head,
+            accepted.deployment,
         )
-        for one in snapshot.accepted
-        if (one.plan.digest, one.plan.template) == (model.digest, model.template)
+        for accepted in snapshot.accepted
+        if (accepted.plan.digest, accepted.plan.template) == (model.digest, model.template)
         and ask.llama
-        and one.plan.run.embedding == embedding
-        and one.deployment not in snapshot.gone
-        and any(record.node == one.plan.head for record in snapshot.records)
-        and not any(endpoint.id == one.deployment for _, endpoint in snapshot.endpoints())
+        and accepted.plan.run.embedding == embedding
+        and accepted.deployment not in snapshot.gone
+        and any(record.node == accepted.plan.head for record in snapshot.records)
+        and not any(endpoint.id == accepted.deployment for _, endpoint in snapshot.endpoints())
     ]
     if not loading:
         return None
-    lacks, narrow, context, node, deployment = min(loading, key=lambda one: (bool(one[0]), one[1]))
+    lacks, narrow, context, node, deployment = min(loading, key=lambda entry: (bool(entry[0]), entry[1]))
     if lacks:
         return Mismatch(deployment, node, f"{model.name} is being loaded without {lacks}")
     if narrow:
@@ -305,20 +305,20 @@ def _what_loads(
 def in_ollama(ask: Ensure, snapshot: ClusterSnapshot, *, surely: bool = True) -> Use | None:
     """Return an Ollama that has the model loaded or can hold it; without ``surely``, any that has it."""
     model = snapshot.holders[0][1]
-    ours = [
+    ollamas = [
         (record, endpoint)
         for record, endpoint in _endpoints_of(ask, model, snapshot)
         if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
     ]
-    only = not ask.llama or not any(runs_on_llama(one) for _, one in snapshot.holders)
+    only_ollama = not ask.llama or not any(runs_on_llama(copy) for _, copy in snapshot.holders)
     sharded = must_shard(_placement_settings(ask, snapshot), model.parameters)
-    if sharded and ask.placement.threshold is not None and not only and surely:
+    if sharded and ask.placement.threshold is not None and not only_ollama and surely:
         return None
     fitting = [
         pair
-        for pair in ours
+        for pair in ollamas
         if pair[1].loaded
-        or only
+        or only_ollama
         or not surely
         or (not sharded and _fits_there(ask, model, pair[0], snapshot))
     ]

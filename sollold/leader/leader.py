@@ -154,8 +154,8 @@ class Leader:
         if isinstance(decision, Use | Wait | Mismatch | ReloadWhenIdle):
             # The model runs already, but a preview also shows what a load would place.
             snapshot = unloaded(snapshot)
-            other = await asyncio.to_thread(decide, replace(ask, ollama=False), snapshot)
-            return preview_of(decision, snapshot, other)
+            fresh = await asyncio.to_thread(decide, replace(ask, ollama=False), snapshot)
+            return preview_of(decision, snapshot, fresh)
         return preview_of(decision, snapshot)
 
     def outline_from_profile(self, model: str) -> PlanPreview | None:
@@ -168,7 +168,7 @@ class Leader:
     def lost(self) -> tuple[LostModel, ...]:
         """Return the lost models that will be loaded again, with the names of their former heads."""
         found = self._pinned.lost(self._clock())
-        return tuple(replace(one, head=name_of(self._view, one.head)) for one in found)
+        return tuple(replace(lost_model, head=name_of(self._view, lost_model.head)) for lost_model in found)
 
     # As the leader
 
@@ -280,18 +280,18 @@ class Leader:
         limit = self._settings.placement.keep_alive
         spare = redundant_pins(records) if limit >= 0 else {}
         for record in records:
-            for one in record.endpoints:
-                if one.id in spare and not in_use(one) and one.idle >= limit:
-                    reason = f"idle for {one.idle:.0f} s, and another like it stays loaded"
+            for endpoint in record.endpoints:
+                if endpoint.id in spare and not in_use(endpoint) and endpoint.idle >= limit:
+                    reason = f"idle for {endpoint.idle:.0f} s, and another like it stays loaded"
                     term = self._view.leader()
-                    await self._applier.end_when_idle(record.node, one.id, term, reason)
+                    await self._applier.end_when_idle(record.node, endpoint.id, term, reason)
 
-    async def _ensure_unasked(self, ask: Ensure, what: str) -> Ensured:
+    async def _ensure_unasked(self, ask: Ensure, action: str) -> Ensured:
         try:
             return await self.ensure(ask)
         except Exception:
             # It is tried again later; an error must not affect other models.
-            log.exception("could not %s %s: internal error", what, ask.model)
+            log.exception("could not %s %s: internal error", action, ask.model)
             return Ensured(Verdict.PLANNING)
 
     async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
@@ -323,7 +323,7 @@ class Leader:
         """
         now = self._clock()
         deployment = reload.endpoint
-        self._reloads = {key: at for key, at in self._reloads.items() if now - at[1] < FORGET_RELOAD}
+        self._reloads = {key: times for key, times in self._reloads.items() if now - times[1] < FORGET_RELOAD}
         since = self._reloads.get(deployment, (now, now))[0]
         self._reloads[deployment] = (since, now)
         if reload.located is not None and now - since >= CLOSE_AFTER:

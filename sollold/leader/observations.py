@@ -76,9 +76,9 @@ class Observations:
 
     # Events
 
-    def note_accepted(self, one: AcceptedDeployment, now: float) -> None:
+    def note_accepted(self, deployment: AcceptedDeployment, now: float) -> None:
         """Note that a deployment's head has accepted it."""
-        self._accepted[one.deployment] = _Entry(one, now + SHOWN_WITHIN)
+        self._accepted[deployment.deployment] = _Entry(deployment, now + SHOWN_WITHIN)
 
     def ended(self, deployment: str, now: float) -> None:
         """Note that a deployment is gone, whatever the records still show."""
@@ -107,7 +107,7 @@ class Observations:
         """Learn from the records what is there now, what failed and what works."""
         self._absences.observe(records, now)
         live = {record.node for record in records}
-        self._here = {node: at for node, at in self._here.items() if now - at < BACK_WITHIN}
+        self._here = {node: seen for node, seen in self._here.items() if now - seen < BACK_WITHIN}
         self._here |= dict.fromkeys(live, now)
         self._departed = frozenset(self._here.keys() - live)
         self._note_lost(records, now)
@@ -168,18 +168,18 @@ class Observations:
         for node in self._departed & self._answering.keys():
             for endpoint in self._answering.pop(node):
                 self._lost[endpoint.id] = endpoint, now + BACK_WITHIN
-        there = {(e.digest, e.template) for r in records for e in r.endpoints if e.state is State.READY}
+        serving = {(e.digest, e.template) for r in records for e in r.endpoints if e.state is State.READY}
         self._lost = {
-            key: (one, until)
-            for key, (one, until) in self._lost.items()
-            if now < until and key not in self._gone and (one.digest, one.template) not in there
+            key: (endpoint, until)
+            for key, (endpoint, until) in self._lost.items()
+            if now < until and key not in self._gone and (endpoint.digest, endpoint.template) not in serving
         }
         for record in records:
             if not record.draining:
                 self._answering[record.node] = tuple(
-                    one
-                    for one in record.endpoints
-                    if one.backend is not Backend.OLLAMA and one.state is State.READY and not one.closing
+                    e
+                    for e in record.endpoints
+                    if e.backend is not Backend.OLLAMA and e.state is State.READY and not e.closing
                 )
 
     def _note_ends(self, records: Sequence[Record], now: float) -> None:
@@ -202,9 +202,9 @@ class Observations:
     def forget(self, *names: str) -> None:
         """Forget lost deployments of these names (of models or deployments): somebody unloads them."""
         self._lost = {
-            key: (one, until)
-            for key, (one, until) in self._lost.items()
-            if not {one.model, one.id} & set(names)
+            key: (endpoint, until)
+            for key, (endpoint, until) in self._lost.items()
+            if not {endpoint.model, endpoint.id} & set(names)
         }
 
     # Queries
@@ -234,20 +234,20 @@ class Observations:
         """
         records = snapshot.records
         blocked = self._left_out(records, digest, now)
-        soon = {node for node, one in blocked.items() if one.seconds <= BACK_WITHIN}
-        spare = {node for node, one in blocked.items() if one.since >= LAST_RESORT}
+        soon = {node for node, block in blocked.items() if block.seconds <= BACK_WITHIN}
+        spare = {node for node, block in blocked.items() if block.since >= LAST_RESORT}
         avoided = {record.node: self.crashes.blocked(record.node, now) for record in records}
         return replace(
             snapshot,
             accepted=self.accepted(),
             gone=frozenset(self._gone),
-            returning=frozenset(key for key, at in self._ended_at.items() if now - at < RETURNED_WITHIN),
+            returning=frozenset(key for key, time in self._ended_at.items() if now - time < RETURNED_WITHIN),
             unwilling=frozenset(self._unwilling),
-            out={**{node: why_blocked(one) for node, one in blocked.items()}, **out},
+            out={**{node: why_blocked(block) for node, block in blocked.items()}, **out},
             pooled=frozenset(self._pooled),
             truth={key: size for key, (size, _) in self._truth.items()},
             blocked=self.models.blocked(digest, now),
-            avoided={node: why_blocked(one) for node, one in avoided.items() if one is not None},
+            avoided={node: why_blocked(block) for node, block in avoided.items() if block is not None},
             passing=frozenset((soon | self._unasked.keys()) - (blocked.keys() - soon)),
             last_resort=frozenset(spare - self._unasked.keys() - out.keys()),
             expected=self.expected(now),

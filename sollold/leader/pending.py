@@ -64,7 +64,7 @@ class PendingLoads:
     def note_request(self, fetch: PendingFetch) -> None:
         """Note that a caller waits for a file that is being fetched."""
         self._fetches = {
-            key: one for key, one in self._fetches.items() if fetch.asked - one.asked < FETCH_ENDS
+            key: earlier for key, earlier in self._fetches.items() if fetch.asked - earlier.asked < FETCH_ENDS
         }
         self._fetches[fetch.node, fetch.digest] = fetch
 
@@ -75,7 +75,7 @@ class PendingLoads:
     def waited_for(self, names: Collection[str], now: float) -> bool:
         """Return whether a caller waits for a model of these names (lower case) that is not loading yet."""
         return any(job.model in names for job in self._jobs.values()) or any(
-            now - one.asked < STILL_WAITED_FOR for one in self._fetches_of(names)
+            now - fetch.asked < STILL_WAITED_FOR for fetch in self._fetches_of(names)
         )
 
     def cancel(
@@ -86,20 +86,22 @@ class PendingLoads:
         The caller must tell the nodes to stop the fetches.
         """
         jobs = [job.task for job in self._jobs.values() if job.model in names]
-        fetches = [one for one in self._fetches_of(names) if now - one.asked < FETCH_ENDS]
+        fetches = [fetch for fetch in self._fetches_of(names) if now - fetch.asked < FETCH_ENDS]
         for job in jobs:
             job.cancel()
         for fetch in fetches:
             self.fetch_ended(fetch.node, fetch.digest)
         if jobs or fetches:
-            self._cancelled = {key: at for key, at in self._cancelled.items() if now - at < LONGEST_WAIT}
+            self._cancelled = {
+                key: time for key, time in self._cancelled.items() if now - time < LONGEST_WAIT
+            }
             self._cancelled |= dict.fromkeys(names, now)
         return jobs, fetches
 
     def is_cancelled(self, model: str, began: float) -> bool:
         """Return whether ``model`` was cancelled for a caller that has been waiting since ``began``."""
-        at = self._cancelled.get(model.lower())
-        return at is not None and began <= at
+        cancelled = self._cancelled.get(model.lower())
+        return cancelled is not None and began <= cancelled
 
     def _fetches_of(self, names: Collection[str]) -> list[PendingFetch]:
-        return [one for one in self._fetches.values() if one.model.lower() in names]
+        return [fetch for fetch in self._fetches.values() if fetch.model.lower() in names]

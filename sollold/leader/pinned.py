@@ -69,16 +69,16 @@ class PinnedPolicy:
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records what is pinned and what was lost."""
         self._seen |= dict.fromkeys((record.node for record in records), now)
-        self._seen = {node: at for node, at in self._seen.items() if now - at < FORGOTTEN}
+        self._seen = {node: seen for node, seen in self._seen.items() if now - seen < FORGOTTEN}
         found = _by_content(records)
         for content, endpoints in found.items():
             before = self._pinned.get(content, _NEVER)
-            for head, one in endpoints:
+            for head, endpoint in endpoints:
                 # A model being loaded again counts as lost until it is ready, since the load may fail.
-                there = one.state is State.READY or (is_loading(one) and before.lost is None)
-                if one.pinned and there:
-                    leaves = one.closing or head.draining
-                    self._pinned[content] = _Pinned(head.node, one, leaves, next=before.next)
+                running = endpoint.state is State.READY or (is_loading(endpoint) and before.lost is None)
+                if endpoint.pinned and running:
+                    leaves = endpoint.closing or head.draining
+                    self._pinned[content] = _Pinned(head.node, endpoint, leaves, next=before.next)
         heads = {record.node: record for record in records}
         for content, pinned in list(self._pinned.items()):
             endpoints = found.get(content, [])
@@ -89,7 +89,7 @@ class PinnedPolicy:
                 elif lost:
                     pinned.lost = now
             if pinned.lost is not None:
-                answers = any(one.state is State.READY and not one.closing for _, one in endpoints)
+                answers = any(e.state is State.READY and not e.closing for _, e in endpoints)
                 if answers or now - pinned.lost >= FORGOTTEN:
                     del self._pinned[content]
 
@@ -112,17 +112,17 @@ class PinnedPolicy:
     def lost(self, now: float) -> tuple[LostModel, ...]:
         """Return all lost models."""
         return tuple(
-            LostModel(one.endpoint.model, one.head, now - one.lost, one.told)
-            for one in self._pinned.values()
-            if one.lost is not None
+            LostModel(pinned.endpoint.model, pinned.head, now - pinned.lost, pinned.told)
+            for pinned in self._pinned.values()
+            if pinned.lost is not None
         )
 
     def is_lost(self, model: str, digest: str) -> bool:
         """Return whether this content was pinned and is lost."""
         return any(
-            one.lost is not None
-            and (one.endpoint.digest == digest if digest else one.endpoint.model.lower() == model.lower())
-            for one in self._pinned.values()
+            lost.lost is not None
+            and (lost.endpoint.digest == digest if digest else lost.endpoint.model.lower() == model.lower())
+            for lost in self._pinned.values()
         )
 
     def should_log(self, endpoint: Endpoint, reason: str, now: float) -> bool:
@@ -141,9 +141,9 @@ class PinnedPolicy:
             must not be loaded again.
         """
         lost = False
-        for content, one in list(self._pinned.items()):
-            if {one.endpoint.model, one.endpoint.id} & set(names):
-                lost |= one.lost is not None
+        for content, pinned in list(self._pinned.items()):
+            if {pinned.endpoint.model, pinned.endpoint.id} & set(names):
+                lost |= pinned.lost is not None
                 del self._pinned[content]
         return lost
 
@@ -154,13 +154,13 @@ def redundant_pins(records: Iterable[Record]) -> dict[str, str]:
     Of several with equal content and options, the one in use is kept, else the one with the most context,
     else the one used last.
     """
-    alike: dict[tuple[_Content, Asked], list[tuple[bool, int, float, str, str]]] = {}
+    groups: dict[tuple[_Content, Asked], list[tuple[bool, int, float, str, str]]] = {}
     for content, found in _by_content(records).items():
-        for head, one in found:
-            if one.pinned and one.state is State.READY and not (one.closing or head.draining):
-                used = (not in_use(one), -one.context, one.idle, one.id, head.node)
-                alike.setdefault((content, one.asked), []).append(used)
-    return {one: node for copies in alike.values() for *_, one, node in sorted(copies)[1:]}
+        for head, endpoint in found:
+            if endpoint.pinned and endpoint.state is State.READY and not (endpoint.closing or head.draining):
+                used = (not in_use(endpoint), -endpoint.context, endpoint.idle, endpoint.id, head.node)
+                groups.setdefault((content, endpoint.asked), []).append(used)
+    return {deployment: node for copies in groups.values() for *_, deployment, node in sorted(copies)[1:]}
 
 
 def _content(endpoint: Endpoint) -> _Content:
@@ -171,17 +171,17 @@ def _by_content(records: Iterable[Record]) -> dict[_Content, list[tuple[Record, 
     """Group llama.cpp deployments, with their heads, by content. Ollama manages its own models."""
     found: dict[_Content, list[tuple[Record, Endpoint]]] = {}
     for record in records:
-        for one in record.endpoints:
-            if one.backend is not Backend.OLLAMA:
-                found.setdefault(_content(one), []).append((record, one))
+        for endpoint in record.endpoints:
+            if endpoint.backend is not Backend.OLLAMA:
+                found.setdefault(_content(endpoint), []).append((record, endpoint))
     return found
 
 
 def _is_lost(pinned: _Pinned, endpoints: list[tuple[Record, Endpoint]], head: Record | None) -> bool | None:
     """Return whether it is lost; None when it is no longer pinned, or was ended on command."""
-    for _, one in endpoints:
-        if one.id == pinned.endpoint.id:
-            if one.state is State.FAILED:
-                return True if one.answered else None
-            return False if one.pinned and (pinned.leaves or one.state is not State.DRAINING) else None
+    for _, entry in endpoints:
+        if entry.id == pinned.endpoint.id:
+            if entry.state is State.FAILED:
+                return True if entry.answered else None
+            return False if entry.pinned and (pinned.leaves or entry.state is not State.DRAINING) else None
     return True if head is None or head.draining or pinned.leaves else None

@@ -71,5 +71,5 @@ def _pays(candidate: Candidate, seconds: float, now: Candidate) -> bool:
         return False
     if now.alone and candidate.seconds * CLEAR_GAIN > now.seconds:
         return False
-    there = seconds + candidate.load + ANSWERED * candidate.seconds
-    return there < now.load + ANSWERED * now.seconds
+    total = seconds + candidate.load + ANSWERED * candidate.seconds
+    return total < now.load + ANSWERED * now.seconds

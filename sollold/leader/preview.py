@@ -89,7 +89,7 @@ def preview_of(
             return _placed(place, snapshot, Verdict.PLANNING, message)
         case FetchFirst(place, _, _, message):
             # The message is also one of the plan's reasons; show it once.
-            reasons = tuple(one for one in place.plan.reasons if one != message)
+            reasons = tuple(reason for reason in place.plan.reasons if reason != message)
             place = replace(place, plan=replace(place.plan, reasons=reasons))
             return _placed(place, snapshot, Verdict.PLANNING, message)
         case Use(endpoint, node, reason):
@@ -206,37 +206,37 @@ def outline_from_profile(
     need = memory_needed(profile)
     size = f"about {bytes_text(need)}" if not profile.memory else bytes_text(need)
     words = f"{profile.parameters:g} billion weights, {size}" if profile.parameters else size
-    begin = f"No node has the file of {name} yet. By its profile ({words}) "
+    intro = f"No node has the file of {name} yet. By its profile ({words}) "
     machines = [
         machine_of(record, holds=True, spare=placement.spare) for record in records if not record.draining
     ]
-    machines.sort(key=lambda one: (-one.room, one.name))
-    apart = placement.enable_distributed and (
+    machines.sort(key=lambda machine: (-machine.room, machine.name))
+    spread = placement.enable_distributed and (
         profile.requires_distributed or must_shard(placement, int(profile.parameters * 1e9))
     )
-    alone = max(machines, key=lambda one: (_own_room(one), one.name), default=None)
-    if not apart and alone is not None and _own_room(alone) >= need:
+    alone = max(machines, key=lambda machine: (_own_room(machine), machine.name), default=None)
+    if not spread and alone is not None and _own_room(alone) >= need:
         how = f"fetch it there (`sollold pull {shlex.quote(name)}`)"
-        return _outline(True, f"{begin}{alone.name} could hold it alone: {how}.")
+        return _outline(True, f"{intro}{alone.name} could hold it alone: {how}.")
     if placement.enable_distributed:
         chosen: list[Machine] = []
         for machine in machines[: placement.max_workers + 1]:
-            if sum(one.room for one in chosen) >= need and len(chosen) >= (2 if apart else 1):
+            if sum(picked.room for picked in chosen) >= need and len(chosen) >= (2 if spread else 1):
                 break
             chosen.append(machine)
-        if sum(one.room for one in chosen) >= need and (len(chosen) > 1 or not apart):
-            names = ", ".join(one.name for one in chosen)
-            why = "no machine can hold it alone" if not apart else "the settings require it"
-            return _outline(True, f"{begin}it would be spread over {names}, since {why}. Fetch it on one.")
-    there = sum(one.room for one in machines) if placement.enable_distributed else 0
-    there = there or (_own_room(alone) if alone is not None else 0)
-    if need > there:
-        end = f"it does not fit: {bytes_text(there)} available, {bytes_text(need - there)} missing."
+        if sum(picked.room for picked in chosen) >= need and (len(chosen) > 1 or not spread):
+            names = ", ".join(picked.name for picked in chosen)
+            why = "no machine can hold it alone" if not spread else "the settings require it"
+            return _outline(True, f"{intro}it would be spread over {names}, since {why}. Fetch it on one.")
+    available = sum(machine.room for machine in machines) if placement.enable_distributed else 0
+    available = available or (_own_room(alone) if alone is not None else 0)
+    if need > available:
+        end = f"it does not fit: {bytes_text(available)} available, {bytes_text(need - available)} missing."
     else:
         end = "it does not fit: the settings require it to be spread, and there is no other machine."
     remedies = ("a smaller quantization of the model",)
-    missing = Shortfall(need, there, max(0, need - there), need, 0, 0, remedies, begin + end)
-    return _outline(False, begin + end, missing)
+    missing = Shortfall(need, available, max(0, need - available), need, 0, 0, remedies, intro + end)
+    return _outline(False, intro + end, missing)
 
 
 def _outline(ok: bool, message: str, missing: Shortfall | None = None) -> PlanPreview:
@@ -244,5 +244,5 @@ def _outline(ok: bool, message: str, missing: Shortfall | None = None) -> PlanPr
 
 
 def _own_room(machine: Machine) -> int:
-    plain = sum(capacity.room for capacity in machine.devices if capacity.kind is Kind.EXTERNAL)
-    return machine.room - plain
+    external = sum(capacity.room for capacity in machine.devices if capacity.kind is Kind.EXTERNAL)
+    return machine.room - external

@@ -37,11 +37,13 @@ class ReplicaPolicy:
         """Return (model, digest, embedding) of each model that should get one more endpoint now."""
         groups: dict[tuple[str, str, bool], list[Endpoint]] = {}
         for record in records:
-            for one in record.endpoints:
+            for endpoint in record.endpoints:
                 # A model that Ollama has not loaded is only an offer, without a queue.
-                offer = one.backend is Backend.OLLAMA and not (one.loaded or one.waiting)
-                if not offer and one.state is not State.FAILED:
-                    groups.setdefault((one.model, one.digest, one.embedding), []).append(one)
+                offer = endpoint.backend is Backend.OLLAMA and not (endpoint.loaded or endpoint.waiting)
+                if not offer and endpoint.state is not State.FAILED:
+                    groups.setdefault((endpoint.model, endpoint.digest, endpoint.embedding), []).append(
+                        endpoint
+                    )
         long = {key for key, endpoints in groups.items() if _is_long(endpoints)}
         for key in list(self._queues):
             if key not in groups or (key not in long and now >= self._queues[key].next):
@@ -58,8 +60,8 @@ class ReplicaPolicy:
 
 
 def _is_long(endpoints: list[Endpoint]) -> bool:
-    if any(is_loading(one) for one in endpoints):
+    if any(is_loading(endpoint) for endpoint in endpoints):
         return False
-    waiting = sum(one.waiting for one in endpoints)
-    places = sum(one.slots for one in endpoints)
-    return waiting >= max(LEAST, LONG * places)
+    waiting = sum(endpoint.waiting for endpoint in endpoints)
+    slots = sum(endpoint.slots for endpoint in endpoints)
+    return waiting >= max(LEAST, LONG * slots)

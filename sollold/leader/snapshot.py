@@ -100,10 +100,10 @@ class ClusterSnapshot:
             for placed in endpoint.placed:
                 held[placed.node, placed.device] = held.get((placed.node, placed.device), 0) + placed.freed
             return held
-        for other in self.records:
-            for grant in other.grants:
+        for owner in self.records:
+            for grant in owner.grants:
                 if grant.deployment == endpoint.id:
-                    key = other.node, grant.device
+                    key = owner.node, grant.device
                     held[key] = held.get(key, 0) + grant.bytes
         return held
 
@@ -116,12 +116,12 @@ class ClusterSnapshot:
         leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
-        alive |= {one.deployment for one in self.accepted if one.plan.head in nodes} | self.gone
+        alive |= {entry.deployment for entry in self.accepted if entry.plan.head in nodes} | self.gone
         alive -= leaving
         held: dict[tuple[str, str], int] = {}
-        for one in self.accepted:
-            if one.plan.head not in nodes and not lately:
-                for key, size in one.bytes.items():
+        for entry in self.accepted:
+            if entry.plan.head not in nodes and not lately:
+                for key, size in entry.bytes.items():
                     held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
@@ -165,8 +165,8 @@ class ClusterSnapshot:
                 record = next(r for r in self.records if r.node == node)
                 size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
                 _add(give, size)
-        for one in self.accepted:
-            _add(take, one.bytes)
+        for accepted in self.accepted:
+            _add(take, accepted.bytes)
         if later:
             _add(give, later)
         machines: list[Machine] = []
@@ -200,7 +200,7 @@ class ClusterSnapshot:
             self,
             records=(*(record for record in self.records if record.node not in back), *self.expected),
             # Deployments end with their head.
-            accepted=tuple(one for one in self.accepted if one.plan.head not in back),
+            accepted=tuple(accepted for accepted in self.accepted if accepted.plan.head not in back),
             out={node: why for node, why in self.out.items() if node not in self.passing},
             truth={key: size for key, size in self.truth.items() if key[0] not in back},
             avoided={},
@@ -272,7 +272,7 @@ def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
         if (endpoint.digest, endpoint.template) == same and endpoint.backend is not Backend.OLLAMA
     }
     kept = tuple(
-        one for one in snapshot.accepted if (one.plan.digest, fingerprint(one.plan.template)) != same
+        entry for entry in snapshot.accepted if (entry.plan.digest, fingerprint(entry.plan.template)) != same
     )
     return replace(snapshot, gone=snapshot.gone | ids, accepted=kept)
 
@@ -291,16 +291,16 @@ def with_refusals(
     """
     builds = {record.node: record.build for record in records if record.build}
     refused = {
-        builds[node]: one.only_ollama
-        for node, one in holders
+        builds[node]: model.only_ollama
+        for node, model in holders
         # If the files are missing, the content is not to blame.
-        if one.only_ollama and one.files and node in builds
+        if model.only_ollama and model.files and node in builds
     }
     return tuple(
-        (node, replace(one, only_ollama=refused[builds[node]]))
-        if not one.only_ollama and builds.get(node) in refused
-        else (node, one)
-        for node, one in holders
+        (node, replace(model, only_ollama=refused[builds[node]]))
+        if not model.only_ollama and builds.get(node) in refused
+        else (node, model)
+        for node, model in holders
     )
 
 

@@ -30,7 +30,7 @@ SHAPE_PAUSES = (0.3, 1.0, 0.0)
 """Seconds of pause after each attempt to read a header: its holder may be busy recovering from a fault."""
 FETCH_AGAIN = 60.0
 """Seconds before a node that failed to fetch a file is first considered again; doubles with each failure."""
-_LOOKS, _LOOK = 30, 0.1
+_LOOKUPS, _LOOKUP_SECONDS = 30, 0.1
 """Number of look-ups, and pause after each in seconds, for a model that the caller's node knows already."""
 
 
@@ -92,8 +92,8 @@ class SnapshotMaker:
             return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
         holders = with_refusals(holders, self._view.live())
         shape, unread = await self._shape(holders)
-        able = await self._drafters(ask, holders[0][1])
-        return replace(self.of_model(holders, shape, out), drafters=able, unread=unread)
+        candidates = await self._drafters(ask, holders[0][1])
+        return replace(self.of_model(holders, shape, out), drafters=candidates, unread=unread)
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
         """Return the `drafters` for the requested speculation, and for that of deployments of this model.
@@ -103,7 +103,7 @@ class SnapshotMaker:
         live = self._view.live()
         wanted = {normalised_speculation(ask.placement.over(self.settings.placement).speculation)}
         wanted |= {
-            one.asked.speculation for record in live for one in record.endpoints if one.digest == model.digest
+            e.asked.speculation for record in live for e in record.endpoints if e.digest == model.digest
         }
         # With a single device in the cluster, AUTO drafts nothing.
         alone = sum(len(record.devices) for record in live) < 2
@@ -139,11 +139,11 @@ class SnapshotMaker:
 
     async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
         """Return the model's holders; wait briefly for a model that the caller's node knows already."""
-        for _ in range(_LOOKS):
+        for _ in range(_LOOKUPS):
             holders = self._library.find(ask.model)
             if holders or not ask.digest:
                 return holders
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_LOOKUP_SECONDS)
         return self._library.find(ask.model)
 
     async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> tuple[Shape | None, str]:

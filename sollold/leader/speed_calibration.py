@@ -88,7 +88,7 @@ class SpeedCalibration:
 
     def draft_stats(self, digest: str) -> MeasuredDrafts:
         """Return the measured drafts for a model."""
-        return lambda by: self._acceptance.stats(digest, by, time.time())
+        return lambda drafter: self._acceptance.stats(digest, drafter, time.time())
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -126,9 +126,9 @@ class SpeedCalibration:
             return
         self._counted[endpoint.id] = drafts
         drafted, accepted = drafts.drafted - known.drafted, drafts.accepted - known.accepted
-        by = drafts.digest or drafts.by
+        drafter = drafts.digest or drafts.by
         self._acceptance.learn(
-            Measured(endpoint.digest, by, drafts.length, tokens, drafted, accepted, time.time())
+            Measured(endpoint.digest, drafter, drafts.length, tokens, drafted, accepted, time.time())
         )
 
     async def _learn(self, record: Record, endpoint: Endpoint, records: tuple[Record, ...]) -> None:
@@ -148,9 +148,9 @@ class SpeedCalibration:
 
     async def _save(self) -> None:
         factors, drafts = self._feedback.factors(), self._acceptance.facts()
-        if factors != self._saved and await _kept(self._path, factors):
+        if factors != self._saved and await _save_facts(self._path, factors):
             self._saved = factors
-        if drafts != self._saved_drafts and await _kept(self._drafts_path, drafts):
+        if drafts != self._saved_drafts and await _save_facts(self._drafts_path, drafts):
             self._saved_drafts = drafts
 
 
@@ -159,7 +159,7 @@ def terms_of(
 ) -> tuple[TimePart, ...]:
     """Return the parts of a deployment's uncorrected time per token; empty when unknown."""
     active = [*(layer.active for layer in shape.layers), shape.output]
-    machines = [machine_of(one, holds=False, spare=0.0) for one in records]
+    machines = [machine_of(member, holds=False, spare=0.0) for member in records]
     head = next((machine for machine in machines if machine.node == record.node), None)
     if head is None or not endpoint.placed or endpoint.cpu_moe:
         # With `cpu_moe`, two devices share a layer, and their times can't be told apart.
@@ -190,11 +190,11 @@ def _link(
     index: int, placed: Placed, head: str, capacity: DeviceCapacity, links: dict[str, Link]
 ) -> Link | None:
     """Return the link to a device behind a worker, else None; index 0 is the head's own processor."""
-    way = links.get(placed.node, Link()) if placed.node != head else None
+    link = links.get(placed.node, Link()) if placed.node != head else None
     if capacity.kind is Kind.EXTERNAL:
-        return joined(way, Link())
-    if way is not None:
-        return way
+        return joined(link, Link())
+    if link is not None:
+        return link
     if capacity.kind is Kind.CPU and index > 0:
         return cost_model.LOOPBACK
     return None
@@ -210,7 +210,7 @@ def _read(path: Path, kind: type[Fact]) -> tuple[Fact, ...]:
         return ()
 
 
-async def _kept(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) -> bool:
+async def _save_facts(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) -> bool:
     try:
         await asyncio.to_thread(write_whole, path, msgspec.json.encode(facts))
     except OSError as error:

@@ -57,24 +57,24 @@ class Unloader:
             why = f"{name} is being placed for a request that waits"
             return Dropped(refused=((name, why),), forgotten=forgotten)
         cancelled = await self._cancel_pending(names, name)
-        ours = loaded_of(self._view.live(), drop.model, name)
+        running = loaded_of(self._view.live(), drop.model, name)
         # The records do not show what was ordered a moment ago.
         ordered = {
-            (one.plan.head, one.deployment)
-            for one in self._observations.accepted()
-            if {one.deployment.lower(), one.plan.model.lower()} & names
+            (accepted.plan.head, accepted.deployment)
+            for accepted in self._observations.accepted()
+            if {accepted.deployment.lower(), accepted.plan.model.lower()} & names
         }
-        wanted = sorted({*ours, *ordered, *drop.seen})
+        wanted = sorted({*running, *ordered, *drop.seen})
         done = await asyncio.gather(
             *(
                 self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
                 for node, deployment in wanted
             )
         )
-        told = list(zip((deployment for _, deployment in wanted), done, strict=True))
+        results = list(zip((deployment for _, deployment in wanted), done, strict=True))
         return Dropped(
-            ended=tuple(deployment for deployment, one in told if one.ok),
-            refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
+            ended=tuple(deployment for deployment, result in results if result.ok),
+            refused=tuple((deployment, result.reason) for deployment, result in results if not result.ok),
             forgotten=forgotten,
             cancelled=cancelled,
         )
@@ -87,5 +87,5 @@ class Unloader:
         log.info("the load of %s is cancelled: it is unloaded by order", model)
         # Wait until they have released their reservations.
         await asyncio.gather(*jobs, return_exceptions=True)
-        await asyncio.gather(*(self._applier.stop_fetch(one) for one in fetches))
+        await asyncio.gather(*(self._applier.stop_fetch(fetch) for fetch in fetches))
         return True

@@ -79,14 +79,14 @@ class PlacementWish:
 
         A deployment started with the same setting that drafts nothing might draft now; the leader decides.
         """
-        by = endpoint.drafts.by
+        drafter = endpoint.drafts.by
         if not self.speculation:
             return True
         if self.speculation == OFF:
-            return not by
+            return not drafter
         if self.speculation == AUTO:
-            return endpoint.asked.speculation == AUTO or not (by or endpoint.backend is Backend.SHARDED)
-        return bool(by) and self.speculation in (by, endpoint.asked.speculation)
+            return endpoint.asked.speculation == AUTO or not (drafter or endpoint.backend is Backend.SHARDED)
+        return bool(drafter) and self.speculation in (drafter, endpoint.asked.speculation)
 
 
 NO_WISH = PlacementWish()
