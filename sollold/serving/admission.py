@@ -18,10 +18,10 @@ STEP = 10.0
 """Waiting time that raises a request by one level, in seconds."""
 
 
-_FASTEST_RETRY = 1.0
+_MIN_RETRY_SECONDS = 1.0
 
 
-_SLOWEST_RETRY = 120.0
+_MAX_RETRY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class FairQueue:
         if ticket is not None:
             self._forget(ticket.client)
             return ()
-        ran = self._running.pop(id, None)
-        if ran is None:
+        entry = self._running.pop(id, None)
+        if entry is None:
             return ()
-        client, since = ran
-        took = now - since
-        self._service = took if self._service == 0.0 else 0.8 * self._service + 0.2 * took
+        client, started = entry
+        seconds = now - started
+        self._service = seconds if self._service == 0.0 else 0.8 * self._service + 0.2 * seconds
         self._of_client[client] -= 1
         self._forget(client)
         return self._admit(now)
@@ -100,12 +100,12 @@ class FairQueue:
 
     def order(self, now: float) -> list[str]:
         """The waiting ids, next one first."""
-        seen: Counter[tuple[int, str]] = Counter()
+        counts: Counter[tuple[int, str]] = Counter()
         keyed = []
         for ticket in sorted(self._waiting.values(), key=lambda ticket: ticket.arrival):
             level = _level(ticket, now)
-            nth = seen[level, ticket.client]
-            seen[level, ticket.client] += 1
+            nth = counts[level, ticket.client]
+            counts[level, ticket.client] += 1
             running, last_served = self._share(ticket.client)
             keyed.append((-level, running + nth, last_served, ticket.arrival, ticket.id))
         keyed.sort()
@@ -113,8 +113,8 @@ class FairQueue:
 
     def retry_after(self) -> float:
         """Estimate the seconds until there is room, from the duration of recent requests."""
-        wait = (self._service or _FASTEST_RETRY) * max(1, len(self._waiting)) / self._slots
-        return min(max(wait, _FASTEST_RETRY), _SLOWEST_RETRY)
+        wait = (self._service or _MIN_RETRY_SECONDS) * max(1, len(self._waiting)) / self._slots
+        return min(max(wait, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
 
     def _admit(self, now: float) -> tuple[str, ...]:
         admitted = []
@@ -174,7 +174,7 @@ class AdmissionQueue:
         self._waiters: dict[str, tuple[asyncio.Future[None], Callable[[int], None]]] = {}
         self._changed = changed
         self._recount: asyncio.TimerHandle | None = None
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     @property
     def active(self) -> int:
@@ -222,14 +222,14 @@ class AdmissionQueue:
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters[id] = (waiter, on_position)
         self._wake(admitted)
-        self._tell()
+        self._report_positions()
         await waiter
         on_position(0)
 
     def leave(self, id: str) -> None:
         """Remove a request that is done or whose caller hung up. Unknown ids are ignored."""
         self._waiters.pop(id, None)
-        self._told.pop(id, None)
+        self._reported.pop(id, None)
         self._wake(self._admission.leave(id, asyncio.get_running_loop().time()))
 
     def dismiss(self) -> None:
@@ -251,17 +251,17 @@ class AdmissionQueue:
                 waiter[0].set_result(None)
         self._changed()
 
-    def _tell(self) -> None:
+    def _report_positions(self) -> None:
         loop = asyncio.get_running_loop()
         for position, id in enumerate(self._admission.order(loop.time()), 1):
             waiter = self._waiters.get(id)
-            if waiter is not None and self._told.get(id) != position:
-                self._told[id] = position
+            if waiter is not None and self._reported.get(id) != position:
+                self._reported[id] = position
                 waiter[1](position)
         if self._recount is None and self._waiters:
-            self._recount = loop.call_later(_RECOUNT, self._tell_again)
+            self._recount = loop.call_later(_RECOUNT, self._report_again)
 
-    def _tell_again(self) -> None:
+    def _report_again(self) -> None:
         self._recount = None
         if self._waiters:
-            self._tell()
+            self._report_positions()

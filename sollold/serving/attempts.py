@@ -126,7 +126,7 @@ class Attempts:
         if ask.media is not None:
             body = await ask.media.put_back(body)
         now = self._loop.time()
-        left = max(self.came + ask.deadline - now, 0.001) if ask.deadline > 0 else 0.0
+        remaining = max(self.came + ask.deadline - now, 0.001) if ask.deadline > 0 else 0.0
         self._sent += 1
         return EngineRequest(
             # Unique per attempt: at an endpoint tried before, the previous one may not have been removed yet.
@@ -138,7 +138,7 @@ class Attempts:
             priority=ask.priority,
             client=ask.client,
             age=now - self.came,
-            deadline=left,
+            deadline=remaining,
             keep_alive=ask.keep_alive,
             bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
             trace=tracing.traceparent(),

@@ -28,7 +28,7 @@ Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 LARGEST = 10_000
 """Maximum number of texts in a job."""
-_BREAKS = 3
+_MAX_DEATHS = 3
 """Engine deaths over a piece after which its texts are requested one by one."""
 
 
@@ -66,7 +66,7 @@ class Job:
     waiting: str = ""
     """Why the job makes no progress at the moment; empty if it does."""
     width: int = 0
-    """Dimensions of a vector; 0 until the first arrives, from when on room for all is reserved."""
+    """Dimensions of a vector; 0 until the first arrives. From then on, room for all is reserved."""
 
     @property
     def total(self) -> int:
@@ -94,9 +94,9 @@ class _Piece:
 
     def after_break(self) -> list[_Piece]:
         """The pieces to request after an engine died over this one; empty if nothing is left to try."""
-        if self.broken + 1 < _BREAKS:
+        if self.broken + 1 < _MAX_DEATHS:
             return [replace(self, broken=self.broken + 1)]
-        last = _BREAKS - 1
+        last = _MAX_DEATHS - 1
         return [replace(piece, broken=last) for piece in self.cut(1)] if len(self.texts) > 1 else []
 
 
@@ -138,11 +138,11 @@ class Batches:
         self._piece = piece
         self._places = asyncio.Semaphore(at_once)
         self._at_once = at_once
-        self._most = jobs
-        self._most_running = running
-        self._most_running_each = running_each
-        self._most_floats = floats
-        self._most_characters = characters
+        self._max_jobs = jobs
+        self._max_running = running
+        self._max_running_each = running_each
+        self._max_floats = floats
+        self._max_characters = characters
         self._pause = pause
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -161,15 +161,15 @@ class Batches:
             raise Refusal(
                 Fault.BAD_REQUEST, f"a batch has at most {LARGEST} texts, this one has {len(texts)}"
             )
-        if len(self._tasks) >= self._most_running:
-            message = f"{self._most_running} batches are already running; try again when one is done"
+        if len(self._tasks) >= self._max_running:
+            message = f"{self._max_running} batches are already running; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
-        if sum(self._jobs[id_].client == client for id_ in self._tasks) >= self._most_running_each:
+        if sum(self._jobs[id_].client == client for id_ in self._tasks) >= self._max_running_each:
             message = (
-                f"{self._most_running_each} of your batches are already running; try again when one is done"
+                f"{self._max_running_each} of your batches are already running; try again when one is done"
             )
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
-        if sum(map(len, texts)) + self._characters() > self._most_characters:
+        if sum(map(len, texts)) + self._characters() > self._max_characters:
             message = "the running batches hold too much text; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         job = Job(
@@ -322,25 +322,25 @@ class Batches:
         if not job.width:
             job.width = max(1, *map(len, vectors))
             self._forget()
-            if self._floats() > self._most_floats:
+            if self._floats() > self._max_floats:
                 raise _NoRoom
-        for place, vector in enumerate(vectors, piece.first):
+        for index, vector in enumerate(vectors, piece.first):
             # All vectors of a model have the same length; a longer one must not exceed the reserved room.
-            job.vectors[place] = array("f", vector[: job.width])
+            job.vectors[index] = array("f", vector[: job.width])
         job.done += len(piece.texts)
 
     @staticmethod
     def _note(job: Job, piece: _Piece, message: str) -> None:
-        for place in range(piece.first, piece.first + len(piece.texts)):
-            job.errors[place] = message
+        for index in range(piece.first, piece.first + len(piece.texts)):
+            job.errors[index] = message
         job.done += len(piece.texts)
 
     @staticmethod
     def _give_up(job: Job, message: str) -> None:
         """Set the error of every text that has neither a vector nor an error."""
-        for place, vector in enumerate(job.vectors):
+        for index, vector in enumerate(job.vectors):
             if vector is None:
-                job.errors.setdefault(place, message)
+                job.errors.setdefault(index, message)
         job.done = job.total
 
     def _floats(self) -> int:
@@ -349,7 +349,7 @@ class Batches:
     def _forget(self) -> None:
         """Drop the oldest finished jobs until the kept jobs and vectors are within bounds."""
         finished = [job for job in self._jobs.values() if job.id not in self._tasks and job.ended]
-        for job in finished[:-1] if len(self._jobs) <= self._most else finished:
-            if self._floats() <= self._most_floats and len(self._jobs) <= self._most:
+        for job in finished[:-1] if len(self._jobs) <= self._max_jobs else finished:
+            if self._floats() <= self._max_floats and len(self._jobs) <= self._max_jobs:
                 return
             del self._jobs[job.id]

@@ -32,6 +32,6 @@ class ByteBudget:
     def release(self, size: int, holder: str = "") -> None:
         """Release ``size`` reserved bytes."""
         self._bytes -= size
-        left = self._held.pop(holder, 0) - size
-        if left > 0:
-            self._held[holder] = left
+        remaining = self._held.pop(holder, 0) - size
+        if remaining > 0:
+            self._held[holder] = remaining

@@ -124,8 +124,8 @@ def _has_context(endpoint: Endpoint, query: EndpointQuery) -> bool:
     """
     if query.context:
         return endpoint.context >= query.context
-    asked = endpoint.asked.context
-    return not asked or max(asked, endpoint.context) >= query.usual
+    requested = endpoint.asked.context
+    return not requested or max(requested, endpoint.context) >= query.usual
 
 
 def has_room(record: Record, endpoint: Endpoint, query: EndpointQuery) -> bool:

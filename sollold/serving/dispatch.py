@@ -21,12 +21,13 @@ from sollold.serving.request import Ask, Call, Engine, Waiting
 
 log = logging.getLogger("sollold.serving")
 
-_AGAIN = 0.3
+_RETRY_SECONDS = 0.3
 """Pause before endpoints that have just failed are tried again, in seconds."""
 _MEMORY_SECONDS = 20.0
 """Maximum wait for memory to reload the model after an engine was lost, in seconds: a program that uses it
 may be at its peak, and end soon or be killed by the system like the engine."""
-_MEMORY_LOOK = 1.0
+_MEMORY_CHECK = 1.0
+"""Interval of trying to load the model meanwhile, in seconds."""
 
 
 @dataclass(slots=True)
@@ -190,10 +191,10 @@ class Dispatcher:
     def _settles_for_less(self, search: _Search, refusal: Refusal) -> bool:
         """If possible, search again with less context for the answer, since the desired one does not fit."""
         query, body = search.query, search.calls[Engine.LLAMA].body
-        least = larger_context(refusal, body, query.trained, LEAST_ANSWER_TOKENS)
-        if least >= query.context:
+        context = larger_context(refusal, body, query.trained, LEAST_ANSWER_TOKENS)
+        if context >= query.context:
             return False
-        search.query, search.loaded = replace(query, context=least, assigned=("", "")), False
+        search.query, search.loaded = replace(query, context=context, assigned=("", "")), False
         return True
 
     def _waits_for_memory(self, search: _Search, refusal: Refusal) -> bool:
@@ -207,7 +208,7 @@ class Dispatcher:
                 "no memory to load %s again, waiting up to %g s: %s",
                 search.query.model, _MEMORY_SECONDS, refusal.message, extra=self._extra,
             )  # fmt: skip
-        if now - search.short_since >= _MEMORY_SECONDS or now + _MEMORY_LOOK - search.began > search.limit:
+        if now - search.short_since >= _MEMORY_SECONDS or now + _MEMORY_CHECK - search.began > search.limit:
             return False
         self._on_wait(Waiting(search.stage or "planning", message=refusal.message))
         return True
@@ -228,17 +229,17 @@ class Dispatcher:
         search.ready = None
         if search.tried:
             # The record still reports an unresponsive endpoint as READY: give its node time to notice.
-            await next_change(view, _AGAIN)
+            await next_change(view, _RETRY_SECONDS)
             search.tried.clear()
             return
         if search.loaded:
-            # The leader named one that is READY, but it is not known or not reachable here yet.
-            await next_change(view, _AGAIN)
+            # The leader named an endpoint that is READY, but this node does not know or reach it yet.
+            await next_change(view, _RETRY_SECONDS)
         try:
             search.ready = ready = await self._load(search)
         except Refusal as refusal:
             if self._waits_for_memory(search, refusal):
-                await next_change(view, _MEMORY_LOOK)
+                await next_change(view, _MEMORY_CHECK)
                 return
             if search.too_long is None or refusal.fault is not Fault.TOO_BIG:
                 raise
@@ -268,26 +269,26 @@ class Dispatcher:
         Raises:
             Refusal: that failed too, or the refusal was not a failure of Ollama.
         """
-        fails = refusal.fault is Fault.ENGINE and (refusal.status >= 500 or refusal.status == 404)
-        if not fails or search.query.engines != frozenset((Engine.LLAMA, Engine.OLLAMA)):
+        engine_failed = refusal.fault is Fault.ENGINE and (refusal.status >= 500 or refusal.status == 404)
+        if not engine_failed or search.query.engines != frozenset((Engine.LLAMA, Engine.OLLAMA)):
             raise refusal
         search.query = replace(search.query, engines=frozenset((Engine.LLAMA,)), assigned=("", ""))
         search.refusal = None
         log.info("an Ollama refused, asking the leader: %s", refusal, extra=self._extra)
         try:
             search.ready = await self._load(search)
-        except Refusal as other:
+        except Refusal as failure:
             # Why the model does not fit says more than Ollama's error; other errors do not.
-            raise other if other.fault is Fault.TOO_BIG else refusal from None
+            raise failure if failure.fault is Fault.TOO_BIG else refusal from None
         search.loaded = True
 
     async def _load(self, search: _Search) -> Ready | None:
         began, stage = self._loop.time(), search.stage
         # An interrupted stream waits for as long as its model's load makes progress.
         waited = began - search.began
-        left = max(0.0, search.limit - waited)
+        remaining = max(0.0, search.limit - waited)
         ensure = ensure_of(search.query, self._ask.keep_alive)
-        need = Need(ensure, left, begun=bool(stage), waited=waited)
+        need = Need(ensure, remaining, begun=bool(stage), waited=waited)
         on_wait = self._on_wait
         if stage:
 
@@ -305,6 +306,6 @@ class Dispatcher:
         self.load_ms += (self._loop.time() - began) * 1000
         return ready
 
-    def _too_long(self, limit: float, why: str) -> Refusal:
-        message = f"model {self._query.model!r} did not answer within {limit:.0f} s: {why}; try again later"
+    def _too_long(self, limit: float, cause: str) -> Refusal:
+        message = f"model {self._query.model!r} did not answer within {limit:.0f} s: {cause}; try again later"
         return Refusal(Fault.UNAVAILABLE, message, retry_after=10.0)

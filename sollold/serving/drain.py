@@ -15,15 +15,15 @@ from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
-_LOOK = 0.1
-_MOVING = 5.0
+_CHECK_SECONDS = 0.1
+_MOVE_SECONDS = 5.0
 """Seconds granted to aborted streams of this node's own callers to find another endpoint."""
 
 
 async def drain(
     view: View, server: EndpointServer, serving: Serving, settings: ServingSettings, reason: str
 ) -> None:
-    """Empty this node of requests. Takes at most ``settings.drain_limit`` and `_MOVING` seconds.
+    """Empty this node of requests. Takes at most ``settings.drain_limit`` and `_MOVE_SECONDS` seconds.
 
     The record announces it at once, so that no node sends requests and the leader places nothing here.
     Queued requests are sent elsewhere. Streams still running at the limit are aborted in a way that the nodes
@@ -47,7 +47,7 @@ async def drain(
     if not empty():
         log.info("draining: moving %d requests to other nodes", server.under_way)
         server.abort_all(reason)
-        await _until(empty, _MOVING)
+        await _until(empty, _MOVE_SECONDS)
     view.update_me(empty=True)
     log.info("drained")
 
@@ -59,10 +59,10 @@ def lent(me: Record) -> int:
 
 
 async def _until(done: Callable[[], bool], limit: float) -> None:
-    for _ in range(max(1, int(limit / _LOOK))):
+    for _ in range(max(1, int(limit / _CHECK_SECONDS))):
         if done():
             return
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def undrain(view: View, server: EndpointServer) -> None:

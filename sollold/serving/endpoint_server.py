@@ -79,7 +79,7 @@ class EndpointState:
         return self.host.endpoint(self.id)
 
     def newest_unanswered(self) -> LocalStream | None:
-        """The request that the engine got last, of those without any response yet; None if there is none."""
+        """The unanswered request that the engine got last; None if there is none."""
         waiting = [s for s in self.streams if s.progress is not None and not s.progress.began]
         return max(waiting, key=lambda stream: stream.sent_at, default=None)
 
@@ -258,11 +258,11 @@ class EndpointServer:
                 continue
             # It is ending. An engine that is shutting down may keep its streams open in silence.
             state.queue.dismiss()
-            why = endpoint.reason if endpoint is not None else ""
+            reason = endpoint.reason if endpoint is not None else ""
             failed = endpoint is not None and endpoint.state is State.FAILED
             kind = ErrorKind.ENGINE if failed else ErrorKind.MOVED
             blamed = state.newest_unanswered() if endpoint is not None and has_crashed(endpoint) else None
-            message = f"the engine was ended{f': {why}' if why else ''}"
+            message = f"the engine was ended{f': {reason}' if reason else ''}"
             forced = endpoint is not None and endpoint.forced
             for stream in tuple(state.streams):
                 stream.abort(StreamError(kind, message, crashed=stream is blamed, forced=forced))

@@ -22,7 +22,7 @@ class EngineUnreachable(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Address:
     host: str
     port: int
     tls: bool
@@ -31,11 +31,13 @@ class _Place:
 
 
 @lru_cache(maxsize=64)
-def _place(url: str) -> _Place:
+def _address_of(url: str) -> _Address:
     parts = urlsplit(url)
     tls = parts.scheme == "https"
     name = parts.netloc.rpartition("@")[2]
-    return _Place(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"), name)
+    return _Address(
+        parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"), name
+    )
 
 
 class EngineClient(KeptConnections):
@@ -50,17 +52,17 @@ class EngineClient(KeptConnections):
         Raises:
             EngineUnreachable: connecting failed.
         """
-        place = _place(url)
+        address = _address_of(url)
         # In a thread, since it reads files.
-        tls = await asyncio.to_thread(ssl.create_default_context) if place.tls else None
+        tls = await asyncio.to_thread(ssl.create_default_context) if address.tls else None
         try:
             async with asyncio.timeout(_CONNECT):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: HttpConnection(place.name, place.prefix), place.host, place.port, ssl=tls
+                    lambda: HttpConnection(address.name, address.prefix), address.host, address.port, ssl=tls
                 )
         except (OSError, TimeoutError) as error:
-            why = str(error) or f"no answer within {_CONNECT:g} s"
-            raise EngineUnreachable(f"can't connect to {place.name}: {why}") from None
+            reason = str(error) or f"no answer within {_CONNECT:g} s"
+            raise EngineUnreachable(f"can't connect to {address.name}: {reason}") from None
         self.add(url, connection)
         return connection
 

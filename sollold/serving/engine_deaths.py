@@ -25,11 +25,11 @@ log = logging.getLogger("sollold.serving")
 
 PERIOD = 600.0
 """Seconds for which a request that crashed an engine is refused."""
-_RETRIES = 3
+_MAX_RETRIES = 3
 """Further attempts allowed after an engine ended with the request."""
-_EMBEDDING_RETRIES = 2
+_MAX_EMBEDDING_RETRIES = 2
 """The same for embeddings, which are short: an engine that dies with one probably dies of it."""
-_MOST = 256
+_MAX_REQUESTS = 256
 """Maximum number of remembered requests."""
 _VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metadata", "seed"))
 """Fields of a body and of its options that are ignored when comparing requests."""
@@ -46,7 +46,7 @@ class Quarantine:
         digest = _digest(ask)
         self._until[digest] = now + PERIOD
         self._until.move_to_end(digest)
-        if len(self._until) > _MOST:
+        if len(self._until) > _MAX_REQUESTS:
             self._until.popitem(last=False)
 
     def check(self, ask: Ask, now: float) -> None:
@@ -58,20 +58,20 @@ class Quarantine:
         if not self._until:
             return
         digest = _digest(ask)
-        until = self._until.get(digest)
-        if until is None:
+        expiry = self._until.get(digest)
+        if expiry is None:
             return
-        if now >= until:
+        if now >= expiry:
             del self._until[digest]
             return
-        raise _crashed_refusal(f"it is refused for {seconds_text(until - now)} more")
+        raise _crashed_refusal(f"it is refused for {seconds_text(expiry - now)} more")
 
 
-def _crashed_refusal(what_follows: str) -> Refusal:
+def _crashed_refusal(consequence: str) -> Refusal:
     """The error for a request that crashed an engine; it is not tried on others."""
     return Refusal(
         Fault.BAD_REQUEST,
-        f"an engine crashed while processing this request, so it is not sent to another one: {what_follows}. "
+        f"an engine crashed while processing this request, so it is not sent to another one: {consequence}. "
         "Something in it, such as a grammar, an option or an image, makes engines crash; change it",
         status=422,
     )
@@ -119,11 +119,11 @@ class EngineDeaths:
             counts = self._ask.stream or self._ask.embedding
             self._deaths.append(_Death(endpoint, str(error), counts=counts))
 
-    def add_crash(self, why: str) -> None:
+    def add_crash(self, reason: str) -> None:
         """Note that an engine crashed while it processed the request, and quarantine the request."""
         self._crashed_engine = True
         self._quarantine.add(self._ask, asyncio.get_running_loop().time())
-        log.warning("the request crashed an engine: %s", why, extra={"request": self._ask.id})
+        log.warning("the request crashed an engine: %s", reason, extra={"request": self._ask.id})
 
     def delivered(self) -> None:
         """Note that events were delivered, so that earlier deaths no longer count against the request."""
@@ -140,7 +140,7 @@ class EngineDeaths:
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]
-        if len(counted) > (_EMBEDDING_RETRIES if self._ask.embedding else _RETRIES):
+        if len(counted) > (_MAX_EMBEDDING_RETRIES if self._ask.embedding else _MAX_RETRIES):
             raise Refusal(
                 Fault.INTERRUPTED,
                 f"{len(counted)} engines failed one after another with this request, last: "

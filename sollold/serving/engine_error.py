@@ -31,7 +31,7 @@ _DUMP = re.compile(r"; tools = \[.*", re.DOTALL)
 """llama-server appends all tools to the error about one of them."""
 _TOO_MANY_CHOICES = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= (\d+)")
 _RUNNER_CRASHED = re.compile(r"terminated:.*(?:segmentation fault|signal: aborted|SIGSEGV|SIGABRT)")
-_LONGEST = 1000
+_MAX_CHARACTERS = 1000
 """Maximum length of an engine's message that is passed on, in characters."""
 
 
@@ -91,11 +91,11 @@ def _is_callers_fault(message: str) -> bool:
 
 def _in_one_sentence(message: str) -> str:
     """Shorten a message by a template's traceback and the repeated tools, and improve unclear ones."""
-    if many := _TOO_MANY_CHOICES.search(message):
+    if match := _TOO_MANY_CHOICES.search(message):
         return (
-            f"n: each choice is a separate request to the model, which is loaded for {many[1]} at a time. "
-            f"Set n to at most {many[1]}, or load the model for more with `sollold load MODEL --slots N`"
+            f"n: each choice is a separate request to the model, which is loaded for {match[1]} at a time. "
+            f"Set n to at most {match[1]}, or load the model for more with `sollold load MODEL --slots N`"
         )
     if refused := _TEMPLATE.search(message):
         message = f"{TEMPLATE_REFUSES}{refused[1].strip()}"
-    return _DUMP.sub("", message)[:_LONGEST]
+    return _DUMP.sub("", message)[:_MAX_CHARACTERS]

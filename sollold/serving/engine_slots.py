@@ -40,5 +40,5 @@ class _Slot(msgspec.Struct):
     @property
     def work(self) -> int:
         """A number that grows with every token processed or generated, and with every new task."""
-        made = sum(token.n_decoded for token in self.next_token)
-        return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made
+        generated = sum(token.n_decoded for token in self.next_token)
+        return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + generated

@@ -44,10 +44,10 @@ class EventSplitter:
             if part.startswith(b"data: "):
                 payload = part[6:]
             else:
-                at = part.find(b"data:")
-                if at < 0 or (at and part[at - 1] != 10):
+                start = part.find(b"data:")
+                if start < 0 or (start and part[start - 1] != 10):
                     continue
-                payload = part[at + 5 :].strip()
+                payload = part[start + 5 :].strip()
             if payload == b"[DONE]":
                 self.done = True
             else:
@@ -127,10 +127,10 @@ class EventReader:
         return self._events.over
 
     def _to_caller(self, events: list[bytes]) -> list[bytes]:
-        for at, event in enumerate(events):
+        for index, event in enumerate(events):
             if event.startswith(_ERROR):
                 self.error = event
-                events = events[:at]
+                events = events[:index]
                 break
         if not events:
             return events

@@ -34,9 +34,9 @@ log = logging.getLogger("sollold.serving")
 
 _Found = TypeVar("_Found", Attempt, Attempt | None)
 
-_RESUMES = 20
+_MAX_RESUMES = 20
 """Maximum faults one response may survive; beyond that, something else is wrong."""
-_ENGINE_ERRORS = 2
+_MAX_ENGINE_ERRORS = 2
 """Errors reported by engines in one response before the next one is attributed to the request itself."""
 
 
@@ -114,8 +114,8 @@ class RequestExecutor:
             return Answer(self._routing, self._pour_end, self.close, self.over)
         self._routing = self._routing_from(attempt)
         if self._ask.deadline > 0:
-            left = self._attempts.came + self._ask.deadline - self._loop.time()
-            self._deadline = self._loop.call_later(max(0.0, left), self._expire)
+            remaining = self._attempts.came + self._ask.deadline - self._loop.time()
+            self._deadline = self._loop.call_later(max(0.0, remaining), self._expire)
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
             self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
         pour = self._pour if self._ask.stream else self._pour_whole
@@ -134,9 +134,9 @@ class RequestExecutor:
         continuation.restore(delivered)
         try:
             continuation.check()
-        except NotResumable as why:
+        except NotResumable as error:
             raise Refusal(
-                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {why}. Try again"
+                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {error}. Try again"
             ) from None
         log.info("resuming a stream that another node began", extra=self._extra)
         limit = self._context.serving.recover_limit
@@ -219,12 +219,12 @@ class RequestExecutor:
         """
         task = self._search = asyncio.current_task()
         assert task is not None
-        others = task.cancelling()
+        cancellations = task.cancelling()
         try:
             attempt = await find
         except asyncio.CancelledError:
-            # As in `asyncio.timeout`: was the only cancellation that of `_halt`?
-            if self._stopped is not None and task.uncancel() <= others:
+            # As in `asyncio.timeout`: `_halt` made the only cancellation.
+            if self._stopped is not None and task.uncancel() <= cancellations:
                 raise self._stopped from None
             raise
         finally:
@@ -352,7 +352,7 @@ class RequestExecutor:
         """Return the exception for an error in the stream: a fault to recover from, or the caller's error."""
         refusal = engine_refusal(stream_status(reader.error), reader.error)
         self._engine_errors += 1
-        if is_callers_fault(refusal) or self._engine_errors > _ENGINE_ERRORS:
+        if is_callers_fault(refusal) or self._engine_errors > _MAX_ENGINE_ERRORS:
             return refusal
         crashed = not reader.delivered and runner_crashed(refusal.message)
         return StreamError(ErrorKind.ENGINE, f"the engine failed: {refusal.message}", crashed=crashed)
@@ -376,8 +376,10 @@ class RequestExecutor:
             raise self._stopped
         if error.forced:
             raise unloaded_by_force(self._ask.model)
-        if routing.resumed >= _RESUMES:
-            raise Refusal(Fault.INTERRUPTED, f"the response was interrupted {_RESUMES} times, last: {error}")
+        if routing.resumed >= _MAX_RESUMES:
+            raise Refusal(
+                Fault.INTERRUPTED, f"the response was interrupted {_MAX_RESUMES} times, last: {error}"
+            )
         restart = must_restart(error, continuation, gathered=self._ask.gathered)
         log.warning("stream interrupted, resuming on another endpoint: %s", error, extra=self._extra)
         tracing.current().event("interrupted", {"error": str(error), "node": routing.node})
@@ -404,10 +406,10 @@ class RequestExecutor:
             return None
         if restart:
             self._continuation = continuation_for(new.candidate.engine, new.call)
-        moved = self._routing_from(new)
-        routing.node, routing.backend, routing.engine = moved.node, moved.backend, moved.engine
-        routing.coordinator_url, routing.devices = moved.coordinator_url, moved.devices
-        routing.drafts = moved.drafts
+        updated = self._routing_from(new)
+        routing.node, routing.backend, routing.engine = updated.node, updated.backend, updated.engine
+        routing.coordinator_url, routing.devices = updated.coordinator_url, updated.devices
+        routing.drafts = updated.drafts
         return new
 
     def _context_at(self, attempt: Attempt) -> int:

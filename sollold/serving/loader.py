@@ -31,7 +31,7 @@ log = logging.getLogger("sollold.serving")
 _PLANNING = 0.2
 _SILENCE = 15.0
 """Timeout for the next line from a loading head, in seconds; it sends one at least every five."""
-_FAILURES = 4
+_MAX_FAILURES = 4
 """Failed deployments after which a load is given up."""
 
 
@@ -87,7 +87,7 @@ def with_ready(records: tuple[Record, ...], ready: Ready) -> tuple[Record, ...]:
 
 
 def _with_endpoint(record: Record, endpoint: Endpoint) -> Record:
-    others = tuple(other for other in record.endpoints if other.id != endpoint.id)
+    others = tuple(e for e in record.endpoints if e.id != endpoint.id)
     return replace(record, endpoints=(*others, endpoint))
 
 
@@ -196,8 +196,8 @@ class Loader:
         """
         seen = loaded_of(self._view.live(), query.model, query.model)
         answer = await self._leader.unload(Drop(query.model, reason=reason, seen=seen))
-        for deployment, why in answer.refused:
-            log.info("not unloaded: %s", why, extra={"deployment": deployment})
+        for deployment, refusal in answer.refused:
+            log.info("not unloaded: %s", refusal, extra={"deployment": deployment})
 
     async def _load(self, ask: Ensure, load: _Load) -> Ready | None:
         failures = 0
@@ -206,7 +206,7 @@ class Loader:
                 ask, lambda message: load.tell(Waiting("planning", message=message))
             )
             if answer.verdict is Verdict.USE:
-                return self._known(answer)
+                return self._ready_endpoint(answer)
             ended = await self._watch(answer.node, answer.deployment, load)
             if ended is not None and ended.state is State.READY:
                 return Ready(answer.node, ended, answer.reasons)
@@ -214,7 +214,7 @@ class Loader:
                 raise unloaded_by_force(ask.model)
             if ended is not None and ended.state is State.FAILED:
                 failures += 1
-                if failures >= _FAILURES:
+                if failures >= _MAX_FAILURES:
                     raise Refusal(
                         Fault.ENGINE,
                         f"model {ask.model!r} could not be loaded: {ended.reason}",
@@ -224,8 +224,8 @@ class Loader:
                 load.tell(Waiting("planning", message=ended.reason))
             await asyncio.sleep(_PLANNING)
 
-    def _known(self, answer: Ensured) -> Ready | None:
-        endpoint = self._shown(answer.node, answer.deployment)
+    def _ready_endpoint(self, answer: Ensured) -> Ready | None:
+        endpoint = self._recorded(answer.node, answer.deployment)
         if endpoint is None:
             return None
         return Ready(answer.node, replace(endpoint, state=State.READY), answer.reasons)
@@ -237,33 +237,33 @@ class Loader:
         may die.
         """
         asking = asyncio.create_task(self._ask_head(node, deployment, load))
-        asked: Endpoint | None = None
+        reported: Endpoint | None = None
         try:
             while True:
-                await self._news(asking)
-                if asking.done() and asked is None:
-                    asked = asking.result()
-                    if asked is not None and not is_loading(asked):
-                        return asked
+                await self._await_change(asking)
+                if asking.done() and reported is None:
+                    reported = asking.result()
+                    if reported is not None and not is_loading(reported):
+                        return reported
                 if all(record.node != node for record in self._view.live()):
                     return None
-                shown = self._shown(node, deployment)
-                if shown is not None:
-                    load.tell(_waiting(shown))
-                    if not is_loading(shown):
-                        return shown
+                recorded = self._recorded(node, deployment)
+                if recorded is not None:
+                    load.tell(_waiting(recorded))
+                    if not is_loading(recorded):
+                        return recorded
                 elif asking.done():
                     return None
         finally:
             await cancel_and_wait(asking)
 
-    def _shown(self, node: str, deployment: str) -> Endpoint | None:
+    def _recorded(self, node: str, deployment: str) -> Endpoint | None:
         """A deployment's endpoint according to its head's record; None if it is not there."""
         record = self._view.record(node)
         endpoints = record.endpoints if record is not None else ()
         return next((endpoint for endpoint in endpoints if endpoint.id == deployment), None)
 
-    async def _news(self, asking: asyncio.Task[Endpoint | None]) -> None:
+    async def _await_change(self, asking: asyncio.Task[Endpoint | None]) -> None:
         """Wait for a change of the view or the head's answer, two seconds at most."""
         changed = asyncio.create_task(next_change(self._view, 2.0))
         waited: set[asyncio.Task[Any]] = {changed} if asking.done() else {changed, asking}
@@ -277,10 +277,10 @@ class Loader:
         last: Endpoint | None = None
         try:
             if self._own is not None and node == self._view.me.node:
-                account = self._own.loading(deployment)
+                report = self._own.loading(deployment)
             else:
-                account = self._account(node, deployment)
-            async for last in account:
+                report = self._head_report(node, deployment)
+            async for last in report:
                 load.tell(_waiting(last))
         except (
             PeerError,
@@ -294,7 +294,7 @@ class Loader:
             log.debug("lost contact with the head %s: %s", head, error, extra={"deployment": deployment})
         return last
 
-    async def _account(self, node: str, deployment: str) -> AsyncIterator[Endpoint]:
+    async def _head_report(self, node: str, deployment: str) -> AsyncIterator[Endpoint]:
         path = f"/deployments/{deployment}/wait"
         async with self._calls.stream(node, "GET", path, idle_timeout=_SILENCE) as response:
             while response.status == 200 and (line := await response.content.readline()):
@@ -306,15 +306,15 @@ def _waiting(endpoint: Endpoint) -> Waiting:
 
 
 def _too_long(model: str, waited: float, last: Waiting) -> Refusal:
-    how_far = f"loading, {last.progress:.0%} done" if last.stage == "loading" else last.stage
-    message = f"model {model!r} was not ready after {seconds_text(waited)}: {how_far}"
+    progress = f"loading, {last.progress:.0%} done" if last.stage == "loading" else last.stage
+    message = f"model {model!r} was not ready after {seconds_text(waited)}: {progress}"
     if last.message:
         message += f" ({last.message})"
     message += ". Loading continues; try again later" if last.stage == "loading" else ". Try again later"
     return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(waited, last))
 
 
-def _retry(took: float, last: Waiting) -> float:
-    """Estimate the seconds until the load is done, given that it has taken ``took`` seconds so far."""
-    rest = took * (1 - last.progress) / last.progress if last.progress > 0.02 else 30.0
+def _retry(seconds: float, last: Waiting) -> float:
+    """Estimate the seconds until the load is done, given that it has taken ``seconds`` so far."""
+    rest = seconds * (1 - last.progress) / last.progress if last.progress > 0.02 else 30.0
     return min(max(5.0, rest), 600.0)

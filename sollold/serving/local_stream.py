@@ -30,7 +30,7 @@ _TAIL = 4096
 """Bytes at the end of a response that contain the engine's own figures."""
 _COMMENT = ord(":")
 """First byte of a comment line in an event stream."""
-_EXIT_KNOWN = 0.4
+_CRASH_SECONDS = 0.4
 """Time within which an engine's crash is noticed after its connection broke, in seconds."""
 _HEADERS = {"Content-Type": "application/json"}
 
@@ -81,8 +81,8 @@ class LocalStream:
         is_newest: Callable[[LocalStream], bool],
     ) -> None:
         """``stall``, ``begin``, ``speed``: see `RequestProgress`; ``on_speed`` is called with the figures of
-        a complete answer; ``on_end`` is called once; ``is_newest`` tells whether this is the request that the
-        engine got last, of those without any response yet."""
+        a complete answer; ``on_end`` is called once; ``is_newest`` tells whether this is the unanswered
+        request that the engine got last."""
         self.request = request
         self.head: ResponseHead | None = None
         self.progress: RequestProgress | None = None
@@ -280,13 +280,13 @@ class LocalStream:
         return replace(error, crashed=True) if crashed else error
 
     async def _engine_crashed(self) -> bool:
-        """Whether the engine turns out to have crashed within `_EXIT_KNOWN` seconds."""
+        """Whether the engine turns out to have crashed within `_CRASH_SECONDS` seconds."""
         try:
-            async with asyncio.timeout(_EXIT_KNOWN):
+            async with asyncio.timeout(_CRASH_SECONDS):
                 while (endpoint := self._host.endpoint(self.request.endpoint)) is not None:
                     if endpoint.state is not State.READY:
                         return has_crashed(endpoint)
-                    await asyncio.sleep(_EXIT_KNOWN / 20)
+                    await asyncio.sleep(_CRASH_SECONDS / 20)
         except TimeoutError:
             log.debug("the engine runs, although the connection broke", extra={"request": self.request.id})
         return False

@@ -19,7 +19,7 @@ from sollold.cluster.net.pieces import pieces_of
 _PREFIX = base64.b64encode(os.urandom(12))
 _KEY = os.urandom(32)
 _MARK = re.compile(re.escape(_PREFIX) + rb"[A-Za-z0-9+/]{28}")
-_LONGEST_SHORT = 4096
+_MIN_MARKED = 4096
 """Strings shorter than this, in characters, contain no mark: the edges of cut content stay beside it."""
 
 
@@ -45,7 +45,7 @@ class Media:
 
     def marks_in(self, text: str) -> list[str]:
         """The marks in a string."""
-        if len(text) < _LONGEST_SHORT:
+        if len(text) < _MIN_MARKED:
             return []
         found = _MARK.findall(text.encode("utf-8", "replace")) if _PREFIX.decode() in text else ()
         return [mark.decode() for mark in found if mark in self._cut]
@@ -54,15 +54,15 @@ class Media:
         """Size of the content that a mark replaces, in bytes."""
         return self._cut[mark.encode()].nbytes
 
-    def head(self, text: str, most: int) -> str:
-        """The first ``most`` characters of a string, with the content restored."""
-        head = text[: 2 * most].encode("utf-8", "replace")
-        match = _MARK.search(head) if len(head) >= _LONGEST_SHORT else None
+    def head(self, text: str, limit: int) -> str:
+        """The first ``limit`` characters of a string, with the content restored."""
+        head = text[: 2 * limit].encode("utf-8", "replace")
+        match = _MARK.search(head) if len(head) >= _MIN_MARKED else None
         content = self._cut.get(match[0]) if match is not None else None
         if match is None or content is None:
-            return text[:most]
-        whole = head[: match.start()] + bytes(content[:most]) + head[match.end() :]
-        return whole[:most].decode("utf-8", "replace")
+            return text[:limit]
+        restored = head[: match.start()] + bytes(content[:limit]) + head[match.end() :]
+        return restored[:limit].decode("utf-8", "replace")
 
     def restored(self, text: str) -> str:
         """The string with all cut content restored."""
@@ -73,15 +73,15 @@ class Media:
     async def put_back(self, encoded: bytes) -> bytes:
         """Return encoded JSON with all cut content restored. Yields to the loop in between."""
         # BytesIO grows in place and returns its content without a copy.
-        whole, at = BytesIO(), 0
+        restored, start = BytesIO(), 0
         for match in _MARK.finditer(encoded):
             content = self._cut.get(match[0])
             if content is None:
                 continue
-            whole.write(encoded[at : match.start()])
+            restored.write(encoded[start : match.start()])
             for piece in pieces_of(content):
-                whole.write(piece)
+                restored.write(piece)
                 await asyncio.sleep(0)
-            at = match.end()
-        whole.write(encoded[at:])
-        return whole.getvalue()
+            start = match.end()
+        restored.write(encoded[start:])
+        return restored.getvalue()

@@ -93,8 +93,10 @@ class StreamOpening:
     @property
     def immediate(self) -> bool:
         """Whether the request will not have to wait, so that there is no need to look for other endpoints."""
-        here = self.candidate.record.node == self._context.view.me.node
-        return here and not self.request.bypass_queue and self._context.server.has_slot(self.request.endpoint)
+        local = self.candidate.record.node == self._context.view.me.node
+        return (
+            local and not self.request.bypass_queue and self._context.server.has_slot(self.request.endpoint)
+        )
 
     async def open(self) -> Stream:
         """Open the stream without looking for other endpoints.
@@ -131,8 +133,8 @@ class StreamOpening:
         """
         nudge = self._nudge
         task = self._task = self._task or asyncio.ensure_future(self.open())
-        either = (task,) if nudge is None else (task, nudge)
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        futures = (task,) if nudge is None else (task, nudge)
+        await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if nudge is not None and nudge.done() and not task.done():
             self._nudge = self._waiters.add(self.candidate.key)
         return task.done()

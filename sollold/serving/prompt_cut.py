@@ -16,9 +16,10 @@ from sollold.serving.request import Engine, Routing
 
 log = logging.getLogger("sollold.serving")
 
-_MOST_CHARACTERS = 6
+_MAX_CHARACTERS = 6
 """Maximum characters per token in a long text; English has about 4, code 3."""
-_NEVER_CHARACTERS = 10
+_CUT_CHARACTERS = 10
+"""Characters per token processed from which on a prompt was certainly cut."""
 _SHORT = 4000
 """Length in characters up to which a prompt is not cut unless a smaller context was requested."""
 _COUNTS = (b'"prompt_eval_count"', b'"prompt_tokens"')
@@ -70,12 +71,10 @@ def was_cut(size: int, read: int, context: int) -> bool:
     if read <= 0:
         return False
     if context <= 0:
-        return size > max(_SHORT, _NEVER_CHARACTERS * read)
+        return size > max(_SHORT, _CUT_CHARACTERS * read)
     # Up to two tokens are left free for the answer.
     full = read >= context - 2
-    return (
-        full or size > _MOST_CHARACTERS * context or (size > 3 * context and size > _NEVER_CHARACTERS * read)
-    )
+    return full or size > _MAX_CHARACTERS * context or (size > 3 * context and size > _CUT_CHARACTERS * read)
 
 
 class CutPrompt:
@@ -92,17 +91,17 @@ class CutPrompt:
         read = max(map(tokens_read, events), default=0)
         if not read or self._routing.engine is not Engine.OLLAMA:
             return
-        size, most = prompt_size(self._body), self._context()
-        if was_cut(size, read, most):
-            warning = cut_warning(read, most)
+        size, context = prompt_size(self._body), self._context()
+        if was_cut(size, read, context):
+            warning = cut_warning(read, context)
             log.warning("%s: %s", self._routing.model, warning)
             self._routing.warnings += (warning,)
 
 
 def cut_warning(read: int, context: int) -> str:
     """The warning for a caller whose prompt was cut."""
-    known = f" of {context} tokens" if context > 0 else ""
+    length = f" of {context} tokens" if context > 0 else ""
     return (
-        f"the prompt is longer than the context{known} of this Ollama: it processed {read} tokens and left "
+        f"the prompt is longer than the context{length} of this Ollama: it processed {read} tokens and left "
         "out the rest; set a larger num_ctx"
     )

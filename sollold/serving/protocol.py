@@ -68,8 +68,8 @@ class EngineRequest:
 
 def request_parts(request: EngineRequest) -> tuple[bytes, bytes]:
     """Encode a request as msgpack in two parts; the second is its body, which is not copied."""
-    known = {name: getattr(request, name) for name in EngineRequest.__slots__ if name != "body"}
-    head = bytearray(msgspec.msgpack.encode(known))
+    fields = {name: getattr(request, name) for name in EngineRequest.__slots__ if name != "body"}
+    head = bytearray(msgspec.msgpack.encode(fields))
     # A map of up to 15 entries has its size in its first byte; the body becomes the last entry, as bin 32.
     head[0] += 1
     return bytes(head + b"\xa4body\xc6" + len(request.body).to_bytes(4, "big")), request.body
@@ -85,8 +85,8 @@ async def read_request(raw: bytes) -> EngineRequest:
         return msgspec.msgpack.decode(raw, type=EngineRequest)
     fields = msgspec.msgpack.decode(raw, type=dict[str, msgspec.Raw])
     body = memoryview(fields.get("body", b""))
-    known = msgspec.msgpack.encode({**fields, "body": b""})
-    request = msgspec.msgpack.decode(known, type=EngineRequest)
+    head = msgspec.msgpack.encode({**fields, "body": b""})
+    request = msgspec.msgpack.decode(head, type=EngineRequest)
     if body[:1].tobytes() != b"\xc6":
         return msgspec.msgpack.decode(raw, type=EngineRequest)
     return replace(request, body=await copied(body[5:]))
@@ -163,16 +163,16 @@ class Frames:
         """
         if self._rest:
             data = self._rest + data
-        at, end = 0, len(data)
+        start, end = 0, len(data)
         frames: list[tuple[int, bytes]] = []
-        while end - at >= 5:
-            kind, length = _HEAD.unpack_from(data, at)
+        while end - start >= 5:
+            kind, length = _HEAD.unpack_from(data, start)
             if length > LARGEST_FRAME:
                 raise BadFrame(f"a frame of {length} bytes, which exceeds the limit")
-            stop = at + 5 + length
+            stop = start + 5 + length
             if stop > end:
                 break
-            frames.append((kind, data[at + 5 : stop]))
-            at = stop
-        self._rest = data[at:]
+            frames.append((kind, data[start + 5 : stop]))
+            start = stop
+        self._rest = data[start:]
         return frames

@@ -8,10 +8,10 @@ from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery
 from sollold.serving.request import Engine
 
-_Others = tuple[EndpointCandidate, ...]
+_Pool = tuple[EndpointCandidate, ...]
 """All candidates, including the one being marked."""
 
-Mark = Callable[[EndpointCandidate, EndpointQuery, _Others], float]
+Mark = Callable[[EndpointCandidate, EndpointQuery, _Pool], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,57 +23,57 @@ class Rule:
     mark: Mark
 
 
-def _loaded(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _loaded(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return 1.0 if candidate.endpoint.loaded else 0.0
 
 
-def _expected(candidate: EndpointCandidate, others: _Others) -> float:
+def _expected(candidate: EndpointCandidate, pool: _Pool) -> float:
     """Estimate the time until a new request would be done, in units of a request at the fastest endpoint."""
-    known = [other.speed for other in others if other.speed > 0]
-    fastest = max(known, default=1.0)
+    speeds = [c.speed for c in pool if c.speed > 0]
+    fastest = max(speeds, default=1.0)
     # An unknown speed counts as the mean, so that a new endpoint gets some requests, but not all.
-    speed = candidate.speed or (sum(known) / len(known) if known else 1.0)
-    ahead = candidate.load / max(1, candidate.endpoint.slots)
-    return (ahead + 1.0) * fastest / speed
+    speed = candidate.speed or (sum(speeds) / len(speeds) if speeds else 1.0)
+    backlog = candidate.load / max(1, candidate.endpoint.slots)
+    return (backlog + 1.0) * fastest / speed
 
 
-def _soonest(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
-    if len(others) == 1:
+def _soonest(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
+    if len(pool) == 1:
         return 1.0
-    return min(_expected(other, others) for other in others) / _expected(candidate, others)
+    return min(_expected(c, pool) for c in pool) / _expected(candidate, pool)
 
 
-def _least_loaded(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _least_loaded(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return 1.0 / (1.0 + candidate.load / max(1, candidate.endpoint.slots))
 
 
-def _quick(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
-    known = [other.first_byte for other in others if other.first_byte > 0]
-    if not known or candidate.first_byte <= 0:
+def _quick(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
+    times = [c.first_byte for c in pool if c.first_byte > 0]
+    if not times or candidate.first_byte <= 0:
         return 1.0
-    return min(known) / candidate.first_byte
+    return min(times) / candidate.first_byte
 
 
-def _same_context(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _same_context(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     # An Ollama reloads a model whose num_ctx differs; llama-server serves what fits.
     if not query.context or candidate.engine is Engine.LLAMA:
         return 1.0
     return 1.0 if candidate.endpoint.context == query.context else 0.0
 
 
-def _sticky(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _sticky(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return 1.0 if candidate.sticky else 0.0
 
 
-def _gpu(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _gpu(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return 1.0 if candidate.gpu else 0.0
 
 
-def _success(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _success(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return candidate.success
 
 
-def _local(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
+def _local(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     return 1.0 if candidate.local else 0.0
 
 

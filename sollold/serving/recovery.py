@@ -75,11 +75,11 @@ def must_restart(error: StreamError, continuation: Continuation | None, *, gathe
         return False
     try:
         continuation.check()
-    except NotResumable as why:
+    except NotResumable as cause:
         if not gathered:
             raise Refusal(
                 Fault.INTERRUPTED,
-                f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Try again",
+                f"the answer was interrupted ({error}) and can't be continued exactly: {cause}. Try again",
             ) from None
         return True
     return False

@@ -40,11 +40,11 @@ _HEADERS = {"Content-Type": "application/msgpack"}
 class RemoteStream:
     """A `Stream` from an engine on another node."""
 
-    def __init__(self, calls: RpcClient, there: Record, request: EngineRequest) -> None:
+    def __init__(self, calls: RpcClient, record: Record, request: EngineRequest) -> None:
         self.head: ResponseHead | None = None
         self._calls = calls
-        self._node = there.node
-        self._name = there.name
+        self._node = record.node
+        self._name = record.name
         self._request = request
         self._connection: HttpConnection | None = None
         self._frames = Frames()
@@ -82,14 +82,14 @@ class RemoteStream:
 
         def receive(data: bytes) -> bool:
             frames = self._feed(data)
-            for at, (kind, payload) in enumerate(frames):
+            for index, (kind, payload) in enumerate(frames):
                 if kind == POSITION:
                     on_position(msgspec.msgpack.decode(payload, type=int))
                 elif kind == BROKEN:
                     raise msgspec.msgpack.decode(payload, type=StreamError)
                 elif kind == BEGUN:
                     self.head = msgspec.msgpack.decode(payload, type=ResponseHead)
-                    self._early = frames[at + 1 :]
+                    self._early = frames[index + 1 :]
                     return False
             return True
 
@@ -156,11 +156,11 @@ class RemoteStream:
         return self._error or self._broken(f"{self._name} closed the connection")
 
     def _lost(self, error: BaseException) -> StreamError:
-        why = str(error) or type(error).__name__
-        return self._error or self._broken(f"connection to {self._name} lost: {why}")
+        reason = str(error) or type(error).__name__
+        return self._error or self._broken(f"connection to {self._name} lost: {reason}")
 
-    def _broken(self, why: str) -> StreamError:
-        return StreamError(ErrorKind.ENGINE, why, transport=True)
+    def _broken(self, message: str) -> StreamError:
+        return StreamError(ErrorKind.ENGINE, message, transport=True)
 
 
 def _body_in(frames: list[tuple[int, bytes]]) -> tuple[bytes, int, bytes]:

@@ -24,8 +24,8 @@ from sollold.serving.candidate import (
 )
 from sollold.serving.ranking import RULES, STRATEGIES
 
-_PREFIXES = 4096
-_PREFIX_LIFE = 600.0
+_MAX_PREFIXES = 4096
+_PREFIX_SECONDS = 600.0
 _LEARN = 0.3
 _RECORD_AGE = 1.5
 """Maximum expected age of a record, in seconds."""
@@ -158,13 +158,13 @@ class Router:
 
         ``score_sole``: compute the score of a sole candidate too, for display.
         """
-        others = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
+        candidates = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
         if not self._rules:
-            ordered = sorted(others, key=lambda c: (self._last_sent(c.key), c.key))
+            ordered = sorted(candidates, key=lambda c: (self._last_sent(c.key), c.key))
             return tuple(ScoredCandidate(c, 0.0) for c in ordered)
-        if len(others) == 1 and not score_sole:
-            return (ScoredCandidate(others[0], 0.0),)
-        choices = [self._score(candidate, query, others) for candidate in others]
+        if len(candidates) == 1 and not score_sole:
+            return (ScoredCandidate(candidates[0], 0.0),)
+        choices = [self._score(candidate, query, candidates) for candidate in candidates]
         if len(choices) > 1:
             self._sort(choices)
         return tuple(choices)
@@ -174,10 +174,10 @@ class Router:
         choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
 
     def _score(
-        self, candidate: EndpointCandidate, query: EndpointQuery, others: tuple[EndpointCandidate, ...]
+        self, candidate: EndpointCandidate, query: EndpointQuery, candidates: tuple[EndpointCandidate, ...]
     ) -> ScoredCandidate:
         marks = tuple(
-            (rule.words, rule.mark(candidate, query, others), weight) for rule, weight in self._rules
+            (rule.words, rule.mark(candidate, query, candidates), weight) for rule, weight in self._rules
         )
         return ScoredCandidate(candidate, round(sum(mark * weight for _, mark, weight in marks), 3), marks)
 
@@ -205,7 +205,7 @@ class Router:
         if query.prefix:
             self._prefixes[query.prefix] = (key, now)
             self._prefixes.move_to_end(query.prefix)
-            if len(self._prefixes) > _PREFIXES:
+            if len(self._prefixes) > _MAX_PREFIXES:
                 self._prefixes.popitem(last=False)
 
     def began(self, key: tuple[str, str], seconds: float) -> None:
@@ -243,7 +243,7 @@ class Router:
 
     def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
         entry = self._prefixes.get(prefix) if prefix else None
-        return entry[0] if entry is not None and now - entry[1] < _PREFIX_LIFE else None
+        return entry[0] if entry is not None and now - entry[1] < _PREFIX_SECONDS else None
 
 
 def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:
@@ -254,11 +254,11 @@ def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:
 
 def _recent_peak(memory: _Memory, now: float) -> int:
     """Maximum of this node's running requests during the period that a record may reflect."""
-    since, most, before = memory.peak
-    if now - since > 2 * _RECORD_AGE:
-        since, most, before = now, memory.under_way, memory.under_way
-    elif now - since > _RECORD_AGE:
-        since, most, before = now, memory.under_way, most
-    most = max(most, memory.under_way)
-    memory.peak = (since, most, before)
-    return max(most, before)
+    start, peak, previous = memory.peak
+    if now - start > 2 * _RECORD_AGE:
+        start, peak, previous = now, memory.under_way, memory.under_way
+    elif now - start > _RECORD_AGE:
+        start, peak, previous = now, memory.under_way, peak
+    peak = max(peak, memory.under_way)
+    memory.peak = (start, peak, previous)
+    return max(peak, previous)

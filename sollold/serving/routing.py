@@ -18,7 +18,7 @@ _PROBABILITIES = ("n_probs", "logprobs", "top_logprobs")
 
 def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
     """The routing for an endpoint of ``record``'s node; ``records`` provide the names of the other nodes."""
-    names = {other.node: other.name or other.node for other in records} if endpoint.placed else {}
+    names = {peer.node: peer.name or peer.node for peer in records} if endpoint.placed else {}
     return Routing(
         backend=endpoint.backend,
         engine=engine_of(endpoint),
@@ -39,8 +39,8 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     endpoint = candidate.endpoint
     undrafted = "" if ask.embedding else _undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
-        more = 0 < query.trained < ask.context
-        context = _trained_context_warning(ask.context, query.model, query.trained) if more else ""
+        too_long = 0 < query.trained < ask.context
+        context = _trained_context_warning(ask.context, query.model, query.trained) if too_long else ""
         return tuple(warning for warning in (context, undrafted) if warning)
     if ask.embedding:
         return ()
@@ -67,18 +67,18 @@ def load_warnings(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _context_warning(asked: int, endpoint: Endpoint, trained: int) -> str:
+def _context_warning(requested: int, endpoint: Endpoint, trained: int) -> str:
     """A warning if the endpoint has less context than requested; empty if it has enough."""
-    if not 0 < endpoint.context < asked:
+    if not 0 < endpoint.context < requested:
         return ""
     if 0 < trained <= endpoint.context:
-        return _trained_context_warning(asked, endpoint.model, endpoint.context)
-    return f"the context has {endpoint.context} tokens instead of the requested {asked}: more do not fit"
+        return _trained_context_warning(requested, endpoint.model, endpoint.context)
+    return f"the context has {endpoint.context} tokens instead of the requested {requested}: more do not fit"
 
 
-def _trained_context_warning(asked: int, model: str, most: int) -> str:
-    """The same for a model trained with a context of ``most`` tokens."""
-    return f"the context has {most} tokens instead of the requested {asked}: {model} was trained with no more"
+def _trained_context_warning(asked: int, model: str, size: int) -> str:
+    """The same for a model trained with a context of ``size`` tokens."""
+    return f"the context has {size} tokens instead of the requested {asked}: {model} was trained with no more"
 
 
 def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
@@ -99,11 +99,11 @@ def _undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
 
     ``wish``: names a draft model by the model's own name.
     """
-    wanted, by = wish.speculation, endpoint.drafts.by
-    if wanted in ("", OFF, AUTO, by):
+    wanted, drafter = wish.speculation, endpoint.drafts.by
+    if wanted in ("", OFF, AUTO, drafter):
         return ""
-    now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
-    warning = f"{now}, although speculation {wanted!r} was requested"
+    status = f"tokens are drafted by {drafter}" if drafter else "no tokens are drafted"
+    warning = f"{status}, although speculation {wanted!r} was requested"
     if endpoint.backend is Backend.OLLAMA:
         return f"{warning}: an Ollama answers"
     if endpoint.reason:

@@ -86,11 +86,11 @@ class Serving:
         """After `refuse`, also refuse requests that wait for an engine if no node that accepts requests has
         the model. They would only delay the end.
         """
-        taking = {record.node for record in self._view.live() if not record.draining}
+        accepting = {record.node for record in self._view.live() if not record.draining}
         for executor in tuple(self._executors) if self._refusing else ():
-            having = {node for node, _ in self._library.holders(executor.model)}
+            holders = {node for node, _ in self._library.holders(executor.model)}
             # If no node lists the model any more, any node that accepts requests may have an engine soon.
-            if executor.waiting and not (taking & having if having else taking):
+            if executor.waiting and not (accepting & holders if holders else accepting):
                 executor.stop(self._refusing)
 
     async def close(self) -> None:

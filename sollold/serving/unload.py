@@ -69,8 +69,8 @@ async def read_and_discard(attempt: Attempt, limit: float | None) -> None:
     except StreamError as error:
         raise Refusal(Fault.ENGINE, f"the engine failed: {error}", status=500) from None
     except TimeoutError:
-        why = "the engine does not answer a small request; it may hang"
-        raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
+        message = "the engine does not answer a small request; it may hang"
+        raise Refusal(Fault.UNAVAILABLE, message, retry_after=5.0) from None
 
 
 def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandidate, ...]:

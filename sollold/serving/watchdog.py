@@ -2,8 +2,8 @@
 
 A llama-server whose worker hangs still answers ``/health``, but generates no token. Silence alone proves
 nothing: a long prompt takes time, and a slow machine is not dead. So the limit depends on the measured speed,
-and before it is reached the engine is asked for its progress. An engine none of whose processes does anything
-on any node is detected earlier, by `IdleDetector`. Silence while this daemon itself did not run is not the
+and before it is reached the engine is asked for its progress. An engine without any activity on any node is
+detected earlier, by `IdleDetector`. Silence while this daemon itself did not run is not the
 engine's: `OwnPauses` discounts it.
 """
 
@@ -52,12 +52,12 @@ class IdleDetector:
 class RequestProgress:
     """Tracks the progress of one request."""
 
-    def __init__(self, now: float, least: float, speed: float, begin: float = 0.0) -> None:
-        """``least``: minimum seconds of silence before a request counts as hung, 0 or less: never hung;
+    def __init__(self, now: float, min_limit: float, speed: float, begin: float = 0.0) -> None:
+        """``min_limit``: minimum seconds of silence before a request counts as hung, 0 or less: never hung;
         ``speed``: tokens per second, 0: unknown; ``begin``: minimum seconds granted until the first bytes.
         """
         self._since = now
-        self._least = least if least > 0 else math.inf
+        self._min_limit = min_limit if min_limit > 0 else math.inf
         self._speed = speed
         self._begin = begin
         self.began = False
@@ -99,7 +99,7 @@ class RequestProgress:
     @property
     def limit(self) -> float:
         """Seconds of silence after which the engine counts as hung."""
-        limit = max(self._least, _TOKENS / self._speed) if self._speed > 0 else self._least
+        limit = max(self._min_limit, _TOKENS / self._speed) if self._speed > 0 else self._min_limit
         return limit if self.began else max(limit * _PROMPT, self._begin)
 
     def silent(self, now: float) -> float:
@@ -138,8 +138,8 @@ class OwnPauses:
         seconds, self._last = now - self._last, now
         if seconds < STOOD_STILL:
             return
-        why = "it was stopped, or its machine was suspended or overloaded"
-        log.warning("this daemon did not run for %.0f s: %s", seconds, why)
+        reason = "it was stopped, or its machine was suspended or overloaded"
+        log.warning("this daemon did not run for %.0f s: %s", seconds, reason)
         for progress in under_way:
             if progress is not None:
                 progress.discount(seconds)

@@ -277,7 +277,7 @@ async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
 async def test_waits_a_moment_for_memory_that_another_program_took(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cut: int
 ) -> None:
-    monkeypatch.setattr(dispatch, "_MEMORY_LOOK", 0.05)
+    monkeypatch.setattr(dispatch, "_MEMORY_CHECK", 0.05)
     a = await cluster.node("a")
     one, other = await cluster.reciter(), await cluster.reciter()
     a.engines.serve("d1", one)

@@ -170,10 +170,10 @@ def total_usage(usage: Any, tokens: int, exhausted: bool) -> None:
     """Correct a continuation's usage to the whole answer's: delivered tokens are completion, not prompt."""
     if not isinstance(usage, dict):
         return
-    prompt, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if isinstance(prompt, int) and isinstance(made, int):
+    prompt, generated = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(generated, int):
         usage["prompt_tokens"] = max(0, prompt - tokens)
-        usage["completion_tokens"] = tokens if exhausted else made + tokens
+        usage["completion_tokens"] = tokens if exhausted else generated + tokens
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     details = usage.get("prompt_tokens_details")
     if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
@@ -186,12 +186,12 @@ def total_timings(timings: Any, tokens: int, spent_ms: float, exhausted: bool) -
         return
     if isinstance(timings.get("predicted_n"), int):
         fresh_n, fresh_ms = timings["predicted_n"], float(timings.get("predicted_ms") or 0.0)
-        made = timings["predicted_n"] = tokens if exhausted else tokens + fresh_n
+        generated = timings["predicted_n"] = tokens if exhausted else tokens + fresh_n
         spent = timings["predicted_ms"] = spent_ms if exhausted else spent_ms + fresh_ms
-        timings["predicted_per_token_ms"] = spent / made if made else 0.0
-        timings["predicted_per_second"] = made * 1000 / spent if spent else 0.0
+        timings["predicted_per_token_ms"] = spent / generated if generated else 0.0
+        timings["predicted_per_second"] = generated * 1000 / spent if spent else 0.0
     if isinstance(timings.get("prompt_n"), int):
         cached = timings.get("cache_n") if isinstance(timings.get("cache_n"), int) else 0
-        fresh = timings["prompt_n"]
-        timings["prompt_n"] = max(0, fresh - tokens)
-        timings["cache_n"] = max(0, (cached or 0) - max(0, tokens - fresh))
+        processed = timings["prompt_n"]
+        timings["prompt_n"] = max(0, processed - tokens)
+        timings["cache_n"] = max(0, (cached or 0) - max(0, tokens - processed))

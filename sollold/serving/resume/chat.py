@@ -124,26 +124,26 @@ class ChatContinuation(Continuation):
         """Set the delivered part as the beginning of the answer in ``body``, and return it."""
         messages = list(body.get("messages") or ())
         beginning: JsonObject = {"role": "assistant"}
-        before = ""
+        prefix = ""
         if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
             # The caller began the answer; two assistant messages in a row are an error.
             beginning = dict(messages.pop())
-            before = _text_of(beginning)
+            prefix = _text_of(beginning)
         if self._echo and content.startswith(self._echo):
-            before = ""
-        beginning["content"] = before + content
-        thought = (_reasoning(beginning) or "") + reasoning
+            prefix = ""
+        beginning["content"] = prefix + content
+        thinking = (_reasoning(beginning) or "") + reasoning
         if beginning["content"]:
             # Templates put a newline before the tag that ends reasoning; in the stream it was part of the
             # reasoning.
-            thought = thought.removesuffix("\n")
+            thinking = thinking.removesuffix("\n")
         if self._engine is Engine.LLAMA:
-            if thought:
-                beginning["reasoning_content"] = thought
+            if thinking:
+                beginning["reasoning_content"] = thinking
             body["add_generation_prompt"] = False
             body["continue_final_message"] = "content" if beginning["content"] else "reasoning_content"
-        elif thought:
-            beginning["reasoning"] = thought
+        elif thinking:
+            beginning["reasoning"] = thinking
         body["messages"] = [*messages, beginning]
         return body
 
@@ -159,9 +159,9 @@ class ChatContinuation(Continuation):
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
         event |= {key: value for key, value in (self._names or {}).items() if key in event}
-        tokens, spent = self.tokens, self.spent_ms
+        tokens, spent_ms = self.tokens, self.spent_ms
         total_usage(event.get("usage"), tokens, self.exhausted)
-        total_timings(event.get("timings"), tokens, spent, self.exhausted)
+        total_timings(event.get("timings"), tokens, spent_ms, self.exhausted)
         choices = event.get("choices") or []
         if not choices:
             return event if event.get("usage") and not self._usage else None

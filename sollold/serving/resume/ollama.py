@@ -109,10 +109,10 @@ class OllamaContinuation(Continuation):
             return []
         if not isinstance(limit, int) or limit <= 0 or self.tokens < limit or not self._head:
             return []
-        spent = int(self.spent_ms * 1e6)
+        spent_ns = int(self.spent_ms * 1e6)
         content = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
-        last = {**self._head, **content, "done": True, "done_reason": "length", "total_duration": spent}
-        return [msgspec.json.encode({**last, "eval_count": self.tokens, "eval_duration": spent})]
+        last = {**self._head, **content, "done": True, "done_reason": "length", "total_duration": spent_ns}
+        return [msgspec.json.encode({**last, "eval_count": self.tokens, "eval_duration": spent_ns})]
 
     def cut_short(self) -> list[bytes]:
         """A last event."""
@@ -135,15 +135,15 @@ class OllamaContinuation(Continuation):
 
     def _sum(self, event: JsonObject) -> None:
         """Correct the counts and durations (in ns) to those of the whole answer."""
-        spent = int(self.spent_ms * 1e6)
-        for key, more in (
+        spent_ns = int(self.spent_ms * 1e6)
+        for key, increase in (
             ("eval_count", self.tokens),
-            ("eval_duration", spent),
-            ("total_duration", spent),
+            ("eval_duration", spent_ns),
+            ("total_duration", spent_ns),
             ("prompt_eval_count", -self.tokens),
         ):
             if isinstance(event.get(key), int):
-                event[key] = max(0, event[key] + more)
+                event[key] = max(0, event[key] + increase)
 
 
 def _as_messages(body: JsonObject) -> list[Any]:
