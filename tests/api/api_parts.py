@@ -1,4 +1,4 @@
-"""Stand-ins for what the API is built on: a service that plays a script, a library and a cluster of one."""
+"""Test doubles for the API's dependencies: a scripted service, a fixed library and a one-node cluster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"model": "demo", "input": "a"},
     "/v1/messages": {**CHAT, "max_tokens": 5},
 }
-"""The shortest request for each route that answers with text."""
+"""Route that generates text → its shortest valid request."""
 
 
 def model(name: str = "demo:latest", **changes: Any) -> Model:
@@ -59,20 +59,20 @@ def model(name: str = "demo:latest", **changes: Any) -> Model:
 
 
 def singly(events: AsyncIterator[bytes]) -> Pour[list[bytes]]:
-    """Events that come one after the other, as an answer has them."""
+    """The events as an `Answer` has them, each in a list of its own."""
 
-    async def one_by_one() -> AsyncIterator[list[bytes]]:
+    async def batches() -> AsyncIterator[list[bytes]]:
         async for event in events:
             yield [event]
 
-    return pushed(one_by_one())
+    return pushed(batches())
 
 
 class PlainLibrary:
-    """Models given beforehand."""
+    """A library with fixed models."""
 
     def __init__(self, *models: Model) -> None:
-        self.all = {one.name: Listed(one, ("alpha", "beta")) for one in models}
+        self.all = {known.name: Listed(known, ("alpha", "beta")) for known in models}
         self.loaded: tuple[Running, ...] = ()
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
         self.files: list[str] = []
@@ -116,13 +116,17 @@ class PlainLibrary:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Among the events: here the answer was mended."""
+    """An event for `ScriptedService`: the answer was resumed on another engine."""
 
     gap_ms: float
 
 
 class ScriptedService:
-    """Plays events; among them refusals (exceptions), pauses (numbers), faults, what is waited for."""
+    """Plays its events as every answer.
+
+    An exception is raised, a number is slept (seconds), an `asyncio.Event` is awaited, and a `Waiting` or
+    `Resumed` is reported. Everything else is an event of the answer.
+    """
 
     def __init__(self, *events: Any, engine: Engine = Engine.LLAMA) -> None:
         self.events = events
@@ -187,10 +191,10 @@ def routing(engine: Engine = Engine.LLAMA) -> Routing:
 
 
 def chunk(content: str | None = None, finish: str | None = None, **delta: Any) -> dict[str, Any]:
-    """A chunk as llama-server sends it."""
-    said = {**({"content": content} if content is not None else {}), **delta}
+    """A chunk of a chat completion, as llama-server sends it."""
+    message = {**({"content": content} if content is not None else {}), **delta}
     return {
-        "choices": [{"finish_reason": finish, "index": 0, "delta": said}],
+        "choices": [{"finish_reason": finish, "index": 0, "delta": message}],
         "created": 1,
         "id": "chatcmpl-1",
         "model": "demo:latest",
@@ -254,14 +258,14 @@ def endpoint(**changes: Any) -> Endpoint:
 
 
 class PlainLogs:
-    """Every model has one engine, which wrote its number of lines."""
+    """Each model has one engine, whose log is the number of lines asked for."""
 
     async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
         return (NodeLog(f"{model}-1", "alpha", "llama-server", f"{lines} lines"),)
 
 
 class PlainCluster:
-    """Records given beforehand; what it is asked to do it notes down."""
+    """A cluster with fixed records; it appends each request to ``asked``."""
 
     def __init__(self, *records: Record) -> None:
         self.records = records or (record(),)
@@ -269,9 +273,9 @@ class PlainCluster:
         self.callbacks: list[Callable[[], None]] = []
         self.planned = Planned(True, plan={"model": "demo:latest", "shares": []})
         self.leads = True
-        """Whether there is a leader: the first node."""
+        """Whether the first node is the leader; otherwise there is none."""
         self.refusal: Refusal | None = None
-        """What is said to each order."""
+        """Raised by each change (load, unload, drain)."""
 
     @property
     def me(self) -> Record:
@@ -281,14 +285,14 @@ class PlainCluster:
         return self.records
 
     def record(self, node: str) -> Record | None:
-        return next((one for one in self.records if one.node == node), None)
+        return next((record for record in self.records if record.node == node), None)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         self.callbacks.append(callback)
         return lambda: self.callbacks.remove(callback)
 
     def change(self, *records: Record) -> None:
-        """The cluster is so from now on."""
+        """Replace the records and call the subscribers."""
         self.records = records
         for callback in self.callbacks:
             callback()
@@ -333,7 +337,7 @@ class PlainCluster:
 
 
 class ScriptedPuller:
-    """Plays the steps of a fetch."""
+    """Plays the progress messages of a pull; an exception is raised."""
 
     def __init__(self, *steps: Any) -> None:
         self.steps = steps
@@ -346,7 +350,7 @@ class ScriptedPuller:
 
 
 class PlainRelayed:
-    """An Ollama's answer given beforehand; a refusal among the pieces is raised."""
+    """A fixed answer of Ollama; an exception among the pieces is raised."""
 
     def __init__(self, *pieces: bytes | Exception, status: int = 200, kind: str = "application/json") -> None:
         self.pieces = pieces
@@ -354,7 +358,7 @@ class PlainRelayed:
         self.kind = kind
         self.closed = 0
         self.gate = asyncio.Event()
-        """What is awaited after the pieces, where ``hangs`` is set."""
+        """Awaited after the pieces if ``hangs`` is set."""
         self.hangs = False
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -370,7 +374,7 @@ class PlainRelayed:
 
 
 class ScriptedRelay:
-    """Gives one answer, and notes what it was sent: (method, path, body, model)."""
+    """Gives one answer and records each request as (method, path, body, model)."""
 
     def __init__(self, answer: PlainRelayed) -> None:
         self.answer = answer
@@ -385,7 +389,7 @@ class ScriptedRelay:
 
 
 class NoPeers:
-    """Calls that reach nobody but oneself."""
+    """RPC that reaches only the own node."""
 
     def __init__(self) -> None:
         self.methods: dict[str, Any] = {}
@@ -400,7 +404,7 @@ class NoPeers:
 
 
 def monitor_of(cluster: Any, left: Callable[[str], bool] = lambda _: False) -> Monitor:
-    """A monitor of a scripted cluster, not started."""
+    """A monitor that is not started."""
     calls: Any = NoPeers()
     monitor = Monitor(cluster, calls, Activity(), left)
     monitor.register(calls)
@@ -420,5 +424,5 @@ def parts(service: Any = None, *models: Model, **more: Any) -> AppServices:
 
 
 def call_of(service: ScriptedService, engine: Engine = Engine.LLAMA) -> Call:
-    """What the service was last asked for an engine."""
+    """The call for ``engine`` in the last request."""
     return service.asks[-1].calls[engine]

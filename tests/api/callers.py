@@ -1,4 +1,4 @@
-"""The clients that the tests talk through, and what they ask."""
+"""Official client libraries, and a prompt and a schema to use with them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ SCHEMA = {
 
 
 def chatgpt(url: str) -> openai.AsyncOpenAI:
-    """OpenAI's client at a node."""
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="ollama", max_retries=0)
 
 
 def claude(url: str) -> anthropic.AsyncAnthropic:
-    """Anthropic's client at a node."""
     return anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0)

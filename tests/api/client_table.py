@@ -1,11 +1,11 @@
-"""Client × feature: which test is the cell. Each is run on every way to an answer, streamed and not."""
+"""Client × feature: the test of each combination. Each test runs for all of ``conftest.WAYS``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 COLUMNS = {"ollama": "test_ollama_", "openai": "test_openai_", "anthropic": "test_anthropic_"}
-"""Client → what the names of its tests begin with."""
+"""Client → prefix of its tests' names."""
 
 TABLE: dict[str, dict[str, str]] = {
     "chat": {"ollama": "chat", "openai": "chat", "anthropic": "messages"},
@@ -41,30 +41,30 @@ TABLE: dict[str, dict[str, str]] = {
     "keep_alive": {"ollama": "keep_alive"},
     "keep_alive, wrong": {"ollama": "keep_alive_that_is_none"},
 }
-"""Feature → client → the rest of the test's name; a client that is not there has no such feature."""
+"""Feature → client → rest of the test's name. A client without the feature is absent."""
 
 
 def cell(feature: str, client: str) -> str:
-    """The name of the test; empty where there is none."""
+    """The test's name; empty if there is none."""
     rest = TABLE[feature].get(client, "")
     return COLUMNS[client] + rest if rest else ""
 
 
-def shown(outcomes: Mapping[str, Sequence[str]]) -> list[str]:
-    """The table as lines. ``outcomes``: test → how each run of it ended."""
+def table_lines(outcomes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The lines of the table. ``outcomes``: test → outcome of each run."""
     width = max(map(len, TABLE))
     lines = [" " * width + "".join(f"{client:>16}" for client in COLUMNS)]
     for feature in TABLE:
-        cells = (_told(outcomes, cell(feature, client)) for client in COLUMNS)
-        lines.append(f"{feature:{width}}" + "".join(f"{told:>16}" for told in cells))
+        cells = (_summary(outcomes, cell(feature, client)) for client in COLUMNS)
+        lines.append(f"{feature:{width}}" + "".join(f"{text:>16}" for text in cells))
     return lines
 
 
-def _told(outcomes: Mapping[str, Sequence[str]], test: str) -> str:
+def _summary(outcomes: Mapping[str, Sequence[str]], test: str) -> str:
     if not test:
         return "-"
-    ends = outcomes.get(test, ())
-    good = sum(end == "passed" for end in ends)
-    if not ends:
+    results = outcomes.get(test, ())
+    passed = sum(result == "passed" for result in results)
+    if not results:
         return "NOT RUN"
-    return f"{good} passed" if good == len(ends) else f"{len(ends) - good} of {len(ends)} NOT"
+    return f"{passed} passed" if passed == len(results) else f"{len(results) - passed} of {len(results)} NOT"

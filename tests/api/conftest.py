@@ -1,4 +1,4 @@
-"""What the API's tests share."""
+"""Fixtures of the API's tests."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ Serve = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts an application over parts on a free port and gives its address."""
+    """A function that starts an application on a free port and returns its URL."""
     listeners: list[Listener] = []
 
     async def start(
-        given: AppServices,
+        services: AppServices,
         keepalive: KeepAlive | None = None,
         bodies: int = GIB,
         logged: str = "inference",
         **settings: Any,
     ) -> str:
-        facts = HttpSettings(host="127.0.0.1", port=0, **settings)
-        listener = Listener(build_app(given, facts, keepalive, bodies, logged), facts, drain=0.2)
+        http_settings = HttpSettings(host="127.0.0.1", port=0, **settings)
+        listener = Listener(
+            build_app(services, http_settings, keepalive, bodies, logged), http_settings, drain=0.2
+        )
         await listener.start()
         listeners.append(listener)
         return f"http://127.0.0.1:{listener.port}"
@@ -56,26 +58,26 @@ async def http() -> AsyncIterator[ClientSession]:
 
 @pytest.fixture(scope="package")
 def engines(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Real llama-servers that recite, name → address."""
+    """llama-servers with the models of `reciters`, model → URL."""
     with reciters.serve(llama.server, tmp_path_factory.mktemp("reciters")) as urls:
         yield urls
 
 
 @pytest.fixture
 async def real(engines: dict[str, str], serve: Serve) -> str:
-    """The application over real llama-servers."""
+    """URL of an application over real llama-servers."""
     return await serve(parts(DirectService(engines), library=PlainLibrary(*reciters.MODELS)))
 
 
 @pytest.fixture(scope="package")
 def far(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real node that holds no part of any model: another one has them all."""
+    """URL of a real node without models, beside a node that has them all."""
     settings = {"placement.context": 1024, "placement.slots": 2}
     folder = tmp_path_factory.mktemp("far")
     with Cluster(2, folder, llama, settings=settings, loopback=True) as cluster:
         reciters.write_all(cluster[0].models, reciters.TEMPLATE.read_text())
         cluster.together()
-        _has_all(cluster[1])
+        _wait_for_all_models(cluster[1])
         yield cluster[1].url
 
 
@@ -83,28 +85,28 @@ def far(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 def at_ollama(
     engines: dict[str, str], llama: Llama, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A real node beside one whose Ollama has all the models."""
+    """URL of a real node beside one whose Ollama has all the models."""
     contexts = {"embed:latest": 128}
     models = [
         Known(
-            one.name,
-            capabilities=one.capabilities,
-            context=contexts.get(one.name, 1024),
-            engine=engines[one.name],
+            served.name,
+            capabilities=served.capabilities,
+            context=contexts.get(served.name, 1024),
+            engine=engines[served.name],
         )
-        for one in reciters.MODELS
+        for served in reciters.MODELS
     ]
     with in_a_thread(models) as standin:
         each = [{"ollama.enabled": "on", "ollama.url": standin}, {}]
         with Cluster(2, tmp_path_factory.mktemp("ollama"), llama, each=each, loopback=True) as cluster:
             cluster.together()
-            _has_all(cluster[1])
+            _wait_for_all_models(cluster[1])
             yield cluster[1].url
 
 
 @contextlib.contextmanager
 def in_a_thread(models: list[Known]) -> Iterator[str]:
-    """A stand-in for an Ollama that outlives the tests' own loops; its address."""
+    """Run an Ollama stand-in on an event loop in a thread, as each test has its own loop. Yields its URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="ollama stand-in")
     thread.start()
@@ -118,14 +120,14 @@ def in_a_thread(models: list[Known]) -> Iterator[str]:
         loop.close()
 
 
-def _has_all(node: Node) -> None:
+def _wait_for_all_models(node: Node) -> None:
     names = [model.name for model in reciters.MODELS]
     until(lambda: all(name in node.ask("GET", "/api/tags").body.decode() for name in names), "models")
 
 
 @pytest.fixture
 async def slow(engines: dict[str, str], serve: Serve) -> str:
-    """The same behind loads that take a while, with signs of life all the while."""
+    """As ``real``, but each load takes 0.12 s and keepalives are sent every 0.05 s."""
     service = DirectService(engines, delay=0.12)
     library = PlainLibrary(*reciters.MODELS)
     return await serve(parts(service, library=library), KeepAlive(grace=0.02, every=0.05))
@@ -142,13 +144,13 @@ WAYS = {
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
-    """One of the ways to an answer."""
+    """How the answer is reached: a key of ``WAYS``."""
     return str(request.param)
 
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, way: str) -> str:
-    """Where the clients are pointed at."""
+    """The URL for ``way``."""
     return str(request.getfixturevalue(WAYS[way]))
 
 
@@ -156,15 +158,15 @@ _outcomes: dict[str, list[str]] = {}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember how each run of the clients' tests ended."""
+    """Record the outcomes of the clients' tests."""
     if "/test_clients" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
         name = report.nodeid.split("::")[-1].split("[")[0]
         _outcomes.setdefault(name, []).append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show client × feature, where any client was run."""
+    """Print client × feature if tests of clients ran."""
     if any(name.startswith(tuple(client_table.COLUMNS.values())) for name in _outcomes):
         terminalreporter.section(f"client × feature, each on {len(WAYS)} ways to an answer")
-        for line in client_table.shown(_outcomes):
+        for line in client_table.table_lines(_outcomes):
             terminalreporter.line(line)

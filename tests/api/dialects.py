@@ -1,4 +1,4 @@
-"""One conversation, asked in each dialect: what is sent, and what came back."""
+"""Convert one conversation to each dialect, and read the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATHS = ("/api/chat", "/v1/chat/completions", "/v1/responses", "/v1/messages")
 
 
 def body_of(path: str, model: str, messages: Sequence[Message], **more: Any) -> dict[str, Any]:
-    """The body for ``path`` of a conversation in OpenAI's form; ``more`` goes into it as it is."""
+    """The body for ``path``. ``messages`` are in OpenAI's form; ``more`` is added unchanged."""
     limits: dict[str, Any] = {
         "/api/chat": {"options": {"num_predict": 5, "temperature": 0}},
         "/v1/chat/completions": {"max_tokens": 5, "temperature": 0},
@@ -64,7 +64,7 @@ def _blocks(message: Message) -> Message:
 
 
 def tools_of(path: str, *tools: Message) -> list[Message]:
-    """Tools in OpenAI's form as ``path`` has them."""
+    """Convert tools in OpenAI's form for ``path``."""
     if path == "/v1/responses":
         return [{**tool, **tool["function"]} for tool in tools]
     if path == "/v1/messages":
@@ -74,13 +74,13 @@ def tools_of(path: str, *tools: Message) -> list[Message]:
 
 
 async def post(http: ClientSession, url: str, body: Any) -> tuple[int, Any, dict[str, str]]:
-    """Status, JSON and headers of an answer."""
+    """POST and return (status, JSON, headers)."""
     async with http.post(url, json=body) as answer:
         return answer.status, await answer.json(content_type=None), dict(answer.headers)
 
 
 def text_of(path: str, answer: dict[str, Any]) -> str:
-    """What the assistant said."""
+    """The text of the assistant's answer."""
     if path == "/api/chat":
         return str(answer["message"]["content"])
     if path == "/v1/chat/completions":
@@ -90,5 +90,5 @@ def text_of(path: str, answer: dict[str, Any]) -> str:
 
 
 def error_of(path: str, answer: dict[str, Any]) -> str:
-    """What was refused, and why."""
+    """The error message."""
     return str(answer["error"] if path.startswith("/api") else answer["error"]["message"])

@@ -1,4 +1,4 @@
-"""A service without a cluster: straight to llama-servers of its own, for the forms of events to be real."""
+"""A service that calls real llama-servers directly, without a cluster, so that tests see real events."""
 
 from __future__ import annotations
 
@@ -25,26 +25,35 @@ from tests.doubles import free_port
 
 
 class LlamaServer:
-    """One llama-server on a free port; ``with`` ends it whatever happens."""
+    """A llama-server on a free port, as a context manager."""
 
     def __init__(
         self, binary: Path | str, file: Path, *arguments: str, context: int = 1024, slots: int = 2
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        words = ["-m", str(file), "--host", "127.0.0.1", "--port", str(self.port), "-c", str(context * slots)]
-        words += ["-np", str(slots), "-fit", "off", "--cache-ram", "0", "-t", "1", "--jinja", *arguments]
+        command = [
+            "-m",
+            str(file),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "-c",
+            str(context * slots),
+        ]
+        command += ["-np", str(slots), "-fit", "off", "--cache-ram", "0", "-t", "1", "--jinja", *arguments]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen([str(binary), *words], stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen([str(binary), *command], stdout=self._log, stderr=self._log)
 
     @property
     def exit_code(self) -> int | None:
-        """Below zero when a signal ended it; None while it runs."""
+        """Negative if a signal ended it; None while it runs."""
         return self._process.poll()
 
     def __enter__(self) -> LlamaServer:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and self._process.poll() is None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
                     if answer.status == 200:
@@ -64,9 +73,9 @@ class LlamaServer:
 
 
 class DirectService:
-    """Sends every ask to the llama-server of its model; ``delay`` seconds pass as a load would.
+    """Sends each request to the llama-server of its model, after a simulated load of ``delay`` seconds.
 
-    ``key``: that they were started with.
+    ``key``: API key of the llama-servers.
     """
 
     def __init__(self, urls: dict[str, str], delay: float = 0.0, key: str = "") -> None:
@@ -75,12 +84,12 @@ class DirectService:
         self.delay = delay
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        where = routing()
+        route = routing()
         if self.delay:
             on_wait(Waiting("loading", 0.5))
             await asyncio.sleep(self.delay)
         if ask.load_only:
-            return Answer(where, singly(_nothing()))
+            return Answer(route, singly(_nothing()))
         call = ask.calls[Engine.LLAMA]
         url = self.urls.get(ask.model) or self.urls[f"{ask.model}:latest"]
         session = aiohttp.ClientSession(headers=EngineAddress(url, self.key).headers)
@@ -94,7 +103,7 @@ class DirectService:
         except BaseException:
             await session.close()
             raise
-        return Answer(where, singly(_events(answer, ask.stream)), session.close)
+        return Answer(route, singly(_events(answer, ask.stream)), session.close)
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
-"""What llama.cpp's grammar of a JSON schema lets a model write, as its converter reads the schema.
+"""A model of llama.cpp's grammars for JSON schemas: which values they accept.
 
-After ``common/json-schema.cpp`` and ``common/json-schema-to-grammar.cpp`` of the pinned build: one keyword is
-read, the others are not.
+After ``common/json-schema.cpp`` and ``common/json-schema-to-grammar.cpp`` of the pinned build, which read one
+keyword of a schema and ignore the others.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ FORMATS = {
 }
 _LETTERS = [chr(code) for code in range(0x20, 0x7F)] + ["é"]
 _ATOM = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\\.|.", re.DOTALL)
-_TIMES = re.compile(r"[*+?]|\{(\d+)(?:(,)(\d*))?\}")
+_QUANTIFIER = re.compile(r"[*+?]|\{(\d+)(?:(,)(\d*))?\}")
 
 
 class Stuck(Exception):
-    """There is nothing to write, or it would be too long."""
+    """No value is accepted, or it would be nested too deeply."""
 
 
 class Grammar:
-    """What one schema becomes."""
+    """The grammar of a schema."""
 
     def __init__(self, document: dict[str, Any], chance: random.Random | None = None) -> None:
         self._document = document
         self._chance = chance or random.Random(0)
 
     def kind(self, schema: dict[str, Any]) -> str:
-        """Which keyword or type is read."""
+        """The keyword or type that the converter reads."""
         for keyword in ("$ref", "oneOf", "anyOf"):
             if keyword in schema:
                 return keyword
@@ -61,26 +61,28 @@ class Grammar:
         return str(kind)
 
     def choices(self, schema: dict[str, Any]) -> list[dict[str, Any]]:
-        """The schemas of which one is met."""
+        """The alternatives."""
         kind = self.kind(schema)
         if kind == "$ref":
             target = at_pointer(self._document, schema["$ref"])
             assert target is not None, schema
             return [target]
         if kind == "types":
-            return [{**schema, "type": one} for one in schema["type"]]
+            return [{**schema, "type": name} for name in schema["type"]]
         return list(schema[kind])
 
     def accepts(self, schema: dict[str, Any], value: Any, depth: int = 0) -> bool:
-        """Whether the grammar lets the value through."""
+        """Whether the grammar accepts the value."""
         assert isinstance(schema, dict)
         if depth > 60:
             return False
         kind, given = self.kind(schema), kind_of_value(value)
         if kind in ("$ref", "oneOf", "anyOf", "types"):
-            return any(self.accepts(one, value, depth + 1) for one in self.choices(schema))
+            return any(self.accepts(choice, value, depth + 1) for choice in self.choices(schema))
         if kind in ("const", "enum"):
-            return any(same(value, one) for one in ([schema[kind]] if kind == "const" else schema[kind]))
+            return any(
+                same(value, allowed) for allowed in ([schema[kind]] if kind == "const" else schema[kind])
+            )
         if kind in ("any", "allOf"):
             return True
         if kind == "number":
@@ -91,7 +93,7 @@ class Grammar:
             low, high = _bounds(schema)
             return bool(low <= value <= high)
         if kind == "string":
-            return _meets_text(schema, value)
+            return _accepts_text(schema, value)
         if kind == "array":
             return self._accepts_array(schema, value, depth)
         return kind != "object" or self._accepts_object(schema, value, depth)
@@ -100,7 +102,7 @@ class Grammar:
         items = schema.get("items", schema.get("prefixItems", {}))
         if isinstance(items, list):
             return len(items) == len(value) and all(
-                self.accepts(one, item, depth + 1) for one, item in zip(items, value, strict=True)
+                self.accepts(choice, item, depth + 1) for choice, item in zip(items, value, strict=True)
             )
         most = schema.get("maxItems", math.inf)
         return schema.get("minItems", 0) <= len(value) <= most and all(
@@ -109,20 +111,20 @@ class Grammar:
 
     def _accepts_object(self, schema: dict[str, Any], value: dict[str, Any], depth: int) -> bool:
         properties = schema.get("properties", {})
-        needed = [name for name in properties if name in schema.get("required", ())]
+        required = [name for name in properties if name in schema.get("required", ())]
         rest = schema.get("additionalProperties", "properties" not in schema)
         rest = {} if rest is True else rest
-        if any(name not in value for name in needed):
+        if any(name not in value for name in required):
             return False
         return all(
-            self.accepts(properties[name], one, depth + 1)
+            self.accepts(properties[name], member, depth + 1)
             if name in properties
-            else rest is not False and self.accepts(rest, one, depth + 1)
-            for name, one in value.items()
+            else rest is not False and self.accepts(rest, member, depth + 1)
+            for name, member in value.items()
         )
 
     def write(self, schema: dict[str, Any] | None = None, depth: int = 0) -> Any:
-        """Some value that the grammar lets through. Raises `Stuck`."""
+        """A random value that the grammar accepts. Raises `Stuck`."""
         schema = self._document if schema is None else schema
         if depth > 12:
             raise Stuck
@@ -140,7 +142,9 @@ class Grammar:
         if kind == "integer":
             low, high = _bounds(schema)
             near = [0, 1, -1, 5, 10, 1000, low, high, low + 1, high - 1]
-            return int(chance.choice([one for one in near if low <= one <= high and abs(one) < math.inf]))
+            return int(
+                chance.choice([number for number in near if low <= number <= high and abs(number) < math.inf])
+            )
         if kind == "string":
             return self._text(schema)
         if kind == "array":
@@ -162,7 +166,7 @@ class Grammar:
     def _array(self, schema: dict[str, Any], depth: int) -> list[Any]:
         items = schema.get("items", schema.get("prefixItems", {}))
         if isinstance(items, list):
-            return [self.write(one, depth + 1) for one in items]
+            return [self.write(choice, depth + 1) for choice in items]
         least = schema.get("minItems", 0)
         most = int(min(schema.get("maxItems", math.inf), least + 2))
         return [self.write(items, depth + 1) for _ in range(self._chance.randint(least, most))]
@@ -170,12 +174,12 @@ class Grammar:
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         properties = schema.get("properties", {})
         out: dict[str, Any] = {}
-        for name, one in properties.items():
+        for name, member in properties.items():
             if name in schema.get("required", ()):
-                out[name] = self.write(one, depth + 1)
+                out[name] = self.write(member, depth + 1)
             elif self._chance.random() < (0.5 if depth < 4 else 0.05):
                 try:
-                    out[name] = self.write(one, depth + 1)
+                    out[name] = self.write(member, depth + 1)
                 except Stuck:
                     continue
         rest = schema.get("additionalProperties", "properties" not in schema)
@@ -199,7 +203,7 @@ def _bounds(schema: dict[str, Any]) -> tuple[float, float]:
     return low, high
 
 
-def _meets_text(schema: dict[str, Any], value: str) -> bool:
+def _accepts_text(schema: dict[str, Any], value: str) -> bool:
     if "pattern" in schema:
         return re.fullmatch(schema["pattern"][1:-1], value) is not None
     if schema.get("format") in FORMATS:
@@ -209,50 +213,50 @@ def _meets_text(schema: dict[str, Any], value: str) -> bool:
 
 
 class _Writer:
-    """Writes a text that a converted pattern matches."""
+    """Writes a random text that a converted pattern matches."""
 
     def __init__(self, pattern: str, chance: random.Random) -> None:
         self._text = pattern
-        self._place = 0
+        self._position = 0
         self._chance = chance
 
     def alternatives(self) -> str:
         parts = [self._sequence()]
-        while self._text.startswith("|", self._place):
-            self._place += 1
+        while self._text.startswith("|", self._position):
+            self._position += 1
             parts.append(self._sequence())
         return self._chance.choice(parts)
 
     def _sequence(self) -> str:
         out = ""
-        while self._place < len(self._text) and self._text[self._place] not in "|)":
-            start = self._place
+        while self._position < len(self._text) and self._text[self._position] not in "|)":
+            start = self._position
             self._part()
-            found = _TIMES.match(self._text, self._place)
+            found = _QUANTIFIER.match(self._text, self._position)
             low, high = _repeats(found)
-            end = self._place
+            end = self._position
             for _ in range(self._chance.randint(low, min(high, low + 3))):
-                self._place = start
+                self._position = start
                 out += self._part()
-            self._place = end if found is None else found.end()
+            self._position = end if found is None else found.end()
         return out
 
     def _part(self) -> str:
-        if self._text[self._place] == "(":
-            self._place += 1
+        if self._text[self._position] == "(":
+            self._position += 1
             inner = self.alternatives()
-            self._place += 1
+            self._position += 1
             return inner
-        atom = _ATOM.match(self._text, self._place)
+        atom = _ATOM.match(self._text, self._position)
         assert atom is not None
-        self._place = atom.end()
+        self._position = atom.end()
         return self._chance.choice(_letters(atom[0]))
 
 
 @functools.cache
 def _letters(atom: str) -> list[str]:
-    """What the atom of a pattern matches."""
-    return [one for one in _LETTERS if re.fullmatch(atom, one)]
+    """The characters that an atom of a pattern matches."""
+    return [letter for letter in _LETTERS if re.fullmatch(atom, letter)]
 
 
 def _repeats(found: re.Match[str] | None) -> tuple[int, int]:

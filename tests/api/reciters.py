@@ -1,7 +1,7 @@
-"""llama-servers whose models recite what a test needs: a text, a tool call, thinking; one that sees and
-one that embeds.
+"""llama-servers whose models recite a fixed output: a text, a tool call, thinking, a description of an image.
 
-Their weights make each token lead to the next, so every answer is known beforehand and the same each time.
+Their weights make each token lead to the next, so answers are known and deterministic. Other models have
+random weights, among them one that embeds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.gguf.writer import write as write_random
 
 TEMPLATE = Path(__file__).with_name("qwen_like.jinja")
 STRICT = Path(__file__).with_name("strict.jinja")
-"""Insists on turns of user and assistant, as Mistral's and Gemma's do."""
+"""Requires alternating user and assistant messages, as Mistral's and Gemma's templates do."""
 SEEN = "A purple square, I think."
 PATCHES = 16
-"""Tokens that a picture becomes."""
+"""Tokens per image."""
 BROKEN_CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": \n</tool_call>'
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "utc"}}\n</tool_call>'
 THOUGHT, CONCLUSION = "First I ponder this.", "Forty two, surely."
@@ -54,7 +54,7 @@ MODELS: tuple[Model, ...] = (
 
 
 def write_all(folder: Path, template: str = demo_model.TEMPLATE) -> None:
-    """All models as files; ``template``: of those that call tools and think."""
+    """Write all models into ``folder``. ``template``: chat template of those that call tools or think."""
     thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"
     demo_model.write(folder / "demo.gguf")
     demo_model.write(folder / "call.gguf", Recital(demo_model.pieces(CALL), name="call", template=template))
@@ -71,14 +71,16 @@ def write_all(folder: Path, template: str = demo_model.TEMPLATE) -> None:
     projector.write(folder / "mmproj-see.gguf", seen.width)
     write_random(folder / "random.gguf")
     write_random(folder / "embed.gguf")
-    # It knows the marks around a gap.
-    marks = {f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))}
-    write_random(folder / "fill.gguf", more=dict(marks))
+    # It has the special tokens for fill-in-the-middle.
+    fim_tokens = {
+        f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))
+    }
+    write_random(folder / "fill.gguf", more=dict(fim_tokens))
 
 
 @contextlib.contextmanager
 def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
-    """All of them, name → address."""
+    """Start llama-servers for all models. Yields model → URL."""
     with contextlib.ExitStack() as stack:
         urls = {}
 

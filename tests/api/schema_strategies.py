@@ -1,4 +1,4 @@
-"""Random JSON schemas, of few names and values, so that what stands together speaks of the same."""
+"""Random JSON schemas with few names and values, so that keywords often interact."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _RARE = (
 
 
 class Schemas:
-    """A source of them."""
+    """A generator of random schemas."""
 
     def __init__(self, chance: random.Random, *, typed: bool = False) -> None:
-        """``typed``: each names its type."""
+        """``typed``: every schema has ``type``."""
         self._chance = chance
         self._typed = typed
         self._often = {key: chance.random() < 0.3 for key in _RARE}
 
-    def _may(self, key: str, share: float) -> bool:
-        """Whether it is there; of a document some keywords are in no place."""
+    def _includes(self, key: str, share: float) -> bool:
+        """Whether to add ``key``, with probability ``share``. A document uses only some rare keywords."""
         return self._often.get(key, True) and self._chance.random() < share
 
     def document(self) -> dict[str, Any]:
-        """One with definitions, to which it may refer."""
+        """A schema with definitions that it may refer to."""
         out = self.schema(0)
         return {**out, "$defs": {name: self.schema(2, "object") for name in ("A", "B")}}
 
     def schema(self, depth: int, kind: str = "") -> dict[str, Any]:
-        """One of that kind; of whatever kind."""
+        """A schema of ``kind``, by default of a random one."""
         chance = self._chance
         out: dict[str, Any] = {}
         kind = kind or chance.choice(_KINDS)
         if depth > 2 and kind in ("object", "array"):
             kind = "string"
         if depth < 4 and chance.random() < 0.3:
-            one_of = "oneOf" if self._may("oneOf", 1) else "anyOf"
+            one_of = "oneOf" if self._includes("oneOf", 1) else "anyOf"
             join = chance.choice(("anyOf", one_of, "allOf", "allOf", "$ref"))
             if join == "$ref":
                 out["$ref"] = chance.choice(("#/$defs/A", "#/$defs/B"))
@@ -70,12 +70,15 @@ class Schemas:
         if roll < 0.7:
             out["type"] = kind
         elif roll < 0.9 or self._typed:
-            out["type"] = [kind, chance.choice([one for one in ("null", "string", "integer") if one != kind])]
-        if self._may("enum", 0.3):
+            out["type"] = [
+                kind,
+                chance.choice([other for other in ("null", "string", "integer") if other != kind]),
+            ]
+        if self._includes("enum", 0.3):
             out["enum"] = chance.sample(_VALUES, chance.randint(1, 6))
-        if self._may("const", 0.12):
+        if self._includes("const", 0.12):
             out["const"] = chance.choice(_VALUES)
-        if self._may("not", 0.15):
+        if self._includes("not", 0.15):
             out["not"] = chance.choice(
                 ({"type": "null"}, {"required": ["a"]}, {"enum": ["a", 1]}, {"const": 0})
             )
@@ -104,19 +107,19 @@ class Schemas:
             }
         else:
             return {}
-        return {key: value for key, value in found.items() if self._may(key, 0.4)}
+        return {key: value for key, value in found.items() if self._includes(key, 0.4)}
 
     def _array(self, depth: int) -> dict[str, Any]:
         chance = self._chance
         out: dict[str, Any] = {}
         if chance.random() < 0.6:
             out["items"] = self.schema(depth + 1) if chance.random() < 0.8 else False
-        if self._may("prefixItems", 0.7):
+        if self._includes("prefixItems", 0.7):
             out["prefixItems"] = [self.schema(depth + 1) for _ in range(chance.randint(1, 2))]
         for key, most in (("minItems", 3), ("maxItems", 4)):
             if chance.random() < 0.3:
                 out[key] = chance.randint(0, most)
-        if self._may("uniqueItems", 0.2):
+        if self._includes("uniqueItems", 0.2):
             out["uniqueItems"] = chance.choice((True, False))
         return out
 
@@ -138,8 +141,8 @@ class Schemas:
             "dependentSchemas": {chance.choice(_NAMES): {"required": [chance.choice(_NAMES)]}},
             "unevaluatedProperties": chance.choice((True, False)),
         }
-        out |= {key: value for key, value in rare.items() if self._may(key, 0.35)}
-        if self._may("if", 0.3):
+        out |= {key: value for key, value in rare.items() if self._includes(key, 0.35)}
+        if self._includes("if", 0.3):
             name = chance.choice(_NAMES)
             out.setdefault("properties", {})[name] = {"enum": ["a", "b", 1]}
             out["if"] = {"properties": {name: {"const": "a"}}}
