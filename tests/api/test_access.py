@@ -1,4 +1,4 @@
-"""Who may do what over HTTP: this machine, keys by scope, strangers; how each dialect says no."""
+"""Authorization over HTTP: local programs, API keys by scope, other machines; the errors of each dialect."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tests.doubles import FakeView, record
 from tests.models.fakes import FakeCalls
 
 Serve = Callable[..., Awaitable[str]]
-AWAY = {"X-Forwarded-For": "192.168.1.77"}
-"""A request of another machine: the tests' own address is a proxy that is trusted."""
-HERE = ("127.0.0.1",)
+REMOTE = {"X-Forwarded-For": "192.168.1.77"}
+"""Headers of a request from another machine, forwarded by a trusted proxy: the tests' own address."""
+TRUSTED_PROXIES = ("127.0.0.1",)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def keys(tmp_path: Path) -> AsyncIterator[Keys]:
     await found.close()
 
 
-ASKED = [
+REQUESTS = [
     ("GET", "/api/tags", None, Scope.INFER),
     ("GET", "/v1/models", None, Scope.INFER),
     ("GET", "/api/cluster", None, Scope.INFER),
@@ -67,13 +67,13 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "body", "needed"), ASKED)
-async def test_what_each_may_do(
+@pytest.mark.parametrize(("method", "path", "body", "needed"), REQUESTS)
+async def test_scope_that_each_route_needs(
     serve: Serve, http: ClientSession, keys: Keys, method: str, path: str, body: Any, needed: Scope
 ) -> None:
     service = ScriptedService(chunk(finish="stop"))
     cluster = PlainCluster()
-    url = await serve(parts(service, cluster=cluster, keys=keys), trusted_proxies=HERE)
+    url = await serve(parts(service, cluster=cluster, keys=keys), trusted_proxies=TRUSTED_PROXIES)
 
     async def status(headers: dict[str, str]) -> int:
         async with http.request(method, url + path, json=body, headers=headers) as answer:
@@ -82,20 +82,20 @@ async def test_what_each_may_do(
             return answer.status
 
     assert await status({}) not in (401, 403), "a program of this machine may do all"
-    assert (await status(AWAY) == 401) == (needed is not Scope.INFER), "open until the first key"
+    assert (await status(REMOTE) == 401) == (needed is not Scope.INFER), "open until the first key"
     cluster.asked.clear()
     secrets = {scope: (await keys.create(scope, scope))[1] for scope in Scope}
-    assert await status(AWAY) == 401, "a key is needed once there is one"
+    assert await status(REMOTE) == 401, "a key is needed once there is one"
     assert not cluster.asked
     for scope, secret in secrets.items():
         for header in (
             {"Authorization": f"Bearer {secret}"},
             {"X-Api-Key": secret, "Authorization": "Bearer ollama"},
         ):
-            got = await status(AWAY | header)
+            got = await status(REMOTE | header)
             assert (got == 403) == (not scope.includes(needed)) and got != 401
     await keys.revoke(Scope.ADMIN)
-    assert await status(AWAY | {"Authorization": f"Bearer {secrets[Scope.ADMIN]}"}) == 401
+    assert await status(REMOTE | {"Authorization": f"Bearer {secrets[Scope.ADMIN]}"}) == 401
     assert await status({}) not in (401, 403)
 
 
@@ -112,28 +112,28 @@ async def test_what_each_may_do(
         ({"x-aPi-KEY": " {key}\t"}, 200, ""),
     ],
 )
-async def test_what_is_wrong_with_a_key_is_said(
+async def test_an_invalid_key_is_explained(
     serve: Serve, http: ClientSession, keys: Keys, headers: dict[str, str], status: int, words: str
 ) -> None:
     _, secret = await keys.create("laptop", Scope.INFER)
-    url = await serve(parts(keys=keys), trusted_proxies=HERE)
-    sent = AWAY | {name: value.format(key=secret) for name, value in headers.items()}
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES)
+    sent = REMOTE | {name: value.format(key=secret) for name, value in headers.items()}
     async with http.get(url + "/api/tags", headers=sent) as answer:
         assert answer.status == status and words in await answer.text()
 
 
-async def test_a_key_counts_beside_the_login_of_a_proxy(
+async def test_a_key_is_found_beside_the_basic_auth_of_a_proxy(
     serve: Serve, http: ClientSession, keys: Keys
 ) -> None:
     _, secret = await keys.create("laptop", Scope.INFER)
-    url = await serve(parts(keys=keys), trusted_proxies=HERE)
-    sent = [*AWAY.items(), ("Authorization", "Basic eDp5"), ("Authorization", f"Bearer {secret}")]
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES)
+    sent = [*REMOTE.items(), ("Authorization", "Basic eDp5"), ("Authorization", f"Bearer {secret}")]
     async with http.get(url + "/api/tags", headers=sent) as answer:
         assert answer.status == 200
 
 
 class PlainAdmission:
-    """Takes every order about who may join."""
+    """Accepts every change of the cluster's membership."""
 
     def __init__(self) -> None:
         self.secret = self
@@ -161,7 +161,7 @@ class PlainAdmission:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "elsewhere"),
+    ("path", "body", "allowed_remotely"),
     [
         ("admit", {"machine": "bert"}, True),
         ("door", {"seconds": 60}, True),
@@ -172,21 +172,21 @@ class PlainAdmission:
         ("join", {"code": "1234-5678", "seed": "anna"}, False),
     ],
 )
-async def test_who_may_say_who_joins(
-    serve: Serve, http: ClientSession, keys: Keys, path: str, body: Any, elsewhere: bool
+async def test_membership_changes_need_the_admin_scope(
+    serve: Serve, http: ClientSession, keys: Keys, path: str, body: Any, allowed_remotely: bool
 ) -> None:
-    url = await serve(parts(admission=PlainAdmission(), keys=keys), trusted_proxies=HERE)
+    url = await serve(parts(admission=PlainAdmission(), keys=keys), trusted_proxies=TRUSTED_PROXIES)
 
     async def status(headers: dict[str, str]) -> int:
         async with http.post(f"{url}/api/cluster/{path}", json=body, headers=headers) as answer:
             return answer.status
 
     assert await status({}) == 200
-    assert await status(AWAY) == 401
+    assert await status(REMOTE) == 401
     secrets = {scope: (await keys.create(scope, scope))[1] for scope in Scope}
     for scope, secret in secrets.items():
-        expected = 200 if scope is Scope.ADMIN and elsewhere else 403
-        assert await status(AWAY | {"Authorization": f"Bearer {secret}"}) == expected
+        expected = 200 if scope is Scope.ADMIN and allowed_remotely else 403
+        assert await status(REMOTE | {"Authorization": f"Bearer {secret}"}) == expected
 
 
 @pytest.mark.parametrize(
@@ -198,22 +198,22 @@ async def test_http_auth(
 ) -> None:
     if made:
         await keys.create("one", Scope.INFER)
-    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth=mode)
-    async with http.get(url + "/api/tags", headers=AWAY) as answer:
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES, auth=mode)
+    async with http.get(url + "/api/tags", headers=REMOTE) as answer:
         assert answer.status == status
-    async with http.get(url + "/api/tags", headers=AWAY | {"Authorization": "Bearer ollama"}) as answer:
+    async with http.get(url + "/api/tags", headers=REMOTE | {"Authorization": "Bearer ollama"}) as answer:
         assert answer.status == status, "a dummy key is none"
-    async with http.post(url + "/api/cluster/drain", json={}, headers=AWAY) as answer:
+    async with http.post(url + "/api/cluster/drain", json={}, headers=REMOTE) as answer:
         assert answer.status == 401, "orders of strangers are never open"
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC - {"/web/{file}"}))
-async def test_what_is_public(serve: Serve, http: ClientSession, keys: Keys, path: str) -> None:
-    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth="keys")
-    for headers in (AWAY, AWAY | {"Authorization": "Bearer sk-sollold-wrong"}):
+async def test_public_routes_need_no_key(serve: Serve, http: ClientSession, keys: Keys, path: str) -> None:
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="keys")
+    for headers in (REMOTE, REMOTE | {"Authorization": "Bearer sk-sollold-wrong"}):
         async with http.get(url + path, headers=headers) as answer:
             assert answer.status == 200
-    preflight = AWAY | {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    preflight = REMOTE | {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
     async with http.options(url + "/api/chat", headers=preflight) as answer:
         assert answer.status == 204
 
@@ -228,7 +228,7 @@ def test_every_route_is_in_a_table() -> None:
     assert scope_of("GET", "/api/cluster/keys") is Scope.ADMIN
 
 
-def test_whoever_may_ask_models_may_use_each_route_that_does() -> None:
+def test_inference_routes_need_only_the_infer_scope() -> None:
     dialects = [row for row in routes() if row.path.startswith(("/v1/responses", "/v1/messages"))]
     asking = [row for row in routes() if row.inference]
     assert len(dialects) > 6 and len(asking) > 10
@@ -239,44 +239,44 @@ def test_whoever_may_ask_models_may_use_each_route_that_does() -> None:
 USER: Any = [{"role": "user", "content": "hi"}]
 
 
-def saying_hello() -> ScriptedService:
+def hello_service() -> ScriptedService:
     return ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
 
 
-async def test_ollamas_client_gets_its_401(serve: Serve, keys: Keys) -> None:
-    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
-    client = ollama.AsyncClient(host=url, headers=AWAY)
+async def test_ollama_client_raises_on_a_missing_key(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(hello_service(), keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="keys")
+    client = ollama.AsyncClient(host=url, headers=REMOTE)
     with pytest.raises(ollama.ResponseError, match="an API key is needed") as refused:
         await client.chat("demo", USER)
     assert refused.value.status_code == 401
     _, secret = await keys.create("me", Scope.INFER)
-    client = ollama.AsyncClient(host=url, headers=AWAY | {"Authorization": f"Bearer {secret}"})
+    client = ollama.AsyncClient(host=url, headers=REMOTE | {"Authorization": f"Bearer {secret}"})
     assert (await client.list()).models
-    said = [part.message.content async for part in await client.chat("demo", USER, stream=True)]
-    assert "".join(text or "" for text in said) == "hello"
+    pieces = [part.message.content async for part in await client.chat("demo", USER, stream=True)]
+    assert "".join(text or "" for text in pieces) == "hello"
 
 
-async def test_openais_client_gets_its_401(serve: Serve, keys: Keys) -> None:
-    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
+async def test_openai_client_raises_on_a_wrong_key(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(hello_service(), keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="keys")
     _, secret = await keys.create("me", Scope.INFER)
-    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=secret, default_headers=AWAY) as client:
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=secret, default_headers=REMOTE) as client:
         assert (await client.models.list()).data
         answer = await client.chat.completions.create(model="demo", messages=USER, stream=True)
-        said = [part.choices[0].delta.content async for part in answer if part.choices]
-        assert "".join(text or "" for text in said) == "hello"
-    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="wrong", default_headers=AWAY) as client:
+        pieces = [part.choices[0].delta.content async for part in answer if part.choices]
+        assert "".join(text or "" for text in pieces) == "hello"
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="wrong", default_headers=REMOTE) as client:
         with pytest.raises(openai.AuthenticationError, match="an API key is needed") as refused:
             await client.models.list()
         assert refused.value.type == "authentication_error"
 
 
-async def test_anthropics_client_gets_its_401(serve: Serve, keys: Keys) -> None:
-    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
+async def test_anthropic_client_raises_on_a_wrong_key(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(hello_service(), keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="keys")
     _, secret = await keys.create("me", Scope.INFER)
-    async with anthropic.AsyncAnthropic(base_url=url, api_key="wrong", default_headers=AWAY) as client:
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="wrong", default_headers=REMOTE) as client:
         with pytest.raises(anthropic.AuthenticationError, match="an API key is needed"):
             await client.messages.create(model="demo", max_tokens=5, messages=USER)
-    async with anthropic.AsyncAnthropic(base_url=url, api_key=secret, default_headers=AWAY) as client:
+    async with anthropic.AsyncAnthropic(base_url=url, api_key=secret, default_headers=REMOTE) as client:
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.create(model="none", max_tokens=5, messages=USER)
         async with client.messages.stream(model="demo", max_tokens=5, messages=USER) as stream:
@@ -284,15 +284,15 @@ async def test_anthropics_client_gets_its_401(serve: Serve, keys: Keys) -> None:
 
 
 async def test_keys_over_http(serve: Serve, http: ClientSession, keys: Keys) -> None:
-    url = await serve(parts(keys=keys), trusted_proxies=HERE)
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES)
     body = {"name": "laptop", "scope": "admin", "expires": "30d"}
     async with http.post(url + "/api/cluster/keys", json=body) as answer:
         made = await answer.json()
         assert answer.status == 200 and made["scope"] == "admin" and made["expires"]
-    admin = AWAY | {"X-Api-Key": made["key"]}
+    admin = REMOTE | {"X-Api-Key": made["key"]}
     async with http.get(url + "/api/cluster/keys", headers=admin) as answer:
         listed = await answer.json()
-        assert [one["name"] for one in listed["keys"]] == ["laptop"] and made["key"] not in str(listed)
+        assert [key["name"] for key in listed["keys"]] == ["laptop"] and made["key"] not in str(listed)
         assert listed["open"] is False
     for wrong in ({"name": "x", "expires": "soon"}, {"name": "x", "scope": "all"}, {"name": "laptop"}):
         async with http.post(url + "/api/cluster/keys", json=wrong, headers=admin) as answer:
@@ -303,16 +303,16 @@ async def test_keys_over_http(serve: Serve, http: ClientSession, keys: Keys) -> 
         assert answer.status == 401
 
 
-async def test_a_pass_is_for_this_machine_alone_and_opens_all(
+async def test_a_pass_is_issued_only_locally_and_grants_admin(
     serve: Serve, http: ClientSession, keys: Keys
 ) -> None:
     view = FakeView(record("0" * 16, addresses=("192.168.1.5",)))
     passes = MemberPasses(view, FakeCalls("0" * 16, {}))
-    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=HERE, auth="keys")
-    async with http.post(url + "/api/cluster/pass", headers=AWAY) as answer:
+    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES, auth="keys")
+    async with http.post(url + "/api/cluster/pass", headers=REMOTE) as answer:
         assert answer.status == 401
     _, admin = await keys.create("admin", Scope.ADMIN)
-    async with http.post(url + "/api/cluster/pass", headers=AWAY | {"X-Api-Key": admin}) as answer:
+    async with http.post(url + "/api/cluster/pass", headers=REMOTE | {"X-Api-Key": admin}) as answer:
         assert answer.status == 403
     for host in ("192.168.1.66", "nowhere.invalid"):
         async with http.post(url + "/api/cluster/pass", json={"host": host}) as answer:
@@ -320,41 +320,47 @@ async def test_a_pass_is_for_this_machine_alone_and_opens_all(
     async with http.post(url + "/api/cluster/pass", json={"host": "192.168.1.5"}) as answer:
         given = (await answer.json())["pass"]
     for secret, status in ((given, 200), (given[:-1] + "x", 401)):
-        headers = AWAY | {"Authorization": f"Bearer {secret}"}
+        headers = REMOTE | {"Authorization": f"Bearer {secret}"}
         async with http.post(url + "/api/cluster/drain", json={}, headers=headers) as answer:
             assert answer.status == status
 
 
-async def test_a_batch_is_its_owners(serve: Serve, http: ClientSession, keys: Keys) -> None:
-    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth="open")
+async def test_a_batch_is_visible_only_to_its_owner_and_admins(
+    serve: Serve, http: ClientSession, keys: Keys
+) -> None:
+    url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="open")
     stranger = {"X-Forwarded-For": "192.168.1.78"}
     _, admin = await keys.create("admin", Scope.ADMIN)
     body = {"model": "demo", "input": ["a"]}
-    async with http.post(url + "/api/batch/embed", json=body, headers=AWAY) as answer:
+    async with http.post(url + "/api/batch/embed", json=body, headers=REMOTE) as answer:
         assert answer.status == 202
         path = answer.headers["Location"]
     results = path.replace("jobs", "results")
-    for headers, status, count in ((AWAY, 200, 1), (stranger, 404, 0), (AWAY | {"X-Api-Key": admin}, 200, 1)):
+    for headers, status, count in (
+        (REMOTE, 200, 1),
+        (stranger, 404, 0),
+        (REMOTE | {"X-Api-Key": admin}, 200, 1),
+    ):
         async with http.get(url + "/api/batch/jobs", headers=headers) as answer:
             assert len((await answer.json())["jobs"]) == count
-        for one in (path, results):
-            async with http.get(url + one, headers=headers) as answer:
+        for job_path in (path, results):
+            async with http.get(url + job_path, headers=headers) as answer:
                 assert answer.status == status
     async with http.delete(url + path, headers=stranger) as answer:
         assert answer.status == 404
-    async with http.delete(url + path, headers=AWAY) as answer:
+    async with http.delete(url + path, headers=REMOTE) as answer:
         assert answer.status == 200
 
 
-async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSession, keys: Keys) -> None:
+async def test_only_a_valid_key_identifies_a_client(serve: Serve, http: ClientSession, keys: Keys) -> None:
     service = ScriptedService(chunk(finish="stop"))
-    url = await serve(parts(service, keys=keys), trusted_proxies=HERE, auth="open")
+    url = await serve(parts(service, keys=keys), trusted_proxies=TRUSTED_PROXIES, auth="open")
     key, secret = await keys.create("me", Scope.INFER)
     for headers, client in (
         ({}, "127.0.0.1"),
         ({"Authorization": "Bearer made-up"}, "127.0.0.1"),
-        (AWAY | {"Authorization": "Bearer made-up-2"}, "192.168.1.77"),
-        (AWAY | {"Authorization": f"Bearer {secret}"}, f"key:{key.id}"),
+        (REMOTE | {"Authorization": "Bearer made-up-2"}, "192.168.1.77"),
+        (REMOTE | {"Authorization": f"Bearer {secret}"}, f"key:{key.id}"),
     ):
         async with http.post(url + "/api/chat", json=CHAT, headers=headers) as answer:
             await answer.read()
@@ -370,7 +376,7 @@ async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSes
         ("192.168.1.5", "192.168.1.5", {}, "192.168.1.5", True),
         ("192.168.1.6", "192.168.1.5", {}, "192.168.1.6", False),
         ("fe80::1%eth0", "fe80::2%eth0", {}, "fe80::1", False),
-        # A proxy on this machine asks for people who are not; one that is not named is not believed.
+        # A local proxy forwards requests of other machines. If it isn't trusted, its headers don't count.
         ("127.0.0.1", "127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
         ("127.0.0.1", "127.0.0.1", {"X-Real-IP": "8.8.8.8"}, "127.0.0.1", False),
         ("127.0.0.1", "127.0.0.1", {"Via": "1.1 proxy"}, "127.0.0.1", False),
@@ -382,7 +388,7 @@ async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSes
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4"}, "1.2.3.4", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "nonsense"}, "10.0.0.9", False),
-        # Some proxies add the port.
+        # Some proxies append the port.
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4:5678"}, "1.2.3.4", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "[2001:db8::1]:443, 10.0.0.8:1"}, "2001:db8::1", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "2001:db8::1"}, "2001:db8::1", False),
@@ -390,7 +396,9 @@ async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSes
         ("192.168.1.6", "192.168.1.5", {"X-Forwarded-For": "1.2.3.4"}, "192.168.1.6", False),
     ],
 )
-def test_addresses(peer: str, own: str, headers: dict[str, str], address: str, local: bool) -> None:
+def test_client_addresses_behind_proxies(
+    peer: str, own: str, headers: dict[str, str], address: str, local: bool
+) -> None:
     request = make_mocked_request("GET", "/", headers=headers)
     assert request.transport is not None
     names = {"peername": (peer, 1), "sockname": (own, 2)}

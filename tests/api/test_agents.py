@@ -1,4 +1,4 @@
-"""What agents send: the shapes of requests of Claude Code, Codex and opencode, with all their odd fields."""
+"""Requests as Claude Code, Codex and opencode send them, with all their unusual fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, u
 from tests.api.conftest import Serve
 from tests.api.dialects import post
 
-ABLE = model(capabilities=("completion", "tools"))
+TOOL_MODEL = model(capabilities=("completion", "tools"))
 DRAFT = "http://json-schema.org/draft-07/schema#"
 CACHED = {"type": "ephemeral", "ttl": "1h"}
 READ = {
@@ -96,7 +96,7 @@ CLAUDE_CODE: dict[str, Any] = {
         },
         {"role": "assistant", "content": None},
         {"role": "user", "content": "And?"},
-        # What it knows of the machine comes last, under a role of its own.
+        # Claude Code sends facts about the machine last, with the role `system`.
         {"role": "system", "content": [{"type": "text", "text": "It is Linux.", "cache_control": CACHED}]},
     ],
 }
@@ -191,9 +191,9 @@ AGENTS = {
 
 
 @pytest.mark.parametrize("path", AGENTS)
-async def test_what_agents_send_is_taken(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_requests_of_agents_are_accepted(serve: Serve, http: ClientSession, path: str) -> None:
     service = ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "claude-code-20250219,oauth-2025-04-20"}
     async with http.post(url + path, json=AGENTS[path], headers=headers) as answer:
         assert answer.status == 200, await answer.text()
@@ -205,30 +205,33 @@ async def test_what_agents_send_is_taken(serve: Serve, http: ClientSession, path
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", AGENTS)
-async def test_llama_cpp_answers_what_agents_send(real: str, http: ClientSession, path: str) -> None:
+async def test_llama_cpp_answers_requests_of_agents(real: str, http: ClientSession, path: str) -> None:
     asked = {**AGENTS[path], "model": "call", "stream": False}
     limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
     status, answer, _ = await post(http, real + path, {**asked, limit: 9})
     assert status == 200, answer
 
 
-async def test_what_agents_said_before_is_whole(serve: Serve, http: ClientSession) -> None:
+async def test_conversations_of_agents_reach_the_engine_complete(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     async with http.post(f"{url}/v1/messages", json=CLAUDE_CODE) as answer:
         assert answer.status == 200
-    said = [(one["role"], one["content"]) for one in call_of(service).body["messages"]]
-    assert said[1:3] == [
+    sent = [(message["role"], message["content"]) for message in call_of(service).body["messages"]]
+    assert sent[1:3] == [
         ("user", "<system-reminder>Be kind.</system-reminder>\nRead it."),
         ("assistant", "I read."),
     ]
-    assert said[-2:] == [("user", "And?"), ("system", "It is Linux.")]
-    assert said[3] == ("tool", "1 line\nGrep\nT\nS\nfound") and said[4] == ("user", "page")
+    assert sent[-2:] == [("user", "And?"), ("system", "It is Linux.")]
+    assert sent[3] == ("tool", "1 line\nGrep\nT\nS\nfound") and sent[4] == ("user", "page")
     async with http.post(f"{url}/v1/responses", json=CODEX) as answer:
         assert answer.status == 200 and "web_search" in answer.headers["X-Sollold-Warning"]
     messages = call_of(service).body["messages"]
     assert messages[0] == {"role": "system", "content": "You are Codex.\n\n<permissions>"}
-    calls = [call["function"] for one in messages for call in one.get("tool_calls", ())]
+    calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
     assert [call["name"] for call in calls] == ["shell", "local_shell"]
     assert json.loads(calls[1]["arguments"])["command"] == ["ls"]
-    assert [one["content"] for one in messages if one["role"] == "tool"] == ["a.py", '{"output":"b.py"}']
+    assert [message["content"] for message in messages if message["role"] == "tool"] == [
+        "a.py",
+        '{"output":"b.py"}',
+    ]

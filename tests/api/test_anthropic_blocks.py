@@ -1,4 +1,4 @@
-"""Blocks of ``/v1/messages`` that newer clients send: a conversation goes on, and who sent them is told."""
+"""Blocks and fields that newer clients of ``/v1/messages`` send: unknown ones are left out with a warning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sollold.serving.request import Engine
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 
-ABLE = model(capabilities=("completion", "tools", "thinking"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 PATH = "/v1/messages?beta=true"
 USER: dict[str, Any] = {"role": "user", "content": "go"}
 ASK = {"model": "demo", "max_tokens": 9, "messages": [USER]}
@@ -34,38 +34,38 @@ def reference(kind: str, name: str) -> dict[str, Any]:
     return {"type": kind, "tool": {"type": "tool_reference", "name": name}}
 
 
-class Asked:
-    """Sends to an application whose engine answers one word; keeps what the engine got."""
+class Client:
+    """Sends requests to an application whose engine answers one word, and records them."""
 
     def __init__(self, serve: Serve, http: ClientSession) -> None:
         self.serve, self.http = serve, http
         self.service = ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
 
     async def __call__(self, **more: Any) -> tuple[int, str, str]:
-        url = await self.serve(parts(self.service, ABLE)) + PATH
+        url = await self.serve(parts(self.service, TOOL_MODEL)) + PATH
         async with self.http.post(url, json={**ASK, **more}) as answer:
             return answer.status, answer.headers.get("X-Sollold-Warning", ""), await answer.text()
 
     def names(self) -> list[str]:
         bodies = [call_of(self.service, engine).body for engine in Engine]
-        each = [[one["function"]["name"] for one in body.get("tools", ())] for body in bodies]
-        assert each[0] == each[1]
-        return each[0]
+        tool_names = [[tool["function"]["name"] for tool in body.get("tools", ())] for body in bodies]
+        assert tool_names[0] == tool_names[1]
+        return tool_names[0]
 
 
 @pytest.fixture
-def ask(serve: Serve, http: ClientSession) -> Asked:
-    return Asked(serve, http)
+def ask(serve: Serve, http: ClientSession) -> Client:
+    return Client(serve, http)
 
 
 @pytest.mark.parametrize("display", ["updates", "highlights"])
-async def test_thinking_is_shown_in_a_display_that_is_not_known(ask: Asked, display: str) -> None:
-    """As Claude Code 2.1.332 asks first; refused, it asked twice more in each process and subagent."""
+async def test_an_unknown_display_of_thinking_is_ignored_with_a_warning(ask: Client, display: str) -> None:
+    """Claude Code 2.1.332 sends it first; if refused, each process and subagent retries twice."""
     status, warned, text = await ask(thinking={"type": "adaptive", "display": display})
     assert status == 200 and f"thinking.display {display} has no effect" in warned and "Hello" in text
 
 
-async def test_tools_are_added_and_removed_on_the_way(ask: Asked) -> None:
+async def test_tools_are_added_and_removed_during_a_conversation(ask: Client) -> None:
     changes = [
         addition(tool("Late")),
         reference("tool_addition", "Read"),
@@ -80,12 +80,12 @@ async def test_tools_are_added_and_removed_on_the_way(ask: Asked) -> None:
     again = [*talk, {"role": "system", "content": [reference("tool_addition", "Write")]}]
     assert (await ask(messages=again, tools=[tool("Read"), tool("Write")]))[0] == 200
     assert ask.names() == ["Read", "Late", "Write"]
-    # Such a message says nothing to the model: it has none.
+    # A message that only changes tools is not sent to the model.
     assert len(call_of(ask.service).body["messages"]) == len(talk)
 
 
-async def test_a_tool_that_is_defined_again_is_offered_once_and_a_compaction_keeps_its_changes(
-    ask: Asked,
+async def test_a_redefined_tool_is_offered_once_and_a_compaction_keeps_tool_changes(
+    ask: Client,
 ) -> None:
     newer = tool("Read") | {"description": "newer"}
     kept = {"type": "compaction", "content": "…", "tool_changes": [addition(newer)]}
@@ -99,7 +99,7 @@ async def test_a_tool_that_is_defined_again_is_offered_once_and_a_compaction_kee
     assert status == 400 and "not among the tools" in text
 
 
-def test_many_changes_of_many_tools_do_not_hold_the_loop() -> None:
+def test_many_tool_changes_do_not_block_the_loop() -> None:
     count = 30_000
     tools: list[dict[str, Any]] = [{"name": f"t{number}"} for number in range(count)]
     removals = [{"type": "tool_removal", "tool": {"name": f"t{number}"}} for number in range(1, count)]
@@ -110,7 +110,7 @@ def test_many_changes_of_many_tools_do_not_hold_the_loop() -> None:
     assert time.process_time() - began < 5
 
 
-async def test_unknown_blocks_are_left_out_with_a_warning(ask: Asked) -> None:
+async def test_unknown_blocks_are_left_out_with_a_warning(ask: Client) -> None:
     result = {"type": "tool_result", "tool_use_id": "c1"}
     talk = [
         {"role": "user", "content": [{"type": "browser_state", "url": "x"}, {"type": "text", "text": "go"}]},
@@ -128,7 +128,7 @@ async def test_unknown_blocks_are_left_out_with_a_warning(ask: Asked) -> None:
     assert status == 200
     assert "blocks of type browser_state, connector_text, resource are not known" in warned
     sent = call_of(ask.service).body["messages"]
-    assert [one["role"] for one in sent] == ["user", "assistant", "tool"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
     assert [sent[0]["content"], sent[2]["content"]] == ["go", "found"]
 
 
@@ -142,7 +142,9 @@ async def test_unknown_blocks_are_left_out_with_a_warning(ask: Asked) -> None:
         {"role": "assistant", "content": [{"type": "thinking"}]},
     ],
 )
-async def test_a_user_who_says_nothing_and_malformed_blocks_are_refused(ask: Asked, turn: Any) -> None:
+async def test_a_user_message_without_known_blocks_and_malformed_blocks_are_refused(
+    ask: Client, turn: Any
+) -> None:
     status, _, text = await ask(messages=[turn])
     assert status == 400 and "unsupported content block" in text
 
@@ -156,6 +158,6 @@ async def test_a_user_who_says_nothing_and_malformed_blocks_are_refused(ask: Ask
         (["all"], True),
     ],
 )
-def test_thinking_that_is_all_kept_is_kept(edits: list[Any], warned: bool) -> None:
-    """Claude Code asks for it in each request."""
+def test_clear_thinking_warns_unless_it_keeps_all(edits: list[Any], warned: bool) -> None:
+    """Claude Code sends this in each request."""
     assert bool(message_warnings({**ASK, "context_management": {"edits": edits}})) is warned

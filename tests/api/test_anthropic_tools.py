@@ -1,4 +1,4 @@
-"""Tools of ``/v1/messages`` that Anthropic defines, and results that say that a call failed."""
+"""Tools of ``/v1/messages`` that Anthropic defines, and failed tool results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, u
 from tests.api.conftest import Serve
 from tests.api.dialects import post
 
-ABLE = model(capabilities=("completion", "tools"))
+TOOL_MODEL = model(capabilities=("completion", "tools"))
 PATH = "/v1/messages"
 ASK = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}]}
 READ = {"name": "Read", "description": "Reads.", "input_schema": {"type": "object", "properties": {}}}
@@ -25,12 +25,12 @@ def answers() -> ScriptedService:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_tools_that_run_at_anthropic_are_left_out_and_said_so(
+async def test_tools_that_run_at_anthropic_are_left_out_with_a_warning(
     serve: Serve, http: ClientSession, stream: bool
 ) -> None:
-    """Claude Code offers a web search; without one the rest of its request is worth an answer."""
+    """Claude Code offers a web search; its request can be answered without one."""
     service = answers()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     given = {**ASK, "stream": stream, "tools": [READ, SEARCH, FIND]}
     async with http.post(url, json=given) as answer:
         assert answer.status == 200 and "web_search_20250305" in answer.headers["X-Sollold-Warning"]
@@ -45,7 +45,7 @@ async def test_tools_that_run_at_anthropic_are_left_out_and_said_so(
 
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
-async def test_a_model_without_tools_answers_where_only_anthropics_are_offered(
+async def test_a_model_without_tools_answers_if_only_anthropics_tools_are_offered(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = ScriptedService({"input_tokens": 5}) if "count" in path else answers()
@@ -65,11 +65,11 @@ async def test_a_model_without_tools_answers_where_only_anthropics_are_offered(
         ([{"name": "x", "input_schema": "text"}], None, "'x'"),
     ],
 )
-async def test_a_tool_that_must_be_called_and_is_not_here_is_refused_by_name(
+async def test_invalid_tools_and_required_tools_that_are_missing_are_refused(
     serve: Serve, http: ClientSession, tools: Any, choice: Any, said: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     status, answer, _ = await post(http, url, {**ASK, "tools": tools, "tool_choice": choice})
     assert status == 400 and said in answer["error"]["message"]
     assert not service.asks
@@ -84,22 +84,22 @@ async def test_a_tool_that_must_be_called_and_is_not_here_is_refused_by_name(
         ("computer_20250124", "computer", "coordinate"),
     ],
 )
-async def test_anthropics_tools_that_run_at_the_caller_have_their_schema(
+async def test_anthropics_client_tools_get_their_schemas(
     serve: Serve, http: ClientSession, kind: str, name: str, argument: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     tool = {"type": kind, "name": name, "cache_control": {"type": "ephemeral"}, "display_width_px": 800}
     status, _, headers = await post(http, url, {**ASK, "tools": [tool]})
     assert status == 200 and "X-Sollold-Warning" not in headers
-    (told,) = call_of(service).body["tools"]
-    assert told["function"]["name"] == name and told["function"]["description"]
-    assert argument in told["function"]["parameters"]["properties"]
+    (tool_sent,) = call_of(service).body["tools"]
+    assert tool_sent["function"]["name"] == name and tool_sent["function"]["description"]
+    assert argument in tool_sent["function"]["parameters"]["properties"]
 
 
 @pytest.mark.llama
 @pytest.mark.parametrize("kind", ["bash_20250124", "text_editor_20250728"])
-async def test_llama_cpp_takes_anthropics_tools(real: str, http: ClientSession, kind: str) -> None:
+async def test_llama_cpp_accepts_anthropics_tools(real: str, http: ClientSession, kind: str) -> None:
     tools = [{"type": kind, "name": "edit"}, SEARCH]
     status, answer, _ = await post(http, real + PATH, {**ASK, "model": "call", "tools": tools})
     assert status == 200, answer
@@ -113,12 +113,12 @@ PDF = {
 
 
 @pytest.mark.parametrize("in_result", [True, False])
-async def test_a_document_that_can_not_be_read_ends_no_conversation(
+async def test_an_unreadable_document_is_left_out_with_a_warning(
     serve: Serve, http: ClientSession, in_result: bool
 ) -> None:
-    """Claude Code gives a PDF that it has read again with each request."""
+    """Claude Code sends a PDF that it has read again with each request."""
     service = answers()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [PDF] if in_result else "PDF read"}
     shown = [result] if in_result else [result, PDF]
@@ -144,11 +144,11 @@ async def test_a_document_that_can_not_be_read_ends_no_conversation(
         ([{"type": "text", "text": "boom"}], "Error: boom"),
     ],
 )
-async def test_a_model_is_told_that_a_call_failed(
+async def test_a_failed_tool_result_is_marked_as_an_error(
     serve: Serve, http: ClientSession, content: Any, shown: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": content}
     for failed, expected in ((True, shown), (False, content if isinstance(content, str) else None)):

@@ -1,4 +1,4 @@
-"""The application as callers meet it: routes, shapes of errors, methods, CORS, ids, the description."""
+"""The HTTP application: routes, error formats, methods, CORS, request ids, metrics, OpenAPI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.api.api_parts import (
 Serve = Callable[..., Awaitable[str]]
 
 
-async def test_root_says_what_clients_look_for(serve: Serve, http: ClientSession) -> None:
+async def test_root_answers_as_ollama_does(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     async with http.get(url) as answer:
         assert await answer.text() == "Ollama is running"
@@ -75,7 +75,7 @@ async def test_root_says_what_clients_look_for(serve: Serve, http: ClientSession
         ("/v1/responses", b'{"model":"demo","input":[{"type":"reasoning","content":5}]}', 400, "parts"),
     ],
 )
-async def test_bad_requests_have_the_dialects_shape(
+async def test_errors_have_the_form_of_the_dialect(
     serve: Serve, http: ClientSession, path: str, body: bytes, status: int, said: str
 ) -> None:
     url = await serve(parts())
@@ -98,7 +98,7 @@ async def test_bad_requests_have_the_dialects_shape(
         (rb"\\ud83d \\\ud83d", "\\ud83d \\\ufffd"),
     ],
 )
-async def test_half_a_character_is_read_as_ollama_reads_it(
+async def test_lone_surrogates_are_replaced_as_in_ollama(
     serve: Serve, http: ClientSession, sent: bytes, read: str
 ) -> None:
     service = ScriptedService(chunk(finish="stop"))
@@ -109,7 +109,7 @@ async def test_half_a_character_is_read_as_ollama_reads_it(
     assert call_of(service).body["messages"][0]["content"] == read
 
 
-async def test_a_body_that_is_not_packed_as_it_says_is_the_callers_fault(
+async def test_a_body_that_does_not_decompress_is_a_bad_request(
     serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = await serve(parts())
@@ -117,21 +117,21 @@ async def test_a_body_that_is_not_packed_as_it_says_is_the_callers_fault(
     async with http.post(f"{url}/v1/chat/completions", data=raw, headers=headers) as answer:
         assert answer.status == 400
         assert "can't be read" in (await answer.json())["error"]["message"]
-    # Answered on a connection of its own, so whatever the first had to say is said.
+    # A further request on another connection: by then any traceback of the first is logged.
     async with http.get(f"{url}/api/version") as answer:
         assert answer.status == 200
     assert not [line for line in caplog.records if line.exc_info]
 
 
 @pytest.mark.parametrize("tools", [[1], [{"type": "function"}], "x", [{"type": "custom", "name": "x"}]])
-async def test_tools_of_a_template_are_checked(serve: Serve, http: ClientSession, tools: object) -> None:
+async def test_apply_template_checks_tools(serve: Serve, http: ClientSession, tools: object) -> None:
     url = await serve(parts())
     body = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "tools": tools}
     async with http.post(f"{url}/apply-template", json=body) as answer:
         assert answer.status == 400 and "tools" in (await answer.json())["error"]["message"]
 
 
-async def test_packed_bodies(serve: Serve, http: ClientSession) -> None:
+async def test_compressed_bodies(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
     raw = msgspec.json.encode(CHAT)
@@ -159,7 +159,9 @@ async def test_packed_bodies(serve: Serve, http: ClientSession) -> None:
 @pytest.mark.parametrize(
     "header", ["Host", "Origin", "Authorization", "X-Api-Key", "X-Request-Id", "User-Agent"]
 )
-async def test_headers_that_are_no_text(serve: Serve, header: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_headers_that_are_not_utf8_raise_no_exception(
+    serve: Serve, header: str, caplog: pytest.LogCaptureFixture
+) -> None:
     url = await serve(parts())
     for path in ("/v1/responses/x", "/api/tags", "/v1/messages/%ff"):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
@@ -186,7 +188,7 @@ async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSessio
         assert answer.status == 405 and "message" in (await answer.json())["error"]
 
 
-async def test_pages_of_foreign_origin_are_refused(serve: Serve, http: ClientSession) -> None:
+async def test_requests_from_foreign_origins_are_refused(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
     async with http.post(f"{url}/api/chat", json=CHAT, headers={"Origin": "http://evil.example"}) as answer:
@@ -217,7 +219,7 @@ async def test_request_ids(serve: Serve, http: ClientSession) -> None:
         assert answer.headers["X-Request-Id"] != "not sane"
 
 
-async def test_priority_client_and_context(serve: Serve, http: ClientSession) -> None:
+async def test_priority_client_and_context_reach_the_service(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
     body = {**CHAT, "options": {"num_ctx": 4096}}
@@ -246,7 +248,7 @@ async def test_browsers_get_the_dashboard(serve: Serve, http: ClientSession) -> 
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert "http://" not in page and "https://" not in page
     for name in ("dashboard.css", "dashboard.js"):
-        assert f'"web/{name}"' in page  # Below a proxy's path, too.
+        assert f'"web/{name}"' in page  # Relative, to work below a proxy's path.
         async with http.get(f"{url}/web/{name}") as answer:
             assert answer.status == 200 and len(await answer.text()) > 1000
     async with http.get(f"{url}/web/..%2fapp.py") as answer:
@@ -254,7 +256,7 @@ async def test_browsers_get_the_dashboard(serve: Serve, http: ClientSession) -> 
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 beside IPv4 here")
-async def test_every_address_means_both_kinds(http: ClientSession) -> None:
+async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(http: ClientSession) -> None:
     facts = HttpSettings(host="::", port=0)
     listener = Listener(build_app(parts(), facts), facts, drain=0.2)
     await listener.start()

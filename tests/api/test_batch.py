@@ -1,4 +1,4 @@
-"""Batches: whole in their order, behind everybody, asked for again when refused, ended when told."""
+"""Embedding batches: order, low priority, retries, deadlines, cancellation and limits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_vectors_come_in_the_order_of_the_texts(batches: Batches) -> None:
     ]
 
 
-async def test_one_client_leaves_places_for_others() -> None:
+async def test_running_batches_are_limited_per_client_and_in_total() -> None:
     batches, never = Batches(running=3, running_each=2), asyncio.Event()
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -64,7 +64,7 @@ async def test_one_client_leaves_places_for_others() -> None:
     await batches.close()
 
 
-async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> None:
+async def test_a_piece_refused_as_unavailable_is_retried(batches: Batches) -> None:
     refused = 0
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -79,7 +79,7 @@ async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> N
     assert job.progress is JobState.DONE and refused == 3 and not job.errors
 
 
-async def test_a_text_that_is_refused_fails_alone_and_the_rest_goes_on(batches: Batches) -> None:
+async def test_a_refused_text_fails_alone(batches: Batches) -> None:
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         if "bad" in texts:
             raise Refusal(Fault.ENGINE, "it is too long")
@@ -94,7 +94,7 @@ async def test_a_text_that_is_refused_fails_alone_and_the_rest_goes_on(batches: 
     assert everything.progress is JobState.FAILED
 
 
-async def test_a_text_that_engines_die_over_is_asked_for_a_few_times_and_fails_alone(
+async def test_a_text_that_kills_engines_fails_alone_after_a_few_attempts(
     batches: Batches,
 ) -> None:
     asked: list[int] = []
@@ -111,7 +111,7 @@ async def test_a_text_that_engines_die_over_is_asked_for_a_few_times_and_fails_a
     assert asked == [4, 4, 4, 1]
 
 
-async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: Batches) -> None:
+async def test_a_batch_gives_up_on_a_model_that_refuses_everything(batches: Batches) -> None:
     asked = 0
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -136,7 +136,7 @@ async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: 
     assert job.progress is JobState.FAILED and asked == 10
 
 
-async def test_what_is_not_there_at_the_deadline_is_given_up(batches: Batches) -> None:
+async def test_texts_without_a_vector_at_the_deadline_fail(batches: Batches) -> None:
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         if "slow" in texts:
             await asyncio.Event().wait()
@@ -148,7 +148,7 @@ async def test_what_is_not_there_at_the_deadline_is_given_up(batches: Batches) -
     assert "0.2 s" in job.errors[4]
 
 
-async def test_no_more_pieces_at_once_than_allowed(batches: Batches) -> None:
+async def test_concurrent_pieces_are_limited(batches: Batches) -> None:
     now = most = 0
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -165,7 +165,7 @@ async def test_no_more_pieces_at_once_than_allowed(batches: Batches) -> None:
     assert most == 3
 
 
-async def test_cancelling_keeps_what_is_there(batches: Batches) -> None:
+async def test_a_running_batch_can_be_cancelled(batches: Batches) -> None:
     first = asyncio.Event()
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -185,7 +185,7 @@ async def test_cancelling_keeps_what_is_there(batches: Batches) -> None:
         await batches.cancel("none")
 
 
-async def test_what_is_kept_is_bounded(batches: Batches) -> None:
+async def test_only_the_newest_results_are_kept(batches: Batches) -> None:
     async def wide(texts: Sequence[str]) -> list[list[float]]:
         return [[1.0] * 100 for _ in texts]
 
@@ -200,7 +200,7 @@ async def test_what_is_kept_is_bounded(batches: Batches) -> None:
     assert refused.value.fault is Fault.BAD_REQUEST
 
 
-async def test_vectors_of_running_batches_count_too(batches: Batches) -> None:
+async def test_vectors_of_running_batches_count_towards_the_limit(batches: Batches) -> None:
     go = asyncio.Event()
 
     async def wide(texts: Sequence[str]) -> list[list[float]]:
@@ -212,7 +212,7 @@ async def test_vectors_of_running_batches_count_too(batches: Batches) -> None:
     async with asyncio.timeout(5):
         while first.done < 8:  # noqa: ASYNC110 - it has no event to wait for
             await asyncio.sleep(0.005)
-    # Only 1000 numbers are kept, and 900 are or will be the first one's.
+    # The limit is 1000 numbers, and the first batch has or reserves 900.
     second = batches.submit("m", ["a"] * 4, wide)
     await ended(batches, second.id)
     assert second.progress is JobState.FAILED and second.vectors == [None] * 4
@@ -240,7 +240,7 @@ async def test_texts_of_running_batches_are_bounded() -> None:
         await batches.close()
 
 
-async def test_too_many_under_way_are_refused(batches: Batches) -> None:
+async def test_too_many_running_batches_are_refused(batches: Batches) -> None:
     async def never(texts: Sequence[str]) -> list[list[float]]:
         await asyncio.Event().wait()
         return []
@@ -253,7 +253,7 @@ async def test_too_many_under_way_are_refused(batches: Batches) -> None:
 
 
 class EmbeddingService:
-    """Gives each text its length as its vector."""
+    """Returns the length of each text as its vector."""
 
     def __init__(self) -> None:
         self.asks: list[Ask] = []
@@ -273,7 +273,7 @@ class EmbeddingService:
         yield f'{{"data":[{rows}],"usage":{{"prompt_tokens":1}}}}'.encode()
 
 
-async def test_over_http(serve: Serve, http: ClientSession) -> None:
+async def test_a_batch_over_http(serve: Serve, http: ClientSession) -> None:
     service = EmbeddingService()
     url = await serve(parts(service, model("embed:latest", capabilities=("embedding",))))
     texts = ["x" * (1 + count % 7) for count in range(100)]
@@ -293,7 +293,7 @@ async def test_over_http(serve: Serve, http: ClientSession) -> None:
         page = await answer.json()
     assert page["embeddings"] == [[1.0, 0.0]] * 5 and page["next_offset"] == 95
     async with http.get(f"{url}/api/batch/jobs") as answer:
-        assert [one["job_id"] for one in (await answer.json())["jobs"]] == [job["job_id"]]
+        assert [listed["job_id"] for listed in (await answer.json())["jobs"]] == [job["job_id"]]
     async with http.delete(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
         assert (await answer.json())["status"] == "completed"
     async with http.get(f"{url}/api/batch/jobs/none") as answer:
@@ -303,7 +303,7 @@ async def test_over_http(serve: Serve, http: ClientSession) -> None:
             assert answer.status == 400
 
 
-async def test_a_batch_keeps_the_time_that_its_caller_allows(serve: Serve, http: ClientSession) -> None:
+async def test_a_batch_fails_at_its_timeout(serve: Serve, http: ClientSession) -> None:
     service = EmbeddingService()
     service.gate.clear()
     url = await serve(parts(service, model("embed:latest", capabilities=("embedding",))))
@@ -318,7 +318,9 @@ async def test_a_batch_keeps_the_time_that_its_caller_allows(serve: Serve, http:
     assert (job["status"], job["failed"]) == ("failed", 2)
 
 
-async def test_a_batch_ends_with_its_key(serve: Serve, http: ClientSession, tmp_path: Path) -> None:
+async def test_a_batch_ends_when_its_key_is_revoked(
+    serve: Serve, http: ClientSession, tmp_path: Path
+) -> None:
     keys = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
     service = EmbeddingService()
     service.gate.clear()

@@ -1,4 +1,4 @@
-"""Bodies that cost more than they seem to: they are refused early, and hold up nobody meanwhile."""
+"""Request bodies that are costly to decode: they are refused early and don't block the event loop."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ VALUES = st.recursive(
 )
 
 
-def counted(value: object) -> tuple[int, int]:
-    """Containers and commas of a value's JSON."""
+def count_values(value: object) -> tuple[int, int]:
+    """(Containers, commas) of the value's JSON."""
     if isinstance(value, list | dict):
-        inner = [counted(one) for one in (value.values() if isinstance(value, dict) else value)]
+        inner = [
+            count_values(inner_value)
+            for inner_value in (value.values() if isinstance(value, dict) else value)
+        ]
         commas = max(0, len(inner) - 1) + sum(commas for _, commas in inner)
         return 1 + sum(containers for containers, _ in inner), commas
     return 0, 0
 
 
 @given(VALUES, st.lists(st.integers(0, 200)), st.booleans())
-def test_what_is_outside_of_strings_is_counted_however_it_is_cut(
+def test_values_outside_strings_are_counted_in_any_chunks(
     value: object, cuts: list[int], ascii_: bool
 ) -> None:
     raw = json.dumps(value, ensure_ascii=ascii_).encode()
-    containers, commas = counted(value)
+    containers, commas = count_values(value)
     places = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
 
     def feed(bounds: JsonBounds) -> None:
@@ -94,7 +97,7 @@ async def test_a_body_of_millions_of_values_is_refused(
                 assert "error" in await answer.json()
         except ClientConnectionError:
             pass  # refused while it was still being sent
-    assert sent < 16 * MIB, "it is refused long before its end"
+    assert sent < 16 * MIB, "refused long before its end"
     assert loop.longest < 0.05
     assert loop.most_memory - before < 64 * MIB
     async with http.get(url + "/api/version") as answer:
@@ -112,7 +115,7 @@ async def test_a_body_of_millions_of_values_is_refused(
         ({"tools": [{}] * 513}, "tools has more than 512 items"),
     ],
 )
-async def test_the_refusal_says_why(
+async def test_a_refusal_names_the_limit(
     serve: Serve, http: ClientSession, fields: dict[str, Any], why: str
 ) -> None:
     url = await serve(parts())
@@ -120,7 +123,7 @@ async def test_the_refusal_says_why(
         assert answer.status == 400 and why in (await answer.json())["error"]
 
 
-async def test_large_bodies_that_people_send_pass(serve: Serve, http: ClientSession) -> None:
+async def test_realistic_large_bodies_pass(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     field = {"type": "string", "description": '[x], {y}, "z"'}
@@ -136,7 +139,7 @@ async def test_large_bodies_that_people_send_pass(serve: Serve, http: ClientSess
     assert len(json.dumps(body)) > MIB and loop.longest < 1
 
 
-HELD_UP = {
+COSTLY_BODIES = {
     "bytes that are not UTF-8": b"\xff" * 300_000,
     "texts with bytes that are not UTF-8": b'{"a":"' + b"\xc0a" * 300_000 + b'"}',
     "halves of characters": b'{"a":"' + b"\\ud800" * 9_000 + b'", x',
@@ -150,11 +153,11 @@ HELD_UP = {
 }
 
 
-@pytest.mark.parametrize("name", HELD_UP)
+@pytest.mark.parametrize("name", COSTLY_BODIES)
 @pytest.mark.parametrize("path", ["/api/show", "/api/nothing"])
-async def test_no_body_holds_up_others(serve: Serve, http: ClientSession, name: str, path: str) -> None:
+async def test_no_body_blocks_other_requests(serve: Serve, http: ClientSession, name: str, path: str) -> None:
     url = await serve(parts())
-    headers = {"Content-Length": str(len(HELD_UP[name]))}
+    headers = {"Content-Length": str(len(COSTLY_BODIES[name]))}
     if "packed" in name:
         headers["Content-Encoding"] = "gzip"
     if "chunk" in name:
@@ -162,7 +165,7 @@ async def test_no_body_holds_up_others(serve: Serve, http: ClientSession, name: 
     head = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
     async with watched() as loop:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + HELD_UP[name])
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + COSTLY_BODIES[name])
         async with asyncio.timeout(30):
             assert (await reader.readline()).split()[1] in (b"400", b"404", b"413")
         async with http.get(url + "/api/version") as answer:
@@ -183,7 +186,7 @@ async def test_limits_by_route(serve: Serve, http: ClientSession, path: str, mos
         assert answer.status in (400, 404)
 
 
-async def test_the_budget_counts_what_decoding_will_cost(serve: Serve, http: ClientSession) -> None:
+async def test_the_memory_budget_counts_decoded_sizes(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     service.gate = asyncio.Event()
     url = await serve(parts(service), bodies=MIB)
@@ -197,13 +200,13 @@ async def test_the_budget_counts_what_decoding_will_cost(serve: Serve, http: Cli
     asking = asyncio.create_task(ask())
     try:
         await until(lambda: service.asks)
-        assert await ask() == 503, "two of them would take more than the budget"
+        assert await ask() == 503, "two bodies exceed the budget"
     finally:
         service.gate.set()
         await asking
 
 
-async def test_a_text_is_shown_in_pieces_up_to_a_length(serve: Serve, http: ClientSession) -> None:
+async def test_tokenize_with_pieces_limits_the_length(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(b'{"tokens":[]}')
     url = await serve(parts(service))
     for content in ("x" * (600 << 10), ["x" * (300 << 10), 5, "x" * (300 << 10)]):
@@ -215,7 +218,7 @@ async def test_a_text_is_shown_in_pieces_up_to_a_length(serve: Serve, http: Clie
                 assert status == 200 or "with_pieces" in text
 
 
-async def test_lengths_that_are_announced_take_no_room(serve: Serve, http: ClientSession) -> None:
+async def test_announced_lengths_reserve_no_memory(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(chunk(finish="stop"))), bodies=MIB)
     head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n{"
     async with contextlib.AsyncExitStack() as held:
@@ -231,7 +234,7 @@ async def test_lengths_that_are_announced_take_no_room(serve: Serve, http: Clien
             await asyncio.sleep(0.02)
 
 
-async def test_one_client_leaves_room_for_the_others(serve: Serve, http: ClientSession) -> None:
+async def test_one_client_can_not_use_the_whole_budget(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     service.gate = asyncio.Event()
     url = await serve(parts(service), bodies=MIB, trusted_proxies=("127.0.0.1",))
@@ -248,4 +251,4 @@ async def test_one_client_leaves_room_for_the_others(serve: Serve, http: ClientS
     await until(lambda: len(service.asks) == 2)
     service.gate.set()
     assert await asyncio.gather(*asking) == [200, 200]
-    assert await ask("192.168.1.8") == 200, "its share is free again"
+    assert await ask("192.168.1.8") == 200, "its share is released"

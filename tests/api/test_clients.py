@@ -1,4 +1,4 @@
-"""The official clients against the application over real llama.cpp: client × feature, streamed and not."""
+"""Official clients with real llama.cpp, per feature, streamed and not. See `client_table`."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_openai_several_answers_and_logprobs(url: str, way: str) -> None:
             logprobs=True,
             top_logprobs=1,
         )
-        # An Ollama has no ``n``: it gives one answer.
+        # Ollama has no ``n``; it gives one answer.
         assert len(whole.choices) == (1 if way == OLLAMAS else 2)
         assert whole.choices[0].message.content == whole.choices[-1].message.content
         logprobs = whole.choices[0].logprobs
@@ -219,7 +219,7 @@ async def test_openai_schema(url: str) -> None:
 
 async def test_openai_completions_and_embeddings(url: str) -> None:
     async with chatgpt(url) as client:
-        # The prompt is raw with either engine, so the answer goes on from it.
+        # Both engines get a raw prompt, so the answer continues it.
         begun = "Hello!"
         whole = await client.completions.create(model="demo", prompt="Hello!", max_tokens=2)
         assert whole.choices[0].text and GREETING.startswith(begun + whole.choices[0].text)
@@ -332,17 +332,17 @@ async def test_anthropic_thinking(url: str) -> None:
             final = await stream.get_final_message()
         assert [block.type for block in final.content] == ["thinking", "text"]
         assert final.content[0].type == "thinking" and final.content[0].thinking.strip() == THOUGHT
-        unseen: Any = {**wish, "display": "omitted"}
-        whole = await client.messages.create(model="think", max_tokens=2000, messages=ASK, thinking=unseen)
+        omitted: Any = {**wish, "display": "omitted"}
+        whole = await client.messages.create(model="think", max_tokens=2000, messages=ASK, thinking=omitted)
         async with client.messages.stream(
-            model="think", max_tokens=2000, messages=ASK, thinking=unseen
+            model="think", max_tokens=2000, messages=ASK, thinking=omitted
         ) as stream:
             final = await stream.get_final_message()
-        for one in (whole, final):
-            assert [block.type for block in one.content] == ["thinking", "text"]
-            assert one.content[0].type == "thinking"
-            assert not one.content[0].thinking and one.content[0].signature
-        # Claude Code asks every model for it.
+        for message in (whole, final):
+            assert [block.type for block in message.content] == ["thinking", "text"]
+            assert message.content[0].type == "thinking"
+            assert not message.content[0].thinking and message.content[0].signature
+        # Claude Code requests thinking of every model.
         plain = await client.messages.create(model="demo", max_tokens=200, messages=ASK, thinking=wish)
         assert [block.type for block in plain.content] == ["text"]
 
@@ -357,7 +357,7 @@ async def test_anthropic_counting_and_errors(url: str) -> None:
         assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
 
 
-# --- those who build on them
+# --- libraries built on them
 
 
 async def test_langchain(url: str) -> None:
@@ -378,10 +378,10 @@ async def test_langchain(url: str) -> None:
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """No collection of garbage meanwhile.
+    """Disable garbage collection during the test.
 
-    litellm does not close the streams that it has read. Where one is collected while the same thread is in
-    httpcore's pool, closing it waits for a lock that this thread holds: for ever.
+    litellm does not close streams that it has read. If one is collected while the thread is in httpcore's
+    pool, closing it waits forever for a lock that this thread holds.
     """
     gc.collect()
     gc.disable()
@@ -395,7 +395,7 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
-    # It adds a format that it then finds its own client of Ollama does not know.
+    # litellm adds a format that its own client for Ollama rejects.
     monkeypatch.setattr(litellm, "drop_params", True)
 
     base = {"ollama_chat": url, "openai": f"{url}/v1", "anthropic": url}[route]
@@ -409,13 +409,13 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
         )
 
     def call() -> tuple[str, str]:
-        # Its gateway for tools of other servers wants a package that nothing here needs.
+        # Its gateway for MCP servers needs a package that is not installed.
         tools: dict[str, Any] = {"tools": [TOOL], "_skip_mcp_handler": True}
         whole = litellm.completion(model=f"{route}/call", **wish, **tools)
         parts = litellm.completion(model=f"{route}/call", **wish, **tools, stream=True)
-        pieces = [one for part in parts for one in part.choices[0].delta.tool_calls or ()]
+        pieces = [delta for part in parts for delta in part.choices[0].delta.tool_calls or ()]
         return whole.choices[0].message.tool_calls[0].function.arguments, "".join(
-            one.function.arguments or "" for one in pieces
+            delta.function.arguments or "" for delta in pieces
         )
 
     def embed() -> int:
@@ -429,9 +429,9 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
         )
         return len(found.data)
 
-    # Beside the loop: it asks /api/show in the middle of its own callbacks, and waits for the answer.
+    # In a thread, since it calls /api/show synchronously from its callbacks.
     assert await asyncio.to_thread(talk) == (GREETING, GREETING)
-    assert [json.loads(one) for one in await asyncio.to_thread(call)] == [{"zone": "utc"}] * 2
+    assert [json.loads(arguments) for arguments in await asyncio.to_thread(call)] == [{"zone": "utc"}] * 2
     if route != "anthropic":
         assert await asyncio.to_thread(embed) == 2
 

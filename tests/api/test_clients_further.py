@@ -1,4 +1,4 @@
-"""What is asked for more seldom, through the official clients: streamed and not where a dialect has both."""
+"""Less common features through the official clients, streamed and not where a dialect has both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keys(text: str | None) -> set[str]:
     return set(json.loads(text or ""))
 
 
-# --- the form of an answer
+# --- structured output
 
 
 async def test_ollama_schema_streamed(url: str) -> None:
@@ -82,30 +82,37 @@ async def test_ollama_logprobs_streamed_and_of_a_text(url: str) -> None:
     client = ollama.AsyncClient(host=url)
     wish: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "options": {"num_predict": 2}}
     streamed = [part async for part in await client.chat("demo", ASK, stream=True, **wish)]
-    told = [one for part in streamed for one in part.logprobs or ()]
-    assert GREETING.startswith("".join(one.token for one in told)) and len(told) == 2
-    assert told[0].top_logprobs and told[0].top_logprobs[0].token == told[0].token
+    token_logprobs = [logprob for part in streamed for logprob in part.logprobs or ()]
+    assert (
+        GREETING.startswith("".join(logprob.token for logprob in token_logprobs)) and len(token_logprobs) == 2
+    )
+    assert (
+        token_logprobs[0].top_logprobs and token_logprobs[0].top_logprobs[0].token == token_logprobs[0].token
+    )
     text = await client.generate("demo", "Hi", **wish)
-    assert [one.token for one in text.logprobs or ()] == [one.token for one in told]
+    assert [logprob.token for logprob in text.logprobs or ()] == [logprob.token for logprob in token_logprobs]
 
 
 async def test_openai_logprobs_streamed(url: str) -> None:
     async with chatgpt(url) as client:
-        told = []
+        token_logprobs = []
         async for part in await client.chat.completions.create(
             model="demo", messages=ASK, max_tokens=2, logprobs=True, top_logprobs=2, stream=True
         ):
             for choice in part.choices:
-                told += (choice.logprobs.content or []) if choice.logprobs else []
-        assert GREETING.startswith("".join(one.token for one in told)) and len(told) == 2
-        assert told[0].top_logprobs[0].token == told[0].token
+                token_logprobs += (choice.logprobs.content or []) if choice.logprobs else []
+        assert (
+            GREETING.startswith("".join(logprob.token for logprob in token_logprobs))
+            and len(token_logprobs) == 2
+        )
+        assert token_logprobs[0].top_logprobs[0].token == token_logprobs[0].token
 
 
 # --- tools and thinking
 
 
 async def test_openai_tool_choice_none(url: str) -> None:
-    """An Ollama has no ``tool_choice``: it is not told of the tools."""
+    """Ollama has no ``tool_choice``, so it gets no tools."""
     async with chatgpt(url) as client:
         wish: dict[str, Any] = {"model": "call", "messages": ASK, "tools": [TOOL], "tool_choice": "none"}
         whole = await client.chat.completions.create(**wish)
@@ -126,10 +133,12 @@ async def test_ollama_think_levels_reach_the_template(url: str) -> None:
         last = [part async for part in await client.chat("think", ASK, think=level, stream=True)][-1]
         assert last.prompt_eval_count == whole.prompt_eval_count
         counts[level] = whole.prompt_eval_count or 0
-    # The template writes the level into the prompt; each of its letters is a token.
+    # The template writes the level into the prompt, with one token per letter.
     assert [counts[level] - counts["low"] for level in LEVELS] == [len(level) - 3 for level in LEVELS]
-    silent = await client.chat("think", ASK, think=False)
-    assert silent.message.thinking is None and CONCLUSION in (silent.message.content or "")
+    without_thinking = await client.chat("think", ASK, think=False)
+    assert without_thinking.message.thinking is None and CONCLUSION in (
+        without_thinking.message.content or ""
+    )
     with pytest.raises(ollama.ResponseError) as refused:
         await client.chat("demo", ASK, think="high")
     assert refused.value.status_code == 400
@@ -144,12 +153,12 @@ async def test_openai_reasoning_effort_reaches_the_template(url: str) -> None:
             counts.append(whole.usage.prompt_tokens if whole.usage else 0)
             answer = await client.responses.create(model="think", input=ASK, reasoning={"effort": effort})
             others.append(answer.usage.input_tokens if answer.usage else 0)
-        wanted = [len(level) - 3 for level in LEVELS]
-        assert [count - counts[0] for count in counts] == wanted
-        assert [count - others[0] for count in others] == wanted
+        differences = [len(level) - 3 for level in LEVELS]
+        assert [count - counts[0] for count in counts] == differences
+        assert [count - others[0] for count in others] == differences
 
 
-# --- a gap in a text, and tokens
+# --- infill and tokens
 
 
 async def test_ollama_suffix(url: str) -> None:
@@ -197,7 +206,7 @@ async def test_openai_client_on_the_routes_of_llama_server(url: str, way: str) -
         assert (await post("/infill", gap))["content"]
 
 
-# --- how long a model stays
+# --- keep_alive
 
 
 async def test_ollama_keep_alive(url: str, way: str) -> None:
@@ -209,13 +218,15 @@ async def test_ollama_keep_alive(url: str, way: str) -> None:
         assert (await client.generate("demo", keep_alive=form)).done_reason == "load"
     if WAYS[way] == "far":
         deadline = time.monotonic() + 30
-        while not await stays_for_ever(client):
-            assert time.monotonic() < deadline, "the last word on how long it stays is not seen"
+        while not await never_expires(client):
+            assert time.monotonic() < deadline, "the last keep_alive has not arrived"
 
 
-async def stays_for_ever(client: ollama.AsyncClient) -> bool:
-    stay = [one.expires_at for one in (await client.ps()).models if one.model == "demo:latest"]
-    return bool(stay and stay[0]) and stay[0].timestamp() > time.time() + 10**8
+async def never_expires(client: ollama.AsyncClient) -> bool:
+    expirations = [
+        running.expires_at for running in (await client.ps()).models if running.model == "demo:latest"
+    ]
+    return bool(expirations and expirations[0]) and expirations[0].timestamp() > time.time() + 10**8
 
 
 async def test_ollama_keep_alive_that_is_none(url: str) -> None:

@@ -1,6 +1,6 @@
-"""Pictures through the official clients, to a real llama-server with a projector: streamed and not.
+"""Images through the official clients to a real llama-server with a projector, streamed and not.
 
-What the model says is the same each time; that it was shown the picture is told by the tokens of its prompt.
+The model's answer is fixed; the number of prompt tokens shows whether it got the image.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from tests.api.reciters import PATCHES, SEEN
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(90)]
 
-WORDS = "What is this?"
-DATA = f"data:image/png;base64,{PICTURE}"
+PROMPT = "What is this?"
+DATA_URL = f"data:image/png;base64,{PICTURE}"
 
 
 async def test_ollama_chat_with_an_image(url: str, way: str) -> None:
     client = ollama.AsyncClient(host=url)
     assert "vision" in ((await client.show("see")).capabilities or ())
-    blind = await client.chat("see", [{"role": "user", "content": WORDS}])
-    shown: Any = [{"role": "user", "content": WORDS, "images": [PICTURE]}]
+    without_image = await client.chat("see", [{"role": "user", "content": PROMPT}])
+    shown: Any = [{"role": "user", "content": PROMPT, "images": [PICTURE]}]
     whole = await client.chat("see", shown)
     assert whole.message.content == SEEN
-    assert (whole.prompt_eval_count or 0) - (blind.prompt_eval_count or 0) == PATCHES
+    assert (whole.prompt_eval_count or 0) - (without_image.prompt_eval_count or 0) == PATCHES
     parts = [part async for part in await client.chat("see", shown, stream=True)]
     assert "".join(part.message.content or "" for part in parts) == SEEN
     assert parts[-1].prompt_eval_count == whole.prompt_eval_count
     with pytest.raises(ollama.ResponseError, match=r"support images|multimodal requests") as refused:
         await client.chat("demo", shown)
-    # What an Ollama can do it says itself, and it is the request's fault there too.
+    # Ollama checks capabilities itself and also answers 400.
     assert refused.value.status_code == 400
 
 
 async def test_ollama_generate_with_an_image(url: str) -> None:
     client = ollama.AsyncClient(host=url)
-    blind = await client.generate("see", WORDS)
-    whole = await client.generate("see", WORDS, images=[base64.b64decode(PICTURE)])
+    without_image = await client.generate("see", PROMPT)
+    whole = await client.generate("see", PROMPT, images=[base64.b64decode(PICTURE)])
     assert whole.response == SEEN
-    assert (whole.prompt_eval_count or 0) - (blind.prompt_eval_count or 0) == PATCHES
-    parts = [part async for part in await client.generate("see", WORDS, images=[PICTURE], stream=True)]
+    assert (whole.prompt_eval_count or 0) - (without_image.prompt_eval_count or 0) == PATCHES
+    parts = [part async for part in await client.generate("see", PROMPT, images=[PICTURE], stream=True)]
     assert "".join(part.response for part in parts) == SEEN
     assert parts[-1].prompt_eval_count == whole.prompt_eval_count
 
 
 async def test_openai_chat_with_an_image(url: str) -> None:
-    picture = {"type": "image_url", "image_url": {"url": DATA}}
-    shown: Any = [{"role": "user", "content": [{"type": "text", "text": WORDS}, picture]}]
+    picture = {"type": "image_url", "image_url": {"url": DATA_URL}}
+    shown: Any = [{"role": "user", "content": [{"type": "text", "text": PROMPT}, picture]}]
     async with chatgpt(url) as client:
-        blind = await client.chat.completions.create(
-            model="see", messages=[{"role": "user", "content": WORDS}]
+        without_image = await client.chat.completions.create(
+            model="see", messages=[{"role": "user", "content": PROMPT}]
         )
         whole = await client.chat.completions.create(model="see", messages=shown)
         assert whole.choices[0].message.content == SEEN
-        assert whole.usage and blind.usage
-        assert whole.usage.prompt_tokens - blind.usage.prompt_tokens == PATCHES
+        assert whole.usage and without_image.usage
+        assert whole.usage.prompt_tokens - without_image.usage.prompt_tokens == PATCHES
         text, tokens = "", 0
         async for part in await client.chat.completions.create(
             model="see", messages=shown, stream=True, stream_options={"include_usage": True}
@@ -76,13 +76,13 @@ async def test_openai_chat_with_an_image(url: str) -> None:
 
 
 async def test_openai_responses_with_an_image(url: str) -> None:
-    picture = {"type": "input_image", "image_url": DATA, "detail": "auto"}
-    shown: Any = [{"role": "user", "content": [{"type": "input_text", "text": WORDS}, picture]}]
+    picture = {"type": "input_image", "image_url": DATA_URL, "detail": "auto"}
+    shown: Any = [{"role": "user", "content": [{"type": "input_text", "text": PROMPT}, picture]}]
     async with chatgpt(url) as client:
-        blind = await client.responses.create(model="see", input=WORDS)
+        without_image = await client.responses.create(model="see", input=PROMPT)
         whole = await client.responses.create(model="see", input=shown)
-        assert whole.output_text == SEEN and whole.usage and blind.usage
-        assert whole.usage.input_tokens - blind.usage.input_tokens == PATCHES
+        assert whole.output_text == SEEN and whole.usage and without_image.usage
+        assert whole.usage.input_tokens - without_image.usage.input_tokens == PATCHES
         async with client.responses.stream(model="see", input=shown) as stream:
             final = await stream.get_final_response()
         assert final.output_text == SEEN
@@ -91,17 +91,17 @@ async def test_openai_responses_with_an_image(url: str) -> None:
 
 async def test_anthropic_with_an_image(url: str) -> None:
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
-    shown: Any = [{"role": "user", "content": [{"type": "text", "text": WORDS}, picture]}]
-    plain: Any = [{"role": "user", "content": WORDS}]
+    shown: Any = [{"role": "user", "content": [{"type": "text", "text": PROMPT}, picture]}]
+    plain: Any = [{"role": "user", "content": PROMPT}]
 
     def prompt(usage: anthropic.types.Usage) -> int:
         return usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
     async with claude(url) as client:
-        blind = await client.messages.create(model="see", max_tokens=99, messages=plain)
+        without_image = await client.messages.create(model="see", max_tokens=99, messages=plain)
         whole = await client.messages.create(model="see", max_tokens=99, messages=shown)
         assert whole.content[0].type == "text" and whole.content[0].text == SEEN
-        assert prompt(whole.usage) - prompt(blind.usage) == PATCHES
+        assert prompt(whole.usage) - prompt(without_image.usage) == PATCHES
         async with client.messages.stream(model="see", max_tokens=99, messages=shown) as stream:
             text = "".join([piece async for piece in stream.text_stream])
             final = await stream.get_final_message()
@@ -110,33 +110,33 @@ async def test_anthropic_with_an_image(url: str) -> None:
             await client.messages.create(model="demo", max_tokens=9, messages=shown)
 
 
-async def test_an_image_that_is_none_is_refused_and_the_next_is_seen(url: str) -> None:
+async def test_an_invalid_image_is_refused_and_the_next_is_accepted(url: str) -> None:
     client = ollama.AsyncClient(host=url)
     noise = base64.b64encode(b"x" * 99).decode()
-    broken: Any = [{"role": "user", "content": WORDS, "images": [noise]}]
+    broken: Any = [{"role": "user", "content": PROMPT, "images": [noise]}]
     with pytest.raises(ollama.ResponseError) as refused:
         await client.chat("see", broken)
     assert refused.value.status_code == 400
-    shown: Any = [{"role": "user", "content": WORDS, "images": [PICTURE]}]
+    shown: Any = [{"role": "user", "content": PROMPT, "images": [PICTURE]}]
     assert (await client.chat("see", shown)).message.content == SEEN
 
 
 def _padded(picture: bytes, size: int) -> str:
-    """The same PNG with ``size`` bytes in it that no reader looks at, as base64."""
+    """The PNG with a private chunk of ``size`` bytes, as base64."""
     chunk = b"prVt" + os.urandom(size)
     private = size.to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    # Behind the signature and the header.
+    # After the signature and the header.
     return base64.b64encode(picture[:33] + private + picture[33:]).decode()
 
 
 async def test_large_images_reach_the_engine_whole(url: str) -> None:
     large = [_padded(base64.b64decode(PICTURE), size) for size in (300_000, 600_001)]
-    shown: Any = [{"role": "user", "content": WORDS, "images": large[:1]}]
+    shown: Any = [{"role": "user", "content": PROMPT, "images": large[:1]}]
     client = ollama.AsyncClient(host=url)
     assert (await client.chat("see", shown)).message.content == SEEN
-    assert (await client.generate("see", WORDS, images=large[1:])).response == SEEN
-    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{one}"}} for one in large]
-    asked: Any = [{"role": "user", "content": [{"type": "text", "text": WORDS}, *parts]}]
+    assert (await client.generate("see", PROMPT, images=large[1:])).response == SEEN
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}} for data in large]
+    asked: Any = [{"role": "user", "content": [{"type": "text", "text": PROMPT}, *parts]}]
     async with chatgpt(url) as gpt:
         answer = await gpt.chat.completions.create(model="see", messages=asked)
         assert answer.choices[0].message.content == SEEN

@@ -1,4 +1,4 @@
-"""``/api/cluster``: the state of the cluster, and the orders given to it."""
+"""``/api/cluster``: the state of the cluster, and commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.api.api_parts import (
 Serve = Callable[..., Awaitable[str]]
 
 
-async def test_the_cluster_is_shown(serve: Serve, http: ClientSession) -> None:
+async def test_cluster_state(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), record("1" * 16, "beta", endpoints=(endpoint(id="o", loaded=False),)))
     service = ScriptedService(chunk("a"), asyncio.Event())
     url = await serve(parts(service, cluster=cluster))
@@ -39,7 +39,7 @@ async def test_the_cluster_is_shown(serve: Serve, http: ClientSession) -> None:
     assert [node["name"] for node in state["nodes"]] == ["alpha", "beta"]
     assert state["nodes"][0]["leader"] and state["nodes"][0]["devices"][0]["granted"] == 100
     (found,) = state["deployments"]
-    assert [(one["node_name"], one["first"], one["last"]) for one in found["placed"]] == [
+    assert [(share["node_name"], share["first"], share["last"]) for share in found["placed"]] == [
         ("alpha", 0, 2),
         ("beta", 2, 5),
     ]
@@ -47,23 +47,23 @@ async def test_the_cluster_is_shown(serve: Serve, http: ClientSession) -> None:
     assert (live["model"], live["stage"], live["node"], live["events"]) == ("demo", "answering", "beta", 1)
 
 
-async def test_the_route_of_a_model_that_no_node_has_is_told_where_the_settings_know_of_it(
+async def test_route_answers_for_a_model_that_no_node_has_but_that_can_be_planned(
     serve: Serve, http: ClientSession
 ) -> None:
-    class Foreseeing(PlainCluster):
+    class PlanningCluster(PlainCluster):
         async def plan(self, ask: Ensure, *, online: bool = False) -> Planned:
             if ask.model != "big:1t":
                 raise Refusal(Fault.NOT_FOUND, f"model {ask.model!r} not found")
             return Planned(True, "it would be spread")
 
-    url = await serve(parts(cluster=Foreseeing()))
+    url = await serve(parts(cluster=PlanningCluster()))
     async with http.post(f"{url}/api/cluster/route", json={"model": "big:1t"}) as answer:
         assert await answer.json() == {"model": "big:1t", "nodes": [], "endpoints": []}
     async with http.post(f"{url}/api/cluster/route", json={"model": "nowhere"}) as answer:
         assert answer.status == 404
 
 
-async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> None:
+async def test_cluster_commands(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     url = await serve(parts(cluster=cluster))
     async with http.post(
@@ -84,7 +84,7 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
         assert (await answer.json())["draining"] is False
     assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]
-    # A word that is not known is no order for this node.
+    # With an unknown field the default node must not be drained.
     async with http.post(f"{url}/api/cluster/drain", json={"nod": "beta"}) as answer:
         assert answer.status == 400
         assert (await answer.json())["error"] == "invalid request: unknown field nod; did you mean node?"
@@ -100,7 +100,7 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
             assert next(iter(wrong)) in (await answer.json())["error"]
 
 
-def test_a_shared_memory_counts_once_for_a_node() -> None:
+def test_shared_memory_is_counted_once_per_node() -> None:
     gpu = Device("Vulkan0", Kind.GPU, "Iris", 8 * GIB, 6 * GIB, 8 * GIB, 2 * GIB, 5 * GIB, pool="ram")
     ram = replace(gpu, id="CPU", kind=Kind.CPU, granted=GIB)
     card = Device("CUDA0", Kind.GPU, "RTX", 4 * GIB, 4 * GIB, 4 * GIB, 0, 4 * GIB)

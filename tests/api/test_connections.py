@@ -1,4 +1,4 @@
-"""Connections that never ask, that ask slowly, and that are too many."""
+"""Limits of connections: idle and slow ones, their number, headers that are too long."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def port_of(url: str) -> int:
     return int(url.rsplit(":", 1)[1])
 
 
-class Wire:
-    """A transport that notes what is done with it."""
+class FakeTransport:
+    """A transport that records calls."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -56,7 +56,7 @@ class Wire:
 
 
 class Handler(asyncio.Protocol):
-    """What a connection is passed on to."""
+    """Records what it receives."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -69,37 +69,39 @@ class Handler(asyncio.Protocol):
         self.over = True
 
 
-def receive(one: ClientConnection, data: bytes) -> None:
-    """As a transport passes on what came."""
-    buffer = one.get_buffer(-1)
+def receive(connection: ClientConnection, data: bytes) -> None:
+    """Pass ``data`` on as a transport does."""
+    buffer = connection.get_buffer(-1)
     assert len(data) <= len(buffer)
     buffer[: len(data)] = data
-    one.buffer_updated(len(data))
+    connection.buffer_updated(len(data))
 
 
-def wire(address: str = "192.168.1.9") -> asyncio.Transport:
-    return cast(asyncio.Transport, Wire(address))
+def fake_transport(address: str = "192.168.1.9") -> asyncio.Transport:
+    return cast(asyncio.Transport, FakeTransport(address))
 
 
-def test_one_machine_does_not_take_all_connections() -> None:
+def test_connections_are_limited_per_address_except_loopback() -> None:
     counted = Connections(1000, per_address=3)
-    several = [wire() for _ in range(4)]
-    assert [counted.admits(one) for one in several] == [True, True, True, False]
-    assert counted.admits(wire("192.168.1.10"))
-    several[0].close()
-    assert counted.admits(wire()) and not counted.admits(wire())
-    assert all(counted.admits(wire(address)) for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 5)
+    transports = [fake_transport() for _ in range(4)]
+    assert [counted.admits(transport) for transport in transports] == [True, True, True, False]
+    assert counted.admits(fake_transport("192.168.1.10"))
+    transports[0].close()
+    assert counted.admits(fake_transport()) and not counted.admits(fake_transport())
+    assert all(
+        counted.admits(fake_transport(address)) for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 5
+    )
 
 
-def test_all_together_leave_descriptors_for_others() -> None:
+def test_connections_are_limited_in_total() -> None:
     counted = Connections(5, per_address=10)
-    several = [wire(f"10.0.0.{number}") for number in range(6)]
-    assert [counted.admits(one) for one in several] == [True] * 5 + [False]
-    several[2].close()
-    assert counted.admits(wire("10.0.0.9")) and not counted.admits(wire("10.0.0.9"))
+    transports = [fake_transport(f"10.0.0.{number}") for number in range(6)]
+    assert [counted.admits(transport) for transport in transports] == [True] * 5 + [False]
+    transports[2].close()
+    assert counted.admits(fake_transport("10.0.0.9")) and not counted.admits(fake_transport("10.0.0.9"))
 
 
-async def test_a_header_is_passed_on_when_it_is_whole() -> None:
+async def test_a_header_is_passed_on_when_complete() -> None:
     made: list[Handler] = []
 
     def make() -> Handler:
@@ -108,19 +110,19 @@ async def test_a_header_is_passed_on_when_it_is_whole() -> None:
 
     for pieces in ([b"GET / HTTP/1.1\r\nHost: x\r\n\r\nmore"], [b"GET / HTTP/1.1\r\n", b"\r", b"\nmore"]):
         made.clear()
-        one = ClientConnection(make, Connections(9))
-        one.connection_made(wire())
+        connection = ClientConnection(make, Connections(9))
+        connection.connection_made(fake_transport())
         for piece in pieces[:-1]:
-            receive(one, piece)
+            receive(connection, piece)
             assert not made
-        receive(one, pieces[-1])
+        receive(connection, pieces[-1])
         assert made[0].data == b"".join(pieces)
-        receive(one, b"and more")
-        one.connection_lost(None)
+        receive(connection, b"and more")
+        connection.connection_lost(None)
         assert made[0].data.endswith(b"more") and made[0].over
 
 
-async def test_a_slow_header_is_ended(
+async def test_a_slow_header_times_out_with_408(
     serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.api.http.connections._HEADER_SECONDS", 0.3)
@@ -136,13 +138,13 @@ async def test_a_slow_header_is_ended(
         writer.close()
 
 
-async def test_who_speaks_tls_is_told_at_once_that_nobody_does_here(serve: Serve) -> None:
+async def test_tls_on_a_plain_port_is_answered_with_an_explanation(serve: Serve) -> None:
     url = await serve(parts())
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
     writer.write(bytes.fromhex("16030100a5010000a10303") + bytes(160))
     async with asyncio.timeout(5):
-        said = await reader.read()
-    head, _, body = said.partition(b"\r\n\r\n")
+        response = await reader.read()
+    head, _, body = response.partition(b"\r\n\r\n")
     assert b"http:// instead of https://" in body and f"Content-Length: {len(body)}".encode() in head
     writer.close()
     context = ssl.create_default_context()
@@ -166,7 +168,7 @@ async def test_a_connection_without_a_header_ends_with_the_listener() -> None:
     writer.close()
 
 
-async def test_a_header_without_end_is_refused(serve: Serve) -> None:
+async def test_an_endless_header_is_refused(serve: Serve) -> None:
     url = await serve(parts())
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
     writer.write(b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 40_000)
@@ -175,7 +177,7 @@ async def test_a_header_without_end_is_refused(serve: Serve) -> None:
     writer.close()
 
 
-async def test_browsers_send_all_cookies_of_localhost(serve: Serve, http: ClientSession) -> None:
+async def test_large_cookies_are_accepted_up_to_a_limit(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     async with http.get(url + "/api/version", headers={"Cookie": "a=" + "x" * 60_000}) as answer:
         assert answer.status == 200
@@ -183,7 +185,7 @@ async def test_browsers_send_all_cookies_of_localhost(serve: Serve, http: Client
         assert answer.status in (400, 431)
 
 
-async def test_requests_on_one_connection(serve: Serve) -> None:
+async def test_several_requests_on_one_connection(serve: Serve) -> None:
     url = await serve(parts())
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
     for _ in range(3):
@@ -194,7 +196,7 @@ async def test_requests_on_one_connection(serve: Serve) -> None:
     writer.close()
 
 
-def test_the_soft_limit_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_soft_limit_of_descriptors_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [(1024, 8192)]
     monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda which, pair: limits.append(pair))
@@ -206,7 +208,7 @@ def test_the_soft_limit_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raise_descriptor_limit() == connections._MOST_DESCRIPTORS
 
 
-async def test_a_connection_that_is_over_counts_no_more() -> None:
+async def test_a_closed_connection_is_not_counted() -> None:
     counted = Connections(1)
     server = await asyncio.get_running_loop().create_server(
         lambda: ClientConnection(Handler, counted), "127.0.0.1", 0
@@ -216,7 +218,7 @@ async def test_a_connection_that_is_over_counts_no_more() -> None:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             await until(lambda: counted._open)
             writer.close()
-            await until(lambda: all(one.is_closing() for one in counted._open["127.0.0.1"]))
+            await until(lambda: all(transport.is_closing() for transport in counted._open["127.0.0.1"]))
             assert await reader.read() == b""
     finally:
         server.close()

@@ -1,4 +1,4 @@
-"""Answers in a form, as other servers are asked for them; and fields that are wrong."""
+"""Constraints on the output in the fields of other servers (vLLM, TGI), and invalid fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAPPED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("given", "mapped"), MAPPED, ids=repr)
-def test_what_other_servers_are_asked_for_is_mapped(given: dict[str, Any], mapped: dict[str, Any]) -> None:
+def test_constraints_of_other_servers_are_mapped(given: dict[str, Any], mapped: dict[str, Any]) -> None:
     body, warnings = with_own_constraints({"model": "demo", **given}, chat=True)
     assert not warnings and body.keys() == {"model", *mapped}
     for name, value in mapped.items():
@@ -46,7 +46,7 @@ def test_what_other_servers_are_asked_for_is_mapped(given: dict[str, Any], mappe
         assert with_own_constraints(given, chat=False)[0] == {"json_schema": SCHEMA}
 
 
-def test_a_body_without_them_is_the_same() -> None:
+def test_a_body_without_such_constraints_is_unchanged() -> None:
     body = {"model": "demo", "grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}
     assert with_own_constraints(body, chat=True) == (body, ())
 
@@ -61,13 +61,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "why"), REFUSED, ids=repr)
-def test_what_has_no_such_form_is_refused(given: dict[str, Any], why: str) -> None:
+def test_unsupported_constraints_are_refused(given: dict[str, Any], why: str) -> None:
     with pytest.raises(Refusal, match=why):
         with_own_constraints(given, chat=True)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-async def test_what_has_no_effect_is_told(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_fields_without_effect_cause_a_warning(serve: Serve, http: ClientSession, path: str) -> None:
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
     body = {"model": "demo", "messages": [{"role": "user", "content": "a"}], "prompt": "a", "stream": True}
@@ -81,7 +81,7 @@ async def test_what_has_no_effect_is_told(serve: Serve, http: ClientSession, pat
 
 
 @pytest.mark.llama
-async def test_a_model_answers_in_the_form(engines: dict[str, str], http: ClientSession) -> None:
+async def test_a_models_output_matches_the_constraint(engines: dict[str, str], http: ClientSession) -> None:
     for given, pattern in (
         ({"guided_choice": ["yes", 'n"o']}, 'yes|n"o'),
         ({"guided_regex": r"\d{3}-([a-c]{1,4}|é\.)"}, r"\d{3}-([a-c]{1,4}|é\.)"),
@@ -94,7 +94,7 @@ async def test_a_model_answers_in_the_form(engines: dict[str, str], http: Client
             assert response.status == 200 and re.fullmatch(pattern, answer["content"]), answer
 
 
-async def test_tokens_that_the_model_does_not_have_are_refused(serve: Serve, http: ClientSession) -> None:
+async def test_tokens_outside_the_vocabulary_are_refused(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(b'{"content": "a"}')
     url = await serve(parts(service, model(vocabulary="512:abc")))
     for tokens, status in (([511], 200), ([1, 512], 400), ([-1], 400), ([2**40], 400)):
@@ -103,7 +103,7 @@ async def test_tokens_that_the_model_does_not_have_are_refused(serve: Serve, htt
             assert status == 200 or "_M_range_check" not in await answer.text()
 
 
-async def test_the_output_of_a_shell_is_read(serve: Serve, http: ClientSession) -> None:
+async def test_shell_call_output_reaches_the_engine(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     ended = {"stdout": "a.py", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}
@@ -115,7 +115,7 @@ async def test_the_output_of_a_shell_is_read(serve: Serve, http: ClientSession) 
     body = {"model": "demo", "input": items, "stream": True}
     async with http.post(url + "/v1/responses", json=body) as answer:
         assert answer.status == 200, await answer.text()
-    (result,) = [one for one in call_of(service).body["messages"] if one["role"] == "tool"]
+    (result,) = [message for message in call_of(service).body["messages"] if message["role"] == "tool"]
     assert "a.py" in result["content"] and '"exit_code":0' in result["content"]
 
 

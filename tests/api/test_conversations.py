@@ -1,4 +1,4 @@
-"""Orders of messages that chat templates refuse, in every dialect."""
+"""Message orders that chat templates refuse, in every dialect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def turn(role: str, content: Any = "", **more: Any) -> dict[str, Any]:
 
 
 CALL = {"id": "c0", "type": "function", "function": {"name": "get", "arguments": "{}"}}
-ODD = {
+ODD_ORDERS = {
     "two user turns": [turn("user", "a"), turn("user", "b")],
     "assistant first": [turn("assistant", "hello"), turn("user", "a")],
     "late system": [turn("user", "a"), turn("assistant", "b"), turn("system", "c"), turn("user", "d")],
@@ -39,11 +39,11 @@ ODD = {
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("odd", ODD)
-async def test_a_strict_template_gets_the_order_that_it_requires(
+@pytest.mark.parametrize("odd", ODD_ORDERS)
+async def test_messages_are_reordered_for_a_strict_template(
     real: str, http: ClientSession, path: str, odd: str
 ) -> None:
-    status, answer, headers = await post(http, real + path, body_of(path, "strict", ODD[odd]))
+    status, answer, headers = await post(http, real + path, body_of(path, "strict", ODD_ORDERS[odd]))
     assert status == 200, answer
     assert text_of(path, answer).startswith("Hello")
     if odd == "two user turns" and path != "/v1/responses":
@@ -51,7 +51,7 @@ async def test_a_strict_template_gets_the_order_that_it_requires(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_what_a_template_refuses_in_every_form_is_refused_in_one_sentence(
+async def test_a_conversation_that_the_template_refuses_in_every_form_is_refused(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = ScriptedService()
@@ -61,46 +61,46 @@ async def test_what_a_template_refuses_in_every_form_is_refused_in_one_sentence(
     )
     service.refusal = Refusal(Fault.ENGINE, trace, status=500)
     url = await serve(parts(service))
-    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD["late system"]))
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD_ORDERS["late system"]))
     assert status == 400
     assert error_of(path, answer) == (
         "the model's chat template refuses this conversation: only poems are taken"
     )
-    # As sent, tidied, flattened.
+    # Three attempts: as sent, tidied, flattened.
     assert len(service.asks) == 3
     service.refusal = Refusal(Fault.ENGINE, "boom", status=500)
-    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD["late system"]))
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD_ORDERS["late system"]))
     assert status == 502 and len(service.asks) == 4
 
 
-async def test_messages_that_the_template_takes_are_sent_as_they_are(
+async def test_messages_that_the_template_accepts_are_sent_unchanged(
     serve: Serve, http: ClientSession
 ) -> None:
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
-    body = body_of("/v1/chat/completions", "demo", ODD["late system"], stream=True)
+    body = body_of("/v1/chat/completions", "demo", ODD_ORDERS["late system"], stream=True)
     async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
         assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
-    assert call_of(service).body["messages"] == ODD["late system"]
+    assert call_of(service).body["messages"] == ODD_ORDERS["late system"]
 
 
-def test_tidied_conversations() -> None:
-    assert tidy(ODD["late system"]) == [
+def test_tidy_and_flatten() -> None:
+    assert tidy(ODD_ORDERS["late system"]) == [
         turn("system", "c"),
         turn("user", "a"),
         turn("assistant", "b"),
-        ODD["late system"][3],
+        ODD_ORDERS["late system"][3],
     ]
-    assert tidy(ODD["two user turns"]) == [turn("user", "a\n\nb")]
-    assert tidy(ODD["assistant first"]) == [turn("user"), *ODD["assistant first"]]
-    assert tidy(ODD["a result without its call"]) == [turn("user", "noon")]
+    assert tidy(ODD_ORDERS["two user turns"]) == [turn("user", "a\n\nb")]
+    assert tidy(ODD_ORDERS["assistant first"]) == [turn("user"), *ODD_ORDERS["assistant first"]]
+    assert tidy(ODD_ORDERS["a result without its call"]) == [turn("user", "noon")]
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     both = tidy([turn("user", "a"), turn("user", [picture])])
     assert both == [turn("user", [{"type": "text", "text": "a"}, picture])]
-    # Whoever has a name keeps to himself; calls stay before their results.
+    # Messages of different names are not merged; calls stay before their results.
     named = [turn("user", "a", name="x"), turn("user", "b", name="y")]
     assert tidy(named) == named
-    called = ODD["tools that the template does not know"]
+    called = ODD_ORDERS["tools that the template does not know"]
     assert tidy(called) == called
     assert [(m["role"], m["content"]) for m in flatten([turn("system", "s"), *called])] == [
         ("user", "s\n\na"),
@@ -110,8 +110,10 @@ def test_tidied_conversations() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_results_come_in_the_order_of_their_calls(serve: Serve, http: ClientSession, path: str) -> None:
-    """Claude Code sends them as they finish, and templates write no ids: they went to each other's calls."""
+async def test_tool_results_are_sent_in_the_order_of_their_calls(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """Claude Code sends results as calls finish, and templates write no ids, so they are reordered."""
     service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     calls = [{**CALL, "id": id_} for id_ in ("a", "b", "c")]
@@ -120,11 +122,11 @@ async def test_results_come_in_the_order_of_their_calls(serve: Serve, http: Clie
     async with http.post(url + path, json=body_of(path, "demo", talk, stream=True)) as answer:
         assert answer.status == 200, await answer.text()
     sent = call_of(service).body["messages"]
-    assert [one["content"] for one in sent if one["role"] == "tool"] == ["of a", "of b", "of c"]
-    assert [one["role"] for one in sent] == [one["role"] for one in talk]
+    assert [message["content"] for message in sent if message["role"] == "tool"] == ["of a", "of b", "of c"]
+    assert [message["role"] for message in sent] == [message["role"] for message in talk]
 
 
-def test_results_whose_calls_are_not_told_apart_stay_as_they_are() -> None:
+def test_results_with_ambiguous_ids_keep_their_order() -> None:
     def talk(ids: str, results: str) -> list[Any]:
         calls = [{**CALL, "id": id_} for id_ in ids]
         return [turn("assistant", tool_calls=calls), *(turn("tool", tool_call_id=id_) for id_ in results)]
@@ -135,7 +137,7 @@ def test_results_whose_calls_are_not_told_apart_stay_as_they_are() -> None:
     assert results_in_order(talk("ab", "ba") + talk("cd", "dc")) == talk("ab", "ab") + talk("cd", "cd")
 
 
-def test_many_results_are_put_in_order_at_once() -> None:
+def test_ordering_many_results_is_fast() -> None:
     ids = [f"c{n}" for n in range(30_000)]
     calls = turn("assistant", tool_calls=[{"id": id_} for id_ in ids])
     results = [turn("tool", tool_call_id=id_) for id_ in ids]
@@ -144,28 +146,28 @@ def test_many_results_are_put_in_order_at_once() -> None:
     assert time.thread_time() - began < 1
 
 
-def test_answers_in_a_row_are_one() -> None:
+def test_consecutive_answers_are_merged() -> None:
     first, second = turn("assistant", "b", reasoning_content="x"), turn("assistant", "c", tool_calls=[CALL])
     assert merge_answers([turn("user", "a"), first, second]) == [
         turn("user", "a"),
         turn("assistant", "b\n\nc", reasoning_content="x", tool_calls=[CALL]),
     ]
     assert merge_answers([second, first]) == [second, first]
-    # What a client keeps for itself tells nothing apart.
+    # Fields that templates ignore don't prevent merging.
     kept = [turn("assistant", "a", id="1", annotations=[]), turn("assistant", "b", id="2", refusal=None)]
-    assert [one["content"] for one in merge_answers(kept)] == ["a\n\nb"]
+    assert [message["content"] for message in merge_answers(kept)] == ["a\n\nb"]
     texts = [turn("assistant", [{"type": "text", "text": "a"}]), turn("assistant", "b")]
-    assert [one["content"] for one in merge_answers(texts)] == ["a\n\nb"]
+    assert [message["content"] for message in merge_answers(texts)] == ["a\n\nb"]
 
 
-def test_those_who_have_names_are_merged_at_last() -> None:
-    """AutoGen names every speaker, several users in a row among them."""
+def test_named_messages_are_merged_when_flattened() -> None:
+    """AutoGen names every speaker, and sends several user messages in a row."""
     named = [turn("user", "a", name="x"), turn("user", "b", name="y"), turn("user", "c", name="y")]
     assert flatten(named) == [turn("user", "a\n\nb\n\nc")]
     assert flatten(named[1:]) == [turn("user", "b\n\nc", name="y")]
 
 
-def test_a_templates_refusal_is_told_from_others() -> None:
+def test_template_refusals_are_recognized() -> None:
     assert template_refusal("the model is loading") is None
     assert template_refusal("JSON schema error at #: unrecognized type any") is None
     assert template_refusal("x\nError: Jinja Exception: No  way!\n") == "No way!"
@@ -174,11 +176,13 @@ def test_a_templates_refusal_is_told_from_others() -> None:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-async def test_another_nodes_template_gets_it_too(far: str, http: ClientSession, path: str) -> None:
+async def test_messages_are_reordered_for_another_nodes_template(
+    far: str, http: ClientSession, path: str
+) -> None:
     for odd in ("two user turns", "late system", "a result without its call"):
-        status, answer, _ = await post(http, far + path, body_of(path, "strict", ODD[odd]))
+        status, answer, _ = await post(http, far + path, body_of(path, "strict", ODD_ORDERS[odd]))
         assert status == 200, answer
         assert text_of(path, answer).startswith("Hello")
-    # None of it counts against the endpoint.
+    # Refusals of a template don't count as faults of the endpoint.
     async with http.get(f"{far}/api/cluster") as shown:
-        assert not [one for one in (await shown.json())["deployments"] if one["reason"]]
+        assert not [deployment for deployment in (await shown.json())["deployments"] if deployment["reason"]]

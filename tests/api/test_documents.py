@@ -1,4 +1,4 @@
-"""Files in the messages of OpenAI's clients: text is read, others leave a note rather than end the talk."""
+"""Files in messages of OpenAI's clients: text files are inlined, others are replaced by a note."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NOTES = base64.b64encode("grün und blau".encode()).decode()
 PDF = base64.b64encode(b"%PDF-1.7 and more").decode()
 
 
-def asking(path: str, file: dict[str, Any], *, in_result: bool = False) -> dict[str, Any]:
-    """A request with a file, of the user or in what a tool gave."""
+def request_with(path: str, file: dict[str, Any], *, in_result: bool = False) -> dict[str, Any]:
+    """A request with a file in the user's message or in a tool's result."""
     if path == CHAT:
         part = {"type": "file", "file": file}
         content = [{"type": "text", "text": "Sum this up"}, part]
@@ -45,13 +45,13 @@ def asking(path: str, file: dict[str, Any], *, in_result: bool = False) -> dict[
     return {"model": "demo", "input": items}
 
 
-def said_to(service: ScriptedService) -> str:
-    """What the engine is told in the last message."""
+def last_text(service: ScriptedService) -> str:
+    """The text of the last message sent to the engine."""
     content = call_of(service).body["messages"][-1]["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def answering(path: str) -> ScriptedService:
+def service_for(path: str) -> ScriptedService:
     whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}}]}
     events = (whole,) if path == CHAT else (chunk("ok"), chunk(finish="stop"), usage_chunk())
     return ScriptedService(*events)
@@ -59,13 +59,13 @@ def answering(path: str) -> ScriptedService:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("data", [f"data:text/plain;base64,{NOTES}", NOTES])
-async def test_a_file_with_text_is_read(path: str, data: str, serve: Serve, http: ClientSession) -> None:
-    service = answering(path)
+async def test_a_text_file_is_inlined(path: str, data: str, serve: Serve, http: ClientSession) -> None:
+    service = service_for(path)
     url = await serve(parts(service))
     file = {"filename": "notes.txt", "file_data": data}
-    status, answer, headers = await post(http, f"{url}{path}", asking(path, file))
+    status, answer, headers = await post(http, f"{url}{path}", request_with(path, file))
     assert status == 200, answer
-    assert "notes.txt:\ngrün und blau" in said_to(service)
+    assert "notes.txt:\ngrün und blau" in last_text(service)
     assert "X-Sollold-Warning" not in headers
 
 
@@ -80,26 +80,26 @@ async def test_a_file_with_text_is_read(path: str, data: str, serve: Serve, http
         {"filename": "a.pdf", "file_id": "file-1"},
     ],
 )
-async def test_a_file_that_can_not_be_read_is_told_to_the_model_and_the_caller(
+async def test_an_unreadable_file_is_replaced_by_a_note_with_a_warning(
     path: str, in_result: bool, file: dict[str, Any], serve: Serve, http: ClientSession
 ) -> None:
-    service = answering(path)
+    service = service_for(path)
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
-    status, answer, headers = await post(http, f"{url}{path}", asking(path, file, in_result=in_result))
+    status, answer, headers = await post(http, f"{url}{path}", request_with(path, file, in_result=in_result))
     assert status == 200, answer
-    assert "(a.pdf) was left out" in said_to(service)
+    assert "(a.pdf) was left out" in last_text(service)
     assert "document is left out" in headers["X-Sollold-Warning"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_file_without_anything_is_refused(path: str, serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answering(path)))
-    status, answer, _ = await post(http, f"{url}{path}", asking(path, {"filename": "a.pdf"}))
+async def test_a_file_without_content_is_refused(path: str, serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(service_for(path)))
+    status, answer, _ = await post(http, f"{url}{path}", request_with(path, {"filename": "a.pdf"}))
     assert status == 400 and "file_data" in error_of(path, answer)
 
 
-async def test_a_picture_by_id_is_refused_with_the_reason(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answering(RESPONSES), model(capabilities=("completion", "vision"))))
+async def test_an_image_by_file_id_is_refused(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(service_for(RESPONSES), model(capabilities=("completion", "vision"))))
     content = [{"type": "input_image", "file_id": "file-1"}]
     body = {"model": "demo", "input": [{"role": "user", "content": content}]}
     status, answer, _ = await post(http, f"{url}{RESPONSES}", body)

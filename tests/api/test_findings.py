@@ -1,4 +1,4 @@
-"""Findings: what is wrong is said once, with how to fix it, the worst first."""
+"""Findings: each problem is reported once, with a fix, problems before notices."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ANNA = Record(
     "aa", "anna", 1, ("10.0.0.1",), 1, 2, "0", build="b1", setup="ready", devices=(CPU,), open=False
 )
 BERT = replace(ANNA, node="bb", name="bert")
-WELL = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
+HEALTHY = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
 MDNS = DiscoveryStatus(True, "", ("10.0.0.1",), ("bb",), 0)
 NETWORK = ClusterStatus(MDNS, ("bb",), 0, 0, {}, 0, (), False)
 
 
-def test_nothing_is_wrong_with_what_is_well() -> None:
-    assert examine(WELL) == []
-    assert examine(replace(WELL, network=NETWORK)) == []
-    assert examine(replace(WELL, network=replace(NETWORK, discovery=None))) == []
+def test_a_healthy_cluster_has_no_findings() -> None:
+    assert examine(HEALTHY) == []
+    assert examine(replace(HEALTHY, network=NETWORK)) == []
+    assert examine(replace(HEALTHY, network=replace(NETWORK, discovery=None))) == []
 
 
-def test_each_fault_is_found_and_problems_come_first() -> None:
+def test_problems_come_before_notices() -> None:
     failed = Endpoint("d", "big", "", Backend.LOCAL, State.FAILED, reason="out of memory")
     bad = Model("odd:latest", "d", "folder", (), 1, 0.0, unusable="truncated")
     me = replace(ANNA, build="", open=True, endpoints=(failed,))
@@ -51,193 +51,201 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
         assert words in text
 
 
-def test_a_node_of_a_release_that_is_not_understood_is_named() -> None:
+def test_a_node_with_unreadable_fields_is_named_with_its_release() -> None:
     later = replace(BERT, release="9.0.0", build="")
     status = replace(NETWORK, unread={"bb": ("endpoints",), "gone": ("tls",)})
-    (finding,) = examine(replace(WELL, live=(ANNA, later), network=status))
+    (finding,) = examine(replace(HEALTHY, live=(ANNA, later), network=status))
     assert "bert runs sollold 9.0.0" in finding.what and "(endpoints)" in finding.what
     assert finding.fix.startswith("upgrade")
 
 
 def test_the_limit_of_a_control_group_is_named() -> None:
-    (finding,) = examine(replace(WELL, group=(GIB, 64 * GIB)))
+    (finding,) = examine(replace(HEALTHY, group=(GIB, 64 * GIB)))
     assert finding.grade is Grade.NOTICE and "1.00 GiB of the machine's 64.0 GiB" in finding.what
 
 
-def test_thousands_of_files_that_are_not_right_are_some_findings() -> None:
+def test_findings_about_files_are_limited() -> None:
     files = tuple((f"m is /a/{number}.gguf", "rename one of the files") for number in range(3000))
-    found = examine(replace(WELL, files=files))
+    found = examine(replace(HEALTHY, files=files))
     assert len(found) == 21
     assert found[-1].what == "2980 more problems with models' files and folders" and found[-1].fix
 
 
-def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_model_runs_again() -> None:
+def test_repeated_failures_are_one_finding_and_a_notice_once_the_model_runs_again() -> None:
     reason = exit_reason(-9, [])
     failed = Endpoint("d", "big:7b", "", Backend.LOCAL, State.FAILED, reason=reason, loaded=False)
     me = replace(ANNA, endpoints=(failed, replace(failed, id="e")))
-    (finding,) = examine(replace(WELL, live=(me, BERT)))
+    (finding,) = examine(replace(HEALTHY, live=(me, BERT)))
     assert finding.grade is Grade.PROBLEM
     assert finding.what.startswith("big:7b on anna failed 2 times: it was killed")
     assert "node.reserve" in finding.fix and "`sollold logs big:7b`" in finding.fix
     other = replace(failed, reason="it exited with code 1: no such file")
-    (finding,) = examine(replace(WELL, live=(replace(ANNA, endpoints=(other,)), BERT)))
+    (finding,) = examine(replace(HEALTHY, live=(replace(ANNA, endpoints=(other,)), BERT)))
     assert finding.what.startswith("big:7b on anna failed: it exited") and "node.reserve" not in finding.fix
     again = replace(failed, id="f", state=State.READY, loaded=True, reason="")
-    (finding,) = examine(replace(WELL, live=(me, replace(BERT, endpoints=(again,)))))
+    (finding,) = examine(replace(HEALTHY, live=(me, replace(BERT, endpoints=(again,)))))
     assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")
 
 
-def test_a_model_that_was_to_stay_loaded_and_is_lost_is_a_problem() -> None:
-    (finding,) = examine(replace(WELL, lost=(LostModel("big:7b", "bert", 90.0, "It does not fit."),)))
+def test_a_lost_pinned_model_is_a_problem() -> None:
+    (finding,) = examine(replace(HEALTHY, lost=(LostModel("big:7b", "bert", 90.0, "It does not fit."),)))
     assert finding.grade is Grade.PROBLEM and "sollold plan big:7b" in finding.fix
     assert "gone from bert for 1 min 30 s" in finding.what and finding.what.endswith("It does not fit.")
 
 
-def test_a_file_that_was_cut_off_is_named_with_its_path_and_what_to_do() -> None:
+def test_a_truncated_file_is_named_with_its_path_and_a_fix() -> None:
     bad = Model("odd:latest", "d", "folder", ("/models/odd.gguf",), 1, 0.0, unusable="The file is truncated.")
-    (finding,) = examine(replace(WELL, models=(bad,)))
+    (finding,) = examine(replace(HEALTHY, models=(bad,)))
     assert finding.what == "odd:latest (folder, /models/odd.gguf) can't be used: The file is truncated."
     assert "copy it again" in finding.fix
-    (finding,) = examine(replace(WELL, models=(replace(bad, unusable="unknown model architecture"),)))
+    (finding,) = examine(replace(HEALTHY, models=(replace(bad, unusable="unknown model architecture"),)))
     assert not finding.fix
 
 
-def test_a_folder_full_of_other_files_is_no_list_of_thousands() -> None:
+def test_findings_about_unusable_models_are_limited() -> None:
     many = tuple(
         Model(f"m{k}:latest", f"{k}", "folder", (), 1, 0.0, unusable="no model") for k in range(5000)
     )
-    found = examine(replace(WELL, models=many))
+    found = examine(replace(HEALTHY, models=many))
     assert len(found) < 50
     assert found[-1].what.endswith(" more models can't be used") and found[-1].fix == "sollold models --all"
-    named = sum("m" in one.what and "no model" in one.what for one in found)
+    named = sum("m" in finding.what and "no model" in finding.what for finding in found)
     assert found[-1].what.startswith(str(5000 - named))
 
 
 def test_nodes_of_one_release_are_not_told_to_upgrade_for_the_same_llama_cpp() -> None:
     new = replace(BERT, build="b9")
-    (finding,) = [one for one in examine(replace(WELL, live=(ANNA, new))) if "different builds" in one.what]
+    (finding,) = [
+        finding
+        for finding in examine(replace(HEALTHY, live=(ANNA, new)))
+        if "different builds" in finding.what
+    ]
     assert "llama.server" in finding.fix and "upgrade" not in finding.fix
     new = replace(new, release="9.9")
-    (finding,) = [one for one in examine(replace(WELL, live=(ANNA, new))) if "different builds" in one.what]
+    (finding,) = [
+        finding
+        for finding in examine(replace(HEALTHY, live=(ANNA, new)))
+        if "different builds" in finding.what
+    ]
     assert "upgrade sollold" in finding.fix
 
 
-def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:
-    (finding,) = examine(replace(WELL, state="/state", unwritable="No space left on device"))
+def test_an_unwritable_state_folder_is_a_problem() -> None:
+    (finding,) = examine(replace(HEALTHY, state="/state", unwritable="No space left on device"))
     assert finding.grade is Grade.PROBLEM and finding.what.startswith(
         "/state can't be written to: No space left"
     )
     assert "free some space" in finding.fix
 
 
-def test_a_setting_that_opened_a_cluster_is_out_of_date_once_it_has_a_secret() -> None:
-    (finding,) = examine(replace(WELL, outdated_door=True))
+def test_a_door_setting_overridden_by_a_secret_is_a_notice() -> None:
+    (finding,) = examine(replace(HEALTHY, outdated_door=True))
     assert finding.grade is Grade.NOTICE and "precedence" in finding.what and "cluster.door" in finding.fix
 
 
-def test_settings_that_wait_for_a_restart_or_could_not_be_read_are_told() -> None:
-    (finding,) = examine(replace(WELL, held=("node.reserve", "http.port")))
+def test_pending_and_unreadable_settings_are_found() -> None:
+    (finding,) = examine(replace(HEALTHY, held=("node.reserve", "http.port")))
     assert finding.grade is Grade.NOTICE and finding.what.endswith("a restart: node.reserve, http.port")
     assert finding.fix == "sudo systemctl restart sollold"
-    (finding,) = examine(replace(WELL, unread="sollold.toml:3: unknown section [htpp]"))
+    (finding,) = examine(replace(HEALTHY, unread="sollold.toml:3: unknown section [htpp]"))
     assert finding.grade is Grade.PROBLEM and finding.what.endswith("sollold.toml:3: unknown section [htpp]")
 
 
-def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
-    (finding,) = examine(replace(WELL, idle_gpus=("RTX 9090",)))
+def test_an_unusable_gpu_is_found() -> None:
+    (finding,) = examine(replace(HEALTHY, idle_gpus=("RTX 9090",)))
     assert "b1 here can't use RTX 9090" in finding.what and "toolkit" in finding.fix
-    # Before llama.cpp is there nothing can be said.
-    assert all("RTX" not in one.what for one in examine(
-        replace(WELL, me=replace(ANNA, build=""), idle_gpus=("RTX 9090",))
+    # Nothing is known before llama.cpp is installed.
+    assert all("RTX" not in finding.what for finding in examine(
+        replace(HEALTHY, me=replace(ANNA, build=""), idle_gpus=("RTX 9090",))
     ))  # fmt: skip
 
 
-def test_a_llama_built_for_gpus_that_are_not_there_says_so() -> None:
-    (finding,) = examine(replace(WELL, absent_gpus=("CUDA",)))
+def test_a_gpu_build_without_gpus_is_a_notice() -> None:
+    (finding,) = examine(replace(HEALTHY, absent_gpus=("CUDA",)))
     assert "built for CUDA, but no GPU was found: models run on the processor" in finding.what
     assert finding.grade is Grade.NOTICE and "--device nvidia.com/gpu=all" in finding.fix
-    # One that the driver knows is there: then the other sentence is the true one.
-    (finding,) = examine(replace(WELL, absent_gpus=("Vulkan",), idle_gpus=("RTX 9090",)))
+    # If the driver lists a GPU, the other finding is right.
+    (finding,) = examine(replace(HEALTHY, absent_gpus=("Vulkan",), idle_gpus=("RTX 9090",)))
     assert "can't use RTX 9090" in finding.what
 
 
-def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
+def test_external_workers_are_a_notice_and_dead_ones_a_problem() -> None:
     dead = ExternalWorker("10.0.0.8:50052", ExternalState.DEAD, "nothing listens there")
     used = ExternalWorker("10.0.0.9:50052", ExternalState.TAKEN, "", "7.0.0", 1, GIB)
     me = replace(ANNA, plain=(used, dead))
-    problem, notice = examine(replace(WELL, me=me, live=(me, BERT)))
+    problem, notice = examine(replace(HEALTHY, me=me, live=(me, BERT)))
     assert problem.grade is Grade.PROBLEM and "10.0.0.8:50052" in problem.what
     assert "nothing listens there" in problem.what and "rpc_backends" in problem.fix
     assert notice.grade is Grade.NOTICE and "10.0.0.9:50052" in notice.what and "unencrypted" in notice.what
 
 
-def test_what_works_less_well_than_it_could_is_a_notice() -> None:
-    (finding,) = examine(replace(WELL, network=replace(NETWORK, unheard=("bert",))))
+def test_a_node_that_multicast_does_not_reach_is_a_notice() -> None:
+    (finding,) = examine(replace(HEALTHY, network=replace(NETWORK, unheard=("bert",))))
     assert finding.grade is Grade.NOTICE and finding.what.startswith("bert: alive on this network")
     assert "seeds" in finding.fix
 
 
-def test_nodes_of_one_name_are_told_apart_by_their_addresses() -> None:
-    (finding,) = examine(replace(WELL, live=(ANNA, replace(BERT, name="Anna", addresses=("10.0.0.2",)))))
+def test_nodes_with_the_same_name_are_found() -> None:
+    (finding,) = examine(replace(HEALTHY, live=(ANNA, replace(BERT, name="Anna", addresses=("10.0.0.2",)))))
     assert finding.grade is Grade.NOTICE and "2 nodes are called anna (10.0.0.1, 10.0.0.2)" in finding.what
     assert "node.name" in finding.fix
 
 
-def test_two_machines_with_one_id_are_told_of_on_the_other_nodes() -> None:
+def test_machines_with_the_same_id_are_found() -> None:
     double = Double("bb", "10.0.0.2", "10.0.0.9")
-    (finding,) = examine(replace(WELL, network=replace(NETWORK, doubles=(double,))))
+    (finding,) = examine(replace(HEALTHY, network=replace(NETWORK, doubles=(double,))))
     assert finding.grade is Grade.PROBLEM and "node-key" in finding.fix
     assert "id of bert: 10.0.0.2, which takes part in the cluster, and 10.0.0.9, which does" in finding.what
 
 
-def test_a_node_alone_is_told_what_to_look_at() -> None:
-    (finding,) = examine(replace(WELL, live=(ANNA,)))
+def test_a_single_node_gets_a_notice_about_firewalls() -> None:
+    (finding,) = examine(replace(HEALTHY, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE
 
 
-def test_why_nodes_do_not_find_each_other_is_said() -> None:
+def test_reasons_why_nodes_do_not_find_each_other() -> None:
     broken = replace(MDNS, working=False, reason="No such device")
-    (finding,) = examine(replace(WELL, network=replace(NETWORK, discovery=broken)))
+    (finding,) = examine(replace(HEALTHY, network=replace(NETWORK, discovery=broken)))
     assert finding.grade is Grade.PROBLEM and "No such device" in finding.what and "seeds" in finding.fix
-    cloned = replace(WELL, network=replace(NETWORK, cloned=True), id_file="/var/lib/sollold/node-id")
+    cloned = replace(HEALTHY, network=replace(NETWORK, cloned=True), id_file="/var/lib/sollold/node-id")
     (finding,) = examine(cloned)
     assert finding.grade is Grade.PROBLEM and "rm /var/lib/sollold/node-id" in finding.fix
     other = replace(NETWORK, discovery=replace(MDNS, foreign=2))
-    (finding,) = examine(replace(WELL, network=other))
+    (finding,) = examine(replace(HEALTHY, network=other))
     assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
     assert "sollold token" in finding.fix
     unlike = replace(NETWORK, discovery=replace(MDNS, unlike=("10.0.0.9",)), formats={"10.0.0.10": 3})
-    (finding,) = examine(replace(WELL, network=unlike))
+    (finding,) = examine(replace(HEALTHY, network=unlike))
     assert finding.grade is Grade.PROBLEM and "10.0.0.9, 10.0.0.10: the release there" in finding.what
     assert "upgrade sollold" in finding.fix
     waits = replace(ANNA, seeking="waits for admission to the cluster of bert; its code is ABCD-EFGH")
-    (finding,) = examine(replace(WELL, me=waits, live=(waits,), network=other))
+    (finding,) = examine(replace(HEALTHY, me=waits, live=(waits,), network=other))
     assert "waits for admission" in finding.what and "sollold admit anna" in finding.fix
 
 
-def test_an_open_door_is_said_whatever_the_clocks_of_others_say() -> None:
+def test_an_open_door_is_found_despite_clock_differences() -> None:
     for until, words in ((900.0, "to the cluster"), (1e9, "to the cluster"), (0.0, "")):
-        found = examine(replace(WELL, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
-        assert [one.what.endswith(words) for one in found] == [True] * bool(words)
+        found = examine(replace(HEALTHY, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
+        assert [finding.what.endswith(words) for finding in found] == [True] * bool(words)
     me = replace(ANNA, door_until=1000.0 + 660)
-    (finding,) = examine(replace(WELL, me=me, live=(me, replace(BERT, door_until=1e9)), now=1000.0))
+    (finding,) = examine(replace(HEALTHY, me=me, live=(me, replace(BERT, door_until=1e9)), now=1000.0))
     assert finding.what.endswith("for another 11 min") and "cluster close" in finding.fix
 
 
 def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:
     held = (LayersHeld("big:latest", "CPU", 2, 5, 2 * GIB),)
     lost, stopped = OfflineNode(1000.0, False, BERT, held), OfflineNode(1000.0, True, BERT)
-    first, second = examine(replace(WELL, offline=(stopped, lost)))
+    first, second = examine(replace(HEALTHY, offline=(stopped, lost)))
     assert first.grade is Grade.PROBLEM and "bert has been offline since" in first.what
     assert "2.00 GiB of big:latest" in first.what and "sollold forget bert" in first.fix
     assert second.grade is Grade.NOTICE and "bert was stopped" in second.what
 
 
-def test_a_live_node_that_a_firewall_cuts_off_is_named_with_its_port() -> None:
+def test_an_unreachable_live_node_is_named_with_its_port() -> None:
     here = replace(ANNA, peer_port=11436)
     bert = replace(BERT, peer_port=11500)
     cleo = replace(BERT, node="cc", name="cleo")
-    facts = replace(WELL, me=here, live=(here, bert, cleo), network=NETWORK)
+    facts = replace(HEALTHY, me=here, live=(here, bert, cleo), network=NETWORK)
     why = "bert could not be reached (no answer within 2.5 s)"
     (finding,) = examine(replace(facts, unreached=(Unreached("bb", why),)))
     assert finding.grade is Grade.PROBLEM and "from this node at port 11500/tcp" in finding.what
@@ -248,10 +256,10 @@ def test_a_live_node_that_a_firewall_cuts_off_is_named_with_its_port() -> None:
     assert "from bert, cleo at port 11436/tcp" in finding.what and "this machine" in finding.fix
 
 
-def test_nodes_that_no_datagram_reaches_are_named() -> None:
+def test_nodes_that_udp_does_not_reach_are_named() -> None:
     here = replace(ANNA, peer_port=11436)
     cleo = replace(BERT, node="cc", name="cleo")
-    facts = replace(WELL, me=here, live=(here, BERT, cleo))
+    facts = replace(HEALTHY, me=here, live=(here, BERT, cleo))
     (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo",))))
     assert finding.what.startswith("cleo: datagrams to port 11436/udp")
     assert finding.fix.endswith("cleo and of this machine")
@@ -259,24 +267,24 @@ def test_nodes_that_no_datagram_reaches_are_named() -> None:
     assert finding.what.startswith("bert, cleo: ") and finding.fix.endswith("firewall of this machine")
 
 
-def test_a_node_that_all_others_have_left_is_probably_cut_off_itself() -> None:
+def test_a_node_that_misses_all_others_is_probably_cut_off() -> None:
     gone = [OfflineNode(1e9, False, replace(BERT, node=name, name=name)) for name in ("bert", "cleo")]
     stopped = OfflineNode(1e9, True, replace(BERT, node="dan", name="dan"))
-    cut_off, other = examine(replace(WELL, live=(ANNA,), network=NETWORK, offline=(*gone, stopped)))
+    cut_off, other = examine(replace(HEALTHY, live=(ANNA,), network=NETWORK, offline=(*gone, stopped)))
     assert "bert, cleo" in cut_off.what and "cut off" in cut_off.what and "forget" not in cut_off.fix
     assert other.what.startswith("dan was stopped")
-    # With others there, it is those that do not respond.
-    assert len(examine(replace(WELL, offline=tuple(gone)))) == 2
-    one = examine(replace(WELL, live=(ANNA,), offline=tuple(gone[:1])))
-    assert [finding.fix for finding in one] == ["sollold forget bert"]
+    # While other nodes respond, the missing ones are at fault.
+    assert len(examine(replace(HEALTHY, offline=tuple(gone)))) == 2
+    found_alone = examine(replace(HEALTHY, live=(ANNA,), offline=tuple(gone[:1])))
+    assert [finding.fix for finding in found_alone] == ["sollold forget bert"]
 
 
-def test_a_node_that_dies_while_connections_to_it_are_tried_is_only_offline() -> None:
+def test_an_unreachable_node_that_is_not_live_is_ignored() -> None:
     why = "bert could not be reached (no answer within 2.5 s)"
-    assert examine(replace(WELL, network=NETWORK, unreached=(Unreached("zz", why),))) == []
+    assert examine(replace(HEALTHY, network=NETWORK, unreached=(Unreached("zz", why),))) == []
 
 
-def test_a_node_that_only_small_packets_reach_is_told_of_with_the_mtu() -> None:
-    (finding,) = examine(replace(WELL, network=NETWORK, unreached=(Unreached("bb", "", large=True),)))
+def test_a_node_that_large_packets_do_not_reach_is_found_with_the_mtu() -> None:
+    (finding,) = examine(replace(HEALTHY, network=NETWORK, unreached=(Unreached("bb", "", large=True),)))
     assert finding.grade is Grade.PROBLEM and finding.what.startswith("bert accepts connections")
     assert "MTU" in finding.fix

@@ -1,4 +1,4 @@
-"""A format of the answer beside tools: tools can be called, and a text has the format."""
+"""Structured output together with tools: tools can be called, and a text has the format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.api.dialects import PATHS, body_of, tools_of
 from tests.api.reciters import TOOL
 
 USER = [{"role": "user", "content": "go"}]
-ABLE = model(capabilities=("completion", "tools", "thinking"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 SCHEMA = {
     "type": "object",
     "properties": {"tall": {"type": "boolean"}},
@@ -31,8 +31,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 CALL = {"index": 0, "id": "c1", "function": {"name": "get_time", "arguments": '{"zone": "utc"}'}}
 
 
-class Turns(ScriptedService):
-    """Plays another answer each time."""
+class SequenceService(ScriptedService):
+    """Plays the next of its answers for each request."""
 
     def __init__(self, *answers: list[Any]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Turns(ScriptedService):
         return await super().open(ask, on_wait)
 
     def sent(self) -> list[tuple[bool, Any]]:
-        """Of each request whether it had a format, and its tool choice."""
+        """For each request whether it had a format, and its tool choice."""
         bodies = [ask.calls[Engine.LLAMA].body for ask in self.asks]
         return [("response_format" in body, body.get("tool_choice")) for body in bodies]
 
@@ -60,13 +60,13 @@ async def read(http: ClientSession, url: str, body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("thought", ["", "I think"])
-async def test_a_tool_can_be_called_though_a_format_is_asked_for(
+async def test_a_tool_can_be_called_despite_a_format(
     serve: Serve, http: ClientSession, path: str, thought: str
 ) -> None:
-    """As agents do whose answer has a type (OpenAI's Agents SDK, Pydantic AI)."""
+    """Agents with typed output do this (OpenAI's Agents SDK, Pydantic AI)."""
     thinks = [chunk(reasoning_content=thought)] if thought else []
-    service = Turns([*thinks, chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
-    url = await serve(parts(service, ABLE))
+    service = SequenceService([*thinks, chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
+    url = await serve(parts(service, TOOL_MODEL))
     assert "get_time" in await read(http, url + path, asked(path))
     ((formed, _),) = service.sent()
     assert not formed
@@ -76,12 +76,12 @@ async def test_a_tool_can_be_called_though_a_format_is_asked_for(
 async def test_a_text_has_the_format(serve: Serve, http: ClientSession, path: str) -> None:
     free = [chunk(reasoning_content="I"), chunk("Well"), chunk(" then"), chunk(finish="stop")]
     formed = [chunk('{"tall"'), chunk(": true}"), chunk(finish="stop"), usage_chunk()]
-    service = Turns(free, formed)
-    url = await serve(parts(service, ABLE))
+    service = SequenceService(free, formed)
+    url = await serve(parts(service, TOOL_MODEL))
     text = await read(http, url + path, asked(path))
     assert "Well" not in text and "true" in text
     assert service.sent() == [(False, service.sent()[0][1]), (True, "none")]
-    # The first was ended before the second was asked for.
+    # The first answer was closed before the second request.
     assert service.closed >= 1
 
 
@@ -94,11 +94,11 @@ async def test_a_text_has_the_format(serve: Serve, http: ClientSession, path: st
         ({"tools": []}, [(True, None)]),
     ],
 )
-async def test_only_both_together_are_asked_for_in_turns(
+async def test_two_requests_are_made_only_for_a_format_with_optional_tools(
     serve: Serve, http: ClientSession, more: dict[str, Any], sent: Any
 ) -> None:
-    service = Turns([chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
-    url = await serve(parts(service, ABLE))
+    service = SequenceService([chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
+    url = await serve(parts(service, TOOL_MODEL))
     path = "/v1/chat/completions"
     await read(http, url + path, {**asked(path), **more})
     assert service.sent() == sent
@@ -113,7 +113,7 @@ DONE = {**native(), "done": True, "done_reason": "stop"}
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("calls", [True, False])
-async def test_an_ollama_is_asked_in_turns_as_well(
+async def test_ollama_gets_two_requests_too(
     serve: Serve, http: ClientSession, path: str, calls: bool
 ) -> None:
     function = {"name": "get_time", "arguments": {"zone": "utc"}}
@@ -124,9 +124,9 @@ async def test_an_ollama_is_asked_in_turns_as_well(
         free = [chunk(reasoning="I"), chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()]
         text = [chunk("Well"), chunk(finish="stop"), usage_chunk()]
         formed = [chunk('{"tall": true}'), chunk(finish="stop"), usage_chunk()]
-    service = Turns(free) if calls else Turns(text, formed)
+    service = SequenceService(free) if calls else SequenceService(text, formed)
     service.engine = Engine.OLLAMA
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     said = await read(http, url + path, asked(path))
     assert ("get_time" in said) if calls else ("tall" in said and "Well" not in said)
     bodies = [ask.calls[Engine.OLLAMA].body for ask in service.asks]
@@ -148,7 +148,7 @@ async def test_llama_cpp_calls_a_tool_beside_a_format(
 @pytest.mark.llama
 @pytest.mark.clients
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_ollama_calls_a_tool_beside_a_format(at_ollama: str, http: ClientSession, path: str) -> None:
+async def test_ollama_calls_a_tool_beside_a_format(at_ollama: str, http: ClientSession, path: str) -> None:
     limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
     body = {**asked(path), "model": "call", **limit.get(path, {"max_tokens": 60})}
     assert "get_time" in await read(http, at_ollama + path, body)

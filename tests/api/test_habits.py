@@ -1,4 +1,4 @@
-"""Habits of clients: base URLs with a prefix too many or too few, marks before a body, nulls, two limits."""
+"""Quirks of clients: wrong prefixes in base URLs, byte order marks, nulls, fields of other dialects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.api.dialects import PATHS, body_of, error_of, post
 from tests.api.reciters import TOOL
 
 USER = [{"role": "user", "content": "a"}]
-ABLE = model(capabilities=("completion", "tools", "thinking"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 
 
 def answers() -> ScriptedService:
@@ -31,25 +31,23 @@ async def status_of(http: ClientSession, url: str, body: Any) -> int:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_base_url_has_the_clients_prefix_already(
-    serve: Serve, http: ClientSession, path: str
-) -> None:
+async def test_base_urls_with_wrong_prefixes_work(serve: Serve, http: ClientSession, path: str) -> None:
     url = await serve(parts(answers()))
     bare = path.removeprefix("/v1")
-    odd = [f"/api{path}", f"/v1{path}", f"/v1/v1{path}", f"/v1{path}/"]
-    odd += [f"/ollama{path}", f"/api/codex{path}", f"/openai{path}", f"/anthropic{path}"]
-    odd += [] if bare == path else [bare, f"{bare}/", f"/{bare}"]
-    for one in odd:
+    odd_paths = [f"/api{path}", f"/v1{path}", f"/v1/v1{path}", f"/v1{path}/"]
+    odd_paths += [f"/ollama{path}", f"/api/codex{path}", f"/openai{path}", f"/anthropic{path}"]
+    odd_paths += [] if bare == path else [bare, f"{bare}/", f"/{bare}"]
+    for odd_path in odd_paths:
         body = body_of(path, "demo", USER, stream=True)
-        assert await status_of(http, url + one, body) == 200, one
-        status, answer, _ = await post(http, url + one, body_of(path, "missing", USER))
-        assert status == 404 and "missing" in error_of(path, answer), one
+        assert await status_of(http, url + odd_path, body) == 200, odd_path
+        status, answer, _ = await post(http, url + odd_path, body_of(path, "missing", USER))
+        assert status == 404 and "missing" in error_of(path, answer), odd_path
 
 
 async def test_models_are_listed_under_any_prefix(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     for path in ("/models", "/v1/v1/models", "/api/v1/models", "/models/demo", "/v1/v1/models/demo"):
-        # One has the name that was asked for.
+        # A single model has the requested name.
         name = "demo" if path.endswith("/demo") else "demo:latest"
         async with http.get(url + path) as answer:
             assert answer.status == 200 and f'"id":"{name}"' in await answer.text(), path
@@ -59,7 +57,7 @@ async def test_models_are_listed_under_any_prefix(serve: Serve, http: ClientSess
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_byte_order_mark_is_overlooked(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_a_byte_order_mark_is_ignored(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service))
     raw = b"\xef\xbb\xbf" + json.dumps(body_of(path, "demo", USER, stream=True)).encode()
@@ -70,13 +68,13 @@ async def test_a_byte_order_mark_is_overlooked(serve: Serve, http: ClientSession
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_null_is_not_named(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_a_null_model_is_missing(serve: Serve, http: ClientSession, path: str) -> None:
     url = await serve(parts(answers()))
     status, answer, _ = await post(http, url + path, {**body_of(path, "demo", USER), "model": None})
     assert status == 400 and error_of(path, answer) == "model is required"
 
 
-async def test_null_is_not_named_to_ollamas_clients(serve: Serve, http: ClientSession) -> None:
+async def test_null_fields_of_ollamas_clients_are_ignored(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     message = {"role": None, "content": "a", "thinking": None, "images": None, "tool_calls": None}
@@ -88,7 +86,9 @@ async def test_null_is_not_named_to_ollamas_clients(serve: Serve, http: ClientSe
     assert status == 200 and shown["details"]
 
 
-async def test_of_two_limits_the_same_counts_on_each_engine(serve: Serve, http: ClientSession) -> None:
+async def test_max_tokens_precedes_max_completion_tokens_on_each_engine(
+    serve: Serve, http: ClientSession
+) -> None:
     service = answers()
     url = await serve(parts(service))
     body = {**CHAT, "stream": True, "max_tokens": 3, "max_completion_tokens": 5}
@@ -103,7 +103,7 @@ async def test_of_two_limits_the_same_counts_on_each_engine(serve: Serve, http: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_limit_beyond_all_counting_is_none(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_a_huge_limit_is_clamped(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service))
     more: dict[str, Any] = {
@@ -127,11 +127,11 @@ async def test_a_limit_beyond_all_counting_is_none(serve: Serve, http: ClientSes
         ("high", None),
     ],
 )
-async def test_an_effort_may_stand_in_an_object(
+async def test_an_effort_may_be_in_a_reasoning_object(
     serve: Serve, http: ClientSession, reasoning: Any, effort: str | None
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     path = f"{url}/v1/chat/completions"
     assert await status_of(http, path, {**CHAT, "stream": True, "reasoning": reasoning}) == 200
     for engine in Engine:
@@ -147,21 +147,21 @@ EFFORTS = [("minimal", "low"), ("xhigh", "high"), ("max", "high"), ("medium", "m
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
 @pytest.mark.parametrize(("effort", "sent"), EFFORTS)
-async def test_each_engine_gets_an_effort_that_it_knows(
+async def test_efforts_are_mapped_for_each_engine(
     serve: Serve, http: ClientSession, path: str, effort: str, sent: str
 ) -> None:
-    """Codex asks for xhigh, which an Ollama refuses."""
+    """Codex sends xhigh, which Ollama refuses."""
     service = answers()
     more: dict[str, Any] = {
         "/v1/responses": {"reasoning": {"effort": effort}},
         "/v1/messages": {"output_config": {"effort": effort}, "thinking": {"type": "adaptive"}},
     }.get(path, {"reasoning_effort": effort})
-    url = await serve(parts(service, ABLE, model("plain:latest")))
+    url = await serve(parts(service, TOOL_MODEL, model("plain:latest")))
     assert await status_of(http, url + path, body_of(path, "demo", USER, stream=True, **more)) == 200
     assert call_of(service).body["reasoning_effort"] == sent
     asked = call_of(service, Engine.OLLAMA).body["reasoning_effort"]
     assert asked == (effort if effort == "max" else sent)
-    # One that can't think is not asked to.
+    # A model without thinking gets no effort.
     assert await status_of(http, url + path, body_of(path, "plain", USER, stream=True, **more)) == 200
     assert "reasoning_effort" not in call_of(service, Engine.OLLAMA).body
 
@@ -170,7 +170,7 @@ async def test_each_engine_gets_an_effort_that_it_knows(
 @pytest.mark.clients
 @pytest.mark.parametrize("name", ["think", "demo"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_an_ollama_answers_codex(at_ollama: str, http: ClientSession, path: str, name: str) -> None:
+async def test_ollama_answers_codex(at_ollama: str, http: ClientSession, path: str, name: str) -> None:
     effort: dict[str, Any] = {"reasoning_effort": "xhigh"}
     more = effort if "chat" in path else {"reasoning": {"effort": "xhigh", "summary": "auto"}}
     status, answer, _ = await post(http, at_ollama + path, body_of(path, name, USER, **more))
@@ -189,11 +189,11 @@ async def test_an_ollama_answers_codex(at_ollama: str, http: ClientSession, path
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_a_choice_in_the_words_of_another_dialect(
+async def test_tool_choices_of_other_dialects_are_mapped(
     serve: Serve, http: ClientSession, path: str, choice: Any, sent: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     body = body_of(path, "demo", USER, stream=True, tools=[TOOL], tool_choice=choice)
     assert await status_of(http, url + path, body) == 200
     assert call_of(service).body["tool_choice"] == sent
@@ -202,10 +202,10 @@ async def test_a_choice_in_the_words_of_another_dialect(
         assert status == 400 and "tool_choice" in error_of(path, answer)
 
 
-async def test_a_chat_may_have_an_input_in_place_of_messages(serve: Serve, http: ClientSession) -> None:
-    """Cursor sends so to a model that it takes for one of the newer API."""
+async def test_a_chat_may_have_input_instead_of_messages(serve: Serve, http: ClientSession) -> None:
+    """Cursor sends this to models that it believes to need the newer API."""
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     called = {"type": "function_call", "call_id": "c", "name": "get_time", "arguments": "{}"}
     body = {
         "model": "demo",
@@ -227,7 +227,7 @@ async def test_a_chat_may_have_an_input_in_place_of_messages(serve: Serve, http:
         assert answer.status == 200 and "[DONE]" in await answer.text()
     for engine in Engine:
         sent = call_of(service, engine).body
-        assert [one["role"] for one in sent["messages"]] == ["system", "user", "assistant", "tool"]
+        assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool"]
         assert sent["reasoning_effort"] == "low" and sent["tools"][0]["function"]["name"] == "get_time"
         assert sent.get("max_tokens", sent.get("max_completion_tokens")) == 9
         assert not {"input", "instructions", "text", "include"} & set(sent)
@@ -235,16 +235,16 @@ async def test_a_chat_may_have_an_input_in_place_of_messages(serve: Serve, http:
     assert status == 400 and "messages is required" in answer_["error"]["message"]
 
 
-def numbers(raw: bytes) -> dict[str, Any]:
+def node_buffer(raw: bytes) -> dict[str, Any]:
     return {"type": "Buffer", "data": list(raw)}
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize("image", [base64.b64encode(PNG).decode(), list(PNG), numbers(PNG)])
-async def test_an_image_may_be_a_buffer_of_node(serve: Serve, http: ClientSession, image: Any) -> None:
-    """As Ollama's provider for the AI SDK sends one that it was given so."""
+@pytest.mark.parametrize("image", [base64.b64encode(PNG).decode(), list(PNG), node_buffer(PNG)])
+async def test_an_image_may_be_a_nodejs_buffer(serve: Serve, http: ClientSession, image: Any) -> None:
+    """Ollama's provider for the AI SDK sends buffers unchanged."""
     service = answers()
     url = await serve(parts(service, model(capabilities=("completion", "vision"))))
     messages = [{"role": "user", "content": "a", "images": [image]}]
@@ -266,10 +266,10 @@ async def test_an_image_may_be_a_buffer_of_node(serve: Serve, http: ClientSessio
 
 
 @pytest.mark.parametrize("dimensions", [None, 2])
-async def test_vectors_are_base64_where_that_is_asked_for(
+async def test_vectors_are_base64_on_request(
     serve: Serve, http: ClientSession, dimensions: int | None
 ) -> None:
-    """openai's npm package always asks for it and decodes what comes unseen; an older Ollama does not."""
+    """openai's npm package always requests base64; older versions of Ollama send lists."""
     vectors = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8, 0.0]}]
     service = ScriptedService({"object": "list", "data": vectors, "model": "emb", "usage": {}})
     service.engine = Engine.OLLAMA
@@ -279,7 +279,7 @@ async def test_vectors_are_base64_where_that_is_asked_for(
     raw = base64.b64decode(answer["data"][0]["embedding"])
     given = struct.unpack(f"<{len(raw) // 4}f", raw)
     assert status == 200 and given == pytest.approx([0.6, 0.8, 0.0][: dimensions or 3])
-    # What is base64 already stays as it is.
+    # A vector already in base64 is unchanged.
     vectors[0]["embedding"] = "AAAAAA=="
     _, answer, _ = await post(http, f"{url}/v1/embeddings", {**body, "dimensions": None})
     assert answer["data"][0]["embedding"] == "AAAAAA=="

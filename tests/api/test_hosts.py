@@ -1,4 +1,4 @@
-"""Names by which a node may be addressed: DNS rebinding, and requests that a foreign page makes."""
+"""Accepted host names, against DNS rebinding, and requests of pages of other sites."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ Serve = Callable[..., Awaitable[str]]
         (".", False),
     ],
 )
-def test_names_of_a_node(host: str, accepted: bool) -> None:
+def test_accepted_hosts(host: str, accepted: bool) -> None:
     hosts = Hosts(("LLM.example.com", "*.wild.example"), lambda: ["Anna"])
     assert hosts.accepts(host) is accepted
 
 
 @pytest.mark.parametrize("host", ["xn--bro-hoa.example", "BÜRO.example:11435", "x.xn--bro-hoa.example."])
-def test_browsers_write_other_letters_in_ascii(host: str) -> None:
+def test_internationalized_names_match_in_punycode(host: str) -> None:
     assert Hosts(("*.büro.example", "Büro.example"), list).accepts(host)
     assert Hosts((), lambda: ["Büro"]).accepts("xn--bro-hoa") and Hosts((), lambda: ["büro"]).accepts("büro")
     assert not Hosts(("büro.example",), lambda: ["büro"]).accepts("xn--bro-hob.example")
     assert allowed("https://xn--bro-hoa.example", "pc", ("https://büro.example/",))
 
 
-def test_a_star_accepts_every_name() -> None:
+def test_a_star_accepts_any_name() -> None:
     assert Hosts(("*",), list).accepts("anything.example")
 
 
 @pytest.mark.parametrize("path", ["/api/cluster/drain", "/v1/chat/completions", "/v1/messages", "/"])
-async def test_a_rebound_name_is_refused_in_the_dialects_shape(
+async def test_a_rebound_name_is_refused_in_the_form_of_the_dialect(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     cluster = PlainCluster()
@@ -85,7 +85,7 @@ async def test_a_rebound_name_is_refused_in_the_dialects_shape(
         assert (body["type"], error["type"]) == ("error", "permission_error")
 
 
-async def test_the_nodes_are_known_by_their_names(serve: Serve, http: ClientSession) -> None:
+async def test_names_of_nodes_are_accepted(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(name="anna"))
     url = await serve(parts(cluster=cluster), hosts=("llm.example.com",))
     for host, status in (("anna:1", 200), ("llm.example.com", 200), ("bert:1", 403)):
@@ -111,7 +111,7 @@ async def test_the_nodes_are_known_by_their_names(serve: Serve, http: ClientSess
         ("", "", "", "", 200),
     ],
 )
-async def test_requests_of_other_sites_pages(
+async def test_requests_of_pages_of_other_sites(
     serve: Serve, http: ClientSession, site: str, mode: str, destination: str, origin: str, status: int
 ) -> None:
     url = await serve(parts())
@@ -124,7 +124,7 @@ async def test_requests_of_other_sites_pages(
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0"])
-async def test_ollamas_default_origins_are_ours(serve: Serve, http: ClientSession, host: str) -> None:
+async def test_ollamas_default_origins_are_allowed(serve: Serve, http: ClientSession, host: str) -> None:
     url = await serve(parts())
     for scheme in ("http", "https"):
         async with http.get(url + "/api/version", headers={"Origin": f"{scheme}://{host}:3000"}) as answer:
@@ -151,7 +151,9 @@ _LOCAL = "Host: localhost\r\n"
         ("/api/version", _LOCAL + "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site\r\n", 403),
     ],
 )
-async def test_names_that_are_said_twice(serve: Serve, target: str, head: str, status: int) -> None:
+async def test_conflicting_and_repeated_host_headers(
+    serve: Serve, target: str, head: str, status: int
+) -> None:
     url = await serve(parts())
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
     try:
