@@ -1,4 +1,4 @@
-"""How errors of the system are told."""
+"""Texts of operating system errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sollold.errors import system_reason, system_words
         (ValueError("no number"), "no number"),
     ],
 )
-def test_no_number_is_shown_and_the_file_is(error: Exception, words: str) -> None:
+def test_system_words_show_the_file_and_no_error_number(error: Exception, words: str) -> None:
     assert system_words(error) == words
 
 
@@ -31,5 +31,5 @@ def test_no_number_is_shown_and_the_file_is(error: Exception, words: str) -> Non
         (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_there_is_a_reason_also_where_the_system_gave_none(error: Exception, reason: str) -> None:
+def test_system_reason_is_never_empty(error: Exception, reason: str) -> None:
     assert system_reason(error) == reason

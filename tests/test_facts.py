@@ -1,4 +1,4 @@
-"""Dataclasses of ours behave as those of the standard library, and take less memory."""
+"""sollold's dataclasses behave as those of the standard library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sollold.facts import GUARD, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A fact."""
+    """A frozen dataclass."""
 
     x: int
     y: float = 0.5
@@ -30,14 +30,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Named(Point):
-    """With one field more."""
+    """A subclass with a further field."""
 
     name: str = ""
 
 
 @dataclass(slots=True)
 class Count:
-    """One that changes."""
+    """A mutable dataclass."""
 
     number: int = 0
     next: Count | None = None
@@ -45,7 +45,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Compares in its own way."""
+    """A dataclass with its own ``__eq__`` and ``__hash__``."""
 
     x: int
     y: int
@@ -71,7 +71,7 @@ def test_facts_compare_by_their_fields_and_their_class() -> None:
         hash(Count())
 
 
-def test_facts_stay_as_they_are() -> None:
+def test_assignments_to_facts_are_refused() -> None:
     point: Any = Point(1)
     with pytest.raises(FrozenInstanceError, match="'x'"):
         point.x = 2
@@ -80,14 +80,14 @@ def test_facts_stay_as_they_are() -> None:
     with pytest.raises(FrozenInstanceError):
         point.other = 2
     assert replace(point, x=2) == Point(2)
-    assert [one.name for one in fields(Named)] == ["x", "y", "seen", "name"]
+    assert [item.name for item in fields(Named)] == ["x", "y", "seen", "name"]
     count = Count()
     count.number += 1
     assert count == Count(1) and not hasattr(count, "__dict__") and not hasattr(point, "__dict__")
 
 
-def test_a_daemon_does_not_pay_for_the_check() -> None:
-    """What is set is all that differs: facts are compared, hashed, shown and sent as here."""
+def test_facts_behave_the_same_without_the_guard() -> None:
+    """Without the guard only assignments differ: comparison, hash, repr and serialization stay the same."""
     code = (
         "from tests.test_facts import *\n"
         "for test in (test_facts_compare_by_their_fields_and_their_class, test_facts_show_their_fields,\n"
@@ -101,20 +101,20 @@ def test_a_daemon_does_not_pay_for_the_check() -> None:
 
 def test_facts_show_their_fields() -> None:
     assert repr(Named(1, name="a")) == "Named(x=1, y=0.5, name='a')"
-    round_about = Count(1)
-    round_about.next = round_about
-    assert repr(round_about) == "Count(number=1, next=...)"
+    cyclic = Count(1)
+    cyclic.next = cyclic
+    assert repr(cyclic) == "Count(number=1, next=...)"
 
 
 def test_facts_can_be_copied_and_sent() -> None:
     point = Named(1, name="a", seen=[4])
-    for same in (copy.deepcopy(point), pickle.loads(pickle.dumps(point))):
-        assert same == point and same.seen == [4]
+    for duplicate in (copy.deepcopy(point), pickle.loads(pickle.dumps(point))):
+        assert duplicate == point and duplicate.seen == [4]
     assert msgspec.json.decode(msgspec.json.encode(point), type=Named) == point
     assert dataclasses.asdict(point) == {"x": 1, "y": 0.5, "seen": [4], "name": "a"}
 
 
-def test_the_class_without_slots_is_not_kept() -> None:
+def test_the_original_class_without_slots_is_released() -> None:
     class Made:
         """Made into a fact."""
 

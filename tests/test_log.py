@@ -1,4 +1,4 @@
-"""Log lines: the journal's protocol, and plain words on a terminal."""
+"""Log lines in the journal's protocol and on a terminal, and messages to systemd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sollold.daemon import systemd
 
 
 @pytest.fixture
-def restored() -> Iterator[None]:
+def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     root.handlers = []
@@ -34,7 +34,7 @@ def listen(path: Path) -> socket.socket:
     return link
 
 
-def test_a_terminal_gets_one_plain_line(restored: None) -> None:
+def test_each_record_is_one_line_on_a_terminal(restored_logging: None) -> None:
     out = io.StringIO()
     log.set_up("info", out)
     logging.getLogger("sollold.agent").info("worker up", extra={"deployment": "d1"})
@@ -48,7 +48,7 @@ def test_a_terminal_gets_one_plain_line(restored: None) -> None:
 FORGED = "pc\n12:00:00 cluster: node pc9 joined\x1b[31m\u202e"
 
 
-def test_names_and_paths_forge_no_line(restored: None) -> None:
+def test_control_characters_in_names_and_paths_are_escaped(restored_logging: None) -> None:
     out = io.StringIO()
     log.set_up("info", out)
     logger = logging.getLogger("sollold.cluster")
@@ -64,7 +64,7 @@ def test_names_and_paths_forge_no_line(restored: None) -> None:
     assert not [line for line in lines if line.startswith("12:00:00")]
 
 
-def test_the_journal_gets_names_in_one_line(tmp_path: Path) -> None:
+def test_the_journal_gets_control_characters_escaped(tmp_path: Path) -> None:
     with listen(tmp_path / "journal") as journal:
         handler = log.JournalHandler(str(tmp_path / "journal"))
         handler.emit(logging.LogRecord("sollold", logging.INFO, __file__, 7, "node %s", (FORGED,), None))
@@ -73,7 +73,7 @@ def test_the_journal_gets_names_in_one_line(tmp_path: Path) -> None:
     assert b"MESSAGE=node pc\\n12:00:00 cluster: node pc9 joined\\x1b[31m\\u202e\n" in entry
 
 
-def test_the_journal_gets_fields_and_newlines(tmp_path: Path) -> None:
+def test_the_journal_gets_fields_and_line_breaks_of_the_message(tmp_path: Path) -> None:
     with listen(tmp_path / "journal") as journal:
         handler = log.JournalHandler(str(tmp_path / "journal"))
         record = logging.LogRecord("sollold.agent", logging.ERROR, __file__, 7, "two\nlines", None, None)
@@ -86,28 +86,30 @@ def test_the_journal_gets_fields_and_newlines(tmp_path: Path) -> None:
     assert b"SOLLOLD_DEPLOYMENT=d1\n" in entry
 
 
-def test_the_journal_gets_what_would_go_there(
-    restored: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_journal_is_used_only_if_stderr_is_its_stream(
+    restored_logging: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with listen(tmp_path / "journal"), (tmp_path / "stream").open("w") as stream:
         monkeypatch.setattr(log, "JOURNAL", str(tmp_path / "journal"))
         monkeypatch.setenv("INVOCATION_ID", "0" * 32)
         file = os.fstat(stream.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{file.st_dev}:{file.st_ino}")
-        # A terminal that systemd started hands the variables on, and is not the journal itself.
+        # A terminal started by systemd inherits the variables, but its stderr is not the journal.
         log.set_up("info")
         assert not isinstance(logging.getLogger().handlers[0], log.JournalHandler)
-        kept = os.dup(2)
+        stderr = os.dup(2)
         try:
             os.dup2(stream.fileno(), 2)
             log.set_up("info")
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
         assert isinstance(logging.getLogger().handlers[0], log.JournalHandler)
 
 
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notify_sends_readiness_and_status_to_systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert systemd.notify(ready=True) is False
     with listen(tmp_path / "notify") as link:
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
@@ -116,7 +118,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert systemd.notify(ready=True) is False
 
 
-def test_the_watchdogs_period(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_period_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert systemd.watchdog_period() == 0
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     assert systemd.watchdog_period() == 30
@@ -124,46 +126,48 @@ def test_the_watchdogs_period(monkeypatch: pytest.MonkeyPatch) -> None:
     assert systemd.watchdog_period() == 0
 
 
-async def told(link: socket.socket) -> bytes:
+async def receive(link: socket.socket) -> bytes:
     """The next datagram."""
     return await asyncio.to_thread(link.recv, 4096)
 
 
-async def test_the_watchdog_is_fed_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watchdog_is_notified_also_when_the_status_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "30000")
-    asked: list[int] = []
+    calls: list[int] = []
 
     def status() -> str:
-        asked.append(1)
-        if len(asked) < 3:
+        calls.append(1)
+        if len(calls) < 3:
             raise OSError("no file left")
-        return f"all well {len(asked) // 1000}"
+        return f"all well {len(calls) // 1000}"
 
-    # At first nobody listens there.
-    telling = asyncio.create_task(systemd.keep_telling(status))
+    # The socket does not exist at first.
+    task = asyncio.create_task(systemd.keep_telling(status))
     try:
-        await asyncio.wait([telling], timeout=0.1)
-        assert not telling.done()
-        asked.clear()
+        await asyncio.wait([task], timeout=0.1)
+        assert not task.done()
+        calls.clear()
         with listen(tmp_path / "notify") as link:
-            heard = [await told(link) for _ in range(6)]
-        assert heard.count(b"STATUS=all well 0") == 1
-        assert heard.count(b"WATCHDOG=1") == 5
+            received = [await receive(link) for _ in range(6)]
+        assert received.count(b"STATUS=all well 0") == 1
+        assert received.count(b"WATCHDOG=1") == 5
     finally:
-        telling.cancel()
+        task.cancel()
 
 
-async def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_systemd_the_notifier_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     async with asyncio.timeout(5):
         await systemd.keep_telling(lambda: "nobody asks")
 
 
-def test_a_process_without_a_free_file_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> socket.socket:
+def test_notify_fails_quietly_without_free_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> socket.socket:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
-    monkeypatch.setattr(systemd.socket, "socket", none)
+    monkeypatch.setattr(systemd.socket, "socket", fail)
     assert systemd.notify(watchdog=True) is False

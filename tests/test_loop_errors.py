@@ -1,4 +1,4 @@
-"""What the event loop reports."""
+"""Handling of the event loop's error reports."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ CLOSED = "unable to perform operation on <TCPTransport closed=True>; the handler
 
 
 @pytest.mark.parametrize(
-    ("message", "error", "told"),
+    ("message", "error", "logged"),
     [
         ("Fatal error on SSL protocol", RuntimeError(CLOSED), False),
         ("Fatal error on SSL protocol", ValueError("what nobody expected"), True),
         ("Task exception was never retrieved", RuntimeError(CLOSED), True),
     ],
 )
-def test_a_connection_that_was_given_up_is_no_error(
-    caplog: pytest.LogCaptureFixture, message: str, error: Exception, told: bool
+def test_errors_of_closed_tls_connections_are_not_logged(
+    caplog: pytest.LogCaptureFixture, message: str, error: Exception, logged: bool
 ) -> None:
     loop = uvloop.new_event_loop()
     loop.set_exception_handler(handle)
     with caplog.at_level(logging.WARNING):
         loop.call_exception_handler({"message": message, "exception": error})
     loop.close()
-    assert bool(caplog.records) is told
+    assert bool(caplog.records) is logged

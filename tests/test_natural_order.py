@@ -1,4 +1,4 @@
-"""Names in the order that people expect."""
+"""Sorting of names with numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sollold.natural_order import natural
 
 
-def test_numbers_count_as_numbers() -> None:
+def test_numbers_in_names_are_sorted_by_value() -> None:
     names = [
         "Attic",
         "kitchen",
@@ -28,10 +28,10 @@ def test_numbers_count_as_numbers() -> None:
     assert sorted(mixed, key=natural) == names
 
 
-def test_digits_in_front_and_leading_zeros() -> None:
+def test_leading_digits_and_zeros_are_sorted_by_value() -> None:
     assert sorted(["10", "9", "a", "007", "8x"], key=natural) == ["007", "8x", "9", "10", "a"]
 
 
 @given(st.lists(st.text()))
-def test_any_names_have_an_order(names: list[str]) -> None:
+def test_any_names_can_be_sorted(names: list[str]) -> None:
     assert len(sorted(names, key=natural)) == len(names)

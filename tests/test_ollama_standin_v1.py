@@ -1,4 +1,4 @@
-"""The stand-in's ``/v1/messages`` and ``/v1/responses``, read by the official clients."""
+"""The stand-in's ``/v1/messages`` and ``/v1/responses``, used by the official clients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tests.ollama_standin import Known, Standin
 
 pytestmark = pytest.mark.clients
 
-SAID = "one two three four"
+TEXT = "one two three four"
 
 
 @pytest.fixture
 async def standin() -> AsyncIterator[Standin]:
-    async with Standin([Known("base:7b", text=SAID, capabilities=("completion",))]) as one:
-        yield one
+    async with Standin([Known("base:7b", text=TEXT, capabilities=("completion",))]) as server:
+        yield server
 
 
 async def test_messages(standin: Standin) -> None:
     async with anthropic.AsyncAnthropic(base_url=standin.url, api_key="x") as client:
         ask = {"model": "base:7b", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
         whole = await client.messages.create(**ask)  # type: ignore[call-overload]
-        assert whole.content[0].text == SAID and whole.stop_reason == "end_turn"
+        assert whole.content[0].text == TEXT and whole.stop_reason == "end_turn"
         assert whole.usage.input_tokens and whole.usage.output_tokens == 4
         async with client.messages.stream(**ask, system="Be brief.") as stream:  # type: ignore[arg-type]
-            assert "".join([text async for text in stream.text_stream]) == SAID
+            assert "".join([text async for text in stream.text_stream]) == TEXT
             assert (await stream.get_final_message()).usage.output_tokens == 4
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.create(**{**ask, "model": "none"})  # type: ignore[call-overload]
@@ -40,10 +40,10 @@ async def test_messages(standin: Standin) -> None:
 async def test_responses(standin: Standin) -> None:
     async with openai.AsyncOpenAI(base_url=f"{standin.url}/v1", api_key="x") as client:
         whole = await client.responses.create(model="base:7b", input="Hi", instructions="Be brief.")
-        assert whole.output_text == SAID and whole.status == "completed"
+        assert whole.output_text == TEXT and whole.status == "completed"
         assert whole.usage and whole.usage.output_tokens == 4
         items = [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]
         async with client.responses.stream(model="base:7b", input=items) as stream:  # type: ignore[arg-type]
             pieces = [event.delta async for event in stream if event.type == "response.output_text.delta"]
-            assert "".join(pieces) == SAID
-            assert (await stream.get_final_response()).output_text == SAID
+            assert "".join(pieces) == TEXT
+            assert (await stream.get_final_response()).output_text == TEXT

@@ -1,3 +1,5 @@
+"""Loops that log an error and try again."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,7 +10,7 @@ import pytest
 from sollold.retry import LogAndRetry
 
 
-def test_an_error_is_logged_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_error_and_its_end_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     attempt = LogAndRetry("the loop", logging.getLogger("sollold.test"))
     with caplog.at_level(logging.INFO):
         for _ in range(3):
@@ -26,6 +28,6 @@ def test_an_error_is_logged_once_and_its_end_too(caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_a_cancellation_ends_the_loop() -> None:
+def test_a_cancellation_is_not_suppressed() -> None:
     with pytest.raises(asyncio.CancelledError), LogAndRetry("the loop", logging.getLogger("sollold.test")):
         raise asyncio.CancelledError

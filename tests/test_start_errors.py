@@ -1,4 +1,4 @@
-"""What a daemon says when its folders' disk is full at the start, or their files are somebody else's."""
+"""Error messages of a daemon that can't write or read its files at the start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sollold.settings.paths import Places
 from sollold.settings.state_file import write_whole
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -27,14 +27,14 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_root_restored_is_told_with_the_command_that_gives_it_back(
+def test_a_file_of_another_user_is_reported_with_the_chown_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "node-key"
     file.touch()
     places = Places(tmp_path, tmp_path / "cache")
     error = PermissionError(errno.EACCES, "Permission denied", str(file))
-    assert _describe(error, places) == f"Permission denied: {file}", "its owner may have closed it"
+    assert _describe(error, places) == f"Permission denied: {file}", "the file belongs to this user"
     monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="sollold"))
     assert _describe(error, places) == (
@@ -42,7 +42,7 @@ def test_a_file_that_root_restored_is_told_with_the_command_that_gives_it_back(
     )
 
 
-def test_a_full_disk_of_no_known_file_is_that_of_the_state_folder(tmp_path: Path) -> None:
+def test_a_full_disk_without_a_file_name_is_reported_with_the_state_folder(tmp_path: Path) -> None:
     places = Places(tmp_path / "state", tmp_path / "cache")
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert _describe(error, places) == f"No space left on device: {tmp_path / 'state'}"

@@ -1,4 +1,4 @@
-"""The daemon's process ends, whatever its threads wait for."""
+"""The daemon's process ends also when its threads hang."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ print("the loop has ended", flush=True)
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-def test_a_thread_that_hangs_does_not_keep_the_process(hangs: bool) -> None:
-    words = [sys.executable, "-c", _PROGRAM.format(hangs=hangs)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+def test_a_hanging_thread_does_not_keep_the_process_alive(hangs: bool) -> None:
+    command = [sys.executable, "-c", _PROGRAM.format(hangs=hangs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert done.stdout == "the loop has ended\n"
     assert ("did not end" in done.stderr) == hangs
 
 
-def test_a_system_without_a_thread_more_lets_the_daemon_end(
+def test_the_daemon_ends_also_when_no_thread_can_be_started(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def none(thread: threading.Thread) -> None:
+    def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     stuck = StuckThreads(60)
-    monkeypatch.setattr(threading.Thread, "start", none)
+    monkeypatch.setattr(threading.Thread, "start", fail)
     stuck.expect_end()
     stuck.all_ended()
     assert "can't start new thread" in caplog.text

@@ -1,4 +1,4 @@
-"""Tasks are ended whatever they do, and the error of one that nobody waits for is retrieved."""
+"""Cancellation of tasks, and retrieval of errors that nothing awaits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 from sollold.tasks import cancel_and_wait, retrieve_error
 
 
-async def test_tasks_have_ended_whatever_they_end_with() -> None:
+async def test_cancel_and_wait_waits_for_stubborn_and_failing_tasks() -> None:
     ended: list[str] = []
 
     async def stubborn() -> None:
@@ -31,7 +31,7 @@ async def test_tasks_have_ended_whatever_they_end_with() -> None:
     await cancel_and_wait()
 
 
-async def test_the_error_of_a_task_that_nobody_waits_for_is_not_reported_as_forgotten() -> None:
+async def test_retrieved_errors_are_not_reported_as_never_retrieved() -> None:
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
 

@@ -1,4 +1,4 @@
-"""A request's spans, from all nodes on its way, as a collector gets them."""
+"""Spans of a request from all nodes involved, as exported to a collector."""
 
 from __future__ import annotations
 
@@ -18,39 +18,46 @@ from tests.daemons import Cluster, until
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A span as it was sent."""
+class ReceivedSpan:
+    """A span as the collector received it."""
 
     node: str
     name: str
     trace: bytes
     id: bytes
     parent: bytes
-    facts: dict[str, str]
+    attributes: dict[str, str]
 
 
 @dataclass
 class Collector:
-    """Takes spans over HTTP."""
+    """Decodes the spans that an exporter sends.
+
+    Attributes:
+        url: where the fixture's HTTP server listens.
+    """
 
     url: str = ""
-    spans: list[Seen] = field(default_factory=list)
+    spans: list[ReceivedSpan] = field(default_factory=list)
 
-    def named(self, name: str) -> Seen | None:
-        return next((one for one in self.spans if one.name == name), None)
+    def named(self, name: str) -> ReceivedSpan | None:
+        return next((span for span in self.spans if span.name == name), None)
 
-    def take(self, body: bytes) -> None:
+    def receive(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         for group in request.resource_spans:
-            about = {one.key: one.value.string_value for one in group.resource.attributes}
+            resource = {
+                attribute.key: attribute.value.string_value for attribute in group.resource.attributes
+            }
             for scope in group.scope_spans:
                 for span in scope.spans:
-                    facts = {
-                        one.key: one.value.string_value or str(one.value.int_value) for one in span.attributes
+                    attributes = {
+                        item.key: item.value.string_value or str(item.value.int_value)
+                        for item in span.attributes
                     }
-                    node = about["service.instance.id"]
+                    node = resource["service.instance.id"]
                     parts = (span.trace_id, span.span_id, span.parent_span_id)
-                    self.spans.append(Seen(node, span.name, *parts, facts))
+                    self.spans.append(ReceivedSpan(node, span.name, *parts, attributes))
 
 
 @pytest.fixture
@@ -60,7 +67,7 @@ def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            found.take(self.rfile.read(int(self.headers["Content-Length"])))
+            found.receive(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
 
@@ -76,7 +83,7 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_off_it_does_nothing() -> None:
+def test_spans_without_tracing_do_nothing() -> None:
     with tracing.span("a", {"b": 1}) as span:
         span.set({"c": 2})
         tracing.current().event("d", {})
@@ -84,7 +91,7 @@ def test_off_it_does_nothing() -> None:
     tracing.begin("e", {}).end("failed")
 
 
-def test_spans_of_one_process(collector: Collector) -> None:
+def test_spans_have_the_right_trace_and_parent(collector: Collector) -> None:
     end = tracing.start(collector.url, "here")
     try:
         with pytest.raises(ValueError), tracing.span("outer", {}):
@@ -93,20 +100,20 @@ def test_spans_of_one_process(collector: Collector) -> None:
             raise ValueError("no")
         with tracing.span("continued", {}, "00-" + "1" * 32 + "-" + "2" * 16 + "-01"):
             pass
-        with tracing.span("anew", {}, "nonsense"):
+        with tracing.span("new root", {}, "nonsense"):
             pass
     finally:
         end()
     outer, far = collector.named("outer"), collector.named("far")
     assert outer is not None and far is not None
-    assert (far.trace, far.parent, far.facts) == (outer.trace, outer.id, {"x": "1"})
-    continued, anew = collector.named("continued"), collector.named("anew")
+    assert (far.trace, far.parent, far.attributes) == (outer.trace, outer.id, {"x": "1"})
+    continued, root = collector.named("continued"), collector.named("new root")
     assert continued is not None and continued.trace.hex() == "1" * 32
-    assert anew is not None and anew.parent == b""
+    assert root is not None and root.parent == b""
     assert tracing.traceparent() == ""
 
 
-def test_a_proxy_is_not_asked_for_a_collector_on_this_machine(
+def test_a_collector_on_this_machine_is_reached_without_the_proxy(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
@@ -121,7 +128,7 @@ def test_a_proxy_is_not_asked_for_a_collector_on_this_machine(
 
 @pytest.mark.llama
 @pytest.mark.cluster
-def test_a_request_is_followed_over_nodes(tmp_path: Path, llama: Llama, collector: Collector) -> None:
+def test_a_request_is_traced_across_nodes(tmp_path: Path, llama: Llama, collector: Collector) -> None:
     settings = {"log.traces": collector.url}
     with Cluster(2, tmp_path, llama, settings=settings, start=False, loopback=True) as cluster:
         demo_model.write(cluster[0].models / "demo.gguf")
@@ -133,12 +140,16 @@ def test_a_request_is_followed_over_nodes(tmp_path: Path, llama: Llama, collecto
         given = f"00-{'a' * 32}-{'b' * 16}-01"
         reply = cluster[1].ask("POST", "/api/chat", chat, headers={"traceparent": given})
         assert reply.status == 200, reply.body
-        until(lambda: {"POST /api/chat", "load", "engine"} <= {one.name for one in collector.spans}, "spans")
+        until(
+            lambda: {"POST /api/chat", "load", "engine"} <= {span.name for span in collector.spans}, "spans"
+        )
     root, load, engine = (collector.named(name) for name in ("POST /api/chat", "load", "engine"))
     assert root is not None and load is not None and engine is not None
     assert (root.node, load.node, engine.node) == ("node1", "node1", "node0")
     assert root.trace.hex() == "a" * 32 and root.parent.hex() == "b" * 16
     assert load.parent == engine.parent == root.id
-    assert root.facts["gen_ai.request.model"] == "demo:latest" and root.facts["sollold.node"] == "node0"
-    assert int(root.facts["gen_ai.usage.output_tokens"]) > 0
-    assert root.facts["http.response.status_code"] == "200" and root.facts["http.route"] == "/api/chat"
+    assert root.attributes["gen_ai.request.model"] == "demo:latest"
+    assert root.attributes["sollold.node"] == "node0"
+    assert int(root.attributes["gen_ai.usage.output_tokens"]) > 0
+    assert root.attributes["http.response.status_code"] == "200"
+    assert root.attributes["http.route"] == "/api/chat"

@@ -1,4 +1,4 @@
-"""When what is done every so often is done."""
+"""Scheduling of periodic work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sollold.turns import pause, sleep_until_set
         (0.0, 0.5, 0.5),
     ],
 )
-def test_turns_are_multiples_and_none_is_had_twice(now: float, seconds: float, then: float) -> None:
+def test_periodic_work_runs_at_multiples_of_its_period(now: float, seconds: float, then: float) -> None:
     assert now + pause(now, seconds) == pytest.approx(then)
 
 

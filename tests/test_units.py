@@ -1,4 +1,4 @@
-"""Bytes and seconds as people write them."""
+"""Parsing and formatting of sizes and durations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sollold.units import bytes_text, file_time_text, parse_bytes, parse_seconds
         (" 2 T ", 2 << 40),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1 pound", "1e3", "nan"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["9" * 400, "9999999 TiB"])
-def test_sizes_that_no_machine_has(text: str) -> None:
+def test_huge_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is too large"):
         parse_bytes(text)
 
@@ -49,17 +49,17 @@ def test_sizes_that_no_machine_has(text: str) -> None:
         ("0", 0),
     ],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "m", "5 parsecs", "inf", "nan", "5m3", "9" * 400 + "s"])
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_seconds(text)
 
 
-def test_texts() -> None:
+def test_sizes_and_durations_are_formatted() -> None:
     assert [bytes_text(n) for n in (0, 1023, 1536, 400 << 20, 9_000 << 20, 20 << 30, -1536)] == [
         "0 B",
         "1023 B",
@@ -79,7 +79,7 @@ def test_texts() -> None:
     ]
 
 
-def test_a_text_of_any_length_is_refused_at_once() -> None:
+def test_very_long_texts_are_refused_quickly() -> None:
     for text in ("9" * 5_000_000, "1h" * 2_000_000, "x" * 5_000_000):
         before = time.thread_time()
         for parse in (parse_seconds, parse_bytes):
@@ -89,6 +89,6 @@ def test_a_text_of_any_length_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0, -62135596800.0])
-def test_the_time_of_a_file_without_one_is_ollamas_never(seconds: float) -> None:
+def test_a_missing_file_time_is_ollamas_zero_time(seconds: float) -> None:
     assert file_time_text(seconds) == "0001-01-01T00:00:00Z"
     assert file_time_text(1.75e9) == "2025-06-15T15:06:40Z"

@@ -1,4 +1,4 @@
-"""Which proxy the environment names for a URL."""
+"""Selection of the proxy for a URL from the environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB = "https://huggingface.co/a/b"
         ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "*"}, None),
     ],
 )
-def test_the_proxy_of_the_hub(environ: dict[str, str], expected: str | None) -> None:
+def test_the_proxy_of_an_https_url(environ: dict[str, str], expected: str | None) -> None:
     found = proxy_for(HUB, environ)
     assert (found and found.url) == expected
 
@@ -32,7 +32,7 @@ def test_the_proxy_of_the_hub(environ: dict[str, str], expected: str | None) -> 
 @pytest.mark.parametrize(
     "host", ["localhost", "127.0.0.1", "127.9.9.9:80", "[::1]:11434", "a.localhost", "0.0.0.0"]
 )
-def test_this_machine_is_never_asked_through_a_proxy(host: str) -> None:
+def test_loopback_urls_never_use_a_proxy(host: str) -> None:
     proxies = {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "http://proxy:3128"}
     assert proxy_for(f"http://{host}/x", proxies) is None
     assert proxy_for(f"https://{host}/x", proxies) is None
@@ -60,7 +60,7 @@ def test_this_machine_is_never_asked_through_a_proxy(host: str) -> None:
         ("example.com", ", .", False),
     ],
 )
-def test_what_no_proxy_excepts(host: str, rules: str, expected: bool) -> None:
+def test_no_proxy_rules(host: str, rules: str, expected: bool) -> None:
     assert excepted(host, 443, rules) is expected
 
 
@@ -72,11 +72,11 @@ def test_what_no_proxy_excepts(host: str, rules: str, expected: bool) -> None:
         ("http://proxy:none", "HTTPS_PROXY is not a proxy's URL"),
     ],
 )
-def test_a_proxy_that_can_not_be_used_is_said(value: str, words: str) -> None:
+def test_unusable_proxies_are_refused(value: str, words: str) -> None:
     with pytest.raises(BadProxy, match=words):
         proxy_for(HUB, {"HTTPS_PROXY": value})
 
 
-def test_the_password_is_not_shown() -> None:
+def test_the_password_of_a_proxy_is_not_shown() -> None:
     proxy = proxy_for(HUB, {"HTTPS_PROXY": "http://anna:s3cret@proxy:3128"})
     assert str(proxy) == "http://proxy:3128 (HTTPS_PROXY)"
