@@ -205,7 +205,7 @@ def test_the_soft_limit_of_descriptors_is_raised(monkeypatch: pytest.MonkeyPatch
     limits.append((1024, 1024))
     assert raise_descriptor_limit() == 1024 and connection_limit() == 512
     limits.append((1024, resource.RLIM_INFINITY))
-    assert raise_descriptor_limit() == connections._MOST_DESCRIPTORS
+    assert raise_descriptor_limit() == connections._MAX_DESCRIPTORS
 
 
 async def test_a_closed_connection_is_not_counted() -> None:

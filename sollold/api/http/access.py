@@ -66,7 +66,7 @@ SECRET = frozenset({"/api/cluster/keys", "/api/cluster/logs/{model}"})
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sent a request.
+    """The sender of a request.
 
     Attributes:
         address: the machine's address, as far as it can be known.
@@ -128,20 +128,20 @@ class Access:
         return self.mode == "open" or (not self.mode and (self._keys is None or not self._keys.made))
 
     async def admit(self, request: web.Request) -> Denied | None:
-        """Store in ``request`` who sent it; return why it is refused, or None."""
+        """Store the client in ``request``; return why it is refused, or None."""
         needed = scope_of(request.method, route_of(request))
         client = await self.identify(request)
         if isinstance(client, Denied):
             return client if needed is not None else None
         request[CLIENT] = client
-        return None if needed is None else _lacks(request, client, needed)
+        return None if needed is None else _check_scope(request, client, needed)
 
     def valid(self, key: Key) -> bool:
         """Whether a key that was presented is still valid."""
         return self._keys is not None and self._keys.valid(key)
 
     def may_follow(self, request: web.Request) -> bool:
-        """Whether the reader of an endless stream may go on; `while_valid` watches those with a key."""
+        """Whether the reader of an endless stream may continue; `while_valid` watches those with a key."""
         client = client_of(request)
         if client.member:
             passes = self._passes
@@ -149,21 +149,21 @@ class Access:
         return client.local or client.key is not None or self.open
 
     async def identify(self, request: web.Request) -> Client | Denied:
-        """Return who sent ``request``; `Denied` if its key is not valid."""
-        where = address_of(request, self.proxies)
+        """Return the client that sent ``request``; `Denied` if its key is not valid."""
+        peer = address_of(request, self.proxies)
         secrets, key = _secrets(request), None
         for secret in secrets:
             passes = self._passes if secret.startswith(PASS_PREFIX) else None
             if passes is not None and await passes.check(secret):
-                return Client(where.address, Scope.ADMIN, local=where.local, member=True)
+                return Client(peer.address, Scope.ADMIN, local=peer.local, member=True)
             key = key or (self._keys.find(secret) if self._keys is not None else None)
-        if where.local:
-            return Client(where.address, Scope.ADMIN, key, local=True)
+        if peer.local:
+            return Client(peer.address, Scope.ADMIN, key, local=True)
         if key is not None:
-            return Client(where.address, key.scope, key)
+            return Client(peer.address, key.scope, key)
         if any(secret.startswith((KEY_PREFIX, PASS_PREFIX)) for secret in secrets):
             return Denied(401, "the API key is not valid: it is unknown, expired or revoked")
-        return Client(where.address, Scope.INFER if self.open else None)
+        return Client(peer.address, Scope.INFER if self.open else None)
 
 
 ACCESS = web.AppKey("access", Access)
@@ -189,15 +189,15 @@ def route_of(request: web.Request) -> str:
 
 
 def client_of(request: web.Request) -> Client:
-    """Return who sent ``request``."""
+    """Return the client that sent ``request``."""
     try:
         return request[CLIENT]
     except KeyError:
-        where = address_of(request, ())
-        return Client(where.address, None, local=where.local)
+        peer = address_of(request, ())
+        return Client(peer.address, None, local=peer.local)
 
 
-def _lacks(request: web.Request, client: Client, needed: Scope) -> Denied | None:
+def _check_scope(request: web.Request, client: Client, needed: Scope) -> Denied | None:
     """Return why ``client``, who sent ``request``, lacks the scope ``needed``; None if it has it."""
     if client.scope is not None and client.scope.includes(needed):
         return None
@@ -205,17 +205,17 @@ def _lacks(request: web.Request, client: Client, needed: Scope) -> Denied | None
         return Denied(
             403, f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}"
         )
-    problem, how = _key_problem(request), _HOW_TO_GET_A_KEY.format(needed)
+    problem, hint = _key_problem(request), _KEY_HINT.format(needed)
     if client.scope is None:
-        return Denied(401, f"an API key is needed{problem}; {how}")
-    return Denied(401, f"from another machine this needs an API key with the scope {needed}{problem}; {how}")
+        return Denied(401, f"an API key is needed{problem}; {hint}")
+    return Denied(401, f"from another machine this needs an API key with the scope {needed}{problem}; {hint}")
 
 
-_HOW_TO_GET_A_KEY = "`sollold key new NAME --scope {}` on a node creates one"
+_KEY_HINT = "`sollold key new NAME --scope {}` on a node creates one"
 
 
-def require(request: web.Request, needed: Scope, what: str) -> None:
-    """Require a scope for an action beyond that of its route; ``what`` describes the action.
+def require(request: web.Request, needed: Scope, action: str) -> None:
+    """Require a scope for an action beyond that of its route; ``action`` describes it for the message.
 
     Raises:
         Refusal: BAD_REQUEST with status 401 if a key would help, 403 if the presented one does not suffice.
@@ -223,15 +223,15 @@ def require(request: web.Request, needed: Scope, what: str) -> None:
     client = client_of(request)
     if client.scope is not None and client.scope.includes(needed):
         return
-    how = _HOW_TO_GET_A_KEY.format(needed)
-    message = f"{what} from another machine needs an API key with the scope {needed}; {how}"
+    hint = _KEY_HINT.format(needed)
+    message = f"{action} from another machine needs an API key with the scope {needed}; {hint}"
     raise Refusal(Fault.BAD_REQUEST, message, status=403 if client.key is not None else 401)
 
 
 def holder_of(request: web.Request) -> str:
-    """Return whose stored data ``request`` may read: its key's, else its secret's; empty if it has neither.
+    """Return the owner of the stored data that ``request`` may read; empty if it has no key and no secret.
 
-    A secret that is no key proves nothing, but whoever does not know it can't have stored anything under it.
+    A secret that is no key proves nothing, but only a client that knows it can have stored data under it.
     """
     client = client_of(request)
     if client.key is not None:
@@ -245,8 +245,8 @@ def _secrets(request: web.Request) -> list[str]:
     """Return the keys or passes in a request: a program may send another beside the one it was given."""
     found = []
     # A proxy with a login of its own may have added a second header.
-    for one in request.headers.getall("Authorization", ()):
-        words = one.split(None, 1)
+    for header in request.headers.getall("Authorization", ()):
+        words = header.split(None, 1)
         if len(words) == 2 and words[0].lower() == "bearer":
             found.append(words[1].strip())
     found += map(str.strip, request.headers.getall("X-Api-Key", ()))

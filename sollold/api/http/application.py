@@ -106,7 +106,7 @@ def build_app(
     origins = Origins(settings.cors_origins)
     access = Access(settings.auth, services.keys, services.passes)
     access.proxies = networks(settings.trusted_proxies)
-    hosts = Hosts(settings.hosts, lambda: [one.name for one in services.cluster.live()])
+    hosts = Hosts(settings.hosts, lambda: [node.name for node in services.cluster.live()])
     guard = Guard(origins, hosts, access, answers, requests)
     app = web.Application(
         middlewares=[quiet_hang_up, guard.middleware()],
@@ -171,11 +171,11 @@ def _is_own_error(record: logging.LogRecord) -> bool:
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
     """Return an error with the system's message, which the loop wraps in a sentence of its own."""
     number = error.errno if isinstance(error, OSError) else None
-    why = os.strerror(number) if number and number > 0 else system_reason(error)
-    return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
+    reason = os.strerror(number) if number and number > 0 else system_reason(error)
+    return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {reason}")
 
 
-async def _listening(host: str, port: int) -> list[socket.socket]:
+async def _listen(host: str, port: int) -> list[socket.socket]:
     """Return sockets that listen on the address; for ``::`` one that accepts IPv4 as well.
 
     Raises:
@@ -188,17 +188,17 @@ async def _listening(host: str, port: int) -> list[socket.socket]:
         dual_stack.setblocking(False)
         return [dual_stack]
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    made: list[socket.socket] = []
+    addresses = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            made.append(socket.create_server(address[:2], family=family, backlog=_BACKLOG))
-            made[-1].setblocking(False)
+        for family, _, _, _, address in dict.fromkeys(addresses):
+            sockets.append(socket.create_server(address[:2], family=family, backlog=_BACKLOG))
+            sockets[-1].setblocking(False)
     except OSError:
-        for one in made:
-            one.close()
+        for sock in sockets:
+            sock.close()
         raise
-    return made
+    return sockets
 
 
 class Listener:
@@ -246,7 +246,7 @@ class Listener:
         host, port = self._settings.host, self._settings.port
         await self._runner.setup()
         try:
-            sockets = await _listening(host, port)
+            sockets = await _listen(host, port)
         except (OSError, UnicodeError) as error:
             await self._runner.cleanup()
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
@@ -261,13 +261,13 @@ class Listener:
             self._acceptor = secure_server(sockets, self._connection, self._tls.context_now)
             return
         loop = asyncio.get_running_loop()
-        for one in sockets:
-            self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
+        for sock in sockets:
+            self._servers.append(await loop.create_server(self._connection, sock=sock, backlog=_BACKLOG))
 
     async def close(self) -> None:
         """Accept no new requests, let the running ones finish within the limit, then abort them."""
-        for one in self._servers:
-            one.close()
+        for server in self._servers:
+            server.close()
         if self._acceptor is not None:
             await self._acceptor.close()
         await self._runner.cleanup()

@@ -27,27 +27,27 @@ BODY_BUDGET = web.AppKey("body_budget", ByteBudget)
 _COUNTED = web.RequestKey("counted", int)
 _RAW = web.RequestKey("raw", bytearray)
 _MEDIA = web.RequestKey("media", Media)
-_RETRY = 5.0
+_RETRY_SECONDS = 5.0
 
 _BODY_TIMEOUT = 120.0
 """Timeout for receiving a whole body, in seconds."""
 
-_USUAL_BODY = 8 << 20
+_DEFAULT_MAX_BYTES = 8 << 20
 _WITH_MEDIA = ("/chat", "/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
 _WITH_TEXTS = ("/embed", "/v1/embeddings", "/batch/embed", "/v1/responses", "/v1/responses/input_tokens")
-_LIMITS = {
+_MAX_BYTES = {
     **dict.fromkeys(_WITH_MEDIA, LONGEST_BODY),
     **dict.fromkeys(_WITH_TEXTS, 24 << 20),
 }
 """Route (without ``/api``) → maximum bytes of its bodies, if more than usual: images, many texts."""
 
-_MOST_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
+_MAX_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
 """Maximum objects in a field, in every dialect: checking and rewriting each takes up to 0.1 ms."""
 _SMALL = 64 * 1024
 _LARGE = 128 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Programs on Windows put it before a file's text; RFC 8259 allows receivers to ignore it."""
-_MOST_SPACE = 4096
+"""Programs on Windows write it at the start of text files; RFC 8259 allows receivers to ignore it."""
+_MAX_BLANK_BYTES = 4096
 """Maximum whitespace that counts as a missing body; for more, the decoder reports the missing value."""
 
 
@@ -57,7 +57,7 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     Raises:
         Refusal: BAD_REQUEST if it is empty, not JSON, not an object, or has too many items.
     """
-    if len(raw) <= _MOST_SPACE and not raw.strip():
+    if len(raw) <= _MAX_BLANK_BYTES and not raw.strip():
         raise Refusal(Fault.BAD_REQUEST, "missing request body")
     try:
         try:
@@ -75,14 +75,14 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
         await asyncio.sleep(0)
     if not isinstance(value, dict):
         raise Refusal(Fault.BAD_REQUEST, f"the body must be a JSON object, it is {_kind(value)}")
-    for name, most in _MOST_ITEMS.items():
+    for name, limit in _MAX_ITEMS.items():
         items = value.get(name)
         if (
             isinstance(items, list)
-            and len(items) > most
-            and sum(isinstance(one, dict) for one in items) > most
+            and len(items) > limit
+            and sum(isinstance(item, dict) for item in items) > limit
         ):
-            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {most} items", field=name)
+            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {limit} items", field=name)
     return value
 
 
@@ -98,9 +98,9 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         Refusal: BAD_REQUEST, naming the field and what was expected.
     """
     try:
-        named = {key: one for key, one in value.items() if one is not None}
+        given = {key: field for key, field in value.items() if field is not None}
         # Not strict: clients send numbers as "5" and 5.0, which the official servers accept.
-        return msgspec.convert(named, type=type_, strict=False)
+        return msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
         message = f"invalid request: {explain(error, type_)}"
         raise Refusal(Fault.BAD_REQUEST, message, field=wrong_field(error)) from None
@@ -141,10 +141,10 @@ async def read_bytes(request: web.Request) -> bytearray:
     if raw is not None:
         return raw
     # An announced length takes no memory yet, so it is not counted against the budget.
-    _bound(request, request.content_length or 0)
+    _check_size(request, request.content_length or 0)
     parts, bounds = bytearray(), JsonBounds()
     try:
-        if _came_whole(request):
+        if _is_complete(request):
             # The usual case: there is nothing to wait for.
             piece = request.content.read_nowait()
             parts += piece
@@ -167,7 +167,7 @@ async def read_bytes(request: web.Request) -> bytearray:
     return parts
 
 
-def _came_whole(request: web.Request) -> bool:
+def _is_complete(request: web.Request) -> bool:
     """Whether an uncompressed body has arrived as a whole, as a small one does with its headers."""
     return (
         request.content.is_eof()
@@ -182,7 +182,7 @@ async def _gather(request: web.Request, parts: bytearray, bounds: JsonBounds) ->
         async for piece in decompressed(request):
             parts += piece
             bounds.feed(piece)
-            _bound(request, len(parts))
+            _check_size(request, len(parts))
             _count(request, len(parts) + bounds.cost)
 
 
@@ -190,15 +190,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _bound(request: web.Request, size: int) -> None:
+def _check_size(request: web.Request, size: int) -> None:
     """Refuse a body that is longer than its route allows.
 
     Raises:
         Refusal: BAD_REQUEST with status 413.
     """
-    most = min(_LIMITS.get(_path(request), _USUAL_BODY), request.client_max_size)
-    if size > most:
-        raise Refusal(Fault.BAD_REQUEST, f"body too large: the limit is {most} bytes", status=413)
+    limit = min(_MAX_BYTES.get(_path(request), _DEFAULT_MAX_BYTES), request.client_max_size)
+    if size > limit:
+        raise Refusal(Fault.BAD_REQUEST, f"body too large: the limit is {limit} bytes", status=413)
 
 
 def _path(request: web.Request) -> str:
@@ -218,7 +218,7 @@ def _count(request: web.Request, size: int) -> None:
         return
     if not budget.reserve(size - counted, counted, _holder(request)):
         message = "the bodies of running requests already use too much memory; try again later"
-        raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY)
+        raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
     request[_COUNTED] = size
 
 
@@ -230,6 +230,6 @@ def release_body(request: web.Request) -> None:
 
 
 def _holder(request: web.Request) -> str:
-    """Return whose share of the budget it uses; programs on this machine are not limited to a share."""
+    """Return the client that the budget counts the body for; empty for programs on this machine."""
     client = client_of(request)
     return "" if client.local else client.identity

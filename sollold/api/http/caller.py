@@ -27,7 +27,7 @@ _ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a request says about its caller.
+    """Properties of a request that its headers and body determine.
 
     Attributes:
         id: unique id of the request; begins with the caller's own ``X-Request-Id`` if that is valid.
@@ -49,12 +49,12 @@ class Caller:
 
 def request_id(request: web.Request) -> str:
     """Return the id of a request: the caller's if it is valid, else a random one."""
-    given = request.headers.get("X-Request-Id", "")
-    return given if _ID.fullmatch(given) else os.urandom(8).hex()
+    header = request.headers.get("X-Request-Id", "")
+    return header if _ID.fullmatch(header) else os.urandom(8).hex()
 
 
 def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
-    """Return what ``request`` says about its caller; ``field``, ``timeout``: its body's priority and timeout.
+    """Return the `Caller` of ``request``; ``field``, ``timeout``: its body's priority and timeout.
 
     Raises:
         Refusal: BAD_REQUEST for an invalid priority or timeout.
@@ -107,7 +107,7 @@ def parse_priority(value: object) -> int:
 
 
 def priority_of(header: str | None, field: object, role: str | None) -> int:
-    """Return the priority of a request; arguments that it lacks are ``None``.
+    """Return the priority of a request; the arguments are ``None`` where it has no such header or field.
 
     A role that is not in the table counts as `NORMAL`: callers choose their own names for roles.
 
@@ -123,24 +123,24 @@ def priority_of(header: str | None, field: object, role: str | None) -> int:
     return NORMAL
 
 
-_CHARACTERS = 4096
+_MAX_CHARACTERS = 4096
 
 
 def prefix_of(messages: object) -> str:
     """Return a digest of the messages up to the user's first, as 16 hex digits, for sticky routing, or ""."""
     if isinstance(messages, str):
-        start: list[Any] = [messages[:_CHARACTERS]]
+        start: list[Any] = [messages[:_MAX_CHARACTERS]]
     elif isinstance(messages, list):
         start = []
         for message in messages[:8]:
             if not isinstance(message, dict):
                 return ""
             content = message.get("content")
-            start.append(content[:_CHARACTERS] if isinstance(content, str) else content)
+            start.append(content[:_MAX_CHARACTERS] if isinstance(content, str) else content)
             if message.get("role") == "user":
                 break
     else:
         return ""
     if not any(start):
         return ""
-    return hashlib.blake2b(msgspec.json.encode(start)[: 4 * _CHARACTERS], digest_size=8).hexdigest()
+    return hashlib.blake2b(msgspec.json.encode(start)[: 4 * _MAX_CHARACTERS], digest_size=8).hexdigest()

@@ -21,7 +21,7 @@ _FORWARDED = tuple(
         *("X-Cluster-Client-IP", "Tailscale-User-Login"),
     )
 )
-"""Headers of proxies and tunnels: whoever sends one forwards somebody else's request."""
+"""Headers of proxies and tunnels: a sender of one forwards another client's request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def address_of(request: web.Request, proxies: Sequence[Network]) -> ClientAddres
             break
     if not remote:
         return ClientAddress("local", not forwarded)
-    address = _plain(remote)
+    address = _normalize(remote)
     if forwarded:
         return ClientAddress(_forwarded(request, address, proxies), False)
     return ClientAddress(address, is_loopback(address) or address == _own_address(request))
@@ -61,20 +61,20 @@ def _own_address(request: web.Request) -> str:
     """Return the address of our end of the connection: a caller with the same one is on this machine."""
     transport = request.transport
     name = transport.get_extra_info("sockname") if transport is not None else None
-    return _plain(str(name[0])) if isinstance(name, tuple) else ""
+    return _normalize(str(name[0])) if isinstance(name, tuple) else ""
 
 
 def _forwarded(request: web.Request, address: str, proxies: Sequence[Network]) -> str:
-    if not _within(address, proxies):
+    if not _is_within(address, proxies):
         return address
-    listed = ",".join(request.headers.getall("X-Forwarded-For", []))
-    for one in reversed(listed.split(",")):
+    header = ",".join(request.headers.getall("X-Forwarded-For", []))
+    for hop in reversed(header.split(",")):
         try:
-            parsed = str(ipaddress.ip_address(_without_port(one.strip())))
+            parsed = str(ipaddress.ip_address(_without_port(hop.strip())))
         except ValueError:
             break
-        address = _plain(parsed)
-        if not _within(address, proxies):
+        address = _normalize(parsed)
+        if not _is_within(address, proxies):
             break
     return address
 
@@ -87,7 +87,7 @@ def _without_port(text: str) -> str:
 
 
 @functools.lru_cache(4096)
-def _plain(address: str) -> str:
+def _normalize(address: str) -> str:
     """Return an address without its zone, and an IPv4-mapped IPv6 address as IPv4."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -97,7 +97,7 @@ def _plain(address: str) -> str:
     return str(mapped or parsed)
 
 
-def _within(address: str, networks: Sequence[Network]) -> bool:
+def _is_within(address: str, networks: Sequence[Network]) -> bool:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -17,11 +17,11 @@ from sollold.cluster.net.acceptor import is_loopback
 _HEADER_SECONDS = 10.0
 LONGEST_HEADER = 64 * 1024
 """Maximum bytes of a header line: browsers send all cookies of ``localhost`` to each of its ports."""
-_LONGEST_HEAD = 4 * LONGEST_HEADER
+_MAX_HEAD_BYTES = 4 * LONGEST_HEADER
 PER_ADDRESS = 512
 """Maximum connections from one other machine."""
-_MOST_ADDRESSES = 1024
-_MOST_DESCRIPTORS = 65536
+_MAX_ADDRESSES = 1024
+_MAX_DESCRIPTORS = 65536
 PIECE = 16 * 1024
 """Maximum bytes that are read from a connection at once."""
 _RESERVED = 2048
@@ -38,9 +38,9 @@ _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as the system allows, up to a limit; return how many."""
+    """Raise the limit of open files as far as the system allows, up to a maximum; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -51,7 +51,7 @@ def raise_descriptor_limit() -> int:
 def connection_limit() -> int:
     """Return the maximum number of callers' connections; nodes, engines and files need descriptors too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft = _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    soft = _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
     return max(soft // 2, soft - _RESERVED)
 
 
@@ -59,12 +59,12 @@ class Connections:
     """The open connections, by address.
 
     Args:
-        most: maximum number of all connections.
+        limit: maximum number of all connections.
         per_address: maximum number from one other machine; those from this machine have no such limit.
     """
 
-    def __init__(self, most: int, per_address: int = PER_ADDRESS) -> None:
-        self._most = most
+    def __init__(self, limit: int, per_address: int = PER_ADDRESS) -> None:
+        self._limit = limit
         self._per_address = per_address
         self._open: dict[str, list[asyncio.Transport]] = {}
 
@@ -72,30 +72,30 @@ class Connections:
         """Return whether ``transport`` may stay; if so, it counts until it is closed."""
         name = transport.get_extra_info("peername")
         address = str(name[0]) if isinstance(name, tuple) else ""
-        known = [one for one in self._open.get(address, ()) if not one.is_closing()]
+        known = [entry for entry in self._open.get(address, ()) if not entry.is_closing()]
         if len(known) >= self._per_address and not is_loopback(address.removeprefix("::ffff:")):
             return False
-        if sum(map(len, self._open.values())) >= self._most or len(self._open) >= _MOST_ADDRESSES:
+        if sum(map(len, self._open.values())) >= self._limit or len(self._open) >= _MAX_ADDRESSES:
             self._forget_closed()
-            if sum(map(len, self._open.values())) >= self._most:
+            if sum(map(len, self._open.values())) >= self._limit:
                 return False
-            known = [one for one in known if not one.is_closing()]
+            known = [entry for entry in known if not entry.is_closing()]
         self._open[address] = [*known, transport]
         return True
 
     def abort_all(self) -> None:
         """Abort all connections that are still open."""
         for transports in self._open.values():
-            for one in transports:
-                one.abort()
+            for transport in transports:
+                transport.abort()
         self._open = {}
 
     def _forget_closed(self) -> None:
-        found = {
-            address: [one for one in transports if not one.is_closing()]
+        live = {
+            address: [transport for transport in transports if not transport.is_closing()]
             for address, transports in self._open.items()
         }
-        self._open = {address: transports for address, transports in found.items() if transports}
+        self._open = {address: transports for address, transports in live.items() if transports}
 
 
 class ClientConnection(asyncio.BufferedProtocol):
@@ -165,14 +165,14 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def _collect(self, data: bytes) -> None:
         # The end of the header may have begun in earlier bytes.
-        begin = max(0, len(self._head) - 3)
+        start = max(0, len(self._head) - 3)
         self._head += data
         if self._head[0] == _HANDSHAKE:
             # The end of a header would never arrive.
             self._refuse(_HTTP_ONLY)
             return
-        if self._head.find(b"\r\n\r\n", begin) < 0 and self._head.find(b"\n\n", begin) < 0:
-            if len(self._head) > _LONGEST_HEAD:
+        if self._head.find(b"\r\n\r\n", start) < 0 and self._head.find(b"\n\n", start) < 0:
+            if len(self._head) > _MAX_HEAD_BYTES:
                 self._refuse(_TOO_LONG)
             return
         self._stop_timer()

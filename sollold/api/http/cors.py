@@ -41,18 +41,18 @@ def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
         return False
     if page.scheme in ("http", "https") and page.netloc.lower() == host.lower():
         return True
-    for one in origins:
-        if one.endswith("://*"):
-            if page.scheme and page.scheme == one.removesuffix("://*").lower():
+    for entry in origins:
+        if entry.endswith("://*"):
+            if page.scheme and page.scheme == entry.removesuffix("://*").lower():
                 return True
             continue
         try:
-            known = urlsplit(one)
-            port = known.port
+            entry_url = urlsplit(entry)
+            port = entry_url.port
         except ValueError:
             continue
-        known_host = as_sent(known.hostname or "")
-        same_host = known.scheme == page.scheme and page_host is not None and known_host == page_host
+        entry_host = as_sent(entry_url.hostname or "")
+        same_host = entry_url.scheme == page.scheme and page_host is not None and entry_host == page_host
         if same_host and port in (None, page_port):
             return True
     return False

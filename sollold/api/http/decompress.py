@@ -1,6 +1,6 @@
 """Decompresses request bodies with ``Content-Encoding: gzip`` or ``deflate`` (RFC 9110, 8.4.1) in pieces.
 
-A body can expand to a thousand times its size. Decompressing it at once would block everybody else.
+A body can expand to a thousand times its size. Decompressing it at once would block all other requests.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from aiohttp import web
 
 from sollold.errors import Fault, Refusal
 
-_PACKED = 4096
-"""Bytes decompressed at once: they may be hundreds of streams, and the rest after each is copied."""
-_PIECE = 256 * 1024
+_PACKED_BYTES = 4096
+"""Bytes decompressed at once: they may be hundreds of streams, and zlib copies the rest after each."""
+_PIECE_BYTES = 256 * 1024
 _ZLIB, _RAW, _GZIP = 15, -15, 31
 """zlib's stream formats, as values of ``wbits``."""
 
@@ -33,8 +33,8 @@ async def decompressed(request: web.Request) -> AsyncIterator[bytes]:
         return
     decompressor = Decompressor(encoding)
     while packed := await request.content.readany():
-        for begin in range(0, len(packed), _PACKED):
-            for piece in decompressor.feed(packed[begin : begin + _PACKED]):
+        for begin in range(0, len(packed), _PACKED_BYTES):
+            for piece in decompressor.feed(packed[begin : begin + _PACKED_BYTES]):
                 yield piece
                 # Let other requests run.
                 await asyncio.sleep(0)
@@ -62,21 +62,21 @@ class Decompressor:
         Raises:
             Refusal: BAD_REQUEST: the data is invalid.
         """
-        output, more = bytearray(), False
-        while packed or more:
+        output, pending = bytearray(), False
+        while packed or pending:
             if self._stream is None:
-                self._stream = zlib.decompressobj(self._form(packed))
+                self._stream = zlib.decompressobj(self._window_bits(packed))
             try:
-                piece = self._stream.decompress(packed, _PIECE)
+                piece = self._stream.decompress(packed, _PIECE_BYTES)
             except zlib.error as error:
                 raise self._refusal(str(error)) from None
             output += piece
             # All of ``packed`` may be consumed, with more output to come.
-            packed, more = self._stream.unconsumed_tail, len(piece) == _PIECE
+            packed, pending = self._stream.unconsumed_tail, len(piece) == _PIECE_BYTES
             if self._stream.eof:
                 # Another stream may follow in the same body.
-                packed, more, self._stream = self._stream.unused_data, False, None
-            if len(output) >= _PIECE or (output and not packed and not more):
+                packed, pending, self._stream = self._stream.unused_data, False, None
+            if len(output) >= _PIECE_BYTES or (output and not packed and not pending):
                 yield bytes(output)
                 output.clear()
 
@@ -89,11 +89,11 @@ class Decompressor:
         if self._stream is not None:
             raise self._refusal("it ends early")
 
-    def _form(self, packed: bytes) -> int:
+    def _window_bits(self, packed: bytes) -> int:
         if self._encoding != "deflate":
             return _GZIP
         # Some clients send what zlib calls raw. RFC 1950: the low half of the first byte is 8.
         return _ZLIB if packed[0] & 0xF == 8 else _RAW
 
-    def _refusal(self, why: str) -> Refusal:
-        return Refusal(Fault.BAD_REQUEST, f"the body can't be read as {self._encoding}: {why}")
+    def _refusal(self, reason: str) -> Refusal:
+        return Refusal(Fault.BAD_REQUEST, f"the body can't be read as {self._encoding}: {reason}")

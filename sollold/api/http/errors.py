@@ -29,7 +29,7 @@ _STATUS = {
     Fault.INTERRUPTED: 502,
 }
 
-_OF_ENGINES = (400, 401, 403, 404, 413, 429, 501, 503)
+_ENGINE_STATUSES = (400, 401, 403, 404, 413, 429, 501, 503)
 """Engines' statuses that are passed on."""
 
 _OPENAI_TYPES = {
@@ -66,7 +66,7 @@ _CODES = {
 def status_of(refusal: Refusal) -> int:
     """Return the HTTP status. An engine's own is kept if clients know it; an engine's failure is 502."""
     if refusal.fault is Fault.ENGINE:
-        if refusal.status in _OF_ENGINES:
+        if refusal.status in _ENGINE_STATUSES:
             return refusal.status
         return 400 if 400 <= refusal.status < 500 else 502
     if refusal.fault is Fault.BAD_REQUEST and 400 <= refusal.status < 600:

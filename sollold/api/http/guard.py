@@ -91,8 +91,8 @@ class Guard:
                 return response
             finally:
                 release_body(request)
-                done = request.get(FINISHED)
-                if status == _HUNG_UP and done is not None and done.outcome == "ok":
+                record = request.get(FINISHED)
+                if status == _HUNG_UP and record is not None and record.outcome == "ok":
                     status = 200  # The caller has received the whole answer.
                 self.answers.add(dialect, route_of(request), status, time.monotonic() - started)
                 self.requests.write(request, request[ID], status, started)
@@ -112,10 +112,10 @@ class Guard:
                 return _denied(dialect, denied)
             return await self._handled(request, handler)
         except Refusal as refusal:
-            words = (request.method, request.path, refusal.message)
-            log.info("%s %s refused: %s", *words, extra={"request": request[ID]})
-            if refusal is revoked(request) and (begun := request.get(BEGUN)) is not None:
-                return await _cut_short(request, begun, dialect, refusal)
+            details = (request.method, request.path, refusal.message)
+            log.info("%s %s refused: %s", *details, extra={"request": request[ID]})
+            if refusal is revoked(request) and (response := request.get(BEGUN)) is not None:
+                return await _cut_short(request, response, dialect, refusal)
             return refusal_response(dialect, refusal)
         except web.HTTPNotFound:
             return await self._renamed_or_unknown(request, dialect)
@@ -138,30 +138,30 @@ class Guard:
         return await while_valid(request, lambda: self.access.valid(key), lambda: handler(request))
 
     async def _renamed_or_unknown(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
-        other = await _renamed(request)
-        if other is None:
-            unknown = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
-            return json_response_of(dialect, 404, unknown)
+        renamed = await _renamed(request)
+        if renamed is None:
+            message = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
+            return json_response_of(dialect, 404, message)
         try:
-            return await self._answer(other, other.match_info.handler, dialect)
+            return await self._answer(renamed, renamed.match_info.handler, dialect)
         finally:
-            release_body(other)
-            _copy_account(other, request)
+            release_body(renamed)
+            _copy_account(renamed, request)
 
 
 async def _cut_short(
-    request: web.Request, begun: web.StreamResponse, dialect: Dialect, refusal: Refusal
+    request: web.Request, response: web.StreamResponse, dialect: Dialect, refusal: Refusal
 ) -> web.StreamResponse:
     """End a response that has begun; not a model's, which ends its stream itself."""
-    if begun.content_type != NDJSON:
+    if response.content_type != NDJSON:
         if request.transport is not None:
             request.transport.abort()
-        return begun
+        return response
     with contextlib.suppress(ConnectionError, TimeoutError):
         async with asyncio.timeout(LAST_WORDS_SECONDS):
-            await begun.write(refusal_bytes(dialect, refusal) + b"\n")
-            await begun.write_eof()
-    return begun
+            await response.write(refusal_bytes(dialect, refusal) + b"\n")
+            await response.write_eof()
+    return response
 
 
 def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
@@ -177,7 +177,7 @@ def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
 
 
 def _copy_account(source: web.Request, target: web.Request) -> None:
-    """Copy what a request's log line is written from."""
+    """Copy the client and the result, which the log line of a request contains."""
     if CLIENT in source:
         target[CLIENT] = source[CLIENT]
     if FINISHED in source:
@@ -192,7 +192,7 @@ def _denied(dialect: Dialect, denied: Denied) -> web.Response:
 
 
 def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts) -> str:
-    """Return why a request that another site's page made a browser send is refused; empty if it is not."""
+    """Return why a request that a page of another site may have sent is refused; empty if it is not."""
     named = [request.headers["Host"]] if "Host" in request.headers else []
     if not request.raw_path.startswith("/") and request.url.raw_authority:
         # The target is a whole URL, as for proxies: that name counts, too (RFC 9112, 3.2.2).
@@ -216,12 +216,12 @@ async def _renamed(request: web.Request) -> web.Request | None:
     if path == request.rel_url.raw_path:
         return None
     url = request.rel_url.with_path(path, encoded=True).with_query(request.rel_url.query)
-    other = request.clone(rel_url=url)
-    match = await request.app.router.resolve(other)
+    renamed = request.clone(rel_url=url)
+    match = await request.app.router.resolve(renamed)
     match.add_app(request.app)
     match.freeze()
-    other._match_info = match
-    return other
+    renamed._match_info = match
+    return renamed
 
 
 def json_response_of(dialect: Dialect, status: int, message: str) -> web.Response:

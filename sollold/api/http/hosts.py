@@ -1,4 +1,4 @@
-"""Host names that this node answers to: pages whose name was pointed at a node (DNS rebinding) are refused.
+"""Host names that this node accepts: requests of pages with DNS names for a node (DNS rebinding) are refused.
 
 A browser treats two names of one address as two origins, and lets a page read responses from its own name. So
 the name in ``Host`` decides: accepted are addresses, names that exist only in a local network, the nodes' own
@@ -18,7 +18,7 @@ _LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 
 
 class Hosts:
-    """The accepted names; the settings may change, and nodes come and go.
+    """The accepted names, which change with the settings and the nodes.
 
     Attributes:
         allowed: names in the settings; ``*.example.com`` means all names below it, ``*`` every name.
@@ -36,8 +36,8 @@ class Hosts:
             return False
         if _is_local(name):
             return True
-        return any(_matches(name, one) for one in self.allowed) or any(
-            name == as_sent(one) for one in self._nodes()
+        return any(_matches(name, pattern) for pattern in self.allowed) or any(
+            name == as_sent(node) for node in self._nodes()
         )
 
 
@@ -51,11 +51,11 @@ def cross_site(request: web.Request) -> bool:
     An ``Origin`` names the page, and is checked separately. Following a link to a page does not count.
     """
     headers = request.headers
-    said = headers.getall("Sec-Fetch-Site", ())
-    if "Origin" in headers or all(one.strip().lower() != "cross-site" for one in said):
+    sites = headers.getall("Sec-Fetch-Site", ())
+    if "Origin" in headers or all(site.strip().lower() != "cross-site" for site in sites):
         return False
-    followed = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
-    return not (followed and request.method in ("GET", "HEAD"))
+    is_link = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    return not (is_link and request.method in ("GET", "HEAD"))
 
 
 @functools.lru_cache(1024)

@@ -12,7 +12,7 @@ from sollold.errors import Refusal
 from sollold.facts import dataclass
 from sollold.serving.request import Ask, Routing, Waiting
 
-_ERROR = 300
+_MAX_ERROR_CHARACTERS = 300
 """Maximum characters of an error that are kept."""
 
 
@@ -32,7 +32,7 @@ class InflightRequest:
     error: str = ""
     outcome: str = "ok"
     ended: bool = False
-    """Everything is on its way to the caller: one that hangs up from now on has the whole answer."""
+    """Everything was written to the connection: a caller that hangs up from now on has the whole answer."""
     first: float = 0.0
     last: float = 0.0
     tail: tuple[bytes, bytes] = (b"", b"")
@@ -96,7 +96,7 @@ class InflightRequest:
             node=routing.node if routing is not None else "",
             backend=str(routing.backend) if routing is not None else "",
             outcome=self.outcome,
-            error=self.error[:_ERROR],
+            error=self.error[:_MAX_ERROR_CHARACTERS],
             prompt_tokens=prompt,
             tokens=generated,
             first_token=self.first - self.started if self.events else -1.0,
@@ -126,13 +126,13 @@ class InflightRequests:
         """Remove a request that has ended, in any way; None if it was removed before."""
         if self._all.pop(id(entry), None) is None:
             return None
-        done = entry.finished()
+        record = entry.finished()
         # Events were counted as they came; an answer in one piece is counted here.
-        if entry.events == 1 and done.tokens > 1:
-            self.activity.tokens += done.tokens - 1
+        if entry.events == 1 and record.tokens > 1:
+            self.activity.tokens += record.tokens - 1
         lost = entry.routing.gap_ms / 1000 if entry.routing is not None else 0.0
-        self.activity.add_finished(done, entry.gaps, max(0.0, entry.last - entry.first), lost)
-        return done
+        self.activity.add_finished(record, entry.gaps, max(0.0, entry.last - entry.first), lost)
+        return record
 
     def __len__(self) -> int:
         return len(self._all)
@@ -143,32 +143,32 @@ class InflightRequests:
 
     def recent(self) -> list[dict[str, Any]]:
         """Return those that ended last, newest first, for display."""
-        return [_recent(done) for done in reversed(self.activity.recent)]
+        return [_recent(record) for record in reversed(self.activity.recent)]
 
 
-def _recent(done: FinishedRequest) -> dict[str, Any]:
+def _recent(record: FinishedRequest) -> dict[str, Any]:
     return {
-        "id": done.id,
-        "time": round(done.time, 3),
-        "path": done.path,
-        "model": done.model,
-        "node": done.node,
-        "backend": done.backend,
-        "outcome": done.outcome,
-        "error": done.error,
-        "prompt_tokens": done.prompt_tokens,
-        "tokens": done.tokens,
-        "first_token_seconds": round(done.first_token, 3) if done.first_token >= 0 else None,
-        "seconds": round(done.seconds, 3),
-        "queue_seconds": round(done.queue, 3),
-        "load_seconds": round(done.load, 3),
-        "tokens_per_second": _rate(done),
-        "resumed": done.resumed,
+        "id": record.id,
+        "time": round(record.time, 3),
+        "path": record.path,
+        "model": record.model,
+        "node": record.node,
+        "backend": record.backend,
+        "outcome": record.outcome,
+        "error": record.error,
+        "prompt_tokens": record.prompt_tokens,
+        "tokens": record.tokens,
+        "first_token_seconds": round(record.first_token, 3) if record.first_token >= 0 else None,
+        "seconds": round(record.seconds, 3),
+        "queue_seconds": round(record.queue, 3),
+        "load_seconds": round(record.load, 3),
+        "tokens_per_second": _rate(record),
+        "resumed": record.resumed,
     }
 
 
-def _rate(done: FinishedRequest) -> float | None:
+def _rate(record: FinishedRequest) -> float | None:
     """Return the tokens per second after the first one; None if that is not meaningful."""
-    if done.first_token < 0 or done.tokens < 2 or done.seconds - done.first_token < 0.01:
+    if record.first_token < 0 or record.tokens < 2 or record.seconds - record.first_token < 0.01:
         return None
-    return round((done.tokens - 1) / (done.seconds - done.first_token), 1)
+    return round((record.tokens - 1) / (record.seconds - record.first_token), 1)

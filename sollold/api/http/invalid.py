@@ -11,39 +11,39 @@ import msgspec
 from sollold.did_you_mean import did_you_mean
 from sollold.out_of_range import out_of_range
 
-_AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
+_LOCATED = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
-_NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
+_BAD_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
 def explain(error: msgspec.ValidationError, type_: type) -> str:
     """Return why a value can't become a ``type_``, as ``field: what was expected``."""
     text = str(error)
-    at = _AT.fullmatch(text)
-    what, field = (at[1], at[2]) if at else (text, "")
-    if wrong := _NO_CHOICE.fullmatch(what):
+    located = _LOCATED.fullmatch(text)
+    problem, field = (located[1], located[2]) if located else (text, "")
+    if wrong := _BAD_CHOICE.fullmatch(problem):
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
-        what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not an allowed value"
-    elif unknown := _UNKNOWN.fullmatch(what):
+        problem = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not an allowed value"
+    elif unknown := _UNKNOWN.fullmatch(problem):
         names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
-        what = f"unknown field {unknown[1]}{did_you_mean(unknown[1], names)}"
-    elif beyond := out_of_range(what):
-        what = beyond
+        problem = f"unknown field {unknown[1]}{did_you_mean(unknown[1], names)}"
+    elif range_problem := out_of_range(problem):
+        problem = range_problem
     else:
-        what = what[:1].lower() + what[1:].replace("`", "")
-    return f"{field}: {what}" if field else what
+        problem = problem[:1].lower() + problem[1:].replace("`", "")
+    return f"{field}: {problem}" if field else problem
 
 
 def wrong_field(error: msgspec.ValidationError) -> str:
     """Return the name of the field whose value was refused; empty if there is none."""
-    at = _AT.fullmatch(str(error))
-    return at[2] if at else ""
+    located = _LOCATED.fullmatch(str(error))
+    return located[2] if located else ""
 
 
 def _choices(hint: Any) -> list[str]:
     """Return the values that a field of this type allows, if it is an enumeration."""
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return [str(one.value) for one in hint]
+        return [str(member.value) for member in hint]
     if get_origin(hint) is Literal:
-        return [str(one) for one in get_args(hint) if one != ""]
-    return [word for one in get_args(hint) for word in _choices(one)]
+        return [str(choice) for choice in get_args(hint) if choice != ""]
+    return [word for argument in get_args(hint) for word in _choices(argument)]

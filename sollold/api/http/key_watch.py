@@ -31,17 +31,17 @@ async def while_valid(
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
-    def look() -> None:
+    def check() -> None:
         nonlocal timer
         if valid():
-            timer = loop.call_later(CHECK_SECONDS, look)
+            timer = loop.call_later(CHECK_SECONDS, check)
             return
         request[_REVOKED] = Refusal(
             Fault.BAD_REQUEST, "the API key was revoked or has expired during this request", status=401
         )
         limit.reschedule(loop.time())
 
-    timer = loop.call_later(CHECK_SECONDS, look)
+    timer = loop.call_later(CHECK_SECONDS, check)
     try:
         async with asyncio.timeout(None) as limit:
             return await answer()

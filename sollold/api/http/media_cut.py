@@ -12,15 +12,15 @@ from sollold.serving.media import Media
 
 LONGEST_TEXT = 8 << 20
 """Maximum bytes of a body without its images and audio: more than any model reads."""
-_BLOCK = 64 * 1024
-SHORTEST_CUT = 4 * _BLOCK
+_BLOCK_BYTES = 64 * 1024
+SHORTEST_CUT = 4 * _BLOCK_BYTES
 """Minimum bytes of base64 that are cut out; less is decoded quickly."""
-_EDGE = 8 * 1024
-"""Bytes that stay at either end, for code that looks at the type."""
+_EDGE_BYTES = 8 * 1024
+"""Bytes that stay at either end, for code that examines the type."""
 _LETTERS = (string.ascii_letters + string.digits + "+/=-_\\").encode()
 """Characters of base64, and of the escaped slash (``\\/``) that some programs write."""
 _BACKSLASH = ord("\\")
-_HELD_BY = frozenset(("images", "image_url", "url", "data", "file_data", "video_url"))
+_FIELDS = frozenset(("images", "image_url", "url", "data", "file_data", "video_url"))
 """Fields that hold images or audio, in any dialect."""
 
 
@@ -32,35 +32,35 @@ async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
     Raises:
         Refusal: BAD_REQUEST with status 413: the rest is longer than `LONGEST_TEXT`.
     """
-    media, kept, left = Media(), bytearray(), 0
-    view, at = memoryview(raw), 0
-    while at + _BLOCK <= len(raw):
+    media, output, copied = Media(), bytearray(), 0
+    view, position = memoryview(raw), 0
+    while position + _BLOCK_BYTES <= len(raw):
         await asyncio.sleep(0)
-        if not _is_base64(raw, at):
-            at += _BLOCK
-            _bound(len(kept) + at - left)
+        if not _is_base64(raw, position):
+            position += _BLOCK_BYTES
+            _check_size(len(output) + position - copied)
             continue
-        begin, end = _begin(raw, at, left), at + _BLOCK
-        while end + _BLOCK <= len(raw) and _is_base64(raw, end):
-            end += _BLOCK
+        start, end = _run_start(raw, position, copied), position + _BLOCK_BYTES
+        while end + _BLOCK_BYTES <= len(raw) and _is_base64(raw, end):
+            end += _BLOCK_BYTES
             await asyncio.sleep(0)
-        end += _first_other(raw[end : end + _BLOCK])
+        end += _run_length(raw[end : end + _BLOCK_BYTES])
         if raw[end - 1] == _BACKSLASH:
             end -= 1  # it belongs to what follows
-        content = await _plain(view[begin:end]) if end - begin >= SHORTEST_CUT else None
+        content = await _unescape(view[start:end]) if end - start >= SHORTEST_CUT else None
         if content is not None:
-            kept += view[left:begin]
-            middle = (content.nbytes - 2 * _EDGE) // 4 * 4
-            kept += content[:_EDGE]
-            kept += await media.add(content[_EDGE : _EDGE + middle])
-            kept += content[_EDGE + middle :]
-            left = end
-        at = end
-    _bound(len(kept) + len(raw) - left)
-    if not left:
+            output += view[copied:start]
+            middle = (content.nbytes - 2 * _EDGE_BYTES) // 4 * 4
+            output += content[:_EDGE_BYTES]
+            output += await media.add(content[_EDGE_BYTES : _EDGE_BYTES + middle])
+            output += content[_EDGE_BYTES + middle :]
+            copied = end
+        position = end
+    _check_size(len(output) + len(raw) - copied)
+    if not copied:
         return raw, None
-    kept += view[left:]
-    return kept, media
+    output += view[copied:]
+    return output, media
 
 
 async def restore_texts(value: Any, media: Media) -> Any:
@@ -69,25 +69,25 @@ async def restore_texts(value: Any, media: Media) -> Any:
     Raises:
         Refusal: BAD_REQUEST with status 413: these strings are longer than `LONGEST_TEXT`.
     """
-    walked, restored = 0, 0
+    visited, restored = 0, 0
     waiting: list[tuple[Any, str]] = [(value, "")]
     while waiting:
         holder, name = waiting.pop()
-        for key, one in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
-            held_by = key if isinstance(key, str) else name
-            walked += 1
-            if not walked % 4096:
+        for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            field = key if isinstance(key, str) else name
+            visited += 1
+            if not visited % 4096:
                 await asyncio.sleep(0)
-            if isinstance(one, dict | list):
-                waiting.append((one, held_by))
-            elif isinstance(one, str) and held_by.lower() not in _HELD_BY and (marks := media.marks_in(one)):
+            if isinstance(item, dict | list):
+                waiting.append((item, field))
+            elif isinstance(item, str) and field.lower() not in _FIELDS and (marks := media.marks_in(item)):
                 restored += sum(map(media.size, marks))
-                _bound(restored)
-                holder[key] = media.restored(one)
+                _check_size(restored)
+                holder[key] = media.restored(item)
     return value
 
 
-def _bound(size: int) -> None:
+def _check_size(size: int) -> None:
     if size > LONGEST_TEXT:
         raise Refusal(
             Fault.BAD_REQUEST,
@@ -97,34 +97,34 @@ def _bound(size: int) -> None:
         )
 
 
-def _is_base64(raw: bytearray, at: int) -> bool:
-    return not raw[at : at + _BLOCK].translate(None, _LETTERS)
+def _is_base64(raw: bytearray, position: int) -> bool:
+    return not raw[position : position + _BLOCK_BYTES].translate(None, _LETTERS)
 
 
-def _begin(raw: bytearray, at: int, left: int) -> int:
-    """Return where the run of base64 that continues at ``at`` begins; not before ``left``."""
-    before = raw[max(left, at - _BLOCK) : at]
-    return at - (len(before) - len(before.rstrip(_LETTERS)))
+def _run_start(raw: bytearray, position: int, copied: int) -> int:
+    """Return the start of the run of base64 that includes ``position``; not before ``copied``."""
+    before = raw[max(copied, position - _BLOCK_BYTES) : position]
+    return position - (len(before) - len(before.rstrip(_LETTERS)))
 
 
-def _first_other(block: bytearray) -> int:
+def _run_length(block: bytearray) -> int:
     return len(block) - len(block.lstrip(_LETTERS))
 
 
-async def _plain(run: memoryview) -> memoryview | None:
+async def _unescape(run: memoryview) -> memoryview | None:
     """Return a run without its escaped slashes; None if it has other escapes, so that it is text."""
     if not await _has_escapes(run):
         return run
-    output, at = bytearray(), 0
-    while at < run.nbytes:
-        end = min(at + _BLOCK, run.nbytes)
+    output, position = bytearray(), 0
+    while position < run.nbytes:
+        end = min(position + _BLOCK_BYTES, run.nbytes)
         if run[end - 1] == _BACKSLASH:
             end += 1
-        piece = bytes(run[at:end]).replace(b"\\/", b"/")
+        piece = bytes(run[position:end]).replace(b"\\/", b"/")
         if b"\\" in piece:
             return None
         output += piece
-        at = end
+        position = end
         await asyncio.sleep(0)
     return memoryview(output)
 

@@ -22,7 +22,7 @@ FINISHED = web.RequestKey("finished", FinishedRequest)
 
 
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_OWN = ("/api/cluster", "/api/doctor", "/api/ps", "/api/tags", "/api/version", "/metrics", "/web", "/health")
+_POLL = ("/api/cluster", "/api/doctor", "/api/ps", "/api/tags", "/api/version", "/metrics", "/web", "/health")
 """Prefixes of routes that dashboards and monitors poll."""
 
 
@@ -42,7 +42,7 @@ class ResponseCounts:
         """Count a response."""
         labels = dialect, route, str(status)
         self.counts[labels] = self.counts.get(labels, 0) + 1
-        kind = "poll" if route in ("/", "/ready") or route.startswith(_OWN) else "request"
+        kind = "poll" if route in ("/", "/ready") or route.startswith(_POLL) else "request"
         histogram = self.seconds.get((dialect, kind))
         if histogram is None:
             histogram = self.seconds[dialect, kind] = Histogram(_BUCKETS)
@@ -72,32 +72,32 @@ class RequestLog:
 
     def write(self, request: web.Request, id_: str, status: int, started: float) -> None:
         """Log a request that has ended; ``started``: monotonic time; ``status`` 499: its caller hung up."""
-        client, done = client_of(request), request.get(FINISHED)
+        client, record = client_of(request), request.get(FINISHED)
         if client.key is not None:
             usage = self.usage.setdefault(client.key.name, KeyUsage())
             usage.requests += 1
-            if done is not None:
-                usage.prompt_tokens += done.prompt_tokens
-                usage.generated_tokens += done.tokens
-        if not self._is_logged(request, status, done):
+            if record is not None:
+                usage.prompt_tokens += record.prompt_tokens
+                usage.generated_tokens += record.tokens
+        if not self._is_logged(request, status, record):
             return
         fields: dict[str, object] = {"client": client.address, "key": client.name}
         fields |= {"route": f"{request.method} {route_of(request) or request.path[:200]}", "status": status}
-        if done is not None:
-            fields |= {"model": done.model, "node": done.node}
-            fields |= {"prompt_tokens": done.prompt_tokens, "tokens": done.tokens}
-            if done.first_token >= 0:
-                fields["first_token"] = f"{done.first_token:.3f}"
-            fields |= {"resumed": done.resumed, "outcome": done.outcome}
+        if record is not None:
+            fields |= {"model": record.model, "node": record.node}
+            fields |= {"prompt_tokens": record.prompt_tokens, "tokens": record.tokens}
+            if record.first_token >= 0:
+                fields["first_token"] = f"{record.first_token:.3f}"
+            fields |= {"resumed": record.resumed, "outcome": record.outcome}
         fields["seconds"] = f"{time.monotonic() - started:.3f}"
         # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
         log.info("%s", " ".join(words), extra={**fields, "request": id_})
 
-    def _is_logged(self, request: web.Request, status: int, done: FinishedRequest | None) -> bool:
+    def _is_logged(self, request: web.Request, status: int, record: FinishedRequest | None) -> bool:
         if self.mode == "off" or not log.isEnabledFor(logging.INFO):
             return False
-        if self.mode == "all" or done is not None or status in (401, 403):
+        if self.mode == "all" or record is not None or status in (401, 403):
             return True
         return request.method not in ("GET", "HEAD", "OPTIONS")
 

@@ -129,9 +129,9 @@ class Reply:
             self._live.failed(error)
             raise
         finally:
-            done = self._context.inflight.leave(self._live)
-            if done is not None:
-                self._request[FINISHED] = done
+            record = self._context.inflight.leave(self._live)
+            if record is not None:
+                self._request[FINISHED] = record
 
     async def _open(self) -> Answer:
         answer = await self._service.open(self._ask, self._live.wait)
@@ -141,7 +141,7 @@ class Reply:
 
     async def _streamed(self) -> web.StreamResponse:
         answer: Answer | BaseException | None = None
-        patience = asyncio.get_running_loop().call_later(self._keepalive.grace, self._begin_waiting)
+        grace_timer = asyncio.get_running_loop().call_later(self._keepalive.grace, self._begin_waiting)
         try:
             try:
                 answer = await self._open()
@@ -151,7 +151,7 @@ class Reply:
                 # The headers are sent: report it in the stream.
                 answer = problem
             finally:
-                patience.cancel()
+                grace_timer.cancel()
             if self._early is not None:
                 writer = await self._early
             else:
@@ -281,19 +281,19 @@ class Reply:
             self._write(self._encoder.keep_alive(Waiting("resumed", message=times)))
 
     def _say_warnings(self, routing: Routing) -> None:
-        """Report warnings that came after the headers in a comment, likewise."""
+        """Report warnings that came after the headers in a comment, if the stream has comments."""
         assert self._response is not None
         reported = self._response.headers.get(WARNING, "")
-        warnings = [one for one in routing.warnings if header_text(one) not in reported]
+        warnings = [warning for warning in routing.warnings if header_text(warning) not in reported]
         if warnings and self._encoder.content_type == SSE:
             self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
 
     def _watch(self, writer: BodyWriter) -> None:
-        """Write keep-alives during silence; close an unread connection. By a timer: events cost nothing."""
-        every, now = self._keepalive.every, time.monotonic()
-        seen = writer.unsent, self._live.events
-        if not seen[0] or seen != self._unread:
-            self._unread, self._unread_since = seen, now
+        """Write keep-alives during silence; close an unread connection. Uses a timer: events cost nothing."""
+        interval, now = self._keepalive.every, time.monotonic()
+        state = writer.unsent, self._live.events
+        if not state[0] or state != self._unread:
+            self._unread, self._unread_since = state, now
         if now - self._unread_since > self._keepalive.unread:
             log.info(
                 "closing the connection: the caller does not read its answer",
@@ -302,13 +302,13 @@ class Reply:
             writer.abort()
             return
         silent = now - self._written
-        if silent >= every:
+        if silent >= interval:
             # A caller with unread bytes needs no keep-alive.
-            if not seen[0]:
+            if not state[0]:
                 self._write(self._encoder.keep_alive(self._live.waiting))
             silent = 0.0
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.01, every - silent), self._watch, writer)
+        self._timer = loop.call_later(max(0.01, interval - silent), self._watch, writer)
 
     async def _whole(self) -> web.Response:
         answer = await self._open()

@@ -60,8 +60,8 @@ async def _first_byte(connection: socket.socket) -> int | None:
         await ready
     finally:
         loop.remove_reader(connection.fileno())
-    seen = connection.recv(1, socket.MSG_PEEK)
-    return seen[0] if seen else None
+    data = connection.recv(1, socket.MSG_PEEK)
+    return data[0] if data else None
 
 
 async def _refuse(connection: socket.socket) -> None:

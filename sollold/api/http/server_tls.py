@@ -24,7 +24,7 @@ log = logging.getLogger("sollold.http")
 
 _CHECK_SECONDS = 30.0
 """Seconds between two checks for renewed files, or other addresses of the node."""
-_SOON = datetime.timedelta(days=14)
+_EXPIRES_SOON = datetime.timedelta(days=14)
 
 
 class CertificateError(OSError):
@@ -71,14 +71,14 @@ class CertificateFiles:
 
     def stamp(self) -> object:
         """Return a value that changes with either file."""
-        found = []
+        state = []
         for file in (self._certificate, self._key):
             try:
-                state = file.stat()
-                found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+                status = file.stat()
+                state.append((status.st_mtime_ns, status.st_size, status.st_ino))
             except OSError:
-                found.append((0, 0, 0))
-        return found
+                state.append((0, 0, 0))
+        return state
 
     def issuable_by_anyone(self) -> bool:
         """Return False."""
@@ -185,18 +185,18 @@ class ServerTls:
 
     def trouble(self) -> tuple[tuple[str, str], ...]:
         """Return what `sollold doctor` reports about it, as (problem, how to fix it)."""
-        left = self._ends - _now()
+        remaining = self._ends - _now()
         if self._source.issuable_by_anyone():
-            what = "the cluster is open, so anybody on the LAN can issue certificates for its nodes"
-            return ((what, "sollold cluster secure"),)
+            problem = "the cluster is open, so anybody on the LAN can issue certificates for its nodes"
+            return ((problem, "sollold cluster secure"),)
         if self._problem:
             current = f"the one in use expires on {self._ends.date()}"
             return ((f"the new certificate is not used: {self._problem}; {current}", "fix the files"),)
-        if left > _SOON:
+        if remaining > _EXPIRES_SOON:
             return ()
-        what = "has expired" if left < datetime.timedelta() else f"expires in {left.days} days"
+        state = "has expired" if remaining < datetime.timedelta() else f"expires in {remaining.days} days"
         fix = "renew the file of http.tls_certificate; it is reloaded automatically"
-        return ((f"the certificate of the API's port {what} ({self._ends.date()})", fix),)
+        return ((f"the certificate of the API's port {state} ({self._ends.date()})", fix),)
 
     async def _watch(self) -> None:
         while True:

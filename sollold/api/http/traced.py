@@ -28,14 +28,14 @@ async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) ->
         finally:
             # The route, and whether the caller hung up, are known when the handler has ended.
             span.set({"http.route": route_of(request)})
-            if (done := request.get(FINISHED)) is not None:
+            if (record := request.get(FINISHED)) is not None:
                 span.set(
                     {
-                        "gen_ai.request.model": done.model,
-                        "gen_ai.usage.input_tokens": done.prompt_tokens,
-                        "gen_ai.usage.output_tokens": done.tokens,
-                        "sollold.node": done.node,
-                        "sollold.resumed": done.resumed,
-                        "sollold.outcome": done.outcome,
+                        "gen_ai.request.model": record.model,
+                        "gen_ai.usage.input_tokens": record.prompt_tokens,
+                        "gen_ai.usage.output_tokens": record.tokens,
+                        "sollold.node": record.node,
+                        "sollold.resumed": record.resumed,
+                        "sollold.outcome": record.outcome,
                     }
                 )
