@@ -45,7 +45,7 @@ def test_a_push_pull_merges_both_states() -> None:
 def test_records_that_exceed_one_body_follow_in_later_exchanges(
     monkeypatch: pytest.MonkeyPatch, opens: bool
 ) -> None:
-    monkeypatch.setattr(push_pull_module, "_ROOM", 9000)
+    monkeypatch.setattr(push_pull_module, "_MAX_BYTES", 9000)
     first, second = core(ME), core(B, boot=3)
     nodes = [f"{number:016x}" for number in range(100, 109)]
     for node in nodes:

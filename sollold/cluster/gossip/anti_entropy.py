@@ -14,9 +14,9 @@ from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.timers import Timers
 
-_DIFFERENT = 2
+_MIN_DIFFERING = 2
 """Consecutive differing digests before a peer is asked: the missing news may already be on its way."""
-_SPARED = 9
+_MAX_SKIPPED = 9
 """Maximum consecutive exchanges skipped because digests agree: digests do not cover dead nodes."""
 
 
@@ -75,7 +75,7 @@ class AntiEntropy:
             self._marks[node] = mark
 
     def compare(self, sender: str, digest: int, now: float) -> None:
-        """Compare a peer's digest; exchange if it keeps differing, with growing pauses if that is no help."""
+        """Compare a peer's digest; exchange states if it keeps differing, with growing pauses."""
         member = self._membership.members.get(sender)
         if digest == self.digest:
             self._differing = 0
@@ -84,7 +84,7 @@ class AntiEntropy:
                 member.agreed = now
             return
         self._differing += 1
-        if member is not None and self._differing >= _DIFFERENT and now >= self._compare_at:
+        if member is not None and self._differing >= _MIN_DIFFERING and now >= self._compare_at:
             self._differing = 0
             self._compare_at = now + self._compare_pause * (0.5 + self._random.random())
             self._compare_pause = min(self._compare_pause * 2, self._tuning.push_pull_interval)
@@ -104,8 +104,8 @@ class AntiEntropy:
 
     def failed(self, node: str, now: float) -> None:
         """Try another peer after an exchange with ``node`` failed."""
-        for other in self._membership.sample(1, without=node):
-            self.want(other.node, other.everywhere(), now)
+        for member in self._membership.sample(1, without=node):
+            self.want(member.node, member.everywhere(), now)
 
     def _fetch_turn(self, now: float) -> None:
         if self._fetch is not None:
@@ -119,7 +119,7 @@ class AntiEntropy:
         if self._membership.own.leaving:
             return
         for member in self._membership.sample(1):
-            if now - member.agreed < pause and self._spared < _SPARED:
+            if now - member.agreed < pause and self._spared < _MAX_SKIPPED:
                 # An exchange takes a TLS connection, which costs more than a minute's pings.
                 self._spared += 1
             else:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 
 class Awareness:
-    """A score from 0 (keeps up) to ``most - 1``; timeouts are multiplied by the score plus one.
+    """A score from 0 (keeps up) to ``limit - 1``; timeouts are multiplied by the score plus one.
 
     A slow node mistakes its own lateness for the silence of others; longer timeouts make it accuse less.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._most = limit
         self.score = 0
 
-    def worse(self, by: int = 1) -> None:
+    def worse(self, amount: int = 1) -> None:
         """Raise the score: a probe failed, a nack is missing, or an accusation had to be refuted."""
-        self.score = min(self.score + by, self._most - 1)
+        self.score = min(self.score + amount, self._most - 1)
 
     def better(self) -> None:
         """Lower the score: a probe was answered."""

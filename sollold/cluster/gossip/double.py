@@ -1,6 +1,6 @@
 """Detects two live processes with the same node id: a state folder was copied to another machine.
 
-A process that was replaced by a restart never speaks again. If one does so repeatedly, both are alive, and
+A process that was replaced by a restart never sends again. If one does so repeatedly, both are alive, and
 each takes statements about the other for outdated ones that it must refute. So all nodes keep the process
 that started first, according to the boot numbers, and ignore the other.
 """
@@ -12,15 +12,15 @@ from collections import deque
 from sollold.cluster.gossip.actions import Address
 from sollold.facts import dataclass
 
-_RETURNS = 3
+_MIN_RETURNS = 3
 """Times that a replaced process has to return before it counts as alive. One or two are delayed gossip."""
-_MOST = 8
-_SILENT = 60.0
+_MAX_PROCESSES = 8
+_SILENT_SECONDS = 60.0
 """Seconds of silence of the kept process after which the other is accepted again."""
-_CURRENT = 180.0
+_CURRENT_SECONDS = 180.0
 """Seconds without any message of the other process after which it is considered gone."""
 _TELL_PAUSE = 0.5
-_LATE = 3.0
+_LATE_SECONDS = 3.0
 """Seconds for which datagrams of an ended process may still arrive."""
 _CHANCE_BITS = 32
 _EPOCH = 1_577_836_800
@@ -67,7 +67,7 @@ class Processes:
     __slots__ = ("_barred", "_followed", "_former", "_returns")
 
     def __init__(self) -> None:
-        self._former: deque[int] = deque(maxlen=_MOST)
+        self._former: deque[int] = deque(maxlen=_MAX_PROCESSES)
         self._followed = 0.0
         self._returns = 0
         self._barred: dict[int, _Barred] = {}
@@ -81,15 +81,15 @@ class Processes:
         self._barred.pop(boot, None)
 
     def follows(
-        self, boot: int, said: int, hosts: tuple[Address, ...], said_hosts: tuple[Address, ...], now: float
+        self, boot: int, new_boot: int, hosts: tuple[Address, ...], new_hosts: tuple[Address, ...], now: float
     ) -> bool:
-        """Whether process ``said``, which spoke anew, replaces ``boot``, which is considered alive."""
-        if said in self._barred:
+        """Whether process ``new_boot``, just announced, replaces ``boot``, which is considered alive."""
+        if new_boot in self._barred:
             return False
-        self._returns = self._returns + 1 if said in self._former else 0
-        if self._returns >= _RETURNS:
-            self._part(boot, said, hosts, said_hosts, now)
-            if said in self._barred:
+        self._returns = self._returns + 1 if new_boot in self._former else 0
+        if self._returns >= _MIN_RETURNS:
+            self._part(boot, new_boot, hosts, new_hosts, now)
+            if new_boot in self._barred:
                 return False
         if boot not in self._former:
             self._former.append(boot)
@@ -109,39 +109,39 @@ class Processes:
 
         ``heard``: when ``boot`` was last heard. Returns True if this shows for the first time that both live.
         """
-        one = self._barred.get(other)
-        if one is None:
-            if other not in self._former or now - self._followed < _LATE or source is None:
+        entry = self._barred.get(other)
+        if entry is None:
+            if other not in self._former or now - self._followed < _LATE_SECONDS or source is None:
                 return False
             self._part(boot, other, hosts, (source,), now)
             return True
-        if now - max(heard, one.since) > _SILENT:
+        if now - max(heard, entry.since) > _SILENT_SECONDS:
             del self._barred[other]
             return False
-        one.heard = now
-        if source is not None and not one.host:
-            one.host = source[0]
+        entry.heard = now
+        if source is not None and not entry.host:
+            entry.host = source[0]
         return False
 
     def _part(
         self, boot: int, other: int, hosts: tuple[Address, ...], others: tuple[Address, ...], now: float
     ) -> None:
         """Ignore the process that started later."""
-        barred, where = (other, others) if boot < other else (boot, hosts)
-        if len(self._barred) < _MOST:
-            self._barred[barred] = _Barred(where[0][0] if where else "", now)
+        barred, barred_hosts = (other, others) if boot < other else (boot, hosts)
+        if len(self._barred) < _MAX_PROCESSES:
+            self._barred[barred] = _Barred(barred_hosts[0][0] if barred_hosts else "", now)
 
     def tells(self, boot: int, now: float) -> bool:
-        """Whether to forward this process' statement to the kept one: it refutes the statement, and so both
-        learn of each other. Rate limited.
+        """Whether to forward this process' statement to the kept one, which refutes it, so that both learn of
+        each other. Rate limited.
         """
-        one = self._barred.get(boot)
-        if one is None or now - one.told < _TELL_PAUSE:
+        entry = self._barred.get(boot)
+        if entry is None or now - entry.told < _TELL_PAUSE:
             return False
-        one.told = now
+        entry.told = now
         return True
 
     def other(self, now: float) -> str | None:
         """Return the other process' host; None if there is none or it is gone."""
-        current = [one for one in self._barred.values() if now - one.heard < _CURRENT]
-        return max(current, key=lambda one: one.heard).host if current else None
+        current = [entry for entry in self._barred.values() if now - entry.heard < _CURRENT_SECONDS]
+        return max(current, key=lambda entry: entry.heard).host if current else None

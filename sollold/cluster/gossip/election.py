@@ -33,7 +33,7 @@ class ElectionResult:
     again: float = float("inf")
 
 
-_NOBODY = Term()
+_NO_TERM = Term()
 
 
 class Election:
@@ -63,11 +63,11 @@ class Election:
     def decide(self, live: Iterable[ElectionMember], now: float) -> ElectionResult:
         """Decide who leads among the live nodes, including this one; a returned claim counts as made."""
         standings = tuple(live)
-        for one in standings:
-            if one.claim is not None and one.claim.leader == one.node:
-                self.observe(one.claim)
+        for member in standings:
+            if member.claim is not None and member.claim.leader == member.node:
+                self.observe(member.claim)
         self._forget_invented(standings)
-        holder = next((one for one in standings if one.node == self.highest.leader), None)
+        holder = next((member for member in standings if member.node == self.highest.leader), None)
         if holder is not None and holder.claim == self.highest:
             self._vacant = self._missing = None
             return ElectionResult(self.highest)
@@ -75,21 +75,22 @@ class Election:
             # Its record is on its way; without this wait a joining node would unseat it.
             if self._missing is None:
                 self._missing = now
-            until = self._missing + self._tuning.record_wait
-            if now < until:
-                return ElectionResult(_NOBODY, again=until)
+            deadline = self._missing + self._tuning.record_wait
+            if now < deadline:
+                return ElectionResult(_NO_TERM, again=deadline)
         else:
             self._missing = None
         if self._vacant is None:
             self._vacant = now
-        mine = min(
-            ((one.draining, one.node) for one in standings if one.node == self._me), default=(True, "")
+        own_rank = min(
+            ((m.draining, m.node) for m in standings if m.node == self._me),
+            default=(True, ""),
         )
-        place = sum((one.draining, one.node) < mine for one in standings)
+        place = sum((member.draining, member.node) < own_rank for member in standings)
         turn = max(self._vacant + self._tuning.settle, self._started + self._tuning.grace)
         turn += place * self._tuning.patience
         if now < turn:
-            return ElectionResult(_NOBODY, again=turn)
+            return ElectionResult(_NO_TERM, again=turn)
         self.highest = Term(self.highest.counter + 1, self._me)
         self._vacant = self._missing = None
         return ElectionResult(self.highest, claim=True)
@@ -99,8 +100,8 @@ class Election:
 
         A new node accepts a high claim; if that was false, others would never accept this node's terms.
         """
-        claims = [one.claim for one in standings if one.claim is not None and one.claim.counter]
-        if not claims or any(one.node == self.highest.leader for one in standings):
+        claims = [member.claim for member in standings if member.claim is not None and member.claim.counter]
+        if not claims or any(member.node == self.highest.leader for member in standings):
             return
         reached = max(claims)
         if not follows(self.highest, reached):

@@ -11,11 +11,11 @@ from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.packet import Ping, encode
 from sollold.cluster.gossip.timers import Timers
 
-_MOST = 1024
+_MAX_INTRODUCTIONS = 1024
 """Maximum introductions in progress."""
-_TRIES = 4
+_MAX_TRIES = 4
 """Attempts per introduction that is not kept: a datagram may be lost."""
-_ADDRESSES = 8
+_MAX_ADDRESSES = 8
 
 
 class _Introduction:
@@ -62,7 +62,7 @@ class Joins:
 
     def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool, source: str) -> None:
         """Try ``addresses``, where a node may be; see `Gossip.introduce`."""
-        addresses = tuple(one for one in addresses if one not in self._membership.own.addresses)[:_ADDRESSES]
+        addresses = tuple(a for a in addresses if a not in self._membership.own.addresses)[:_MAX_ADDRESSES]
         if not addresses:
             return
         # Name servers return the same addresses in varying order.
@@ -72,7 +72,7 @@ class Joins:
             known.keep = known.keep or keep
             known.tries = min(known.tries, 1)
             return
-        if known is None and len(self._all) >= _MOST:
+        if known is None and len(self._all) >= _MAX_INTRODUCTIONS:
             return
         introduction = self._all[key] = _Introduction(key, addresses, keep)
         self._try(introduction, now)
@@ -82,8 +82,8 @@ class Joins:
         wanted = set(introduction.addresses)
         members = self._membership.members
         if isinstance(introduction.key, str):
-            meant = members.get(introduction.key)
-            if meant is not None and meant.live:
+            member = members.get(introduction.key)
+            if member is not None and member.live:
                 return True
         return any(not wanted.isdisjoint(members[node].everywhere()) for node in self._membership.live)
 
@@ -102,7 +102,7 @@ class Joins:
                 self._send(address, [self._membership.own.alive(), hello])
             self._timers.at(now + tuning.introduce_timeout, self._fall_back, introduction)
             introduction.tries += 1
-        if not introduction.keep and (known or introduction.tries >= _TRIES):
+        if not introduction.keep and (known or introduction.tries >= _MAX_TRIES):
             self._all.pop(introduction.key, None)
             return
         # While a live node is there an occasional check is enough: dead nodes are retried elsewhere.

@@ -67,8 +67,8 @@ class Known:
         found = []
         own = self._membership.own
         if own.double:
-            here = own.addresses[0][0] if own.addresses else ""
-            kept, other = (own.double, here) if own.withdrawn else (here, own.double)
+            own_host = own.addresses[0][0] if own.addresses else ""
+            kept, other = (own.double, own_host) if own.withdrawn else (own_host, own.double)
             found.append(Double(self._me, kept, other))
         for node in self._membership.live:
             member = self._membership.members[node]

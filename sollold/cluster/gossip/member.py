@@ -11,7 +11,7 @@ from sollold.cluster.gossip.packet import Alive, Dead, Left, MemberState, encode
 from sollold.cluster.gossip.record_check import is_ip
 from sollold.cluster.gossip.suspicion import Suspicion
 
-_LATE = 3
+_MAX_LATE = 3
 """Maximum additional timeouts granted to a slow node."""
 
 
@@ -74,7 +74,7 @@ class Member:
 
     def slowed(self) -> None:
         """Grant it more time: it responded too late."""
-        self.late = min(self.late + 1, _LATE)
+        self.late = min(self.late + 1, _MAX_LATE)
 
     def quickened(self) -> None:
         """Grant it less time again: it responded on time."""
@@ -124,9 +124,9 @@ class Member:
         return [self.alive()]
 
 
-def plausible(said: Alive) -> bool:
+def plausible(alive: Alive) -> bool:
     """Whether node id and addresses are well formed; checked for each new statement."""
-    return _is_node(said.node) and literal(said.addresses) == said.addresses
+    return _is_node(alive.node) and literal(alive.addresses) == alive.addresses
 
 
 def literal(addresses: tuple[Address, ...]) -> tuple[Address, ...]:

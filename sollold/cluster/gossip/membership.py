@@ -25,9 +25,9 @@ from sollold.cluster.gossip.signing import Signer, alive_content, left_content
 from sollold.cluster.gossip.suspicion import Suspicion
 from sollold.cluster.gossip.timers import Timers
 
-_OBJECTION = 2.0
+_OBJECTION_INTERVALS = 2.0
 """Probe intervals that a node has to object when only others consider it dead."""
-_HURRY = 8
+_HURRY_PEERS = 8
 """Approximate number of peers that probe a new suspect at once."""
 
 
@@ -99,39 +99,39 @@ class Membership:
 
     # Received statements
 
-    def hear_alive(self, said: Alive, now: float) -> None:
+    def hear_alive(self, alive: Alive, now: float) -> None:
         """Handle an `Alive` message."""
-        if said.node == self.me:
-            old = said.boot == self.own.boot or said.incarnation < self.own.incarnation
-            if not old and self._signed(said):
-                self.own.hear_alive(said, now)
+        if alive.node == self.me:
+            old = alive.boot == self.own.boot or alive.incarnation < self.own.incarnation
+            if not old and self._signed(alive):
+                self.own.hear_alive(alive, now)
             return
-        if said.node in self.evicted:
+        if alive.node in self.evicted:
             return
-        member = self.members.get(said.node)
+        member = self.members.get(alive.node)
         if member is None:
-            if not plausible(said) or not self._signed(said) or not self._make_room():
+            if not plausible(alive) or not self._signed(alive) or not self._make_room():
                 return
-            member = self.members[said.node] = Member(said, now)
+            member = self.members[alive.node] = Member(alive, now)
             self._enter(member)
             self._spread(member)
             self._changed(Change.JOINED, member.node)
             return
-        if said.incarnation <= member.incarnation or not plausible(said) or not self._signed(said):
+        if alive.incarnation <= member.incarnation or not plausible(alive) or not self._signed(alive):
             return
-        restarted, moved = said.boot != member.boot, said.addresses != member.addresses
-        if restarted and not self._succeeds(member, said, now):
+        restarted, moved = alive.boot != member.boot, alive.addresses != member.addresses
+        if restarted and not self._succeeds(member, alive, now):
             return
         before = member.status
         if moved:
             member.lost = frozenset(host for host, _ in member.addresses) - {
-                host for host, _ in said.addresses
+                host for host, _ in alive.addresses
             }
-        member.boot = said.boot
-        member.incarnation = said.incarnation
-        member.addresses = said.addresses
-        member.key, member.signature = said.key, said.signature
-        if restarted or (moved and member.reached not in said.addresses):
+        member.boot = alive.boot
+        member.incarnation = alive.incarnation
+        member.addresses = alive.addresses
+        member.key, member.signature = alive.key, alive.signature
+        if restarted or (moved and member.reached not in alive.addresses):
             member.reached = None
         member.status = Status.ALIVE
         member.suspicion = None
@@ -147,17 +147,17 @@ class Membership:
         elif before is Status.SUSPECT:
             self._changed(Change.CLEARED, member.node)
 
-    def _succeeds(self, member: Member, said: Alive, now: float) -> bool:
+    def _succeeds(self, member: Member, alive: Alive, now: float) -> bool:
         """Whether a new process replaces this member's: not if both live."""
         processes = member.processes
         if not member.live:
-            processes.forget(said.boot)
+            processes.forget(alive.boot)
             return True
-        if processes.barred(said.boot):
-            processes.hear(member.boot, said.boot, None, member.addresses, member.heard, now)
+        if processes.barred(alive.boot):
+            processes.hear(member.boot, alive.boot, None, member.addresses, member.heard, now)
             return False
         before = processes.other(now)
-        follows = processes.follows(member.boot, said.boot, member.addresses, said.addresses, now)
+        follows = processes.follows(member.boot, alive.boot, member.addresses, alive.addresses, now)
         if before is None and processes.other(now) is not None:
             self._changed(Change.DOUBLED, member.node)
         return follows
@@ -172,19 +172,19 @@ class Membership:
         member = self.members.get(node)
         return member is not None and member.live and member.processes.barred(boot)
 
-    def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
-        """Handle a suspicion of ``node`` by ``by``."""
+    def hear_suspect(self, node: str, incarnation: int, accuser: str, now: float) -> None:
+        """Handle a suspicion of ``node`` by ``accuser``."""
         if node == self.me:
             self.own.hear_accusation(incarnation)
             return
         member = self.members.get(node)
         if member is None or incarnation < member.incarnation or not member.live:
             return
-        if self._accuse(member, by, now) and self._random.random() * self.size < _HURRY:
+        if self._accuse(member, accuser, now) and self._random.random() * self.size < _HURRY_PEERS:
             self.order.hurry(node)
 
-    def hear_dead(self, node: str, incarnation: int, by: str, now: float) -> None:
-        """Handle ``by``'s statement that ``node`` is dead. A node not suspected here has a moment to object.
+    def hear_dead(self, node: str, incarnation: int, accuser: str, now: float) -> None:
+        """Handle a statement that ``node`` is dead. A node not suspected here has a moment to object.
 
         A node that was cut off considers all others dead and says so when it is back: two nodes that hear it
         must not lose each other.
@@ -199,12 +199,12 @@ class Membership:
         if member.suspicion is not None and member.suspicion.has(self.me):
             self._end(member, Status.DEAD, now)
             return
-        self._accuse(member, by, now)
-        within = _OBJECTION * self._tuning.probe_interval
-        if member.suspicion is not None and member.suspicion.quicken(within, now):
+        self._accuse(member, accuser, now)
+        seconds = _OBJECTION_INTERVALS * self._tuning.probe_interval
+        if member.suspicion is not None and member.suspicion.quicken(seconds, now):
             self.order.hurry(node)
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
-            self._news.add("member", node, encode(Dead(node, member.incarnation, by)))
+            self._news.add("member", node, encode(Dead(node, member.incarnation, accuser)))
 
     def hear_left(self, node: str, incarnation: int, farewell: bytes, now: float) -> None:
         """Handle a `Left` message; ``farewell`` is the node's signature."""
@@ -224,20 +224,20 @@ class Membership:
         else:
             member.status = Status.LEFT
 
-    def hear_member_state(self, held: MemberState, by: str, now: float) -> None:
+    def hear_member_state(self, held: MemberState, sender: str, now: float) -> None:
         """Handle a peer's view of a node, from a push-pull. Its dead are only suspected: they may refute."""
         if held.status == Status.LEFT:
             self.hear_left(held.node, held.incarnation, held.farewell, now)
             return
         if held.status != Status.DEAD or held.node == self.me:
             new = held.node not in self.members
-            said = Alive(held.node, held.boot, held.incarnation, held.addresses, held.key, held.signature)
-            self.hear_alive(said, now)
+            alive = Alive(held.node, held.boot, held.incarnation, held.addresses, held.key, held.signature)
+            self.hear_alive(alive, now)
             member = self.members.get(held.node) if new and literal(held.reached) == held.reached else None
             if member is not None and held.reached:
                 member.reached = held.reached[0]
         if held.status != Status.ALIVE:
-            self.hear_suspect(held.node, held.incarnation, by, now)
+            self.hear_suspect(held.node, held.incarnation, sender, now)
 
     # Own observations
 
@@ -273,8 +273,8 @@ class Membership:
 
     def forget(self, now: float) -> None:
         """Drop nodes that have been dead or left for long."""
-        until = now - self._tuning.forget_after
-        while (node := next(iter(self._gone), None)) is not None and self.members[node].since < until:
+        cutoff = now - self._tuning.forget_after
+        while (node := next(iter(self._gone), None)) is not None and self.members[node].since < cutoff:
             del self._gone[node], self.members[node]
 
     def _make_room(self) -> bool:
@@ -289,21 +289,23 @@ class Membership:
 
     # Transitions
 
-    def _accuse(self, member: Member, by: str, now: float) -> bool:
+    def _accuse(self, member: Member, accuser: str, now: float) -> bool:
         """Start or confirm a suspicion; True if it starts."""
         suspicion = member.suspicion
         if suspicion is not None:
-            if suspicion.confirm(by):
-                self._news.add("member", member.node, encode(Suspect(member.node, member.incarnation, by)))
+            if suspicion.confirm(accuser):
+                self._news.add(
+                    "member", member.node, encode(Suspect(member.node, member.incarnation, accuser))
+                )
                 self._timers.at(suspicion.deadline, self._expire, member.node, suspicion)
             return False
         tuning = self._tuning
         wanted = tuning.confirmations if self.size - 2 >= tuning.confirmations else 0
         least = tuning.suspicion_min(self.size)
-        suspicion = Suspicion(by, now, least=least, most=least * tuning.suspicion_max, wanted=wanted)
+        suspicion = Suspicion(accuser, now, least=least, most=least * tuning.suspicion_max, wanted=wanted)
         member.status = Status.SUSPECT
         member.suspicion = suspicion
-        self._news.add("member", member.node, encode(Suspect(member.node, member.incarnation, by)))
+        self._news.add("member", member.node, encode(Suspect(member.node, member.incarnation, accuser)))
         self._timers.at(suspicion.deadline, self._expire, member.node, suspicion)
         self._changed(Change.SUSPECTED, member.node)
         return True
@@ -330,10 +332,12 @@ class Membership:
             self._news.add("member", member.node, farewell)
             self._changed(Change.LEFT, member.node)
 
-    def _signed(self, said: Alive) -> bool:
-        content = alive_content(said.node, said.boot, said.incarnation, said.addresses)
-        known = self.key_of(said.node)
-        if known in (None, said.key) and self._signer.verify(said.node, said.key, said.signature, content):
+    def _signed(self, alive: Alive) -> bool:
+        content = alive_content(alive.node, alive.boot, alive.incarnation, alive.addresses)
+        known = self.key_of(alive.node)
+        if known in (None, alive.key) and self._signer.verify(
+            alive.node, alive.key, alive.signature, content
+        ):
             return True
         self._refused += 1
         return False
@@ -357,9 +361,9 @@ class Membership:
 
     def _exit(self, member: Member) -> None:
         self._gone[member.node] = None
-        at, last = self._place.pop(member.node), self.live.pop()
+        index, last = self._place.pop(member.node), self.live.pop()
         if last != member.node:
-            self.live[at] = last
-            self._place[last] = at
+            self.live[index] = last
+            self._place[last] = index
         self.order.remove(member.node)
         self.retransmits = self._tuning.retransmits(self.size)

@@ -7,7 +7,7 @@ from sollold.cluster.gossip.packet import FORMAT, format_of
 
 KEPT_SECONDS = 600.0
 """Seconds for which such a node is remembered. It keeps trying; a silent one has gone or was upgraded."""
-_MOST = 64
+_MAX_ADDRESSES = 64
 
 
 class OtherFormats:
@@ -23,7 +23,7 @@ class OtherFormats:
             return
         self._heard.pop(source[0], None)
         self._heard[source[0]] = number, now
-        if len(self._heard) > _MOST:
+        if len(self._heard) > _MAX_ADDRESSES:
             del self._heard[next(iter(self._heard))]
 
     def understood(self, source: Address | None) -> None:
@@ -33,4 +33,4 @@ class OtherFormats:
 
     def heard(self, now: float) -> dict[str, int]:
         """Return IP address → format of recently heard nodes."""
-        return {ip: number for ip, (number, then) in self._heard.items() if now - then < KEPT_SECONDS}
+        return {ip: number for ip, (number, heard) in self._heard.items() if now - heard < KEPT_SECONDS}

@@ -17,10 +17,10 @@ from sollold.cluster.gossip.signing import Signer, alive_content, left_content
 _CLONE_RAISES = 4
 """Refutations in our name by another process before it counts as a clone: echoes cause fewer."""
 _REFUTE_PAUSE = 20.0
-"""Seconds between refutations of a clone: the two would go on for ever, and all others log each."""
+"""Seconds between refutations of a clone: the two would refute each other forever, and all others log it."""
 _CLONE_PAUSE = 60.0
 """Minimum seconds between reports of messages from a clone."""
-_ACCUSED_AHEAD = 1024
+_MAX_AHEAD = 1024
 """Accusations whose incarnation exceeds ours by more than this are refused: no honest node makes them."""
 
 
@@ -72,7 +72,7 @@ class OwnState:
 
     def state(self, version: int) -> MemberState:
         """Return this node's state for a push-pull, with the version of its record."""
-        said = self._sign()
+        alive = self._sign()
         status = Status.LEFT if self.leaving else Status.ALIVE
         return MemberState(
             self.node,
@@ -82,20 +82,20 @@ class OwnState:
             self.addresses,
             version,
             self.boot,
-            said.key,
-            said.signature,
+            alive.key,
+            alive.signature,
             self._farewell,
         )
 
     def _sign(self) -> Alive:
-        made = self._alive
-        if made is None or (made.incarnation, made.addresses) != (self.incarnation, self.addresses):
+        alive = self._alive
+        if alive is None or (alive.incarnation, alive.addresses) != (self.incarnation, self.addresses):
             content = alive_content(self.node, self.boot, self.incarnation, self.addresses)
             signature = self._signer.sign(content)
-            made = self._alive = Alive(
+            alive = self._alive = Alive(
                 self.node, self.boot, self.incarnation, self.addresses, self._signer.public, signature
             )
-        return made
+        return alive
 
     def announce(self) -> None:
         """Broadcast this node's `Alive` message."""
@@ -120,17 +120,17 @@ class OwnState:
 
     # Received statements about this node
 
-    def hear_alive(self, said: Alive, now: float) -> None:
+    def hear_alive(self, alive: Alive, now: float) -> None:
         """Handle an `Alive` made by another process with this node's key: an echo, or a clone."""
-        if said.boot != self._foreign_boot:
-            self._foreign_boot, self._foreign_raises = said.boot, 0
+        if alive.boot != self._foreign_boot:
+            self._foreign_boot, self._foreign_raises = alive.boot, 0
         self._foreign_raises += 1
         if self._foreign_raises >= _CLONE_RAISES:
             if now < self._refute_after:
                 return
             self._refute_after = now + _REFUTE_PAUSE
-            self.hear_double(said.boot, said.addresses[0][0] if said.addresses else "", now)
-        self.refute(said.incarnation)
+            self.hear_double(alive.boot, alive.addresses[0][0] if alive.addresses else "", now)
+        self.refute(alive.incarnation)
 
     def hear_double(self, boot: int, host: str, now: float) -> bool:
         """Handle a message from a clone, another process with our node id. False if it was reported recently.
@@ -155,7 +155,7 @@ class OwnState:
 
     def hear_accusation(self, incarnation: int) -> None:
         """Refute a suspicion or a statement that this node is dead."""
-        if incarnation > self.incarnation + _ACCUSED_AHEAD:
+        if incarnation > self.incarnation + _MAX_AHEAD:
             # We never announced it: refuting it would use up our counter.
             self.refused += 1
             return

@@ -110,16 +110,16 @@ class PacketHandler:
         else:
             member.reached, member.heard = source, now
 
-    def _hear_alive(self, sender: str, said: Alive, source: Address, now: float) -> None:
+    def _hear_alive(self, sender: str, alive: Alive, source: Address, now: float) -> None:
         members = self._membership.members
-        member = members.get(said.node)
+        member = members.get(alive.node)
         was_gone = member is not None and not member.live
-        self._membership.hear_alive(said, now)
-        if member is not None and member.live and member.processes.tells(said.boot, now):
-            where = member.address()
-            if where is not None:
-                self._outbox.send(where, [encode(said)])
-        if was_gone and said.node == sender and members[sender].live:
+        self._membership.hear_alive(alive, now)
+        if member is not None and member.live and member.processes.tells(alive.boot, now):
+            address = member.address()
+            if address is not None:
+                self._outbox.send(address, [encode(alive)])
+        if was_gone and alive.node == sender and members[sender].live:
             # The other side of a healed partition has news of further nodes.
             self._anti_entropy.want(sender, (source,), now)
 

@@ -17,11 +17,11 @@ from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.packet import Ack, Addresses, Nack, Ping, PingReq, Suspect, encode
 from sollold.cluster.gossip.timers import Timer, Timers
 
-_RELAYED = 1024
+_MAX_RELAYED = 1024
 """Maximum pings in progress on behalf of others."""
-_OVERDUE = 5.0
+_OVERDUE_INTERVALS = 5.0
 """Probe intervals for which an ack after the verdict is still recognised as late."""
-_NACK_AT = 0.8
+_NACK_SHARE = 0.8
 """Share of the timeout after which a nack is sent, so that it arrives before the asker's verdict."""
 
 
@@ -109,7 +109,7 @@ class Prober:
         if self._probed.get(probe.node) == sequence:
             del self._probed[probe.node]
 
-    def _then(self, when: float, call: Callable[..., None], sequence: int, *args: Any) -> None:
+    def _schedule(self, when: float, call: Callable[..., None], sequence: int, *args: Any) -> None:
         """Schedule ``call(sequence, *args, now)`` at ``when``, unless the probe is closed before."""
         self._probes[sequence].timers.append(self._timers.at(when, call, sequence, *args))
 
@@ -119,8 +119,8 @@ class Prober:
         if address is not None:
             self._send(address, self._ping(sequence, member))
         stretch = self._awareness.stretch(1.0 + member.late)
-        self._then(now + stretch * self._tuning.probe_timeout, self._indirect, sequence)
-        self._then(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
+        self._schedule(now + stretch * self._tuning.probe_timeout, self._indirect, sequence)
+        self._schedule(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
 
     def _ping(self, sequence: int, member: Member) -> list[bytes]:
         """Return a ping; for a suspect it is preceded by the suspicion, so that the node refutes it."""
@@ -138,7 +138,7 @@ class Prober:
         relays = self._membership.sample(self._tuning.indirect_probes, without=probe.node)
         probe.relays = tuple(relay.node for relay in relays)
         probe.silent = set(probe.relays)
-        ask = encode(PingReq(sequence, member.node, _few(member)))
+        ask = encode(PingReq(sequence, member.node, _hints(member)))
         for relay in relays:
             address = relay.address()
             if address is not None:
@@ -153,7 +153,7 @@ class Prober:
         probe = self._probes[sequence]
         self._close(sequence)
         self._overdue[sequence] = probe.node
-        self._timers.at(now + _OVERDUE * self._tuning.probe_interval, self._lost, sequence)
+        self._timers.at(now + _OVERDUE_INTERVALS * self._tuning.probe_interval, self._lost, sequence)
         self._awareness.worse(len(probe.silent) if probe.relays else 1)
         self._membership.suspect(probe.node, now)
 
@@ -176,30 +176,30 @@ class Prober:
                 return
             self._close(sequence)
         sequence = self._open(node, now, quick=True)
-        self._again(sequence, now)
+        self._ping_paths(sequence, now)
         self._indirect(sequence, now)
         tuning = self._tuning
         stretch = self._awareness.stretch(1.0 + member.late)
-        within = stretch * (tuning.silent_probe if silent else tuning.quick_probe)
-        suspected = stretch * (tuning.silent_suspicion if silent else tuning.quick_suspicion)
-        self._then(now + within / 2, self._again, sequence)
-        self._then(now + within, self._quick_verdict, sequence, suspected)
+        timeout = stretch * (tuning.silent_probe if silent else tuning.quick_probe)
+        suspicion = stretch * (tuning.silent_suspicion if silent else tuning.quick_suspicion)
+        self._schedule(now + timeout / 2, self._ping_paths, sequence)
+        self._schedule(now + timeout, self._quick_verdict, sequence, suspicion)
 
-    def _again(self, sequence: int, now: float) -> None:
+    def _ping_paths(self, sequence: int, now: float) -> None:
         probe = self._probes.get(sequence)
         member = self._membership.members.get(probe.node) if probe is not None else None
         if member is not None and member.live:
             for address in member.everywhere():
                 self._send(address, self._ping(sequence, member))
 
-    def _quick_verdict(self, sequence: int, within: float, now: float) -> None:
+    def _quick_verdict(self, sequence: int, seconds: float, now: float) -> None:
         probe = self._probes[sequence]
-        self._membership.suspect(probe.node, now, within=within)
+        self._membership.suspect(probe.node, now, within=seconds)
         # Last attempts, which carry the suspicion. An ack even to an earlier one shows that the process
         # outlived its connection: then the suspicion is treated like any other.
-        self._again(sequence, now)
-        self._then(now + within / 2, self._again, sequence)
-        self._then(now + within, self._forget, sequence)
+        self._ping_paths(sequence, now)
+        self._schedule(now + seconds / 2, self._ping_paths, sequence)
+        self._schedule(now + seconds, self._forget, sequence)
 
     def _forget(self, sequence: int, now: float) -> None:
         self._close(sequence)
@@ -216,7 +216,7 @@ class Prober:
         if ask.node == self._membership.me:
             self._send(source, [encode(Ack(ask.sequence, self._digest()))])
             return
-        if len(self._relayed) >= _RELAYED:
+        if len(self._relayed) >= _MAX_RELAYED:
             return
         sequence = self.sequence()
         self._relayed[sequence] = (ask.node, source, ask.sequence)
@@ -225,7 +225,7 @@ class Prober:
         for address in dict.fromkeys(own + literal(ask.addresses[:2])):
             self._send(address, [encode(Ping(sequence, ask.node))])
         timeout = self._tuning.probe_interval - self._tuning.probe_timeout
-        self._timers.at(now + timeout * _NACK_AT, self._unheard, sequence)
+        self._timers.at(now + timeout * _NACK_SHARE, self._unheard, sequence)
 
     def _unheard(self, sequence: int, now: float) -> None:
         asked = self._relayed.pop(sequence, None)
@@ -286,5 +286,5 @@ class Prober:
             self._close(sequence)
 
 
-def _few(member: Member) -> Addresses:
+def _hints(member: Member) -> Addresses:
     return member.everywhere()[:4]

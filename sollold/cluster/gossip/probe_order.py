@@ -21,9 +21,9 @@ class ProbeOrder:
 
     def remove(self, node: str) -> None:
         """Stop probing ``node``."""
-        at = self._nodes.index(node)
-        del self._nodes[at]
-        if at < self._at:
+        index = self._nodes.index(node)
+        del self._nodes[index]
+        if index < self._at:
             self._at -= 1
         self._urgent.pop(node, None)
 

@@ -13,7 +13,7 @@ from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.packet import FORMAT, MemberState, PushPull, Whole, encode
 from sollold.cluster.gossip.registry import Merge, Registry
 
-_ROOM = 12 * 1024 * 1024
+_MAX_BYTES = 12 * 1024 * 1024
 """Maximum bytes of records in one body; the rest follows in a later exchange."""
 _MAX_NEW = _MAX_RECORDS = 256
 """Maximum unknown nodes and records accepted from one body: checking a signature takes time."""
@@ -67,7 +67,7 @@ class PushPullExchange:
     def _hear_members(self, body: PushPull, now: float) -> None:
         """Merge members: a limited number of new nodes, and none after too many forged ones."""
         members = self._membership.members
-        enough = self._membership.refused + _MAX_REFUSED
+        limit = self._membership.refused + _MAX_REFUSED
         room = _MAX_NEW
         for held in body.held:
             if held.node not in members and held.node != self._membership.me:
@@ -75,7 +75,7 @@ class PushPullExchange:
                 if room < 0:
                     continue
             self._membership.hear_member_state(held, body.sender, now)
-            if self._membership.refused >= enough:
+            if self._membership.refused >= limit:
                 return
 
     def _wholes(self) -> list[Whole]:
@@ -85,19 +85,19 @@ class PushPullExchange:
 
     def _compare(self, body: PushPull) -> tuple[list[str], list[Whole]]:
         """Return the nodes whose record is newer at the sender, and the records that are newer here."""
-        theirs = {held.node: (held.version, held.version_boot) for held in body.held}
+        listed = {held.node: (held.version, held.version_boot) for held in body.held}
         wanted = []
         for held in body.held:
             register = self._registry.get(held.node)
-            mine = (register.version, register.boot) if register is not None else (0, 0)
+            known = (register.version, register.boot) if register is not None else (0, 0)
             if held.node == self._membership.me:
                 newer_there = self._registry.is_ahead(held.version, held.version_boot)
             else:
-                newer_there = bool(held.version) and (held.version, held.version_boot) > mine
+                newer_there = bool(held.version) and (held.version, held.version_boot) > known
             if newer_there:
                 wanted.append(held.node)
         newer = (
-            whole for whole in self._wholes() if (whole.version, whole.boot) > theirs.get(whole.node, (0, 0))
+            whole for whole in self._wholes() if (whole.version, whole.boot) > listed.get(whole.node, (0, 0))
         )
         return wanted, _fitting(newer)
 
@@ -105,7 +105,7 @@ class PushPullExchange:
 def _fitting(wholes: Iterable[Whole]) -> list[Whole]:
     """Return the first records, as many as one body carries."""
     fitting: list[Whole] = []
-    room = _ROOM
+    room = _MAX_BYTES
     for whole in wholes:
         room -= len(bytes(whole.record))
         if room < 0 or len(fitting) == _MAX_RECORDS:

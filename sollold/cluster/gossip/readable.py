@@ -46,7 +46,7 @@ def readable_record(parts: Mapping[str, bytes], node: str, version: int) -> tupl
 
 @cache
 def _kinds() -> dict[str, Any]:
-    return get_type_hints(Record)  # slow, and such a node tells its record often
+    return get_type_hints(Record)  # slow, and such a node sends its record often
 
 
 def _known_items(data: bytes, kind: Any) -> tuple[Any, ...]:

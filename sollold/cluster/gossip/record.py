@@ -226,7 +226,7 @@ class Endpoint:
             return self.digest == digest and self.template == in_ollama.template
         same = self.digest == digest or self.digest in in_ollama.manifests
         name = self.model.lower()
-        return same and (name == model.lower() or any(name == other.lower() for other in in_ollama.names))
+        return same and (name == model.lower() or any(name == alias.lower() for alias in in_ollama.names))
 
 
 @dataclass(frozen=True, slots=True)

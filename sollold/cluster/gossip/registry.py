@@ -35,7 +35,7 @@ AHEAD = 4096
 
 _names = tuple(field.name for field in fields(Record) if field.name not in ("node", "version"))
 _whole = msgspec.msgpack.Decoder(Record)
-_APART = frozenset(("node", "version"))
+_OUTER_FIELDS = frozenset(("node", "version"))
 """Sent beside the fields of a record."""
 _parts = msgspec.msgpack.Decoder(dict[str, Raw])
 
@@ -139,7 +139,7 @@ class Registry:
 
     def unread(self) -> dict[str, tuple[str, ...]]:
         """Return nodes of other releases → the fields of their records that are not understood here."""
-        return {node: one.unread for node, one in self._registers.items() if one.unread}
+        return {node: register.unread for node, register in self._registers.items() if register.unread}
 
     def whole(self, node: str) -> Whole | None:
         """Return the record of ``node``, to be sent over TCP; None if it is unknown."""
@@ -154,10 +154,12 @@ class Registry:
             content = record_content(self._me, own.boot, own.version, self._parts)
             own.signature = self._signer.sign(content)
 
-    def _signed(self, node: str, boot: int, version: int, parts: Mapping[str, bytes], by: bytes) -> bool:
+    def _signed(
+        self, node: str, boot: int, version: int, parts: Mapping[str, bytes], signature: bytes
+    ) -> bool:
         key = self._key_of(node)
         content = record_content(node, boot, version, parts)
-        return key is not None and self._signer.verify(node, key, by, content)
+        return key is not None and self._signer.verify(node, key, signature, content)
 
     def forget_barred(self, node: str) -> None:
         """Drop the record of ``node`` if it was written by an ignored process."""
@@ -282,7 +284,7 @@ class Registry:
         if node == self._me:
             self._rise_above(version)
             return Merge.RAISED
-        fields = {name: Raw(part) for name, part in parts.items() if name not in _APART}
+        fields = {name: Raw(part) for name, part in parts.items() if name not in _OUTER_FIELDS}
         fields |= {"node": Raw(encode(node)), "version": Raw(encode(version))}
         try:
             record = _whole.decode(encode(fields))

@@ -9,15 +9,15 @@ class Suspicion:
     """A timeout that starts at ``most`` seconds and shrinks to ``least`` as others confirm.
 
     Args:
-        by: the first accuser.
+        accuser: the first node that suspects it.
         started: start time.
         wanted: confirmations that reduce it to ``least``; 0: it starts there.
     """
 
     __slots__ = ("_accusers", "_least", "_most", "_slow", "_wanted", "started")
 
-    def __init__(self, by: str, started: float, *, least: float, most: float, wanted: int) -> None:
-        self._accusers = {by}
+    def __init__(self, accuser: str, started: float, *, least: float, most: float, wanted: int) -> None:
+        self._accusers = {accuser}
         self.started = started
         self._least = least
         self._most = most
@@ -36,11 +36,11 @@ class Suspicion:
         """Whether ``accuser`` has suspected the node."""
         return accuser in self._accusers
 
-    def confirm(self, by: str) -> bool:
+    def confirm(self, accuser: str) -> bool:
         """Add an accuser; False if it changes nothing."""
-        if by in self._accusers or len(self._accusers) > self._wanted:
+        if accuser in self._accusers or len(self._accusers) > self._wanted:
             return False
-        self._accusers.add(by)
+        self._accusers.add(accuser)
         return True
 
     def quicken(self, seconds: float, now: float) -> bool:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 TERM_STEP = 2**20
 """Maximum elections between two terms that a node sees one after the other."""
-_FIRST = 2**40
+_MAX_FIRST = 2**40
 """The highest term accepted by a node that has seen none yet."""
 
 
@@ -26,4 +26,4 @@ class Term:
 
 def follows(term: Term, highest: Term) -> bool:
     """Whether elections can lead from ``highest`` to ``term``; if none was seen, many may have been held."""
-    return term.counter <= highest.counter + TERM_STEP or (not highest.counter and term.counter <= _FIRST)
+    return term.counter <= highest.counter + TERM_STEP or (not highest.counter and term.counter <= _MAX_FIRST)
