@@ -1,4 +1,4 @@
-"""The whole way: three real daemons on a LAN, a model that none can hold alone, an answer from each."""
+"""Three real daemons on a LAN answer with a model that needs the memory of all of them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -> Iterator[Cluster]:
-    # At this verbosity llama-server says where each layer goes.
+    # At this verbosity llama-server logs the device of each layer.
     settings = {"placement.context": 1024, "placement.slots": 1, "llama.extra_args": "-lv,5"}
-    # Files stay where they are: some tests look which node has which.
+    # No file transfers: some tests depend on which node has which file.
     settings["models.fetch_seconds"] = 0
     folder = tmp_path_factory.mktemp("cluster")
     with Cluster(3, folder, llama, memory="400 MB", settings=settings) as cluster:
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -
             write(
                 cluster[index].models / f"count{index}.gguf", Recital(counting(words), name=f"count{index}")
             )
-        # 430 MB of zeros besides what it recites: two nodes hold it.
+        # 430 MB of zeros in addition to the recital: it needs two nodes.
         middle = Recital(counting(100), name="middle", layers=32, hidden=16384)
         write(cluster[1].models / "middle.gguf", middle)
         cluster.together()
@@ -54,20 +54,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -
 
 @pytest.fixture
 def empty(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster with nothing loaded, before and after."""
+    """The cluster without loaded models; unloads all after the test."""
     unload_all(cluster)
     yield cluster
     unload_all(cluster)
 
 
 def unload_all(cluster: Cluster) -> None:
-    for found in cluster.deployments():
-        reply = cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
+    for deployment in cluster.deployments():
+        reply = cluster[0].ask("POST", "/api/cluster/unload", {"model": deployment["id"], "force": True})
         assert reply.status == 200, reply.body
-    until(lambda: not cluster.deployments(), "nothing is loaded")
-    until(lambda: granted(cluster) == 0, "no byte is granted")
-    # A plan made while processes end takes more nodes for the little that lacks.
-    until(lambda: is_free(cluster), "the memory is there again")
+    until(lambda: not cluster.deployments(), "all models are unloaded")
+    until(lambda: granted(cluster) == 0, "no memory is granted")
+    # A plan made while processes are exiting may use more nodes.
+    until(lambda: is_free(cluster), "the memory is free again")
 
 
 def is_free(cluster: Cluster) -> bool:
@@ -93,7 +93,7 @@ def test_three_nodes_find_each_other(cluster: Cluster) -> None:
         assert node.sees() == ["node0", "node1", "node2"]
 
 
-def test_a_model_too_big_for_one_answers_on_every_node_in_every_way(empty: Cluster) -> None:
+def test_a_model_too_big_for_one_node_answers_on_every_node_in_every_dialect(empty: Cluster) -> None:
     answers = []
     for node in empty:
         whole = chat(node, "big")
@@ -131,29 +131,32 @@ def test_a_model_too_big_for_one_answers_on_every_node_in_every_way(empty: Clust
 
 
 @pytest.mark.parametrize(("model", "layers", "nodes"), [("big", 16, 3), ("middle", 32, 2)])
-def test_the_layers_are_where_the_plan_says(empty: Cluster, model: str, layers: int, nodes: int) -> None:
+def test_layers_are_on_the_planned_devices(empty: Cluster, model: str, layers: int, nodes: int) -> None:
     chat(empty[1], model, 2)
     (deployment,) = empty.deployments()
     assert len({share["node"] for share in deployment["placed"]}) == nodes, deployment
     head = next(node for node in empty if node.state()["me"] == deployment["node"])
     logs = sorted((head.folder / "state" / "logs" / deployment["id"]).glob("llama-server*"))
     text = "".join(log.read_text(errors="replace") for log in logs)
-    # It says so twice, for a trial and for the load: the last word on a layer counts.
-    told = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", text))
-    assert len(told) == layers + 1, text[-2000:]
-    counts = Counter(told.values())
+    # It logs each layer twice, for a trial and for the load: the last line counts.
+    assigned = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", text))
+    assert len(assigned) == layers + 1, text[-2000:]
+    counts = Counter(assigned.values())
     assert sorted(counts.values()) == sorted(share["last"] - share["first"] for share in deployment["placed"])
-    ends = {device: max(int(layer) for layer, one in told.items() if one == device) for device in counts}
+    ends = {
+        device: max(int(layer) for layer, assigned_to in assigned.items() if assigned_to == device)
+        for device in counts
+    }
     assert sorted(ends.values()) == sorted(share["last"] - 1 for share in deployment["placed"])
 
 
-def test_the_sharded_answer_is_the_unsharded_one(empty: Cluster, big: Path, llama: Llama) -> None:
+def test_the_sharded_answer_equals_the_unsharded_one(empty: Cluster, big: Path, llama: Llama) -> None:
     sharded = chat(empty[2], "big", 24)["message"]["content"]
-    assert alone(llama, big, 24) == sharded
+    assert answer_of_one_server(llama, big, 24) == sharded
 
 
-def alone(llama: Llama, model: Path, tokens: int) -> str:
-    """The answer of a llama-server that has the whole model to itself."""
+def answer_of_one_server(llama: Llama, model: Path, tokens: int) -> str:
+    """The answer of a single llama-server with the whole model."""
     import socket
     import urllib.request
 
@@ -185,13 +188,12 @@ def alone(llama: Llama, model: Path, tokens: int) -> str:
         server.wait()
 
 
-def test_two_models_at_once(empty: Cluster) -> None:
-    """Both are asked at the same moment: each is loaded and answers while the other does."""
+def test_two_models_load_and_answer_concurrently(empty: Cluster) -> None:
     answers: dict[str, dict[str, Any]] = {}
-    together = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
     def ask(name: str) -> None:
-        together.wait(30)
+        barrier.wait(30)
         answers[name] = chat(empty[2], name, 20)
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in ("count0", "count1")]
@@ -202,12 +204,12 @@ def test_two_models_at_once(empty: Cluster) -> None:
     first, second = answers["count0"], answers["count1"]
     assert first["message"]["content"].split() == second["message"]["content"].split()
     both = {"count0", "count1"}
-    until(lambda: {found["model"].split(":")[0] for found in empty.deployments()} == both, "both are known")
+    until(lambda: {item["model"].split(":")[0] for item in empty.deployments()} == both, "both are listed")
     assert {first["_routing"]["node"], second["_routing"]["node"]} == {"node0", "node1"}
     assert first["_routing"]["backend"] == "llama.cpp-local"
 
 
-def test_a_cold_model_is_loaded_once_for_all_who_ask(empty: Cluster) -> None:
+def test_concurrent_requests_load_a_model_once(empty: Cluster) -> None:
     answers: list[str] = []
     loads = sum(node.log().count(" is ready after ") for node in empty)
 
@@ -224,18 +226,18 @@ def test_a_cold_model_is_loaded_once_for_all_who_ask(empty: Cluster) -> None:
     assert sum(node.log().count(" is ready after ") for node in empty) == loads + 1
 
 
-def test_unload_gives_every_byte_back(empty: Cluster) -> None:
+def test_unloading_releases_all_memory(empty: Cluster) -> None:
     before = [device["available"] for node in empty[0].state()["nodes"] for device in node["devices"]]
     chat(empty[0], "big", 2)
     assert granted(empty) > 0
     reply = empty[1].ask("POST", "/api/generate", {"model": "big", "keep_alive": 0})
     assert reply.lines[-1]["done_reason"] == "unload"
-    until(lambda: granted(empty) == 0, "no byte is granted")
+    until(lambda: granted(empty) == 0, "no memory is granted")
     after = [device["available"] for node in empty[0].state()["nodes"] for device in node["devices"]]
     assert after == pytest.approx(before, rel=0.1)
 
 
-def test_what_can_not_be_is_said_in_the_dialect_asked(cluster: Cluster) -> None:
+def test_errors_use_the_dialect_of_the_request(cluster: Cluster) -> None:
     node = cluster[1]
     missing = node.ask("POST", "/api/chat", {"model": "nope", "messages": [PROMPT]})
     assert missing.status == 404 and "nope" in missing.json["error"]
@@ -247,7 +249,7 @@ def test_what_can_not_be_is_said_in_the_dialect_asked(cluster: Cluster) -> None:
     assert node.ask("GET", "/v1/api/version").json["version"].count(".") == 2
 
 
-def test_a_corrupt_file_is_listed_with_the_reason(cluster: Cluster) -> None:
+def test_a_corrupt_file_is_listed_with_a_reason(cluster: Cluster) -> None:
     (cluster[2].models / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 16)
     try:
         until(lambda: "broken:latest" in reasons(cluster[0]), "the broken file is listed")
@@ -263,7 +265,7 @@ def test_a_corrupt_file_is_listed_with_the_reason(cluster: Cluster) -> None:
 
 
 def reasons(node: Node) -> dict[str, str]:
-    """Why each model that can't be used can't."""
+    """The reason for each unusable model."""
     return {model["name"]: model["unusable"] for model in tags(node) if model.get("unusable")}
 
 
@@ -277,7 +279,7 @@ def test_each_model_is_listed_once_on_all_nodes(cluster: Cluster) -> None:
         assert names.count("big") == 1 and {"big", "count0", "count1"} <= set(names)
 
 
-def test_a_model_that_does_not_fit_gets_the_arithmetic(empty: Cluster) -> None:
+def test_the_plan_of_a_model_that_does_not_fit_states_the_missing_memory(empty: Cluster) -> None:
     reply = empty[1].ask("POST", "/api/cluster/plan", {"model": "big", "context": 8192, "kv": "f32"})
     assert reply.status == 200
     assert reply.json["ok"] is False
@@ -285,7 +287,7 @@ def test_a_model_that_does_not_fit_gets_the_arithmetic(empty: Cluster) -> None:
 
 
 @pytest.mark.parametrize("which", ["http", "peer"])
-def test_a_taken_port_is_named_in_one_line(cluster: Cluster, tmp_path: Path, which: str) -> None:
+def test_a_port_in_use_is_named_in_the_last_line(cluster: Cluster, tmp_path: Path, which: str) -> None:
     node = cluster[0]
     words = [sys.executable, "-m", "sollold", "run", "--config", "/dev/null"]
     for setting in (f"node.state_dir={tmp_path}", "ollama.enabled=off", "cluster.mdns=off"):

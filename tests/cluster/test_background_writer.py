@@ -1,4 +1,4 @@
-"""What is written to the state folder in the background, on a disk that is full for a while."""
+"""Background writes to the state folder while the disk is full."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.doubles import until
 
 
 class Disk:
-    """Takes values, or raises ``fault``."""
+    """Stores values, or raises ``fault``."""
 
     def __init__(self) -> None:
         self.fault: Exception | None = OSError(errno.ENOSPC, "No space left on device")
-        self.tried = 0
+        self.attempts = 0
         self.kept: list[int] = []
 
     def write(self, value: int) -> None:
-        self.tried += 1
+        self.attempts += 1
         if self.fault is not None:
             raise self.fault
         self.kept.append(value)
@@ -30,7 +30,7 @@ class Disk:
 @pytest.mark.parametrize(
     "fault", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("can't start new thread")]
 )
-async def test_what_could_not_be_written_is_written_once_there_is_room(
+async def test_a_failed_write_is_retried_until_it_succeeds(
     fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(state_file, "RETRY_SECONDS", 0.01)
@@ -39,24 +39,24 @@ async def test_what_could_not_be_written_is_written_once_there_is_room(
     disk.fault = fault
     writer = BackgroundWriter("the keyring", lambda: 7, disk.write)
     writer.request()
-    await until(lambda: disk.tried > 2)
+    await until(lambda: disk.attempts > 2)
     disk.fault = None
     await until(lambda: disk.kept == [7])
     await until(lambda: "the keyring can be written again" in caplog.text)
-    tried = disk.tried
+    attempts = disk.attempts
     await asyncio.sleep(0.05)
-    assert disk.tried == tried, "nothing is written twice"
-    assert caplog.text.count("can't be written") == 1, "one fault is told once"
+    assert disk.attempts == attempts, "the value is not written twice"
+    assert caplog.text.count("can't be written") == 1, "one fault is logged once"
     await writer.close()
 
 
-async def test_a_new_value_is_tried_at_once_and_an_end_does_not_wait_for_room() -> None:
+async def test_a_new_value_is_tried_at_once_and_closing_does_not_wait_for_space() -> None:
     disk = Disk()
     writer = BackgroundWriter("the keyring", lambda: 7, disk.write)
     writer.request()
-    await until(lambda: disk.tried == 1)
+    await until(lambda: disk.attempts == 1)
     writer.request()
-    await until(lambda: disk.tried == 2)
+    await until(lambda: disk.attempts == 2)
     async with asyncio.timeout(2):
         await writer.close()
-    assert disk.tried == 3, "the end tries once more"
+    assert disk.attempts == 3, "closing tries once more"

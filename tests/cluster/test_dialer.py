@@ -1,4 +1,4 @@
-"""Connections to nodes that are given up in the middle."""
+"""Cancelled connection attempts, and link-local addresses."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ TOKENS = Tokens((b"t" * 32,))
 
 @pytest.fixture
 async def peers() -> AsyncIterator[RpcServer]:
-    found = RpcServer(Identity(key(1), TOKENS))
-    await found.start("127.0.0.1", 0)
-    yield found
-    await found.close()
+    server = RpcServer(Identity(key(1), TOKENS))
+    await server.start("127.0.0.1", 0)
+    yield server
+    await server.close()
 
 
-def deaf() -> list[asyncio.BaseTransport]:
-    """Transports that the loop takes for open, though their descriptors may be another's by now."""
-    open_ones = list(asyncio.get_running_loop()._transports.values())  # type: ignore[attr-defined]
-    return [one for one in open_ones if not one.is_closing() and one.get_extra_info("socket").fileno() < 0]
+def transports_without_socket() -> list[asyncio.BaseTransport]:
+    """Transports that the loop considers open although their descriptors are closed and may be reused."""
+    transports = list(asyncio.get_running_loop()._transports.values())  # type: ignore[attr-defined]
+    return [
+        transport
+        for transport in transports
+        if not transport.is_closing() and transport.get_extra_info("socket").fileno() < 0
+    ]
 
 
 def link_local() -> list[str]:
-    """Those of this thread's network, one a line, that are ready for use."""
+    """The lines of the usable link-local addresses of this thread's network namespace."""
     lines = IPV6.read_text().splitlines()
     return [line for line in lines if line.startswith("fe80") and not int(line.split()[4], 16) & 0x40]
 
@@ -46,9 +50,9 @@ def link_local() -> list[str]:
 @pytest.mark.skipif(bool(netns.available()), reason=netns.available())
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_the_interface_of_a_link_local_address_is_used(loop: str) -> None:
-    """Without it the system refuses to connect at all; here only nobody listens."""
+    """Without the interface the error would be EINVAL; with it, nothing listens on the port."""
     with netns.Lan(1) as lan, lan[0].inside():
-        line = until(link_local, "it has a link-local address")[0]
+        line = until(link_local, "the machine has a link-local address")[0]
         address = ipaddress.IPv6Address(int(line.split()[0], 16))
         context = Identity(key(2), TOKENS).client_context(HTTP)
         attempt = _attempt((f"{address}%eth0", 9), context, tls_name(key(1).node), lambda raw: None)
@@ -57,7 +61,7 @@ def test_the_interface_of_a_link_local_address_is_used(loop: str) -> None:
             runner(attempt)
 
 
-async def test_an_attempt_that_is_given_up_at_any_moment_leaves_no_descriptor_behind(
+async def test_an_attempt_cancelled_at_any_moment_leaks_no_descriptor(
     peers: RpcServer,
 ) -> None:
     context = Identity(key(2), TOKENS).client_context(HTTP)
@@ -72,5 +76,5 @@ async def test_an_attempt_that_is_given_up_at_any_moment_leaves_no_descriptor_be
         with contextlib.suppress(asyncio.CancelledError):
             (await attempt).transport.abort()
             ended += 1
-        assert not deaf(), f"given up after {turns} turns of the loop"
+        assert not transports_without_socket(), f"cancelled after {turns} turns of the loop"
     assert ended < 60

@@ -1,4 +1,4 @@
-"""Two real daemons that both have a model's file: a worker's large layers do not come through the head."""
+"""Two real daemons with the same model file: the worker reads its large tensors from its own copy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.gguf.size import Size
 
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
 
-SAID = "were not loaded through the head"
-ASK = {
+FILLED_MESSAGE = "were not loaded through the head"
+REQUEST = {
     "model": "both",
     "messages": [{"role": "user", "content": "Hello."}],
     "stream": False,
@@ -24,19 +24,19 @@ ASK = {
 
 
 def holders(cluster: Cluster) -> set[int]:
-    """How many nodes have the file, as each node knows."""
-    lists = [node.ask("GET", "/api/tags").json["models"] for node in cluster]
-    return {len(one["nodes"]) for models in lists for one in models if one["name"] == "both:latest"}
+    """The number of nodes that have the file, according to each node."""
+    tags = [node.ask("GET", "/api/tags").json["models"] for node in cluster]
+    return {len(model["nodes"]) for models in tags for model in models if model["name"] == "both:latest"}
 
 
 def answer(cluster: Cluster) -> str:
-    reply = cluster[0].ask("POST", "/api/chat", ASK, timeout=240)
+    reply = cluster[0].ask("POST", "/api/chat", REQUEST, timeout=240)
     assert reply.status == 200, reply.body
     return str(reply.json["message"]["content"])
 
 
-def filled(cluster: Cluster) -> Node | None:
-    return next((node for node in cluster if SAID in node.log()), None)
+def node_with_filled_cache(cluster: Cluster) -> Node | None:
+    return next((node for node in cluster if FILLED_MESSAGE in node.log()), None)
 
 
 def test_a_worker_takes_its_layers_from_its_own_copy(tmp_path: Path, llama: Llama) -> None:
@@ -46,16 +46,16 @@ def test_a_worker_takes_its_layers_from_its_own_copy(tmp_path: Path, llama: Llam
         file = writer.write(cluster[0].models / "both.gguf", "llama", size)
         os.link(file, cluster[1].models / "both.gguf")
         cluster.together()
-        until(lambda: holders(cluster) == {2}, "both have it")
-        from_its_copy = answer(cluster)
-        worker = until(lambda: filled(cluster), "a worker's cache was filled")
-        until(worker.tensors, "what it took is kept")
+        until(lambda: holders(cluster) == {2}, "both nodes have the file")
+        from_own_copy = answer(cluster)
+        worker = until(lambda: node_with_filled_cache(cluster), "a worker filled its cache from its own file")
+        until(worker.tensors, "the tensors are in the worker's cache")
         done = cluster[0].ask("POST", "/api/cluster/unload", {"model": "both", "force": True}, timeout=60)
         assert done.status == 200, done.body
-        until(lambda: not cluster.deployments(), "it is unloaded")
-        # Once more without the copy and without the cache: through the head.
+        until(lambda: not cluster.deployments(), "the model is unloaded")
+        # Again without the copy and the cache: the tensors come from the head.
         for tensor in worker.tensors():
             tensor.unlink()
         (worker.models / "both.gguf").unlink()
-        until(lambda: holders(cluster) == {1}, "one has it")
-        assert answer(cluster) == from_its_copy
+        until(lambda: holders(cluster) == {1}, "only one node has the file")
+        assert answer(cluster) == from_own_copy

@@ -1,4 +1,4 @@
-"""Whoever hangs up before his answer begins leaves no error in the log."""
+"""Clients that disconnect before their response begins cause no error in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from sollold.cluster.net.hang_up import quiet_hang_up
 
 
-async def ask(fault: bool) -> None:
+async def fetch(fault: bool) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         if fault:
@@ -30,11 +30,11 @@ async def ask(fault: bool) -> None:
             assert not fault
 
 
-async def test_a_caller_that_is_gone_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    await ask(fault=False)
-    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+async def test_a_client_that_disconnected_is_not_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    await fetch(fault=False)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_broken_connection_of_our_own_is_one(caplog: pytest.LogCaptureFixture) -> None:
-    await ask(fault=True)
+async def test_a_connection_error_of_the_handler_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    await fetch(fault=True)
     assert "another program's" in caplog.text

@@ -1,4 +1,4 @@
-"""Keys and orders between real machines: each daemon in a network of its own."""
+"""API keys and administrative requests between real daemons, each in its own network namespace."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), r
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Cluster]:
-    with Cluster(2, tmp_path_factory.mktemp("keys"), llama, memory="200 MB") as made:
-        made.together()
-        yield made
+    with Cluster(2, tmp_path_factory.mktemp("keys"), llama, memory="200 MB") as cluster:
+        cluster.together()
+        yield cluster
 
 
 def ask(here: Node, there: Node, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    """Ask ``there`` from the machine of ``here``."""
+    """Send a request to ``there`` from the machine of ``here``."""
     with here.network():
         connection = http.client.HTTPConnection(there.address, there.http, timeout=30)
         connection.connect()
@@ -41,7 +41,7 @@ def ask(here: Node, there: Node, method: str, path: str, body: Any = None, **hea
 
 
 def sollold(here: Node, *words: str, key: str = "") -> subprocess.CompletedProcess[str]:
-    """The command line on the machine of ``here``."""
+    """Run the command line on the machine of ``here``."""
     assert here.machine is not None
     environment = {**os.environ, "SOLLOLD_API_KEY": key, "SOLLOLD_CONFIG": ""}
     process = here.machine.popen(
@@ -52,22 +52,22 @@ def sollold(here: Node, *words: str, key: str = "") -> subprocess.CompletedProce
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def test_orders_between_machines(cluster: Cluster) -> None:
+def test_administration_from_other_machines_needs_a_key(cluster: Cluster) -> None:
     a, b = cluster[0], cluster[1]
-    assert ask(b, a, "GET", "/api/cluster")[0] == 200, "reading is open until the first key"
+    assert ask(b, a, "GET", "/api/cluster")[0] == 200, "reading needs no key before the first one exists"
     drain = {"node": "", "on": False}
     status, error = ask(b, a, "POST", "/api/cluster/drain", drain)
     assert status == 401 and "API key" in error["error"]
-    assert ask(a, a, "POST", "/api/cluster/drain", drain)[0] == 200, "this machine may"
-    # A member's own command line needs no key.
+    assert ask(a, a, "POST", "/api/cluster/drain", drain)[0] == 200, "the own machine needs no key"
+    # The command line on a member needs no key.
     done = sollold(b, "undrain", "--node", a.url, a.name)
     assert done.returncode == 0, done.stderr
 
     made = sollold(a, "key", "new", "laptop", "--scope", "admin")
     assert made.returncode == 0, made.stderr
     secret = made.stdout.strip()
-    until(lambda: ask(b, a, "GET", "/api/tags")[0] == 401, "node0 asks for a key", 10)
-    until(lambda: ask(a, b, "GET", "/api/tags")[0] == 401, "node1 knows of it", 10)
+    until(lambda: ask(b, a, "GET", "/api/tags")[0] == 401, "node0 requires a key", 10)
+    until(lambda: ask(a, b, "GET", "/api/tags")[0] == 401, "node1 requires it too", 10)
     shown = {"Authorization": f"Bearer {secret}"}
     assert ask(a, b, "GET", "/api/tags", **shown)[0] == 200
     assert ask(a, b, "POST", "/api/cluster/drain", drain, **shown)[0] == 200
@@ -75,8 +75,8 @@ def test_orders_between_machines(cluster: Cluster) -> None:
     assert done.returncode == 0 and "laptop" in done.stdout, done.stderr
 
     assert sollold(b, "key", "revoke", "laptop").returncode == 0
-    until(lambda: ask(b, a, "POST", "/api/cluster/drain", drain, **shown)[0] == 401, "it is revoked", 10)
-    # The members still serve each other: a request of this machine that another one answers.
+    until(lambda: ask(b, a, "POST", "/api/cluster/drain", drain, **shown)[0] == 401, "the key is revoked", 10)
+    # Members still serve each other.
     assert a.ask("GET", "/api/tags").status == 200
     for node in (a, b):
         assert not [

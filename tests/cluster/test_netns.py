@@ -1,4 +1,4 @@
-"""The helper that makes machines out of namespaces: what the cluster tests stand on."""
+"""Tests of tests.netns: machines made of network namespaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), r
 
 
 def reaches(here: netns.Machine, there: netns.Machine) -> bool:
-    # UDP echo without tools: bind there, send from here.
+    # One datagram from here to there.
     import socket
 
     with there.inside():
@@ -43,7 +43,7 @@ def test_machines_reach_each_other_until_the_cable_is_cut() -> None:
         assert reaches(lan[0], lan[1])
 
 
-def test_a_partition_splits_and_heals() -> None:
+def test_a_partition_separates_machines_until_it_is_healed() -> None:
     with netns.Lan(3) as lan:
         assert reaches(lan[0], lan[1])
         lan.partition([0, 2], [1])
@@ -54,7 +54,7 @@ def test_a_partition_splits_and_heals() -> None:
         assert reaches(lan[2], lan[1])
 
 
-def test_everything_is_gone_at_the_end() -> None:
+def test_closing_removes_processes_and_namespaces() -> None:
     with netns.Lan(1) as lan:
         name = lan.name
         child = lan[0].popen(["sleep", "600"])

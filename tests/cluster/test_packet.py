@@ -1,4 +1,4 @@
-"""Packets: what is written is read, and no bytes whatever do harm."""
+"""Packets: encoding and decoding round-trip, and arbitrary bytes are rejected without errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sollold.cluster.net.packet_seal import OVERHEAD
 from tests.keys import Unsigned
 
 ME = "00000000000000aa"
-YOU = "00000000000000bb"
+PEER = "00000000000000bb"
 SOURCE = ("10.0.0.2", 11436)
 
 nodes = st.integers(0, 2**64 - 1).map(lambda number: f"{number:016x}")
@@ -59,7 +59,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Left, nodes, counters),
     st.builds(Delta, nodes, boots, counters, counters, st.binary(max_size=300)),
 )
-# Values of all kinds in the shape of a packet: most of the way through the decoder.
+# Arbitrary values in the shape of a packet, which pass most of the decoder.
 values: st.SearchStrategy[object] = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary(), nodes
@@ -81,10 +81,10 @@ def core() -> Gossip:
 
 
 @given(nodes, boots, st.lists(messages, max_size=3))
-def test_what_is_written_is_read(sender: str, boot: int, said: list[Message]) -> None:
-    data = compound(head(sender, boot), [encode(message) for message in said])
+def test_encoding_and_decoding_round_trip(sender: str, boot: int, sent: list[Message]) -> None:
+    data = compound(head(sender, boot), [encode(message) for message in sent])
     if len(data) <= LIMIT:
-        assert decode(data) == Packet(FORMAT, sender, boot, said)
+        assert decode(data) == Packet(FORMAT, sender, boot, sent)
 
 
 @given(st.binary(max_size=1500))
@@ -101,28 +101,28 @@ def test_any_bytes_are_a_packet_or_rejected(data: bytes) -> None:
 
 
 @given(shaped)
-def test_anything_shaped_like_a_packet_is_survived(value: object) -> None:
+def test_arbitrary_values_in_a_packet_raise_no_error(value: object) -> None:
     gossip = core()
     gossip.handle_packet(msgspec.msgpack.encode(value), SOURCE, 1.0)
     gossip.tick(2.0)
 
 
 @given(st.lists(messages, max_size=4), nodes)
-def test_anything_a_member_says_is_survived(said: list[Message], sender: str) -> None:
+def test_arbitrary_messages_raise_no_error(sent: list[Message], sender: str) -> None:
     gossip = core()
-    for at, message in enumerate(said):
-        gossip.handle_packet(compound(head(sender, 7), [encode(message)]), SOURCE, float(at))
-    for at in range(5, 20):
-        gossip.tick(float(at))
+    for second, message in enumerate(sent):
+        gossip.handle_packet(compound(head(sender, 7), [encode(message)]), SOURCE, float(second))
+    for second in range(5, 20):
+        gossip.tick(float(second))
 
 
 @given(st.lists(messages, min_size=1, max_size=3), st.data())
-def test_a_damaged_packet_is_survived(said: list[Message], data: st.DataObject) -> None:
-    packet = bytearray(compound(head(YOU, 7), [encode(message) for message in said]))
-    at = data.draw(st.integers(0, len(packet) - 1))
-    packet[at] = data.draw(st.integers(0, 255))
+def test_a_damaged_packet_raises_no_error(sent: list[Message], data: st.DataObject) -> None:
+    packet = bytearray(compound(head(PEER, 7), [encode(message) for message in sent]))
+    position = data.draw(st.integers(0, len(packet) - 1))
+    packet[position] = data.draw(st.integers(0, 255))
     core().handle_packet(bytes(packet), SOURCE, 1.0)
-    core().handle_packet(bytes(packet[:at]), SOURCE, 1.0)
+    core().handle_packet(bytes(packet[:position]), SOURCE, 1.0)
 
 
 @given(st.one_of(st.binary(max_size=200), values.map(msgspec.msgpack.encode)))
@@ -136,7 +136,7 @@ def test_any_body_is_a_push_pull_or_rejected(data: bytes) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        [1, 1],  # a ping that names nobody
+        [1, 1],  # a ping without a node
         [1, 1, ME, 0],  # one value too many
         [99, 1, ME],  # no such message
         [1, -1, ME],
@@ -148,17 +148,17 @@ def test_any_body_is_a_push_pull_or_rejected(data: bytes) -> None:
         [9, ME, 1, 0, 1, "text"],
     ],
 )
-def test_what_breaks_the_rules_rejects_the_packet(message: object) -> None:
+def test_an_invalid_message_rejects_the_packet(message: object) -> None:
     with pytest.raises(Rejected):
-        decode(msgspec.msgpack.encode([1, YOU, 7, [message]]))
+        decode(msgspec.msgpack.encode([1, PEER, 7, [message]]))
 
 
 def test_another_format_is_rejected() -> None:
     with pytest.raises(Rejected):
-        decode(msgspec.msgpack.encode([FORMAT + 1, YOU, 7, []]))
+        decode(msgspec.msgpack.encode([FORMAT + 1, PEER, 7, []]))
 
 
-def test_too_long_is_rejected() -> None:
+def test_bodies_above_the_limit_are_rejected() -> None:
     with pytest.raises(Rejected):
         decode(bytes(LIMIT + 1))
     with pytest.raises(Rejected):
@@ -173,5 +173,5 @@ def test_a_packet_fits_a_datagram() -> None:
 
 
 def test_a_push_pull_is_read_as_written() -> None:
-    body = PushPull(FORMAT, 0, ME, 5, [], [YOU], [])
+    body = PushPull(FORMAT, 0, ME, 5, [], [PEER], [])
     assert decode_push_pull(encode(body)) == body

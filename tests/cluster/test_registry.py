@@ -1,4 +1,4 @@
-"""Records: one writer each, the greatest version wins, whatever order and loss."""
+"""Records: only their own node writes them, and the greatest version wins despite loss and reordering."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def delta(source: Registry, room: int = ROOM, enough: int = ROOM) -> Delta:
     return msgspec.msgpack.decode(source.delta(room, enough), type=Delta)
 
 
-def change(one: Registry, **changes: object) -> None:
-    assert one.update(replace(one.me, **changes))  # type: ignore[arg-type]
+def change(writer: Registry, **changes: object) -> None:
+    assert writer.update(replace(writer.me, **changes))  # type: ignore[arg-type]
 
 
 def big(count: int, seed: int = 1) -> tuple[Endpoint, ...]:
@@ -52,67 +52,67 @@ def big(count: int, seed: int = 1) -> tuple[Endpoint, ...]:
 
 
 def test_a_record_spreads() -> None:
-    one, other = registry(A), registry(B)
-    change(one, models="new", grants=(Grant("d", "CUDA0", 5, A, GrantState.COMMITTED),))
-    assert other.merge_delta(delta(one)) is Merge.NEWER
-    held = other.get(A)
+    writer, reader = registry(A), registry(B)
+    change(writer, models="new", grants=(Grant("d", "CUDA0", 5, A, GrantState.COMMITTED),))
+    assert reader.merge_delta(delta(writer)) is Merge.NEWER
+    held = reader.get(A)
     assert held is not None
-    assert held.record == one.me
-    assert other.merge_delta(delta(one)) is Merge.OLD
+    assert held.record == writer.me
+    assert reader.merge_delta(delta(writer)) is Merge.OLD
 
 
-def test_equal_values_are_no_change() -> None:
-    one = registry()
-    version = one.me.version
-    assert not one.update(replace(one.me, version=99))
-    assert one.me.version == version
+def test_an_update_with_equal_values_keeps_the_version() -> None:
+    writer = registry()
+    version = writer.me.version
+    assert not writer.update(replace(writer.me, version=99))
+    assert writer.me.version == version
 
 
-def test_the_version_rises_above_the_last_run() -> None:
+def test_the_version_starts_above_that_of_the_last_run() -> None:
     assert registry(version=70).me.version == 71
 
 
-def test_versions_are_written_ahead() -> None:
-    one = registry(version=70)
-    assert one.ceiling == 71 + AHEAD
-    for at in range(AHEAD + 1):
-        change(one, models=str(at))
-        assert one.me.version < one.ceiling
+def test_the_persisted_version_is_ahead_of_the_published_one() -> None:
+    writer = registry(version=70)
+    assert writer.ceiling == 71 + AHEAD
+    for number in range(AHEAD + 1):
+        change(writer, models=str(number))
+        assert writer.me.version < writer.ceiling
 
 
-def test_a_small_delta_suits_who_is_nearly_up_to_date() -> None:
-    one, other = registry(A), registry(B)
-    change(one, endpoints=big(20))
-    assert other.merge_whole(_whole(one)) is Merge.NEWER
-    change(one, models="x")
-    small = delta(one)
+def test_a_nearly_current_peer_needs_only_a_small_delta() -> None:
+    writer, reader = registry(A), registry(B)
+    change(writer, endpoints=big(20))
+    assert reader.merge_whole(_whole(writer)) is Merge.NEWER
+    change(writer, models="x")
+    small = delta(writer)
     assert small.base > 0
     assert len(small.fields) < 100
-    assert other.merge_delta(small) is Merge.NEWER
-    held = other.get(A)
+    assert reader.merge_delta(small) is Merge.NEWER
+    held = reader.get(A)
     assert held is not None
-    assert held.record == one.me
+    assert held.record == writer.me
 
 
-def test_who_lacks_the_base_is_behind_and_changes_nothing() -> None:
-    one, other = registry(A), registry(B)
-    change(one, endpoints=big(20))
-    change(one, models="x")
-    assert other.merge_delta(delta(one)) is Merge.BEHIND
-    assert other.get(A) is None
+def test_a_delta_without_its_base_is_reported_as_behind() -> None:
+    writer, reader = registry(A), registry(B)
+    change(writer, endpoints=big(20))
+    change(writer, models="x")
+    assert reader.merge_delta(delta(writer)) is Merge.BEHIND
+    assert reader.get(A) is None
 
 
-def test_what_fits_no_datagram_is_announced() -> None:
-    one, other = registry(A), registry(B)
-    change(one, endpoints=big(40))
-    message = one.delta(ROOM, ROOM)
+def test_a_delta_that_exceeds_a_datagram_is_only_announced() -> None:
+    writer, reader = registry(A), registry(B)
+    change(writer, endpoints=big(40))
+    message = writer.delta(ROOM, ROOM)
     assert len(message) <= ROOM
     assert msgspec.msgpack.decode(message, type=Delta).fields == b""
-    assert other.merge_delta(delta(one)) is Merge.BEHIND
-    assert other.merge_whole(_whole(one)) is Merge.NEWER
+    assert reader.merge_delta(delta(writer)) is Merge.BEHIND
+    assert reader.merge_whole(_whole(writer)) is Merge.NEWER
 
 
-def test_a_lost_disk_is_found_out_and_risen_above() -> None:
+def test_a_node_that_lost_its_state_raises_its_version_above_the_old_record() -> None:
     before, peer = registry(A, boot=1, version=500), registry(B)
     change(before, models="old")
     peer.merge_delta(delta(before))
@@ -126,7 +126,7 @@ def test_a_lost_disk_is_found_out_and_risen_above() -> None:
     assert held.record.models == ""
 
 
-def test_equal_versions_of_two_boots_agree_everywhere() -> None:
+def test_peers_agree_on_equal_versions_of_two_boots() -> None:
     first, second = registry(A, boot=1), registry(A, boot=2)
     change(first, models="first")
     change(second, models="second")
@@ -136,21 +136,21 @@ def test_equal_versions_of_two_boots_agree_everywhere() -> None:
     peers[1].merge_delta(delta(second))
     peers[1].merge_delta(delta(first))
     held = [peer.get(A) for peer in peers]
-    assert all(one is not None and one.record.models == "second" for one in held)
+    assert all(held_record is not None and held_record.record.models == "second" for held_record in held)
 
 
 def test_the_highest_claim_is_remembered() -> None:
-    one, other = registry(A), registry(B)
-    change(one, claim=Term(7, A))
-    other.merge_delta(delta(one))
-    change(one, claim=Term(0, ""))
-    other.merge_delta(delta(one))
-    assert other.highest == Term(7, A)
+    writer, reader = registry(A), registry(B)
+    change(writer, claim=Term(7, A))
+    reader.merge_delta(delta(writer))
+    change(writer, claim=Term(0, ""))
+    reader.merge_delta(delta(writer))
+    assert reader.highest == Term(7, A)
 
 
-def test_broken_records_are_told() -> None:
-    one, other = registry(A), registry(B)
-    good = delta(one)
+def test_malformed_records_are_reported_as_broken() -> None:
+    writer, reader = registry(A), registry(B)
+    good = delta(writer)
     bomb = msgspec.structs.replace(good, fields=_zip(bytes(RECORD_LIMIT + 1)))
     for bad in (
         bomb,
@@ -160,18 +160,18 @@ def test_broken_records_are_told() -> None:
         msgspec.structs.replace(good, fields=_zip(encode({"name": "without the rest"}))),
         msgspec.structs.replace(good, fields=_zip(encode([1]))),
     ):
-        assert other.merge_delta(bad) is Merge.BROKEN
-    whole = _whole(one)
-    assert other.merge_whole(Whole(B[::-1], 1, 5, whole.record)) is Merge.BROKEN
-    assert other.merge_whole(Whole(A, 1, 5, msgspec.Raw(encode({"node": A})))) is Merge.BROKEN
-    assert other.get(A) is None
+        assert reader.merge_delta(bad) is Merge.BROKEN
+    whole = _whole(writer)
+    assert reader.merge_whole(Whole(B[::-1], 1, 5, whole.record)) is Merge.BROKEN
+    assert reader.merge_whole(Whole(A, 1, 5, msgspec.Raw(encode({"node": A})))) is Merge.BROKEN
+    assert reader.get(A) is None
 
 
-def test_fields_of_a_later_release_are_passed_over() -> None:
-    one, other = registry(A), registry(B)
-    parts = msgspec.to_builtins(one.me) | {"from_the_future": 1}
+def test_unknown_fields_are_ignored() -> None:
+    writer, reader = registry(A), registry(B)
+    parts = msgspec.to_builtins(writer.me) | {"from_the_future": 1}
     news = Delta(A, 1, 0, 9, _zip(encode(parts)))
-    assert other.merge_delta(news) is Merge.NEWER
+    assert reader.merge_delta(news) is Merge.NEWER
 
 
 @settings(max_examples=60)
@@ -179,36 +179,36 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
     st.lists(st.sampled_from(["models", "build", "setup", "endpoints", "grants"]), min_size=1, max_size=25),
     st.randoms(use_true_random=False),
 )
-def test_any_loss_and_order_ends_in_the_last_record(names: list[str], random: Random) -> None:
-    """Peers get some of the deltas in any order; who is behind fetches. All end with what was written."""
-    one = registry(A)
-    sent = [delta(one, ROOM, 300)]
-    for at, name in enumerate(names):
-        value: object = f"v{at}"
+def test_any_loss_and_order_leads_to_the_last_record(names: list[str], random: Random) -> None:
+    """A peer that gets some of the deltas in any order, and fetches the record where it is behind."""
+    writer = registry(A)
+    sent = [delta(writer, ROOM, 300)]
+    for step, name in enumerate(names):
+        value: object = f"v{step}"
         if name == "endpoints":
-            value = big(random.randint(1, 12), at)
+            value = big(random.randint(1, 12), step)
         elif name == "grants":
-            value = (Grant("d", "CUDA0", at, A, GrantState.RESERVED),)
-        change(one, **{name: value})
-        sent.append(delta(one, ROOM, 300))
+            value = (Grant("d", "CUDA0", step, A, GrantState.RESERVED),)
+        change(writer, **{name: value})
+        sent.append(delta(writer, ROOM, 300))
     peer = registry(B)
     seen = 0
-    kept = [one for one in sent if random.random() < 0.7]
+    kept = [news for news in sent if random.random() < 0.7]
     random.shuffle(kept)
     for news in [*kept, sent[-1]]:
         merge = peer.merge_delta(news)
         if merge is Merge.BEHIND:
-            assert peer.merge_whole(_whole(one)) is Merge.NEWER
+            assert peer.merge_whole(_whole(writer)) is Merge.NEWER
         held = peer.get(A)
         assert held is None or held.version >= seen
         seen = held.version if held else 0
     held = peer.get(A)
     assert held is not None
-    assert held.record == one.me
+    assert held.record == writer.me
 
 
-def _whole(one: Registry) -> Whole:
-    whole = one.whole(one.me.node)
+def _whole(writer: Registry) -> Whole:
+    whole = writer.whole(writer.me.node)
     assert whole is not None
     return msgspec.msgpack.decode(encode(whole), type=Whole)
 
@@ -217,30 +217,30 @@ def _zip(data: bytes) -> bytes:
     return zlib.compress(data)
 
 
-def test_what_was_right_before_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_fields_are_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[Collection[str]] = []
 
-    def noting(one: Record, highest: Term, known: Collection[str] = ()) -> str:
+    def recording_objection(record: Record, highest: Term, known: Collection[str] = ()) -> str:
         checked.append(known)
-        return objection(one, highest, known)
+        return objection(record, highest, known)
 
-    monkeypatch.setattr(registry_module, "objection", noting)
-    one, other = registry(A), registry(B)
-    assert other.merge_delta(delta(one)) is Merge.NEWER
-    change(one, links=((B, 0.001, 1e8),))
-    assert other.merge_delta(delta(one)) is Merge.NEWER
+    monkeypatch.setattr(registry_module, "objection", recording_objection)
+    writer, reader = registry(A), registry(B)
+    assert reader.merge_delta(delta(writer)) is Merge.NEWER
+    change(writer, links=((B, 0.001, 1e8),))
+    assert reader.merge_delta(delta(writer)) is Merge.NEWER
     assert not checked[0]
     assert "links" not in checked[1]
     assert {"devices", "addresses"} <= set(checked[1])
-    change(one, links=((B, float("nan"), 1e8),))
-    assert other.merge_delta(delta(one)) is Merge.IMPOSSIBLE
+    change(writer, links=((B, float("nan"), 1e8),))
+    assert reader.merge_delta(delta(writer)) is Merge.IMPOSSIBLE
 
 
-def newer(one: Registry, **parts: object) -> Delta:
-    """The own record of ``one`` as a later release would write it."""
-    fields = {name: msgspec.Raw(part) for name, part in one._parts.items()}
+def newer(writer: Registry, **parts: object) -> Delta:
+    """A delta with the own record of ``writer`` and ``parts`` added, as a later release would write it."""
+    fields = {name: msgspec.Raw(part) for name, part in writer._parts.items()}
     body = msgspec.msgpack.encode(fields | parts)
-    return replace_fields(delta(one), zlib.compress(body))
+    return replace_fields(delta(writer), zlib.compress(body))
 
 
 def replace_fields(news: Delta, fields: bytes) -> Delta:
@@ -254,34 +254,36 @@ def as_map(endpoint: Endpoint, **more: object) -> dict[str, object]:
 READY = Endpoint("d", "m", "x", Backend.LOCAL, State.READY, forced=True, hung=True)
 
 
-def test_a_later_release_may_say_more_and_an_earlier_one_less() -> None:
-    one, other = registry(A), registry(B)
-    change(one, build="b1", endpoints=(READY,))
-    more = newer(one, colour="red", endpoints=[as_map(READY, mood={"good": 1})])
-    assert other.merge_delta(more) is Merge.NEWER
-    held = other.get(A)
-    assert held is not None and held.record == one.me and not other.unread()
-    assert b"colour" in bytes(held.whole().record), "it is passed on as it was signed"
-    change(one, models="n")
+def test_records_with_additional_or_missing_fields_are_accepted() -> None:
+    writer, reader = registry(A), registry(B)
+    change(writer, build="b1", endpoints=(READY,))
+    more = newer(writer, colour="red", endpoints=[as_map(READY, mood={"good": 1})])
+    assert reader.merge_delta(more) is Merge.NEWER
+    held = reader.get(A)
+    assert held is not None and held.record == writer.me and not reader.unread()
+    assert b"colour" in bytes(held.whole().record), "unknown fields stay in the signed record"
+    change(writer, models="n")
     old = as_map(READY)
     del old["forced"], old["hung"]
-    assert other.merge_delta(newer(one, endpoints=[old])) is Merge.NEWER
-    held = other.get(A)
-    assert held is not None and not held.record.endpoints[0].forced and not other.unread()
+    assert reader.merge_delta(newer(writer, endpoints=[old])) is Merge.NEWER
+    held = reader.get(A)
+    assert held is not None and not held.record.endpoints[0].forced and not reader.unread()
 
 
-def test_values_that_only_a_later_release_knows_cost_the_node_its_placements_and_nothing_else() -> None:
-    one, other = registry(A), registry(B)
-    change(one, build="b1", endpoints=(READY,))
-    strange = as_map(READY, id="e", state="paused")
-    assert other.merge_delta(newer(one, endpoints=[as_map(READY), strange], tls={"v": 2})) is Merge.NEWER
-    held = other.get(A)
+def test_unknown_values_only_exclude_the_node_from_placements() -> None:
+    writer, reader = registry(A), registry(B)
+    change(writer, build="b1", endpoints=(READY,))
+    unknown = as_map(READY, id="e", state="paused")
+    assert reader.merge_delta(newer(writer, endpoints=[as_map(READY), unknown], tls={"v": 2})) is Merge.NEWER
+    held = reader.get(A)
     assert held is not None and held.record.endpoints == (READY,)
     assert (held.record.build, held.record.tls) == ("", False) and "upgrade" in held.record.setup
-    assert set(other.unread()[A]) == {"endpoints", "tls"}
-    change(one, models="n")
-    assert other.merge_delta(newer(one)) is Merge.NEWER
-    held = other.get(A)
-    assert held is not None and held.record == one.me and not other.unread(), "it was upgraded"
-    change(one, models="o")
-    assert other.merge_delta(newer(one, name=["no", "text"])) is Merge.BROKEN
+    assert set(reader.unread()[A]) == {"endpoints", "tls"}
+    change(writer, models="n")
+    assert reader.merge_delta(newer(writer)) is Merge.NEWER
+    held = reader.get(A)
+    assert held is not None and held.record == writer.me and not reader.unread(), (
+        "readable after its next record"
+    )
+    change(writer, models="o")
+    assert reader.merge_delta(newer(writer, name=["no", "text"])) is Merge.BROKEN
