@@ -1,4 +1,4 @@
-"""Stand-ins for what serving stands on: the view, the engines, the peer calls, the loader, the names."""
+"""Doubles for serving's dependencies: the view, engines, peer calls, loader and model names."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FakeEngines:
         return self
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
-        return next((one for one in self._view.me.endpoints if one.id == endpoint), None)
+        return next((candidate for candidate in self._view.me.endpoints if candidate.id == endpoint), None)
 
     def address(self, endpoint: str) -> EngineAddress | None:
         url = self.urls.get(endpoint)
@@ -85,15 +85,21 @@ class FakeEngines:
         self._view.update_me(endpoints=(*self._view.me.endpoints, endpoint))
 
     def crash(self, id: str, reason: str = "it was terminated by SIGSEGV") -> None:
-        """Its process ends by a fault of its own."""
+        """Report that the engine of deployment ``id`` crashed."""
         ended = {"state": State.FAILED, "crashed": True, "reason": reason}
-        endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]
+        endpoints = [
+            replace(candidate, **ended) if candidate.id == id else candidate
+            for candidate in self._view.me.endpoints
+        ]
         self._view.update_me(endpoints=tuple(endpoints))
 
     def force_out(self, id: str) -> None:
-        """Somebody unloads it with the requests in it."""
+        """Report that deployment ``id`` was unloaded with ``--force`` while it had requests."""
         ended = {"state": State.DRAINING, "forced": True, "reason": "asked for"}
-        endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]
+        endpoints = [
+            replace(candidate, **ended) if candidate.id == id else candidate
+            for candidate in self._view.me.endpoints
+        ]
         self._view.update_me(endpoints=tuple(endpoints))
 
     def drop(self, id: str) -> None:
@@ -130,7 +136,7 @@ class FakePeers:
 
 
 class FakeConnection(HttpConnection):
-    """Its header says who asks."""
+    """A connection whose header names the calling node."""
 
     caller = ""
 
@@ -191,7 +197,7 @@ class FakeCalls:
 
 
 class FakeLoader:
-    """Says what a test's function does; without one, waits for the world to change."""
+    """Calls the test's `load` function, or waits for a change of the view if there is none."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -199,7 +205,7 @@ class FakeLoader:
         self.needs: list[Need] = []
         self.dropped: list[str] = []
         self.forward = False
-        """Each time that it is asked it is further."""
+        """Whether each call reports more progress than the one before."""
         self.load: Callable[[], Awaitable[Ready | None]] | None = None
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
@@ -221,15 +227,15 @@ class FakeLoader:
 
 
 class FakeNames:
-    """``late``: names that are known only when all is ``learned``."""
+    """Names in ``late`` are resolved only after ``learned`` is set."""
 
     def __init__(self) -> None:
         self.late: set[str] = set()
         self.learned = asyncio.Event()
         self.size = 0
-        """Bytes of the model."""
+        """Size of the model in bytes."""
         self.having: set[str] = set()
-        """The nodes that have the model."""
+        """Nodes that have the model."""
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
         return tuple((node, Model(listed, "", "folder", (), self.size, 0.0)) for node in self.having)
@@ -253,7 +259,7 @@ class FakeNames:
 
 
 class Node:
-    """One node's serving room."""
+    """The serving component of one node."""
 
     def __init__(self, cluster: Cluster, name: str, settings: ServingSettings) -> None:
         self.name = name
@@ -291,7 +297,7 @@ class Node:
 
 
 class Cluster:
-    """Nodes a, b, c and engines, all in this process."""
+    """Nodes and engines in this process."""
 
     def __init__(self, settings: ServingSettings | None = None) -> None:
         self.world = World()
@@ -330,7 +336,7 @@ _PATHS = {
 
 
 def ask(form: str = "chat", *, stream: bool = True, id: str = "r1", **more: Any) -> Ask:
-    """A request in one of the engines' forms; keywords that `Ask` has not go into the body."""
+    """A request in one of the engines' formats. Keywords that aren't fields of `Ask` go into the body."""
     fields = {key: more.pop(key) for key in tuple(more) if key in Ask.__dataclass_fields__}
     body: dict[str, Any] = {"model": "m", "stream": stream}
     if form in ("chat", "ollama"):
@@ -349,8 +355,8 @@ def ask(form: str = "chat", *, stream: bool = True, id: str = "r1", **more: Any)
     )
 
 
-def said(events: list[dict[str, Any]]) -> str:
-    """The text in a stream's events, of any form."""
+def text_of(events: list[dict[str, Any]]) -> str:
+    """Return the concatenated text of a stream's events, in any format."""
     text = ""
     for event in events:
         for choice in event.get("choices", ()):

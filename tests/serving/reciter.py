@@ -1,4 +1,4 @@
-"""A stand-in for llama-server (and Ollama): recites a known text, token by token, and dies when told to."""
+"""A double of llama-server and Ollama that recites a known text token by token and can simulate failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = "".join(WORDS)
 
 
 def count(text: str) -> int:
-    """How many tokens ``text`` is; it must be a beginning of the recital."""
+    """Return the number of tokens of ``text``, which must be a prefix of `TEXT`."""
     assert TEXT.startswith(text), text
     made = 0
     while text:
@@ -28,13 +28,13 @@ def count(text: str) -> int:
 class Reciter:
     """One engine.
 
-    ``cut_whole``: the next answer not streamed breaks off in its middle; ``cut_error``: the next answer is an
-    error that does.
-    ``end_after``: events after which a streamed answer ends cleanly, without its last ones, each time.
-    ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
-    of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
-    of comments before each event. ``pings``: while it hangs it says that it is there. ``once``: a connection
-    is closed when a second request comes on it.
+    ``cut_whole``: the next non-streamed answer breaks off in the middle. ``cut_error``: the next answer is an
+    error response that breaks off. ``end_after``: events after which every streamed answer ends cleanly,
+    without its last events. ``die_after``: events after which the connection is closed, once.
+    ``hang_after``: events after which the engine hangs, once. ``poison``: the engine closes the connection of
+    every request that contains this text. ``deaf``: the engine ignores small requests. ``padding``: bytes of
+    comments before each event. ``pings``: send comments while hanging. ``once``: close a connection on its
+    second request.
     """
 
     def __init__(self) -> None:
@@ -59,11 +59,11 @@ class Reciter:
         self.cancelled = 0
         self.status = 200
         self.error = ""
-        """What is said under ``status``, when not the number."""
+        """Error message of answers with ``status``. Default: the status number."""
         self.url = ""
         self.work = 0
         self.context = self.prompt = 0
-        """Tokens that it has for a request, and that every prompt is; 0: it has room for all."""
+        """The engine's context and the length of every prompt, in tokens. Context 0 means unlimited."""
         self._ids = itertools.count()
         self._runner: web.AppRunner | None = None
 
@@ -209,11 +209,11 @@ class Reciter:
         made = self._made(body, start)
 
         def line(text: str, **more: Any) -> bytes:
-            said: dict[str, Any] = (
+            record: dict[str, Any] = (
                 {"response": text} if generate else {"message": {"role": "assistant", "content": text}}
             )
             return (
-                json.dumps({"model": "m", "created_at": "now", **said, "done": False, **more}).encode()
+                json.dumps({"model": "m", "created_at": "now", **record, "done": False, **more}).encode()
                 + b"\n"
             )
 
@@ -236,8 +236,8 @@ class Reciter:
             self.cut_error = False
             await self._cut(request, 500)
         if self.status != 200:
-            said = self.error or f"status {self.status}"
-            error = json.dumps({"error": {"message": said, "code": self.status}})
+            error_text = self.error or f"status {self.status}"
+            error = json.dumps({"error": {"message": error_text, "code": self.status}})
             raise _status(self.status, error)
         if self.context and self.prompt >= self.context:
             message = (
@@ -249,7 +249,7 @@ class Reciter:
 
     def _limit(self, body: dict[str, Any]) -> int | None:
         limits = [body[key] for key in ("max_tokens", "n_predict") if body.get(key) is not None]
-        # llama-server makes one token in any case.
+        # llama-server generates at least one token.
         return max(1, min(limits)) if limits else None
 
     def _made(self, body: dict[str, Any], start: int) -> tuple[str, ...]:
@@ -313,7 +313,7 @@ class Reciter:
                 if self.die_after is not None and n >= self.die_after:
                     self.die_after = None
                     assert request.transport is not None
-                    # What was sent gets there, and half a line of what was not.
+                    # The events sent so far arrive, followed by half of the next line.
                     await asyncio.sleep(0.01)
                     await response.write(line[: len(line) // 2])
                     request.transport.abort()

@@ -1,4 +1,4 @@
-"""The queue of an endpoint: bounded, fair, nobody starves."""
+"""The admission queue of an endpoint: bounded, fair, free of starvation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=200)
 @given(EVENTS, st.integers(1, 4), st.integers(0, 10))
-def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) -> None:
+def test_running_and_waiting_counts_stay_consistent(events: list, slots: int, limit: int) -> None:
     queue = FairQueue(slots, limit)
     now, numbers = 0.0, itertools.count()
     waiting: set[str] = set()
@@ -55,7 +55,7 @@ def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) 
         waiting -= set(admitted)
         running |= set(admitted)
         assert (queue.active, queue.waiting) == (len(running), len(waiting))
-        # No slot stays empty while anybody waits.
+        # No slot stays free while a request waits.
         assert not waiting or len(running) >= slots
         order = queue.order(now)
         assert sorted(order) == sorted(waiting)
@@ -69,7 +69,9 @@ def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) 
 
 @settings(max_examples=50)
 @given(st.integers(1, 10), st.floats(1.0, 5.0), st.integers(1, 3))
-def test_nothing_starves_under_a_flood_of_higher_priority(priority: int, pace: float, slots: int) -> None:
+def test_low_priority_does_not_starve_under_higher_priority_load(
+    priority: int, pace: float, slots: int
+) -> None:
     queue = FairQueue(slots, 10_000)
     now, running, numbers = 0.0, [], itertools.count()
     running += queue.offer(Ticket("old", 10, "flood", now), now)
@@ -79,15 +81,15 @@ def test_nothing_starves_under_a_flood_of_higher_priority(priority: int, pace: f
     longest = (11 - priority) * STEP + 2 * STEP
     while "low" not in running:
         now += pace
-        # Two newcomers of the highest priority for each one that is served.
+        # Two new requests of the highest priority for each served one.
         for _ in range(2):
             queue.offer(Ticket(f"f{next(numbers)}", 10, f"c{next(numbers)}", now), now)
         running += queue.leave(running.pop(0), now)
-        # Those before it in its own level at that time are served first; their number is bounded.
+        # Requests ahead of it at the same priority are served first; their number is bounded.
         assert now <= 4 * longest + 10
 
 
-def test_clients_take_turns_inside_a_level() -> None:
+def test_clients_of_one_priority_take_turns() -> None:
     queue = FairQueue(1, 100)
     queue.offer(Ticket("first", 5, "greedy", 0.0), 0.0)
     for n in range(5):
@@ -103,7 +105,7 @@ def test_clients_take_turns_inside_a_level() -> None:
     assert served == ["m0", "g0", "m1", "g1", "g2", "g3", "g4"]
 
 
-def test_priority_goes_first_and_waiting_raises() -> None:
+def test_higher_priority_goes_first_and_waiting_raises_priority() -> None:
     queue = FairQueue(1, 100)
     queue.offer(Ticket("running", 5, "a", 0.0), 0.0)
     queue.offer(Ticket("low", 4, "a", 0.0), 0.0)
@@ -121,7 +123,7 @@ def test_request_that_waited_elsewhere_keeps_its_place() -> None:
     assert queue.order(9.0) == ["moved", "here"]
 
 
-def test_full_line_knows_when_to_come_back() -> None:
+def test_a_full_queue_estimates_when_to_retry() -> None:
     queue = FairQueue(1, 2)
     queue.offer(Ticket("a", 5, "x", 0.0), 0.0)
     assert queue.leave("a", 30.0) == ()
@@ -132,7 +134,7 @@ def test_full_line_knows_when_to_come_back() -> None:
     assert answer.retry_after == 60.0
 
 
-async def test_who_comes_after_all_were_sent_away_is_sent_away_too() -> None:
+async def test_requests_after_dismissal_are_refused_until_the_queue_is_resized() -> None:
     queue = AdmissionQueue(1, 100)
 
     async def enter(id: str) -> None:

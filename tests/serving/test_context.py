@@ -1,4 +1,4 @@
-"""How much context a request gets: what is meant when none is named, and prompts that are too long."""
+"""The context of a request: the default, and prompts that are too long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sollold.serving.request import Answer, Engine
 from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, PlacementSettings
 from tests.doubles import record
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, text_of
 from tests.serving.reciter import TEXT, Reciter
 
 USUAL = PlacementSettings().context
@@ -25,11 +25,11 @@ USUAL = PlacementSettings().context
 async def give(node: Node, **more: object) -> tuple[str, Answer]:
     answer = await node.serving.open(ask(**more), lambda _: None)
     events = [json.loads(event) async for event in answer.events]
-    return said(events), answer
+    return text_of(events), answer
 
 
-async def one_endpoint(cluster: Cluster, context: int, *, asked: int) -> tuple[Node, Reciter]:
-    """Node a with a llama-server that has ``context`` tokens for a request and was asked for ``asked``."""
+async def node_with_endpoint(cluster: Cluster, context: int, *, asked: int) -> tuple[Node, Reciter]:
+    """Node a with a llama-server of ``context`` tokens per request, loaded with ``asked`` requested."""
     a, reciter = await cluster.node("a"), await cluster.reciter()
     reciter.context = context
     a.engines.serve("d1", reciter)
@@ -38,7 +38,10 @@ async def one_endpoint(cluster: Cluster, context: int, *, asked: int) -> tuple[N
 
 
 def change(node: Node, deployment: str, **changes: object) -> None:
-    endpoints = [replace(one, **changes) if one.id == deployment else one for one in node.view.me.endpoints]
+    endpoints = [
+        replace(endpoint, **changes) if endpoint.id == deployment else endpoint
+        for endpoint in node.view.me.endpoints
+    ]
     node.view.update_me(endpoints=tuple(endpoints))
 
 
@@ -55,7 +58,9 @@ def change(node: Node, deployment: str, **changes: object) -> None:
         (1024, 2048, 2048, True),
     ],
 )
-def test_who_names_no_context_means_the_settings(named: int, context: int, asked: int, fits: bool) -> None:
+def test_a_request_without_a_context_needs_the_configured_one(
+    named: int, context: int, asked: int, fits: bool
+) -> None:
     endpoint = Endpoint(
         "d1", MODEL, "", Backend.LOCAL, State.READY, context=context, asked=Asked(context=asked)
     )
@@ -64,8 +69,8 @@ def test_who_names_no_context_means_the_settings(named: int, context: int, asked
     assert bool(ranked) is fits
 
 
-async def test_a_prompt_that_is_too_long_is_answered_with_more_context(cluster: Cluster) -> None:
-    a, small = await one_endpoint(cluster, USUAL, asked=USUAL)
+async def test_a_too_long_prompt_is_retried_with_a_larger_context(cluster: Cluster) -> None:
+    a, small = await node_with_endpoint(cluster, USUAL, asked=USUAL)
     large = await cluster.reciter()
     small.prompt = large.prompt = 36_000
     large.context = 65536
@@ -84,8 +89,8 @@ async def test_a_prompt_that_is_too_long_is_answered_with_more_context(cluster: 
     assert (len(small.requests), len(large.requests)) == (1, 1)
 
 
-async def test_who_names_a_context_is_kept_to_it(cluster: Cluster) -> None:
-    a, small = await one_endpoint(cluster, 4096, asked=4096)
+async def test_an_explicit_context_is_not_enlarged(cluster: Cluster) -> None:
+    a, small = await node_with_endpoint(cluster, 4096, asked=4096)
     small.prompt = 6000
     with pytest.raises(Refusal, match=r"6000 tokens\) exceeds"):
         await give(a, context=4096)
@@ -93,10 +98,10 @@ async def test_who_names_a_context_is_kept_to_it(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("given", [0, USUAL])
-async def test_a_prompt_for_which_nothing_is_large_enough_is_refused_with_the_setting(
+async def test_a_prompt_too_long_for_every_node_is_refused_with_the_setting_name(
     cluster: Cluster, given: int
 ) -> None:
-    a, small = await one_endpoint(cluster, USUAL, asked=USUAL)
+    a, small = await node_with_endpoint(cluster, USUAL, asked=USUAL)
     small.prompt = 36_000
 
     async def load() -> Ready:
@@ -114,8 +119,8 @@ async def test_a_prompt_for_which_nothing_is_large_enough_is_refused_with_the_se
     assert len(small.requests) == 1
 
 
-async def test_where_a_long_answer_finds_no_room_the_prompt_at_least_does(cluster: Cluster) -> None:
-    a, small = await one_endpoint(cluster, USUAL, asked=USUAL)
+async def test_if_a_long_answer_does_not_fit_the_context_fits_the_prompt(cluster: Cluster) -> None:
+    a, small = await node_with_endpoint(cluster, USUAL, asked=USUAL)
     large = await cluster.reciter()
     small.prompt = large.prompt = 36_000
     large.context = 36_864
@@ -133,8 +138,8 @@ async def test_where_a_long_answer_finds_no_room_the_prompt_at_least_does(cluste
     assert [need.ask.context for need in a.loader.needs] == [36_000 + ANSWER_TOKENS, 36_256]
 
 
-async def test_less_context_than_was_named_is_told(cluster: Cluster) -> None:
-    a, _ = await one_endpoint(cluster, 4096, asked=USUAL)
+async def test_a_smaller_context_than_requested_is_a_warning(cluster: Cluster) -> None:
+    a, _ = await node_with_endpoint(cluster, 4096, asked=USUAL)
 
     async def load() -> Ready:
         return Ready("a", a.view.me.endpoints[0], ("a context of 100000 tokens does not fit anywhere",))
@@ -148,7 +153,7 @@ async def test_less_context_than_was_named_is_told(cluster: Cluster) -> None:
     assert answer.routing.warnings == ()
 
 
-def test_how_much_context_a_long_prompt_gets() -> None:
+def test_larger_context_for_a_long_prompt() -> None:
     refusal = Refusal(Fault.ENGINE, "request (9000 tokens) exceeds the available context size (8192 tokens)")
     assert larger_context(refusal, {}, 0) == 9000 + ANSWER_TOKENS
     assert larger_context(refusal, {"max_tokens": 100}, 0) == 9100
@@ -157,8 +162,8 @@ def test_how_much_context_a_long_prompt_gets() -> None:
     assert larger_context(Refusal(Fault.ENGINE, "no"), {}, 0) == 0
 
 
-async def test_what_is_usual_is_read_again_with_the_settings(cluster: Cluster) -> None:
-    a, _ = await one_endpoint(cluster, USUAL, asked=USUAL)
+async def test_the_default_context_follows_reloaded_settings(cluster: Cluster) -> None:
+    a, _ = await node_with_endpoint(cluster, USUAL, asked=USUAL)
     assert (await give(a))[0] == TEXT and not a.loader.loads
 
     async def refused() -> None:

@@ -1,4 +1,4 @@
-"""HTTP to an engine: answers cut anywhere, connections kept, and what is no HTTP."""
+"""HTTP to an engine: responses split anywhere, connection reuse, and invalid HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUTS = st.lists(st.integers(0, 3000), max_size=25)
 
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
-    edges = [0, *sorted(at % (len(data) + 1) for at in cuts), len(data)]
+    edges = [0, *sorted(position % (len(data) + 1) for position in cuts), len(data)]
     return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
@@ -30,7 +30,7 @@ def in_chunks(parts: list[bytes], trailer: bytes = b"") -> bytes:
 
 
 @given(BODIES, CUTS, st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nC: d\r\n"]))
-def test_chunks_survive_any_cutting(parts: list[bytes], cuts: list[int], trailer: bytes) -> None:
+def test_chunked_bodies_survive_any_split(parts: list[bytes], cuts: list[int], trailer: bytes) -> None:
     head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     parser = ResponseParser()
     got = [parser.feed(piece) for piece in cut(head + in_chunks(parts, trailer), cuts)]
@@ -39,7 +39,7 @@ def test_chunks_survive_any_cutting(parts: list[bytes], cuts: list[int], trailer
 
 
 @given(st.binary(max_size=200), CUTS)
-def test_a_length_survives_any_cutting(body: bytes, cuts: list[int]) -> None:
+def test_bodies_with_a_length_survive_any_split(body: bytes, cuts: list[int]) -> None:
     parser = ResponseParser()
     answer = b"HTTP/1.0 503 Busy\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     got = [parser.feed(piece) for piece in cut(answer, cuts)]
@@ -48,7 +48,7 @@ def test_a_length_survives_any_cutting(body: bytes, cuts: list[int]) -> None:
 
 
 @given(st.binary(max_size=300), CUTS, st.booleans())
-def test_rubbish_is_refused_or_waited_for(data: bytes, cuts: list[int], head: bool) -> None:
+def test_random_bytes_are_refused_or_incomplete(data: bytes, cuts: list[int], head: bool) -> None:
     parser = ResponseParser()
     before = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" if head else b""
     try:
@@ -75,13 +75,13 @@ def test_rubbish_is_refused_or_waited_for(data: bytes, cuts: list[int], head: bo
         b"x" * 70_000,
     ],
 )
-def test_what_is_no_http_is_refused(answer: bytes) -> None:
+def test_invalid_http_is_refused(answer: bytes) -> None:
     with pytest.raises(BadResponse):
         ResponseParser().feed(answer)
 
 
 class Engine:
-    """Answers each request on a connection with the next of ``answers``; an empty one hangs up."""
+    """Answers each request with the next of ``answers``; an empty answer closes the connection."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []
@@ -130,7 +130,7 @@ async def client() -> AsyncIterator[EngineClient]:
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_a_connection_serves_one_request_after_the_other(engine: Engine, client: EngineClient) -> None:
+async def test_a_connection_is_reused(engine: Engine, client: EngineClient) -> None:
     engine.answers = [CHUNKED + in_chunks([b"one"]), b"HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\ntwo"]
     assert await client.get(engine.url, "/a", {"X-Key": "k"}) == (200, b"one")
     assert await client.get(engine.url + "/under", "/b", {}) == (404, b"two")
@@ -143,7 +143,7 @@ async def test_a_connection_serves_one_request_after_the_other(engine: Engine, c
 
 
 @pytest.mark.parametrize("size", [1, 255 * 1024, 257 * 1024, 2 << 20])
-async def test_another_answer_follows_one_that_waited_to_be_read(
+async def test_a_connection_is_reused_after_a_buffered_response(
     engine: Engine, client: EngineClient, size: int
 ) -> None:
     engine.answers = [
@@ -152,7 +152,7 @@ async def test_another_answer_follows_one_that_waited_to_be_read(
     ]
     connection = await client.connect(engine.url)
     assert await connection.ask("POST", "/", {}, b"") == 200
-    # All of it, or as much as is read before somebody takes it.
+    # The whole body, or as much as is buffered before it is consumed.
     await until(lambda: connection._size == size or connection._paused)
     assert sum([len(piece) async for piece in pulled(connection.pour)]) == size
     client.release(connection)
@@ -161,7 +161,7 @@ async def test_another_answer_follows_one_that_waited_to_be_read(
     assert engine.connections == 1
 
 
-async def test_a_connection_that_is_left_early_is_closed(engine: Engine, client: EngineClient) -> None:
+async def test_a_connection_released_in_mid_response_is_closed(engine: Engine, client: EngineClient) -> None:
     engine.answers = [CHUNKED + b"3\r\nabc\r\n", CHUNKED + in_chunks([b"x"])]
     connection = await client.connect(engine.url)
     assert await connection.ask("POST", "/", {}, b"{}") == 200
@@ -172,7 +172,7 @@ async def test_a_connection_that_is_left_early_is_closed(engine: Engine, client:
     assert engine.connections == 2
 
 
-async def test_what_a_receiver_raises_the_pour_raises(engine: Engine, client: EngineClient) -> None:
+async def test_an_error_in_the_receiver_is_raised(engine: Engine, client: EngineClient) -> None:
     engine.answers = [CHUNKED + b"3\r\nabc\r\n"]
     connection = await client.connect(engine.url)
     await connection.ask("POST", "/", {}, b"")
@@ -185,7 +185,7 @@ async def test_what_a_receiver_raises_the_pour_raises(engine: Engine, client: En
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", CHUNKED + b"5\r\nab", b"SSH-2.0-x\r\n\r\n"])
-async def test_what_breaks_off_is_lost(engine: Engine, client: EngineClient, answer: bytes) -> None:
+async def test_a_truncated_response_is_an_error(engine: Engine, client: EngineClient, answer: bytes) -> None:
     engine.answers = [answer, b""]
     connection = await client.connect(engine.url)
     asking = asyncio.ensure_future(connection.ask("POST", "/", {}, b""))
@@ -219,12 +219,12 @@ async def test_an_answer_without_length_ends_with_the_connection(
     server.close()
 
 
-async def test_nobody_there(client: EngineClient) -> None:
+async def test_a_closed_port_is_unreachable(client: EngineClient) -> None:
     with pytest.raises(EngineUnreachable):
         await client.connect(f"http://127.0.0.1:{free_port()}")
 
 
-async def test_what_is_not_read_stops_the_engine(client: EngineClient) -> None:
+async def test_unread_data_stops_the_engine(client: EngineClient) -> None:
     sent = 0
     ended = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A caller's fault is never the engine's: it is a 400, spoils no score, and no second engine is asked."""
+"""A caller's error gives 400, lowers no score, and is not retried on a second engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sollold.serving.engine_error import engine_refusal, is_callers_fault
 from sollold.serving.request import Engine
 from tests.api.direct_service import LlamaServer
 from tests.api.reciters import CALL, TEMPLATE
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, text_of
 from tests.serving.reciter import TEXT, Reciter
 
 CALLERS = (
@@ -52,7 +52,7 @@ def body(message: str) -> bytes:
     return json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
 
 
-def test_more_choices_than_slots_are_refused_in_words_that_help() -> None:
+def test_more_choices_than_slots_give_a_helpful_message() -> None:
     refusal = engine_refusal(400, body("Field 'n': Value must be between 1 <= value <= 4, but got 5"))
     assert "loaded for 4 at a time" in refusal.message and "--slots" in refusal.message
     other = "Field 'top_p': Value must be between 0 <= value <= 1, but got 5"
@@ -60,24 +60,24 @@ def test_more_choices_than_slots_are_refused_in_words_that_help() -> None:
 
 
 @pytest.mark.parametrize("message", CALLERS)
-def test_bad_input_is_the_callers_fault(message: str) -> None:
+def test_bad_input_is_a_caller_error(message: str) -> None:
     refusal = engine_refusal(500, body(message))
     assert (refusal.fault, refusal.status) == (Fault.ENGINE, 400)
     assert is_callers_fault(refusal)
 
 
 @pytest.mark.parametrize("message", ENGINES)
-def test_a_failure_of_the_engine_is_its_own(message: str) -> None:
+def test_an_engine_failure_is_an_engine_error(message: str) -> None:
     refusal = engine_refusal(500, body(message))
     assert refusal.status == 500 and not is_callers_fault(refusal)
 
 
-def test_what_an_engine_can_not_do_for_a_model_is_no_failure() -> None:
+def test_an_unsupported_operation_is_not_an_engine_failure() -> None:
     refusal = engine_refusal(501, body("This server does not support embeddings."))
     assert refusal.status == 501 and is_callers_fault(refusal)
 
 
-def test_a_templates_refusal_is_one_sentence() -> None:
+def test_a_template_error_is_reduced_to_one_sentence() -> None:
     trace = (
         "Unable to generate parser for this template. Automatic parser generation failed: \n------------\n"
         "While executing CallExpression at line 1, column 96 in source:\n...{{ raise_exception('Roles\n ^\n"
@@ -89,8 +89,8 @@ def test_a_templates_refusal_is_one_sentence() -> None:
     )
 
 
-def test_what_an_ollama_passes_on_of_its_engine_is_read() -> None:
-    """As a real one answers: the engine's JSON as a text within its own, in its own form and in OpenAI's."""
+def test_an_engine_error_nested_in_an_ollama_error_is_read() -> None:
+    """Ollama embeds the engine's JSON as a string, in its own error format and in OpenAI's."""
     inner = body("Failed to load image or audio file").decode()
     for outer in ({"error": inner}, {"error": {"message": inner, "type": "invalid_request_error"}}):
         refusal = engine_refusal(400, json.dumps(outer).encode())
@@ -98,48 +98,48 @@ def test_what_an_ollama_passes_on_of_its_engine_is_read() -> None:
     assert engine_refusal(400, json.dumps({"error": '{"error": 5'}).encode()).message == '{"error": 5'
 
 
-def test_tools_are_not_repeated() -> None:
+def test_error_messages_do_not_repeat_the_tools() -> None:
     assert engine_refusal(500, body(CALLERS[2])).message == "Failed to parse tools: Missing tool type: {}"
 
 
 async def two_engines(cluster: Cluster, backend: Backend) -> tuple[Node, Reciter, Reciter]:
     a, b = await cluster.node("a"), await cluster.node("b")
-    one, other = await cluster.reciter(), await cluster.reciter()
+    first, second = await cluster.reciter(), await cluster.reciter()
     ids = ("ollama:m", "ollama:n") if backend is Backend.OLLAMA else ("d1", "d2")
-    a.engines.serve(ids[0], one, backend=backend)
-    b.engines.serve(ids[1], other, backend=backend)
-    return a, one, other
+    a.engines.serve(ids[0], first, backend=backend)
+    b.engines.serve(ids[1], second, backend=backend)
+    return a, first, second
 
 
 @pytest.mark.parametrize(("form", "backend"), [("chat", Backend.LOCAL), ("ollama", Backend.OLLAMA)])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_callers_fault_reaches_one_engine_and_spoils_no_score(
+async def test_a_caller_error_reaches_one_engine_and_lowers_no_score(
     cluster: Cluster, form: str, backend: Backend, stream: bool
 ) -> None:
-    a, one, other = await two_engines(cluster, backend)
-    for reciter in (one, other):
+    a, first, second = await two_engines(cluster, backend)
+    for reciter in (first, second):
         reciter.status, reciter.error = 500, CALLERS[0]
     for n in range(5):
         with pytest.raises(Refusal) as refused:
             await a.serving.open(ask(form, stream=stream, id=f"r{n}"), lambda _: None)
         assert refused.value.status == 400
-    assert len(one.requests) + len(other.requests) == 5
+    assert len(first.requests) + len(second.requests) == 5
     query = EndpointQuery(MODEL, frozenset(Engine))
-    assert [one.success for one in a.router.candidates(a.view.live(), query, 1e9)] == [1.0, 1.0]
-    for reciter in (one, other):
+    assert [scored.success for scored in a.router.candidates(a.view.live(), query, 1e9)] == [1.0, 1.0]
+    for reciter in (first, second):
         reciter.status = 200
     answer = await a.serving.open(ask(form, stream=True, id="right"), lambda _: None)
-    assert said([json.loads(event) async for event in answer.events]) == TEXT
+    assert text_of([json.loads(event) async for event in answer.events]) == TEXT
 
 
-async def test_a_failure_of_the_engine_spoils_its_score(cluster: Cluster) -> None:
-    a, one, other = await two_engines(cluster, Backend.LOCAL)
-    for reciter in (one, other):
+async def test_an_engine_failure_lowers_its_score(cluster: Cluster) -> None:
+    a, first, second = await two_engines(cluster, Backend.LOCAL)
+    for reciter in (first, second):
         reciter.status, reciter.error = 500, ENGINES[0]
     with pytest.raises(Refusal):
         await a.serving.open(ask(), lambda _: None)
     query = EndpointQuery(MODEL, frozenset(Engine))
-    assert min(one.success for one in a.router.candidates(a.view.live(), query, 1e9)) < 1.0
+    assert min(scored.success for scored in a.router.candidates(a.view.live(), query, 1e9)) < 1.0
 
 
 USER = {"role": "user", "content": "hi"}
@@ -189,7 +189,7 @@ def server(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.mark.llama
 @pytest.mark.parametrize(("path", "request_body"), BAD)
-async def test_what_a_real_llama_server_says_to_bad_input_is_known(
+async def test_errors_of_a_real_llama_server_for_bad_input_are_recognized(
     server: str, path: str, request_body: dict[str, Any]
 ) -> None:
     async with aiohttp.ClientSession() as session:

@@ -1,4 +1,4 @@
-"""Asking the leader: once for all, over its changes, with progress, bounded in time."""
+"""Loads through the leader: shared by callers, repeated after a change of leader, limited in time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOADING = Endpoint("d1", MODEL, "", Backend.SHARDED, State.LOADING, progress=0.2
 
 
 class Scene:
-    """Node a asks; a leader that answers as told; a head that loads as told."""
+    """Node a with a leader that gives scripted answers and a head h that reports scripted loads."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -70,7 +70,7 @@ def need(limit: float = 5.0) -> Need:
 WAIT = Ensured(Verdict.WAIT, deployment="d1", node="h", state=State.LOADING)
 
 
-async def test_many_callers_one_load_with_progress(scene: Scene) -> None:
+async def test_many_callers_share_one_load_with_progress(scene: Scene) -> None:
     scene.answers = [WAIT]
     waits: list[list[Waiting]] = [[] for _ in range(5)]
     tasks = [asyncio.create_task(scene.loader.ready(need(), waits[n].append)) for n in range(5)]
@@ -83,13 +83,13 @@ async def test_many_callers_one_load_with_progress(scene: Scene) -> None:
     assert scene.loader._loads == {}
 
 
-async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_not(scene: Scene) -> None:
+async def test_callers_over_the_limit_are_refused_but_running_answers_are_not(scene: Scene) -> None:
     scene.answers = [WAIT]
     scene.loader = Loader(scene.a.view, scene.a.calls, queue=2)
     heard: list[Waiting] = []
-    # What is asked for with another context or keep-alive is loaded apart, and counts.
+    # Requests with another context or keep-alive are loaded separately and count.
     needs = [need(), Need(replace(ASK, context=512, keep_alive=60.0), 5.0)]
-    tasks = [asyncio.create_task(scene.loader.ready(one, heard.append)) for one in needs]
+    tasks = [asyncio.create_task(scene.loader.ready(wanted, heard.append)) for wanted in needs]
     await until(lambda: Waiting("loading", 0.25) in heard)
     with pytest.raises(Refusal) as refusal:
         await scene.loader.ready(need(), lambda _: None)
@@ -106,7 +106,7 @@ async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_no
     assert scene.loader._loads == {}
 
 
-async def test_leader_changes(scene: Scene) -> None:
+async def test_a_load_survives_changes_of_the_leader(scene: Scene) -> None:
     scene.cluster.world.leader = Term()
     scene.answers = [
         PeerError("x", "gone", transport=True),
@@ -127,14 +127,14 @@ async def test_leader_changes(scene: Scene) -> None:
     assert any(wait.message == "making room" for wait in waits)
 
 
-async def test_refusal_keeps_its_words(scene: Scene) -> None:
+async def test_a_refusal_keeps_its_message(scene: Scene) -> None:
     scene.answers = [Ensured(Verdict.REFUSED, fault="too_big", message="needs 9 GiB", retry_after=7)]
     with pytest.raises(Refusal) as refusal:
         await scene.loader.ready(need(), lambda _: None)
     assert (refusal.value.fault, refusal.value.message) == (Fault.TOO_BIG, "needs 9 GiB")
 
 
-async def test_a_patient_one_waits_on_while_the_load_goes_forward(scene: Scene) -> None:
+async def test_a_begun_request_waits_while_the_load_progresses(scene: Scene) -> None:
     scene.answers = [WAIT]
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -146,13 +146,13 @@ async def test_a_patient_one_waits_on_while_the_load_goes_forward(scene: Scene) 
     assert not patient.done()
     with pytest.raises(Refusal):
         await hasty
-    # Now it stands still.
+    # The progress stops.
     with pytest.raises(Refusal, match="59%"):
         await patient
     assert loop.time() - began > 1.0
 
 
-async def test_too_long_says_how_far_it_is(scene: Scene) -> None:
+async def test_a_timeout_states_the_progress(scene: Scene) -> None:
     scene.answers = [WAIT]
     with pytest.raises(Refusal) as refusal:
         await scene.loader.ready(need(0.3), lambda _: None)
@@ -164,7 +164,7 @@ async def test_too_long_says_how_far_it_is(scene: Scene) -> None:
         await scene.loader.ready(replace(need(0.1), waited=600.0), lambda _: None)
 
 
-async def test_failed_load_is_planned_anew_and_given_up_at_last(scene: Scene) -> None:
+async def test_a_failed_load_is_retried_a_limited_number_of_times(scene: Scene) -> None:
     scene.answers = [WAIT]
     scene.tell(replace(LOADING, state=State.FAILED, reason="llama-server: out of memory"))
     with pytest.raises(Refusal) as refusal:
@@ -174,7 +174,7 @@ async def test_failed_load_is_planned_anew_and_given_up_at_last(scene: Scene) ->
     assert 1 < len(scene.asked) < 10
 
 
-async def test_a_load_that_was_ended_by_force_is_not_begun_anew(scene: Scene) -> None:
+async def test_a_forcibly_ended_load_is_not_repeated(scene: Scene) -> None:
     scene.answers = [WAIT]
     asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
     await until(lambda: scene.asked)
@@ -185,7 +185,7 @@ async def test_a_load_that_was_ended_by_force_is_not_begun_anew(scene: Scene) ->
     assert len(scene.asked) == 1
 
 
-async def test_dead_head_is_planned_anew(scene: Scene) -> None:
+async def test_a_load_is_planned_again_after_its_head_dies(scene: Scene) -> None:
     scene.answers = [WAIT, Ensured(Verdict.USE, node="a", deployment="d2")]
     asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
     await until(lambda: scene.asked)
@@ -195,7 +195,7 @@ async def test_dead_head_is_planned_anew(scene: Scene) -> None:
     assert len(scene.asked) == 2
 
 
-async def test_last_caller_that_leaves_ends_the_waiting(scene: Scene) -> None:
+async def test_a_load_is_cancelled_with_its_last_caller(scene: Scene) -> None:
     scene.answers = [WAIT]
     tasks = [asyncio.create_task(scene.loader.ready(need(), lambda _: None)) for _ in range(2)]
     await until(lambda: scene.asked)
@@ -209,7 +209,7 @@ async def test_last_caller_that_leaves_ends_the_waiting(scene: Scene) -> None:
     assert scene.loader._loads == {}
 
 
-async def test_head_itself_tells_sooner_than_its_record(cluster: Cluster) -> None:
+async def test_the_head_reports_progress_directly(cluster: Cluster) -> None:
     scene = Scene(cluster)
     ready = asyncio.Event()
 
@@ -246,7 +246,7 @@ async def test_head_itself_tells_sooner_than_its_record(cluster: Cluster) -> Non
 
 
 class _Own:
-    """Stands in for the deployments of the node itself."""
+    """A double of the node's own deployments."""
 
     async def loading(self, deployment: str) -> AsyncIterator[Endpoint]:
         yield LOADING
@@ -254,17 +254,17 @@ class _Own:
         yield replace(LOADING, state=State.READY)
 
 
-async def test_a_node_that_loads_itself_is_not_asked_over_the_network(scene: Scene) -> None:
+async def test_progress_of_a_local_load_does_not_use_the_network(scene: Scene) -> None:
     scene.answers = [replace(WAIT, node="a")]
     own: Any = _Own()
     scene.loader = Loader(scene.a.view, scene.a.calls, own=own)
     heard: list[Waiting] = []
     ready = await scene.loader.ready(need(), heard.append)
     assert ready == Ready("a", replace(LOADING, state=State.READY))
-    assert [one.progress for one in heard if one.stage == "loading"][:2] == [0.25, 0.5]
+    assert [waiting.progress for waiting in heard if waiting.stage == "loading"][:2] == [0.25, 0.5]
 
 
-async def test_drop_follows_the_leader(scene: Scene) -> None:
+async def test_an_unload_follows_the_leader(scene: Scene) -> None:
     asked = []
 
     def drop(node: str, request: Any) -> Dropped:
@@ -279,7 +279,7 @@ async def test_drop_follows_the_leader(scene: Scene) -> None:
         await scene.loader.unload(WISH, "asked for")
 
 
-async def test_the_time_waited_before_counts(scene: Scene) -> None:
+async def test_time_waited_earlier_counts_towards_the_limit(scene: Scene) -> None:
     scene.answers = [Ensured(Verdict.PLANNING, message="making room")]
     with pytest.raises(Refusal, match=r"not ready after 7\.0 s: planning \(making room"):
         await scene.loader.ready(replace(need(0.2), waited=6.8), lambda _: None)

@@ -1,4 +1,4 @@
-"""A request at the endpoint's node that is broken off before its engine has it."""
+"""A request on the endpoint's node that is cancelled before it reaches the engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.doubles import until
 
 
 class Unreachable:
-    """Neither answers nor refuses; counts who uses the engine, and who tries to connect to it."""
+    """An engine that never completes a connection; counts users and connection attempts."""
 
     def __init__(self) -> None:
         self.users = 0
@@ -48,12 +48,12 @@ class Unreachable:
         raise AssertionError
 
 
-def a_stream(there: Unreachable, queue: AdmissionQueue) -> LocalStream:
+def local_stream(engine: Unreachable, queue: AdmissionQueue) -> LocalStream:
     return LocalStream(
         EngineRequest("r", "d", "/v1/chat/completions", b"{}", True),
         queue,
-        cast(Any, there),
-        cast(EngineClient, there),
+        cast(Any, engine),
+        cast(EngineClient, engine),
         stall=10.0,
         speed=0.0,
         on_speed=lambda stream, figures: None,
@@ -62,34 +62,34 @@ def a_stream(there: Unreachable, queue: AdmissionQueue) -> LocalStream:
     )
 
 
-async def test_it_is_broken_off_while_it_connects() -> None:
-    there, queue = Unreachable(), AdmissionQueue(1, 1)
-    stream = a_stream(there, queue)
+async def test_abort_while_connecting() -> None:
+    engine, queue = Unreachable(), AdmissionQueue(1, 1)
+    stream = local_stream(engine, queue)
     opening = asyncio.ensure_future(stream.open(lambda position: None))
-    await until(lambda: there.connecting)
-    assert there.users == queue.active == 1
+    await until(lambda: engine.connecting)
+    assert engine.users == queue.active == 1
     stream.abort(StreamError(ErrorKind.MOVED, "the node is drained"))
     with pytest.raises(StreamError, match="the node is drained"):
         await asyncio.wait_for(opening, 5)
-    assert there.connecting == there.users == queue.active == 0
+    assert engine.connecting == engine.users == queue.active == 0
 
 
-async def test_its_caller_goes_while_it_connects() -> None:
-    there, queue = Unreachable(), AdmissionQueue(1, 1)
-    opening = asyncio.ensure_future(a_stream(there, queue).open(lambda position: None))
-    await until(lambda: there.connecting)
+async def test_caller_cancels_while_connecting() -> None:
+    engine, queue = Unreachable(), AdmissionQueue(1, 1)
+    opening = asyncio.ensure_future(local_stream(engine, queue).open(lambda position: None))
+    await until(lambda: engine.connecting)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert there.connecting == there.users == queue.active == 0
+    assert engine.connecting == engine.users == queue.active == 0
 
 
-async def test_it_is_closed_from_outside_while_it_connects() -> None:
-    there, queue = Unreachable(), AdmissionQueue(1, 1)
-    stream = a_stream(there, queue)
+async def test_close_while_connecting() -> None:
+    engine, queue = Unreachable(), AdmissionQueue(1, 1)
+    stream = local_stream(engine, queue)
     opening = asyncio.ensure_future(stream.open(lambda position: None))
-    await until(lambda: there.connecting)
+    await until(lambda: engine.connecting)
     await stream.close()
     with pytest.raises(StreamError, match="cancelled"):
         await asyncio.wait_for(opening, 5)
-    assert there.connecting == there.users == queue.active == 0
+    assert engine.connecting == engine.users == queue.active == 0

@@ -1,4 +1,4 @@
-"""The speed that the record tells: of whole answers, alone in the engine."""
+"""The speed published in the record: measured over complete answers without concurrent requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.cluster_double import FakeEngines
 
 
 class Bench:
-    """An endpoint whose engine says of each answer what its request told it to say."""
+    """An endpoint whose engine reports the token count and speed given in each request."""
 
     def __init__(self) -> None:
         self.view = FakeView(record("a"))
@@ -56,8 +56,8 @@ class Bench:
         finally:
             await stream.close()
 
-    async def told(self) -> float:
-        """The speed that goes into the record next."""
+    async def published(self) -> float:
+        """Return the speed that is published next."""
         self.engines.reports.clear()
         await until(lambda: self.engines.reports)
         return self.engines.reports[-1][3]
@@ -71,9 +71,7 @@ async def bench() -> AsyncIterator[Bench]:
     await made.close()
 
 
-async def test_nothing_is_checked_until_a_request_comes(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_watchdog_is_idle_without_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[float] = []
     monkeypatch.setattr(bench.server._peer_requests, "check", checked.append)
     await until(lambda: bool(bench.server._work._waiters))  # type: ignore[attr-defined]
@@ -83,26 +81,26 @@ async def test_nothing_is_checked_until_a_request_comes(
     await until(lambda: len(checked) > before)
 
 
-async def test_a_few_tokens_tell_no_speed(bench: Bench) -> None:
+async def test_short_answers_give_no_speed(bench: Bench) -> None:
     bench.go.set()
     await bench.answer(15, 900.0)
-    assert await bench.told() == 0.0
+    assert await bench.published() == 0.0
     await bench.answer(16, 40.0)
-    assert await bench.told() == 40.0
+    assert await bench.published() == 40.0
 
 
-async def test_streams_side_by_side_tell_no_first_speed(bench: Bench) -> None:
+async def test_concurrent_streams_give_no_initial_speed(bench: Bench) -> None:
     both = asyncio.gather(bench.answer(100, 12.0), bench.answer(100, 11.0))
     await until(lambda: any(report[1] == 2 for report in bench.engines.reports))
     bench.go.set()
     await both
-    assert await bench.told() == 0.0
+    assert await bench.published() == 0.0
     await bench.answer(100, 40.0)
-    assert await bench.told() == 40.0
+    assert await bench.published() == 40.0
 
 
-async def test_later_answers_change_it_by_and_by(bench: Bench) -> None:
+async def test_later_answers_change_the_speed_gradually(bench: Bench) -> None:
     bench.go.set()
     await bench.answer(100, 40.0)
     await bench.answer(100, 50.0)
-    assert await bench.told() == pytest.approx(43.0)
+    assert await bench.published() == pytest.approx(43.0)

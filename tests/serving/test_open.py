@@ -1,4 +1,4 @@
-"""Requests over one node and over two: found, in line, answered, called off."""
+"""Requests over one node and over two: routing, queueing, answers, cancellation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sollold.serving.loader import Ready
 from sollold.serving.request import Answer, Call, Engine, Waiting
 from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
 from tests.doubles import until
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, text_of
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
 
@@ -34,7 +34,7 @@ async def give(node: Node, *args, waits: list[Waiting] | None = None, **more) ->
 
 
 async def two(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
-    """Node a, which is asked; node b, which has the endpoint."""
+    """Node a, which receives the request, and node b, which has the endpoint."""
     a, b = await cluster.node("a"), await cluster.node("b")
     reciter = await cluster.reciter()
     b.engines.serve("d1", reciter, slots=slots)
@@ -43,12 +43,10 @@ async def two(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
 
 @pytest.mark.parametrize("form", ["chat", "text", "native"])
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_streamed_answer_is_passed_on_whole_and_in_order(
-    cluster: Cluster, form: str, asked: str
-) -> None:
+async def test_a_streamed_answer_is_complete_and_in_order(cluster: Cluster, form: str, asked: str) -> None:
     a, b, _ = await two(cluster)
     events, answer = await give(a if asked == "a" else b, form)
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert answer.routing.node == "host-b"
     assert answer.routing.backend is Backend.LOCAL
     assert answer.routing.coordinator_url == "http://127.0.0.1:11435"
@@ -56,18 +54,18 @@ async def test_streamed_answer_is_passed_on_whole_and_in_order(
     await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
 
 
-async def test_an_engine_that_closes_its_connections_is_not_taken_for_a_dead_one(cluster: Cluster) -> None:
+async def test_an_engine_that_closes_idle_connections_is_not_considered_dead(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster)
     reciter.once = True
     for _ in range(4):
         given = [give(node, id=f"{node.name}-{n}", stream=False) for node in (a, b) for n in range(4)]
         for events, answer in await asyncio.gather(*given):
-            assert said(events) == TEXT and answer.routing.resumed == 0
+            assert text_of(events) == TEXT and answer.routing.resumed == 0
     assert len(reciter.requests) == 32
     assert b.engines.failed == []
 
 
-async def test_events_are_the_engines_own_bytes(cluster: Cluster) -> None:
+async def test_events_are_the_engines_unchanged_bytes(cluster: Cluster) -> None:
     a, _, _ = await two(cluster)
     answer = await a.serving.open(ask("chat"), lambda _: None)
     events = [event async for event in answer.events]
@@ -77,14 +75,14 @@ async def test_events_are_the_engines_own_bytes(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_whole_answer_is_one_event(cluster: Cluster, asked: str) -> None:
+async def test_a_non_streamed_answer_is_one_event(cluster: Cluster, asked: str) -> None:
     a, b, _ = await two(cluster)
     events, _ = await give(a if asked == "a" else b, "chat", stream=False)
     assert len(events) == 1
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
 
 
-async def test_big_request_and_no_callers_headers_reach_the_engine(cluster: Cluster) -> None:
+async def test_a_big_request_reaches_the_engine_without_the_callers_headers(cluster: Cluster) -> None:
     a, _, reciter = await two(cluster)
     await give(a, "chat", max_tokens=1, padding="x" * 9_000_000)
     _, body, headers = reciter.requests[0]
@@ -92,14 +90,14 @@ async def test_big_request_and_no_callers_headers_reach_the_engine(cluster: Clus
     assert "X-Conversation-Id" not in headers
 
 
-async def test_a_node_that_has_not_met_the_others_yet_calls_nothing_missing(cluster: Cluster) -> None:
+async def test_before_discovery_ends_no_model_is_reported_missing(cluster: Cluster) -> None:
     a, _, _ = await two(cluster)
     a.names.late.add("reciter")
     asking = asyncio.create_task(give(a, model="reciter"))
     done, _ = await asyncio.wait([asking], timeout=0.3)
     assert not done
     a.names.learned.set()
-    assert said((await asking)[0]) == TEXT
+    assert text_of((await asking)[0]) == TEXT
 
 
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
@@ -113,7 +111,7 @@ async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     assert "two:a" in ambiguous.value.message
 
 
-async def test_a_model_of_a_node_that_is_away_is_not_called_missing(cluster: Cluster) -> None:
+async def test_a_model_of_an_offline_node_is_unavailable_and_not_missing(cluster: Cluster) -> None:
     a = await cluster.node("a")
     with pytest.raises(Refusal) as away:
         await give(a, model="elsewhere")
@@ -121,7 +119,7 @@ async def test_a_model_of_a_node_that_is_away_is_not_called_missing(cluster: Clu
     assert "is only on host-z, which is offline" in away.value.message
 
 
-async def test_engines_refusal_keeps_status_and_words(cluster: Cluster) -> None:
+async def test_an_engine_error_keeps_status_and_message(cluster: Cluster) -> None:
     a, _, reciter = await two(cluster)
     reciter.status = 400
     with pytest.raises(Refusal) as refused:
@@ -133,18 +131,18 @@ async def test_engines_refusal_keeps_status_and_words(cluster: Cluster) -> None:
 OLLAMA = "ollama:m"
 CHAT = {**ask("chat").calls, **ask("ollama").calls}
 WHOLE = {**CHAT, **ask("chat", stream=False).calls}
-"""For an answer that is given whole, of which an Ollama is slow to give the pieces."""
+"""Calls of a non-streamed request whose call of Ollama is streamed."""
 
 
 async def ollama_and_llama(cluster: Cluster) -> tuple[Node, Reciter, Reciter]:
-    """Node a; an Ollama on b that it would choose, and what a llama-server on c would be, not loaded."""
+    """Node a, an Ollama on node b, which the router prefers, and an engine for a later llama-server."""
     a, b = await cluster.node("a"), await cluster.node("b")
     at_ollama, at_llama = await cluster.reciter(), await cluster.reciter()
     b.engines.serve(OLLAMA, at_ollama, backend=Backend.OLLAMA)
     return a, at_ollama, at_llama
 
 
-async def test_when_an_ollama_fails_for_memory_the_leader_is_asked_for_the_machines_together(
+async def test_after_an_ollama_failure_the_leader_is_asked_for_a_distributed_load(
     cluster: Cluster,
 ) -> None:
     a, at_ollama, at_llama = await ollama_and_llama(cluster)
@@ -157,16 +155,16 @@ async def test_when_an_ollama_fails_for_memory_the_leader_is_asked_for_the_machi
 
     a.loader.load = load
     events, answer = await give(a, calls=CHAT)
-    assert said(events) == TEXT and answer.routing.engine is Engine.LLAMA
+    assert text_of(events) == TEXT and answer.routing.engine is Engine.LLAMA
     (need,) = a.loader.needs
-    assert (need.ask.llama, need.ask.ollama) == (True, False), "the Ollama has refused already"
+    assert (need.ask.llama, need.ask.ollama) == (True, False), "the Ollama has failed already"
     assert len(at_ollama.requests) == 1
 
 
 @pytest.mark.parametrize(
     ("fault", "words"), [(Fault.TOO_BIG, "3 GiB are missing"), (Fault.UNAVAILABLE, "status 500")]
 )
-async def test_when_the_machines_together_can_not_either_the_better_reason_is_given(
+async def test_if_the_distributed_load_fails_too_the_better_reason_is_reported(
     cluster: Cluster, fault: Fault, words: str
 ) -> None:
     a, at_ollama, _ = await ollama_and_llama(cluster)
@@ -180,14 +178,14 @@ async def test_when_the_machines_together_can_not_either_the_better_reason_is_gi
         await give(a, calls=CHAT)
 
 
-async def test_a_model_that_was_looked_up_already_is_not_looked_up_again(cluster: Cluster) -> None:
+async def test_a_resolved_model_is_not_looked_up_again(cluster: Cluster) -> None:
     a, _, _ = await two(cluster)
     listed = await a.names.named("reciter")
     events, _ = await give(a, model="a name that only the caller knows", resolved=listed)
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
 
 
-async def test_a_request_that_is_wrong_for_an_ollama_is_not_loaded_elsewhere(cluster: Cluster) -> None:
+async def test_a_request_refused_by_an_ollama_causes_no_load(cluster: Cluster) -> None:
     a, at_ollama, _ = await ollama_and_llama(cluster)
     at_ollama.status = 400
     with pytest.raises(Refusal, match="status 400"):
@@ -195,7 +193,7 @@ async def test_a_request_that_is_wrong_for_an_ollama_is_not_loaded_elsewhere(clu
     assert a.loader.loads == 0
 
 
-async def test_what_an_ollama_has_no_room_for_is_asked_of_the_leader_whose_word_then_counts(
+async def test_the_leader_decides_about_a_model_that_an_ollama_has_no_memory_for(
     cluster: Cluster,
 ) -> None:
     a, _, _ = await ollama_and_llama(cluster)
@@ -210,13 +208,13 @@ async def test_what_an_ollama_has_no_room_for_is_asked_of_the_leader_whose_word_
 
     a.loader.load = load
     events, _ = await give(a, calls=CHAT)
-    assert said(events) == TEXT and a.loader.loads == 1
+    assert text_of(events) == TEXT and a.loader.loads == 1
     a.names.size = 80
     await give(a, calls=CHAT, id="r2")
-    assert a.loader.loads == 1, "what surely fits is not asked for"
+    assert a.loader.loads == 1, "a model that certainly fits needs no decision of the leader"
 
 
-async def test_an_answer_given_whole_that_broke_off_at_an_ollama_comes_from_llama_server(
+async def test_a_non_streamed_answer_interrupted_at_an_ollama_is_repeated_on_llama_server(
     cluster: Cluster,
 ) -> None:
     a, at_ollama, at_llama = await ollama_and_llama(cluster)
@@ -228,12 +226,12 @@ async def test_an_answer_given_whole_that_broke_off_at_an_ollama_comes_from_llam
     cluster.nodes[1].engines.drop(OLLAMA)
     await at_ollama.stop()
     events, answer = await task
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert (answer.routing.engine, answer.routing.node) == (Engine.LLAMA, "host-c")
     assert answer.routing.resumed == 1
 
 
-async def test_line_is_told_and_kept(cluster: Cluster) -> None:
+async def test_queue_positions_are_reported_and_kept(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
@@ -250,31 +248,31 @@ async def test_line_is_told_and_kept(cluster: Cluster) -> None:
     await until(lambda: waits[-1].position == 2 and low[-1].position == 3)
     reciter.gate.set()
     results = await asyncio.gather(first, second, third, fourth)
-    assert [said(events) for events, _ in results] == [TEXT] * 4
+    assert [text_of(events) for events, _ in results] == [TEXT] * 4
     assert [body["user"] for _, body, _ in reciter.requests] == ["first", "fourth", "second", "third"]
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_a_request_that_an_engine_has_is_said_to_be_answered_before_the_engine_says_a_word(
+async def test_a_request_is_reported_as_answering_before_the_engines_first_byte(
     cluster: Cluster, asked: str
 ) -> None:
     a, b, reciter = await two(cluster, slots=1)
     node = a if asked == "a" else b
     reciter.gate.clear()
     first, second = list[Waiting](), list[Waiting]()
-    one = asyncio.create_task(give(node, id="first", stream=False, waits=first))
+    first_task = asyncio.create_task(give(node, id="first", stream=False, waits=first))
     await until(lambda: reciter.running == 1)
     assert (first[-1].stage, first[-1].node) == ("answering", "host-b")
-    other = asyncio.create_task(give(node, id="second", stream=False, waits=second))
+    second_task = asyncio.create_task(give(node, id="second", stream=False, waits=second))
     await until(lambda: second and second[-1].stage == "queued")
     assert second[-1].node == ""
     reciter.gate.set()
-    await asyncio.gather(one, other)
+    await asyncio.gather(first_task, second_task)
     assert (second[-1].stage, second[-1].node) == ("answering", "host-b")
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_hang_up_in_queue_leaves_it(cluster: Cluster, asked: str) -> None:
+async def test_a_cancelled_request_leaves_the_queue(cluster: Cluster, asked: str) -> None:
     a, b, reciter = await two(cluster, slots=1)
     node = a if asked == "a" else b
     reciter.gate.clear()
@@ -288,13 +286,13 @@ async def test_hang_up_in_queue_leaves_it(cluster: Cluster, asked: str) -> None:
     await until(lambda: b.server.under_way == 1)
     reciter.gate.set()
     events, _ = await first
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert len(reciter.requests) == 1
     assert a.serving.under_way == b.serving.under_way == 0
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_hang_up_ends_the_generation(cluster: Cluster, asked: str) -> None:
+async def test_closing_the_answer_ends_the_generation(cluster: Cluster, asked: str) -> None:
     a, b, reciter = await two(cluster)
     reciter.pause = 0.01
     node = a if asked == "a" else b
@@ -305,7 +303,7 @@ async def test_hang_up_ends_the_generation(cluster: Cluster, asked: str) -> None
     assert node.serving.under_way == 0
 
 
-async def test_cold_model_is_loaded_once_and_callers_keep_their_order(cluster: Cluster) -> None:
+async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(cluster: Cluster) -> None:
     a = await cluster.node("a")
     reciter = await cluster.reciter()
     go = asyncio.Event()
@@ -326,14 +324,14 @@ async def test_cold_model_is_loaded_once_and_callers_keep_their_order(cluster: C
     await until(lambda: len([w for w in waits if w.stage == "loading"]) == 5)
     go.set()
     results = await asyncio.gather(*tasks)
-    assert all(said(events) == "".join(WORDS[:3]) for events, _ in results)
+    assert all(text_of(events) == "".join(WORDS[:3]) for events, _ in results)
     assert [body["user"] for _, body, _ in reciter.requests] == ["0", "1", "2", "3", "4"]
     assert all(answer.routing.load_ms > 0 for _, answer in results)
     first = results[0][1].routing
-    assert first.queue_ms < first.load_ms, "the load is no time in the queue"
+    assert first.queue_ms < first.load_ms, "the load time is not queue time"
 
 
-async def test_endpoint_that_is_not_there_is_not_asked_for_ever(cluster: Cluster) -> None:
+async def test_an_unreachable_endpoint_is_replaced(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster)
     await reciter.stop()
     good = await cluster.reciter()
@@ -342,24 +340,22 @@ async def test_endpoint_that_is_not_there_is_not_asked_for_ever(cluster: Cluster
     b.engines.drop("d1")
     b.engines.serve("d2", good)
     events, _ = await task
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
 
 
-async def test_unreachable_node_is_passed_over(cluster: Cluster) -> None:
+async def test_an_unreachable_node_is_skipped(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster)
     c = await cluster.node("c")
     c.engines.serve("d2", reciter)
     await b.peers.stop()
     for _ in range(4):
         events, answer = await give(a)
-        assert said(events) == TEXT
+        assert text_of(events) == TEXT
         assert answer.routing.node == "host-c"
 
 
 @pytest.mark.parametrize("path", ["/detokenize", "/apply-template", "/v1/chat/completions/input_tokens"])
-async def test_questions_about_tokens_are_answered_while_every_place_is_taken(
-    cluster: Cluster, path: str
-) -> None:
+async def test_token_requests_are_answered_while_every_slot_is_busy(cluster: Cluster, path: str) -> None:
     a, _, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     busy = asyncio.create_task(give(a))
@@ -372,14 +368,14 @@ async def test_questions_about_tokens_are_answered_while_every_place_is_taken(
     await busy
 
 
-def test_a_text_too_long_to_embed_is_the_callers_fault_and_no_failure_of_the_engine() -> None:
-    said = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
-    refusal = engine_refusal(500, json.dumps({"error": {"message": said}}).encode())
-    assert (refusal.status, refusal.message) == (400, said)
+def test_a_text_too_long_to_embed_is_a_caller_error() -> None:
+    message = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
+    refusal = engine_refusal(500, json.dumps({"error": {"message": message}}).encode())
+    assert (refusal.status, refusal.message) == (400, message)
     assert engine_refusal(500, b'{"error":{"message":"out of memory"}}').status == 500
 
 
-async def test_bodies_that_wait_are_bounded_and_let_go(cluster: Cluster) -> None:
+async def test_the_total_size_of_waiting_bodies_is_limited(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(bodies=5000)
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
@@ -392,11 +388,11 @@ async def test_bodies_that_wait_are_bounded_and_let_go(cluster: Cluster) -> None
     await until(lambda: b.server.under_way == 2)
     reciter.gate.set()
     await asyncio.gather(first, small)
-    # What is alone is let in however big it is.
+    # A single request is accepted whatever its size.
     await give(a, id="4", padding="x" * 9000)
 
 
-async def test_full_line_is_refused_with_a_time(cluster: Cluster) -> None:
+async def test_a_full_queue_is_refused_with_a_retry_time(cluster: Cluster) -> None:
     cluster.settings = type(cluster.settings)(queue=1)
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
@@ -421,7 +417,7 @@ async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
     first = asyncio.create_task(give(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
     with pytest.raises(Refusal, match="deadline of 200 ms") as waited:
-        # What a caller's clock has left of a fifth of a second.
+        # The rest of 200 ms after the caller's own overhead.
         await give(a, id="second", user="second", deadline=0.199834)
     assert waited.value.fault is Fault.TIMEOUT
     first.cancel()
@@ -429,7 +425,7 @@ async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
     await until(lambda: b.server.under_way == 0)
 
 
-async def test_request_in_queue_moves_to_an_endpoint_that_is_free(cluster: Cluster) -> None:
+async def test_a_queued_request_moves_to_a_free_endpoint(cluster: Cluster) -> None:
     a, b, slow = await two(cluster, slots=1)
     slow.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
@@ -440,14 +436,14 @@ async def test_request_in_queue_moves_to_an_endpoint_that_is_free(cluster: Clust
     c = await cluster.node("c")
     c.engines.serve("d2", await cluster.reciter())
     events, answer = await second
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert answer.routing.node == "host-c"
     await until(lambda: b.server.under_way == 1)
     slow.gate.set()
     await first
 
 
-async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
+async def test_a_request_cancelled_while_moving_is_counted_on_no_endpoint(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, _, slow = await two(cluster, slots=1)
@@ -472,10 +468,12 @@ async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
     slow.gate.set()
     await first
     query = EndpointQuery(MODEL, frozenset((Engine.LLAMA,)))
-    assert [one.load for one in a.router.candidates(a.view.live(), query, 1e9)] == [0, 0]
+    assert [scored.load for scored in a.router.candidates(a.view.live(), query, 1e9)] == [0, 0]
 
 
-async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:
+async def test_a_stopping_node_refuses_requests_and_interrupts_streams_with_a_reason(
+    cluster: Cluster,
+) -> None:
     a, _, reciter = await two(cluster)
     reciter.pause = 0.05
     answer = await a.serving.open(ask(id="running"), lambda _: None)
@@ -492,7 +490,9 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
 
 
 @pytest.mark.parametrize("waits_for", ["a load", "a place"])
-async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Cluster, waits_for: str) -> None:
+async def test_a_stopping_node_refuses_waiting_requests_with_a_reason(
+    cluster: Cluster, waits_for: str
+) -> None:
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     first = asyncio.create_task(give(b, id="first"))
@@ -515,7 +515,7 @@ async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Clust
     await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
+async def test_reloaded_limits_apply_to_the_next_request(cluster: Cluster) -> None:
     a = await cluster.node("a")
     a.serving.use_settings(cluster.settings, HttpSettings(wait_limit=0.3), PlacementSettings())
     a.loader.load = nothing_yet
@@ -526,7 +526,7 @@ async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Clu
 
 
 async def nothing_yet() -> None:
-    """A load that is not ready in time."""
+    """A load that takes longer than the wait limit."""
     await asyncio.sleep(0.4)
 
 
@@ -542,7 +542,7 @@ async def test_load_only_and_unload(cluster: Cluster) -> None:
     await until(lambda: a.serving.under_way == 0)
 
 
-async def test_every_ollama_is_told_to_unload_though_its_places_are_taken(cluster: Cluster) -> None:
+async def test_every_ollama_is_told_to_unload_even_if_its_slots_are_busy(cluster: Cluster) -> None:
     a, b, c = [await cluster.node(name) for name in "abc"]
     busy, idle = await cluster.reciter(), await cluster.reciter()
     busy.hang_after = 3
@@ -557,11 +557,11 @@ async def test_every_ollama_is_told_to_unload_though_its_places_are_taken(cluste
     await answering.close()
     query = EndpointQuery(MODEL, frozenset((Engine.OLLAMA,)))
     await until(lambda: b.server.under_way == c.server.under_way == 0)
-    loads = [one.load for one in a.router.candidates(a.view.live(), query, 1e9)]
+    loads = [scored.load for scored in a.router.candidates(a.view.live(), query, 1e9)]
     assert loads == [0, 0]
 
 
-async def test_a_model_that_could_not_be_unloaded_is_not_called_unloaded(cluster: Cluster) -> None:
+async def test_a_failed_unload_is_reported(cluster: Cluster) -> None:
     a, b = await cluster.node("a"), await cluster.node("b")
     reciter = await cluster.reciter()
     b.engines.serve(OLLAMA, reciter, backend=Backend.OLLAMA)
@@ -581,7 +581,7 @@ async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:
     assert "loaded" in why
 
 
-async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(cluster: Cluster) -> None:
+async def test_a_draining_node_moves_queued_requests_and_finishes_streams(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
@@ -593,7 +593,7 @@ async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(clu
     await until(lambda: b.server.under_way == 1)
     c.engines.serve("d2", await cluster.reciter())
     events, answer = await second
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert answer.routing.node == "host-c"
     reciter.gate.set()
     events, answer = await first
@@ -604,7 +604,7 @@ async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(clu
 
 
 @pytest.mark.parametrize(("others", "having"), [(False, ""), (True, ""), (True, "bc"), (True, "b")])
-async def test_a_node_that_stops_is_not_held_up_by_those_whom_nobody_can_answer(
+async def test_a_stopping_node_does_not_wait_for_requests_that_no_node_can_answer(
     cluster: Cluster, others: bool, having: str
 ) -> None:
     b, reciter = await cluster.node("b"), await cluster.reciter()
@@ -631,12 +631,12 @@ async def test_a_node_that_stops_is_not_held_up_by_those_whom_nobody_can_answer(
     assert not first.done() and not draining.done()
     reciter.gate.set()
     events, _ = await first
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     async with asyncio.timeout(3):
         await draining
 
 
-async def test_drain_waits_for_the_deployments_of_others_that_hold_memory_here(cluster: Cluster) -> None:
+async def test_drain_waits_for_remote_deployments_with_local_grants(cluster: Cluster) -> None:
     b = await cluster.node("b")
     grant = Grant("d1", "CPU", 1000, "a", GrantState.COMMITTED)
     b.view.update_me(grants=(grant, Grant("d2", "CPU", 1000, "b", GrantState.COMMITTED)))
@@ -648,14 +648,14 @@ async def test_drain_waits_for_the_deployments_of_others_that_hold_memory_here(c
         await draining
 
 
-async def test_an_endpoint_that_closes_lets_streams_finish_and_sends_its_line_away(cluster: Cluster) -> None:
+async def test_a_closing_endpoint_finishes_streams_and_moves_queued_requests(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
     second = asyncio.create_task(give(a, id="second", user="second"))
     await until(lambda: b.server.under_way == 2)
-    b.view.update_me(endpoints=tuple(replace(one, closing=True) for one in b.view.me.endpoints))
+    b.view.update_me(endpoints=tuple(replace(endpoint, closing=True) for endpoint in b.view.me.endpoints))
     await until(lambda: b.server.under_way == 1)
     c = await cluster.node("c")
     c.engines.serve("d2", await cluster.reciter())
@@ -664,23 +664,23 @@ async def test_an_endpoint_that_closes_lets_streams_finish_and_sends_its_line_aw
     assert third[1].routing.node == "host-c"
     reciter.gate.set()
     events, answer = await first
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert (answer.routing.node, answer.routing.resumed) == ("host-b", 0)
 
 
-async def test_64_streams_are_whole_and_in_order(cluster: Cluster) -> None:
+async def test_64_streams_are_complete_and_in_order(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster, slots=64)
     reciter.gate.clear()
     giving = [asyncio.create_task(give(a, id=f"r{n}")) for n in range(64)]
     await until(lambda: ("d1", 64, 0, 0.0) in b.engines.reports)
     reciter.gate.set()
     results = await asyncio.gather(*giving)
-    assert all(said(events) == TEXT for events, _ in results)
+    assert all(text_of(events) == TEXT for events, _ in results)
     await until(lambda: b.engines.reports[-1][1:3] == (0, 0))
 
 
-async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
-    """Three Ollamas of speed 1, 1 and ½ that nobody has measured yet, one request at a time each."""
+async def test_requests_are_distributed_by_the_speed_of_the_ollamas(cluster: Cluster) -> None:
+    """Three Ollamas of relative speed 1, 1 and ½, not measured yet, with one slot each."""
     a = await cluster.node("a")
     paces = {"b": 0.01, "c": 0.01, "d": 0.02}
     for name, pace in paces.items():
@@ -691,14 +691,14 @@ async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
     count = 60
     tasks = [give(a, "ollama", id=f"r{n}", options={"num_predict": 10}) for n in range(count)]
     results = await asyncio.gather(*tasks)
-    assert all(said(events) == "".join(WORDS[:10]) for events, _ in results)
+    assert all(text_of(events) == "".join(WORDS[:10]) for events, _ in results)
     served = [answer.routing.node for _, answer in results]
-    # The slow one gets its part and no more; the time itself is left to benchmarks on quiet machines.
+    # The slow engine gets its share and no more. Benchmarks on idle machines measure the time.
     assert 4 <= served.count("host-d") <= count // 3
     assert min(served.count("host-b"), served.count("host-c")) > max(count // 4, served.count("host-d"))
 
 
-async def test_an_endpoint_with_a_free_slot_is_asked_in_no_task_of_its_own(cluster: Cluster) -> None:
+async def test_a_local_endpoint_with_a_free_slot_needs_no_extra_task(cluster: Cluster) -> None:
     a, b, _ = await two(cluster, slots=1)
     tasks: list[str] = []
 
@@ -713,7 +713,7 @@ async def test_an_endpoint_with_a_free_slot_is_asked_in_no_task_of_its_own(clust
     assert "StreamOpening.open" in tasks
 
 
-async def test_hang_up_while_an_endpoint_with_a_free_slot_is_asked_frees_it(cluster: Cluster) -> None:
+async def test_cancelling_before_the_first_byte_frees_the_slot(cluster: Cluster) -> None:
     _, b, reciter = await two(cluster, slots=1)
     reciter.gate.clear()
     for _ in range(2):
@@ -727,7 +727,7 @@ async def test_hang_up_while_an_endpoint_with_a_free_slot_is_asked_frees_it(clus
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_what_is_unloaded_by_force_ends_with_the_requests_in_it(cluster: Cluster, asked: str) -> None:
+async def test_a_forced_unload_interrupts_running_and_queued_requests(cluster: Cluster, asked: str) -> None:
     a, b, reciter = await two(cluster, slots=1)
     reciter.pause = 0.01
     node = a if asked == "a" else b

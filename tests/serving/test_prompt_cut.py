@@ -1,4 +1,4 @@
-"""An Ollama that cuts a prompt does not say so; its counts tell."""
+"""Ollama truncates prompts silently; its token counts reveal it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.cluster_double import Cluster, ask
     ("size", "read", "context", "cut"),
     [
         (24_000, 2046, 2048, True),  # 6,000 tokens of English
-        (24_000, 40, 2048, True),  # all but the last message left out
+        (24_000, 40, 2048, True),  # all messages but the last dropped
         (8_000, 2000, 2048, False),
         (30, 9, 2048, False),
         (200, 16, 16, True),
@@ -25,10 +25,12 @@ from tests.serving.cluster_double import Cluster, ask
         (400_000, 90_000, 131_072, False),
         (400_000, 9, 0, True),
         (300, 2, 0, False),
-        (24_000, 0, 2048, False),  # an Ollama that does not count
+        (24_000, 0, 2048, False),  # an Ollama without token counts
     ],
 )
-def test_a_cut_prompt_is_known_by_what_was_read_of_it(size: int, read: int, context: int, cut: bool) -> None:
+def test_a_truncated_prompt_is_detected_by_its_token_count(
+    size: int, read: int, context: int, cut: bool
+) -> None:
     assert was_cut(size, read, context) is cut
 
 
@@ -42,18 +44,18 @@ def test_a_cut_prompt_is_known_by_what_was_read_of_it(size: int, read: int, cont
         ([{"prompt_tokens": 1}], 0),
     ],
 )
-def test_the_last_event_tells_what_was_read(event: Any, read: int) -> None:
+def test_prompt_tokens_of_the_last_event(event: Any, read: int) -> None:
     assert tokens_read(json.dumps(event).encode()) == read
 
 
-def test_all_texts_count_and_odd_ones_are_none() -> None:
+def test_the_size_of_a_prompt_counts_all_texts() -> None:
     parts = [{"type": "text", "text": "b  b"}, {"type": "image_url"}, None]
     messages: list[Any] = [{"content": "aa"}, {"content": parts}, {"content": None}, 5]
     assert prompt_size({"messages": messages, "system": "c", "prompt": None}) == 9
     assert prompt_size({"messages": "x"}) == 0
 
 
-def test_the_warning_is_there_with_the_last_event() -> None:
+def test_the_warning_appears_with_the_last_event() -> None:
     routing = Routing(Backend.OLLAMA, Engine.OLLAMA, "demo", "a", "")
     cut = CutPrompt(routing, {"prompt": "x " * 99}, lambda: 16)
     cut.look([b'{"response":"a"}'])
@@ -63,14 +65,14 @@ def test_the_warning_is_there_with_the_last_event() -> None:
 
 
 @pytest.mark.parametrize(("form", "context"), [("chat", 4096), ("ollama", 99_999)])
-async def test_a_context_is_what_the_ollama_was_told_and_not_what_was_named(
+async def test_the_warning_names_the_context_that_ollama_was_given(
     cluster: Cluster, form: str, context: int
 ) -> None:
-    """At ``/v1`` it takes none: what its model is loaded with holds."""
+    """``/v1`` of Ollama takes no context, so the loaded model's context applies."""
     node, reciter = await cluster.node("b"), await cluster.reciter()
     node.engines.serve("ollama:m", reciter, backend=Backend.OLLAMA)
     (call,) = ask(form, messages=[{"role": "user", "content": "word " * 20_000}]).calls.values()
     answer = await node.serving.open(ask(form, calls={Engine.OLLAMA: call}, context=99_999), lambda _: None)
     assert [event async for event in answer.events]
-    told = [warning for warning in answer.routing.warnings if "longer than the context" in warning]
-    assert bool(told) is (context == 4096) and all("of 4096 tokens" in one for one in told)
+    warnings = [warning for warning in answer.routing.warnings if "longer than the context" in warning]
+    assert bool(warnings) is (context == 4096) and all("of 4096 tokens" in warning for warning in warnings)

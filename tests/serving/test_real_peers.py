@@ -1,4 +1,4 @@
-"""The serving room over the real transport between nodes."""
+"""Serving over the real transport between nodes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sollold.serving.service import Serving
 from sollold.settings.schema import HttpSettings, ServingSettings
 from tests.doubles import FakeView, World, record, until
 from tests.keys import key, key_of
-from tests.serving.cluster_double import FakeEngines, FakeLoader, FakeNames, ask, said
+from tests.serving.cluster_double import FakeEngines, FakeLoader, FakeNames, ask, text_of
 from tests.serving.reciter import TEXT, Reciter
 
 A, B = key(1).node, key(2).node
 
 
 class RealNode:
-    """A node whose peers are real; its view and its engines are stand-ins."""
+    """A node with real peer connections and doubles for its view and engines."""
 
     def __init__(self, world: World, node: str, ports: dict[str, int]) -> None:
         identity = Identity(key_of(node), Tokens.read(""))
@@ -76,17 +76,17 @@ async def nodes() -> AsyncIterator[tuple[RealNode, RealNode, Reciter]]:
             await part.stop()
 
 
-async def test_answers_one_after_the_other(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
+async def test_consecutive_answers(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
     a, b, _ = nodes
     for n in range(3):
         answer = await a.serving.open(ask(id=f"r{n}"), lambda _: None)
         events: list[Any] = [json.loads(event) async for event in answer.events]
-        assert said(events) == TEXT
+        assert text_of(events) == TEXT
         assert answer.routing.resumed == 0
     await until(lambda: b.server.under_way == 0)
 
 
-async def test_hang_up_ends_the_generation(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
+async def test_closing_the_answer_ends_the_generation(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
     a, b, reciter = nodes
     reciter.pause = 0.01
     answer = await a.serving.open(ask(), lambda _: None)
@@ -101,5 +101,5 @@ async def test_killed_engine_is_resumed(nodes: tuple[RealNode, RealNode, Reciter
     reciter.die_after = 60
     answer = await a.serving.open(ask(), lambda _: None)
     events = [json.loads(event) async for event in answer.events]
-    assert said(events) == TEXT
+    assert text_of(events) == TEXT
     assert answer.routing.resumed == 1

@@ -1,4 +1,4 @@
-"""Real llama-servers die in the middle of real answers; the text must be exact."""
+"""Real llama-servers are killed in the middle of answers; the resulting text must be exact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sollold.errors import Fault, Refusal
 from sollold.models.gguf import demo_model
 from sollold.serving.request import Answer
 from tests.doubles import until
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, text_of
 
 pytestmark = pytest.mark.llama
 
@@ -74,7 +74,7 @@ class Engine:
 
     def signal(self, how: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
-            # The loop hears of its end a moment after the system has forgotten it.
+            # asyncio learns of the exit shortly after the process has been reaped.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, how)
 
@@ -90,13 +90,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for name, pieces in (("counting", COUNTING), ("thinking", THINKING), ("numbers", NUMBERS)):
         paths[name] = folder / f"{name}.gguf"
-        # Some width makes a token take its time, so that a kill meets it in the middle.
+        # Wide layers make tokens slow enough for a kill in the middle of the answer.
         demo_model.write(paths[name], demo_model.Recital(pieces, name=name, width=512, layers=2))
     return paths
 
 
 class Pair:
-    """Node a is asked; b and c have a llama-server each, c's is used after b's death."""
+    """Node a receives requests; b and c have a llama-server each. The one on c is used after b's dies."""
 
     def __init__(self, asked: Node, engines: list[Engine], owner: Node) -> None:
         self.asked = asked
@@ -127,7 +127,7 @@ async def pair(cluster: Cluster, llama: Llama, model: Path, *words: str) -> Asyn
 
 
 async def cut(pair: Pair, at: int, how: signal.Signals, form: str, **more: Any) -> tuple[list[Any], Answer]:
-    """An answer whose engine is killed after ``at`` events."""
+    """Return the events of an answer whose engine is killed after ``at`` events."""
     answer = await pair.asked.serving.open(ask(form, **more), lambda _: None)
     events = []
     async for event in answer.events:
@@ -137,19 +137,19 @@ async def cut(pair: Pair, at: int, how: signal.Signals, form: str, **more: Any) 
     return events, answer
 
 
-def thought(events: list[Any]) -> str:
+def reasoning_of(events: list[Any]) -> str:
     deltas = [c.get("delta") or {} for e in events for c in e.get("choices", ())]
     return "".join(delta.get("reasoning_content") or "" for delta in deltas)
 
 
 @pytest.mark.parametrize("form", ["chat", "text", "native"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_killed_engine(
+async def test_a_stream_continues_after_its_engine_is_killed(
     cluster: Cluster, llama: Llama, models: dict[str, Path], form: str, how: signal.Signals
 ) -> None:
     async with pair(cluster, llama, models["counting"]) as both:
         events, answer = await cut(both, 60, how, form, max_tokens=900, temperature=0)
-        assert said(events) == "".join(COUNTING[:900])
+        assert text_of(events) == "".join(COUNTING[:900])
         assert answer.routing.resumed == 1
         assert answer.routing.node == "host-c"
         if form == "native":
@@ -163,29 +163,31 @@ async def test_killed_engine(
             assert len({event["id"] for event in events}) == 1
 
 
-async def test_recital_to_its_end(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+async def test_an_interrupted_answer_reaches_its_end_token(
+    cluster: Cluster, llama: Llama, models: dict[str, Path]
+) -> None:
     async with pair(cluster, llama, models["counting"]) as both:
         events, _ = await cut(both, 1200, signal.SIGKILL, "chat")
-        assert said(events) == "".join(COUNTING)
+        assert text_of(events) == "".join(COUNTING)
         assert events[-2]["choices"][0]["finish_reason"] == "stop"
         # The last token is the one that ends the answer.
         assert events[-1]["usage"]["completion_tokens"] == len(COUNTING) + 1
 
 
 @pytest.mark.parametrize("at", [100, 1100])
-async def test_reasoning_and_content(
+async def test_reasoning_and_content_continue(
     cluster: Cluster, llama: Llama, models: dict[str, Path], at: int
 ) -> None:
     async with pair(cluster, llama, models["thinking"], "--chat-template-file", str(TEMPLATE)) as both:
         events, answer = await cut(both, at, signal.SIGKILL, "chat", max_tokens=1500)
         assert answer.routing.resumed == 1
-        assert thought(events).rstrip() == "".join(THINKING[1:1001]).rstrip()
-        assert said(events) == "".join(THINKING[1002:1500])
+        assert reasoning_of(events).rstrip() == "".join(THINKING[1:1001]).rstrip()
+        assert text_of(events) == "".join(THINKING[1002:1500])
         assert events[-1]["usage"]["completion_tokens"] == 1500
 
 
 @pytest.mark.parametrize("told", [False, True])
-async def test_answer_that_the_caller_began(
+async def test_a_prefilled_answer_continues(
     cluster: Cluster, llama: Llama, models: dict[str, Path], told: bool
 ) -> None:
     begun = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "w0001 w0002 "}]
@@ -193,8 +195,8 @@ async def test_answer_that_the_caller_began(
     async with pair(cluster, llama, models["counting"]) as both:
         events, answer = await cut(both, 60, signal.SIGKILL, "chat", messages=begun, max_tokens=700, **words)
         assert answer.routing.resumed == 1
-        # llama-server repeats what was begun unless it is told to go on with it.
-        assert said(events) == "".join(COUNTING[2 if told else 0 : 702])
+        # llama-server repeats the prefilled text unless it is told to continue it.
+        assert text_of(events) == "".join(COUNTING[2 if told else 0 : 702])
         assert events[-1]["usage"]["completion_tokens"] == 700
 
 
@@ -207,17 +209,17 @@ async def test_answer_that_the_caller_began(
         ("native", {"grammar": GRAMMAR}),
     ],
 )
-async def test_schemas_and_grammars_go_on(
+async def test_schemas_and_grammars_continue(
     cluster: Cluster, llama: Llama, models: dict[str, Path], form: str, more: dict[str, Any]
 ) -> None:
     async with pair(cluster, llama, models["numbers"]) as both:
         events, answer = await cut(both, 80, signal.SIGKILL, form, **more)
         assert answer.routing.resumed == 1
-        assert said(events) == "".join(NUMBERS)
-        assert len(json.loads(said(events))["n"]) == 1001
+        assert text_of(events) == "".join(NUMBERS)
+        assert len(json.loads(text_of(events))["n"]) == 1001
 
 
-async def test_grammar_of_a_chats_caller_is_refused(
+async def test_a_chat_with_the_callers_grammar_is_not_continued(
     cluster: Cluster, llama: Llama, models: dict[str, Path]
 ) -> None:
     async with pair(cluster, llama, models["numbers"]) as both:
@@ -231,15 +233,17 @@ async def test_cut_after_the_last_token_of_the_limit(
     cluster: Cluster, llama: Llama, models: dict[str, Path], form: str
 ) -> None:
     async with pair(cluster, llama, models["counting"]) as both:
-        # Nearly the limit: whether the engine still sends the end, or it has to be asked for, is a race.
+        # Close to the limit, the engine may or may not send the end before it dies.
         events, _ = await cut(both, 40, signal.SIGKILL, form, max_tokens=40)
-        assert said(events) == "".join(COUNTING[:40])
+        assert text_of(events) == "".join(COUNTING[:40])
         finishes = [c["finish_reason"] for e in events for c in e["choices"] if c.get("finish_reason")]
         assert finishes == ["length"]
         assert events[-1]["usage"]["completion_tokens"] == 40
 
 
-async def test_not_streamed(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+async def test_a_non_streamed_request_is_repeated_after_a_kill(
+    cluster: Cluster, llama: Llama, models: dict[str, Path]
+) -> None:
     async with pair(cluster, llama, models["counting"]) as both:
         asking = asyncio.create_task(
             both.asked.serving.open(ask("chat", stream=False, max_tokens=1500), lambda _: None)
@@ -249,4 +253,4 @@ async def test_not_streamed(cluster: Cluster, llama: Llama, models: dict[str, Pa
         both.kill()
         answer = await asking
         events = [json.loads(event) async for event in answer.events]
-        assert said(events) == "".join(COUNTING[:1500])
+        assert text_of(events) == "".join(COUNTING[:1500])

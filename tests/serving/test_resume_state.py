@@ -1,4 +1,4 @@
-"""A stream cut at any event, any number of times, and merged again equals the uncut one. Pure."""
+"""A stream interrupted at any events and merged again equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sollold.serving.request import Call, Engine
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
-from tests.serving.cluster_double import said
+from tests.serving.cluster_double import text_of
 
 WORDS = tuple(f"t{n}{'🙂' if n % 3 == 0 else ''} " for n in range(40))
 THOUGHT = 12
-"""So many words are reasoning, in a chat."""
+"""Number of words of a chat that are reasoning."""
 
 
 def words_in(text: str) -> int:
@@ -24,7 +24,7 @@ def words_in(text: str) -> int:
 
 
 def chat(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
-    """What llama-server would send."""
+    """Return the events that llama-server would send."""
     last = body["messages"][-1]
     begun = 0
     prompt = 3
@@ -69,7 +69,7 @@ def text(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
 
 
 def native(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
-    """Every fifth word is held back and comes with the next, as at the beginning of a stop string."""
+    """Four of five words are held back until the fifth, as for the beginning of a stop string."""
     prompt = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
     begun = len(prompt) - 1
     assert prompt == ["Say:", *range(begun)]
@@ -96,8 +96,8 @@ def ollama(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
     made = WORDS[begun : begun + limit]
 
     def line(word: str) -> dict[str, Any]:
-        said = {"response": word} if generate else {"message": {"role": "assistant", "content": word}}
-        return {"model": "m", "created_at": "t", **said, "done": False}
+        record = {"response": word} if generate else {"message": {"role": "assistant", "content": word}}
+        return {"model": "m", "created_at": "t", **record, "done": False}
 
     done = {"done": True, "done_reason": "length" if len(made) == limit else "stop"}
     counts = {"eval_count": len(made), "prompt_eval_count": 3 + begun, "eval_duration": 5}
@@ -130,7 +130,9 @@ def limited(form: str, limit: int | None) -> dict[str, Any]:
     st.lists(st.integers(0, 45), min_size=1, max_size=4),
     st.one_of(st.none(), st.integers(1, 42)),
 )
-def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None) -> None:
+def test_a_stream_interrupted_anywhere_equals_the_uninterrupted_one(
+    form: str, cuts: list[int], limit: int | None
+) -> None:
     engine, kind, path, body = ENGINES[form]
     body = {**body, **limited(form, limit)}
     call = Call(path, body)
@@ -150,17 +152,17 @@ def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None
             break
         if continuation.delivered:
             continuation.check()
-            # As an engine's tokenizer would count; an Ollama can't be asked.
+            # Only llama-server can count tokens.
             call = continuation.resume(words_in(continuation.text) if kind is Engine.LLAMA else None)
             if closing := continuation.closing():
                 got += [json.loads(event) for event in closing]
                 break
-    assert said(got) == said(whole)
+    assert text_of(got) == text_of(whole)
     if form == "chat":
         reasoning = [c["delta"].get("reasoning_content") or "" for e in got for c in e["choices"]]
         assert "".join(reasoning) == "".join(WORDS[: min(THOUGHT, limit or 99)])
     if form in ("chat", "text"):
-        # Held against the whole event by event: same names, one role, one end, the same counts.
+        # Equal event by event: ids, one role, one end, counts.
         assert got == whole
     elif form == "native":
         assert got[-1]["tokens_predicted"] == whole[-1]["tokens_predicted"]
@@ -192,7 +194,9 @@ def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None
         ("prompt", {}, [{"response": "", "thinking": "x"}]),
     ],
 )
-def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any]) -> None:
+def test_streams_that_cant_be_continued_exactly_are_refused(
+    form: str, more: dict[str, Any], events: list[Any]
+) -> None:
     _, kind, path, body = ENGINES[form]
     continuation = continuation_for(kind, Call(path, {**body, **more}))
     for event in events:
@@ -201,7 +205,7 @@ def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any
         continuation.check()
 
 
-def test_an_ollama_goes_on_behind_its_thinking_and_not_in_it() -> None:
+def test_an_ollama_stream_is_resumable_only_after_its_thinking() -> None:
     body = {"messages": [{"role": "user", "content": "x"}]}
     continuation = continuation_for(Engine.OLLAMA, Call("/v1/chat/completions", body))
     continuation.add_events([b'{"choices":[{"delta":{"reasoning":"x"}}]}'])
@@ -211,7 +215,7 @@ def test_an_ollama_goes_on_behind_its_thinking_and_not_in_it() -> None:
     continuation.check()
 
 
-def test_long_stream_does_not_unread_up() -> None:
+def test_unread_events_of_a_long_stream_are_bounded() -> None:
     continuation = continuation_for(Engine.LLAMA, Call("/v1/completions", {"prompt": "Say:"}))
     raw = json.dumps({"choices": [{"text": "x ", "finish_reason": None}]}).encode()
     for _ in range(5000):
@@ -220,7 +224,7 @@ def test_long_stream_does_not_unread_up() -> None:
     assert continuation.text == "x " * 5000
 
 
-def test_form_that_is_not_known_is_repeated_only_when_nothing_was_delivered() -> None:
+def test_an_unknown_format_is_repeated_only_before_delivery() -> None:
     continuation = continuation_for(Engine.LLAMA, Call("/v1/responses", {}))
     assert not continuation.delivered
     continuation.add_events([b"{}"])

@@ -1,4 +1,4 @@
-"""Which endpoint answers."""
+"""The choice of the endpoint for a request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def first(router: Router, *records: Record, wish: EndpointQuery = WISH, now: flo
     return ranked[0].candidate.record.node if ranked else ""
 
 
-def test_only_what_can_answer_is_a_candidate() -> None:
+def test_only_endpoints_that_can_answer_are_candidates() -> None:
     router = Router("me")
     cases = [
         replace(READY, state=State.LOADING),
@@ -52,17 +52,17 @@ def test_only_what_can_answer_is_a_candidate() -> None:
     assert router.rank([record("a", OLLAMA)], replace(wish, engines=frozenset((Engine.LLAMA,))), 0.0) == ()
 
 
-def test_a_sole_candidate_is_scored_only_for_who_wants_to_see_it() -> None:
+def test_a_sole_candidate_is_scored_only_on_request() -> None:
     router = Router("me")
     (scored,) = router.rank([record("a", READY)], WISH, 0.0)
     (sole,) = router.rank([record("a", READY)], WISH, 0.0, score_sole=False)
     assert scored.score and scored.marks
     assert sole.candidate == scored.candidate and not sole.marks
     two = router.rank([record("a", READY), record("b", READY)], WISH, 0.0, score_sole=False)
-    assert all(one.marks for one in two), "of several the best is looked for"
+    assert all(score.marks for score in two), "several candidates are scored"
 
 
-def test_what_the_leader_named_is_placed_as_well_as_can_be() -> None:
+def test_the_leaders_choice_overrides_the_placement_wish() -> None:
     router = Router("me")
     wish = replace(WISH, placement=PlacementWish(speculation="nobody"))
     assert router.rank([record("a", READY), record("b", READY)], wish, 0.0) == ()
@@ -70,7 +70,7 @@ def test_what_the_leader_named_is_placed_as_well_as_can_be() -> None:
     assert first(router, record("a", READY), record("b", READY), wish=wish) == "b"
 
 
-def test_content_goes_before_the_name() -> None:
+def test_the_digest_takes_precedence_over_the_name() -> None:
     router = Router("me")
     wish = replace(WISH, digest="x" * 64)
     assert first(router, record("a", replace(READY, model="another name"))) == ""
@@ -78,7 +78,7 @@ def test_content_goes_before_the_name() -> None:
     assert first(router, record("a", replace(READY, digest="z" * 64)), wish=wish) == ""
 
 
-def test_an_ollama_is_asked_for_what_it_answers_alike() -> None:
+def test_an_ollama_answers_only_compatible_requests() -> None:
     router = Router("me")
     wish = replace(WISH, digest="x" * 64, in_ollama=InOllama(("m:latest", "n:latest"), ("a" * 64,)))
     shut = replace(OLLAMA, digest="a" * 64)
@@ -108,14 +108,17 @@ def test_an_ollama_is_asked_for_what_it_answers_alike() -> None:
         ),
     ],
 )
-def test_rules(better: dict, worse: dict) -> None:
+def test_scoring_rules(better: dict, worse: dict) -> None:
     router = Router("me")
-    for one, other in (("a", "b"), ("b", "a")):
-        records = [record(one, replace(OLLAMA, **better)), record(other, replace(OLLAMA, **worse))]
-        assert first(router, *records) == one
+    for first_node, second_node in (("a", "b"), ("b", "a")):
+        records = [
+            record(first_node, replace(OLLAMA, **better)),
+            record(second_node, replace(OLLAMA, **worse)),
+        ]
+        assert first(router, *records) == first_node
 
 
-def test_same_context_matters_for_ollama_alone() -> None:
+def test_the_loaded_context_matters_only_for_ollama() -> None:
     router = Router("me")
     wish = replace(WISH, context=4096)
     same, other = replace(OLLAMA, context=4096), replace(OLLAMA, context=8192)
@@ -123,9 +126,9 @@ def test_same_context_matters_for_ollama_alone() -> None:
     assert first(router, record("b", same), record("a", other), wish=wish) == "b"
 
 
-def test_an_ollama_that_would_have_to_load_must_surely_have_the_room() -> None:
+def test_an_ollama_that_must_load_needs_certain_memory() -> None:
     router = Router("me")
-    there = replace(OLLAMA, loaded=False)
+    ollama = replace(OLLAMA, loaded=False)
     cpu = Device("CPU", Kind.CPU, "cpu", 1000, 600, 1000, 0, 500)
     gpu = Device("CUDA0", Kind.GPU, "gpu", 500, 500, 500, 400, 100)
     far = Device("pc:1", Kind.EXTERNAL, "w", 9000, 9000, 9000, 0, 9000)
@@ -144,14 +147,18 @@ def test_an_ollama_that_would_have_to_load_must_surely_have_the_room() -> None:
         ((), (), 1 << 40, True),
     ]
     for devices, others, size, fits in cases:
-        found = record("a", there, *others, devices=devices)
-        wish = replace(WISH, digest=there.digest, size=size)
-        assert bool(router.rank([found], wish, 0.0)) is fits, (devices, others, size)
-        assert router.rank([found], replace(wish, assigned=("a", there.id)), 0.0), "the leader knows better"
-        assert router.rank([replace(found, endpoints=(OLLAMA,))], wish, 0.0), "what is loaded needs no room"
+        node_record = record("a", ollama, *others, devices=devices)
+        wish = replace(WISH, digest=ollama.digest, size=size)
+        assert bool(router.rank([node_record], wish, 0.0)) is fits, (devices, others, size)
+        assert router.rank([node_record], replace(wish, assigned=("a", ollama.id)), 0.0), (
+            "the leader's choice needs no check of memory"
+        )
+        assert router.rank([replace(node_record, endpoints=(OLLAMA,))], wish, 0.0), (
+            "a loaded model needs no memory"
+        )
 
 
-def test_a_long_context_or_a_model_to_be_sharded_is_left_to_the_leader() -> None:
+def test_long_contexts_and_sharded_models_are_left_to_the_leader() -> None:
     router = Router("me")
     found = [record("a", replace(OLLAMA, loaded=False))]
     assert router.rank(found, replace(WISH, context=4096), 0.0)
@@ -164,7 +171,7 @@ def test_local_node_wins_ties() -> None:
     assert first(Router("a"), record("a", READY), record("b", READY)) == "a"
 
 
-def test_conversation_sticks_for_a_while() -> None:
+def test_a_conversation_stays_on_its_node_for_a_time() -> None:
     router = Router("me")
     records = [record("a", READY), record("b", READY)]
     wish = replace(WISH, prefix="p")
@@ -176,7 +183,7 @@ def test_conversation_sticks_for_a_while() -> None:
     assert first(router, *records, wish=wish, now=10_000.0) != other
 
 
-def test_endpoint_that_failed_is_left_and_tried_again() -> None:
+def test_a_failed_endpoint_is_avoided_and_later_retried() -> None:
     router = Router("me")
     records = [record("a", READY), record("b", READY)]
     key = ("a", "d")
@@ -189,17 +196,17 @@ def test_endpoint_that_failed_is_left_and_tried_again() -> None:
     assert first(router, *records, now=10.0) == "b"
 
 
-def test_round_robin_takes_turns_and_least_loaded_looks_at_load() -> None:
+def test_round_robin_and_least_loaded_strategies() -> None:
     records = [record(name, READY) for name in "abc"]
     router = Router("me", "round_robin")
     turns = []
     for _ in range(6):
         turns.append(first(router, *records))
-        assert first(router, *records) == turns[-1], "only a request that is sent takes a turn"
+        assert first(router, *records) == turns[-1], "only a sent request takes a turn"
         assert router.better(records, WISH, 0.0, (turns[-1], "d")) is not None
         router.sent((turns[-1], "d"), WISH, 0.0)
         router.ended((turns[-1], "d"), True)
-        # One for another model takes no turn of theirs.
+        # A request for another model takes no turn of this one.
         router.sent(("c", "other"), WISH, 0.0)
         router.ended(("c", "other"), True)
     assert turns == ["a", "b", "c"] * 2
@@ -219,7 +226,7 @@ def test_scores_have_reasons() -> None:
     assert choice.score > 100
 
 
-def test_memory_of_what_is_gone_is_given_up() -> None:
+def test_state_of_vanished_endpoints_is_dropped() -> None:
     router = Router("me")
     for n in range(5000):
         wish = replace(WISH, prefix=str(n))
@@ -232,18 +239,20 @@ def test_memory_of_what_is_gone_is_given_up() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("strategy", ["intelligent"])
-def test_pool_is_near_the_best_schedule(strategy: str, known: bool) -> None:
-    """200 requests at once for endpoints of speed 1, 1 and ½, each one at a time."""
+def test_a_pool_is_close_to_the_optimal_schedule(strategy: str, known: bool) -> None:
+    """200 simultaneous requests for endpoints of speed 1, 1 and ½ with one slot each."""
     assert strategy in STRATEGIES
     speeds = {"a": 1.0, "b": 1.0, "c": 0.5}
     router = Router("me", strategy)
-    told = {node: speed * 50.0 if known else 0.0 for node, speed in speeds.items()}
+    reported = {node: speed * 50.0 if known else 0.0 for node, speed in speeds.items()}
     lines: dict[str, list[int]] = {node: [] for node in speeds}
     now, finished = 0.0, 0
 
     def records() -> list[Record]:
         return [
-            record(node, replace(OLLAMA, speed=told[node], active=min(1, len(q)), waiting=max(0, len(q) - 1)))
+            record(
+                node, replace(OLLAMA, speed=reported[node], active=min(1, len(q)), waiting=max(0, len(q) - 1))
+            )
             for node, q in lines.items()
         ]
 
@@ -258,9 +267,9 @@ def test_pool_is_near_the_best_schedule(strategy: str, known: bool) -> None:
         now, node = heapq.heappop(ends)
         lines[node].pop(0)
         finished += 1
-        told[node] = speeds[node] * 50.0
+        reported[node] = speeds[node] * 50.0
         router.ended((node, OLLAMA.id), True)
-        # A request in another line that sees this one free comes over.
+        # A request in another queue moves to this free endpoint.
         if not lines[node]:
             longest = max(lines, key=lambda other: len(lines[other]))
             if len(lines[longest]) > 1:
@@ -276,7 +285,7 @@ def test_pool_is_near_the_best_schedule(strategy: str, known: bool) -> None:
     assert now <= 1.1 * 200 / 2.5
 
 
-def test_breaker_opens_tries_once_and_closes() -> None:
+def test_the_circuit_breaker_opens_probes_once_and_closes() -> None:
     breaker = Breaker(threshold=2, pause=2.0, longest=5.0)
     breaker.failed(0.0)
     breaker.reached()

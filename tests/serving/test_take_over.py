@@ -1,4 +1,4 @@
-"""An answer that another node began is continued exactly by the node that is asked for the rest."""
+"""A node continues an answer that another node began."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sollold.cluster.gossip.record import Backend
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Delivered, Engine
-from tests.serving.cluster_double import Cluster, ask, said
+from tests.serving.cluster_double import Cluster, ask, text_of
 from tests.serving.reciter import TEXT, WORDS
 
 FORMS = ["chat", "text", "native", "ollama", "generate"]
@@ -29,27 +29,27 @@ async def rest(
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 7, 199])
-async def test_only_the_rest_is_given_and_the_whole_is_counted(
+async def test_only_the_rest_is_sent_and_all_tokens_are_counted(
     cluster: Cluster, form: str, count: int
 ) -> None:
     delivered = Delivered(content="".join(WORDS[:count]), events=count, spent_ms=1000.0)
     events, _ = await rest(cluster, form, delivered)
-    assert said(events) == TEXT.removeprefix(delivered.content)
+    assert text_of(events) == TEXT.removeprefix(delivered.content)
     last = json.dumps(events[-2:])
     counted = {"chat": "completion_tokens", "text": "completion_tokens", "native": "tokens_predicted"}
     assert f'"{counted.get(form, "eval_count")}": {len(WORDS)}' in last
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_the_limit_on_tokens_is_that_of_the_whole(cluster: Cluster, form: str) -> None:
+async def test_the_token_limit_covers_the_whole_answer(cluster: Cluster, form: str) -> None:
     limit: dict[str, Any] = {"options": {"num_predict": 10}} if form in OF_OLLAMA else {"max_tokens": 10}
     delivered = Delivered(content="".join(WORDS[:4]), events=4)
     events, _ = await rest(cluster, form, delivered, **limit)
-    assert said(events) == "".join(WORDS[4:10])
+    assert text_of(events) == "".join(WORDS[4:10])
 
 
 @pytest.mark.parametrize("form", OF_OLLAMA)
-async def test_an_answer_that_lacks_only_its_end_needs_no_engine(cluster: Cluster, form: str) -> None:
+async def test_an_answer_that_lacks_only_its_final_event_needs_no_engine(cluster: Cluster, form: str) -> None:
     delivered = Delivered(content="".join(WORDS[:10]), events=10, engine=Engine.OLLAMA)
     events, answer = await rest(cluster, form, delivered, options={"num_predict": 10})
     assert len(events) == 1 and events[0]["done_reason"] == "length" and events[0]["eval_count"] == 10
@@ -63,7 +63,7 @@ async def test_an_answer_that_lacks_only_its_end_needs_no_engine(cluster: Cluste
         (Delivered(content="a", events=1), {"logprobs": True}),
     ],
 )
-async def test_what_can_not_be_continued_exactly_is_refused(
+async def test_answers_that_cant_be_continued_exactly_are_refused(
     cluster: Cluster, delivered: Delivered, more: dict[str, Any]
 ) -> None:
     with pytest.raises(Refusal, match="can't be continued exactly") as refused:
@@ -71,7 +71,7 @@ async def test_what_can_not_be_continued_exactly_is_refused(
     assert refused.value.fault is Fault.INTERRUPTED
 
 
-async def test_each_node_counts_what_it_answered(cluster: Cluster) -> None:
+async def test_each_node_counts_its_answers(cluster: Cluster) -> None:
     node = await cluster.node("a")
     node.engines.serve("d1", await cluster.reciter(), slots=2, backend=Backend.SHARDED)
     for delivered in (None, Delivered(content=WORDS[0], events=1)):

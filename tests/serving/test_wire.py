@@ -1,4 +1,4 @@
-"""Frames and events, cut anywhere."""
+"""Frames and events split at any position."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=40)), max_size=20),
     st.lists(st.integers(0, 2000), max_size=20),
 )
-def test_frames_survive_any_cutting(sent: list[tuple[int, bytes]], cuts: list[int]) -> None:
+def test_frames_survive_any_split(sent: list[tuple[int, bytes]], cuts: list[int]) -> None:
     data = b"".join(frame(kind, payload) for kind, payload in sent)
     frames = Frames()
-    got = [one for piece in pieces(data, cuts) for one in frames.feed(piece)]
+    got = [received for piece in pieces(data, cuts) for received in frames.feed(piece)]
     assert got == sent
 
 
 @given(st.binary(max_size=200))
-def test_rubbish_is_no_crash(data: bytes) -> None:
+def test_random_bytes_raise_only_the_frame_error(data: bytes) -> None:
     with contextlib.suppress(BadFrame):
         Frames().feed(data)
 
 
-def test_endless_frame_is_refused() -> None:
+def test_an_oversized_frame_is_refused() -> None:
     with pytest.raises(BadFrame):
         Frames().feed(b"d\xff\xff\xff\xff")
 
@@ -45,7 +45,7 @@ TEXTS = st.lists(st.text(alphabet='ab{}":,é🙂 \\', min_size=1, max_size=12), 
 
 
 @given(TEXTS, st.lists(st.integers(0, 3000), max_size=20), st.booleans())
-def test_events_survive_any_cutting(texts: list[str], cuts: list[int], pings: bool) -> None:
+def test_events_survive_any_split(texts: list[str], cuts: list[int], pings: bool) -> None:
     payloads = [b"{" + text.encode() + b"}" for text in texts]
     data = b"".join((b":\n\n" if pings else b"") + b"data: " + p + b"\n\n" for p in payloads)
     data += b"data: [DONE]\n\n"
@@ -56,7 +56,7 @@ def test_events_survive_any_cutting(texts: list[str], cuts: list[int], pings: bo
 
 
 @given(TEXTS, st.lists(st.integers(0, 3000), max_size=20), st.booleans())
-def test_lines_survive_any_cutting(texts: list[str], cuts: list[int], last_newline: bool) -> None:
+def test_lines_survive_any_split(texts: list[str], cuts: list[int], last_newline: bool) -> None:
     payloads = [b"{" + text.encode() + b"}" for text in texts] + [b'{"done":true}']
     data = b"\n".join(payloads) + (b"\n" if last_newline else b"")
     events = EventSplitter(Engine.OLLAMA, "/api/chat")
@@ -76,14 +76,14 @@ def test_lines_survive_any_cutting(texts: list[str], cuts: list[int], last_newli
         (Engine.LLAMA, "/v1/messages", b'event: ping\ndata: {"type":"ping"}\n\n'),
     ],
 )
-def test_end_without_the_engines_word_is_no_end(engine: Engine, path: str, data: bytes) -> None:
+def test_a_stream_without_its_final_event_is_not_done(engine: Engine, path: str, data: bytes) -> None:
     events = EventSplitter(engine, path)
     events.feed(data)
     events.finish()
     assert not events.done
 
 
-def test_event_lines_keep_their_payload() -> None:
+def test_the_data_of_named_events_is_kept() -> None:
     events = EventSplitter(Engine.LLAMA, "/v1/messages")
     got = events.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert got == [b'{"type":"message_stop"}']

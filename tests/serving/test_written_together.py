@@ -1,4 +1,4 @@
-"""What is ready together leaves together: each write wakes the other side, and is a record of TLS."""
+"""Data that is ready together is sent in one write, since each write wakes the peer and is a TLS record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.doubles import until
 
 
 class Written(asyncio.Transport):
-    """A transport that notes what is written in one go."""
+    """A transport that records each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ async def test_a_small_request_is_one_write() -> None:
     assert sent.startswith(b"POST / HTTP/1.1\r\n") and sent.endswith(b"Content-Length: 8\r\n\r\nheadbody")
 
 
-async def test_a_large_one_is_not_copied_whole() -> None:
+async def test_a_large_request_is_not_copied() -> None:
     body = b"x" * (3 * PIECE)
     first, *rest = await asked(b"head", body)
     assert first.endswith(b"\r\n\r\n") and b"".join(rest) == b"head" + body
@@ -59,7 +59,7 @@ async def test_a_large_one_is_not_copied_whole() -> None:
 async def writes_by(
     act: Callable[[BodyWriter], Awaitable[object]], last: bytes, *, hold: bool
 ) -> tuple[list[bytes], list[bytes]]:
-    """What the caller's socket was given by ``act``, and until the body's end with ``last``."""
+    """Return the socket's writes up to the end of ``act``, and all until the body's end with ``last``."""
     written: list[bytes] = []
     before: list[bytes] = []
 
@@ -83,7 +83,7 @@ async def writes_by(
         writer = await BodyWriter.begin(request, response, hold=hold)
         await act(writer)
         before.extend(written)
-        # Once more: nothing.
+        # aiohttp then ends the response once more, which writes nothing.
         await writer.write_eof(last)
         return response
 
@@ -95,44 +95,44 @@ async def writes_by(
 
 
 async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool) -> list[bytes]:
-    """What the caller's socket was given, for a body in ``parts``; ``later``: they come after a while."""
+    """Return the socket's writes for a body in ``parts``. ``later``: after a few loop iterations."""
 
     async def write(writer: BodyWriter) -> None:
         if later:
-            await turns()
+            await loop_turns()
         for part in parts:
             assert writer.write(part)
 
     _, written = await writes_by(write, last, hold=hold)
-    assert b"".join(map(said_in, written)) == b"".join(parts) + last + b"<end>"
+    assert b"".join(map(body_of, written)) == b"".join(parts) + last + b"<end>"
     return written
 
 
-async def turns() -> None:
-    """A few of the loop's."""
+async def loop_turns() -> None:
+    """Wait a few iterations of the event loop."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
-def said_in(write: bytes) -> bytes:
-    """What of the body is in one write, and where it ends."""
+def body_of(write: bytes) -> bytes:
+    """Return the part of the body in one write, with ``<end>`` for its end."""
     rest = write.partition(b"\r\n\r\n")[2] if write.startswith(b"HTTP/1.1 ") else write
-    said = b""
+    body = b""
     while rest:
         size, _, rest = rest.partition(b"\r\n")
         length = int(size, 16)
-        said += rest[:length] or b"<end>"
+        body += rest[:length] or b"<end>"
         rest = rest[length + 2 :]
-    return said
+    return body
 
 
-async def test_headers_leave_with_what_is_here_and_the_end_with_the_last() -> None:
+async def test_headers_leave_with_the_first_part_and_the_end_with_the_last() -> None:
     first, second, last = await writes_of([b"one", b"two"], b"three", hold=False, later=False)
     assert first.startswith(b"HTTP/1.1 200 OK\r\n") and first.endswith(b"\r\n\r\n3\r\none\r\n")
     assert (second, last) == (b"3\r\ntwo\r\n", b"5\r\nthree\r\n0\r\n\r\n")
 
 
-async def test_headers_do_not_wait_for_what_comes_later_unless_held() -> None:
+async def test_headers_wait_for_later_data_only_if_held() -> None:
     alone, first, _ = await writes_of([b"one"], b"end", hold=False, later=True)
     assert alone.endswith(b"\r\n\r\n") and first == b"3\r\none\r\n"
     together, _ = await writes_of([b"one"], b"end", hold=True, later=True)
@@ -143,7 +143,7 @@ BEGINNING = packed(BEGUN, ResponseHead(200, 0.0))
 
 
 async def frames_of(act: Callable[[PeerCaller], Awaitable[object]]) -> list[bytes]:
-    """What a caller's node is sent when an engine begins, and then ``act`` is done."""
+    """Return the frames sent to a caller's node when an engine begins and ``act`` follows."""
 
     async def begin(writer: BodyWriter) -> None:
         task = asyncio.current_task()
@@ -151,38 +151,40 @@ async def frames_of(act: Callable[[PeerCaller], Awaitable[object]]) -> list[byte
         caller = PeerCaller("there", writer, task)
         caller.begin(ResponseHead(200, 0.0))
         await act(caller)
-        await turns()
+        await loop_turns()
 
     before, _ = await writes_by(begin, b"", hold=True)
-    return [said_in(write) for write in before]
+    return [body_of(write) for write in before]
 
 
-async def test_the_word_that_an_engine_answers_leaves_with_what_it_says_and_only_once() -> None:
+async def test_the_begin_frame_is_sent_once_with_the_first_data() -> None:
     async def says(caller: PeerCaller) -> None:
         caller.pass_on(b"one")
         caller.pass_on(b"two")
         await caller.write_last(frame(END))
 
-    said = [frame(DATA, b"one"), frame(DATA, b"two"), frame(END)]
-    assert await frames_of(says) == [BEGINNING + said[0], said[1], said[2] + b"<end>"]
+    frames = [frame(DATA, b"one"), frame(DATA, b"two"), frame(END)]
+    assert await frames_of(says) == [BEGINNING + frames[0], frames[1], frames[2] + b"<end>"]
     assert await frames_of(lambda caller: caller.write_last(frame(END))) == [
         BEGINNING + frame(END) + b"<end>"
     ]
-    assert await frames_of(lambda caller: asyncio.sleep(0)) == [BEGINNING], "it does not wait for more"
+    assert await frames_of(lambda caller: asyncio.sleep(0)) == [BEGINNING], (
+        "the beginning does not wait for more"
+    )
 
 
-async def test_the_word_that_an_engine_answers_comes_before_what_is_too_long_for_one_write() -> None:
+async def test_the_begin_frame_precedes_data_too_long_for_one_write() -> None:
     async def says(caller: PeerCaller) -> None:
         assert not caller.pass_on(b"x" * (2 * PIECE))
         caller.show_life()
         await caller.drain()
 
     async def waits(caller: PeerCaller) -> None:
-        await turns()
+        await loop_turns()
         await says(caller)
 
-    said = BEGINNING + frame(DATA, b"x" * (2 * PIECE))
-    assert b"".join(await frames_of(says)) == b"".join(await frames_of(waits)) == said
+    expected = BEGINNING + frame(DATA, b"x" * (2 * PIECE))
+    assert b"".join(await frames_of(says)) == b"".join(await frames_of(waits)) == expected
 
 
 async def test_an_answer_without_a_body_is_one_write() -> None:
