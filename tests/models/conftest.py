@@ -1,3 +1,3 @@
-"""Fixtures of several files."""
+"""Fixtures shared by several test modules."""
 
 from tests.models.pulling import three as three

@@ -1,4 +1,4 @@
-"""A cluster's view and peer calls without a network."""
+"""Peer servers and peer calls without a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from sollold.cluster.net.rpc import PeerError, Workers
 
 
 class FakeServer:
-    """Keeps what parts register."""
+    """Collects registered methods and routes; serves the routes over HTTP if started.
+
+    Attributes:
+        asked: number of HTTP requests received.
+        fault: awaited before each HTTP request is handled.
+    """
 
     def __init__(self) -> None:
         self.methods: dict[str, tuple[type[Any], Callable[[str, Any], Awaitable[object]]]] = {}
@@ -35,7 +40,7 @@ class FakeServer:
         raise NotImplementedError
 
     async def serve(self) -> None:
-        """Answer the raw routes on loopback, until `close`."""
+        """Serve the routes on loopback until `close`."""
         app = web.Application(middlewares=[self._faults])
         for method, path, handler in self.routes:
             app.router.add_route(method, path, handler)
@@ -59,7 +64,12 @@ class FakeServer:
 
 
 class FakeCalls:
-    """Calls that reach the servers of other nodes through msgpack, as the real ones do."""
+    """Calls to the fake servers of other nodes, with requests and replies encoded as msgpack.
+
+    Attributes:
+        cut: ids of nodes that can't be reached.
+        made: node and method of each call.
+    """
 
     def __init__(self, me: str, servers: dict[str, FakeServer]) -> None:
         self.me = me
@@ -73,8 +83,8 @@ class FakeCalls:
         if node in self.cut or node not in self.servers:
             raise PeerError(node, f"node {node} could not be reached", transport=True)
         kind, handler = self.servers[node].methods[method]
-        asked = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=kind)
-        answer = await handler(self.me, asked)
+        decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=kind)
+        answer = await handler(self.me, decoded)
         return msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=reply)
 
     @contextlib.asynccontextmanager

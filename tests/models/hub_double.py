@@ -1,4 +1,4 @@
-"""Hugging Face's hub as far as it is asked."""
+"""A double of Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from tests.http_double import HttpDouble
 
 
 class HubDouble(HttpDouble):
-    """Hugging Face's hub as far as it is asked."""
+    """Serves the API and the files of one repository.
+
+    Attributes:
+        ranges: the ``Range`` headers received.
+        cut_after: number of file requests after which the hub answers with 503.
+    """
 
     def __init__(self, repository: str, files: dict[str, bytes]) -> None:
         self.repository, self.files = repository, files

@@ -1,4 +1,4 @@
-"""Nodes that give and take models, for tests of fetching."""
+"""Nodes that exchange models, for tests of transfers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PART = 8192
 
 
 class Node:
-    """A node that can give and take models."""
+    """A node that can send and pull models."""
 
     def __init__(self, name: str, folder: Path, servers: dict[str, FakeServer], rate: int = 0) -> None:
         self.name, self.folder = name, folder
@@ -37,11 +37,11 @@ class Node:
         settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
         self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
         self.library = Library(self.catalogue, self.view, self.calls, self.server)
-        pace = RateLimit(rate)
-        self.sender = Sender(self.catalogue, self.server, name, pace)
+        limit = RateLimit(rate)
+        self.sender = Sender(self.catalogue, self.server, name, limit)
         self.internet = Internet(self.environ)
         self.puller = Puller(
-            self.library, self.catalogue, self.calls, name, pace, self.internet, lambda: self.ollama
+            self.library, self.catalogue, self.calls, name, limit, self.internet, lambda: self.ollama
         )
         self.own = OwnModels(self.catalogue, self.server)
 
@@ -85,20 +85,23 @@ async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 
 def big(path: Path, seed: int = 0, **more: Any) -> Path:
-    """A model of several parts."""
+    """Write a model that is transferred in several parts."""
     return write_gguf(path, seed=seed, tensors=[f"blk.0.t{k}.weight" for k in range(40)], **more)
 
 
 def sole(folder: Path) -> Path:
+    """The only complete model file below ``folder``."""
     (path,) = [path for path in folder.rglob("*.gguf") if ".parts" not in path.parts]
     return path
 
 
 def unfinished(node: Node) -> list[Path]:
+    """The files of incomplete transfers."""
     return [path for path in node.catalogue.own.rglob("*.gguf") if ".parts" in path.parts]
 
 
 async def until_completed(stream: AsyncIterator[dict[str, Any]], wanted: int) -> None:
+    """Read progress until ``wanted`` bytes are complete."""
     async for line in stream:
         if line.get("completed", 0) >= wanted:
             return

@@ -1,4 +1,4 @@
-"""Stores as Ollama, Hugging Face and people lay them out, with small GGUF files in them."""
+"""Model stores in the layouts of Ollama and Hugging Face, with small GGUF files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_gguf(
     tensors: Sequence[str] = ("token_embd.weight", "blk.0.attn_q.weight", "output.weight"),
     file_type: int = 1,
 ) -> Path:
-    """A GGUF file with a whole header and tensors of a few KB that differ by ``seed``."""
+    """Write a GGUF file with a complete header and tensors of a few KB whose data depends on ``seed``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pairs: dict[str, Any] = {
         "general.architecture": architecture,
@@ -41,13 +41,13 @@ def write_gguf(
     pairs.update(metadata or {})
     pairs = {key: value for key, value in pairs.items() if value is not None}
     data = hashlib.sha256(str(seed).encode()).digest() * 64
-    made = [NewTensor(name, (32, 32), 1, lambda: [data]) for name in tensors]
-    writer.write(path, pairs, made)
+    new_tensors = [NewTensor(name, (32, 32), 1, lambda: [data]) for name in tensors]
+    writer.write(path, pairs, new_tensors)
     return path
 
 
 class OllamaStore:
-    """A store under ``root``, written as ``ollama pull`` writes it."""
+    """A store under ``root`` in the layout of ``ollama pull``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -71,7 +71,13 @@ class OllamaStore:
         layers: Sequence[Mapping[str, Any]],
         config: Mapping[str, Any] | None = None,
     ) -> Path:
-        """``name``: ``model:tag``, or with namespace and host before it."""
+        """Write a manifest. Returns its path.
+
+        Args:
+            name: ``model:tag``, optionally preceded by namespace or host and namespace.
+            layers: the layers' descriptors, from `layer`.
+            config: changes to the default configuration.
+        """
         path, tag = name.rsplit(":", 1)
         parts = path.split("/")
         parts = ["registry.ollama.ai", "library"][: 3 - len(parts)] + parts
@@ -89,13 +95,13 @@ class OllamaStore:
         return file
 
     def model(self, name: str, tmp: Path, *, seed: int = 0, extra: Sequence[Any] = (), **gguf: Any) -> Path:
-        """A whole model of one blob; gives the manifest's path."""
+        """Write a model with one blob. Returns the manifest's path."""
         content = write_gguf(tmp / "x.gguf", seed=seed, **gguf).read_bytes()
         return self.manifest(name, [self.layer("model", content), *extra])
 
 
 def hub_repository(cache: Path, name: str, commit: str = "c0ffee") -> Path:
-    """An empty repository of Hugging Face's cache; gives the snapshot's folder."""
+    """Create an empty repository in a Hugging Face cache. Returns the snapshot's folder."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "blobs").mkdir()
@@ -106,7 +112,7 @@ def hub_repository(cache: Path, name: str, commit: str = "c0ffee") -> Path:
 
 
 def hub_file(snapshot: Path, relative: str, content: bytes) -> Path:
-    """A file of a snapshot: a link to its blob."""
+    """Write a file of a snapshot: a symbolic link to its blob."""
     blob = snapshot.parents[1] / "blobs" / hashlib.sha256(content).hexdigest()
     blob.write_bytes(content)
     path = snapshot / relative
@@ -116,9 +122,9 @@ def hub_file(snapshot: Path, relative: str, content: bytes) -> Path:
 
 
 def shut(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let nobody look into a folder from now on, not even root."""
+    """Make ``os`` functions refuse access to a folder's content, also for root."""
 
-    def closed(name: str) -> None:
+    def patch(name: str) -> None:
         real = getattr(os, name)
 
         def guarded(path: Any = ".", *args: Any, **more: Any) -> Any:
@@ -133,4 +139,4 @@ def shut(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setattr(os, name, guarded)
 
     for name in ("stat", "lstat", "open", "scandir", "listdir", "access"):
-        closed(name)
+        patch(name)

@@ -1,3 +1,5 @@
+"""The catalogue of a node's models."""
+
 from __future__ import annotations
 
 import asyncio
@@ -33,19 +35,19 @@ Make = Callable[..., Catalogue]
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
     made: list[Catalogue] = []
 
-    def catalogue(**options: Any) -> Catalogue:
+    def make_catalogue(**options: Any) -> Catalogue:
         settings = options.pop("settings", None) or ModelSettings(
             folders=(str(tmp_path / "folder"),), ollama_stores=(str(tmp_path / "store"),)
         )
-        one = Catalogue(
+        catalogue = Catalogue(
             settings, tmp_path / "state", environ={}, home=tmp_path / "home", interval=0.02, **options
         )
-        made.append(one)
-        return one
+        made.append(catalogue)
+        return catalogue
 
-    yield catalogue
-    for one in made:
-        await one.close()
+    yield make_catalogue
+    for catalogue in made:
+        await catalogue.close()
 
 
 def named(catalogue: Catalogue) -> dict[str, Model]:
@@ -56,7 +58,7 @@ def targets(model: Model) -> list[str]:
     return [os.path.realpath(file) for file in model.files]
 
 
-async def test_facts_from_the_header(make: Make, tmp_path: Path) -> None:
+async def test_a_models_facts_are_read_from_its_header(make: Make, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "folder" / "Tiny-F16.gguf")
     catalogue = make()
     await catalogue.start()
@@ -72,7 +74,7 @@ async def test_facts_from_the_header(make: Make, tmp_path: Path) -> None:
     assert (await catalogue.metadata("Tiny:F16"))["llama.block_count"] == 1
 
 
-async def test_one_digest_wherever_it_lies(make: Make, tmp_path: Path) -> None:
+async def test_equal_content_has_the_same_digest_in_all_stores(make: Make, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "folder" / "Tiny-F16.gguf", seed=7)
     store = OllamaStore(tmp_path / "store")
     store.model("tiny:f16", tmp_path, seed=7)
@@ -87,7 +89,7 @@ async def test_one_digest_wherever_it_lies(make: Make, tmp_path: Path) -> None:
     assert "Tiny:F16" not in models, "the same name and content is listed once"
 
 
-async def test_other_content_under_a_taken_name(make: Make, tmp_path: Path) -> None:
+async def test_other_content_under_a_taken_name_is_listed_with_a_suffix(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
     OllamaStore(tmp_path / "store").model("tiny:F16", tmp_path, seed=2)
     catalogue = make()
@@ -100,7 +102,7 @@ async def test_other_content_under_a_taken_name(make: Make, tmp_path: Path) -> N
     assert "folder/tiny-F16.gguf has different content and is listed as tiny:F16-folder" in problem.what
 
 
-async def test_who_had_a_name_keeps_it(make: Make, tmp_path: Path) -> None:
+async def test_a_model_keeps_its_name_when_another_claims_it(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
     catalogue = make()
     await catalogue.start()
@@ -108,25 +110,27 @@ async def test_who_had_a_name_keeps_it(make: Make, tmp_path: Path) -> None:
     OllamaStore(tmp_path / "store").model("Tiny:f16", tmp_path, seed=2)
     await catalogue.refresh()
     assert catalogue.get("tiny:F16") == catalogue.get("TINY:f16") == first
-    (newcomer,) = [one for one in catalogue.models if one != first]
-    assert newcomer.name == f"Tiny:f16-{newcomer.digest[:8]}", "an Ollama's store has no folders to tell by"
+    (newcomer,) = [model for model in catalogue.models if model != first]
+    assert newcomer.name == f"Tiny:f16-{newcomer.digest[:8]}", (
+        "models of Ollama stores are distinguished by their digest"
+    )
     await catalogue.close()
     again = make()
     await again.start()
-    assert again.models == catalogue.models, "after a restart, too"
+    assert again.models == catalogue.models, "after a restart"
     (tmp_path / "folder" / "tiny-F16.gguf").unlink()
     await again.refresh()
-    assert [one.name for one in again.models] == ["Tiny:f16"], "a name that nobody has any more is free"
+    assert [model.name for model in again.models] == ["Tiny:f16"], "the name of a removed model is free again"
 
 
-async def test_damaged_notes_of_names_are_no_obstacle(make: Make, tmp_path: Path) -> None:
+async def test_a_damaged_file_of_name_owners_is_ignored(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
     for text in ("", "[]", '{"a": 1}'):
         catalogue = make()
         (catalogue._owners._path).parent.mkdir(parents=True, exist_ok=True)
         catalogue._owners._path.write_text(text)
         await catalogue.start()
-        assert [one.name for one in catalogue.models] == ["tiny:F16"]
+        assert [model.name for model in catalogue.models] == ["tiny:F16"]
         await catalogue.close()
 
 
@@ -135,19 +139,19 @@ async def test_a_projector_of_another_width_is_not_paired(make: Make, tmp_path: 
     folder.mkdir()
     write_model(folder / "eyes.gguf", "llama", Size(layers=1))
     width = reader.read(folder / "eyes.gguf").integer("llama.embedding_length")
-    for given, paired in ((width, True), (width * 2, False)):
+    for projected, paired in ((width, True), (width * 2, False)):
         catalogue = make()
-        write_projector(folder / "mmproj-eyes.gguf", given)
+        write_projector(folder / "mmproj-eyes.gguf", projected)
         await catalogue.start()
         (model,) = catalogue.models
         assert (bool(model.projector), "vision" in model.capabilities) == (paired, paired)
         assert (model.unusable, model.width) == ("", width)
-        seen = {key for key in await catalogue.metadata(model.name) if key.startswith("clip.")}
-        assert ({"clip.vision.embedding_length", "clip.parameter_count"} <= seen) == paired == bool(seen)
+        keys = {key for key in await catalogue.metadata(model.name) if key.startswith("clip.")}
+        assert ({"clip.vision.embedding_length", "clip.parameter_count"} <= keys) == paired == bool(keys)
         await catalogue.close()
 
 
-async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path) -> None:
+async def test_a_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     whole = write_gguf(folder / "good.gguf").read_bytes()
     (folder / "cut.gguf").write_bytes(whole[:-500])
@@ -168,7 +172,7 @@ async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", [b"", b"this is no model", None])
-async def test_of_several_files_the_one_that_is_damaged_is_named(
+async def test_the_damaged_file_of_a_split_model_is_named(
     make: Make, tmp_path: Path, damage: bytes | None
 ) -> None:
     for number, tensor in enumerate(("token_embd.weight", "output.weight"), 1):
@@ -181,17 +185,17 @@ async def test_of_several_files_the_one_that_is_damaged_is_named(
     assert str(path) in named(catalogue)["big:latest"].unusable
 
 
-async def test_a_header_of_odd_types_does_not_hide_the_others(make: Make, tmp_path: Path) -> None:
+async def test_a_header_with_wrong_types_does_not_hide_other_models(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "odd.gguf", metadata={"llama.block_count": True})
     write_gguf(tmp_path / "folder" / "long.gguf", metadata={"llama.context_length": True}, seed=1)
     write_gguf(tmp_path / "folder" / "fine.gguf", seed=2)
     catalogue = make()
     await catalogue.start()
-    told = msgspec.msgpack.decode(msgspec.msgpack.encode(catalogue.models), type=tuple[Model, ...])
-    assert len(told) == 3, "a node that asks for the list must be able to read it"
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(catalogue.models), type=tuple[Model, ...])
+    assert len(decoded) == 3, "other nodes must be able to decode the list"
 
 
-async def test_a_file_name_of_another_encoding_hides_nothing(make: Make, tmp_path: Path) -> None:
+async def test_a_file_name_in_another_encoding_does_not_hide_other_models(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "fine.gguf")
     write_gguf(tmp_path / "folder" / os.fsdecode(b"mod\xe8le-F16.gguf"))
     OllamaStore(tmp_path / "store").model(os.fsdecode(b"caf\xe9:latest"), tmp_path)
@@ -200,10 +204,10 @@ async def test_a_file_name_of_another_encoding_hides_nothing(make: Make, tmp_pat
     models = named(catalogue)
     assert set(models) == {"fine:latest", "mod-le:F16"}
     assert "rename it" in models["mod-le:F16"].unusable
-    assert msgspec.json.encode([(one.what, one.fix) for one in catalogue.problems])
+    assert msgspec.json.encode([(problem.what, problem.fix) for problem in catalogue.problems])
 
 
-async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
+async def test_split_blobs_get_shard_names_by_links(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     layers = []
     for number, tensor in enumerate(("token_embd.weight", "output.weight")):
@@ -225,7 +229,7 @@ async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
     assert model.parameters == 2 * 32 * 32
 
 
-async def test_the_last_model_layer_counts(make: Make, tmp_path: Path) -> None:
+async def test_the_last_model_layer_of_a_manifest_is_used(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     layers = [store.layer("model", write_gguf(tmp_path / "x.gguf", seed=k).read_bytes()) for k in (1, 2)]
     store.manifest("two:latest", layers)
@@ -234,7 +238,7 @@ async def test_the_last_model_layer_counts(make: Make, tmp_path: Path) -> None:
     assert named(catalogue)["two:latest"].files == (str(store.path(layers[1])),)
 
 
-async def test_projectors_and_adapters_are_no_models(make: Make, tmp_path: Path) -> None:
+async def test_projectors_and_adapters_are_not_listed_as_models(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     write_gguf(folder / "see-F16.gguf")
     write_gguf(folder / "mmproj-see.gguf", architecture="clip", metadata={"general.type": "mmproj"})
@@ -246,7 +250,7 @@ async def test_projectors_and_adapters_are_no_models(make: Make, tmp_path: Path)
     assert "vision" in model.capabilities
 
 
-async def test_embedding_and_template(make: Make, tmp_path: Path) -> None:
+async def test_capabilities_follow_the_architecture_and_the_template(make: Make, tmp_path: Path) -> None:
     write_gguf(
         tmp_path / "folder" / "embed.gguf", architecture="nomic-bert", metadata={"nomic-bert.pooling_type": 1}
     )
@@ -260,7 +264,7 @@ async def test_embedding_and_template(make: Make, tmp_path: Path) -> None:
     assert set(models["coder:latest"].capabilities) == {"completion", "tools", "insert", "thinking"}
 
 
-async def test_only_ollama(make: Make, tmp_path: Path) -> None:
+async def test_models_that_only_ollama_can_run_are_marked(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     store.model("gptoss:20b", tmp_path, architecture="gptoss")
     store.model("see:latest", tmp_path, tensors=("token_embd.weight", "v.patch_embd.weight"))
@@ -292,7 +296,7 @@ async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("raw", [b'[3, {"x": 1}]', b'{"\xff": "', b"[" * 5000])
-async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path, raw: bytes) -> None:
+async def test_a_damaged_cache_is_ignored(make: Make, tmp_path: Path, raw: bytes) -> None:
     write_gguf(tmp_path / "folder" / "a.gguf")
     (tmp_path / "state").mkdir()
     for name in ("headers.json", "refused.json"):
@@ -302,7 +306,7 @@ async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path, raw: by
     assert len(catalogue.models) == 1
 
 
-async def test_kept_current(make: Make, tmp_path: Path) -> None:
+async def test_changes_of_the_stores_are_noticed(make: Make, tmp_path: Path) -> None:
     catalogue = make()
     await catalogue.start()
     seen: list[int] = []
@@ -320,7 +324,7 @@ async def test_kept_current(make: Make, tmp_path: Path) -> None:
     assert seen[-1] == 0
 
 
-async def test_demo_only_when_there_is_nothing(make: Make, tmp_path: Path) -> None:
+async def test_the_demo_model_is_written_only_without_other_models(make: Make, tmp_path: Path) -> None:
     calls: list[Path] = []
 
     def demo(path: Path) -> None:
@@ -336,7 +340,7 @@ async def test_demo_only_when_there_is_nothing(make: Make, tmp_path: Path) -> No
     assert calls == [tmp_path / "state" / "models" / "demo.gguf"]
 
 
-async def test_offered_models_give_way_to_files(make: Make, tmp_path: Path) -> None:
+async def test_readable_files_take_precedence_over_offered_models(make: Make, tmp_path: Path) -> None:
     OllamaStore(tmp_path / "store").model("here:latest", tmp_path)
     catalogue = make()
     await catalogue.start()
@@ -350,7 +354,7 @@ async def test_offered_models_give_way_to_files(make: Make, tmp_path: Path) -> N
         await catalogue.shape("hidden:latest")
 
 
-async def test_a_refused_load_is_remembered_by_content_and_build(make: Make, tmp_path: Path) -> None:
+async def test_a_failed_load_is_remembered_for_the_content_and_the_build(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "odd.gguf")
     first = make()
     await first.start()
@@ -368,10 +372,10 @@ async def test_a_refused_load_is_remembered_by_content_and_build(make: Make, tmp
     again.use_build("b1")
     assert "b1 refused" in again.models[0].only_ollama
     again.use_build("b2")
-    assert again.models[0].only_ollama == "", "another build may read it"
+    assert again.models[0].only_ollama == "", "another build may support it"
 
 
-async def test_the_watch_goes_on_whatever_goes_wrong(
+async def test_watching_continues_after_an_unexpected_error(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scan(root: Path) -> Scan:
@@ -388,7 +392,7 @@ async def test_the_watch_goes_on_whatever_goes_wrong(
     catalogue = make()
     await catalogue.start()
     assert failures
-    assert set(named(catalogue)) == {"fine:latest"}, "the other stores are seen"
+    assert set(named(catalogue)) == {"fine:latest"}, "the other stores are scanned"
     assert ["not foreseen" in problem.what for problem in catalogue.problems] == [True]
     broken = False
     write_gguf(tmp_path / "folder" / "Tiny-F16.gguf")
@@ -402,7 +406,7 @@ async def test_the_watch_goes_on_whatever_goes_wrong(
     await until(lambda: "Other:F16" in named(catalogue))
 
 
-async def test_one_store_under_two_paths_is_one(make: Make, tmp_path: Path) -> None:
+async def test_a_store_under_two_paths_is_scanned_once(make: Make, tmp_path: Path) -> None:
     OllamaStore(tmp_path / "store").model("a:latest", tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "store")
     catalogue = make(settings=ModelSettings(ollama_stores=(str(tmp_path / "link"), str(tmp_path / "store"))))
@@ -411,36 +415,39 @@ async def test_one_store_under_two_paths_is_one(make: Make, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
-    """Holds whoever touches ``folder`` or a file in it, as a share does whose server is away."""
-    back = threading.Event()
-    back.set()
+def hang_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """A function that makes accesses to ``folder`` and its files block (True), or ends that (False).
 
-    def held(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def holding(what: Any) -> Any:
-            if str(tmp_path / "folder") in str(what):
-                back.wait()
-            return real(what)
+    Simulates a network share with an unreachable server.
+    """
+    reachable = threading.Event()
+    reachable.set()
 
-        return holding
+    def blocking(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(argument: Any) -> Any:
+            if str(tmp_path / "folder") in str(argument):
+                reachable.wait()
+            return real(argument)
 
-    monkeypatch.setattr("sollold.models.stores.folders.scan_folder", held(folders.scan_folder))
-    monkeypatch.setattr(reader, "read_files", held(reader.read_files))
-    monkeypatch.setattr(scan_result, "_watched", held(scan_result._watched))
+        return call
+
+    monkeypatch.setattr("sollold.models.stores.folders.scan_folder", blocking(folders.scan_folder))
+    monkeypatch.setattr(reader, "read_files", blocking(reader.read_files))
+    monkeypatch.setattr(scan_result, "_watched", blocking(scan_result._watched))
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)
-    yield lambda away: back.clear() if away else back.set()
-    back.set()
+    yield lambda hang: reachable.clear() if hang else reachable.set()
+    reachable.set()
 
 
-async def test_a_share_that_does_not_answer_hides_no_other_store(
-    make: Make, tmp_path: Path, gone: Callable[[bool], None]
+async def test_a_hanging_share_does_not_hide_other_stores(
+    make: Make, tmp_path: Path, hang_share: Callable[[bool], None]
 ) -> None:
     write_gguf(tmp_path / "folder" / "far.gguf")
     store = OllamaStore(tmp_path / "store")
     store.model("here:latest", tmp_path, seed=1)
-    gone(True)
+    hang_share(True)
     catalogue = make()
     async with asyncio.timeout(10):
         await catalogue.start()
@@ -450,65 +457,65 @@ async def test_a_share_that_does_not_answer_hides_no_other_store(
         store.model("new:latest", tmp_path, seed=2)
         await catalogue.refresh()
         assert set(named(catalogue)) == {"here:latest", "new:latest"}
-        gone(False)
+        hang_share(False)
         await until(lambda: "far:latest" in named(catalogue))
         await until(lambda: not catalogue.problems)
 
 
-async def test_a_look_sees_what_came_during_one_that_nobody_waits_for_any_more(
-    make: Make, tmp_path: Path, gone: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+async def test_a_refresh_after_a_cancelled_one_finds_models_added_meanwhile(
+    make: Make, tmp_path: Path, hang_share: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalogue = make()
     await catalogue.start()
     await catalogue.close()
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 10.0)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 10.0)
-    gone(True)
-    looking = asyncio.create_task(catalogue.refresh())
+    hang_share(True)
+    refresh = asyncio.create_task(catalogue.refresh())
     await until(lambda: any(thread.name.endswith("/folder") for thread in threading.enumerate()))
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
+    refresh.cancel()
+    await asyncio.gather(refresh, return_exceptions=True)
     write_gguf(tmp_path / "folder" / "new.gguf")
     again = asyncio.create_task(catalogue.refresh())
     await asyncio.sleep(0)
-    gone(False)
+    hang_share(False)
     await again
     assert set(named(catalogue)) == {"new:latest"}
 
 
-async def test_models_of_a_share_that_went_away_are_unusable_till_it_is_back(
-    make: Make, tmp_path: Path, gone: Callable[[bool], None]
+async def test_models_of_a_hanging_share_are_unusable_until_it_answers(
+    make: Make, tmp_path: Path, hang_share: Callable[[bool], None]
 ) -> None:
     write_gguf(tmp_path / "folder" / "far.gguf")
     catalogue = make()
     await catalogue.start()
     assert not named(catalogue)["far:latest"].unusable
-    gone(True)
+    hang_share(True)
     before = threading.active_count()
     async with asyncio.timeout(10):
         shapes = [catalogue.shape("far:latest") for _ in range(20)]
         for fault in await asyncio.gather(*shapes, return_exceptions=True):
             assert "does not answer" in str(fault)
-        assert threading.active_count() <= before + 2, "each caller has a thread of its own to hang in"
+        assert threading.active_count() <= before + 2, "callers must not block a thread each"
         await catalogue.refresh()
         await until(lambda: "does not answer" in named(catalogue)["far:latest"].unusable)
-        gone(False)
+        hang_share(False)
         await until(lambda: not named(catalogue)["far:latest"].unusable)
         assert (await catalogue.shape("far:latest")).n_embd == 32
 
 
-async def test_a_file_whose_reads_hang_makes_its_folder_unusable_till_they_end(
+async def test_hanging_reads_of_a_file_make_its_folder_unusable_until_they_end(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gguf(tmp_path / "folder" / "far.gguf")
     catalogue = make()
     await catalogue.start()
-    back, begun = threading.Event(), 0
+    reachable, reads = threading.Event(), 0
 
     def hanging(paths: Any) -> Any:
-        nonlocal begun
-        begun += 1
-        back.wait()
+        nonlocal reads
+        reads += 1
+        reachable.wait()
         return read(paths)
 
     read = reader.read_files
@@ -523,19 +530,19 @@ async def test_a_file_whose_reads_hang_makes_its_folder_unusable_till_they_end(
             assert "folder does not answer" in named(catalogue)["far:latest"].unusable
             (problem,) = catalogue.problems
             assert "folder does not answer, so its models can't be used" in problem.what
-            # Whoever already has the model is told at once, and nothing more hangs.
+            # Callers that already have the model get the error immediately, without further reads.
             for _ in range(2):
                 with pytest.raises(LookupError, match="folder does not answer"):
                     await catalogue._headers.shape(model)
-            assert begun == 1
-            back.set()
+            assert reads == 1
+            reachable.set()
             await until(lambda: not catalogue.problems and not named(catalogue)["far:latest"].unusable)
             assert (await catalogue.header(model)).metadata
     finally:
-        back.set()
+        reachable.set()
 
 
-async def test_one_thread_sees_that_nothing_has_changed(
+async def test_unchanged_stores_are_checked_in_a_single_thread(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gguf(tmp_path / "folder" / "a.gguf")
@@ -557,8 +564,8 @@ async def test_one_thread_sees_that_nothing_has_changed(
     assert set(named(catalogue)) == {"a:latest", "b:latest"}
 
 
-async def test_a_share_that_hangs_when_it_is_asked_for_changes_hides_no_other_store(
-    make: Make, tmp_path: Path, gone: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+async def test_a_share_that_hangs_during_a_check_for_changes_does_not_hide_other_stores(
+    make: Make, tmp_path: Path, hang_share: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gguf(tmp_path / "folder" / "far.gguf")
     store = OllamaStore(tmp_path / "store")
@@ -567,19 +574,19 @@ async def test_a_share_that_hangs_when_it_is_asked_for_changes_hides_no_other_st
     catalogue = make()
     await catalogue.start()
     assert set(named(catalogue)) == {"far:latest", "here:latest"}
-    gone(True)
+    hang_share(True)
     async with asyncio.timeout(10):
         await until(lambda: "does not answer" in named(catalogue)["far:latest"].unusable)
         threads = threading.active_count()
         store.model("new:latest", tmp_path, seed=2)
         await until(lambda: "new:latest" in named(catalogue))
         assert not named(catalogue)["here:latest"].unusable
-        assert threading.active_count() <= threads + 1, "it is asked no more while it hangs"
-        gone(False)
+        assert threading.active_count() <= threads + 1, "a hanging share is not checked again"
+        hang_share(False)
         await until(lambda: not named(catalogue)["far:latest"].unusable)
 
 
-async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path) -> None:
+async def test_a_card_with_an_invalid_name_is_ignored(make: Make, tmp_path: Path) -> None:
     catalogue = make()
     path = write_gguf(catalogue.own / "x" / "model.gguf")
     card = Model("no name", "d", "own", (), 1, 0.0)
@@ -588,25 +595,25 @@ async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path)
     assert [model.name for model in catalogue.models] == ["model:latest"]
 
 
-def test_two_contents_of_the_longest_name_keep_names() -> None:
+def test_a_name_of_maximal_length_gets_a_digest_suffix() -> None:
     name = f"{'a' * 300}:{'b' * 49}"
     assert len(name) == 350
     other = name_with_digest(name, "c0ffee00" * 8)
     assert parse(other).tag.endswith("-c0ffee00")
 
 
-async def test_what_keeps_all_folders_from_being_read_is_a_problem(
+async def test_a_failure_to_read_any_folder_is_reported_as_a_problem(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the system gives no thread more: models would only be missing."""
+    """For example if no thread can be started: without the problem, models would be missing silently."""
     write_gguf(tmp_path / "folder" / "here.gguf")
 
-    def none(work: object, *, name: str) -> None:
+    def fail(work: object, *, name: str) -> None:
         raise RuntimeError("can't start new thread")
 
     catalogue = make()
     with monkeypatch.context() as patch:
-        patch.setattr("sollold.models.stores.store_watcher.in_own_thread", none)
+        patch.setattr("sollold.models.stores.store_watcher.in_own_thread", fail)
         await catalogue.start()
         assert not catalogue.models
         assert "can't start new thread" in catalogue.problems[0].what

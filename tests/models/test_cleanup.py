@@ -1,4 +1,4 @@
-"""What a kill at a bad moment leaves behind, and what becomes of it."""
+"""Cleanup of files that an interrupted transfer left behind."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KEY = "0123456789abcdef" * 2
 NOW = time.time()
 
 
-def landed(own: Path, *, parts: int = 2) -> PartialFile:
-    """A fetch of two parts of which some have come."""
-    landing = PartialFile(own, KEY, (Item("model.gguf", 8),), part=4, model="tiny:7b")
-    landing.open()
+def partial_file(own: Path, *, parts: int = 2) -> PartialFile:
+    """A transfer of two parts, with the first ``parts`` complete."""
+    partial = PartialFile(own, KEY, (Item("model.gguf", 8),), part=4, model="tiny:7b")
+    partial.open()
     for part in range(parts):
-        landing.write(0, 4 * part, b"good")
-        landing.finish_part(0, part)
-    return landing
+        partial.write(0, 4 * part, b"good")
+        partial.finish_part(0, part)
+    return partial
 
 
 def age(folder: Path, seconds: float) -> None:
@@ -36,60 +36,60 @@ def names(folder: Path) -> Iterable[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_model_that_was_being_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_restored_after_an_interrupted_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "tiny-0123"
     place.mkdir()
     (place / "model.gguf").write_bytes(b"old")
-    landing = landed(tmp_path)
+    partial = partial_file(tmp_path)
     rename, renamed = Path.rename, list[Path]()
 
-    def killed(self: Path, target: Path) -> Path:
+    def interrupted(self: Path, target: Path) -> Path:
         if renamed:
             raise KeyboardInterrupt
         renamed.append(target)
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        landing.settle(place.name, {})
+        partial.settle(place.name, {})
     monkeypatch.undo()
     assert not place.exists()
     sweep(tmp_path, NOW)
     assert (place / "model.gguf").read_bytes() == b"old"
-    again = PartialFile(tmp_path, KEY, landing.items, part=4)
+    again = PartialFile(tmp_path, KEY, partial.items, part=4)
     again.open()
-    assert again.missing() == [], "what had come is still there to be settled"
+    assert again.missing() == [], "the received parts are kept"
     again.settle(place.name, {"sollold.json": b"{}"})
     assert (place / "model.gguf").read_bytes() == b"goodgood"
     assert names(place) == ["model.gguf", "sollold.json"]
     assert names(tmp_path / ".parts") == []
 
 
-def test_a_disk_that_fails_while_a_model_is_replaced_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "tiny-0123"
     place.mkdir()
     (place / "model.gguf").write_bytes(b"old")
-    landing = landed(tmp_path)
+    partial = partial_file(tmp_path)
     rename = Path.rename
 
     def full(self: Path, target: Path) -> Path:
-        if self == landing.folder:
+        if self == partial.folder:
             raise OSError(28, "No space left on device")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError, match="No space"):
-        landing.settle(place.name, {})
+        partial.settle(place.name, {})
     assert (place / "model.gguf").read_bytes() == b"old"
 
 
-def test_what_is_of_no_more_use_goes_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:
     (place := tmp_path / "tiny-0123").mkdir()
     old = tmp_path / ".parts" / f"{place.name}.old"
     linking = tmp_path / ".mine-0123456789ab.new"
-    landed(tmp_path, parts=0).close()
+    partial_file(tmp_path, parts=0).close()
     parts = tmp_path / ".parts" / KEY
     for folder in (old, linking):
         folder.mkdir()
@@ -105,22 +105,22 @@ def test_what_is_of_no_more_use_goes_after_a_day(tmp_path: Path) -> None:
     assert names(tmp_path / ".parts") == []
 
 
-def test_what_is_not_ours_or_can_go_on_is_never_removed(tmp_path: Path) -> None:
-    landed(tmp_path, parts=1).close()
+def test_foreign_folders_and_resumable_transfers_are_never_removed(tmp_path: Path) -> None:
+    partial_file(tmp_path, parts=1).close()
     resumable = tmp_path / ".parts" / KEY
-    strange = tmp_path / ".parts" / KEY[::-1]
-    theirs = tmp_path / ".holiday.new"
-    for folder in (strange, theirs):
+    without_notes = tmp_path / ".parts" / KEY[::-1]
+    foreign = tmp_path / ".holiday.new"
+    for folder in (without_notes, foreign):
         folder.mkdir()
         (folder / "photo.jpg").write_bytes(b"x")
-    for folder in (resumable, strange, theirs):
+    for folder in (resumable, without_notes, foreign):
         age(folder, DAY * 99)
     sweep(tmp_path, NOW)
-    assert resumable.exists() and strange.exists() and theirs.exists()
+    assert resumable.exists() and without_notes.exists() and foreign.exists()
 
 
-def test_a_fetch_that_nobody_goes_on_with_is_told_of(tmp_path: Path) -> None:
-    landed(tmp_path, parts=1).close()
+def test_an_abandoned_transfer_is_reported(tmp_path: Path) -> None:
+    partial_file(tmp_path, parts=1).close()
     folder = tmp_path / ".parts" / KEY
     assert abandoned(tmp_path, NOW) == []
     age(folder, DAY * 3)

@@ -1,3 +1,5 @@
+"""The demo model, which recites a fixed text."""
+
 from __future__ import annotations
 
 import itertools
@@ -18,39 +20,39 @@ from sollold.models.gguf.header import Array
 from tests.gguf import llama_run
 
 
-def _read_back(recital: Recital, text: str) -> list[str]:
-    """Cut a text as llama.cpp's greedy tokenizer does: the longest token at each place."""
+def _tokenize(recital: Recital, text: str) -> list[str]:
+    """Tokenize a text as llama.cpp's greedy tokenizer does: the longest token at each position."""
     longest = max(map(len, recital.pieces))
-    known, cut = set(recital.pieces), []
+    vocabulary, tokens = set(recital.pieces), []
     while text:
-        size = next((size for size in range(longest, 1, -1) if text[:size] in known), 1)
-        cut.append(text[:size])
+        size = next((size for size in range(longest, 1, -1) if text[:size] in vocabulary), 1)
+        tokens.append(text[:size])
         text = text[size:]
-    return cut
+    return tokens
 
 
-def test_the_greeting_can_be_read_in_one_way_only() -> None:
+def test_the_greeting_is_tokenized_into_its_pieces() -> None:
     recital = Recital(demo_model.pieces(demo_model.GREETING))
     assert recital.text == demo_model.GREETING
-    assert _read_back(recital, demo_model.GREETING) == list(recital.pieces)
+    assert _tokenize(recital, demo_model.GREETING) == list(recital.pieces)
     assert len(recital.pieces) > 30
 
 
 @given(st.lists(st.sampled_from(["a", "an", "the", "then", "x.", "and", "on"]), min_size=2, max_size=30))
 def test_any_text_with_repeated_words_is_cut_into_distinct_pieces(words: list[str]) -> None:
     text = " ".join(words)
-    cut = demo_model.pieces(text)
-    assert "".join(cut) == text
-    assert _read_back(Recital(cut), text) == list(cut)
+    pieces = demo_model.pieces(text)
+    assert "".join(pieces) == text
+    assert _tokenize(Recital(pieces), text) == list(pieces)
 
 
-def test_counting_shows_what_is_missing() -> None:
+def test_counting_gives_numbered_words() -> None:
     assert demo_model.counting(3) == ("w0001 ", "w0002 ", "w0003 ")
     assert demo_model.counting(2, first=99_999) == ("w099999 ", "w100000 ")
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "options",
     [
         {"pieces": ()},
         {"pieces": ("a",)},
@@ -61,12 +63,12 @@ def test_counting_shows_what_is_missing() -> None:
         {"pieces": ("ab",), "hidden": 33},
     ],
 )
-def test_what_can_not_be_recited(wrong: dict[str, object]) -> None:
+def test_invalid_recitals_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"piece|recital"):
-        Recital(**wrong)  # type: ignore[arg-type]
+        Recital(**options)  # type: ignore[arg-type]
 
 
-def test_the_file_is_small_and_whole(tmp_path: Path) -> None:
+def test_the_file_is_small_and_complete(tmp_path: Path) -> None:
     path = tmp_path / "demo.gguf"
     demo_model.write(path)
     assert path.stat().st_size < 4 << 20
@@ -79,7 +81,7 @@ def test_the_file_is_small_and_whole(tmp_path: Path) -> None:
     assert tokens.length == 256 + 5 + len(demo_model.pieces(demo_model.GREETING))
 
 
-def test_heavy_blocks_are_written_out(tmp_path: Path) -> None:
+def test_blocks_of_a_heavy_model_are_allocated_on_disk(tmp_path: Path) -> None:
     light, heavy = tmp_path / "light.gguf", tmp_path / "heavy.gguf"
     demo_model.write(light, Recital(("ab", "cd"), layers=4, hidden=8192))
     demo_model.write(heavy, Recital(("ab", "cd"), layers=4, hidden=8192, heavy=True))
@@ -117,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-def _asked(address: str, path: str, body: dict[str, object]) -> dict[str, object]:
+def _post(address: str, path: str, body: dict[str, object]) -> dict[str, object]:
     request = urllib.request.Request(address + path, json.dumps(body).encode(), method="POST")
     with urllib.request.urlopen(request, timeout=60) as reply:
         answer: dict[str, object] = json.load(reply)["choices"][0]
@@ -130,33 +132,33 @@ def _words(first: int, last: int) -> str:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("temperature", [0, 0.8, 3])
-def test_recites_from_the_beginning_to_the_end(server: str, temperature: float) -> None:
+def test_a_chat_recites_the_whole_text(server: str, temperature: float) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "w0042 w0043? äöü"}]
-    answer = _asked(server, "/v1/chat/completions", {"messages": messages, "temperature": temperature})
+    answer = _post(server, "/v1/chat/completions", {"messages": messages, "temperature": temperature})
     assert answer["message"]["content"] == _words(1, 600)  # type: ignore[index]
     assert answer["finish_reason"] == "stop"
 
 
 @pytest.mark.llama
-def test_any_prompt_leads_to_the_beginning_and_a_part_leads_on(server: str) -> None:
+def test_a_prompt_from_the_text_is_continued_and_any_other_starts_it(server: str) -> None:
     for prompt, first in (("What is this?", 1), (_words(1, 17), 18), (_words(1, 599), 600)):
         body: dict[str, object] = {"prompt": prompt, "max_tokens": 5, "temperature": 1}
-        answer = _asked(server, "/v1/completions", body)
+        answer = _post(server, "/v1/completions", body)
         assert answer["text"] == _words(first, min(first + 4, 600))
 
 
 @pytest.mark.llama
-def test_an_answer_that_was_cut_is_continued_exactly(server: str) -> None:
-    said = ""
+def test_a_truncated_answer_is_continued_exactly(server: str) -> None:
+    recited = ""
     for limit in itertools.repeat(97):
         messages = [{"role": "user", "content": "Count."}]
-        if said:
-            messages.append({"role": "assistant", "content": said})
-        answer = _asked(server, "/v1/chat/completions", {"messages": messages, "max_tokens": limit})
+        if recited:
+            messages.append({"role": "assistant", "content": recited})
+        answer = _post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": limit})
         text: str = answer["message"]["content"]  # type: ignore[index]
-        # llama-server gives the part that it was given again.
-        assert text.startswith(said)
-        said = text
+        # llama-server repeats the given part of the answer.
+        assert text.startswith(recited)
+        recited = text
         if answer["finish_reason"] == "stop":
             break
-    assert said == _words(1, 600)
+    assert recited == _words(1, 600)

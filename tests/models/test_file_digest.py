@@ -1,4 +1,4 @@
-"""Digests of a file's bytes."""
+"""Digests of byte ranges of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sollold.models.transfer.file_digest import digest_between, new_key, sha256_between
 
 DATA = os.urandom((2 << 20) + 77)
-"""More than one piece."""
+"""Longer than the chunks in which a file is read."""
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def handle(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, len(DATA)), (5, 17), (1 << 20, (1 << 20) + 1), (7, 7)])
-def test_both_digests_are_the_standards(handle: int, start: int, end: int) -> None:
+def test_digests_equal_those_of_the_libraries(handle: int, start: int, end: int) -> None:
     key = new_key()
     span = DATA[start:end]
     assert sha256_between(handle, start, end) == hashlib.sha256(span).hexdigest()
@@ -36,12 +36,12 @@ def test_both_digests_are_the_standards(handle: int, start: int, end: int) -> No
     )
 
 
-def test_no_key_comes_twice() -> None:
+def test_keys_are_unique() -> None:
     assert len({new_key() for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize("key", ["00", "zz" * 16, "00" * 32])
-def test_what_is_no_key_is_refused(handle: int, key: str) -> None:
+def test_invalid_keys_are_refused(handle: int, key: str) -> None:
     with pytest.raises(ValueError):
         digest_between(handle, 0, 10, key)
 

@@ -1,3 +1,5 @@
+"""Models in plain folders, in llama.cpp's cache and in Hugging Face's cache."""
+
 from __future__ import annotations
 
 import errno
@@ -22,7 +24,7 @@ def names(scan: Scan) -> list[str]:
     return sorted(found.name for found in scan.found)
 
 
-def test_files_and_folders(tmp_path: Path) -> None:
+def test_gguf_files_are_found_in_nested_folders(tmp_path: Path) -> None:
     touch(tmp_path / "Tiny-Q4_K_M.gguf")
     touch(tmp_path / "deep" / "er" / "other.GGUF")
     touch(tmp_path / ".hidden.gguf")
@@ -31,14 +33,14 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert names(folders.scan_folder(tmp_path)) == ["Tiny:Q4_K_M", "other:latest"]
 
 
-def test_circles_of_links_end(tmp_path: Path) -> None:
+def test_cyclic_links_end_the_search(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "m.gguf")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert names(folders.scan_folder(tmp_path)) == ["m:latest"]
 
 
 @pytest.mark.parametrize("limit", ["_MOST_FILES", "_MOST_FOLDERS"])
-def test_more_than_is_looked_at_is_a_problem(
+def test_exceeding_a_limit_of_the_search_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     for number in range(5):
@@ -51,7 +53,7 @@ def test_more_than_is_looked_at_is_a_problem(
     assert [str(tmp_path) in problem.what for problem in scan.problems] == [True]
 
 
-def test_more_files_than_are_looked_at_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files_in_one_folder_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         touch(tmp_path / f"{number}.gguf")
     monkeypatch.setattr(folders, "_MOST_FILES", 3)
@@ -61,7 +63,7 @@ def test_more_files_than_are_looked_at_in_one_folder(tmp_path: Path, monkeypatch
     assert folders.scan_folder(tmp_path).problems == []
 
 
-def test_a_folder_that_fails_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
@@ -70,7 +72,7 @@ def test_a_folder_that_fails_is_a_problem(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Input/output error" in problem.what
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_shards_are_one_model(tmp_path: Path) -> None:
     for number in (2, 1, 3):
         touch(tmp_path / f"Big-Q8_0-0000{number}-of-00003.gguf")
     (found,) = folders.scan_folder(tmp_path).found
@@ -79,18 +81,18 @@ def test_shards(tmp_path: Path) -> None:
     assert found.unusable == ""
 
 
-def test_missing_shards_are_told(tmp_path: Path) -> None:
+def test_missing_shards_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "Big-00002-of-00004.gguf")
     (found,) = folders.scan_folder(tmp_path).found
     assert found.unusable.startswith("Shards 1, 3, 4 of 4 are missing")
 
 
-def test_a_count_that_cannot_be() -> None:
-    (one,) = group([Path("/x/a-00001-of-99999.gguf")])
-    assert len(one.fault) < 300
+def test_the_fault_of_an_absurd_shard_count_is_short() -> None:
+    (shard_group,) = group([Path("/x/a-00001-of-99999.gguf")])
+    assert len(shard_group.fault) < 300
 
 
-def test_projector_of_the_only_model(tmp_path: Path) -> None:
+def test_a_projector_belongs_to_all_files_of_the_only_model(tmp_path: Path) -> None:
     touch(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf")
     touch(tmp_path / "gemma-3-4b-it-Q8_0.gguf")
     touch(tmp_path / "mmproj-BF16.gguf")
@@ -100,7 +102,7 @@ def test_projector_of_the_only_model(tmp_path: Path) -> None:
     assert {found.projector for found in scan.found} == {str(tmp_path / "mmproj-F16.gguf")}
 
 
-def test_projector_of_one_among_many(tmp_path: Path) -> None:
+def test_a_projector_belongs_to_the_model_with_its_name(tmp_path: Path) -> None:
     touch(tmp_path / "llava-Q4_0.gguf")
     touch(tmp_path / "plain-Q4_0.gguf")
     touch(tmp_path / "llava-mmproj-f16.gguf")
@@ -114,26 +116,26 @@ def test_projector_names() -> None:
     assert not is_projector("commproject.gguf")
 
 
-def test_llama_cache(tmp_path: Path) -> None:
+def test_names_of_files_in_llama_cpps_cache(tmp_path: Path) -> None:
     touch(tmp_path / "ggml-org_gemma-3-4b-it-GGUF_gemma-3-4b-it-Q4_K_M.gguf")
     touch(tmp_path / "other.gguf")
     scan = folders.scan_llama_cache(tmp_path)
     assert names(scan) == ["hf.co/ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "other:latest"]
 
 
-def test_where_llama_cache_is(tmp_path: Path) -> None:
+def test_the_location_of_llama_cpps_cache(tmp_path: Path) -> None:
     assert folders.llama_cache({"LLAMA_CACHE": "/x"}, tmp_path) == Path("/x")
     assert folders.llama_cache({"XDG_CACHE_HOME": "/c"}, tmp_path) == Path("/c/llama.cpp")
     assert folders.llama_cache({}, tmp_path) == tmp_path / ".cache" / "llama.cpp"
 
 
-def test_own_folder_with_a_card(tmp_path: Path) -> None:
+def test_models_of_the_own_folder_with_and_without_a_card(tmp_path: Path) -> None:
     touch(tmp_path / "x" / "model.gguf")
     card = {"name": "mario:latest", "digest": "d", "source": "own", "files": [], "size": 1, "modified": 5.0}
     (tmp_path / "x" / folders.CARD).write_text(json.dumps(card | {"system": "You are Mario."}))
     touch(tmp_path / "dropped.gguf")
     touch(tmp_path / "demo.gguf")
-    found = {one.name: one for one in folders.scan_own(tmp_path).found}
+    found = {model.name: model for model in folders.scan_own(tmp_path).found}
     assert found["mario:latest"].system == "You are Mario."
     assert found["mario:latest"].source == "own"
     assert found["dropped:latest"].source == "folder"
@@ -141,14 +143,14 @@ def test_own_folder_with_a_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("card", [b"{", b'"\xff"', b'{"x":' + b"[" * 5000])
-def test_damaged_card_leaves_the_file(tmp_path: Path, card: bytes) -> None:
+def test_a_damaged_card_is_ignored(tmp_path: Path, card: bytes) -> None:
     touch(tmp_path / "x" / "model-Q4_0.gguf")
     (tmp_path / "x" / folders.CARD).write_bytes(card)
     (found,) = folders.scan_own(tmp_path).found
     assert (found.name, found.source) == ("model:Q4_0", "folder")
 
 
-def test_hub_cache(tmp_path: Path) -> None:
+def test_models_of_the_hub_cache(tmp_path: Path) -> None:
     snapshot = hub_repository(tmp_path, "bartowski/Tiny-GGUF")
     hub_file(snapshot, "Tiny-Q4_K_M.gguf", b"GGUF1")
     hub_file(snapshot, "Tiny-Q8_0/Tiny-Q8_0-00001-of-00002.gguf", b"GGUF2")
@@ -156,7 +158,7 @@ def test_hub_cache(tmp_path: Path) -> None:
     hub_file(snapshot, "mmproj-F16.gguf", b"GGUF4")
     hub_file(snapshot, "README.md", b"x")
     scan = huggingface_cache.scan(tmp_path)
-    found = {one.name: one for one in scan.found}
+    found = {model.name: model for model in scan.found}
     assert set(found) == {"hf.co/bartowski/Tiny-GGUF:Q4_K_M", "hf.co/bartowski/Tiny-GGUF:Q8_0"}
     sharded = found["hf.co/bartowski/Tiny-GGUF:Q8_0"]
     assert len(sharded.files) == 2
@@ -164,14 +166,14 @@ def test_hub_cache(tmp_path: Path) -> None:
     assert sharded.projector == str(snapshot / "mmproj-F16.gguf")
 
 
-def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
+def test_the_main_snapshot_of_the_hub_cache_takes_precedence(tmp_path: Path) -> None:
     main = hub_repository(tmp_path, "o/r", "aaaa")
     other = main.parent / "bbbb"
     other.mkdir()
     hub_file(main, "m-Q4_0.gguf", b"GGUF1")
     hub_file(other, "m-Q4_0.gguf", b"GGUF2")
     hub_file(other, "m-Q8_0.gguf", b"GGUF3")
-    found = {one.name: one.files[0] for one in huggingface_cache.scan(tmp_path).found}
+    found = {model.name: model.files[0] for model in huggingface_cache.scan(tmp_path).found}
     assert found == {
         "hf.co/o/r:Q4_0": str(main / "m-Q4_0.gguf"),
         "hf.co/o/r:Q8_0": str(other / "m-Q8_0.gguf"),
@@ -179,7 +181,7 @@ def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_what_may_not_be_read_of_a_hub_cache_is_a_problem(
+def test_an_unreadable_folder_of_the_hub_cache_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
     root = tmp_path / "hub"
@@ -189,20 +191,20 @@ def test_what_may_not_be_read_of_a_hub_cache_is_a_problem(
     closed = (snapshot, snapshot.parent, snapshot.parents[1])[level]
     shut(monkeypatch, closed)
     scan = huggingface_cache.scan(root)
-    assert [one.name for one in scan.found] == ["hf.co/org/fine:latest"]
+    assert [model.name for model in scan.found] == ["hf.co/org/fine:latest"]
     (problem,) = scan.problems
     assert str(closed) in problem.what
     assert str(closed) in problem.fix
 
 
-def test_where_the_hub_cache_is(tmp_path: Path) -> None:
+def test_the_location_of_the_hub_cache(tmp_path: Path) -> None:
     assert huggingface_cache.caches({"HF_HUB_CACHE": "/x", "HF_HOME": "/y"}, tmp_path) == (Path("/x"),)
     assert huggingface_cache.caches({"HF_HOME": "/y"}, tmp_path) == (Path("/y/hub"),)
     assert huggingface_cache.caches({}, tmp_path) == (tmp_path / ".cache/huggingface/hub",)
 
 
-def test_what_may_be_read_again_is_looked_at_again(tmp_path: Path) -> None:
-    """As after the command that doctor shows: it changes no time."""
+def test_a_folder_that_became_readable_counts_as_changed(tmp_path: Path) -> None:
+    """As after the chmod command that doctor shows, which does not change the modification time."""
     folder = tmp_path / "models"
     folder.mkdir()
     folder.chmod(0)
