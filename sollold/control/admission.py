@@ -64,14 +64,14 @@ class AdmissionService:
             Refusal: NOT_FOUND when none, or several, match; UNAVAILABLE when its node can't be reached.
         """
         found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
-        shown = [(one, record) for record in self._view.live() for one in record.waiting]
-        text = _as_shown(text.strip(), {one.code for one, _ in shown})
-        for one, record in matching(
-            text, shown, lambda each: (each[0].node, each[0].code), lambda each: each[0].name
+        pairs = [(machine, record) for record in self._view.live() for machine in record.waiting]
+        text = _as_shown(text.strip(), {m.code for m, _ in pairs})
+        for machine, record in matching(
+            text, pairs, lambda pair: (pair[0].node, pair[0].code), lambda pair: pair[0].name
         ):
-            found.setdefault(one.node, (one, []))[1].append(record)
+            found.setdefault(machine.node, (machine, []))[1].append(record)
         if len(found) != 1:
-            raise Refusal(Fault.NOT_FOUND, self._why_not(text, [one for one, _ in found.values()]))
+            raise Refusal(Fault.NOT_FOUND, self._no_match(text, [m for m, _ in found.values()]))
         ((waiting, records),) = found.values()
         if waiting.evicted:
             await self.secret.pardon(waiting.node)
@@ -93,15 +93,15 @@ class AdmissionService:
         if ring is None or ring.open:
             raise Refusal(Fault.BAD_REQUEST, _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN)
         live = self._view.live()
-        did = await asyncio.gather(
+        results = await asyncio.gather(
             *(self._call(record, "door", DoorOrder(seconds)) for record in live), return_exceptions=True
         )
-        failed = [str(one) for one in did if isinstance(one, Refusal)]
-        done = [record.name for record, one in zip(live, did, strict=True) if not isinstance(one, Exception)]
+        failed = [str(r) for r in results if isinstance(r, Refusal)]
+        done = [record.name for record, r in zip(live, results, strict=True) if not isinstance(r, Exception)]
         if failed:
-            what = "open" if seconds else "shut"
-            where = f"the door is {what} at {', '.join(done)}; " if done else ""
-            raise Refusal(Fault.UNAVAILABLE, f"{where}failed: {'; '.join(failed)}", retry_after=2.0)
+            state = "open" if seconds else "shut"
+            prefix = f"the door is {state} at {', '.join(done)}; " if done else ""
+            raise Refusal(Fault.UNAVAILABLE, f"{prefix}failed: {'; '.join(failed)}", retry_after=2.0)
         return done
 
     def invite(self) -> Invite:
@@ -112,11 +112,13 @@ class AdmissionService:
         """
         admission, me = self._view.admission, self._view.me
         if admission is None:
-            why = "the secret comes from cluster.token: put the same one into the settings of the new machine"
-            raise Refusal(Fault.BAD_REQUEST, why)
+            text = (
+                "the secret comes from cluster.token: put the same one into the settings of the new machine"
+            )
+            raise Refusal(Fault.BAD_REQUEST, text)
         if admission.ring.open:
-            why = "any machine may join this cluster: cluster.seeds of the new machine tells it where"
-            raise Refusal(Fault.BAD_REQUEST, why)
+            text = "any machine may join this cluster: cluster.seeds of the new machine tells it where"
+            raise Refusal(Fault.BAD_REQUEST, text)
         host = (*me.addresses, "127.0.0.1")[0]
         port = "" if me.peer_port == PORT else f":{me.peer_port}"
         seed = f"[{host}]{port}" if ":" in host else f"{host}{port}"
@@ -134,21 +136,21 @@ class AdmissionService:
             plain, place = plain_code(code), Seed.read(seed, PORT)
         except ValueError as error:
             raise Refusal(Fault.BAD_REQUEST, str(error).removeprefix("cluster.seeds: ")) from None
-        where = await resolve(place)
-        if not where:
+        addresses = await resolve(place)
+        if not addresses:
             raise Refusal(Fault.UNAVAILABLE, f"host name {place.host} can't be resolved", retry_after=5.0)
         try:
-            invited = await search.accept(plain, where)
+            invited = await search.accept(plain, addresses)
         except (PeerError, TimeoutError, OSError) as error:
             if isinstance(error, PeerError) and error.node == self._view.me.node:
-                why = f"{place.host} is this machine itself: name the one that printed the code"
-                raise Refusal(Fault.BAD_REQUEST, why) from None
-            why = (
+                message = f"{place.host} is this machine itself: name the one that printed the code"
+                raise Refusal(Fault.BAD_REQUEST, message) from None
+            message = (
                 f"no member with an invitation responds at {place.host} port {place.port} "
                 f"({error or 'it took too long'}): check that sollold runs there, without cluster.token, and "
                 "that its firewall lets the port through"
             )
-            raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
+            raise Refusal(Fault.UNAVAILABLE, message, retry_after=5.0) from None
         return _joined(invited)
 
     def _admission_of_free(self) -> Admission:
@@ -159,46 +161,46 @@ class AdmissionService:
         """
         admission = self._view.admission
         if admission is None:
-            why = "cluster.token in the settings says where this machine belongs: remove it and restart"
-            raise Refusal(Fault.BAD_REQUEST, why)
+            message = "cluster.token in the settings says where this machine belongs: remove it and restart"
+            raise Refusal(Fault.BAD_REQUEST, message)
         if admission.ring.open:
-            why = (
+            message = (
                 'this machine is in an open cluster: remove cluster.door = "open" from its settings, restart'
             )
-            raise Refusal(Fault.BAD_REQUEST, why)
+            raise Refusal(Fault.BAD_REQUEST, message)
         me = self._view.me.node
-        others = [one.name for one in self._view.live() if one.node != me]
+        others = [r.name for r in self._view.live() if r.node != me]
         if others or not admission.ring.alone:
             names = f" with {', '.join(others)}" if others else ""
-            why = (
+            message = (
                 f"this machine is already a member of a cluster{names}. To leave it: stop sollold, delete "
                 "the file keyring in its state folder, start sollold, and join again"
             )
-            raise Refusal(Fault.BAD_REQUEST, why)
+            raise Refusal(Fault.BAD_REQUEST, message)
         return admission
 
-    def _why_not(self, text: str, found: list[WaitingMachine]) -> str:
+    def _no_match(self, text: str, found: list[WaitingMachine]) -> str:
         if found:
-            what = "id" if text == found[0].code else "code"
-            words = ", ".join(one.node if what == "id" else one.code for one in found)
-            return f"several machines named {text!r} wait; name one by its {what}: {words}"
-        waiting = {one.node: one for record in self._view.live() for one in record.waiting}
-        names = ", ".join(sorted(f"{one.name} ({one.code})" for one in waiting.values()))
+            kind = "id" if text == found[0].code else "code"
+            words = ", ".join(m.node if kind == "id" else m.code for m in found)
+            return f"several machines named {text!r} wait; name one by its {kind}: {words}"
+        waiting = {m.node: m for record in self._view.live() for m in record.waiting}
+        names = ", ".join(sorted(f"{m.name} ({m.code})" for m in waiting.values()))
         ring = self._view.keyring()
         if ring is None or ring.open:
-            more = _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN
+            hint = _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN
         else:
-            more = f"waiting: {names}" if names else ""
-        return f"no machine {text!r} waits for admission" + (f"; {more}" if more else "")
+            hint = f"waiting: {names}" if names else ""
+        return f"no machine {text!r} waits for admission" + (f"; {hint}" if hint else "")
 
     async def _call(self, record: Record, method: str, order: AdmitOrder | DoorOrder) -> bool:
         try:
             return await self._calls.call(record.node, method, order, bool, timeout=_CALL_SECONDS)
         except PeerError as error:
-            why = f"{record.name}: {error}"
+            message = f"{record.name}: {error}"
             if "no call is named" in str(error):
-                why = f"{record.name} has cluster.token in its settings: no machine waits there"
-            raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+                message = f"{record.name} has cluster.token in its settings: no machine waits there"
+            raise Refusal(Fault.UNAVAILABLE, message, retry_after=2.0) from None
 
 
 def _as_shown(text: str, codes: Container[str]) -> str:
@@ -217,18 +219,18 @@ def _joined(invited: Invited) -> str:
     if invited.verdict is InvitationVerdict.ADMITTED:
         return invited.name
     if invited.verdict is InvitationVerdict.EVICTED:
-        why = (
+        text = (
             f"this machine was evicted from the cluster of {invited.name}: admit it there with sollold admit"
         )
-        raise Refusal(Fault.BAD_REQUEST, why)
+        raise Refusal(Fault.BAD_REQUEST, text)
     if invited.verdict is InvitationVerdict.WRONG and invited.tries:
-        tries = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
-        raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {tries}")
+        remaining = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
+        raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {remaining}")
     if invited.verdict is InvitationVerdict.WRONG:
-        why = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
-        raise Refusal(Fault.BAD_REQUEST, why)
-    why = (
+        text = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
+        raise Refusal(Fault.BAD_REQUEST, text)
+    text = (
         f"no invitation is open on {invited.name}: it was used, has expired, or was made on another machine. "
         "Make a new one there: sollold invite"
     )
-    raise Refusal(Fault.NOT_FOUND, why)
+    raise Refusal(Fault.NOT_FOUND, text)

@@ -154,10 +154,10 @@ class ClusterService:
                 raise
             if online or on_hub(ask.model):
                 return await self._plan_remote(ask)
-            foreseen = self._leader.outline_from_profile(ask.model)
-            if foreseen is None:
+            outline = self._leader.outline_from_profile(ask.model)
+            if outline is None:
                 raise
-            return Planned(foreseen.ok, foreseen.message, msgspec.to_builtins(foreseen))
+            return Planned(outline.ok, outline.message, msgspec.to_builtins(outline))
         preview = await self._leader.preview(ask)
         return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
 
@@ -187,8 +187,8 @@ class ClusterService:
         limit = self.limit
         end = loop.time() + limit
         while True:
-            left = max(0.0, end - loop.time())
-            ready = await self._loader.ready(Need(ask, left, waited=limit - left), _ignore_progress)
+            remaining = max(0.0, end - loop.time())
+            ready = await self._loader.ready(Need(ask, remaining, waited=limit - remaining), _ignore_progress)
             found = self._view.record(ready.node) if ready is not None else None
             if ready is not None and found is not None:
                 break
@@ -242,10 +242,10 @@ class ClusterService:
         listed = self._library.get(ask.model)
         train = listed.model.context_train if listed is not None else 0
         if endpoint.context < (min(ask.context, train) if train else ask.context):
-            why = f" ({'; '.join(reasons)})" if reasons else ""
+            reason = f" ({'; '.join(reasons)})" if reasons else ""
             raise Refusal(
                 Fault.UNAVAILABLE,
-                f"{ask.model} stays loaded with {endpoint.context} tokens of context{why}; "
+                f"{ask.model} stays loaded with {endpoint.context} tokens of context{reason}; "
                 "unload it first to reload it",
                 retry_after=10.0,
             )
@@ -259,8 +259,8 @@ class ClusterService:
             order = KeepOrder(deployment, seconds)
             await self._calls.call(node, "keep", order, Done, timeout=DRAIN_CALL)
         except PeerError as error:
-            why = f"loaded, but keep_alive could not be set: {error}"
-            raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+            message = f"loaded, but keep_alive could not be set: {error}"
+            raise Refusal(Fault.UNAVAILABLE, message, retry_after=2.0) from None
 
     async def unload(self, model: str, *, force: bool) -> Dropped:
         """Unload ``model`` (a name or a deployment's id) and return what was unloaded.
@@ -273,8 +273,8 @@ class ClusterService:
         drop = Drop(name, force=force, seen=loaded_of(live, name, name))
         dropped = await self._client.unload(drop)
         if dropped.refused:
-            why = "; ".join(reason for _, reason in dropped.refused)
-            raise Refusal(Fault.UNAVAILABLE, f"{why}; use --force to end them", retry_after=10.0)
+            reasons = "; ".join(reason for _, reason in dropped.refused)
+            raise Refusal(Fault.UNAVAILABLE, f"{reasons}; use --force to end them", retry_after=10.0)
         return dropped
 
     async def _loaded_name(self, model: str, live: Sequence[Record]) -> str:
@@ -305,12 +305,12 @@ class ClusterService:
         Raises:
             Refusal: BAD_REQUEST, with the reasons, when none of them can be used.
         """
-        known = {one.address: one for record in self._view.live() for one in record.plain}
+        known = {worker.address: worker for record in self._view.live() for worker in record.plain}
         unknown = [address for address in dict.fromkeys(addresses) if address not in known]
         found = await self._name_external(unknown) if unknown else ()
         workers = [known[address] for address in addresses if address in known] + list(found)
-        if workers and not any(one.state in _USABLE for one in workers):
-            reasons = "; ".join(f"{one.address}: {one.reason or one.state.value}" for one in workers)
+        if workers and not any(worker.state in _USABLE for worker in workers):
+            reasons = "; ".join(f"{w.address}: {w.reason or w.state.value}" for w in workers)
             raise Refusal(Fault.BAD_REQUEST, f"none of the external workers can be used: {reasons}")
 
     async def drain(self, node: str, *, on: bool) -> None:
@@ -334,18 +334,18 @@ class ClusterService:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        meant = await self._library.named(model)
-        wish = EndpointQuery(
-            meant.model.name,
+        listed = await self._library.named(model)
+        query = EndpointQuery(
+            listed.model.name,
             frozenset((Engine.LLAMA, Engine.OLLAMA)),
-            digest=meant.model.digest,
-            in_ollama=meant.in_ollama,
-            size=meant.model.size,
+            digest=listed.model.digest,
+            in_ollama=listed.in_ollama,
+            size=listed.model.size,
         )
         now = asyncio.get_running_loop().time()
         return tuple(
             Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
-            for choice in self._router.rank(self._view.live(), wish, now)
+            for choice in self._router.rank(self._view.live(), query, now)
             if choice.candidate.endpoint.state is State.READY
         )
 
@@ -363,9 +363,9 @@ class ClusterService:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        meant = await self._library.named(ask.model)
-        name, digest = meant.model.name, meant.model.digest
-        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama)
+        listed = await self._library.named(ask.model)
+        name, digest = listed.model.name, listed.model.digest
+        return replace(ask, model=name, digest=digest, in_ollama=listed.in_ollama)
 
     async def _with_drafter(self, ask: Ensure) -> Ensure:
         """Return ``ask`` with the canonical name of the draft model, if one is named.

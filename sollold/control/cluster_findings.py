@@ -15,7 +15,7 @@ from sollold.units import bytes_text
 
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
 SAME_VERSION = "upgrade sollold on all nodes to the same version"
-_MOST_ADDRESSES = 8
+_MAX_ADDRESSES = 8
 _LARGE_LOST = (
     "accepts connections from this node, but 32 KiB did not get there and back within 4 s: large packets "
     "probably get lost, so models that are spread over both nodes can't be loaded"
@@ -28,9 +28,9 @@ _MTU = (
 
 def same_names(live: Sequence[Record]) -> list[Finding]:
     """Find nodes with the same name: images of machines are often copied with their host name."""
-    where: dict[str, list[str]] = {}
+    addresses: dict[str, list[str]] = {}
     for record in live:
-        where.setdefault(record.name.lower(), []).append(record.addresses[0] if record.addresses else "?")
+        addresses.setdefault(record.name.lower(), []).append(record.addresses[0] if record.addresses else "?")
     return [
         Finding(
             Grade.NOTICE,
@@ -39,7 +39,7 @@ def same_names(live: Sequence[Record]) -> list[Finding]:
             "give each machine its own host name (`sudo hostnamectl hostname NAME`) or set node.name in its "
             "sollold.toml, then `sudo systemctl restart sollold` there",
         )
-        for name, hosts in sorted(where.items())
+        for name, hosts in sorted(addresses.items())
         if len(hosts) > 1
     ]
 
@@ -47,26 +47,26 @@ def same_names(live: Sequence[Record]) -> list[Finding]:
 def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Finding]:
     """Report the nodes that are offline. ``alone``: this node sees no other."""
     found = []
-    lost = sorted((one.record.name for one in offline if not one.stopped), key=natural)
+    lost = sorted((node.record.name for node in offline if not node.stopped), key=natural)
     if alone and len(lost) > 1:
         # All others are hardly ever gone at once, so do not suggest to forget them one by one.
         names = ", ".join(lost)
-        what = f"none of the other nodes responds ({names}): this machine is probably cut off from them"
+        text = f"none of the other nodes responds ({names}): this machine is probably cut off from them"
         fix = "check its cable, Wi-Fi or VPN, its firewall and the switch; if these work, start the others"
-        found.append(Finding(Grade.PROBLEM, what, fix))
-        offline = [one for one in offline if one.stopped]
-    for one in offline:
-        name = one.record.name
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since))
-        if one.stopped:
-            what, grade = f"{name} was stopped and has been offline since {since}", Grade.NOTICE
+        found.append(Finding(Grade.PROBLEM, text, fix))
+        offline = [node for node in offline if node.stopped]
+    for node in offline:
+        name = node.record.name
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(node.since))
+        if node.stopped:
+            text, grade = f"{name} was stopped and has been offline since {since}", Grade.NOTICE
         else:
-            what, grade = f"{name} has been offline since {since}: it does not answer", Grade.PROBLEM
-        if one.held:
-            models = ", ".join(sorted({held.model for held in one.held}))
-            what += f"; it held {bytes_text(sum(held.bytes for held in one.held))} of {models}"
-        what += ". Start it again, or remove it from the list:"
-        found.append(Finding(grade, what, f"sollold forget {shlex.quote(name)}"))
+            text, grade = f"{name} has been offline since {since}: it does not answer", Grade.PROBLEM
+        if node.held:
+            models = ", ".join(sorted({layers.model for layers in node.held}))
+            text += f"; it held {bytes_text(sum(layers.bytes for layers in node.held))} of {models}"
+        text += ". Start it again, or remove it from the list:"
+        found.append(Finding(grade, text, f"sollold forget {shlex.quote(name)}"))
     return found
 
 
@@ -91,15 +91,15 @@ def _discovery(status: ClusterStatus) -> list[Finding]:
     found = []
     mdns = status.discovery
     if mdns is not None and not mdns.working:
-        what = f"multicast DNS does not work ({mdns.reason}): only seeds and remembered addresses are tried"
-        found.append(Finding(Grade.PROBLEM, what, _SEED))
+        text = f"multicast DNS does not work ({mdns.reason}): only seeds and remembered addresses are tried"
+        found.append(Finding(Grade.PROBLEM, text, _SEED))
     if status.unheard:
-        what = (
+        text = (
             f"{', '.join(status.unheard)}: alive on this network, but never announced here by multicast "
             "DNS. It is switched off there, or a switch, a firewall or the Wi-Fi filters it; then new "
             "nodes do not find each other by themselves"
         )
-        found.append(Finding(Grade.NOTICE, what, _SEED))
+        found.append(Finding(Grade.NOTICE, text, _SEED))
     return found
 
 
@@ -107,27 +107,27 @@ def _unreached(facts: Facts) -> list[Finding]:
     """Nodes that show they are alive, but take no connections, or this one itself."""
     ports = {record.node: (record.name, record.peer_port) for record in facts.live}
     found = []
-    inward: dict[str, list[str]] = {}
-    for one in facts.unreached:
-        if one.node not in ports:
+    reasons: dict[str, list[str]] = {}
+    for peer in facts.unreached:
+        if peer.node not in ports:
             continue  # it was found dead in the meantime
-        name, port = ports[one.node]
-        if one.large:
+        name, port = ports[peer.node]
+        if peer.large:
             found.append(Finding(Grade.PROBLEM, f"{name} {_LARGE_LOST}", _MTU))
-        elif one.inward:
-            inward.setdefault(one.why, []).append(name)
+        elif peer.inward:
+            reasons.setdefault(peer.why, []).append(name)
         else:
-            found.append(_no_way(f"{one.why} from this node", name, port))
-    for why, names in inward.items():
-        where = ", ".join(sorted(names, key=natural))
-        found.append(_no_way(f"{why} from {where}", "this machine", facts.me.peer_port))
+            found.append(_blocked(f"{peer.why} from this node", name, port))
+    for reason, names in reasons.items():
+        others = ", ".join(sorted(names, key=natural))
+        found.append(_blocked(f"{reason} from {others}", "this machine", facts.me.peer_port))
     return found
 
 
-def _no_way(what: str, machine: str, port: int) -> Finding:
+def _blocked(text: str, machine: str, port: int) -> Finding:
     return Finding(
         Grade.PROBLEM,
-        f"{what} at port {port}/tcp, though it is alive: no models can be shared this way",
+        f"{text} at port {port}/tcp, though it is alive: no models can be shared this way",
         f"let {port}/tcp and {port}/udp in through the firewall of {machine} (ufw: `sudo ufw allow sollold`)",
     )
 
@@ -138,13 +138,13 @@ def _unanswered(facts: Facts, status: ClusterStatus) -> list[Finding]:
     if not names:
         return []
     port = facts.me.peer_port
-    what = (
+    text = (
         f"{', '.join(names)}: datagrams to port {port}/udp, or the answers to them, get lost, and only "
         "connections get through: nodes know up to half a minute later what changes"
     )
-    everybody = len(names) > 1 and len(names) == len(facts.live) - 1
-    where = "this machine" if everybody else f"{', '.join(names)} and of this machine"
-    return [Finding(Grade.PROBLEM, what, f"let {port}/udp in through the firewall of {where}")]
+    all_nodes = len(names) > 1 and len(names) == len(facts.live) - 1
+    machines = "this machine" if all_nodes else f"{', '.join(names)} and of this machine"
+    return [Finding(Grade.PROBLEM, text, f"let {port}/udp in through the firewall of {machines}")]
 
 
 def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:
@@ -154,7 +154,7 @@ def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:
     for double in status.doubles:
         if double.node != facts.me.node:
             name = names.get(double.node, double.node)
-            what = (
+            text = (
                 f"two machines use the node id of {name}{double.machines}. "
                 "The state folder of one is a copy of the other's"
             )
@@ -162,16 +162,16 @@ def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:
                 "on one of the two: delete the file node-key in its state folder, then "
                 "`sudo systemctl restart sollold`"
             )
-            found.append(Finding(Grade.PROBLEM, what, fix))
+            found.append(Finding(Grade.PROBLEM, text, fix))
     if status.cloned:
-        machines = "".join(one.machines for one in status.doubles if one.node == facts.me.node)
-        what = (
+        machines = "".join(d.machines for d in status.doubles if d.node == facts.me.node)
+        text = (
             f"another machine uses the same node id{machines}. "
             "The state folder of one is a copy of the other's, so they can't find each other"
         )
         file = shlex.quote(facts.id_file)
         fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
-        found.append(Finding(Grade.PROBLEM, what, fix))
+        found.append(Finding(Grade.PROBLEM, text, fix))
     return found
 
 
@@ -181,17 +181,17 @@ def _foreign(facts: Facts, status: ClusterStatus) -> list[Finding]:
     # A machine waiting to join a cluster is told how to get in, not how to merge two.
     if mdns is None or not mdns.foreign or facts.me.seeking:
         return []
-    several = mdns.foreign > 1
-    what = (
-        f"{mdns.foreign} node{'s' if several else ''} of another cluster on this network: "
-        f"{'their' if several else 'its'} cluster.token is not the one of this node"
+    plural = mdns.foreign > 1
+    text = (
+        f"{mdns.foreign} node{'s' if plural else ''} of another cluster on this network: "
+        f"{'their' if plural else 'its'} cluster.token is not the one of this node"
     )
     fix = (
         "if they belong together, give all the same one (see `sollold token`), then restart them; "
         "without tokens delete the file keyring in the state folder of those that are to join, and "
         "restart those"
     )
-    return [Finding(Grade.NOTICE, what, fix)]
+    return [Finding(Grade.NOTICE, text, fix)]
 
 
 def _misunderstood(facts: Facts, status: ClusterStatus) -> list[Finding]:
@@ -199,11 +199,11 @@ def _misunderstood(facts: Facts, status: ClusterStatus) -> list[Finding]:
     found = []
     for record in facts.live:
         if fields := status.unread.get(record.node):
-            what = (
+            text = (
                 f"{record.name} runs sollold {record.release}, this node {facts.me.release}, which does not "
                 f"understand all fields of its record ({', '.join(fields)}): nothing new is placed there"
             )
-            found.append(Finding(Grade.PROBLEM, what, SAME_VERSION))
+            found.append(Finding(Grade.PROBLEM, text, SAME_VERSION))
     return found
 
 
@@ -213,69 +213,69 @@ def _incompatible(facts: Facts, status: ClusterStatus) -> list[Finding]:
     addresses = sorted({*announced, *status.formats}, key=natural)
     if not addresses:
         return []
-    more = f" and {len(addresses) - _MOST_ADDRESSES} more" if len(addresses) > _MOST_ADDRESSES else ""
-    what = (
-        f"{', '.join(addresses[:_MOST_ADDRESSES])}{more}: the release there can't talk with this one's "
+    rest = f" and {len(addresses) - _MAX_ADDRESSES} more" if len(addresses) > _MAX_ADDRESSES else ""
+    text = (
+        f"{', '.join(addresses[:_MAX_ADDRESSES])}{rest}: the release there can't talk with this one's "
         f"({facts.me.release}), so the nodes do not find each other"
     )
-    return [Finding(Grade.PROBLEM, what, SAME_VERSION)]
+    return [Finding(Grade.PROBLEM, text, SAME_VERSION)]
 
 
 def _disbelieved(status: ClusterStatus) -> list[Finding]:
     refused = sum(status.disbelieved.values())
     if not refused:
         return []
-    what = (
+    text = (
         f"{refused} statement{'s' if refused > 1 else ''} from members of the cluster refused since the "
         "start: not signed by the node they are about, or with values that no node has"
     )
     fix = f"{SAME_VERSION}; if it goes on, change the cluster.token"
-    return [Finding(Grade.NOTICE, what, fix)]
+    return [Finding(Grade.NOTICE, text, fix)]
 
 
 def membership(facts: Facts) -> list[Finding]:
     """Check who takes part in the cluster, who may use it, and who waits for admission."""
     found = []
     if len(facts.live) == 1 and not facts.offline and not facts.me.seeking:
-        what = (
+        text = (
             "no other node found; on the others, check that sollold runs, that the token is the same "
             "and that the firewall allows 11436/tcp, 11436/udp and 5353/udp"
         )
-        found.append(Finding(Grade.NOTICE, what, f"to find one without mDNS, {_SEED}"))
+        found.append(Finding(Grade.NOTICE, text, f"to find one without mDNS, {_SEED}"))
     if facts.me.open:
-        what = (
+        text = (
             "an open cluster: anyone on this LAN can join it, and then read prompts, write answers, fetch "
             "models and use its memory"
         )
-        found.append(Finding(Grade.NOTICE, what, "sollold cluster secure"))
+        found.append(Finding(Grade.NOTICE, text, "sollold cluster secure"))
     if facts.outdated_door:
-        what = (
+        text = (
             "the settings say that this cluster is open, but it was given a secret (sollold cluster secure), "
             "which takes precedence"
         )
-        found.append(Finding(Grade.NOTICE, what, "remove cluster.door and cluster.token from sollold.toml"))
+        found.append(Finding(Grade.NOTICE, text, "remove cluster.door and cluster.token from sollold.toml"))
     if facts.me.seeking:
-        what = f"this machine {facts.me.seeking}"
+        text = f"this machine {facts.me.seeking}"
         found.append(
-            Finding(Grade.PROBLEM, what, f"on a machine there: `sollold admit {shlex.quote(facts.me.name)}`")
+            Finding(Grade.PROBLEM, text, f"on a machine there: `sollold admit {shlex.quote(facts.me.name)}`")
         )
     for record in facts.live:
-        for one in record.waiting:
-            what = f"{one.name} waits at {record.name} for admission; it shows the code {one.code}"
+        for machine in record.waiting:
+            text = f"{machine.name} waits at {record.name} for admission; it shows the code {machine.code}"
             found.append(
-                Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.code)}`")
+                Finding(Grade.NOTICE, text, f"if it is yours: `sollold admit {shlex.quote(machine.code)}`")
             )
     # Other nodes' doors are known to be open, but for how long only their clocks tell.
-    if any(one.door_until for one in facts.live):
-        what = "new machines on this LAN are admitted to the cluster"
+    if any(r.door_until for r in facts.live):
+        text = "new machines on this LAN are admitted to the cluster"
         if facts.me.door_until > facts.now:
             # The record has the end of the minute in which the door closes.
-            what += f" for another {max(1, int((facts.me.door_until - facts.now) // 60))} min"
-        found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
+            text += f" for another {max(1, int((facts.me.door_until - facts.now) // 60))} min"
+        found.append(Finding(Grade.NOTICE, text, "to end that now: `sollold cluster close`"))
     if facts.open_api:
-        what = (
+        text = (
             "open API: other machines on this network can use models and read the cluster's state without an "
             'API key (if that is intended, set http.auth = "open")'
         )
-        found.append(Finding(Grade.NOTICE, what, "sollold key new NAME"))
+        found.append(Finding(Grade.NOTICE, text, "sollold key new NAME"))
     return found

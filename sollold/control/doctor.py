@@ -17,7 +17,7 @@ from sollold.models.model import Model
 from sollold.units import bytes_text, seconds_text
 
 LOW_DISK = 5 * 1024**3
-_MOST = 20
+_MAX_FINDINGS = 20
 """Maximum number of findings of one kind: a folder may hold thousands of files that can't be used, or whose
 names are taken."""
 _PROCESSOR = "models run on the processor"
@@ -44,7 +44,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_lost(facts.lost),
         *offline_nodes(facts.offline, alone=len(facts.live) == 1),
         *_files(facts.files),
-        *(Finding(Grade.PROBLEM, what, fix) for what, fix in facts.trouble),
+        *(Finding(Grade.PROBLEM, text, fix) for text, fix in facts.trouble),
         *network(facts),
         *_models(facts.models),
         *_memory(facts.me),
@@ -60,21 +60,21 @@ def examine(facts: Facts) -> list[Finding]:
 def _state(facts: Facts) -> list[Finding]:
     if not facts.unwritable:
         return []
-    what = (
+    text = (
         f"{facts.state} can't be written to: {facts.unwritable}. This node can't take part in newly loaded "
         "models, and changes of keys and members are not saved"
     )
-    return [Finding(Grade.PROBLEM, what, "free some space on that disk, or make it writable for the daemon")]
+    return [Finding(Grade.PROBLEM, text, "free some space on that disk, or make it writable for the daemon")]
 
 
 def _settings(facts: Facts) -> list[Finding]:
     found = []
     if facts.unread:
-        what = f"the settings could not be reloaded, and the daemon would not start with them: {facts.unread}"
-        found.append(Finding(Grade.PROBLEM, what, "fix that, then: `sudo systemctl reload sollold`"))
+        text = f"the settings could not be reloaded, and the daemon would not start with them: {facts.unread}"
+        found.append(Finding(Grade.PROBLEM, text, "fix that, then: `sudo systemctl reload sollold`"))
     if facts.held:
-        what = f"these settings were changed and need a restart: {', '.join(facts.held)}"
-        found.append(Finding(Grade.NOTICE, what, "sudo systemctl restart sollold"))
+        text = f"these settings were changed and need a restart: {', '.join(facts.held)}"
+        found.append(Finding(Grade.NOTICE, text, "sudo systemctl restart sollold"))
     return found
 
 
@@ -82,10 +82,10 @@ def _llama(facts: Facts) -> list[Finding]:
     if facts.me.build:
         return []
     if facts.setup_failed:
-        what = f"no llama.cpp: {facts.setup_failed}; this node can't run models itself"
-        by_hand = f"sollold setup --set node.cache_dir={shlex.quote(str(facts.cache))}"
-        fix = f"`{by_hand}` (as the daemon's user; or install the package sollold-llama.cpp)"
-        return [Finding(Grade.PROBLEM, what, fix)]
+        text = f"no llama.cpp: {facts.setup_failed}; this node can't run models itself"
+        command = f"sollold setup --set node.cache_dir={shlex.quote(str(facts.cache))}"
+        fix = f"`{command}` (as the daemon's user; or install the package sollold-llama.cpp)"
+        return [Finding(Grade.PROBLEM, text, fix)]
     return [Finding(Grade.NOTICE, f"llama.cpp is being set up: {facts.me.setup or 'starting'}")]
 
 
@@ -97,14 +97,14 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
     if len(builds) < 2:
         return []
     words = "; ".join(f"{build} on {', '.join(names)}" for build, names in sorted(builds.items()))
-    what = f"the nodes run different builds of llama.cpp, which can't share a model: {words}"
+    text = f"the nodes run different builds of llama.cpp, which can't share a model: {words}"
     if len({record.release for record in live if record.build}) > 1:
-        return [Finding(Grade.PROBLEM, what, SAME_VERSION)]
+        return [Finding(Grade.PROBLEM, text, SAME_VERSION)]
     fix = (
         "make all use the same: a build other than sollold's own is named by llama.server in the settings, "
         "or was found as llama-server in the PATH (`sollold setup` there shows which)"
     )
-    return [Finding(Grade.PROBLEM, what, fix)]
+    return [Finding(Grade.PROBLEM, text, fix)]
 
 
 def _failed(live: Sequence[Record]) -> list[Finding]:
@@ -123,50 +123,50 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
     )
     found = []
     for (model, node, reason), count in times.items():
-        what = f"{model} on {node} failed{f' {count} times' if count > 1 else ''}: {reason}"
+        text = f"{model} on {node} failed{f' {count} times' if count > 1 else ''}: {reason}"
         if model in ready:
-            found.append(Finding(Grade.NOTICE, f"{what}. It runs again, on {ready[model]}"))
+            found.append(Finding(Grade.NOTICE, f"{text}. It runs again, on {ready[model]}"))
         else:
             logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last log lines"
             fix = f"{_MORE_ROOM}; {logs}" if OUT_OF_MEMORY in reason or KILLED in reason else logs
-            found.append(Finding(Grade.PROBLEM, what, fix))
+            found.append(Finding(Grade.PROBLEM, text, fix))
     return found
 
 
 def _lost(lost: Sequence[LostModel]) -> list[Finding]:
     found = []
-    for one in lost:
-        what = (
-            f"{one.model} should stay loaded (keep_alive -1) but has been gone from {one.head} for "
-            f"{seconds_text(one.seconds)}; it is loaded again as soon as possible"
+    for model in lost:
+        text = (
+            f"{model.model} should stay loaded (keep_alive -1) but has been gone from {model.head} for "
+            f"{seconds_text(model.seconds)}; it is loaded again as soon as possible"
         )
-        if one.reason:
-            what += f". Last attempt: {one.reason}"
-        fix = f"`sollold plan {shlex.quote(one.model)}` shows where it would go, or what is missing"
-        found.append(Finding(Grade.PROBLEM, what, fix))
+        if model.reason:
+            text += f". Last attempt: {model.reason}"
+        fix = f"`sollold plan {shlex.quote(model.model)}` shows where it would go, or what is missing"
+        found.append(Finding(Grade.PROBLEM, text, fix))
     return found
 
 
 def _files(problems: Sequence[tuple[str, str]]) -> list[Finding]:
-    found = [Finding(Grade.PROBLEM, what, fix) for what, fix in problems[:_MOST]]
-    if more := problems[_MOST:]:
-        what = f"{len(more)} more problem{'s' if len(more) > 1 else ''} with models' files and folders"
+    found = [Finding(Grade.PROBLEM, text, fix) for text, fix in problems[:_MAX_FINDINGS]]
+    if rest := problems[_MAX_FINDINGS:]:
+        text = f"{len(rest)} more problem{'s' if len(rest) > 1 else ''} with models' files and folders"
         fix = "fix those listed, then run `sollold doctor` again"
-        found.append(Finding(Grade.PROBLEM, what, fix))
+        found.append(Finding(Grade.PROBLEM, text, fix))
     return found
 
 
 def _models(models: Sequence[Model]) -> list[Finding]:
     found = []
     unusable = [model for model in models if model.unusable]
-    for model in unusable[:_MOST]:
-        where = f"{model.source}, {model.files[0]}" if model.files else model.source
-        what = f"{model.name} ({where}) can't be used: {model.unusable}"
+    for model in unusable[:_MAX_FINDINGS]:
+        location = f"{model.source}, {model.files[0]}" if model.files else model.source
+        text = f"{model.name} ({location}) can't be used: {model.unusable}"
         fix = "pull or copy it again, or remove the file" if "truncated" in model.unusable else ""
-        found.append(Finding(Grade.PROBLEM, what, fix))
-    if more := unusable[_MOST:]:
-        what = f"{len(more)} more model{'s' if len(more) > 1 else ''} can't be used"
-        found.append(Finding(Grade.PROBLEM, what, "sollold models --all"))
+        found.append(Finding(Grade.PROBLEM, text, fix))
+    if rest := unusable[_MAX_FINDINGS:]:
+        text = f"{len(rest)} more model{'s' if len(rest) > 1 else ''} can't be used"
+        found.append(Finding(Grade.PROBLEM, text, "sollold models --all"))
     return found
 
 
@@ -175,28 +175,28 @@ def _gpus(facts: Facts) -> list[Finding]:
         return []
     if not facts.idle_gpus:
         kinds = " and ".join(facts.absent_gpus)
-        what = f"llama.cpp {facts.me.build} here is built for {kinds}, but no GPU was found: {_PROCESSOR}"
-        return [Finding(Grade.NOTICE, what, _GPU_ACCESS)]
+        text = f"llama.cpp {facts.me.build} here is built for {kinds}, but no GPU was found: {_PROCESSOR}"
+        return [Finding(Grade.NOTICE, text, _GPU_ACCESS)]
     names = ", ".join(facts.idle_gpus)
-    what = f"llama.cpp {facts.me.build} here can't use {names}: {_PROCESSOR}"
+    text = f"llama.cpp {facts.me.build} here can't use {names}: {_PROCESSOR}"
     fix = "install the GPU's toolkit (for NVIDIA: nvcc), then: `sudo systemctl restart sollold`"
-    return [Finding(Grade.NOTICE, what, fix)]
+    return [Finding(Grade.NOTICE, text, fix)]
 
 
 def _group(group: tuple[int, int]) -> list[Finding]:
     limit, machine = group
     if not limit:
         return []
-    what = f"a control group lets this daemon use {bytes_text(limit)} of the machine's {bytes_text(machine)}"
+    text = f"a control group lets this daemon use {bytes_text(limit)} of the machine's {bytes_text(machine)}"
     fix = "for more: MemoryMax of its systemd unit, or the memory limit of its container"
-    return [Finding(Grade.NOTICE, what, fix)]
+    return [Finding(Grade.NOTICE, text, fix)]
 
 
 def _memory(me: Record) -> list[Finding]:
-    own = [device for device in me.devices if device.kind is not Kind.EXTERNAL]
-    if own and not any(device.limit > 64 * 1024**2 for device in own):
-        what = "no device of this machine may use more than 64 MiB"
-        return [Finding(Grade.PROBLEM, what, "raise node.memory_limit, or lower node.reserve")]
+    devices = [device for device in me.devices if device.kind is not Kind.EXTERNAL]
+    if devices and not any(device.limit > 64 * 1024**2 for device in devices):
+        text = "no device of this machine may use more than 64 MiB"
+        return [Finding(Grade.PROBLEM, text, "raise node.memory_limit, or lower node.reserve")]
     return []
 
 
@@ -208,21 +208,21 @@ def _plain(me: Record) -> list[Finding]:
         if worker.state in (ExternalState.USABLE, ExternalState.TAKEN):
             used.append(worker.address)
         elif worker.state is not ExternalState.CHECKING:
-            what = f"the worker {worker.address} of rpc_backends is not used: {worker.reason}"
+            text = f"the worker {worker.address} of rpc_backends is not used: {worker.reason}"
             grade = Grade.PROBLEM if worker.state is ExternalState.DEAD else Grade.NOTICE
             fix = "start it, or remove it from [llama] rpc_backends" if grade is Grade.PROBLEM else ""
-            found.append(Finding(grade, what, fix))
+            found.append(Finding(grade, text, fix))
     if used:
-        what = (
+        text = (
             f"external workers are used ({', '.join(used)}): layers and prompts go to them unencrypted, and "
             "anyone who can reach them can change what is computed"
         )
-        found.append(Finding(Grade.NOTICE, what, "run sollold on those machines instead"))
+        found.append(Finding(Grade.NOTICE, text, "run sollold on those machines instead"))
     return found
 
 
 def _disk(facts: Facts) -> list[Finding]:
     if facts.disk_free >= LOW_DISK:
         return []
-    what = f"only {bytes_text(facts.disk_free)} free at {facts.cache}: repeated loads will be slow"
-    return [Finding(Grade.NOTICE, what, f"free some space, or delete {facts.cache}/tensors")]
+    text = f"only {bytes_text(facts.disk_free)} free at {facts.cache}: repeated loads will be slow"
+    return [Finding(Grade.NOTICE, text, f"free some space, or delete {facts.cache}/tensors")]

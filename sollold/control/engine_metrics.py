@@ -18,7 +18,7 @@ log = logging.getLogger("sollold.control")
 _SECONDS = 1.0
 """Timeout for all engines, which are asked concurrently: the scraper waits, and an engine that computes a
 long batch responds late."""
-_MOST = 256 << 10
+_MAX_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +51,26 @@ class EngineMetrics:
 
     async def texts(self) -> list[EngineText]:
         """Return the metrics of all engines, leaving out those that do not respond in time."""
-        ours = [one for one in self._me().endpoints if one.backend is not Backend.OLLAMA]
-        asked = [(one, where) for one in ours if (where := self._address(one.id)) is not None]
-        texts = await asyncio.gather(*(self._text(where) for _, where in asked))
+        endpoints = [e for e in self._me().endpoints if e.backend is not Backend.OLLAMA]
+        targets = [(e, engine) for e in endpoints if (engine := self._address(e.id)) is not None]
+        texts = await asyncio.gather(*(self._text(engine) for _, engine in targets))
         return [
-            EngineText(one.id, one.model, text)
-            for (one, _), text in zip(asked, texts, strict=True)
+            EngineText(endpoint.id, endpoint.model, text)
+            for (endpoint, _), text in zip(targets, texts, strict=True)
             if text is not None
         ]
 
-    async def _text(self, where: EngineAddress) -> str | None:
+    async def _text(self, engine: EngineAddress) -> str | None:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         try:
             async with (
                 asyncio.timeout(_SECONDS),
-                self._session.get(f"{where.url}/metrics", headers=where.headers) as answer,
+                self._session.get(f"{engine.url}/metrics", headers=engine.headers) as answer,
             ):
                 # A truncated text would be invalid in that format.
-                raw = await read_whole(answer, _MOST) if answer.status == 200 else None
+                raw = await read_whole(answer, _MAX_BYTES) if answer.status == 200 else None
                 return raw.decode("utf-8", "replace") if raw is not None else None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.debug("no metrics from the engine at %s: %s", where.url, error)
+            log.debug("no metrics from the engine at %s: %s", engine.url, error)
             return None

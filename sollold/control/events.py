@@ -179,16 +179,16 @@ class ClusterWatcher:
 
     def offline(self) -> tuple[OfflineNode, ...]:
         """Return the missing nodes, the longest missing first."""
-        return tuple(sorted(self._offline.values(), key=lambda one: (one.since, one.record.name)))
+        return tuple(sorted(self._offline.values(), key=lambda n: (n.since, n.record.name)))
 
     def remove(self, node: str, now: float) -> bool:
         """Forget a missing node (id or name); return False when no such node is missing."""
-        for one in tuple(self._offline.values()):
-            if node in (one.record.node, one.record.name):
-                del self._offline[one.record.node]
-                name = one.record.name
+        for missing in tuple(self._offline.values()):
+            if node in (missing.record.node, missing.record.name):
+                del self._offline[missing.record.node]
+                name = missing.record.name
                 message = f"{name} was removed from the list of missing nodes"
-                self._log.add(now, EventKind.NODE_REMOVED, message, node=one.record.node, name=name)
+                self._log.add(now, EventKind.NODE_REMOVED, message, node=missing.record.node, name=name)
                 return True
         return False
 
@@ -201,17 +201,17 @@ class ClusterWatcher:
             if leader.leader != self._leader.leader:
                 self._tell_leader(records, leader, now)
         self._compare_endpoints(records, now, quiet=first)
-        self._offline = {node: one for node, one in self._offline.items() if not self._evicted(node)}
+        self._offline = {node: missing for node, missing in self._offline.items() if not self._evicted(node)}
         self._records = records
         self._leader = leader
 
     def _compare_nodes(self, records: dict[str, Record], now: float) -> None:
         for node, record in records.items():
-            before = self._records.get(node)
-            if before is None:
+            previous = self._records.get(node)
+            if previous is None:
                 self._tell_arrival(record, now)
-            elif (record.draining, record.empty) != (before.draining, before.empty):
-                self._tell_drain(before, record, now)
+            elif (record.draining, record.empty) != (previous.draining, previous.empty):
+                self._tell_drain(previous, record, now)
         for node, record in self._records.items():
             if node not in records:
                 self._tell_departure(record, now)
@@ -236,23 +236,23 @@ class ClusterWatcher:
             for placed in endpoint.placed
             if placed.node == record.node
         )
-        served = sorted({one.model for (node, _), one in self._endpoints.items() if node == record.node})
+        served = sorted({e.model for (node, _), e in self._endpoints.items() if node == record.node})
         if len(self._offline) >= MOST_OFFLINE:
-            del self._offline[min(self._offline.values(), key=lambda one: one.since).record.node]
+            del self._offline[min(self._offline.values(), key=lambda missing: missing.since).record.node]
         self._offline[record.node] = OfflineNode(now, stopped, record, held, tuple(served))
         message = f"{record.name} stopped" if stopped else f"{record.name} stopped responding"
         if held:
-            models = ", ".join(sorted({one.model for one in held}))
-            message += f"; it held {bytes_text(sum(one.bytes for one in held))} of {models}"
+            models = ", ".join(sorted({layers.model for layers in held}))
+            message += f"; it held {bytes_text(sum(layers.bytes for layers in held))} of {models}"
         kind = EventKind.NODE_STOPPED if stopped else EventKind.NODE_LOST
         self._log.add(now, kind, message, node=record.node, name=record.name)
 
-    def _tell_drain(self, before: Record, record: Record, now: float) -> None:
+    def _tell_drain(self, previous: Record, record: Record, now: float) -> None:
         if record.draining and record.empty:
             kind, message = EventKind.NODE_DRAINED, f"{record.name} is drained; safe to stop"
-        elif record.draining and not before.draining:
+        elif record.draining and not previous.draining:
             kind, message = EventKind.NODE_DRAINING, f"{record.name} is draining: it takes no new requests"
-        elif before.draining and not record.draining:
+        elif previous.draining and not record.draining:
             kind, message = EventKind.NODE_UNDRAINED, f"{record.name} takes requests again"
         else:
             return
@@ -272,10 +272,10 @@ class ClusterWatcher:
             if endpoint.loaded or endpoint.state is not State.READY
         }
         for key, endpoint in found.items():
-            before = self._endpoints.get(key)
-            if (before is None or before.state is not endpoint.state) and not quiet:
-                self._tell_state(key, records[key[0]], endpoint, before, now)
-            elif before is None and endpoint.state in _LOADING:
+            previous = self._endpoints.get(key)
+            if (previous is None or previous.state is not endpoint.state) and not quiet:
+                self._tell_state(key, records[key[0]], endpoint, previous, now)
+            elif previous is None and endpoint.state in _LOADING:
                 self._began[key] = now
         for key, endpoint in self._endpoints.items():
             if key in found:
@@ -293,21 +293,21 @@ class ClusterWatcher:
         self._endpoints = found
 
     def _tell_state(
-        self, key: _Key, record: Record, endpoint: Endpoint, before: Endpoint | None, now: float
+        self, key: _Key, record: Record, endpoint: Endpoint, previous: Endpoint | None, now: float
     ) -> None:
         state = endpoint.state
         if state in _LOADING:
-            if before is not None and before.state in _LOADING:
+            if previous is not None and previous.state in _LOADING:
                 return
             self._began[key] = now
-            where = _machines(endpoint)
-            message = f"{endpoint.model} is being loaded by {record.name}{where}"
+            spread = _machines(endpoint)
+            message = f"{endpoint.model} is being loaded by {record.name}{spread}"
             self._add(now, EventKind.MODEL_LOADING, message, key, record.name, endpoint)
             return
         began = self._began.pop(key, None)
-        if state is State.READY and (before is None or before.state in _LOADING):
-            took = f" after {now - began:.1f} s" if began is not None else ""
-            message = f"{endpoint.model} is loaded on {record.name}{took}"
+        if state is State.READY and (previous is None or previous.state in _LOADING):
+            duration = f" after {now - began:.1f} s" if began is not None else ""
+            message = f"{endpoint.model} is loaded on {record.name}{duration}"
             self._add(now, EventKind.MODEL_LOADED, message, key, record.name, endpoint)
         elif state is State.FAILED:
             message = f"{endpoint.model} failed on {record.name}: {endpoint.reason}"

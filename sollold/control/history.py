@@ -91,14 +91,14 @@ class History:
             self._end_minute()
 
     def _end_minute(self) -> None:
-        at = (self._count // 60 - 1) % DAY
+        index = (self._count // 60 - 1) % DAY
         end = (self._count - 1) % HOUR + 1
-        gone: list[tuple[str, str]] = []
+        empty: list[tuple[str, str]] = []
         for key, ring in self._rings.items():
-            ring.minutes[at] = mean(ring.seconds[end - 60 : end])
-            if at == DAY - 1 and all(math.isnan(value) for value in ring.minutes):
-                gone.append(key)
-        for key in gone:
+            ring.minutes[index] = mean(ring.seconds[end - 60 : end])
+            if index == DAY - 1 and all(math.isnan(value) for value in ring.minutes):
+                empty.append(key)
+        for key in empty:
             del self._rings[key]
 
     def read(self, node: str, name: str, request: HistoryRequest) -> NodeHistory:
@@ -122,8 +122,8 @@ class History:
         # Buckets end at multiples of the step, so that the next response has the same ones.
         end = count - count % step
         points = []
-        for place in range(wanted):
-            begin = end - (wanted - place) * step
+        for index in range(wanted):
+            begin = end - (wanted - index) * step
             points.append(_mean_between(values, begin, begin + step, count))
         return points
 
@@ -170,11 +170,11 @@ def totals(nodes: Iterable[NodeHistory], points: int) -> dict[str, list[float]]:
     total: dict[str, list[float]] = {}
     for name in (*TOTALS, FIRST_TOKEN):
         line = []
-        for place in range(points):
+        for index in range(points):
             values = [
                 value
                 for node in found
-                if place < len(known := node.series.get(name, ())) and (value := known[place]) == value
+                if index < len(samples := node.series.get(name, ())) and (value := samples[index]) == value
             ]
             if name == FIRST_TOKEN:
                 line.append(mean(values))

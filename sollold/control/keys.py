@@ -37,7 +37,7 @@ log = logging.getLogger("sollold.keys")
 PREFIX = "sk-sollold-"
 MOST = 1000
 """Maximum number of keys that can be created, including revoked ones; merged sets may hold twice as many."""
-_LIMIT = 8 << 20
+_MAX_BYTES = 8 << 20
 """Maximum size of the file, in bytes."""
 _CALL_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
@@ -99,17 +99,17 @@ class KeySet:
     keys: tuple[Key, ...] = ()
 
 
-def merged(one: Iterable[Key], other: Iterable[Key]) -> dict[str, Key]:
+def merged(keys: Iterable[Key], others: Iterable[Key]) -> dict[str, Key]:
     """Return the keys of both sets by digest; the order of the sets does not matter."""
-    found = {key.digest: key for key in one}
-    for key in other:
-        known = found.get(key.digest)
-        if known is None:
+    found = {key.digest: key for key in keys}
+    for key in others:
+        existing = found.get(key.digest)
+        if existing is None:
             found[key.digest] = key
-        elif known != key:
+        elif existing != key:
             # Between honest nodes only `revoked` can differ: keep the earlier time.
-            times = [time for time in (known.revoked, key.revoked) if time]
-            first = min(known, key, key=msgspec.json.encode)
+            times = [time for time in (existing.revoked, key.revoked) if time]
+            first = min(existing, key, key=msgspec.json.encode)
             found[key.digest] = replace(first, revoked=min(times, default=0.0))
     return dict(sorted(found.items()))
 
@@ -150,7 +150,7 @@ class Keys:
     async def start(self) -> None:
         """Read the file and start following the other nodes' keys."""
         await asyncio.to_thread(self._read)
-        self._tell()
+        self._publish()
         self._unsubscribe = self._view.subscribe(self._wanted.set)
         self._wanted.set()
         self._task = asyncio.create_task(self._follow(), name="keys")
@@ -177,8 +177,8 @@ class Keys:
 
     def valid(self, key: Key) -> bool:
         """Return whether ``key`` has neither been revoked nor expired since it was found."""
-        known = self._keys.get(key.digest)
-        return known is not None and known.valid(self._clock())
+        current = self._keys.get(key.digest)
+        return current is not None and current.valid(self._clock())
 
     async def create(self, name: str, scope: Scope, expires: float = 0.0) -> tuple[Key, str]:
         """Create a key and write it to disk. ``expires``: seconds from now; 0: never.
@@ -198,14 +198,14 @@ class Keys:
         secret = PREFIX + secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), name, scope, _hash(secret), now, now + expires if expires else 0.0)
         async with self._writing:  # as a whole: two callers may want one name at the same moment
-            if any(one.name == name and one.valid(now) for one in self._keys.values()):
+            if any(k.name == name and k.valid(now) for k in self._keys.values()):
                 raise Refusal(Fault.BAD_REQUEST, f"a key named {name!r} already exists")
             if len(self._keys) >= MOST:
                 raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, including revoked ones")
-            known = self._with((key,))
-            await self._write(known)
-            self._keys = known
-        self._tell()
+            updated = self._union((key,))
+            await self._write(updated)
+            self._keys = updated
+        self._publish()
         log.info("key %s (%s) created with scope %s", key.name, key.id, key.scope)
         return key, secret
 
@@ -215,12 +215,12 @@ class Keys:
         An expired key can be revoked too, since a machine whose clock is behind still accepts it.
 
         Raises:
-            Refusal: NOT_FOUND when no key has this name, or several have, as when both halves of a split
-                network created one; UNAVAILABLE when the change can't be written to disk.
+            Refusal: NOT_FOUND when no key has this name, or several have, as when both sides of a partition
+                created one; UNAVAILABLE when the change can't be written to disk.
         """
         now = self._clock()
-        there = [key for key in self.all() if not key.revoked]
-        found = [key for key in there if key.id == name] or [key for key in there if key.name == name]
+        active = [key for key in self.all() if not key.revoked]
+        found = [key for key in active if key.id == name] or [key for key in active if key.name == name]
         # The name of an expired key may have been reused since.
         found = [key for key in found if key.valid(now)] or found
         if not found:
@@ -228,16 +228,16 @@ class Keys:
         if len(found) > 1:
             ids = ", ".join(f"{key.id} ({key.scope})" for key in found)
             raise Refusal(Fault.NOT_FOUND, f"several keys are named {name[:64]!r}; name one by its id: {ids}")
-        gone = replace(found[0], revoked=now)
-        log.info("key %s (%s) revoked", gone.name, gone.id)
+        revoked = replace(found[0], revoked=now)
+        log.info("key %s (%s) revoked", revoked.name, revoked.id)
         try:
-            await self._take((gone,))
+            await self._merge((revoked,))
         except Refusal as refusal:
-            why = f"{gone.name} is revoked, but this node may forget it at a restart: {refusal.message}"
-            raise Refusal(refusal.fault, why) from None
-        return gone
+            text = f"{revoked.name} is revoked, but this node may forget it at a restart: {refusal.message}"
+            raise Refusal(refusal.fault, text) from None
+        return revoked
 
-    async def _take(self, keys: Iterable[Key]) -> None:
+    async def _merge(self, keys: Iterable[Key]) -> None:
         """Merge ``keys``, some perhaps revoked: put them in force, tell the other nodes, write them to disk.
 
         The order matters: a full disk must not keep a revoked key valid.
@@ -246,35 +246,35 @@ class Keys:
             Refusal: UNAVAILABLE when there are too many, or they are in force but can't be written to disk.
         """
         async with self._writing:
-            known = self._with(keys)
-            if known != self._keys:
-                self._keys, self._unwritten = known, True
-                self._tell()
+            updated = self._union(keys)
+            if updated != self._keys:
+                self._keys, self._unwritten = updated, True
+                self._publish()
             if self._unwritten:
-                await self._write(known)
+                await self._write(updated)
                 self._unwritten = False
 
-    def _with(self, keys: Iterable[Key]) -> dict[str, Key]:
-        known = merged(self._keys.values(), keys)
-        if len(known) > 2 * MOST:  # each half of a split network may have made as many as it could
+    def _union(self, keys: Iterable[Key]) -> dict[str, Key]:
+        updated = merged(self._keys.values(), keys)
+        if len(updated) > 2 * MOST:  # each side of a partition may have created the maximum
             raise Refusal(Fault.UNAVAILABLE, "too many keys")
-        return known
+        return updated
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
         self._view.update_me(keys=digest_of(self._keys.values()))
 
-    async def _write(self, known: dict[str, Key]) -> None:
-        data = msgspec.json.encode(KeySet(tuple(known.values())))
+    async def _write(self, keys: dict[str, Key]) -> None:
+        data = msgspec.json.encode(KeySet(tuple(keys.values())))
         try:
             await asyncio.to_thread(write_whole, self._file, data)
         except OSError as error:
-            why = f"can't write {self._file}: {system_reason(error)}"
-            raise Refusal(Fault.UNAVAILABLE, why) from error
+            message = f"can't write {self._file}: {system_reason(error)}"
+            raise Refusal(Fault.UNAVAILABLE, message) from error
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                found = msgspec.json.decode(read_bounded(self._file, _LIMIT), type=KeySet)
+                found = msgspec.json.decode(read_bounded(self._file, _MAX_BYTES), type=KeySet)
                 self._keys = merged(found.keys, ())
             except (OSError, msgspec.MsgspecError) as error:
                 if isinstance(error, FileNotFoundError):
@@ -291,22 +291,22 @@ class Keys:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            again = False
+            failed = False
             for node in self._differing():
                 with retrying:
-                    again = not await self._fetch(node) or again
+                    failed = not await self._fetch(node) or failed
             with retrying:
-                again = not await self._write_again() or again
-            if again:
+                failed = not await self._write_again() or failed
+            if failed:
                 await sleep_until_set(self._wanted, _RETRY_SECONDS)
                 self._wanted.set()
 
     def _differing(self) -> list[str]:
         me = self._view.me
         return [
-            one.node
-            for one in self._view.live()
-            if one.node != me.node and one.keys and one.keys != digest_of(self._keys.values())
+            record.node
+            for record in self._view.live()
+            if record.node != me.node and record.keys and record.keys != digest_of(self._keys.values())
         ]
 
     async def _fetch(self, node: str) -> bool:
@@ -318,7 +318,7 @@ class Keys:
                     log.info(
                         "key %s (%s, %s) came from %s", key.name, key.id, key.scope, name_of(self._view, node)
                     )
-            await self._take(found.keys)
+            await self._merge(found.keys)
         except PeerError as error:
             log.debug("no keys from %s: %s", name_of(self._view, node), error)
             return False
@@ -330,7 +330,7 @@ class Keys:
     async def _write_again(self) -> bool:
         """Write keys that could not be written before; False if they still can't."""
         try:
-            await self._take(())
+            await self._merge(())
         except Refusal:
             return False
         return True

@@ -78,8 +78,8 @@ class NameChanged:
     reason: str = ""
 
 
-_AS_IT_IS = NameOverrides()
-_LINKED = "file-"
+_NO_OVERRIDES = NameOverrides()
+_LINKS = "file-"
 """Prefix of folders in our own that hold links to a file that a request named."""
 _SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
@@ -100,12 +100,12 @@ class OwnModels:
         server.method("delete", NameRequest, self._answer_delete)
 
     async def copy(
-        self, model: Model, destination: str, told: NameOverrides = _AS_IT_IS, *, replace: bool = False
+        self, model: Model, destination: str, told: NameOverrides = _NO_OVERRIDES, *, replace: bool = False
     ) -> None:
         """Give a model on this node a second name, in our own folder; the files are linked, not copied.
 
-        A model of Ollama without readable files gets the name in Ollama. A name that already stands for
-        exactly this is left as it is, so that scripts can be repeated.
+        A model of Ollama without readable files gets the name in Ollama. A name that already has
+        this content and these settings is left unchanged, so that scripts can be repeated.
 
         Args:
             told: overrides for the second name.
@@ -118,11 +118,11 @@ class OwnModels:
             name = canonical(destination)
         except ValueError as error:
             raise OwnError(str(error)) from None
-        before = self._catalogue.get(name)
-        if before is not None and told == _AS_IT_IS and _stands_for(before, model):
+        existing = self._catalogue.get(name)
+        if existing is not None and told == _NO_OVERRIDES and _is_same(existing, model):
             return
-        old = self._own_folder(before) if before is not None and replace else None
-        if before is not None and old is None:
+        old = self._own_folder(existing) if existing is not None and replace else None
+        if existing is not None and old is None:
             raise OwnError(f"a model {name} already exists; delete it first or choose another name")
         if not model.files:
             await self._copy_in_ollama(model, name, told)
@@ -133,8 +133,8 @@ class OwnModels:
             raise OwnError(f"{self._catalogue.own} can't be written: {system_reason(error)}") from None
         await self._catalogue.refresh()
 
-    async def _copy_in_ollama(self, model: Model, name: str, told: NameOverrides) -> None:
-        if model.source != "ollama" or self.copy_in_ollama is None or told != _AS_IT_IS:
+    async def _copy_in_ollama(self, model: Model, name: str, overrides: NameOverrides) -> None:
+        if model.source != "ollama" or self.copy_in_ollama is None or overrides != _NO_OVERRIDES:
             raise OwnError(f"the files of {model.name} can't be read by this node")
         try:
             await self.copy_in_ollama(model.name, name)
@@ -208,8 +208,8 @@ class OwnModels:
         if not model.files:
             return None
         folder = Path(model.files[0]).parent
-        ours = folder.name.startswith(_LINKED) or (model.source == "own" and read_card(folder) is not None)
-        return folder if folder.parent == self._catalogue.own and ours else None
+        owned = folder.name.startswith(_LINKS) or (model.source == "own" and read_card(folder) is not None)
+        return folder if folder.parent == self._catalogue.own and owned else None
 
     async def _answer_copy(self, caller: str, request: NameRequest) -> NameChanged:
         model = self._catalogue.get(request.source)
@@ -253,17 +253,17 @@ def _readable(path: str) -> str:
 def _link_file(own: Path, real: str) -> None:
     """Make a folder of links to a file, and to the other shards if it is one of several."""
     target = Path(real)
-    folder = own / f"{_LINKED}{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
+    folder = own / f"{_LINKS}{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     shard = _SHARD.fullmatch(target.name)
     siblings = [target]
     if shard is not None:
-        alike = re.compile(re.escape(shard[1]) + r"\d{5}" + re.escape(shard[2]))
-        siblings = [one for one in target.parent.iterdir() if alike.fullmatch(one.name)]
-    for one in siblings:
-        link = folder / one.name
+        pattern = re.compile(re.escape(shard[1]) + r"\d{5}" + re.escape(shard[2]))
+        siblings = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+    for path in siblings:
+        link = folder / path.name
         if not link.is_symlink():
-            link.symlink_to(one)
+            link.symlink_to(path)
 
 
 def _hard_linked(link: Path, target: Path) -> bool:
@@ -283,10 +283,10 @@ def _hard_linked(link: Path, target: Path) -> bool:
     return True
 
 
-def _stands_for(name: Model, model: Model) -> bool:
+def _is_same(name: Model, model: Model) -> bool:
     """Return whether ``name`` already has the content and the settings of ``model``."""
-    said = NameOverrides(model.system, model.params, model.license, model.template, model.messages)
-    return name.digest == model.digest and said.over(name) == name
+    settings = NameOverrides(model.system, model.params, model.license, model.template, model.messages)
+    return name.digest == model.digest and settings.over(name) == name
 
 
 def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
@@ -311,25 +311,25 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
                 (making / item.name).symlink_to(target)
         card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
         (making / CARD).write_bytes(msgspec.json.encode(card))
-        _put(own, making, folder, old)
+        _move_into_place(own, making, folder, old)
     except OSError:
         shutil.rmtree(making, ignore_errors=True)
         raise
 
 
-def _put(own: Path, making: Path, folder: Path, old: Path | None) -> None:
+def _move_into_place(own: Path, making: Path, folder: Path, old: Path | None) -> None:
     """Rename the new folder into place, replacing ``old``, which is restored on failure."""
     if old is None:
         making.rename(folder)
         return
     # The name lets `sollold.models.transfer.cleanup` restore it after a crash if the new folder is missing.
-    aside = own / PARTS / f"{folder.name}{OLD}"
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    old.rename(aside)
+    backup = own / PARTS / f"{folder.name}{OLD}"
+    backup.parent.mkdir(exist_ok=True)
+    shutil.rmtree(backup, ignore_errors=True)
+    old.rename(backup)
     try:
         making.rename(folder)
     except OSError:
-        aside.rename(old)
+        backup.rename(old)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)

@@ -26,12 +26,12 @@ from sollold.facts import dataclass
 PASS_SECONDS = 300.0
 PREFIX = "member."
 _PASS = re.compile(r"member\.([0-9a-f]{16})\.([0-9a-f]{64})")
-_MOST = 1000
+_MAX_PASSES = 1000
 """Maximum number of issued passes, and of remembered replies."""
 _CALL_SECONDS = 3.0
 _REFUSED_SECONDS = 5.0
 """Seconds for which a refused pass is not checked again."""
-_AT_ONCE = 4
+_MAX_CHECKS = 4
 """Maximum number of concurrent checks, so that callers with invented passes can't keep the nodes busy."""
 
 
@@ -56,11 +56,11 @@ class MemberPasses:
         self._view = view
         self._calls = calls
         self._clock = clock
-        self._given: dict[str, tuple[float, frozenset[str]]] = {}
+        self._issued: dict[str, tuple[float, frozenset[str]]] = {}
         """For each digest of our own passes: when it expires, and the nodes it is for."""
-        self._known: dict[str, tuple[bool, float]] = {}
+        self._checked: dict[str, tuple[bool, float]] = {}
         """For each digest of others' passes: whether it is valid, and until when that need not be checked."""
-        self._asking = asyncio.Semaphore(_AT_ONCE)
+        self._asking = asyncio.Semaphore(_MAX_CHECKS)
 
     def register(self, server: RpcServer) -> None:
         """Register the peer method ``pass``."""
@@ -72,22 +72,22 @@ class MemberPasses:
         Raises:
             Refusal: NOT_FOUND when no member has this address.
         """
-        at = {address.partition("%")[0] for address, _ in await resolve(Seed(host, 0))}
-        there = frozenset(one.node for one in self._view.live() if not at.isdisjoint(one.addresses))
-        if not there:
+        addresses = {address.partition("%")[0] for address, _ in await resolve(Seed(host, 0))}
+        nodes = frozenset(r.node for r in self._view.live() if not addresses.isdisjoint(r.addresses))
+        if not nodes:
             raise Refusal(Fault.NOT_FOUND, f"no member of this cluster is at {host[:100]}")
         now = self._clock()
         secret = f"{PREFIX}{self._view.me.node}.{secrets.token_hex(32)}"
-        self._given = {digest: given for digest, given in self._given.items() if given[0] > now}
-        while len(self._given) >= _MOST:
-            del self._given[next(iter(self._given))]
-        self._given[_hash(secret)] = now + PASS_SECONDS, there
+        self._issued = {digest: entry for digest, entry in self._issued.items() if entry[0] > now}
+        while len(self._issued) >= _MAX_PASSES:
+            del self._issued[next(iter(self._issued))]
+        self._issued[_hash(secret)] = now + PASS_SECONDS, nodes
         return secret
 
     def from_live(self, text: str) -> bool:
         """Return whether ``text`` looks like a pass of a live member."""
         found = _PASS.fullmatch(text)
-        return found is not None and any(one.node == found[1] for one in self._view.live())
+        return found is not None and any(r.node == found[1] for r in self._view.live())
 
     async def check(self, text: str) -> bool:
         """Return whether ``text`` is a valid pass of a live member. That member's reply is cached."""
@@ -96,13 +96,13 @@ class MemberPasses:
             return False
         node, digest, now = found[1], _hash(text), self._clock()
         if node == self._view.me.node:
-            return self._left(digest, node) > 0
+            return self._remaining(digest, node) > 0
         # The passes of a node that is gone or evicted are no longer valid, whatever it replied before.
-        if all(one.node != node for one in self._view.live()):
+        if all(r.node != node for r in self._view.live()):
             return False
-        good, until = self._known.get(digest, (False, 0.0))
-        if now < until:
-            return good
+        valid, expiry = self._checked.get(digest, (False, 0.0))
+        if now < expiry:
+            return valid
         async with self._asking:
             try:
                 answer = await self._calls.call(
@@ -111,18 +111,18 @@ class MemberPasses:
             except PeerError:
                 return False
         seconds = min(answer.seconds, PASS_SECONDS)
-        while len(self._known) >= _MOST:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = (seconds > 0, self._clock() + (seconds if seconds > 0 else _REFUSED_SECONDS))
+        while len(self._checked) >= _MAX_PASSES:
+            del self._checked[next(iter(self._checked))]
+        self._checked[digest] = (seconds > 0, self._clock() + (seconds if seconds > 0 else _REFUSED_SECONDS))
         return seconds > 0
 
     async def _answer(self, caller: str, request: PassRequest) -> PassAnswer:
-        return PassAnswer(self._left(request.digest, caller))
+        return PassAnswer(self._remaining(request.digest, caller))
 
-    def _left(self, digest: str, node: str) -> float:
+    def _remaining(self, digest: str, node: str) -> float:
         """Return the seconds for which our pass with this digest remains valid at ``node``."""
-        end, there = self._given.get(digest, (0.0, frozenset()))
-        return max(0.0, end - self._clock()) if node in there else 0.0
+        end, nodes = self._issued.get(digest, (0.0, frozenset()))
+        return max(0.0, end - self._clock()) if node in nodes else 0.0
 
 
 def _hash(text: str) -> str:

@@ -103,24 +103,22 @@ class ModelService:
         chosen = {node_named(self._view, node) for node in nodes}
         all_holders = self._library.holders(model.name)
         # Without readable files, Ollama itself gives it the name.
-        holders = {
-            node: one for node, one in all_holders if one.files or (one.source == "ollama" and told is None)
-        }
-        if lacking := chosen - holders.keys():
-            names = ", ".join(sorted(name_of(self._view, node) for node in lacking))
-            have = ", ".join(sorted(name_of(self._view, node) for node in holders)) or "none"
+        holders = {node: m for node, m in all_holders if m.files or (m.source == "ollama" and told is None)}
+        if missing := chosen - holders.keys():
+            names = ", ".join(sorted(name_of(self._view, node) for node in missing))
+            others = ", ".join(sorted(name_of(self._view, node) for node in holders)) or "none"
             raise Refusal(
                 Fault.BAD_REQUEST,
-                f"{names} can't read files of {model.name}; nodes that can: {have}. Pull it there first",
+                f"{names} can't read files of {model.name}; nodes that can: {others}. Pull it there first",
             )
         orders = {
             node: NameRequest(
-                self._library.listed_at(node, model) or self._library.name_at(node, one),
+                self._library.listed_at(node, model) or self._library.name_at(node, m),
                 destination,
                 told=told or NameOverrides(),
                 replace=told is not None,
             )
-            for node, one in holders.items()
+            for node, m in holders.items()
             if not chosen or node in chosen
         }
         answers = await self._ask_all("copy", orders)
@@ -148,8 +146,8 @@ class ModelService:
             )
         model = (await self._exact(name)).model
         holders = dict(self._library.holders(model.name))
-        # Ask all nodes: the list here may not show what a node has got just now.
-        chosen = {node_named(self._view, node) for node in nodes} or {one.node for one in self._view.live()}
+        # Ask all nodes: the list here may lag behind.
+        chosen = {node_named(self._view, node) for node in nodes} or {r.node for r in self._view.live()}
         # A node that has other content under this name keeps it.
         orders = {
             node: NameRequest(self._library.listed_at(node, model) or model.name, digest=model.digest)
@@ -163,16 +161,16 @@ class ModelService:
         if failed:
             raise Refusal(Fault.BAD_REQUEST, failed)
         if nodes and not chosen & holders.keys():
-            where = ", ".join(sorted(name_of(self._view, node) for node in chosen))
-            raise Refusal(Fault.NOT_FOUND, f"{where}: no model {model.name} there")
+            names = ", ".join(sorted(name_of(self._view, node) for node in chosen))
+            raise Refusal(Fault.NOT_FOUND, f"{names}: no model {model.name} there")
         sources = {holders[node].source for node in chosen if node in holders} or {model.source}
-        how = "remove its files yourself"
+        advice = "remove its files yourself"
         if "ollama" in sources:
             # A caller that uses the ollama command has it pointed at this node.
-            how = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
+            advice = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
         raise Refusal(
             Fault.BAD_REQUEST,
-            f"{model.name} was not pulled by sollold, and your own files are not deleted: {how}",
+            f"{model.name} was not pulled by sollold, and your own files are not deleted: {advice}",
         )
 
     async def _ask_all(self, method: str, orders: Mapping[str, NameRequest]) -> dict[str, NameChanged]:
@@ -198,9 +196,9 @@ class ModelService:
         """Return the model with exactly this name: changes and deletions must not guess."""
         await self._library.awaited(name)
         resolved = self._library.exact(name)
-        for shelved in self._library.all() if resolved.name else ():
-            if shelved.model.name == resolved.name:
-                return shelved
+        for listed in self._library.all() if resolved.name else ():
+            if listed.model.name == resolved.name:
+                return listed
         raise unresolved(resolved)
 
 

@@ -29,12 +29,12 @@ LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 _SETTLE = 0.2
 """Seconds within which changes of the records are handled together: a busy endpoint changes often."""
 _GPU_SECONDS = 2
-_REST = 15.0
+_REST_SECONDS = 15.0
 """Maximum seconds without sampling while nothing changes."""
-_ASLEEP = 10.0
+_SUSPEND_SECONDS = 10.0
 """Seconds by which a sample must be late for the machine to count as having slept."""
-_CALL = 3.0
-_MOST_MODELS = 500
+_CALL_SECONDS = 3.0
+_MAX_MODELS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Monitor:
         self._changed = asyncio.Event()
         self._unsubscribe: Callable[[], None] = lambda: None
         self._sampling: asyncio.Task[None] | None = None
-        self._before = (0, 0, 0, 0, 0.0, 0)
+        self._previous = (0, 0, 0, 0, 0.0, 0)
         self._last: dict[tuple[str, str], float] = {}
         """Values of the last sample."""
         self._due = 0.0
@@ -94,10 +94,10 @@ class Monitor:
         """Whether this node is idle: samples equal the last one and are added only when needed."""
         self._sampled = view.me
         """This node's record at the last sample."""
-        self._stirred = asyncio.Event()
+        self._rest_over = asyncio.Event()
         self.closed = False
         activity.on_resumed = self._resumed
-        activity.on_begin = self._stir
+        activity.on_begin = self._end_rest
 
     def register(self, server: RpcServer) -> None:
         """Register the peer methods ``history`` and ``forget``."""
@@ -108,10 +108,10 @@ class Monitor:
         """Start watching and sampling."""
         self._observe()
         self._unsubscribe = self._view.subscribe(self._view_changed)
-        self._sampling = asyncio.create_task(self._sample_for_good(), name="history")
+        self._sampling = asyncio.create_task(self._sample(), name="history")
 
     async def close(self) -> None:
-        """Stop watching, and wake those who wait for events."""
+        """Stop watching, and end all waits for events."""
         self.closed = True
         self._unsubscribe()
         if self._pending is not None:
@@ -147,17 +147,17 @@ class Monitor:
         Raises:
             Refusal: NOT_FOUND when no such node is missing.
         """
-        found = next((one for one in self.offline() if node in (one.record.node, one.record.name)), None)
+        found = next((n for n in self.offline() if node in (n.record.node, n.record.name)), None)
         if found is None:
-            known = ", ".join(sorted(one.record.name for one in self.offline()))
-            there = f"offline are {known}" if known else "no node is offline"
-            raise Refusal(Fault.NOT_FOUND, f"there is no offline node {node[:100]!r}; {there}")
+            names = ", ".join(sorted(n.record.name for n in self.offline()))
+            hint = f"offline are {names}" if names else "no node is offline"
+            raise Refusal(Fault.NOT_FOUND, f"there is no offline node {node[:100]!r}; {hint}")
         request = ForgetRequest(found.record.node)
         await asyncio.gather(*(self._tell_forget(record.node, request) for record in self._view.live()))
 
     async def _tell_forget(self, node: str, request: ForgetRequest) -> None:
         try:
-            await self._calls.call(node, "forget", request, Done, timeout=_CALL)
+            await self._calls.call(node, "forget", request, Done, timeout=_CALL_SECONDS)
         except PeerError as error:
             log.debug("%s did not record the removal of a node: %s", name_of(self._view, node), error)
 
@@ -166,7 +166,7 @@ class Monitor:
         if record.node == me.node:
             return self._read(request)
         try:
-            return await self._calls.call(record.node, "history", request, NodeHistory, timeout=_CALL)
+            return await self._calls.call(record.node, "history", request, NodeHistory, timeout=_CALL_SECONDS)
         except PeerError as error:
             log.debug("no history from %s: %s", record.name, error)
             return None
@@ -186,15 +186,15 @@ class Monitor:
 
     def _view_changed(self) -> None:
         if self._view.me is not self._sampled:
-            self._stir()
+            self._end_rest()
         if self._pending is None:
             self._pending = asyncio.get_running_loop().call_later(_SETTLE, self._observe)
 
     def _observe(self) -> None:
         self._pending = None
-        before = self.events.newest
+        newest = self.events.newest
         self._watcher.observe(self._view.live(), self._view.leader(), time.time())
-        if self.events.newest != before:
+        if self.events.newest != newest:
             self._wake()
 
     def _wake(self) -> None:
@@ -208,7 +208,7 @@ class Monitor:
         self._wake()
 
     def _load_ended(self, load: LoadTime) -> None:
-        if load.model not in self.loads and len(self.loads) >= _MOST_MODELS:
+        if load.model not in self.loads and len(self.loads) >= _MAX_MODELS:
             return
         stats = self.loads.setdefault(load.model, LoadStats(0, 0, Histogram(LOAD_BUCKETS)))
         if load.ok:
@@ -217,46 +217,46 @@ class Monitor:
         else:
             stats.failed += 1
 
-    async def _sample_for_good(self) -> None:
+    async def _sample(self) -> None:
         loop = asyncio.get_running_loop()
         count = 0
         self._due = floor(loop.time()) + 1.0
         while True:
-            self._skip_sleep(loop.time() - _ASLEEP)
+            self._skip_sleep(loop.time() - _SUSPEND_SECONDS)
             await asyncio.sleep(max(0.0, self._due - loop.time()))
             if self._gpus is not None and count % _GPU_SECONDS == 0:
                 self.gpu_loads = await asyncio.to_thread(self._gpus)
             count += 1
-            still = self._gpus is None and self._is_still()
+            idle = self._gpus is None and self._is_idle()
             self._last = self._values()
             self.history.add(self._last)
             self._due += 1
-            if still:
+            if idle:
                 await self._rest()
 
-    def _is_still(self) -> bool:
+    def _is_idle(self) -> bool:
         """Return whether all samples will be equal until a request arrives or this node's record changes."""
-        asked = self.activity.active() or any(endpoint.waiting for endpoint in self._view.me.endpoints)
-        return not asked and self._before == self._totals()
+        busy = self.activity.active() or any(endpoint.waiting for endpoint in self._view.me.endpoints)
+        return not busy and self._previous == self._totals()
 
     async def _rest(self) -> None:
-        self._stirred.clear()
+        self._rest_over.clear()
         self._resting = True
-        await sleep_until_set(self._stirred, _REST)
+        await sleep_until_set(self._rest_over, _REST_SECONDS)
         self._catch_up()
         self._resting = False
 
-    def _stir(self) -> None:
-        """End the rest because of activity: add the samples due until now, and sample again."""
+    def _end_rest(self) -> None:
+        """Resume sampling because of activity, after adding the samples due until now."""
         if self._resting:
             self._catch_up()
-            self._stirred.set()
+            self._rest_over.set()
 
     def _catch_up(self) -> None:
         """Add the samples that have become due while resting."""
         if self._resting:
             now = asyncio.get_running_loop().time()
-            self._skip_sleep(now - _REST - _ASLEEP)
+            self._skip_sleep(now - _REST_SECONDS - _SUSPEND_SECONDS)
             while self._due <= now:
                 self.history.add(self._last)
                 self._due += 1
@@ -282,17 +282,17 @@ class Monitor:
         """Return the values of the second that has just passed."""
         activity, me = self.activity, self._view.me
         self._sampled = me
-        before, now = self._before, self._totals()
-        self._before = now
-        firsts = now[5] - before[5]
+        previous, totals = self._previous, self._totals()
+        self._previous = totals
+        first_tokens = totals[5] - previous[5]
         values = {
-            ("", "tokens_per_second"): float(now[0] - before[0]),
-            ("", "prompt_tokens_per_second"): float(now[1] - before[1]),
-            ("", "requests_per_second"): float(now[2] - before[2]),
-            ("", "failed_per_second"): float(now[3] - before[3]),
+            ("", "tokens_per_second"): float(totals[0] - previous[0]),
+            ("", "prompt_tokens_per_second"): float(totals[1] - previous[1]),
+            ("", "requests_per_second"): float(totals[2] - previous[2]),
+            ("", "failed_per_second"): float(totals[3] - previous[3]),
             ("", "active"): float(activity.active()),
             ("", "waiting"): float(sum(endpoint.waiting for endpoint in me.endpoints)),
-            ("", FIRST_TOKEN): (now[4] - before[4]) / firsts if firsts else NONE,
+            ("", FIRST_TOKEN): (totals[4] - previous[4]) / first_tokens if first_tokens else NONE,
         }
         for device in me.devices:
             values[device.id, "used_bytes"] = float(device.total - device.free)

@@ -16,18 +16,18 @@ _CODE = re.compile(r"[A-Z2-7]{4}-[A-Z2-7]{4}")
 
 
 def matching(
-    text: str, things: Iterable[T], ids: Callable[[T], Iterable[str]], name: Callable[[T], str]
+    text: str, candidates: Iterable[T], ids: Callable[[T], Iterable[str]], name: Callable[[T], str]
 ) -> list[T]:
-    """Return those of ``things`` that ``text`` means: by an id, else by name.
+    """Return those of ``candidates`` that ``text`` means: by an id, else by name.
 
     Machines choose their own names, so a text that looks like an id or a code never matches a name, even if
     nothing has that id.
     """
-    listed = list(things)
-    found = [one for one in listed if text in ids(one)]
+    listed = list(candidates)
+    found = [item for item in listed if text in ids(item)]
     if found or _ID.fullmatch(text) or _CODE.fullmatch(text):
         return found
-    return [one for one in listed if name(one) == text]
+    return [item for item in listed if name(item) == text]
 
 
 def node_named(view: View, text: str) -> str:
@@ -37,12 +37,12 @@ def node_named(view: View, text: str) -> str:
         Refusal: NOT_FOUND when there is none, or more than one.
     """
     live = view.live()
-    found = [one.node for one in matching(text, live, lambda one: (one.node,), lambda one: one.name)]
+    found = [r.node for r in matching(text, live, lambda r: (r.node,), lambda r: r.name)]
     if len(found) == 1:
         return found[0]
     if found:
         raise Refusal(
             Fault.NOT_FOUND, f"several nodes are named {text!r}; name one by its id: {', '.join(found)}"
         )
-    known = ", ".join(sorted(record.name for record in live))
-    raise Refusal(Fault.NOT_FOUND, f"there is no node {text!r}; nodes: {known}")
+    names = ", ".join(sorted(record.name for record in live))
+    raise Refusal(Fault.NOT_FOUND, f"there is no node {text!r}; nodes: {names}")

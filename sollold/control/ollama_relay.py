@@ -29,7 +29,7 @@ _CONNECT = 5.0
 _SILENCE = 600.0
 _ASK = 3.0
 _PIECE = 64 * 1024
-_OURS = "/ollama"
+_PREFIX = "/ollama"
 _CREATE = "/api/create"
 _PATHS = re.compile(r"/api/(push|create|show|blobs/sha256[:-][0-9a-f]{64})")
 
@@ -57,14 +57,14 @@ class Relayed:
     def __init__(
         self,
         answer: aiohttp.ClientResponse,
-        where: str,
+        name: str,
         stack: AsyncExitStack,
         done: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """``done`` is awaited when Ollama reports success, before that is passed on."""
         self.done = done
         self._answer = answer
-        self._where = where
+        self._name = name
         self._stack = stack
         self.status = answer.status
         self.kind = answer.headers.get("Content-Type", "")
@@ -82,8 +82,8 @@ class Relayed:
                     await done()
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            why = str(error) or "timed out"
-            raise Refusal(Fault.INTERRUPTED, f"{self._where} interrupted its response: {why}") from None
+            reason = str(error) or "timed out"
+            raise Refusal(Fault.INTERRUPTED, f"{self._name} interrupted its response: {reason}") from None
 
     async def close(self) -> None:
         """End the response, whether or not it is complete."""
@@ -94,7 +94,7 @@ class Relayed:
 
 
 class OllamaRelay:
-    """Relays what only Ollama can serve to one in the cluster. Call `register` first, finally `close`."""
+    """Relays requests that only Ollama can serve to one in the cluster. Call `register`, finally `close`."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class OllamaRelay:
         """Register the peer method and the raw routes to this machine's Ollama."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):
-            server.route(method, f"{_OURS}/{{path:.+}}", self._on_request)
+            server.route(method, f"{_PREFIX}/{{path:.+}}", self._on_request)
 
     async def close(self) -> None:
         """Close the connections to the local Ollama."""
@@ -137,32 +137,32 @@ class OllamaRelay:
             return None
         if not model:
             self._last = node
-        made = partial(self._learn, node) if path == _CREATE else None
+        on_success = partial(self._learn, node) if path == _CREATE else None
         if node == self._view.me.node:
-            return await self._here(method, path, body, made)
-        where = f"the Ollama on {name_of(self._view, node)}"
+            return await self._ask_local(method, path, body, on_success)
+        name = f"the Ollama on {name_of(self._view, node)}"
         stack = AsyncExitStack()
         data = _data(method, body)
-        exchange = self._calls.stream(node, method, _OURS + path, data=data, idle_timeout=_SILENCE)
+        exchange = self._calls.stream(node, method, _PREFIX + path, data=data, idle_timeout=_SILENCE)
         try:
             answer = await stack.enter_async_context(exchange)
         except PeerError as error:
-            raise Refusal(Fault.UNAVAILABLE, f"{where} can't be reached: {error}", retry_after=2.0) from None
-        return Relayed(answer, where, stack, made)
+            raise Refusal(Fault.UNAVAILABLE, f"{name} can't be reached: {error}", retry_after=2.0) from None
+        return Relayed(answer, name, stack, on_success)
 
     async def _choose(self, model: str) -> str:
         """Return the node to send to: one with the model, else the last one, else this one; empty if none."""
         me = self._view.me.node
-        mine = self._local_ollama(model)
-        if mine.answers and self._last in ("", me) and (mine.has or not model):
+        local = self._local_ollama(model)
+        if local.answers and self._last in ("", me) and (local.has or not model):
             return me
         others = [record.node for record in self._view.live() if record.node != me]
-        told = await asyncio.gather(*(self._ask(node, model) for node in others))
-        there = {me: mine, **dict(zip(others, told, strict=True))}
-        able = [node for node, one in there.items() if one.answers]
+        replies = await asyncio.gather(*(self._ask(node, model) for node in others))
+        ollamas = {me: local, **dict(zip(others, replies, strict=True))}
+        working = [node for node, ollama in ollamas.items() if ollama.answers]
         return min(
-            able,
-            key=lambda node: (bool(model) and not there[node].has, node != self._last, node != me, node),
+            working,
+            key=lambda node: (bool(model) and not ollamas[node].has, node != self._last, node != me, node),
             default="",
         )
 
@@ -175,12 +175,12 @@ class OllamaRelay:
     def _local_ollama(self, model: str) -> OllamaThere:
         return OllamaThere(bool(self._ollama.url_of_api), bool(model) and self._ollama.has(model))
 
-    async def _here(
-        self, method: str, path: str, body: Body, made: Callable[[], Awaitable[None]] | None = None
+    async def _ask_local(
+        self, method: str, path: str, body: Body, on_success: Callable[[], Awaitable[None]] | None = None
     ) -> Relayed | None:
         """Send a request to this machine's Ollama; None when there is none.
 
-        ``made`` is awaited when the request succeeds.
+        ``on_success`` is awaited when the request succeeds.
 
         Raises:
             Refusal: UNAVAILABLE when it can't be reached.
@@ -202,8 +202,8 @@ class OllamaRelay:
         async def done() -> None:
             if name:
                 await asyncio.to_thread(self._ollama.created.add, name)
-            if made is not None:
-                await made()
+            if on_success is not None:
+                await on_success()
 
         return Relayed(answer, f"Ollama at {url}", AsyncExitStack(), done)
 
@@ -217,7 +217,7 @@ class OllamaRelay:
         try:
             # Read the whole body of a create: the created model's name is in it.
             body = await request.content.read() if path == _CREATE else request.content.iter_any()
-            relayed = await self._here(request.method, path, body)
+            relayed = await self._ask_local(request.method, path, body)
         except Refusal as refusal:
             return web.json_response({"error": refusal.message}, status=502)
         if relayed is None:

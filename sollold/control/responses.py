@@ -18,7 +18,7 @@ from sollold.cluster.net.rpc_server import RpcServer
 from sollold.facts import dataclass
 
 _TIMEOUT = 10.0
-_LONGEST_CHAIN = 1000
+_MAX_CHAIN = 1000
 _NODE_DIGITS = 16
 _DIGITS = "0123456789abcdef"
 _SECRET_BYTES = 16
@@ -37,8 +37,8 @@ def _input_of(id_: str) -> tuple[str, int] | None:
     digits = id_.partition("_")[2]
     response, place = digits[:-_PLACE_DIGITS], digits[-_PLACE_DIGITS:]
     # Without a cluster, the id of a response contains no node id.
-    known = (2 * _SECRET_BYTES, _NODE_DIGITS + 2 * _SECRET_BYTES)
-    if len(response) not in known or any(digit not in _DIGITS for digit in digits):
+    lengths = (2 * _SECRET_BYTES, _NODE_DIGITS + 2 * _SECRET_BYTES)
+    if len(response) not in lengths or any(digit not in _DIGITS for digit in digits):
         return None
     return f"resp_{response}", int(place, 16)
 
@@ -80,10 +80,10 @@ class ResponseStore:
     """Stores the newest responses, at most ``most`` and ``most_bytes`` of JSON."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 64 * 1024**2) -> None:
-        self._most = most
-        self._most_bytes = most_bytes
+        self._max_responses = most
+        self._max_bytes = most_bytes
         self._stored: OrderedDict[str, tuple[bytes, tuple[str, ...]]] = OrderedDict()
-        self._home: dict[str, str] = {}
+        self._response_of: dict[str, str] = {}
         self._bytes = 0
 
     def put(self, stored: StoredResponse) -> None:
@@ -92,17 +92,17 @@ class ResponseStore:
         id_ = str(stored.response["id"])
         items = tuple(str(item["id"]) for item in stored.response.get("output", ()) if "id" in item)
         self.remove(id_)
-        if len(raw) > self._most_bytes:
+        if len(raw) > self._max_bytes:
             return
         self._stored[id_] = (raw, items)
-        self._home |= dict.fromkeys(items, id_)
+        self._response_of |= dict.fromkeys(items, id_)
         self._bytes += len(raw)
-        while len(self._stored) > self._most or self._bytes > self._most_bytes:
+        while len(self._stored) > self._max_responses or self._bytes > self._max_bytes:
             self.remove(next(iter(self._stored)))
 
     def get(self, id_: str, client: str) -> StoredResponse | None:
         """Return the response with this id, or with an output item of this id, if ``client`` may read it."""
-        found = self._stored.get(self._home.get(id_, id_))
+        found = self._stored.get(self._response_of.get(id_, id_))
         if found is None:
             return None
         stored = msgspec.json.decode(found[0], type=StoredResponse)
@@ -112,8 +112,8 @@ class ResponseStore:
         """Delete a response."""
         raw, items = self._stored.pop(id_, (b"", ()))
         self._bytes -= len(raw)
-        for item in items:
-            self._home.pop(item, None)
+        for item_id in items:
+            self._response_of.pop(item_id, None)
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -142,12 +142,12 @@ class ResponseService:
 
     async def get(self, id_: str, client: str, *, delete: bool = False) -> StoredResponse | None:
         """Return the response with this id, or with an output item of this id; None when there is none."""
-        home = self._home(id_)
-        if home == self._node or self._calls is None:
+        holder = self._holder(id_)
+        if holder == self._node or self._calls is None:
             return self._take(id_, client, delete=delete)
         try:
             request = ResponseRequest(id_, client, delete)
-            reply = await self._calls.call(home, "response", request, ResponseReply, timeout=_TIMEOUT)
+            reply = await self._calls.call(holder, "response", request, ResponseReply, timeout=_TIMEOUT)
             return msgspec.json.decode(reply.stored, type=StoredResponse) if reply.stored else None
         except (PeerError, msgspec.MsgspecError):
             return None
@@ -155,12 +155,12 @@ class ResponseService:
     async def conversation(self, id_: str, client: str) -> list[Item] | None:
         """Return all items of a conversation up to the end of a response; None if a response is missing.
 
-        Chains of more than `_LONGEST_CHAIN` responses also give None.
+        Chains of more than `_MAX_CHAIN` responses also give None.
         """
         parts: list[list[Item]] = []
         while id_:
             stored = await self.get(id_, client)
-            if stored is None or len(parts) >= _LONGEST_CHAIN:
+            if stored is None or len(parts) >= _MAX_CHAIN:
                 return None
             parts.append([*stored.items, *stored.response.get("output", ())])
             id_ = stored.previous
@@ -175,7 +175,7 @@ class ResponseService:
         output = stored.response.get("output", ()) if stored is not None else ()
         return next((item for item in output if item.get("id") == id_), None)
 
-    def _home(self, id_: str) -> str:
+    def _holder(self, id_: str) -> str:
         digits = id_.partition("_")[2][:_NODE_DIGITS]
         named = len(digits) == _NODE_DIGITS and all(digit in _DIGITS for digit in digits)
         return digits if named else self._node

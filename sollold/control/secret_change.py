@@ -39,7 +39,7 @@ _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
 """Maximum seconds until this node leads, when it evicts the leader."""
 _POLL = 0.05
-_TRIES = 3
+_MAX_TRIES = 3
 BY_SETTINGS = (
     "the secret comes from cluster.token in the settings. To change it: add a new one to cluster.old_tokens "
     "on every node and restart each, then swap the two and restart each, then remove the former and restart"
@@ -135,27 +135,27 @@ class SecretChanges:
     def members(self) -> list[dict[str, object]]:
         """Return all members with their state: here, away or evicted."""
         live = self._owner.live()
-        here = {record.node for record in live}
+        present = {record.node for record in live}
         ring = self._owner.keyring()
         rows = [(record.node, record.name, "here") for record in live]
         if ring is not None:
-            rows += [(one.node, one.name, "away") for one in ring.members if one.node not in here]
-            rows += [(one.node, one.name, "evicted") for one in ring.evicted]
+            rows += [(m.node, m.name, "away") for m in ring.members if m.node not in present]
+            rows += [(m.node, m.name, "evicted") for m in ring.evicted]
         return [{"node": node, "name": name, "state": state} for node, name, state in rows]
 
     def _member(self, text: str) -> KeyringMember:
         ring = self._owner.keyring()
-        known = merged(_members(self._owner.live()), ring.members if ring is not None else ())
-        found = matching(text, known, lambda one: (one.node,), lambda one: one.name)
+        members = merged(_members(self._owner.live()), ring.members if ring is not None else ())
+        found = matching(text, members, lambda m: (m.node,), lambda m: m.name)
         if len(found) == 1:
             return found[0]
         if found:
-            ids = ", ".join(one.node for one in found)
+            ids = ", ".join(m.node for m in found)
             raise Refusal(Fault.NOT_FOUND, f"several members are named {text!r}; name one by its id: {ids}")
         evicted = ring.evicted if ring is not None else ()
-        if gone := matching(text, evicted, lambda one: (one.node,), lambda one: one.name):
-            raise Refusal(Fault.NOT_FOUND, f"{gone[0].name} ({gone[0].node}) was evicted already")
-        names = ", ".join(one.name for one in known)
+        if banned := matching(text, evicted, lambda m: (m.node,), lambda m: m.name):
+            raise Refusal(Fault.NOT_FOUND, f"{banned[0].name} ({banned[0].node}) was evicted already")
+        names = ", ".join(m.name for m in members)
         raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; members: {names}")
 
     async def _order(self, roll: Roll) -> Rolled:
@@ -190,8 +190,8 @@ class SecretChanges:
         leader = self._owner.leader().leader
         if roll.kind is not ChangeKind.EVICT or leader not in roll.nodes:
             return leader
-        line = [(one.draining, one.node) for one in self._owner.live() if one.node != leader]
-        return min(line)[1] if line else ""
+        successors = [(r.draining, r.node) for r in self._owner.live() if r.node != leader]
+        return min(successors)[1] if successors else ""
 
     # As the leader
 
@@ -202,7 +202,7 @@ class SecretChanges:
             try:
                 self._check(roll.kind)
                 if self._carrier(roll) == self._owner.me.node != self._owner.leader().leader:
-                    await self._take_the_lead(roll.nodes)
+                    await self._become_leader(roll.nodes)
                 if self._owner.leader().leader != self._owner.me.node:
                     return Rolled("this node is not the leader; try again", again=True)
                 return await self._carry_out(roll)
@@ -211,7 +211,7 @@ class SecretChanges:
             finally:
                 self._owner.set_aside(frozenset())
 
-    async def _take_the_lead(self, leaders: Iterable[str]) -> None:
+    async def _become_leader(self, leaders: Iterable[str]) -> None:
         """Treat the leader as gone, so that this node leads and the others obey it."""
         self._owner.set_aside(frozenset(leaders))
         with contextlib.suppress(TimeoutError):
@@ -221,38 +221,38 @@ class SecretChanges:
     async def _carry_out(self, roll: Roll) -> Rolled:
         order, nodes = self._prepared(roll)
         answers: dict[str, SecretAnswer | None] = {}
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             answers = await self._step(order, nodes)
-            refusals = {node: one for node, one in answers.items() if one is not None and one.refusal}
+            refusals = {node: a for node, a in answers.items() if a is not None and a.refusal}
             if not refusals:
                 break
-            newest = max(one.generation for one in refusals.values())
+            newest = max(a.generation for a in refusals.values())
             if newest < order.generation:
                 node, refused = next(iter(refusals.items()))
                 return Rolled(f"{nodes[node]}: {refused.refusal}")
-            # An interrupted change had got further there.
+            # An interrupted change has already used a higher generation there.
             order = replace(order, generation=newest + 1)
         else:
             return Rolled("another change of the secret is in progress; try again", again=True)
-        ready = {node: nodes[node] for node, one in answers.items() if one is not None}
+        ready = {node: nodes[node] for node, a in answers.items() if a is not None}
         if roll.kind is not ChangeKind.SECURE:  # membership of an open cluster proves nothing
-            known = [one.members for one in answers.values() if one is not None]
-            order = replace(order, members=merged(order.members, *known, without=order.evicted))
+            reported = [a.members for a in answers.values() if a is not None]
+            order = replace(order, members=merged(order.members, *reported, without=order.evicted))
         order = replace(order, step=Step.USE)
         using = await self._step(order, ready)
         if roll.kind is ChangeKind.PARDON:
             # Only in the last step: a node that comes back may take the lead.
-            left = tuple(one for one in order.evicted if one.node not in roll.nodes)
-            order = replace(order, evicted=left)
+            remaining = tuple(m for m in order.evicted if m.node not in roll.nodes)
+            order = replace(order, evicted=remaining)
         removed = await self._step(replace(order, step=Step.REMOVE), ready)
         done = {node for node in ready if _agreed(using[node])}
         unsure = {node for node in ready if not (_agreed(using[node]) and _agreed(removed[node]))}
         log.info("%s: %d nodes use generation %d of the secret", roll.kind, len(done), order.generation)
         return Rolled(
             generation=order.generation,
-            done=_named(ready, done),
-            away=tuple(one for one in order.members if one.node not in ready),
-            unsure=_named(ready, unsure),
+            done=_as_members(ready, done),
+            away=tuple(m for m in order.members if m.node not in ready),
+            unsure=_as_members(ready, unsure),
         )
 
     def _prepared(self, roll: Roll) -> tuple[SecretOrder, dict[str, str]]:
@@ -266,12 +266,12 @@ class SecretChanges:
         live = {record.node: record.name for record in self._owner.live()}
         evicted, known = ring.evicted, ring.members
         if roll.kind is ChangeKind.EVICT:
-            gone = [one for one in merged(_members(self._owner.live()), known) if one.node in roll.nodes]
-            evicted = merged(gone, evicted)
+            targets = [m for m in merged(_members(self._owner.live()), known) if m.node in roll.nodes]
+            evicted = merged(targets, evicted)
         elif roll.kind is ChangeKind.SECURE:
             live, known = {node: name for node, name in live.items() if node in roll.nodes}, ()
-        refused = {one.node for one in evicted}
-        nodes = {node: name for node, name in live.items() if node not in refused}
+        banned = {m.node for m in evicted}
+        nodes = {node: name for node, name in live.items() if node not in banned}
         if me not in nodes:
             raise Refusal(Fault.BAD_REQUEST, f"{self._owner.me.name} leads: it must be among those that stay")
         members = merged((KeyringMember(node, name) for node, name in nodes.items()), known, without=evicted)
@@ -282,9 +282,9 @@ class SecretChanges:
 
     async def _step(self, order: SecretOrder, nodes: Iterable[str]) -> dict[str, SecretAnswer | None]:
         """Return each node's reply to a step; None if there was none."""
-        asked = list(nodes)
-        answers = await asyncio.gather(*(self._tell(node, order) for node in asked))
-        return dict(zip(asked, answers, strict=True))
+        targets = list(nodes)
+        answers = await asyncio.gather(*(self._tell(node, order) for node in targets))
+        return dict(zip(targets, answers, strict=True))
 
     async def _tell(self, node: str, order: SecretOrder) -> SecretAnswer | None:
         """Return the reply of ``node`` to a step, asking again while it does not know the leader yet."""
@@ -299,8 +299,8 @@ class SecretChanges:
                     await asyncio.sleep(_POLL)
         except (PeerError, TimeoutError) as error:
             if "no call is named" in str(error):
-                why = "it runs an earlier release, which can't change its secret, or has cluster.token set"
-                return SecretAnswer(why, 0)
+                reason = "it runs an earlier release, which can't change its secret, or has cluster.token set"
+                return SecretAnswer(reason, 0)
             log.warning("%s did not %s the new secret: %s", name_of(self._owner, node), order.step, error)
             return None
 
@@ -313,5 +313,5 @@ def _members(records: Iterable[Record]) -> list[KeyringMember]:
     return [KeyringMember(record.node, record.name) for record in records]
 
 
-def _named(names: dict[str, str], nodes: Iterable[str]) -> tuple[KeyringMember, ...]:
-    return tuple(KeyringMember(node, names[node]) for node in sorted(nodes, key=lambda one: names[one]))
+def _as_members(names: dict[str, str], nodes: Iterable[str]) -> tuple[KeyringMember, ...]:
+    return tuple(KeyringMember(node, names[node]) for node in sorted(nodes, key=lambda node: names[node]))
