@@ -41,14 +41,14 @@ _ESCAPED = "%[0-9A-Fa-f]{2}"
 _PATH = f"([A-Za-z0-9._~!$&'()*+,;=:@-]|{_ESCAPED})"
 _NO_COLON = f"([A-Za-z0-9._~!$&'()*+,;=@-]|{_ESCAPED})"
 _REST = f"([A-Za-z0-9._~!$&'()*+,;=:@/?-]|{_ESCAPED})*"
-_AFTER = rf"(\?{_REST})?(#{_REST})?"
+_SUFFIX = rf"(\?{_REST})?(#{_REST})?"
 _AUTHORITY = f"//[A-Za-z0-9._~-]*(:[0-9]{{1,5}})?(/{_PATH}*)*"
-_FROM_ROOT = f"/({_PATH}+(/{_PATH}*)*)?"
-_URI = f"[A-Za-z][A-Za-z0-9+.-]{{0,20}}:({_AUTHORITY}|{_FROM_ROOT}|{_PATH}+(/{_PATH}*)*){_AFTER}"
-_RELATIVE = f"({_AUTHORITY}|{_FROM_ROOT}|{_NO_COLON}+(/{_PATH}*)*)?{_AFTER}"
+_ABSOLUTE = f"/({_PATH}+(/{_PATH}*)*)?"
+_URI = f"[A-Za-z][A-Za-z0-9+.-]{{0,20}}:({_AUTHORITY}|{_ABSOLUTE}|{_PATH}+(/{_PATH}*)*){_SUFFIX}"
+_RELATIVE = f"({_AUTHORITY}|{_ABSOLUTE}|{_NO_COLON}+(/{_PATH}*)*)?{_SUFFIX}"
 _POINTER = "(/([^~/]|~[01])*)*"
 
-_WRITTEN = {
+_GENERATED = {
     "email": rf"^{_LOCAL}(\.{_LOCAL}){{0,2}}@{_LABEL}(\.{_LABEL}){{0,2}}$",
     "hostname": rf"^{_LABEL}(\.{_LABEL}){{0,3}}$",
     "ipv4": rf"^{_OCTET}(\.{_OCTET}){{3}}$",
@@ -62,14 +62,14 @@ _WRITTEN = {
 _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9](:([0-5][0-9]|60)(\.[0-9]+)?)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _UUID = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
-FORMATS = {name: convertible_pattern(pattern) for name, pattern in _WRITTEN.items()}
+FORMATS = {name: convertible_pattern(pattern) for name, pattern in _GENERATED.items()}
 """Format → its pattern, which generates no more characters than the standard allows."""
 
 _NAME = "[A-Za-z0-9][A-Za-z0-9-]*"
 _HOST = rf"{_NAME}(\.{_NAME})*"
-_MEANT = {
+_ACCEPTED = {
     # For checking, more is accepted than is generated: times without seconds, and longer strings.
-    **_WRITTEN,
+    **_GENERATED,
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}[Tt]{_TIME}$",
@@ -78,14 +78,14 @@ _MEANT = {
     "email": rf"^{_LOCAL[:-6]}+(\.{_LOCAL[:-6]}+)*@{_HOST}$",
     "hostname": f"^{_HOST}$",
 }
-_TEXTS = {name: convertible_pattern(pattern) for name, pattern in _MEANT.items()}
-_SAMPLES = 48
-_LONGEST_PATTERN = 1000
+_CONVERTED = {name: convertible_pattern(pattern) for name, pattern in _ACCEPTED.items()}
+_SAMPLE_COUNT = 48
+_MAX_CHARACTERS = 1000
 
 
 def has_format(text: str, name: str) -> bool | None:
     """Return True if a string has a format, or the format is unknown and so forbids nothing; else None."""
-    if (pattern := _TEXTS.get(name)) is not None:
+    if (pattern := _CONVERTED.get(name)) is not None:
         return True if matches(pattern, text) else None
     return None if name in OTHER_FORMATS else True
 
@@ -93,8 +93,8 @@ def has_format(text: str, name: str) -> bool | None:
 @lru_cache(maxsize=512)
 def implies_format(pattern: str, name: str) -> bool:
     """Whether strings that match a converted pattern have a format, judging by many samples."""
-    written = _TEXTS.get(name)
-    if written is None or len(pattern) > _LONGEST_PATTERN:
+    accepted = _CONVERTED.get(name)
+    if accepted is None or len(pattern) > _MAX_CHARACTERS:
         return False
-    found = samples(pattern, _SAMPLES)
-    return bool(found) and all(matches(written, text) for text in found)
+    found = samples(pattern, _SAMPLE_COUNT)
+    return bool(found) and all(matches(accepted, text) for text in found)

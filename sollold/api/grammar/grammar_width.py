@@ -10,15 +10,15 @@ import re
 
 MOST_WAYS = 2000
 """Maximum ways: with an enumeration of this many values, the first token takes about a second."""
-_REPEATED = 3
+_REPEAT_COST = 3
 """Cost factor of a way that repetitions lead to, since several of them reach it."""
-_LONGEST_CHAIN = 200
+_MAX_DEPTH = 200
 """Maximum depth of rules that refer to one another."""
-_MOST_REPEATS = 200_000
+_MAX_REPEATS = 200_000
 """Maximum repetitions of all parts of a grammar together: each becomes a rule."""
-_MOST_DIGITS = 9
+_MAX_DIGITS = 9
 """Maximum digits of a number of repetitions."""
-_MOST_SYMBOLS = 20_000
+_MAX_SYMBOLS = 20_000
 """Maximum symbols in a grammar: checking this many takes some 50 ms."""
 
 _PATTERN = re.compile(
@@ -67,15 +67,15 @@ def check_grammar(grammar: str) -> None:
     repeats = 0
     for number, token in enumerate(_GRAMMAR.finditer(grammar)):
         text = token[0]
-        if number > _MOST_SYMBOLS:
-            raise TooManyWays(f"it has more than {_MOST_SYMBOLS} symbols")
+        if number > _MAX_SYMBOLS:
+            raise TooManyWays(f"it has more than {_MAX_SYMBOLS} symbols")
         if text.endswith("::="):
             tokens = rules[text[:-3].rstrip()] = []
         elif not (text.isspace() or text[0] == "#"):
             tokens.append(token)
             repeats += int(token[2] or token[1] or 0)
-            if repeats > _MOST_REPEATS:
-                raise TooManyWays(f"its parts are repeated more than {_MOST_REPEATS} times")
+            if repeats > _MAX_REPEATS:
+                raise TooManyWays(f"its parts are repeated more than {_MAX_REPEATS} times")
     # Measured twice: whether a recursive rule may be empty is known only after the first time.
     measure = _Measure(rules, _Measure(rules, {}).known)
     if _has_left_recursion(measure.begins):
@@ -120,21 +120,21 @@ class _Measure:
         begins: rule → the rules with which it may begin.
     """
 
-    def __init__(self, rules: dict[str, list[re.Match[str]]], before: dict[str, Ways]) -> None:
-        """``before``: the result of an earlier measurement, for recursive rules."""
+    def __init__(self, rules: dict[str, list[re.Match[str]]], earlier: dict[str, Ways]) -> None:
+        """``earlier``: the result of an earlier measurement, for recursive rules."""
         self.known: dict[str, Ways] = {}
         self.begins: dict[str, set[str]] = {}
         self._rules = rules
-        self._before = before
+        self._earlier = earlier
         for name in rules:
             if name not in self.known:
                 self._measure(name, 0)
 
     def _measure(self, name: str, depth: int) -> Ways:
-        if depth > _LONGEST_CHAIN:
-            raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} levels deep")
+        if depth > _MAX_DEPTH:
+            raise TooManyWays(f"its rules refer to one another more than {_MAX_DEPTH} levels deep")
         rules, known, begins = self._rules, self.known, self.begins.setdefault(name, set())
-        known[name] = (1, self._before.get(name, (1, False))[1])
+        known[name] = (1, self._earlier.get(name, (1, False))[1])
         groups = _Groups()
         for token in rules[name]:
             text = token[0]
@@ -155,20 +155,20 @@ class _Measure:
 
 def _has_left_recursion(begins: dict[str, set[str]]) -> bool:
     """Whether there is left recursion: a rule that may begin with itself, directly or through others."""
-    left = {name: len(others) for name, others in begins.items()}
-    by: dict[str, list[str]] = {}
-    for name, others in begins.items():
-        for other in others:
-            by.setdefault(other, []).append(name)
-    free = [name for name, count in left.items() if not count]
-    done = 0
-    while free:
-        done += 1
-        for name in by.get(free.pop(), ()):
-            left[name] -= 1
-            if not left[name]:
-                free.append(name)
-    return done < len(begins)
+    pending = {name: len(targets) for name, targets in begins.items()}
+    users: dict[str, list[str]] = {}
+    for name, targets in begins.items():
+        for target in targets:
+            users.setdefault(target, []).append(name)
+    ready = [name for name, count in pending.items() if not count]
+    resolved = 0
+    while ready:
+        resolved += 1
+        for name in users.get(ready.pop(), ()):
+            pending[name] -= 1
+            if not pending[name]:
+                ready.append(name)
+    return resolved < len(begins)
 
 
 class _Sequence:
@@ -204,7 +204,7 @@ class _Sequence:
         self._solid -= not empty
         low = high = 1
         if token[1] is not None:
-            if max(len(token[1]), len(token[2])) > _MOST_DIGITS:
+            if max(len(token[1]), len(token[2])) > _MAX_DIGITS:
                 raise TooManyWays(f"a part is repeated {text[:20]}… times")
             low = int(token[1] or 0)
             high = int(token[2] or low or 1)
@@ -213,7 +213,7 @@ class _Sequence:
                 raise TooManyWays(f"the repetition {text} has a minimum above its maximum")
         if empty:
             # Each repetition may be empty, so all of them can begin at once, and end at any other.
-            count *= high * _REPEATED if high > 1 else 1
+            count *= high * _REPEAT_COST if high > 1 else 1
         self.add(count, empty or text in ("?", "*") or (token[1] is not None and not low))
         return True
 
@@ -228,14 +228,14 @@ class _Sequence:
         return self._count, self._empty
 
     def _end_alternative(self) -> None:
-        begin, empty = 0, True
+        initial, empty = 0, True
         for count, may_be_empty in reversed(self._parts):
             # A part that may be empty is also reached from each part before it.
-            begin = count * _REPEATED + begin if may_be_empty and begin else count
+            initial = count * _REPEAT_COST + initial if may_be_empty and initial else count
             empty = empty and may_be_empty
-            _check(begin)
+            _check(initial)
         self._parts, self._solid = [], 0
-        self._count += begin
+        self._count += initial
         self._empty = self._empty or empty
 
 

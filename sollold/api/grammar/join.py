@@ -8,9 +8,9 @@ from typing import Any
 
 from sollold.api.grammar.keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same
 
-_LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
-_SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
-_MOST_NAMES = 64
+_LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
+_UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
+_MAX_VALUES = 64
 """Maximum values of the shorter of two ``enum`` lists, since each is compared with each."""
 
 
@@ -31,20 +31,20 @@ class Unsatisfiable(Exception):
         self.keyword, self.reason = keyword, reason
 
 
-def joined(one: Schema, other: Schema) -> Schema:
+def joined(first: Schema, second: Schema) -> Schema:
     """Join two schemas without `JOINS`; their nested schemas are combined by an ``allOf``.
 
     Raises:
         Unjoinable: a keyword of both can't be joined.
         Unsatisfiable: no value satisfies both.
     """
-    out = dict(one)
-    if one.keys() & _OF_OBJECTS and other.keys() & _OF_OBJECTS:
-        _join_properties(out, one, other)
-    if one.keys() & _OF_ITEMS and other.keys() & _OF_ITEMS:
-        _join_items(out, one, other)
-    for key, value in other.items():
-        if key in _APART and one.keys() & (_OF_OBJECTS if key in _OF_OBJECTS else _OF_ITEMS):
+    out = dict(first)
+    if first.keys() & _OBJECT and second.keys() & _OBJECT:
+        _join_properties(out, first, second)
+    if first.keys() & _ITEMS and second.keys() & _ITEMS:
+        _join_items(out, first, second)
+    for key, value in second.items():
+        if key in _STRUCTURAL and first.keys() & (_OBJECT if key in _OBJECT else _ITEMS):
             continue
         if key not in out or same(out[key], value):
             out[key] = value
@@ -57,7 +57,7 @@ def joined(one: Schema, other: Schema) -> Schema:
 
 def with_rest(schema: Schema) -> Schema:
     """Replace ``unevaluatedProperties`` and ``unevaluatedItems`` by what they mean once all is joined."""
-    for unevaluated, further in _RESTS:
+    for unevaluated, further in _UNEVALUATED:
         rest = schema.get(unevaluated)
         if isinstance(rest, dict | bool):
             schema = {key: value for key, value in schema.items() if key != unevaluated}
@@ -66,57 +66,57 @@ def with_rest(schema: Schema) -> Schema:
     return schema
 
 
-_RESTS = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))
+_UNEVALUATED = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))
 
 
-def all_of(one: Any, other: Any) -> Any:
+def all_of(first: Any, second: Any) -> Any:
     """Return a schema that requires what both do, as an ``allOf`` that is yet to be joined."""
-    if one is False or other is False:
+    if first is False or second is False:
         return False
     parts: list[Any] = []
-    for schema in (one, other):
+    for schema in (first, second):
         if not isinstance(schema, dict) or not schema.keys() & (CONSTRAINTS | JOINS):
             continue
         members = schema["allOf"] if schema.keys() == {"allOf"} else [schema]
         parts += [member for member in members if member not in parts]
     if len(parts) > 1:
         return {"allOf": parts}
-    return parts[0] if parts else one if isinstance(one, dict) else other
+    return parts[0] if parts else first if isinstance(first, dict) else second
 
 
-_OF_OBJECTS = frozenset(("properties", "additionalProperties", "patternProperties"))
-_OF_ITEMS = frozenset(("items", "prefixItems", "additionalItems"))
-_APART = _OF_OBJECTS | _OF_ITEMS
+_OBJECT = frozenset(("properties", "additionalProperties", "patternProperties"))
+_ITEMS = frozenset(("items", "prefixItems", "additionalItems"))
+_STRUCTURAL = _OBJECT | _ITEMS
 
 
-def _join_properties(out: Schema, one: Schema, other: Schema) -> None:
-    """Join the properties of both; false for one that must be absent."""
-    found: dict[str, Any] = {}
-    for mine, theirs in ((one, other), (other, one)):
-        for name, schema in mine.get("properties", {}).items():
-            if name not in found:
-                rest = True if "patternProperties" in theirs else theirs.get("additionalProperties", True)
-                found[name] = all_of(schema, theirs.get("properties", {}).get(name, rest))
-    if "properties" in one or "properties" in other:
-        out["properties"] = found
-    if "additionalProperties" in one or "additionalProperties" in other:
+def _join_properties(out: Schema, first: Schema, second: Schema) -> None:
+    """Join the properties of both schemas; the schema of a property that must be absent is false."""
+    properties: dict[str, Any] = {}
+    for left, right in ((first, second), (second, first)):
+        for name, schema in left.get("properties", {}).items():
+            if name not in properties:
+                rest = True if "patternProperties" in right else right.get("additionalProperties", True)
+                properties[name] = all_of(schema, right.get("properties", {}).get(name, rest))
+    if "properties" in first or "properties" in second:
+        out["properties"] = properties
+    if "additionalProperties" in first or "additionalProperties" in second:
         out["additionalProperties"] = all_of(
-            one.get("additionalProperties", True), other.get("additionalProperties", True)
+            first.get("additionalProperties", True), second.get("additionalProperties", True)
         )
-    patterns, further = one.get("patternProperties", {}), other.get("patternProperties", {})
+    patterns, further = first.get("patternProperties", {}), second.get("patternProperties", {})
     if patterns or further:
         shared = {name: all_of(patterns[name], further[name]) for name in patterns.keys() & further.keys()}
         out["patternProperties"] = {**patterns, **further, **shared}
 
 
-def _join_items(out: Schema, one: Schema, other: Schema) -> None:
-    first, second = tuple_of(one), tuple_of(other)
-    longest = max(len(first[0]), len(second[0]))
-    prefix = [all_of(*(_item(place, side) for side in (first, second))) for place in range(longest)]
-    rest = all_of(first[1], second[1])
+def _join_items(out: Schema, first: Schema, second: Schema) -> None:
+    left, right = tuple_of(first), tuple_of(second)
+    longest = max(len(left[0]), len(right[0]))
+    prefix = [all_of(*(_item(index, side) for side in (left, right))) for index in range(longest)]
+    rest = all_of(left[1], right[1])
     if False in prefix:
         prefix, rest = prefix[: prefix.index(False)], False
-    for key in _OF_ITEMS:
+    for key in _ITEMS:
         out.pop(key, None)
     if prefix:
         out["prefixItems"] = prefix
@@ -132,64 +132,64 @@ def tuple_of(schema: Schema) -> tuple[list[Any], Any]:
     return schema.get("prefixItems", []), items
 
 
-def _item(place: int, side: tuple[list[Any], Any]) -> Any:
+def _item(index: int, side: tuple[list[Any], Any]) -> Any:
     prefix, rest = side
-    return prefix[place] if place < len(prefix) else rest
+    return prefix[index] if index < len(prefix) else rest
 
 
-def _types(one: Any, other: Any) -> Any:
-    mine, theirs = ([kinds] if isinstance(kinds, str) else kinds for kinds in (one, other))
-    found = [kind for kind in mine if kind in theirs or (kind == "integer" and "number" in theirs)]
-    found += [kind for kind in theirs if kind == "integer" and "number" in mine and kind not in found]
+def _join_types(first: Any, second: Any) -> Any:
+    left, right = ([kinds] if isinstance(kinds, str) else kinds for kinds in (first, second))
+    found = [kind for kind in left if kind in right or (kind == "integer" and "number" in right)]
+    found += [kind for kind in right if kind == "integer" and "number" in left and kind not in found]
     if not found:
         raise Unsatisfiable("type", "no type is allowed by all")
     return found[0] if len(found) == 1 else found
 
 
-def _listed(one: Any, other: Any) -> Any:
-    if len(one) > _MOST_NAMES and len(other) > _MOST_NAMES:
+def _join_enums(first: Any, second: Any) -> Any:
+    if len(first) > _MAX_VALUES and len(second) > _MAX_VALUES:
         raise Unjoinable("enum")
-    if found := [value for value in one if is_among(value, other)]:
+    if found := [value for value in first if is_among(value, second)]:
         return found
     raise Unsatisfiable("enum", "no value is in all of them")
 
 
-def _consts(one: Any, other: Any) -> Any:
-    if is_among(one, [other]):
-        return one
+def _join_consts(first: Any, second: Any) -> Any:
+    if is_among(first, [second]):
+        return first
     raise Unsatisfiable("const", "the values differ")
 
 
-def _multiples(one: Any, other: Any) -> Any:
-    if isinstance(one, int) and isinstance(other, int) and one and other:
-        return math.lcm(one, other)
+def _join_multiples(first: Any, second: Any) -> Any:
+    if isinstance(first, int) and isinstance(second, int) and first and second:
+        return math.lcm(first, second)
     raise Unjoinable("multipleOf")
 
 
-def _dependents(one: Any, other: Any) -> Any:
+def _join_dependents(first: Any, second: Any) -> Any:
     shared: dict[str, Any] = {}
-    for name in one.keys() & other.keys():
-        mine, theirs = one[name], other[name]
-        if isinstance(mine, list) and isinstance(theirs, list):
-            shared[name] = list(dict.fromkeys([*mine, *theirs]))
-        elif isinstance(mine, list) or isinstance(theirs, list):
+    for name in first.keys() & second.keys():
+        left, right = first[name], second[name]
+        if isinstance(left, list) and isinstance(right, list):
+            shared[name] = list(dict.fromkeys([*left, *right]))
+        elif isinstance(left, list) or isinstance(right, list):
             raise Unjoinable("dependencies")
         else:
-            shared[name] = all_of(mine, theirs)
-    return {**one, **other, **shared}
+            shared[name] = all_of(left, right)
+    return {**first, **second, **shared}
 
 
 _JOINS: dict[str, Callable[[Any, Any], Any]] = {
-    "required": lambda one, other: list(dict.fromkeys([*one, *other])),
-    "type": _types,
-    "enum": _listed,
-    "const": _consts,
-    "multipleOf": _multiples,
-    "uniqueItems": lambda one, other: bool(one or other),
-    "not": lambda one, other: {"anyOf": [one, other]},
-    CONDITIONS: lambda one, other: [*one, *(each for each in other if each not in one)],
+    "required": lambda first, second: list(dict.fromkeys([*first, *second])),
+    "type": _join_types,
+    "enum": _join_enums,
+    "const": _join_consts,
+    "multipleOf": _join_multiples,
+    "uniqueItems": lambda first, second: bool(first or second),
+    "not": lambda first, second: {"anyOf": [first, second]},
+    CONDITIONS: lambda first, second: [*first, *(part for part in second if part not in first)],
     **dict.fromkeys(("propertyNames", "unevaluatedProperties", "unevaluatedItems"), all_of),
-    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), _dependents),
-    **dict.fromkeys(_LARGER, max),
-    **dict.fromkeys(_SMALLER, min),
+    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), _join_dependents),
+    **dict.fromkeys(_LOWER_BOUNDS, max),
+    **dict.fromkeys(_UPPER_BOUNDS, min),
 }

@@ -33,11 +33,11 @@ def forbid_properties(settled: Settled, names: list[str]) -> None:
     schema = settled.schema
     if not names:
         return
-    gone = {*names}
+    denied = {*names}
     for name in schema.get("required", ()):
-        if name in gone:
+        if name in denied:
             raise Unsatisfiable("required", f"{name[:40]!r} is not allowed")
-    settled.set(properties={key: one for key, one in properties_of(schema).items() if key not in gone})
+    settled.set(properties={key: child for key, child in properties_of(schema).items() if key not in denied})
     if "additionalProperties" not in schema:
         # So that later joins do not bring them back.
         settled.set(additionalProperties=False)

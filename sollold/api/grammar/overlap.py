@@ -7,56 +7,54 @@ from itertools import combinations
 from sollold.api.grammar.keywords import Schema, is_among, kinds_of, values_of
 from sollold.api.grammar.values import Resolve
 
-_MOST_COMPARED = 32
-_MOST_VALUES = 64
+_MAX_COMPARED = 32
+_MAX_VALUES = 64
 
 
 def may_overlap(choices: list[Schema], resolve: Resolve) -> bool:
     """Whether a value may match two of ``choices``, judging by types, values and required properties."""
-    if len(choices) > _MOST_COMPARED:
-        listed = [_listed(one, resolve) for one in choices]
-        values = [value for one in listed for value in one or ()]
-        return (
-            None in listed or not all(isinstance(one, str) for one in values) or len({*values}) < len(values)
-        )
-    return any(_may_match_both(one, other, resolve) for one, other in combinations(choices, 2))
+    if len(choices) > _MAX_COMPARED:
+        listed = [_values(choice, resolve) for choice in choices]
+        values = [value for group in listed for value in group or ()]
+        return None in listed or not all(isinstance(v, str) for v in values) or len({*values}) < len(values)
+    return any(_may_match_both(first, second, resolve) for first, second in combinations(choices, 2))
 
 
-def _may_match_both(one: Schema, other: Schema, resolve: Resolve) -> bool:
-    one, other = _target(one, resolve), _target(other, resolve)
-    mine, theirs = _kinds(one), _kinds(other)
-    if mine is not None and theirs is not None and not mine & theirs:
+def _may_match_both(first: Schema, second: Schema, resolve: Resolve) -> bool:
+    first, second = _target(first, resolve), _target(second, resolve)
+    left, right = _kinds(first), _kinds(second)
+    if left is not None and right is not None and not left & right:
         return False
-    values, others = values_of(one), values_of(other)
-    if values is not None and others is not None and len(values) <= _MOST_VALUES:
-        return any(is_among(value, others) for value in values)
-    shared = {*one.get("required", ())} & {*other.get("required", ())}
-    if any(_are_apart(name, one, other, resolve) for name in shared):
+    values, other_values = values_of(first), values_of(second)
+    if values is not None and other_values is not None and len(values) <= _MAX_VALUES:
+        return any(is_among(value, other_values) for value in values)
+    shared = {*first.get("required", ())} & {*second.get("required", ())}
+    if any(_are_disjoint(name, first, second, resolve) for name in shared):
         return False
-    return not (_lacks_required(one, other) or _lacks_required(other, one))
+    return not (_lacks_required(first, second) or _lacks_required(second, first))
 
 
-def _are_apart(name: str, one: Schema, other: Schema, resolve: Resolve) -> bool:
+def _are_disjoint(name: str, first: Schema, second: Schema, resolve: Resolve) -> bool:
     """Whether the property ``name``, which both require, never has a value that both allow."""
-    mine, theirs = (_target(side.get("properties", {}).get(name, {}), resolve) for side in (one, other))
-    kinds, others = _kinds(mine), _kinds(theirs)
-    if kinds is not None and others is not None and not kinds & others:
+    left, right = (_target(schema.get("properties", {}).get(name, {}), resolve) for schema in (first, second))
+    kinds, other_kinds = _kinds(left), _kinds(right)
+    if kinds is not None and other_kinds is not None and not kinds & other_kinds:
         return True
-    listed, further = values_of(mine), values_of(theirs)
+    values, other_values = values_of(left), values_of(right)
     return (
-        listed is not None
-        and further is not None
-        and len(listed) <= _MOST_VALUES
-        and not any(is_among(value, further) for value in listed)
+        values is not None
+        and other_values is not None
+        and len(values) <= _MAX_VALUES
+        and not any(is_among(value, other_values) for value in values)
     )
 
 
-def _lacks_required(one: Schema, other: Schema) -> bool:
-    """Whether ``one`` never has a property that ``other`` requires."""
-    if one.get("type") != "object" or one.get("additionalProperties") is not False:
+def _lacks_required(schema: Schema, other: Schema) -> bool:
+    """Whether objects of ``schema`` never have a property that ``other`` requires."""
+    if schema.get("type") != "object" or schema.get("additionalProperties") is not False:
         return False
-    return "patternProperties" not in one and any(
-        name not in one.get("properties", {}) for name in other.get("required", ())
+    return "patternProperties" not in schema and any(
+        name not in schema.get("properties", {}) for name in other.get("required", ())
     )
 
 
@@ -68,7 +66,7 @@ def _target(schema: Schema, resolve: Resolve) -> Schema:
     return schema
 
 
-def _listed(schema: Schema, resolve: Resolve) -> list[object] | None:
+def _values(schema: Schema, resolve: Resolve) -> list[object] | None:
     return values_of(_target(schema, resolve))
 
 

@@ -18,12 +18,12 @@ _ANY = f"[^{_NOT_IN_JSON}]"
 _LITERAL_ESCAPES = frozenset("^$.[]()|{}*+?-/ ,:;=!<>@#%&~'`_")
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
 _GROUP_NAME = re.compile(r"<[A-Za-z_]\w*>")
-_LONGEST = 2000
-_DEEPEST = 30
-_MOST_TIMES = 1000
+_MAX_CHARACTERS = 2000
+_MAX_DEPTH = 30
+_MAX_TIMES = 1000
 
 
-_EQUAL = {
+_EQUIVALENT = {
     r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
         r"^([A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
     )
@@ -41,8 +41,8 @@ def convertible_pattern(pattern: str) -> str:
     Raises:
         Unsupported: look-arounds, back references, word boundaries, character properties, flags, quotes …
     """
-    pattern = _EQUAL.get(pattern, pattern)
-    if len(pattern) > _LONGEST:
+    pattern = _EQUIVALENT.get(pattern, pattern)
+    if len(pattern) > _MAX_CHARACTERS:
         raise Unsupported("it is too long")
     return f"^{_Translator(pattern).alternatives()}$"
 
@@ -52,7 +52,7 @@ class _Translator:
 
     def __init__(self, pattern: str) -> None:
         self._text = pattern
-        self._place = 0
+        self._position = 0
         self._depth = 0
 
     def alternatives(self) -> str:
@@ -60,21 +60,21 @@ class _Translator:
         parts = [self._anchored()]
         while self._take("|"):
             parts.append(self._anchored())
-        if self._place < len(self._text):
-            raise Unsupported(f"unexpected {self._text[self._place]!r}")
+        if self._position < len(self._text):
+            raise Unsupported(f"unexpected {self._text[self._position]!r}")
         return parts[0] if len(parts) == 1 else "(" + "|".join(parts) + ")"
 
     def _anchored(self) -> str:
         start = self._take("^")
         body = self._sequence()
         end = self._take("$")
-        before = "" if start else f"{_ANY}*"
-        after = "" if end else f"{_ANY}*"
-        return before + body + after
+        prefix = "" if start else f"{_ANY}*"
+        suffix = "" if end else f"{_ANY}*"
+        return prefix + body + suffix
 
     def _sequence(self) -> str:
         out: list[str] = []
-        while self._place < len(self._text) and self._text[self._place] not in "|)$":
+        while self._position < len(self._text) and self._text[self._position] not in "|)$":
             atom, times = self._atom(), self._quantifier()
             if times and atom[0] == "\\":
                 # llama.cpp would repeat the letters before it as well.
@@ -83,8 +83,8 @@ class _Translator:
         return "".join(out)
 
     def _atom(self) -> str:
-        char = self._text[self._place]
-        self._place += 1
+        char = self._text[self._position]
+        self._position += 1
         if char == "(":
             return self._group()
         if char == "[":
@@ -93,7 +93,7 @@ class _Translator:
             return _ANY
         if char == "\\":
             return self._escape()
-        if char in "*+?^" or (char == "{" and _QUANTIFIER.match(self._text, self._place - 1)):
+        if char in "*+?^" or (char == "{" and _QUANTIFIER.match(self._text, self._position - 1)):
             raise Unsupported(f"unexpected {char!r}")
         return self._literal(char)
 
@@ -107,12 +107,12 @@ class _Translator:
 
     def _group(self) -> str:
         if self._take("?") and not self._take(":"):
-            named = _GROUP_NAME.match(self._text, self._place)
-            if named is None:
+            name = _GROUP_NAME.match(self._text, self._position)
+            if name is None:
                 raise Unsupported("look-arounds and flags are not supported")
-            self._place = named.end()
+            self._position = name.end()
         self._depth += 1
-        if self._depth > _DEEPEST:
+        if self._depth > _MAX_DEPTH:
             raise Unsupported("its groups are nested too deeply")
         parts = [self._sequence()]
         while self._take("|"):
@@ -123,14 +123,14 @@ class _Translator:
         return "(" + "|".join(parts) + ")"
 
     def _quantifier(self) -> str:
-        found = _QUANTIFIER.match(self._text, self._place)
-        if found is None:
+        match = _QUANTIFIER.match(self._text, self._position)
+        if match is None:
             return ""
-        self._place = found.end()
-        if any(int(number) > _MOST_TIMES for number in re.findall(r"\d+", found[0])):
-            raise Unsupported(f"{found[0]} repeats too often")
+        self._position = match.end()
+        if any(int(number) > _MAX_TIMES for number in re.findall(r"\d+", match[0])):
+            raise Unsupported(f"{match[0]} repeats too often")
         self._take("?")  # lazy: the same strings match
-        return found[0]
+        return match[0]
 
     def _escape(self) -> str:
         char = self._next()
@@ -144,10 +144,10 @@ class _Translator:
     def _escaped(self, char: str, literals: frozenset[str]) -> str:
         if char in "xu":
             digits = 2 if char == "x" else 4
-            code = self._text[self._place : self._place + digits]
+            code = self._text[self._position : self._position + digits]
             if len(code) < digits or any(digit not in "0123456789abcdefABCDEF" for digit in code):
                 raise Unsupported(f"\\{char} needs {digits} hex digits")
-            self._place += digits
+            self._position += digits
             literal = chr(int(code, 16))
             if literal in '"\\' or literal < " ":
                 raise Unsupported(f"{literal!r} must be escaped in JSON")
@@ -165,7 +165,7 @@ class _Translator:
             char = self._next()
             if char == "]":
                 break
-            if char == "[" and self._text.startswith(":", self._place):
+            if char == "[" and self._text.startswith(":", self._position):
                 raise Unsupported("[:…:] is not supported")
             if char == "\\":
                 escaped = self._next()
@@ -195,15 +195,15 @@ class _Translator:
         return "[" + ("^" if negated else "") + "".join(out) + (_NOT_IN_JSON if negated else "") + "]"
 
     def _next(self) -> str:
-        if self._place >= len(self._text):
+        if self._position >= len(self._text):
             raise Unsupported("it ends too early")
-        self._place += 1
-        return self._text[self._place - 1]
+        self._position += 1
+        return self._text[self._position - 1]
 
     def _take(self, text: str) -> bool:
-        found = self._text.startswith(text, self._place)
-        self._place += len(text) if found else 0
-        return found
+        taken = self._text.startswith(text, self._position)
+        self._position += len(text) if taken else 0
+        return taken
 
 
 def _in_class(literal: str) -> str:

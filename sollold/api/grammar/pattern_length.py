@@ -24,12 +24,12 @@ Lengths = tuple[float, float]
 def lengths(pattern: str) -> Lengths:
     """Return the minimum and maximum length of strings that match ``pattern``; 0 and infinity if unknown."""
     stack: list[_Group] = [_Group()]
-    place, text = 0, pattern[1:-1]
-    while place < len(text):
-        token = TOKEN.match(text, place)
+    position, text = 0, pattern[1:-1]
+    while position < len(text):
+        token = TOKEN.match(text, position)
         if token is None:
             return 0, math.inf
-        place = token.end()
+        position = token.end()
         if token["open"]:
             stack.append(_Group())
         elif token["bar"]:
@@ -44,24 +44,24 @@ def lengths(pattern: str) -> Lengths:
     return stack[0].lengths() if len(stack) == 1 else (0, math.inf)
 
 
-def with_length(pattern: str, least: float, most: float) -> str | None:
+def with_length(pattern: str, low_bound: float, high_bound: float) -> str | None:
     """Restrict a pattern to strings of ``least`` to ``most`` characters; None if that can't be expressed."""
-    fewest, longest = lengths(pattern)
-    if least <= fewest and longest <= most:
+    shortest, longest = lengths(pattern)
+    if low_bound <= shortest and longest <= high_bound:
         return pattern
-    if fewest > most or longest < least or not _SIMPLE.fullmatch(pattern):
+    if shortest > high_bound or longest < low_bound or not _SIMPLE.fullmatch(pattern):
         return None
     parts = [(atom, *times_of(times)) for atom, times in _PART.findall(pattern[1:-1])]
-    free = [place for place, (_, low, high) in enumerate(parts) if low != high]
-    if len(free) != 1:
+    variable = [place for place, (_, low, high) in enumerate(parts) if low != high]
+    if len(variable) != 1:
         return None
-    atom, low, high = parts[free[0]]
-    fixed = fewest - low
-    low, high = max(low, least - fixed), min(high, most - fixed)
+    atom, low, high = parts[variable[0]]
+    fixed = shortest - low
+    low, high = max(low, low_bound - fixed), min(high, high_bound - fixed)
     if low > MOST_REPEATS or MOST_REPEATS < high < math.inf:
         return None
-    parts[free[0]] = (atom, low, high)
-    return "^" + "".join(one + _written(*times) for one, *times in parts) + "$"
+    parts[variable[0]] = (atom, low, high)
+    return "^" + "".join(atom + _quantifier(*times) for atom, *times in parts) + "$"
 
 
 class _Group:
@@ -71,10 +71,10 @@ class _Group:
         self._low = self._high = 0.0
         self._ended: list[Lengths] = []
 
-    def add(self, found: Lengths, times: Lengths) -> None:
+    def add(self, part: Lengths, times: Lengths) -> None:
         """Add a part and its repetitions."""
-        self._low += found[0] * times[0]
-        self._high += found[1] * times[1] if found[1] and times[1] else 0
+        self._low += part[0] * times[0]
+        self._high += part[1] * times[1] if part[1] and times[1] else 0
 
     def end_alternative(self) -> None:
         """End an alternative, at a bar."""
@@ -97,7 +97,7 @@ def times_of(text: str) -> Lengths:
     return int(low), math.inf if comma and not high else int(high or low)
 
 
-def _written(low: float, high: float) -> str:
+def _quantifier(low: float, high: float) -> str:
     if low == high:
         return "" if low == 1 else f"{{{int(low)}}}"
     return f"{{{int(low)},{'' if high == math.inf else int(high)}}}"

@@ -15,12 +15,12 @@ from functools import lru_cache
 from sollold.api.grammar.pattern_length import TOKEN, times_of
 from sollold.facts import dataclass
 
-_MOST_STEPS = 20_000
+_MAX_STEPS = 20_000
 """Maximum steps for one string; beyond that, the result is unknown."""
-_LONGEST = 1000
+_MAX_CHARACTERS = 1000
 _CHARS = "".join(map(chr, range(0x20, 0x7F)))
-_MOST_REPEATED = 6
-_LONGEST_SAMPLE = 400
+_MAX_REPEATS = 6
+_MAX_SAMPLE_STEPS = 400
 
 
 class _TooMuch(Exception):
@@ -39,10 +39,10 @@ class _Part:
 
 def matches(pattern: str, text: str) -> bool | None:
     """Whether ``pattern`` matches the whole ``text``; None if unknown."""
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARACTERS:
         return None
     try:
-        return len(text) in _Matcher(text).ends(_parsed(pattern), frozenset((0,)))
+        return len(text) in _Matcher(text).ends(_parse(pattern), frozenset((0,)))
     except _TooMuch:
         return None
 
@@ -51,21 +51,21 @@ def samples(pattern: str, count: int) -> list[str]:
     """Return ``count`` varied strings that match ``pattern``; none if they can't be generated."""
     rng = random.Random(0)
     try:
-        sequence = _parsed(pattern)
+        sequence = _parse(pattern)
         return [_Sampler(rng).text(sequence) for _ in range(count)]
     except _TooMuch:
         return []
 
 
 @lru_cache(maxsize=64)
-def _parsed(pattern: str) -> list[_Part]:
+def _parse(pattern: str) -> list[_Part]:
     stack: list[list[list[_Part]]] = [[[]]]
-    place, text = 0, pattern[1:-1]
-    while place < len(text):
-        token = TOKEN.match(text, place)
+    position, text = 0, pattern[1:-1]
+    while position < len(text):
+        token = TOKEN.match(text, position)
         if token is None:
             raise _TooMuch
-        place = token.end()
+        position = token.end()
         if token["open"]:
             stack.append([[]])
         elif token["bar"]:
@@ -97,29 +97,29 @@ class _Matcher:
     def ends(self, sequence: list[_Part], starts: frozenset[int]) -> frozenset[int]:
         """Return the positions where ``sequence`` may end if it begins at one of ``starts``."""
         for part in sequence:
-            starts = self._repeated(part, starts)
+            starts = self._repeat(part, starts)
             if not starts:
                 break
         return starts
 
-    def _repeated(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
-        found = starts if part.low == 0 else frozenset()
-        seen, count = starts, 0
-        while count < part.high and seen:
-            before = seen
-            seen = self._once(part, seen)
+    def _repeat(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
+        ends = starts if part.low == 0 else frozenset()
+        current, count = starts, 0
+        while count < part.high and current:
+            previous = current
+            current = self._step(part, current)
             count += 1
             if count >= part.low:
-                if seen <= found:
+                if current <= ends:
                     break
-                found |= seen
-            elif seen == before and part.low < math.inf:
+                ends |= current
+            elif current == previous and part.low < math.inf:
                 count = int(part.low) - 1
-        return found
+        return ends
 
-    def _once(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
+    def _step(self, part: _Part, starts: frozenset[int]) -> frozenset[int]:
         self._steps += 1 + len(starts)
-        if self._steps > _MOST_STEPS:
+        if self._steps > _MAX_STEPS:
             raise _TooMuch
         if part.choices:
             return frozenset().union(*(self.ends(choice, starts) for choice in part.choices))
@@ -141,10 +141,10 @@ class _Sampler:
     def _parts(self, sequence: list[_Part]) -> Iterator[str]:
         rng = self._rng
         for part in sequence:
-            low, most = int(part.low), int(min(part.high, part.low + _MOST_REPEATED))
-            for _ in range(rng.choice((low, most, rng.randint(low, most)))):
+            low, high = int(part.low), int(min(part.high, part.low + _MAX_REPEATS))
+            for _ in range(rng.choice((low, high, rng.randint(low, high)))):
                 self._steps += 1
-                if self._steps > _LONGEST_SAMPLE:
+                if self._steps > _MAX_SAMPLE_STEPS:
                     raise _TooMuch
                 if part.choices:
                     yield from self._parts(rng.choice(part.choices))
@@ -154,7 +154,7 @@ class _Sampler:
 
 @lru_cache(maxsize=256)
 def _chars(atom: str) -> str:
-    found = "".join(filter(_matcher_of(atom), _CHARS))
-    if not found:
+    chars = "".join(filter(_matcher_of(atom), _CHARS))
+    if not chars:
         raise _TooMuch
-    return found
+    return chars

@@ -6,17 +6,17 @@ from typing import Any
 
 from sollold.api.grammar.keywords import CONSTRAINTS, DEFINITIONS, JOINS, Schema, kind_of_value
 
-_READ = frozenset(
+_SUPPORTED = frozenset(
     ("type", "properties", "required", "additionalProperties", "items", "enum", "$ref", "anyOf")
 )
-_NOTABLE = (CONSTRAINTS | JOINS | {*DEFINITIONS}) - _READ
-_BESIDE_JOINS = CONSTRAINTS | JOINS
+_UNSUPPORTED = (CONSTRAINTS | JOINS | {*DEFINITIONS}) - _SUPPORTED
+_KEYWORDS = CONSTRAINTS | JOINS
 _KINDS = frozenset(("string", "integer", "number", "boolean", "null", "object", "array"))
-_MOST_VALUES = 100
+_MAX_VALUES = 100
 
 
 def plain_parts(document: Schema) -> set[int]:
-    """Return the identities of the schemas in a converted one that have only such keywords and parts."""
+    """Return the identities of the schemas in a converted one that llama.cpp reads as they are."""
     found: set[int] = set()
     _is_plain(document, found)
     return found
@@ -24,7 +24,7 @@ def plain_parts(document: Schema) -> set[int]:
 
 def _is_plain(schema: Any, found: set[int]) -> bool:
     keys = schema.keys()
-    plain = _is_read(schema) if keys.isdisjoint(_NOTABLE) else False
+    plain = _is_supported(schema) if keys.isdisjoint(_UNSUPPORTED) else False
     for keyword in ("properties", *DEFINITIONS):
         if keyword in keys:
             for child in schema[keyword].values():
@@ -41,17 +41,17 @@ def _is_plain(schema: Any, found: set[int]) -> bool:
     return plain
 
 
-def _is_read(schema: Schema) -> bool:
+def _is_supported(schema: Schema) -> bool:
     """Whether llama.cpp reads all keywords of a schema that has only keywords it may read."""
     keys = schema.keys()
     if "$ref" in keys or "anyOf" in keys:
-        return len(keys & _BESIDE_JOINS) == 1
+        return len(keys & _KEYWORDS) == 1
     kind = schema.get("type")
     if kind.__class__ is not str:
         return not keys & CONSTRAINTS
     if "enum" in keys:
         values = schema["enum"]
-        listed = len(values) <= _MOST_VALUES and all(kind_of_value(value) == kind for value in values)
+        listed = len(values) <= _MAX_VALUES and all(kind_of_value(value) == kind for value in values)
         return listed and len(keys & CONSTRAINTS) == 2
     if kind == "array":
         return not isinstance(schema.get("items"), list)

@@ -10,29 +10,29 @@ _ANCHORS = ("$anchor", "$dynamicAnchor")
 
 def at_pointer(document: Any, target: str) -> dict[str, Any] | None:
     """Return the schema at a JSON pointer in a fragment (``#/$defs/a``); None if there is none."""
-    place: Any = document
+    node: Any = document
     for part in unquote(target[2:]).split("/"):
         key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, dict) and key in place:
-            place = place[key]
-        elif isinstance(place, list) and key.isascii() and key.isdigit() and int(key) < len(place):
-            place = place[int(key)]
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and key.isascii() and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
         else:
             return None
-    return place if isinstance(place, dict) else None
+    return node if isinstance(node, dict) else None
 
 
 def anchors_in(document: Any) -> dict[str, dict[str, Any]]:
     """Return the schemas that have an anchor, by anchor."""
     found: dict[str, dict[str, Any]] = {}
-    places: list[Any] = [document]
-    while places:
-        place = places.pop()
-        if isinstance(place, dict):
+    pending: list[Any] = [document]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
             for key in _ANCHORS:
-                if isinstance(name := place.get(key), str) and name:
-                    found.setdefault(name, place)
-            places += place.values()
-        elif isinstance(place, list):
-            places += place
+                if isinstance(name := node.get(key), str) and name:
+                    found.setdefault(name, node)
+            pending += node.values()
+        elif isinstance(node, list):
+            pending += node
     return found

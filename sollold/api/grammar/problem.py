@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sollold.facts import dataclass
 
-_LONGEST = 100
+_MAX_CHARACTERS = 100
 """Maximum characters shown of a location: names may be as long as a request."""
 
 
@@ -23,11 +23,11 @@ class SchemaProblem:
     reason: str
 
     def __str__(self) -> str:
-        place = self.pointer or "/"
-        if len(place) > _LONGEST:
-            place = f"...{place[-_LONGEST:]}"
+        location = self.pointer or "/"
+        if len(location) > _MAX_CHARACTERS:
+            location = f"...{location[-_MAX_CHARACTERS:]}"
         reason = f": {self.reason}" if self.reason else ""
-        return f'"{self.keyword}" at {place}{reason}'
+        return f'"{self.keyword}" at {location}{reason}'
 
 
 def escaped(name: str) -> str:

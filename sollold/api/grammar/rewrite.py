@@ -27,15 +27,15 @@ from sollold.api.grammar.values import Effort, ValueCheck, filter_values
 
 MOST_ALTERNATIVES = 64
 """Maximum alternatives of one schema, after all keywords beside a choice are joined into each."""
-_DEEPEST = 40
+_MAX_DEPTH = 40
 _MAPS = ("properties", "patternProperties")
 _LISTS = ("prefixItems", "items")
 _SINGLES = ("items", "additionalProperties")
 
 
 _FORBIDDING = JOINS | CONSTRAINTS | {"then", "else"}
-_BY_NAME = ("allOf", "anyOf", "oneOf", "$ref")
-_APART = JOINS | {*DEFINITIONS}
+_JOIN_ORDER = ("allOf", "anyOf", "oneOf", "$ref")
+_SEPARATE = JOINS | {*DEFINITIONS}
 
 
 class TooLarge(Exception):
@@ -56,7 +56,7 @@ class Rewriter:
         self.problems: list[SchemaProblem] = []
         self.notes: list[SchemaProblem] = []
         self._plain = plain_parts(document)
-        self._check = ValueCheck(self._at, effort)
+        self._check = ValueCheck(self._resolve, effort)
         self._effort = effort
         self._formats = formats
         self._joined = self._choosing = 0
@@ -70,7 +70,7 @@ class Rewriter:
         """
         return self._child(self._document, "", 0)
 
-    def _at(self, reference: str) -> Schema | None:
+    def _resolve(self, reference: str) -> Schema | None:
         return at_pointer(self._document, reference)
 
     def _child(self, schema: Schema, pointer: str, depth: int) -> Schema:
@@ -81,12 +81,12 @@ class Rewriter:
             return self._visit(schema, pointer, depth)
         except Unsatisfiable as error:
             self.problems.append(SchemaProblem(pointer, error.keyword, error.reason))
-            free = {"const", "enum"} if schema.keys() & {"const", "enum"} else {"type"}
-            return {key: value for key, value in schema.items() if key in free or key not in _FORBIDDING}
+            kept = {"const", "enum"} if schema.keys() & {"const", "enum"} else {"type"}
+            return {key: value for key, value in schema.items() if key in kept or key not in _FORBIDDING}
 
     def _visit(self, schema: Schema, pointer: str, depth: int) -> Schema:
         self._effort.visits -= self._joined > 0
-        if depth > _DEEPEST or self._effort.visits < 0:
+        if depth > _MAX_DEPTH or self._effort.visits < 0:
             raise TooLarge
         schema = self._with_definitions(schema, pointer, depth)
         schema = self._without_known_types(schema)
@@ -99,51 +99,51 @@ class Rewriter:
                 return schema
             if join in CHOICES:
                 return self._choice(schema, join, schema[join], pointer, depth)
-            members = [one for one in schema["allOf"] if one.keys() & JOINS or constraints_of(one)]
+            members = [part for part in schema["allOf"] if part.keys() & JOINS or constraints_of(part)]
             if len(members) == 1 and members[0].keys() & JOINS == {"$ref"} and not constraints_of(members[0]):
                 return {**members[0], **{key: value for key, value in schema.items() if key != "allOf"}}
         return self._flattened(schema, schema, pointer, depth)
 
-    def _flattened(self, schema: Schema, otherwise: Schema, pointer: str, depth: int) -> Schema:
-        """Join the keywords beside each other in ``schema``; return ``otherwise`` if that is impossible."""
+    def _flattened(self, schema: Schema, fallback: Schema, pointer: str, depth: int) -> Schema:
+        """Join the keywords beside each other in ``schema``; return ``fallback`` if that is impossible."""
         self._joined += 1
         self._only_one = False
-        said = {key: value for key, value in schema.items() if key not in _FORBIDDING}
+        annotations = {key: value for key, value in schema.items() if key not in _FORBIDDING}
         try:
-            found = self._alternatives(
+            alternatives = self._alternatives(
                 {key: value for key, value in schema.items() if key in _FORBIDDING}, pointer, ()
             )
         except Unjoinable as error:
-            keyword = min(schema.keys() & JOINS, key=_BY_NAME.index)
+            keyword = min(schema.keys() & JOINS, key=_JOIN_ORDER.index)
             reason = f'"{error}" of one part can\'t be joined with that of another'
             self.problems.append(SchemaProblem(pointer, keyword, reason))
-            return {key: value for key, value in otherwise.items() if key != CONDITIONS}
+            return {key: value for key, value in fallback.items() if key != CONDITIONS}
         finally:
             self._joined -= 1
         keyword = "oneOf" if self._only_one else "anyOf"
         self._joined += 1
         try:
-            if len(found) == 1:
-                return {**self._visit({**found[0], **said}, pointer, depth + 1), **said}
-            return self._choice(said, keyword, found, pointer, depth)
+            if len(alternatives) == 1:
+                return {**self._visit({**alternatives[0], **annotations}, pointer, depth + 1), **annotations}
+            return self._choice(annotations, keyword, alternatives, pointer, depth)
         finally:
             self._joined -= 1
 
-    def _choice(self, schema: Schema, keyword: str, found: list[Schema], pointer: str, depth: int) -> Schema:
-        """Return ``schema``, which has no constraints, with the choices ``found``, rewritten."""
+    def _choice(self, schema: Schema, keyword: str, parts: list[Schema], pointer: str, depth: int) -> Schema:
+        """Return ``schema``, which has no constraints, with the choices ``parts``, rewritten."""
         kept: list[Schema] = []
         problem = Unsatisfiable(keyword, "no value satisfies any of them")
-        for place, one in enumerate(found):
+        for index, part in enumerate(parts):
             self._choosing += 1
             try:
-                kept.append(self._visit(one, f"{pointer}/{keyword}/{place}", depth + 1))
+                kept.append(self._visit(part, f"{pointer}/{keyword}/{index}", depth + 1))
             except Unsatisfiable as error:
-                problem = error if len(found) == 1 else problem
+                problem = error if len(parts) == 1 else problem
             finally:
                 self._choosing -= 1
         if not kept:
             raise problem
-        if keyword == "oneOf" and may_overlap(kept, self._at):
+        if keyword == "oneOf" and may_overlap(kept, self._resolve):
             reason = "that only one of them matches"
             self.notes.append(SchemaProblem(pointer, keyword, reason))
         return {**schema, keyword: kept}
@@ -155,11 +155,11 @@ class Rewriter:
             Unjoinable: a keyword can't be joined.
             Unsatisfiable: no value satisfies ``schema``.
         """
-        own = _with_conditions({key: value for key, value in schema.items() if key not in _APART})
+        own = _with_conditions({key: value for key, value in schema.items() if key not in _SEPARATE})
         forbids = constraints_of(own)
         found = [{key: value for key, value in own.items() if key in forbids or key not in CONSTRAINTS}]
         if (reference := schema.get("$ref")) is not None:
-            target = self._at(reference)
+            target = self._resolve(reference)
             if target is None or reference in seen:
                 raise Unjoinable("$ref")
             found = self._product(found, self._alternatives(target, pointer, (*seen, reference)))
@@ -174,27 +174,27 @@ class Rewriter:
             if keyword == "oneOf" and len(choices) > 1:
                 choices = _exclusive(choices)
                 self._only_one |= choices is schema[keyword]
-            listed: list[Schema] = []
-            for one in choices:
+            expanded: list[Schema] = []
+            for choice in choices:
                 try:
-                    listed += self._alternatives(one, pointer, seen)
+                    expanded += self._alternatives(choice, pointer, seen)
                 except Unsatisfiable:
                     continue
-                if len(listed) > MOST_ALTERNATIVES:
+                if len(expanded) > MOST_ALTERNATIVES:
                     raise TooLarge
-            found = self._product(found, listed)
-        return [with_rest(one) for one in found]
+            found = self._product(found, expanded)
+        return [with_rest(alternative) for alternative in found]
 
-    def _product(self, some: list[Schema], others: list[Schema]) -> list[Schema]:
-        self._effort.visits -= len(some) * len(others)
-        if len(some) * len(others) > MOST_ALTERNATIVES or self._effort.visits < 0:
+    def _product(self, left: list[Schema], right: list[Schema]) -> list[Schema]:
+        self._effort.visits -= len(left) * len(right)
+        if len(left) * len(right) > MOST_ALTERNATIVES or self._effort.visits < 0:
             raise TooLarge
         found: list[Schema] = []
         problem = Unsatisfiable("anyOf", "no value satisfies any of them")
-        for one in some:
-            for other in others:
+        for first in left:
+            for second in right:
                 try:
-                    found.append(joined(one, other))
+                    found.append(joined(first, second))
                 except Unsatisfiable as error:
                     problem = error
         if not found:
@@ -205,9 +205,9 @@ class Rewriter:
         """Rewrite a schema without `JOINS`."""
         schema = filter_values(_with_conditions(schema), self._check)
         if "enum" not in schema and "const" not in schema:
-            settled = settle(schema, self._at, self._check, formats=self._formats)
-            self.problems += [SchemaProblem(pointer, *one) for one in settled.problems]
-            self.notes += [SchemaProblem(pointer, *one) for one in settled.notes]
+            settled = settle(schema, self._resolve, self._check, formats=self._formats)
+            self.problems += [SchemaProblem(pointer, *problem) for problem in settled.problems]
+            self.notes += [SchemaProblem(pointer, *note) for note in settled.notes]
             if settled.alternatives is not None:
                 chosen = {"anyOf": settled.alternatives, **settled.schema}
                 return self._flattened(chosen, settled.schema, pointer, depth)
@@ -223,20 +223,20 @@ class Rewriter:
                 if isinstance(out.get(keyword), dict):
                     out[keyword] = self._properties(out, keyword, f"{pointer}/{keyword}", depth)
         except Unsatisfiable:
-            if (left := without_kind(schema, "object")) is None:
+            if (reduced := without_kind(schema, "object")) is None:
                 raise
-            out = left
+            out = reduced
         try:
             for keyword in _LISTS:
                 if isinstance(out.get(keyword), list):
                     out[keyword] = [
-                        self._item(one, f"{pointer}/{keyword}/{place}", depth)
-                        for place, one in enumerate(out[keyword])
+                        self._item(item, f"{pointer}/{keyword}/{index}", depth)
+                        for index, item in enumerate(out[keyword])
                     ]
         except Unsatisfiable:
-            if (left := without_kind(out, "array")) is None:
+            if (reduced := without_kind(out, "array")) is None:
                 raise
-            out = left
+            out = reduced
         for keyword in _SINGLES:
             if isinstance(out.get(keyword), dict):
                 out[keyword] = self._child(out[keyword], f"{pointer}/{keyword}", depth + 1)
@@ -250,20 +250,20 @@ class Rewriter:
     def _properties(self, schema: Schema, keyword: str, pointer: str, depth: int) -> dict[str, Schema]:
         found: dict[str, Schema] = {}
         required = {*schema.get("required", ())}
-        for name, one in schema[keyword].items():
-            if id(one) in self._plain:
-                found[name] = one
+        for name, child in schema[keyword].items():
+            if id(child) in self._plain:
+                found[name] = child
                 continue
-            if one is False:
+            if child is False:
                 continue
-            place = f"{pointer}/{escaped(name)}"
+            location = f"{pointer}/{escaped(name)}"
             is_required = name in required
             is_closed = schema.get("additionalProperties", False) is False
             if not (self._choosing and keyword == "properties" and (is_required or is_closed)):
-                found[name] = self._child(one, place, depth + 1)
+                found[name] = self._child(child, location, depth + 1)
                 continue
             try:
-                found[name] = self._visit(one, place, depth + 1)
+                found[name] = self._visit(child, location, depth + 1)
             except Unsatisfiable:
                 if is_required:
                     raise
@@ -273,8 +273,8 @@ class Rewriter:
         for keyword in DEFINITIONS:
             if isinstance(schema.get(keyword), dict):
                 visited = {
-                    name: self._child(one, f"{pointer}/{keyword}/{escaped(name)}", depth + 1)
-                    for name, one in schema[keyword].items()
+                    name: self._child(child, f"{pointer}/{keyword}/{escaped(name)}", depth + 1)
+                    for name, child in schema[keyword].items()
                 }
                 schema = {**schema, keyword: visited}
         return schema
@@ -295,17 +295,17 @@ class Rewriter:
         """Return the types of all values that a schema allows; None for any."""
         if (kinds := kinds_of(schema)) is not None:
             return {*kinds}
-        if depth > _DEEPEST // 4:
+        if depth > _MAX_DEPTH // 4:
             return None
         if "$ref" in schema:
-            target = self._at(schema["$ref"])
+            target = self._resolve(schema["$ref"])
             return None if target is None else self._kinds(target, depth + 1)
         for keyword in CHOICES:
             if keyword in schema:
-                found = [self._kinds(one, depth + 1) for one in schema[keyword][:MOST_ALTERNATIVES]]
-                known = [one for one in found if one is not None]
+                found = [self._kinds(choice, depth + 1) for choice in schema[keyword][:MOST_ALTERNATIVES]]
+                known = [kinds for kinds in found if kinds is not None]
                 complete = len(known) == len(schema[keyword])
-                return {kind for one in known for kind in one} if complete else None
+                return {kind for kinds in known for kind in kinds} if complete else None
         return None
 
 
@@ -321,15 +321,15 @@ def _with_conditions(schema: Schema) -> Schema:
 def _exclusive(choices: list[Schema]) -> list[Schema]:
     """If each choice requires just one property, forbid the properties of the other choices."""
     names = [
-        one["required"]
-        for one in choices
-        if {*constraints_of(one)} <= {"required", "type"} and "required" in one
+        choice["required"]
+        for choice in choices
+        if {*constraints_of(choice)} <= {"required", "type"} and "required" in choice
     ]
     if len(names) != len(choices) or any(len(name) != 1 for name in names):
         return choices
-    if any(one.keys() & JOINS for one in choices):
+    if any(choice.keys() & JOINS for choice in choices):
         return choices
     return [
-        {**one, "not": {"anyOf": [{"required": other} for other in names if other != one["required"]]}}
-        for one in choices
+        {**choice, "not": {"anyOf": [{"required": name} for name in names if name != choice["required"]]}}
+        for choice in choices
     ]

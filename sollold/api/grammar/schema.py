@@ -1,8 +1,8 @@
 """Converts JSON schemas to the form from which llama.cpp can make a grammar. Pure.
 
-llama.cpp rejects a whole request for one keyword that it does not know, and silently ignores others. Whatever
-has an equivalent form is rewritten (other names of types, nulls, references to the root, patterns). Whatever
-has none is left unconstrained, and reported: the caller decides whether that is a warning or an error.
+llama.cpp rejects a whole request for one keyword that it does not know, and silently ignores others. Keywords
+with an equivalent form are rewritten (other names of types, nulls, references to the root, patterns). Others
+are left unconstrained and reported: the caller decides whether that is a warning or an error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SINGLES = ("items", *_MAY_BE_BOOL, "not", "if", "then", "else", "contains", "pr
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _ROOT = "root"
-_DEEPEST = 64
+_MAX_DEPTH = 64
 
 
 @dataclass(slots=True)
@@ -55,26 +55,26 @@ class ConvertedSchema:
     """Parts that are only partly enforced."""
 
 
-def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = True) -> ConvertedSchema:
-    """Return ``given`` rewritten; the argument is not changed.
+def convert_schema(raw: Any, effort: Effort | None = None, *, formats: bool = True) -> ConvertedSchema:
+    """Return ``raw`` rewritten; the argument is not changed.
 
     ``effort``: the budget, reduced by what is used. ``formats``: set their patterns, which are long.
     """
     effort = effort or Effort()
-    converter = _Converter(given, effort)
+    converter = _Converter(raw, effort)
     schema = converter.document()
-    rewritten = _rewritten(schema, effort, formats)
+    rewritten = _rewrite(schema, effort, formats)
     if rewritten is not None and rewritten.schema != schema and converter.refers_to_places:
-        # The places may have moved: name them.
-        named = _Converter(given, effort, name_places=True)
-        rewritten = _rewritten(named.document(), effort, formats)
-    why = "it is too large to enforce the keywords beside its choices"
+        # The targets of references may have moved: name them.
+        renamed = _Converter(raw, effort, name_places=True)
+        rewritten = _rewrite(renamed.document(), effort, formats)
+    reason = "it is too large to enforce the keywords beside its choices"
     if rewritten is not None and rewritten.schema != schema and _is_too_wide(rewritten.schema):
         if formats and not _is_too_wide(schema):
-            return convert_schema(given, formats=False)
-        why, rewritten = "an engine would hang on a form that enforces more of it", None
+            return convert_schema(raw, formats=False)
+        reason, rewritten = "an engine would hang on a form that enforces more of it", None
     if rewritten is None:
-        return ConvertedSchema(schema, converter.problems, [SchemaProblem("", "schema", why)])
+        return ConvertedSchema(schema, converter.problems, [SchemaProblem("", "schema", reason)])
     return ConvertedSchema(rewritten.schema, [*converter.problems, *rewritten.problems], rewritten.notes)
 
 
@@ -86,7 +86,7 @@ def _is_too_wide(schema: Schema) -> bool:
     return False
 
 
-def _rewritten(schema: Schema, effort: Effort, formats: bool) -> ConvertedSchema | None:
+def _rewrite(schema: Schema, effort: Effort, formats: bool) -> ConvertedSchema | None:
     rewriter = Rewriter(schema, effort, formats=formats)
     try:
         return ConvertedSchema(rewriter.document(), rewriter.problems, rewriter.notes)
@@ -122,31 +122,31 @@ class _Converter:
         return {**schema, "$defs": {**schema.get("$defs", {}), **defs}} if defs else schema
 
     def further_definitions(self) -> dict[str, Schema]:
-        """Convert the targets of such references, by their new names."""
-        found: dict[str, Schema] = {}
-        while len(found) < len(self._named):
+        """Convert the targets in `_named`; return them by their new names."""
+        definitions: dict[str, Schema] = {}
+        while len(definitions) < len(self._named):
             for name, target, place in tuple(self._named.values()):
-                if name not in found:
-                    found[name] = self.node(place, target.removeprefix("#"), 0)
-        return found
+                if name not in definitions:
+                    definitions[name] = self.node(place, target.removeprefix("#"), 0)
+        return definitions
 
     def _problem(self, pointer: str, keyword: str, reason: str) -> None:
         self.problems.append(SchemaProblem(pointer, keyword, reason))
 
-    def node(self, given: Any, pointer: str, depth: int) -> Schema:
+    def node(self, raw: Any, pointer: str, depth: int) -> Schema:
         """Convert the schema at ``pointer``; to an empty one if anything is allowed."""
-        if given is None or given is True or given == []:
+        if raw is None or raw is True or raw == []:
             return {}
-        if isinstance(given, str) and given.lower() in (*_TYPE_OF, *_ANY_TYPE):
-            given = {"type": given}
-        if not isinstance(given, dict):
+        if isinstance(raw, str) and raw.lower() in (*_TYPE_OF, *_ANY_TYPE):
+            raw = {"type": raw}
+        if not isinstance(raw, dict):
             self._problem(pointer, "schema", "it is not an object")
             return {}
-        if depth > _DEEPEST:
+        if depth > _MAX_DEPTH:
             self._problem(pointer, "schema", "it is nested too deeply")
             return {}
-        out = {key: value for key, value in given.items() if value is not None or key in ("const", "default")}
-        if "properties" in given and given["properties"] is None:
+        out = {key: value for key, value in raw.items() if value is not None or key in ("const", "default")}
+        if "properties" in raw and raw["properties"] is None:
             out["properties"] = {}
         self._reference(out, pointer)
         self._type(out, pointer)
@@ -154,7 +154,7 @@ class _Converter:
         self._limits(out, pointer)
         self._pattern(out, pointer)
         self._children(out, pointer, depth)
-        self._required(out, given)
+        self._required(out, raw)
         return out
 
     def _type(self, out: Schema, pointer: str) -> None:
@@ -162,26 +162,26 @@ class _Converter:
         if kinds is None:
             out.pop("type", None)
         else:
-            named: list[str] = []
+            names: list[str] = []
             for kind in kinds if isinstance(kinds, list) else [kinds]:
                 word = kind.strip().lower() if isinstance(kind, str) else None
                 name = _TYPE_OF.get(word) if word is not None else "null" if kind is None else None
                 if name is None and word not in _ANY_TYPE:
                     self._problem(pointer, "type", f"unknown type {str(kind)[:40]!r}")
                 if name is None:
-                    named = []
+                    names = []
                     break
-                if name not in named:
-                    named.append(name)
-            if named:
-                out["type"] = named if len(named) > 1 else named[0]
+                if name not in names:
+                    names.append(name)
+            if names:
+                out["type"] = names if len(names) > 1 else names[0]
             else:
                 del out["type"]
         nullable = out.pop("nullable", None)
         kinds = out.get("type")
         if nullable is True and kinds is not None:
-            listed = kinds if isinstance(kinds, list) else [kinds]
-            out["type"] = listed if "null" in listed else [*listed, "null"]
+            types = kinds if isinstance(kinds, list) else [kinds]
+            out["type"] = types if "null" in types else [*types, "null"]
             if isinstance(out.get("enum"), list) and None not in out["enum"]:
                 out["enum"] = [*out["enum"], None]
 
@@ -236,18 +236,18 @@ class _Converter:
         if "$ref" not in out:
             return
         target = out["$ref"]
-        found = self._resolved(target) if isinstance(target, str) else None
-        if found is None:
+        reference = self._resolve(target) if isinstance(target, str) else None
+        if reference is None:
             self._problem(pointer, "$ref", f"{str(target)[:80]!r} is not in the schema")
             del out["$ref"]
         else:
-            out["$ref"] = found
+            out["$ref"] = reference
 
-    def _resolved(self, target: str) -> str | None:
+    def _resolve(self, target: str) -> str | None:
         """Return a reference in a form that llama.cpp follows; None if it leads nowhere."""
-        own = self._document.get("$id")
-        if isinstance(own, str) and own and target.startswith(f"{own}#"):
-            target = target.removeprefix(own)
+        document_id = self._document.get("$id")
+        if isinstance(document_id, str) and document_id and target.startswith(f"{document_id}#"):
+            target = target.removeprefix(document_id)
         if target in ("#", "#/"):
             self.refers_to_root = True
             return f"#/$defs/{self.root_name}"
@@ -258,20 +258,20 @@ class _Converter:
             is_place = target.count("/") != 2 or target.split("/")[1] not in DEFINITIONS
             self.refers_to_places |= is_place
             unnamed = {"~", "%"} & {*target} or (is_place and self._name_places)
-            return self._under_a_name(target, place) if unnamed else target
+            return self._name_target(target, place) if unnamed else target
         if target.startswith("#"):
             if self._anchors is None:
                 self._anchors = anchors_in(self._document)
             if target[1:] in self._anchors:
-                return self._under_a_name(target, self._anchors[target[1:]])
+                return self._name_target(target, self._anchors[target[1:]])
         name = target.rsplit("/", 1)[-1].removeprefix("#")
-        for home in ("$defs", "definitions"):
-            defs = self._document.get(home)
+        for keyword in ("$defs", "definitions"):
+            defs = self._document.get(keyword)
             if isinstance(defs, dict) and isinstance(defs.get(name), dict):
-                return f"#/{home}/{name}"
+                return f"#/{keyword}/{name}"
         return None
 
-    def _under_a_name(self, target: str, place: Schema) -> str:
+    def _name_target(self, target: str, place: Schema) -> str:
         name = f"{self.root_name}_{len(self._named) + 1}"
         return f"#/$defs/{self._named.setdefault(id(place), (name, target, place))[0]}"
 
@@ -294,30 +294,30 @@ class _Converter:
                 if child is not False
             }
             if keyword == "properties":
-                self._denied(out, [name for name, child in children.items() if child is False], pointer)
+                self._deny(out, [name for name, child in children.items() if child is False], pointer)
         for keyword in _LISTS:
             if keyword in out:
                 self._list(out, keyword, pointer, depth)
         for keyword in _SINGLES:
             if keyword not in out:
                 continue
-            child, place = out[keyword], f"{pointer}/{keyword}"
+            child, path = out[keyword], f"{pointer}/{keyword}"
             if keyword in _MAY_BE_BOOL and isinstance(child, bool):
                 continue
             if keyword == "items" and isinstance(child, list):
-                out[keyword] = [self.node(one, f"{place}/{n}", depth + 1) for n, one in enumerate(child)]
+                out[keyword] = [self.node(item, f"{path}/{n}", depth + 1) for n, item in enumerate(child)]
             elif child is False and keyword == "items":
                 out.pop("items")
                 prefix = out.get("prefixItems")
-                most = len(prefix) if isinstance(prefix, list) else 0
-                out["maxItems"] = min(most, out.get("maxItems", most))
+                count = len(prefix) if isinstance(prefix, list) else 0
+                out["maxItems"] = min(count, out.get("maxItems", count))
             elif child is False:
                 self._problem(pointer, keyword, "false can't be enforced")
                 del out[keyword]
             else:
-                out[keyword] = self.node(child, place, depth + 1)
+                out[keyword] = self.node(child, path, depth + 1)
 
-    def _denied(self, out: Schema, names: list[str], pointer: str) -> None:
+    def _deny(self, out: Schema, names: list[str], pointer: str) -> None:
         """Forbid the properties whose schema is false, so that later joins do not bring them back."""
         rest = out.get("additionalProperties")
         if not names or rest is False:
@@ -326,8 +326,8 @@ class _Converter:
             self._problem(pointer, "properties", "false can't be enforced beside additionalProperties")
             return
         denied = [{"required": [name]} for name in names]
-        given = [out["not"]] if isinstance(out.get("not"), dict) else []
-        out["not"] = denied[0] if len(denied) == 1 and not given else {"anyOf": [*given, *denied]}
+        existing = [out["not"]] if isinstance(out.get("not"), dict) else []
+        out["not"] = denied[0] if len(denied) == 1 and not existing else {"anyOf": [*existing, *denied]}
 
     def _list(self, out: Schema, keyword: str, pointer: str, depth: int) -> None:
         children = out[keyword]
@@ -344,11 +344,11 @@ class _Converter:
         else:
             del out[keyword]
 
-    def _required(self, out: Schema, given: Schema) -> None:
+    def _required(self, out: Schema, raw: Schema) -> None:
         """Make ``required`` a list of names; draft 3 has it in the property itself."""
         required = out.get("required")
         names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
-        children = given.get("properties")
+        children = raw.get("properties")
         if isinstance(children, dict):
             own = [
                 name

@@ -7,22 +7,22 @@ from typing import Any, TypeGuard
 from sollold.api.grammar.formats import FORMATS
 from sollold.api.grammar.grammar_width import MOST_WAYS, TooManyWays, check_pattern
 
-_MOST_VALUES = MOST_WAYS
+_MAX_VALUES = MOST_WAYS
 """Maximum values of all enumerations together."""
-_USUAL_TYPES = 7
+_MAX_TYPES = 7
 """Length up to which a list of types is not counted as an enumeration; JSON has no more types."""
-_MOST_OPTIONAL_SQUARED = 250_000
+_MAX_OPTIONAL_SQUARED = 250_000
 """Maximum sum of the squares of the objects' numbers of optional properties, as their grammars grow."""
-_LONGEST_PATTERNS = 16 * 1024
+_MAX_PATTERN_CHARACTERS = 16 * 1024
 """Maximum characters of all patterns together."""
-_OF_FORMATS = frozenset(FORMATS.values())
-_SHARE_OF_FORMATS = 8
+_FORMAT_PATTERNS = frozenset(FORMATS.values())
+_FORMAT_DIVISOR = 8
 """Divisor of the length of formats' patterns, which continue in few ways: an engine can use hundreds."""
-_LONGEST_NAMES = 16 * 1024
+_MAX_NAME_CHARACTERS = 16 * 1024
 """Maximum characters of the property names of an object that allows others: each letter is compared."""
-_MOST_RANGES = 1000
+_MAX_RANGES = 1000
 """Maximum numbers with bounds, which become grammars of their digits."""
-_MOST_REPEATS = 1_000_000
+_MAX_REPEATS = 1_000_000
 """Maximum sum of all bounds of lengths: each unit becomes a rule."""
 _CHOICES = ("anyOf", "oneOf", "allOf")
 _ROOTS = frozenset(("schema", "parameters", "input_schema"))
@@ -30,12 +30,12 @@ _ROOTS = frozenset(("schema", "parameters", "input_schema"))
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _SPANS = (("minLength", "maxLength"), ("minItems", "maxItems"))
 _LENGTHS = tuple(name for span in _SPANS for name in span)
-_LONGEST_LENGTH = 2**31 - 1
+_MAX_LENGTH = 2**31 - 1
 """Maximum bound of a length: engines use only the lower bits of larger ones."""
-_LARGEST_BOUND = 10**15
+_MAX_BOUND = 10**15
 """Maximum of an integer's only bound: from a larger one, llama.cpp makes a repetition with min > max."""
-_MOST_STEPS = 50_000
-_DEEPEST = 200
+_MAX_STEPS = 50_000
+_MAX_DEPTH = 200
 """Maximum depth of references that lead to one another."""
 
 
@@ -64,79 +64,79 @@ class SchemaWidth:
         followed: dict[tuple[int, str], bool] = {}
         waiting: list[tuple[Any, Any]] = [(value, value)]
         while waiting:
-            one, root = waiting.pop()
-            if isinstance(one, list):
-                waiting.extend((inner, root) for inner in one)
+            node, root = waiting.pop()
+            if isinstance(node, list):
+                waiting.extend((child, root) for child in node)
                 continue
-            if not isinstance(one, dict):
+            if not isinstance(node, dict):
                 continue
-            for name, usual in (("enum", 0), ("type", _USUAL_TYPES)):
-                listed = one.get(name)
-                values += len(listed) if isinstance(listed, list) and len(listed) > usual else 0
-            properties, required = one.get("properties"), one.get("required")
+            for name, limit in (("enum", 0), ("type", _MAX_TYPES)):
+                listed = node.get(name)
+                values += len(listed) if isinstance(listed, list) and len(listed) > limit else 0
+            properties, required = node.get("properties"), node.get("required")
             if isinstance(properties, dict):
                 named = required if isinstance(required, list) else []
                 squares += len(properties.keys() - {name for name in named if isinstance(name, str)}) ** 2
-                others = one.get("additionalProperties", False) is not False
-                if others and sum(map(len, properties)) > _LONGEST_NAMES:
+                is_open = node.get("additionalProperties", False) is not False
+                if is_open and sum(map(len, properties)) > _MAX_NAME_CHARACTERS:
                     raise TooWide(
                         "an object with additionalProperties has names of more than "
-                        f"{_LONGEST_NAMES} characters"
+                        f"{_MAX_NAME_CHARACTERS} characters"
                     )
-            ranges += any(_is_number(one.get(name)) for name in _BOUNDS)
-            _check_spans(one)
-            lengths = [one.get(name) for name in _LENGTHS]
+            ranges += any(_is_number(node.get(name)) for name in _BOUNDS)
+            _check_spans(node)
+            lengths = [node.get(name) for name in _LENGTHS]
             repeats += sum(
-                length for length in lengths if isinstance(length, int) and 0 < length <= _MOST_REPEATS
+                length for length in lengths if isinstance(length, int) and 0 < length <= _MAX_REPEATS
             )
-            pattern = one.get("pattern")
+            pattern = node.get("pattern")
             if isinstance(pattern, str):
-                letters += len(pattern) // _SHARE_OF_FORMATS if pattern in _OF_FORMATS else len(pattern)
-                if letters > _LONGEST_PATTERNS:
-                    raise TooWide(f"its patterns have more than {_LONGEST_PATTERNS} characters")
+                letters += len(pattern) // _FORMAT_DIVISOR if pattern in _FORMAT_PATTERNS else len(pattern)
+                if letters > _MAX_PATTERN_CHARACTERS:
+                    raise TooWide(f"its patterns have more than {_MAX_PATTERN_CHARACTERS} characters")
                 try:
                     check_pattern(pattern)
                 except TooManyWays as error:
                     raise TooWide(f"the pattern {pattern[:80]!r}: {error}") from None
-            if "$ref" in one or "allOf" in one:
-                _check_references(one, root, followed)
-            if any(isinstance(one.get(name), list) for name in _CHOICES):
-                _Choices(root).ways(one)
-            for name, inner in one.items():
-                if isinstance(inner, dict | list):
-                    waiting.append((inner, inner if name in _ROOTS else root))
-        if values > _MOST_VALUES:
-            raise TooWide(f"its enumerations have more than {_MOST_VALUES} values")
-        if ranges > _MOST_RANGES:
-            raise TooWide(f"it bounds more than {_MOST_RANGES} numbers")
-        if repeats > _MOST_REPEATS:
-            raise TooWide(f"its bounds of lengths add up to more than {_MOST_REPEATS}")
-        if squares > _MOST_OPTIONAL_SQUARED:
+            if "$ref" in node or "allOf" in node:
+                _check_references(node, root, followed)
+            if any(isinstance(node.get(name), list) for name in _CHOICES):
+                _Choices(root).ways(node)
+            for name, child in node.items():
+                if isinstance(child, dict | list):
+                    waiting.append((child, child if name in _ROOTS else root))
+        if values > _MAX_VALUES:
+            raise TooWide(f"its enumerations have more than {_MAX_VALUES} values")
+        if ranges > _MAX_RANGES:
+            raise TooWide(f"it bounds more than {_MAX_RANGES} numbers")
+        if repeats > _MAX_REPEATS:
+            raise TooWide(f"its bounds of lengths add up to more than {_MAX_REPEATS}")
+        if squares > _MAX_OPTIONAL_SQUARED:
             raise TooWide("it has too many optional properties; make more of them required")
         self._totals = (values, squares, letters, ranges, repeats)
 
 
 def _check_references(
-    one: object, root: object, followed: dict[tuple[int, str], bool], depth: int = 0
+    schema: object, root: object, followed: dict[tuple[int, str], bool], depth: int = 0
 ) -> None:
     """Reject a reference that leads to itself through others and ``allOf``: an engine crashes following it.
 
     ``followed``: references seen so far → whether they have been followed to the end.
     """
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         raise TooWide("its references are nested too deeply")
-    if not isinstance(one, dict):
+    if not isinstance(schema, dict):
         return
-    reference = one.get("$ref")
+    reference = schema.get("$ref")
     if isinstance(reference, str):
-        known = (id(root), reference)
-        if followed.get(known) is False:
+        key = (id(root), reference)
+        if followed.get(key) is False:
             raise TooWide(f"the reference {reference[:80]!r} leads to itself")
-        if known not in followed:
-            followed[known] = False
-            _check_references(_at(root, reference), root, followed, depth + 1)
-            followed[known] = True
-    members = one.get("allOf")
+        if key not in followed:
+            followed[key] = False
+            _check_references(_resolve(root, reference), root, followed, depth + 1)
+            followed[key] = True
+    members = schema.get("allOf")
     for member in members if isinstance(members, list) else ():
         _check_references(member, root, followed, depth + 1)
 
@@ -145,23 +145,23 @@ def _check_spans(schema: dict[str, Any]) -> None:
     """Reject bounds that become a repetition with its minimum above its maximum: an engine creates rules from
     it until its memory is exhausted.
     """
-    for least, most in _SPANS:
-        low, high = schema.get(least), schema.get(most)
-        for name, count in ((least, low), (most, high)):
-            if _is_number(count) and count > _LONGEST_LENGTH:
-                raise TooWide(f"{name} is more than {_LONGEST_LENGTH}")
+    for low_name, high_name in _SPANS:
+        low, high = schema.get(low_name), schema.get(high_name)
+        for name, count in ((low_name, low), (high_name, high)):
+            if _is_number(count) and count > _MAX_LENGTH:
+                raise TooWide(f"{name} is more than {_MAX_LENGTH}")
         if _is_number(low) and _is_number(high) and low > high:
-            raise TooWide(f"{least} is more than {most}")
+            raise TooWide(f"{low_name} is more than {high_name}")
     kinds = schema.get("type")
     if kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds):
         lows, highs = (
             [value for name in names if _is_number(value := schema.get(name))]
             for names in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
         )
-        if (lows and not highs and max(lows) >= _LARGEST_BOUND) or (
-            highs and not lows and min(highs) <= -_LARGEST_BOUND
+        if (lows and not highs and max(lows) >= _MAX_BOUND) or (
+            highs and not lows and min(highs) <= -_MAX_BOUND
         ):
-            raise TooWide(f"the only bound of an integer is beyond {_LARGEST_BOUND}")
+            raise TooWide(f"the only bound of an integer is beyond {_MAX_BOUND}")
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -183,30 +183,30 @@ class _Choices:
             TooWide: there are too many.
         """
         self._steps += 1
-        if depth > _DEEPEST or self._steps > _MOST_STEPS:
+        if depth > _MAX_DEPTH or self._steps > _MAX_STEPS:
             raise TooWide("its choices refer to one another too deeply")
         if not isinstance(schema, dict):
             return 1
-        found = 0
+        count = 0
         reference = schema.get("$ref")
         if isinstance(reference, str):
             if reference not in self._known:
                 self._known[reference] = 0  # within itself
-                self._known[reference] = self.ways(_at(self._root, reference), depth + 1)
-            found = self._known[reference]
+                self._known[reference] = self.ways(_resolve(self._root, reference), depth + 1)
+            count = self._known[reference]
         for name in _CHOICES:
             choices = schema.get(name)
             if isinstance(choices, list):
-                found += sum(self.ways(one, depth + 1) for one in choices)
+                count += sum(self.ways(choice, depth + 1) for choice in choices)
         listed = schema.get("enum")
-        found += len(listed) if isinstance(listed, list) else 0
-        if found > MOST_WAYS:
+        count += len(listed) if isinstance(listed, list) else 0
+        if count > MOST_WAYS:
             raise TooWide(f"it offers more than {MOST_WAYS} choices at one place")
-        return max(1, found)
+        return max(1, count)
 
 
-def _at(root: object, reference: str) -> object:
-    found: Any = root
+def _resolve(root: object, reference: str) -> object:
+    node: Any = root
     for part in reference.removeprefix("#").split("/")[1:]:
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        node = node.get(part) if isinstance(node, dict) else None
+    return node

@@ -27,7 +27,7 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
     Raises:
         Unsatisfiable: no value satisfies ``schema``.
     """
-    if not _may_need(schema):
+    if not _needs_settling(schema):
         return Settled(schema)
     settled = Settled(_without_denied_types(_with_type(with_rest(schema))))
     settle_denied(settled)
@@ -38,9 +38,9 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
         ("string", partial(settle_text, formats=formats)),
         ("array", partial(settle_array, resolve=resolve, check=check, many=formats)),
     ):
-        if _may_be(kind, settled.schema):
+        if _allows(kind, settled.schema):
             _settle_kind(settled, kind, step)
-    if _may_be("object", settled.schema) and settled.alternatives is None:
+    if _allows("object", settled.schema) and settled.alternatives is None:
         _settle_kind(settled, "object", partial(settle_object, resolve=resolve, check=check))
     if settled.alternatives is None and "type" not in schema and schema.keys() & _STRUCTURE:
         rest = {key: value for key, value in settled.schema.items() if key != "type"}
@@ -55,86 +55,88 @@ _STRUCTURE = frozenset(("properties", "items", "prefixItems"))
 _PLAIN = frozenset(("properties", "required", "additionalProperties", "items", "minItems", "maxItems"))
 
 
-def _may_need(schema: Schema) -> bool:
+def _needs_settling(schema: Schema) -> bool:
     """Whether a schema may have keywords that llama.cpp does not read; fast, since most have none."""
     if not isinstance(kind := schema.get("type"), str):
         return "type" in schema or not schema.keys().isdisjoint(CONSTRAINTS)
-    found = schema.keys() & CONSTRAINTS
-    found.discard("type")
-    if kind == "object" and found <= _PLAIN:
-        properties = schema.get("properties", _NOTHING)
+    constraints = schema.keys() & CONSTRAINTS
+    constraints.discard("type")
+    if kind == "object" and constraints <= _PLAIN:
+        properties = schema.get("properties", _EMPTY)
         return (
             any(name not in properties for name in schema.get("required", ())) or False in properties.values()
         )
-    if kind == "array" and found <= _PLAIN:
+    if kind == "array" and constraints <= _PLAIN:
         return isinstance(schema.get("items"), list | bool) or schema.get("minItems", 0) > schema.get(
             "maxItems", math.inf
         )
-    return bool(found)
+    return bool(constraints)
 
 
-_NOTHING: Schema = {}
+_EMPTY: Schema = {}
 
 
 def _settle_kind(settled: Settled, kind: str, step: Callable[[Settled], None]) -> None:
     """Apply ``step`` to the values of one type; drop the type if it is impossible but others are allowed."""
-    before, problems, notes = settled.schema, len(settled.problems), len(settled.notes)
+    schema, problems, notes = settled.schema, len(settled.problems), len(settled.notes)
     try:
         step(settled)
     except Unsatisfiable:
-        if (left := without_kind(before, kind)) is None:
+        if (reduced := without_kind(schema, kind)) is None:
             raise
-        settled.schema, settled.alternatives = left, None
+        settled.schema, settled.alternatives = reduced, None
         del settled.problems[problems:], settled.notes[notes:]
 
 
 def without_kind(schema: Schema, kind: str) -> Schema | None:
-    """Return the schema for values of its other types; None if it does not name ``kind`` and others."""
-    named = kinds_of(schema) or []
-    gone = ("number", "integer") if kind == "number" else (kind,)
-    left = [one for one in named if one not in gone]
-    if not left or len(left) == len(named):
+    """Return the schema without the type ``kind``; None if it does not name ``kind`` and other types."""
+    names = kinds_of(schema) or []
+    removed = ("number", "integer") if kind == "number" else (kind,)
+    kinds = [name for name in names if name not in removed]
+    if not kinds or len(kinds) == len(names):
         return None
-    out = {**schema, "type": left[0] if len(left) == 1 else left}
-    return {key: value for key, value in out.items() if key not in KIND_OF or constrains(key, left)}
+    out = {**schema, "type": kinds[0] if len(kinds) == 1 else kinds}
+    return {key: value for key, value in out.items() if key not in KIND_OF or constrains(key, kinds)}
 
 
 def _with_type(schema: Schema) -> Schema:
     """Add the type array or object if the keywords imply it: llama.cpp infers it only from some of them."""
     if "type" in schema:
         return schema
-    spoken = {
+    implied = {
         KIND_OF[key]
         for key, value in schema.items()
-        if key in KIND_OF and key not in _OF_NO_TYPE and value is not _FORBIDS_NOTHING.get(key)
+        if key in KIND_OF and key not in _UNTYPED and value is not _NO_EFFECT.get(key)
     }
-    if len(spoken) == 1 and (kind := spoken.pop()) in ("array", "object"):
+    if len(implied) == 1 and (kind := implied.pop()) in ("array", "object"):
         return {"type": kind, **schema}
     return schema
 
 
-_OF_NO_TYPE = frozenset(("format",))
-_FORBIDS_NOTHING = {
+_UNTYPED = frozenset(("format",))
+_NO_EFFECT = {
     "uniqueItems": False,
     **dict.fromkeys(("items", "additionalItems", "additionalProperties"), True),
 }
 
 
-def _may_be(kind: str, schema: Schema) -> bool:
+def _allows(kind: str, schema: Schema) -> bool:
     kinds = kinds_of(schema)
     return kinds is None or kind in kinds or (kind == "number" and "integer" in kinds)
 
 
 def _without_denied_types(schema: Schema) -> Schema:
-    """Replace a ``not`` of types by the remaining types."""
+    """Replace a ``not`` of types by the kept types."""
     denied: Any = schema.get("not")
     if not isinstance(denied, dict) or {*denied} - {"type", "title", "description"} or "type" not in denied:
         return schema
-    kinds, without = kinds_of(schema), kinds_of(denied) or []
-    if kinds is None or ("integer" in without and "number" in kinds):
+    kinds, excluded = kinds_of(schema), kinds_of(denied) or []
+    if kinds is None or ("integer" in excluded and "number" in kinds):
         return schema
-    left = [kind for kind in kinds if kind not in without and not (kind == "integer" and "number" in without)]
+    kept = [
+        kind for kind in kinds if kind not in excluded and not (kind == "integer" and "number" in excluded)
+    ]
     rest = {key: value for key, value in schema.items() if key not in ("not", "type")}
-    if not left:
+    if not kept:
         raise Unsatisfiable("not", "it excludes all types")
-    return {"type": left[0] if len(left) == 1 else left, **rest}
+    return {"type": kept[0] if len(kept) == 1 else kept, **rest}

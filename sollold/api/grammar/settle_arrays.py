@@ -10,11 +10,11 @@ from sollold.api.grammar.settle_items import settle_items
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
 
-_MOST_FURTHER = 16
+_MAX_FURTHER = 16
 """Maximum items after those that have a schema of their own: llama.cpp generates such arrays only with a
 fixed length, so each length becomes an alternative.
 """
-_LONGEST = 64
+_MAX_ITEMS = 64
 
 
 def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
@@ -26,10 +26,10 @@ def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
         Unsatisfiable: no array satisfies the schema.
     """
     schema = settled.schema
-    least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-    if least > most:
+    low, high = schema.get("minItems", 0), schema.get("maxItems", math.inf)
+    if low > high:
         raise Unsatisfiable("minItems", "it is more than maxItems")
-    if schema.get("uniqueItems") is False or (most <= 1 and "uniqueItems" in schema):
+    if schema.get("uniqueItems") is False or (high <= 1 and "uniqueItems" in schema):
         settled.set(uniqueItems=None)
     settle_items(settled, resolve, check, many=many)
     if settled.alternatives is not None or "enum" in settled.schema:
@@ -39,23 +39,23 @@ def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
         if settled.schema.get("items") is False:
             settled.set(items=None, maxItems=0)
         return
-    _settle_tuple(settled, prefix, rest, least, most)
+    _settle_tuple(settled, prefix, rest, low, high)
 
 
-def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, most: float) -> None:
+def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, low: int, high: float) -> None:
     count = len(prefix)
-    first = last = max(least, count)
-    if rest is False and least > count:
+    first = last = max(low, count)
+    if rest is False and low > count:
         raise Unsatisfiable("minItems", "fewer items are allowed")
-    if first > _LONGEST:
-        settled.notes.append(("minItems", f"above {_LONGEST} beside prefixItems"))
+    if first > _MAX_ITEMS:
+        settled.notes.append(("minItems", f"above {_MAX_ITEMS} beside prefixItems"))
         first = last = count
-    if rest and isinstance(rest, dict) and most > first and first <= _LONGEST:
-        first = least
-        last = int(min(most, max(least, count) + _MOST_FURTHER))
-        if last < most:
+    if rest and isinstance(rest, dict) and high > first and first <= _MAX_ITEMS:
+        first = low
+        last = int(min(high, max(low, count) + _MAX_FURTHER))
+        if last < high:
             settled.notes.append(("items", f"at most {last} items are generated"))
-    first, last = int(min(first, most)), int(min(last, most))
+    first, last = int(min(first, high)), int(min(last, high))
     if first == last == count:
         # A tuple of one length, as llama.cpp reads it.
         settled.set(additionalItems=None)
@@ -68,4 +68,4 @@ def _settle_tuple(settled: Settled, prefix: list[Any], rest: Any, least: int, mo
     if len(tuples) == 1 or settled.alternatives is not None:
         settled.set(**({"prefixItems": tuples[0]} if tuples[0] else {"maxItems": 0}))
     else:
-        settled.alternatives = [{"prefixItems": one} if one else {"maxItems": 0} for one in tuples]
+        settled.alternatives = [{"prefixItems": items} if items else {"maxItems": 0} for items in tuples]

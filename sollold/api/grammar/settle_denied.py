@@ -17,7 +17,7 @@ from sollold.api.grammar.keywords import (
 )
 from sollold.api.grammar.settled import Settled
 
-_MOST_VALUES = 8
+_MAX_VALUES = 8
 _OPPOSITE = {
     "minimum": "exclusiveMaximum",
     "exclusiveMinimum": "maximum",
@@ -47,23 +47,23 @@ def settle_denied(settled: Settled) -> None:
 def _deny_integers(settled: Settled, denied: dict[str, Any], demands: dict[str, Any]) -> None:
     ((keyword, value),) = demands.items()
     if keyword in BOUNDS:
-        _bound(settled, _OPPOSITE[keyword], value)
+        _tighten(settled, _OPPOSITE[keyword], value)
         settled.set(**{"not": None})
         return
     values = values_of(denied) if keyword in ("const", "enum") else None
     if values is None:
         return
-    gone = sorted({int(one) for one in values if kind_of_value(one) == "integer"})
-    if len(gone) > _MOST_VALUES:
+    excluded = sorted({int(value) for value in values if kind_of_value(value) == "integer"})
+    if len(excluded) > _MAX_VALUES:
         return
-    low, high = _inner(settled.schema)
+    low, high = _integer_range(settled.schema)
     ranges: list[dict[str, Any]] = []
-    for one in (*(one for one in gone if low <= one <= high), None):
-        last = high if one is None else one - 1
+    for integer in (*(integer for integer in excluded if low <= integer <= high), None):
+        last = high if integer is None else integer - 1
         if low <= last:
             bounds = {"minimum": low, "maximum": last}
             ranges.append({key: int(bound) for key, bound in bounds.items() if abs(bound) != math.inf})
-        low = math.inf if one is None else one + 1
+        low = math.inf if integer is None else integer + 1
     if not ranges:
         raise Unsatisfiable("not", "it excludes all allowed integers")
     settled.set(**{"not": None}, **dict.fromkeys(BOUNDS))
@@ -73,7 +73,7 @@ def _deny_integers(settled: Settled, denied: dict[str, Any], demands: dict[str, 
         settled.alternatives = ranges
 
 
-def _inner(schema: dict[str, Any]) -> tuple[float, float]:
+def _integer_range(schema: dict[str, Any]) -> tuple[float, float]:
     """Return the smallest and the largest integer that the bounds allow."""
     low, high = -math.inf, math.inf
     for key, value in schema.items():
@@ -91,17 +91,17 @@ def _inner(schema: dict[str, Any]) -> tuple[float, float]:
 def _deny_texts(settled: Settled, denied: dict[str, Any], demands: dict[str, Any]) -> None:
     ((keyword, value),) = demands.items()
     if keyword == "maxLength":
-        _bound(settled, "minLength", value + 1)
+        _tighten(settled, "minLength", value + 1)
     elif keyword == "minLength" and value > 0:
-        _bound(settled, "maxLength", value - 1)
+        _tighten(settled, "maxLength", value - 1)
     elif keyword in ("const", "enum") and values_of(denied) == [""]:
-        _bound(settled, "minLength", 1)
+        _tighten(settled, "minLength", 1)
     else:
         return
     settled.set(**{"not": None})
 
 
-def _bound(settled: Settled, keyword: str, value: float) -> None:
-    """Add a bound; the tighter one is kept."""
+def _tighten(settled: Settled, keyword: str, value: float) -> None:
+    """Set a bound, or keep the present one if that is tighter."""
     tighter = max if keyword in ("minLength", "minimum", "exclusiveMinimum") else min
     settled.set(**{keyword: tighter(value, settled.schema.get(keyword, value))})

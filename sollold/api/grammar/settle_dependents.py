@@ -9,9 +9,9 @@ from sollold.api.grammar.object_properties import MOST_NAMES, is_closed, propert
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve
 
-_DEEPEST_DEMAND = 8
-_LATER = ("dependentRequired", "dependentSchemas", "dependencies", CONDITIONS)
-_SAME_OBJECT = frozenset(("required", "properties", "allOf", "anyOf", "oneOf", "then", "else", *_LATER[:3]))
+_MAX_DEPTH = 8
+_RULES = ("dependentRequired", "dependentSchemas", "dependencies", CONDITIONS)
+_SAME_OBJECT = frozenset(("required", "properties", "allOf", "anyOf", "oneOf", "then", "else", *_RULES[:3]))
 
 
 def declare_dependent_names(settled: Settled, resolve: Resolve) -> None:
@@ -21,22 +21,22 @@ def declare_dependent_names(settled: Settled, resolve: Resolve) -> None:
     schema = settled.schema
     if "properties" not in schema or schema.get("additionalProperties") is False:
         return
-    waiting: list[tuple[Any, int]] = [(schema.get(keyword), 0) for keyword in _LATER]
+    waiting: list[tuple[Any, int]] = [(schema.get(keyword), 0) for keyword in _RULES]
     rest = schema.get("additionalProperties", True)
     names: dict[str, Any] = {}
     while waiting and len(waiting) < MOST_NAMES:
-        one, depth = waiting.pop()
-        if isinstance(one, list):
-            names |= dict.fromkeys(name for name in one if isinstance(name, str))
-            waiting += [(inner, depth + 1) for inner in one if not isinstance(inner, str)]
-        elif isinstance(one, dict) and depth < _DEEPEST_DEMAND:
+        node, depth = waiting.pop()
+        if isinstance(node, list):
+            names |= dict.fromkeys(name for name in node if isinstance(name, str))
+            waiting += [(inner, depth + 1) for inner in node if not isinstance(inner, str)]
+        elif isinstance(node, dict) and depth < _MAX_DEPTH:
             # In a map, look at all schemas and lists; in a schema, at keywords about the same object.
-            inner = one if depth == 0 else {key: value for key, value in one.items() if key in _SAME_OBJECT}
+            inner = node if depth == 0 else {key: value for key, value in node.items() if key in _SAME_OBJECT}
             names |= dict.fromkeys(inner.get("properties", ()) if depth else ())
             waiting += [
                 (value, depth + 1) for key, value in inner.items() if not depth or key != "properties"
             ]
-            if depth and isinstance(reference := one.get("$ref"), str):
+            if depth and isinstance(reference := node.get("$ref"), str):
                 waiting.append((resolve(reference), depth + 1))
     further = rest if isinstance(rest, dict) else {}
     missing = {name: further for name in names if name not in schema["properties"]}
@@ -45,31 +45,31 @@ def declare_dependent_names(settled: Settled, resolve: Resolve) -> None:
 
 
 def settle_dependents(settled: Settled) -> None:
-    """Convert what a property's presence requires to a choice between its absence and that."""
+    """Convert what a property's presence requires to a choice: the property is absent, or that holds."""
     schema = settled.schema
     if settled.alternatives is not None:
         return
     for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
-        found = schema.get(keyword)
-        if not isinstance(found, dict):
+        dependents = schema.get(keyword)
+        if not isinstance(dependents, dict):
             continue
-        for name, demanded in found.items():
-            left = {key: one for key, one in found.items() if key != name}
+        for name, demanded in dependents.items():
+            rest = {key: value for key, value in dependents.items() if key != name}
             then = {"required": demanded} if isinstance(demanded, list) else demanded
             if not isinstance(then, dict):
                 continue
-            present = name in schema.get("required", ())
-            if not present and not is_closed(schema):
+            is_required = name in schema.get("required", ())
+            if not is_required and not is_closed(schema):
                 continue
-            settled.set(**{keyword: left or None})
-            there = {"allOf": [{"required": [name]}, then]}
-            if present:
-                settled.alternatives = [there]
+            settled.set(**{keyword: rest or None})
+            present = {"allOf": [{"required": [name]}, then]}
+            if is_required:
+                settled.alternatives = [present]
             elif name in properties_of(schema):
-                settled.alternatives = [{"properties": {name: False}}, there]
+                settled.alternatives = [{"properties": {name: False}}, present]
             else:
                 schema = settled.schema
-                found = left
+                dependents = rest
                 continue
             return
 
@@ -79,39 +79,39 @@ def settle_conditions(settled: Settled, resolve: Resolve) -> None:
     conditions = settled.schema.get(CONDITIONS)
     if not conditions or not is_closed(settled.schema):
         return
-    for place, (condition, then, other) in enumerate(conditions):
-        choices = _choices(settled.schema, condition, then, other, resolve)
+    for index, (condition, then, else_) in enumerate(conditions):
+        choices = _choices(settled.schema, condition, then, else_, resolve)
         if choices is not None:
-            left = [*conditions[:place], *conditions[place + 1 :]]
-            settled.set(**{CONDITIONS: left or None})
+            remaining = [*conditions[:index], *conditions[index + 1 :]]
+            settled.set(**{CONDITIONS: remaining or None})
             settled.alternatives = choices
             return
 
 
-def _choices(schema: Schema, condition: Any, then: Any, other: Any, resolve: Resolve) -> list[Schema] | None:
+def _choices(schema: Schema, condition: Any, then: Any, else_: Any, resolve: Resolve) -> list[Schema] | None:
     if not isinstance(condition, dict) or condition.keys() & JOINS or schema.get("type") != "object":
         return None
     if constraints_of(condition).keys() - {"properties", "required", "type"}:
         return None
     tested = condition.get("properties", {})
-    needed = condition.get("required", [])
-    if condition.get("type", "object") != "object" or len({*tested, *needed}) != 1:
+    required = condition.get("required", [])
+    if condition.get("type", "object") != "object" or len({*tested, *required}) != 1:
         return None
-    (name,) = {*tested, *needed}
+    (name,) = {*tested, *required}
     own = properties_of(schema).get(name)
-    then, other = ({} if one is True else one for one in (then, other))
-    if own is None or not isinstance(then, dict) or not isinstance(other, dict):
+    then, else_ = ({} if branch is True else branch for branch in (then, else_))
+    if own is None or not isinstance(then, dict) or not isinstance(else_, dict):
         return None
-    absent = {"allOf": [{"properties": {name: False}}, other if needed else then]}
+    absent = {"allOf": [{"properties": {name: False}}, else_ if required else then]}
     found = [] if name in schema.get("required", ()) else [absent]
     if not tested:
         return [*found, {"allOf": [{"required": [name]}, then]}]
-    values, wanted = _listed(own, resolve), _listed(tested[name], resolve)
-    if values is None or wanted is None or constraints_of(tested[name]).keys() - {"const", "enum", "type"}:
+    values, listed = _values(own, resolve), _values(tested[name], resolve)
+    if values is None or listed is None or constraints_of(tested[name]).keys() - {"const", "enum", "type"}:
         return None
     for part, demanded in (
-        ([value for value in values if is_among(value, wanted)], then),
-        ([value for value in values if not is_among(value, wanted)], other),
+        ([value for value in values if is_among(value, listed)], then),
+        ([value for value in values if not is_among(value, listed)], else_),
     ):
         if part:
             chosen = {"properties": {name: {"enum": part}}, "required": [name]}
@@ -119,7 +119,7 @@ def _choices(schema: Schema, condition: Any, then: Any, other: Any, resolve: Res
     return found
 
 
-def _listed(schema: Any, resolve: Resolve) -> list[Any] | None:
+def _values(schema: Any, resolve: Resolve) -> list[Any] | None:
     for _ in range(8):
         if not isinstance(schema, dict) or "$ref" not in schema:
             break

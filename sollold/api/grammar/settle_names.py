@@ -15,12 +15,12 @@ _ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
 
 def settle_names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
     """Convert the names that patterns and ``propertyNames`` allow."""
-    _all_names(settled)
-    _matched_names(settled)
-    _names(settled, resolve, check)
+    _apply_to_all(settled)
+    _settle_patterns(settled)
+    _settle_listed(settled, resolve, check)
 
 
-def _all_names(settled: Settled) -> None:
+def _apply_to_all(settled: Settled) -> None:
     """Apply patterns that match any name to all properties."""
     patterns = settled.schema.get("patternProperties")
     if not isinstance(patterns, dict):
@@ -28,14 +28,14 @@ def _all_names(settled: Settled) -> None:
     rest: Any = True
     for name in _ANY_NAME & patterns.keys():
         rest = all_of(rest, patterns[name])
-    left = {name: one for name, one in patterns.items() if name not in _ANY_NAME}
-    if len(left) == len(patterns):
+    specific = {name: schema for name, schema in patterns.items() if name not in _ANY_NAME}
+    if len(specific) == len(patterns):
         return
-    properties = {name: all_of(one, rest) for name, one in properties_of(settled.schema).items()}
-    settled.set(properties=properties or None, patternProperties=left or None, additionalProperties=rest)
+    properties = {name: all_of(schema, rest) for name, schema in properties_of(settled.schema).items()}
+    settled.set(properties=properties or None, patternProperties=specific or None, additionalProperties=rest)
 
 
-def _matched_names(settled: Settled) -> None:
+def _settle_patterns(settled: Settled) -> None:
     """If only patterns allow names, allow any name, with a value that one of the patterns requires. The
     grammar would allow none otherwise, and the object would always be empty.
     """
@@ -44,13 +44,13 @@ def _matched_names(settled: Settled) -> None:
     if not patterns or properties_of(schema) or schema.get("additionalProperties") is not False:
         return
     values = [*patterns.values()]
-    found = [one for place, one in enumerate(values[:MOST_CHOICES]) if one not in values[:place]]
+    found = [value for index, value in enumerate(values[:MOST_CHOICES]) if value not in values[:index]]
     if len(values) > MOST_CHOICES:
         found = [{}]
     settled.set(additionalProperties=found[0] if len(found) == 1 else {"anyOf": found})
 
 
-def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+def _settle_listed(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
     """Keep the names that ``propertyNames`` lists or allows."""
     schema = settled.schema
     if not isinstance(names := schema.get("propertyNames"), dict):
@@ -62,14 +62,14 @@ def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
         allowed = [
             name for name in listed if isinstance(name, str) and check.admits(target, name) is not False
         ]
-        given = {name: one for name, one in properties.items() if name in allowed}
+        chosen = {name: child for name, child in properties.items() if name in allowed}
         if not is_closed(schema):
             further = rest if isinstance(rest, dict) else {}
-            given |= {name: further for name in allowed if name not in given}
-        settled.set(properties=given, additionalProperties=False, propertyNames=None)
+            chosen |= {name: further for name in allowed if name not in chosen}
+        settled.set(properties=chosen, additionalProperties=False, propertyNames=None)
         return
     if is_closed(schema):
         verdicts = {name: check.admits(target, name) for name in properties}
         if None not in verdicts.values():
-            kept = {name: one for name, one in properties.items() if verdicts[name]}
+            kept = {name: child for name, child in properties.items() if verdicts[name]}
             settled.set(properties=kept, propertyNames=None)

@@ -27,17 +27,17 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
     Raises:
         Unsatisfiable: no object satisfies the schema.
     """
-    forbid_properties(settled, [name for name, one in properties_of(settled.schema).items() if one is False])
+    forbid_properties(settled, [name for name, v in properties_of(settled.schema).items() if v is False])
     settle_names(settled, resolve, check)
     declare_dependent_names(settled, resolve)
-    for step in (_required, _forbidden, _counts, settle_dependents):
+    for step in (_settle_required, _settle_forbidden, _settle_counts, settle_dependents):
         step(settled)
         if settled.alternatives is not None:
             return
     settle_conditions(settled, resolve)
 
 
-def _required(settled: Settled) -> None:
+def _settle_required(settled: Settled) -> None:
     """Give required properties a schema of their own."""
     schema = settled.schema
     properties, rest = properties_of(schema), schema.get("additionalProperties", True)
@@ -50,33 +50,33 @@ def _required(settled: Settled) -> None:
         return
     further = rest if isinstance(rest, dict) else {}
     if "properties" not in schema:
-        # Without "properties", any were allowed.
+        # Without "properties", any names were allowed.
         settled.set(additionalProperties=rest)
     settled.set(properties={**properties, **dict.fromkeys(missing, further)})
 
 
-def _forbidden(settled: Settled) -> None:
+def _settle_forbidden(settled: Settled) -> None:
     """Convert a ``not`` of required properties, which must be absent."""
     denied = settled.schema.get("not")
     choices = denied.get("anyOf", [denied]) if isinstance(denied, dict) else []
     if not choices or not all(
-        isinstance(one, dict)
-        and constraints_of(one).keys() <= {"required", "type"}
-        and not one.keys() & JOINS
-        for one in choices
+        isinstance(choice, dict)
+        and constraints_of(choice).keys() <= {"required", "type"}
+        and not choice.keys() & JOINS
+        for choice in choices
     ):
         return
-    names = [one.get("required", ()) for one in choices]
+    groups = [choice.get("required", ()) for choice in choices]
     closed = is_closed(settled.schema)
-    if any(len(each) != 1 for each in names) or any(one.get("type", "object") != "object" for one in choices):
+    if any(len(g) != 1 for g in groups) or any(c.get("type", "object") != "object" for c in choices):
         return
     if settled.schema.get("type") != "object" or not closed:
         return
-    forbid_properties(settled, [each[0] for each in names])
+    forbid_properties(settled, [group[0] for group in groups])
     settled.set(**{"not": None})
 
 
-def _counts(settled: Settled) -> None:
+def _settle_counts(settled: Settled) -> None:
     """Convert numbers of properties, if few are optional."""
     schema = settled.schema
     if not is_closed(schema):
@@ -86,20 +86,20 @@ def _counts(settled: Settled) -> None:
     properties = properties_of(schema)
     required = dict.fromkeys(name for name in schema.get("required", ()) if name in properties)
     optional = [name for name in properties if name not in required]
-    least, most = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
-    if least > min(most, len(properties)) or most < len(required):
+    low, high = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
+    if low > min(high, len(properties)) or high < len(required):
         raise Unsatisfiable(
-            "minProperties" if least else "maxProperties", "no such number of properties is possible"
+            "minProperties" if low else "maxProperties", "no such number of properties is possible"
         )
-    if most >= len(properties):
+    if high >= len(properties):
         settled.set(maxProperties=None)
-    elif most == len(required):
+    elif high == len(required):
         forbid_properties(settled, optional)
         settled.set(maxProperties=None)
-    if least <= len(required):
+    if low <= len(required):
         settled.set(minProperties=None)
-    elif least == len(properties):
+    elif low == len(properties):
         settled.set(minProperties=None, required=[*required, *optional])
-    elif least == len(required) + 1 and len(optional) <= MOST_CHOICES and schema.get("type") == "object":
+    elif low == len(required) + 1 and len(optional) <= MOST_CHOICES and schema.get("type") == "object":
         settled.set(minProperties=None)
         settled.alternatives = [{"required": [name]} for name in optional]

@@ -12,11 +12,11 @@ from sollold.api.grammar.keywords import BOUNDS, exact, kinds_of
 from sollold.api.grammar.pattern_length import with_length
 from sollold.api.grammar.settled import Settled
 
-_MOST_VALUES = 256
+_MAX_VALUES = 256
 """Maximum numbers that are listed individually."""
-_LARGEST = 10**15
-"""llama.cpp reads a single bound up to this, and two bounds up to `_LARGEST_OF_TWO`."""
-_LARGEST_OF_TWO = 10**18
+_MAX_BOUND = 10**15
+"""llama.cpp reads a single bound up to this, and two bounds up to `_MAX_OF_TWO`."""
+_MAX_OF_TWO = 10**18
 
 
 def settle_number(settled: Settled) -> None:
@@ -47,11 +47,11 @@ def _with_integers(kinds: list[str]) -> Any:
 def _range(settled: Settled) -> tuple[Fraction | None, bool, Fraction | None, bool]:
     """Return the lower bound and whether it is inclusive, then the same for the upper one."""
     schema = settled.schema
-    low, over = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high, under = schema.get("maximum"), schema.get("exclusiveMaximum")
-    with_low = over is None or (low is not None and low > over)
-    with_high = under is None or (high is not None and high < under)
-    lower, upper = (low if with_low else over), (high if with_high else under)
+    low, exclusive_low = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, exclusive_high = schema.get("maximum"), schema.get("exclusiveMaximum")
+    with_low = exclusive_low is None or (low is not None and low > exclusive_low)
+    with_high = exclusive_high is None or (high is not None and high < exclusive_high)
+    lower, upper = (low if with_low else exclusive_low), (high if with_high else exclusive_high)
     return (
         None if lower is None else exact(lower),
         with_low,
@@ -69,17 +69,17 @@ def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
     first, last = math.ceil(low / size), math.floor(high / size)
     first += not with_low and first * size == low
     last -= not with_high and last * size == high
-    if last - first >= _MOST_VALUES:
+    if last - first >= _MAX_VALUES:
         return False
-    whole = "number" not in kinds
-    values = [each * size for each in range(first, last + 1) if not whole or (each * size).denominator == 1]
-    others = [kind for kind in kinds if kind not in ("integer", "number")]
-    if not values and not others:
+    only_integers = "number" not in kinds
+    values = [n * size for n in range(first, last + 1) if not only_integers or (n * size).denominator == 1]
+    other_kinds = [kind for kind in kinds if kind not in ("integer", "number")]
+    if not values and not other_kinds:
         raise Unsatisfiable("multipleOf", "no multiple is within the bounds")
     settled.set(**dict.fromkeys((*BOUNDS, "multipleOf", "type")))
-    listed = {"enum": [int(one) if one.denominator == 1 else float(one) for one in values]}
-    if others:
-        further = {"type": others[0] if len(others) == 1 else others}
+    listed = {"enum": [int(value) if value.denominator == 1 else float(value) for value in values]}
+    if other_kinds:
+        further = {"type": other_kinds[0] if len(other_kinds) == 1 else other_kinds}
         settled.alternatives = [further, listed] if values else [further]
     else:
         settled.set(**listed)
@@ -94,20 +94,20 @@ def _bound_integer(settled: Settled) -> None:
     if least is not None and most is not None and least > most:
         raise Unsatisfiable("minimum", "no integer is within the bounds")
     if len(schema.keys() & {*BOUNDS}) == (least is not None) + (most is not None) and all(
-        abs(schema[key]) < _LARGEST for key in BOUNDS if key in schema
+        abs(schema[key]) < _MAX_BOUND for key in BOUNDS if key in schema
     ):
         return  # llama.cpp reads them as they are
-    if (least or 0) > _LARGEST_OF_TWO or (most or 0) < -_LARGEST_OF_TWO:
+    if (least or 0) > _MAX_OF_TWO or (most or 0) < -_MAX_OF_TWO:
         settled.problems.append(("minimum" if least else "maximum", "it is too large"))
         settled.set(**dict.fromkeys(BOUNDS))
         return
     # llama.cpp generates no integers with that many digits.
-    least = None if least is not None and least < -_LARGEST_OF_TWO else least
-    most = None if most is not None and most > _LARGEST_OF_TWO else most
-    if least is not None and least >= _LARGEST and most is None:
-        most = _LARGEST_OF_TWO
-    if most is not None and most <= -_LARGEST and least is None:
-        least = -_LARGEST_OF_TWO
+    least = None if least is not None and least < -_MAX_OF_TWO else least
+    most = None if most is not None and most > _MAX_OF_TWO else most
+    if least is not None and least >= _MAX_BOUND and most is None:
+        most = _MAX_OF_TWO
+    if most is not None and most <= -_MAX_BOUND and least is None:
+        least = -_MAX_OF_TWO
     settled.set(minimum=least, maximum=most, exclusiveMinimum=None, exclusiveMaximum=None)
 
 

@@ -16,8 +16,8 @@ class Settled:
     Attributes:
         schema: the schema so far.
         alternatives: schemas of which one must be satisfied as well; None if there are none.
-        problems: what can't be enforced, as (keyword, reason).
-        notes: what is only partly enforced, likewise.
+        problems: keywords that can't be enforced, as (keyword, reason).
+        notes: keywords that are only partly enforced, in the same form.
     """
 
     schema: Schema

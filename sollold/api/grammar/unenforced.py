@@ -21,7 +21,7 @@ from sollold.api.grammar.pattern_length import MOST_REPEATS, lengths
 from sollold.api.grammar.plain import plain_parts
 from sollold.api.grammar.problem import SchemaProblem, escaped
 
-_NEVER = (
+_IGNORED = (
     *("not", "if", "disallow", "extends"),
     *("contains", "uniqueItems", "unevaluatedItems"),
     *("patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
@@ -29,22 +29,22 @@ _NEVER = (
     *("multipleOf", "divisibleBy"),
 )
 
-_MOST_QUESTIONS = 64
+_MAX_QUESTIONS = 64
 
 
 class _Questions:
     """Budget of questions about the meaning of a pattern, each of which takes a millisecond."""
 
     def __init__(self) -> None:
-        self._left = _MOST_QUESTIONS
+        self._remaining = _MAX_QUESTIONS
 
     def ask(self) -> bool:
         """Return whether one more question is allowed."""
-        self._left -= 1
-        return self._left >= 0
+        self._remaining -= 1
+        return self._remaining >= 0
 
 
-_Found = tuple[str, str]
+_Problem = tuple[str, str]
 """A keyword, and in which case it is not enforced; empty if it never is."""
 
 
@@ -64,8 +64,8 @@ def _unenforced(
     constraints = constraints_of(schema)
     for join in ("$ref", "oneOf", "anyOf"):
         if join in schema:
-            beside = [*constraints, *(key for key in ("allOf", *CHOICES) if key in schema and key != join)]
-            for keyword in beside:
+            others = [*constraints, *(key for key in ("allOf", *CHOICES) if key in schema and key != join)]
+            for keyword in others:
                 yield SchemaProblem(pointer, keyword, f'beside "{join}"')
             for place, child in enumerate(schema[join] if join != "$ref" else ()):
                 yield from _unenforced(child, f"{pointer}/{join}/{place}", plain, questions)
@@ -77,13 +77,13 @@ def _unenforced(
                 yield SchemaProblem(pointer, keyword, f'beside "{listed}"')
         return
     kinds = kinds_of(schema)
-    for keyword, reason in _of_keywords(schema, kinds, questions):
+    for keyword, reason in _keyword_problems(schema, kinds, questions):
         yield SchemaProblem(pointer, keyword, reason)
-    yield from _of_parts(schema, pointer, plain, questions)
+    yield from _part_problems(schema, pointer, plain, questions)
 
 
-def _of_keywords(schema: Schema, kinds: list[str] | None, questions: _Questions) -> Iterator[_Found]:
-    for keyword in _NEVER:
+def _keyword_problems(schema: Schema, kinds: list[str] | None, questions: _Questions) -> Iterator[_Problem]:
+    for keyword in _IGNORED:
         if (
             keyword in schema
             and constrains(keyword, kinds)
@@ -93,14 +93,14 @@ def _of_keywords(schema: Schema, kinds: list[str] | None, questions: _Questions)
     if kinds is None or "number" in kinds:
         for keyword in BOUNDS:
             if keyword in schema:
-                why = "without a type" if kinds is None else "for numbers with a fraction"
-                yield keyword, why
+                reason = "without a type" if kinds is None else "for numbers with a fraction"
+                yield keyword, reason
     if kinds is None or "string" in kinds:
-        yield from _of_text(schema, questions)
+        yield from _text_problems(schema, questions)
     if kinds is None or "array" in kinds:
-        yield from _of_array(schema, kinds)
+        yield from _array_problems(schema, kinds)
     if kinds is None or "object" in kinds:
-        yield from _of_object(schema)
+        yield from _object_problems(schema)
     if "allOf" in schema and (constraints_of(schema).keys() - {"type"} or kinds not in (None, ["object"])):
         yield "allOf", "beside other keywords"
 
@@ -110,33 +110,33 @@ def _forbids_nothing(keyword: str, value: Any) -> bool:
     return value is False or (keyword == "propertyNames" and value in ({}, {"type": "string"}))
 
 
-def _of_text(schema: Schema, questions: _Questions) -> Iterator[_Found]:
-    least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+def _text_problems(schema: Schema, questions: _Questions) -> Iterator[_Problem]:
+    low, high = schema.get("minLength", 0), schema.get("maxLength", math.inf)
     form = schema.get("format")
     form = form if isinstance(form, str) else ""
     pattern = schema.get("pattern")
     if pattern is not None:
-        fewest, longest = lengths(pattern)
+        shortest, longest = lengths(pattern)
         # The pattern may be the format's own, restricted to the lengths beside it.
-        known = form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form])
-        if known and not (questions.ask() and implies_format(pattern, form)):
+        needs_check = form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form])
+        if needs_check and not (questions.ask() and implies_format(pattern, form)):
             yield "format", "beside a pattern"
     elif form in NATIVE:
-        fewest, longest = NATIVE[form]
+        shortest, longest = NATIVE[form]
     else:
         if form in OTHER_FORMATS or form in FORMATS:
             yield "format", ""
-        if MOST_REPEATS < most < math.inf:
+        if MOST_REPEATS < high < math.inf:
             yield "maxLength", f"above {MOST_REPEATS}"
         return
-    beside = "a pattern" if pattern is not None else "such a format"
-    if least > fewest:
-        yield "minLength", f"beside {beside}"
-    if most < longest:
-        yield "maxLength", f"beside {beside}"
+    neighbor = "a pattern" if pattern is not None else "such a format"
+    if low > shortest:
+        yield "minLength", f"beside {neighbor}"
+    if high < longest:
+        yield "maxLength", f"beside {neighbor}"
 
 
-def _of_array(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
+def _array_problems(schema: Schema, kinds: list[str] | None) -> Iterator[_Problem]:
     prefix, rest = tuple_of(schema)
     if prefix:
         if isinstance(schema.get("items"), dict | bool):
@@ -154,14 +154,14 @@ def _of_array(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
                 yield keyword, "without a type"
 
 
-def _of_object(schema: Schema) -> Iterator[_Found]:
+def _object_problems(schema: Schema) -> Iterator[_Problem]:
     properties = schema.get("properties", {})
     missing = [name for name in schema.get("required", ()) if name not in properties]
     if missing:
         yield "required", f"{missing[0][:40]!r} has no schema"
 
 
-def _of_parts(
+def _part_problems(
     schema: Schema, pointer: str, plain: set[int], questions: _Questions
 ) -> Iterator[SchemaProblem]:
     for name, child in schema.get("properties", {}).items():

@@ -25,7 +25,7 @@ from sollold.facts import dataclass
 Resolve = Callable[[str], Schema | None]
 """Returns the schema at a reference; None if there is none."""
 
-_DEEPEST = 30
+_MAX_DEPTH = 30
 _PLAIN = re.compile(r'(?:(?!["\\\x00-\x1f])(?:\S| ))*+')
 
 
@@ -63,7 +63,7 @@ class ValueCheck:
         if isinstance(schema, bool):
             return schema
         self._effort.values -= 1
-        if self._effort.values < 0 or depth > _DEEPEST:
+        if self._effort.values < 0 or depth > _MAX_DEPTH:
             return None
         kind = kind_of_value(value)
         kinds = kinds_of(schema)
@@ -73,58 +73,58 @@ class ValueCheck:
             return False
         if "enum" in schema and not is_among(value, schema["enum"]):
             return False
-        found = [self._of_kind(kind, schema, value, depth)]
-        if found[0] is not False:
-            found += self._joins(schema, value, depth)
-        return _all(found)
+        results = [self._check_kind(kind, schema, value, depth)]
+        if results[0] is not False:
+            results += self._joins(schema, value, depth)
+        return _all(results)
 
-    def _of_kind(self, kind: str, schema: Schema, value: Any, depth: int) -> bool | None:
+    def _check_kind(self, kind: str, schema: Schema, value: Any, depth: int) -> bool | None:
         if kind in ("integer", "number"):
             return _number_meets(schema, value)
         if kind == "string":
-            if not _within(len(value), schema, "Length"):
+            if not _fits(len(value), schema, "Length"):
                 return False
             return self._text(schema, value)
         if kind == "array":
-            return self._array(schema, value, depth) if _within(len(value), schema, "Items") else False
+            return self._array(schema, value, depth) if _fits(len(value), schema, "Items") else False
         if kind == "object":
-            return self._object(schema, value, depth) if _within(len(value), schema, "Properties") else False
+            return self._object(schema, value, depth) if _fits(len(value), schema, "Properties") else False
         return True
 
     def _text(self, schema: Schema, value: str) -> bool | None:
-        found: list[bool | None] = []
+        results: list[bool | None] = []
         if "pattern" in schema:
             self._effort.letters -= 8 * len(value)
-            known = self._effort.letters >= 0
-            met = matches(schema["pattern"], value) if known else None
+            within_budget = self._effort.letters >= 0
+            matched = matches(schema["pattern"], value) if within_budget else None
             # A converted pattern excludes characters that JSON escapes, and all whitespace but the space.
-            found.append(met if met or _PLAIN.fullmatch(value) else None)
+            results.append(matched if matched or _PLAIN.fullmatch(value) else None)
         if isinstance(form := schema.get("format"), str):
             self._effort.letters -= 8 * len(value)
-            found.append(has_format(value, form) if self._effort.letters >= 0 else None)
-        return _all(found)
+            results.append(has_format(value, form) if self._effort.letters >= 0 else None)
+        return _all(results)
 
     def _array(self, schema: Schema, value: list[Any], depth: int) -> bool | None:
         prefix, rest = tuple_of(schema)
-        found = [
-            self.admits(prefix[place] if place < len(prefix) else rest, item, depth + 1)
-            for place, item in enumerate(value)
+        results = [
+            self.admits(prefix[index] if index < len(prefix) else rest, item, depth + 1)
+            for index, item in enumerate(value)
         ]
         if schema.get("uniqueItems") is True:
             self._effort.values -= len(value) ** 2 // 8
             if self._effort.values < 0:
                 return None
-            found.append(not any(is_among(one, value[:place]) for place, one in enumerate(value)))
+            results.append(not any(is_among(item, value[:index]) for index, item in enumerate(value)))
         if "contains" in schema:
-            found.append(self._contains(schema, value, depth))
-        return _all([*found, None if "unevaluatedItems" in schema else True])
+            results.append(self._contains(schema, value, depth))
+        return _all([*results, None if "unevaluatedItems" in schema else True])
 
     def _contains(self, schema: Schema, value: list[Any], depth: int) -> bool | None:
-        met = [self.admits(schema["contains"], one, depth + 1) for one in value]
-        if None in met:
+        results = [self.admits(schema["contains"], item, depth + 1) for item in value]
+        if None in results:
             return None
-        fewest, most = schema.get("minContains", 1), schema.get("maxContains", len(met))
-        return bool(fewest <= sum(map(bool, met)) <= most)
+        low, high = schema.get("minContains", 1), schema.get("maxContains", len(results))
+        return bool(low <= sum(map(bool, results)) <= high)
 
     def _object(self, schema: Schema, value: dict[str, Any], depth: int) -> bool | None:
         if not all(name in value for name in schema.get("required", ())):
@@ -139,8 +139,8 @@ class ValueCheck:
         )
         if "patternProperties" in schema:
             rest = True
-        found = [self.admits(properties.get(name, rest), one, depth + 1) for name, one in value.items()]
-        return _all([*found, None if unsure else True])
+        results = [self.admits(properties.get(name, rest), child, depth + 1) for name, child in value.items()]
+        return _all([*results, None if unsure else True])
 
     def _joins(self, schema: Schema, value: Any, depth: int) -> Iterable[bool | None]:
         if "$ref" in schema:
@@ -150,17 +150,17 @@ class ValueCheck:
             yield self.admits(member, value, depth + 1)
         for keyword in CHOICES:
             if keyword in schema:
-                found = [self.admits(one, value, depth + 1) for one in schema[keyword]]
-                certain = found.count(True)
-                if keyword == "oneOf" and certain > 1:
+                results = [self.admits(choice, value, depth + 1) for choice in schema[keyword]]
+                count = results.count(True)
+                if keyword == "oneOf" and count > 1:
                     yield False
-                elif None in found and (keyword == "oneOf" or not certain):
+                elif None in results and (keyword == "oneOf" or not count):
                     yield None
                 else:
-                    yield bool(certain)
+                    yield bool(count)
         if "not" in schema:
-            met = self.admits(schema["not"], value, depth + 1)
-            yield None if met is None else not met
+            result = self.admits(schema["not"], value, depth + 1)
+            yield None if result is None else not result
         if "if" in schema or CONDITIONS in schema:
             yield None
 
@@ -175,31 +175,31 @@ def filter_values(schema: Schema, check: ValueCheck) -> Schema:
     keyword = "const" if "const" in schema else "enum"
     if not isinstance(values := [schema["const"]] if keyword == "const" else schema.get("enum"), list):
         return schema
-    beside = {key: value for key, value in constraints_of(schema).items() if key != keyword}
-    if not beside:
+    constraints = {key: value for key, value in constraints_of(schema).items() if key != keyword}
+    if not constraints:
         return schema
-    kept = [value for value in values if check.admits(beside, value) is not False]
+    kept = [value for value in values if check.admits(constraints, value) is not False]
     if not kept:
         raise Unsatisfiable(keyword, "none of its values satisfies the keywords beside it")
-    if beside.keys() == {"type"} and len(kept) == len(values):
+    if constraints.keys() == {"type"} and len(kept) == len(values):
         return schema
     decided = {
         key
-        for key, value in beside.items()
-        if key != "type" and not any(check.admits({key: value}, one) is None for one in kept)
+        for key, value in constraints.items()
+        if key != "type" and not any(check.admits({key: value}, candidate) is None for candidate in kept)
     }
     out = {key: value for key, value in schema.items() if key not in decided}
     return out if keyword == "const" else {**out, "enum": kept}
 
 
-def _all(found: Iterable[bool | None]) -> bool | None:
-    found = list(found)
-    return False if False in found else None if None in found else True
+def _all(results: Iterable[bool | None]) -> bool | None:
+    results = list(results)
+    return False if False in results else None if None in results else True
 
 
-def _within(count: int, schema: Schema, what: str) -> bool:
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}", count)
-    return bool(least <= count <= most)
+def _fits(count: int, schema: Schema, suffix: str) -> bool:
+    low, high = schema.get(f"min{suffix}", 0), schema.get(f"max{suffix}", count)
+    return bool(low <= count <= high)
 
 
 def _number_meets(schema: Schema, value: float) -> bool:
