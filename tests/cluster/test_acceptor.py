@@ -1,4 +1,4 @@
-"""Connections to the nodes' port that never finish their handshake."""
+"""Connections to the peer port that never finish their TLS handshake."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HELLO = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"
 
 @pytest.fixture
 async def peers() -> AsyncIterator[RpcServer]:
-    found = RpcServer(Identity(key(1), Tokens((b"t" * 32,))))
-    await found.start("127.0.0.1", 0)
-    yield found
-    await found.close()
+    server = RpcServer(Identity(key(1), Tokens((b"t" * 32,))))
+    await server.start("127.0.0.1", 0)
+    yield server
+    await server.close()
 
 
 async def _ended(reader: asyncio.StreamReader) -> bool:
@@ -32,11 +32,9 @@ async def _ended(reader: asyncio.StreamReader) -> bool:
         return True
 
 
-async def test_one_machine_does_not_take_all_handshakes(
-    peers: RpcServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_handshakes_per_address_are_limited(peers: RpcServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceptor, "is_loopback", lambda address: False)
-    # All come from one address that is not the one they reach: another machine's.
+    # All come from one address, which counts as another machine's.
     opened = [
         await asyncio.open_connection("127.0.0.1", peers.port, local_addr=("127.0.0.2", 0))
         for _ in range(acceptor.PER_ADDRESS + 20)
@@ -44,30 +42,34 @@ async def test_one_machine_does_not_take_all_handshakes(
     for _, writer in opened:
         writer.write(HELLO)
     ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
-    await until(lambda: sum(one.done() for one in ended) >= 20)
+    await until(lambda: sum(task.done() for task in ended) >= 20)
     await asyncio.sleep(0.1)
-    assert sum(one.done() for one in ended) == 20
+    assert sum(task.done() for task in ended) == 20
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     _, writer = await asyncio.open_connection(
         "127.0.0.1", peers.port, local_addr=("127.0.0.3", 0), ssl=context
     )
-    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3", "others are admitted meanwhile"
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3", (
+        "other addresses are accepted meanwhile"
+    )
     writer.close()
     for _, other in opened:
         other.close()
-    for one in ended:
-        one.cancel()
+    for task in ended:
+        task.cancel()
 
 
-async def test_all_together_are_bounded_too(peers: RpcServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_total_number_of_handshakes_is_limited(
+    peers: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert peers._server is not None
     monkeypatch.setattr(acceptor, "MOST", 5)
     opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]
     ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
-    await until(lambda: sum(one.done() for one in ended) == 4)
+    await until(lambda: sum(task.done() for task in ended) == 4)
     for _, writer in opened:
         writer.close()
     await until(lambda: not peers._server._beginning)  # type: ignore[union-attr]
-    for one in ended:
-        one.cancel()
+    for task in ended:
+        task.cancel()

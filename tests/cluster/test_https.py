@@ -1,4 +1,4 @@
-"""HTTPS on the port for people: real daemons, and the clients that people use."""
+"""HTTPS on the HTTP API's port: real daemons, and common clients."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark += [pytest.mark.skipif(bool(netns.available()), reason=netns.availabl
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Cluster]:
     settings = {"http.tls": "cluster", "cluster.token": "5e" * 32, "placement.context": 1024}
-    with Cluster(2, tmp_path_factory.mktemp("https"), llama, memory="300 MB", settings=settings) as made:
-        write(made[0].models / "count.gguf", Recital(counting(50), name="count"))
-        made.together()
-        yield made
+    with Cluster(2, tmp_path_factory.mktemp("https"), llama, memory="300 MB", settings=settings) as cluster:
+        write(cluster[0].models / "count.gguf", Recital(counting(50), name="count"))
+        cluster.together()
+        yield cluster
 
 
 def run(here: Node, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A program on the machine of ``here``."""
+    """Run a program on the machine of ``here``."""
     assert here.machine is not None
     process = here.machine.popen(
         list(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -47,16 +47,16 @@ def sollold(here: Node, *words: str, **environment: str) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def authority(cluster: Cluster) -> Path:
-    """A file with the authority, as people make it."""
+    """A file with the cluster's CA certificate, from ``sollold cluster ca``."""
     printed = [sollold(node, "cluster", "ca") for node in cluster]
-    assert [one.returncode for one in printed] == [0, 0], printed[0].stderr
-    assert printed[0].stdout == printed[1].stdout, "one for all nodes"
+    assert [done.returncode for done in printed] == [0, 0], printed[0].stderr
+    assert printed[0].stdout == printed[1].stdout, "all nodes have the same CA"
     file = cluster.folder / "ca.pem"
     file.write_text(printed[0].stdout)
     return file
 
 
-def test_one_authority_is_enough_for_all_nodes(cluster: Cluster, authority: Path) -> None:
+def test_one_ca_certificate_is_valid_for_all_nodes(cluster: Cluster, authority: Path) -> None:
     a, b = cluster
     for here, there in ((b, a), (a, b)):
         for host in (there.address, f"{there.name}.local"):
@@ -65,7 +65,7 @@ def test_one_authority_is_enough_for_all_nodes(cluster: Cluster, authority: Path
             done = run(here, "curl", "-sS", "--cacert", str(authority), "--resolve", place, url)
             assert "version" in done.stdout, done.stderr
     stranger = run(b, "curl", "-sS", f"https://{a.address}:{a.http}/api/version")
-    assert stranger.returncode == 60, "a certificate that nobody vouches for"
+    assert stranger.returncode == 60, "curl rejects a certificate of an unknown CA"
     plain = run(b, "curl", "-sS", "-w", "%{http_code}", f"http://{a.address}:{a.http}/api/version")
     assert "https://" in plain.stdout and plain.stdout.endswith("400"), plain
     assert '"version"' in run(a, "curl", "-sS", f"http://127.0.0.1:{a.http}/api/version").stdout
@@ -74,29 +74,29 @@ def test_one_authority_is_enough_for_all_nodes(cluster: Cluster, authority: Path
         in run(a, "curl", "-sS", "--cacert", str(authority), f"https://localhost:{a.http}/api/version").stdout
     )
     assert {node["url"] for node in a.state()["nodes"]} == {
-        f"https://{one.address}:{one.http}" for one in cluster
+        f"https://{node.address}:{node.http}" for node in cluster
     }
 
 
-def test_clients_of_ollama_and_httpx(cluster: Cluster, authority: Path) -> None:
+def test_the_ollama_client_and_httpx_work_over_https(cluster: Cluster, authority: Path) -> None:
     httpx, ollama = pytest.importorskip("httpx"), pytest.importorskip("ollama")
     a, b = cluster
     trust = ssl.create_default_context(cafile=str(authority))
     body = {"model": "count", "messages": [{"role": "user", "content": "Count"}]}
     with b.network():
         client = ollama.Client(host=f"https://{a.address}:{a.http}", verify=trust)
-        assert [one.model for one in client.list().models] == ["count:latest"]
+        assert [model.model for model in client.list().models] == ["count:latest"]
         words = [part.message.content for part in client.chat(**body, stream=True)]
     with b.network(), httpx.Client(verify=trust, timeout=60) as http:
         answer = http.post(f"https://{b.address}:{b.http}/v1/chat/completions", json=body)
-    # The node that was asked has it from the other one.
+    # The second node forwarded the request to the first.
     assert answer.json()["choices"][0]["message"]["content"] == "".join(words) != ""
 
 
-def test_the_command_line_and_the_library(cluster: Cluster, authority: Path) -> None:
+def test_the_command_line_and_the_library_work_over_https(cluster: Cluster, authority: Path) -> None:
     a, b = cluster
-    for meant in (a.name, f"https://{a.address}:{a.http}"):
-        done = sollold(b, "status", "--node", meant)
+    for target in (a.name, f"https://{a.address}:{a.http}"):
+        done = sollold(b, "status", "--node", target)
         assert done.returncode == 0 and "node0" in done.stdout, done.stderr
     code = """
 import asyncio, sys
@@ -112,14 +112,14 @@ async def main():
 asyncio.run(main())
 """
     done = run(b, sys.executable, "-c", code, SOLLOLD_CA=str(authority))
-    # Which of them is found first is a matter of chance.
+    # Either node may be found first.
     assert done.stdout, done.stderr
-    assert set(done.stdout.splitlines()) <= {f"https://{one.address}:{one.http} 2" for one in cluster}
+    assert set(done.stdout.splitlines()) <= {f"https://{node.address}:{node.http} 2" for node in cluster}
     refused = run(b, sys.executable, "-c", code)
-    assert "sollold cluster ca" in refused.stderr, "and is told what to do"
+    assert "sollold cluster ca" in refused.stderr, "the error names the command that shows the CA"
 
 
-def test_who_connects_and_says_nothing_keeps_no_other_out(cluster: Cluster, authority: Path) -> None:
+def test_idle_connections_do_not_block_others(cluster: Cluster, authority: Path) -> None:
 
     a, b = cluster
     with b.network():
@@ -128,5 +128,5 @@ def test_who_connects_and_says_nothing_keeps_no_other_out(cluster: Cluster, auth
         url = f"https://{a.address}:{a.http}/api/version"
         assert '"version"' in run(a, "curl", "-sS", "--cacert", str(authority), url).stdout
     finally:
-        for one in silent:
-            one.close()
+        for connection in silent:
+            connection.close()

@@ -1,4 +1,4 @@
-"""Nodes in network namespaces with real mDNS: joining, dying, cut cables, partitions."""
+"""Nodes in network namespaces with real mDNS: joins, deaths, cut cables, partitions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), r
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 3
-"""Of everything that has a time to keep: a busy machine may delay one of them."""
+"""Repetitions of each timed test; the median counts, since a busy machine may delay one of them."""
 SETTLED = 5.0
-"""Seconds in which every suspicion is refuted or has ended."""
+"""Seconds after which every suspicion has been refuted or has expired."""
 
 
 class Seen(NamedTuple):
-    """What a member saw from ``at`` on, on the clock of all processes here."""
+    """A member's view of the cluster since ``time`` (seconds of the monotonic clock)."""
 
-    at: float
+    time: float
     live: list[str]
     leader: str
     term: int
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 
 class Member:
-    """A node's process in a machine, and what it said it saw."""
+    """The process of a node on a machine, and the views it logged."""
 
     def __init__(self, machine: netns.Machine, name: str, folder: Path) -> None:
         self.machine = machine
@@ -85,36 +85,39 @@ class Cluster:
 
     def __init__(self, lan: netns.Lan, folder: Path) -> None:
         self.lan = lan
-        self.members = [Member(machine, f"m{at}", folder) for at, machine in enumerate(lan)]
+        self.members = [Member(machine, f"m{number}", folder) for number, machine in enumerate(lan)]
         self.names = [member.name for member in self.members]
 
-    def __getitem__(self, at: int) -> Member:
-        return self.members[at]
+    def __getitem__(self, number: int) -> Member:
+        return self.members[number]
 
     def until(self, condition: Callable[[], object], seconds: float) -> float:
-        """Wait until something holds. Returns how long it took."""
+        """Wait until ``condition`` holds. Returns the seconds that took."""
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > seconds:
                 seen = {member.name: member.history()[-3:] for member in self.members}
-                raise AssertionError(f"did not come true within {seconds} s: {seen}")
+                raise AssertionError(f"not true within {seconds} s: {seen}")
             time.sleep(0.01)
         return time.monotonic() - began
 
     def when(self, members: list[Member], since: float, holds: Callable[[Seen], bool]) -> float:
-        """When the last of ``members`` first saw something, by their own word; waits for it."""
+        """Wait until all ``members`` have seen a view that ``holds``; return when the last one first did."""
 
         def firsts() -> list[float]:
             return [
-                min((line.at for line in one.history() if line.at >= since and holds(line)), default=0.0)
-                for one in members
+                min(
+                    (line.time for line in member.history() if line.time >= since and holds(line)),
+                    default=0.0,
+                )
+                for member in members
             ]
 
         self.until(lambda: all(firsts()), 20)
         return max(firsts())
 
     def whole(self) -> bool:
-        """Everybody sees everybody, linked, under one leader."""
+        """Return whether all see each other, are linked and have the same leader."""
         leaders = {member.leader() for member in self.members}
         return (
             all(member.live() == self.names for member in self.members)
@@ -123,38 +126,38 @@ class Cluster:
             and leaders.pop()[0] in self.names
         )
 
-    def others(self, without: int) -> list[Member]:
-        return [member for at, member in enumerate(self.members) if at != without]
+    def others(self, excluded: int) -> list[Member]:
+        return [member for number, member in enumerate(self.members) if number != excluded]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with netns.Lan(3) as lan:
-        made = Cluster(lan, tmp_path)
-        for member in made.members:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
             member.start()
-        made.until(made.whole, 20)
-        yield made
+        cluster.until(cluster.whole, 20)
+        yield cluster
 
 
-def test_a_node_that_joins_is_there_within_two_seconds(cluster: Cluster) -> None:
+def test_a_joining_node_is_seen_within_two_seconds(cluster: Cluster) -> None:
     took = []
     for _ in range(TRIALS):
         cluster[2].kill()
-        cluster.until(lambda: all(len(one.live()) == 2 for one in cluster.others(2)), 10)
+        cluster.until(lambda: all(len(member.live()) == 2 for member in cluster.others(2)), 10)
         seen = len(cluster[2].history())
         cluster[2].start()
-        # Its first line says that its start is ready.
+        # Its first line is written when it has started.
         cluster.until(lambda: len(cluster[2].history()) > seen, 20)  # noqa: B023
-        ready = cluster[2].history()[seen].at
-        # It may be known to the others some moments before that.
+        ready = cluster[2].history()[seen].time
+        # The others may see it slightly earlier.
         whole = cluster.when(cluster.members, ready - 0.5, lambda line: line.live == cluster.names)
         took.append(whole - ready)
         cluster.until(cluster.whole, 20)
     assert median(took) < 2.0, took
 
 
-def test_kill_is_known_within_a_second(cluster: Cluster) -> None:
+def test_a_killed_node_is_found_dead_within_a_second(cluster: Cluster) -> None:
     took = []
     for victim in (1, 2, 0):
         name, killed = cluster.names[victim], time.monotonic()
@@ -167,7 +170,7 @@ def test_kill_is_known_within_a_second(cluster: Cluster) -> None:
     assert median(took) < 1.0, took
 
 
-def test_a_cut_cable_is_known_within_six_seconds_and_heals_without_harm_to_the_others(
+def test_a_cut_cable_is_detected_within_six_seconds_and_affects_no_others(
     cluster: Cluster,
 ) -> None:
     took = []
@@ -176,19 +179,19 @@ def test_a_cut_cable_is_known_within_six_seconds_and_heals_without_harm_to_the_o
         cut = time.monotonic()
         cluster.lan[1].cut()
         took.append(cluster.when(cluster.others(1), cut, lambda line: "m1" not in line.live) - cut)
-        cluster.until(lambda: all(one.leader()[0] in ("m0", "m2") for one in cluster.others(1)), 5)
+        cluster.until(lambda: all(member.leader()[0] in ("m0", "m2") for member in cluster.others(1)), 5)
         cluster.until(lambda: cluster[1].live() == ["m1"], 20)
         time.sleep(1)
         cluster.lan[1].restore()
         cluster.until(cluster.whole, 20)
-        # What the cut-off node believed of the two must not part them.
-        for one, other in ((cluster[0], "m2"), (cluster[2], "m0")):
-            assert all(other in line.live for line in one.history()[marks[one.name] :])
+        # The isolated node's view of the two must not separate them.
+        for observer, other in ((cluster[0], "m2"), (cluster[2], "m0")):
+            assert all(other in line.live for line in observer.history()[marks[observer.name] :])
         time.sleep(SETTLED)
     assert median(took) < 6.0, took
 
 
-def test_a_leader_that_dies_is_followed_by_another(cluster: Cluster) -> None:
+def test_a_dead_leader_is_replaced_within_three_seconds(cluster: Cluster) -> None:
     took = []
     for _ in range(TRIALS):
         name, term = cluster[0].leader()
@@ -198,36 +201,40 @@ def test_a_leader_that_dies_is_followed_by_another(cluster: Cluster) -> None:
         known = cluster.when(others, killed, lambda line: name not in line.live)  # noqa: B023
         led = cluster.when(others, killed, lambda line: line.leader not in ("", name))  # noqa: B023
         took.append(led - known)
-        cluster.until(lambda: len({one.leader() for one in others}) == 1, 5)  # noqa: B023
+        cluster.until(lambda: len({member.leader() for member in others}) == 1, 5)  # noqa: B023
         assert others[0].leader()[1] > term
         cluster[leader].start()
         cluster.until(cluster.whole, 20)
     assert median(took) < 3.0, took
 
 
-def test_a_stopped_process_is_found_dead_and_comes_back(cluster: Cluster) -> None:
+def test_a_suspended_process_is_found_dead_and_rejoins(cluster: Cluster) -> None:
     cluster[0].signal(signal.SIGSTOP)
-    cluster.until(lambda: all("m0" not in one.live() for one in cluster.others(0)), 20)
+    cluster.until(lambda: all("m0" not in member.live() for member in cluster.others(0)), 20)
     cluster[0].signal(signal.SIGCONT)
     cluster.until(cluster.whole, 20)
 
 
 def test_a_partition_heals_to_one_leader(cluster: Cluster) -> None:
     for alone in (0, 2):
-        cluster.lan.partition([alone], [at for at in range(3) if at != alone])
+        cluster.lan.partition([alone], [number for number in range(3) if number != alone])
         cluster.until(lambda alone=alone: cluster[alone].live() == [f"m{alone}"], 20)
-        cluster.until(lambda alone=alone: all(len(one.live()) == 2 for one in cluster.others(alone)), 20)
+        cluster.until(
+            lambda alone=alone: all(len(member.live()) == 2 for member in cluster.others(alone)), 20
+        )
         cluster.until(lambda alone=alone: cluster[alone].leader()[0] == f"m{alone}", 10)
         cluster.lan.heal()
         cluster.until(cluster.whole, 20)
 
 
-def test_a_node_that_leaves_is_gone_at_once(cluster: Cluster) -> None:
+def test_a_leaving_node_is_removed_within_a_second(cluster: Cluster) -> None:
     took = []
     for _ in range(TRIALS):
-        told = time.monotonic()
+        signalled = time.monotonic()
         cluster[2].signal(signal.SIGTERM)
-        took.append(cluster.when(cluster.others(2), told, lambda line: "m2" not in line.live) - told)
+        took.append(
+            cluster.when(cluster.others(2), signalled, lambda line: "m2" not in line.live) - signalled
+        )
         assert cluster[2].process is not None
         assert cluster[2].process.wait(10) == 0
         cluster[2].start()
@@ -235,7 +242,7 @@ def test_a_node_that_leaves_is_gone_at_once(cluster: Cluster) -> None:
     assert median(took) < 1.0, took
 
 
-def test_seeds_do_without_mdns_and_memory_without_seeds(tmp_path: Path) -> None:
+def test_seeds_work_without_mdns_and_remembered_peers_without_seeds(tmp_path: Path) -> None:
     with netns.Lan(3) as lan:
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members:
@@ -252,35 +259,40 @@ def test_seeds_do_without_mdns_and_memory_without_seeds(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
 
 
-def test_a_machine_that_is_a_copy_of_another_is_told_of_by_both(tmp_path: Path) -> None:
+def test_two_machines_with_one_node_id_both_report_it(tmp_path: Path) -> None:
     with netns.Lan(2) as lan:
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members:
             (tmp_path / member.name).mkdir()
             (tmp_path / member.name / "node-key").write_text(f"{'aa' * 32}\n")
             member.start()
-        said = [tmp_path / f"{member.name}.out" for member in cluster.members]
-        cluster.until(lambda: all("another machine uses the node id" in one.read_text() for one in said), 15)
+        outputs = [tmp_path / f"{member.name}.out" for member in cluster.members]
+        cluster.until(
+            lambda: all("another machine uses the node id" in output.read_text() for output in outputs), 15
+        )
 
 
-def test_a_copied_node_parts_no_others_and_they_tell_of_it(tmp_path: Path) -> None:
+def test_a_copied_node_separates_no_others_and_is_reported_by_them(tmp_path: Path) -> None:
     with netns.Lan(4) as lan:
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members[:3]:
             member.start()
         first = cluster.members[:3]
-        cluster.until(lambda: all(len(one.live()) == 3 and one.leader()[0] for one in first), 20)
-        cluster.until(lambda: len({one.leader() for one in first}) == 1, 20)
+        cluster.until(lambda: all(len(member.live()) == 3 and member.leader()[0] for member in first), 20)
+        cluster.until(lambda: len({member.leader() for member in first}) == 1, 20)
         name, _ = cluster[0].leader()
         copied = next(member for member in first if member.name == name)
         others = [member for member in first if member is not copied]
         shutil.copytree(copied.folder / copied.name, tmp_path / "m3")
         copy = cluster[3]
         copy.start()
-        said = [tmp_path / f"{member.name}.out" for member in (*others, copied, copy)]
-        cluster.until(lambda: all("two machines use the id" in one.read_text() for one in said[:2]), 30)
+        outputs = [tmp_path / f"{member.name}.out" for member in (*others, copied, copy)]
         cluster.until(
-            lambda: all("another machine uses the node id" in one.read_text() for one in said[2:]), 30
+            lambda: all("two machines use the id" in output.read_text() for output in outputs[:2]), 30
+        )
+        cluster.until(
+            lambda: all("another machine uses the node id" in output.read_text() for output in outputs[2:]),
+            30,
         )
         time.sleep(SETTLED)
         marks = [len(member.history()) for member in others]
@@ -288,15 +300,15 @@ def test_a_copied_node_parts_no_others_and_they_tell_of_it(tmp_path: Path) -> No
         for member, mark in zip(others, marks, strict=True):
             leaders = {(line.leader, line.term) for line in member.history()[mark:]} | {member.leader()}
             assert len(leaders) == 1, leaders
-        for one in said[:2]:
-            (line,) = [line for line in one.read_text().splitlines() if "two machines use the id" in line]
+        for output in outputs[:2]:
+            (line,) = [line for line in output.read_text().splitlines() if "two machines use the id" in line]
             assert all(
                 machine.address in line or machine.address6 in line
                 for machine in (copied.machine, copy.machine)
             )
 
 
-def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
+def test_an_interface_that_comes_up_later_is_used(tmp_path: Path) -> None:
     with netns.Lan(2) as lan:
         cluster = Cluster(lan, tmp_path)
         lan[1].link(False)
@@ -308,7 +320,7 @@ def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mdns", [True, False])
-def test_ipv6_alone_will_do(tmp_path: Path, mdns: bool) -> None:
+def test_ipv6_alone_is_sufficient(tmp_path: Path, mdns: bool) -> None:
     with netns.Lan(3) as lan:
         for machine in lan:
             machine.remove_address(f"{machine.address}/24")
@@ -319,7 +331,7 @@ def test_ipv6_alone_will_do(tmp_path: Path, mdns: bool) -> None:
         cluster.until(cluster.whole, 20)
 
 
-def test_both_families_at_once(tmp_path: Path) -> None:
+def test_nodes_that_listen_on_different_families_join(tmp_path: Path) -> None:
     with netns.Lan(3) as lan:
         cluster = Cluster(lan, tmp_path)
         for member, host in zip(cluster.members, ("::", "0.0.0.0", "::"), strict=True):
@@ -327,14 +339,14 @@ def test_both_families_at_once(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
 
 
-def test_who_has_ipv6_alone_and_who_has_none_know_each_other_through_who_has_both(tmp_path: Path) -> None:
+def test_an_ipv4_only_and_an_ipv6_only_node_see_each_other_through_a_dual_stack_node(tmp_path: Path) -> None:
     with netns.Lan(3) as lan:
         lan[0].remove_address(f"{lan[0].address}/24")
         lan[1].remove_address(f"{lan[1].address6}/64")
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members:
             member.start()
-        # No packet gets from one to the other, so there is no link between them; nobody is dead for all that.
+        # The two can't reach each other and have no link, but neither considers the other dead.
         cluster.until(lambda: all(member.live() == cluster.names for member in cluster.members), 20)
         marks = [len(member.history()) for member in cluster.members]
         time.sleep(2 * SETTLED)
@@ -342,7 +354,7 @@ def test_who_has_ipv6_alone_and_who_has_none_know_each_other_through_who_has_bot
             assert all(line.live == cluster.names for line in member.history()[mark:])
 
 
-def test_a_bridge_that_every_machine_has_misleads_nobody(tmp_path: Path) -> None:
+def test_a_bridge_with_the_same_address_on_all_machines_is_harmless(tmp_path: Path) -> None:
     with netns.Lan(3) as lan:
         for machine in lan:
             machine.add_bridge("docker0", "172.17.0.1/16")
@@ -352,7 +364,7 @@ def test_a_bridge_that_every_machine_has_misleads_nobody(tmp_path: Path) -> None
         cluster.until(cluster.whole, 20)
 
 
-def test_a_second_way_is_used_when_the_first_is_cut(tmp_path: Path) -> None:
+def test_a_second_network_is_used_when_the_first_is_cut(tmp_path: Path) -> None:
     with netns.Lan(2) as lan:
         lan[0].add_wire(lan[1], "10.201.7")
         cluster = Cluster(lan, tmp_path)
@@ -362,14 +374,14 @@ def test_a_second_way_is_used_when_the_first_is_cut(tmp_path: Path) -> None:
         time.sleep(SETTLED)
         marks = [len(member.history()) for member in cluster.members]
         lan[1].cut()
-        # Longer than a link lives without an answer, and than a suspicion lasts.
+        # Longer than a link's timeout and than a suspicion lasts.
         time.sleep(2 * SETTLED)
         cluster.until(cluster.whole, 20)
         for member, mark in zip(cluster.members, marks, strict=True):
             assert all(line.live == cluster.names for line in member.history()[mark:])
 
 
-def test_another_address_is_told_to_all_and_is_no_death(tmp_path: Path) -> None:
+def test_an_address_change_is_not_a_death(tmp_path: Path) -> None:
     with netns.Lan(3) as lan:
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members:
@@ -377,7 +389,7 @@ def test_another_address_is_told_to_all_and_is_no_death(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
         time.sleep(SETTLED)
         marks = [len(member.history()) for member in cluster.members]
-        # In this order: with the first address of a network the system drops the others of it.
+        # In this order, since removing a network's primary address removes its other addresses too.
         lan[1].remove_address(f"{lan[1].address}/24")
         lan[1].add_address(f"{lan.network}.77/24")
         time.sleep(2 * SETTLED)

@@ -1,4 +1,4 @@
-"""Suspicion, awareness, news, probe order and timers: the small machines of the gossip."""
+"""Parts of the gossip core: suspicion, awareness, broadcast queue, probe order and timers."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ def suspicion(wanted: int = 2) -> Suspicion:
     return Suspicion("a", 100.0, least=3.0, most=18.0, wanted=wanted)
 
 
-def test_suspicion_shrinks_with_each_accuser() -> None:
-    one = suspicion()
-    assert one.deadline == 118.0
-    assert one.confirm("b")
-    assert 103.0 < one.deadline < 118.0
-    assert one.confirm("c")
-    assert one.deadline == pytest.approx(103.0)
+def test_each_additional_accuser_shortens_a_suspicion() -> None:
+    suspect = suspicion()
+    assert suspect.deadline == 118.0
+    assert suspect.confirm("b")
+    assert 103.0 < suspect.deadline < 118.0
+    assert suspect.confirm("c")
+    assert suspect.deadline == pytest.approx(103.0)
 
 
-def test_the_same_accuser_confirms_nothing() -> None:
-    one = suspicion()
-    assert not one.confirm("a")
-    assert one.deadline == 118.0
+def test_a_repeated_accusation_changes_nothing() -> None:
+    suspect = suspicion()
+    assert not suspect.confirm("a")
+    assert suspect.deadline == 118.0
 
 
-def test_more_accusers_than_wanted_are_no_news() -> None:
-    one = suspicion()
-    assert [one.confirm(by) for by in "bcd"] == [True, True, False]
+def test_accusers_beyond_the_wanted_number_are_ignored() -> None:
+    suspect = suspicion()
+    assert [suspect.confirm(by) for by in "bcd"] == [True, True, False]
 
 
-def test_without_others_the_least_holds() -> None:
+def test_without_other_nodes_the_minimum_timeout_applies() -> None:
     assert suspicion(wanted=0).deadline == 103.0
 
 
-def test_other_evidence_shortens_and_never_lengthens() -> None:
-    one = suspicion()
-    one.quicken(0.5, 101.0)
-    assert one.deadline == pytest.approx(101.5)
-    one.quicken(10.0, 101.0)
-    assert one.deadline == pytest.approx(101.5)
+def test_other_evidence_shortens_but_never_extends_a_suspicion() -> None:
+    suspect = suspicion()
+    suspect.quicken(0.5, 101.0)
+    assert suspect.deadline == pytest.approx(101.5)
+    suspect.quicken(10.0, 101.0)
+    assert suspect.deadline == pytest.approx(101.5)
 
 
-def test_awareness_stretches_and_is_bounded() -> None:
+def test_awareness_stretches_timeouts_within_limits() -> None:
     awareness = Awareness(8)
     assert awareness.stretch(0.5) == 0.5
     awareness.worse(3)
@@ -64,45 +64,47 @@ def test_awareness_stretches_and_is_bounded() -> None:
     assert awareness.score == 0
 
 
-def test_news_leave_after_their_limit() -> None:
-    news = BroadcastQueue()
-    news.add("member", "a", b"a")
-    assert [news.take_messages(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
-    assert len(news) == 0
+def test_broadcasts_end_after_their_number_of_transmissions() -> None:
+    queue = BroadcastQueue()
+    queue.add("member", "a", b"a")
+    assert [queue.take_messages(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
+    assert len(queue) == 0
 
 
-def test_newer_news_of_a_subject_replace_older() -> None:
-    news = BroadcastQueue()
-    news.add("member", "a", b"old")
-    news.take_messages(100, 9)
-    news.add("member", "a", b"new")
-    news.add("record", "a", b"record")
-    assert sorted(news.take_messages(100, 9)) == [b"new", b"record"]
+def test_a_newer_broadcast_replaces_an_older_one_of_its_subject() -> None:
+    queue = BroadcastQueue()
+    queue.add("member", "a", b"old")
+    queue.take_messages(100, 9)
+    queue.add("member", "a", b"new")
+    queue.add("record", "a", b"record")
+    assert sorted(queue.take_messages(100, 9)) == [b"new", b"record"]
 
 
-def test_the_freshest_news_go_first() -> None:
-    news = BroadcastQueue()
-    news.add("member", "a", b"aaaaaaaaaa")
-    news.take_messages(100, 9)
-    news.add("member", "b", b"bbbbbbbbbb")
-    assert news.take_messages(10, 9) == [b"bbbbbbbbbb"]
+def test_the_least_sent_broadcasts_go_first() -> None:
+    queue = BroadcastQueue()
+    queue.add("member", "a", b"aaaaaaaaaa")
+    queue.take_messages(100, 9)
+    queue.add("member", "b", b"bbbbbbbbbb")
+    assert queue.take_messages(10, 9) == [b"bbbbbbbbbb"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(8, 60)), max_size=40), st.integers(8, 200))
-def test_news_fit_their_room_and_all_get_out(pieces: list[tuple[int, int]], room: int) -> None:
-    news = BroadcastQueue()
+def test_broadcasts_fit_the_available_bytes_and_are_all_sent(
+    pieces: list[tuple[int, int]], room: int
+) -> None:
+    queue = BroadcastQueue()
     for node, size in pieces:
-        news.add("member", str(node), bytes(size))
+        queue.add("member", str(node), bytes(size))
     fitting = sum(1 for size in dict(pieces).values() if size <= room)
     sent = 0
     for _ in range(4 * len(pieces) + 4):
-        taken = news.take_messages(room, 2)
+        taken = queue.take_messages(room, 2)
         assert sum(map(len, taken)) <= room
         sent += len(taken)
     assert sent == 2 * fitting
 
 
-def test_probes_go_round() -> None:
+def test_each_round_probes_every_node_once() -> None:
     order = ProbeOrder(Random(1))
     for node in "abcdef":
         order.add(node)
@@ -111,7 +113,7 @@ def test_probes_go_round() -> None:
         assert sorted(filter(None, (order.next(_any) for _ in range(5)))) == ["a", "b", "d", "e", "f"]
 
 
-def test_a_suspect_is_probed_out_of_turn() -> None:
+def test_a_suspect_is_probed_next() -> None:
     order = ProbeOrder(Random(1))
     for node in "abcdef":
         order.add(node)
@@ -124,11 +126,11 @@ def test_a_suspect_is_probed_out_of_turn() -> None:
     assert order.next(lambda node: node == "a") == "e"
 
 
-def test_nobody_is_probed_in_an_empty_round() -> None:
+def test_an_empty_round_has_no_next_node() -> None:
     assert ProbeOrder(Random(1)).next(_any) is None
 
 
-def test_who_needs_no_probe_is_passed_over() -> None:
+def test_nodes_that_need_no_probe_are_skipped() -> None:
     order = ProbeOrder(Random(1))
     for node in "abcdef":
         order.add(node)
@@ -141,7 +143,7 @@ def _any(node: str) -> bool:
     return True
 
 
-def test_timers_run_in_order_with_what_they_add() -> None:
+def test_due_timers_run_in_order_including_added_ones() -> None:
     timers = Timers()
     calls: list[tuple[str, float]] = []
 
@@ -160,7 +162,7 @@ def test_timers_run_in_order_with_what_they_add() -> None:
     assert timers.next() == 11.0
 
 
-def test_a_cancelled_timer_wakes_nobody() -> None:
+def test_a_cancelled_timer_does_not_run() -> None:
     timers = Timers()
     calls: list[str] = []
 
@@ -176,17 +178,17 @@ def test_a_cancelled_timer_wakes_nobody() -> None:
     timers.run(3.0)
     assert calls == ["b"]
     assert timers.next() == float("inf")
-    second.cancel()  # made long ago
+    second.cancel()  # it has already run
     timers.at(4.0, call, "d")
     timers.run(4.0)
     assert calls == ["b", "d"]
 
 
 @pytest.mark.parametrize(("nodes", "times"), [(1, 4), (8, 4), (9, 4), (10, 8), (100, 12), (1000, 16)])
-def test_news_are_sent_more_often_in_big_clusters(nodes: int, times: int) -> None:
+def test_larger_clusters_retransmit_more_often(nodes: int, times: int) -> None:
     assert LAN.retransmits(nodes) == times
 
 
 @pytest.mark.parametrize(("nodes", "seconds"), [(2, 30.0), (32, 30.0), (33, 60.0), (64, 60.0), (65, 90.0)])
-def test_whole_states_are_exchanged_less_often_in_big_clusters(nodes: int, seconds: float) -> None:
+def test_larger_clusters_exchange_whole_states_less_often(nodes: int, seconds: float) -> None:
     assert LAN.push_pull_every(nodes) == seconds
