@@ -26,7 +26,7 @@ OTHER, THIRD = "ab" * 32, "cd" * 32
 async def test_a_clock_before_every_certificate_parts_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(identity, "_SINCE", identity._UNTIL.replace(year=9998))
+    monkeypatch.setattr(identity, "_VALID_FROM", identity._VALID_UNTIL.replace(year=9998))
     late = Pair()
     try:
         await late.start()

@@ -11,7 +11,7 @@ import pytest
 from zeroconf import ServiceStateChange, Zeroconf
 
 from sollold.cluster.net import mdns as discovery_module
-from sollold.cluster.net.interfaces import Interface, _passing_addresses, interfaces, rank, tellable, within
+from sollold.cluster.net.interfaces import Interface, _unstable_addresses, interfaces, rank, tellable, within
 from sollold.cluster.net.mdns import SERVICE, Discovery
 from tests import netns
 from tests.doubles import until
@@ -53,8 +53,8 @@ def test_temporary_addresses_are_not_published(tmp_path: Path) -> None:
         "fd000000000000000000000000000005 04 40 00 c8 eth0\n"  # duplicate
         "rubbish\n"
     )
-    assert _passing_addresses(table) == {"fd00::3", "fd00::4", "fd00::5"}
-    assert _passing_addresses(tmp_path / "nothing") == frozenset()
+    assert _unstable_addresses(table) == {"fd00::3", "fd00::4", "fd00::5"}
+    assert _unstable_addresses(tmp_path / "nothing") == frozenset()
 
 
 def test_an_address_is_matched_with_the_own_networks() -> None:

@@ -184,7 +184,7 @@ async def test_junk_and_many_connections_cost_little(two: Two) -> None:
             await connection.exchange(junk)
     idle = [
         await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
-        for _ in range(invitation._AT_ONCE)
+        for _ in range(invitation._MAX_CONCURRENT)
     ]
     with pytest.raises(PeerError):
         await use_code(reach, key(7), "x", plain_code(made.code), where)

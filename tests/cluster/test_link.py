@@ -97,9 +97,9 @@ async def test_a_broken_link_is_told_at_once_and_made_again(pair: Pair) -> None:
 async def test_the_link_of_a_former_process_is_dropped_in_silence(pair: Pair) -> None:
     ends = Ends(pair)
     await ends.start(pair)
-    ends.links[0].drop_node(IDS[1], now=2)
+    ends.links[0].drop_node(IDS[1], boot=2)
     assert ends.links[0].up() == (IDS[1],), "it is the new process's own link"
-    ends.links[0].drop_node(IDS[1], now=3)
+    ends.links[0].drop_node(IDS[1], boot=3)
     assert ends.links[0].up() == ()
     assert (0, "lost", IDS[1]) not in ends.told
     await ends.close()

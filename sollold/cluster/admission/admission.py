@@ -31,7 +31,7 @@ log = logging.getLogger("sollold.cluster")
 
 LOOK_SECONDS = 2.0
 """Seconds between searches for a cluster to join."""
-_LATER = 3
+_PAUSE_FACTOR = 3
 """Factor by which the pause is longer for a node that is not alone."""
 _MAX_ADMITTED = 256
 _CHECK_SECONDS = 2.0
@@ -152,33 +152,33 @@ class Admission:
             return Answer(AdmissionState.BUSY)
         node, now = id_of_key(key), time.monotonic()
         name = printable_name(name) or node
-        by = ""
+        method = ""
         if node in self.ring.refused:
             self._waits(node, name, key, address)
             return Answer(AdmissionState.EVICTED)
         if node in self.ring.known:
-            by = "known"
+            method = "known"
         elif self.open_seconds > 0:
-            by = "door"
+            method = "door"
         elif self._waiting.approved(node, now):
-            by = "admin"
-        if not by:
+            method = "admin"
+        if not method:
             self._waits(node, name, key, address)
             return Answer(AdmissionState.WAITING)
-        return self.let_in(node, name, by)
+        return self.let_in(node, name, method)
 
-    def let_in(self, node: str, name: str, by: str) -> Answer:
-        """Admit a machine that proved its key. ``by``: as in `Admitted`, or ``known`` for a member.
+    def let_in(self, node: str, name: str, method: str) -> Answer:
+        """Admit a machine that proved its key. ``method``: `Admitted.by`, or ``known`` for a member.
 
         Returns the answer with the secret.
         """
         self._waiting.remove(node)
-        if by == "known":
+        if method == "known":
             log.info("%s (%s), a member, fetched the secret", name, node)
         else:
-            how = {"admin": " by an admin", "invitation": " by an invitation"}.get(by, "")
+            how = {"admin": " by an admin", "invitation": " by an invitation"}.get(method, "")
             log.info("%s (%s) was admitted%s", name, node, how)
-            admitted = (*self.ring.admitted, Admitted(node, name, by, time.time()))
+            admitted = (*self.ring.admitted, Admitted(node, name, method, time.time()))
             self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
             self.search.wait_no_more()
             self._save()
@@ -200,8 +200,8 @@ class Admission:
         """Show a machine that is not admitted as waiting."""
         evicted = node in self.ring.refused
         if self._waiting.add(WaitingMachine(node, name, code_of(key), evicted), address, time.monotonic()):
-            what = "was evicted and asks to be admitted again" if evicted else "asks to be admitted"
-            log.warning("%s (%s) %s, code %s: sollold admit", name, node, what, code_of(key))
+            request = "was evicted and asks to be admitted again" if evicted else "asks to be admitted"
+            log.warning("%s (%s) %s, code %s: sollold admit", name, node, request, code_of(key))
         self._changed()
 
     def admit(self, node: str) -> bool:
@@ -302,9 +302,9 @@ class Admission:
             with attempt:
                 now = time.monotonic()
                 self._follow_clock()
-                mine = self.standing()
-                if self.search.may_look(mine):
-                    await self.search.look(mine)
+                own = self.standing()
+                if self.search.may_look(own):
+                    await self.search.look(own)
                 self.search.forget(now)
                 if self._waiting.forget(now):
                     self._changed()
@@ -314,7 +314,7 @@ class Admission:
                 if unsettled(self.ring) and now - self._stepped > _SETTLE_SECONDS:
                     async with self._steps:
                         await self._take(settled(self.ring))
-            pause = LOOK_SECONDS if self.ring.alone else _LATER * LOOK_SECONDS
+            pause = LOOK_SECONDS if self.ring.alone else _PAUSE_FACTOR * LOOK_SECONDS
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
     def _follow_clock(self) -> None:

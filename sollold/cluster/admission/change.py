@@ -12,7 +12,7 @@ from dataclasses import replace
 from sollold.cluster.admission.keyring import MAX_MEMBERS, MAX_OLD, Keyring, KeyringMember, Pending
 from sollold.cluster.admission.orders import SecretOrder, Step
 
-_AHEAD = 1024
+_MAX_AHEAD = 1024
 """A generation this far above our own cannot result from changing secrets."""
 
 
@@ -28,9 +28,9 @@ def obeyed(ring: Keyring, order: SecretOrder, me: str) -> Keyring:
     """
     if order.founder != ring.founder and not ring.open:
         raise Refused("it belongs to another cluster")
-    if any(one.node == me for one in order.evicted):
+    if any(member.node == me for member in order.evicted):
         raise Refused("it evicts this node")
-    if order.generation > ring.newest + _AHEAD:
+    if order.generation > ring.newest + _MAX_AHEAD:
         raise Refused(f"generation {order.generation} does not follow {ring.newest}")
     current = (order.generation, order.secret) == (ring.generation, ring.secret)
     if not current and order.generation <= ring.generation:
@@ -46,9 +46,9 @@ def obeyed(ring: Keyring, order: SecretOrder, me: str) -> Keyring:
 
 
 def _installed(ring: Keyring, order: SecretOrder) -> Keyring:
-    waits = ring.pending
-    if waits is not None and (waits.generation, waits.secret) > (order.generation, order.secret):
-        raise Refused(f"generation {waits.generation} of the secret is on its way")
+    pending = ring.pending
+    if pending is not None and (pending.generation, pending.secret) > (order.generation, order.secret):
+        raise Refused(f"generation {pending.generation} of the secret is on its way")
     return replace(ring, pending=_pending(order))
 
 
@@ -64,7 +64,7 @@ def used(ring: Keyring, pending: Pending) -> Keyring:
         members=merged(pending.members, ring.members, without=pending.evicted),
         evicted=pending.evicted,
         admitted=tuple(
-            one for one in ring.admitted if one.node not in {gone.node for gone in pending.evicted}
+            entry for entry in ring.admitted if entry.node not in {member.node for member in pending.evicted}
         ),
     )
     if ring.open:
@@ -88,7 +88,7 @@ def settled(ring: Keyring) -> Keyring:
 
 def seen(ring: Keyring, live: Iterable[tuple[str, str]]) -> Keyring:
     """Return the keyring with the live machines (id, name) added to its members."""
-    names = {one.node: one.name for one in ring.members}
+    names = {member.node: member.name for member in ring.members}
     refused = ring.refused
     news = [
         KeyringMember(node, name) for node, name in live if names.get(node) != name and node not in refused
@@ -100,11 +100,11 @@ def merged(
     *lists: Iterable[KeyringMember], without: Iterable[KeyringMember] = ()
 ) -> tuple[KeyringMember, ...]:
     """Return all machines of ``lists`` once, as named in the earliest list, except those ``without``."""
-    gone = {one.node for one in without}
+    gone = {member.node for member in without}
     found: dict[str, KeyringMember] = {}
-    for one in (one for each in lists for one in each):
-        if one.node not in gone:
-            found.setdefault(one.node, one)
+    for member in (member for members in lists for member in members):
+        if member.node not in gone:
+            found.setdefault(member.node, member)
     return tuple(found.values())[:MAX_MEMBERS]
 
 

@@ -40,10 +40,10 @@ log = logging.getLogger("sollold.cluster")
 
 T = TypeVar("T")
 
-_LARGEST = 4096
-_SECONDS = 5.0
+_MAX_BYTES = 4096
+_TIMEOUT = 5.0
 _MAX_CONNECTIONS = 64
-_PER_ADDRESS = 4
+_MAX_PER_ADDRESS = 4
 """Maximum concurrent strangers, in total and per address."""
 
 
@@ -92,20 +92,20 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     evicted: Members = ()
     closed: bool = False
 
-    def keyring(self, by: str) -> Keyring:
-        """Return the keyring of a node that ``by`` admitted with this answer.
+    def keyring(self, member: str) -> Keyring:
+        """Return the keyring of a node that ``member`` admitted with this answer.
 
         Raises:
             PeerError: it contains no secret.
         """
         if self.state is not AdmissionState.ADMITTED or re.fullmatch("[0-9a-f]{64}", self.secret) is None:
-            raise PeerError(by, "its answer has no secret", transport=True)
+            raise PeerError(member, "its answer has no secret", transport=True)
         return Keyring(
             self.secret,
             self.founder,
             time.time() - min(max(self.age, 0.0), 1e12),
             alone=False,
-            admitted_by=by,
+            admitted_by=member,
             closed=self.closed,
             generation=self.generation,
             members=self.members,
@@ -142,7 +142,7 @@ class Welcome(asyncio.Protocol):
         self._standing = standing
         self._answer = answer
         self._heard = heard
-        self._bytes = Unframer(_LARGEST)
+        self._bytes = Unframer(_MAX_BYTES)
         self._number = b""
         self._address = ""
         self._transport: asyncio.Transport | None = None
@@ -151,14 +151,14 @@ class Welcome(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Limit the connections and start the timeout."""
         self._transport = cast(asyncio.Transport, transport)
-        if place := transport.get_extra_info("peername"):
-            self._address = literal(place)[0]
+        if peer := transport.get_extra_info("peername"):
+            self._address = literal(peer)[0]
         Welcome._open[self._address] += 1
-        crowd = Welcome._open[self._address] > _PER_ADDRESS and not is_loopback(self._address)
+        crowd = Welcome._open[self._address] > _MAX_PER_ADDRESS and not is_loopback(self._address)
         if crowd or Welcome._open.total() > _MAX_CONNECTIONS:
             self._transport.abort()
             return
-        self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up."""
@@ -186,13 +186,13 @@ class Welcome(asyncio.Protocol):
             self._number = secrets.token_bytes(32)
             transport.write(frame(msgspec.msgpack.encode(Greeting(self._number, self._standing()))))
             return
-        asked = msgspec.msgpack.decode(body, type=Request)
-        content = request_content(self._key.public, self._number, asked.name)
-        node = id_of_key(asked.key)
-        if node == self._key.node or not self._key.verify(node, asked.key, asked.signature, content):
+        request = msgspec.msgpack.decode(body, type=Request)
+        content = request_content(self._key.public, self._number, request.name)
+        node = id_of_key(request.key)
+        if node == self._key.node or not self._key.verify(node, request.key, request.signature, content):
             transport.abort()
             return
-        transport.write(frame(msgspec.msgpack.encode(self._answer(asked.key, asked.name, self._address))))
+        transport.write(frame(msgspec.msgpack.encode(self._answer(request.key, request.name, self._address))))
         transport.close()
 
 
@@ -203,7 +203,7 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
         PeerError: no node responds there, or not correctly.
         TimeoutError: it took too long.
     """
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(_TIMEOUT):
         connection, found, address = await reach.connect(
             "", JOIN, FrameClient, timeout=3.0, addresses=addresses
         )
@@ -233,7 +233,7 @@ async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, ad
         TimeoutError: it took too long.
     """
     name = printable_name(name)
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(_TIMEOUT):
         connection, found, _ = await reach.connect("", JOIN, FrameClient, timeout=3.0, addresses=(address,))
         try:
             if found != member:

@@ -46,11 +46,11 @@ T = TypeVar("T")
 
 INVITATION_SECONDS = 600.0
 TRIES = 3
-_BEGUN = 30
+_MAX_EXCHANGES = 30
 """Maximum exchanges started with one invitation, even without a try: each costs computing time."""
-_AT_ONCE = 4
-_LARGEST = 4096
-_SECONDS = 15.0
+_MAX_CONCURRENT = 4
+_MAX_BYTES = 4096
+_TIMEOUT = 15.0
 _CONNECT_SECONDS = 5.0
 _SHOWN_SECONDS = 600.0
 """Seconds for which the withdrawal of an invitation is shown."""
@@ -120,7 +120,7 @@ class Invitation:
 
     def usable(self, now: float) -> bool:
         """Whether it may still be tried."""
-        return now < self.until and self.tries > 0 and self.begun < _BEGUN
+        return now < self.until and self.tries > 0 and self.begun < _MAX_EXCHANGES
 
 
 class Invitations:
@@ -172,9 +172,9 @@ class Invitations:
         """An open or recently withdrawn invitation, as the end of a sentence; empty if there is none."""
         invitation = self._open()
         if invitation is not None:
-            at = time.strftime("%H:%M", time.localtime(time.time() + invitation.until - time.monotonic()))
+            expiry = time.strftime("%H:%M", time.localtime(time.time() + invitation.until - time.monotonic()))
             tries = f"{invitation.tries} tries" if invitation.tries > 1 else "one try"
-            return f"has an invitation open until {at}, with {tries} left"
+            return f"has an invitation open until {expiry}, with {tries} left"
         if time.monotonic() < self._withdrawn:
             return f"withdrew an invitation after {TRIES} wrong codes"
         return ""
@@ -192,16 +192,16 @@ class Invitations:
 
     def accept(self) -> asyncio.Protocol | None:
         """Return the protocol for one newcomer; None if too many are connected."""
-        if self._speaking >= _AT_ONCE:
+        if self._speaking >= _MAX_CONCURRENT:
             return None
-        return asyncio.StreamReaderProtocol(asyncio.StreamReader(_LARGEST), self._serve)
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(_MAX_BYTES), self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._speaking += 1
         try:
             # A newcomer that disconnects, sends invalid data or takes too long gets nothing.
             with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, msgspec.MsgspecError):
-                async with asyncio.timeout(_SECONDS):
+                async with asyncio.timeout(_TIMEOUT):
                     await self._speak(reader, writer)
         finally:
             self._speaking -= 1
@@ -214,15 +214,15 @@ class Invitations:
             await _write(writer, Reply(InvitationVerdict.NONE, self._name))
             return
         invitation.begun += 1
-        if invitation.begun == _BEGUN:
-            log.warning("the invitation is withdrawn after %d connections", _BEGUN)
+        if invitation.begun == _MAX_EXCHANGES:
+            log.warning("the invitation is withdrawn after %d connections", _MAX_EXCHANGES)
         public = self._key.public
 
-        def answered() -> tuple[bytes, Agreed]:
+        def respond() -> tuple[bytes, Agreed]:
             side = Side(invitation.code, opening.key, public, joins=False)
             return side.message, side.finish(opening.message)
 
-        message, agreed = await asyncio.to_thread(answered)
+        message, agreed = await asyncio.to_thread(respond)
         await _write(writer, Reply(InvitationVerdict.OPEN, self._name, message))
         proof = await _read(reader, Proof)
         node, content = id_of_key(opening.key), signed_content(public, opening.message, message)
@@ -232,11 +232,11 @@ class Invitations:
         )
         await _write(writer, outcome)
 
-    def _outcome(self, invitation: Invitation, node: str, name: str, right: bool, agreed: Agreed) -> Outcome:
+    def _outcome(self, invitation: Invitation, node: str, name: str, valid: bool, agreed: Agreed) -> Outcome:
         if self._open() is not invitation:
             return Outcome(InvitationVerdict.NONE)
         name = printable_name(name) or node
-        if not right:
+        if not valid:
             invitation.tries -= 1
             log.warning("%s (%s) tried a wrong code, %d tries left", name, node, invitation.tries)
             if not invitation.tries:
@@ -271,16 +271,16 @@ class Invited:
     answer: Answer | None = None
 
 
-async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Sequence[Address]) -> Invited:
-    """Ask the member at ``where`` to be admitted by ``code``, as returned by `plain_code`.
+async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, hosts: Sequence[Address]) -> Invited:
+    """Ask the member at ``hosts`` to be admitted by ``code``, as returned by `plain_code`.
 
     Raises:
         PeerError: it does not respond there, or not correctly, or does not know the code itself.
         TimeoutError: it took too long.
     """
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(_TIMEOUT):
         connection, member, address = await reach.connect(
-            "", INVITED, FrameClient, timeout=_CONNECT_SECONDS, addresses=where
+            "", INVITED, FrameClient, timeout=_CONNECT_SECONDS, addresses=hosts
         )
         try:
             if member == key.node:
@@ -309,8 +309,8 @@ async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Seq
 
 async def _read(reader: asyncio.StreamReader, kind: type[T]) -> T:
     size = int.from_bytes(await reader.readexactly(HEADER), "big")
-    if size > _LARGEST:
-        raise BadExchange(f"a message of {size} bytes; the limit is {_LARGEST}")
+    if size > _MAX_BYTES:
+        raise BadExchange(f"a message of {size} bytes; the limit is {_MAX_BYTES}")
     return msgspec.msgpack.decode(await reader.readexactly(size), type=kind)
 
 

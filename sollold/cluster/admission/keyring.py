@@ -103,8 +103,8 @@ class Keyring:
     @property
     def tokens(self) -> Tokens:
         """Accepted tokens: the secret in use first, then the next one, then old ones."""
-        following = (self.pending.secret,) if self.pending is not None else ()
-        return Tokens.read(self.secret, (*following, *self.old))
+        upcoming = (self.pending.secret,) if self.pending is not None else ()
+        return Tokens.read(self.secret, (*upcoming, *self.old))
 
     @property
     def newest(self) -> int:
@@ -114,14 +114,14 @@ class Keyring:
     @property
     def refused(self) -> frozenset[str]:
         """Ids of nodes whose keys are refused."""
-        following = self.pending.evicted if self.pending is not None else ()
-        return frozenset(one.node for one in (*self.evicted, *following))
+        upcoming = self.pending.evicted if self.pending is not None else ()
+        return frozenset(member.node for member in (*self.evicted, *upcoming))
 
     @property
     def known(self) -> frozenset[str]:
         """Ids of nodes that may fetch the secret by their own key."""
-        let_in, seen = {one.node for one in self.admitted}, {one.node for one in self.members}
-        return frozenset(let_in | seen | {self.founder, self.admitted_by}) - self.refused - {""}
+        admitted, seen = {member.node for member in self.admitted}, {member.node for member in self.members}
+        return frozenset(admitted | seen | {self.founder, self.admitted_by}) - self.refused - {""}
 
     @classmethod
     def for_open(cls) -> Keyring:

@@ -64,7 +64,7 @@ class NodeAdmission:
             reach=connections.reach,
             port=lambda: view.me.peer_port,
             candidates=lambda: finder.strangers(self.admission.ring.known),
-            present=lambda: frozenset(one.node for one in view.live()),
+            present=lambda: frozenset(record.node for record in view.live()),
             announced=finder.announces,
             apply=self._use_secret,
             moved=self._move,
@@ -83,13 +83,13 @@ class NodeAdmission:
         """Announce the state of admission, and start to search for a cluster to join."""
         self._tell()
         if self.admission.ring.alone and (seconds := self.admission.open_seconds):
-            within = seconds_text(seconds)
-            log.info("the cluster has one machine so far; others are admitted for %s", within)
+            duration = seconds_text(seconds)
+            log.info("the cluster has one machine so far; others are admitted for %s", duration)
         self._runner.spawn(self.admission.run())
 
     def note_members(self) -> None:
         """Remember the live nodes as members."""
-        self.admission.saw((one.node, one.name) for one in self._view.live())
+        self.admission.saw((record.node, record.name) for record in self._view.live())
 
     def note_token(self, token: bytes) -> None:
         """Note that a member uses ``token``."""
@@ -114,8 +114,8 @@ class NodeAdmission:
         refused = ring.refused
         if ring.secured and ring.old:
             # The well-known secret is accepted for a moment longer, but not from nodes without the new one.
-            there = {one.node for one in self._view.live()} | self._connections.callers()
-            refused |= there - ring.known - {identity.node}
+            connected = {record.node for record in self._view.live()} | self._connections.callers()
+            refused |= connected - ring.known - {identity.node}
         identity.refused.clear()
         identity.refused |= refused
         identity.change_tokens(ring.tokens)

@@ -109,6 +109,6 @@ class Side:
         return Agreed(derived[:32], derived[32:64], derived[64:])
 
 
-def same(one: bytes, other: bytes) -> bool:
+def same(first: bytes, second: bytes) -> bool:
     """Whether two proofs are equal, compared in constant time."""
-    return hmac.compare_digest(one, other)
+    return hmac.compare_digest(first, second)

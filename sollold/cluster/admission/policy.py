@@ -61,26 +61,26 @@ def standing_of(ring: Keyring, node: str, name: str, open: bool) -> Standing:
     return Standing(node, name, cluster, ring.founder, ring.age(), ring.alone, open, ring.generation)
 
 
-def asks(mine: Standing, theirs: Standing, waits_at: str = "") -> bool:
+def asks(own: Standing, other: Standing, waits_at: str = "") -> bool:
     """Whether this node must ask that one to be admitted.
 
     Args:
         waits_at: the cluster that this node already asked and that has not admitted it yet.
     """
-    if theirs.cluster == mine.cluster:
+    if other.cluster == own.cluster:
         return False
-    if mine.young and theirs.young:
-        if mine.alone != theirs.alone:
-            return mine.alone
-        return theirs.founder < mine.founder
-    return mine.alone and (mine.young or theirs.cluster == waits_at)
+    if own.young and other.young:
+        if own.alone != other.alone:
+            return own.alone
+        return other.founder < own.founder
+    return own.alone and (own.young or other.cluster == waits_at)
 
 
-def behind(mine: Standing, theirs: Standing, known: Container[str]) -> bool:
+def behind(own: Standing, other: Standing, known: Container[str]) -> bool:
     """Whether this node's secret is outdated and that node, a known member, has the current one."""
-    if theirs.founder != mine.founder or theirs.cluster == mine.cluster or theirs.node not in known:
+    if other.founder != own.founder or other.cluster == own.cluster or other.node not in known:
         return False
-    return (theirs.generation, theirs.cluster) > (mine.generation, mine.cluster)
+    return (other.generation, other.cluster) > (own.generation, own.cluster)
 
 
 def preferred(standings: list[Standing]) -> Standing:
@@ -88,7 +88,7 @@ def preferred(standings: list[Standing]) -> Standing:
 
     Within a cluster a node with the latest secret: others were away, or evicted.
     """
-    return min(standings, key=lambda one: (one.young, one.alone, one.founder, -one.generation, one.node))
+    return min(standings, key=lambda s: (s.young, s.alone, s.founder, -s.generation, s.node))
 
 
 def code_of(public: bytes) -> str:

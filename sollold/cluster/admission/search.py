@@ -23,7 +23,7 @@ log = logging.getLogger("sollold.cluster")
 _HEARD_SECONDS = 30.0
 """Seconds for which a machine that asked is considered a candidate."""
 _MAX_CANDIDATES = 16
-_SELDOM = 5
+_SEARCH_TURNS = 5
 """A node that is not alone looks in every n-th turn for members that have a later secret."""
 
 
@@ -96,65 +96,65 @@ class ClusterSearch:
 
     def forget(self, now: float) -> None:
         """Forget strangers that asked long ago."""
-        self._heard = {where: at for where, at in self._heard.items() if at > now - _HEARD_SECONDS}
+        self._heard = {address: t for address, t in self._heard.items() if t > now - _HEARD_SECONDS}
 
-    def may_look(self, mine: Standing) -> bool:
+    def may_look(self, own: Standing) -> bool:
         """Whether to look for a cluster to join, or for members that have a later secret."""
         ring = self._ring()
         if ring.open:
             return False
-        if mine.young or (mine.alone and self.waits_at is not None):
+        if own.young or (own.alone and self.waits_at is not None):
             return True
-        here = self._present()
-        missing = ring.known - here
+        present = self._present()
+        missing = ring.known - present
         if not missing:
             return False
         self._turn += 1
-        return len(here) == 1 or self._announced(missing) or self._turn % _SELDOM == 0
+        return len(present) == 1 or self._announced(missing) or self._turn % _SEARCH_TURNS == 0
 
-    async def look(self, mine: Standing) -> None:
+    async def look(self, own: Standing) -> None:
         """Contact the candidates, and ask the best one."""
-        candidates = dict.fromkeys([*self._candidates(), *((one,) for one in self._heard)])
-        some = [*candidates][:_MAX_CANDIDATES]
-        there = await asyncio.gather(*(greeted(self._reach, self._port(), one) for one in some))
+        candidates = dict.fromkeys([*self._candidates(), *((address,) for address in self._heard)])
+        targets = [*candidates][:_MAX_CANDIDATES]
+        replies = await asyncio.gather(*(greeted(self._reach, self._port(), group) for group in targets))
         waits_at = self.waits_at.cluster if self.waits_at is not None else ""
         known = self._ring().known - {self._key.node}
         askable = {
-            one: where
-            for one, where in filter(None, there)
-            if behind(mine, one, known) or asks(mine, one, waits_at)
+            standing: address
+            for standing, address in filter(None, replies)
+            if behind(own, standing, known) or asks(own, standing, waits_at)
         }
         if not askable:
             return
-        later = [one for one in askable if behind(mine, one, known)]
-        chosen = max(later, key=lambda one: (one.generation, one.cluster)) if later else preferred([*askable])
+        later = [s for s in askable if behind(own, s, known)]
+        chosen = max(later, key=lambda s: (s.generation, s.cluster)) if later else preferred([*askable])
         if self.waits_at is not None:
             # Keep asking the node at which an admin may approve this one.
-            chosen = next((one for one in later or askable if one.node == self.waits_at.node), chosen)
-        where = askable[chosen]
+            chosen = next((s for s in later or askable if s.node == self.waits_at.node), chosen)
+        address = askable[chosen]
         self.asking = True
         try:
             with contextlib.suppress(PeerError, TimeoutError, OSError):
-                answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, where)
-                await self._answered(chosen, where, answer, later=bool(later))
+                answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, address)
+                await self._answered(chosen, address, answer, later=bool(later))
         finally:
             self.asking = False
 
-    async def _answered(self, there: Standing, address: Address, answer: Answer, *, later: bool) -> None:
+    async def _answered(self, member: Standing, address: Address, answer: Answer, *, later: bool) -> None:
         if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
             self.turned_out = answer.state is AdmissionState.EVICTED
-            new = self.waits_at is None or self.waits_at.cluster != there.cluster
-            self.waits_at = there
+            new = self.waits_at is None or self.waits_at.cluster != member.cluster
+            self.waits_at = member
             if new:
-                log.warning("%s: sollold admit %s there", there.name, shlex.quote(self._name))
+                log.warning("%s: sollold admit %s there", member.name, shlex.quote(self._name))
                 log.warning("this node %s", self.seeking)
             self._changed()
         elif answer.state is AdmissionState.ADMITTED:
             self.wait_no_more()
-            await self._got(there.node, there.name, address, answer.keyring(there.node), later)
+            await self._got(member.node, member.name, address, answer.keyring(member.node), later)
 
-    async def accept(self, code: str, where: Sequence[Address]) -> Invited:
-        """Ask the member at ``where`` to be admitted by a code; if it is right, join that cluster.
+    async def accept(self, code: str, addresses: Sequence[Address]) -> Invited:
+        """Ask the member at ``addresses`` to be admitted by a code; if it is right, join that cluster.
 
         Raises:
             PeerError: it does not respond there, or not correctly.
@@ -162,7 +162,7 @@ class ClusterSearch:
         """
         self.asking = True
         try:
-            invited = await use_code(self._reach, self._key, self._name, code, where)
+            invited = await use_code(self._reach, self._key, self._name, code, addresses)
             if invited.answer is not None:
                 ring = invited.answer.keyring(invited.node)
                 await self._got(invited.node, invited.name, invited.address, ring, False)

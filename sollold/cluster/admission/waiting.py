@@ -6,8 +6,8 @@ from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
-_MOST = 64
-_PER_ADDRESS = 4
+_MAX_WAITING = 64
+_MAX_PER_ADDRESS = 4
 """One machine can present any number of keys: it must not crowd out the others."""
 _WAITING_SECONDS = 30.0
 """Seconds without a request after which a machine is dropped."""
@@ -31,16 +31,16 @@ class WaitingList:
     @property
     def shown(self) -> tuple[WaitingMachine, ...]:
         """All waiting machines, as in the record."""
-        return tuple(one.shown for one in self._strangers.values())
+        return tuple(stranger.shown for stranger in self._strangers.values())
 
-    def add(self, one: WaitingMachine, address: str, now: float) -> bool:
+    def add(self, machine: WaitingMachine, address: str, now: float) -> bool:
         """Note a request from ``address``; True if it is new. Too many at a time are ignored."""
-        new = one.node not in self._strangers
-        alike = sum(other.address == address for other in self._strangers.values())
-        crowd = alike >= _PER_ADDRESS and not is_loopback(address)
-        if new and (len(self._strangers) >= _MOST or crowd):
+        new = machine.node not in self._strangers
+        count = sum(stranger.address == address for stranger in self._strangers.values())
+        crowd = count >= _MAX_PER_ADDRESS and not is_loopback(address)
+        if new and (len(self._strangers) >= _MAX_WAITING or crowd):
             return False
-        self._strangers[one.node] = _Stranger(one, now, address)
+        self._strangers[machine.node] = _Stranger(machine, now, address)
         return new
 
     def approve(self, node: str, now: float) -> bool:
@@ -64,7 +64,7 @@ class WaitingList:
 
     def forget(self, now: float) -> bool:
         """Drop machines that have not asked for long; True if there were any."""
-        gone = [node for node, one in self._strangers.items() if one.asked < now - _WAITING_SECONDS]
+        gone = [node for node, stranger in self._strangers.items() if stranger.asked < now - _WAITING_SECONDS]
         for node in gone:
             del self._strangers[node]
         self._approved = {node: until for node, until in self._approved.items() if until > now}

@@ -65,15 +65,15 @@ class Acceptor:
         self._shutdown = shutdown
         self._beginning: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        for one in sockets:
-            self._own(self._accept(one))
+        for listener in sockets:
+            self._own(self._accept(listener))
 
     async def close(self) -> None:
         """Stop accepting and close connections during their handshake; established ones stay open."""
         await cancel_and_wait(*self._tasks)
         # Only now: until then the loop watches their descriptors, which may be reused once closed.
-        for one in self._sockets:
-            one.close()
+        for listener in self._sockets:
+            listener.close()
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -90,13 +90,13 @@ class Acceptor:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             address = str(peer[0]).removeprefix("::ffff:")
-            begun = self._beginning.get(address, 0)
+            pending = self._beginning.get(address, 0)
             # This machine also reaches itself by its own addresses.
             local = is_loopback(address) or peer[0] == connection.getsockname()[0]
-            if (begun >= PER_ADDRESS and not local) or sum(self._beginning.values()) >= MOST:
+            if (pending >= PER_ADDRESS and not local) or sum(self._beginning.values()) >= MOST:
                 connection.close()
                 continue
-            self._beginning[address] = begun + 1
+            self._beginning[address] = pending + 1
             self._own(self._begin(connection, address, local))
 
     async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
@@ -107,17 +107,17 @@ class Acceptor:
             connection.setblocking(False)
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            spoken = await self._choose(connection, local)
-            if spoken is not None and spoken.tls is not None:
+            encryption = await self._choose(connection, local)
+            if encryption is not None and encryption.tls is not None:
                 kept = True
                 await loop.connect_accepted_socket(
                     self._make,
                     connection,
-                    ssl=spoken.tls,
+                    ssl=encryption.tls,
                     ssl_handshake_timeout=self._handshake,
                     ssl_shutdown_timeout=self._shutdown,
                 )
-            elif spoken is not None:
+            elif encryption is not None:
                 kept = True
                 await loop.connect_accepted_socket(self._make, connection)
         except (OSError, TimeoutError) as error:

@@ -24,13 +24,13 @@ from sollold.facts import dataclass
 
 _CURVE = ec.SECP256R1()
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_SINCE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
-_UNTIL = datetime.datetime(2099, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+_VALID_FROM = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_VALID_UNTIL = datetime.datetime(2099, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 LIFE = datetime.timedelta(days=365)
 """Validity of a node's certificate. Apple's systems accept at most 825 days."""
-_LOCAL = (".local", ".lan", ".internal", ".home.arpa")
+_LOCAL_SUFFIXES = (".local", ".lan", ".internal", ".home.arpa")
 _DNS_NAME = re.compile(r"(?=.{1,253}$)(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-_SLOW_CLOCKS = datetime.timedelta(days=30)
+_CLOCK_MARGIN = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Subject:
 
 def subject_of(name: str, addresses: Sequence[str], hosts: Sequence[str]) -> Subject:
     """Return the subject of a node. ``hosts``: additional names, including wildcards as ``*.example.com``."""
-    names = [name, *(f"{name}{suffix}" for suffix in _LOCAL), "localhost", *hosts]
+    names = [name, *(f"{name}{suffix}" for suffix in _LOCAL_SUFFIXES), "localhost", *hosts]
     return Subject(
-        tuple(dict.fromkeys(one for one in (text.lower() for text in names) if _DNS_NAME.fullmatch(one))),
-        tuple(dict.fromkeys((*(one.partition("%")[0] for one in addresses), "127.0.0.1", "::1"))),
+        tuple(dict.fromkeys(host for host in (text.lower() for text in names) if _DNS_NAME.fullmatch(host))),
+        tuple(dict.fromkeys((*(ip.partition("%")[0] for ip in addresses), "127.0.0.1", "::1"))),
     )
 
 
@@ -61,9 +61,9 @@ def issue(secret: bytes, subject: Subject, now: datetime.datetime) -> bytes:
     authority, signer = _authority(secret)
     key = ec.generate_private_key(_CURVE)
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in subject.names]
-    names += [x509.IPAddress(ipaddress.ip_address(one)) for one in subject.addresses]
+    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in subject.addresses]
     builder = (
-        _builder(authority.subject, _named("sollold node"), key.public_key(), now - _SLOW_CLOCKS, now + LIFE)
+        _builder(authority.subject, _named("sollold node"), key.public_key(), now - _CLOCK_MARGIN, now + LIFE)
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage(signs_certificates=False), critical=True)
@@ -82,7 +82,7 @@ def _authority(secret: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
     key = ec.derive_private_key(number, _CURVE)
     name = _named(f"sollold cluster {derive(secret, b'cluster name', 4).hex()}")
     builder = (
-        _builder(name, name, key.public_key(), _SINCE, _UNTIL)
+        _builder(name, name, key.public_key(), _VALID_FROM, _VALID_UNTIL)
         .serial_number(1)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage(signs_certificates=True), critical=True)

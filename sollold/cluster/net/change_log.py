@@ -11,7 +11,7 @@ from sollold.cluster.gossip.double import Double
 log = logging.getLogger("sollold.cluster")
 
 
-_COPIED = (
+_COPY_HINT = (
     "the state folder of one is a copy of the other's; delete the file node-key in one of them and restart "
     "that daemon"
 )
@@ -44,8 +44,8 @@ def log_change(event: NodeEvent, me: str, name_of: Callable[[str], str], double:
     elif change is Change.LEADER:
         log.info("no leader")
     elif change is Change.CLONED:
-        log.error("another machine uses the node id %s%s; %s", event.node, machines, _COPIED)
+        log.error("another machine uses the node id %s%s; %s", event.node, machines, _COPY_HINT)
     elif change is Change.DOUBLED:
-        log.error("two machines use the id of node %s%s; %s", name, machines, _COPIED)
+        log.error("two machines use the id of node %s%s; %s", name, machines, _COPY_HINT)
     else:
         log.debug("node %s: %s", name, change)

@@ -27,9 +27,9 @@ class NodeConnections:
         self._peers = peers
         self._links = links
 
-    def drop_node(self, node: str, *, now: int = 0) -> None:
-        """Close connections with ``node``, which is dead or has a new process with boot number ``now``."""
-        self._links.drop_node(node, now=now)
+    def drop_node(self, node: str, *, boot: int = 0) -> None:
+        """Close connections with ``node``, which is dead or has a new process with boot number ``boot``."""
+        self._links.drop_node(node, boot=boot)
         self._peers.drop_node(node)
         self._calls.drop_node(node)
 

@@ -15,8 +15,8 @@ from sollold.cluster.net.rpc_server import bound
 
 log = logging.getLogger("sollold.cluster")
 
-_LARGEST = 65536
-_AT_ONCE = 64
+_MAX_BYTES = 65536
+_MAX_BURST = 64
 """Maximum datagrams read before other callbacks run."""
 
 
@@ -62,21 +62,21 @@ class Datagrams:
             host, port = address
             if self._ipv6 and ":" not in host:
                 host = f"::ffff:{host}"
-            _, place = socket_address((host, port))
-            self._socket.sendto(self._sealer.seal(data), place)
+            _, target = socket_address((host, port))
+            self._socket.sendto(self._sealer.seal(data), target)
         except (OSError, ValueError, OverflowError):
             self.unsent += 1
 
     def _readable(self) -> None:
-        for _ in range(_AT_ONCE):
+        for _ in range(_MAX_BURST):
             if self._socket is None:
                 return
             try:
-                packet, place = self._socket.recvfrom(_LARGEST)
+                packet, source = self._socket.recvfrom(_MAX_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # ICMP error for an earlier datagram
             opened = self._sealer.open(packet)
             if opened is not None:
-                self._heard(opened, literal(place))
+                self._heard(opened, literal(source))

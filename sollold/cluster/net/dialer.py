@@ -61,7 +61,7 @@ class Dialer:
         worked = self._worked.get(node)
         if worked is None or worked not in known:
             return known
-        return (worked, *(one for one in known if one != worked))
+        return (worked, *(address for address in known if address != worked))
 
     def worked(self, node: str, address: Address) -> None:
         """Note that ``node`` was reached at ``address``."""
@@ -99,14 +99,14 @@ class Dialer:
         Raises:
             PeerError: no node could be reached there, or it was not ``node``.
         """
-        where = tuple(addresses) if addresses is not None else self.addresses(node)
+        targets = tuple(addresses) if addresses is not None else self.addresses(node)
         name = self.name(node) if node else "the node"
-        if not where:
+        if not targets:
             raise PeerError(node, f"no address of {name} is known", transport=True)
         context = self.context(protocol, anyone=not node)
         failures: list[str] = []
         running: dict[asyncio.Task[_Handshake], Address] = {}
-        waiting = list(where)
+        waiting = list(targets)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         try:
@@ -126,17 +126,17 @@ class Dialer:
                 for task in done:
                     address = running.pop(task)
                     try:
-                        landed = task.result()
+                        handshake = task.result()
                     except (OSError, ssl.SSLError, TimeoutError) as error:
                         failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
                         continue
-                    if landed.lost:
-                        # The new protocol would never be told.
+                    if handshake.lost:
+                        # The new protocol's `connection_lost` would never be called.
                         failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
                         continue
-                    found = peer_of(landed.transport.get_extra_info("ssl_object"))
+                    found = peer_of(handshake.transport.get_extra_info("ssl_object"))
                     self.worked(found, address)
-                    return landed.hand_over(make()), found, address
+                    return handshake.hand_over(make()), found, address
         finally:
             await _cancel_attempts(running)
         raise PeerError(node, f"{name} could not be reached ({'; '.join(failures)})", transport=True)
@@ -153,37 +153,37 @@ class _Handshake(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
 
-    def hand_over(self, made: P) -> P:
-        """Pass the connection to the protocol ``made``."""
+    def hand_over(self, protocol: P) -> P:
+        """Pass the connection to ``protocol``."""
         keep_watch(self.transport)
-        self.transport.set_protocol(made)
-        made.connection_made(self.transport)
-        return made
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        return protocol
 
 
 async def _attempt(
     address: Address, context: ssl.SSLContext, name: str, watch: Callable[[socket.socket], None]
 ) -> _Handshake:
     loop = asyncio.get_running_loop()
-    family, place = socket_address(address)
+    family, target = socket_address(address)
     raw = socket.socket(family, socket.SOCK_STREAM)
     try:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # With the scope in the host name: uvloop ignores what follows the port.
-        await loop.sock_connect(raw, address if "%" in address[0] else place)
+        await loop.sock_connect(raw, address if "%" in address[0] else target)
     except BaseException:
         raw.close()
         raise
     watch(raw)
     # From here on the transport owns the socket, and TLS follows in a second step: cancelling it closes the
     # connection at once. With a single step, a connection whose handshake has just ended would first shut
-    # down TLS and go on reading from its descriptor when that may already be reused.
-    transport, landed = await loop.create_connection(_Handshake, sock=raw)
+    # down TLS and keep reading from its descriptor, which may already be reused.
+    transport, handshake = await loop.create_connection(_Handshake, sock=raw)
     if transport.is_closing():
         raise ConnectionResetError("it closed the connection at once")
-    landed.transport = await _encrypted(transport, landed, context, name)
-    return landed
+    handshake.transport = await _encrypted(transport, handshake, context, name)
+    return handshake
 
 
 async def _encrypted(
@@ -226,7 +226,7 @@ def socket_address(
     if ":" not in host:
         return socket.AF_INET, (host, port)
     # An interface's number may change; addresses without one are cached.
-    return _read_ipv6(host, port) if "%" in host else _kept_ipv6(host, port)
+    return _read_ipv6(host, port) if "%" in host else _cached_ipv6(host, port)
 
 
 def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
@@ -238,7 +238,7 @@ def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, i
 
 
 @lru_cache(maxsize=4096)
-def _kept_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
+def _cached_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
     return _read_ipv6(host, port)
 
 

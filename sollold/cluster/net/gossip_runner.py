@@ -159,34 +159,34 @@ class GossipRunner:
         if self.gossip is not None and not self._leaving:
             self.do(self.gossip.persisted(kept, time.monotonic()))
 
-    async def _push_pull(self, asked: PushPullWith) -> None:
+    async def _push_pull(self, action: PushPullWith) -> None:
         assert self.gossip is not None
         done = ""
-        unknown = not asked.node
+        unknown = not action.node
         if self._exchanging < _MAX_EXCHANGES and not (unknown and self._unknown >= _MAX_UNKNOWN):
             self._exchanging += 1
             self._unknown += unknown
             try:
                 first = self.gossip.push_pull_open()
-                done = await sync(self._reach, asked.node, asked.addresses, first, self.answer_push_pull)
+                done = await sync(self._reach, action.node, action.addresses, first, self.answer_push_pull)
             except (PeerError, TimeoutError, OSError) as error:
-                name = self._reach.name(asked.node) if asked.node else "somebody"
-                log.debug("no exchange with %s at %s: %s", name, asked.addresses, error)
+                name = self._reach.name(action.node) if action.node else "somebody"
+                log.debug("no exchange with %s at %s: %s", name, action.addresses, error)
             finally:
                 self._exchanging -= 1
                 self._unknown -= unknown
-        self.do(self.gossip.push_pull_done(asked.node or done, bool(done), time.monotonic()))
+        self.do(self.gossip.push_pull_done(action.node or done, bool(done), time.monotonic()))
 
-    async def _tcp_ping(self, asked: TcpPing) -> None:
+    async def _tcp_ping(self, action: TcpPing) -> None:
         assert self.gossip is not None
         self._exchanging += 1
         try:
-            await check_alive(self._reach, asked.node, asked.addresses, asked.timeout)
+            await check_alive(self._reach, action.node, action.addresses, action.timeout)
         except (PeerError, OSError):
             return
         finally:
             self._exchanging -= 1
-        self.do(self.gossip.tcp_pong(asked.sequence, time.monotonic()))
+        self.do(self.gossip.tcp_pong(action.sequence, time.monotonic()))
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

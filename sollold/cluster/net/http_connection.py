@@ -13,7 +13,7 @@ from sollold.cluster.net.pieces import PIECE, pieces_of
 from sollold.cluster.net.pour import Receiver
 from sollold.cluster.net.response_parser import BadResponse, ResponseParser
 
-_UNREAD = 256 * 1024
+_MAX_UNREAD = 256 * 1024
 """Buffered bytes without a receiver above which reading pauses."""
 
 
@@ -161,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         if parser.done:
             self.close()
             return
-        begun = parser.status
+        status = parser.status
         if self.silence:
             self._heard = self._loop.time()
         try:
@@ -172,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if body:
             self._hand_on(body)
-        if parser.status != begun or (parser.done and self._receive is not None):
+        if parser.status != status or (parser.done and self._receive is not None):
             self._wake(True)
 
     def _hand_on(self, body: bytes) -> None:
@@ -180,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
         if receive is None:
             self._unread.append(body)
             self._size += len(body)
-            if self._size > _UNREAD and not self._paused and self._transport is not None:
+            if self._size > _MAX_UNREAD and not self._paused and self._transport is not None:
                 self._paused = True
                 self._transport.pause_reading()
             return
@@ -270,10 +270,10 @@ class KeptConnections:
                 self._forget(connection)
                 connection.close()
 
-    def close(self, which: Callable[[Any], bool] = lambda _: True) -> None:
-        """Close all connections, or those whose key satisfies ``which``."""
+    def close(self, matches: Callable[[Any], bool] = lambda _: True) -> None:
+        """Close all connections, or those whose key satisfies ``matches``."""
         for connection, key in tuple(self._open.items()):
-            if which(key):
+            if matches(key):
                 connection.close()
 
     def _forget(self, connection: HttpConnection) -> None:

@@ -38,10 +38,10 @@ INVITED = "sollold-invited"
 """ALPN name for joining by an invitation code, without a certificate."""
 STRANGERS = frozenset((JOIN, INVITED))
 _SUFFIX = ".sollold"
-_SINCE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
-_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+_VALID_FROM = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_VALID_UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 """Certificates live as long as the process; clocks on a LAN may be years wrong and must not matter."""
-_NO_TIME = ssl.VerifyFlags(0x200000)
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 """X509_V_FLAG_NO_CHECK_TIME, which Python does not define. A machine without a battery may start in 1970."""
 
 
@@ -67,7 +67,7 @@ class Tokens:
             BadToken: a token is not 64 hex digits.
         """
         found = [_token(token)]
-        found += [one for one in map(_token, old_tokens) if one not in found]
+        found += [old for old in map(_token, old_tokens) if old not in found]
         return cls(tuple(dict.fromkeys(found)))
 
     @property
@@ -177,7 +177,7 @@ class Identity:
     def _context(self, kind: int, protocols: Sequence[str]) -> ssl.SSLContext:
         context = self._bare_context(kind, protocols)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= _NO_TIME
+        context.verify_flags |= _NO_CHECK_TIME
         context.load_verify_locations(cadata=self._trusted)
         context.load_cert_chain(self._chain.path)
         return context
@@ -222,9 +222,9 @@ def _token(text: str) -> bytes:
     return token
 
 
-def derive(token: bytes, what: bytes, length: int) -> bytes:
-    """Derive ``length`` bytes for the purpose ``what``, independent of those for other purposes."""
-    return HKDF(SHA256(), length, salt=None, info=b"sollold 1 " + what).derive(token)
+def derive(token: bytes, purpose: bytes, length: int) -> bytes:
+    """Derive ``length`` bytes for ``purpose``, independent of those for other purposes."""
+    return HKDF(SHA256(), length, salt=None, info=b"sollold 1 " + purpose).derive(token)
 
 
 def _authority(token: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
@@ -236,8 +236,8 @@ def _authority(token: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
         x509.CertificateBuilder(issuer_name=name, subject_name=name)
         .public_key(public)
         .serial_number(1)
-        .not_valid_before(_SINCE)
-        .not_valid_after(_UNTIL)
+        .not_valid_before(_VALID_FROM)
+        .not_valid_after(_VALID_UNTIL)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
@@ -254,8 +254,8 @@ def _leaf(node_key: NodeKey, authority: x509.Certificate, signer: Ed25519Private
         )
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_SINCE)
-        .not_valid_after(_UNTIL)
+        .not_valid_before(_VALID_FROM)
+        .not_valid_after(_VALID_UNTIL)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage(signs_certificates=False), critical=True)
         .add_extension(

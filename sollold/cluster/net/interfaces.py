@@ -22,9 +22,9 @@ log = logging.getLogger("sollold.cluster")
 _VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
 """Names of interfaces that lead to this machine's containers and virtual machines."""
 _TUNNELS = re.compile(r"^(tun|tap|wg|tailscale|zt|utun|ppp|ipsec|nebula)")
-_PASSING = 0x01 | 0x08 | 0x20 | 0x40
+_UNSTABLE_FLAGS = 0x01 | 0x08 | 0x20 | 0x40
 """Kernel flags of IPv6 addresses: temporary, duplicate, deprecated, tentative."""
-_MOST = 8
+_MAX_ADDRESSES = 8
 _SETTLE_SECONDS = 0.5
 _LOOK_SECONDS = 30.0
 
@@ -49,27 +49,27 @@ def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
     Reads system tables: do not call it on the event loop.
     """
     states = psutil.net_if_stats()
-    passing = _passing_addresses()
+    unstable = _unstable_addresses()
     found = []
     for name, addresses in psutil.net_if_addrs().items():
         state = states.get(name)
         if state is None or not state.isup or (chosen and name not in chosen):
             continue
-        ipv4 = tuple(one.address for one in addresses if one.family == socket.AF_INET)
-        ipv6 = tuple(one.address.partition("%")[0] for one in addresses if one.family == socket.AF_INET6)
-        ipv4 = tuple(one for one in ipv4 if not ipaddress.ip_address(one).is_loopback)
-        ipv6 = tuple(one for one in ipv6 if _tellable(one) and one not in passing)
+        ipv4 = tuple(addr.address for addr in addresses if addr.family == socket.AF_INET)
+        ipv6 = tuple(addr.address.partition("%")[0] for addr in addresses if addr.family == socket.AF_INET6)
+        ipv4 = tuple(ip for ip in ipv4 if not ipaddress.ip_address(ip).is_loopback)
+        ipv6 = tuple(ip for ip in ipv6 if _tellable(ip) and ip not in unstable)
         networks = tuple(
-            str(ipaddress.ip_network(f"{one.address}/{one.netmask}", strict=False))
-            for one in addresses
-            if one.family == socket.AF_INET and one.address in ipv4 and one.netmask
+            str(ipaddress.ip_network(f"{addr.address}/{addr.netmask}", strict=False))
+            for addr in addresses
+            if addr.family == socket.AF_INET and addr.address in ipv4 and addr.netmask
         )
         if ipv4 or ipv6:
             found.append(Interface(name, rank(name), ipv4, ipv6, networks))
     if chosen:
-        found.sort(key=lambda one: chosen.index(one.name))
+        found.sort(key=lambda interface: chosen.index(interface.name))
     else:
-        found.sort(key=lambda one: (one.rank, one.name))
+        found.sort(key=lambda interface: (interface.rank, interface.name))
     return tuple(found)
 
 
@@ -85,11 +85,11 @@ def rank(name: str, system: Path = Path("/sys/class/net")) -> int:
 def tellable(found: Sequence[Interface], *, ipv6: bool = True) -> tuple[str, ...]:
     """Return up to 8 addresses to announce, in the order of the interfaces, IPv4 before IPv6 on each."""
     ordered: list[str] = []
-    for one in found:
-        ordered += one.ipv4
+    for interface in found:
+        ordered += interface.ipv4
         if ipv6:
-            ordered += one.ipv6
-    return tuple(dict.fromkeys(ordered))[:_MOST]
+            ordered += interface.ipv6
+    return tuple(dict.fromkeys(ordered))[:_MAX_ADDRESSES]
 
 
 def within(address: str, networks: Sequence[str]) -> bool:
@@ -104,7 +104,7 @@ def _tellable(address: str) -> bool:
     return not (ip.is_loopback or ip.is_link_local or ip.is_multicast)
 
 
-def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[str]:
+def _unstable_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[str]:
     """Return IPv6 addresses not to announce: tentative, duplicate, deprecated or temporary (RFC 8981)."""
     try:
         lines = table.read_text().splitlines()
@@ -114,7 +114,7 @@ def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[st
     return frozenset(
         str(ipaddress.IPv6Address(int(field[0], 16)))
         for field in fields
-        if len(field) == 6 and int(field[4], 16) & _PASSING
+        if len(field) == 6 and int(field[4], 16) & _UNSTABLE_FLAGS
     )
 
 
@@ -122,7 +122,7 @@ def _all_addresses() -> frozenset[str]:
     """Return all addresses, including those of interfaces without a carrier, which keep theirs."""
     families = (socket.AF_INET, socket.AF_INET6)
     return frozenset(
-        one.address for all_ in psutil.net_if_addrs().values() for one in all_ if one.family in families
+        addr.address for group in psutil.net_if_addrs().values() for addr in group if addr.family in families
     )
 
 
@@ -169,17 +169,17 @@ class InterfaceWatch:
         if not hasattr(socket, "AF_NETLINK"):
             return
         try:
-            told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+            netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         except OSError:
             return  # not permitted here: polling has to suffice
         try:
-            told.setblocking(False)
-            told.bind((0, 0x1 | 0x10 | 0x100))
-            asyncio.get_running_loop().add_reader(told.fileno(), self._told)
+            netlink.setblocking(False)
+            netlink.bind((0, 0x1 | 0x10 | 0x100))
+            asyncio.get_running_loop().add_reader(netlink.fileno(), self._told)
         except OSError:
-            told.close()
+            netlink.close()
             return
-        self._socket = told
+        self._socket = netlink
 
     def _told(self) -> None:
         assert self._socket is not None
@@ -198,13 +198,13 @@ class InterfaceWatch:
     async def _look(self) -> None:
         try:
             found = await asyncio.to_thread(interfaces, self._chosen)
-            here = await asyncio.to_thread(_all_addresses)
+            addresses = await asyncio.to_thread(_all_addresses)
         except OSError as error:
             log.warning("the network interfaces can't be read: %s", error)
             return
         if found != self._known:
             self._known = found
             self._changed(found)
-        gone, self._here = self._here - here, here
+        gone, self._here = self._here - addresses, addresses
         if gone:
             self._lost(gone)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-_LEAST_TRIP = 250e-6
-_LEAST_RATE = 1e6
+_MIN_TRIP = 250e-6
+_MIN_RATE = 1e6
 _RATES = 3
 _SHARE = 0.25
 """Relative differences up to this are noise: every change of a record is sent to all nodes."""
@@ -29,7 +29,7 @@ class LinkStats:
         """
         before = self._known.get(node)
         first = before is None or (rate > 0.0 and before[1] == 0.0)
-        if before is None or _differs(before[0], trip, _LEAST_TRIP) or _differs(before[1], rate, _LEAST_RATE):
+        if before is None or _differs(before[0], trip, _MIN_TRIP) or _differs(before[1], rate, _MIN_RATE):
             self._known[node] = (trip, rate)
             self._untold = True
         if not self._untold or not (first or now - self._told_at >= _TELL_SECONDS):

@@ -11,9 +11,9 @@ from sollold.errors import system_reason
 
 log = logging.getLogger("sollold.cluster")
 
-_EVERYWHERE = "::"
+_ANY_ADDRESS = "::"
 _NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
-_TRIES = 20
+_MAX_TRIES = 20
 """Attempts to find a port that is free for both, if the settings name none."""
 
 
@@ -24,8 +24,8 @@ async def listen(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -
         PortTaken: the port is in use.
         OSError: the address can't be listened on.
     """
-    host = host or _EVERYWHERE
-    if host == _EVERYWHERE:
+    host = host or _ANY_ADDRESS
+    if host == _ANY_ADDRESS:
         try:
             return host, await _listen_on(peers, datagrams, host, port)
         except OSError as error:
@@ -37,7 +37,7 @@ async def listen(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -
 
 
 async def _listen_on(peers: RpcServer, datagrams: Datagrams, host: str, port: int) -> int:
-    tries = _TRIES
+    tries = _MAX_TRIES
     while True:
         tries -= 1
         found = await peers.start(host, port)

@@ -25,9 +25,9 @@ log = logging.getLogger("sollold.cluster")
 SERVICE = "_sollold._tcp.local."
 _PROTOCOL = "1"
 _ASK_MILLISECONDS = 3000
-_MOST = 256
+_MAX_INSTANCES = 256
 """Maximum instances considered; a LAN full of forged ones must not exhaust the daemon's memory."""
-_INTERFACES = 8
+_MAX_INTERFACES = 8
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
 
@@ -118,10 +118,10 @@ class Discovery:
         """Use these interfaces from now on; the first call starts mDNS."""
         # Every joined group counts against a small system limit, so bridges of containers, which lead
         # nowhere, are left out unless there is nothing else.
-        best = [one for one in found if one.rank < 3] or list(found)
-        wanted = tuple(one.ipv4[0] for one in best if one.ipv4)[:_INTERFACES]
+        best = [interface for interface in found if interface.rank < 3] or list(found)
+        wanted = tuple(interface.ipv4[0] for interface in best if interface.ipv4)[:_MAX_INTERFACES]
         if self._ipv6:
-            wanted += tuple(one.ipv6[0] for one in best if one.ipv6)[:_INTERFACES]
+            wanted += tuple(interface.ipv6[0] for interface in best if interface.ipv6)[:_MAX_INTERFACES]
         if wanted == self._wanted:
             return
         self._wanted = wanted
@@ -157,9 +157,9 @@ class Discovery:
             self._changed.clear()
             wanted = self._wanted or ()
             if not wanted:
-                which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
+                named = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
                 address = "address usable by other nodes (fe80:: is not)" if self._ipv6 else "IPv4 address"
-                self._reason = f"{which or 'no network interface'} has an {address}"
+                self._reason = f"{named or 'no network interface'} has an {address}"
                 await self._changed.wait()
                 continue
             try:
@@ -222,7 +222,7 @@ class Discovery:
             return
         if name in self._asking:
             return
-        if len(self._asking) >= _MOST:
+        if len(self._asking) >= _MAX_INSTANCES:
             return
         task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
         self._asking[name] = task
@@ -233,23 +233,23 @@ class Discovery:
             info = AsyncServiceInfo(SERVICE, name)
             if not await info.async_request(zeroconf, _ASK_MILLISECONDS):
                 return
-            told = info.decoded_properties
+            properties = info.decoded_properties
             if not info.port:
                 return
             version = IPVersion.All if self._ipv6 else IPVersion.V4Only
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
-            if told.get("v") != _PROTOCOL:
-                if addresses and len(self._unlike) < _MOST:
+            if properties.get("v") != _PROTOCOL:
+                if addresses and len(self._unlike) < _MAX_INSTANCES:
                     self._unlike[node] = addresses[0][0]
                 return
             self._unlike.pop(node, None)
-            if told.get("c") not in self._clusters:
-                if node != self._node and len(self._foreign) < _MOST:
+            if properties.get("c") not in self._clusters:
+                if node != self._node and len(self._foreign) < _MAX_INSTANCES:
                     self._foreign[node] = addresses
                 return
-            if node == self._node and told.get("boot") == f"{self._boot:x}":
+            if node == self._node and properties.get("boot") == f"{self._boot:x}":
                 return
-            if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
+            if not addresses or (node not in self._seen and len(self._seen) >= _MAX_INSTANCES):
                 return
             self._foreign.pop(node, None)
             if node != self._node:
@@ -265,7 +265,7 @@ def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]
     Raises:
         OSError: it fails with IPv4 too.
     """
-    ipv4 = tuple(one for one in addresses if ":" not in one)
+    ipv4 = tuple(address for address in addresses if ":" not in address)
     if ipv4 != addresses:
         version = IPVersion.All if ipv4 else IPVersion.V6Only
         try:

@@ -46,7 +46,7 @@ from sollold.subscribers import Subscribers
 log = logging.getLogger("sollold.cluster")
 
 _GOODBYE_SECONDS = 0.5
-_ANY = ("0.0.0.0", "::", "")
+_ANY_HOST = ("0.0.0.0", "::", "")
 
 
 class ClusterNode:
@@ -149,7 +149,7 @@ class ClusterNode:
         await self._finder.read_earlier()
         host, self._port = await listen(self._peers, self._datagrams, settings.host, settings.port)
         self._links.port, self._links.boot = self._port, self._boot
-        fixed = "" if settings.host in _ANY else settings.host
+        fixed = "" if settings.host in _ANY_HOST else settings.host
         addresses = (fixed,) if fixed else self._first_record.addresses
         self._first_record = replace(self._first_record, peer_port=self._port, addresses=addresses)
         gossip = Gossip(
@@ -274,7 +274,7 @@ class ClusterNode:
             gossip.rejected if gossip is not None else 0,
             {str(reason): count for reason, count in self._sealer.refused.items()},
             self._datagrams.unsent,
-            tuple(sorted(one.name for one in self.live() if one.node in self._finder.unheard)),
+            tuple(sorted(record.name for record in self.live() if record.node in self._finder.unheard)),
             self._cloned,
             gossip.refused if gossip is not None else {},
             gossip.known.doubles(time.monotonic()) if gossip is not None else (),
@@ -293,7 +293,7 @@ class ClusterNode:
     def _note_change(self, event: NodeEvent) -> None:
         change, node = event.change, event.node
         doubles = self.status().doubles if change in (Change.CLONED, Change.DOUBLED) else ()
-        double = next((one for one in doubles if one.node == node), None)
+        double = next((entry for entry in doubles if entry.node == node), None)
         log_change(event, self._identity.node, self._name, double)
         if change is Change.CLONED:
             self._cloned = True
@@ -302,9 +302,9 @@ class ClusterNode:
         if change is Change.MOVED and self._gossip is not None:
             self._connections.drop_hosts_of(self._name(node), self._gossip.known.lost_hosts(node))
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
-            back = change is Change.RESTARTED and self._gossip is not None
+            restarted = change is Change.RESTARTED and self._gossip is not None
             self._connections.drop_node(
-                node, now=self._gossip.known.boot(node) if back and self._gossip else 0
+                node, boot=self._gossip.known.boot(node) if restarted and self._gossip else 0
             )
         self._changed()
 
@@ -354,7 +354,7 @@ class ClusterNode:
     def _addresses_of(self, node: str) -> tuple[Address, ...]:
         if node == self._identity.node:
             host = self._settings.host
-            return (("127.0.0.1" if host in _ANY else host, self._port),)
+            return (("127.0.0.1" if host in _ANY_HOST else host, self._port),)
         return self._gossip.known.addresses(node) if self._gossip is not None else ()
 
     def _use_addresses(self, addresses: tuple[str, ...]) -> None:

@@ -51,14 +51,14 @@ class NodeKey:
                 seed = bytes.fromhex(read_bounded(path, 256).decode("ascii"))
                 return cls(seed)
             log.error("%s is damaged: this node gets a new key and a new id", path)
-        made = cls(Ed25519PrivateKey.generate().private_bytes_raw())
-        write_whole(path, made.private.private_bytes_raw().hex().encode() + b"\n")
+        key = cls(Ed25519PrivateKey.generate().private_bytes_raw())
+        write_whole(path, key.private.private_bytes_raw().hex().encode() + b"\n")
         old = state / _OLD_ID_FILE
         with contextlib.suppress(FileNotFoundError):
             former = read_bounded(old, 64).decode("ascii", "replace").strip()
             old.unlink()
-            log.info("node %s now has a key and the new id %s", former, made.node)
-        return made
+            log.info("node %s now has a key and the new id %s", former, key.node)
+        return key
 
     def sign(self, content: bytes) -> bytes:
         """Return the signature of ``content``, 64 bytes."""

@@ -37,25 +37,25 @@ class OpenSockets:
             lambda raw: literal(raw.getsockname())[0] in own or literal(raw.getpeername())[0] in other
         )
 
-    def _cut(self, meant: Callable[[socket.socket], bool]) -> int:
+    def _cut(self, matches: Callable[[socket.socket], bool]) -> int:
         with self._lock:
             known = tuple(self._all)
         cut = 0
         for raw in known:
             with contextlib.suppress(OSError):
-                if meant(raw):
+                if matches(raw):
                     # Without a TLS shutdown: a thread may be reading there.
                     socket.socket.shutdown(raw, socket.SHUT_RDWR)
                     cut += 1
         return cut
 
 
-def literal(place: Sequence[object]) -> Address:
+def literal(end: Sequence[object]) -> Address:
     """Return the address of a socket's end: IPv4 plain, link-local IPv6 with its interface."""
-    host, port = str(place[0]), int(str(place[1]))
+    host, port = str(end[0]), int(str(end[1]))
     if host.startswith("::ffff:") and "." in host:
         host = host[7:]
-    scope = int(str(place[3])) if len(place) > 3 else 0
+    scope = int(str(end[3])) if len(end) > 3 else 0
     if scope and "%" not in host:
         with contextlib.suppress(OSError):
             host = f"{host}%{socket.if_indextoname(scope)}"

@@ -111,8 +111,8 @@ class Sealer:
         """Change the tokens, the first of which is used for sending. Replays stay refused."""
         self._tokens = tokens
         self._cipher = _cipher(tokens[0], self._node, self._boot)
-        for sender in [key for key, one in self._senders.items() if one.token not in tokens]:
-            del self._senders[sender]
+        for key in [key for key, sender in self._senders.items() if sender.token not in tokens]:
+            del self._senders[key]
 
     def evict(self, nodes: Iterable[str]) -> None:
         """Drop datagrams of these nodes, and of no others, from now on."""

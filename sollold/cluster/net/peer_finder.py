@@ -163,20 +163,20 @@ class PeerFinder:
         """
         gossip = self._runner.gossip
         contacts = self._contacts()
-        here = {address for peer in contacts for address in peer.addresses}
-        here |= {(ip, self._port) for ip in self._addresses()}
+        live = {address for peer in contacts for address in peer.addresses}
+        live |= {(ip, self._port) for ip in self._addresses()}
         named = [*self._seeds.values(), *(peer.addresses for peer in self._earlier)]
         announced = self._discovery.foreign() if self._discovery is not None else ()
         if gossip is not None:
             named += [gossip.known.addresses(node) for node in known]
-        found = dict.fromkeys((*announced, *(one for one in named if one)))
-        return [one for one in found if here.isdisjoint(one)]
+        found = dict.fromkeys((*announced, *(addresses for addresses in named if addresses)))
+        return [addresses for addresses in found if live.isdisjoint(addresses)]
 
     def _use_interfaces(self, found: tuple[Interface, ...]) -> None:
         """Handle changed interfaces."""
         if self._runner.gossip is None or self._closing:
             return
-        self._networks = tuple(network for one in found for network in one.networks)
+        self._networks = tuple(network for interface in found for network in interface.networks)
         addresses = tellable(found, ipv6=self._ipv6)
         if addresses != self._addresses():
             log.info("addresses: %s", ", ".join(addresses) or "none")
@@ -192,7 +192,7 @@ class PeerFinder:
             self._runner.do(gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
-        """Try seeds and announced nodes again every half minute, for ever."""
+        """Try seeds and announced nodes again every half minute."""
         while True:
             for seed in seeds:
                 self._seeds[seed] = addresses = await resolve(seed)
@@ -208,12 +208,12 @@ class PeerFinder:
         """Find live nodes on our own networks that mDNS has not seen, as found in two consecutive rounds."""
         unseen: frozenset[str] = frozenset()
         if discovery.status().working:
-            here = {
+            local = {
                 peer.node
                 for peer in self._contacts()
                 if peer.addresses and within(peer.addresses[0][0], self._networks)
             }
-            unseen = frozenset(here - discovery.seen().keys())
+            unseen = frozenset(local - discovery.seen().keys())
         self.unheard, self._unseen = unseen & self._unseen, unseen
 
     def _contacts(self) -> tuple[Peer, ...]:

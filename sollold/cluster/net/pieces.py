@@ -18,7 +18,7 @@ PIECE = 128 * 1024
 
 def pieces_of(content: memoryview) -> Iterable[memoryview]:
     """Return ``content`` in pieces, each to be processed in one turn of the loop."""
-    return (content[begin : begin + PIECE] for begin in range(0, content.nbytes, PIECE))
+    return (content[start : start + PIECE] for start in range(0, content.nbytes, PIECE))
 
 
 async def copied(content: memoryview) -> bytes:

@@ -19,18 +19,18 @@ Pour = Callable[[Receiver[Piece]], Awaitable[bool]]
 
 async def pulled(pour: Pour[Piece]) -> AsyncIterator[Piece]:
     """Yield the pieces one by one, each read only on demand."""
-    came: list[Piece] = []
+    pieces: list[Piece] = []
 
     def receive(piece: Piece) -> bool:
-        came.append(piece)
+        pieces.append(piece)
         return False
 
     done = False
     while not done:
         done = await pour(receive)
-        for piece in came:
+        for piece in pieces:
             yield piece
-        came.clear()
+        pieces.clear()
 
 
 def pushed(pieces: AsyncIterator[Piece]) -> Pour[Piece]:

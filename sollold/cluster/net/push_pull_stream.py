@@ -18,8 +18,8 @@ SYNC = "sollold-sync"
 """ALPN name."""
 LARGEST = 16 * 1024 * 1024
 """Maximum bytes of a body."""
-_ROUNDS = 4
-_SECONDS = 10.0
+_MAX_ROUNDS = 4
+_TIMEOUT = 10.0
 
 Take = Callable[[bytes, Address | None], bytes]
 """(received body, its sender's address if known) → response; empty: nothing more."""
@@ -38,7 +38,7 @@ class SyncServer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport and start the timeout."""
         self._transport = cast(asyncio.Transport, transport)
-        self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Respond to each complete body."""
@@ -50,7 +50,7 @@ class SyncServer(asyncio.Protocol):
                 self._rounds += 1
                 answer = self._take(body, None) if body else b""
                 transport.write(frame(answer))
-                if not answer or self._rounds >= _ROUNDS:
+                if not answer or self._rounds >= _MAX_ROUNDS:
                     transport.close()
                     return
         except FrameError:
@@ -121,13 +121,13 @@ async def sync(reach: Dialer, node: str, addresses: Sequence[Address], first: by
         PeerError: the node could not be reached, or closed the connection.
         TimeoutError: it took too long.
     """
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(_TIMEOUT):
         connection, found, address = await reach.connect(
             node, SYNC, FrameClient, timeout=3.0, addresses=addresses
         )
         try:
             body = first
-            for _ in range(_ROUNDS):
+            for _ in range(_MAX_ROUNDS):
                 answer = await connection.exchange(body)
                 body = take(answer, address) if answer else b""
                 if not body:

@@ -64,9 +64,9 @@ class ReachCheck:
     async def check(self) -> tuple[Unreached, ...]:
         """Return failing connections; takes seconds if there are any."""
         me = self._view.me.node
-        others = [one.node for one in self._view.live() if one.node != me]
+        others = [record.node for record in self._view.live() if record.node != me]
         found = await asyncio.gather(*(self._check(node) for node in others))
-        return tuple(one for one in found if one is not None)
+        return tuple(failure for failure in found if failure is not None)
 
     async def _check(self, node: str) -> Unreached | None:
         if why := await self._why_not(node):
@@ -87,10 +87,10 @@ class ReachCheck:
     async def _why_not(self, node: str) -> str:
         """Return why no new connection to ``node`` can be made; empty if one can."""
         try:
-            made, _, _ = await self._reach.connect(node, HTTP, _Opened, timeout=_CONNECT_SECONDS)
+            connection, _, _ = await self._reach.connect(node, HTTP, _Opened, timeout=_CONNECT_SECONDS)
         except PeerError as error:
             return str(error)
-        made.transport.close()
+        connection.transport.close()
         return ""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpResponseParser
 
-_LONGEST = 64 * 1024
+_MAX_BARE_BYTES = 64 * 1024
 """Maximum bytes without any body data: of a head, or between chunks."""
 
 
@@ -51,7 +51,7 @@ class ResponseParser:
             body.clear()
             return whole
         self._bare += len(data)
-        if self._bare > _LONGEST and not self.done:
+        if self._bare > _MAX_BARE_BYTES and not self.done:
             raise BadResponse("64 KiB without body data")
         return b""
 

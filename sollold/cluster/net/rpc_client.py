@@ -30,7 +30,7 @@ _IDLE_SECONDS = 30.0
 """Seconds after which an idle connection is closed, before the other side does."""
 
 
-_ATTEMPTS = 3
+_MAX_ATTEMPTS = 3
 """Attempts per call: a cut cable breaks all idle connections to a node, and each shows it only when used."""
 
 
@@ -75,8 +75,8 @@ class RpcClient:
             _abort(response)
         self._connections.close(lambda key: bool(key[0] == node))
         now = asyncio.get_running_loop().time()
-        for asked in self._asked.pop(node, ()):
-            asked.reschedule(now)
+        for pending in self._asked.pop(node, ()):
+            pending.reschedule(now)
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         """Send a dataclass, return a dataclass (msgpack, validated). Calls to oneself use no network.
@@ -105,20 +105,20 @@ class RpcClient:
                 raise PeerError(node, refusal.message, transport=refusal.transport)
             return msgspec.msgpack.decode(body, type=reply)
         except msgspec.DecodeError as error:
-            what = f"the answer of {self._reach.name(node)} to {method} (status {status})"
-            raise PeerError(node, f"{what} is invalid: {error}", transport=False) from error
+            subject = f"the answer of {self._reach.name(node)} to {method} (status {status})"
+            raise PeerError(node, f"{subject} is invalid: {error}", transport=False) from error
 
     async def _post(self, node: str, method: str, data: bytes, timeout: float) -> tuple[int, bytes]:
         """Send a call; return status and body of the response."""
         connect = min(CONNECT_SECONDS, timeout)
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 async with self.stream(
                     node, "POST", f"/call/{method}", data=data, idle_timeout=timeout, connect_timeout=connect
                 ) as response:
                     return response.status, await self._read(response, node)
             except _Stale:
-                if attempt == _ATTEMPTS:
+                if attempt == _MAX_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
@@ -152,11 +152,11 @@ class RpcClient:
         if (kept := self._connections.take_idle(key)) is not None:
             return kept
         async with self._until_dropped(node):
-            made, _, _ = await self._reach.connect(
+            connection, _, _ = await self._reach.connect(
                 node, HTTP, lambda: HttpConnection(tls_name(node)), timeout=timeout
             )
-        self._connections.add(key, made)
-        return made
+        self._connections.add(key, connection)
+        return connection
 
     def release(self, connection: HttpConnection) -> None:
         """Return a connection after its exchange ended or was given up."""
@@ -174,7 +174,7 @@ class RpcClient:
         idle_timeout: float,
     ) -> AsyncIterator[ClientResponse]:
         session = self._opened()
-        use, begun = _Use(), False
+        use, responded = _Use(), False
         try:
             async with self._until_dropped(node):
                 response = await session.request(
@@ -194,8 +194,8 @@ class RpcClient:
                     ),
                 )
             async with response:
-                begun = True
-                with _among(self._streams, node, response):
+                responded = True
+                with _tracked(self._streams, node, response):
                     yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             cause = _cause(error)
@@ -206,7 +206,7 @@ class RpcClient:
             ) from error
         except aiohttp.ClientError as error:
             why = f"the connection to {self._reach.name(node)} broke: {str(error) or type(error).__name__}"
-            kind = _Stale if use.kept and not begun else PeerError
+            kind = _Stale if use.kept and not responded else PeerError
             raise kind(node, why, transport=False) from error
 
     @asynccontextmanager
@@ -218,7 +218,7 @@ class RpcClient:
         """
         dropped = asyncio.timeout(None)
         try:
-            with _among(self._asked, node, dropped):
+            with _tracked(self._asked, node, dropped):
                 async with dropped:
                     yield
         except TimeoutError:
@@ -239,8 +239,8 @@ class RpcClient:
             parts.append(part)
         return b"".join(parts)
 
-    def _socket(self, found: AddrInfoType) -> socket.socket:
-        family, kind, protocol = found[:3]
+    def _socket(self, info: AddrInfoType) -> socket.socket:
+        family, kind, protocol = info[:3]
         raw = socket.socket(family, kind, protocol)
         self._reach.sockets.watch(raw)
         return raw
@@ -248,8 +248,8 @@ class RpcClient:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                resolver=_ById(self._reach), use_dns_cache=False, limit=0, keepalive_timeout=_IDLE_SECONDS,
-                happy_eyeballs_delay=HEAD_START, socket_factory=self._socket,
+                resolver=_IdResolver(self._reach), use_dns_cache=False, limit=0,
+                keepalive_timeout=_IDLE_SECONDS, happy_eyeballs_delay=HEAD_START, socket_factory=self._socket,
             )  # fmt: skip
             tracing = aiohttp.TraceConfig()
             tracing.on_connection_reuseconn.append(_note_kept)
@@ -263,23 +263,23 @@ class RpcClient:
 
 
 @contextlib.contextmanager
-def _among(all_: dict[str, set[T]], node: str, one: T) -> Iterator[None]:
-    """Keep ``one`` in the set of ``node`` within the block."""
-    mine = all_.setdefault(node, set())
-    mine.add(one)
+def _tracked(table: dict[str, set[T]], node: str, item: T) -> Iterator[None]:
+    """Keep ``item`` in the set of ``node`` within the block."""
+    items = table.setdefault(node, set())
+    items.add(item)
     try:
         yield
     finally:
-        mine.discard(one)
-        if not mine and all_.get(node) is mine:
-            del all_[node]
+        items.discard(item)
+        if not items and table.get(node) is items:
+            del table[node]
 
 
-async def _note_kept(session: aiohttp.ClientSession, context: SimpleNamespace, told: object) -> None:
+async def _note_kept(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.kept = True
 
 
-class _ById(AbstractResolver):
+class _IdResolver(AbstractResolver):
     """Resolves node ids instead of host names."""
 
     def __init__(self, reach: Dialer) -> None:
@@ -293,10 +293,10 @@ class _ById(AbstractResolver):
             raise OSError("its address is unknown")
         return [
             ResolveResult(
-                hostname=host, host=ip, port=at, proto=socket.IPPROTO_TCP,
+                hostname=host, host=ip, port=peer_port, proto=socket.IPPROTO_TCP,
                 family=socket.AF_INET6 if ":" in ip else socket.AF_INET, flags=socket.AI_NUMERICHOST,
             )
-            for ip, at in found
+            for ip, peer_port in found
         ]  # fmt: skip
 
     async def close(self) -> None:

@@ -114,16 +114,16 @@ class RpcServer:
         )  # fmt: skip
         await self._runner.setup()
         try:
-            listening = bound(socket.SOCK_STREAM, host, port)
-            listening.listen(_BACKLOG)
+            listener = bound(socket.SOCK_STREAM, host, port)
+            listener.listen(_BACKLOG)
         except OSError:
             await self._runner.cleanup()
             self._runner = None
             raise
-        self.port = int(listening.getsockname()[1])
+        self.port = int(listener.getsockname()[1])
         self._context = self._identity.server_context(tuple(self._spoken))
         self._server = Acceptor(
-            [listening],
+            [listener],
             lambda: _Handshaken(self._protocol, self._entered),
             self._chosen,
             handshake=_HANDSHAKE_SECONDS,
@@ -169,8 +169,8 @@ class RpcServer:
         """Register a connection opened by ``peer``."""
         self._connections = {
             node: kept
-            for node, all_ in self._connections.items()
-            if (kept := [one for one in all_ if not one.is_closing()])
+            for node, transports in self._connections.items()
+            if (kept := [entry for entry in transports if not entry.is_closing()])
         }
         self._connections.setdefault(peer, []).append(transport)
 
@@ -193,9 +193,9 @@ class RpcServer:
                 self._identity.node, f"{name} failed: {error or type(error).__name__}", transport=False
             ) from error
 
-    def _protocol(self, spoken: str | None, peer: str) -> asyncio.Protocol | None:
-        make = self._spoken.get(spoken or "")
-        return make(peer) if make is not None and (peer or spoken in STRANGERS) else None
+    def _protocol(self, alpn: str | None, peer: str) -> asyncio.Protocol | None:
+        make = self._spoken.get(alpn or "")
+        return make(peer) if make is not None and (peer or alpn in STRANGERS) else None
 
     def _http(self, peer: str) -> asyncio.Protocol:
         assert self._runner is not None and self._runner.server is not None
@@ -207,11 +207,11 @@ class RpcServer:
         if found is None:
             return _refuse(404, f"no call is named {name!r} here; it may run another release", True)
         try:
-            asked = found[0].decode(await request.read())
+            decoded = found[0].decode(await request.read())
         except msgspec.DecodeError as error:
             return _refuse(400, f"the request to {name} is invalid: {error}", True)
         # A started call is completed even if its caller disconnects: half a command helps nobody.
-        task = asyncio.create_task(self.answer(caller(request), name, asked))
+        task = asyncio.create_task(self.answer(caller(request), name, decoded))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -234,30 +234,30 @@ def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
     """
     name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
     try:
-        family, place = socket_address((host, port))
-        made = socket.socket(family, kind)
+        family, target = socket_address((host, port))
+        sock = socket.socket(family, kind)
     except OSError as error:
-        raise _not_ours(host, port, name, error) from error
+        raise _listen_error(host, port, name, error) from error
     try:
         if kind == socket.SOCK_STREAM:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-        made.setblocking(False)
-        made.bind(place)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        sock.setblocking(False)
+        sock.bind(target)
     except (OSError, UnicodeError) as error:
-        made.close()
+        sock.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise PortTaken(
                 error.errno,
                 f"port {port}/{name} on {host} (cluster.port, for other nodes) is in use: "
                 "another sollold may be running; end it or set another port",
             ) from error
-        raise _not_ours(host, port, name, error) from error
-    return made
+        raise _listen_error(host, port, name, error) from error
+    return sock
 
 
-def _not_ours(host: str, port: int, name: str, error: OSError | UnicodeError) -> OSError:
+def _listen_error(host: str, port: int, name: str, error: OSError | UnicodeError) -> OSError:
     why = system_reason(error)
     return OSError(
         getattr(error, "errno", None), f"can't listen on {host} port {port}/{name} (cluster.host): {why}"

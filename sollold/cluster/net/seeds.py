@@ -34,17 +34,17 @@ class Seed:
         Raises:
             BadSeed: the string is invalid.
         """
-        host, given = text.strip(), ""
+        host, digits = text.strip(), ""
         if host.startswith("["):
-            host, closed, given = host[1:].partition("]")
-            if not closed or (given and not given.startswith(":")):
+            host, closed, digits = host[1:].partition("]")
+            if not closed or (digits and not digits.startswith(":")):
                 raise BadSeed(f"cluster.seeds: {text!r} is not [address]:port")
-            given = given[1:]
+            digits = digits[1:]
         elif host.count(":") == 1:
-            host, _, given = host.partition(":")
-        if not host or (given and not (given.isascii() and given.isdigit() and 0 < int(given) < 65536)):
+            host, _, digits = host.partition(":")
+        if not host or (digits and not (digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536)):
             raise BadSeed(f"cluster.seeds: {text!r} is not host:port")
-        return cls(host, int(given) if given else port)
+        return cls(host, int(digits) if digits else port)
 
 
 async def resolve(seed: Seed) -> tuple[Address, ...]:
@@ -57,7 +57,7 @@ async def resolve(seed: Seed) -> tuple[Address, ...]:
     except (OSError, TimeoutError, UnicodeError) as error:
         log.info("the seed %s can't be resolved: %s", seed.host, error or "no answer")
         return ()
-    return tuple(dict.fromkeys(literal(place) for *_, place in found))
+    return tuple(dict.fromkeys(literal(address) for *_, address in found))
 
 
 def read_seeds(texts: Sequence[str], port: int) -> tuple[Seed, ...]:

@@ -17,7 +17,7 @@ from typing import cast
 
 from sollold.facts import dataclass
 
-_HIGH = 4 * 1024 * 1024
+_MAX_BUFFERED = 4 * 1024 * 1024
 """Buffered bytes for one end above which the other is not read."""
 _LINGER_SECONDS = 5.0
 """Seconds for which a closing end may send its remaining bytes."""
@@ -52,10 +52,10 @@ class ProxyEnd(asyncio.Protocol):
     def join(self, other: ProxyEnd) -> None:
         """Join with ``other``; both must be connected."""
         self._other, other._other = other, self
-        for one in (self, other):
-            early, one._early = one._early, []
+        for end in (self, other):
+            early, end._early = end._early, []
             for data in early:
-                one._forward(data)
+                end._forward(data)
         if self._ended or other._ended:
             self.close()
             other.close()
@@ -74,7 +74,7 @@ class ProxyEnd(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_HIGH)
+        self._transport.set_write_buffer_limits(high=_MAX_BUFFERED)
 
     def data_received(self, data: bytes) -> None:
         """Count received bytes and pass them on."""

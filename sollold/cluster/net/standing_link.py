@@ -38,13 +38,13 @@ SILENT_SECONDS = 4
 _PING_SECONDS = 15.0
 _HELLO_SECONDS = 5.0
 _FIRST_PINGS = 3
-_LOAD_AFTER = 3.0
+_LOAD_DELAY = 3.0
 _LOAD_SECONDS = 3600.0
 _LOAD_AGAIN = 60.0
 """Seconds between the first few rate measurements."""
 _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
-_LARGEST = _LOAD_PIECE + 1024
+_MAX_BYTES = _LOAD_PIECE + 1024
 _RETRY_SECONDS = 30.0
 _SILENCE = frozenset(
     (errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
@@ -96,11 +96,11 @@ def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
     if len(others) < FULL:
         return frozenset(others)
     ring = sorted([*others, me])
-    here = ring.index(me)
+    index = ring.index(me)
     found = set()
     step = 1
     while step <= len(ring) // 2:
-        found |= {ring[(here + step) % len(ring)], ring[(here - step) % len(ring)]}
+        found |= {ring[(index + step) % len(ring)], ring[(index - step) % len(ring)]}
         step *= 2
     return frozenset(found)
 
@@ -163,10 +163,10 @@ class StandingLinks:
         """Return the protocol for a link opened by ``peer``."""
         return StandingLink(self, peer, dialed=False)
 
-    def drop_node(self, node: str, *, now: int = 0) -> None:
-        """Close the link with ``node``, which is dead or has a new process with boot number ``now``."""
+    def drop_node(self, node: str, *, boot: int = 0) -> None:
+        """Close the link with ``node``, which is dead or has a new process with boot number ``boot``."""
         link = self._links.get(node)
-        if link is not None and link.boot != now:
+        if link is not None and link.boot != boot:
             del self._links[node]
             link.bye()
 
@@ -175,8 +175,8 @@ class StandingLinks:
 
         This does not count as a death; new links are opened via current addresses."""
         for node, link in tuple(self._links.items()):
-            here, there = link.hosts()
-            if here in own or there in other:
+            own_host, other_host = link.hosts()
+            if own_host in own or other_host in other:
                 del self._links[node]
                 link.bye()
 
@@ -256,7 +256,7 @@ class StandingLink(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._links = links
-        self._bytes = Unframer(_LARGEST)
+        self._bytes = Unframer(_MAX_BYTES)
         self._hello = False
         self._timer: asyncio.TimerHandle | None = None
         self._sequence = 0
@@ -309,15 +309,15 @@ class StandingLink(asyncio.Protocol):
 
     async def watch(self) -> None:
         """Measure periodically until the link is closed. For the side that opened it."""
-        load_at = self._loop.time() + _LOAD_AFTER * random.uniform(1, 3)
+        load_at = self._loop.time() + _LOAD_DELAY * random.uniform(1, 3)
         pings = 0
         while not self.closed.done():
             await self._measure_trip()
             pings += 1
             if self._loop.time() >= load_at:
                 await self._measure_rate()
-                after = _LOAD_SECONDS if self._rates.settled else _LOAD_AGAIN
-                load_at = self._loop.time() + after * random.uniform(0.75, 1.25)
+                interval = _LOAD_SECONDS if self._rates.settled else _LOAD_AGAIN
+                load_at = self._loop.time() + interval * random.uniform(0.75, 1.25)
             pause = 0.2 if pings < _FIRST_PINGS else _PING_SECONDS * random.uniform(0.8, 1.2)
             if self._rate == 0.0:
                 pause = min(pause, max(0.1, load_at - self._loop.time()))
@@ -345,8 +345,8 @@ class StandingLink(asyncio.Protocol):
             self._rate = self._rates.add(rate)
             self._links.measure(self.node, self._trip, self._rate)
 
-    async def _done(self, waited: asyncio.Future[None], seconds: float) -> None:
-        await asyncio.wait([waited, self.closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    async def _done(self, future: asyncio.Future[None], seconds: float) -> None:
+        await asyncio.wait([future, self.closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
     def _hear(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
         if isinstance(message, Bye):
@@ -378,8 +378,8 @@ class StandingLink(asyncio.Protocol):
             self._timer.cancel()
         if not self.dialed:
             self._say(Hello(self._links.port, self._links.boot))
-        place = self._transport.get_extra_info("peername")
-        self._links.link_up(self, (literal(place)[0], hello.port))
+        peer = self._transport.get_extra_info("peername")
+        self._links.link_up(self, (literal(peer)[0], hello.port))
 
     def _ponged(self, pong: Pong) -> None:
         if pong.sequence != self._sequence or self._answered is None or self._answered.done():

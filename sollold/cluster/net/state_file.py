@@ -236,5 +236,5 @@ def merged(live: tuple[Peer, ...], before: tuple[Peer, ...]) -> tuple[Peer, ...]
     """
     known = {peer.node for peer in live}
     taken = {address for peer in live for address in peer.addresses[:1]}
-    rest = (one for one in before if one.node not in known and taken.isdisjoint(one.addresses[:1]))
+    rest = (peer for peer in before if peer.node not in known and taken.isdisjoint(peer.addresses[:1]))
     return (*live, *rest)[:_MAX_PEERS]

@@ -26,11 +26,11 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.cluster")
 
 GREETING_LIMIT = 4096
-_MOST_HELD = 1 << 20
+_MAX_HELD_BYTES = 1 << 20
 """Maximum bytes behind a held request: a head that waits for its response sends none."""
-_MOST_AHEAD = 4
+_MAX_AHEAD = 4
 """Maximum responses sent before the worker's own: the head must not get far ahead of the worker."""
-_TRIES = 3
+_MAX_TRIES = 3
 """Attempts to be a worker's only client."""
 OPEN_SECONDS = 5.0
 """Timeout in seconds of the greeting, and of the connection to the worker."""
@@ -65,12 +65,12 @@ class WorkerTunnels:
         self.ahead = True
         self._open: dict[TunnelServer, Open] = {}
 
-    def enter(self, end: TunnelServer, asked: Open) -> None:
-        """Register ``end`` as the tunnel for ``asked``; abort an earlier one, whose client is gone."""
+    def enter(self, end: TunnelServer, request: Open) -> None:
+        """Register ``end`` as the tunnel for ``request``; abort an earlier one, whose client is gone."""
         for other, name in tuple(self._open.items()):
-            if name == asked:
+            if name == request:
                 other.abort()
-        self._open[end] = asked
+        self._open[end] = request
 
     def leave(self, end: TunnelServer) -> None:
         """Remove a closed tunnel."""
@@ -109,17 +109,17 @@ class TunnelServer(asyncio.Protocol):
         self._greeting.feed(data)
         if self._task is not None:
             if self._transport is not None:
-                self._transport.pause_reading()  # the head does not wait for our answer: let it wait
+                self._transport.pause_reading()  # the head sends before our answer: make it wait
             return
         try:
             greeting = self._greeting.take_message()
             if greeting is None:
                 return
-            asked = msgspec.msgpack.decode(greeting, type=Open)
+            request = msgspec.msgpack.decode(greeting, type=Open)
         except (FrameError, msgspec.DecodeError) as error:
             self._refuse(f"the tunnel's greeting is invalid: {error}")
             return
-        self._task = asyncio.get_running_loop().create_task(self._begin(asked))
+        self._task = asyncio.get_running_loop().create_task(self._begin(request))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up."""
@@ -133,26 +133,26 @@ class TunnelServer(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _begin(self, asked: Open) -> None:
+    async def _begin(self, request: Open) -> None:
         workers, traffic = self._lines.workers, Traffic()
         if workers is None:
             self._refuse("this node has no workers")
             return
         try:
-            worker = await self._connect(workers, asked, traffic)
+            worker = await self._connect(workers, request, traffic)
         except PeerError as error:
             self._refuse(str(error))
             return
         except Exception as error:
-            log.exception("connecting to the worker of deployment %s failed", asked.deployment)
+            log.exception("connecting to the worker of deployment %s failed", request.deployment)
             self._refuse(f"failed: {error}")
             return
         assert self._transport is not None
         self._stop_timer()
-        self._lines.enter(self, asked)
+        self._lines.enter(self, request)
         transport = self._transport
         transport.write(frame(msgspec.msgpack.encode(Opened(True))))
-        front = _Front(self, traffic, None if asked.plain else workers.gate(asked.deployment), worker)
+        front = _HeadEnd(self, traffic, None if request.plain else workers.gate(request.deployment), worker)
         transport.set_protocol(front)
         front.connection_made(transport)
         front.join(worker)
@@ -160,20 +160,20 @@ class TunnelServer(asyncio.Protocol):
             front.data_received(early)
         transport.resume_reading()
 
-    async def _connect(self, workers: Workers, asked: Open, traffic: Traffic) -> _WorkerEnd:
+    async def _connect(self, workers: Workers, request: Open, traffic: Traffic) -> _WorkerEnd:
         """Connect to the worker.
 
         Raises:
             PeerError: no connection is possible.
         """
-        deployment = asked.deployment
-        for _ in range(_TRIES):
-            host, port = await workers.address(self.peer, deployment, asked.plain)
+        deployment = request.deployment
+        for _ in range(_MAX_TRIES):
+            host, port = await workers.address(self.peer, deployment, request.plain)
             worker = _WorkerEnd(traffic, self._lines)
             try:
                 async with asyncio.timeout(OPEN_SECONDS):
-                    await asyncio.get_running_loop().create_connection(partial(_itself, worker), host, port)
-                if asked.plain:
+                    await asyncio.get_running_loop().create_connection(partial(_identity, worker), host, port)
+                if request.plain:
                     keep_watch(worker.transport)  # no daemon there reports the loss of its machine
                     return worker
                 if await workers.connected(deployment):
@@ -200,7 +200,7 @@ class TunnelServer(asyncio.Protocol):
             self._timer = None
 
 
-def _itself(end: _WorkerEnd) -> _WorkerEnd:
+def _identity(end: _WorkerEnd) -> _WorkerEnd:
     return end
 
 
@@ -221,7 +221,7 @@ class _WorkerEnd(ProxyEnd):
 
     def answer(self, data: bytes) -> None:
         """Send the head the worker's predicted response, unless the worker is too far behind."""
-        if self._lines.ahead and len(self._said) < _MOST_AHEAD:
+        if self._lines.ahead and len(self._said) < _MAX_AHEAD:
             self._said.append(data)
             super().data_received(data)
 
@@ -242,7 +242,7 @@ class _WorkerEnd(ProxyEnd):
             super().data_received(data)
 
 
-class _Front(ProxyEnd):
+class _HeadEnd(ProxyEnd):
     """The member's side of an established tunnel."""
 
     def __init__(self, owner: TunnelServer, traffic: Traffic, gate: Gate | None, worker: _WorkerEnd) -> None:
@@ -258,7 +258,7 @@ class _Front(ProxyEnd):
             super().data_received(data)
             return
         self._let_pass(gate, gate.feed(data))
-        if gate.held > _MOST_HELD:
+        if gate.held > _MAX_HELD_BYTES:
             self._let_pass(gate, gate.release_all())
 
     def _let_pass(self, gate: Gate, passed: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The cluster as this node sees it: the interface for all rooms above, and waiting for changes."""
+"""The cluster as this node sees it: the interface for all other packages, and waiting for changes."""
 
 from __future__ import annotations
 
