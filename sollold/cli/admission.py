@@ -15,7 +15,7 @@ from sollold.cli.table import print_table
 from sollold.units import parse_seconds, seconds_text
 
 _ROLL_SECONDS = 60.0
-_LONGEST_OPEN = 86400.0
+_MAX_OPEN_SECONDS = 86400.0
 
 
 def admit(options: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def _door(options: argparse.Namespace) -> int:
         except ValueError as error:
             print(f"sollold: {error}", file=sys.stderr)
             return Exit.USAGE
-        if not 0 < seconds <= _LONGEST_OPEN:
+        if not 0 < seconds <= _MAX_OPEN_SECONDS:
             print("sollold: open takes a time up to 24h; `sollold cluster close` ends it", file=sys.stderr)
             return Exit.USAGE
     answer = client(options).post("/api/cluster/door", {"seconds": seconds})
@@ -90,7 +90,7 @@ def _ca(options: argparse.Namespace) -> int:
 
 
 def _rotate(options: argparse.Namespace) -> int:
-    return _rolled(options, client(options, timeout=_ROLL_SECONDS).post("/api/cluster/rotate", {}))
+    return _report(options, client(options, timeout=_ROLL_SECONDS).post("/api/cluster/rotate", {}))
 
 
 def _evict(options: argparse.Namespace) -> int:
@@ -101,7 +101,7 @@ def _evict(options: argparse.Namespace) -> int:
     answer = daemon.post("/api/cluster/evict", {"machine": options.argument})
     if not options.json:
         print(harmless(f"{answer['name']} ({answer['node']}) was evicted"))
-    status = _rolled(options, answer)
+    status = _report(options, answer)
     if any(node["door_until"] for node in daemon.get("/api/cluster")["nodes"]):
         words = "the cluster still admits new machines, this one too with a new key: sollold cluster close"
         print(words, file=sys.stderr)
@@ -118,17 +118,17 @@ def _secure(options: argparse.Namespace) -> int:
     if unknown := set(options.without) - {node[key] for node in nodes for key in ("name", "node")}:
         print(harmless(f"sollold: there is no node {', '.join(sorted(unknown))}"), file=sys.stderr)
         return Exit.FAILED
-    stay = [node for node in nodes if not {node["name"], node["node"]} & set(options.without)]
-    if not options.yes and not _agreed(stay):
+    kept = [node for node in nodes if not {node["name"], node["node"]} & set(options.without)]
+    if not options.yes and not _confirmed(kept):
         print("nothing was changed", file=sys.stderr)
         return Exit.FAILED
-    return _rolled(options, daemon.post("/api/cluster/secure", {"nodes": [node["node"] for node in stay]}))
+    return _report(options, daemon.post("/api/cluster/secure", {"nodes": [node["node"] for node in kept]}))
 
 
-def _agreed(stay: list[dict[str, Any]]) -> bool:
+def _confirmed(nodes: list[dict[str, Any]]) -> bool:
     """List the nodes that will receive the new secret, and ask for confirmation."""
     print("these nodes receive a secret; all others are excluded:", file=sys.stderr)
-    for node in stay:
+    for node in nodes:
         words = f"  {node['name']}  {node['node']}  {', '.join(node['addresses'])}"
         print(harmless(words), file=sys.stderr)
     print("Continue? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -139,7 +139,7 @@ def _agreed(stay: list[dict[str, Any]]) -> bool:
         return False
 
 
-def _rolled(options: argparse.Namespace, answer: dict[str, Any]) -> int:
+def _report(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Print the result of changing the secret."""
     if options.json:
         print_json(answer)
@@ -158,21 +158,21 @@ def _members(options: argparse.Namespace) -> int:
     daemon = client(options)
     state = daemon.get("/api/cluster")
     members = daemon.get("/api/cluster/members")["members"]
-    missing = [one for one in members if one["state"] != "here"]
+    missing = [member for member in members if member["state"] != "here"]
     names = {node["node"]: node["name"] for node in state["nodes"]} | {
-        one["node"]: one["name"] for one in members
+        member["node"]: member["name"] for member in members
     }
     if options.json:
         keys = ("node", "name", "admitted_by", "door_until", "waiting", "seeking", "open")
-        here = [{**{key: node[key] for key in keys}, "state": "here"} for node in state["nodes"]]
-        print_json(here + missing)
+        present = [{**{key: node[key] for key in keys}, "state": "here"} for node in state["nodes"]]
+        print_json(present + missing)
         return Exit.DONE
     rows = []
     for node in state["nodes"]:
-        by = node["admitted_by"]
-        how = (
-            f"admitted by {names.get(by, by)}"
-            if by
+        admitter = node["admitted_by"]
+        origin = (
+            f"admitted by {names.get(admitter, admitter)}"
+            if admitter
             else "open cluster"
             if node["open"]
             else "founder or token"
@@ -181,8 +181,8 @@ def _members(options: argparse.Namespace) -> int:
         # The others' remaining time is by their own clocks, which may differ from this one by hours.
         if node["me"] and node["door_until"] > time.time():
             door += f" for {max(1.0, (node['door_until'] - time.time()) // 60):.0f} min"
-        rows.append((node["name"], node["node"], f"{how}{door}"))
-    rows += [(one["name"], one["node"], one["state"]) for one in missing]
+        rows.append((node["name"], node["node"], f"{origin}{door}"))
+    rows += [(member["name"], member["node"], member["state"]) for member in missing]
     print_table(("member", "id", "how"), rows, whole=("member", "id"))
     for words in of_admission(state):
         print(harmless(words))

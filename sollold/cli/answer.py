@@ -15,7 +15,7 @@ LIMIT = 32_768
 """Default limit on tokens when the user sets no ``num_predict``, so that every answer ends."""
 _REPEATS = 40
 """Consecutive repetitions of a piece of text that count as a loop."""
-_LONGEST_LOOP = 400
+_MAX_LOOP = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
     stream = daemon.stream("/api/chat", sampling.body(model, messages))
     try:
         with loading(daemon, model) as waiting:
-            for item in stream:
-                message = item.get("message", {})
+            for chunk in stream:
+                message = chunk.get("message", {})
                 if message.get("thinking") or message.get("content"):
                     # First, since text printed beside a bar gets a line of its own.
                     waiting.end()
                 printed.add(message)
-                if item.get("done"):
-                    final = item
+                if chunk.get("done"):
+                    final = chunk
                 if printed.looping:
                     break
     except KeyboardInterrupt:
@@ -122,14 +122,14 @@ class _Printed:
                 print("\n")
             self._parts.append(text)
             print(text, end="", flush=True)
-            self.looping = loops("".join(self._parts[-_LONGEST_LOOP:]))
+            self.looping = loops("".join(self._parts[-_MAX_LOOP:]))
 
 
 def loops(text: str) -> bool:
     """Whether ``text`` ends in `_REPEATS` repetitions of a short piece that contains a letter or a digit."""
     for length in range(1, 9):
         piece = text[-length:]
-        if any(sign.isalnum() for sign in piece) and text.endswith(piece * _REPEATS):
+        if any(c.isalnum() for c in piece) and text.endswith(piece * _REPEATS):
             return True
     lines = text.rstrip("\n").split("\n")
     # For repeated whole lines fewer repetitions are enough, since they are longer.

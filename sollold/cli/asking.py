@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_UNCUT = 100_000
+_MAX_WIDTH = 100_000
 """Width of output that is not a terminal, in columns: lines for `grep` and `awk` are not wrapped."""
 
 
@@ -69,14 +69,14 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingCli
         ClientError: the name does not lead to a node.
     """
     key = os.environ.get("SOLLOLD_API_KEY", "")
-    meant = named(options)
-    url = _url_of(meant, key) if meant else url_of(*here())
+    name = named(options)
+    url = _url_of(name, key) if name else url_of(*here())
     return BlockingClient(
         url,
         timeout=timeout,
         key=key,
-        credentials=partial(_member_pass, url) if meant else None,
-        authority=_own_authority if meant else None,
+        credentials=partial(_member_pass, url) if name else None,
+        authority=_own_authority if name else None,
     )
 
 
@@ -104,8 +104,8 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _url_of(meant: str, key: str) -> str:
-    """The URL of the node named by ``meant``: a URL, an address with or without a port, or a node's name.
+def _url_of(name: str, key: str) -> str:
+    """The URL of the node named by ``name``: a URL, an address with or without a port, or a node's name.
 
     A bare word is looked up in the cluster first (that of ``$SOLLOLD_NODE_URL``, or this machine's), then by
     DNS.
@@ -113,14 +113,14 @@ def _url_of(meant: str, key: str) -> str:
     Raises:
         ClientError: several nodes have this name, or none.
     """
-    if "://" in meant:
-        return meant
-    if meant.count(":") > 1 and not meant.startswith("["):
-        return url_of(meant, HTTP_PORT)  # an IPv6 address
-    host, colon, port = meant.rpartition(":")
+    if "://" in name:
+        return name
+    if name.count(":") > 1 and not name.startswith("["):
+        return url_of(name, HTTP_PORT)  # an IPv6 address
+    host, colon, port = name.rpartition(":")
     if colon and port.isdecimal():
-        return f"http://{meant}"
-    host, fault = meant.strip("[]"), ""
+        return f"http://{name}"
+    host, message = name.strip("[]"), ""
     if "." not in host and host != "localhost":
         with contextlib.suppress(ClientError):
             nodes = BlockingClient(_known_node(), timeout=3.0, key=key).get("/api/cluster")["nodes"]
@@ -132,19 +132,19 @@ def _url_of(meant: str, key: str) -> str:
                 return str(found[0]["url"])
             if found:
                 ids = ", ".join(f"{node['node']} ({node['url']})" for node in found)
-                fault = f"several nodes are named {meant!r}; name one by its id: {ids}"
+                message = f"several nodes are named {name!r}; name one by its id: {ids}"
             elif not _is_host(host):
                 names = ", ".join(sorted(node["name"] for node in nodes))
-                fault = f"there is no node {meant!r} and no machine of that name; nodes: {names}"
-    if fault:
-        raise ClientError(fault)
+                message = f"there is no node {name!r} and no machine of that name; nodes: {names}"
+    if message:
+        raise ClientError(message)
     return url_of(host, HTTP_PORT)
 
 
 def _known_node() -> str:
     """The URL of a node that can be asked about the others."""
-    given = os.environ.get("SOLLOLD_NODE_URL", "")
-    return given if "://" in given else url_of(*here())
+    url = os.environ.get("SOLLOLD_NODE_URL", "")
+    return url if "://" in url else url_of(*here())
 
 
 def _is_host(name: str) -> bool:
@@ -174,7 +174,7 @@ def console(*, stderr: bool = False) -> Console:
                 yield Segment(text if control else harmless(text), style, control)
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    width: int | None = None if terminal else _UNCUT
+    width: int | None = None if terminal else _MAX_WIDTH
     height: int | None = None
     if terminal and os.environ.get("TERM") in ("dumb", "unknown"):
         # rich assumes 80 columns for any terminal of this kind.
@@ -183,8 +183,10 @@ def console(*, stderr: bool = False) -> Console:
     return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, height=height)
 
 
-def print_json(item: Any, *, line: bool = False) -> None:
-    """One JSON document for programs, indented, or a ``line`` of several, which each comes at once; what the
-    output's encoding may not have is escaped."""
+def print_json(value: Any, *, line: bool = False) -> None:
+    """Print ``value`` as JSON: indented, or with ``line`` on one line that is flushed at once.
+
+    Unless the output's encoding is UTF-8, characters other than ASCII are escaped.
+    """
     plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    print(json.dumps(item, indent=None if line else 2, ensure_ascii=plain), flush=line)
+    print(json.dumps(value, indent=None if line else 2, ensure_ascii=plain), flush=line)

@@ -11,7 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
-_LEAST = 4
+_MIN_WIDTH = 4
 
 
 class Bar:
@@ -30,7 +30,7 @@ class Bar:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Called by rich: the minimum and maximum width, in columns."""
-        return Measurement(_LEAST, self._width).with_maximum(options.max_width)
+        return Measurement(_MIN_WIDTH, self._width).with_maximum(options.max_width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Called by rich: the bar, as wide as allowed."""

@@ -43,14 +43,14 @@ class Result:
 
     def row(self) -> dict[str, float]:
         """The figures as text: medians over the callers, in tokens per second and seconds."""
-        prompt = [one.prompt_tokens / one.prompt_seconds for one in self.answers if one.prompt_seconds > 0]
-        speed = [one.tokens / one.seconds for one in self.answers if one.seconds > 0]
+        prompt = [a.prompt_tokens / a.prompt_seconds for a in self.answers if a.prompt_seconds > 0]
+        speed = [a.tokens / a.seconds for a in self.answers if a.seconds > 0]
         return {
             "callers": self.callers,
             "prompt_tokens_per_second": round(statistics.median(prompt), 1) if prompt else 0.0,
             "tokens_per_second": round(statistics.median(speed), 1) if speed else 0.0,
-            "total_tokens_per_second": round(sum(one.tokens for one in self.answers) / self.wall, 1),
-            "first_token_seconds": round(statistics.median(one.first for one in self.answers), 3),
+            "total_tokens_per_second": round(sum(a.tokens for a in self.answers) / self.wall, 1),
+            "first_token_seconds": round(statistics.median(a.first for a in self.answers), 3),
         }
 
 
@@ -91,14 +91,14 @@ def measured(daemon: BlockingClient, model: str, callers: int, prompt_tokens: in
     """
     begin = time.monotonic()
     pending = [Future[Answer]() for _ in range(callers)]
-    for one in pending:
+    for job in pending:
         # Not a thread pool: on Ctrl-C the interpreter would wait for its threads until their answers end.
-        threading.Thread(target=_into, args=(one, daemon, model, prompt_tokens, tokens), daemon=True).start()
-    answers = tuple(one.result() for one in pending)
+        threading.Thread(target=_fill, args=(job, daemon, model, prompt_tokens, tokens), daemon=True).start()
+    answers = tuple(job.result() for job in pending)
     return Result(callers, answers, time.monotonic() - begin)
 
 
-def _into(
+def _fill(
     answer: Future[Answer], daemon: BlockingClient, model: str, prompt_tokens: int, tokens: int
 ) -> None:
     try:
@@ -117,11 +117,11 @@ def _answer(daemon: BlockingClient, model: str, prompt_tokens: int, tokens: int)
         "options": {"num_predict": tokens, "temperature": 0.8},
     }
     begin, first, final = time.monotonic(), 0.0, dict[str, Any]()
-    for item in daemon.stream("/api/generate", body):
-        if not first and (item.get("response") or item.get("thinking")):
+    for chunk in daemon.stream("/api/generate", body):
+        if not first and (chunk.get("response") or chunk.get("thinking")):
             first = time.monotonic() - begin
-        if item.get("done"):
-            final = item
+        if chunk.get("done"):
+            final = chunk
     if not final:
         raise ClientError(f"{model}: the answer ended early", 502)
     return Answer(

@@ -23,14 +23,14 @@ def chat(options: argparse.Namespace) -> int:
     """Ask once, adding piped input to the prompt, or hold a conversation until the end of the input."""
     prompt = " ".join(options.prompt)
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
-    asked = bool(prompt.strip() or piped.strip())
-    if not asked and not sys.stdin.isatty():
+    has_prompt = bool(prompt.strip() or piped.strip())
+    if not has_prompt and not sys.stdin.isatty():
         print("sollold: there is no prompt: give one after the model, or pipe one in", file=sys.stderr)
         return Exit.USAGE
     if options.typed == "run":
         # As Ollama's `run` does.
         pull_missing(client(options), options.model)
-    return _once(options, prompt, piped) if asked else _talk(options)
+    return _once(options, prompt, piped) if has_prompt else _talk(options)
 
 
 def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
@@ -38,11 +38,11 @@ def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
     if options.system:
         messages.append({"role": "system", "content": options.system})
     daemon = client(options)
-    asked = question(daemon, options.model, prompt)
+    message = question(daemon, options.model, prompt)
     if piped.strip():
         # Piped text comes from another program and must not name files to attach.
-        asked["content"] = f"{asked['content']}\n\n{piped}" if prompt else piped
-    messages.append(asked)
+        message["content"] = f"{message['content']}\n\n{piped}" if prompt else piped
+    messages.append(message)
     sampling = Sampling(think=True if options.think else None)
     if options.json:
         body = sampling.body(options.model, messages) | {"stream": False}
@@ -82,14 +82,14 @@ def _talk(options: argparse.Namespace) -> int:
             continue
         interrupted = False
         try:
-            said = talk.typed(line)
+            result = talk.typed(line)
         except Quit:
             return Exit.DONE
-        if said.words:
-            print(said.words)
-        if said.show or said.load:
-            _about_model(daemon, talk, said)
-        if not said.ask:
+        if result.words:
+            print(result.words)
+        if result.show or result.load:
+            _about_model(daemon, talk, result)
+        if not result.ask:
             continue
         try:
             talk.ask(question(daemon, talk.model, talk.asked))
@@ -107,20 +107,20 @@ def _talk(options: argparse.Namespace) -> int:
             talk.answered(text)
 
 
-def _about_model(daemon: BlockingClient, talk: Conversation, said: LineResult) -> None:
+def _about_model(daemon: BlockingClient, talk: Conversation, result: LineResult) -> None:
     """Handle ``/show`` and ``/load``. An error is printed and does not end the conversation."""
-    model = said.load or talk.model
+    model = result.load or talk.model
     try:
         found = daemon.post("/api/show", {"model": model})
     except ClientError as error:
         print(f"sollold: {harmless(error.message)}", file=sys.stderr)
         return
-    if said.load:
+    if result.load:
         talk.begin(model)
         print(f"Talking with {model}.")
-    elif said.show == INFO:
+    elif result.show == INFO:
         print_part(found, "")
-    elif found.get(said.show):
-        print_part(found, said.show)
+    elif found.get(result.show):
+        print_part(found, result.show)
     else:
-        print(f"{model} has no {said.show} of its own")
+        print(f"{model} has no {result.show} of its own")

@@ -35,8 +35,8 @@ def parameter(name: str, text: str) -> Any:
     if name in OURS:
         raise ValueError(f"{name} is not set here: sollold decides how layers are placed")
     if name not in (*WHOLE, *FRACTIONS):
-        near = did_you_mean(name, (*WHOLE, *FRACTIONS, "stop"))
-        raise ValueError(f"unknown parameter {name}{near}")
+        hint = did_you_mean(name, (*WHOLE, *FRACTIONS, "stop"))
+        raise ValueError(f"unknown parameter {name}{hint}")
     try:
         number = float(text)
     except ValueError:
@@ -53,4 +53,4 @@ def _sequences(text: str) -> list[str]:
     except ValueError:
         return text.split()
     found = read if isinstance(read, list) else [read]
-    return [one if isinstance(one, str) else json.dumps(one) for one in found]
+    return [value if isinstance(value, str) else json.dumps(value) for value in found]

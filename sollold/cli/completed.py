@@ -8,7 +8,7 @@ from sollold.cli.parser import ALIASES
 
 _BY_WORD = {"MODEL": "sollold models --quiet", "NODE": "sollold nodes --quiet"}
 """Listing command by the argument's placeholder in help."""
-_BY_PLACE = {
+_BY_ARGUMENT = {
     ("forget", "name"): "sollold nodes --quiet --offline",
     ("admit", "name"): "sollold nodes --quiet --waiting",
     ("unload", "model"): "sollold ps --quiet",
@@ -22,8 +22,8 @@ _AFTER = {("key", "name"): "revoke", ("cluster", "argument"): "evict"}
 
 def lister(command: str, action: argparse.Action) -> str:
     """The command that prints the possible values, one per line; empty if there are none to list."""
-    known = _BY_PLACE.get((ALIASES.get(command, command), action.dest))
-    return known or _BY_WORD.get(str(action.metavar), "")
+    listing = _BY_ARGUMENT.get((ALIASES.get(command, command), action.dest))
+    return listing or _BY_WORD.get(str(action.metavar), "")
 
 
 def needed_before(command: str, action: argparse.Action) -> str:

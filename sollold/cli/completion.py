@@ -80,10 +80,10 @@ def completion(options: argparse.Namespace) -> int:
     functions = {}
     for command, words in {"": top, **subcommands(top)}.items():
         for action in words._actions:
-            if known := lister(command, action):
-                before = needed_before(command, action)
-                name = "_" + re.sub(r"[^a-z]+", "_", f"{known} {before}".strip())
-                functions[name] = _function(options.shell, name, known, before)
+            if listing := lister(command, action):
+                subcommand = needed_before(command, action)
+                name = "_" + re.sub(r"[^a-z]+", "_", f"{listing} {subcommand}".strip())
+                functions[name] = _function(options.shell, name, listing, subcommand)
                 action.complete = {"bash": name, "zsh": name}  # type: ignore[attr-defined]
     names = _NAMES if options.shell == "bash" else ""
     print(shtab.complete(top, shell=options.shell, preamble=names + "".join(functions.values())))
@@ -92,9 +92,9 @@ def completion(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _function(shell: str, name: str, words: str, before: str) -> str:
-    unless = _UNLESS[shell].format(before=before) if before else ""
-    return _FUNCTIONS[shell].format(name=name, words=words, unless=unless)
+def _function(shell: str, name: str, words: str, subcommand: str) -> str:
+    condition = _UNLESS[shell].format(before=subcommand) if subcommand else ""
+    return _FUNCTIONS[shell].format(name=name, words=words, unless=condition)
 
 
 def man_page() -> str:

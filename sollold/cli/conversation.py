@@ -156,25 +156,25 @@ class Conversation:
         return LineResult(words=f"unknown command {name}; /? shows the commands")
 
     def _set(self, rest: str) -> str:
-        what, _, value = rest.partition(" ")
+        key, _, value = rest.partition(" ")
         value = value.strip()
-        if what == "system":
+        if key == "system":
             self._system = value.strip('"')
             return "Set the system prompt." if self._system else "Removed the system prompt."
-        if what == "parameter":
+        if key == "parameter":
             return self._set_parameter(value)
-        if what == "think" and value in LEVELS:
+        if key == "think" and value in LEVELS:
             self.sampling = replace(self.sampling, think=value)
             return f"Thinking is on ({value})."
-        if what in ("think", "nothink") and not value:
-            self.sampling = replace(self.sampling, think=what == "think")
-            return "Thinking is on." if what == "think" else "Thinking is off."
-        if (what, value) in (("format", "json"), ("noformat", "")):
+        if key in ("think", "nothink") and not value:
+            self.sampling = replace(self.sampling, think=key == "think")
+            return "Thinking is on." if key == "think" else "Thinking is off."
+        if (key, value) in (("format", "json"), ("noformat", "")):
             self.sampling = replace(self.sampling, format=value)
             return "Answers are JSON." if value else "Answers have no set format."
-        if what in ("verbose", "quiet"):
-            self.sampling = replace(self.sampling, verbose=what == "verbose")
-            return "The speed is shown after each answer." if what == "verbose" else "The speed is not shown."
+        if key in ("verbose", "quiet"):
+            self.sampling = replace(self.sampling, verbose=key == "verbose")
+            return "The speed is shown after each answer." if key == "verbose" else "The speed is not shown."
         return f"usage: /set {_SETTINGS}"
 
     def _set_parameter(self, rest: str) -> str:

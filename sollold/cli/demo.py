@@ -63,14 +63,14 @@ async def demo(options: argparse.Namespace) -> int:
     if llama is None:
         print(f"sollold: no llama.cpp here; run `sollold setup` first. {' '.join(passed)}", file=sys.stderr)
         return Exit.FAILED
-    with _signals() as told:
+    with _signals() as received:
         try:
             with tempfile.TemporaryDirectory(prefix="sollold-demo-") as folder:
                 return await _demo(Path(folder), llama, keep=options.keep)
         except asyncio.CancelledError:
-            if not told:
+            if not received:
                 raise
-            return 128 + told[0]
+            return 128 + received[0]
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -85,17 +85,17 @@ def _signals() -> Iterator[list[int]]:
     Further signals are ignored: cleaning up has its own timeouts.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    told: list[int] = []
+    received: list[int] = []
 
     def end(number: int) -> None:
-        told.append(number)
-        if task is not None and len(told) == 1:
+        received.append(number)
+        if task is not None and len(received) == 1:
             task.cancel()
 
     for number in _ENDS:
         loop.add_signal_handler(number, end, number)
     try:
-        yield told
+        yield received
     finally:
         for number in _ENDS:
             loop.remove_signal_handler(number)
@@ -112,7 +112,7 @@ async def _demo(folder: Path, llama: Llama, *, keep: bool) -> int:
     try:
         for name in NODES:
             nodes.append(await _start(folder, llama, name, models, [node.peer for node in nodes]))
-        await _met(nodes)
+        await _wait_for_nodes(nodes)
         await _show(nodes, out)
         if keep:
             out.print("\nThe nodes run until Ctrl-C: " + "  ".join(node.url for node in nodes))
@@ -173,7 +173,7 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
     }
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     # This process knows from its own start where the libraries are.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (folder / name / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sollold", "run", "--config", os.devnull, *words,
@@ -185,13 +185,13 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
 async def _ready_nodes(client: Client) -> int:
     """Number of nodes with llama.cpp that this node sees; 0 while it does not respond."""
     try:
-        there = (await client.get("/api/cluster"))["nodes"]
+        nodes = (await client.get("/api/cluster"))["nodes"]
     except ClientError:
         return 0
-    return len([one for one in there if one["build"]])
+    return len([node for node in nodes if node["build"]])
 
 
-async def _met(nodes: list[_Node]) -> None:
+async def _wait_for_nodes(nodes: list[_Node]) -> None:
     """Wait until every node sees all others with llama.cpp ready."""
     deadline = time.monotonic() + SLOWEST
     for node in nodes:
@@ -210,7 +210,7 @@ async def _show(nodes: list[_Node], out: Any) -> None:
         body = {"model": MODEL, "context": CONTEXT, "slots": 1}
         await client.post("/api/cluster/load", body, timeout=SLOWEST)
         deadline = time.monotonic() + SLOWEST
-        while not _told(state := await client.get("/api/cluster")):
+        while not _known_everywhere(state := await client.get("/api/cluster")):
             if time.monotonic() > deadline:
                 raise TimeoutError("the nodes do not report their granted memory")
             await asyncio.sleep(0.1)
@@ -227,7 +227,7 @@ async def _show(nodes: list[_Node], out: Any) -> None:
         out.print(answer["message"]["content"])
 
 
-def _told(state: dict[str, Any]) -> bool:
+def _known_everywhere(state: dict[str, Any]) -> bool:
     """Whether all nodes know of the load, which gossip spreads shortly after it."""
     ready = [found for found in state["deployments"] if found["state"] == "ready"]
     holders = {share["node"] for found in ready for share in found["placed"]}

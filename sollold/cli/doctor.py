@@ -28,7 +28,7 @@ def doctor(options: argparse.Namespace) -> int:
         hung = isinstance(error, NodeSilent)
         if named(options) or (error.status and not hung):
             raise  # another machine was asked: problems of this one are not the reason
-        found = [_problem(error.message, _end())] if hung else [_problem(error.message, ""), *_why_silent()]
+        found = [_problem(error.message, _fix())] if hung else [_problem(error.message, ""), *_why_silent()]
     if options.json:
         print_json(found)
     else:
@@ -67,28 +67,28 @@ def _why_silent() -> list[dict[str, Any]]:
         # With Restart=on-failure a service that can't start is rarely "failed".
         found.append(_problem("the service is starting, or keeps failing and restarting", log))
     elif active in ("active", "deactivating"):
-        what = "the service runs but does not answer: hung, stopping, or on another address or port"
-        found.append(_problem(what, log))
+        text = "the service runs but does not answer: hung, stopping, or on another address or port"
+        found.append(_problem(text, log))
     elif loaded == "loaded":
         found.append(_problem("the service is not started", f"{as_root}{control} enable --now sollold"))
     elif loaded in ("", "not-found"):
         found.append(_problem("the sollold service is not installed on this machine", "sollold run"))
     else:
-        what = f"the service can't be started: systemd reports its unit as {loaded}"
-        found.append(_problem(what, f"{control} status sollold"))
+        text = f"the service can't be started: systemd reports its unit as {loaded}"
+        found.append(_problem(text, f"{control} status sollold"))
     try:
         load(skip_unreadable=True)
     except SettingsError as error:
         found.append(_problem(str(error), f"correct it, then {as_root}{control} restart sollold"))
     host, port = here()
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
-        what = f"the program that listens on port {port} is not a sollold node"
-        found.append(_problem(what, f"sudo ss -ltnp 'sport = :{port}'"))
+        text = f"the program that listens on port {port} is not a sollold node"
+        found.append(_problem(text, f"sudo ss -ltnp 'sport = :{port}'"))
     return found
 
 
-def _end() -> str:
-    """How to get a daemon to work again that takes connections and does nothing."""
+def _fix() -> str:
+    """How to restart a daemon that accepts connections but does not respond."""
     _, active = _service()
     if not active or active == "inactive":
         return "end its process, and start it again"
@@ -107,5 +107,5 @@ def _service() -> tuple[str, str]:
     return states.get("LoadState", ""), states.get("ActiveState", "")
 
 
-def _problem(what: str, fix: str) -> dict[str, Any]:
-    return {"grade": "problem", "what": what, "fix": fix}
+def _problem(text: str, fix: str) -> dict[str, Any]:
+    return {"grade": "problem", "what": text, "fix": fix}

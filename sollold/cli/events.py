@@ -21,11 +21,11 @@ def events(options: argparse.Namespace) -> int:
     daemon = client(options)
     if options.follow:
         _follow(daemon, as_json=options.json)
-    told = False
-    for _, item in daemon.events("/api/cluster/events"):
-        _print(item, as_json=options.json)
-        told = True
-    if not told and not options.json:
+    printed = False
+    for _, event in daemon.events("/api/cluster/events"):
+        _print(event, as_json=options.json)
+        printed = True
+    if not printed and not options.json:
         print("no events since this node started", file=sys.stderr)
     return Exit.DONE
 
@@ -33,24 +33,24 @@ def events(options: argparse.Namespace) -> int:
 def _follow(daemon: BlockingClient, *, as_json: bool) -> NoReturn:
     end_without_reader()
     follower = Follower()
-    seen = ""
+    query = ""
     while True:
         error = None
         # Asked separately, since the stream may stay silent for long.
         follower.ask(lambda: daemon.get("/health"))
         try:
-            for _, item in daemon.events(f"/api/cluster/events?follow=1{seen}", stall=3600):
-                _print(item, as_json=as_json)
+            for _, event in daemon.events(f"/api/cluster/events?follow=1{query}", stall=3600):
+                _print(event, as_json=as_json)
                 sys.stdout.flush()
-                seen = f"&after={item['id']}"
+                query = f"&after={event['id']}"
         except ClientError as lost:
             error = lost
         follower.lost(error)
 
 
-def _print(item: dict[str, Any], *, as_json: bool) -> None:
+def _print(event: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(item))
+        print(json.dumps(event))
     else:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["time"]))
-        print(harmless(f"{when}  {item['kind']:<18} {item['message']}"))
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+        print(harmless(f"{stamp}  {event['kind']:<18} {event['message']}"))

@@ -21,24 +21,24 @@ def fish_script() -> str:
     lines = ["complete -c sollold -f"]
     for action in top._actions:
         if action.option_strings:
-            lines += _of_action("", action, "__fish_use_subcommand")
+            lines += _lines_for("", action, "__fish_use_subcommand")
     for name, sub in subcommands(top).items():
         # An alias has its command's description, which is a sentence.
-        whole = (sub.description or "").rstrip(".")
-        about = helps.get(name) or whole[:1].lower() + whole[1:]
-        lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")
+        description = (sub.description or "").rstrip(".")
+        summary = helps.get(name) or description[:1].lower() + description[1:]
+        lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(summary)}")
         for action in sub._actions:
-            lines += _of_action(name, action, f"__fish_seen_subcommand_from {name}")
+            lines += _lines_for(name, action, f"__fish_seen_subcommand_from {name}")
     return "\n".join(lines) + "\n"
 
 
-def _of_action(command: str, action: argparse.Action, condition: str) -> Iterator[str]:
+def _lines_for(command: str, action: argparse.Action, condition: str) -> Iterator[str]:
     if action.help == argparse.SUPPRESS:
         return
-    known = lister(command, action)
-    words = f"({known} 2>/dev/null)" if known else ""
-    if before := needed_before(command, action):
-        condition += f"; and __fish_seen_subcommand_from {before}"
+    listing = lister(command, action)
+    words = f"({listing} 2>/dev/null)" if listing else ""
+    if subcommand := needed_before(command, action):
+        condition += f"; and __fish_seen_subcommand_from {subcommand}"
     if not words and action.choices is not None:
         words = " ".join(str(choice) for choice in action.choices if choice)
     begin = f"complete -c sollold -n {_quoted(condition)}"
@@ -49,8 +49,8 @@ def _of_action(command: str, action: argparse.Action, condition: str) -> Iterato
     flags = " ".join(
         f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in action.option_strings
     )
-    takes = "" if action.nargs == 0 else f" -x -a {_quoted(words)}" if words else " -r"
-    yield f"{begin} {flags}{takes} -d {_quoted(action.help or '')}"
+    argument = "" if action.nargs == 0 else f" -x -a {_quoted(words)}" if words else " -r"
+    yield f"{begin} {flags}{argument} -d {_quoted(action.help or '')}"
 
 
 def _quoted(text: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 _GAP = 2
-_SHORTEST = 8
+_MIN_WIDTH = 8
 """Minimum width of a text that is cut, in columns."""
 
 
@@ -42,16 +42,16 @@ class Fitting:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """Called by rich: the table."""
-        sizes = [self._sizes(at, console, options) for at in range(len(self.titles))]
+        sizes = [self._sizes(column, console, options) for column in range(len(self.titles))]
         shown = list(range(len(self.titles)))
         for title in self.spare:
-            if _sum(sizes[at][0] for at in shown) <= options.max_width:
+            if _sum(sizes[column][0] for column in shown) <= options.max_width:
                 break
             shown.remove(self.titles.index(title))
-        widths = _widths([sizes[at] for at in shown], options.max_width)
+        widths = _widths([sizes[column] for column in shown], options.max_width)
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for at, width in zip(shown, widths, strict=True):
-            title = self.titles[at]
+        for column, width in zip(shown, widths, strict=True):
+            title = self.titles[column]
             table.add_column(
                 title,
                 justify="right" if title in self.right else "left",
@@ -60,35 +60,35 @@ class Fitting:
                 overflow="ellipsis" if title in self.whole else "fold",
             )
         for cells, style in self._rows:
-            table.add_row(*(cells[at] for at in shown), style=style)
+            table.add_row(*(cells[column] for column in shown), style=style)
         yield table
 
-    def _sizes(self, at: int, console: Console, options: ConsoleOptions) -> tuple[int, int]:
+    def _sizes(self, column: int, console: Console, options: ConsoleOptions) -> tuple[int, int]:
         """Minimum and maximum width of a column's text."""
-        least = most = 0
-        for cell in (self.titles[at], *(cells[at] for cells, _ in self._rows)):
+        minimum = maximum = 0
+        for cell in (self.titles[column], *(cells[column] for cells, _ in self._rows)):
             # Not limited to the available width: the caller has to see what is too long.
             size = Measurement.get(
                 console, options.update(max_width=1000), Text(cell) if isinstance(cell, str) else cell
             )
-            most = max(most, size.maximum)
-            least = max(least, size.maximum if self.titles[at] in self.whole else size.minimum)
-        return least, most
+            maximum = max(maximum, size.maximum)
+            minimum = max(minimum, size.maximum if self.titles[column] in self.whole else size.minimum)
+        return minimum, maximum
 
 
 def _sum(widths: Iterable[int]) -> int:
-    given = list(widths)
-    return sum(given) + _GAP * max(0, len(given) - 1)
+    listed = list(widths)
+    return sum(listed) + _GAP * max(0, len(listed) - 1)
 
 
 def _widths(sizes: list[tuple[int, int]], width: int) -> list[int]:
     """The width of each column: what it prefers, with the widest reduced until the total fits."""
-    widths = [least for least, _ in sizes]
-    while _sum(widths) > width and max(widths) > _SHORTEST:
+    widths = [minimum for minimum, _ in sizes]
+    while _sum(widths) > width and max(widths) > _MIN_WIDTH:
         widths[widths.index(max(widths))] -= 1
     room = width - _sum(widths)
-    for at, (_, most) in enumerate(sizes):
-        more = max(0, min(room, most - widths[at]))
-        widths[at] += more
-        room -= more
+    for column, (_, maximum) in enumerate(sizes):
+        growth = max(0, min(room, maximum - widths[column]))
+        widths[column] += growth
+        room -= growth
     return widths

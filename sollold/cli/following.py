@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 def end_without_reader() -> None:
-    """End the command in order when its output has no reader any more (``… | head -1``).
+    """Exit cleanly when the command's output has no reader any more (``… | head -1``).
 
     Otherwise it would notice only on its next line, which may come hours later.
     """
@@ -74,7 +74,7 @@ class Follower:
         self._reached, self._away = True, False
 
     def lost(self, error: ClientError | None = None) -> None:
-        """Note that the node does not respond: say so once, and wait for a moment.
+        """Note that the node does not respond: print that once, and wait `PAUSE` seconds.
 
         Raises:
             ClientError: ``error``, if waiting can't help.

@@ -18,8 +18,8 @@ PATH = "/api/cluster/keys"
 def key(options: argparse.Namespace) -> int:
     """Create, list or revoke."""
     if (options.verb == "list") == bool(options.name):
-        needed = "takes no NAME" if options.name else "needs a NAME"
-        print(f"sollold: key {options.verb} {needed}", file=sys.stderr)
+        usage = "takes no NAME" if options.name else "needs a NAME"
+        print(f"sollold: key {options.verb} {usage}", file=sys.stderr)
         return Exit.USAGE
     return {"new": _new, "list": _list, "revoke": _revoke}[options.verb](options)
 
@@ -49,31 +49,31 @@ def _list(options: argparse.Namespace) -> int:
         print_json(found)
         return Exit.DONE
     if options.quiet:
-        for one in found["keys"]:
-            if not one["revoked"]:
-                print(harmless(one["name"]))
+        for k in found["keys"]:
+            if not k["revoked"]:
+                print(harmless(k["name"]))
         return Exit.DONE
     if not found["keys"]:
         print("no keys yet; `sollold key new NAME` creates one")
         return Exit.DONE
-    rows = [(one["name"], one["id"], one["scope"], one["created"][:10], _state(one)) for one in found["keys"]]
+    rows = [(k["name"], k["id"], k["scope"], k["created"][:10], _state(k)) for k in found["keys"]]
     print_table(("name", "id", "scope", "created", "state"), rows, spare=("created", "id"))
     return Exit.DONE
 
 
-def _state(one: dict[str, Any]) -> str:
-    if one["revoked"]:
-        return f"revoked {one['revoked'][:10]}"
-    if not one["expires"]:
+def _state(entry: dict[str, Any]) -> str:
+    if entry["revoked"]:
+        return f"revoked {entry['revoked'][:10]}"
+    if not entry["expires"]:
         return "never expires"
-    over = datetime.fromisoformat(one["expires"]) <= datetime.now(UTC)
-    return f"{'expired' if over else 'expires'} {one['expires'][:16].replace('T', ' ')}"
+    expired = datetime.fromisoformat(entry["expires"]) <= datetime.now(UTC)
+    return f"{'expired' if expired else 'expires'} {entry['expires'][:16].replace('T', ' ')}"
 
 
 def _revoke(options: argparse.Namespace) -> int:
-    gone = client(options).delete(PATH, {"name": options.name})
+    revoked = client(options).delete(PATH, {"name": options.name})
     if options.json:
-        print_json(gone)
+        print_json(revoked)
     else:
-        print(harmless(f"revoked {gone['name']} ({gone['id']})"))
+        print(harmless(f"revoked {revoked['name']} ({revoked['id']})"))
     return Exit.DONE

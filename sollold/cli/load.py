@@ -44,8 +44,8 @@ def load(options: argparse.Namespace) -> int:
     state = daemon.get("/api/cluster")
     for found in state["deployments"]:
         if found["id"] == answer.get("deployment"):
-            where = sorted({placed["node_name"] for placed in found["placed"]})
-            words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
+            nodes = sorted({placed["node_name"] for placed in found["placed"]})
+            words = f"on {', '.join(nodes)}, {bytes_text(found['bytes'])}, context {found['context']}"
             print(harmless(f"{found['model']} is loaded {words}"))
             break
     else:
@@ -72,8 +72,8 @@ def _ended(answer: dict[str, Any]) -> str:
     if answer.get("cancelled"):
         return f": load cancelled, {count} unloaded" if count else ": load cancelled"
     if answer.get("forgotten"):
-        was = f": {count} unloaded" if count else " was lost"
-        return f"{was}; it is not loaded again"
+        outcome = f": {count} unloaded" if count else " was lost"
+        return f"{outcome}; it is not loaded again"
     return f": {count} unloaded" if count else " was not loaded"
 
 
@@ -87,8 +87,8 @@ def drain(options: argparse.Namespace) -> int:
     elif options.undo:
         print(f"{answer['node']} accepts requests again")
     elif empty:
-        back = f"sollold undrain {shlex.quote(answer['node'])}"
-        print(f"{answer['node']} is drained; safe to stop (back with `{back}`)")
+        command = f"sollold undrain {shlex.quote(answer['node'])}"
+        print(f"{answer['node']} is drained; safe to stop (back with `{command}`)")
     else:
         print(f"{answer['node']} is not drained: it left the cluster or was undrained")
     return Exit.DONE if empty or options.undo else Exit.FAILED

@@ -19,7 +19,7 @@ from sollold.client.blocking import BlockingClient
 
 _INTERVAL = 1.0
 _NO_ENTRIES = b"-- No entries --"
-_MOST = 2000
+_MAX_LINES = 2000
 """Maximum lines per response of a node; if more are written in a second, some are missed."""
 
 
@@ -45,16 +45,16 @@ def logs(options: argparse.Namespace) -> int:
 
 def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> int:
     """Print new lines until Ctrl-C, with a title whenever the engine changes."""
-    known: dict[tuple[str, str, str], list[str]] = {}
+    previous: dict[tuple[str, str, str], list[str]] = {}
     last = None
     follower = Follower()
     end_without_reader()
     while True:
-        for log in follower.ask(lambda: daemon.get(f"{path}{_MOST}"))["logs"]:
+        for log in follower.ask(lambda: daemon.get(f"{path}{_MAX_LINES}"))["logs"]:
             engine = (log["deployment"], log["node"], log["process"])
             lines = log["text"].splitlines()
-            fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]
-            known[engine] = lines
+            fresh = added(previous[engine], lines) if engine in previous else lines[-options.lines :]
+            previous[engine] = lines
             if fresh and options.json:
                 print(json.dumps({**log, "text": "\n".join(fresh)}))
             elif fresh:
@@ -70,10 +70,10 @@ def _print_fresh(log: dict[str, Any], lines: list[str], *, titled: bool) -> None
     print("\n".join(map(harmless, lines)))
 
 
-def added(before: list[str], now: list[str]) -> list[str]:
-    """The lines of ``now`` after those of ``before``, whose first lines may have been dropped."""
-    gone = next(gone for gone in range(len(before) + 1) if now[: len(before) - gone] == before[gone:])
-    return now[len(before) - gone :]
+def added(old: list[str], new: list[str]) -> list[str]:
+    """The lines of ``new`` after those of ``old``, whose first lines may have been dropped."""
+    dropped = next(dropped for dropped in range(len(old) + 1) if new[: len(old) - dropped] == old[dropped:])
+    return new[len(old) - dropped :]
 
 
 def _journal(options: argparse.Namespace) -> int:

@@ -110,7 +110,7 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
     try:
         return int(_result(command(options)))
     except ClientError as error:
-        print(f"sollold: {harmless(error.message)}{_to_get(options, error.message)}", file=sys.stderr)
+        print(f"sollold: {harmless(error.message)}{_download_hint(options, error.message)}", file=sys.stderr)
         return Exit.of(error.status)
     except UnicodeEncodeError:
         # Printed and piped text is replaced where needed, so only arguments can cause this.
@@ -118,7 +118,7 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
         return Exit.USAGE
 
 
-def _to_get(options: argparse.Namespace, message: str) -> str:
+def _download_hint(options: argparse.Namespace, message: str) -> str:
     """Advice on how to get a missing model; empty if a similarly named one exists."""
     model = getattr(options, "model", "")
     if options.typed not in ("chat", "load", "bench") or message != f"model {model!r} not found":
@@ -128,10 +128,10 @@ def _to_get(options: argparse.Namespace, message: str) -> str:
     return f"; to download it: sollold pull {harmless(shlex.quote(model))}"
 
 
-def _result(made: Any) -> Any:
+def _result(result: Any) -> Any:
     """A command's result; a coroutine is run first."""
-    if not isinstance(made, CoroutineType):
-        return made
+    if not isinstance(result, CoroutineType):
+        return result
     import asyncio  # few commands need it, and its import takes as long as asking a node
 
-    return asyncio.run(made)
+    return asyncio.run(result)

@@ -25,8 +25,8 @@ def models(options: argparse.Namespace) -> int:
         print_json(found)
         return Exit.DONE
     if options.quiet:
-        for item in found:
-            print(harmless(item["name"]))
+        for model in found:
+            print(harmless(model["name"]))
         return Exit.DONE
     if not found:
         print("no models yet: put GGUF files into a folder named in [models] folders, or pull one")
@@ -42,30 +42,30 @@ def models(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-def _row(item: dict[str, Any]) -> tuple[str, ...]:
-    details = item.get("details", {})
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    details = model.get("details", {})
     return (
-        item["name"],
-        item.get("digest", "")[:12],
-        bytes_text(item["size"]),
+        model["name"],
+        model.get("digest", "")[:12],
+        bytes_text(model["size"]),
         details.get("parameter_size", ""),
         details.get("quantization_level", ""),
-        _ago(item.get("modified_at", "")),
-        ", ".join(item.get("nodes", [])),
-        item.get("unusable", ""),
+        _ago(model.get("modified_at", "")),
+        ", ".join(model.get("nodes", [])),
+        model.get("unusable", ""),
     )
 
 
 def _ago(moment: str) -> str:
     """An RFC 3339 time relative to now: ``3 days ago``."""
     try:
-        then = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        date = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
     except ValueError:
         return ""
-    if then.year <= 1970:
+    if date.year <= 1970:
         # How releases of all ages report a file without a time.
         return ""
-    seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    seconds = (datetime.datetime.now(datetime.UTC) - date).total_seconds()
     for length, unit in _SPANS:
         if (count := int(seconds // length)) >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
@@ -87,16 +87,16 @@ def copy(options: argparse.Namespace) -> int:
 def delete(options: argparse.Namespace) -> int:
     """Remove a fetched model, or a second name."""
     daemon = client(options, timeout=120)
-    before = _nodes_with(daemon, options.model)
+    holders = _nodes_with(daemon, options.model)
     daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
-    left = _nodes_with(daemon, options.model)
-    gone = [node for node in before if node not in left]
+    remaining = _nodes_with(daemon, options.model)
+    removed = [node for node in holders if node not in remaining]
     if options.json:
-        print_json({"deleted": options.model, "from": gone, "left": left})
-    elif left:
+        print_json({"deleted": options.model, "from": removed, "left": remaining})
+    elif remaining:
         # Models of the same name remain: the user's own files, or those on nodes that --on did not name.
-        print(harmless(f"deleted {options.model} from {', '.join(gone) or 'no node'}"))
-        print(harmless(f"it stays on {', '.join(left)}"))
+        print(harmless(f"deleted {options.model} from {', '.join(removed) or 'no node'}"))
+        print(harmless(f"it stays on {', '.join(remaining)}"))
     else:
         print(harmless(f"deleted {options.model}"))
     return Exit.DONE
@@ -105,16 +105,16 @@ def delete(options: argparse.Namespace) -> int:
 def _nodes_with(daemon: BlockingClient, model: str) -> list[str]:
     """Names of the nodes that have a model."""
     found = daemon.get("/api/tags?unusable=true")["models"]
-    alike = {model.lower(), f"{model.lower()}:latest"}
-    return [node for one in found if one["name"].lower() in alike for node in one.get("nodes", [])]
+    names = {model.lower(), f"{model.lower()}:latest"}
+    return [node for m in found if m["name"].lower() in names for node in m.get("nodes", [])]
 
 
 def push(options: argparse.Namespace) -> int:
     """Have an Ollama of the cluster push a model; what its library requires is printed."""
     steps = client(options).stream("/api/push", {"model": options.model})
     if options.json:
-        for item in steps:
-            print_json(item, line=True)
+        for step in steps:
+            print_json(step, line=True)
     else:
         print_steps(steps, sys.stdout)
     return Exit.DONE

@@ -24,7 +24,7 @@ def nodes(options: argparse.Namespace) -> int:
     missing = state.get("offline", [])
     listed = missing if options.offline else state["nodes"]
     if options.waiting:
-        listed = [{**one, "at": at} for one, at in _waiting(state)]
+        listed = [{**machine, "at": names} for machine, names in _waiting(state)]
     if options.json:
         print_json(listed)
         return Exit.DONE
@@ -39,7 +39,7 @@ def nodes(options: argparse.Namespace) -> int:
         print("no node is offline")
         return Exit.DONE
     if options.waiting:
-        rows = [(one["name"], one["node"], one["code"], ", ".join(one["at"])) for one in listed]
+        rows = [(m["name"], m["node"], m["code"], ", ".join(m["at"])) for m in listed]
         print_table(("machine", "id", "code", "waits at"), rows, whole=("machine", "id", "code"))
         return Exit.DONE
     titles = ("node", "address", "state", "memory", "free", "devices", "release", "llama.cpp")
@@ -58,8 +58,8 @@ def _waiting(state: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
     """Machines waiting for admission, and the names of the nodes they asked."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for node in state["nodes"]:
-        for one in node.get("waiting", []):
-            found.setdefault(one["node"], (one, []))[1].append(node["name"])
+        for machine in node.get("waiting", []):
+            found.setdefault(machine["node"], (machine, []))[1].append(node["name"])
     return list(found.values())
 
 
@@ -112,8 +112,8 @@ def version(options: argparse.Namespace) -> int:
     out = console()
     out.print(f"sollold {own_version()}")
     if not found:
-        where = named(options)
-        out.print(f"no daemon answers {f'at {where}' if where else 'on this machine'}", style="dim")
+        target = named(options)
+        out.print(f"no daemon answers {f'at {target}' if target else 'on this machine'}", style="dim")
         return Exit.DONE
     width = max(columns(node["name"]) for node in found)
     for node in found:

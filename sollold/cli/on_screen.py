@@ -23,13 +23,13 @@ T = TypeVar("T", bound=Drawn)
 
 
 @contextlib.contextmanager
-def on_screen(drawn: T) -> Iterator[T]:
+def on_screen(display: T) -> Iterator[T]:
     """Show a live display within the block.
 
     rich's own ``with`` leaves the cursor hidden when Ctrl-C arrives during the first drawing.
     """
     try:
-        drawn.start()
-        yield drawn
+        display.start()
+        yield display
     finally:
-        drawn.stop()
+        display.stop()

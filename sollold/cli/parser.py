@@ -28,7 +28,7 @@ ALIASES = {
     "serve": "run",
 }
 """Ollama's commands, and the ones that replace them here."""
-_ALIKE = 0.7
+_MIN_SIMILARITY = 0.7
 """Minimum similarity, up to 1, of a mistyped word to its suggestion."""
 PROMPTED = ("chat", "run")
 """Commands whose arguments after the model are a prompt."""
@@ -74,22 +74,22 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
     """Refuse an unknown command, suggesting the nearest. ``help`` and no argument become ``--help``."""
-    known = subcommands(top)
-    place = 0
-    while place < len(words) and words[place].startswith("-"):
-        place += 2 if words[place] == "--node" else 1
+    commands = subcommands(top)
+    index = 0
+    while index < len(words) and words[index].startswith("-"):
+        index += 2 if words[index] == "--node" else 1
     if not words:
         words[:] = ["--help"]
-    elif words[place : place + 1] == ["help"]:
-        words[:] = [*(word for word in words[place + 1 : place + 2] if word != "help"), "--help"]
-        place = 0
-    if place >= len(words) or words[place] == "--help" or words[place] in known:
+    elif words[index : index + 1] == ["help"]:
+        words[:] = [*(word for word in words[index + 1 : index + 2] if word != "help"), "--help"]
+        index = 0
+    if index >= len(words) or words[index] == "--help" or words[index] in commands:
         return
-    word = words[place].lower()
+    word = words[index].lower()
     # `sollold evict bert`: the group before a subcommand is easily forgotten.
-    owner = next((name for name, sub in known.items() if word in _first_choices(sub)), "")
-    hint = f"; did you mean {owner} {word}?" if owner else did_you_mean(word, known, _ALIKE)
-    top.error(f"unknown command {words[place]!r}{hint} (`sollold help` lists all commands)")
+    owner = next((name for name, sub in commands.items() if word in _first_choices(sub)), "")
+    hint = f"; did you mean {owner} {word}?" if owner else did_you_mean(word, commands, _MIN_SIMILARITY)
+    top.error(f"unknown command {words[index]!r}{hint} (`sollold help` lists all commands)")
 
 
 def _first_choices(sub: argparse.ArgumentParser) -> list[str]:
@@ -100,8 +100,8 @@ def _first_choices(sub: argparse.ArgumentParser) -> list[str]:
 
 def _near_option(sub: argparse.ArgumentParser, words: list[str]) -> str:
     """A hint if one of ``words`` is almost an option of a command; else empty."""
-    known = sub._option_string_actions
-    hints = (did_you_mean(word.partition("=")[0], known) for word in words if word.startswith("-"))
+    options = sub._option_string_actions
+    hints = (did_you_mean(word.partition("=")[0], options) for word in words if word.startswith("-"))
     return next(filter(None, hints), "")
 
 

@@ -48,17 +48,17 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
-    made = preview.get("plan")
-    if made:
-        _bars(out, made, preview, names)
+    layout = preview.get("plan")
+    if layout:
+        _bars(out, layout, preview, names)
     out.print(_without_remedies(preview["reason"] or preview.get("message", ""), preview.get("missing")))
-    reasons = (made or {}).get("reasons", [])
+    reasons = (layout or {}).get("reasons", [])
     for reason in reasons:
         out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
         # The second form is that of a daemon of an older release.
-        said = (f"{model} is idle ", f"{model}, idle, ")
-        if not any(reason.startswith(said) for reason in reasons):
+        phrases = (f"{model} is idle ", f"{model}, idle, ")
+        if not any(reason.startswith(phrases) for reason in reasons):
             out.print(f"  - {model} ({deployment}) would be unloaded")
     if missing := preview.get("missing"):
         _missing(out, missing)
@@ -77,27 +77,27 @@ def _without_remedies(text: str, missing: dict[str, Any] | None) -> str:
     return text.replace(f" What would help: {remedies}.", "")
 
 
-def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: dict[str, str]) -> None:
+def _bars(out: Console, layout: dict[str, Any], preview: dict[str, Any], names: dict[str, str]) -> None:
     from rich.text import Text
 
     from sollold.cli.bar import Bar
     from sollold.cli.fitting import Fitting
 
-    after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
-    shares = [share for share in (made["host"], *made["shares"]) if _total(share)]
+    free_after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
+    shares = [share for share in (layout["host"], *layout["shares"]) if _total(share)]
     widest = max(_total(share) for share in shares)
     titles = ("node", "device", "layers", "", "bytes", "free after")
     table = Fitting(titles, right=titles[4:], whole=(*titles[:3], *titles[4:]), spare=("", "free after"))
     for share in shares:
         bar = Bar([(share[kind] / widest, sign, style) for kind, sign, style in KINDS], BAR)
-        left = after.get((share["node"], share["device"]))
+        remaining = free_after.get((share["node"], share["device"]))
         table.add_row(
-            names.get(share["node"], share["node"]) + (" (head)" if share is made["host"] else ""),
+            names.get(share["node"], share["node"]) + (" (head)" if share is layout["host"] else ""),
             share["device"],
-            layers_text(share, made["layers"]),
+            layers_text(share, layout["layers"]),
             bar,
             bytes_text(_total(share)),
-            bytes_text(left) if left is not None else "",
+            bytes_text(remaining) if remaining is not None else "",
         )
     out.print(table)
     legend = Text()
@@ -106,13 +106,13 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
         legend.append(f"{sign} ", style=style)
         legend.append(f"{'KV and state' if kind == 'state' else kind} {bytes_text(size)}   ")
     out.print(legend)
-    words = [f"context {preview.get('context') or made['run']['context']} tokens"]
-    if made["tokens_per_second"]:
-        words.append(f"about {made['tokens_per_second']:.1f} tokens/s")
+    words = [f"context {preview.get('context') or layout['run']['context']} tokens"]
+    if layout["tokens_per_second"]:
+        words.append(f"about {layout['tokens_per_second']:.1f} tokens/s")
     if preview.get("prompt_tokens_per_second"):
         words.append(f"reads prompts at about {preview['prompt_tokens_per_second']:.0f} tokens/s")
-    if made["load_seconds"]:
-        words.append(f"loads in about {seconds_text(made['load_seconds'])}")
+    if layout["load_seconds"]:
+        words.append(f"loads in about {seconds_text(layout['load_seconds'])}")
     out.print(", ".join(words) + "\n")
 
 

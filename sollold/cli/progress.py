@@ -17,11 +17,11 @@ from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
 
 _INTERVAL = 0.5
-_QUIET = 0.4
+_DELAY = 0.4
 """Delay before a bar is shown, in seconds; a loaded model responds sooner."""
-_LOOK = 3.0
+_STATUS_SECONDS = 3.0
 """Timeout of a status request, in seconds; Ctrl-C waits for it."""
-_NEWS = 10
+_MAX_POLLS = 10
 """Status requests after which a drain should be visible."""
 
 
@@ -56,8 +56,8 @@ def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
         loaded = waiting.over
         waiting.end()
         if not loaded and _loads(daemon, model):
-            end = f"sollold unload --force {shlex.quote(model)}"
-            print(harmless(f"sollold: the load of {model} continues; to cancel it: {end}"), file=sys.stderr)
+            undo = f"sollold unload --force {shlex.quote(model)}"
+            print(harmless(f"sollold: the load of {model} continues; to cancel it: {undo}"), file=sys.stderr)
         raise
     finally:
         waiting.end()
@@ -76,7 +76,7 @@ def _bar(daemon: BlockingClient, model: str) -> Waiting:
 
 
 def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
-    if done.wait(_QUIET):
+    if done.wait(_DELAY):
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -99,11 +99,11 @@ def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
     """The deployments of ``model``, with any tag, that are loading."""
     name = model.split(":")[0]
     try:
-        deployments = daemon.get("/api/cluster", timeout=_LOOK)["deployments"]
+        deployments = daemon.get("/api/cluster", timeout=_STATUS_SECONDS)["deployments"]
     except ClientError:
         return []
-    loads = [one for one in deployments if one["state"] in ("starting", "loading")]
-    return [one for one in loads if one["model"].split(":")[0] == name]
+    loads = [d for d in deployments if d["state"] in ("starting", "loading")]
+    return [load for load in loads if load["model"].split(":")[0] == name]
 
 
 def emptied(daemon: BlockingClient, name: str) -> bool:
@@ -111,39 +111,39 @@ def emptied(daemon: BlockingClient, name: str) -> bool:
     try:
         return _emptied(daemon, name)
     except (KeyboardInterrupt, SystemExit):
-        back = f"sollold undrain {shlex.quote(name)}"
-        print(harmless(f"sollold: {name} continues to drain; to cancel that: {back}"), file=sys.stderr)
+        undo = f"sollold undrain {shlex.quote(name)}"
+        print(harmless(f"sollold: {name} continues to drain; to cancel that: {undo}"), file=sys.stderr)
         raise
 
 
 def _emptied(daemon: BlockingClient, name: str) -> bool:
-    told = ""
+    printed = ""
     # It may be another node than the one asked, which learns of it a moment later.
-    unheard = _NEWS
+    polls = _MAX_POLLS
     while True:
         state = daemon.get("/api/cluster")
-        node = next((one for one in state["nodes"] if name in (one["name"], one["node"])), None)
+        node = next((n for n in state["nodes"] if name in (n["name"], n["node"])), None)
         if node is not None and node["draining"]:
-            unheard = 0
-        elif not unheard:
+            polls = 0
+        elif not polls:
             return False
         else:
-            unheard -= 1
+            polls -= 1
             time.sleep(_INTERVAL)
             continue
         if node["empty"]:
             return True
         words = _under_way(state, node["node"])
-        if words != told:
+        if words != printed:
             print(harmless(words), file=sys.stderr)
-            told = words
+            printed = words
         time.sleep(_INTERVAL)
 
 
 def _under_way(state: dict[str, Any], node: str) -> str:
     """What a draining node is still doing."""
-    here = [found for found in state["deployments"] if found["node"] == node]
-    requests = sum(found["active"] + found["waiting"] for found in here)
+    own = [found for found in state["deployments"] if found["node"] == node]
+    requests = sum(found["active"] + found["waiting"] for found in own)
     lent = [
         found
         for found in state["deployments"]

@@ -21,14 +21,14 @@ def pull(options: argparse.Namespace) -> int:
     daemon = client(options)
     try:
         if options.json:
-            for item in _steps(daemon, options.model):
-                print_json(item, line=True)
+            for step in _steps(daemon, options.model):
+                print_json(step, line=True)
         else:
             _show(_steps(daemon, options.model), stderr=False)
     except (KeyboardInterrupt, SystemExit):
-        again = f"sollold pull {shlex.quote(options.model)}"
+        retry = f"sollold pull {shlex.quote(options.model)}"
         print(
-            harmless(f"sollold: stopped; the downloaded part is kept, resume with: {again}"), file=sys.stderr
+            harmless(f"sollold: stopped; the downloaded part is kept, resume with: {retry}"), file=sys.stderr
         )
         raise
     return Exit.DONE
@@ -62,9 +62,9 @@ def _steps(daemon: BlockingClient, model: str) -> Iterator[dict[str, Any]]:
 def print_steps(steps: Iterable[dict[str, Any]], out: TextIO) -> None:
     """Print a line per step of a pull or push."""
     last = ""
-    for item in steps:
-        if item.get("status") != last:
-            last = item.get("status", "")
+    for step in steps:
+        if step.get("status") != last:
+            last = step.get("status", "")
             print(harmless(last), file=out, flush=True)
 
 
@@ -84,11 +84,11 @@ def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
     )
     with on_screen(Progress(*columns, console=console(stderr=stderr))) as bar:
         tasks = {}
-        for item in steps:
-            digest = item.get("digest", "")
+        for step in steps:
+            digest = step.get("digest", "")
             if not digest:
-                bar.console.print(item.get("status", ""))
+                bar.console.print(step.get("status", ""))
                 continue
             if digest not in tasks:
-                tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
-            bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
+                tasks[digest] = bar.add_task(step.get("status", digest[:19]), total=step.get("total"))
+            bar.update(tasks[digest], completed=step.get("completed", 0), total=step.get("total"))

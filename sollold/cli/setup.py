@@ -32,7 +32,7 @@ def setup(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return Exit.FAILED
-    with _shown() as tell:
+    with _show_progress() as tell:
         work = Setup(settings.llama, folders.cache, tell)
         try:
             wanted = (options.gpu, options.architectures)
@@ -51,15 +51,15 @@ def setup(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
+def _show_progress() -> Iterator[Callable[[Progress], None]]:
     """Show progress on standard error: a bar on a terminal, else a line per stage."""
     if not sys.stderr.isatty():
-        told = {"stage": "", "tenth": -1}
+        printed = {"stage": "", "tenth": -1}
 
         def line(progress: Progress) -> None:
             tenth = int(progress.fraction * 10)
-            if (progress.stage, tenth) != (told["stage"], told["tenth"]):
-                told.update(stage=progress.stage, tenth=tenth)
+            if (progress.stage, tenth) != (printed["stage"], printed["tenth"]):
+                printed.update(stage=progress.stage, tenth=tenth)
                 print(f"{progress.fraction:4.0%}  {progress.message}", file=sys.stderr, flush=True)
 
         yield line

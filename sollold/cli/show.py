@@ -50,7 +50,7 @@ def print_part(found: dict[str, Any], part: str) -> None:
     for part in ("parameters", "system", "license"):
         if text := str(found.get(part) or "").strip():
             lines = text.splitlines()
-            more = "" if part != "license" or len(lines) <= 2 else " …"
+            ellipsis = "" if part != "license" or len(lines) <= 2 else " …"
             shown = lines[:2] if part == "license" else lines
             out.print(f"\n{part}", style="bold")
-            out.print("\n".join(f"  {line}" for line in shown) + more)
+            out.print("\n".join(f"  {line}" for line in shown) + ellipsis)

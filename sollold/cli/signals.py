@@ -24,7 +24,7 @@ def end_in_order() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for one in ENDS:
-        if signal.getsignal(one) is _end:
-            signal.signal(one, signal.SIG_DFL)
+    for signum in ENDS:
+        if signal.getsignal(signum) is _end:
+            signal.signal(signum, signal.SIG_DFL)
     raise SystemExit(128 + number)

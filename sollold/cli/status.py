@@ -29,11 +29,11 @@ def status(options: argparse.Namespace) -> int:
     daemon = client(options)
     follower = Follower()
 
-    def asked() -> dict[str, Any]:
+    def fetch() -> dict[str, Any]:
         found: dict[str, Any] = follower.ask(lambda: daemon.get("/api/cluster"))
         return found
 
-    state = asked()
+    state = fetch()
     out = console()
     if options.watch and out.is_terminal and not options.json:
         from rich.live import Live
@@ -41,7 +41,7 @@ def status(options: argparse.Namespace) -> int:
         with on_screen(Live(_all(state), console=out, auto_refresh=False)) as screen:
             while True:
                 time.sleep(1)
-                screen.update(_all(asked()), refresh=True)
+                screen.update(_all(fetch()), refresh=True)
     while True:
         if options.json:
             print_json(state, line=options.watch)
@@ -51,7 +51,7 @@ def status(options: argparse.Namespace) -> int:
             return Exit.DONE
         sys.stdout.flush()
         time.sleep(1)
-        state = asked()
+        state = fetch()
 
 
 def ps(options: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def ps(options: argparse.Namespace) -> int:
     if options.json:
         print_json(state["deployments"])
     elif options.quiet:
-        for model in dict.fromkeys(one["model"] for one in state["deployments"]):
+        for model in dict.fromkeys(d["model"] for d in state["deployments"]):
             print(harmless(model))
     elif state["deployments"]:
         out = console()
@@ -101,10 +101,10 @@ def of_admission(state: dict[str, Any]) -> list[str]:
     sentences = []
     for node in state["nodes"]:
         sentences += [
-            f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits for admission; "
+            f"{m['name']}{', which was evicted,' if m.get('evicted') else ''} waits for admission; "
             # By its code, which is unambiguous whatever the machines are called.
-            f"if it shows {one['code']}: sollold admit {shlex.quote(one['code'])}"
-            for one in node.get("waiting", [])
+            f"if it shows {m['code']}: sollold admit {shlex.quote(m['code'])}"
+            for m in node.get("waiting", [])
         ]
         if node.get("inviting"):
             sentences.append(f"{node['name']} {node['inviting']}.")
@@ -115,12 +115,10 @@ def of_admission(state: dict[str, Any]) -> list[str]:
 
 def faults(state: dict[str, Any]) -> list[str]:
     """A sentence per model that has a problem, and on which node."""
-    told = (
-        f"{one['model']} on {one['node_name']}: {one['reason']}"
-        for one in state["deployments"]
-        if one["reason"]
+    sentences = (
+        f"{d['model']} on {d['node_name']}: {d['reason']}" for d in state["deployments"] if d["reason"]
     )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(sentences))
 
 
 def _offline(state: dict[str, Any]) -> list[str]:
@@ -208,7 +206,7 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
     for found in state["deployments"]:
         condition = found["state"]
         # A failed deployment has freed its memory; it is listed for a while to show the reason.
-        held = _nothing if condition == "failed" else bytes_text
+        size_text = _no_size if condition == "failed" else bytes_text
         if condition in ("loading", "starting"):
             condition += f" {found['progress']:.0%}"
         requests = f"{found['active']}+{found['waiting']}" if found["waiting"] else str(found["active"])
@@ -220,11 +218,11 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
         rest = [str(found["context"] or ""), requests, speed, _until(found)]
         for placed in found["placed"] or [None]:
             if placed is None:
-                where, layers, size = found["node_name"], "", held(found["bytes"])
+                location, layers, size = found["node_name"], "", size_text(found["bytes"])
             else:
-                where = f"{placed['node_name']} {placed['device']}"
-                layers, size = layers_text(placed, found["layers"]), held(placed["bytes"])
-            table.add_row(*first, where, layers, size, *rest)
+                location = f"{placed['node_name']} {placed['device']}"
+                layers, size = layers_text(placed, found["layers"]), size_text(placed["bytes"])
+            table.add_row(*first, location, layers, size, *rest)
             first, rest = ["", ""], ["", "", "", ""]
     return table
 
@@ -238,7 +236,7 @@ def layers_text(placed: dict[str, Any], count: int) -> str:
     return " + ".join(words) or "embedding"
 
 
-def _nothing(size: int) -> str:
+def _no_size(size: int) -> str:
     return ""
 
 

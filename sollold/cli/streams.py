@@ -25,23 +25,23 @@ def forgive() -> None:
     """Replace characters that can't be read or written, instead of failing."""
     codecs.register_error(_NAME, _plain)
     # They are None if the program was started with them closed (`>&-`).
-    sys.stdin = sys.stdin or _nowhere("r")
-    sys.stdout = sys.stdout or _nowhere("w")
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_NAME)
 
 
-def _nowhere(mode: Literal["r", "w"]) -> TextIO:
+def _null(mode: Literal["r", "w"]) -> TextIO:
     return Path(os.devnull).open(mode)
 
 
 def forget_output() -> None:
     """Discard buffered output, since its reader has gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

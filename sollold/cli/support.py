@@ -31,10 +31,10 @@ _LINES = 5000
 def support(options: argparse.Namespace) -> int:
     """Write ``sollold-support-TIME.tar.gz`` (or the named file), and print its path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    usual = f"sollold-support-{stamp}.tar.gz"
-    file = Path(options.output or usual)
+    default = f"sollold-support-{stamp}.tar.gz"
+    file = Path(options.output or default)
     if file.is_dir():
-        file /= usual
+        file /= default
     daemon = client(options)
     parts: dict[str, Callable[[], str]] = {
         "version.txt": _versions,
@@ -76,24 +76,24 @@ def _write(file: Path, data: bytes) -> None:
     Raises:
         OSError: it can't be written, for example on a full disk.
     """
-    whole = file.resolve()
-    is_pipe = whole.exists() and not whole.is_file()
-    fresh = whole if is_pipe else whole.with_name(f"{whole.name}.new")
+    target = file.resolve()
+    is_pipe = target.exists() and not target.is_file()
+    temporary = target if is_pipe else target.with_name(f"{target.name}.new")
     try:
-        with fresh.open("wb") as out:
+        with temporary.open("wb") as out:
             out.write(data)
         if not is_pipe:
-            fresh.replace(whole)
+            temporary.replace(target)
     except OSError as error:
         error.filename = str(file)
         if not is_pipe:
             with contextlib.suppress(OSError):
-                fresh.unlink()
+                temporary.unlink()
         raise
 
 
-def _json(item: Any) -> str:
-    return json.dumps(item, indent=2, ensure_ascii=False)
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _versions() -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sollold.cli.streams import harmless
 
 _GAP = "  "
-_LEAST = 8
+_MIN_WIDTH = 8
 """Minimum width of a cut column, in characters."""
 
 
@@ -57,15 +57,15 @@ def lines(
     shown = [k for k, _ in enumerate(titles) if len(all_) == 1 or any(row[k] for row in all_[1:])]
     widths = {k: max(columns(row[k]) for row in all_) for k in shown}
     to_right = {k for k in shown if titles[k] in set(right)}
-    kept = to_right | {k for k in shown if titles[k] in set(whole)}
+    uncut = to_right | {k for k in shown if titles[k] in set(whole)}
     if width is not None:
         for title in spare:
-            if _least(widths, kept) <= width:
+            if _min_width(widths, uncut) <= width:
                 break
             widths.pop(titles.index(title), None)
-        if _least(widths, kept) > width:
-            kept = to_right
-        _cut(widths, width - len(_GAP) * (len(widths) - 1), kept)
+        if _min_width(widths, uncut) > width:
+            uncut = to_right
+        _cut(widths, width - len(_GAP) * (len(widths) - 1), uncut)
         shown = list(widths)
     for row in all_:
         cells = [_cell(row[k], widths[k], to_right=k in to_right) for k in shown]
@@ -80,10 +80,10 @@ def columns(text: str) -> int:
     )
 
 
-def _least(widths: dict[int, int], whole: set[int]) -> int:
+def _min_width(widths: dict[int, int], whole: set[int]) -> int:
     """The minimum width of a table, in columns."""
-    needed = [width if k in whole else min(width, _LEAST) for k, width in widths.items()]
-    return sum(needed) + len(_GAP) * (len(needed) - 1)
+    minimums = [width if k in whole else min(width, _MIN_WIDTH) for k, width in widths.items()]
+    return sum(minimums) + len(_GAP) * (len(minimums) - 1)
 
 
 def _cut(widths: dict[int, int], room: int, whole: set[int]) -> None:
@@ -91,7 +91,7 @@ def _cut(widths: dict[int, int], room: int, whole: set[int]) -> None:
     texts = [k for k in widths if k not in whole]
     while texts and sum(widths.values()) > room:
         widest = max(texts, key=lambda k: widths[k])
-        if widths[widest] <= _LEAST:
+        if widths[widest] <= _MIN_WIDTH:
             return
         widths[widest] -= 1
 

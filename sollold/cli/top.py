@@ -40,7 +40,7 @@ def top(options: argparse.Namespace) -> int:
         return Exit.USAGE
     from rich.live import Live
 
-    view, paused, state = "all", False, _asked(daemon)
+    view, paused, state = "all", False, _fetch(daemon)
     with _keys(), on_screen(Live(console=console(), screen=True, auto_refresh=False)) as screen:
         while True:
             screen.update(frame(state, view, paused=paused), refresh=True)
@@ -52,12 +52,12 @@ def top(options: argparse.Namespace) -> int:
             view = VIEWS.get(key, view)
             if not paused and not key:
                 try:
-                    state = _asked(daemon)
+                    state = _fetch(daemon)
                 except ClientError as error:
                     state = {**state, "lost": error.message}
 
 
-def _asked(daemon: BlockingClient) -> dict[str, Any]:
+def _fetch(daemon: BlockingClient) -> dict[str, Any]:
     """The cluster's status with its speed over the last minute, and its last events."""
     state: dict[str, Any] = daemon.get("/api/cluster")
     history = daemon.get(f"/api/cluster/history?seconds={_SECONDS}&step=1")
@@ -79,15 +79,15 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
     if view in ("all", "nodes"):
         parts += [node_table(state), Text()]
     if view in ("all", "models"):
-        nothing = Text("no model is loaded", style="dim")
-        parts += [deployment_table(state) if state["deployments"] else nothing]
+        placeholder = Text("no model is loaded", style="dim")
+        parts += [deployment_table(state) if state["deployments"] else placeholder]
         parts += [*(Text(words, style="red") for words in faults(state)), Text()]
     if view in ("all", "requests"):
         parts += [_requests(state), Text()]
     if view in ("all", "events"):
-        kept = state["events"][-(_FEW if view == "all" else _MANY) :]
+        latest = state["events"][-(_FEW if view == "all" else _MANY) :]
         parts += [
-            Text(f"{clock(event['time'])}  {event['message']}", style="dim") for event in reversed(kept)
+            Text(f"{clock(event['time'])}  {event['message']}", style="dim") for event in reversed(latest)
         ]
     return Group(*parts)
 
@@ -96,10 +96,10 @@ def speed_line(speeds: list[float | None]) -> str:
     """Current tokens per second of the cluster, with a sparkline of the last minute."""
     numbers = [speed or 0.0 for speed in speeds[-_SECONDS:]]
     # An average, since the current second is incomplete.
-    now = sum(numbers[-5:]) / max(1, len(numbers[-5:]))
-    most = max([1.0, *numbers])
-    curve = "".join(_STEPS[round(number / most * (len(_STEPS) - 1))] for number in numbers[::2])
-    return f"{now:.1f} tokens/s  {curve}"
+    current = sum(numbers[-5:]) / max(1, len(numbers[-5:]))
+    peak = max([1.0, *numbers])
+    curve = "".join(_STEPS[round(number / peak * (len(_STEPS) - 1))] for number in numbers[::2])
+    return f"{current:.1f} tokens/s  {curve}"
 
 
 def clock(seconds: float) -> str:
@@ -128,20 +128,20 @@ def _keys() -> Iterator[None]:
     import termios
     import tty
 
-    before = termios.tcgetattr(sys.stdin)
+    attributes = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
     try:
         yield
     finally:
         with contextlib.suppress(termios.error):  # the terminal was closed
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)
 
 
 def _pressed(seconds: float) -> str:
     """Wait up to ``seconds`` for a key; empty if none was pressed."""
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        ready, _, _ = select.select([sys.stdin], [], [], left)
+    while (remaining := end - time.monotonic()) > 0:
+        ready, _, _ = select.select([sys.stdin], [], [], remaining)
         if ready:
             return sys.stdin.read(1)
     return ""
