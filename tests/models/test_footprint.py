@@ -1,3 +1,5 @@
+"""Prediction of a model's memory footprint."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,13 +29,13 @@ def _shape(tmp_path: Path, architecture: str, size: Size) -> Shape:
     return shape_of(gguf.read(write(tmp_path / "a.gguf", architecture, size)))
 
 
-def _whole(guess: Footprint, devices: int = 1) -> int:
+def _total(guess: Footprint, devices: int = 1) -> int:
     layers = guess.layers + 1
     compute = guess.compute(0, layers, devices=devices, offloaded=layers)
     return sum(guess.weights) + sum(guess.state) + compute
 
 
-def test_llama_by_hand(tmp_path: Path) -> None:
+def test_a_llama_footprint_equals_the_manual_calculation(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "llama", Size(layers=2, embd=256, heads=4, heads_kv=2, ff=512, vocab=512))
     guess = footprint(shape, Run(context=1024, slots=2))
     matrices = (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512) // 32 * 34
@@ -43,7 +45,7 @@ def test_llama_by_hand(tmp_path: Path) -> None:
     # Two slots of 512 cells, K and V rows of 128 elements of two bytes.
     assert guess.state == (2 * 512 * 2 * 128 * 2,) * 2
     assert guess.active == guess.weights
-    # Logits and a hidden state for each slot, and what the vocabulary takes.
+    # Logits and a hidden state for each slot, and the vocabulary.
     assert guess.host_buffers == 2 * (512 + 256) * 4 + 512 * 400
     assert not guess.estimate
 
@@ -55,19 +57,19 @@ def test_context_is_padded_as_llama_cpp_does(tmp_path: Path) -> None:
     assert footprint(shape, Run(context=1000, slots=3, unified=True)).state == (1024 * row,)
 
 
-def test_a_window_needs_no_more_than_itself(tmp_path: Path) -> None:
+def test_a_windowed_layer_keeps_only_its_window_and_a_batch(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "gpt-oss", Size(layers=2, window=128))
     windowed, full = footprint(shape, Run(context=32768, slots=1, ubatch=512)).state
     assert windowed * 32768 == full * 768
 
 
-def test_checkpoints_are_counted_where_the_state_cannot_be_rolled_back(tmp_path: Path) -> None:
+def test_checkpoints_are_counted_if_the_state_cannot_be_rolled_back(tmp_path: Path) -> None:
     run = Run(context=8192, slots=2, checkpoints=3)
     without = dataclasses.replace(run, checkpoints=0)
     windowed = _shape(tmp_path, "gemma3", Size(layers=8))
     guess = footprint(windowed, run)
     assert guess.checkpoints == 3
-    assert guess.snapshots[5] == 0, "the sixth layer sees everything, and can be rolled back"
+    assert guess.snapshots[5] == 0, "the sixth layer has full attention and can be rolled back"
     assert guess.host_buffers - footprint(windowed, without).host_buffers == 3 * 2 * sum(guess.snapshots)
     assert guess.checkpoint_bytes == 3 * 2 * sum(guess.snapshots)
     recurrent = footprint(_shape(tmp_path, "mamba2", Size(layers=8)), run)
@@ -77,10 +79,10 @@ def test_checkpoints_are_counted_where_the_state_cannot_be_rolled_back(tmp_path:
     assert footprint(windowed, dataclasses.replace(run, embedding=True)).checkpoints == 0
 
 
-def test_checkpoints_take_no_more_than_they_bring(tmp_path: Path) -> None:
+def test_checkpoints_that_are_too_large_are_omitted(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "gemma3", Size(layers=12, window=4096, heads_kv=4))
     guess = footprint(shape, Run(context=65536, slots=4, checkpoints=3))
-    assert guess.checkpoints == guess.checkpoint_bytes == 0, "they would take more than the model"
+    assert guess.checkpoints == guess.checkpoint_bytes == 0, "they would be larger than the model"
     alone = footprint(shape, Run(context=8192, slots=1, checkpoints=3))
     assert 1 <= alone.checkpoints <= 3
     assert alone.checkpoint_bytes <= 64 * MIB
@@ -100,7 +102,7 @@ def test_only_the_experts_in_use_are_read(tmp_path: Path) -> None:
     assert layer.weights - layer.active == experts * 6 // 8
 
 
-def test_the_largest_tensor_of_each_layer(tmp_path: Path) -> None:
+def test_the_largest_tensor_of_each_layer_is_known(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "llama", Size(layers=2, embd=256, ff=512, vocab=4096))
     guess = footprint(shape, Run(context=1024))
     assert guess.largest == (256 * 512 // 32 * 34,) * 2 + (256 * 4096 // 32 * 34,)
@@ -108,24 +110,26 @@ def test_the_largest_tensor_of_each_layer(tmp_path: Path) -> None:
     assert tied.largest_output == guess.largest[2]
 
 
-def test_what_of_a_layer_are_experts(tmp_path: Path) -> None:
+def test_the_experts_of_a_layer_are_counted(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "glm4moe", Size(layers=3, experts=8, experts_used=2))
     guess = footprint(shape, Run(context=1024))
     experts = 3 * 8 * 256 * 128 // 32 * 34
-    assert guess.experts == (0, experts, experts), "the first layer is dense, and shared experts stay"
+    assert guess.experts == (0, experts, experts), (
+        "the first layer is dense, and shared experts are not counted"
+    )
     assert guess.active_experts(3) == 2 * experts * 2 // 8
     assert guess.lent_experts(1) == 0
     assert guess.lent_experts(3) == 2 * experts // 3
 
 
-def test_a_tied_output_is_a_second_copy(tmp_path: Path) -> None:
+def test_a_tied_output_is_counted_as_a_second_copy(tmp_path: Path) -> None:
     own = _shape(tmp_path, "llama", Size(layers=1))
     tied = _shape(tmp_path, "llama", Size(layers=1, tied=True))
     assert tied.output == own.output
     assert tied.host_weights == own.host_weights
 
 
-def test_layers_for_next_token_prediction_take_nothing(tmp_path: Path) -> None:
+def test_unused_layers_for_next_token_prediction_need_no_memory(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "glm4moe", Size(layers=4, nextn=1))
     guess = footprint(shape, Run(context=4096))
     assert guess.layers == 4
@@ -134,16 +138,18 @@ def test_layers_for_next_token_prediction_take_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_travels_whole_and_grows_with_the_run(tmp_path: Path, architecture: str) -> None:
+def test_a_shape_survives_serialization_and_its_footprint_grows_with_the_run(
+    tmp_path: Path, architecture: str
+) -> None:
     shape = _shape(tmp_path, architecture, Size(layers=8))
-    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(shape), type=Shape)
-    assert sent == shape
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(shape), type=Shape)
+    assert decoded == shape
     assert msgspec.json.decode(msgspec.json.encode(shape), type=Shape) == shape
     small = footprint(shape, Run(context=2048, ubatch=128, embedding=not shape.cached))
     big = footprint(shape, Run(context=8192, slots=4, ubatch=512, embedding=not shape.cached))
     assert len(small.weights) == len(small.active) == small.layers + 1 == 9
     assert len(small.state) == 8
-    assert _whole(small) < _whole(big)
+    assert _total(small) < _total(big)
     assert not small.estimate
     for first in range(8):
         for last in range(first + 1, 10):
@@ -152,7 +158,7 @@ def test_travels_whole_and_grows_with_the_run(tmp_path: Path, architecture: str)
     assert small.host_compute(devices=1, offloaded=9) < small.host_compute(devices=1, offloaded=3)
 
 
-def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) -> None:
+def test_pipelining_requires_several_devices_and_all_layers_offloaded(tmp_path: Path) -> None:
     guess = footprint(_shape(tmp_path, "llama", Size(layers=8)), Run(context=4096))
     alone = guess.compute(0, 4, devices=1, offloaded=9)
     assert guess.compute(0, 4, devices=2, offloaded=8) == alone
@@ -162,21 +168,21 @@ def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "architecture", ["qwen3moe", "gemma3", "mimo2", "mamba2", "jamba", "qwen35", "rwkv7"]
 )
-def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path, architecture: str) -> None:
+def test_an_unknown_architecture_is_overestimated(tmp_path: Path, architecture: str) -> None:
     known = _shape(tmp_path, architecture, Size(layers=8))
     header = gguf.read(tmp_path / "a.gguf")
     metadata = {key.replace(f"{architecture}.", "brandnew."): value for key, value in header.metadata.items()}
     metadata["general.architecture"] = "brandnew"
     unknown = shape_of(dataclasses.replace(header, metadata=metadata))
     run = Run(context=8192, slots=2)
-    guess, truth = footprint(unknown, run), footprint(known, run)
+    guess, exact = footprint(unknown, run), footprint(known, run)
     assert guess.estimate
-    assert guess.weights == truth.weights
-    assert all(more >= enough for more, enough in zip(guess.state, truth.state, strict=True))
-    assert _whole(guess) > _whole(truth)
+    assert guess.weights == exact.weights
+    assert all(estimated >= needed for estimated, needed in zip(guess.state, exact.state, strict=True))
+    assert _total(guess) > _total(exact)
 
 
-def test_states_of_linear_attention_by_hand(tmp_path: Path) -> None:
+def test_states_of_linear_attention_equal_the_manual_calculation(tmp_path: Path) -> None:
     size = Size(layers=4, embd=256, heads=4)
     kimi = _shape(tmp_path, "kimi-linear", size)
     assert [layer.recurrent for layer in kimi.layers] == [4 * (4 * 64 * 64 + 3 * 3 * 4 * 64)] * 3 + [0]
@@ -184,7 +190,7 @@ def test_states_of_linear_attention_by_hand(tmp_path: Path) -> None:
     assert [layer.recurrent for layer in minimax.layers] == [4 * 4 * 64 * 64] * 3 + [0]
 
 
-def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> None:
+def test_an_unknown_layer_is_assumed_to_keep_a_square_state_per_head(tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
     metadata: dict[str, writer.MetadataValue] = {
         "general.architecture": "odd",
@@ -197,21 +203,21 @@ def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> N
         *(NewTensor(f"blk.1.attn_{part}.weight", (256, 256), 0) for part in ("q", "k", "v", "output")),
     ]
     writer.write(path, metadata, tensors)
-    strange, attends = shape_of(gguf.read(path)).layers
-    assert strange.recurrent >= 4 * 4 * 64 * 64
-    assert attends.recurrent == 0
+    unknown, attention = shape_of(gguf.read(path)).layers
+    assert unknown.recurrent >= 4 * 4 * 64 * 64
+    assert attention.recurrent == 0
 
 
-def test_a_header_that_says_nothing_gives_a_shape(tmp_path: Path) -> None:
+def test_a_header_without_facts_gives_a_shape(tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
     writer.write(path, {"general.architecture": "odd"}, [NewTensor("blk.99999999999.x", (8,), 0)])
     shape = shape_of(gguf.read(path))
     guess = footprint(shape, Run(context=0))
     assert guess.estimate
-    assert _whole(guess) >= 0
+    assert _total(guess) >= 0
 
 
-def test_graph_reuses_what_is_done_with() -> None:
+def test_a_graph_reuses_memory_of_finished_tensors() -> None:
     graph = Graph()
     first = graph.add(1024)
     second = graph.add(1024, first)
@@ -220,7 +226,7 @@ def test_graph_reuses_what_is_done_with() -> None:
     assert graph.peak() == 2048
 
 
-def test_graph_keeps_what_is_still_needed() -> None:
+def test_a_graph_keeps_tensors_that_are_still_needed() -> None:
     graph = Graph()
     first = graph.add(1024)
     second = graph.add(4096, first)
@@ -229,7 +235,7 @@ def test_graph_keeps_what_is_still_needed() -> None:
     assert graph.peak() == 1024 + 4096
 
 
-def test_graph_prefers_the_smallest_hole() -> None:
+def test_a_graph_allocates_in_the_smallest_sufficient_hole() -> None:
     graph = Graph()
     big, gap, small, wall = (graph.add(size) for size in (4096, 128, 1024, 128))
     graph.add(0, big)
@@ -239,7 +245,7 @@ def test_graph_prefers_the_smallest_hole() -> None:
     assert graph.peak() == 4096 + 128 + 1024 + 128
 
 
-def test_graph_does_not_join_holes_around_an_empty_result() -> None:
+def test_a_graph_does_not_merge_holes_around_an_empty_tensor() -> None:
     graph = Graph()
     first = graph.add(1024)
     empty = graph.empty()
@@ -252,7 +258,7 @@ def test_graph_does_not_join_holes_around_an_empty_result() -> None:
     assert graph.peak() == 3072 + 4096
 
 
-def test_graph_tells_the_peaks_of_its_parts() -> None:
+def test_a_graph_gives_the_peak_of_each_part() -> None:
     graph = Graph()
     first = graph.add(4096)
     second = graph.add(1024, first)
@@ -262,19 +268,19 @@ def test_graph_tells_the_peaks_of_its_parts() -> None:
     assert Graph().peaks([0]) == [0]
 
 
-def test_what_turns_values_back_follows_a_recurrent_layers_state_to_the_next_device(tmp_path: Path) -> None:
+def test_a_quantized_value_cache_needs_compute_memory_also_behind_a_recurrent_layer(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "nemotron_h", Size(layers=8))
     plain = footprint(shape, Run(context=4096, slots=2))
-    turned = footprint(shape, Run(context=4096, slots=2, type_v="q8_0"))
+    quantized = footprint(shape, Run(context=4096, slots=2, type_v="q8_0"))
     hidden, pipelined = 256 * 512 * 4, 4
     for first, last in ((0, 4), (4, 9)):
-        more = turned.compute(first, last, devices=2, offloaded=9)
+        more = quantized.compute(first, last, devices=2, offloaded=9)
         less = plain.compute(first, last, devices=2, offloaded=9)
-        # Attention is the last before the border that is asked for, a recurrent layer the first behind it.
+        # The last layer before the split is an attention layer, the first behind it a recurrent one.
         assert more - less >= pipelined * hidden
 
 
-def test_adapters_lie_beside_what_they_change(tmp_path: Path) -> None:
+def test_adapters_add_to_the_weights_of_their_layers(tmp_path: Path) -> None:
     size = Size(layers=4)
     plain = _shape(tmp_path, "llama", size)
     adapted = with_adapters(plain, [gguf.read(adapter.write(tmp_path / "lora.gguf", "llama", size, rank=8))])
@@ -285,20 +291,20 @@ def test_adapters_lie_beside_what_they_change(tmp_path: Path) -> None:
     assert with_adapters(plain, []) == plain
 
 
-def test_a_projector_stays_with_the_head(tmp_path: Path) -> None:
+def test_a_projector_is_counted_on_the_head(tmp_path: Path) -> None:
     plain = _shape(tmp_path, "llama", Size(layers=4))
     path = projector.write(tmp_path / "mmproj.gguf", 256)
-    seen = with_projector(plain, gguf.read(path))
-    assert seen.layers == plain.layers
+    projected = with_projector(plain, gguf.read(path))
+    assert projected.layers == plain.layers
     weights = sum(tensor.size for tensor in gguf.read(path).tensors)
-    # llama-server says 0.05 MiB for its compute buffer.
-    assert weights + 50_000 < seen.projector < weights + MIB
-    guess, blind = footprint(seen, Run(context=1024)), footprint(plain, Run(context=1024))
-    assert guess.host_weights - blind.host_weights == guess.projector == seen.projector
+    # llama-server reports 0.05 MiB for its compute buffer.
+    assert weights + 50_000 < projected.projector < weights + MIB
+    guess, without = footprint(projected, Run(context=1024)), footprint(plain, Run(context=1024))
+    assert guess.host_weights - without.host_weights == guess.projector == projected.projector
 
 
-def test_a_projector_takes_what_its_biggest_image_needs_and_no_more(tmp_path: Path) -> None:
-    def seen(kind: str, image: int, **more: int) -> int:
+def test_a_projectors_memory_follows_from_its_largest_image(tmp_path: Path) -> None:
+    def projector_bytes(kind: str, image: int, **more: int) -> int:
         metadata = {
             "general.architecture": "clip",
             "clip.projector_type": kind,
@@ -312,46 +318,46 @@ def test_a_projector_takes_what_its_biggest_image_needs_and_no_more(tmp_path: Pa
         writer.write(path, metadata, [NewTensor("v.class_embd", (64,), 0)])
         return with_projector(_shape(tmp_path, "llama", Size(layers=1)), gguf.read(path)).projector
 
-    # Mistral Small: a thousand tokens at most, however large the images that it was trained with.
-    assert 100 * MIB < seen("pixtral", 1540, spatial_merge_size=2) < 400 * MIB
-    # The header says it.
-    assert 2 * 1024 * MIB < seen("dots_ocr", 728, image_max_pixels=11289600) < 5 * 1024 * MIB
-    assert seen("of tomorrow", 728, image_max_pixels=11289600) == seen(
+    # Mistral Small: at most a thousand tokens, whatever the size of the images it was trained with.
+    assert 100 * MIB < projector_bytes("pixtral", 1540, spatial_merge_size=2) < 400 * MIB
+    # The header states the maximum.
+    assert 2 * 1024 * MIB < projector_bytes("dots_ocr", 728, image_max_pixels=11289600) < 5 * 1024 * MIB
+    assert projector_bytes("of tomorrow", 728, image_max_pixels=11289600) == projector_bytes(
         "dots_ocr", 728, image_max_pixels=11289600
     )
-    # Four thousand tokens of four places, and with windows a mask over all of them.
-    plain = seen("qwen2vl_merger", 560)
+    # Four thousand tokens of four patches, and with windows a mask over all of them.
+    plain = projector_bytes("qwen2vl_merger", 560)
     assert plain > 500 * MIB
-    assert seen("qwen2.5vl_merger", 560, n_wa_pattern=8) - plain == 6 * (4096 * 4 + 1) ** 2
-    # All of one size.
-    assert 300 * MIB < seen("mlp", 672) < 600 * MIB
+    assert projector_bytes("qwen2.5vl_merger", 560, n_wa_pattern=8) - plain == 6 * (4096 * 4 + 1) ** 2
+    # All images have the same size.
+    assert 300 * MIB < projector_bytes("mlp", 672) < 600 * MIB
 
 
 @pytest.mark.parametrize("architecture", ["glm4moe", "deepseek2", "qwen35", "qwen35moe"])
-def test_a_layer_that_can_draft_takes_nothing_until_it_does(tmp_path: Path, architecture: str) -> None:
+def test_a_drafting_layer_needs_memory_only_when_it_drafts(tmp_path: Path, architecture: str) -> None:
     shape = _shape(tmp_path, architecture, Size(layers=5, nextn=1))
     assert shape.predicting is not None and shape.predicting.layer.weights > 0
     idle = footprint(shape, Run(context=4096, slots=2, drafts=3))
     assert idle.weights[4] == idle.state[4] == 0 and idle.predicted > 0
     drafts = footprint(shape, Run(context=4096, slots=2, drafts=3, predicts=True))
     assert drafts.weights[4] == shape.predicting.layer.weights and drafts.state[4] > 0
-    assert drafts.active == idle.active, "a token that is not drafted does not visit it"
+    assert drafts.active == idle.active, "a token that is not drafted does not use the layer"
     assert drafts.host_buffers > idle.host_buffers
     for devices in (1, 2):
-        apart = [one.compute(0, 4, devices=devices, offloaded=6) for one in (idle, drafts)]
-        assert apart[0] <= apart[1]
-        ends = [one.compute(4, 6, devices=devices, offloaded=6) for one in (idle, drafts)]
+        others = [guess.compute(0, 4, devices=devices, offloaded=6) for guess in (idle, drafts)]
+        assert others[0] <= others[1]
+        ends = [guess.compute(4, 6, devices=devices, offloaded=6) for guess in (idle, drafts)]
         assert ends[0] < ends[1]
-    states = [sum(one.state[:4]) for one in (idle, drafts)]
-    assert (states[0] < states[1]) == drafts.recurrent, "a recurrent state is kept for each token of a draft"
+    states = [sum(guess.state[:4]) for guess in (idle, drafts)]
+    assert (states[0] < states[1]) == drafts.recurrent, "a recurrent state is stored for each drafted token"
 
 
-def test_which_layers_can_draft(tmp_path: Path) -> None:
+def test_layers_that_cannot_draft_are_recognized(tmp_path: Path) -> None:
     assert _shape(tmp_path, "glm4moe", Size(layers=5)).predicting is None
-    assert _shape(tmp_path, "glm4moe", Size(layers=5, nextn=2)).predicting is None, "llama.cpp takes one"
+    assert _shape(tmp_path, "glm4moe", Size(layers=5, nextn=2)).predicting is None, "llama.cpp supports one"
     assert _shape(tmp_path, "qwen3moe", Size(layers=5, nextn=1)).predicting is None
     scaled = Size(layers=5, nextn=1, more={"attention.temperature_scale": 0.1})
     assert _shape(tmp_path, "deepseek2", scaled).predicting is None
-    # The header names the layer, and the file has been written without it.
+    # The header declares the layer, but the file does not contain its tensors.
     bare = Size(layers=5, more={"block_count": 6, "nextn_predict_layers": 1})
     assert _shape(tmp_path, "glm4moe", bare).predicting is None

@@ -1,3 +1,5 @@
+"""Reading and writing of GGUF headers."""
+
 from __future__ import annotations
 
 import os
@@ -44,7 +46,7 @@ _VALUES = st.one_of(
     metadata=st.dictionaries(_TEXT.filter(bool).filter(lambda key: key != "general.alignment"), _VALUES),
     shapes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=5),
 )
-def test_reads_what_was_written(
+def test_a_written_header_is_read_back(
     tmp_path: Path, metadata: dict[str, writer.MetadataValue], shapes: list[list[int]]
 ) -> None:
     path = tmp_path / "a.gguf"
@@ -79,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def _refused(path: Path) -> GgufError:
-    """The error of reading a file; the one thing that reading may do besides giving a header."""
+    """The `GgufError` of reading a file, with its attributes checked."""
     with pytest.raises(GgufError) as caught:
         gguf.read(path)
     error = caught.value
@@ -91,12 +93,16 @@ def _refused(path: Path) -> GgufError:
 
 @_KEEP_FIXTURE
 @given(data=st.data())
-def test_any_byte_may_be_wrong(tmp_path: Path, whole: bytes, data: st.DataObject) -> None:
+def test_corrupt_bytes_give_a_header_or_a_gguf_error(
+    tmp_path: Path, whole: bytes, data: st.DataObject
+) -> None:
     changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, min(len(whole), 14_000) - 1))
+        offset = data.draw(st.integers(0, min(len(whole), 14_000) - 1))
         size = data.draw(st.sampled_from((1, 4, 8)))
-        changed[at : at + size] = data.draw(st.sampled_from((b"\0", b"\x01", b"\x7f", b"\xff"))) * size
+        changed[offset : offset + size] = (
+            data.draw(st.sampled_from((b"\0", b"\x01", b"\x7f", b"\xff"))) * size
+        )
     path = tmp_path / "a.gguf"
     path.write_bytes(changed[: len(whole)])
     try:
@@ -105,7 +111,7 @@ def test_any_byte_may_be_wrong(tmp_path: Path, whole: bytes, data: st.DataObject
         assert error.path == str(path)
     else:
         assert sum(tensor.size for tensor in header.tensors) <= 2 * len(whole) * len(header.tensors)
-        # Whatever a header says, its memory can be asked for.
+        # The footprint of any header can be computed.
         guess = footprint(shape_of(header), Run(context=4096, slots=2))
         assert len(guess.weights) == guess.layers + 1
         guess.compute(0, guess.layers + 1, devices=2, offloaded=guess.layers + 1)
@@ -113,7 +119,7 @@ def test_any_byte_may_be_wrong(tmp_path: Path, whole: bytes, data: st.DataObject
 
 @_KEEP_FIXTURE
 @given(part=st.floats(0, 0.999))
-def test_any_truncation_is_told(tmp_path: Path, whole: bytes, part: float) -> None:
+def test_every_truncation_is_detected(tmp_path: Path, whole: bytes, part: float) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(whole[: int(len(whole) * part)])
     error = _refused(path)
@@ -122,7 +128,7 @@ def test_any_truncation_is_told(tmp_path: Path, whole: bytes, part: float) -> No
 
 @_KEEP_FIXTURE
 @given(tail=st.binary(max_size=400))
-def test_noise_behind_the_magic_is_refused(tmp_path: Path, tail: bytes) -> None:
+def test_random_bytes_after_the_magic_give_a_header_or_a_gguf_error(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF\x03\0\0\0" + tail)
     try:
@@ -136,7 +142,7 @@ def _counts(tensors: int, keys: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "0 bytes"),
         (b"PK\x03\x04" + bytes(60), "not a GGUF file"),
@@ -157,13 +163,13 @@ def _counts(tensors: int, keys: int) -> bytes:
         (_counts(1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 4, 0, 2**62) + bytes(90), "truncated"),
     ],
 )
-def test_malformed_files_are_told_where(tmp_path: Path, content: bytes, says: str) -> None:
+def test_malformed_files_are_refused_with_the_reason(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
-    assert says in str(_refused(path))
+    assert message in str(_refused(path))
 
 
-def test_what_is_not_a_file(tmp_path: Path) -> None:
+def test_missing_files_directories_and_pipes_are_refused(tmp_path: Path) -> None:
     assert "the file is missing" in str(_refused(tmp_path / "none.gguf"))
     assert "not a file" in str(_refused(tmp_path)) or "directory" in str(_refused(tmp_path))
     pipe = tmp_path / "pipe.gguf"
@@ -171,8 +177,8 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     _refused(pipe)
 
 
-def test_a_hostile_file_costs_little(tmp_path: Path) -> None:
-    # A sparse gigabyte of empty strings in one array, as many as there is room for.
+def test_a_hostile_file_is_refused_quickly_and_with_little_memory(tmp_path: Path) -> None:
+    # A sparse file of 1 GiB that declares one array of as many empty strings as fit.
     path = tmp_path / "hostile.gguf"
     with path.open("wb") as file:
         file.write(_counts(0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 8, 2**27 - 8))
@@ -186,7 +192,7 @@ def test_a_hostile_file_costs_little(tmp_path: Path) -> None:
     assert peak < 16 * 2**20
 
 
-def test_a_big_vocabulary_is_stepped_over(tmp_path: Path) -> None:
+def test_long_arrays_are_skipped_and_can_be_read_later(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     tokens = [f"token{number}" for number in range(40_000)]
     metadata: dict[str, writer.MetadataValue] = {
@@ -219,7 +225,7 @@ def _shard(path: Path, number: int, count: int, tensors: int, total: int) -> Non
     writer.write(path, metadata, [NewTensor(name, (8,), 0) for name in names])
 
 
-def test_split_files(tmp_path: Path) -> None:
+def test_all_shards_are_read_from_any_of_them(tmp_path: Path) -> None:
     paths = [tmp_path / f"m-{number + 1:05}-of-00003.gguf" for number in range(3)]
     for number, path in enumerate(paths):
         _shard(path, number, 3, 2, 6)
@@ -231,22 +237,22 @@ def test_split_files(tmp_path: Path) -> None:
         assert header.size == sum(path.stat().st_size for path in paths)
     assert gguf.read_files([paths[2], paths[0], paths[1]]).files == tuple(map(str, paths))
     _shard(paths[2], 2, 3, 1, 6)
-    assert "5 tensors" in str(_refused_at(paths[0]))
+    assert "5 tensors" in str(_read_error(paths[0]))
     paths[1].unlink()
-    assert "the file is missing" in str(_refused_at(paths[0]))
+    assert "the file is missing" in str(_read_error(paths[0]))
     with pytest.raises(GgufError, match="shard 2 of 3 is missing"):
         gguf.read_files([paths[0], paths[2]])
     with pytest.raises(GgufError, match="the same shard"):
         gguf.read_files([paths[0], paths[0]])
 
 
-def _refused_at(path: Path) -> GgufError:
+def _read_error(path: Path) -> GgufError:
     with pytest.raises(GgufError) as caught:
         gguf.read(path)
     return caught.value
 
 
-def test_odd_shard_names(tmp_path: Path) -> None:
+def test_invalid_shard_names_are_refused(tmp_path: Path) -> None:
     assert gguf.shards("m.gguf") == ("m.gguf",)
     for name in ("m-00000-of-00003.gguf", "m-00004-of-00003.gguf", "m-00001-of-99999.gguf"):
         with pytest.raises(GgufError):
@@ -254,7 +260,7 @@ def test_odd_shard_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_reads_every_architecture(tmp_path: Path, architecture: str) -> None:
+def test_headers_of_every_architecture_are_read(tmp_path: Path, architecture: str) -> None:
     path = write(tmp_path / "a.gguf", architecture, Size(layers=8))
     header = gguf.read(path)
     assert header.architecture == ARCHITECTURES[architecture].name
@@ -262,7 +268,7 @@ def test_reads_every_architecture(tmp_path: Path, architecture: str) -> None:
     assert max(tensor.offset + tensor.size for tensor in header.tensors) <= header.size
 
 
-def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     with pytest.raises(ValueError, match="bytes of data"):
         writer.write(path, {}, [NewTensor("t", (8,), 0, lambda: [b"short"])])

@@ -1,3 +1,5 @@
+"""Plausibility checks of headers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,14 +34,14 @@ def test_a_header_that_contradicts_its_tensors_is_refused(
         ({"llama.block_count": 2}, TWO_LAYERS),
         # Pruned models have layers without tensors, and layers without attention.
         ({"llama.block_count": 3, "llama.attention.head_count": [4, 0, 0]}, TWO_LAYERS),
-        # What has no attention announces no heads.
+        # A model without attention declares no heads.
         (
             {"llama.block_count": 1, "llama.attention.head_count": 0},
             ("token_embd.weight", "blk.0.ssm_in.weight"),
         ),
     ],
 )
-def test_unusual_headers_are_none_of_them(
+def test_unusual_but_valid_headers_are_accepted(
     tmp_path: Path, metadata: dict[str, Any], tensors: tuple[str, ...]
 ) -> None:
     file = write_gguf(tmp_path / "fine.gguf", metadata=metadata, tensors=tensors)

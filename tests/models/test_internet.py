@@ -1,4 +1,4 @@
-"""What comes from the internet comes through the proxy that the environment names, and nothing else does."""
+"""Requests to the internet use the proxy of the environment; other requests don't."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def content(tmp_path: Path) -> bytes:
 async def hub_behind_a_proxy(
     content: bytes, tls: ssl.SSLContext | None = None, login: str = ""
 ) -> AsyncIterator[tuple[HttpProxy, int]]:
-    """A hub that only the proxy can find, as hub.test; the proxy and its port."""
+    """Run a hub that only the proxy can resolve, as ``hub.test``. Yields the proxy and its port."""
     hub = HubDouble("org/Tiny-GGUF", {"tiny-Q4_K_M.gguf": content})
     target = urlsplit(await hub.start(tls))
     proxy = HttpProxy((target.hostname or "", target.port or 0), login)
@@ -56,74 +56,79 @@ async def internet(environ: dict[str, str], trust: ssl.SSLContext | None = None)
     def session() -> aiohttp.ClientSession:
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust or True))
 
-    made = Internet(environ, session)
+    access = Internet(environ, session)
     try:
-        yield made
+        yield access
     finally:
-        await made.close()
+        await access.close()
 
 
-async def test_the_hub_is_asked_through_the_proxy_with_its_password(content: bytes) -> None:
+async def test_the_hub_is_reached_through_the_proxy_with_its_password(content: bytes) -> None:
     async with hub_behind_a_proxy(content, login="anna:a b") as (proxy, port):
         environ = {"HF_ENDPOINT": "http://hub.test", "HTTP_PROXY": f"http://anna:a%20b@127.0.0.1:{port}"}
-        async with internet(environ) as there:
-            assert (await RemoteHeaders(there).read(NAME)).model.layers == 3
+        async with internet(environ) as access:
+            assert (await RemoteHeaders(access).read(NAME)).model.layers == 3
             assert set(proxy.asked) == {"GET hub.test"}
-            assert not there.trouble()
+            assert not access.trouble()
 
 
-async def test_https_goes_through_a_tunnel_of_the_proxy(content: bytes, tmp_path: Path) -> None:
+async def test_https_uses_a_connect_tunnel_of_the_proxy(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "pem").write_bytes(issue(SECRET, Subject(("hub.test",), ()), datetime.now(UTC)))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "pem")
     trust = ssl.create_default_context(cadata=authority_pem(SECRET))
     async with hub_behind_a_proxy(content, tls, login="anna:b") as (proxy, port):
         environ = {"HF_ENDPOINT": "https://hub.test", "HTTPS_PROXY": f"http://anna:b@127.0.0.1:{port}"}
-        async with internet(environ, trust) as there:
-            assert (await RemoteHeaders(there).read(NAME)).model.layers == 3
+        async with internet(environ, trust) as access:
+            assert (await RemoteHeaders(access).read(NAME)).model.layers == 3
         assert set(proxy.asked) == {"CONNECT hub.test:443"}
-        async with internet({**environ, "HTTPS_PROXY": f"127.0.0.1:{port}"}, trust) as there:
+        async with internet({**environ, "HTTPS_PROXY": f"127.0.0.1:{port}"}, trust) as access:
             with pytest.raises(RemoteError, match="asks for a user and a password"):
-                await RemoteHeaders(there).read(NAME)
-        async with internet(environ) as there:
+                await RemoteHeaders(access).read(NAME)
+        async with internet(environ) as access:
             with pytest.raises(RemoteError, match="its certificate is not trusted"):
-                await RemoteHeaders(there).read(NAME)
+                await RemoteHeaders(access).read(NAME)
 
 
-async def test_a_proxy_that_does_not_answer_is_named_also_for_doctor(content: bytes) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+async def test_an_unreachable_proxy_is_named_in_the_error_and_by_doctor(content: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     environ = {"HF_ENDPOINT": "https://hub.test", "HTTPS_PROXY": f"http://anna:secret@127.0.0.1:{port}"}
     through = f"the proxy http://127.0.0.1:{port} (HTTPS_PROXY)"
-    words = f"hub.test can't be reached through {through}: Connection refused"
-    async with internet(environ) as there:
+    message = f"hub.test can't be reached through {through}: Connection refused"
+    async with internet(environ) as access:
         with pytest.raises(RemoteError) as caught:
-            await RemoteHeaders(there).read(NAME)
-        assert str(caught.value) == words
-        [(what, fix)] = there.trouble()
-        assert what.startswith("the last download from hub.test failed at ") and what.endswith(words)
+            await RemoteHeaders(access).read(NAME)
+        assert str(caught.value) == message
+        [(what, fix)] = access.trouble()
+        assert what.startswith("the last download from hub.test failed at ") and what.endswith(message)
         assert "Environment=HTTPS_PROXY=" in fix and "secret" not in what + fix
         async with hub_behind_a_proxy(content) as (_, port):
-            there.environ = {"HF_ENDPOINT": "http://hub.test", "HTTP_PROXY": f"127.0.0.1:{port}"}
-            await RemoteHeaders(there).read(NAME)
-        assert not there.trouble()
+            access.environ = {"HF_ENDPOINT": "http://hub.test", "HTTP_PROXY": f"127.0.0.1:{port}"}
+            await RemoteHeaders(access).read(NAME)
+        assert not access.trouble()
 
 
-async def test_without_a_proxy_doctor_tells_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with internet({"HF_ENDPOINT": "http://nowhere.invalid"}) as there:
+async def test_without_a_proxy_doctor_shows_how_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with internet({"HF_ENDPOINT": "http://nowhere.invalid"}) as access:
         with pytest.raises(RemoteError, match=r"nowhere\.invalid can't be reached: "):
-            await RemoteHeaders(there).read(NAME)
-        assert "if it needs a proxy, set it" in there.trouble()[0][1]
+            await RemoteHeaders(access).read(NAME)
+        assert "if it needs a proxy, set it" in access.trouble()[0][1]
         monkeypatch.setattr("sollold.models.transfer.internet._REMEMBERED", 0.0)
-        assert not there.trouble(), "what was wanted long ago"
+        assert not access.trouble(), "old failures are not reported"
 
 
 class Redirects(HttpDouble):
-    """Sends callers elsewhere and keeps what they showed."""
+    """Redirects requests, or answers them if there is no target.
 
-    def __init__(self, to: str = "") -> None:
-        self.to = to
-        self.shown: list[str | None] = []
+    Attributes:
+        location: target of the redirects; empty: answer.
+        tokens: the ``Authorization`` header of each request.
+    """
+
+    def __init__(self, location: str = "") -> None:
+        self.location = location
+        self.tokens: list[str | None] = []
 
     async def start(self) -> int:
         app = web.Application()
@@ -131,29 +136,29 @@ class Redirects(HttpDouble):
         return urlsplit(await self.serve(app)).port or 0
 
     async def _answer(self, request: web.Request) -> web.Response:
-        self.shown.append(request.headers.get("Authorization"))
-        if self.to:
-            return web.Response(status=302, headers={"Location": self.to})
+        self.tokens.append(request.headers.get("Authorization"))
+        if self.location:
+            return web.Response(status=302, headers={"Location": self.location})
         return web.Response(text="here")
 
 
-async def test_a_redirect_has_its_own_way_and_the_token_stays_behind() -> None:
+async def test_a_redirect_chooses_its_own_proxy_and_drops_the_token() -> None:
     target, mirror = Redirects(), Redirects("http://files.test/x")
     proxy = HttpProxy(("127.0.0.1", await target.start()))
     port = await proxy.start()
     first = f"http://127.0.0.1:{await mirror.start()}/a"
-    async with internet({"HTTP_PROXY": f"http://127.0.0.1:{port}"}) as there:
-        async with there.get(first, TIMEOUT, {"Authorization": "Bearer secret"}) as answer:
+    async with internet({"HTTP_PROXY": f"http://127.0.0.1:{port}"}) as access:
+        async with access.get(first, TIMEOUT, {"Authorization": "Bearer secret"}) as answer:
             assert await answer.text() == "here"
-        # This machine was asked directly, the internet through the proxy.
+        # The loopback URL was requested directly, the other one through the proxy.
         assert proxy.asked == ["GET files.test"]
-        assert (mirror.shown, target.shown) == (["Bearer secret"], [None])
-        mirror.to = first
+        assert (mirror.tokens, target.tokens) == (["Bearer secret"], [None])
+        mirror.location = first
         with pytest.raises(Unreachable, match="redirects more than 10 times"):
-            async with there.get(first, TIMEOUT):
+            async with access.get(first, TIMEOUT):
                 pass
-    for end in (proxy.close, mirror.close, target.close):
-        await end()
+    for close in (proxy.close, mirror.close, target.close):
+        await close()
 
 
 @pytest.mark.parametrize(
@@ -177,12 +182,12 @@ async def test_a_redirect_has_its_own_way_and_the_token_stays_behind() -> None:
         ("http://hub.test/a", "http://[/"),
     ],
 )
-def test_nobody_outside_leads_inside(before: str, location: str) -> None:
+def test_redirects_from_the_internet_to_local_addresses_are_refused(before: str, location: str) -> None:
     with pytest.raises(Unreachable, match="it redirects to"):
         redirected(before, location, None)
 
 
-def test_a_mirror_of_the_network_may_lead_anywhere_there() -> None:
+def test_a_mirror_on_the_lan_may_redirect_within_the_lan() -> None:
     assert redirected("http://192.168.1.2/a", "http://192.168.1.3/b", None)[0] == "http://192.168.1.3/b"
     assert redirected("https://hub.test/a", "/b", {"Authorization": "x"})[1] == {"Authorization": "x"}
     assert redirected("https://hub.test/a", "https://cdn.test/b", {"Authorization": "x"})[1] == {}
@@ -190,7 +195,7 @@ def test_a_mirror_of_the_network_may_lead_anywhere_there() -> None:
 
 @pytest.mark.llama
 @pytest.mark.cluster
-async def test_a_daemon_uses_the_proxy_for_the_hub_and_for_nothing_else(
+async def test_a_daemon_uses_the_proxy_only_for_the_hub(
     content: bytes, tmp_path: Path, llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "no_proxy", "NO_PROXY"):
@@ -208,7 +213,7 @@ async def test_a_daemon_uses_the_proxy_for_the_hub_and_for_nothing_else(
             chat = {"model": NAME, "prompt": "a", "options": {"num_predict": 2}}
             reply = await asyncio.to_thread(cluster[1].ask, "POST", "/api/generate", chat)
             assert reply.status == 200, reply.body
-            # The second node took the files from the first.
+            # The second node copied the files from the first.
             assert len(proxy.asked) == fetched
             await proxy.close()
             reply = await asyncio.to_thread(
@@ -219,7 +224,7 @@ async def test_a_daemon_uses_the_proxy_for_the_hub_and_for_nothing_else(
             assert f"through the proxy http://127.0.0.1:{port}" in found.body.decode()
 
 
-async def test_what_breaks_off_says_so(content: bytes) -> None:
+async def test_an_interrupted_response_is_reported(content: bytes) -> None:
     class Breaks(HttpDouble):
         async def start(self) -> str:
             app = web.Application()
@@ -236,8 +241,8 @@ async def test_what_breaks_off_says_so(content: bytes) -> None:
 
     server = Breaks()
     url = await server.start()
-    async with internet({}) as there:
+    async with internet({}) as access:
         with pytest.raises(Unreachable, match=r"^127.0.0.1:\d+ broke off: "):
-            async with there.get(url, TIMEOUT) as answer:
+            async with access.get(url, TIMEOUT) as answer:
                 await answer.read()
     await server.close()

@@ -1,3 +1,5 @@
+"""The models of all nodes as one node sees them."""
+
 from __future__ import annotations
 
 import asyncio
@@ -27,7 +29,7 @@ TOKENS = [f"token{number}" for number in range(5000)]
 
 
 class Node:
-    """A node with a catalogue and a library, joined to others by fakes."""
+    """A node with a catalogue and a library, connected to others by fakes."""
 
     def __init__(
         self, name: str, folder: Path, servers: dict[str, FakeServer], aliases: dict[str, str]
@@ -54,7 +56,7 @@ class Node:
 
 
 class ThreeNodes:
-    """Three nodes that hear of each other's records."""
+    """Three nodes that see each other's records."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.servers: dict[str, FakeServer] = {}
@@ -69,10 +71,10 @@ class ThreeNodes:
 
     def spread(self) -> None:
         for node in self.nodes:
-            fresh = {other.name: other.view.me for other in self.nodes if other is not node}
-            fresh = {name: one for name, one in fresh.items() if name not in node.calls.cut}
-            if fresh != node.view.others:
-                node.view.others = fresh
+            others = {other.name: other.view.me for other in self.nodes if other is not node}
+            others = {name: record for name, record in others.items() if name not in node.calls.cut}
+            if others != node.view.others:
+                node.view.others = others
                 node.view.tell()
 
 
@@ -84,7 +86,7 @@ async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
         await node.close()
 
 
-async def test_all_models_once_on_all_nodes(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_all_nodes_list_each_model_once(three: ThreeNodes, tmp_path: Path) -> None:
     a, b, c = three.nodes
     write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
     write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
@@ -100,15 +102,15 @@ async def test_all_models_once_on_all_nodes(three: ThreeNodes, tmp_path: Path) -
         assert node.library.get("gpt-4") == node.library.get("alpha:f16")
 
 
-async def test_no_model_is_called_missing_while_a_folder_is_read_for_the_first_time(
+async def test_a_model_is_not_reported_missing_during_the_first_scan(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (a, *_), go_on = three.nodes, threading.Event()
+    (a, *_), proceed = three.nodes, threading.Event()
     write_gguf(a.folder / "m" / "gamma-F16.gguf", seed=3)
     read = reader.read_files
 
     def slow(paths: Any) -> Any:
-        go_on.wait(20)
+        proceed.wait(20)
         return read(paths)
 
     monkeypatch.setattr(reader, "read_files", slow)
@@ -120,14 +122,14 @@ async def test_no_model_is_called_missing_while_a_folder_is_read_for_the_first_t
             await a.library.named("gamma")
         assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
         monkeypatch.setattr("sollold.models.library._SETTLE", 20.0)
-        asking = asyncio.create_task(a.library.named("gamma"))
-        go_on.set()
-        assert (await asking).model.name == "gamma:F16"
+        lookup = asyncio.create_task(a.library.named("gamma"))
+        proceed.set()
+        assert (await lookup).model.name == "gamma:F16"
     finally:
-        go_on.set()
+        proceed.set()
 
 
-async def test_who_is_back_has_its_models_at_once(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_a_returning_node_has_its_models_immediately(three: ThreeNodes, tmp_path: Path) -> None:
     a, _, c = three.nodes
     write_gguf(c.folder / "m" / "gamma-F16.gguf", seed=3)
     await three.start()
@@ -137,32 +139,32 @@ async def test_who_is_back_has_its_models_at_once(three: ThreeNodes, tmp_path: P
     assert a.library.find("gamma") == () and a.library.resolve("gamma").away == ("name-c",)
     a.calls.cut.clear()
     three.spread()
-    assert [node for node, _ in a.library.find("gamma")] == ["c"], "in the moment in which it is away no more"
+    assert [node for node, _ in a.library.find("gamma")] == ["c"], "immediately after the node is back"
 
 
-async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
+async def test_a_resolved_name_is_cached_until_models_or_aliases_change(
     three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (a, *_), asked = three.nodes, []
+    (a, *_), lookups = three.nodes, []
 
-    def resolved(name: str, *rest: Any) -> Resolved:
-        asked.append(name)
+    def counting(name: str, *rest: Any) -> Resolved:
+        lookups.append(name)
         return resolve(name, *rest)
 
     write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
     await three.start()
     await until(lambda: a.names() == ["alpha:F16"])
-    monkeypatch.setattr("sollold.models.library.resolve", resolved)
+    monkeypatch.setattr("sollold.models.library.resolve", counting)
     for _ in range(3):
         assert a.library.get("gpt-4") is not None and a.library.get("beta") is None
-    assert sorted(asked) == ["beta", "gpt-4"]
+    assert sorted(lookups) == ["beta", "gpt-4"]
     a.library.use_aliases({"beta": "alpha"})
     assert a.library.get("beta") is not None and a.library.get("gpt-4") is None
     write_gguf(a.folder / "m" / "gpt-4-F16.gguf", seed=2)
     await until(lambda: a.library.get("gpt-4") is not None)
 
 
-async def test_shape_comes_from_the_node_that_has_it(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_a_shape_is_fetched_once_from_a_node_with_the_model(three: ThreeNodes, tmp_path: Path) -> None:
     a, b, _ = three.nodes
     vocabulary = {"tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [1] * len(TOKENS)}
     write_gguf(b.folder / "m" / "beta-F16.gguf", metadata=vocabulary)
@@ -175,12 +177,12 @@ async def test_shape_comes_from_the_node_that_has_it(three: ThreeNodes, tmp_path
     assert pairs["llama.context_length"] == 4096 and pairs["tokenizer.ggml.tokens"] == []
     pairs = await a.library.metadata("beta", whole=True)
     assert pairs["tokenizer.ggml.tokens"] == TOKENS and pairs["tokenizer.ggml.token_type"] == [1] * 5000
-    asked = len(a.calls.made)
+    calls = len(a.calls.made)
     assert await a.library.shape(node, model) == shape
-    assert len(a.calls.made) == asked
+    assert len(a.calls.made) == calls
 
 
-async def test_shape_of_a_corrupt_file_says_why(three: ThreeNodes) -> None:
+async def test_the_shape_of_a_corrupt_file_is_refused_with_the_reason(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     path = write_gguf(b.folder / "m" / "bad.gguf")
     path.write_bytes(path.read_bytes()[:-100])
@@ -192,7 +194,7 @@ async def test_shape_of_a_corrupt_file_says_why(three: ThreeNodes) -> None:
         await a.library.shape(node, model)
 
 
-async def test_new_and_gone_models(three: ThreeNodes) -> None:
+async def test_new_and_removed_models_are_noticed(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     await three.start()
     assert a.names() == []
@@ -202,7 +204,7 @@ async def test_new_and_gone_models(three: ThreeNodes) -> None:
     await until(lambda: a.names() == [])
 
 
-async def test_a_node_that_goes_takes_its_models(three: ThreeNodes) -> None:
+async def test_models_of_an_offline_node_are_not_listed(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta.gguf")
     await three.start()
@@ -220,7 +222,7 @@ async def test_a_node_that_goes_takes_its_models(three: ThreeNodes) -> None:
     assert a.library.resolve("beta").away == ()
 
 
-async def test_a_list_that_cannot_be_fetched_is_tried_again_and_told_of_once(
+async def test_a_failed_fetch_of_a_list_is_retried_and_logged_once(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sollold.models.node_lists._AGAIN", 0.05)
@@ -229,25 +231,25 @@ async def test_a_list_that_cannot_be_fetched_is_tried_again_and_told_of_once(
     write_gguf(b.folder / "m" / "beta.gguf")
     server = three.servers.pop("b")
     await three.start()
-    await until(lambda: all(one.calls.made.count(("b", "models")) >= 3 for one in (a, c)))
+    await until(lambda: all(node.calls.made.count(("b", "models")) >= 3 for node in (a, c)))
     assert len([line for line in caplog.messages if "can't be fetched" in line]) == 2
     three.servers["b"] = server
     await until(lambda: a.names() == ["beta:latest"])
 
 
-async def test_what_was_just_made_on_a_node_shows_at_once(three: ThreeNodes) -> None:
+async def test_a_refresh_lists_new_models_of_a_node_immediately(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
-    asked: list[str] = []
+    scans: list[str] = []
 
-    async def look() -> None:
-        asked.append("looked")
+    async def scan() -> None:
+        scans.append("scanned")
 
-    b.library.lists.sources.append(look)
+    b.library.lists.sources.append(scan)
     await three.start()
     b.catalogue._interval = 3600.0
     write_gguf(b.folder / "m" / "beta.gguf")
     await a.library.lists.refresh("b")
-    assert (a.names(), asked) == (["beta:latest"], ["looked"])
+    assert (a.names(), scans) == (["beta:latest"], ["scanned"])
     (b.folder / "m" / "beta.gguf").unlink()
     await a.library.lists.refresh("b")
     assert a.names() == []
@@ -259,7 +261,7 @@ def model(name: str, digest: str, **changes: object) -> Model:
     return replace(Model(name, digest * 64, "folder", (f"/{digest}.gguf",), 1, 0.0), **changes)
 
 
-def test_other_content_under_one_name() -> None:
+def test_different_contents_of_a_name_get_different_names() -> None:
     listed, found = merge(
         {
             "a": (model("x:latest", "1", modified=1.0),),
@@ -272,72 +274,72 @@ def test_other_content_under_one_name() -> None:
     assert [node for node, _ in found["x:latest-22222222"]] == ["b"]
 
 
-def test_one_that_runs_comes_before_one_that_does_not() -> None:
+def test_a_usable_model_takes_precedence_over_an_unusable_one() -> None:
     listed, _ = merge({"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)})
     assert listed["x:latest"].nodes == ("b",)
 
 
-def test_known_by_manifest_only() -> None:
+def test_an_unreadable_model_is_matched_by_its_manifest() -> None:
     hidden = model("x:latest", "9", files=(), manifest="9" * 64, only_ollama="its files can't be read")
     listed, found = merge({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
     assert listed["x:latest"].nodes == ("a", "b")
     assert listed["x:latest"].model.files
-    assert [bool(one.files) for _, one in found["x:latest"]] == [False, True]
+    assert [bool(model.files) for _, model in found["x:latest"]] == [False, True]
 
 
-def test_what_ollamas_call_a_content() -> None:
+def test_names_and_manifests_of_a_content_in_ollama() -> None:
     mine = model("x:latest", "1", manifest="a" * 64, template="T", params='{"stop":["x"]}')
-    shut = model("y:latest", "9", files=(), manifest="a" * 64, only_ollama="its files can't be read")
+    unreadable = model("y:latest", "9", files=(), manifest="a" * 64, only_ollama="its files can't be read")
     file = model("x:F16", "1")
     mario = model("mario:latest", "1", manifest="b" * 64, template="T", system="You are Mario.")
     other = model("z:latest", "2", manifest="c" * 64)
-    listed, _ = merge({"a": (mine, other), "b": (shut, file, mario)})
-    alike = InOllama(("x:latest", "y:latest"), ("a" * 64,), fingerprint("T"))
-    assert [listed[name].in_ollama for name in ("x:latest", "y:latest")] == [alike] * 2
-    assert listed["x:F16"].in_ollama == InOllama(), "a plain file has none of the layers of another name"
+    listed, _ = merge({"a": (mine, other), "b": (unreadable, file, mario)})
+    expected = InOllama(("x:latest", "y:latest"), ("a" * 64,), fingerprint("T"))
+    assert [listed[name].in_ollama for name in ("x:latest", "y:latest")] == [expected] * 2
+    assert listed["x:F16"].in_ollama == InOllama(), "a plain file does not get the layers of another name"
     assert listed["mario:latest"].in_ollama == InOllama(("mario:latest",), ("b" * 64,), fingerprint("T"))
 
 
-def test_what_an_ollama_says_of_a_name_goes_before_a_plain_file_of_it() -> None:
+def test_ollamas_layers_of_a_name_take_precedence_over_a_plain_file() -> None:
     ours = model("x:latest", "1", manifest="a" * 64, template="T", messages=(("user", "hi"),))
     listed, found = merge({"a": (model("x:latest", "1"),), "b": (ours,)})
     assert (listed["x:latest"].model.template, listed["x:latest"].model.messages) == ("T", (("user", "hi"),))
-    assert [one.template for _, one in found["x:latest"]] == ["T", "T"]
+    assert [model.template for _, model in found["x:latest"]] == ["T", "T"]
 
 
-def test_a_template_that_only_ollama_knows_leaves_its_name_to_ollama() -> None:
+def test_a_model_with_an_untranslatable_template_is_left_to_ollama() -> None:
     odd = model("odd:latest", "1", manifest="a" * 64, template="{{ toTypeScriptType .Prompt }}")
     listed, found = merge({"a": (odd, model("file:latest", "1")), "b": (model("other:latest", "1"),)})
     assert "toTypeScriptType" in listed["odd:latest"].model.only_ollama
-    assert all("toTypeScriptType" in one.only_ollama for _, one in found["odd:latest"])
+    assert all("toTypeScriptType" in model.only_ollama for _, model in found["odd:latest"])
     assert listed["file:latest"].model.only_ollama == listed["other:latest"].model.only_ollama == ""
-    assert [one.only_ollama for _, one in found["file:latest"]] == ["", ""]
+    assert [model.only_ollama for _, model in found["file:latest"]] == ["", ""]
 
 
-def test_a_llama_server_answers_for_the_names_of_its_template_alone() -> None:
-    there = Endpoint("d", "x:latest", "1", Backend.LOCAL, State.READY, template=fingerprint("T"))
-    assert there.is_of("y:latest", "1", InOllama(template=fingerprint("T")))
-    assert not there.is_of("y:latest", "1", InOllama())
-    assert not there.is_of("x:latest", "1", InOllama(template=fingerprint("U")))
+def test_an_endpoint_serves_only_names_with_its_template() -> None:
+    endpoint = Endpoint("d", "x:latest", "1", Backend.LOCAL, State.READY, template=fingerprint("T"))
+    assert endpoint.is_of("y:latest", "1", InOllama(template=fingerprint("T")))
+    assert not endpoint.is_of("y:latest", "1", InOllama())
+    assert not endpoint.is_of("x:latest", "1", InOllama(template=fingerprint("U")))
 
 
-def test_what_belongs_to_the_name_stays_with_the_name() -> None:
+def test_a_system_text_applies_only_to_its_name() -> None:
     mario = model("mario:latest", "1", system="You are Mario.")
     _, found = merge({"a": (mario,), "b": (model("base:latest", "1"),)})
-    assert [one.system for _, one in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
-    assert [one.system for _, one in found["base:latest"]] == ["", ""]
+    assert [model.system for _, model in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
+    assert [model.system for _, model in found["base:latest"]] == ["", ""]
 
 
-async def test_an_odd_name_of_another_node_hides_no_model(three: ThreeNodes) -> None:
+async def test_an_invalid_name_from_another_node_hides_no_model(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
-    kind, answer = b.server.methods["models"]
+    kind, handler = b.server.methods["models"]
 
-    async def odd(caller: str, request: object) -> object:
-        got = await answer(caller, request)
-        return replace(got, models=(replace(got.models[0], name="latest~ of/no:"), *got.models))
+    async def with_invalid_name(caller: str, request: object) -> object:
+        reply = await handler(caller, request)
+        return replace(reply, models=(replace(reply.models[0], name="latest~ of/no:"), *reply.models))
 
-    b.server.methods["models"] = (kind, odd)
+    b.server.methods["models"] = (kind, with_invalid_name)
     await three.start()
     await until(lambda: a.names() == ["beta:F16"])
     assert a.library.resolve("beta").name == "beta:F16"

@@ -1,4 +1,4 @@
-"""Arrays of a header that are read when they are wanted: bounded, and only what the file still has."""
+"""Long arrays of a header, which are read on demand and within limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.models.stores import write_gguf
 TOKENS = [f"t{number}·" for number in range(100)]
 
 
-def test_texts_and_numbers_are_as_they_were_written(tmp_path: Path) -> None:
+def test_texts_numbers_and_flags_are_read_back(tmp_path: Path) -> None:
     scores = [number / 4 for number in range(5000)]
     flags = [number % 3 == 0 for number in range(5000)]
     written = {"tokenizer.ggml.tokens": TOKENS, "x.scores": scores, "x.flags": flags, "x.few": [1, 2]}
@@ -23,16 +23,16 @@ def test_texts_and_numbers_are_as_they_were_written(tmp_path: Path) -> None:
     assert long_arrays(header) == written
 
 
-@pytest.mark.parametrize(("name", "most"), [("_MOST_BYTES", 2000), ("_MOST_VALUES", 150)])
-def test_what_is_too_much_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+@pytest.mark.parametrize(("name", "limit"), [("_MOST_BYTES", 2000), ("_MOST_VALUES", 150)])
+def test_arrays_beyond_a_limit_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
 ) -> None:
-    monkeypatch.setattr(module, name, most)
+    monkeypatch.setattr(module, name, limit)
     header = reader.read(write_gguf(tmp_path / "m.gguf", metadata={"a": TOKENS, "b": TOKENS}))
     assert list(long_arrays(header)) == ["a"]
 
 
-def test_a_file_that_became_shorter_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_raises_an_os_error(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", metadata={"a": TOKENS})
     header = reader.read(path)
     path.write_bytes(path.read_bytes()[:200])

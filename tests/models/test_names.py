@@ -1,3 +1,5 @@
+"""Parsing and resolution of model names."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,25 +21,25 @@ from sollold.models.names import Name, canonical, exact, of_file, parse, quantiz
         ("  phi3 ", "registry.ollama.ai/library/phi3:latest"),
     ],
 )
-def test_parts(text: str, full: str) -> None:
+def test_names_are_parsed_with_defaults(text: str, full: str) -> None:
     assert parse(text).full == full
 
 
 @pytest.mark.parametrize(
     "text", ["", ":", "a:", "/a", "a//b", "a/b/c/d", "../x", "a b", "x:y:z", "é", "a" * 400]
 )
-def test_no_names(text: str) -> None:
+def test_invalid_names_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="name"):
         parse(text)
 
 
-def test_shown_short() -> None:
+def test_canonical_names_omit_the_defaults() -> None:
     assert canonical("registry.ollama.ai/library/phi3") == "phi3:latest"
     assert canonical("registry.ollama.ai/mike/mario:v2") == "mike/mario:v2"
     assert canonical("hf.co/u/r:Q8_0") == "hf.co/u/r:Q8_0"
 
 
-def test_cloud() -> None:
+def test_cloud_tags_are_recognized() -> None:
     assert parse("gpt-oss:120b-cloud").cloud
     assert parse("glm:cloud").cloud
     assert not parse("cloudy:latest").cloud
@@ -56,7 +58,7 @@ def test_cloud() -> None:
         ("my model (1)", "my-model-1", "latest"),
     ],
 )
-def test_file_names(stem: str, model: str, tag: str) -> None:
+def test_file_names_give_model_and_tag(stem: str, model: str, tag: str) -> None:
     assert of_file(stem) == (model, tag)
 
 
@@ -66,7 +68,7 @@ def test_quantization_of_a_folder_name() -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_file_name_gives_a_name(stem: str) -> None:
+def test_any_file_name_gives_a_valid_name(stem: str) -> None:
     model, tag = of_file(stem)
     assert parse(f"{model}:{tag}").tag == tag
 
@@ -82,7 +84,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("query", "name"),
     [
         ("llama3.1", "llama3.1:latest"),
         ("LLAMA3.1:70B", "llama3.1:70b"),
@@ -93,12 +95,12 @@ NAMES = (
         ("hf.co/b/tiny", "hf.co/b/tiny:Q8_0"),
     ],
 )
-def test_resolved(asked: str, name: str) -> None:
-    assert resolve(asked, NAMES).name == name
+def test_names_are_resolved(query: str, name: str) -> None:
+    assert resolve(query, NAMES).name == name
 
 
 @pytest.mark.parametrize(
-    ("asked", "name", "suggested"),
+    ("query", "name", "suggested"),
     [
         ("LLAMA3.1:70B", "llama3.1:70b", ()),
         ("llama3.1", "llama3.1:latest", ()),
@@ -109,35 +111,35 @@ def test_resolved(asked: str, name: str) -> None:
         ("", "", ()),
     ],
 )
-def test_exact_names_are_not_guessed(asked: str, name: str, suggested: tuple[str, ...]) -> None:
-    answer = exact(asked, NAMES, {"mine": "solo:4b"})
+def test_exact_names_are_not_guessed(query: str, name: str, suggested: tuple[str, ...]) -> None:
+    answer = exact(query, NAMES, {"mine": "solo:4b"})
     assert (answer.name, answer.suggestions) == (name, suggested)
 
 
-def test_ambiguous_names_the_candidates() -> None:
+def test_an_ambiguous_name_gives_the_candidates() -> None:
     answer = resolve("tiny", NAMES)
     assert answer.name == ""
     assert answer.candidates == ("hf.co/a/tiny:Q8_0", "hf.co/b/tiny:Q8_0")
     assert "hf.co/a/tiny:Q8_0, hf.co/b/tiny:Q8_0" in answer.message
 
 
-def test_the_usual_tag_makes_no_names_alike() -> None:
+def test_an_equal_default_tag_does_not_make_names_similar() -> None:
     assert resolve("nosuch", ["demo:latest", "llama:latest"]).suggestions == ()
     assert resolve("dmeo", ["demo:latest"]).suggestions == ("demo:latest",)
 
 
-def test_unknown_suggests_what_is_near() -> None:
+def test_an_unknown_name_gives_similar_suggestions() -> None:
     answer = resolve("lama3.1:70b", NAMES)
     assert answer.name == ""
     assert "llama3.1:70b" in answer.suggestions
     assert "did you mean" in answer.message
 
 
-def test_a_tag_that_is_not_there_is_not_replaced() -> None:
+def test_a_missing_tag_is_not_replaced() -> None:
     assert resolve("llama3.1:8b", NAMES).name == ""
 
 
-def test_alias() -> None:
+def test_aliases_are_resolved() -> None:
     aliases = {"gpt-4": "llama3.1:70b", "Mine:x": "qwen"}
     assert resolve("GPT-4", NAMES, aliases).name == "llama3.1:70b"
     assert resolve("gpt-4:latest", NAMES, aliases).name == "llama3.1:70b"
@@ -145,8 +147,8 @@ def test_alias() -> None:
 
 
 @given(st.text(max_size=80))
-def test_nothing_asked_breaks_it(asked: str) -> None:
-    answer = resolve(asked, NAMES)
+def test_any_text_gives_a_name_or_a_message(query: str) -> None:
+    answer = resolve(query, NAMES)
     assert bool(answer.name) != bool(answer.message)
 
 
@@ -155,7 +157,7 @@ def test_name_key_ignores_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("query", "name"),
     [
         ("my model v2-Q4_K_M.gguf", "my-model-v2:Q4_K_M"),
         ("My Model V2-q4_k_m.GGUF", "my-model-v2:Q4_K_M"),
@@ -166,11 +168,11 @@ def test_name_key_ignores_case() -> None:
         ("模型-7B-Q4_K_M.gguf", "7B:Q4_K_M"),
     ],
 )
-def test_a_files_own_name_finds_its_model(asked: str, name: str) -> None:
-    assert resolve(asked, ["my-model-v2:Q4_K_M", "cafe:Q8_0", "7B:Q4_K_M", "other:latest"]).name == name
+def test_a_file_name_resolves_to_its_model(query: str, name: str) -> None:
+    assert resolve(query, ["my-model-v2:Q4_K_M", "cafe:Q8_0", "7B:Q4_K_M", "other:latest"]).name == name
 
 
-def test_a_name_of_foreign_letters_alone_is_suggested_and_not_guessed() -> None:
+def test_a_name_without_ascii_letters_is_suggested_and_not_guessed() -> None:
     answer = resolve("模型.gguf", ["model:latest", "other:latest"])
     assert (answer.name, answer.suggestions) == ("", ("model:latest",))
     assert resolve("no such model.gguf", ["other:latest"]).name == ""
