@@ -11,35 +11,35 @@ from sollold.serving.request import Answer
 
 
 async def begins_with_call(answer: Answer, *, or_thought: bool = False) -> tuple[bool | None, Answer]:
-    """Return whether ``answer`` begins with a tool call, and an answer that replays what was read of it.
+    """Return whether ``answer`` begins with a tool call, and an answer that repeats the batches read from it.
 
     False: it begins with text, or finished without either; None: its stream ended before that. Thinking is
     skipped, or counts as a call if ``or_thought``.
     """
-    begun: list[list[bytes]] = []
+    prefix: list[list[bytes]] = []
     try:
-        calls = await _read(answer.batches, begun, or_thought)
+        calls = await _read(answer.batches, prefix, or_thought)
     except BaseException:
         await answer.end()
         raise
-    return calls, Answer(answer.routing, pushed(_joined(begun, answer.batches)), answer.close)
+    return calls, Answer(answer.routing, pushed(_joined(prefix, answer.batches)), answer.close)
 
 
 async def _read(
-    batches: AsyncIterator[list[bytes]], begun: list[list[bytes]], or_thought: bool
+    batches: AsyncIterator[list[bytes]], prefix: list[list[bytes]], or_thought: bool
 ) -> bool | None:
-    """Read batches into ``begun`` until the beginning is known."""
+    """Read batches into ``prefix`` until it is known whether a call comes first; None if the stream ends."""
     async for batch in batches:
-        begun.append(batch)
+        prefix.append(batch)
         for raw in batch:
             if not raw:
-                begun.clear()
-            elif (calls := _shows_call(raw, or_thought)) is not None:
+                prefix.clear()
+            elif (calls := _is_call(raw, or_thought)) is not None:
                 return calls
     return None
 
 
-def _shows_call(raw: bytes, or_thought: bool) -> bool | None:
+def _is_call(raw: bytes, or_thought: bool) -> bool | None:
     """Whether an event shows a call; None: undecided. Events that are not of a chat count as calls."""
     try:
         event = msgspec.json.decode(raw)
@@ -56,8 +56,8 @@ def _shows_call(raw: bytes, or_thought: bool) -> bool | None:
     return None
 
 
-async def _joined(begun: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    for batch in begun:
+async def _joined(prefix: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    for batch in prefix:
         yield batch
     async for batch in rest:
         yield batch

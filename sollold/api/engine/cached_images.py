@@ -12,7 +12,7 @@ from sollold.api.engine.retry import RevisingService
 from sollold.errors import Refusal
 from sollold.serving.request import Ask, Engine
 
-_LOST = "Chunk not found"
+_SIGN = "Chunk not found"
 
 
 class CachedImagesService(RevisingService):
@@ -22,7 +22,7 @@ class CachedImagesService(RevisingService):
 
     async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
         call = ask.calls.get(Engine.LLAMA)
-        if call is None or _LOST not in refusal.message:
+        if call is None or _SIGN not in refusal.message:
             return None
         uncached = replace(call, body={**call.body, "cache_prompt": False})
         return replace(ask, calls={**ask.calls, Engine.LLAMA: uncached})

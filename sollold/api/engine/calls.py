@@ -55,13 +55,13 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
         out["reasoning_effort"] = _EFFORTS[effort]
     messages = out.get("messages")
     if isinstance(messages, list):
-        out["messages"] = [_for_ollama(message) for message in messages]
+        out["messages"] = [_ollama_message(message) for message in messages]
     if out.get("tools"):
         out["tools"] = readable_tools(out["tools"])
     return out
 
 
-def _for_ollama(message: Any) -> Any:
+def _ollama_message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     if message.get("role") == "developer":
@@ -73,7 +73,7 @@ def _for_ollama(message: Any) -> Any:
 
 
 def typed_body(body: dict[str, Any], asked: msgspec.Struct) -> dict[str, Any]:
-    """Return ``body`` with its numbers as decoded into ``asked``: ``"5"`` and ``5.0`` become 5."""
+    """Return ``body`` with its numbers as decoded in ``asked``: ``"5"`` and ``5.0`` become 5."""
     out, fields = dict(body), _fields(type(asked))
     for name in body.keys() & fields:
         value = getattr(asked, name)
@@ -88,12 +88,12 @@ def _fields(asked: type[msgspec.Struct]) -> frozenset[str]:
 
 
 def calls_for(
-    model: Model, *, llama: Callable[[], Call], ollama: Call | None, what: str
+    model: Model, *, llama: Callable[[], Call], ollama: Call | None, operation: str
 ) -> dict[Engine, Call]:
     """Return the calls to the engines that can answer for ``model``.
 
     ``llama`` is called only for a model that llama.cpp can load, since it may refuse what an Ollama accepts.
-    ``what`` names the request in the error.
+    ``operation`` names the request in the error.
 
     Raises:
         Refusal: BAD_REQUEST if no engine is left, and whatever ``llama`` raises.
@@ -104,7 +104,7 @@ def calls_for(
     if not model.only_ollama:
         calls[Engine.LLAMA] = llama()
     if not calls:
-        raise Refusal(Fault.BAD_REQUEST, f"{what} needs llama.cpp. {model.only_ollama}")
+        raise Refusal(Fault.BAD_REQUEST, f"{operation} needs llama.cpp. {model.only_ollama}")
     return calls
 
 
@@ -132,7 +132,7 @@ def _with_plain_keep_alive(calls: dict[Engine, Call]) -> dict[Engine, Call]:
     value = call.body.get("keep_alive") if call is not None else None
     if call is None or not isinstance(value, str):
         return calls
-    body = {key: one for key, one in call.body.items() if key != "keep_alive"}
+    body = {key: field for key, field in call.body.items() if key != "keep_alive"}
     if value:
         try:
             body["keep_alive"] = float(value)

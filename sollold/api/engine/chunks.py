@@ -101,16 +101,16 @@ def logprob_objects(logprobs: Logprobs | None, top: int) -> list[dict[str, Any]]
     """Return an event's ``logprobs`` as Ollama and OpenAI show them, with at most ``top`` alternatives."""
     if logprobs is None or not logprobs.content:
         return []
-    shown = []
+    entries = []
     for token in logprobs.content:
-        one: dict[str, Any] = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or []}
+        entry: dict[str, Any] = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or []}
         if top:
-            one["top_logprobs"] = [
-                {"token": rival.token, "logprob": rival.logprob, "bytes": rival.bytes or []}
-                for rival in token.top_logprobs[:top]
+            entry["top_logprobs"] = [
+                {"token": alternative.token, "logprob": alternative.logprob, "bytes": alternative.bytes or []}
+                for alternative in token.top_logprobs[:top]
             ]
-        shown.append(one)
-    return shown
+        entries.append(entry)
+    return entries
 
 
 class Choice(msgspec.Struct):
@@ -161,8 +161,8 @@ class ToolCalls:
 
     def feed(self, pieces: list[ToolPiece] | None) -> None:
         """Add the pieces of one event."""
-        for place, piece in enumerate(pieces or ()):
-            index = piece.number(place)
+        for position, piece in enumerate(pieces or ()):
+            index = piece.number(position)
             name, id_, parts = self._calls.get(index, ("", "", []))
             parts.append(piece.arguments)
             self._calls[index] = (name or piece.name, id_ or piece.id or "", parts)

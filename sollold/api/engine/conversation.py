@@ -32,19 +32,19 @@ def results_in_order(messages: Sequence[Message]) -> list[Message]:
     the model would take the first result for that of the first call.
     """
     ordered = list(messages)
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         calls = message.get("tool_calls") or ()
-        order = {str(call.get("id")): number for number, call in enumerate(calls)}
+        order = {str(call.get("id")): position for position, call in enumerate(calls)}
         if len(order) < 2 or len(order) < len(calls):
             continue
-        end = place + 1
+        end = index + 1
         while end < len(messages) and str(messages[end].get("tool_call_id")) in order:
             end += 1
-        ordered[place + 1 : end] = sorted(messages[place + 1 : end], key=partial(_place_in, order))
+        ordered[index + 1 : end] = sorted(messages[index + 1 : end], key=partial(_call_position, order))
     return ordered
 
 
-def _place_in(order: dict[str, int], result: Message) -> int:
+def _call_position(order: dict[str, int], result: Message) -> int:
     return order[str(result["tool_call_id"])]
 
 
@@ -86,9 +86,9 @@ def flatten(messages: Sequence[Message]) -> list[Message]:
         elif role == "tool":
             turns.append({"role": "user", "content": message.get("content") or ""})
         elif message.get("tool_calls"):
-            written = [msgspec.json.encode(call.get("function")).decode() for call in message["tool_calls"]]
+            calls = [msgspec.json.encode(call.get("function")).decode() for call in message["tool_calls"]]
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
-            turns.append({**rest, "content": _join(message.get("content") or "", "\n".join(written))})
+            turns.append({**rest, "content": _join(message.get("content") or "", "\n".join(calls))})
         else:
             turns.append(message)
     if system:
@@ -104,69 +104,71 @@ def oldest_exchanges(messages: Sequence[Message]) -> list[list[int]]:
     An exchange is a user's turn with everything that answers it. System messages and the last user turn
     belong to none; of the steps that answer that turn (a call with its results), all but the last may go too.
     """
-    last = max((place for place, one in enumerate(messages) if one.get("role") == "user"), default=-1)
+    last = max((index for index, message in enumerate(messages) if message.get("role") == "user"), default=-1)
     exchanges: list[list[int]] = []
-    for place, message in enumerate(messages[: max(last, 0)]):
+    for index, message in enumerate(messages[: max(last, 0)]):
         role = message.get("role")
         if role in _SYSTEM:
             continue
         follows = bool(exchanges) and messages[exchanges[-1][-1]].get("role") == "user"
         if not exchanges or (role == "user" and not follows):
             exchanges.append([])
-        exchanges[-1].append(place)
+        exchanges[-1].append(index)
     steps: list[list[int]] = []
-    for place in range(last + 1, len(messages)):
-        role = messages[place].get("role")
+    for index in range(last + 1, len(messages)):
+        role = messages[index].get("role")
         if role in _SYSTEM:
             continue
         if not steps or role != "tool":
             steps.append([])
-        steps[-1].append(place)
+        steps[-1].append(index)
     return exchanges + steps[:-1]
 
 
 def without(messages: Sequence[Message], exchanges: Sequence[Sequence[int]]) -> list[Message]:
     """Return ``messages`` without those of ``exchanges``."""
-    gone = {place for exchange in exchanges for place in exchange}
-    return [message for place, message in enumerate(messages) if place not in gone]
+    excluded = {index for exchange in exchanges for index in exchange}
+    return [message for index, message in enumerate(messages) if index not in excluded]
 
 
 def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named: bool) -> list[Message]:
     """Merge adjacent messages; ``named``: also messages with a ``name``, which is dropped if they differ."""
     merged: list[Message] = []
     for message in messages:
-        before = merged[-1] if merged else None
-        if before is not None and merges(message.get("role")) and _can_merge(before, message, named=named):
-            both = {**before, **message, "content": _join(before.get("content"), message.get("content"))}
-            thoughts = [one["reasoning_content"] for one in (before, message) if one.get("reasoning_content")]
+        last = merged[-1] if merged else None
+        if last is not None and merges(message.get("role")) and _can_merge(last, message, named=named):
+            joined = {**last, **message, "content": _join(last.get("content"), message.get("content"))}
+            thoughts = [
+                part["reasoning_content"] for part in (last, message) if part.get("reasoning_content")
+            ]
             if thoughts:
-                both["reasoning_content"] = "\n\n".join(thoughts)
-            if before.get("name") != message.get("name"):
-                both.pop("name", None)
-            merged[-1] = both
+                joined["reasoning_content"] = "\n\n".join(thoughts)
+            if last.get("name") != message.get("name"):
+                joined.pop("name", None)
+            merged[-1] = joined
         else:
             merged.append(message)
     return merged
 
 
-def _can_merge(before: Message, message: Message, *, named: bool) -> bool:
+def _can_merge(last: Message, message: Message, *, named: bool) -> bool:
     """Whether two messages may be merged; not after calls, which are followed by their results.
 
     Fields unknown to templates (``id``, ``annotations`` …) do not keep messages apart.
     """
-    alike = before.get("role") == message.get("role")
-    apart = not named and (before.get("name") or message.get("name"))
-    return alike and not apart and not before.get("tool_calls")
+    same_role = last.get("role") == message.get("role")
+    has_name = not named and (last.get("name") or message.get("name"))
+    return same_role and not has_name and not last.get("tool_calls")
 
 
-def _join(before: Any, after: Any) -> Any:
+def _join(first: Any, second: Any) -> Any:
     """Join two contents: strings with an empty line between them, else the parts of both."""
-    if not before or not after:
-        return before or after or ""
-    before, after = _as_text(before), _as_text(after)
-    if isinstance(before, str) and isinstance(after, str):
-        return f"{before}\n\n{after}"
-    return [*_parts(before), *_parts(after)]
+    if not first or not second:
+        return first or second or ""
+    first, second = _as_text(first), _as_text(second)
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_parts(first), *_parts(second)]
 
 
 def _as_text(content: Any) -> Any:

@@ -19,11 +19,11 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine, Routing, Service, longest_input
 
-_PIECE = 256
+_MAX_PIECE = 256
 """Maximum texts in one request to an engine."""
-_FEW = 8
-_LARGE = 128 * 1024
-_MOST_TEXTS = 4096
+_MAX_ON_LOOP = 8
+_MAX_ON_LOOP_BYTES = 128 * 1024
+_MAX_TEXTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class Embedder:
         """
         refuse_reranker(model)
         check_count(texts)
-        if len(texts) <= _PIECE:
+        if len(texts) <= _MAX_PIECE:
             return await self._piece(ask, model, texts, native, normalize, truncate)
         # Piece by piece: parsing thousands of vectors at once would block the loop for too long.
         loop = asyncio.get_running_loop()
         started, results = loop.time(), []
-        for begin in range(0, len(texts), _PIECE):
-            piece = texts[begin : begin + _PIECE]
-            left = max(0.001, ask.deadline - (loop.time() - started)) if ask.deadline > 0 else 0.0
-            piece_ask = replace(ask, id=f"{ask.id}-{begin}", deadline=left)
+        for begin in range(0, len(texts), _MAX_PIECE):
+            piece = texts[begin : begin + _MAX_PIECE]
+            remaining = max(0.001, ask.deadline - (loop.time() - started)) if ask.deadline > 0 else 0.0
+            piece_ask = replace(ask, id=f"{ask.id}-{begin}", deadline=remaining)
             call = Call(native.path, {**native.body, "input": list(piece)})
             results.append(await self._piece(piece_ask, model, piece, call, normalize, truncate))
         return _joined(results)
@@ -78,7 +78,7 @@ class Embedder:
         self, ask: Ask, model: Model, texts: Sequence[str], native: Call, normalize: bool, truncate: bool
     ) -> Embedded:
         llama = _call(model, texts, normalize=normalize)
-        calls = calls_for(model, llama=lambda: llama, ollama=native, what="embedding")
+        calls = calls_for(model, llama=lambda: llama, ollama=native, operation="embedding")
         service = TruncatingService(self._service) if truncate else self._service
         try:
             raw, routing = await ask_whole(service, replace(ask, calls=calls))
@@ -86,14 +86,14 @@ class Embedder:
             if truncate or (limit := longest_input(refusal.message)) is None:
                 raise
             # llama-server's message suggests a setting that callers don't have; clients know Ollama's.
-            said = f"the input length exceeds the context length: context size ({limit} tokens)"
-            raise Refusal(refusal.fault, said, status=refusal.status) from None
+            message = f"the input length exceeds the context length: context size ({limit} tokens)"
+            raise Refusal(refusal.fault, message, status=refusal.status) from None
         if routing.engine is Engine.OLLAMA:
             try:
                 return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
             except msgspec.MsgspecError as error:
                 raise Refusal(Fault.ENGINE, f"unreadable embeddings from Ollama: {error}") from None
-        if len(raw) < _LARGE:
+        if len(raw) < _MAX_ON_LOOP_BYTES:
             vectors, tokens = _read(raw, normalize)
         else:
             vectors, tokens = await asyncio.to_thread(_read, raw, normalize)
@@ -108,30 +108,30 @@ def check_count(texts: Sequence[object]) -> None:
     Raises:
         Refusal: BAD_REQUEST.
     """
-    if len(texts) > _MOST_TEXTS:
-        message = f"input has more than {_MOST_TEXTS} texts; send fewer at a time, or use /api/batch/embed"
+    if len(texts) > _MAX_TEXTS:
+        message = f"input has more than {_MAX_TEXTS} texts; send fewer at a time, or use /api/batch/embed"
         raise Refusal(Fault.BAD_REQUEST, message)
 
 
 def _joined(results: Sequence[Embedded]) -> Embedded:
     """Join the pieces of a request."""
-    vectors = [vector for one in results for vector in one.vectors]
-    natives = [one.native for one in results]
+    vectors = [vector for result in results for vector in result.vectors]
+    natives = [result.native for result in results]
     native = natives[0]
-    for other in natives[1:]:
-        if native is None or other is None:
+    for addition in natives[1:]:
+        if native is None or addition is None:
             break
-        for name, value in other.items():
+        for name, value in addition.items():
             if isinstance(value, int | list) and isinstance(native.get(name), type(value)):
                 native[name] += value
-    if len({one is None for one in natives}) > 1:
+    if len({native is None for native in natives}) > 1:
         raise Refusal(Fault.INTERRUPTED, "different engines returned the embeddings; send the request again")
-    return Embedded(vectors, sum(one.tokens for one in results), results[-1].routing, native)
+    return Embedded(vectors, sum(result.tokens for result in results), results[-1].routing, native)
 
 
 def _read(raw: bytes, normalize: bool) -> tuple[list[list[float]], int]:
     vectors, tokens = read_embeddings(raw)
-    return [normalized(one) for one in vectors] if normalize else vectors, tokens
+    return [normalized(vector) for vector in vectors] if normalize else vectors, tokens
 
 
 async def as_json(vectors: Sequence[list[float]], dimensions: int | None) -> list[msgspec.Raw]:
@@ -140,7 +140,7 @@ async def as_json(vectors: Sequence[list[float]], dimensions: int | None) -> lis
     def encoded() -> list[msgspec.Raw]:
         return [msgspec.Raw(msgspec.json.encode(shortened(vector, dimensions))) for vector in vectors]
 
-    return encoded() if len(vectors) <= _FEW else await asyncio.to_thread(encoded)
+    return encoded() if len(vectors) <= _MAX_ON_LOOP else await asyncio.to_thread(encoded)
 
 
 def _call(model: Model, texts: Sequence[str], *, normalize: bool) -> Call:
@@ -181,7 +181,7 @@ def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
     except msgspec.MsgspecError as error:
         raise Refusal(Fault.ENGINE, f"unreadable embeddings from the engine: {error}") from None
     return [
-        one.embedding for one in sorted(answer.data, key=lambda one: one.index)
+        vector.embedding for vector in sorted(answer.data, key=lambda vector: vector.index)
     ], answer.usage.prompt_tokens
 
 

@@ -85,7 +85,7 @@ class EventTranslator(ABC):
         """
         chunk = read_chunk(raw)
         self._account.feed(chunk)
-        events = self._begin() if _tells(chunk) else []
+        events = self._begin() if _has_content(chunk) else []
         for choice in chunk.choices:
             delta, self._logprobs = choice.delta or Delta(), choice.logprobs
             if choice.finish_reason:
@@ -127,7 +127,7 @@ class EventTranslator(ABC):
         """Return the whole answer; called after `last_events`."""
 
 
-def _tells(chunk: Chunk) -> bool:
+def _has_content(chunk: Chunk) -> bool:
     """Whether a chunk has more than the role, which llama-server sends first and without counts."""
     return chunk.timings is not None or any(choice.delta and choice.delta.says for choice in chunk.choices)
 

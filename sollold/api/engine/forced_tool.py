@@ -72,11 +72,11 @@ def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
 def _as_format(body: dict[str, Any]) -> dict[str, Any]:
     calls = [_call_schema(tool["function"]) for tool in body["tools"]]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    definitions = {name: one for call in calls for name, one in call.pop("$defs", {}).items()}
+    definitions = {name: schema for call in calls for name, schema in call.pop("$defs", {}).items()}
     if definitions:
         schema = {**schema, "$defs": definitions}
-    wanted = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
-    return {**body, "tool_choice": "none", "response_format": wanted}
+    format_ = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+    return {**body, "tool_choice": "none", "response_format": format_}
 
 
 def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ async def _translated(batches: AsyncIterator[list[bytes]], part: str) -> AsyncIt
 
 def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
     if not raw:
-        # An empty event: discard what came before.
+        # An empty event: discard the earlier ones.
         texts.clear()
         return raw
     try:

@@ -25,41 +25,41 @@ class FormatBesideToolsService:
 
     def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
         """As `Service.open`; if both are requested, it returns once the answer has begun."""
-        both = [engine for engine, call in ask.calls.items() if _has_both(call.body)]
-        return self._open_free(ask, on_wait, both) if both else self.service.open(ask, on_wait)
+        engines = [engine for engine, call in ask.calls.items() if _has_both(call.body)]
+        return self._open_both(ask, on_wait, engines) if engines else self.service.open(ask, on_wait)
 
-    async def _open_free(self, ask: Ask, on_wait: Callable[[Waiting], None], both: list[Engine]) -> Answer:
-        free = replace(ask, calls={**ask.calls, **{one: _free(ask.calls[one]) for one in both}})
-        formed = replace(ask, calls={**ask.calls, **{one: _formed(one, ask.calls[one]) for one in both}})
+    async def _open_both(self, ask: Ask, on_wait: Callable[[Waiting], None], engines: list[Engine]) -> Answer:
+        plain = replace(ask, calls={**ask.calls, **{e: _plain(ask.calls[e]) for e in engines}})
+        formatted = replace(ask, calls={**ask.calls, **{e: _formatted(e, ask.calls[e]) for e in engines}})
         if ask.delivered is not None and ask.delivered.content:
             # The rest of an answer that began as text.
-            return await self.service.open(formed, on_wait)
-        answer = await self.service.open(free, on_wait)
+            return await self.service.open(formatted, on_wait)
+        answer = await self.service.open(plain, on_wait)
         engine = answer.routing.engine
-        if engine not in both or ask.calls[engine].body.get("tool_choice") == "required":
+        if engine not in engines or ask.calls[engine].body.get("tool_choice") == "required":
             return answer
         calls, answer = await begins_with_call(answer)
         if calls is not False:
             return answer
         await answer.end()
-        return await self.service.open(formed, on_wait)
+        return await self.service.open(formatted, on_wait)
 
 
 def _has_both(body: dict[str, Any]) -> bool:
     if not body.get("tools"):
         return False
-    wanted = body.get("response_format")
-    formed = isinstance(wanted, dict) and wanted.get("type") not in (None, "text")
-    asked = formed or bool(body.get("json_schema")) or bool(body.get("format"))
-    begun = "continue_final_message" in body
-    return asked and not begun and body.get("tool_choice") != "none"
+    format_ = body.get("response_format")
+    has_format = isinstance(format_, dict) and format_.get("type") not in (None, "text")
+    requested = has_format or bool(body.get("json_schema")) or bool(body.get("format"))
+    continues = "continue_final_message" in body
+    return requested and not continues and body.get("tool_choice") != "none"
 
 
-def _free(call: Call) -> Call:
+def _plain(call: Call) -> Call:
     return replace(call, body={key: value for key, value in call.body.items() if key not in _FORMATS})
 
 
-def _formed(engine: Engine, call: Call) -> Call:
+def _formatted(engine: Engine, call: Call) -> Call:
     if engine is Engine.LLAMA:
         # The tools stay in the prompt, so that its cache remains valid.
         return replace(call, body={**call.body, "tool_choice": "none"})

@@ -7,12 +7,12 @@ from typing import Any
 
 from sollold.did_you_mean import did_you_mean
 
-_CALLERS = """
+_CALLER_FIELDS = """
     user metadata client_metadata safety_identifier prompt_cache_key prompt_cache_retention
     prompt_cache_options prediction service_tier cache_control inference_geo betas diagnostics user_profile_id
     workspace_id billing_policy fallback_credit_token
 """
-OF_THE_CALLER = frozenset(_CALLERS.split())
+OF_THE_CALLER = frozenset(_CALLER_FIELDS.split())
 """Fields about the caller, billing, storage or speed elsewhere: the answer is the same without them."""
 
 _WHY = {
@@ -30,11 +30,11 @@ _WHY = {
     "truncation": "it belongs to /v1/responses",
 }
 _UNKNOWN = "it is not known here"
-_TRUE_ANYWAY = frozenset(("skip_special_tokens", "add_special_tokens", "spaces_between_special_tokens"))
+_ALWAYS_TRUE = frozenset(("skip_special_tokens", "add_special_tokens", "spaces_between_special_tokens"))
 """Flags that always act as if true; all others act as if false."""
-_MOST_NAMED = 8
-_LONGEST = 40
-_MOST_GUESSED = 2
+_MAX_NAMED = 8
+_MAX_CHARACTERS = 40
+_MAX_GUESSES = 2
 
 
 def ignored_fields(
@@ -44,31 +44,31 @@ def ignored_fields(
 
     ``why``: reasons, for fields that other servers know; ``within``: the field whose value ``body`` is.
     """
-    names = [name for name, value in body.items() if name not in known and _asks(name, value)]
-    found: list[str] = []
-    guessed = 0
-    for name in names[:_MOST_NAMED]:
-        shown = f"{within}.{name[:_LONGEST]}" if within else name[:_LONGEST]
-        reason = why.get(shown)
+    names = [name for name, value in body.items() if name not in known and _has_effect(name, value)]
+    warnings: list[str] = []
+    guesses = 0
+    for name in names[:_MAX_NAMED]:
+        path = f"{within}.{name[:_MAX_CHARACTERS]}" if within else name[:_MAX_CHARACTERS]
+        reason = why.get(path)
         if reason is None:
             reason = _UNKNOWN
-            if guessed < _MOST_GUESSED and len(name) <= _LONGEST:
-                guessed += 1
+            if guesses < _MAX_GUESSES and len(name) <= _MAX_CHARACTERS:
+                guesses += 1
                 reason += did_you_mean(name, known, 0.75)
-        found.append(f"{shown} has no effect: {reason}")
-    if len(names) > _MOST_NAMED:
-        found.append(f"{len(names) - _MOST_NAMED} more fields have no effect")
-    return tuple(found)
+        warnings.append(f"{path} has no effect: {reason}")
+    if len(names) > _MAX_NAMED:
+        warnings.append(f"{len(names) - _MAX_NAMED} more fields have no effect")
+    return tuple(warnings)
 
 
 def ignored_parts(body: Mapping[str, Any], known: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """Return such warnings for the fields of nested objects; ``known``: name of an object → its fields."""
-    found: tuple[str, ...] = ()
-    for name, inner in known.items():
+    """Return warnings for the fields of nested objects; ``known``: name of an object → its known fields."""
+    warnings: tuple[str, ...] = ()
+    for name, fields in known.items():
         value = body.get(name)
         if isinstance(value, dict):
-            found += ignored_fields(value, frozenset(inner), within=name)
-    return found
+            warnings += ignored_fields(value, frozenset(fields), within=name)
+    return warnings
 
 
 def context_note(num_ctx: int | None) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def context_note(num_ctx: int | None) -> tuple[str, ...]:
     return ("num_ctx has no effect: an Ollama answers, which accepts it only at /api",) if num_ctx else ()
 
 
-def _asks(name: str, value: object) -> bool:
+def _has_effect(name: str, value: object) -> bool:
     if isinstance(value, bool):
-        return value is not (name in _TRUE_ANYWAY)
+        return value is not (name in _ALWAYS_TRUE)
     return value is not None and value not in ("", [], {})

@@ -41,8 +41,8 @@ class _NotYet(Exception):
 def _size(head: bytes, whole: bool) -> tuple[int, int]:
     if head.startswith(b"\x89PNG"):
         # Apple's PNGs begin with a chunk of their own.
-        begin = head.find(b"IHDR", 8, 256)
-        return _unpack(">II", head, begin + 4) if begin > 0 else (0, 0)
+        start = head.find(b"IHDR", 8, 256)
+        return _unpack(">II", head, start + 4) if start > 0 else (0, 0)
     if head.startswith(b"\xff\xd8"):
         return _jpeg(head, whole)
     if head.startswith(b"GIF8"):
@@ -56,32 +56,32 @@ def _size(head: bytes, whole: bool) -> tuple[int, int]:
     if head.startswith(b"\x53\x80\xf6\x34"):
         return _unpack(">HH", head, 92)
     if head.startswith((b"P5", b"P6", b"#?RADIANCE", b"#?RGBE")):
-        found = _NETPBM.match(head) if head.startswith(b"P") else _RADIANCE.search(head)
-        return (int(found[1]), int(found[2])) if found else (0, 0)
-    # TGA has no magic number: accept whatever could be one.
+        match = _NETPBM.match(head) if head.startswith(b"P") else _RADIANCE.search(head)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+    # TGA has no magic number: accept a file whose header is possible.
     if (head[1], head[2]) in {(mapped, kind) for mapped, kinds in _TGA_KINDS for kind in kinds}:
         return _unpack("<HH", head, 12)
     return 0, 0
 
 
-def _unpack(form: str, head: bytes, at: int) -> tuple[int, int]:
-    first, second = struct.unpack_from(form, head, at)
+def _unpack(form: str, head: bytes, offset: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(form, head, offset)
     return first, second
 
 
 def _jpeg(head: bytes, whole: bool) -> tuple[int, int]:
-    at = 2
-    while at + 9 <= len(head):
-        if head[at] != 0xFF:
-            at += 1
+    offset = 2
+    while offset + 9 <= len(head):
+        if head[offset] != 0xFF:
+            offset += 1
             continue
-        kind = head[at + 1]
+        kind = head[offset + 1]
         if kind in (0x00, 0x01, 0xFF) or 0xD0 <= kind <= 0xD9:
-            at += 1 if kind == 0xFF else 2
+            offset += 1 if kind == 0xFF else 2
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            return _unpack(">HH", head, at + 5)
+            return _unpack(">HH", head, offset + 5)
         else:
-            at += 2 + max(2, int.from_bytes(head[at + 2 : at + 4], "big"))
+            offset += 2 + max(2, int.from_bytes(head[offset + 2 : offset + 4], "big"))
     if whole:
         return 0, 0
     raise _NotYet
@@ -92,7 +92,7 @@ def _webp(head: bytes) -> tuple[int, int]:
     if kind == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if kind == b"VP8L":
-        both = int.from_bytes(head[21:25], "little")
-        return 1 + (both & 0x3FFF), 1 + (both >> 14 & 0x3FFF)
+        packed = int.from_bytes(head[21:25], "little")
+        return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     width, height = _unpack("<HH", head, 26)
     return width & 0x3FFF, height & 0x3FFF

@@ -19,7 +19,7 @@ def shown_logprob(logprob: float) -> float:
 
 
 def with_shown_logprobs(raw: bytes) -> bytes:
-    """Do the same for all of an engine's event or whole answer, without decoding it."""
+    """Apply `shown_logprob` to all of an engine's event or whole answer, without decoding it."""
     if b'"logprob"' not in raw:
         return raw
     return _LOWEST.sub(rb"\g<1>%.1f" % IMPOSSIBLE, raw)

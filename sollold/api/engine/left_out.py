@@ -14,8 +14,8 @@ _TOOL = ("tool", "function")
 
 def unread_document(title: object) -> str:
     """Return the text that replaces a document for the model."""
-    named = f" ({title[:200]})" if isinstance(title, str) and title else ""
-    return f"[A document{named} {_UNREAD}"
+    name = f" ({title[:200]})" if isinstance(title, str) and title else ""
+    return f"[A document{name} {_UNREAD}"
 
 
 def are_results(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -25,9 +25,7 @@ def are_results(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
     directly after the results.
     """
     roles = ["", *(str(message.get("role")).strip().lower() for message in messages)]
-    return [
-        role in _TOOL or (role == "user" and before in _TOOL) for before, role in itertools.pairwise(roles)
-    ]
+    return [role in _TOOL or (role == "user" and last in _TOOL) for last, role in itertools.pairwise(roles)]
 
 
 def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ def link_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         open_calls += [(call["id"], call["function"]["name"]) for call in message.get("tool_calls", ())]
         if message["role"] != "tool":
             continue
-        named = message.get("name")
-        wanted = message.get("tool_call_id")
+        name = message.get("name")
+        id_ = message.get("tool_call_id")
         match = next(
-            (c for c in open_calls if (c[0] == wanted if wanted else c[1] == named)),
+            (c for c in open_calls if (c[0] == id_ if id_ else c[1] == name)),
             open_calls[0] if open_calls else None,
         )
         if match is not None:
@@ -48,7 +48,7 @@ def clean_base64(image: object) -> str:
     text = image.strip() if isinstance(image, str) else _base64_of(image)
     if text[:5].lower() == "data:" and "," in text:
         text = text.split(",", 1)[1]
-    text = "".join(text.split()).translate(_USUAL).rstrip("=")
+    text = "".join(text.split()).translate(_STANDARD).rstrip("=")
     if not text:
         raise Refusal(Fault.BAD_REQUEST, "an image is empty")
     text += "=" * (-len(text) % 4)
@@ -69,7 +69,7 @@ def _base64_of(image: object) -> str:
     raise Refusal(Fault.BAD_REQUEST, "an image is not base64") from None
 
 
-_USUAL = str.maketrans("-_", "+/")
+_STANDARD = str.maketrans("-_", "+/")
 
 
 def image_part(image: object) -> dict[str, Any]:

@@ -40,15 +40,15 @@ def own_parameters(model: Model) -> Mapping[str, Any]:
 @lru_cache(maxsize=1024)
 def _read_parameters(params: str) -> Mapping[str, Any]:
     try:
-        found = msgspec.json.decode(params)
+        parameters = msgspec.json.decode(params)
     except msgspec.DecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return parameters if isinstance(parameters, dict) else {}
 
 
-def with_parameters(model: Model, more: Mapping[str, Any]) -> str:
+def with_parameters(model: Model, parameters: Mapping[str, Any]) -> str:
     """Return the model's ``params`` with further PARAMETERs, which override its own."""
-    return msgspec.json.encode({**own_parameters(model), **more}).decode()
+    return msgspec.json.encode({**own_parameters(model), **parameters}).decode()
 
 
 def own_messages(model: Model) -> list[dict[str, Any]]:
@@ -69,8 +69,8 @@ def own_context(model: Model) -> int:
 
 def with_modelfile(messages: list[dict[str, Any]], model: Model) -> list[dict[str, Any]]:
     """Return ``messages`` after the model's SYSTEM, unless they have their own, and its MESSAGEs."""
-    asked = any(message.get("role") in _SYSTEM for message in messages)
-    system = [{"role": "system", "content": model.system}] if model.system and not asked else []
+    has_system = any(message.get("role") in _SYSTEM for message in messages)
+    system = [{"role": "system", "content": model.system}] if model.system and not has_system else []
     return [*system, *own_messages(model), *messages]
 
 

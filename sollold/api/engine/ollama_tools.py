@@ -9,7 +9,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-_DEEPEST = 32
+_MAX_DEPTH = 32
 
 
 def readable_tools(tools: Any) -> Any:
@@ -31,35 +31,35 @@ def _readable(tool: Any) -> Any:
     if isinstance(required, list):
         out["required"] = [name for name in required if isinstance(name, str)]
     properties = schema.get("properties")
-    out["properties"] = _all_of(properties if isinstance(properties, dict) else {}, _DEEPEST)
+    out["properties"] = _properties(properties if isinstance(properties, dict) else {}, _MAX_DEPTH)
     return {**tool, "function": {**function, "parameters": out}}
 
 
-def _all_of(properties: Schema, depth: int) -> Schema:
-    return {name: _property(one, depth) for name, one in properties.items()}
+def _properties(properties: Schema, depth: int) -> Schema:
+    return {name: _property(child, depth) for name, child in properties.items()}
 
 
-def _property(given: Any, depth: int) -> Schema:
+def _property(schema: Any, depth: int) -> Schema:
     """Rewrite a nested schema; ``true`` and anything invalid becomes an empty one."""
-    if not isinstance(given, dict) or depth <= 0:
+    if not isinstance(schema, dict) or depth <= 0:
         return {}
-    out = dict(given)
-    kinds, enum = given.get("type"), given.get("enum")
-    if "type" in given and not isinstance(kinds, str):
+    out = dict(schema)
+    kinds, enum = schema.get("type"), schema.get("enum")
+    if "type" in schema and not isinstance(kinds, str):
         out["type"] = [kind for kind in kinds if isinstance(kind, str)] if isinstance(kinds, list) else []
     if not out.get("type"):
         out.pop("type", None)
-    if "enum" in given and not isinstance(enum, list):
+    if "enum" in schema and not isinstance(enum, list):
         out["enum"] = [enum]
-    if "description" in given and not isinstance(given["description"], str):
-        out["description"] = str(given["description"])
-    if "anyOf" in given:
-        choices = given["anyOf"]
-        out["anyOf"] = [_property(one, depth - 1) for one in choices] if isinstance(choices, list) else []
-    if "properties" in given:
-        inner = given["properties"]
-        out["properties"] = _all_of(inner, depth - 1) if isinstance(inner, dict) else {}
-    if "required" in given:
-        named = given["required"]
-        out["required"] = [one for one in named if isinstance(one, str)] if isinstance(named, list) else []
+    if "description" in schema and not isinstance(schema["description"], str):
+        out["description"] = str(schema["description"])
+    if "anyOf" in schema:
+        choices = schema["anyOf"]
+        out["anyOf"] = [_property(part, depth - 1) for part in choices] if isinstance(choices, list) else []
+    if "properties" in schema:
+        properties = schema["properties"]
+        out["properties"] = _properties(properties, depth - 1) if isinstance(properties, dict) else {}
+    if "required" in schema:
+        names = schema["required"]
+        out["required"] = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
     return out

@@ -92,7 +92,7 @@ async def find_placed(
 
 
 def _check_external(request: web.Request, services: AppServices, addresses: list[str]) -> None:
-    known = {one.address for record in services.cluster.live() for one in record.plain}
+    known = {address.address for record in services.cluster.live() for address in record.plain}
     for address in addresses:
         if address not in known:
             require(request, Scope.MODELS, f"naming {address[:100]!r}, a worker that no node knows,")

@@ -53,11 +53,11 @@ def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
 _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts unknown to chat templates → the nearest known ones."""
 
-_MOST_GROWTH = 1000
+_MAX_GROWTH = 1000
 """Characters by which a tool's schema may exceed twice its original length."""
-_MOST_PLACES = 4
+_MAX_PROBLEMS = 4
 """Maximum problems reported per schema: these show what to change, and a header has no room for more."""
-_MOST_TOOLS = 8
+_MAX_TOOLS = 8
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -81,27 +81,27 @@ def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
     Raises:
         Refusal: BAD_REQUEST for a strict format that has no grammar, with the keyword and its location.
     """
-    wanted = body.get("response_format")
+    format_ = body.get("response_format")
     if isinstance(body.get("json_schema"), dict):
         body["json_schema"], warnings = _convert_format(body["json_schema"], strict=False)
         return warnings
-    if not isinstance(wanted, dict):
+    if not isinstance(format_, dict):
         return ()
-    named = wanted.get("json_schema")
-    if isinstance(named, dict) and named.get("schema") is not None:
-        schema, warnings = _convert_format(named["schema"], strict=named.get("strict") is True)
-        body["response_format"] = {**wanted, "json_schema": {**named, "schema": schema}}
+    json_schema = format_.get("json_schema")
+    if isinstance(json_schema, dict) and json_schema.get("schema") is not None:
+        schema, warnings = _convert_format(json_schema["schema"], strict=json_schema.get("strict") is True)
+        body["response_format"] = {**format_, "json_schema": {**json_schema, "schema": schema}}
         return warnings
-    if wanted.get("schema") is not None:
-        schema, warnings = _convert_format(wanted["schema"], strict=wanted.get("strict") is True)
-        body["response_format"] = {**wanted, "schema": schema}
+    if format_.get("schema") is not None:
+        schema, warnings = _convert_format(format_["schema"], strict=format_.get("strict") is True)
+        body["response_format"] = {**format_, "schema": schema}
         return warnings
     return ()
 
 
-def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    check_size(given, "the schema")
-    converted = convert_schema(given)
+def _convert_format(schema: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    check_size(schema, "the schema")
+    converted = convert_schema(schema)
     if strict and converted.problems:
         raise Refusal(
             Fault.BAD_REQUEST,
@@ -111,16 +111,16 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
     return converted.schema, tuple(_schema_warnings("format", problems))
 
 
-def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
+def _convert_arguments(source: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
     """Convert a tool's schema. Return it, its form as one object, and what that form does not enforce.
 
     Templates write the schema into the prompt, so it must not become much longer.
     """
-    converted = convert_schema(given, effort, formats=False)
-    schema, further = as_one_object(given, converted.schema)
-    if schema != given and len(_ENCODER.encode(schema)) > 2 * len(_ENCODER.encode(given)) + _MOST_GROWTH:
-        converted = convert_schema(given, Effort(visits=0), formats=False)
-        schema, further = as_one_object(given, converted.schema)
+    converted = convert_schema(source, effort, formats=False)
+    schema, further = as_one_object(source, converted.schema)
+    if schema != source and len(_ENCODER.encode(schema)) > 2 * len(_ENCODER.encode(source)) + _MAX_GROWTH:
+        converted = convert_schema(source, Effort(visits=0), formats=False)
+        schema, further = as_one_object(source, converted.schema)
     return converted, schema, further
 
 
@@ -131,8 +131,8 @@ def _convert_tools(body: dict[str, Any]) -> list[str]:
     effort = Effort()
     width = SchemaWidth()
     body["tools"] = [_convert_tool(tool, warnings, effort, width) for tool in body["tools"]]
-    if (further := len(warnings) - _MOST_TOOLS) > 0:
-        warnings[_MOST_TOOLS:] = [f"the schemas of {further} more tools are not fully enforced"]
+    if (further := len(warnings) - _MAX_TOOLS) > 0:
+        warnings[_MAX_TOOLS:] = [f"the schemas of {further} more tools are not fully enforced"]
     return warnings
 
 
@@ -155,12 +155,12 @@ def _convert_tool(
         schema = {"type": "object"}
     elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
         schema = {**schema, "type": "object"}
-    what = f'tool "{function["name"][:60]}"'
+    subject = f'tool "{function["name"][:60]}"'
     out = {**tool, "function": {**function, "parameters": schema}}
     if _exceeds(width, out):
-        warnings.append(f"{what}: not enforced: the schemas of all tools are too large for an engine")
+        warnings.append(f"{subject}: not enforced: the schemas of all tools are too large for an engine")
         return unconstrained_tool(tool)
-    warnings += _schema_warnings(what, problems)
+    warnings += _schema_warnings(subject, problems)
     return out
 
 
@@ -178,10 +178,10 @@ def _exceeds(width: SchemaWidth, tool: dict[str, Any]) -> bool:
     return False
 
 
-def _schema_warnings(what: str, problems: Iterable[SchemaProblem]) -> list[str]:
-    """Return one warning about the schema of ``what``; none if all of it is enforced."""
-    found = list(dict.fromkeys(str(problem) for problem in problems))
-    if not found:
+def _schema_warnings(subject: str, problems: Iterable[SchemaProblem]) -> list[str]:
+    """Return one warning about the schema of ``subject``; none if all of it is enforced."""
+    reasons = list(dict.fromkeys(str(problem) for problem in problems))
+    if not reasons:
         return []
-    further = f" and {len(found) - _MOST_PLACES} more" if len(found) > _MOST_PLACES else ""
-    return [f"{what}: not enforced: {', '.join(found[:_MOST_PLACES])}{further}"]
+    further = f" and {len(reasons) - _MAX_PROBLEMS} more" if len(reasons) > _MAX_PROBLEMS else ""
+    return [f"{subject}: not enforced: {', '.join(reasons[:_MAX_PROBLEMS])}{further}"]

@@ -49,26 +49,26 @@ FIELDS = SAMPLING | GENERATION | CHAT | {*_OTHER.split()}
 adapters for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
 
 _NO_MEDIA = Media()
-_MOST_GRAMMAR = 64 * 1024
-_DEEPEST_GRAMMAR = 200
-_MOST_REPETITIONS = 10_000
-_MOST_SCHEMA_NODES = 20_000
-_MOST_SCHEMA_ENTRIES = 50_000
+_MAX_GRAMMAR_CHARACTERS = 64 * 1024
+_MAX_GRAMMAR_DEPTH = 200
+_MAX_REPETITIONS = 10_000
+_MAX_SCHEMA_NODES = 20_000
+_MAX_SCHEMA_ENTRIES = 50_000
 _CONTAINERS = frozenset((dict, list))
-_DEEPEST_SCHEMA = 100
-_MOST_PROBABILITIES = 256
-_USUAL = str.maketrans("-_", "+/")
-_LONGEST = {
+_MAX_SCHEMA_DEPTH = 100
+_MAX_PROBABILITIES = 256
+_STANDARD = str.maketrans("-_", "+/")
+_MAX_NUMBERS = {
     # The largest limit on tokens that engines can represent; a larger one means no limit.
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict"), 2**31 - 1),
     # Tokens to look back at, for which memory is allocated at once; no context is longer.
     **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), 1 << 22),
 }
-_MOST_PARTS = 65_536
+_MAX_PARTS = 65_536
 """Maximum messages and parts of messages in a conversation; checking a million takes 0.1 s."""
-_MOST_IMAGES = 4_096
-_MOST_LIST = 256
-_MOST_ENTRIES = {"logit_bias": 1024}
+_MAX_IMAGES = 4_096
+_MAX_LIST = 256
+_MAX_ENTRIES = {"logit_bias": 1024}
 _NESTED = frozenset(
     ("json_schema", "response_format", "format", "tools", "functions", "chat_template_kwargs")
 )
@@ -80,7 +80,7 @@ _LISTS: dict[str, tuple[type[Sized], ...]] = {
     "dry_sequence_breakers": (list, str),
     "response_fields": (list, str),
 }
-_BOUNDED = frozenset({"grammar", *_NESTED, *_NUMBERS, *_LISTS})
+_CHECKED_FIELDS = frozenset({"grammar", *_NESTED, *_NUMBERS, *_LISTS})
 _REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
 """A literal, a character range or a comment in llama.cpp's grammars. An unterminated one extends to the end
@@ -88,7 +88,7 @@ of the text, as it does there; otherwise matching would scan to the end from eac
 
 
 def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Engine, Call]:
-    """Return ``calls`` checked, and those to llama-server limited to `FIELDS`. ``media``: cut out of them.
+    """Check ``calls``, and limit those to llama-server to `FIELDS`. ``media``: the media cut out of them.
 
     Raises:
         Refusal: BAD_REQUEST for anything that could harm an engine or make it contact other hosts.
@@ -102,10 +102,10 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
     _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
-    for name in sorted(body.keys() & _BOUNDED):
+    for name in sorted(body.keys() & _CHECKED_FIELDS):
         # An Ollama makes no grammar of tools, so theirs do not add up.
-        each = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
-        for value in body[name] if each else (body[name],):
+        separate = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
+        for value in body[name] if separate else (body[name],):
             _check_field(name, value)
     body = _bounded(body)
     if isinstance(options := body.get("options"), dict):
@@ -121,8 +121,8 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     """Lower numbers that are too large for an engine to its maximum, which means the same."""
-    over = [name for name in values.keys() & _LONGEST if _exceeds(values[name], _LONGEST[name])]
-    return {**values, **{name: _LONGEST[name] for name in over}}
+    large = [name for name in values.keys() & _MAX_NUMBERS if _exceeds(values[name], _MAX_NUMBERS[name])]
+    return {**values, **{name: _MAX_NUMBERS[name] for name in large}}
 
 
 def _check_field(name: str, value: object) -> None:
@@ -132,30 +132,30 @@ def _check_field(name: str, value: object) -> None:
     elif name in _NESTED:
         _check_schemas(value, name)
     elif name in _NUMBERS:
-        if _exceeds(value, _MOST_PROBABILITIES):
-            raise _refused(f"{name} must be at most {_MOST_PROBABILITIES}")
-    elif isinstance(value, _LISTS[name]) and len(value) > _MOST_ENTRIES.get(name, _MOST_LIST):
-        raise _refused(f"{name} has more than {_MOST_ENTRIES.get(name, _MOST_LIST)} entries")
+        if _exceeds(value, _MAX_PROBABILITIES):
+            raise _refusal(f"{name} must be at most {_MAX_PROBABILITIES}")
+    elif isinstance(value, _LISTS[name]) and len(value) > _MAX_ENTRIES.get(name, _MAX_LIST):
+        raise _refusal(f"{name} has more than {_MAX_ENTRIES.get(name, _MAX_LIST)} entries")
 
 
-def _exceeds(value: object, most: int) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > most
+def _exceeds(value: object, limit: int) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > limit
 
 
 def _check_media(body: dict[str, Any], media: Media) -> None:
     """Refuse media that an engine would fetch, from a network that the caller may not reach, and images that
     would take all of its memory.
     """
-    named = body.get("messages")
-    messages = named if isinstance(named, list) else []
+    value = body.get("messages")
+    messages = value if isinstance(value, list) else []
     count = _MediaCount()
     count.add_parts(len(messages))
     for holder in (body, *messages):
         if not isinstance(holder, dict):
             continue
-        if isinstance(own := holder.get("images"), list):
-            count.add_images(len(own))
-            for image in own:
+        if isinstance(images := holder.get("images"), list):
+            count.add_images(len(images))
+            for image in images:
                 _check_image(image, media)
         if holder is not body and isinstance(content := holder.get("content"), list):
             count.add_parts(len(content))
@@ -171,14 +171,14 @@ class _MediaCount:
     def add_parts(self, count: int) -> None:
         """Count messages, or parts of one. Raises `Refusal` if there are too many."""
         self._parts += count
-        if self._parts > _MOST_PARTS:
-            raise _refused(f"there are more than {_MOST_PARTS} messages and parts of messages")
+        if self._parts > _MAX_PARTS:
+            raise _refusal(f"there are more than {_MAX_PARTS} messages and parts of messages")
 
     def add_images(self, count: int) -> None:
         """Count images. Raises `Refusal` if there are too many."""
         self._images += count
-        if self._images > _MOST_IMAGES:
-            raise _refused(f"there are more than {_MOST_IMAGES} images")
+        if self._images > _MAX_IMAGES:
+            raise _refusal(f"there are more than {_MAX_IMAGES} images")
 
 
 def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None:
@@ -186,7 +186,7 @@ def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None
     for part in content:
         for url in _urls(part):
             if not url[:5].lower() == "data:":
-                raise _refused(
+                raise _refusal(
                     "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
                     f"got {url[:80]!r}"
                 )
@@ -197,11 +197,11 @@ def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None
 def _check_image(image: object, media: Media) -> None:
     if not isinstance(image, str):
         return
-    begin = image.find(",", 0, 200) + 1 if image[:5].lower() == "data:" else 0
+    start = image.find(",", 0, 200) + 1 if image[:5].lower() == "data:" else 0
     count: int | None = None
     for size in HEADS:
-        shown = media.head(image, begin + size // 3 * 4)
-        head = shown[begin:].translate(_USUAL)
+        beginning = media.head(image, start + size // 3 * 4)
+        head = beginning[start:].translate(_STANDARD)
         try:
             raw = base64.b64decode(head[: len(head) // 4 * 4])
         except ValueError:
@@ -210,9 +210,9 @@ def _check_image(image: object, media: Media) -> None:
         if count is not None:
             break
     if count is None:
-        raise _refused(f"an image does not give its size in its first {HEADS[-1]} bytes")
+        raise _refusal(f"an image does not give its size in its first {HEADS[-1]} bytes")
     if count > MOST_PIXELS:
-        raise _refused(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
+        raise _refusal(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
 
 
 def _urls(part: object) -> Iterable[str]:
@@ -221,7 +221,7 @@ def _urls(part: object) -> Iterable[str]:
         return
     for name, value in part.items():
         if isinstance(value, dict):
-            yield from (one for key, one in value.items() if key.endswith("url") and isinstance(one, str))
+            yield from (url for key, url in value.items() if key.endswith("url") and isinstance(url, str))
         elif name.endswith("url") and isinstance(value, str):
             yield value
 
@@ -229,21 +229,21 @@ def _urls(part: object) -> Iterable[str]:
 def _check_grammar(grammar: object) -> None:
     if not isinstance(grammar, str):
         return
-    if len(grammar) > _MOST_GRAMMAR:
-        raise _refused(f"the grammar is longer than {_MOST_GRAMMAR} characters")
+    if len(grammar) > _MAX_GRAMMAR_CHARACTERS:
+        raise _refusal(f"the grammar is longer than {_MAX_GRAMMAR_CHARACTERS} characters")
     rules = _LITERAL.sub("", grammar)
     for match in _REPETITION.finditer(rules):
-        if any(len(count) > 6 or int(count) > _MOST_REPETITIONS for count in match.groups() if count):
-            raise _refused(f"the grammar repeats something more than {_MOST_REPETITIONS} times")
+        if any(len(count) > 6 or int(count) > _MAX_REPETITIONS for count in match.groups() if count):
+            raise _refusal(f"the grammar repeats something more than {_MAX_REPETITIONS} times")
     depth = 0
     for letter in rules:
         depth += (letter == "(") - (letter == ")")
-        if depth > _DEEPEST_GRAMMAR:
-            raise _refused(f"the grammar is nested more than {_DEEPEST_GRAMMAR} levels deep")
+        if depth > _MAX_GRAMMAR_DEPTH:
+            raise _refusal(f"the grammar is nested more than {_MAX_GRAMMAR_DEPTH} levels deep")
     try:
         check_grammar(grammar)
     except TooManyWays as error:
-        raise _refused(f"an engine would hang on the grammar: {error}") from None
+        raise _refusal(f"an engine would hang on the grammar: {error}") from None
 
 
 def check_size(value: object, name: str) -> None:
@@ -253,25 +253,25 @@ def check_size(value: object, name: str) -> None:
         Refusal: BAD_REQUEST, mentioning ``name``.
     """
     layer: list[Any] = [value]
-    seen = entries = 0
-    for _ in range(_DEEPEST_SCHEMA):
+    nodes = entries = 0
+    for _ in range(_MAX_SCHEMA_DEPTH):
         layer = [
-            inner
-            for one in layer
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            child
+            for container in layer
+            if isinstance(container, dict | list)
+            for child in (container.values() if isinstance(container, dict) else container)
             # Compares types: there may be hundreds of thousands, and isinstance() of a union is slow.
-            if type(inner) in _CONTAINERS
+            if type(child) in _CONTAINERS
         ]
-        seen += len(layer)
+        nodes += len(layer)
         entries += sum(map(len, layer))
-        if seen > _MOST_SCHEMA_NODES:
-            raise _refused(f"{name} has more than {_MOST_SCHEMA_NODES} objects and arrays")
-        if entries > _MOST_SCHEMA_ENTRIES:
-            raise _refused(f"{name} has more than {_MOST_SCHEMA_ENTRIES} keywords and values")
+        if nodes > _MAX_SCHEMA_NODES:
+            raise _refusal(f"{name} has more than {_MAX_SCHEMA_NODES} objects and arrays")
+        if entries > _MAX_SCHEMA_ENTRIES:
+            raise _refusal(f"{name} has more than {_MAX_SCHEMA_ENTRIES} keywords and values")
         if not layer:
             return
-    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} levels deep")
+    raise _refusal(f"{name} is nested more than {_MAX_SCHEMA_DEPTH} levels deep")
 
 
 def _check_schemas(value: object, name: str) -> None:
@@ -279,8 +279,8 @@ def _check_schemas(value: object, name: str) -> None:
     try:
         check_schema(value)
     except TooWide as error:
-        raise _refused(f"an engine would hang on the schema in {name}: {error}") from None
+        raise _refusal(f"an engine would hang on the schema in {name}: {error}") from None
 
 
-def _refused(message: str) -> Refusal:
+def _refusal(message: str) -> Refusal:
     return Refusal(Fault.BAD_REQUEST, message)

@@ -24,24 +24,24 @@ class RevisingService:
         Raises:
             Refusal: also if the request can't be revised any further.
         """
-        until = time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
+        deadline = time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
         try:
             return await self.service.open(ask, on_wait)
         except Refusal as first:
             refusal = first
-        return await self._retry(ask, on_wait, refusal, until)
+        return await self._retry(ask, on_wait, refusal, deadline)
 
     async def _retry(
-        self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, until: float
+        self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, deadline: float
     ) -> Answer:
-        """Retry ``first``, which was refused, in revised forms; ``until``: its deadline, 0 for none."""
+        """Retry ``first``, which was refused, in revised forms; ``deadline``: monotonic time, 0 for none."""
         ask = first
         for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
             revised = await self._revised(ask, refusal, attempt) if by_engine else None
             if revised is None:
                 break
-            ask = replace(revised, deadline=max(0.001, until - time.monotonic())) if until else revised
+            ask = replace(revised, deadline=max(0.001, deadline - time.monotonic())) if deadline else revised
             try:
                 answer = await self.service.open(ask, on_wait)
             except Refusal as next_refusal:

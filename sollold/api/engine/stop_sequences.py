@@ -26,9 +26,9 @@ class StopSequences:
             return text
         text = self._pending + text
         first = min(
-            ((place, word) for word in self._words if (place := text.find(word)) >= 0),
+            ((position, word) for word in self._words if (position := text.find(word)) >= 0),
             default=None,
-            key=lambda met: met[0],
+            key=lambda match: match[0],
         )
         if first is not None:
             self.found = first[1]

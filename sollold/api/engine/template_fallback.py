@@ -23,8 +23,8 @@ def template_refusal(message: str) -> str | None:
         return message.removeprefix(TEMPLATE_REFUSES)
     if not any(sign in message for sign in _SIGNS):
         return None
-    found = _RAISED.search(message)
-    return " ".join((found[1] or found[2]).split()) if found else message.splitlines()[0]
+    match = _RAISED.search(message)
+    return " ".join((match[1] or match[2]).split()) if match else message.splitlines()[0]
 
 
 def _in_form(call: Call, form: Callable[[Sequence[Message]], list[Message]]) -> Call:

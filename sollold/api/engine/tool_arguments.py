@@ -13,9 +13,9 @@ from sollold.api.grammar.pointer import at_pointer
 from sollold.api.grammar.problem import SchemaProblem
 
 
-def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProblem]]:
-    """Return a tool's converted schema as one object, if ``given`` was one or a reference to one, and what is
-    not enforced in that form.
+def as_one_object(original: Any, schema: Schema) -> tuple[Schema, list[SchemaProblem]]:
+    """Return a tool's converted schema as one object, if ``original`` was one or a reference to one, and what
+    is not enforced in that form.
     """
     reference = schema.get("$ref")
     if isinstance(reference, str) and isinstance(target := at_pointer(schema, reference), dict):
@@ -23,17 +23,17 @@ def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProble
             return schema, []
         return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}, []
     keyword = next((key for key in CHOICES if key in schema), None)
-    if keyword is None or not isinstance(given, dict) or not isinstance(given.get("properties"), dict):
+    if keyword is None or not isinstance(original, dict) or not isinstance(original.get("properties"), dict):
         return schema, []
-    choices = [one for one in schema[keyword] if "properties" in one]
+    choices = [choice for choice in schema[keyword] if "properties" in choice]
     if len(choices) < len(schema[keyword]):
         return schema, []
-    names = list(dict.fromkeys(name for one in choices for name in one["properties"]))
+    names = list(dict.fromkeys(name for choice in choices for name in choice["properties"]))
     properties = {
-        name: _of_any([one["properties"][name] for one in choices if name in one["properties"]])
+        name: _any_of([choice["properties"][name] for choice in choices if name in choice["properties"]])
         for name in names
     }
-    required = [name for name in names if all(name in one.get("required", ()) for one in choices)]
+    required = [name for name in names if all(name in choice.get("required", ()) for choice in choices)]
     merged = {
         **{
             key: value
@@ -43,7 +43,7 @@ def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProble
         "type": "object",
         "properties": properties,
     }
-    additional = [one["additionalProperties"] for one in choices if "additionalProperties" in one]
+    additional = [choice["additionalProperties"] for choice in choices if "additionalProperties" in choice]
     if len(additional) == len(choices) and all(rest == additional[0] for rest in additional):
         merged["additionalProperties"] = additional[0]
     if required:
@@ -51,6 +51,6 @@ def as_one_object(given: Any, schema: Schema) -> tuple[Schema, list[SchemaProble
     return merged, [SchemaProblem("", keyword, "which arguments go together")]
 
 
-def _of_any(schemas: list[Schema]) -> Schema:
-    different = [one for place, one in enumerate(schemas) if one not in schemas[:place]]
+def _any_of(schemas: list[Schema]) -> Schema:
+    different = [schema for index, schema in enumerate(schemas) if schema not in schemas[:index]]
     return different[0] if len(different) == 1 else {"anyOf": different}

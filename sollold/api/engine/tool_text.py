@@ -38,18 +38,18 @@ class ToolTextService:
             plain = Call(call.path, {**call.body, "tool_choice": "none"})
             return await self.service.open(replace(ask, calls={**ask.calls, Engine.LLAMA: plain}), on_wait)
         if answer.routing.engine is Engine.LLAMA and ask.stream:
-            return Answer(answer.routing, pushed(_ended(answer.batches)), answer.close)
+            return Answer(answer.routing, pushed(_end_cleanly(answer.batches)), answer.close)
         return answer
 
 
-async def _ended(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    begun = False
+async def _end_cleanly(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    has_events = False
     try:
         async for batch in batches:
-            begun = any(batch)
+            has_events = any(batch)
             yield batch
     except Refusal as refusal:
-        if not begun or not _is_unparsed(refusal):
+        if not has_events or not _is_unparsed(refusal):
             raise
         yield [_END]
 

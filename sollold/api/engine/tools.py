@@ -21,47 +21,47 @@ def normalize_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
     Raises:
         Refusal: BAD_REQUEST naming the tool that is not a function, or has no name or no valid schema.
     """
-    return [_normalize_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+    return [_normalize_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
 
 
-def _normalize_tool(tool: Any, where: str) -> dict[str, Any]:
+def _normalize_tool(tool: Any, location: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{where} is not an object")
+        raise Refusal(Fault.BAD_REQUEST, f"{location} is not an object")
     function = tool.get("function")
-    given = function if isinstance(function, dict) else tool
-    name = given.get("name")
+    fields = function if isinstance(function, dict) else tool
+    name = fields.get("name")
     kind = tool.get("type") or "function"
     if kind != "function":
-        named = f' ("{str(name)[:60]}")' if name else ""
+        quoted = f' ("{str(name)[:60]}")' if name else ""
         raise Refusal(
             Fault.BAD_REQUEST,
-            f'{where}{named} is of type "{str(kind)[:40]}"; only tools of type "function" are supported',
+            f'{location}{quoted} is of type "{str(kind)[:40]}"; only tools of type "function" are supported',
         )
     if not isinstance(name, str) or not name.strip():
-        raise Refusal(Fault.BAD_REQUEST, f"{where} has no function name")
-    rest = {key: value for key, value in given.items() if key not in _TOOL_FIELDS and value is not None}
-    description = given.get("description")
+        raise Refusal(Fault.BAD_REQUEST, f"{location} has no function name")
+    rest = {key: value for key, value in fields.items() if key not in _TOOL_FIELDS and value is not None}
+    description = fields.get("description")
     if description is not None:
         rest["description"] = description if isinstance(description, str) else str(description)
-    schema = given.get("parameters", given.get("input_schema"))
+    schema = fields.get("parameters", fields.get("input_schema"))
     if schema is not None:
-        rest["parameters"] = _schema_of(schema, f'{where} ("{name[:60]}")')
+        rest["parameters"] = _schema_of(schema, f'{location} ("{name[:60]}")')
     return {"type": "function", "function": {"name": name, **rest}}
 
 
 _TOOL_FIELDS = ("type", "name", "description", "parameters", "input_schema", "function", "cache_control")
 
 
-def _schema_of(schema: Any, where: str) -> dict[str, Any]:
+def _schema_of(schema: Any, location: str) -> dict[str, Any]:
     if isinstance(schema, str) and schema.strip():
         try:
             schema = msgspec.json.decode(schema)
         except msgspec.DecodeError:
-            raise Refusal(Fault.BAD_REQUEST, f"{where}: parameters are not a JSON schema") from None
+            raise Refusal(Fault.BAD_REQUEST, f"{location}: parameters are not a JSON schema") from None
     if schema is True or schema in ("", [], {}):
         return dict(NO_ARGUMENTS)
     if not isinstance(schema, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{where}: parameters are not a JSON schema (an object)")
+        raise Refusal(Fault.BAD_REQUEST, f"{location}: parameters are not a JSON schema (an object)")
     return schema
 
 
@@ -71,32 +71,32 @@ def unconstrained_tool(tool: dict[str, Any]) -> dict[str, Any]:
     schema = function.get("parameters")
     if schema is None:
         return tool
-    written = f"Arguments (JSON schema): {msgspec.json.encode(schema).decode()}"
-    described = "\n".join(text for text in (function.get("description"), written) if text)
+    arguments = f"Arguments (JSON schema): {msgspec.json.encode(schema).decode()}"
+    described = "\n".join(text for text in (function.get("description"), arguments) if text)
     return {**tool, "function": {**function, "description": described, "parameters": {"type": "object"}}}
 
 
-def normalize_tool_call(call: Any, place: int) -> dict[str, Any]:
+def normalize_tool_call(call: Any, index: int) -> dict[str, Any]:
     """Normalize a tool call of the history; its arguments become a string with a JSON object.
 
     Raises:
         Refusal: BAD_REQUEST if it names no function.
     """
-    where = f"tool_calls[{place}]"
+    location = f"tool_calls[{index}]"
     if not isinstance(call, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{where} is not an object")
+        raise Refusal(Fault.BAD_REQUEST, f"{location} is not an object")
     function: dict[str, Any] = next(
-        (given for key in ("function", "custom") if isinstance(given := call.get(key), dict)), call
+        (value for key in ("function", "custom") if isinstance(value := call.get(key), dict)), call
     )
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise Refusal(Fault.BAD_REQUEST, f"{where} needs a function with a name")
+        raise Refusal(Fault.BAD_REQUEST, f"{location} needs a function with a name")
     arguments = function.get("arguments", function.get("input"))
     if "custom" in call:
         arguments = {"input": arguments}
     id_ = call.get("id")
     return {
-        "id": id_ if isinstance(id_, str) and id_ else f"call_{place}",
+        "id": id_ if isinstance(id_, str) and id_ else f"call_{index}",
         "type": "function",
         "function": {"name": name, "arguments": arguments_text(arguments)},
     }
@@ -134,8 +134,8 @@ def normalize_history(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
             message = {key: value for key, value in message.items() if key != "function_call"}
             calls = calls or [{"id": f"call_{old.get('name')}", "function": old}]
         if isinstance(calls, list) and calls:
-            normal = [normalize_tool_call(call, place) for place, call in enumerate(calls)]
-            message = {**message, "tool_calls": normal}
+            normalized = [normalize_tool_call(call, index) for index, call in enumerate(calls)]
+            message = {**message, "tool_calls": normalized}
         elif calls is not None:
             message = {key: value for key, value in message.items() if key != "tool_calls"}
         if message.get("role") == "function":
@@ -154,11 +154,11 @@ def chosen_tools(choice: object) -> tuple[str, list[str] | None]:
         return _mode(choice), None
     if choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)
-        named = allowed.get("tools") if isinstance(allowed, dict) else None
-        listed = named if isinstance(named, list) else ()
+        tools = allowed.get("tools") if isinstance(allowed, dict) else None
+        entries = tools if isinstance(tools, list) else ()
         mode = "required" if isinstance(allowed, dict) and allowed.get("mode") == "required" else "auto"
-        return mode, [_name_in(tool) for tool in listed if isinstance(tool, dict)]
-    name = _name_in(choice)
+        return mode, [_tool_name(tool) for tool in entries if isinstance(tool, dict)]
+    name = _tool_name(choice)
     if name in _MODES:
         # A mode in an object, as Anthropic has it.
         return _mode(name), None
@@ -179,11 +179,11 @@ def _mode(choice: object) -> str:
 
 def unknown_tools_message(names: Sequence[str]) -> str:
     """Return an error message about ``names`` that no tool has."""
-    named = ", ".join(repr(name[:60]) for name in names)
-    return f"tool_choice names {named}, which is not among the tools"
+    listed = ", ".join(repr(name[:60]) for name in names)
+    return f"tool_choice names {listed}, which is not among the tools"
 
 
-def _name_in(tool: dict[str, Any]) -> str:
+def _tool_name(tool: dict[str, Any]) -> str:
     """Return the function's name; for OpenAI's built-in tools, which have none, the type."""
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else tool.get("name")

@@ -19,19 +19,19 @@ from sollold.api.engine.tokenize import TokenizerClient
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine, Service, longest_input
 
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 """Maximum concurrent tokenizations of texts to embed."""
-_LONGEST_TOKEN = 64
+_MAX_TOKEN_CHARACTERS = 64
 """Maximum characters of a token, but for a few of long whitespace."""
-_SLACK = 8
+_MARGIN_TOKENS = 8
 """Additional tokens left free at each further try, since cutting a text changes its tokens."""
 
 
 def room_for_prompt(context: int, predict: int | None) -> int:
     """Return the tokens left for the prompt; the answer gets ``predict`` or a quarter, whichever is less."""
     share = max(1, context // 4)
-    wanted = predict if predict is not None and 0 < predict < share else share
-    return max(1, context - wanted)
+    reserved = predict if predict is not None and 0 < predict < share else share
+    return max(1, context - reserved)
 
 
 def first_and_last(tokens: Sequence[int], keep: int, room: int) -> list[int]:
@@ -58,18 +58,18 @@ class TruncatingService(RevisingService):
             return None
         try:
             shorter = await self._shorter(ask, call, context, attempt)
-        except Refusal as other:
-            if other.fault is Fault.ENGINE:
+        except Refusal as counting:
+            if counting.fault is Fault.ENGINE:
                 # Its tokens can't be counted: report the first refusal, which the caller can act on.
                 return None
             raise
         return None if shorter is None else replace(ask, calls={**ask.calls, Engine.LLAMA: shorter})
 
     def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
-        before, after = first.calls.get(Engine.LLAMA), last.calls.get(Engine.LLAMA)
-        if before is None or after is None or before is after:
+        original, shortened = first.calls.get(Engine.LLAMA), last.calls.get(Engine.LLAMA)
+        if original is None or shortened is None or original is shortened:
             return ()
-        return (f"the prompt is longer than the context: {_left_out(before.body, after.body)}",)
+        return (f"the prompt is longer than the context: {_omissions(original.body, shortened.body)}",)
 
     async def _shorter(self, ask: Ask, call: Call, context: int, attempt: int) -> Call | None:
         """Return ``call`` shortened to fit into ``context`` tokens; None if that is impossible."""
@@ -77,13 +77,13 @@ class TruncatingService(RevisingService):
         tokenizer = TokenizerClient(self.service, ask)
         if call.path == "/v1/embeddings":
             return Call(call.path, {**body, "input": await _cut_inputs(tokenizer, body["input"], context)})
-        room = max(1, room_for_prompt(context, body.get("n_predict")) - attempt * _SLACK)
+        room = max(1, room_for_prompt(context, body.get("n_predict")) - attempt * _MARGIN_TOKENS)
         if "messages" in body:
-            messages = await _fewer(tokenizer, body, room)
+            messages = await _fitting(tokenizer, body, room)
             return None if messages is None else Call(call.path, {**body, "messages": messages})
         if "prompt" not in body:
             return None
-        prompt = _without_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
+        prompt = _cut_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
         tokens = await tokenizer.tokens(prompt, special=True)
         begin_tokens = await tokenizer.tokens("", special=True)
         # The tokens that mark the beginning do not count towards those to keep.
@@ -95,29 +95,29 @@ class TruncatingService(RevisingService):
         return Call(call.path, {**body, "prompt": first_and_last(tokens, keep, room)})
 
 
-def _without_middle(prompt: Any, first: int, last: int) -> Any:
+def _cut_middle(prompt: Any, first: int, last: int) -> Any:
     """Cut out the middle of a long text, which can hold none of its ``first`` or ``last`` tokens.
 
     Decoding millions of tokens that are not needed would take long.
     """
-    begin, end = (first + 1) * _LONGEST_TOKEN, last * _LONGEST_TOKEN
-    if not isinstance(prompt, str) or len(prompt) <= begin + end:
+    start, end = (first + 1) * _MAX_TOKEN_CHARACTERS, last * _MAX_TOKEN_CHARACTERS
+    if not isinstance(prompt, str) or len(prompt) <= start + end:
         return prompt
-    return prompt[:begin] + prompt[-end:]
+    return prompt[:start] + prompt[-end:]
 
 
-def _left_out(before: dict[str, Any], after: dict[str, Any]) -> str:
+def _omissions(original: dict[str, Any], shortened: dict[str, Any]) -> str:
     """Describe briefly what a shortened request lacks."""
-    if "messages" not in before:
-        return "the end of each text was omitted" if "input" in before else "its beginning was omitted"
-    gone = len(before["messages"]) - len(after["messages"])
-    parts = [f"{gone} of the older messages were omitted"] if gone else []
-    if before["messages"][-1] != after["messages"][-1]:
+    if "messages" not in original:
+        return "the end of each text was omitted" if "input" in original else "its beginning was omitted"
+    omitted = len(original["messages"]) - len(shortened["messages"])
+    parts = [f"{omitted} of the older messages were omitted"] if omitted else []
+    if original["messages"][-1] != shortened["messages"][-1]:
         parts.append("the beginning of the last message was omitted")
     return " and ".join(parts) or "it was shortened"
 
 
-async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) -> list[Message] | None:
+async def _fitting(tokenizer: TokenizerClient, body: dict[str, Any], room: int) -> list[Message] | None:
     """Return the messages without as few of the oldest exchanges as possible; None if they can't fit."""
     messages: list[Message] = body["messages"]
     exchanges = oldest_exchanges(messages)
@@ -126,9 +126,9 @@ async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) ->
     async def size(count: int) -> int | None:
         """Count tokens without the ``count`` oldest exchanges; None if that fails, so it is no candidate."""
         if count not in sizes:
-            fewer = without(messages, exchanges[:count])
+            kept = without(messages, exchanges[:count])
             try:
-                sizes[count] = await tokenizer.count({**body, "messages": fewer})
+                sizes[count] = await tokenizer.count({**body, "messages": kept})
             except Refusal as refusal:
                 if refusal.fault not in (Fault.ENGINE, Fault.BAD_REQUEST):
                     raise
@@ -138,11 +138,11 @@ async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) ->
     too_few, enough = -1, len(exchanges)
     while enough > 0 and await size(enough) is None:
         enough -= 1
-    fewest = await size(enough)
-    if fewest is None:
+    minimum = await size(enough)
+    if minimum is None:
         return None
-    if fewest > room:
-        return await _cut_last(tokenizer, body, without(messages, exchanges[:enough]), fewest - room, room)
+    if minimum > room:
+        return await _cut_last(tokenizer, body, without(messages, exchanges[:enough]), minimum - room, room)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         tokens = await size(middle)
@@ -154,37 +154,37 @@ async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) ->
 
 
 async def _cut_last(
-    tokenizer: TokenizerClient, body: dict[str, Any], messages: list[Message], over: int, room: int
+    tokenizer: TokenizerClient, body: dict[str, Any], messages: list[Message], excess: int, room: int
 ) -> list[Message] | None:
-    """Cut the first ``over`` tokens of the last message, so that ``room`` are left in all; None if it has no
-    more than that, or can't be cut."""
+    """Cut the first ``excess`` tokens of the last message, so that ``room`` are left in all; None if it has
+    no more than that, or can't be cut."""
     last = messages[-1]
     content = last.get("content")
     if not isinstance(content, str) or last.get("role") == "assistant":
         # The beginning of an answer is continued unchanged.
         return None
-    longest = (room + 1) * _LONGEST_TOKEN
+    longest = (room + 1) * _MAX_TOKEN_CHARACTERS
     if len(content) > longest:
         # Only this end can be kept: count its tokens, without those of the text before it.
-        before = [*messages[:-1], {**last, "content": content[-longest:]}]
+        shortened = [*messages[:-1], {**last, "content": content[-longest:]}]
         content = content[-longest:]
-        over = max(0, await tokenizer.count({**body, "messages": before}) - room)
+        excess = max(0, await tokenizer.count({**body, "messages": shortened}) - room)
     tokens = await tokenizer.tokens(content, special=False)
-    if len(tokens) <= over:
+    if len(tokens) <= excess:
         return None
-    text = await tokenizer.text(tokens[over:])
+    text = await tokenizer.text(tokens[excess:])
     # A character may have been cut in two.
     return [*messages[:-1], {**last, "content": text.lstrip("\ufffd")}]
 
 
-async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit: int) -> list[Any]:
+async def _cut_inputs(tokenizer: TokenizerClient, inputs: str | list[Any], limit: int) -> list[Any]:
     """Cut texts to embed (or tokens) to at most ``limit`` tokens each, leaving one for the end token.
 
     Raises:
         Refusal: as `TokenizerClient`.
     """
-    one = isinstance(given, str) or any(isinstance(part, int) for part in given)
-    places = asyncio.Semaphore(_AT_ONCE)
+    single = isinstance(inputs, str) or any(isinstance(part, int) for part in inputs)
+    slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
     def fits(text: Any) -> bool:
         # A token has at least one byte; two special tokens may be added.
@@ -192,18 +192,18 @@ async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit:
 
     async def cut(text: Any) -> Any:
         if isinstance(text, str):
-            text = text[: limit * _LONGEST_TOKEN]
-        async with places:
+            text = text[: limit * _MAX_TOKEN_CHARACTERS]
+        async with slots:
             tokens = await tokenizer.tokens(text, special=isinstance(text, str))
         return text if len(tokens) <= limit else tokens[: max(1, limit - 1)]
 
     try:
         async with asyncio.TaskGroup() as group:
             # Usually only a few of thousands of texts are too long.
-            texts = [given] if one else given
-            cutting = {
-                place: group.create_task(cut(text)) for place, text in enumerate(texts) if not fits(text)
+            texts = [inputs] if single else inputs
+            tasks = {
+                index: group.create_task(cut(text)) for index, text in enumerate(texts) if not fits(text)
             }
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return [cutting[place].result() if place in cutting else text for place, text in enumerate(texts)]
+    return [tasks[index].result() if index in tasks else text for index, text in enumerate(texts)]

@@ -155,7 +155,7 @@ class OllamaRoutes:
                 listed.model,
                 llama=lambda: generate_call(generate, options, listed.model),
                 ollama=None if packed else Call("/api/generate", own, ignored),
-                what="/api/generate",
+                operation="/api/generate",
             )
             call = calls.get(Engine.LLAMA)
             found = prepare_format(call.body) if call is not None else ()

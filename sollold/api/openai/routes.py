@@ -278,7 +278,7 @@ class OpenAiRoutes:
                 call = Call("/infill", infill_body(engine, ask))
                 notes = (*unread, *context_note(ask.num_ctx))
                 native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
-            made = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
+            made = calls_for(listed.model, llama=lambda: call, ollama=native, operation="/v1/completions")
             return made, prepared
 
         def encoder(_: AnswerPrefix) -> Encoder:
@@ -316,7 +316,7 @@ class OpenAiRoutes:
             change = partial(convert_embeddings, ask=ask)
         # An Ollama takes no tokens, and they can't be converted to text here.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
-        calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
+        calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, operation="an input of tokens")
         return await self._respond(
             request,
             body,
@@ -419,7 +419,7 @@ class OpenAiRoutes:
         """Forward to an endpoint that only llama-server has; ``change`` is applied to its response."""
         warnings = llama_warnings(body, asked)
         call = Call(path, engine_body(body))
-        calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
+        calls = calls_for(listed.model, llama=lambda: call, ollama=None, operation=path)
         return await self._respond(
             request,
             body,
