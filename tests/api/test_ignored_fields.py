@@ -1,4 +1,4 @@
-"""A field that a request has is honoured, named in a warning, or refused; none is dropped in silence."""
+"""Each field of a request has an effect, is named in a warning, or is refused; none is silently ignored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sollold.serving.request import Engine
 from tests.api.api_parts import BODIES, CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 
-ABLE = model(capabilities=("completion", "tools", "thinking"))
-WORDS = model("words:latest", capabilities=("embedding",))
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
+EMBEDDING_MODEL = model("words:latest", capabilities=("embedding",))
 ROUTES = {**BODIES, "/infill": {"model": "demo", "input_prefix": "a", "input_suffix": "b"}}
 V1 = tuple(path for path in ROUTES if path.startswith("/v1"))
 
@@ -21,30 +21,32 @@ def answers() -> ScriptedService:
     return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
 
 
-async def told(http: ClientSession, url: str, body: dict[str, Any]) -> str:
+async def warning_for(http: ClientSession, url: str, body: dict[str, Any]) -> str:
     async with http.post(url, json={"stream": True, **body}) as answer:
         assert answer.status == 200, await answer.text()
         return answer.headers.get("X-Sollold-Warning", "")
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_what_no_one_knows_is_named(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_unknown_fields_are_named(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     plain = ROUTES[path]
-    assert "no effect" not in await told(http, url + path, plain)
+    assert "no effect" not in await warning_for(http, url + path, plain)
     for name, value in (("min_tokens", 3), ("bad_words", ["x"]), ("stop_token_ids", [7]), ("beams", 2.5)):
         said = f"{name} has no effect: it is not known here"
-        assert said in await told(http, url + path, {**plain, name: value})
+        assert said in await warning_for(http, url + path, {**plain, name: value})
         if path != "/infill":
             assert any(note.startswith(said) for note in call_of(service, Engine.OLLAMA).notes)
     for nothing in (None, "", [], {}, False):
-        assert "no effect" not in await told(http, url + path, {**plain, "use_beam_search": nothing})
-    assert "skip_special_tokens" in await told(http, url + path, {**plain, "skip_special_tokens": False})
-    assert "skip_special" not in await told(http, url + path, {**plain, "skip_special_tokens": True})
-    many = await told(http, url + path, {**plain, **{f"odd{n}": 1 for n in range(20)}})
+        assert "no effect" not in await warning_for(http, url + path, {**plain, "use_beam_search": nothing})
+    assert "skip_special_tokens" in await warning_for(
+        http, url + path, {**plain, "skip_special_tokens": False}
+    )
+    assert "skip_special" not in await warning_for(http, url + path, {**plain, "skip_special_tokens": True})
+    many = await warning_for(http, url + path, {**plain, **{f"odd{n}": 1 for n in range(20)}})
     assert "12 more fields have no effect" in many and len(many) < 1000
-    long = await told(http, url + path, {**plain, "x" * 5000: 1})
+    long = await warning_for(http, url + path, {**plain, "x" * 5000: 1})
     assert "x" * 40 + " has no effect" in long
 
 
@@ -81,23 +83,23 @@ INERT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", INERT)
-async def test_what_has_no_effect_here_is_named(serve: Serve, http: ClientSession, path: str) -> None:
-    url = await serve(parts(answers(), ABLE))
+async def test_fields_without_effect_are_named(serve: Serve, http: ClientSession, path: str) -> None:
+    url = await serve(parts(answers(), TOOL_MODEL))
     for name, value in INERT[path].items():
         outer, _, inner = name.partition(".")
         given = {outer: {**({"type": "disabled"} if outer == "thinking" else {}), inner: value}}
         body = {**ROUTES[path], **(given if inner else {outer: value})}
-        warned = await told(http, url + path, body)
+        warned = await warning_for(http, url + path, body)
         assert f"{name} has no effect" in warned or f"{name} {value[0]} has no effect" in warned, name
 
 
-async def test_advice_goes_with_it(serve: Serve, http: ClientSession) -> None:
+async def test_warnings_suggest_the_right_field(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(answers()))
-    warned = await told(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})
+    warned = await warning_for(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})
     assert "it belongs in options: options.temperature" in warned
-    warned = await told(http, f"{url}/api/chat", {**CHAT, "options": {"repetition_penalty": 1.1}})
+    warned = await warning_for(http, f"{url}/api/chat", {**CHAT, "options": {"repetition_penalty": 1.1}})
     assert "did you mean repeat_penalty?" in warned
-    warned = await told(http, f"{url}/v1/chat/completions", {**CHAT, "max_token": 5})
+    warned = await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, "max_token": 5})
     assert "did you mean max_tokens?" in warned
 
 
@@ -133,44 +135,42 @@ QUIET: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", QUIET)
-async def test_what_is_honoured_or_asks_for_nothing_is_not_named(
+async def test_effective_and_neutral_fields_are_not_named(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    url = await serve(parts(answers(), ABLE))
-    assert await told(http, url + path, {**ROUTES[path], **QUIET[path]}) == ""
+    url = await serve(parts(answers(), TOOL_MODEL))
+    assert await warning_for(http, url + path, {**ROUTES[path], **QUIET[path]}) == ""
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/infill"])
-async def test_vllms_name_of_the_penalty_is_llamas(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_vllms_repetition_penalty_is_mapped(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service))
-    assert await told(http, url + path, {**ROUTES[path], "repetition_penalty": "1.1"}) == ""
+    assert await warning_for(http, url + path, {**ROUTES[path], "repetition_penalty": "1.1"}) == ""
     sent = call_of(service).body
     assert sent["repeat_penalty"] == 1.1 and "repetition_penalty" not in sent
     both = {**ROUTES[path], "repetition_penalty": 1.1, "repeat_penalty": 1.2}
-    await told(http, url + path, both)
+    await warning_for(http, url + path, both)
     assert call_of(service).body["repeat_penalty"] == 1.2
 
 
 @pytest.mark.parametrize("path", V1)
-async def test_a_context_is_asked_for_in_each_dialect(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_num_ctx_is_read_in_each_dialect(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service))
-    assert await told(http, url + path, {**ROUTES[path], "num_ctx": 2048}) == ""
+    assert await warning_for(http, url + path, {**ROUTES[path], "num_ctx": 2048}) == ""
     assert service.asks[-1].context == 2048
     assert "num_ctx" not in call_of(service).body
     async with http.post(url + path, json={**ROUTES[path], "num_ctx": 2**31}) as answer:
         assert answer.status == 400 and "num_ctx" in await answer.text()
 
 
-async def test_an_ollama_gets_the_context_where_its_route_takes_one(
-    serve: Serve, http: ClientSession
-) -> None:
-    """Elsewhere it is said that it does not."""
+async def test_ollama_gets_num_ctx_on_routes_that_have_it(serve: Serve, http: ClientSession) -> None:
+    """On other routes there is a warning."""
     for path in V1:
         service = answers()
         url = await serve(parts(service))
-        await told(http, url + path, {**ROUTES[path], "num_ctx": 2048})
+        await warning_for(http, url + path, {**ROUTES[path], "num_ctx": 2048})
         call = call_of(service, Engine.OLLAMA)
         taken = call.body.get("options", {}).get("num_ctx") == 2048
         assert taken is call.path.startswith("/api/")
@@ -178,39 +178,41 @@ async def test_an_ollama_gets_the_context_where_its_route_takes_one(
 
 
 @pytest.mark.parametrize("given", [{"thinking": {"type": "disabled"}}, {"enable_thinking": False}])
-async def test_thinking_is_turned_off_by_the_words_of_others(
+async def test_thinking_is_disabled_by_fields_of_other_servers(
     serve: Serve, http: ClientSession, given: dict[str, Any]
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
-    assert await told(http, f"{url}/v1/chat/completions", {**CHAT, **given}) == ""
+    url = await serve(parts(service, TOOL_MODEL))
+    assert await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **given}) == ""
     for engine in Engine:
         sent = call_of(service, engine).body
         assert sent["reasoning_effort"] == "none" and not sent.keys() & given.keys()
 
 
-async def test_what_an_ollama_does_not_take_from_a_chat_is_named(serve: Serve, http: ClientSession) -> None:
+async def test_fields_of_a_chat_that_ollama_ignores_are_named(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     given = {"typical_p": 0.5, "dry_multiplier": 0.8, "repetition_penalty": 1.1, "mirostat": 2, "top_k": 4}
-    await told(http, f"{url}/v1/chat/completions", {**CHAT, **given})
+    await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **given})
     notes = call_of(service, Engine.OLLAMA).notes
     assert [*notes] == [f"{name} has no effect: an Ollama answers" for name in given]
     neutral = {"typical_p": 1, "repeat_penalty": 1.0, "temperature": 0.5, "seed": 3}
-    await told(http, f"{url}/v1/chat/completions", {**CHAT, **neutral})
+    await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **neutral})
     assert not call_of(service, Engine.OLLAMA).notes
 
 
-async def test_embeddings_and_counts_tell_it_too(serve: Serve, http: ClientSession) -> None:
+async def test_embeddings_and_token_counts_warn_too(serve: Serve, http: ClientSession) -> None:
     vectors = b'{"data":[{"embedding":[1.0],"index":0}],"usage":{"prompt_tokens":1,"total_tokens":1}}'
-    url = await serve(parts(ScriptedService(vectors), WORDS))
+    url = await serve(parts(ScriptedService(vectors), EMBEDDING_MODEL))
     for path in ("/v1/embeddings", "/api/embed", "/api/embeddings"):
         body = {"model": "words", "input": "a", "prompt": "a", "input_type": "query"}
         del body["prompt" if path != "/api/embeddings" else "input"]
-        assert "input_type has no effect" in await told(http, url + path, {**body, "stream": None}), path
+        assert "input_type has no effect" in await warning_for(http, url + path, {**body, "stream": None}), (
+            path
+        )
     url = await serve(parts(ScriptedService(b'{"input_tokens":3}')))
     body = {**CHAT, "context_management": {"edits": [1]}}
-    warned = await told(http, f"{url}/v1/messages/count_tokens", {**body, "stream": None})
+    warned = await warning_for(http, f"{url}/v1/messages/count_tokens", {**body, "stream": None})
     assert "context_management has no effect" in warned
 
 
@@ -221,14 +223,14 @@ async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSessio
         assert answer.status == 400 and (await answer.json())["error"]["param"] == "truncation"
 
 
-async def test_what_llama_server_is_passed_and_reads_is_known(serve: Serve, http: ClientSession) -> None:
+async def test_fields_passed_on_to_llama_server_cause_no_warning(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     given = {"add_generation_prompt": False, "chat_template_kwargs": {"a": 1}, "reasoning_format": "none"}
     async with http.post(f"{url}/apply-template", json={**CHAT, **given}) as answer:
         assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
     assert call_of(service).body.items() >= given.items()
-    url = await serve(parts(service, WORDS))
+    url = await serve(parts(service, EMBEDDING_MODEL))
     async with http.post(
         f"{url}/v1/embeddings", json={"model": "words", "input": "a", "embd_normalize": -1}
     ) as answer:

@@ -1,4 +1,4 @@
-"""Images that announce more pixels than an engine has memory for."""
+"""Images whose headers declare more pixels than engines have memory for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.api.api_parts import ScriptedService, chunk, model, parts
 from tests.api.picture import png
 
 Serve = Callable[..., Awaitable[str]]
-WIDE, HIGH = 60_000, 50_000
+WIDTH, HEIGHT = 60_000, 50_000
 
 
 def jpeg(width: int, height: int, before: int = 0) -> bytes:
@@ -33,26 +33,26 @@ def webp(kind: bytes, rest: bytes) -> bytes:
 
 
 FORMS = {
-    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", WIDE, HIGH) + bytes(5),
-    "apple's png": b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI" + bytes(12) + b"IHDR" + struct.pack(">II", WIDE, HIGH),
-    "jpeg": jpeg(WIDE, HIGH),
-    "jpeg behind a preview": jpeg(WIDE, HIGH, 300_000),
-    "gif": b"GIF89a" + struct.pack("<HH", WIDE, HIGH) + bytes(3),
-    "bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, WIDE, -HIGH) + bytes(30),
-    "psd": b"8BPS" + bytes(10) + struct.pack(">II", HIGH, WIDE) + bytes(9),
-    "pnm": b"P6 # a comment\n%d %d\n255\n" % (WIDE, HIGH),
-    "hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (HIGH, WIDE),
-    "tga": bytes((0, 0, 10)) + bytes(9) + struct.pack("<HH", WIDE, HIGH) + bytes((24, 0)) + bytes(9),
-    "webp": webp(b"VP8X", bytes(4) + (WIDE - 1).to_bytes(3, "little") + (HIGH - 1).to_bytes(3, "little")),
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", WIDTH, HEIGHT) + bytes(5),
+    "apple's png": b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI" + bytes(12) + b"IHDR" + struct.pack(">II", WIDTH, HEIGHT),
+    "jpeg": jpeg(WIDTH, HEIGHT),
+    "jpeg behind a preview": jpeg(WIDTH, HEIGHT, 300_000),
+    "gif": b"GIF89a" + struct.pack("<HH", WIDTH, HEIGHT) + bytes(3),
+    "bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, WIDTH, -HEIGHT) + bytes(30),
+    "psd": b"8BPS" + bytes(10) + struct.pack(">II", HEIGHT, WIDTH) + bytes(9),
+    "pnm": b"P6 # a comment\n%d %d\n255\n" % (WIDTH, HEIGHT),
+    "hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (HEIGHT, WIDTH),
+    "tga": bytes((0, 0, 10)) + bytes(9) + struct.pack("<HH", WIDTH, HEIGHT) + bytes((24, 0)) + bytes(9),
+    "webp": webp(b"VP8X", bytes(4) + (WIDTH - 1).to_bytes(3, "little") + (HEIGHT - 1).to_bytes(3, "little")),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_size_is_read(form: str) -> None:
-    assert pixels(FORMS[form]) == WIDE * HIGH
+def test_sizes_are_read_from_headers(form: str) -> None:
+    assert pixels(FORMS[form]) == WIDTH * HEIGHT
 
 
-def test_what_says_nothing_or_not_yet() -> None:
+def test_small_unknown_and_incomplete_images() -> None:
     assert pixels(png(56, 40)) == 56 * 40
     assert pixels(webp(b"VP8L", b"\x2f" + (99 | 49 << 14).to_bytes(4, "little"))) == 100 * 50
     assert pixels(webp(b"VP8 ", bytes(6) + struct.pack("<HH", 100, 50))) == 100 * 50
@@ -76,7 +76,7 @@ async def _status(http: ClientSession, url: str, path: str, data: str) -> tuple[
         return answer.status, await answer.text()
 
 
-async def test_a_jpeg_that_never_says(serve: Serve, http: ClientSession) -> None:
+async def test_a_jpeg_without_a_size_is_refused(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(), model(capabilities=("completion", "vision"))))
     data = base64.b64encode(jpeg(10, 10, 2 * HEADS[-1])).decode()
     status, said = await _status(http, url, "/v1/chat/completions", data)
@@ -86,15 +86,15 @@ async def test_a_jpeg_that_never_says(serve: Serve, http: ClientSession) -> None
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize("form", ["png", "jpeg behind a preview"])
 @pytest.mark.parametrize("filled", [0, 800_000])
-async def test_one_with_too_many_is_refused(
+async def test_an_image_with_too_many_pixels_is_refused(
     serve: Serve, http: ClientSession, path: str, form: str, filled: int
 ) -> None:
-    """Also where the image is large, and was cut out of the body."""
+    """``filled`` makes the image large enough to be cut out of the body."""
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service, model(capabilities=("completion", "vision"))))
     data = base64.b64encode(FORMS[form] + bytes(filled)).decode()
     status, said = await _status(http, url, path, data)
-    assert status == 400 and f"{WIDE * HIGH} pixels" in said and str(MOST_PIXELS) in said
+    assert status == 400 and f"{WIDTH * HEIGHT} pixels" in said and str(MOST_PIXELS) in said
     small = base64.b64encode(png() + bytes(filled)).decode()
     assert (await _status(http, url, path, small))[0] == 200
     assert len(service.asks) == 1

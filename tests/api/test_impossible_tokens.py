@@ -1,4 +1,4 @@
-"""A token that can't be has the logarithm that clients know, in each dialect, streamed and whole."""
+"""The logprob of an impossible token is -9999, as in OpenAI's API, in each dialect, streamed and whole."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ROW = {
     ],
 }
 TEXT = '"logprob":-3.4028234663852886e+38'
-RIVALS = {"logprobs": True, "top_logprobs": 2}
-ASKS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {**CHAT, **RIVALS},
+LOGPROBS = {"logprobs": True, "top_logprobs": 2}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {**CHAT, **LOGPROBS},
     "/v1/completions": {"prompt": "hi", "logprobs": 2},
     "/v1/responses": {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
-    "/api/chat": {**CHAT, **RIVALS},
-    "/api/generate": {"prompt": "hi", **RIVALS},
+    "/api/chat": {**CHAT, **LOGPROBS},
+    "/api/generate": {"prompt": "hi", **LOGPROBS},
 }
 
 
@@ -52,46 +52,52 @@ def scripted(path: str, stream: bool) -> ScriptedService:
     return ScriptedService(streamed, chunk(finish="stop"), usage_chunk())
 
 
-def found(value: Any, key: str = "") -> list[float]:
-    """All logarithms in an answer."""
+def logprobs_in(value: Any, key: str = "") -> list[float]:
+    """All logprobs in an answer."""
     if isinstance(value, dict):
         columns = value.get("token_logprobs") or []
-        rivals = [each for one in value.get("top_logprobs") or () for each in one.values()] if columns else []
-        inner = [each for name, one in value.items() for each in found(one, name)]
-        return [*inner, *columns, *rivals]
+        top_values = (
+            [each for alternatives in value.get("top_logprobs") or () for each in alternatives.values()]
+            if columns
+            else []
+        )
+        inner = [each for name, member in value.items() for each in logprobs_in(member, name)]
+        return [*inner, *columns, *top_values]
     if isinstance(value, list):
-        return [each for one in value for each in found(one)]
+        return [each for item in value for each in logprobs_in(item)]
     return [value] if key == "logprob" else []
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("path", ASKS)
-async def test_llama_cpps_lowest_number_is_not_shown(
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_llama_cpps_lowest_logprob_is_replaced(
     serve: Serve, http: ClientSession, path: str, stream: bool
 ) -> None:
     url = await serve(parts(scripted(path, stream)))
-    async with http.post(f"{url}{path}", json={"model": "demo", "stream": stream, **ASKS[path]}) as answer:
+    async with http.post(
+        f"{url}{path}", json={"model": "demo", "stream": stream, **REQUESTS[path]}
+    ) as answer:
         assert answer.status == 200
         text = await answer.text()
     lines = [line.removeprefix("data: ") for line in text.splitlines() if "{" in line]
     told = [json.loads(line) for line in lines]
-    numbers = found(told)
+    numbers = logprobs_in(told)
     assert set(numbers) == {-9999.0, -1.5e-05} and len(numbers) >= 3
-    # What the model writes stays.
+    # The model's text is unchanged.
     assert json.dumps(TEXT)[1:-1] in text
 
 
-async def test_that_of_an_ollama_is_not_shown_in_a_completion(serve: Serve, http: ClientSession) -> None:
+async def test_ollamas_lowest_logprob_is_replaced_in_a_completion(serve: Serve, http: ClientSession) -> None:
     record = {"model": "demo", "response": "a", "done": True, "done_reason": "stop", "logprobs": [ROW]}
     service = ScriptedService(record, engine=Engine.OLLAMA)
     url = await serve(parts(service, model(only_ollama="Its files can't be read.")))
     body = {"model": "demo", "prompt": "hi", "logprobs": 2}
     status, answer, _ = await post(http, f"{url}/v1/completions", body)
-    assert status == 200 and set(found(answer)) == {-9999.0, -1.5e-05}
+    assert status == 200 and set(logprobs_in(answer)) == {-9999.0, -1.5e-05}
 
 
 @pytest.mark.llama
-async def test_a_forbidden_token_of_llama_cpp_has_the_documented_logarithm(
+async def test_a_forbidden_token_of_llama_cpp_has_the_documented_logprob(
     real: str, http: ClientSession
 ) -> None:
     body = {"model": "demo", "prompt": "hi", "max_tokens": 1, "logprobs": 1, "temperature": 0}
@@ -100,4 +106,4 @@ async def test_a_forbidden_token_of_llama_cpp_has_the_documented_logarithm(
     _, ids, _ = await post(http, f"{real}/tokenize", {"model": "demo", "content": forbidden})
     body |= {"logit_bias": {str(ids["tokens"][-1]): False}, "logprobs": 20}
     _, answer, _ = await post(http, f"{real}/v1/completions", body)
-    assert min(found(answer)) >= -9999.0
+    assert min(logprobs_in(answer)) >= -9999.0

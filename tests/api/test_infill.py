@@ -1,4 +1,4 @@
-"""A suffix in every dialect, over a real llama-server whose model knows how to fill in."""
+"""Infill (a suffix) in every dialect, with a real llama-server whose model has FIM tokens."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ FILL = model("fill:latest", capabilities=("completion", "insert"))
 
 
 @pytest.fixture(scope="module")
-def filler(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    marks = {f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))}
-    file = write(tmp_path_factory.mktemp("fill") / "fill.gguf", more=dict(marks))
+def infill_server(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    fim_tokens = {
+        f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))
+    }
+    file = write(tmp_path_factory.mktemp("fill") / "fill.gguf", more=dict(fim_tokens))
     with LlamaServer(llama.server, file, context=512) as server:
         yield server.url
 
 
 @pytest.fixture
-async def url(filler: str, serve: Serve) -> str:
-    return await serve(parts(DirectService({FILL.name: filler}), library=PlainLibrary(FILL, model())))
+async def url(infill_server: str, serve: Serve) -> str:
+    return await serve(parts(DirectService({FILL.name: infill_server}), library=PlainLibrary(FILL, model())))
 
 
 async def events(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ async def events(http: ClientSession, url: str, body: dict[str, Any]) -> list[di
     return [json.loads(line) for line in found if line.startswith("{")]
 
 
-def test_an_event_that_can_not_be_read_is_an_engines_fault() -> None:
+def test_an_unreadable_event_is_an_engine_error() -> None:
     for raw in (b"{", b'{"content":1}', b'{"error":{"message":"boom"}}'):
         with pytest.raises(Refusal) as refused:
             read_infilled(raw)
@@ -57,14 +59,17 @@ async def test_completions_with_a_suffix(url: str, http: ClientSession) -> None:
     assert (choice["finish_reason"], whole["object"]) == ("length", "text_completion")
     assert choice["text"] and len(choice["logprobs"]["content"]) == 6
     assert whole["usage"]["completion_tokens"] == 6 and whole["usage"]["prompt_tokens"] > 3
-    told = await events(
+    streamed_events = await events(
         http, f"{url}/v1/completions", {**body, "stream": True, "stream_options": {"include_usage": True}}
     )
-    assert "".join(c["text"] for one in told for c in one["choices"]) == choice["text"]
-    assert told[-1]["usage"] == whole["usage"] and told[-2]["choices"][0]["finish_reason"] == "length"
-    assert len({one["id"] for one in told}) == 1
-    no_counts = await events(http, f"{url}/v1/completions", {**body, "stream": True})
-    assert all(one["choices"] for one in no_counts)
+    assert "".join(c["text"] for event in streamed_events for c in event["choices"]) == choice["text"]
+    assert (
+        streamed_events[-1]["usage"] == whole["usage"]
+        and streamed_events[-2]["choices"][0]["finish_reason"] == "length"
+    )
+    assert len({event["id"] for event in streamed_events}) == 1
+    without_usage = await events(http, f"{url}/v1/completions", {**body, "stream": True})
+    assert all(event["choices"] for event in without_usage)
 
 
 @pytest.mark.llama
@@ -74,12 +79,12 @@ async def test_generate_with_a_suffix_and_logprobs(url: str, http: ClientSession
     (whole,) = await events(http, f"{url}/api/generate", {**body, "stream": False})
     assert whole["done_reason"] == "length" and len(whole["logprobs"]) == 6
     assert len(whole["logprobs"][0]["top_logprobs"]) == 2
-    told = await events(http, f"{url}/api/generate", body)
-    assert "".join(one["response"] for one in told) == whole["response"]
-    assert sum(len(one.get("logprobs", [])) for one in told) == 6
+    streamed_events = await events(http, f"{url}/api/generate", body)
+    assert "".join(event["response"] for event in streamed_events) == whole["response"]
+    assert sum(len(event.get("logprobs", [])) for event in streamed_events) == 6
 
 
-async def test_a_model_that_can_not_fill_in_says_so(serve: Serve, http: ClientSession) -> None:
+async def test_a_suffix_is_refused_for_a_model_without_infill(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(), library=PlainLibrary(model(), FILL)))
     body = {"model": "demo", "prompt": "a", "suffix": "b"}
     async with http.post(f"{url}/v1/completions", json=body) as answer:
@@ -89,9 +94,9 @@ async def test_a_model_that_can_not_fill_in_says_so(serve: Serve, http: ClientSe
             assert answer.status == 400 and "suffix" in await answer.text()
 
 
-async def test_an_ollamas_answer_is_passed_on_as_it_is(serve: Serve, http: ClientSession) -> None:
+async def test_ollamas_answer_to_a_suffix_is_passed_on(serve: Serve, http: ClientSession) -> None:
     said = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
-    # The model is named as it was asked for; a whole answer has the fields that OpenAI's schema requires.
+    # The model has the requested name; a whole answer has the fields that OpenAI's schema requires.
     streamed = {**said, "model": "fill"}
     whole = {**streamed, "choices": [{**said["choices"][0], "logprobs": None}]}
     service = ScriptedService(said, engine=Engine.OLLAMA)

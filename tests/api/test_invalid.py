@@ -1,4 +1,4 @@
-"""A field that is wrong is named, with what it can be."""
+"""Errors about invalid fields name the field and its valid values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "expected"),
     [
         ({"name": "a", "kv": "q3"}, "invalid request: kv: 'q3' is not one of f16, q8_0"),
         ({"name": "a", "colour": "green"}, "invalid request: colour: 'green' is not one of red, blue"),
@@ -45,7 +45,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
         ({}, "invalid request: object missing required field name"),
     ],
 )
-def test_a_field_is_named_with_what_it_can_be(body: dict[str, Any], words: str) -> None:
+def test_the_error_names_the_field_and_its_valid_values(body: dict[str, Any], expected: str) -> None:
     with pytest.raises(Refusal) as caught:
         as_type(body, Body)
-    assert caught.value.message == words
+    assert caught.value.message == expected

@@ -1,4 +1,4 @@
-"""A key that is revoked, or expires, while something is answered with it: that ends, and says why."""
+"""Requests whose API key is revoked or expires while they run: they end with the reason."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls, FakeServer
 
 Serve = Callable[..., Awaitable[str]]
-AWAY = {"X-Forwarded-For": "192.168.1.77"}
-HERE = ("127.0.0.1",)
+REMOTE = {"X-Forwarded-For": "192.168.1.77"}
+TRUSTED_PROXIES = ("127.0.0.1",)
 USER = [{"role": "user", "content": "hi"}]
 
 
 class Clock:
-    """A wall clock that is set by hand."""
+    """A wall clock set by the test."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -61,13 +61,13 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), STREAMS)
-async def test_a_stream_ends_with_its_key(
+async def test_a_stream_ends_when_its_key_is_revoked(
     serve: Serve, http: ClientSession, keys: Keys, path: str, body: dict[str, Any]
 ) -> None:
     service = ScriptedService(chunk("a"), asyncio.Event())
-    url = await serve(parts(service, keys=keys), trusted_proxies=HERE)
+    url = await serve(parts(service, keys=keys), trusted_proxies=TRUSTED_PROXIES)
     _, secret = await keys.create("laptop", Scope.INFER)
-    async with http.post(url + path, json=body, headers=AWAY | {"X-Api-Key": secret}) as answer:
+    async with http.post(url + path, json=body, headers=REMOTE | {"X-Api-Key": secret}) as answer:
         assert answer.status == 200
         await answer.content.readany()
         await keys.revoke("laptop")
@@ -78,26 +78,28 @@ async def test_a_stream_ends_with_its_key(
     await until(lambda: service.closed == 1)
 
 
-async def test_one_that_expires_ends_it_too(
+async def test_a_request_ends_when_its_key_expires(
     serve: Serve, http: ClientSession, keys: Keys, clock: Clock
 ) -> None:
-    url = await serve(parts(ScriptedService(asyncio.Event()), keys=keys), trusted_proxies=HERE)
+    url = await serve(parts(ScriptedService(asyncio.Event()), keys=keys), trusted_proxies=TRUSTED_PROXIES)
     _, secret = await keys.create("guest", Scope.INFER, expires=60.0)
-    headers = AWAY | {"Authorization": f"Bearer {secret}"}
+    headers = REMOTE | {"Authorization": f"Bearer {secret}"}
     asked = asyncio.create_task(http.post(url + "/api/chat", json=CHAT | {"stream": False}, headers=headers))
     await asyncio.sleep(0.1)
-    assert not asked.done(), "a valid key is looked at, and no more"
+    assert not asked.done(), "a valid key ends nothing"
     clock.now += 61.0
     async with await asked as answer:
         assert answer.status == 401 and "expired" in (await answer.json())["error"]
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_openais_client_is_told(serve: Serve, keys: Keys) -> None:
-    url = await serve(parts(ScriptedService(chunk("a"), asyncio.Event()), keys=keys), trusted_proxies=HERE)
+async def test_openais_client_raises_when_its_key_is_revoked(serve: Serve, keys: Keys) -> None:
+    url = await serve(
+        parts(ScriptedService(chunk("a"), asyncio.Event()), keys=keys), trusted_proxies=TRUSTED_PROXIES
+    )
     _, secret = await keys.create("laptop", Scope.INFER)
     async with openai.AsyncOpenAI(
-        base_url=f"{url}/v1", api_key=secret, max_retries=0, default_headers=AWAY
+        base_url=f"{url}/v1", api_key=secret, max_retries=0, default_headers=REMOTE
     ) as client:
         stream = await client.chat.completions.create(model="demo", messages=USER, stream=True)  # type: ignore[call-overload]
         with pytest.raises(openai.APIError, match="revoked"):
@@ -105,15 +107,17 @@ async def test_openais_client_is_told(serve: Serve, keys: Keys) -> None:
                 await keys.revoke("laptop") if keys.all()[0].revoked == 0 else None
 
 
-async def test_a_download_and_the_events_end_too(serve: Serve, http: ClientSession, keys: Keys) -> None:
+async def test_a_pull_and_the_event_stream_end_when_their_key_is_revoked(
+    serve: Serve, http: ClientSession, keys: Keys
+) -> None:
     class Puller:
         async def pull(self, name: str, *, insecure: bool = False) -> AsyncIterator[dict[str, Any]]:
             yield {"status": "pulling manifest"}
             await asyncio.Event().wait()
 
-    url = await serve(parts(keys=keys, puller=Puller()), trusted_proxies=HERE)
+    url = await serve(parts(keys=keys, puller=Puller()), trusted_proxies=TRUSTED_PROXIES)
     _, secret = await keys.create("laptop", Scope.MODELS)
-    headers = AWAY | {"X-Api-Key": secret}
+    headers = REMOTE | {"X-Api-Key": secret}
     async with (
         http.post(url + "/api/pull", json={"model": "demo"}, headers=headers) as pulled,
         http.get(url + "/api/cluster/events?follow=1", headers=headers) as events,
@@ -128,20 +132,22 @@ async def test_a_download_and_the_events_end_too(serve: Serve, http: ClientSessi
                     pass
 
 
-async def test_what_this_machine_asks_goes_on(serve: Serve, http: ClientSession, keys: Keys) -> None:
-    going_on = asyncio.Event()
-    url = await serve(parts(ScriptedService(chunk("a"), going_on, chunk(finish="stop")), keys=keys))
+async def test_local_requests_continue_after_their_key_is_revoked(
+    serve: Serve, http: ClientSession, keys: Keys
+) -> None:
+    gate = asyncio.Event()
+    url = await serve(parts(ScriptedService(chunk("a"), gate, chunk(finish="stop")), keys=keys))
     _, secret = await keys.create("laptop", Scope.INFER)
     async with http.post(url + "/api/chat", json=CHAT, headers={"X-Api-Key": secret}) as answer:
         await answer.content.readline()
         await keys.revoke("laptop")
         await asyncio.sleep(0.1)
-        going_on.set()
+        gate.set()
         assert json.loads((await answer.text()).strip().split("\n")[-1])["done"] is True
 
 
 @pytest.mark.parametrize("member", [False, True])
-async def test_who_follows_without_a_key_ends_when_one_is_needed(
+async def test_a_follower_without_a_key_is_disconnected_when_keys_become_required(
     serve: Serve, http: ClientSession, keys: Keys, monkeypatch: pytest.MonkeyPatch, member: bool
 ) -> None:
     monkeypatch.setattr(monitor_routes, "_PING", 0.02)
@@ -152,10 +158,10 @@ async def test_who_follows_without_a_key_ends_when_one_is_needed(
     theirs = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}))
     theirs.register(server)
     passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}))
-    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=HERE)
+    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES)
     shown = {"Authorization": f"Bearer {await theirs.issue('127.0.0.1')}"} if member else {}
     async with (
-        http.get(url + "/api/cluster/events?follow=1", headers=AWAY | shown) as answer,
+        http.get(url + "/api/cluster/events?follow=1", headers=REMOTE | shown) as answer,
         http.get(url + "/api/cluster/events?follow=1") as here,
         asyncio.timeout(10),
     ):
@@ -163,7 +169,7 @@ async def test_who_follows_without_a_key_ends_when_one_is_needed(
         await keys.create("first", Scope.INFER)
         if member:
             for _ in range(8):
-                await answer.content.readline()  # keys are nothing to a member
+                await answer.content.readline()  # keys don't matter to a member
             view.others = {}
         while await answer.content.readline():
             continue

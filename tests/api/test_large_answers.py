@@ -1,4 +1,4 @@
-"""Answers of any length leave the loop to others, and so do the metrics of many models."""
+"""Large answers and the metrics of many models don't block the event loop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.api.conftest import Serve
 from tests.api.watched_loop import watched
 
 LARGE = 32 << 20
-ASKED = {
+REQUESTS = {
     "whole": ("/apply-template", {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}),
     "streamed": ("/infill", {"model": "demo", "input_prefix": "", "input_suffix": "", "stream": True}),
 }
 
 
-@pytest.mark.parametrize("how", ASKED)
+@pytest.mark.parametrize("how", REQUESTS)
 async def test_a_large_answer_is_sent_in_pieces(serve: Serve, http: ClientSession, how: str) -> None:
     answer = b'{"prompt":"' + b"x" * LARGE + b'"}'
-    path, body = ASKED[how]
+    path, body = REQUESTS[how]
     url = await serve(parts(ScriptedService(answer)))
     digest, size = hashlib.sha1(), 0
     async with watched() as loop, http.post(url + path, json=body) as got:
@@ -37,11 +37,11 @@ async def test_a_large_answer_is_sent_in_pieces(serve: Serve, http: ClientSessio
     sent = answer if how == "whole" else b"data: " + answer + b"\n\n"
     assert (size, digest.digest()) == (len(sent), hashlib.sha1(sent).digest())
     assert most < LARGE
-    # The event that is made of the answer is one copy of it.
+    # Making one event of the answer copies it once.
     assert how == "streamed" or loop.longest < 0.025
 
 
-async def test_the_metrics_of_many_models_hold_up_nobody(serve: Serve, http: ClientSession) -> None:
+async def test_metrics_of_many_models_do_not_block_the_loop(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     monitor = monitor_of(cluster)
     for number in range(500):
@@ -58,5 +58,7 @@ async def test_the_metrics_of_many_models_hold_up_nobody(serve: Serve, http: Cli
         texts = await asyncio.gather(*(scrape() for _ in range(5)))
     assert loop.longest < 0.03
     for text in texts:
-        counts = [one for one in text_string_to_metric_families(text) if one.name == "sollold_requests"]
+        counts = [
+            family for family in text_string_to_metric_families(text) if family.name == "sollold_requests"
+        ]
         assert sum(sample.value for sample in counts[0].samples) == 500

@@ -1,4 +1,4 @@
-"""Large schemas are rewritten in a thread: whoever else asks does not wait for them."""
+"""Large schemas are rewritten in a thread, so that other requests don't wait."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The threads that schemas are converted in."""
+    """Ids of the threads that convert schemas."""
     found: set[int] = set()
     convert = prepare.convert_schema
 
@@ -81,8 +81,10 @@ async def test_a_large_schema_is_not_rewritten_on_the_loop(
     assert call_of(service).body
 
 
-async def test_a_small_one_is(serve: Serve, http: ClientSession, threads: set[int]) -> None:
-    """A thread takes longer than it does, also behind a long conversation."""
+async def test_a_small_schema_is_rewritten_on_the_loop(
+    serve: Serve, http: ClientSession, threads: set[int]
+) -> None:
+    """A thread would take longer. A long conversation doesn't matter."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
     said = "".join(random.Random(1).choices("abc ", k=100_000))
@@ -97,7 +99,7 @@ async def test_a_small_one_is(serve: Serve, http: ClientSession, threads: set[in
 async def test_several_large_schemas_are_rewritten_in_the_same_thread(
     serve: Serve, http: ClientSession, threads: set[int]
 ) -> None:
-    """Each thread that computes takes the loop's turn for five milliseconds."""
+    """Each computing thread can hold the GIL for 5 ms at a time."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, model()))
 

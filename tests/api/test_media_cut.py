@@ -1,4 +1,4 @@
-"""Large images and sound are cut out of a body before it is decoded, and put back for the engine."""
+"""Large images and audio are cut out of a body before decoding, and put back for the engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def message(picture: str) -> dict[str, Any]:
 
 
 async def cut(body: object, *, slashes: bool = False) -> tuple[Any, Media | None, bytes]:
-    """What is decoded, what was cut out, and what an engine gets of it."""
+    """(Decoded body, media cut out, body for the engine)."""
     raw = bytearray(json.dumps(body).replace("/", "\\/" if slashes else "/").encode())
     text, media = await cut_media(raw)
     value = msgspec.json.decode(text)
@@ -41,16 +41,16 @@ async def cut(body: object, *, slashes: bool = False) -> tuple[Any, Media | None
 
 @pytest.mark.parametrize("slashes", [False, True])
 @pytest.mark.parametrize("before", range(5))
-async def test_a_picture_comes_back_as_it_was(before: int, slashes: bool) -> None:
+async def test_images_are_restored_unchanged(before: int, slashes: bool) -> None:
     body = {"x": "y" * before, **message(PICTURE), "images": [PICTURE, PICTURE[:400_000], "iVBOR"]}
     value, media, sent = await cut(body, slashes=slashes)
     assert media is not None and len(json.dumps(value)) < 100_000
     assert json.loads(sent) == body
-    for one in (value["images"][0], value["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]):
-        assert base64.b64decode(one, validate=True).startswith(b"\x89PNG")
+    for image in (value["images"][0], value["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]):
+        assert base64.b64decode(image, validate=True).startswith(b"\x89PNG")
 
 
-async def test_the_same_picture_has_the_same_mark() -> None:
+async def test_equal_images_have_equal_marks() -> None:
     first, *_ = await cut(message(PICTURE))
     assert first == (await cut(message(PICTURE)))[0]
     assert first != (await cut(message(PICTURE[:300_000] + "AAAA" + PICTURE[300_004:])))[0]
@@ -60,7 +60,7 @@ async def test_the_same_picture_has_the_same_mark() -> None:
     "text",
     ["a" * MIB, "\\" * MIB, "\u4f60\u597d" * 100_000, '{"url": "' + "A" * MIB + '"}', "n\n" * 400_000],
 )
-async def test_a_text_stays_whole(text: str) -> None:
+async def test_long_texts_are_unchanged(text: str) -> None:
     body = {"messages": [{"role": "user", "content": text}, {"content": [{"type": "text", "text": text}]}]}
     value, _, sent = await cut(body)
     assert value == body and json.loads(sent) == body
@@ -73,7 +73,7 @@ async def test_texts_are_bounded() -> None:
         assert refused.value.status == 413
 
 
-async def test_no_one_makes_a_mark() -> None:
+async def test_a_forged_mark_is_not_replaced() -> None:
     value, media, _ = await cut(message(PICTURE))
     assert media is not None
     mark = media.marks_in(value["messages"][0]["content"][0]["image_url"]["url"])[0]
@@ -96,7 +96,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], bytes, int]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-async def test_a_large_body_stops_nobody(serve: Serve, http: ClientSession, name: str) -> None:
+async def test_a_large_body_does_not_block_the_loop(serve: Serve, http: ClientSession, name: str) -> None:
     path, fields, long, status = BODIES[name]
     service = ScriptedService(chunk("x"), chunk(finish="stop"))
     url = await serve(parts(service, model(capabilities=("completion", "vision"))))

@@ -1,4 +1,4 @@
-"""A Modelfile's SYSTEM, MESSAGEs and PARAMETERs count in every dialect."""
+"""SYSTEM, MESSAGE and PARAMETER of a Modelfile apply in every dialect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sollold.api.openai.responses_request import response_body
 from tests.api.api_parts import model
 
 PARAMS = {"temperature": 0.3, "stop": ["<end>"], "seed": 7, "num_predict": 50, "num_ctx": 4096, "top_k": 9}
-OWN = model(
+CONFIGURED_MODEL = model(
     system="Be kind.",
     messages=(("user", "one"), ("assistant", "two")),
     params=msgspec.json.encode(PARAMS).decode(),
@@ -35,27 +35,29 @@ TURNS = [{"role": "user", "content": "hi"}]
 
 def ollama_chat(**more: Any) -> dict[str, Any]:
     asked = msgspec.convert({"model": "demo", "messages": TURNS, **more}, Chat)
-    return chat_body(asked, parse_options(asked.options, OWN), OWN)
+    return chat_body(asked, parse_options(asked.options, CONFIGURED_MODEL), CONFIGURED_MODEL)
 
 
 def ollama_generate(**more: Any) -> dict[str, Any]:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", **more}, Generate)
-    return generate_call(asked, parse_options(asked.options, OWN), OWN).body
+    return generate_call(asked, parse_options(asked.options, CONFIGURED_MODEL), CONFIGURED_MODEL).body
 
 
 def openai_chat(**more: Any) -> dict[str, Any]:
     body = {"model": "demo", "messages": TURNS, **more}
     asked = msgspec.convert(body, ChatCompletion)
-    return chat_completion_body(checked_chat(body, asked, OWN), asked, OWN)
+    return chat_completion_body(checked_chat(body, asked, CONFIGURED_MODEL), asked, CONFIGURED_MODEL)
 
 
 def openai_responses(**more: Any) -> dict[str, Any]:
-    return response_body(msgspec.convert({"model": "demo", "input": "hi", **more}, ResponseAsk), OWN)
+    return response_body(
+        msgspec.convert({"model": "demo", "input": "hi", **more}, ResponseAsk), CONFIGURED_MODEL
+    )
 
 
 def anthropic(**more: Any) -> dict[str, Any]:
     body = {"model": "demo", "messages": TURNS, "max_tokens": 9, **more}
-    return messages_body(msgspec.convert(body, Messages), OWN)
+    return messages_body(msgspec.convert(body, Messages), CONFIGURED_MODEL)
 
 
 DIALECTS = [ollama_chat, ollama_generate, openai_chat, openai_responses, anthropic]
@@ -63,7 +65,7 @@ DIALECTS = [ollama_chat, ollama_generate, openai_chat, openai_responses, anthrop
 
 @pytest.mark.parametrize("ask", DIALECTS)
 def test_system_and_messages_come_first(ask: Any) -> None:
-    assert [(one["role"], one["content"]) for one in ask()["messages"]] == [
+    assert [(message["role"], message["content"]) for message in ask()["messages"]] == [
         ("system", "Be kind."),
         ("user", "one"),
         ("assistant", "two"),
@@ -72,17 +74,17 @@ def test_system_and_messages_come_first(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("ask", DIALECTS)
-def test_parameters_count_where_the_caller_names_none(ask: Any) -> None:
+def test_parameters_are_defaults(ask: Any) -> None:
     body = ask()
     assert (body["temperature"], body["seed"], body["stop"], body["top_k"]) == (0.3, 7, ["<end>"], 9)
 
 
 @pytest.mark.parametrize("ask", [openai_chat, openai_responses, anthropic])
-def test_what_the_caller_names_goes_before_them(ask: Any) -> None:
+def test_fields_of_a_request_override_parameters(ask: Any) -> None:
     assert ask(temperature=0.9)["temperature"] == 0.9
 
 
-def test_the_length_of_an_answer_too() -> None:
+def test_num_predict_is_the_default_of_max_tokens() -> None:
     assert openai_chat()["max_tokens"] == 50
     assert "max_tokens" not in openai_chat(max_completion_tokens=5)
     assert anthropic()["max_tokens"] == 9
@@ -90,22 +92,26 @@ def test_the_length_of_an_answer_too() -> None:
 
 def test_a_plain_completion_has_the_parameters_and_no_messages() -> None:
     body = {"model": "demo", "prompt": "x"}
-    sent = completion_body(body, msgspec.convert(body, Completion), OWN)
+    sent = completion_body(body, msgspec.convert(body, Completion), CONFIGURED_MODEL)
     assert (sent["prompt"], sent["temperature"]) == ("x", 0.3)
 
 
-def test_a_conversation_that_goes_on_has_them_already() -> None:
+def test_a_continued_context_does_not_repeat_system_and_messages() -> None:
     packed = generate_call(
-        msgspec.convert({"model": "demo", "prompt": "hi"}, Generate), parse_options(None, OWN), OWN
+        msgspec.convert({"model": "demo", "prompt": "hi"}, Generate),
+        parse_options(None, CONFIGURED_MODEL),
+        CONFIGURED_MODEL,
     )
     assert len(packed.body["messages"]) == 4
 
-    context = pack_context([PackedTurn(one["role"], one["content"]) for one in packed.body["messages"]])
+    context = pack_context(
+        [PackedTurn(message["role"], message["content"]) for message in packed.body["messages"]]
+    )
     again = ollama_generate(context=context, prompt="more")["messages"]
-    assert [one["content"] for one in again] == ["Be kind.", "one", "two", "hi", "more"]
+    assert [message["content"] for message in again] == ["Be kind.", "one", "two", "hi", "more"]
 
 
 @pytest.mark.parametrize("params", ["{}", "[]", "broken", '{"num_ctx": "many"}', '{"num_ctx": -1}'])
-def test_parameters_of_odd_form_are_none(params: str) -> None:
+def test_invalid_parameters_are_ignored(params: str) -> None:
     assert own_context(model(params=params)) == 0
-    assert own_context(OWN) == 4096
+    assert own_context(CONFIGURED_MODEL) == 4096

@@ -39,7 +39,7 @@ LICENSE MIT
 '''
 
 
-def test_it_becomes_the_fields() -> None:
+def test_a_modelfile_is_converted_to_fields() -> None:
     assert modelfile_fields(TEXT) == {
         "from": "demo",
         "parameters": {"temperature": 0.5, "num_ctx": 4096, "stop": ["<|end|>", "b"]},
@@ -65,7 +65,7 @@ def test_it_becomes_the_fields() -> None:
         ("FROM demo\n<>", "not a command"),
     ],
 )
-def test_what_has_no_field_is_refused(text: str, why: str) -> None:
+def test_unsupported_modelfiles_are_refused(text: str, why: str) -> None:
     with pytest.raises(Refusal, match=why) as caught:
         modelfile_fields(text)
     assert "system, template, parameters" in caught.value.message
@@ -84,7 +84,7 @@ def test_what_has_no_field_is_refused(text: str, why: str) -> None:
         ("PARAMETER  seed   7", "parameters", {"seed": 7}),
     ],
 )
-def test_values_are_read_as_an_ollama_does(text: str, field: str, value: object) -> None:
+def test_values_are_parsed_as_in_ollama(text: str, field: str, value: object) -> None:
     for written in (text, text.replace("\n", "\r\n")):
         assert modelfile_fields(f"FROM a\n{written}")[field] == value
 
@@ -94,15 +94,15 @@ LONG = ("FROM a\n" + 'SYSTEM """a\n' * 30_000, "FROM a\n" + 'SYSTEM "x' * 40_000
 
 
 @pytest.mark.parametrize("text", [*ODD, *LONG, "FROM " + "a" * 10**6], ids=lambda text: text[:20])
-def test_any_text_is_read_or_refused_at_once(text: str) -> None:
+def test_any_text_is_parsed_or_refused_quickly(text: str) -> None:
     began = time.thread_time()
     with contextlib.suppress(Refusal):
         modelfile_fields(text)
     assert time.thread_time() - began < 0.5
 
 
-async def test_an_ollama_is_sent_the_fields(serve: Serve, http: ClientSession) -> None:
-    """It would look at no Modelfile."""
+async def test_ollama_is_sent_the_fields(serve: Serve, http: ClientSession) -> None:
+    """Current versions of Ollama ignore ``modelfile``."""
     relay = ScriptedRelay(PlainRelayed(b'{"status":"success"}\n'))
     url = await serve(parts(library=PlainLibrary(model(source="ollama")), relay=relay))
     body = {"name": "mine", "modelfile": "FROM demo\nSYSTEM Be kind.", "from": "", "quantize": None}
@@ -112,7 +112,7 @@ async def test_an_ollama_is_sent_the_fields(serve: Serve, http: ClientSession) -
     assert json.loads(sent) == {"name": "mine", "from": "demo", "system": "Be kind."} and base == "demo"
 
 
-async def test_a_name_is_made_of_it(serve: Serve, http: ClientSession) -> None:
+async def test_create_makes_a_name_with_overrides(serve: Serve, http: ClientSession) -> None:
     library = PlainLibrary(model())
     url = await serve(parts(ScriptedService(), library=library))
     body: dict[str, Any] = {"name": "mine", "modelfile": TEXT, "stream": False}

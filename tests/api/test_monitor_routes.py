@@ -1,4 +1,4 @@
-"""Events, history, requests, health and targets over HTTP."""
+"""Events, history, requests, health and Prometheus targets over HTTP."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def events(http: ClientSession, url: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
 
-async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSession) -> None:
+async def test_a_follower_gets_a_lost_node_immediately(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), BETA)
     monitor = monitor_of(cluster)
     url = await serve(parts(cluster=cluster, monitor=monitor))
@@ -78,15 +78,17 @@ async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSes
         cluster.change(record(), BETA)
         assert b"node.returned" in await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
     told = await events(http, f"{url}/api/cluster/events")
-    assert [one["kind"] for one in told] == ["node.lost", "node.returned"]
-    first, second = (one["id"] for one in told)
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?last=1")] == [second]
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after={first}")] == [second]
+    assert [event["kind"] for event in told] == ["node.lost", "node.returned"]
+    first, second = (event["id"] for event in told)
+    assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?last=1")] == [second]
+    assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?after={first}")] == [
+        second
+    ]
     async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": str(second)}) as answer:
         assert "data:" not in await answer.text()
-    # Of before the node's clock was set back: what is known with that id is not known here.
+    # An id from before the clock was set back is unknown: all events are sent.
     later = second + 10**9
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after={later}")] == [
+    assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?after={later}")] == [
         first,
         second,
     ]
@@ -94,13 +96,13 @@ async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSes
         assert "node.lost" in await answer.text()
 
 
-async def test_a_follower_goes_on_after_a_restart_without_loss_or_repetition(
+async def test_a_follower_continues_after_a_restart_without_loss_or_repetition(
     serve: Serve, http: ClientSession
 ) -> None:
     cluster = PlainCluster(record(), BETA)
     seen = 0
     for kinds in (["node.lost"], ["node.joined", "node.lost"], ["node.joined"]):
-        # Each time as many as before, and more: their places in the log tell nothing.
+        # Each run has other events, so positions in the log don't identify them.
         monitor = monitor_of(cluster)
         url = f"{await serve(parts(cluster=cluster, monitor=monitor))}/api/cluster/events"
         async with watching(monitor):
@@ -111,14 +113,14 @@ async def test_a_follower_goes_on_after_a_restart_without_loss_or_repetition(
             async with http.get(url, headers={"Last-Event-ID": str(seen)}) as answer:
                 text = await answer.text()
             told = await events(http, f"{url}?after={seen}")
-        ids = [one["id"] for one in told]
-        assert [one["kind"] for one in told] == kinds
+        ids = [event["id"] for event in told]
+        assert [event["kind"] for event in told] == kinds
         assert [f"id: {id_}" for id_ in ids] == [line for line in text.splitlines() if line.startswith("id:")]
         assert ids == sorted(ids) and ids[0] > seen and ids[-1] < 2**53
         seen = ids[-1]
 
 
-async def test_one_caller_leaves_places_for_others_who_follow(serve: Serve, http: ClientSession) -> None:
+async def test_event_streams_are_limited_per_client(serve: Serve, http: ClientSession) -> None:
     url = f"{await serve(parts())}/api/cluster/events?follow=1"
     async with AsyncExitStack() as stack:
         for _ in range(16):
@@ -128,13 +130,13 @@ async def test_one_caller_leaves_places_for_others_who_follow(serve: Serve, http
             assert answer.status == 503 and "you already have 16 event streams open" in await answer.text()
     status = 0
     async with asyncio.timeout(20):
-        while status != 200:  # until it is noticed that they hung up
+        while status != 200:  # until the server notices the disconnections
             async with http.get(url) as answer:
                 status = answer.status
             await asyncio.sleep(0.02)
 
 
-async def test_followers_are_let_go_when_the_daemon_ends(serve: Serve, http: ClientSession) -> None:
+async def test_event_streams_end_when_the_monitor_closes(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     monitor = monitor_of(cluster)
     url = await serve(parts(cluster=cluster, monitor=monitor))
@@ -146,15 +148,15 @@ async def test_followers_are_let_go_when_the_daemon_ends(serve: Serve, http: Cli
 
 
 @pytest.mark.parametrize("query", ["last=x", "after=-1", "follow=1e3", "last=99999999999"])
-async def test_a_number_that_is_none_is_refused(serve: Serve, http: ClientSession, query: str) -> None:
+async def test_invalid_numbers_in_the_query_are_refused(
+    serve: Serve, http: ClientSession, query: str
+) -> None:
     url = await serve(parts())
     async with http.get(f"{url}/api/cluster/events?{query}") as answer:
         assert answer.status == 400 and query.split("=")[0] in await answer.text()
 
 
-async def test_a_missing_node_stands_everywhere_until_it_is_removed(
-    serve: Serve, http: ClientSession
-) -> None:
+async def test_a_missing_node_is_shown_until_it_is_forgotten(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), BETA)
     monitor = monitor_of(cluster)
     url = await serve(parts(cluster=cluster, monitor=monitor))
@@ -162,9 +164,9 @@ async def test_a_missing_node_stands_everywhere_until_it_is_removed(
         cluster.change(record())
         await until(monitor.offline)
         shown = await get(http, f"{url}/api/cluster")
-        # What had layers on it names it.
+        # Placements name the missing node.
         assert {"alpha", "beta"} == {
-            share["node_name"] for one in shown["deployments"] for share in one["placed"]
+            share["node_name"] for deployment in shown["deployments"] for share in deployment["placed"]
         }
         (missing,) = shown["offline"]
         assert missing["name"] == "beta" and not missing["stopped"]
@@ -177,7 +179,7 @@ async def test_a_missing_node_stands_everywhere_until_it_is_removed(
         assert "sollold_nodes_missing 1.0" in text
         assert 'sollold_node_offline_timestamp_seconds{name="beta",reason="lost"}' in text
         targets = await get(http, f"{url}/api/cluster/prometheus-sd")
-        assert [(one["targets"], one["labels"]["node"]) for one in targets] == [
+        assert [(target["targets"], target["labels"]["node"]) for target in targets] == [
             (["10.0.0.1:11435"], "alpha"),
             (["10.0.0.1:11435"], "beta"),
         ]
@@ -188,7 +190,7 @@ async def test_a_missing_node_stands_everywhere_until_it_is_removed(
         assert (await get(http, f"{url}/api/cluster"))["offline"] == []
 
 
-async def test_requests_under_way_and_done(serve: Serve, http: ClientSession) -> None:
+async def test_active_and_recent_requests(serve: Serve, http: ClientSession) -> None:
     gate = asyncio.Event()
     service = ScriptedService(chunk("a"), chunk("b"), gate, chunk(finish="stop"), usage_chunk(7, 20))
     given = parts(service)
@@ -196,7 +198,7 @@ async def test_requests_under_way_and_done(serve: Serve, http: ClientSession) ->
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         await answer.content.readline()
         shown = await get(http, f"{url}/api/cluster/requests")
-        assert [one["stage"] for one in shown["active"]] == ["answering"] and shown["recent"] == []
+        assert [request["stage"] for request in shown["active"]] == ["answering"] and shown["recent"] == []
         gate.set()
         await answer.read()
     async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
@@ -225,7 +227,7 @@ async def test_requests_under_way_and_done(serve: Serve, http: ClientSession) ->
     assert 'sollold_requests_total{model="",outcome="error",route="/api/chat"} 1.0' in text
 
 
-async def test_a_caller_that_hangs_up_is_told_apart(serve: Serve, http: ClientSession) -> None:
+async def test_a_client_that_disconnects_is_a_cancelled_request(serve: Serve, http: ClientSession) -> None:
     given = parts(ScriptedService(chunk("a"), asyncio.Event()))
     url = await serve(given)
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
@@ -235,7 +237,7 @@ async def test_a_caller_that_hangs_up_is_told_apart(serve: Serve, http: ClientSe
     assert recent[0]["outcome"] == "cancelled"
 
 
-def test_who_hangs_up_with_the_whole_answer_did_not_cancel_it() -> None:
+def test_disconnecting_after_the_whole_answer_is_no_cancellation() -> None:
     for ended, outcome in ((False, "cancelled"), (True, "ok")):
         live = InflightRequest(Ask("id", "demo", {}, stream=True), "/api/chat", Activity(), ended=ended)
         live.cancelled()
@@ -256,15 +258,15 @@ async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None
         found = await get(http, f"{url}/api/cluster/history?seconds=60&step=1")
     assert sum(value or 0 for value in found["total"]["requests_per_second"]) == 1
     assert found["seconds"] == 60 and found["step"] == 1
-    # A node that does not answer is left out; its figures are not known.
+    # A node that doesn't answer is left out.
     (alpha,) = found["nodes"]
     assert alpha["name"] == "alpha" and len(alpha["series"]["active"]) == 60
-    devices = {one["id"]: one for one in alpha["devices"]}
+    devices = {device["id"]: device for device in alpha["devices"]}
     assert devices["CPU"]["granted_bytes"][-1] == 100 and devices["CPU"]["used_bytes"][-1] == 100
     assert devices["CUDA0"]["utilization"][-1] == 0.5 and devices["CUDA0"]["power_watts"][-1] is None
 
 
-async def test_ready_until_it_drains(serve: Serve, http: ClientSession) -> None:
+async def test_a_node_is_ready_until_it_drains(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     url = await serve(parts(cluster=cluster))
     assert await get(http, f"{url}/health") == {"status": "ok"}
@@ -278,7 +280,7 @@ async def test_ready_until_it_drains(serve: Serve, http: ClientSession) -> None:
     assert await get(http, f"{url}/health") == {"status": "ok"}
 
 
-async def test_polling_is_told_apart_from_requests(serve: Serve, http: ClientSession) -> None:
+async def test_polling_is_counted_separately_from_requests(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(chunk(finish="stop"))))
     for _ in range(3):
         await get(http, f"{url}/api/cluster")
@@ -290,11 +292,11 @@ async def test_polling_is_told_apart_from_requests(serve: Serve, http: ClientSes
         text = await answer.text()
     assert 'sollold_http_request_seconds_count{dialect="ollama",kind="poll"} 3.0' in text
     assert 'sollold_http_request_seconds_count{dialect="ollama",kind="request"} 2.0' in text
-    assert "xxxxx" not in text, "what callers make up names no series"
+    assert "xxxxx" not in text, "unknown paths create no series"
 
 
 async def test_metrics_of_many_models_are_short(serve: Serve, http: ClientSession) -> None:
-    """What was never counted, and what does not depend on the route, has no lines of its own."""
+    """Empty series are left out, and metrics independent of the route have no such label."""
     given = parts()
     for number in range(17):
         for path in ("/api/chat", "/v1/chat/completions", "/v1/embeddings"):

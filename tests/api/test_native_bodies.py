@@ -1,4 +1,4 @@
-"""What an Ollama is sent: rewritten where the meaning is clear, and it alone would refuse it or lose it."""
+"""Bodies sent to Ollama: rewritten where it would refuse or ignore what llama.cpp accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, error_of, post
 from tests.api.picture import png
 
-ABLE = model(capabilities=("completion", "tools", "vision", "thinking"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "vision", "thinking"))
 USER = [{"role": "user", "content": "a"}]
 PICTURE = base64.b64encode(png()).decode()
 
@@ -26,7 +26,9 @@ def answers() -> ScriptedService:
     return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
 
 
-async def native(serve: Serve, http: ClientSession, path: str, body: Any, of: Any = ABLE) -> Call:
+async def call_for_ollama(
+    serve: Serve, http: ClientSession, path: str, body: Any, of: Any = TOOL_MODEL
+) -> Call:
     service = answers()
     url = await serve(parts(service, of))
     async with http.post(url + path, json={"model": "demo", "stream": True, **body}) as answer:
@@ -49,10 +51,10 @@ async def native(serve: Serve, http: ClientSession, path: str, body: Any, of: An
     ],
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-async def test_options_have_the_types_that_go_wants(
+async def test_options_have_the_types_that_ollama_requires(
     serve: Serve, http: ClientSession, path: str, given: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    call = await native(serve, http, path, {"messages": USER, "prompt": "a", "options": given})
+    call = await call_for_ollama(serve, http, path, {"messages": USER, "prompt": "a", "options": given})
     assert call.body["options"] == sent
     assert all(type(call.body["options"][name]) is type(value) for name, value in sent.items())
 
@@ -71,10 +73,10 @@ async def test_options_have_the_types_that_go_wants(
         ("timeout", "5", None),
     ],
 )
-async def test_fields_have_the_types_that_go_wants(
+async def test_fields_have_the_types_that_ollama_requires(
     serve: Serve, http: ClientSession, field: str, given: Any, sent: Any
 ) -> None:
-    call = await native(serve, http, "/api/chat", {"messages": USER, field: given})
+    call = await call_for_ollama(serve, http, "/api/chat", {"messages": USER, field: given})
     assert call.body.get(field) == sent and (sent is not None or field not in call.body)
 
 
@@ -83,15 +85,15 @@ async def test_fields_have_the_types_that_go_wants(
     ("path", "fields"),
     [("/api/generate", ("messages", "tools")), ("/api/chat", ("images", "prompt", "suffix"))],
 )
-async def test_what_a_route_does_not_know_is_not_looked_at(
+async def test_unknown_fields_of_a_route_are_not_validated(
     serve: Serve, http: ClientSession, path: str, fields: tuple[str, ...], odd: Any
 ) -> None:
     known = {"messages": USER} if path == "/api/chat" else {"prompt": "a"}
-    call = await native(serve, http, path, {**known, **dict.fromkeys(fields, odd)})
+    call = await call_for_ollama(serve, http, path, {**known, **dict.fromkeys(fields, odd)})
     assert all(call.body[name] == value for name, value in known.items())
 
 
-async def test_messages_are_such_as_go_reads(serve: Serve, http: ClientSession) -> None:
+async def test_messages_have_the_form_that_ollama_requires(serve: Serve, http: ClientSession) -> None:
     pictures = [f"data:image/png;base64,{PICTURE}", f" {PICTURE[:9]}\n{PICTURE[9:]}"]
     asked = {"name": "f", "arguments": '{"x":1}'}
     messages = [
@@ -100,7 +102,7 @@ async def test_messages_are_such_as_go_reads(serve: Serve, http: ClientSession) 
         {"role": "function", "name": "f", "content": "noon"},
         {"role": "", "content": "b"},
     ]
-    call = await native(serve, http, "/api/chat", {"messages": messages})
+    call = await call_for_ollama(serve, http, "/api/chat", {"messages": messages})
     user, said, result, last = call.body["messages"]
     assert user == {"role": "user", "content": "a", "images": [PICTURE, PICTURE]}
     assert said["content"] == "" and said["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
@@ -109,24 +111,24 @@ async def test_messages_are_such_as_go_reads(serve: Serve, http: ClientSession) 
 
 
 @pytest.mark.parametrize("path", PATHS[1:])
-async def test_what_the_name_itself_says_is_left_to_the_ollama(
-    serve: Serve, http: ClientSession, path: str
-) -> None:
-    """It adds its SYSTEM, MESSAGEs and PARAMETERs to each of its routes: sent, too, they would be twice."""
+async def test_ollama_applies_its_own_modelfile(serve: Serve, http: ClientSession, path: str) -> None:
+    """Ollama adds its SYSTEM, MESSAGEs and PARAMETERs on each route, so they must not be sent too."""
     named = replace(
-        ABLE, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"temperature":1}'
+        TOOL_MODEL, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"temperature":1}'
     )
     body = body_of(path, "demo", USER)
     del body["temperature"]
-    call = await native(serve, http, path, {**body, "stream": True}, named)
+    call = await call_for_ollama(serve, http, path, {**body, "stream": True}, named)
     assert [message["content"] for message in call.body["messages"]] == ["a"]
     assert "temperature" not in call.body
 
 
 @pytest.mark.parametrize("system", ["", [], [{"type": "text", "text": ""}], None])
-async def test_an_empty_system_text_is_not_named(serve: Serve, http: ClientSession, system: Any) -> None:
+async def test_an_empty_system_text_does_not_override_the_modelfile(
+    serve: Serve, http: ClientSession, system: Any
+) -> None:
     service = answers()
-    url = await serve(parts(service, replace(ABLE, system="SYS")))
+    url = await serve(parts(service, replace(TOOL_MODEL, system="SYS")))
     body = {**body_of("/v1/messages", "demo", USER, stream=True), "system": system}
     async with http.post(f"{url}/v1/messages", json=body) as answer:
         assert answer.status == 200
@@ -134,23 +136,27 @@ async def test_an_empty_system_text_is_not_named(serve: Serve, http: ClientSessi
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_a_developer_is_the_system_to_an_ollama(serve: Serve, http: ClientSession, path: str) -> None:
-    """Its templates know no such role and would say nothing of it to the model."""
+async def test_the_developer_role_becomes_system_for_ollama(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """Its templates would drop messages with the role ``developer``."""
     messages = [*USER, {"role": "developer", "content": "d"}, {"role": "user", "content": "b"}]
-    call = await native(serve, http, path, {**body_of(path, "demo", messages), "stream": True})
+    call = await call_for_ollama(serve, http, path, {**body_of(path, "demo", messages), "stream": True})
     assert [message["role"] for message in call.body["messages"]] == ["user", "system", "user"]
 
 
-async def test_a_chat_for_an_ollama_is_as_clean_as_for_llama_cpp(serve: Serve, http: ClientSession) -> None:
+async def test_a_chat_is_normalized_for_ollama(serve: Serve, http: ClientSession) -> None:
     path = "/v1/chat/completions"
-    call = await native(serve, http, path, {"messages": [{"role": "user"}], "stop": "", "top_logprobs": 0})
+    call = await call_for_ollama(
+        serve, http, path, {"messages": [{"role": "user"}], "stop": "", "top_logprobs": 0}
+    )
     assert call.body["messages"] == [{"role": "user", "content": ""}]
     assert "stop" not in call.body and "top_logprobs" not in call.body
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
-    call = await native(serve, http, path, {"messages": USER, "tools": tools, "tool_choice": "none"})
+    call = await call_for_ollama(serve, http, path, {"messages": USER, "tools": tools, "tool_choice": "none"})
     assert "tools" not in call.body and not call.notes
     chosen = {"tool_choice": {"type": "function", "function": {"name": "g"}}, "n": 2, "logit_bias": {"5": 1}}
-    call = await native(serve, http, path, {"messages": USER, "tools": tools, **chosen})
+    call = await call_for_ollama(serve, http, path, {"messages": USER, "tools": tools, **chosen})
     assert [tool["function"]["name"] for tool in call.body["tools"]] == ["g"]
     assert [note.split()[0] for note in call.notes] == ["logit_bias", "n", "tool_choice"]
 
@@ -166,7 +172,7 @@ async def test_a_chat_for_an_ollama_is_as_clean_as_for_llama_cpp(serve: Serve, h
         {"type": "text", "text": "a"},
     ],
 )
-async def test_a_text_is_a_text_however_it_is_wrapped(serve: Serve, http: ClientSession, parts_: Any) -> None:
+async def test_text_parts_of_any_form_are_normalized(serve: Serve, http: ClientSession, parts_: Any) -> None:
     service = answers()
     url = await serve(parts(service))
     body = {"model": "demo", "messages": [{"role": "user", "content": parts_}], "stream": True}
@@ -190,9 +196,9 @@ async def test_a_text_is_a_text_however_it_is_wrapped(serve: Serve, http: Client
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_a_picture_is_sent_in_one_form(serve: Serve, http: ClientSession, path: str, url_: str) -> None:
+async def test_image_urls_are_normalized(serve: Serve, http: ClientSession, path: str, url_: str) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     part: dict[str, Any] = {"type": "image_url", "image_url": {"url": url_}}
     body: dict[str, Any] = {
         "model": "demo",
@@ -212,9 +218,9 @@ async def test_a_picture_is_sent_in_one_form(serve: Serve, http: ClientSession, 
 @pytest.mark.parametrize(
     "url_", ["data:image/svg+xml;utf8,<svg/>", "data:image/png;base64,", "file:///x", None, 5]
 )
-async def test_what_is_no_picture_is_refused(serve: Serve, http: ClientSession, url_: Any) -> None:
+async def test_invalid_images_are_refused(serve: Serve, http: ClientSession, url_: Any) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     content = [{"type": "image_url", "image_url": {"url": url_}}]
     body = {"model": "demo", "messages": [{"role": "user", "content": content}]}
     status, answer, _ = await post(http, f"{url}/v1/chat/completions", body)
@@ -222,7 +228,7 @@ async def test_what_is_no_picture_is_refused(serve: Serve, http: ClientSession, 
     assert not service.asks
 
 
-async def test_tokens_to_embed_are_not_sent_to_an_ollama(serve: Serve, http: ClientSession) -> None:
+async def test_token_inputs_of_embeddings_are_not_sent_to_ollama(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"object": "list", "data": [{"embedding": [1.0], "index": 0}]})
     url = await serve(parts(service, model(capabilities=("embedding",))))
     for given, there in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
@@ -237,23 +243,23 @@ async def test_tokens_to_embed_are_not_sent_to_an_ollama(serve: Serve, http: Cli
 
 
 class RefusingTemplates(ScriptedService):
-    """Refuses neighbours of one role, as strict templates do, whichever engine answers."""
+    """Refuses consecutive messages of the same role, as strict templates do, with any engine."""
 
     async def open(self, ask: Ask, on_wait: Any) -> Any:
         roles = [message["role"] for message in ask.calls[self.engine].body["messages"]]
-        if any(one == other for one, other in itertools.pairwise(roles)):
+        if any(role == other for role, other in itertools.pairwise(roles)):
             raise Refusal(Fault.ENGINE, "Error: Jinja Exception: roles must alternate", status=400)
         return await super().open(ask, on_wait)
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_ollamas_template_that_refuses_is_asked_again_too(
+async def test_messages_are_merged_for_a_refusing_template_of_ollama(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = RefusingTemplates(chunk("a"), chunk(finish="stop"), usage_chunk(), engine=Engine.OLLAMA)
     if path == "/api/chat":
         service.events = ({"message": {"content": "a"}, "done": True, "prompt_eval_count": 3},)
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     messages = [*USER, {"role": "user", "content": "b"}]
     async with http.post(url + path, json=body_of(path, "demo", messages, stream=True)) as answer:
         assert answer.status == 200 and "merged" in answer.headers["X-Sollold-Warning"]
@@ -268,9 +274,9 @@ class LosingPictures(ScriptedService):
         return await super().open(ask, on_wait)
 
 
-async def test_a_lost_place_among_kept_pictures_is_no_error(serve: Serve, http: ClientSession) -> None:
+async def test_a_stale_cached_image_is_retried_without_the_cache(serve: Serve, http: ClientSession) -> None:
     service = LosingPictures(chunk("a"), chunk(finish="stop"), usage_chunk())
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     async with http.post(f"{url}/api/chat", json={"model": "demo", "messages": USER}) as answer:
         assert answer.status == 200 and b'"done":true' in await answer.read()
 
@@ -288,11 +294,11 @@ async def test_a_lost_place_among_kept_pictures_is_no_error(serve: Serve, http: 
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_a_choice_among_tools_leaves_those(
+async def test_a_tool_choice_limits_the_tools(
     serve: Serve, http: ClientSession, path: str, choice: Any
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
     body = {**body_of(path, "demo", USER, stream=True), "tools": tools, "tool_choice": choice}
     async with http.post(url + path, json=body) as answer:
@@ -304,22 +310,24 @@ async def test_a_choice_among_tools_leaves_those(
         assert status == 400 and "tool_choice" in error_of(path, said)
 
 
-async def test_a_format_without_a_grammar_is_no_matter_where_only_an_ollama_answers(
+async def test_an_unenforceable_schema_is_accepted_if_only_ollama_answers(
     serve: Serve, http: ClientSession
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere.example/a.json"}}}
     format_ = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
     body = {"response_format": format_, "messages": USER}
-    call = await native(serve, http, "/v1/chat/completions", body, replace(ABLE, only_ollama="No files."))
+    call = await call_for_ollama(
+        serve, http, "/v1/chat/completions", body, replace(TOOL_MODEL, only_ollama="No files.")
+    )
     assert call.body["response_format"] == format_
-    url = await serve(parts(answers(), ABLE))
+    url = await serve(parts(answers(), TOOL_MODEL))
     status, said, _ = await post(http, url + "/v1/chat/completions", {"model": "demo", **body})
     assert status == 400 and "strict" in error_of("/v1/chat/completions", said)
 
 
-async def test_tokens_are_counted_by_the_ollama_where_only_it_can(serve: Serve, http: ClientSession) -> None:
+async def test_ollama_counts_tokens_if_only_it_can(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"choices": [], "usage": {"prompt_tokens": 7}}, engine=Engine.OLLAMA)
-    url = await serve(parts(service, replace(ABLE, only_ollama="No files.")))
+    url = await serve(parts(service, replace(TOOL_MODEL, only_ollama="No files.")))
     status, answer, _ = await post(
         http, f"{url}/v1/messages/count_tokens", {"model": "demo", "messages": USER}
     )
@@ -327,11 +335,11 @@ async def test_tokens_are_counted_by_the_ollama_where_only_it_can(serve: Serve, 
     assert call_of(service, Engine.OLLAMA).body["max_tokens"] == 1
 
 
-async def test_what_a_response_leaves_out_is_told_and_what_it_can_not_know_is_refused(
+async def test_unsupported_items_of_a_response_cause_a_warning_or_are_refused(
     serve: Serve, http: ClientSession
 ) -> None:
     service = answers()
-    url = f"{await serve(parts(service, ABLE))}/v1/responses"
+    url = f"{await serve(parts(service, TOOL_MODEL))}/v1/responses"
     items: list[Any] = [{"type": "mcp_list_tools", "tools": []}, {"role": "user", "content": None}, *USER]
     async with http.post(url, json={"model": "demo", "input": items, "stream": True}) as answer:
         assert answer.status == 200 and "MCP" in answer.headers["X-Sollold-Warning"]

@@ -1,4 +1,4 @@
-"""The npm clients ``ollama`` and ``openai`` against a node that holds no part of any model."""
+"""The npm clients ``ollama`` and ``openai`` against a node without models."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tests.npm import fetched
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(240)]
 
-HERE = Path(__file__).with_name("npm")
+NPM_FOLDER = Path(__file__).with_name("npm")
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the clients that the lock file names."""
-    return fetched(HERE, tmp_path_factory.mktemp("npm"), "the npm clients are")
+    """A folder with the clients in the lock file."""
+    return fetched(NPM_FOLDER, tmp_path_factory.mktemp("npm"), "the npm clients are")
 
 
 @pytest.fixture(scope="module", params=["far", "at_ollama"])
 def out(request: pytest.FixtureRequest, packages: Path) -> Any:
-    """What the clients understood: client → feature → answers, whole and streamed."""
+    """What the clients returned: client → feature → [whole answer, streamed answer]."""
     url = request.getfixturevalue(request.param)
-    words = ("node", str(HERE / "talk.mjs"), str(packages), url, PICTURE)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    command = ("node", str(NPM_FOLDER / "talk.mjs"), str(packages), url, PICTURE)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -46,28 +46,28 @@ def out(request: pytest.FixtureRequest, packages: Path) -> Any:
     ],
 )
 def test_npm_client_whole_and_streamed(out: Any, client: str, feature: str, expected: Any) -> None:
-    answers = [one.strip() if isinstance(one, str) else one for one in out[client][feature]]
+    answers = [answer.strip() if isinstance(answer, str) else answer for answer in out[client][feature]]
     assert answers == [expected, expected]
 
 
 @pytest.mark.parametrize("client", ["ollama", "openai"])
-def test_npm_client_gets_what_a_schema_wants(out: Any, client: str) -> None:
-    assert [set(one) for one in out[client]["schema"]] == [{"age", "tall"}] * 2
+def test_npm_client_gets_json_of_the_schema(out: Any, client: str) -> None:
+    assert [set(answer) for answer in out[client]["schema"]] == [{"age", "tall"}] * 2
 
 
-def test_npm_ollama_generates_and_sees_the_end_once(out: Any) -> None:
+def test_npm_ollama_generates_and_gets_done_once(out: Any) -> None:
     assert out["ollama"]["generate"] == [GREETING, GREETING]
     done = out["ollama"]["done"]
     assert done[-1] is True and not any(done[:-1])
 
 
-def test_npm_openai_speaks_responses_and_counts_tokens(out: Any) -> None:
+def test_npm_openai_uses_responses_and_gets_token_counts(out: Any) -> None:
     assert out["openai"]["responses"] == [GREETING, GREETING]
     whole, streamed = out["openai"]["tokens"]
     assert whole == streamed > 10
 
 
-def test_npm_clients_embed_list_and_are_told_what_is_missing(out: Any) -> None:
+def test_npm_clients_embed_list_and_report_missing_models(out: Any) -> None:
     assert out["ollama"]["embedded"] == 2 and out["openai"]["embedded"] > 8
     assert "demo:latest" in out["ollama"]["models"] and "demo:latest" in out["openai"]["models"]
     assert out["ollama"]["version"].count(".") == 2

@@ -1,4 +1,4 @@
-"""Numbers that no engine can honour are refused in every dialect, with the field's name; others reach it."""
+"""Numbers out of range are refused in every dialect with the field's name; valid ones reach the engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def asked(path: str, **named: Any) -> dict[str, Any]:
     return {**body, "options": named} if path.startswith("/api/") else {**body, **named}
 
 
-def wrong(path: str) -> dict[str, tuple[Any, ...]]:
+def invalid_values(path: str) -> dict[str, tuple[Any, ...]]:
     found = dict(WRONG)
     if path not in ("/v1/responses", "/v1/messages"):
         found |= SAMPLED
@@ -63,7 +63,7 @@ def wrong(path: str) -> dict[str, tuple[Any, ...]]:
 async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: ClientSession, path: str) -> None:
     service = answers()
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
-    for name, values in wrong(path).items():
+    for name, values in invalid_values(path).items():
         for value in values:
             body = asked(path, **{name: value, **({"logprobs": True} if name == "top_logprobs" else {})})
             status, answer, _ = await post(http, url + path, body)
@@ -88,10 +88,8 @@ async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: Client
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path.endswith(("chat", "completions"))])
-async def test_a_seed_has_as_many_bits_as_the_engine_reads(
-    serve: Serve, http: ClientSession, path: str
-) -> None:
-    """llama-server would take one of more than 64 bits for a fraction, and the same for every such seed."""
+async def test_seeds_are_reduced_to_32_bits(serve: Serve, http: ClientSession, path: str) -> None:
+    """llama-server would read more than 64 bits as a float, and use the same seed for all of them."""
     service = answers()
     url = await serve(parts(service))
     for seed, read in ((7, 7), (2**40 + 5, 5), (2**63 - 1, 2**32 - 1)):
@@ -100,7 +98,7 @@ async def test_a_seed_has_as_many_bits_as_the_engine_reads(
         assert call_of(service).body["seed"] == read
 
 
-async def test_a_limit_of_minus_one_is_none(serve: Serve, http: ClientSession) -> None:
+async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     for path in ("/v1/chat/completions", "/v1/completions"):
@@ -109,9 +107,7 @@ async def test_a_limit_of_minus_one_is_none(serve: Serve, http: ClientSession) -
         assert call_of(service).body["max_tokens"] == -1
 
 
-async def test_no_tokens_are_not_asked_of_an_ollama_as_tokens_without_end(
-    serve: Serve, http: ClientSession
-) -> None:
+async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     async with http.post(f"{url}/v1/completions", json=asked("/v1/completions", max_tokens=0)) as answer:
@@ -120,7 +116,7 @@ async def test_no_tokens_are_not_asked_of_an_ollama_as_tokens_without_end(
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-async def test_what_a_modelfile_says_wrongly_is_not_the_callers_fault(
+async def test_invalid_parameters_of_a_modelfile_are_ignored(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = answers()

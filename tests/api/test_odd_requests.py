@@ -1,4 +1,4 @@
-"""Odd requests: taken as the official servers take them, or refused by name before anything is loaded."""
+"""Unusual requests: accepted as by the official servers, or refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.api.api_parts import (
 from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, error_of, post
 
-ABLE = model(capabilities=("completion", "tools", "insert"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "insert"))
 USER = [{"role": "user", "content": "a"}]
 
 
@@ -67,7 +67,7 @@ async def test_arguments_of_earlier_calls_are_objects(
     serve: Serve, http: ClientSession, path: str, arguments: Any, sent: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     assert await status_of(http, url + path, body_of(path, "demo", called(arguments), stream=True)) == 200
     (call,) = call_of(service).body["messages"][1]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == json.loads(sent)
@@ -75,7 +75,9 @@ async def test_arguments_of_earlier_calls_are_objects(
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-async def test_llama_cpp_goes_on_after_odd_calls(real: str, http: ClientSession, path: str) -> None:
+async def test_llama_cpp_accepts_invalid_arguments_of_earlier_calls(
+    real: str, http: ClientSession, path: str
+) -> None:
     for arguments in ("", "{bro", None):
         status, answer, _ = await post(http, real + path, body_of(path, "call", called(arguments)))
         assert status == 200, answer
@@ -98,7 +100,7 @@ TOOLS = {
 @pytest.mark.llama
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
-async def test_a_tool_whose_meaning_is_clear_is_taken(
+async def test_tools_in_unusual_forms_are_accepted(
     real: str, http: ClientSession, path: str, tool: str
 ) -> None:
     status, answer, _ = await post(http, real + path, body_of(path, "call", USER, tools=[TOOLS[tool]]))
@@ -120,7 +122,7 @@ async def test_other_tools_are_refused_by_name(
     serve: Serve, http: ClientSession, path: str, tool: dict[str, Any], said: str
 ) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     good = {"type": "function", "function": {"name": "get"}}
     status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[good, tool]))
     assert status == 400 and said in error_of(path, answer)
@@ -135,7 +137,7 @@ async def test_other_tools_are_refused_by_name(
         ("/v1/completions", {"model": "emb", "prompt": "a"}),
     ],
 )
-async def test_a_model_that_only_embeds_is_not_loaded_to_chat(
+async def test_chats_with_an_embedding_model_are_refused_without_a_load(
     serve: Serve, http: ClientSession, path: str, body: dict[str, Any]
 ) -> None:
     service = answers()
@@ -146,7 +148,7 @@ async def test_a_model_that_only_embeds_is_not_loaded_to_chat(
 
 
 @pytest.mark.parametrize("stop", ["", [""], ["", "x"]])
-async def test_an_empty_stop_sequence_is_none(serve: Serve, http: ClientSession, stop: Any) -> None:
+async def test_empty_stop_sequences_are_ignored(serve: Serve, http: ClientSession, stop: Any) -> None:
     service = answers()
     url = await serve(parts(service))
     for path, body in (
@@ -158,7 +160,7 @@ async def test_an_empty_stop_sequence_is_none(serve: Serve, http: ClientSession,
         assert call_of(service).body.get("stop") == (["x"] if "x" in stop else None)
 
 
-async def test_numbers_are_numbers_however_they_are_written(serve: Serve, http: ClientSession) -> None:
+async def test_numbers_as_strings_or_floats_are_converted(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     body = {"max_tokens": "5", "temperature": "0.1", "seed": 1.0, "top_p": 1, "n": "1", "stream": "true"}
@@ -175,8 +177,8 @@ async def test_numbers_are_numbers_however_they_are_written(serve: Serve, http: 
     assert call_of(service).body["n_predict"] == -1
 
 
-async def test_an_empty_text_is_not_named(serve: Serve, http: ClientSession) -> None:
-    """As Go's clients send it, ``ollama run`` among them: they can't leave a field out."""
+async def test_empty_fields_are_ignored(serve: Serve, http: ClientSession) -> None:
+    """Clients in Go (such as ``ollama run``) send zero values, as they can't omit fields."""
     service = answers()
     url = await serve(parts(service, model(system="Be kind")))
     body = {
@@ -201,10 +203,10 @@ async def test_an_empty_text_is_not_named(serve: Serve, http: ClientSession) -> 
 
 
 @pytest.mark.parametrize("path", ["//api/chat", "/api//chat/", "/api/chat/", "/v1//api/chat"])
-async def test_slashes_too_many_are_none(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_extra_slashes_are_ignored(serve: Serve, http: ClientSession, path: str) -> None:
     service = ScriptedService({"choices": []})
     url = await serve(parts(service), bodies=500)
-    # The bodies' memory is given back each time.
+    # Each request releases its part of the memory budget.
     for _ in range(5):
         assert await status_of(http, url + path, {**CHAT, "stream": False, "padding": "x" * 200}) == 200
     async with http.get(f"{url}//v1//models/") as answer:
@@ -217,7 +219,9 @@ async def test_slashes_too_many_are_none(serve: Serve, http: ClientSession, path
         assert answer.status == 405 and answer.headers["Allow"] == "POST"
 
 
-async def test_keys_and_bytes_are_read_as_go_reads_them(serve: Serve, http: ClientSession) -> None:
+async def test_keys_ignore_case_and_invalid_utf8_is_replaced_as_in_go(
+    serve: Serve, http: ClientSession
+) -> None:
     service = answers()
     url = await serve(parts(service))
     body = b'{"Model":"demo","MESSAGES":[{"Role":"user","Content":"a \xff\xfe b \xc3\xa9"}],"Stream":true}'
@@ -226,7 +230,7 @@ async def test_keys_and_bytes_are_read_as_go_reads_them(serve: Serve, http: Clie
     assert call_of(service).body["messages"] == [{"role": "user", "content": "a \ufffd\ufffd b é"}]
 
 
-async def test_a_load_is_one_object_after_white_space(serve: Serve, http: ClientSession) -> None:
+async def test_a_load_sends_keepalive_whitespace_then_one_object(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     service.gate = asyncio.Event()
     service.waitings = [Waiting("loading", 0.4)]
@@ -239,7 +243,7 @@ async def test_a_load_is_one_object_after_white_space(serve: Serve, http: Client
     assert record["done"] is True and record["done_reason"] == "load"
 
 
-async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, http: ClientSession) -> None:
+async def test_errors_have_the_texts_that_ollamas_clients_match(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(puller=ScriptedPuller({"status": "success"})))
     for path, body, status, said in (
         ("/api/chat", {"model": "x", "messages": USER}, 404, "model 'x' not found"),
@@ -250,10 +254,10 @@ async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, ht
     ):
         answered, answer, _ = await post(http, url + path, body)
         assert answered == status and said in answer["error"], body
-    signs = "may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
+    rule = "may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
     for name, why in (
-        ("a b", f"'a b' {signs}"),
-        ("x/a b:1", f"'a b' in 'x/a b:1' {signs}"),
+        ("a b", f"'a b' {rule}"),
+        ("x/a b:1", f"'a b' in 'x/a b:1' {rule}"),
         ("a/b/c/d", "'a/b/c/d' is not of the form [host/][namespace/]model[:tag]"),
         ("a:", "a part of 'a:' is empty"),
     ):
@@ -268,7 +272,7 @@ async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, ht
         assert (await answer.json())["cloud"]["disabled"] is True
 
 
-async def test_answers_name_the_model_that_was_asked_for(serve: Serve, http: ClientSession) -> None:
+async def test_answers_have_the_requested_model_name(serve: Serve, http: ClientSession) -> None:
     alias = {**chunk('the "model":"alias"'), "model": "alias"}
     service = ScriptedService(alias, {**chunk(finish="stop"), "model": "alias"})
     url = await serve(parts(service))
@@ -293,18 +297,18 @@ async def test_models_have_the_form_of_the_client_that_asks(serve: Serve, http: 
     assert listed["data"][0]["type"] == "model" and listed["has_more"] is False
     assert listed["first_id"] == listed["last_id"] == "demo:latest"
     async with http.get(f"{url}/v1/models/demo", headers=headers) as answer:
-        one = await answer.json()
-    assert one["display_name"] == "demo:latest" and one["created_at"].endswith("Z")
+        shown = await answer.json()
+    assert shown["display_name"] == "demo:latest" and shown["created_at"].endswith("Z")
 
 
-async def test_anthropics_clients_read_the_models_in_pages_and_errors_in_their_own_form(serve: Serve) -> None:
+async def test_anthropics_client_gets_pages_of_models_and_errors_in_its_form(serve: Serve) -> None:
     names = [f"m{number}:latest" for number in range(7)]
     url = await serve(parts(library=PlainLibrary(*(model(name) for name in names))))
     async with anthropic.AsyncAnthropic(base_url=url, api_key="sk-mine", max_retries=0) as client:
 
         async def ids(**query: Any) -> tuple[list[str], bool]:
             page = await client.models.list(**query)
-            return [one.id for one in page.data], bool(page.has_more)
+            return [entry.id for entry in page.data], bool(page.has_more)
 
         assert await ids() == (names, False)
         assert await ids(limit=3) == (names[:3], True)
@@ -312,7 +316,7 @@ async def test_anthropics_clients_read_the_models_in_pages_and_errors_in_their_o
         assert await ids(limit=3, after_id=names[5]) == (names[6:], False)
         assert await ids(limit=2, before_id=names[3]) == (names[1:3], True)
         assert await ids(limit=9, before_id=names[3]) == (names[:3], False)
-        assert [one.id async for one in client.models.list(limit=2)] == names
+        assert [entry.id async for entry in client.models.list(limit=2)] == names
         with pytest.raises(anthropic.BadRequestError, match="after_id: there is no model 'none'"):
             await ids(after_id="none")
         for wrong in (0, 1001):
@@ -322,15 +326,17 @@ async def test_anthropics_clients_read_the_models_in_pages_and_errors_in_their_o
             client.models.retrieve("none"),
             client.get("/v1/files", cast_to=object),
         ]
-        for one in asked:
+        for request in asked:
             with pytest.raises(anthropic.NotFoundError) as refused:
-                await one
+                await request
             assert isinstance(refused.value.body, dict) and refused.value.body["type"] == "error"
 
 
-async def test_what_is_older_or_not_here_works_or_says_so(serve: Serve, http: ClientSession) -> None:
+async def test_deprecated_fields_work_and_unsupported_ones_warn_or_are_refused(
+    serve: Serve, http: ClientSession
+) -> None:
     service = answers()
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     path = f"{url}/v1/chat/completions"
     old = {
         **CHAT,
@@ -353,7 +359,7 @@ async def test_what_is_older_or_not_here_works_or_says_so(serve: Serve, http: Cl
     assert status == 400 and "does not support audio input" in error_of("/v1", answer)
 
 
-async def test_a_response_has_its_usage_from_the_beginning(serve: Serve, http: ClientSession) -> None:
+async def test_a_response_has_usage_from_its_first_event(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(answers()))
     async with http.post(
         f"{url}/v1/responses", json={"model": "demo", "input": "a", "stream": True}

@@ -1,4 +1,4 @@
-"""A context that the caller names reaches an Ollama as it is, and what that then refuses is the caller's."""
+"""A requested context size reaches Ollama unchanged; a refusal because of it is a bad request."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ LONG = "one two three " * 20
         ("/api/generate", {"prompt": LONG}),
     ],
 )
-async def test_less_than_the_prompt_needs_is_refused_where_nothing_may_be_left_out(
+async def test_a_prompt_longer_than_the_context_is_refused_without_truncation(
     at_ollama: str, http: ClientSession, path: str, asked: dict[str, Any]
 ) -> None:
     body = {"model": "demo", "stream": False, "options": {"num_ctx": 16}, **asked}
     for _ in range(3):
         status, answer, _ = await post(http, at_ollama + path, {**body, "truncate": False})
         assert status == 400 and "exceeds the available context size" in answer["error"]
-        assert not answer["error"].startswith("{"), "the engine's JSON within"
-    # It was no fault of the Ollama, which answers what fits.
+        assert not answer["error"].startswith("{"), "the error must not contain the engine's JSON"
+    # It doesn't count as a fault of Ollama, which still answers.
     status, _, _ = await post(http, at_ollama + path, {**body, "options": {"num_ctx": 512, "num_predict": 3}})
     assert status == 200
 
@@ -46,7 +46,7 @@ async def test_less_than_the_prompt_needs_is_refused_where_nothing_may_be_left_o
         ("/api/generate", {"prompt": LONG}),
     ],
 )
-async def test_less_than_the_prompt_needs_is_told_where_an_ollama_leaves_out_the_rest(
+async def test_truncation_by_ollama_causes_a_warning(
     at_ollama: str, http: ClientSession, path: str, asked: dict[str, Any], stream: bool
 ) -> None:
     async def warnings(context: int) -> list[str]:
@@ -56,16 +56,16 @@ async def test_less_than_the_prompt_needs_is_told_where_an_ollama_leaves_out_the
             last = json.loads((await answer.text()).strip().splitlines()[-1])
         return list(last["_routing"].get("warnings", ()))
 
-    (told,) = await warnings(16)
-    assert "context of 16 tokens" in told
+    (warning,) = await warnings(16)
+    assert "context of 16 tokens" in warning
     assert await warnings(512) == []
 
 
 @pytest.mark.parametrize("path", PATHS[1:])
-async def test_a_stream_of_events_tells_it_in_a_comment(
+async def test_an_event_stream_has_the_warning_in_a_comment(
     at_ollama: str, http: ClientSession, path: str
 ) -> None:
-    """Its headers are gone when the Ollama says what it has read."""
+    """Headers are sent before Ollama reports how many tokens it read."""
     messages = [{"role": "user", "content": "one two three " * 2000}, {"role": "user", "content": "Hi"}]
     async with http.post(at_ollama + path, json=body_of(path, "demo", messages, stream=True)) as answer:
         comments = [line async for line in answer.content if line.startswith(b": warning")]
@@ -73,7 +73,7 @@ async def test_a_stream_of_events_tells_it_in_a_comment(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_dialect_is_answered_by_an_ollama(at_ollama: str, http: ClientSession, path: str) -> None:
+async def test_ollama_answers_every_dialect(at_ollama: str, http: ClientSession, path: str) -> None:
     status, answer, _ = await post(
         http, at_ollama + path, body_of(path, "demo", [{"role": "user", "content": "Hi"}])
     )
@@ -84,8 +84,8 @@ async def test_every_dialect_is_answered_by_an_ollama(at_ollama: str, http: Clie
         assert streamed.status == 200 and "Hello" in await streamed.text()
 
 
-async def test_what_is_clear_is_no_error_of_an_ollama(at_ollama: str, http: ClientSession) -> None:
-    """It answers 500 or 400 to each of these as they come."""
+async def test_fields_in_unusual_forms_are_converted_for_ollama(at_ollama: str, http: ClientSession) -> None:
+    """Ollama answers 500 or 400 to each of these in its original form."""
     call = {"function": {"name": "get_time", "arguments": '{"zone": "utc"}'}}
     said = {"role": "assistant", "content": "", "tool_calls": [call]}
     messages = [{"role": "user", "content": "a"}, said, {"role": "tool", "content": "noon"}]

@@ -37,7 +37,7 @@ async def test_chat_streams_lines_with_routing_in_the_last(serve: Serve, http: C
         chunk(None, role="assistant"), chunk("Hel"), chunk("lo"), chunk(finish="stop"), usage_chunk()
     )
     url = await serve(parts(service))
-    # As bare curl sends it: a form's Content-Type.
+    # curl's default Content-Type.
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     async with http.post(f"{url}/api/chat", data=json.dumps(CHAT), headers=headers) as answer:
         assert answer.status == 200
@@ -76,7 +76,9 @@ async def test_chat_not_streamed(serve: Serve, http: ClientSession) -> None:
     assert call_of(service).body["stream"] is False
 
 
-async def test_an_ollama_speaks_for_itself_but_for_the_last_line(serve: Serve, http: ClientSession) -> None:
+async def test_ollamas_lines_are_passed_on_with_routing_in_the_last(
+    serve: Serve, http: ClientSession
+) -> None:
     first = b'{"model":"demo","message":{"role":"assistant","content":"\\"done\\":true"},"done":false}'
     last = b'{"model":"demo","message":{"role":"assistant","content":""},"done":true,"eval_count":1}'
     service = ScriptedService(first, last, engine=Engine.OLLAMA)
@@ -106,9 +108,7 @@ async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession)
 @pytest.mark.parametrize(
     ("given", "seconds"), [("5m", 300), (90, 90), ("-1m", -1), (-1, -1), ("1h30m", 5400), (0, 0)]
 )
-async def test_keep_alive_in_all_its_forms(
-    serve: Serve, http: ClientSession, given: Any, seconds: float
-) -> None:
+async def test_keep_alive_in_all_forms(serve: Serve, http: ClientSession, given: Any, seconds: float) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
     async with http.post(f"{url}/api/chat", json={**CHAT, "keep_alive": given}) as answer:
@@ -148,7 +148,7 @@ async def test_tags_show_and_ps_cover_the_cluster(serve: Serve, http: ClientSess
     assert loaded["context_length"] == 2048 and loaded["expires_at"].endswith("Z")
 
 
-async def test_pull_tells_its_progress(serve: Serve, http: ClientSession) -> None:
+async def test_pull_streams_its_progress(serve: Serve, http: ClientSession) -> None:
     steps = (
         {"status": "pulling manifest"},
         {"status": "pulling", "total": 9, "completed": 3},
@@ -170,7 +170,7 @@ async def test_pull_tells_its_progress(serve: Serve, http: ClientSession) -> Non
     assert last == {"error": "the network is down", "code": 503}
 
 
-async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -> None:
+async def test_routes_that_need_ollama_answer_501_without_one(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     for path in ("/api/push", "/api/create"):
         async with http.post(url + path, json={"model": "demo"}) as answer:
@@ -181,7 +181,7 @@ async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -
         assert answer.status == 400
 
 
-async def test_what_an_ollama_does_not_know_and_the_cluster_does_is_not_called_unknown(
+async def test_a_model_that_only_other_nodes_have_gets_a_specific_error(
     serve: Serve, http: ClientSession
 ) -> None:
     answer = PlainRelayed(b'{"error":"model not found"}', status=404)
@@ -196,7 +196,7 @@ async def test_what_an_ollama_does_not_know_and_the_cluster_does_is_not_called_u
     assert answer.closed == 3
 
 
-async def test_a_relayed_answer_that_breaks_off_ends_in_an_error_line(
+async def test_an_interrupted_relayed_answer_ends_with_an_error_line(
     serve: Serve, http: ClientSession
 ) -> None:
     broken = Refusal(Fault.INTERRUPTED, "the Ollama on beta broke off its answer")
@@ -227,7 +227,7 @@ UNREADABLE = model(
 )
 
 
-async def test_a_model_whose_files_only_an_ollama_reads_is_shown_as_it_says(
+async def test_show_relays_ollamas_answer_for_a_model_only_it_can_read(
     serve: Serve, http: ClientSession
 ) -> None:
     said = {
@@ -254,10 +254,10 @@ async def test_a_model_whose_files_only_an_ollama_reads_is_shown_as_it_says(
         None,
     ],
 )
-async def test_what_an_ollama_does_not_say_is_not_made_up(
+async def test_show_omits_facts_that_ollama_does_not_provide(
     serve: Serve, http: ClientSession, answer: PlainRelayed | None
 ) -> None:
-    """Clients take a context of 0 as one, and have a default for none."""
+    """Clients would use a context length of 0; they have a default for a missing one."""
     relay = ScriptedRelay(answer) if answer is not None else None
     url = await serve(parts(ScriptedService(), UNREADABLE, relay=relay))
     async with http.post(f"{url}/api/show", json={"model": "demo"}) as response:
@@ -266,7 +266,9 @@ async def test_what_an_ollama_does_not_say_is_not_made_up(
     assert not [key for key in shown["model_info"] if key.endswith(("context_length", "block_count"))]
 
 
-async def test_a_relayed_answer_is_ended_when_its_caller_hangs_up(serve: Serve, http: ClientSession) -> None:
+async def test_a_relayed_answer_is_closed_when_its_client_disconnects(
+    serve: Serve, http: ClientSession
+) -> None:
     answer = PlainRelayed(b"one\n")
     answer.hangs = True
     url = await serve(parts(relay=ScriptedRelay(answer)))
@@ -277,9 +279,7 @@ async def test_a_relayed_answer_is_ended_when_its_caller_hangs_up(serve: Serve, 
     await until(lambda: answer.closed)
 
 
-async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
-    serve: Serve, http: ClientSession
-) -> None:
+async def test_create_without_ollama_makes_a_name_with_overrides(serve: Serve, http: ClientSession) -> None:
     library = PlainLibrary(model(params='{"top_k":1,"seed":2}'))
     url = await serve(parts(library=library))
     body = {"model": "brief", "from": "demo", "system": "Be brief.", "parameters": {"top_k": 3}}
@@ -318,9 +318,7 @@ async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
     assert len(library.copied) == 3
 
 
-async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
-    serve: Serve, http: ClientSession
-) -> None:
+async def test_create_from_a_model_outside_ollama_makes_a_name(serve: Serve, http: ClientSession) -> None:
     library = PlainLibrary(model(source="folder"), model("theirs:latest", source="ollama"))
     relay = ScriptedRelay(PlainRelayed(b'{"status":"success"}\n'))
     url = await serve(parts(library=library, relay=relay))
@@ -328,7 +326,7 @@ async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
         ({"model": "brief", "from": "demo", "system": "Be brief."}, False),
         ({"model": "brief", "from": "theirs", "system": "Be brief."}, True),
         ({"model": "brief", "from": "demo", "template": "{{ .Prompt }}"}, False),
-        # It may fetch it.
+        # Ollama may pull it.
         ({"model": "brief", "from": "elsewhere"}, True),
         ({"name": "old", "modelfile": "FROM demo"}, False),
         ({"name": "old", "modelfile": "FROM theirs"}, True),

@@ -1,4 +1,4 @@
-"""Tools for an Ollama, whose types are narrower than JSON Schema's."""
+"""Tools for Ollama, which accepts only a part of JSON Schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, post, tools_of
 
 USER = [{"role": "user", "content": "go"}]
-ODD: dict[str, Any] = {
+UNUSUAL_SCHEMA: dict[str, Any] = {
     "type": ["object"],
     "required": None,
     "properties": {
@@ -28,7 +28,7 @@ ODD: dict[str, Any] = {
         "list": {"type": "array", "items": {"type": "string"}},
     },
 }
-READ = {
+READABLE_SCHEMA = {
     "type": "object",
     "properties": {
         "any": {},
@@ -47,28 +47,28 @@ def tool(schema: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_schemas_are_such_that_go_reads_them(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_schemas_are_reduced_to_what_ollama_reads(serve: Serve, http: ClientSession, path: str) -> None:
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
-    body = body_of(path, "demo", USER, stream=True, tools=tools_of(path, tool(ODD)))
+    body = body_of(path, "demo", USER, stream=True, tools=tools_of(path, tool(UNUSUAL_SCHEMA)))
     async with http.post(url + path, json=body) as answer:
         assert answer.status == 200, await answer.text()
     (sent,) = call_of(service, Engine.OLLAMA).body["tools"]
-    assert sent["function"]["parameters"] == READ
-    # llama-server gets all of it: it enforces what it can.
+    assert sent["function"]["parameters"] == READABLE_SCHEMA
+    # llama-server gets the whole schema and enforces what it can.
     (own,) = call_of(service).body["tools"]
-    assert own["function"]["parameters"]["properties"]["list"] == READ["properties"]["list"]
+    assert own["function"]["parameters"]["properties"]["list"] == READABLE_SCHEMA["properties"]["list"]
 
 
-def test_what_is_nested_without_end_is_cut() -> None:
+def test_deeply_nested_schemas_are_handled() -> None:
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(500):
         deep = {"type": "object", "properties": {"x": deep}}
     assert readable_tools([tool(deep)])
 
 
-def test_a_tool_without_parameters_has_none_by_name() -> None:
-    """An Ollama makes null of what is not named, which its engine refuses."""
+def test_missing_parameters_become_an_empty_object() -> None:
+    """Ollama makes missing parameters null, which its engine refuses."""
     bare = {"type": "function", "function": {"name": "get", "description": "d"}}
     nothing = tool({"type": "object", "properties": {}})
     assert readable_tools([bare, tool(None), tool({}), tool({"type": "object"})]) == [nothing] * 4
@@ -78,7 +78,7 @@ def test_a_tool_without_parameters_has_none_by_name() -> None:
 @pytest.mark.llama
 @pytest.mark.clients
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_ollama_takes_odd_schemas(at_ollama: str, http: ClientSession, path: str) -> None:
+async def test_ollama_accepts_reduced_schemas(at_ollama: str, http: ClientSession, path: str) -> None:
     body = body_of(
         path, "call", USER, tools=tools_of(path, tool({"type": "object", "properties": {"a": True}}))
     )
@@ -89,7 +89,7 @@ async def test_an_ollama_takes_odd_schemas(at_ollama: str, http: ClientSession, 
 @pytest.mark.parametrize(
     "tools", ["/etc/passwd", 7, {"a": 1}, [1, None, "x"], [{}], [{"function": "f"}], [{"function": None}]]
 )
-def test_what_is_no_tool_is_left_to_whoever_reads_it(tools: Any) -> None:
-    """Embeddings and completions have no tools; a field of that name is no reason to fail."""
+def test_invalid_tools_are_left_unchanged(tools: Any) -> None:
+    """Embeddings and completions have no tools; a field of this name must not cause an error."""
     assert readable_tools(tools) == tools
     assert ollama_body({"input": "a", "tools": tools})["tools"] == tools

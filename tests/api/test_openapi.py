@@ -1,4 +1,4 @@
-"""``/openapi.json`` is checked by schemathesis: no 500, and no answer that is not described."""
+"""Check the API against ``/openapi.json`` with schemathesis: no status 500, and no undocumented answer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 
 class ShapedService:
-    """Answers every path in its engine's form."""
+    """Answers every path in llama-server's format."""
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         if ask.load_only:
@@ -66,15 +66,15 @@ class ShapedService:
             yield msgspec.json.encode(event)
 
 
-class Everything(PlainLibrary):
-    """Has every model that is asked for: so that what comes after is reached."""
+class AnyModelLibrary(PlainLibrary):
+    """Finds a model for every name, so that requests get past the lookup."""
 
     async def find(self, name: str) -> Listed:
         return self.all["demo:latest"]
 
 
-class PoliteRelay:
-    """An Ollama that says yes to everything."""
+class AcceptingRelay:
+    """An Ollama that accepts every request."""
 
     async def forward(
         self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
@@ -86,7 +86,7 @@ class PoliteRelay:
 
 
 class RefusingService:
-    """Refuses in every way there is, one after the other, at first or in the middle of the answer."""
+    """Refuses with each fault in turn, before or in the middle of an answer."""
 
     def __init__(self) -> None:
         faults = [fault for fault in Fault if fault not in (Fault.ENGINE, Fault.BAD_REQUEST)]
@@ -107,15 +107,15 @@ class RefusingService:
         raise refusal
 
 
-def everything() -> Everything:
+def any_model_library() -> AnyModelLibrary:
     able = ("completion", "tools", "thinking", "vision", "insert", "embedding")
-    library = Everything(model("demo:latest", capabilities=able))
+    library = AnyModelLibrary(model("demo:latest", capabilities=able))
     library.loaded = (Running(endpoint(), "alpha"),)
     return library
 
 
 async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
-    """Run schemathesis."""
+    """Run schemathesis against the server. Fails if it finds anything."""
     pytest.importorskip("schemathesis")
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("schemathesis")),
@@ -137,19 +137,19 @@ async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
 
 
 @pytest.mark.timeout(280)
-async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
+async def test_schemathesis_finds_no_undocumented_answer(serve: Serve, tmp_path: Path) -> None:
     steps = ScriptedPuller({"status": "success"})
     view, calls = FakeView(record("0" * 16)), FakeCalls("0" * 16, {})
     given = parts(
         ShapedService(),
-        library=everything(),
+        library=any_model_library(),
         puller=steps,
-        relay=PoliteRelay(),
+        relay=AcceptingRelay(),
         keys=Keys(view, calls, tmp_path / "keys.json"),
         passes=MemberPasses(view, calls),
         logs=LogService(view, calls, Resolved, tmp_path),
     )
-    # Who follows the events would stay for good.
+    # Streams of events would never end.
     await given.monitor.close()
     url = await serve(given)
     await examine(url, tmp_path, CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "6")
@@ -157,24 +157,29 @@ async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(280)
 async def test_every_refusal_is_described(serve: Serve, tmp_path: Path) -> None:
-    given = parts(RefusingService(), library=everything())
+    given = parts(RefusingService(), library=any_model_library())
     await given.monitor.close()
     url = await serve(given)
     checks = CHECKS.removeprefix("not_a_server_error,")
     await examine(url, tmp_path, checks, "--phases", "fuzzing", "--max-examples", "8")
 
 
-async def test_what_a_route_takes_and_answers_is_described(serve: Serve, http: ClientSession) -> None:
+async def test_parameters_and_responses_are_described(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ShapedService()))
     async with http.get(f"{url}/openapi.json") as answer:
         paths = (await answer.json())["paths"]
     page = paths["/api/batch/results/{id}"]["get"]
-    assert {one["name"] for one in page["parameters"]} == {"id", "offset", "limit"}
-    models = {one["name"]: one["schema"]["type"] for one in paths["/v1/models"]["get"]["parameters"]}
+    assert {parameter["name"] for parameter in page["parameters"]} == {"id", "offset", "limit"}
+    models = {
+        parameter["name"]: parameter["schema"]["type"]
+        for parameter in paths["/v1/models"]["get"]["parameters"]
+    }
     assert models == {"limit": "integer", "after_id": "string", "before_id": "string"}
     for path in ("/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/batch/embed"):
         post = paths[path]["post"]
-        assert {"X-Sollold-Priority", "X-Sollold-Deadline"} <= {one["name"] for one in post["parameters"]}
+        assert {"X-Sollold-Priority", "X-Sollold-Deadline"} <= {
+            parameter["name"] for parameter in post["parameters"]
+        }
         assert {"200", "400", "405", "408", "413", "429", "500", "503"} <= set(post["responses"])
         assert "X-Sollold-Node" in post["responses"]["200"]["headers"]
         assert "Retry-After" in post["responses"]["503"]["headers"]

@@ -1,4 +1,4 @@
-"""A ``template`` in a request to ``/api/generate``, as Go prints it."""
+"""A ``template`` in a request to ``/api/generate``, rendered as Go does."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ GEMMA = """{{- range $i, $_ := .Messages }}
 LEGACY = (
     "{{ if .System }}<s>{{ .System }}{{ end }}{{ if .Prompt }}<u>{{ .Prompt }}{{ end }}<a>{{ .Response }}<e>"
 )
-SAID = [("user", "one"), ("assistant", "two")]
+EXCHANGE = [("user", "one"), ("assistant", "two")]
 
 
-def prompt_of(template: str, one: Model | None = None, **fields: Any) -> Any:
+def prompt_of(template: str, served: Model | None = None, **fields: Any) -> Any:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", "template": template, **fields}, type=Generate)
-    one = one or model()
-    return generate_call(asked, parse_options(None, one), one).body["prompt"]
+    served = served or model()
+    return generate_call(asked, parse_options(None, served), served).body["prompt"]
 
 
 def refused(template: str, **values: Any) -> str:
@@ -47,25 +47,25 @@ def refused(template: str, **values: Any) -> str:
     return caught.value.message
 
 
-def test_a_template_may_go_over_the_messages() -> None:
+def test_a_template_can_iterate_over_messages() -> None:
     assert prompt_of(GEMMA) == "<start>user\nhi<end>\n<start>model\n"
     assert prompt_of(GEMMA, system="S").startswith("<start>user\nS<end>\n<start>user\nhi<end>\n")
-    context = pack_context([PackedTurn(role, content) for role, content in SAID])
+    context = pack_context([PackedTurn(role, content) for role, content in EXCHANGE])
     assert prompt_of(GEMMA, context=context) == (
         "<start>user\none<end>\n<start>model\ntwo<end>\n<start>user\nhi<end>\n<start>model\n"
     )
 
 
-def test_a_template_of_one_exchange_is_printed_for_each() -> None:
+def test_a_template_of_one_exchange_is_rendered_for_each() -> None:
     context = pack_context(
-        [PackedTurn("system", "S"), *(PackedTurn(role, content) for role, content in SAID)]
+        [PackedTurn("system", "S"), *(PackedTurn(role, content) for role, content in EXCHANGE)]
     )
     assert prompt_of(LEGACY, context=context) == "<s>S<u>one<a>two<e><u>hi<a>"
     assert prompt_of(LEGACY, context=context, system="T") == "<s>T<u>one<a>two<e><u>hi<a>"
     assert prompt_of("[{{ .Prompt }}]", context=context) == "[one]two[hi]"
-    own = model(messages=tuple(SAID), system="S")
-    assert prompt_of(LEGACY, own) == "<s>S<u>one<a>two<e><u>hi<a>"
-    assert prompt_of("", own, raw=True) == "hi"
+    configured = model(messages=tuple(EXCHANGE), system="S")
+    assert prompt_of(LEGACY, configured) == "<s>S<u>one<a>two<e><u>hi<a>"
+    assert prompt_of("", configured, raw=True) == "hi"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_template_of_one_exchange_is_printed_for_each() -> None:
         ("{{ slice .Prompt 0 1 }}{{ .ThinkLevel }}{{ .First }}", "ptrue"),
     ],
 )
-def test_forms_of_go(template: str, printed: str) -> None:
+def test_supported_template_syntax(template: str, printed: str) -> None:
     values = {"System": "s", "Prompt": "p"}
     over = template if "Messages" in template else template + "{{ if .Messages }}{{ end }}"
     assert render_template(over, values) == printed
@@ -111,7 +111,7 @@ def test_forms_of_go(template: str, printed: str) -> None:
         ("{{ if .Prompt }}", "without {{ end }}"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(template: str, said: str) -> None:
+def test_unsupported_template_syntax_is_refused_by_name(template: str, said: str) -> None:
     assert said in refused(template, Prompt="p") and "raw" in refused(template, Prompt="p")
 
 
@@ -126,7 +126,7 @@ def test_what_is_not_known_is_refused_by_name(template: str, said: str) -> None:
         "{{ if .Messages }}{{ end }}" * 3000,
     ],
 )
-def test_no_template_holds_up_others(template: str) -> None:
+def test_templates_are_limited_in_time(template: str) -> None:
     values = {"Prompt": "a" * 200_000 + "b", "System": "a" * 200_000 + "c"}
     before = time.process_time()
     with contextlib.suppress(Refusal):
@@ -135,7 +135,7 @@ def test_no_template_holds_up_others(template: str) -> None:
 
 
 @pytest.mark.llama
-async def test_llama_cpp_answers_by_the_callers_template(real: str, http: ClientSession) -> None:
+async def test_llama_cpp_answers_with_the_template_of_the_request(real: str, http: ClientSession) -> None:
     body = {
         "model": "demo",
         "prompt": "hi",

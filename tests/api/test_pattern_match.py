@@ -1,4 +1,4 @@
-"""Which texts a converted pattern matches: as `re` says it, whatever the pattern, in little time."""
+"""Texts that a converted pattern matches: the same as with `re`, in bounded time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sollold.api.grammar.unenforced import unenforced
 
 
 def rewritten(schema: dict[str, Any]) -> tuple[dict[str, Any], list[SchemaProblem]]:
-    """The schema as llama.cpp gets it, and what of it is not enforced."""
+    """(Schema for llama.cpp, constraints that it does not enforce)."""
     converted = convert_schema(schema)
     return converted.schema, [*converted.problems, *converted.notes, *unenforced(converted.schema)]
 
@@ -38,7 +38,7 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_it_matches_what_re_matches(pattern: str) -> None:
+def test_converted_patterns_match_as_in_re(pattern: str) -> None:
     converted, chance = convertible_pattern(pattern), random.Random(pattern)
     texts = ["".join(chance.choices("abcdxyAB.-019", k=chance.randrange(9))) for _ in range(400)]
     texts += samples(converted, 50)
@@ -50,14 +50,14 @@ def test_it_matches_what_re_matches(pattern: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["^(a|a)*b$", "^((a*)*)*b$", "^(a{1,1000}){1000}b$", "^(((a?){99}){99}){99}$"]
 )
-def test_none_takes_long(pattern: str) -> None:
+def test_matching_takes_bounded_time(pattern: str) -> None:
     began = time.thread_time()
     assert matches(convertible_pattern(pattern), "a" * 999) in (False, None, True)
     samples(convertible_pattern(pattern), 5)
     assert time.thread_time() - began < 0.5
 
 
-def test_formats_are_known_by_their_texts() -> None:
+def test_texts_and_patterns_of_formats_are_recognized() -> None:
     for name, text in {
         "date": "2024-02-29",
         "time": "10:00:00Z",
@@ -90,15 +90,15 @@ ZOD = {
 
 
 @pytest.mark.parametrize("form", ZOD)
-def test_a_format_beside_the_pattern_that_means_it_is_no_matter(form: str) -> None:
-    """Zod writes both."""
+def test_a_format_implied_by_the_pattern_is_no_problem(form: str) -> None:
+    """Zod writes both ``format`` and ``pattern``."""
     schema, left = rewritten({"type": "string", "format": form, "pattern": ZOD[form]})
     assert not left and schema["pattern"].startswith("^")
     _, left = rewritten({"type": "string", "format": form, "pattern": "^[a-z]+$"})
-    assert [one.keyword for one in left] == ["format"]
+    assert [problem.keyword for problem in left] == ["format"]
 
 
-def test_zods_address_without_its_look_arounds_is_the_same() -> None:
+def test_zods_email_pattern_is_converted_without_lookarounds() -> None:
     converted, chance = convertible_pattern(ZOD["email"]), random.Random(1)
     texts = ["a@b.cd", "a..b@c.de", ".a@c.de", "a.@c.de", "a.b@c-.de", "a@b", "a@b..cd", "a'@b.cd", "@b.cd"]
     texts += ["".join(chance.choices("aB0_'+-.@", k=6)) + "@b.cd" for _ in range(2000)]
@@ -106,7 +106,7 @@ def test_zods_address_without_its_look_arounds_is_the_same() -> None:
         assert matches(converted, text) is bool(re.search(ZOD["email"], text)), text
 
 
-def test_many_patterns_are_not_all_asked_what_they_mean() -> None:
+def test_many_patterns_are_checked_in_bounded_time() -> None:
     forms = {
         f"p{n}": {"type": "string", "format": "date", "pattern": f"^[0-9]{{4}}-{n}$"} for n in range(2000)
     }
@@ -124,9 +124,7 @@ def test_many_patterns_are_not_all_asked_what_they_mean() -> None:
         ({"pattern": "."}, None),
     ],
 )
-def test_listed_values_meet_the_pattern_beside_them(
-    beside: dict[str, object], kept: list[str] | None
-) -> None:
+def test_enum_values_are_filtered_by_the_pattern(beside: dict[str, object], kept: list[str] | None) -> None:
     values = ["a1", "b", "2020-01-01", 'q"', "é\n"]
     schema, left = rewritten({"type": "string", "enum": values, **beside})
     certain = [value for value in schema["enum"] if value not in ('q"', "é\n")]
@@ -134,7 +132,7 @@ def test_listed_values_meet_the_pattern_beside_them(
         assert schema["enum"] == values
     else:
         assert certain == [value for value in kept if value not in ('q"', "é\n")]
-        # Of what JSON writes with a backslash a converted pattern says nothing.
+        # A converted pattern doesn't cover characters that JSON escapes.
         assert {'q"', "é\n"} <= {*schema["enum"]} and left
     schema, left = rewritten({"enum": ["2020-01-01"], "format": "date"})
     assert schema["enum"] == ["2020-01-01"] and not left

@@ -1,4 +1,4 @@
-"""What would harm an engine, or make it ask others, never reaches it."""
+"""Requests that would harm an engine, or make it fetch URLs, don't reach it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.api.api_parts import ScriptedService, chunk, model, parts
 Serve = Callable[..., Awaitable[str]]
 
 
-def passes(engine: Engine = Engine.LLAMA, **body: Any) -> dict[str, Any]:
+def protected_body(engine: Engine = Engine.LLAMA, **body: Any) -> dict[str, Any]:
     return protected({engine: Call("/v1/chat/completions", body)})[engine].body
 
 
@@ -47,15 +47,15 @@ def picture(url: object, kind: str = "image_url") -> list[dict[str, Any]]:
         [{"role": "tool", "content": [{"type": "image", "image_url": {"file_url": "ftp://x"}}]}],
     ],
 )
-def test_an_engine_fetches_nothing(engine: Engine, messages: list[dict[str, Any]]) -> None:
+def test_urls_of_media_are_refused(engine: Engine, messages: list[dict[str, Any]]) -> None:
     with pytest.raises(Refusal, match="URLs are not fetched"):
-        passes(engine, messages=messages)
+        protected_body(engine, messages=messages)
 
 
-def test_media_in_the_request_pass() -> None:
+def test_inline_media_pass() -> None:
     messages = picture({"url": "data:image/png;base64,AAAA"})
     messages[0]["content"].append({"type": "text", "text": "see http://example.com"})
-    assert passes(messages=messages)["messages"] == messages
+    assert protected_body(messages=messages)["messages"] == messages
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_media_in_the_request_pass() -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": nested(60)}}}, "is nested"),
         ({"tools": [{"function": {"name": "f", "parameters": nested(60)}}]}, "tools is nested"),
         ({"response_format": {"enum": [[]] * 30_000}}, "objects and arrays"),
-        ({"logit_bias": {str(one): 1 for one in range(2000)}}, "logit_bias"),
-        ({"logit_bias": [[one, 1] for one in range(2000)]}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(2000)}}, "logit_bias"),
+        ({"logit_bias": [[token, 1] for token in range(2000)]}, "logit_bias"),
         ({"n_probs": 100_000}, "n_probs"),
         ({"logprobs": 100_000}, "logprobs"),
         ({"stop": ["a"] * 1000}, "stop"),
@@ -82,38 +82,38 @@ def test_media_in_the_request_pass() -> None:
         ({"messages": [{"images": [0] * 1_000}] * 1_000}, "images"),
     ],
 )
-def test_sizes_that_an_engine_does_not_survive(body: dict[str, Any], why: str) -> None:
+def test_sizes_that_crash_an_engine_are_refused(body: dict[str, Any], why: str) -> None:
     began = time.thread_time()
     with pytest.raises(Refusal, match=why):
-        passes(**body)
+        protected_body(**body)
     assert time.thread_time() - began < 0.1
 
 
 @pytest.mark.parametrize("text", ["[", '"', '\\"', "{ ", "{1", "{,", "{" + " " * 60_000, "(]", "#\n", "[\\"])
-def test_a_grammar_costs_no_more_than_its_length(text: str) -> None:
-    assert seconds(lambda: passes(grammar="root ::= " + text * (60_000 // len(text)))) < 0.05
+def test_grammars_are_checked_in_linear_time(text: str) -> None:
+    assert cpu_seconds(lambda: protected_body(grammar="root ::= " + text * (60_000 // len(text)))) < 0.05
 
 
 @pytest.mark.parametrize("before", ['"\n" ', '"a\\"\n" ', "[\n] ", '[\\]"] ', "# [\n", '# "\r'])
-def test_what_is_no_literal_to_llama_cpp_is_counted(before: str) -> None:
-    """Literals go over lines, comments end with theirs."""
+def test_nesting_outside_literals_and_comments_is_counted(before: str) -> None:
+    """Literals may span lines; comments end at the end of the line."""
     with pytest.raises(Refusal, match="grammar is nested"):
-        passes(grammar="root ::= " + before + "(" * 5_000)
+        protected_body(grammar="root ::= " + before + "(" * 5_000)
 
 
 @pytest.mark.parametrize("engine", list(Engine))
-def test_a_window_takes_no_more_memory_than_a_context(engine: Engine) -> None:
-    """llama.cpp sets eight bytes aside for each token of it, at once."""
+def test_penalty_windows_are_clamped(engine: Engine) -> None:
+    """llama.cpp allocates 8 bytes per token of the window at once."""
     wide = {"repeat_last_n": 2**31 - 1, "dry_penalty_last_n": 1e18, "num_ctx": 4096}
-    body = passes(engine, **wide, options=wide)
+    body = protected_body(engine, **wide, options=wide)
     assert body["repeat_last_n"] == body["dry_penalty_last_n"] == 1 << 22
     if engine is Engine.OLLAMA:
         assert body["options"] == {"repeat_last_n": 1 << 22, "dry_penalty_last_n": 1 << 22, "num_ctx": 4096}
-    assert passes(engine, repeat_last_n=-1, dry_penalty_last_n=64)["repeat_last_n"] == -1
+    assert protected_body(engine, repeat_last_n=-1, dry_penalty_last_n=64)["repeat_last_n"] == -1
 
 
-def seconds(check: Callable[[], object]) -> float:
-    """What a check costs at the least: now and then garbage is collected meanwhile."""
+def cpu_seconds(check: Callable[[], object]) -> float:
+    """Minimum CPU time of three runs in seconds, as garbage collection can slow one down."""
     taken = []
     for _ in range(3):
         began = time.thread_time()
@@ -162,7 +162,7 @@ FOURFOLD = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in ran
         (schema(properties={"a" * n: {} for n in range(480)}, additionalProperties=True), "names"),
         (schema(prefixItems=[{"type": "integer", "minimum": 1, "maximum": 10**15}] * 3000), "bounds more"),
         (schema(prefixItems=[{"type": "string", "maxLength": 1999}] * 1900), "lengths"),
-        # llama.cpp makes rules of these until no memory is left: 300 MB a second.
+        # llama.cpp would generate rules for these until it is out of memory, 300 MB per second.
         (schema(properties={"a": {"type": "string", "minLength": 5, "maxLength": 3}}), "more than maxLength"),
         (schema(type="array", minItems=3, maxItems=1), "minItems is more than maxItems"),
         (schema(type="string", minLength=5, maxLength=2**32 + 3), "maxLength is more than"),
@@ -175,11 +175,11 @@ FOURFOLD = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in ran
         ({"grammar": "".join(f"r{n} ::= r{n + 1}\n" for n in range(900))}, "refer to one another"),
     ],
 )
-def test_what_an_engine_hangs_over(body: dict[str, Any], why: str) -> None:
+def test_constraints_that_hang_an_engine_are_refused(body: dict[str, Any], why: str) -> None:
     engine = Engine.OLLAMA if "format" in body else Engine.LLAMA
     with pytest.raises(Refusal, match=why):
-        passes(engine, **body)
-    assert seconds(lambda: passes(engine, **body)) < 0.1
+        protected_body(engine, **body)
+    assert cpu_seconds(lambda: protected_body(engine, **body)) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_what_an_engine_hangs_over(body: dict[str, Any], why: str) -> None:
         {"grammar": 'root ::= ws "{" (pair ("," ws pair)*)? "}"\npair ::= "a" | "b"\nws ::= [ \\t\\n]{0,20}'},
     ],
 )
-def test_schemas_that_people_use_pass(body: dict[str, Any]) -> None:
-    assert passes(**body) == body
+def test_realistic_schemas_and_grammars_pass(body: dict[str, Any]) -> None:
+    assert protected_body(**body) == body
 
 
 @pytest.mark.parametrize("text", ["a", "a|", "(a)", "a?b", "[a]", "\\d", "a{1}", "(", "x*", "{", "(?:a)"])
-def test_a_pattern_costs_no_more_than_its_length(text: str) -> None:
-    assert seconds(lambda: passes(**pattern(text * (16_000 // len(text))))) < 0.1
+def test_patterns_are_checked_in_linear_time(text: str) -> None:
+    assert cpu_seconds(lambda: protected_body(**pattern(text * (16_000 // len(text))))) < 0.1
     grammar = "root ::= " + (text + " ") * (60_000 // len(text + " "))
-    assert seconds(lambda: passes(grammar=grammar)) < 0.1
+    assert cpu_seconds(lambda: protected_body(grammar=grammar)) < 0.1
 
 
-def test_what_people_use_passes() -> None:
+def test_realistic_requests_pass() -> None:
     body = {
         "grammar": 'root ::= ("(" | "[" x{0,20} "]")+ # (((((\nx ::= [()]*',
         "tools": [{"type": "function", "function": {"name": "f", "parameters": nested(20)}}] * 100,
@@ -235,12 +235,12 @@ def test_what_people_use_passes() -> None:
         "mirostat": 2,
         "samplers": ["top_k", "temperature"],
     }
-    assert passes(**body) == body
+    assert protected_body(**body) == body
 
 
-def test_only_what_is_listed_reaches_llama_server() -> None:
+def test_only_listed_fields_reach_llama_server() -> None:
     sent = {"prompt": "x", "id_slot": 0, "lora": [{"id": 0, "scale": 9}], "speculative.n_max": 99, "new": 1}
-    assert passes(**sent) == {"prompt": "x"}
+    assert protected_body(**sent) == {"prompt": "x"}
     assert not FIELDS & {"id_slot", "lora", "chat_template", "slot_id", "system_prompt"}
 
 
@@ -265,8 +265,8 @@ async def test_a_url_is_refused_in_each_dialect(serve: Serve, http: ClientSessio
     assert not service.asks
 
 
-async def test_all_that_was_said_is_a_window_of_a_contexts_length(serve: Serve, http: ClientSession) -> None:
-    """Ollama's -1, which stands for the whole context."""
+async def test_a_penalty_window_of_minus_one_is_clamped(serve: Serve, http: ClientSession) -> None:
+    """Ollama's -1 means the whole context."""
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
     body = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "options": {"repeat_last_n": -1}}

@@ -1,4 +1,4 @@
-"""``/v1/completions`` means the same on both engines: the prompt as it is, without the model's template."""
+"""``/v1/completions`` sends the raw prompt, without the model's template, to both engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chunks(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-async def test_an_ollama_gets_the_prompt_raw_with_its_own_names(http: ClientSession, serve: Serve) -> None:
+async def test_ollama_gets_a_raw_prompt_and_its_own_field_names(http: ClientSession, serve: Serve) -> None:
     service = ScriptedService(record("", **LAST), engine=Engine.OLLAMA)
     url = await serve(parts(service, model()))
     await post(
@@ -67,24 +67,24 @@ async def test_an_ollama_gets_the_prompt_raw_with_its_own_names(http: ClientSess
     assert service.asks[0].calls[Engine.LLAMA].path == "/v1/completions"
 
 
-async def test_its_lines_become_chunks(http: ClientSession, serve: Serve) -> None:
+async def test_ollamas_lines_become_chunks(http: ClientSession, serve: Serve) -> None:
     service = ScriptedService(record("one "), record("two"), record("", **LAST), engine=Engine.OLLAMA)
     url = await serve(parts(service, model()))
     _, text = await post(http, url, prompt="Count", stream=True, stream_options={"include_usage": True})
     *answer, usage = chunks(text)
-    assert [one["choices"][0]["text"] for one in answer] == ["one ", "two", ""]
-    assert [one["choices"][0]["finish_reason"] for one in answer] == [None, None, "length"]
-    assert {one["object"] for one in answer} == {"text_completion"}
-    assert len({one["id"] for one in answer}) == 1 and answer[0]["model"] == "demo"
+    assert [part["choices"][0]["text"] for part in answer] == ["one ", "two", ""]
+    assert [part["choices"][0]["finish_reason"] for part in answer] == [None, None, "length"]
+    assert {part["object"] for part in answer} == {"text_completion"}
+    assert len({part["id"] for part in answer}) == 1 and answer[0]["model"] == "demo"
     assert usage["choices"] == []
     assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 @pytest.mark.parametrize("counted", [True, False])
-async def test_llama_servers_counts_get_a_chunk_of_their_own(
+async def test_llama_servers_usage_is_sent_in_a_separate_chunk(
     http: ClientSession, serve: Serve, counted: bool
 ) -> None:
-    """It has them in the last chunk with text, where OpenAI's clients don't look, and unasked."""
+    """llama-server always sends usage in the last chunk with text, where OpenAI's clients don't expect it."""
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     last = {"choices": [{"index": 0, "text": "two", "finish_reason": "stop"}], "id": "c", "timings": {"n": 2}}
     first = {"choices": [{"index": 0, "text": "one ", "finish_reason": None}], "id": "c"}
@@ -114,7 +114,7 @@ def row(token: str, logprob: float, *rivals: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("engine", Engine)
 @pytest.mark.parametrize("asked", [0, 1])
-async def test_log_probabilities_are_in_columns(
+async def test_logprobs_have_the_legacy_column_format(
     http: ClientSession, serve: Serve, engine: Engine, asked: int
 ) -> None:
     pieces = [[row("one ", -1.0, "a", "b")], [row("two", -2.0, "c")]]
@@ -125,7 +125,7 @@ async def test_log_probabilities_are_in_columns(
     service = ScriptedService(*events, engine=engine)
     url = await serve(parts(service, model()))
     _, text = await post(http, url, prompt="Count", stream=True, logprobs=asked)
-    first, second = (one["choices"][0]["logprobs"] for one in chunks(text)[:2])
+    first, second = (part["choices"][0]["logprobs"] for part in chunks(text)[:2])
     assert (first["tokens"], first["token_logprobs"], first["text_offset"]) == (["one "], [-1.0], [0])
     assert (second["tokens"], second["text_offset"]) == (["two"], [4])
     assert first["top_logprobs"] == ([{"a": -9.0}] if asked else None)
@@ -137,7 +137,7 @@ async def test_log_probabilities_are_in_columns(
 @pytest.mark.parametrize(
     "body", [{"prompt": [1, 2, 3]}, {"prompt": ["a", "b"]}, {"prompt": "a", "n": 2}, {"prompt": [["a"], "b"]}]
 )
-async def test_what_an_ollama_has_no_form_for_is_llama_servers_alone(
+async def test_prompts_that_ollama_does_not_support_go_only_to_llama_server(
     http: ClientSession, serve: Serve, body: dict[str, Any]
 ) -> None:
     service = ScriptedService(b'{"choices":[]}')
@@ -156,26 +156,26 @@ async def cluster() -> AsyncIterator[Cluster]:
     await made.stop()
 
 
-async def test_an_ollama_that_dies_is_followed_by_another_in_the_middle(
+async def test_a_completion_continues_on_another_ollama_after_a_crash(
     cluster: Cluster, http: ClientSession, serve: Serve
 ) -> None:
     a, b, c = [await cluster.node(name) for name in "abc"]
-    one, other = await cluster.reciter(), await cluster.reciter()
-    b.engines.serve("ollama:m", one, slots=8, backend=Backend.OLLAMA)
-    c.engines.serve("ollama:n", other, slots=1, backend=Backend.OLLAMA, active=1)
-    one.die_after = 50
+    first_reciter, second_reciter = await cluster.reciter(), await cluster.reciter()
+    b.engines.serve("ollama:m", first_reciter, slots=8, backend=Backend.OLLAMA)
+    c.engines.serve("ollama:n", second_reciter, slots=1, backend=Backend.OLLAMA, active=1)
+    first_reciter.die_after = 50
     url = await serve(parts(a.serving, model("reciter:latest")))
     _, text = await post(http, url, model="reciter", prompt="Say: ", stream=True)
     assert "".join(part["choices"][0]["text"] for part in chunks(text)) == TEXT
-    assert one.requests and other.requests, "both were asked"
+    assert first_reciter.requests and second_reciter.requests, "both got a request"
     await until(lambda: all(node.server.under_way == 0 for node in cluster.nodes))
 
 
-async def test_the_null_that_begins_the_answer_to_several_prompts_is_left_out(
+async def test_the_initial_null_of_answers_to_several_prompts_is_dropped(
     http: ClientSession, serve: Serve
 ) -> None:
-    """llama-server sends it, and a client that reads each event as a chunk fails over it."""
+    """llama-server sends it, but clients that parse each event as a chunk would fail."""
     said = {"choices": [{"index": 1, "text": "a", "finish_reason": None}], "object": "text_completion"}
     url = await serve(parts(ScriptedService(b"null", said), model()))
     status, text = await post(http, url, prompt=["Once", "Twice"], stream=True)
-    assert status == 200 and [one["choices"][0]["text"] for one in chunks(text)] == ["a"]
+    assert status == 200 and [part["choices"][0]["text"] for part in chunks(text)] == ["a"]

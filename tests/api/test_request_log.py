@@ -1,4 +1,4 @@
-"""One line for a request: who asked which model, how it ended and what it used; never what was said."""
+"""The request log: a line has the client, model, outcome and usage of a request, never its content."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls
 
 Serve = Callable[..., Awaitable[str]]
-AWAY = {"X-Forwarded-For": "192.168.1.77"}
+REMOTE = {"X-Forwarded-For": "192.168.1.77"}
 
 
 @pytest.fixture(autouse=True)
-def info(caplog: pytest.LogCaptureFixture) -> None:
+def log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sollold.access")
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [one.getMessage() for one in caplog.records if one.name == "sollold.access"]
+    return [entry.getMessage() for entry in caplog.records if entry.name == "sollold.access"]
 
 
-def words(line: str) -> dict[str, str]:
-    """``name=value`` words; values may be quoted."""
+def fields(line: str) -> dict[str, str]:
+    """Parse ``name=value`` pairs; values may be quoted."""
     return dict(word.split("=", 1) for word in shlex.split(line))  # type: ignore[misc]
 
 
@@ -41,20 +41,20 @@ async def test_a_request_has_one_line(
     _, secret = await keys.create("my laptop", Scope.INFER)
     service = ScriptedService(chunk("the answer"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, keys=keys), trusted_proxies=("127.0.0.1",))
-    headers = AWAY | {"Authorization": f"Bearer {secret}", "X-Request-Id": "abc"}
+    headers = REMOTE | {"Authorization": f"Bearer {secret}", "X-Request-Id": "abc"}
     body = {**CHAT, "messages": [{"role": "user", "content": "the question"}]}
     for path in ("/api/chat", "//api/chat/"):
         async with http.post(url + path, json=body, headers=headers) as answer:
             await answer.read()
     await until(lambda: len(lines(caplog)) == 2)
     first, second = lines(caplog)
-    found = words(first)
+    found = fields(first)
     assert found["client"] == "192.168.1.77" and found["key"] == "my laptop"
     assert found["route"] == "POST /api/chat" and found["status"] == "200" and found["outcome"] == "ok"
     assert found["model"] == "demo:latest" and found["node"] == "beta" and found["resumed"] == "0"
     assert int(found["prompt_tokens"]) > 0 and int(found["tokens"]) > 0
     assert 0 <= float(found["first_token"]) <= float(found["seconds"])
-    assert words(second)["model"] == "demo:latest" and words(second)["key"] == "my laptop"
+    assert fields(second)["model"] == "demo:latest" and fields(second)["key"] == "my laptop"
     for secret_text in ("the question", "the answer", secret):
         assert secret_text not in caplog.text
     line = caplog.records[-1]
@@ -77,14 +77,14 @@ async def test_which_requests_have_a_line(
         ("POST", "/api/chat", CHAT, {}),
         ("POST", "/api/chat", {"model": "none", "messages": []}, {}),
         ("POST", "/api/cluster/drain", {}, {}),
-        ("POST", "/api/cluster/drain", {}, AWAY),
+        ("POST", "/api/cluster/drain", {}, REMOTE),
     ):
         async with http.request(method, url + path, json=body, headers=headers) as answer:
             await answer.read()
     await until(lambda: len(lines(caplog)) == count)
     if count:
-        assert words(lines(caplog)[-1])["status"] == "401" and "key" not in words(lines(caplog)[-1])
-        assert words(lines(caplog)[-2])["key"] == "local"
+        assert fields(lines(caplog)[-1])["status"] == "401" and "key" not in fields(lines(caplog)[-1])
+        assert fields(lines(caplog)[-2])["key"] == "local"
 
 
 async def test_a_path_cannot_forge_a_line(
@@ -95,4 +95,4 @@ async def test_a_path_cannot_forge_a_line(
         assert answer.status == 404
     await until(lambda: lines(caplog))
     (line,) = lines(caplog)
-    assert "\n" not in line and words(line)["status"] == "404" and words(line)["client"] == "127.0.0.1"
+    assert "\n" not in line and fields(line)["status"] == "404" and fields(line)["client"] == "127.0.0.1"

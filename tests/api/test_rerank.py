@@ -1,4 +1,4 @@
-"""``/v1/rerank`` as the clients of llama-server, Jina and Cohere ask for it."""
+"""``/v1/rerank`` with requests of clients of llama-server, Jina and Cohere."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ASK: dict[str, Any] = {"model": "rank", "query": "q", "documents": ["a", "b"]}
     "path",
     ["/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/v2/rerank", "/v1/v1/rerank", "/v1/rerank/"],
 )
-async def test_it_has_many_names(serve: Serve, http: ClientSession, path: str) -> None:
+async def test_all_paths_of_rerank(serve: Serve, http: ClientSession, path: str) -> None:
     url = await serve(parts(ScriptedService(ANSWER), RANKER))
     assert (await post(http, url + path, ASK))[:2] == (200, ANSWER)
 
 
-async def test_documents_are_texts_or_objects_and_are_given_back_on_request(
+async def test_documents_are_texts_or_objects_and_are_returned_on_request(
     serve: Serve, http: ClientSession
 ) -> None:
     service = ScriptedService(ANSWER)
     url = await serve(parts(service, RANKER)) + "/v1/rerank"
     body = {**ASK, "query": {"text": "q"}, "documents": ["a", {"text": "b", "id": 5}], "top_n": "2"}
     _, answer, _ = await post(http, url, {**body, "return_documents": True, "truncation": True})
-    assert [one["document"] for one in answer["results"]] == [{"text": "b"}, {"text": "a"}]
+    assert [result["document"] for result in answer["results"]] == [{"text": "b"}, {"text": "a"}]
     sent = call_of(service).body
     assert (sent["query"], sent["documents"], sent["top_n"]) == ("q", ["a", "b"], 2)
     assert "return_documents" not in sent
@@ -50,7 +50,9 @@ async def test_documents_are_texts_or_objects_and_are_given_back_on_request(
         ({"documents": [5]}, "documents"),
     ],
 )
-async def test_what_is_no_text_is_refused(serve: Serve, http: ClientSession, more: Any, said: str) -> None:
+async def test_queries_and_documents_without_text_are_refused(
+    serve: Serve, http: ClientSession, more: Any, said: str
+) -> None:
     service = ScriptedService(ANSWER)
     url = await serve(parts(service, RANKER))
     status, answer, _ = await post(http, f"{url}/v1/rerank", {**ASK, **more})

@@ -1,4 +1,4 @@
-"""``/v1/responses`` that go on from earlier ones, custom tools, and items that others' servers made."""
+"""``/v1/responses``: stored responses, item references, custom tools, the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, u
 from tests.api.conftest import Serve
 from tests.api.dialects import post
 
-ABLE = model(capabilities=("completion", "tools"))
+TOOL_MODEL = model(capabilities=("completion", "tools"))
 
 
 def answers(text: str = "Hello") -> ScriptedService:
@@ -29,10 +29,10 @@ def answers(text: str = "Hello") -> ScriptedService:
 
 
 def sent(service: ScriptedService) -> list[tuple[str, str]]:
-    return [(one["role"], one["content"]) for one in call_of(service).body["messages"]]
+    return [(message["role"], message["content"]) for message in call_of(service).body["messages"]]
 
 
-async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
+async def test_a_response_is_continued_by_its_id(serve: Serve) -> None:
     service = answers()
     url = await serve(parts(service))
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-mine", max_retries=0) as client:
@@ -41,7 +41,7 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
             model="demo", input=[{"role": "user", "content": "two"}], previous_response_id=first.id
         )
         assert second.previous_response_id == first.id
-        # The instructions are the request's own.
+        # Instructions are not inherited.
         assert sent(service) == [("user", "one"), ("assistant", "Hello"), ("user", "two")]
         await client.responses.create(model="demo", input="three", previous_response_id=second.id)
         assert [content for _, content in sent(service)] == ["one", "Hello", "two", "Hello", "three"]
@@ -55,7 +55,7 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
             given: Any = [reference, {"role": "user", "content": "more"}]
             await client.responses.create(model="demo", input=given)
             assert sent(service) == [("user", "one"), ("user", "more")]
-        # All that is kept was made at once.
+        # Only synchronous responses are stored.
         with pytest.raises(BadRequestError, match="Cannot cancel a synchronous response"):
             await client.responses.cancel(first.id)
         with pytest.raises(NotFoundError, match="resp_none"):
@@ -66,7 +66,7 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
             with pytest.raises(NotFoundError):
                 await other.responses.retrieve(first.id)
         with pytest.raises(BadRequestError, match="omit stream"):
-            # Its client would see a stream without events.
+            # The client would get a stream without events.
             await client.responses.retrieve(first.id, stream=True)
         await client.responses.delete(first.id)
         with pytest.raises(NotFoundError):
@@ -76,8 +76,8 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
             await client.responses.retrieve(unkept.id)
 
 
-async def test_an_input_is_listed_in_pages_of_whole_items(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answers(), ABLE))
+async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(answers(), TOOL_MODEL))
     given: list[dict[str, Any]] = [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},
@@ -93,24 +93,24 @@ async def test_an_input_is_listed_in_pages_of_whole_items(serve: Serve, http: Cl
             return await told.json()
 
     items = (await asked("order=asc"))["data"]
-    assert [one["type"] for one in items] == [
+    assert [item["type"] for item in items] == [
         "message",
         "message",
         "function_call",
         "function_call_output",
         "message",
     ]
-    ids = [one["id"] for one in items]
-    assert len(set(ids)) == 5 and ids[2] == "fc_1" and {one["status"] for one in items} == {"completed"}
-    assert [one["content"][0]["type"] for one in items if one["type"] == "message"] == [
+    ids = [item["id"] for item in items]
+    assert len(set(ids)) == 5 and ids[2] == "fc_1" and {item["status"] for item in items} == {"completed"}
+    assert [item["content"][0]["type"] for item in items if item["type"] == "message"] == [
         "input_text",
         "output_text",
         "input_text",
     ]
     newest = await asked("limit=2")
-    assert [one["id"] for one in newest["data"]] == ids[:2:-1] and newest["has_more"] is True
+    assert [item["id"] for item in newest["data"]] == ids[:2:-1] and newest["has_more"] is True
     rest = await asked(f"limit=3&after={newest['last_id']}")
-    assert [one["id"] for one in rest["data"]] == ids[2::-1] and rest["has_more"] is False
+    assert [item["id"] for item in rest["data"]] == ids[2::-1] and rest["has_more"] is False
     for query, word in (
         ("limit=0", "limit"),
         ("limit=101", "limit"),
@@ -120,10 +120,10 @@ async def test_an_input_is_listed_in_pages_of_whole_items(serve: Serve, http: Cl
         assert word in (await asked(query))["error"]["message"]
 
 
-async def test_streamed_responses_are_kept_too_and_items_are_found_by_reference(
+async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
     serve: Serve, http: ClientSession
 ) -> None:
-    """The two turns of Vercel's AI SDK."""
+    """Vercel's AI SDK sends these two requests."""
     service = answers()
     url = await serve(parts(service))
     async with http.post(
@@ -143,11 +143,11 @@ async def test_streamed_responses_are_kept_too_and_items_are_found_by_reference(
     assert status == 400 and "resp_none" in answered["error"]["message"]
 
 
-async def test_custom_tools_are_called_with_a_text(serve: Serve, http: ClientSession) -> None:
+async def test_custom_tools_are_called_with_text_input(serve: Serve, http: ClientSession) -> None:
     pieces = ({"name": "patch", "arguments": ""}, {"arguments": '{"input": "*** Be'}, {"arguments": 'gin"}'})
     calls = [chunk(tool_calls=[{"index": 0, "id": "c1", "function": piece}]) for piece in pieces]
     service = ScriptedService(*calls, chunk(finish="tool_calls"), usage_chunk())
-    url = await serve(parts(service, ABLE))
+    url = await serve(parts(service, TOOL_MODEL))
     tools = [{"type": "custom", "name": "patch", "description": "Patches."}, {"type": "web_search"}]
     body = {"model": "demo", "input": "go", "tools": tools}
     status, answer, headers = await post(http, f"{url}/v1/responses", body)
@@ -165,7 +165,7 @@ async def test_custom_tools_are_called_with_a_text(serve: Serve, http: ClientSes
         events = [json.loads(line[6:]) async for line in streamed.content if line.startswith(b"data: {")]
     done = next(event for event in events if event["type"] == "response.custom_tool_call_input.done")
     assert done["input"] == "*** Begin" and done["output_index"] == 0
-    # And back, with its result and what ran elsewhere.
+    # The next request has the call, its result and items of other servers.
     given = [
         {"role": "user", "content": "go"},
         {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x"}},
@@ -189,7 +189,7 @@ def stored(id_: str, text: str = "", previous: str = "", client: str = "") -> St
     return StoredResponse({"id": id_, "output": output}, [{"role": "user", "content": id_}], previous, client)
 
 
-def test_the_store_is_bounded_and_forgets_the_oldest() -> None:
+def test_the_store_is_bounded_and_evicts_the_oldest() -> None:
     store = ResponseStore(most=3, most_bytes=2000)
     for number in range(5):
         store.put(stored(f"r{number}"))
@@ -204,7 +204,7 @@ def test_the_store_is_bounded_and_forgets_the_oldest() -> None:
 
 
 class Peers:
-    """Calls between services in one process."""
+    """RPC between services in one process."""
 
     def __init__(self) -> None:
         self.handlers: dict[str, Any] = {}
@@ -222,7 +222,7 @@ class Peers:
         return answer
 
 
-async def test_any_node_finds_what_another_keeps() -> None:
+async def test_responses_are_found_on_other_nodes() -> None:
     peers, nodes = Peers(), ("a" * 16, "b" * 16)
     services = []
     for node in nodes:
@@ -230,15 +230,18 @@ async def test_any_node_finds_what_another_keeps() -> None:
         peers.joining = node
         service.register(peers)
         services.append(service)
-    one, two = services
-    first, second = one.new_id("resp"), two.new_id("resp")
-    one.put(stored(first))
-    two.put(stored(second, previous=first))
-    assert (await two.get(first, "")).response["id"] == first
-    conversation = await one.conversation(second, "")
+    first_service, second_service = services
+    first, second = first_service.new_id("resp"), second_service.new_id("resp")
+    first_service.put(stored(first))
+    second_service.put(stored(second, previous=first))
+    assert (await second_service.get(first, "")).response["id"] == first
+    conversation = await first_service.conversation(second, "")
     assert [item.get("content") for item in conversation] == [first, "", second, ""]
-    assert await two.get(first, "", delete=True) is not None and await one.get(first, "") is None
-    assert await one.conversation(second, "") is None
+    assert (
+        await second_service.get(first, "", delete=True) is not None
+        and await first_service.get(first, "") is None
+    )
+    assert await first_service.conversation(second, "") is None
     del peers.handlers[nodes[1]]
-    assert await one.get(second, "") is None
-    assert await one.get("resp_nonsense", "") is None and await one.item("", "") is None
+    assert await first_service.get(second, "") is None
+    assert await first_service.get("resp_nonsense", "") is None and await first_service.item("", "") is None

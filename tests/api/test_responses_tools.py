@@ -1,4 +1,4 @@
-"""``/v1/responses`` as agents use it: tools in namespaces, a search for tools, thinking in a summary."""
+"""``/v1/responses`` as agents use it: namespaces, tool search, reasoning summaries, agent messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.api.conftest import Serve
 from tests.api.dialects import post
 from tests.api.reciters import THOUGHT
 
-ABLE = model(capabilities=("completion", "tools", "thinking"))
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 TIME = {"type": "function", "name": "get_time", "description": "d", "parameters": {"type": "object"}}
 CLOCK = {"type": "namespace", "name": "mcp__clock", "description": "A server's tools.", "tools": [TIME]}
 SEARCH = {"type": "tool_search", "execution": "client", "description": "Finds.", "parameters": {}}
@@ -43,22 +43,24 @@ async def streamed(http: ClientSession, url: str, body: dict[str, Any]) -> list[
 async def test_tools_of_a_namespace_are_called_under_its_name(
     serve: Serve, http: ClientSession, namespace: str
 ) -> None:
-    """How Codex offers the tools of an MCP server, and finds the server that a call is for."""
+    """Codex offers the tools of an MCP server this way, and finds a call's server by the namespace."""
     service = calls(NAME)
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     patch = {"type": "custom", "name": "patch"}
     tools = [{**CLOCK, "name": namespace, "tools": [TIME, patch]}, {**TIME, "name": "shell"}]
     body = {"model": "demo", "input": "go", "tools": tools}
     status, answer, headers = await post(http, url, body)
     assert status == 200 and "X-Sollold-Warning" not in headers
     for engine in Engine:
-        told = [tool["function"]["name"] for tool in call_of(service, engine).body["tools"]]
-        assert told == [NAME, "mcp__clock__patch", "shell"]
+        names = [tool["function"]["name"] for tool in call_of(service, engine).body["tools"]]
+        assert names == [NAME, "mcp__clock__patch", "shell"]
     (item,) = answer["output"]
     assert (item["type"], item["namespace"], item["name"]) == ("function_call", namespace, "get_time")
-    done = next(one for one in await streamed(http, url, body) if one["type"] == "response.output_item.done")
+    done = next(
+        event for event in await streamed(http, url, body) if event["type"] == "response.output_item.done"
+    )
     assert (done["item"]["namespace"], done["item"]["name"]) == (namespace, "get_time")
-    # And back: the model sees the name by which it called.
+    # In the next request the model sees the name that it used.
     result = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
     await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, item, result]})
     said = call_of(service).body["messages"]
@@ -75,16 +77,16 @@ async def test_llama_cpp_calls_a_tool_of_a_namespace(real: str, http: ClientSess
     assert status == 200 and answer["output"][0]["name"] == "get_time"
 
 
-async def test_tools_are_searched_for_by_the_caller(serve: Serve, http: ClientSession) -> None:
+async def test_tool_search_runs_in_the_client(serve: Serve, http: ClientSession) -> None:
     service = calls("tool_search", '{"query": "time"}')
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     body = {"model": "demo", "input": "go", "tools": [SEARCH]}
     _, answer, headers = await post(http, url, body)
     (call,) = answer["output"]
     assert call["type"] == "tool_search_call" and call["execution"] == "client"
     assert call["arguments"] == {"query": "time"} and call["call_id"] == "c1"
     assert "X-Sollold-Warning" not in headers
-    # What it found can be called from then on.
+    # Tools that were found can be called in the next request.
     found = {"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [CLOCK]}
     given = [{"role": "user", "content": "go"}, call, found]
     status, _, headers = await post(http, url, {**body, "input": given})
@@ -95,11 +97,11 @@ async def test_tools_are_searched_for_by_the_caller(serve: Serve, http: ClientSe
     assert sent["messages"][2]["role"] == "tool" and NAME in sent["messages"][2]["content"]
 
 
-async def test_what_a_search_at_openai_would_find_is_offered_at_once(
+async def test_tools_for_server_side_search_are_offered_immediately(
     serve: Serve, http: ClientSession
 ) -> None:
     service = calls("get_time")
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     searched = [
         {"type": "tool_search_call", "id": "t1", "call_id": None, "execution": "server", "arguments": {}},
         {"type": "tool_search_output", "id": "t2", "call_id": None, "execution": "server", "tools": [TIME]},
@@ -137,10 +139,12 @@ SECRET = "gAAAA" + "x" * 60
         ),
     ],
 )
-async def test_an_agent_gets_its_task(serve: Serve, http: ClientSession, content: Any, said: str) -> None:
-    """How Codex gives a task to an agent that it began, in the words of the model that gave it."""
+async def test_an_agent_message_reaches_the_model(
+    serve: Serve, http: ClientSession, content: Any, said: str
+) -> None:
+    """Codex sends a subagent its task this way."""
     service = calls("x")
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     task = {
         "type": "agent_message",
         "id": "amsg_1",
@@ -154,9 +158,9 @@ async def test_an_agent_gets_its_task(serve: Serve, http: ClientSession, content
         assert call_of(service).body["messages"][-1] == {"role": "user", "content": said}
 
 
-async def test_an_item_that_is_not_known_is_left_out_and_said_so(serve: Serve, http: ClientSession) -> None:
+async def test_an_unknown_item_is_left_out_with_a_warning(serve: Serve, http: ClientSession) -> None:
     service = calls("x")
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     odd = {"type": "ghost_snapshot", "ghost_commit": {}}
     given = [{"role": "user", "content": "go"}, odd]
     status, _, headers = await post(http, url, {"model": "demo", "input": given})
@@ -166,12 +170,14 @@ async def test_an_item_that_is_not_known_is_left_out_and_said_so(serve: Serve, h
     assert status == 400 and "ghost_snapshot" in answer["error"]["message"]
 
 
-async def test_thinking_is_a_summary_where_one_is_asked_for(serve: Serve, http: ClientSession) -> None:
-    """Clients made for OpenAI's models look for it there alone."""
-    url = await serve(parts(thinks(), ABLE)) + PATH
+async def test_reasoning_is_a_summary_on_request(serve: Serve, http: ClientSession) -> None:
+    """Clients for OpenAI's models read only the summary."""
+    url = await serve(parts(thinks(), TOOL_MODEL)) + PATH
     body = {"model": "demo", "input": "go", "reasoning": {"effort": "high", "summary": "auto"}}
     events = await streamed(http, url, body)
-    kinds = [one["type"].removeprefix("response.reasoning_") for one in events if "reasoning" in one["type"]]
+    kinds = [
+        event["type"].removeprefix("response.reasoning_") for event in events if "reasoning" in event["type"]
+    ]
     assert kinds == [
         "summary_part.added",
         "summary_text.delta",
@@ -179,7 +185,9 @@ async def test_thinking_is_a_summary_where_one_is_asked_for(serve: Serve, http: 
         "summary_text.done",
         "summary_part.done",
     ]
-    (item,) = [one for one in events[-1]["response"]["output"] if one["type"] == "reasoning"]
+    (item,) = [
+        output_item for output_item in events[-1]["response"]["output"] if output_item["type"] == "reasoning"
+    ]
     assert item["summary"] == [{"type": "summary_text", "text": "I think"}] and item["content"] == []
     _, answer, _ = await post(http, url, {**body, "reasoning": {"effort": "high"}})
     assert answer["output"][0]["content"] == [{"type": "reasoning_text", "text": "I think"}]
@@ -187,11 +195,11 @@ async def test_thinking_is_a_summary_where_one_is_asked_for(serve: Serve, http: 
 
 @pytest.mark.parametrize("summary", ["auto", None])
 @pytest.mark.parametrize("kept", [("summary",), ("encrypted_content", "summary"), ("content",)])
-async def test_thinking_comes_back_in_whatever_form_it_was_kept(
+async def test_reasoning_is_restored_from_stored_items(
     serve: Serve, http: ClientSession, summary: str | None, kept: tuple[str, ...]
 ) -> None:
     service = thinks()
-    url = await serve(parts(service, ABLE)) + PATH
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
     body = {"model": "demo", "include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}}
     _, answer, _ = await post(http, url, {**body, "input": "go"})
     item = {key: answer["output"][0][key] for key in ("id", "type", *kept)}
@@ -200,29 +208,29 @@ async def test_thinking_comes_back_in_whatever_form_it_was_kept(
     lost = (summary is None and kept == ("summary",)) or (summary and kept == ("content",))
     message = call_of(service).body["messages"][1]
     assert message.get("reasoning_content") == (None if lost else "I think")
-    # Another's can't be read.
+    # Encrypted content of another server can't be read.
     foreign = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
     await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, foreign, *said[2:]]})
     assert "reasoning_content" not in call_of(service).body["messages"][1]
 
 
 @pytest.mark.parametrize("engine", Engine)
-async def test_the_tokens_of_an_input_are_counted(serve: Serve, http: ClientSession, engine: Engine) -> None:
+async def test_input_tokens_are_counted(serve: Serve, http: ClientSession, engine: Engine) -> None:
     counted = {"input_tokens": 7} if engine is Engine.LLAMA else {"usage": {"prompt_tokens": 7}}
     service = ScriptedService(counted, engine=engine)
     only = "Its files can't be read." if engine is Engine.OLLAMA else ""
-    url = await serve(parts(service, model(capabilities=ABLE.capabilities, only_ollama=only)))
+    url = await serve(parts(service, model(capabilities=TOOL_MODEL.capabilities, only_ollama=only)))
     body = {"model": "demo", "input": "go", "instructions": "Be kind.", "tools": [CLOCK], "stream": True}
     status, answer, _ = await post(http, f"{url}{PATH}/input_tokens", body)
     assert (status, answer) == (200, {"object": "response.input_tokens", "input_tokens": 7})
     sent = call_of(service, engine).body
-    assert [one["content"] for one in sent["messages"]] == ["Be kind.", "go"] and "stream" not in sent
+    assert [message["content"] for message in sent["messages"]] == ["Be kind.", "go"] and "stream" not in sent
     status, answer, _ = await post(http, f"{url}{PATH}/input_tokens", {"model": "demo"})
     assert status == 400 and "input" in answer["error"]["message"]
 
 
 @pytest.mark.llama
-async def test_llama_cpp_counts_an_input(real: str, http: ClientSession) -> None:
+async def test_llama_cpp_counts_input_tokens(real: str, http: ClientSession) -> None:
     counts = []
     for text in ("a", "a b c d e f"):
         status, answer, _ = await post(http, f"{real}{PATH}/input_tokens", {"model": "demo", "input": text})
@@ -232,7 +240,7 @@ async def test_llama_cpp_counts_an_input(real: str, http: ClientSession) -> None
 
 
 @pytest.mark.llama
-async def test_llama_cpps_thinking_is_summed_up(real: str, http: ClientSession) -> None:
+async def test_llama_cpps_reasoning_is_in_the_summary(real: str, http: ClientSession) -> None:
     body = {"model": "think", "input": "go", "reasoning": {"effort": "high", "summary": "auto"}}
     _, answer, _ = await post(http, real + PATH, body)
     assert answer["output"][0]["summary"][0]["text"].strip() == THOUGHT

@@ -1,4 +1,4 @@
-"""Pictures in the results of tools, which agents send again with each request."""
+"""Images in results of tools, which agents repeat in each request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.api.picture import PICTURE
 URL = f"data:image/png;base64,{PICTURE}"
 SOURCE = {"type": "base64", "media_type": "image/png", "data": PICTURE}
 CALLED = {"id": "c", "type": "function", "function": {"name": "read", "arguments": "{}"}}
-ASKS: dict[str, dict[str, Any]] = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [
             {"role": "user", "content": "go"},
@@ -68,16 +68,16 @@ ASKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("path", ASKS)
+@pytest.mark.parametrize("path", REQUESTS)
 @pytest.mark.parametrize("sees", [True, False])
-async def test_a_picture_in_a_result_ends_no_conversation(
+async def test_an_image_in_a_result_is_left_out_for_a_model_without_vision(
     serve: Serve, http: ClientSession, path: str, sees: bool
 ) -> None:
-    """Claude Code and Codex show a picture to whatever model is asked."""
+    """Claude Code and Codex send images to any model."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     able = ("completion", "tools", "vision") if sees else ("completion", "tools")
     url = await serve(parts(service, model(capabilities=able)))
-    async with http.post(url + path, json={"model": "demo", "stream": True, **ASKS[path]}) as answer:
+    async with http.post(url + path, json={"model": "demo", "stream": True, **REQUESTS[path]}) as answer:
         assert answer.status == 200, await answer.text()
         assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
     for engine in Engine:
@@ -86,7 +86,7 @@ async def test_a_picture_in_a_result_ends_no_conversation(
         assert ("image_url" in content) is sees and ("can't see" in content) is not sees
 
 
-SHOT = {"type": "image_url", "image_url": {"url": URL}}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": URL}}
 CALL: list[dict[str, Any]] = [
     {"role": "user", "content": "go"},
     {"role": "assistant", "content": "", "tool_calls": [CALLED]},
@@ -95,11 +95,13 @@ CALL: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("sees", [True, False])
-@pytest.mark.parametrize("content", [[SHOT], [{"type": "text", "text": "Attached image(s):"}, SHOT]])
-async def test_a_picture_that_follows_a_result_ends_no_conversation(
+@pytest.mark.parametrize(
+    "content", [[IMAGE_PART], [{"type": "text", "text": "Attached image(s):"}, IMAGE_PART]]
+)
+async def test_an_image_after_a_result_is_left_out_for_a_model_without_vision(
     serve: Serve, http: ClientSession, content: list[Any], sees: bool
 ) -> None:
-    """Cline and pi send a tool's pictures so: in a chat a tool's message has none."""
+    """Cline and pi send images of a tool in a user message, as OpenAI's tool messages can't have any."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     able = ("completion", "tools", "vision") if sees else ("completion", "tools")
     url = f"{await serve(parts(service, model(capabilities=able)))}/v1/chat/completions"
@@ -113,21 +115,21 @@ async def test_a_picture_that_follows_a_result_ends_no_conversation(
         assert ("image_url" in sent) is sees and ("can't see" in sent) is not sees
 
 
-async def test_a_picture_that_the_user_shows_later_is_refused(serve: Serve, http: ClientSession) -> None:
+async def test_a_later_image_of_the_user_is_refused(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = f"{await serve(parts(service, model(capabilities=('completion', 'tools'))))}/v1/chat/completions"
-    talk = [*CALL, {"role": "assistant", "content": "Seen."}, {"role": "user", "content": [SHOT]}]
+    talk = [*CALL, {"role": "assistant", "content": "Seen."}, {"role": "user", "content": [IMAGE_PART]}]
     status, answer, _ = await post(http, url, {"model": "demo", "messages": talk})
     assert status == 400 and "does not support images" in error_of("/v1/chat/completions", answer)
 
 
-@pytest.mark.parametrize("path", ASKS)
-async def test_a_picture_that_is_shown_by_the_user_is_refused(
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_an_image_of_the_user_is_refused_for_a_model_without_vision(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = ScriptedService()
     url = await serve(parts(service))
-    field = "input" if "input" in ASKS[path] else "messages"
+    field = "input" if "input" in REQUESTS[path] else "messages"
     part: dict[str, Any] = {"type": "image", "source": SOURCE}
     if path != "/v1/messages":
         kind, picture = ("input_image", URL) if field == "input" else ("image_url", {"url": URL})

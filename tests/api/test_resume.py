@@ -1,4 +1,4 @@
-"""A caller who lost its node tells another what it has got: the request's ``resume``."""
+"""The field ``resume``: a client that lost its node sends what it has received to another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESUME = {"content": "Hel", "thinking": "hm", "events": 3, "spent_ms": 5.0, "bac
 
 
 @pytest.mark.parametrize("path", ["chat", "generate"])
-async def test_what_was_delivered_goes_to_the_service_and_to_no_engine(
+async def test_resume_reaches_the_service_but_not_the_engine(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = ScriptedService(chunk("lo"), chunk(finish="stop"))
@@ -31,7 +31,7 @@ async def test_what_was_delivered_goes_to_the_service_and_to_no_engine(
     assert all("resume" not in call.body for call in ask.calls.values())
     assert call_of(service, Engine.OLLAMA).body == {"model": "demo", **asked}
     if path == "generate":
-        # The conversation that the caller may go on with has the whole answer.
+        # The returned context has the whole answer.
         async with http.post(
             f"{url}/api/generate", json={"model": "demo", "prompt": "and?", "context": lines[-1]["context"]}
         ) as further:
@@ -43,7 +43,7 @@ async def test_what_was_delivered_goes_to_the_service_and_to_no_engine(
 @pytest.mark.parametrize(
     ("resume", "stream"), [(RESUME, False), ({"events": -1}, True), ({"content": 1}, True), ("x", True)]
 )
-async def test_a_resume_that_makes_no_sense_is_the_callers_fault(
+async def test_an_invalid_resume_is_a_bad_request(
     serve: Serve, http: ClientSession, resume: Any, stream: bool
 ) -> None:
     url = await serve(parts(ScriptedService(chunk("a"))))
@@ -52,9 +52,9 @@ async def test_a_resume_that_makes_no_sense_is_the_callers_fault(
         assert answer.status == 400
 
 
-async def test_each_node_tells_what_it_answered(serve: Serve, http: ClientSession) -> None:
+async def test_cluster_stats_of_a_new_node(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(chunk("a"))))
     async with http.get(f"{url}/api/cluster/stats") as answer:
-        told = await answer.json()
-    assert told["distributed_requests"] == told["generated_tokens"] == 0
-    assert told["uptime_seconds"] >= 0 and told["name"]
+        stats = await answer.json()
+    assert stats["distributed_requests"] == stats["generated_tokens"] == 0
+    assert stats["uptime_seconds"] >= 0 and stats["name"]

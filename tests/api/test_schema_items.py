@@ -1,4 +1,4 @@
-"""What values are denied, or arrays must contain, becomes a choice of what is left: of exactly that."""
+"""``not``, ``uniqueItems`` and ``contains`` are converted to a list of exactly the valid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.api.llama_grammars import Grammar
 
 ITEMS = ["a", "b", "c", 1, True]
 VALUES: list[Any] = [
-    *(list(one) for count in range(4) for one in itertools.product(ITEMS, repeat=count)),
+    *(list(items) for count in range(4) for items in itertools.product(ITEMS, repeat=count)),
     *range(-4, 14),
     *("", "a", "ab", "abc", "abcd", None),
 ]
@@ -54,7 +54,7 @@ EXACT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", EXACT, ids=repr)
-def test_just_what_is_valid_is_written(schema: dict[str, Any]) -> None:
+def test_exactly_the_valid_values_are_accepted(schema: dict[str, Any]) -> None:
     converted = convert_schema(schema)
     assert not [*converted.problems, *converted.notes, *unenforced(converted.schema)]
     grammar, valid = Grammar(converted.schema), Draft202012Validator(schema)
@@ -80,13 +80,15 @@ def test_just_what_is_valid_is_written(schema: dict[str, Any]) -> None:
     ],
     ids=repr,
 )
-def test_what_would_be_too_long_is_named(schema: dict[str, Any], keyword: str) -> None:
+def test_keywords_that_would_need_too_many_values_are_not_enforced(
+    schema: dict[str, Any], keyword: str
+) -> None:
     converted = convert_schema(schema)
     found = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
-    assert keyword in [one.keyword for one in found]
+    assert keyword in [problem.keyword for problem in found]
 
 
-def test_a_tool_in_the_prompt_is_not_made_much_longer() -> None:
+def test_tools_are_not_made_much_longer() -> None:
     named = {"type": "function", "function": {"name": "f", "parameters": {}}}
     four = {"type": "array", "items": {"enum": [*"abcd"]}, "uniqueItems": True}
     three = {**four, "items": {"enum": [*"abc"]}}
@@ -98,13 +100,13 @@ def test_a_tool_in_the_prompt_is_not_made_much_longer() -> None:
         assert ("enum" in sent) is listed and bool(warned) is not listed
 
 
-def test_many_such_arrays_take_little_time_and_room() -> None:
-    one = {"type": "array", "items": {"enum": [*"abcde"]}, "uniqueItems": True, "maxItems": 3}
-    schema = {"type": "object", "properties": {f"p{n}": one for n in range(300)}}
+def test_many_unique_arrays_take_bounded_time_and_space() -> None:
+    unique = {"type": "array", "items": {"enum": [*"abcde"]}, "uniqueItems": True, "maxItems": 3}
+    schema = {"type": "object", "properties": {f"p{n}": unique for n in range(300)}}
     body: dict[str, Any] = {"json_schema": schema, "messages": [{"role": "user", "content": "a"}]}
     began = time.thread_time()
     warned = prepare_chat(body).warnings
     assert time.thread_time() - began < 1.5
     assert "uniqueItems" in warned[0]
-    # It is not refused for what was made of it.
+    # The result is not refused for its size.
     protected({Engine.LLAMA: Call("/v1/chat/completions", body)})

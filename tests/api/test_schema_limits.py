@@ -1,4 +1,4 @@
-"""What a schema may cost: time, room in a prompt, what an engine survives, and words in a warning."""
+"""Limits of schemas: conversion time, length in the prompt, size for the engine, length of warnings."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from sollold.serving.request import Engine
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import body_of, tools_of
-from tests.api.test_schema_rewrite import INTEGER, STRING, Schema, of, told
+from tests.api.test_schema_rewrite import INTEGER, STRING, Schema, object_schema, unenforced_keywords
 
 
 def doubling(depth: int) -> Schema:
-    """Each definition joins the next one twice."""
+    """A schema in which each definition refers to the next one twice."""
     defs = {
         f"d{n}": {
-            **of(
+            **object_schema(
                 a={"$ref": f"#/$defs/d{n + 1}", "maxProperties": 9},
                 b={"$ref": f"#/$defs/d{n + 1}", "minProperties": 1},
             )
         }
         for n in range(depth)
     }
-    return {"$ref": "#/$defs/d0", "minProperties": 1, "$defs": {**defs, f"d{depth}": of()}}
+    return {"$ref": "#/$defs/d0", "minProperties": 1, "$defs": {**defs, f"d{depth}": object_schema()}}
 
 
 HOSTILE = {
@@ -51,12 +51,15 @@ HOSTILE = {
     "itself": {"$ref": "#", "type": "object", "allOf": [{"$ref": "#"}]},
     "two that contain themselves": {
         "allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
-        "$defs": {name: of(**{name.lower(): STRING}, n={"$ref": f"#/$defs/{name}"}) for name in ("A", "B")},
+        "$defs": {
+            name: object_schema(**{name.lower(): STRING}, n={"$ref": f"#/$defs/{name}"})
+            for name in ("A", "B")
+        },
     },
     "doubling": doubling(30),
     "many values": {"enum": [{"a": [n]} for n in range(20_000)], "properties": {"a": {"items": INTEGER}}},
     "many names that depend": {
-        **of(**{f"p{n}": STRING for n in range(60)}),
+        **object_schema(**{f"p{n}": STRING for n in range(60)}),
         "dependentRequired": {f"p{n}": [f"p{n + 1}"] for n in range(59)},
     },
     "a large multiple": {"type": "integer", "multipleOf": 3, "minimum": 0, "maximum": 10**300},
@@ -71,20 +74,20 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_schema_takes_neither_time_nor_room(case: str) -> None:
+def test_a_hostile_schema_takes_bounded_time_and_space(case: str) -> None:
     schema = HOSTILE[case]
     size = len(json.dumps(schema))
     taken = []
     for _ in range(3):
         began = time.thread_time()
         converted = convert_schema(schema)
-        found = told(converted)
+        found = unenforced_keywords(converted)
         taken.append(time.thread_time() - began)
     assert min(taken) < 0.2 and len(json.dumps(converted.schema)) < 20 * size + 200_000
     assert found or case in ("a large multiple", "large numbers")
 
 
-def test_many_tools_share_what_may_be_done() -> None:
+def test_tools_share_a_time_limit() -> None:
     tools = [
         {
             "type": "function",
@@ -95,19 +98,19 @@ def test_many_tools_share_what_may_be_done() -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
     began = time.thread_time()
     warnings = prepare_chat(body).warnings
-    assert time.thread_time() - began < 1 and any("too large" in one for one in warnings)
+    assert time.thread_time() - began < 1 and any("too large" in warning for warning in warnings)
 
 
-def test_the_schema_of_a_tool_does_not_make_the_prompt_much_longer() -> None:
+def test_rewriting_a_tool_does_not_make_the_prompt_much_longer() -> None:
     many = {f"p{n}": {"type": "string", "description": "Something."} for n in range(40)}
     for inner, keyword in (
         (
-            {**of(**many), "minProperties": 1, "dependentRequired": {"p1": ["p2"], "p3": ["p4"]}},
+            {**object_schema(**many), "minProperties": 1, "dependentRequired": {"p1": ["p2"], "p3": ["p4"]}},
             "minProperties",
         ),
         ({"type": "string", "format": "uri"}, "format"),
     ):
-        schema = of(a=inner)
+        schema = object_schema(a=inner)
         function = {"name": "f", "parameters": schema}
         body = {
             "messages": [{"role": "user", "content": "a"}],
@@ -116,34 +119,34 @@ def test_the_schema_of_a_tool_does_not_make_the_prompt_much_longer() -> None:
         warnings = prepare_chat(body).warnings
         sent = body["tools"][0]["function"]["parameters"]  # type: ignore[index]
         assert len(json.dumps(sent)) < 3 * len(json.dumps(schema)) + 1000
-        assert any(f'"{keyword}" at /properties/a' in one for one in warnings)
+        assert any(f'"{keyword}" at /properties/a' in warning for warning in warnings)
 
 
-def test_what_can_be_enforced_is_not_refused_for_what_can_not() -> None:
-    """The limits are those of an engine: what is added to a schema must not lead beyond them."""
-    texts = of(**{f"p{n}": {"type": "string", "format": "uri-reference"} for n in range(200)})
+def test_rewriting_does_not_exceed_the_engines_limits() -> None:
+    """Rewriting must not enlarge a schema beyond the engine's limits."""
+    texts = object_schema(**{f"p{n}": {"type": "string", "format": "uri-reference"} for n in range(200)})
     wide = {
-        **of(**{f"p{n}": STRING for n in range(300)}, kind={"enum": [*"abcdefgh"]}),
+        **object_schema(**{f"p{n}": STRING for n in range(300)}, kind={"enum": [*"abcdefgh"]}),
         "allOf": [
             {
-                "if": {"properties": {"kind": {"const": one}}, "required": ["kind"]},
+                "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
                 "then": {"required": ["p1"]},
             }
-            for one in "abcd"
+            for kind in "abcd"
         ],
     }
     for schema, keyword in ((texts, "format"), (wide, "schema")):
         body = {"json_schema": schema}
-        assert any(f'"{keyword}" at' in one for one in prepare_format(body))
+        assert any(f'"{keyword}" at' in warning for warning in prepare_format(body))
         check_schema(body["json_schema"])
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/chat"])
-async def test_tools_that_are_too_wide_together_are_not_all_enforced(
+async def test_tools_beyond_the_total_limit_are_not_enforced(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    """As an agent offers those of several MCP servers: refused, no conversation would go on."""
-    schema = of(**{f"p{n}": {"enum": [f"v{m}" for m in range(50)]} for n in range(10)})
+    """Agents with several MCP servers offer many tools; refusing them would end the conversation."""
+    schema = object_schema(**{f"p{n}": {"enum": [f"v{m}" for m in range(50)]} for n in range(10)})
     tools = [
         {"type": "function", "function": {"name": f"t{n}", "description": "Does.", "parameters": schema}}
         for n in range(9)
@@ -155,14 +158,14 @@ async def test_tools_that_are_too_wide_together_are_not_all_enforced(
     async with http.post(url + path, json=body) as answer:
         assert answer.status == 200, await answer.text()
         assert 'tool "t8": not enforced: the schemas of all tools' in answer.headers["X-Sollold-Warning"]
-    sent = [one["function"] for one in call_of(service).body["tools"]]
-    assert ["properties" in one["parameters"] for one in sent] == [True] * 4 + [False] * 5
+    sent = [function["function"] for function in call_of(service).body["tools"]]
+    assert ["properties" in function["parameters"] for function in sent] == [True] * 4 + [False] * 5
     assert sent[8]["description"].startswith("Does.\nArguments (JSON schema):") and "v49" in str(sent[8])
     theirs = call_of(service, Engine.OLLAMA).body["tools"]
-    assert all("properties" in one["function"]["parameters"] for one in theirs)
+    assert all("properties" in tool["function"]["parameters"] for tool in theirs)
 
 
-def test_a_tool_that_is_too_wide_by_itself_counts_for_no_other() -> None:
+def test_a_tool_over_the_limit_does_not_use_up_the_total() -> None:
     width = SchemaWidth()
     width.add({"enum": [*range(1500)]})
     for _ in range(2):
@@ -173,34 +176,38 @@ def test_a_tool_that_is_too_wide_by_itself_counts_for_no_other() -> None:
         width.add({"enum": [*range(200)]})
 
 
-def test_warnings_are_few_and_short() -> None:
-    bounded = of(**{f"p{n}": {"type": "number", "minimum": 1} for n in range(300)})
+def test_warnings_are_limited() -> None:
+    bounded = object_schema(**{f"p{n}": {"type": "number", "minimum": 1} for n in range(300)})
     body = {
         "messages": [{"role": "user", "content": "a"}],
         "tools": [
             {"type": "function", "function": {"name": f"f{n}", "parameters": bounded}} for n in range(50)
         ],
-        "json_schema": of(**{"x" * 10_000: {"type": "array", "uniqueItems": True}}),
+        "json_schema": object_schema(**{"x" * 10_000: {"type": "array", "uniqueItems": True}}),
     }
     warnings = prepare_chat(body).warnings
-    assert len(warnings) == 10 and all(len(one) < 300 for one in warnings)
+    assert len(warnings) == 10 and all(len(warning) < 300 for warning in warnings)
     assert warnings[0].startswith('tool "f0": not enforced: "minimum" at /properties/p0: for numbers')
     assert warnings[0].endswith(" and 296 more") and " 42 more tools" in warnings[8]
     assert warnings[9].startswith('format: not enforced: "uniqueItems" at ...x')
 
 
 def wide_object(count: int, **further: Any) -> Schema:
-    return {**of(**{f"p{n}": STRING for n in range(count)}), "additionalProperties": False, **further}
+    return {
+        **object_schema(**{f"p{n}": STRING for n in range(count)}),
+        "additionalProperties": False,
+        **further,
+    }
 
 
 VAST = {
     "properties": wide_object(200_000),
     "values": {"type": "string", "enum": [*range(200_000)]},
-    "names": of(a={"type": "object", "required": [f"p{n}" for n in range(200_000)]}),
+    "names": object_schema(a={"type": "object", "required": [f"p{n}" for n in range(200_000)]}),
     "required properties": wide_object(
         18_000, required=[f"p{n}" for n in range(17_000)], minProperties=17_500
     ),
-    "denied properties": of(a=STRING, **{f"p{n}": False for n in range(18_000)}),
+    "denied properties": object_schema(a=STRING, **{f"p{n}": False for n in range(18_000)}),
     "patterns": {
         "type": "array",
         "prefixItems": [{"type": "string", "pattern": "^" + "(a|b)" * 390 + "$"}] * 3000,
@@ -209,7 +216,7 @@ VAST = {
 
 
 @pytest.mark.parametrize("case", VAST)
-def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
+def test_a_huge_schema_takes_bounded_time(case: str) -> None:
     for body in (
         {"json_schema": VAST[case], "messages": [{"role": "user", "content": "a"}]},
         {
@@ -220,7 +227,7 @@ def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
         began = time.thread_time()
         with suppress(Refusal):
             prepare_chat(body)
-        # Usually 0.2 s at the most; without limits several seconds and more.
+        # Usually at most 0.2 s; without limits several seconds or more.
         assert time.thread_time() - began < 1.5
 
 
@@ -233,12 +240,14 @@ def test_a_vast_schema_does_not_hold_up_others(case: str) -> None:
     ],
     ids=["itself", "another", "far"],
 )
-def test_a_reference_that_an_engine_follows_without_end_is_refused(definitions: Schema) -> None:
-    schema = {**of(b={"allOf": [{"$ref": "#/$defs/A"}, INTEGER]}), "$defs": definitions}
+def test_endless_references_are_refused(definitions: Schema) -> None:
+    schema = {**object_schema(b={"allOf": [{"$ref": "#/$defs/A"}, INTEGER]}), "$defs": definitions}
     with pytest.raises(TooWide):
         check_schema(schema)
 
 
-def test_a_schema_may_refer_to_itself_further_down() -> None:
-    node = of(next={"allOf": [{"$ref": "#/$defs/A"}]}, more={"type": "array", "items": {"$ref": "#/$defs/A"}})
+def test_recursive_schemas_are_accepted() -> None:
+    node = object_schema(
+        next={"allOf": [{"$ref": "#/$defs/A"}]}, more={"type": "array", "items": {"$ref": "#/$defs/A"}}
+    )
     check_schema({"allOf": [{"$ref": "#/$defs/A"}], "$defs": {"A": node}})

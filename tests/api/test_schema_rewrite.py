@@ -1,4 +1,4 @@
-"""What llama.cpp overlooks in a schema is brought into a form that it reads, or named."""
+"""Keywords that llama.cpp ignores in a schema are rewritten to a form that it reads, or reported."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.api.schema_strategies import Schemas
 Schema = dict[str, Any]
 
 
-def of(**properties: Any) -> Schema:
+def object_schema(**properties: Any) -> Schema:
     return {"type": "object", "properties": properties}
 
 
-def told(converted: ConvertedSchema) -> list[SchemaProblem]:
+def unenforced_keywords(converted: ConvertedSchema) -> list[SchemaProblem]:
     return [*converted.problems, *converted.notes, *unenforced(converted.schema)]
 
 
@@ -40,12 +40,12 @@ def validator(schema: Schema) -> Draft202012Validator:
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 A, B = {"enum": ["a"]}, {"enum": ["b"]}
-KIND = {**of(kind={"enum": ["a", "b"]}, x=STRING), "required": ["kind"]}
+KIND = {**object_schema(kind={"enum": ["a", "b"]}, x=STRING), "required": ["kind"]}
 
 REWRITTEN = {
     "what is beside anyOf": (
-        {**of(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
-        {"anyOf": [{**of(a=STRING, b=INTEGER), "required": [name]} for name in ("a", "b")]},
+        {**object_schema(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"anyOf": [{**object_schema(a=STRING, b=INTEGER), "required": [name]} for name in ("a", "b")]},
     ),
     "what is beside a reference": (
         {"$ref": "#/$defs/S", "maxLength": 3, "$defs": {"S": {"type": "string", "minLength": 1}}},
@@ -57,11 +57,11 @@ REWRITTEN = {
         },
     ),
     "one of two names": (
-        {**of(a=STRING, b=INTEGER), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {**object_schema(a=STRING, b=INTEGER), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
         {
             "anyOf": [
-                {**of(a=STRING), "required": ["a"], "additionalProperties": False},
-                {**of(b=INTEGER), "required": ["b"], "additionalProperties": False},
+                {**object_schema(a=STRING), "required": ["a"], "additionalProperties": False},
+                {**object_schema(b=INTEGER), "required": ["b"], "additionalProperties": False},
             ]
         },
     ),
@@ -69,9 +69,9 @@ REWRITTEN = {
         {
             "type": ["object", "null"],
             "anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}],
-            "$defs": {"A": of()},
+            "$defs": {"A": object_schema()},
         },
-        {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}], "$defs": {"A": of()}},
+        {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}], "$defs": {"A": object_schema()}},
     ),
     "alternatives that nothing meets": (
         {"type": "string", "anyOf": [{"type": "integer"}, {"minLength": 2}]},
@@ -104,8 +104,8 @@ REWRITTEN = {
         },
         {
             "anyOf": [
-                {**of(kind=A), "required": ["kind"], "additionalProperties": False},
-                {**of(kind=B, x=STRING), "required": ["kind"]},
+                {**object_schema(kind=A), "required": ["kind"], "additionalProperties": False},
+                {**object_schema(kind=B, x=STRING), "required": ["kind"]},
             ]
         },
     ),
@@ -149,7 +149,7 @@ REWRITTEN = {
     "lengths without a type": ({"minItems": 2}, {"type": "array", "minItems": 2}),
     "required without properties": (
         {"type": "object", "required": ["a"], "additionalProperties": INTEGER},
-        {**of(a=INTEGER), "required": ["a"], "additionalProperties": INTEGER},
+        {**object_schema(a=INTEGER), "required": ["a"], "additionalProperties": INTEGER},
     ),
     "a pattern of any name": (
         {"type": "object", "patternProperties": {"^.*$": INTEGER}},
@@ -157,39 +157,46 @@ REWRITTEN = {
     ),
     "names that are listed": (
         {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": INTEGER},
-        {**of(a=INTEGER, b=INTEGER), "additionalProperties": False},
+        {**object_schema(a=INTEGER, b=INTEGER), "additionalProperties": False},
     ),
     "at least one": (
-        {**of(a=STRING, b=STRING), "minProperties": 1},
-        {"anyOf": [{**of(a=STRING, b=STRING), "required": [name]} for name in ("a", "b")]},
+        {**object_schema(a=STRING, b=STRING), "minProperties": 1},
+        {"anyOf": [{**object_schema(a=STRING, b=STRING), "required": [name]} for name in ("a", "b")]},
     ),
     "what depends on a name": (
-        {**of(a=STRING, b=STRING), "dependentRequired": {"a": ["b"]}},
+        {**object_schema(a=STRING, b=STRING), "dependentRequired": {"a": ["b"]}},
         {
             "anyOf": [
-                {**of(b=STRING), "additionalProperties": False},
-                {**of(a=STRING, b=STRING), "required": ["a", "b"]},
+                {**object_schema(b=STRING), "additionalProperties": False},
+                {**object_schema(a=STRING, b=STRING), "required": ["a", "b"]},
             ]
         },
     ),
     "what depends on a name, in draft 7": (
-        {**of(a=STRING, b={}), "required": ["a"], "dependencies": {"a": {"properties": {"b": INTEGER}}}},
-        {**of(a=STRING, b=INTEGER), "required": ["a"]},
+        {
+            **object_schema(a=STRING, b={}),
+            "required": ["a"],
+            "dependencies": {"a": {"properties": {"b": INTEGER}}},
+        },
+        {**object_schema(a=STRING, b=INTEGER), "required": ["a"]},
     ),
     "what depends on a name brings another": (
-        {**of(a=STRING), "maxProperties": 1, "dependentRequired": {"a": ["b"]}},
-        {"anyOf": [{**of(b={}), "additionalProperties": False}]},
+        {**object_schema(a=STRING), "maxProperties": 1, "dependentRequired": {"a": ["b"]}},
+        {"anyOf": [{**object_schema(b={}), "additionalProperties": False}]},
     ),
     "what is not evaluated": (
-        {"allOf": [of(a=STRING), of(b=STRING)], "unevaluatedProperties": False},
-        {**of(a=STRING, b=STRING), "additionalProperties": False},
+        {"allOf": [object_schema(a=STRING), object_schema(b=STRING)], "unevaluatedProperties": False},
+        {**object_schema(a=STRING, b=STRING), "additionalProperties": False},
     ),
     "what is not evaluated within": (
-        {**of(a=STRING, b=STRING), "anyOf": [{"unevaluatedProperties": False}, {"required": ["b"]}]},
+        {
+            **object_schema(a=STRING, b=STRING),
+            "anyOf": [{"unevaluatedProperties": False}, {"required": ["b"]}],
+        },
         {
             "anyOf": [
-                {**of(), "additionalProperties": False},
-                {**of(a=STRING, b=STRING), "required": ["b"]},
+                {**object_schema(), "additionalProperties": False},
+                {**object_schema(a=STRING, b=STRING), "required": ["b"]},
             ]
         },
     ),
@@ -197,31 +204,34 @@ REWRITTEN = {
         {**KIND, "if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["x"]}},
         {
             "anyOf": [
-                {**of(kind=A, x=STRING), "required": ["kind", "x"]},
-                {**of(kind=B, x=STRING), "required": ["kind"]},
+                {**object_schema(kind=A, x=STRING), "required": ["kind", "x"]},
+                {**object_schema(kind=B, x=STRING), "required": ["kind"]},
             ]
         },
     ),
     "allOf of references": (
         {
-            "allOf": [{"$ref": "#/$defs/A"}, {**of(b=INTEGER), "required": ["b"]}],
-            "$defs": {"A": {**of(a=STRING), "description": "An A."}},
+            "allOf": [{"$ref": "#/$defs/A"}, {**object_schema(b=INTEGER), "required": ["b"]}],
+            "$defs": {"A": {**object_schema(a=STRING), "description": "An A."}},
         },
         {
-            **of(a=STRING, b=INTEGER),
+            **object_schema(a=STRING, b=INTEGER),
             "description": "An A.",
             "required": ["b"],
-            "$defs": {"A": {**of(a=STRING), "description": "An A."}},
+            "$defs": {"A": {**object_schema(a=STRING), "description": "An A."}},
         },
     ),
     "a reference to a place that moves": (
         {
-            **of(a={"maxLength": 2, "type": "string"}, b={"$ref": "#/properties/a"}),
+            **object_schema(a={"maxLength": 2, "type": "string"}, b={"$ref": "#/properties/a"}),
             "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
         },
         {
             "anyOf": [
-                {**of(a={"maxLength": 2, "type": "string"}, b={"$ref": "#/$defs/root_1"}), "required": [name]}
+                {
+                    **object_schema(a={"maxLength": 2, "type": "string"}, b={"$ref": "#/$defs/root_1"}),
+                    "required": [name],
+                }
                 for name in ("a", "b")
             ],
             "$defs": {"root_1": {"maxLength": 2, "type": "string"}},
@@ -238,7 +248,7 @@ REWRITTEN = {
 
 
 @pytest.mark.parametrize("case", REWRITTEN)
-def test_what_llama_cpp_overlooks_is_brought_into_a_form_that_it_reads(case: str) -> None:
+def test_ignored_keywords_are_rewritten(case: str) -> None:
     before, after = REWRITTEN[case]
     copy = json.loads(json.dumps(before))
     converted = convert_schema(before)
@@ -246,17 +256,25 @@ def test_what_llama_cpp_overlooks_is_brought_into_a_form_that_it_reads(case: str
     if after is None:
         assert converted.problems
         return
-    assert converted.schema == after and not told(converted)
+    assert converted.schema == after and not unenforced_keywords(converted)
     again = convert_schema(converted.schema)
     assert again.schema == converted.schema or case in ("a format", "a length beside a pattern")
 
 
 READ = [
     {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": INTEGER},
-    {**of(a=STRING, b={"type": ["string", "null"]}), "required": ["a"], "additionalProperties": False},
-    {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}], "default": None, "$defs": {"A": of(a=STRING)}},
+    {
+        **object_schema(a=STRING, b={"type": ["string", "null"]}),
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    {
+        "anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}],
+        "default": None,
+        "$defs": {"A": object_schema(a=STRING)},
+    },
     {"oneOf": [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}], "title": "Letters"},
-    of(a={"$ref": "#/$defs/A", "description": "An A."}, b={"$ref": "#/properties/a"})
+    object_schema(a={"$ref": "#/$defs/A", "description": "An A."}, b={"$ref": "#/properties/a"})
     | {"$defs": {"A": {"type": "object", "additionalProperties": {"$ref": "#/$defs/A"}}}},
     {"type": "array", "items": {"enum": ["a", 1, None]}, "minItems": 1, "maxItems": 3},
     {"type": "array", "prefixItems": [STRING, INTEGER], "minItems": 2, "maxItems": 2},
@@ -267,14 +285,14 @@ READ = [
     {"type": "string", "format": "uuid", "minLength": 36},
     {"type": "number", "format": "double"},
     {"type": "object", "additionalProperties": {"type": "array", "items": {}}},
-    of(minLength=INTEGER, enum=STRING, required={"type": "boolean"}),
+    object_schema(minLength=INTEGER, enum=STRING, required={"type": "boolean"}),
 ]
 
 
 @pytest.mark.parametrize("schema", READ, ids=repr)
-def test_what_llama_cpp_reads_stays_as_it_is(schema: Schema) -> None:
+def test_supported_schemas_are_unchanged(schema: Schema) -> None:
     converted = convert_schema(schema)
-    assert converted.schema == schema and not told(converted)
+    assert converted.schema == schema and not unenforced_keywords(converted)
 
 
 OVERLOOKED = [
@@ -301,29 +319,34 @@ OVERLOOKED = [
     ),
     ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
     ({"type": "object", "dependencies": {"a": ["b"]}}, "dependencies"),
-    ({"type": "object", "dependentSchemas": {"a": of(b=STRING)}}, "dependentSchemas"),
-    ({**of(a=STRING), "if": {"properties": {"a": {"const": "b"}}}, "then": {"required": ["a"]}}, "if"),
+    ({"type": "object", "dependentSchemas": {"a": object_schema(b=STRING)}}, "dependentSchemas"),
+    (
+        {**object_schema(a=STRING), "if": {"properties": {"a": {"const": "b"}}}, "then": {"required": ["a"]}},
+        "if",
+    ),
     ({"oneOf": [INTEGER, {"type": "number"}]}, "oneOf"),
-    ({"oneOf": [{**of(a=STRING), "required": ["a"]}, of(b=STRING)]}, "oneOf"),
+    ({"oneOf": [{**object_schema(a=STRING), "required": ["a"]}, object_schema(b=STRING)]}, "oneOf"),
 ]
 
 
 @pytest.mark.parametrize(("schema", "keyword"), OVERLOOKED, ids=repr)
-def test_what_can_not_be_enforced_is_named(schema: Schema, keyword: str) -> None:
-    for place, one in (
+def test_keywords_that_can_not_be_enforced_are_reported(schema: Schema, keyword: str) -> None:
+    for place, outer in (
         ("", schema),
-        ("/properties/a", of(a=schema)),
+        ("/properties/a", object_schema(a=schema)),
         ("/items", {"type": "array", "items": schema}),
     ):
-        found = told(convert_schema(one))
+        found = unenforced_keywords(convert_schema(outer))
         assert {(problem.pointer, problem.keyword) for problem in found} == {(place, keyword)}
 
 
-def test_what_can_not_be_joined_is_named() -> None:
+def test_keywords_that_can_not_be_merged_are_reported() -> None:
     schema = {"anyOf": [{"pattern": "^a$"}, {"pattern": "^b$"}], "maxLength": 9, "pattern": "^c$"}
-    converted = convert_schema(of(a=schema))
-    assert [(one.pointer, one.keyword) for one in converted.problems] == [("/properties/a", "anyOf")]
-    assert [one.keyword for one in unenforced(converted.schema)] == ["maxLength", "pattern"]
+    converted = convert_schema(object_schema(a=schema))
+    assert [(problem.pointer, problem.keyword) for problem in converted.problems] == [
+        ("/properties/a", "anyOf")
+    ]
+    assert [problem.keyword for problem in unenforced(converted.schema)] == ["maxLength", "pattern"]
 
 
 IMPOSSIBLE = [
@@ -332,28 +355,28 @@ IMPOSSIBLE = [
     ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
     ({"type": "string", "enum": [1, 2]}, "enum"),
     ({"type": "string", "anyOf": [{"type": "integer"}, {"type": "null"}]}, "type"),
-    ({**of(a=STRING), "additionalProperties": False, "required": ["b"]}, "required"),
+    ({**object_schema(a=STRING), "additionalProperties": False, "required": ["b"]}, "required"),
     ({"allOf": [{"const": 1}, {"const": True}]}, "const"),
 ]
 
 
 @pytest.mark.parametrize(("schema", "keyword"), IMPOSSIBLE, ids=repr)
-def test_what_nothing_meets_is_left_free_and_named(schema: Schema, keyword: str) -> None:
-    converted = convert_schema(of(a=schema))
-    assert [(one.pointer, one.keyword) for one in converted.problems] == [("/properties/a", keyword)] or (
-        "anyOf" in schema and converted.problems[0].pointer == "/properties/a"
-    )
+def test_unsatisfiable_schemas_are_reported_and_not_enforced(schema: Schema, keyword: str) -> None:
+    converted = convert_schema(object_schema(a=schema))
+    assert [(problem.pointer, problem.keyword) for problem in converted.problems] == [
+        ("/properties/a", keyword)
+    ] or ("anyOf" in schema and converted.problems[0].pointer == "/properties/a")
     Grammar(converted.schema).write()
 
 
 @settings(derandomize=True)
 @given(st.integers(0, 2**32))
-def test_what_is_not_named_is_enforced(seed: int) -> None:
+def test_without_a_report_only_valid_values_are_accepted(seed: int) -> None:
     chance = random.Random(seed)
     schema = Schemas(chance).document()
     converted = convert_schema(schema)
     grammar, valid = Grammar(converted.schema, chance), validator(schema)
-    if told(converted):
+    if unenforced_keywords(converted):
         return
     for _ in range(8):
         try:
@@ -365,12 +388,12 @@ def test_what_is_not_named_is_enforced(seed: int) -> None:
 
 @settings(derandomize=True)
 @given(st.integers(0, 2**32))
-def test_what_is_allowed_stays_allowed(seed: int) -> None:
+def test_valid_values_are_still_accepted(seed: int) -> None:
     chance = random.Random(seed)
     schema = Schemas(chance, typed=True).document()
     converted = convert_schema(schema)
     if converted.problems or converted.notes or '"prefixItems"' in json.dumps(schema):
-        # Of single items llama.cpp writes all, though there may be fewer.
+        # llama.cpp always writes all of prefixItems, though fewer are valid.
         return
     before, after, valid = Grammar(schema, chance), Grammar(converted.schema), validator(schema)
     for _ in range(8):
@@ -383,21 +406,21 @@ def test_what_is_allowed_stays_allowed(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_texts_of_a_format_are_of_it(name: str) -> None:
+def test_generated_texts_of_a_format_are_valid(name: str) -> None:
     schema = {"type": "string", "format": name}
     converted = convert_schema(schema)
-    assert not told(converted)
+    assert not unenforced_keywords(converted)
     chance, valid = random.Random(name), validator(schema)
     for _ in range(300):
         text = Grammar(converted.schema, chance).write()
-        # The package takes the zeros in 100 for leading ones.
+        # jsonschema's checker mistakes the zeros in 100 for leading zeros.
         assert name == "relative-json-pointer" or valid.is_valid(text), text
         assert CHECKS[name](text), text
 
 
 def _is_host(text: str) -> bool:
     labels = text.split(".")
-    return len(text) <= 253 and all(re.fullmatch("(?!-)[A-Za-z0-9-]{1,63}(?<!-)", one) for one in labels)
+    return len(text) <= 253 and all(re.fullmatch("(?!-)[A-Za-z0-9-]{1,63}(?<!-)", label) for label in labels)
 
 
 CHECKS = {
@@ -432,14 +455,12 @@ CHECKS = {
         ("relative-json-pointer", "1/a"),
     ],
 )
-def test_usual_texts_of_a_format_are_allowed(name: str, text: str) -> None:
+def test_common_texts_of_a_format_are_accepted(name: str, text: str) -> None:
     assert re.fullmatch(FORMATS[name][1:-1], text)
 
 
 @given(st.text("ab|()*+?{}12,[]", max_size=10), st.integers(0, 4), st.integers(0, 6), st.integers(0, 99))
-def test_a_pattern_with_a_length_matches_the_same_of_that_length(
-    text: str, low: int, more: int, seed: int
-) -> None:
+def test_with_length_adds_only_the_bounds(text: str, low: int, more: int, seed: int) -> None:
     try:
         pattern = convertible_pattern(f"^{text}$")
         compiled = re.compile(pattern[1:-1])
@@ -449,39 +470,40 @@ def test_a_pattern_with_a_length_matches_the_same_of_that_length(
     bounded = with_length(pattern, low, low + more)
     chance = random.Random(seed)
     for _ in range(20):
-        one = "".join(chance.choices("ab", k=chance.randint(0, 10)))
-        if compiled.fullmatch(one):
-            assert fewest <= len(one) <= most
+        candidate = "".join(chance.choices("ab", k=chance.randint(0, 10)))
+        if compiled.fullmatch(candidate):
+            assert fewest <= len(candidate) <= most
         if bounded is not None:
-            fits = compiled.fullmatch(one) is not None and low <= len(one) <= low + more
-            assert (re.fullmatch(bounded[1:-1], one) is not None) == fits
+            fits = compiled.fullmatch(candidate) is not None and low <= len(candidate) <= low + more
+            assert (re.fullmatch(bounded[1:-1], candidate) is not None) == fits
 
 
-def test_the_arguments_of_a_tool_stay_one_object() -> None:
-    given_schema = {**of(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
-    referred = {"$ref": "#/$defs/A", "$defs": {"A": of(a=STRING)}}
-    function = [{"name": "f", "parameters": one} for one in (given_schema, referred)]
+def test_arguments_of_a_tool_stay_a_single_object() -> None:
+    given_schema = {**object_schema(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    referred = {"$ref": "#/$defs/A", "$defs": {"A": object_schema(a=STRING)}}
+    functions = [{"name": "f", "parameters": schema} for schema in (given_schema, referred)]
     body = {
         "messages": [{"role": "user", "content": "a"}],
-        "tools": [{"type": "function", "function": one} for one in function],
+        "tools": [{"type": "function", "function": function} for function in functions],
     }
     (warning,) = prepare_chat(body).warnings
     assert 'tool "f"' in warning and '"anyOf" at /' in warning
     first, second = (tool["function"]["parameters"] for tool in body["tools"])  # type: ignore[index]
-    assert first == of(a=STRING, b=INTEGER) and second == {**of(a=STRING), "$defs": {"A": of(a=STRING)}}
+    assert first == object_schema(a=STRING, b=INTEGER) and second == {
+        **object_schema(a=STRING),
+        "$defs": {"A": object_schema(a=STRING)},
+    }
 
 
 @pytest.mark.llama
-async def test_a_model_writes_nothing_that_a_schema_forbids(
-    engines: dict[str, str], http: ClientSession
-) -> None:
-    """A model of random weights, at a high temperature, writes anything that its grammar lets it write."""
+async def test_a_model_writes_only_valid_values(engines: dict[str, str], http: ClientSession) -> None:
+    """With random weights and a high temperature, a model writes anything that its grammar accepts."""
     given_schemas = [before for case, (before, after) in REWRITTEN.items() if after and "draft 7" not in case]
     given_schemas += [Schemas(random.Random(seed)).document() for seed in range(400)]
     whole = 0
     for schema in given_schemas:
         converted = convert_schema(schema)
-        if told(converted):
+        if unenforced_keywords(converted):
             continue
         body = {"prompt": "a", "n_predict": 120, "temperature": 3.0, "top_k": 0, "top_p": 1, "min_p": 0}
         body |= {"seed": 1, "json_schema": converted.schema}
@@ -490,10 +512,10 @@ async def test_a_model_writes_nothing_that_a_schema_forbids(
         ) as response:
             answer = await response.json()
         if response.status != 200:
-            # Some refer to themselves alone.
+            # Some only refer to themselves.
             assert "$ref" in schema and "failed to parse grammar" in str(answer), (converted.schema, answer)
             continue
-        # Bytes that are no text count as characters for llama.cpp.
+        # llama.cpp counts invalid UTF-8 bytes as characters.
         if answer["stop_type"] == "eos" and "\ufffd" not in answer["content"]:
             value = json.loads(answer["content"])
             assert validator(schema).is_valid(value), (schema, converted.schema, value)
@@ -501,7 +523,7 @@ async def test_a_model_writes_nothing_that_a_schema_forbids(
     assert whole > 50
 
 
-def test_an_object_whose_names_only_patterns_allow_is_not_always_empty() -> None:
+def test_pattern_properties_become_additional_properties() -> None:
     for patterns, rest in (
         ({"^[a-z]+$": INTEGER}, INTEGER),
         ({"^a": INTEGER, "^b": STRING, "^c": INTEGER}, {"anyOf": [INTEGER, STRING]}),
@@ -510,8 +532,8 @@ def test_an_object_whose_names_only_patterns_allow_is_not_always_empty() -> None
         assert convert_schema(schema).schema == {**schema, "additionalProperties": rest}
 
 
-def test_a_keyword_that_forbids_nothing_makes_no_type() -> None:
-    schema = of(a={"patternProperties": {".*": {"additionalProperties": True}}, "type": "object"})
-    assert convert_schema(schema).schema == of(
+def test_a_keyword_without_effect_implies_no_type() -> None:
+    schema = object_schema(a={"patternProperties": {".*": {"additionalProperties": True}}, "type": "object"})
+    assert convert_schema(schema).schema == object_schema(
         a={"type": "object", "additionalProperties": {"additionalProperties": True}}
     )

@@ -1,4 +1,4 @@
-"""Schemas and patterns that llama.cpp can't convert, in tools and in formats, in every dialect."""
+"""Schemas and patterns that llama.cpp can't convert, in tools and formats, in every dialect."""
 
 from __future__ import annotations
 
@@ -23,82 +23,107 @@ from tests.api.dialects import PATHS, body_of, error_of, post, tools_of
 USER = [{"role": "user", "content": "What time is it?"}]
 
 
-def of(**properties: Any) -> dict[str, Any]:
+def object_schema(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties}
 
 
 EQUAL = {
-    "type any": (of(a={"type": "any"}), of(a={})),
-    "properties null": ({"type": "object", "properties": None, "required": None}, of()),
-    "properties an empty list": ({"type": "object", "properties": []}, of()),
+    "type any": (object_schema(a={"type": "any"}), object_schema(a={})),
+    "properties null": ({"type": "object", "properties": None, "required": None}, object_schema()),
+    "properties an empty list": ({"type": "object", "properties": []}, object_schema()),
     "other names of types": (
-        of(a={"type": "int"}, b={"type": "float"}, c={"type": "STRING"}, d={"type": ["Str", "None"]}),
-        of(a={"type": "integer"}, b={"type": "number"}, c={"type": "string"}, d={"type": ["string", "null"]}),
+        object_schema(
+            a={"type": "int"}, b={"type": "float"}, c={"type": "STRING"}, d={"type": ["Str", "None"]}
+        ),
+        object_schema(
+            a={"type": "integer"}, b={"type": "number"}, c={"type": "string"}, d={"type": ["string", "null"]}
+        ),
     ),
-    "true and false": (of(a=True, b=False), {**of(a={}), "additionalProperties": False}),
-    "a type's name": (of(a="string"), of(a={"type": "string"})),
-    "no value in an enum": (of(a={"type": "string", "enum": []}), of(a={"type": "string"})),
+    "true and false": (
+        object_schema(a=True, b=False),
+        {**object_schema(a={}), "additionalProperties": False},
+    ),
+    "a type's name": (object_schema(a="string"), object_schema(a={"type": "string"})),
+    "no value in an enum": (
+        object_schema(a={"type": "string", "enum": []}),
+        object_schema(a={"type": "string"}),
+    ),
     "nullable": (
-        of(a={"type": "string", "enum": ["x"], "nullable": True}),
-        of(a={"type": ["string", "null"], "enum": ["x", None]}),
+        object_schema(a={"type": "string", "enum": ["x"], "nullable": True}),
+        object_schema(a={"type": ["string", "null"], "enum": ["x", None]}),
     ),
     "numbers as texts": (
-        of(a={"type": "string", "minLength": "1", "maxLength": 5.0}),
-        of(a={"type": "string", "minLength": 1, "maxLength": 5}),
+        object_schema(a={"type": "string", "minLength": "1", "maxLength": 5.0}),
+        object_schema(a={"type": "string", "minLength": 1, "maxLength": 5}),
     ),
     "the bounds of draft 4": (
-        of(a={"type": "integer", "minimum": 3, "exclusiveMinimum": True}),
-        of(a={"type": "integer", "exclusiveMinimum": 3}),
+        object_schema(a={"type": "integer", "minimum": 3, "exclusiveMinimum": True}),
+        object_schema(a={"type": "integer", "exclusiveMinimum": 3}),
     ),
     "required as in draft 3": (
-        of(a={"type": "string", "required": True}, b={}),
-        {**of(a={"type": "string"}, b={}), "required": ["a"]},
+        object_schema(a={"type": "string", "required": True}, b={}),
+        {**object_schema(a={"type": "string"}, b={}), "required": ["a"]},
     ),
     "nulls": (
-        {**of(a={"type": "array", "items": None}), "additionalProperties": None, "$defs": None},
-        of(a={"type": "array"}),
+        {**object_schema(a={"type": "array", "items": None}), "additionalProperties": None, "$defs": None},
+        object_schema(a={"type": "array"}),
     ),
-    "no alternative": (of(a={"anyOf": [], "type": "string"}), of(a={"type": "string"})),
+    "no alternative": (object_schema(a={"anyOf": [], "type": "string"}), object_schema(a={"type": "string"})),
     "a name of a definition": (
-        {**of(a={"$ref": "#Node"}), "$defs": {"Node": {"type": "string"}}},
-        {**of(a={"$ref": "#/$defs/Node"}), "$defs": {"Node": {"type": "string"}}},
+        {**object_schema(a={"$ref": "#Node"}), "$defs": {"Node": {"type": "string"}}},
+        {**object_schema(a={"$ref": "#/$defs/Node"}), "$defs": {"Node": {"type": "string"}}},
     ),
     "allOf around one reference": (
-        {**of(a={"allOf": [{"$ref": "#/$defs/C"}], "default": "x"}), "$defs": {"C": {"enum": ["x"]}}},
-        {**of(a={"$ref": "#/$defs/C", "default": "x"}), "$defs": {"C": {"enum": ["x"]}}},
+        {
+            **object_schema(a={"allOf": [{"$ref": "#/$defs/C"}], "default": "x"}),
+            "$defs": {"C": {"enum": ["x"]}},
+        },
+        {**object_schema(a={"$ref": "#/$defs/C", "default": "x"}), "$defs": {"C": {"enum": ["x"]}}},
     ),
     "allOf of constraints": (
-        of(a={"allOf": [{"type": ["string", "null"]}, {"type": "string", "minLength": 2}, {"title": "t"}]}),
-        of(a={"type": "string", "minLength": 2}),
+        object_schema(
+            a={"allOf": [{"type": ["string", "null"]}, {"type": "string", "minLength": 2}, {"title": "t"}]}
+        ),
+        object_schema(a={"type": "string", "minLength": 2}),
     ),
     "allOf of objects": (
-        {"allOf": [of(a={"type": "int"}), {**of(b={}), "required": ["b"]}], "required": ["a"]},
-        {**of(a={"type": "integer"}, b={}), "required": ["a", "b"]},
-    ),
-    "required without a schema": ({**of(a={}), "required": ["b"]}, {**of(a={}, b={}), "required": ["b"]}),
-    "a reference in percent": (
-        {**of(a={"$ref": "#/$defs/A%20B"}), "$defs": {"A B": {"type": "int"}}},
         {
-            **of(a={"$ref": "#/$defs/root_1"}),
+            "allOf": [object_schema(a={"type": "int"}), {**object_schema(b={}), "required": ["b"]}],
+            "required": ["a"],
+        },
+        {**object_schema(a={"type": "integer"}, b={}), "required": ["a", "b"]},
+    ),
+    "required without a schema": (
+        {**object_schema(a={}), "required": ["b"]},
+        {**object_schema(a={}, b={}), "required": ["b"]},
+    ),
+    "a reference in percent": (
+        {**object_schema(a={"$ref": "#/$defs/A%20B"}), "$defs": {"A B": {"type": "int"}}},
+        {
+            **object_schema(a={"$ref": "#/$defs/root_1"}),
             "$defs": {"A B": {"type": "integer"}, "root_1": {"type": "integer"}},
         },
     ),
     "an anchor": (
-        {**of(a={"$ref": "#c"}), "$defs": {"C": {"$anchor": "c", "type": "int"}}},
+        {**object_schema(a={"$ref": "#c"}), "$defs": {"C": {"$anchor": "c", "type": "int"}}},
         {
-            **of(a={"$ref": "#/$defs/root_1"}),
+            **object_schema(a={"$ref": "#/$defs/root_1"}),
             "$defs": {key: {"$anchor": "c", "type": "integer"} for key in ("C", "root_1")},
         },
     ),
     "a whole reference": (
-        {"$id": "http://x/s", **of(a={"$ref": "http://x/s#/$defs/A"}), "$defs": {"A": {"type": "string"}}},
-        {"$id": "http://x/s", **of(a={"$ref": "#/$defs/A"}), "$defs": {"A": {"type": "string"}}},
+        {
+            "$id": "http://x/s",
+            **object_schema(a={"$ref": "http://x/s#/$defs/A"}),
+            "$defs": {"A": {"type": "string"}},
+        },
+        {"$id": "http://x/s", **object_schema(a={"$ref": "#/$defs/A"}), "$defs": {"A": {"type": "string"}}},
     ),
 }
 
 
 @pytest.mark.parametrize("case", EQUAL)
-def test_what_has_an_equal_form_is_rewritten(case: str) -> None:
+def test_equivalent_forms_are_normalized(case: str) -> None:
     before, after = EQUAL[case]
     copy = json.loads(json.dumps(before))
     converted = convert_schema(before)
@@ -107,28 +132,30 @@ def test_what_has_an_equal_form_is_rewritten(case: str) -> None:
 
 
 def test_a_reference_to_the_root_becomes_one_to_a_definition() -> None:
-    tree = of(name={"type": "string"}, children={"type": "array", "items": {"$ref": "#"}})
+    tree = object_schema(name={"type": "string"}, children={"type": "array", "items": {"$ref": "#"}})
     converted = convert_schema(tree)
-    node = of(name={"type": "string"}, children={"type": "array", "items": {"$ref": "#/$defs/root"}})
+    node = object_schema(
+        name={"type": "string"}, children={"type": "array", "items": {"$ref": "#/$defs/root"}}
+    )
     assert converted.schema == {**node, "$defs": {"root": node}} and not converted.problems
     taken = {**tree, "$defs": {"root": {"type": "string"}}}
     assert convert_schema(taken).schema["$defs"].keys() == {"root", "root_"}
 
 
 BROKEN = {
-    "an unknown type": (of(a={"type": "spam"}), "/properties/a", "type"),
-    "an unresolved reference": (of(a={"$ref": "#/$defs/no"}), "/properties/a", "$ref"),
-    "a reference elsewhere": (of(a={"$ref": "http://x/y"}), "/properties/a", "$ref"),
-    "a look-around": (of(a={"type": "string", "pattern": "^(?=a)b$"}), "/properties/a", "pattern"),
+    "an unknown type": (object_schema(a={"type": "spam"}), "/properties/a", "type"),
+    "an unresolved reference": (object_schema(a={"$ref": "#/$defs/no"}), "/properties/a", "$ref"),
+    "a reference elsewhere": (object_schema(a={"$ref": "http://x/y"}), "/properties/a", "$ref"),
+    "a look-around": (object_schema(a={"type": "string", "pattern": "^(?=a)b$"}), "/properties/a", "pattern"),
     "properties that are a text": ({"type": "object", "properties": "x"}, "", "properties"),
     "a bound that is none": (
-        of(**{"a/b": {"type": "integer", "minimum": "x"}}),
+        object_schema(**{"a/b": {"type": "integer", "minimum": "x"}}),
         "/properties/a~1b",
         "minimum",
     ),
-    "a number for a schema": (of(a=5), "/properties/a", "schema"),
+    "a number for a schema": (object_schema(a=5), "/properties/a", "schema"),
     "allOf that is no one schema": (
-        of(a={"allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}),
+        object_schema(a={"allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}),
         "/properties/a",
         "allOf",
     ),
@@ -136,7 +163,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_has_none_is_left_free_and_named_with_its_place(case: str) -> None:
+def test_invalid_parts_are_reported_with_their_pointer(case: str) -> None:
     schema, pointer, keyword = BROKEN[case]
     (problem,) = convert_schema(schema).problems
     assert (problem.pointer, problem.keyword) == (pointer, keyword)
@@ -144,9 +171,9 @@ def test_what_has_none_is_left_free_and_named_with_its_place(case: str) -> None:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-async def test_llama_cpp_takes_a_tool_with_any_of_them(real: str, http: ClientSession, path: str) -> None:
+async def test_llama_cpp_accepts_tools_with_these_schemas(real: str, http: ClientSession, path: str) -> None:
     for number, schema in enumerate(
-        [*(one for one, _ in EQUAL.values()), *(one[0] for one in BROKEN.values())]
+        [*(case for case, _ in EQUAL.values()), *(case[0] for case in BROKEN.values())]
     ):
         function = {"name": "get_time", "description": None, "parameters": schema}
         tools = tools_of(path, {"type": "function", "function": function})
@@ -159,7 +186,7 @@ async def test_llama_cpp_takes_a_tool_with_any_of_them(real: str, http: ClientSe
 
 
 def formatted(path: str, schema: Any, *, strict: bool) -> dict[str, Any]:
-    """The fields that ask ``path`` for a format."""
+    """The fields that request the schema from ``path``."""
     if path == "/api/chat":
         return {"format": schema}
     if path == "/v1/messages":
@@ -172,7 +199,7 @@ def formatted(path: str, schema: Any, *, strict: bool) -> dict[str, Any]:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-async def test_llama_cpp_takes_a_format_with_any_equal_form(
+async def test_llama_cpp_accepts_formats_with_these_schemas(
     real: str, http: ClientSession, path: str
 ) -> None:
     for schema, _ in EQUAL.values():
@@ -183,7 +210,7 @@ async def test_llama_cpp_takes_a_format_with_any_equal_form(
 
 @pytest.mark.parametrize("case", BROKEN)
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_strict_format_is_refused_with_the_keyword_and_its_place(
+async def test_a_strict_format_is_refused_with_the_keyword_and_pointer(
     serve: Serve, http: ClientSession, path: str, case: str
 ) -> None:
     service = ScriptedService(chunk("{}"), chunk(finish="stop"), usage_chunk())
@@ -192,7 +219,7 @@ async def test_a_strict_format_is_refused_with_the_keyword_and_its_place(
     body = body_of(path, "demo", USER, **formatted(path, schema, strict=True), stream=True)
     async with http.post(url + path, json=body) as answer:
         if path == "/api/chat":
-            # Ollama's format is not called strict: it is answered, and told.
+            # Ollama's format isn't strict, so there is an answer with a warning.
             assert (
                 answer.status == 200
                 and f'"{keyword}" at {pointer or "/"}' in answer.headers["X-Sollold-Warning"]
@@ -207,12 +234,14 @@ async def test_a_strict_format_is_refused_with_the_keyword_and_its_place(
             assert answer.status == 200 and f'"{keyword}" at' in answer.headers["X-Sollold-Warning"]
 
 
-def test_what_llama_cpp_overlooks_is_told() -> None:
-    schema = of(a={"type": "array", "items": {"type": "number", "minimum": 1}, "uniqueItems": True})
-    found = [(one.pointer, one.keyword) for one in unenforced(convert_schema(schema).schema)]
+def test_keywords_that_llama_cpp_ignores_are_reported() -> None:
+    schema = object_schema(
+        a={"type": "array", "items": {"type": "number", "minimum": 1}, "uniqueItems": True}
+    )
+    found = [(problem.pointer, problem.keyword) for problem in unenforced(convert_schema(schema).schema)]
     assert found == [("/properties/a", "uniqueItems"), ("/properties/a/items", "minimum")]
-    schema = of(a={"type": "string", "pattern": "^(a|bc)+$", "minLength": 2})
-    assert [one.keyword for one in unenforced(convert_schema(schema).schema)] == ["minLength"]
+    schema = object_schema(a={"type": "string", "pattern": "^(a|bc)+$", "minLength": 2})
+    assert [problem.keyword for problem in unenforced(convert_schema(schema).schema)] == ["minLength"]
 
 
 @pytest.mark.parametrize(
@@ -220,10 +249,10 @@ def test_what_llama_cpp_overlooks_is_told() -> None:
     [
         ({"type": "string"}, {"type": "object"}, "type"),
         ({"type": ["object", "null"]}, {"type": "object"}, ""),
-        ({"properties": {"a": {"not": {}}}}, of(a={"not": {}}), "not"),
+        ({"properties": {"a": {"not": {}}}}, object_schema(a={"not": {}}), "not"),
     ],
 )
-def test_the_arguments_of_a_tool_are_an_object(schema: Any, sent: Any, keyword: str) -> None:
+def test_arguments_of_a_tool_are_always_an_object(schema: Any, sent: Any, keyword: str) -> None:
     body = {
         "messages": USER,
         "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
@@ -234,7 +263,7 @@ def test_the_arguments_of_a_tool_are_an_object(schema: Any, sent: Any, keyword: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_schema_that_llama_cpp_refuses_all_the_same_is_not_enforced(
+async def test_a_schema_that_llama_cpp_refuses_is_moved_to_the_description(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     class Refusing(ScriptedService):
@@ -245,9 +274,9 @@ async def test_a_schema_that_llama_cpp_refuses_all_the_same_is_not_enforced(
             return await super().open(ask, on_wait)
 
     service = Refusing(chunk("a"), chunk(finish="stop"), usage_chunk())
-    able = model(capabilities=("completion", "tools"))
-    url = await serve(parts(service, able))
-    function = {"name": "get", "description": "Gets.", "parameters": of(a={"odd": 1})}
+    tool_model = model(capabilities=("completion", "tools"))
+    url = await serve(parts(service, tool_model))
+    function = {"name": "get", "description": "Gets.", "parameters": object_schema(a={"odd": 1})}
     tools = tools_of(path, {"type": "function", "function": function})
     async with http.post(url + path, json=body_of(path, "demo", USER, tools=tools, stream=True)) as answer:
         assert answer.status == 200 and "not enforced" in answer.headers["X-Sollold-Warning"]
@@ -305,25 +334,27 @@ def test_patterns_keep_their_meaning(pattern: str, good: str, bad: str) -> None:
         "\\",
     ],
 )
-def test_patterns_without_a_grammar_are_named(pattern: str) -> None:
+def test_unsupported_patterns_are_refused(pattern: str) -> None:
     with pytest.raises(Unsupported):
         convertible_pattern(pattern)
 
 
-_TIMES = r"(?:[*+?]|\{\d+(?:,\d*)?\})"
+_QUANTIFIER = r"(?:[*+?]|\{\d+(?:,\d*)?\})"
 _CLASS = r"\[(?:[^\]\\]|\\[\[\]\\-]|\\x[0-9A-F]{2})*\]"
-_ESCAPED = rf"\\[\^$.\[\](){{}}|*+?](?!{_TIMES})"
+_ESCAPED = rf"\\[\^$.\[\](){{}}|*+?](?!{_QUANTIFIER})"
 _LETTER = r"(?![\\\[\](){}|*+?^$.])[ -~]"
-_READ = re.compile(rf"\^(?:{_CLASS}{_TIMES}?|{_ESCAPED}|{_LETTER}{_TIMES}?|\((?!\?)|\||\){_TIMES}?)*\$")
+_READ = re.compile(
+    rf"\^(?:{_CLASS}{_QUANTIFIER}?|{_ESCAPED}|{_LETTER}{_QUANTIFIER}?|\((?!\?)|\||\){_QUANTIFIER}?)*\$"
+)
 
 
 @given(st.text(r"ab^$.[](){}|*+?\dwsDux0e9é-", max_size=10))
 @example(r"^[a\.\^]+$")
 @example(r"^v1\.?$")
 @example(r"^\u00e9{2}$")
-def test_a_converted_pattern_has_only_what_llama_cpp_reads(pattern: str) -> None:
-    """It drops a pattern with another escape in a class, repeats all letters before an escaped one with it,
-    and of a letter that is no ASCII the last byte alone.
+def test_converted_patterns_use_only_syntax_that_llama_cpp_reads(pattern: str) -> None:
+    """llama.cpp drops patterns with other escapes in a class. A quantifier after an escaped character would
+    also repeat the letters before it; after a non-ASCII letter it would repeat only the last byte.
     """
     try:
         converted = convertible_pattern(pattern)
@@ -333,7 +364,7 @@ def test_a_converted_pattern_has_only_what_llama_cpp_reads(pattern: str) -> None
 
 
 @given(st.text(r"ab^$.[](){}|*+?\dwsDWSux01-,:<>=!", max_size=14), st.text('ab01 -"\\\n', max_size=4))
-def test_a_converted_pattern_matches_nothing_more(pattern: str, text: str) -> None:
+def test_converted_patterns_match_only_what_the_original_matches(pattern: str, text: str) -> None:
     try:
         converted = convertible_pattern(pattern)
         before, after = re.compile(pattern), re.compile(converted[1:-1])
@@ -355,9 +386,9 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_anything_for_a_schema_is_converted(value: Any) -> None:
+def test_any_value_is_converted_to_a_schema(value: Any) -> None:
     converted = convert_schema(value)
     assert isinstance(converted.schema, dict)
     again = convert_schema(converted.schema)
-    assert not [one for one in again.problems if one.keyword not in ("$ref", "pattern")]
+    assert not [problem for problem in again.problems if problem.keyword not in ("$ref", "pattern")]
     list(unenforced(converted.schema))

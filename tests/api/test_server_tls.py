@@ -1,4 +1,4 @@
-"""The certificate of the port for people: made, renewed, missing, about to end."""
+"""The certificate of the HTTP port: issued, renewed, missing, about to expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = b"s" * 32
 
 
 def files(folder: Path, name: str, now: datetime.datetime | None = None) -> tuple[Path, Path]:
-    """A certificate for ``name`` and its key, as an own one would lie there."""
+    """Write a certificate for ``name`` and its key, as files of the user."""
     pem = issue(SECRET, Subject((name,), ("127.0.0.1",)), now or datetime.datetime.now(datetime.UTC))
     certificate, key = folder / "fullchain.pem", folder / "key.pem"
     end = pem.index(b"-----BEGIN PRIVATE")
@@ -40,7 +40,7 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)  # type: ignore[attr-defined]
 
 
-class Served:
+class EchoServer:
     def __init__(self, tls: ServerTls) -> None:
         self.tls = tls
         listening = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ class Served:
         self._server = secure_server([listening], Echo, tls.context_now)
 
     async def names(self) -> list[str]:
-        """Those in the certificate that is shown."""
+        """DNS names in the certificate that the server presents."""
         trust = ssl.create_default_context(cadata=authority_pem(SECRET))
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=trust)
         writer.write(b"hello")
@@ -67,16 +67,18 @@ class Served:
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+async def served(tmp_path: Path) -> AsyncIterator[EchoServer]:
     certificate, key = files(tmp_path, "one")
     tls = ServerTls(CertificateFiles(str(certificate), str(key)))
     await tls.start()
-    made = Served(tls)
-    yield made
-    await made.close()
+    server = EchoServer(tls)
+    yield server
+    await server.close()
 
 
-async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(served: Served, tmp_path: Path) -> None:
+async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(
+    served: EchoServer, tmp_path: Path
+) -> None:
     assert await served.names() == ["one"] and served.tls.trouble() == ()
     certificate, _ = files(tmp_path, "two")
     await served.tls.refresh()
@@ -84,18 +86,18 @@ async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(served: Se
     certificate.write_text("no certificate")
     await served.tls.refresh()
     assert await served.names() == ["two"]
-    ((what, _),) = served.tls.trouble()
-    assert "is not used" in what and str(certificate) in what
+    ((problem, _),) = served.tls.trouble()
+    assert "is not used" in problem and str(certificate) in problem
     certificate.unlink()
     await served.tls.refresh()
-    ((what, _),) = served.tls.trouble()
-    assert "can't be read: No such file" in what
+    ((problem, _),) = served.tls.trouble()
+    assert "can't be read: No such file" in problem
     files(tmp_path, "three")
     await served.tls.refresh()
     assert await served.names() == ["three"] and served.tls.trouble() == ()
 
 
-async def test_a_certificate_that_ends_soon_is_told(served: Served, tmp_path: Path) -> None:
+async def test_a_certificate_that_expires_soon_is_reported(served: EchoServer, tmp_path: Path) -> None:
     year = datetime.timedelta(days=365)
     for ago, words in (
         (year - datetime.timedelta(days=10, hours=1), "expires in 10 days"),
@@ -103,11 +105,11 @@ async def test_a_certificate_that_ends_soon_is_told(served: Served, tmp_path: Pa
     ):
         files(tmp_path, "old", datetime.datetime.now(datetime.UTC) - ago)
         await served.tls.refresh()
-        ((what, fix),) = served.tls.trouble()
-        assert words in what and "renew" in fix
+        ((problem, fix),) = served.tls.trouble()
+        assert words in problem and "renew" in fix
 
 
-async def test_http_is_for_this_machine_and_hangs_up_are_borne(served: Served) -> None:
+async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served: EchoServer) -> None:
     for _ in range(3):
         _, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.close()
@@ -130,7 +132,7 @@ async def test_http_is_for_this_machine_and_hangs_up_are_borne(served: Served) -
         ("fullchain.pem", "fullchain.pem", "are not a certificate and its key"),
     ],
 )
-async def test_a_start_without_a_certificate_says_why(
+async def test_a_start_with_invalid_files_explains_the_problem(
     tmp_path: Path, certificate: str, key: str, words: str
 ) -> None:
     files(tmp_path, "one")
@@ -139,14 +141,14 @@ async def test_a_start_without_a_certificate_says_why(
         await tls.start()
 
 
-async def test_the_clusters_certificate_follows_the_node_and_the_secret() -> None:
+async def test_the_cluster_certificate_follows_addresses_and_the_secret() -> None:
     identity = Identity(key(1), Tokens((SECRET,)))
     addresses = ["127.0.0.1"]
     tls = ServerTls(
         ClusterCertificate(identity, lambda: subject_of("Anna", addresses, ("*.example.com", "*")))
     )
     await tls.start()
-    served = Served(tls)
+    served = EchoServer(tls)
     names = [
         "anna",
         "anna.local",
@@ -172,7 +174,7 @@ async def test_the_clusters_certificate_follows_the_node_and_the_secret() -> Non
     await served.close()
 
 
-def test_names_that_a_certificate_can_not_carry_are_left_out() -> None:
+def test_invalid_names_are_left_out_of_certificates() -> None:
     subject = subject_of(
         "Anna's PC", ["fe80::1%eth0", "10.0.0.1"], ("*", "gpu.example.com", "a b", "ä.example")
     )

@@ -1,4 +1,4 @@
-"""Streams with several choices: their counts come once, at the end, for all of them."""
+"""Answers with several choices: usage is sent once, at the end, for all of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def counts(prompt: int, made: int, cached: int = 0) -> dict[str, Any]:
+def usage_of(prompt: int, made: int, cached: int = 0) -> dict[str, Any]:
     details = {"cached_tokens": cached}
     return {"prompt_tokens": prompt, "completion_tokens": made, "prompt_tokens_details": details}
 
 
 def chat_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
-    """As llama-server ends a choice of a chat: its counts are an event without choices."""
+    """The last events of a chat's choice from llama-server: usage is in an event without choices."""
     end = {"index": index, "delta": {}, "finish_reason": "stop"}
     return [{"model": "x", "choices": [end]}, {"model": "x", "choices": [], "usage": usage}]
 
 
 def text_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
-    """As llama-server ends a choice of a completion: its counts are in its last event."""
+    """The last event of a completion's choice from llama-server: it has usage."""
     end = {"index": index, "text": "", "finish_reason": "stop"}
     return [{"model": "x", "choices": [end], "usage": usage}]
 
@@ -43,7 +43,7 @@ def text_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
         (TEXT, {"prompt": [[1, 2], [3]]}, 16, 7),
     ],
 )
-async def test_the_counts_of_all_choices_come_once_and_last(
+async def test_usage_of_all_choices_is_sent_once_and_last(
     path: str,
     asked: dict[str, Any],
     prompt: int,
@@ -53,7 +53,7 @@ async def test_the_counts_of_all_choices_come_once_and_last(
     http: ClientSession,
 ) -> None:
     ends = chat_ends if path == CHAT else text_ends
-    service = ScriptedService(*ends(1, counts(8, 2, 4)), *ends(0, counts(8, 5, 3)))
+    service = ScriptedService(*ends(1, usage_of(8, 2, 4)), *ends(0, usage_of(8, 5, 3)))
     url = await serve(parts(service))
     body = {"model": "demo", "stream": True, **asked}
     if counted:
@@ -64,22 +64,22 @@ async def test_the_counts_of_all_choices_come_once_and_last(
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     ended = [event["choices"][0]["index"] for event in events if event["choices"]]
     assert ended == [1, 0] and {event["model"] for event in events} == {"demo"}
-    told = [event for event in events if event.get("usage")]
+    with_usage = [event for event in events if event.get("usage")]
     if not counted:
-        assert not told
+        assert not with_usage
         return
     total = {"total_tokens": prompt + 7}
-    assert told == events[-1:] and told[0]["choices"] == []
-    assert told[0]["usage"] == counts(prompt, 7, cached) | total
+    assert with_usage == events[-1:] and with_usage[0]["choices"] == []
+    assert with_usage[0]["usage"] == usage_of(prompt, 7, cached) | total
 
 
-async def test_an_ollama_that_gives_one_choice_is_counted_right(serve: Serve, http: ClientSession) -> None:
-    service = ScriptedService(*chat_ends(0, counts(8, 5)), engine=Engine.OLLAMA)
+async def test_usage_of_ollama_with_one_choice_is_correct(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(*chat_ends(0, usage_of(8, 5)), engine=Engine.OLLAMA)
     url = await serve(parts(service))
     body = {"model": "demo", "stream": True, "n": 2, "stream_options": {"include_usage": True}, **HI}
     async with http.post(url + CHAT, json=body) as answer:
         last = (await answer.read()).decode().split("\n\n")[-3]
-    assert json.loads(last.removeprefix("data: "))["usage"] == counts(8, 5) | {"total_tokens": 13}
+    assert json.loads(last.removeprefix("data: "))["usage"] == usage_of(8, 5) | {"total_tokens": 13}
 
 
 def tool_piece(index: int, **function: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def tool_piece(index: int, **function: str) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": {"tool_calls": [piece]}}]}
 
 
-def said(index: int, **delta: Any) -> dict[str, Any]:
+def delta_chunk(index: int, **delta: Any) -> dict[str, Any]:
     row = {"token": delta.get("content", ""), "logprob": -1.0, "top_logprobs": []}
     choice = {"index": index, "delta": delta, "logprobs": {"content": [row]}, "finish_reason": None}
     return {
@@ -101,16 +101,16 @@ def said(index: int, **delta: Any) -> dict[str, Any]:
     }
 
 
-async def test_a_whole_chat_with_several_choices_counts_them_all(serve: Serve, http: ClientSession) -> None:
+async def test_usage_of_a_whole_chat_is_the_sum_of_choices(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(
-        said(1, role="assistant", content="b"),
-        said(0, role="assistant", content="a"),
-        said(0, reasoning_content="hm"),
-        said(1, content="c"),
+        delta_chunk(1, role="assistant", content="b"),
+        delta_chunk(0, role="assistant", content="a"),
+        delta_chunk(0, reasoning_content="hm"),
+        delta_chunk(1, content="c"),
         tool_piece(0, name="get", arguments='{"x"'),
         tool_piece(0, arguments=":1}"),
-        *chat_ends(1, counts(8, 2, 4)),
-        *chat_ends(0, counts(8, 5, 3)),
+        *chat_ends(1, usage_of(8, 2, 4)),
+        *chat_ends(0, usage_of(8, 5, 3)),
     )
     url = await serve(parts(service))
     async with http.post(url + CHAT, json={"model": "demo", "n": 2, "logprobs": True, **HI}) as answer:
@@ -119,7 +119,7 @@ async def test_a_whole_chat_with_several_choices_counts_them_all(serve: Serve, h
     body = service.asks[0].calls[Engine.LLAMA].body
     assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
     assert (whole["id"], whole["object"], whole["model"]) == ("chatcmpl-1", "chat.completion", "demo")
-    assert whole["usage"] == counts(8, 7, 3) | {"total_tokens": 15}
+    assert whole["usage"] == usage_of(8, 7, 3) | {"total_tokens": 15}
     first, second = whole["choices"]
     assert (first["index"], second["index"]) == (0, 1)
     assert second["message"] == {"role": "assistant", "content": "bc", "refusal": None}
@@ -131,7 +131,7 @@ async def test_a_whole_chat_with_several_choices_counts_them_all(serve: Serve, h
 
 
 @pytest.mark.parametrize("asked", [{"prompt": "hi", "n": 2}, {"prompt": ["hi", "ho"]}])
-async def test_a_whole_completion_with_several_choices_counts_them_all(
+async def test_usage_of_a_whole_completion_is_the_sum_of_choices(
     asked: dict[str, Any], serve: Serve, http: ClientSession
 ) -> None:
     row = {"token": "a", "logprob": -1.0, "top_logprobs": []}
@@ -139,7 +139,7 @@ async def test_a_whole_completion_with_several_choices_counts_them_all(
         {"choices": [{"index": 0, "text": text, "logprobs": {"content": [row]}, "finish_reason": None}]}
         for text in ("a", "b")
     ]
-    service = ScriptedService(b"null", *pieces, *text_ends(1, counts(8, 2)), *text_ends(0, counts(8, 5)))
+    service = ScriptedService(b"null", *pieces, *text_ends(1, usage_of(8, 2)), *text_ends(0, usage_of(8, 5)))
     url = await serve(parts(service))
     async with http.post(url + TEXT, json={"model": "demo", "logprobs": 0, **asked}) as answer:
         whole = await answer.json()
@@ -150,8 +150,8 @@ async def test_a_whole_completion_with_several_choices_counts_them_all(
     assert first["logprobs"]["text_offset"] == [0, 1] and first["logprobs"]["top_logprobs"] is None
 
 
-async def test_a_fault_of_the_engine_is_the_whole_answers(serve: Serve, http: ClientSession) -> None:
-    service = ScriptedService(said(0, content="a"), {"error": {"message": "boom", "code": 500}})
+async def test_an_engine_error_fails_the_whole_answer(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(delta_chunk(0, content="a"), {"error": {"message": "boom", "code": 500}})
     url = await serve(parts(service))
     async with http.post(url + CHAT, json={"model": "demo", "n": 2, **HI}) as answer:
         assert answer.status == 502 and "boom" in await answer.text()
@@ -159,7 +159,7 @@ async def test_a_fault_of_the_engine_is_the_whole_answers(serve: Serve, http: Cl
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-async def test_llama_cpps_choices_are_counted(path: str, real: str, http: ClientSession) -> None:
+async def test_usage_of_llama_cpps_choices(path: str, real: str, http: ClientSession) -> None:
     asked = HI if path == CHAT else {"prompt": "hi"}
     made = []
     for n in (1, 2):

@@ -1,4 +1,4 @@
-"""Prompts longer than the context: what goes, what stays, and what the real llama-server makes of it."""
+"""Truncation of prompts longer than the context: what is removed and kept, with real llama-servers."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ TALK = [
 ]
 
 
-def test_whole_exchanges_go_and_the_systems_texts_and_the_last_turn_stay() -> None:
+def test_exchanges_are_removed_but_system_messages_and_the_last_turn_stay() -> None:
     exchanges = oldest_exchanges(TALK)
     assert exchanges == [[0, 2, 3, 4]]
     assert without(TALK, []) == TALK
     assert without(TALK, exchanges) == [TALK[1], TALK[5]]
     assert oldest_exchanges([TALK[1], TALK[5]]) == []
-    # An assistant that began is an exchange of its own; two user turns in a row are one.
+    # A leading assistant message is a separate exchange; consecutive user messages belong to one.
     odd = [turn("assistant", "hello"), turn("user", "a"), turn("user", "b"), turn("assistant", "c"), TALK[5]]
     assert oldest_exchanges(odd) == [[0], [1, 2, 3]]
 
 
-def test_the_steps_that_answer_the_last_turn_go_with_their_results_but_for_the_last() -> None:
+def test_tool_steps_are_removed_with_their_results_except_the_last() -> None:
     call = turn("assistant", "", tool_calls=[{"id": "a"}])
     agent = [turn("user", "go"), call, turn("tool", "1"), turn("tool", "2"), call, turn("tool", "3")]
     assert oldest_exchanges(agent) == [[1, 2, 3]]
     assert without(agent, oldest_exchanges(agent)) == [agent[0], agent[4], agent[5]]
 
 
-def test_a_plain_prompt_keeps_its_end_and_the_first_tokens_that_are_to_stay() -> None:
+def test_first_and_last_tokens_of_a_prompt_are_kept() -> None:
     tokens = list(range(10))
     assert first_and_last(tokens, 0, 20) == tokens
     assert first_and_last(tokens, 0, 4) == [6, 7, 8, 9]
@@ -58,14 +58,14 @@ def test_a_plain_prompt_keeps_its_end_and_the_first_tokens_that_are_to_stay() ->
     assert first_and_last(tokens, 9, 4) == first_and_last(tokens, -1, 4) == [0, 1, 2, 3]
 
 
-def test_the_answer_gets_what_it_asks_for_up_to_a_quarter() -> None:
+def test_the_answer_reserves_up_to_a_quarter_of_the_context() -> None:
     assert room_for_prompt(1000, 10) == 990
     assert room_for_prompt(1000, 900) == room_for_prompt(1000, None) == room_for_prompt(1000, -1) == 750
     assert room_for_prompt(1, None) == 1
 
 
-class Watched(DirectService):
-    """Keeps what was asked."""
+class RecordingService(DirectService):
+    """Records the requests."""
 
     asks: list[Ask]
 
@@ -79,11 +79,11 @@ class Watched(DirectService):
 
 
 @pytest.fixture
-def service(engines: dict[str, str]) -> Watched:
-    return Watched(engines)
+def service(engines: dict[str, str]) -> RecordingService:
+    return RecordingService(engines)
 
 
-def over(service: Watched) -> AppServices:
+def services_of(service: RecordingService) -> AppServices:
     return parts(service, library=PlainLibrary(*reciters.MODELS))
 
 
@@ -93,10 +93,10 @@ async def post(http: ClientSession, url: str, body: dict[str, Any]) -> tuple[int
 
 
 @pytest.mark.llama
-async def test_a_long_talk_goes_on_without_its_oldest_turns(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_a_long_conversation_loses_its_oldest_turns(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     talk = [turn("system", "Be brief.")]
     talk += [turn("user" if n % 2 else "assistant", f"{n} " + "word " * 60) for n in range(1, 20)]
     body = {"model": "demo", "messages": talk, "options": {"num_predict": 5}}
@@ -109,15 +109,15 @@ async def test_a_long_talk_goes_on_without_its_oldest_turns(
         assert sent[0] == talk[0] and sent[-1] == talk[-1]
         assert 2 < len(sent) < len(talk) and sent[1:] == talk[-len(sent) + 1 :]
     status, whole = await post(http, f"{url}/api/chat", body)
-    # One turn more would have been too much.
+    # One more turn would not fit.
     assert status == 200 and 1024 - 5 - 400 < whole["prompt_eval_count"] <= 1024 - 5
 
 
 @pytest.mark.llama
-async def test_a_last_turn_that_is_too_long_keeps_its_end(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_a_too_long_last_turn_keeps_its_end(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     text = "äé🙂 " * 2000 + "the end"
     body = {"model": "demo", "messages": [turn("system", "Be brief."), turn("user", text)]}
     status, whole = await post(http, f"{url}/api/chat", body)
@@ -141,10 +141,10 @@ async def test_a_last_turn_that_is_too_long_keeps_its_end(
 
 
 @pytest.mark.llama
-async def test_a_raw_prompt_keeps_its_end_and_num_keep_of_its_beginning(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_a_raw_prompt_keeps_num_keep_tokens_and_its_end(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     body = {"model": "demo", "prompt": "start " + "word " * 900, "raw": True, "options": {"num_keep": 2}}
     status, whole = await post(http, f"{url}/api/generate", body)
     assert status == 200 and whole["prompt_eval_count"] == 768
@@ -156,17 +156,17 @@ async def test_a_raw_prompt_keeps_its_end_and_num_keep_of_its_beginning(
 
 
 @pytest.mark.llama
-async def test_texts_to_embed_are_cut_in_both_dialects(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_inputs_of_embeddings_are_truncated_in_both_dialects(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     long = "two " * 300
     texts = ["one", long, [5, 6, 7] * 100]
     for given in (texts, long, [5, 6] * 200):
         status, answer = await post(http, f"{url}/v1/embeddings", {"model": "embed", "input": given})
         assert status == 200 and len(answer["data"]) == (3 if given is texts else 1)
     asked = [call.path for call in (ask.calls[Engine.LLAMA] for ask in service.asks)]
-    # Short ones are not even counted.
+    # Short texts are not tokenized.
     assert asked.count("/tokenize") == 4
     status, refused = await post(
         http, f"{url}/api/embed", {"model": "embed", "input": long, "truncate": False}
@@ -178,10 +178,10 @@ async def test_texts_to_embed_are_cut_in_both_dialects(
 
 
 @pytest.mark.llama
-async def test_of_a_text_of_any_length_only_what_may_stay_is_read(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_only_the_part_of_a_huge_text_that_can_stay_is_tokenized(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     text = "word " * 200_000 + "the end"
     body = {"model": "demo", "messages": [turn("system", "Be brief."), turn("user", text)]}
     status, whole = await post(http, f"{url}/api/chat", body)
@@ -201,10 +201,10 @@ async def test_of_a_text_of_any_length_only_what_may_stay_is_read(
 
 
 @pytest.mark.llama
-async def test_many_texts_are_embedded_a_piece_at_a_time(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_many_texts_are_embedded_in_pieces(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     texts = [f"text {number}" for number in range(270)]
     status, answer = await post(http, f"{url}/api/embed", {"model": "embed", "input": texts})
     assert status == 200 and len(answer["embeddings"]) == 270 and answer["prompt_eval_count"] > 500
@@ -216,10 +216,10 @@ async def test_many_texts_are_embedded_a_piece_at_a_time(
 
 
 @pytest.mark.llama
-async def test_a_long_talk_over_a_strict_template_keeps_its_turns(
-    serve: Serve, http: ClientSession, service: Watched
+async def test_a_truncated_conversation_alternates_for_a_strict_template(
+    serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
-    url = await serve(over(service))
+    url = await serve(services_of(service))
     talk = [turn("assistant", "hello"), turn("user", "a")]
     talk += [turn("assistant" if n % 2 else "user", f"{n} " + "word " * 60) for n in range(1, 20)]
     talk += [turn("system", "Be brief."), turn("user", "and?")]
@@ -231,7 +231,9 @@ async def test_a_long_talk_over_a_strict_template_keeps_its_turns(
     assert "Be brief." in sent[0]["content"] and sent[-1]["content"].endswith("and?")
 
 
-async def test_what_can_not_be_counted_is_one_candidate_less(serve: Serve, http: ClientSession) -> None:
+async def test_a_candidate_whose_tokens_can_not_be_counted_is_skipped(
+    serve: Serve, http: ClientSession
+) -> None:
     """The prompt without the two oldest exchanges can't be counted, without three it fits."""
 
     class Counting(ScriptedService):
@@ -258,4 +260,4 @@ async def test_what_can_not_be_counted_is_one_candidate_less(serve: Serve, http:
     talk = [turn("assistant" if n % 2 else "user", str(n)) for n in range(9)]
     status, whole = await post(http, f"{url}/api/chat", {"model": "demo", "messages": talk})
     assert status == 200 and whole["message"]["content"] == "a"
-    assert [one["content"] for one in call_of(counting).body["messages"]] == ["6", "7", "8"]
+    assert [message["content"] for message in call_of(counting).body["messages"]] == ["6", "7", "8"]

@@ -1,4 +1,4 @@
-"""Answers as they come: faults in a stream, waiting, hanging up, resumed answers, bodies in memory."""
+"""Streamed answers: errors, keepalives, disconnections, resumed answers, memory of request bodies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PATHS = {
 }
 
 
-async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSession) -> None:
+async def test_an_error_in_a_stream_is_its_last_event(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
     url = await serve(parts(service))
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
@@ -54,7 +54,7 @@ async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSes
     assert "[DONE]" not in text
 
 
-async def test_a_response_that_fails_in_its_stream_says_so_to_every_client(
+async def test_a_failed_response_stream_has_both_failed_and_error_events(
     serve: Serve, http: ClientSession
 ) -> None:
     service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
@@ -74,7 +74,7 @@ async def test_a_response_that_fails_in_its_stream_says_so_to_every_client(
                 pass
 
 
-async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSession) -> None:
+async def test_an_unexpected_exception_is_not_shown_to_clients(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), ValueError("secret inside"))
     url = await serve(parts(service))
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
@@ -91,7 +91,7 @@ async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSes
         Refusal(Fault.INTERRUPTED, "it was unloaded with --force", final=True),
     ],
 )
-async def test_client_libraries_do_not_repeat_what_fails_again(serve: Serve, refusal: Refusal) -> None:
+async def test_client_libraries_do_not_retry_permanent_errors(serve: Serve, refusal: Refusal) -> None:
     service = ScriptedService()
     service.refusal = refusal
     url = await serve(parts(service))
@@ -105,7 +105,7 @@ async def test_client_libraries_do_not_repeat_what_fails_again(serve: Serve, ref
     assert len(service.asks) == 2
 
 
-async def test_refusals_before_the_first_byte_have_their_status(serve: Serve, http: ClientSession) -> None:
+async def test_errors_before_the_first_byte_have_their_status(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = await serve(parts(service))
     service.refusal = Refusal(Fault.UNAVAILABLE, "loading, 43 %", retry_after=7)
@@ -121,7 +121,7 @@ async def test_refusals_before_the_first_byte_have_their_status(serve: Serve, ht
         assert answer.status == 502
 
 
-async def test_waiting_shows_signs_of_life(serve: Serve, http: ClientSession) -> None:
+async def test_keepalives_while_waiting_for_the_model(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
     service.gate = asyncio.Event()
     service.waitings = [Waiting("loading", 0.43)]
@@ -148,21 +148,23 @@ async def test_waiting_shows_signs_of_life(serve: Serve, http: ClientSession) ->
     assert answer.status == 200 and "it does not fit" in text
 
 
-async def test_silence_in_the_stream_is_filled(serve: Serve, http: ClientSession) -> None:
-    go = asyncio.Event()
-    service = ScriptedService(chunk("a"), go, chunk("b"))
+async def test_keepalives_during_a_stream(serve: Serve, http: ClientSession) -> None:
+    proceed = asyncio.Event()
+    service = ScriptedService(chunk("a"), proceed, chunk("b"))
     url = await serve(parts(service), KeepAlive(grace=1, every=0.02))
     async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
         assert b"a" in await answer.content.readline()
         await answer.content.readline()
         assert (await answer.content.readline()).startswith(b": ")
-        go.set()
+        proceed.set()
         assert (await answer.read()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_what_was_waited_for_is_not_told_when_it_is_over(serve: Serve, http: ClientSession) -> None:
-    go = asyncio.Event()
-    service = ScriptedService(chunk("a"), Waiting("recovering"), Resumed(5.0), chunk("b"), go, chunk("c"))
+async def test_keepalives_show_the_current_stage(serve: Serve, http: ClientSession) -> None:
+    proceed = asyncio.Event()
+    service = ScriptedService(
+        chunk("a"), Waiting("recovering"), Resumed(5.0), chunk("b"), proceed, chunk("c")
+    )
     service.waitings = [Waiting("loading", 0.96)]
     url = await serve(parts(service), KeepAlive(grace=1, every=0.02))
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
@@ -170,13 +172,13 @@ async def test_what_was_waited_for_is_not_told_when_it_is_over(serve: Serve, htt
         while said != "ab":
             said += json.loads(await answer.content.readline())["message"]["content"]
         async with http.get(f"{url}/api/cluster") as cluster:
-            assert [one["stage"] for one in (await cluster.json())["requests"]] == ["answering"]
+            assert [request["stage"] for request in (await cluster.json())["requests"]] == ["answering"]
         assert json.loads(await answer.content.readline())["_waiting"] == "answering"
-        go.set()
+        proceed.set()
         await answer.read()
 
 
-async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, http: ClientSession) -> None:
+async def test_a_disconnection_cancels_the_request(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), asyncio.Event())
     service.gate = asyncio.Event()
     url = await serve(parts(service), KeepAlive(grace=0.01, every=0.01))
@@ -187,7 +189,7 @@ async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, 
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         await answer.content.readline()
     await until(lambda: service.closed == 1)
-    # Not streamed: the same.
+    # Also without streaming.
     service.gate.clear()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
@@ -195,7 +197,7 @@ async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, 
     await until(lambda: service.cancelled == 2)
 
 
-async def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(serve: Serve) -> None:
     service = ScriptedService(*[chunk("x" * 100_000)] * 500)
     url = await serve(parts(service), KeepAlive(grace=1, every=0.02, unread=0.2))
     _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]), limit=1024)
@@ -203,12 +205,12 @@ async def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve) -> None:
     writer.write(
         f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     )
-    # Its place in the engine is free again.
+    # The engine's slot is released.
     await until(lambda: service.closed == 1)
     writer.close()
 
 
-async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, http: ClientSession) -> None:
+async def test_bodies_of_waiting_requests_are_bounded_and_released(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"choices": []})
     service.gate = asyncio.Event()
     url = await serve(parts(service), bodies=5000)
@@ -229,7 +231,7 @@ async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, h
             await asyncio.sleep(0.005)
     status, after, told = await post("/v1/chat/completions", raw)
     assert (status, after) == (503, "5") and "memory" in told["error"]["message"]
-    # Also one that does not say how long it is.
+    # Also a body of unknown length.
     status, after, told = await post("/api/chat", in_pieces(raw))
     assert (status, after) == (503, "5") and "memory" in told["error"]
     service.gate.set()
@@ -238,7 +240,9 @@ async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, h
         assert (await post("/api/chat", raw))[0] == 200
 
 
-async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http: ClientSession) -> None:
+async def test_a_body_of_unknown_length_is_counted_while_it_arrives(
+    serve: Serve, http: ClientSession
+) -> None:
     service = ScriptedService({"choices": []})
     service.gate = asyncio.Event()
     url = await serve(parts(service), bodies=5000)
@@ -257,7 +261,7 @@ async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http
     writer.close()
     service.gate.set()
     assert (await waiting).status == 200
-    # What is alone may be as long as it likes, also in pieces.
+    # A body of unknown length is accepted if it is the only one, also in pieces.
     reader, writer = await endless()
     body = msgspec.json.encode({**CHAT, "stream": False})
     for piece in (body[:20], body[20:], b""):
@@ -268,7 +272,7 @@ async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http
     writer.close()
 
 
-async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: ClientSession) -> None:
+async def test_openai_events_are_passed_on_and_end_in_done(serve: Serve, http: ClientSession) -> None:
     odd = b'{"choices":[{"delta":{"content":"x"}}],  "odd": 1}'
     thought = {"choices": [{"delta": {"reasoning_content": "hm"}}]}
     service = ScriptedService(odd, thought)
@@ -287,7 +291,7 @@ async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: Cli
 async def test_openai_models(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(None, model("org/repo:q4")))
     async with http.get(f"{url}/v1/models") as answer:
-        assert [one["id"] for one in (await answer.json())["data"]] == ["org/repo:q4"]
+        assert [shown["id"] for shown in (await answer.json())["data"]] == ["org/repo:q4"]
     async with http.get(f"{url}/v1/models/org/repo:q4") as answer:
         assert (await answer.json())["object"] == "model"
         assert (await answer.json())["id"] == "org/repo:q4"
@@ -296,17 +300,13 @@ async def test_openai_models(serve: Serve, http: ClientSession) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "demo:latest"])
-async def test_one_model_has_the_name_that_was_asked_for(
-    serve: Serve, http: ClientSession, name: str
-) -> None:
+async def test_a_single_model_has_the_requested_name(serve: Serve, http: ClientSession, name: str) -> None:
     async with http.get(f"{await serve(parts())}/v1/models/{name}") as answer:
         assert (await answer.json())["id"] == name
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_server_sent_events_say_in_a_comment_that_the_answer_was_resumed(
-    serve: Serve, http: ClientSession, path: str
-) -> None:
+async def test_a_resumed_event_stream_has_a_comment(serve: Serve, http: ClientSession, path: str) -> None:
     service = ScriptedService(
         chunk(None, role="assistant"), chunk("Hel"), Resumed(1500.0), chunk("lo"), chunk(finish="stop")
     )
@@ -318,7 +318,7 @@ async def test_server_sent_events_say_in_a_comment_that_the_answer_was_resumed(
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-async def test_an_answer_that_nobody_saw_yet_begins_anew(
+async def test_a_whole_answer_that_is_resumed_starts_again(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service = ScriptedService(
@@ -351,7 +351,7 @@ async def test_a_stream_over_http_1_0_ends_with_its_connection(serve: Serve, wis
     assert json.loads(answer.splitlines()[-1])["done"] is True
 
 
-async def test_the_server_as_a_whole_may_be_asked_for_its_options(serve: Serve) -> None:
+async def test_options_of_the_whole_server(serve: Serve) -> None:
     url = await serve(parts())
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
     writer.write(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

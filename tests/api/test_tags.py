@@ -1,4 +1,4 @@
-"""Lists of models: what is in them, and what of it is Ollama's own."""
+"""Lists and details of models, and facts that come from Ollama."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ def names(listed: Listed) -> list[str]:
     return list(listed.nodes)
 
 
-OLLAMAS = model("x:latest", manifest="a" * 64, listed_size=777, parent="base:latest", width=64)
+FROM_OLLAMA = model("x:latest", manifest="a" * 64, listed_size=777, parent="base:latest", width=64)
 BROKEN = model("broken:latest", unusable="The file is truncated.")
 
 
-def test_what_can_not_be_run_is_left_out_unless_asked_for() -> None:
-    models = [Listed(OLLAMAS, ("n",)), Listed(BROKEN, ("n",))]
-    assert [one["name"] for one in tags(models, names)["models"]] == ["x:latest"]
-    shown = {one["name"]: one for one in tags(models, names, unusable=True)["models"]}
+def test_unusable_models_are_listed_only_on_request() -> None:
+    models = [Listed(FROM_OLLAMA, ("n",)), Listed(BROKEN, ("n",))]
+    assert [entry["name"] for entry in tags(models, names)["models"]] == ["x:latest"]
+    shown = {entry["name"]: entry for entry in tags(models, names, unusable=True)["models"]}
     assert shown["broken:latest"]["unusable"] == "The file is truncated."
 
 
-def test_digest_size_and_details_of_an_ollamas_model_are_its_own() -> None:
-    (shown,) = tags([Listed(OLLAMAS, ("n",))], names)["models"]
+def test_digest_size_and_details_of_a_model_in_ollama_are_ollamas() -> None:
+    (shown,) = tags([Listed(FROM_OLLAMA, ("n",))], names)["models"]
     assert (shown["digest"], shown["size"]) == ("a" * 64, 777)
     assert shown["details"]["parent_model"] == "base:latest"
     assert shown["details"]["embedding_length"] == 64
     assert "context_length" in shown["details"]
-    endpoint = Endpoint("d", "x:latest", OLLAMAS.digest, Backend.LOCAL, State.READY, loaded=True)
-    (loaded,) = ps([Running(endpoint, "n")], [Listed(OLLAMAS, ("n",))], 0.0)["models"]
+    endpoint = Endpoint("d", "x:latest", FROM_OLLAMA.digest, Backend.LOCAL, State.READY, loaded=True)
+    (loaded,) = ps([Running(endpoint, "n")], [Listed(FROM_OLLAMA, ("n",))], 0.0)["models"]
     assert loaded["digest"] == "a" * 64
 
 
-def test_a_model_without_a_chat_template_says_so() -> None:
+def test_a_model_without_a_chat_template_has_a_note() -> None:
     bare = Listed(model("bare:latest", template="{{ .Prompt }}"), ("n",))
     (shown,) = tags([bare], names)["models"]
     assert "no chat template" in shown["note"]
     assert "no chat template" in show(bare, names, {}, verbose=False)["note"]
-    assert "note" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)
+    assert "note" not in show(Listed(FROM_OLLAMA, ("n",)), names, {}, verbose=False)
 
 
-def test_a_plain_file_is_told_by_its_content() -> None:
+def test_a_plain_file_has_the_digest_of_its_content() -> None:
     plain = model("y:latest")
     (shown,) = tags([Listed(plain, ("n",))], names)["models"]
     assert (shown["digest"], shown["size"]) == (plain.digest, plain.size)
 
 
-def test_what_is_shown_makes_another_one_like_it() -> None:
-    """Clients copy the Modelfile, and read the conversation that it begins with."""
-    told = model(
+def test_show_has_a_complete_modelfile() -> None:
+    """Clients copy the Modelfile and read its messages."""
+    described = model(
         projector="/m/p.gguf",
         adapters=("/m/a.gguf",),
         template="[{{ .Prompt }}]",
@@ -60,10 +60,10 @@ def test_what_is_shown_makes_another_one_like_it() -> None:
         license="MIT",
         messages=(("user", "Hi"), ("assistant", "Arr!")),
     )
-    shown = show(Listed(told, ("n",)), names, {}, verbose=False)
+    shown = show(Listed(described, ("n",)), names, {}, verbose=False)
     assert shown["messages"] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr!"}]
     assert shown["modelfile"].splitlines()[1:] == [
-        f"FROM {told.files[0]}",
+        f"FROM {described.files[0]}",
         "FROM /m/p.gguf",
         "ADAPTER /m/a.gguf",
         'TEMPLATE """[{{ .Prompt }}]"""',
@@ -73,10 +73,10 @@ def test_what_is_shown_makes_another_one_like_it() -> None:
         'MESSAGE user """Hi"""',
         'MESSAGE assistant """Arr!"""',
     ]
-    assert "messages" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)
+    assert "messages" not in show(Listed(FROM_OLLAMA, ("n",)), names, {}, verbose=False)
 
 
-def test_the_projector_is_told_apart_and_numbers_are_short() -> None:
+def test_the_projector_is_separate_and_floats_are_short() -> None:
     header = {
         "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
         "llama.rope.freq_base": 500000.0,
@@ -84,7 +84,7 @@ def test_the_projector_is_told_apart_and_numbers_are_short() -> None:
         "clip.vision.embedding_length": 64,
         "clip.parameter_count": 188_000,
     }
-    shown = show(Listed(OLLAMAS, ("n",)), names, header, verbose=False)
+    shown = show(Listed(FROM_OLLAMA, ("n",)), names, header, verbose=False)
     info = shown["model_info"]
     assert info["llama.attention.layer_norm_rms_epsilon"] == 1e-05
     assert (info["llama.rope.freq_base"], info["llama.odd"]) == (500000.0, 1 / 3)
@@ -94,14 +94,17 @@ def test_the_projector_is_told_apart_and_numbers_are_short() -> None:
         "general.parameter_count": 188_000,
     }
     assert not [key for key in info if key.startswith("clip.")]
-    assert "projector_info" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)
+    assert "projector_info" not in show(Listed(FROM_OLLAMA, ("n",)), names, {}, verbose=False)
 
 
-def test_the_settings_of_a_conversation_are_shown_with_the_model() -> None:
-    """What the ollama command asks for within a conversation, before it saves it."""
-    own = model(system="S", params='{"stop":["x"],"top_k":3}')
+def test_settings_of_a_session_are_shown_with_the_model() -> None:
+    """The ollama command requests this before it saves a session."""
+    configured = model(system="S", params='{"stop":["x"],"top_k":3}')
     shown = show(
-        Listed(with_settings(own, "Be brief.", {"top_k": 5, "seed": 1}), ("n",)), names, {}, verbose=False
+        Listed(with_settings(configured, "Be brief.", {"top_k": 5, "seed": 1}), ("n",)),
+        names,
+        {},
+        verbose=False,
     )
     assert shown["system"] == "Be brief."
     assert shown["modelfile"].splitlines()[2:] == [
@@ -110,4 +113,4 @@ def test_the_settings_of_a_conversation_are_shown_with_the_model() -> None:
         "PARAMETER top_k 5",
         "PARAMETER seed 1",
     ]
-    assert with_settings(own, None, None) == own
+    assert with_settings(configured, None, None) == configured

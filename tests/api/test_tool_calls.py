@@ -1,4 +1,4 @@
-"""Required tool calls, and calls that can't be parsed, in the dialects that have them."""
+"""Required tool calls and tool calls that can't be parsed, in each dialect."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def talker(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A model that talks, whatever it is asked, under a template with tools."""
+    """URL of a llama-server whose model never calls tools by itself, with a template for tools."""
     file = tmp_path_factory.mktemp("talker") / "talker.gguf"
     demo_model.write(
         file, Recital(demo_model.pieces(demo_model.GREETING), template=reciters.TEMPLATE.read_text())
@@ -77,9 +77,7 @@ def call_in(path: str, answer: dict[str, Any]) -> tuple[str, Any]:
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", REQUIRED)
-async def test_a_required_call_is_the_first_thing_that_is_said(
-    url: str, http: ClientSession, path: str
-) -> None:
+async def test_a_required_call_is_forced(url: str, http: ClientSession, path: str) -> None:
     tools = tools_of(path, TOOL)
     status, answer, _ = await post(
         http, url + path, body_of(path, "talker", USER, tools=tools) | REQUIRED[path]
@@ -103,7 +101,7 @@ async def test_a_required_call_is_streamed(url: str, http: ClientSession) -> Non
     assert choices[-1]["finish_reason"] == "tool_calls"
 
 
-async def test_a_call_that_was_cut_off_or_is_none_keeps_its_text(serve: Serve, http: ClientSession) -> None:
+async def test_truncated_and_missing_calls_keep_their_text(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = await serve(parts(service, TALKER))
     asked = {"model": "talker", "messages": USER, "tools": [TOOL], "tool_choice": "required"}
@@ -125,7 +123,7 @@ async def test_a_call_that_was_cut_off_or_is_none_keeps_its_text(serve: Serve, h
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
-async def test_a_call_that_can_not_be_parsed_is_given_as_text(
+async def test_a_call_that_can_not_be_parsed_is_returned_as_text(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     unparsed = Refusal(
@@ -148,7 +146,7 @@ async def test_a_call_that_can_not_be_parsed_is_given_as_text(
         http, url + path, body_of(path, "talker", USER, tools=tools_of(path, TOOL))
     )
     assert status == 200 and text in json.dumps(answer, ensure_ascii=False)
-    # A stream that has begun ends with what it gave.
+    # A stream that has started ends with the text so far.
     service = ScriptedService(chunk("Hel"), chunk("lo"), unparsed)
     url = await serve(parts(service, TALKER))
     body = body_of(path, "talker", USER, tools=tools_of(path, TOOL), stream=True)
@@ -162,7 +160,7 @@ async def test_a_call_that_can_not_be_parsed_is_given_as_text(
 
 @pytest.mark.llama
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_text_beside_tools_has_the_format_that_was_asked_for(
+async def test_a_text_instead_of_a_call_has_the_requested_format(
     url: str, http: ClientSession, stream: bool
 ) -> None:
     schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}
@@ -173,5 +171,7 @@ async def test_a_text_beside_tools_has_the_format_that_was_asked_for(
         assert answer.status == 200
         raw = await answer.text()
     events = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if "choices" in line]
-    said = [choice.get("delta") or choice.get("message") or {} for one in events for choice in one["choices"]]
-    assert set(json.loads("".join(one.get("content") or "" for one in said))) == {"tall"}
+    said = [
+        choice.get("delta") or choice.get("message") or {} for event in events for choice in event["choices"]
+    ]
+    assert set(json.loads("".join(delta.get("content") or "" for delta in said))) == {"tall"}

@@ -1,4 +1,4 @@
-"""The pure parts: Ollama's words into llama-server's and back, stop sequences, templates, contexts."""
+"""Pure functions of the API: conversion of requests and answers, stop sequences, templates, contexts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import chunk, model, routing, usage_chunk
 
 PICTURE = base64.b64encode(b"\x89PNG and more").decode()
-ABLE = model(capabilities=("completion", "tools", "thinking", "vision", "insert"))
+CAPABLE_MODEL = model(capabilities=("completion", "tools", "thinking", "vision", "insert"))
 
 
 def refused(call: Any) -> str:
@@ -63,14 +63,14 @@ def chat(**fields: Any) -> dict[str, Any]:
     asked = msgspec.convert(
         {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **fields}, Chat
     )
-    return chat_body(asked, parse_options(asked.options, ABLE), ABLE)
+    return chat_body(asked, parse_options(asked.options, CAPABLE_MODEL), CAPABLE_MODEL)
 
 
 # --- options
 
 
-def test_options_in_llama_servers_words() -> None:
-    given_ = {
+def test_options_are_converted_for_llama_server() -> None:
+    inputs = {
         "num_predict": 5,
         "temperature": 0,
         "top_k": 40.0,
@@ -82,7 +82,7 @@ def test_options_in_llama_servers_words() -> None:
         "num_gpu": 99,
         "typical_p": None,
     }
-    assert sampling(parse_options(given_, None)) == {
+    assert sampling(parse_options(inputs, None)) == {
         "temperature": 0.0,
         "top_k": 40,
         "n_predict": 5,
@@ -98,7 +98,7 @@ def test_options_in_llama_servers_words() -> None:
     }
 
 
-def test_the_callers_options_are_over_the_models_own() -> None:
+def test_options_of_a_request_override_the_models() -> None:
     own = model(params='{"temperature": 0.1, "stop": ["<a>"]}')
     assert sampling(parse_options({"temperature": 0.9}, own)) == {"temperature": 0.9, "stop": ["<a>"]}
     assert sampling(parse_options(None, model(params="nonsense"))) == {}
@@ -124,8 +124,8 @@ def test_format() -> None:
     assert response_format(None) is None and response_format("") is None
     assert response_format("json") == {"type": "json_object"}
     schema = {"type": "object"}
-    for given_ in (schema, '{"type": "object"}'):
-        assert response_format(given_) == {
+    for inputs in (schema, '{"type": "object"}'):
+        assert response_format(inputs) == {
             "type": "json_schema",
             "json_schema": {"name": "answer", "schema": schema},
         }
@@ -136,12 +136,14 @@ def test_format() -> None:
 def test_think() -> None:
     assert thinking(None, model()) == {}
     assert thinking(False, model()) == {"reasoning_effort": "none"}
-    assert thinking("high", ABLE)["reasoning_effort"] == "high"
+    assert thinking("high", CAPABLE_MODEL)["reasoning_effort"] == "high"
     assert (
-        thinking("true", ABLE) == thinking(True, ABLE) == {"chat_template_kwargs": {"enable_thinking": True}}
+        thinking("true", CAPABLE_MODEL)
+        == thinking(True, CAPABLE_MODEL)
+        == {"chat_template_kwargs": {"enable_thinking": True}}
     )
     assert "does not support thinking" in refused(lambda: thinking("low", model()))
-    assert "low, medium, high" in refused(lambda: thinking("deeply", ABLE))
+    assert "low, medium, high" in refused(lambda: thinking("deeply", CAPABLE_MODEL))
 
 
 # --- chat
@@ -157,7 +159,7 @@ def test_images_become_parts() -> None:
     assert "images" in refused(lambda: chat_body(asked, parse_options(None, None), model()))
 
 
-def test_tool_results_find_their_calls() -> None:
+def test_tool_results_are_matched_with_their_calls() -> None:
     call = {"function": {"name": "get", "arguments": {"a": 1}}}
     other = {"function": {"name": "put", "arguments": {}}}
     sent = chat(
@@ -175,7 +177,7 @@ def test_tool_results_find_their_calls() -> None:
     ]
 
 
-def test_the_models_system_text_comes_first_unless_the_caller_has_one() -> None:
+def test_the_models_system_text_is_used_unless_the_request_has_one() -> None:
     own = model(system="Be kind")
     asked = msgspec.convert({"model": "demo", "messages": [{"role": "user", "content": "hi"}]}, Chat)
     assert chat_body(asked, parse_options(None, None), own)["messages"][0] == {
@@ -188,7 +190,7 @@ def test_the_models_system_text_comes_first_unless_the_caller_has_one() -> None:
     ]
 
 
-def test_tool_calls_come_whole() -> None:
+def test_tool_calls_are_sent_when_complete() -> None:
     lines = ChatLines("demo")
 
     def piece(index: int, arguments: str, name: str | None = None) -> bytes:
@@ -204,7 +206,7 @@ def test_tool_calls_come_whole() -> None:
     assert first["message"]["tool_calls"] == [
         {"id": "c0", "function": {"index": 0, "name": "get", "arguments": {"a": 1}}}
     ]
-    # The second was cut off in its arguments.
+    # The arguments of the second call were truncated.
     assert lines.feed(msgspec.json.encode(chunk(finish="length"))) == []
     assert lines.last_record(routing(), 1.0)["done_reason"] == "length"
 
@@ -221,10 +223,10 @@ def test_an_error_event_ends_the_answer() -> None:
 
 def generate(**fields: Any) -> Any:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", **fields}, Generate)
-    return generate_call(asked, parse_options(asked.options, ABLE), ABLE)
+    return generate_call(asked, parse_options(asked.options, CAPABLE_MODEL), CAPABLE_MODEL)
 
 
-def test_generate_takes_the_way_it_needs() -> None:
+def test_generate_chooses_the_path_of_the_engine() -> None:
     assert generate(system="s").body["messages"] == [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "hi"},
@@ -241,17 +243,17 @@ def test_generate_takes_the_way_it_needs() -> None:
 
 
 @pytest.mark.parametrize("more", [{"template": "{{ .Prompt }}"}, {"system": "s"}, {"context": [5]}])
-def test_what_a_raw_prompt_leaves_no_place_for_is_refused(more: dict[str, Any]) -> None:
+def test_raw_prompts_refuse_template_system_and_context(more: dict[str, Any]) -> None:
     said = refused(lambda: generate(raw=True, **more))
     assert said == "raw mode does not support template, system, or context"
 
 
-def test_a_conversation_through_a_template_of_the_callers_is_remembered() -> None:
+def test_context_works_with_a_template_of_the_request() -> None:
     asked = msgspec.convert(
         {"model": "demo", "prompt": "hi", "system": "s", "template": "[{{ .Prompt }}]"}, Generate
     )
-    call = generate_call(asked, parse_options(None, ABLE), ABLE)
-    lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
+    call = generate_call(asked, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
+    lines = GenerateLines("demo", call.path, turns_of(asked, call, CAPABLE_MODEL))
     lines.feed(msgspec.json.encode({"choices": [{"index": 0, "text": "Hello", "finish_reason": None}]}))
     context = lines.last_record(routing(), 1.0)["context"]
     again = generate(prompt="more", template="<{{ .Prompt }}>{{ .Response }}", context=context)
@@ -261,7 +263,7 @@ def test_a_conversation_through_a_template_of_the_callers_is_remembered() -> Non
 @pytest.mark.parametrize(
     "way", [{"raw": True}, {"template": "{{ .Prompt }}"}, {"context": [5]}, {"suffix": "x"}]
 )
-def test_generate_refuses_thinking_and_too_many_logprobs_whichever_way_it_takes(way: dict[str, Any]) -> None:
+def test_generate_refuses_thinking_and_too_many_logprobs_on_each_path(way: dict[str, Any]) -> None:
     plain = model(capabilities=("completion", "insert"))
 
     def asked(**fields: Any) -> Any:
@@ -274,7 +276,7 @@ def test_generate_refuses_thinking_and_too_many_logprobs_whichever_way_it_takes(
     assert asked(think=False).path == asked().path
 
 
-def test_templates_of_callers_know_thinking_and_the_suffix() -> None:
+def test_templates_of_requests_have_thinking_and_suffix() -> None:
     template = "{{ if and .IsThinkSet .Think }}T{{ .ThinkLevel }}{{ end }}{{ .Prompt }}|{{ .Suffix }}"
     assert generate(template=template, think="high", suffix="s").body["prompt"] == "Thigh" + "hi|s"
     assert generate(template=template, think=True).body["prompt"] == "Thi|"
@@ -282,7 +284,7 @@ def test_templates_of_callers_know_thinking_and_the_suffix() -> None:
     assert generate(template=template).body["prompt"] == "hi|"
 
 
-def test_what_can_not_go_with_a_suffix_is_refused() -> None:
+def test_fields_that_conflict_with_a_suffix_are_refused() -> None:
     for name, field in (
         ("images", {"images": [PICTURE]}),
         ("system", {"system": "s"}),
@@ -292,7 +294,7 @@ def test_what_can_not_go_with_a_suffix_is_refused() -> None:
     assert generate(suffix="x", logprobs=True, top_logprobs=3).body["n_probs"] == 3
 
 
-def test_thinking_has_the_name_that_each_engine_knows() -> None:
+def test_reasoning_is_renamed_for_ollama() -> None:
     said = {"role": "assistant", "content": "a", "reasoning_content": "so"}
     assert ollama_body({"messages": [said, 7], "model": "m", "priority": 1}) == {
         "messages": [{"role": "assistant", "content": "a", "reasoning": "so"}, 7],
@@ -302,15 +304,15 @@ def test_thinking_has_the_name_that_each_engine_knows() -> None:
     assert ollama_body({"messages": [{**said, "reasoning": "that"}]})["messages"][0]["reasoning"] == "that"
 
 
-def test_a_limit_has_the_name_that_an_ollama_knows() -> None:
+def test_max_completion_tokens_is_renamed_for_ollama() -> None:
     assert ollama_body({"max_completion_tokens": 5}) == {"max_tokens": 5}
     assert ollama_body({"max_completion_tokens": 5, "max_tokens": 3}) == {"max_tokens": 3}
 
 
-def test_context_remembers_the_conversation() -> None:
+def test_context_has_the_conversation() -> None:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
-    call = generate_call(asked, parse_options(None, ABLE), ABLE)
-    lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
+    call = generate_call(asked, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
+    lines = GenerateLines("demo", call.path, turns_of(asked, call, CAPABLE_MODEL))
     lines.feed(msgspec.json.encode(chunk("Hel")))
     lines.feed(msgspec.json.encode(chunk("lo")))
     context = lines.last_record(routing(), 1.0)["context"]
@@ -354,10 +356,10 @@ def test_templates() -> None:
 
 
 @pytest.mark.parametrize("part", ["{{", "{{ .Prompt ", "{{- "])
-def test_a_template_of_beginnings_without_an_end_is_refused_at_once(part: str) -> None:
+def test_an_unclosed_template_is_refused_in_bounded_time(part: str) -> None:
     before = time.process_time()
     assert "{{ without }}" in refused(lambda: render_template(part * (90_000 // len(part)), {}))
-    # Looking for the end anew at each of them took minutes, and the whole node stood still.
+    # Searching for the end from each of them would take minutes and block the loop.
     assert time.process_time() - before < 5
 
 
@@ -373,9 +375,7 @@ def test_any_template_is_rendered_or_refused(template: str) -> None:
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
-def test_stop_sequences_are_found_however_the_text_is_cut(
-    text: str, words: list[str], data: st.DataObject
-) -> None:
+def test_stop_sequences_are_found_in_any_chunks(text: str, words: list[str], data: st.DataObject) -> None:
     places = [place for word in words if (place := text.find(word)) >= 0]
     stops = StopSequences(words)
     shown, rest = "", text
@@ -411,11 +411,11 @@ def test_openai_bodies() -> None:
         "tools": tools,
         "tool_choice": {"type": "function", "function": {"name": "b"}},
     }
-    sent = llama_body(body, ABLE)
+    sent = llama_body(body, CAPABLE_MODEL)
     assert sent["messages"][0] == {"role": "assistant", "reasoning_content": "hm", "content": ""}
     assert sent["tools"] == tools[1:] and sent["tool_choice"] == "required"
     body["tool_choice"] = {"type": "function", "function": {"name": "c"}}
-    assert "not among" in refused(lambda: llama_body(body, ABLE))
+    assert "not among" in refused(lambda: llama_body(body, CAPABLE_MODEL))
     body = {
         "model": "demo",
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": PICTURE}]}],
@@ -456,18 +456,18 @@ def test_anthropic_bodies() -> None:
         },
         Messages,
     )
-    body = messages_body(asked, ABLE)
+    body = messages_body(asked, CAPABLE_MODEL)
     assert [message["role"] for message in body["messages"]] == ["system", "assistant", "tool", "user"]
     assert body["messages"][1]["reasoning_content"] == "hm"
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "get", "arguments": '{"a":1}'}
     assert body["messages"][2] == {"role": "tool", "tool_call_id": "t1", "content": "noon"}
     assert body["reasoning_budget_tokens"] == 100 and "stop" not in body
     asked.max_tokens = None
-    assert "max_tokens" in refused(lambda: messages_body(asked, ABLE))
+    assert "max_tokens" in refused(lambda: messages_body(asked, CAPABLE_MODEL))
 
 
 @pytest.mark.parametrize("kind", ["enabled", "adaptive", "disabled"])
-def test_anthropic_thinking_is_left_out_where_the_model_can_not(kind: str) -> None:
+def test_anthropic_thinking_is_left_out_for_a_model_without_it(kind: str) -> None:
     asked = {
         "model": "demo",
         "max_tokens": 5,
@@ -478,9 +478,9 @@ def test_anthropic_thinking_is_left_out_where_the_model_can_not(kind: str) -> No
     assert not {"chat_template_kwargs", "reasoning_budget_tokens", "reasoning_effort"} & set(body)
 
 
-def test_anthropic_events_in_their_order() -> None:
+def test_order_of_anthropic_events() -> None:
     events = MessageEvents("demo")
-    given_ = [
+    inputs = [
         chunk(None, role="assistant"),
         chunk(reasoning_content="hm"),
         chunk("Hi"),
@@ -489,7 +489,9 @@ def test_anthropic_events_in_their_order() -> None:
         chunk(finish="tool_calls"),
         usage_chunk(),
     ]
-    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.last_events()
+    out = [
+        event for source in inputs for event in events.feed(msgspec.json.encode(source))
+    ] + events.last_events()
     kinds = [event["type"].removeprefix("content_block_") for event in out]
     thought, said = ["start", "delta", "delta", "stop"], ["start", "delta", "stop"]
     called = ["start", "delta", "delta", "stop"]
@@ -499,10 +501,12 @@ def test_anthropic_events_in_their_order() -> None:
     assert events.result()["content"][2]["input"] == {}
 
 
-def test_thinking_that_anthropics_callers_omit_comes_back_in_its_signature() -> None:
+def test_omitted_thinking_is_restored_from_its_signature() -> None:
     events = MessageEvents("demo", omit_thinking=True)
-    given_ = [chunk(reasoning_content="h"), chunk(reasoning_content="m"), chunk("Hi"), chunk(finish="stop")]
-    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.last_events()
+    inputs = [chunk(reasoning_content="h"), chunk(reasoning_content="m"), chunk("Hi"), chunk(finish="stop")]
+    out = [
+        event for source in inputs for event in events.feed(msgspec.json.encode(source))
+    ] + events.last_events()
     start, signed, stop = (event for event in out if event.get("index") == 0)
     block = events.result()["content"][0]
     assert start["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
@@ -510,20 +514,20 @@ def test_thinking_that_anthropics_callers_omit_comes_back_in_its_signature() -> 
     assert stop["type"] == "content_block_stop" and block["thinking"] == "" and block["signature"]
     said = {"role": "assistant", "content": events.result()["content"]}
     asked: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [said]}
-    body = messages_body(msgspec.convert(asked, Messages), ABLE)
+    body = messages_body(msgspec.convert(asked, Messages), CAPABLE_MODEL)
     assert body["messages"] == [{"role": "assistant", "content": "Hi", "reasoning_content": "hm"}]
-    # Another's signature says nothing here.
+    # A signature of another server is ignored.
     said["content"][0]["signature"] = "EqQB"
-    body = messages_body(msgspec.convert(asked, Messages), ABLE)
+    body = messages_body(msgspec.convert(asked, Messages), CAPABLE_MODEL)
     assert body["messages"] == [{"role": "assistant", "content": "Hi"}]
     unknown = {**asked, "thinking": {"type": "adaptive", "display": "loud"}}
-    assert messages_body(msgspec.convert(unknown, Messages), ABLE)["messages"] == body["messages"]
+    assert messages_body(msgspec.convert(unknown, Messages), CAPABLE_MODEL)["messages"] == body["messages"]
     assert "display loud has no effect" in message_warnings(unknown)[0]
 
 
-def test_the_first_anthropic_event_tells_the_length_of_the_prompt() -> None:
+def test_the_first_anthropic_event_has_the_prompt_tokens() -> None:
     events = MessageEvents("demo")
-    # As llama-server sends them: the role has a chunk of its own, without counts.
+    # llama-server sends the role in a separate chunk without timings.
     assert events.feed(msgspec.json.encode(chunk(None, role="assistant"))) == []
     said = {**chunk("Hi"), "timings": {"cache_n": 5, "prompt_n": 7, "predicted_n": 1}}
     first = events.feed(msgspec.json.encode(said))[0]
@@ -533,17 +537,17 @@ def test_the_first_anthropic_event_tells_the_length_of_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(("rivals", "shown"), [(None, 0), (0, 0), (2, 2)])
-def test_responses_show_the_probabilities_that_are_asked_for(rivals: int | None, shown: int) -> None:
+def test_responses_have_logprobs_on_request(rivals: int | None, shown: int) -> None:
     asked = msgspec.convert({"model": "demo", "input": "hi", "top_logprobs": rivals}, ResponseAsk)
-    assert "logprobs" not in response_body(asked, ABLE)
+    assert "logprobs" not in response_body(asked, CAPABLE_MODEL)
     asked.include = ["message.output_text.logprobs"]
-    body = response_body(asked, ABLE)
+    body = response_body(asked, CAPABLE_MODEL)
     assert body["logprobs"] is True and body["top_logprobs"] == max(1, shown)
     events = ResponseEvents(asked, {})
     tops = [{"token": name, "logprob": -1.5, "bytes": [72]} for name in ("Hi", "Ho", "Ha")]
     told = chunk("Hi")
     told["choices"][0]["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops}]}
-    out = [event for one in (told, chunk(" you")) for event in events.feed(msgspec.json.encode(one))]
+    out = [event for source in (told, chunk(" you")) for event in events.feed(msgspec.json.encode(source))]
     out += events.last_events()
     wanted = [{**tops[0], "top_logprobs": tops[:shown]}]
     deltas = [event["logprobs"] for event in out if event["type"].endswith("text.delta")]
@@ -554,7 +558,7 @@ def test_responses_show_the_probabilities_that_are_asked_for(rivals: int | None,
     assert "top_logprobs" in refused(lambda: as_type(over, ResponseAsk))
 
 
-def test_responses_there_and_back() -> None:
+def test_a_response_is_converted_in_both_directions() -> None:
     asked = msgspec.convert(
         {
             "model": "demo",
@@ -570,7 +574,7 @@ def test_responses_there_and_back() -> None:
         },
         ResponseAsk,
     )
-    body = response_body(asked, ABLE)
+    body = response_body(asked, CAPABLE_MODEL)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool"]
     assert (
         body["messages"][2]["reasoning_content"] == "hm"
@@ -579,14 +583,14 @@ def test_responses_there_and_back() -> None:
     assert body["tool_choice"] == "required" and body["tools"][0]["function"]["name"] == "get"
     events = ResponseEvents(asked, {})
     out = events.start(routing())
-    for one in (
+    for source in (
         chunk(reasoning_content="hm"),
         chunk("Hi"),
         chunk(" you"),
         chunk(finish="length"),
         usage_chunk(),
     ):
-        out += events.feed(msgspec.json.encode(one))
+        out += events.feed(msgspec.json.encode(source))
     out += events.last_events()
     assert [event["sequence_number"] for event in out] == list(range(len(out)))
     assert out[-1]["type"] == "response.incomplete"
@@ -595,15 +599,15 @@ def test_responses_there_and_back() -> None:
     assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
     assert whole["output"][1]["content"][0]["text"] == "Hi you" and whole["usage"]["output_tokens"] == 2
     asked.previous_response_id = "resp_1"
-    assert "previous_response_id" in refused(lambda: response_body(asked, ABLE))
+    assert "previous_response_id" in refused(lambda: response_body(asked, CAPABLE_MODEL))
 
 
 def responses(**fields: Any) -> dict[str, Any]:
     asked = msgspec.convert({"model": "demo", "input": "hi", **fields}, ResponseAsk)
-    return response_body(asked, dataclasses.replace(ABLE, system="own"))
+    return response_body(asked, dataclasses.replace(CAPABLE_MODEL, system="own"))
 
 
-def test_responses_have_one_system_message_and_it_is_the_first() -> None:
+def test_responses_have_one_leading_system_message() -> None:
     user = {"role": "user", "content": "hi"}
     late = {"role": "developer", "content": "late"}
     both = responses(instructions="a", input=[{"role": "developer", "content": "b"}, user, late])
@@ -611,7 +615,7 @@ def test_responses_have_one_system_message_and_it_is_the_first() -> None:
     for fields, said in (
         ({"input": [{"role": "system", "content": "b"}, user]}, "b"),
         ({"instructions": "a", "input": [user]}, "a"),
-        # The model's own words are for those who say none.
+        # The model's system text applies only without another one.
         ({"input": [user]}, "own"),
     ):
         assert responses(**fields)["messages"] == [{"role": "system", "content": said}, user]
@@ -632,7 +636,7 @@ def test_tools_of_responses_that_run_elsewhere_are_left_out() -> None:
     assert "name" in refused(lambda: responses(tools=[{"type": "function"}]))
 
 
-# --- the small ones
+# --- small functions
 
 
 def test_priorities() -> None:
@@ -668,7 +672,7 @@ def test_origins() -> None:
         "file://",
     ],
 )
-def test_programs_made_of_web_pages_may_ask_as_they_may_an_ollama(origin: str) -> None:
+def test_origins_of_desktop_apps_are_allowed_as_in_ollama(origin: str) -> None:
     assert allowed(origin, "x", HttpSettings().cors_origins)
     assert not allowed(origin, "x", ("http://localhost", "apps://*", "://*"))
     assert not allowed("null", "x", ("://*",)) and not allowed("http://app.example", "x", ("app://*",))
@@ -686,7 +690,7 @@ def test_embeddings() -> None:
     assert longest_input("no such thing") is None
 
 
-def test_prefixes_are_those_of_the_beginning() -> None:
+def test_prefixes_depend_on_the_start_of_a_conversation() -> None:
     first = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
     later = [*first, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert prefix_of(first) == prefix_of(later) != ""
@@ -694,7 +698,7 @@ def test_prefixes_are_those_of_the_beginning() -> None:
     assert prefix_of(None) == prefix_of([]) == prefix_of(["x"]) == ""
 
 
-def test_shapes_of_errors() -> None:
+def test_formats_and_statuses_of_errors() -> None:
     assert error_object(Dialect.OLLAMA, 404, "m") == {"error": "m"}
     assert error_object(Dialect.OPENAI, 404, "m")["error"]["type"] == "not_found_error"
     assert error_object(Dialect.ANTHROPIC, 503, "m")["error"]["type"] == "overloaded_error"
@@ -703,7 +707,7 @@ def test_shapes_of_errors() -> None:
     assert {s: status_of(Refusal(Fault.ENGINE, "m", status=s)) for s in of_engine} == of_engine
 
 
-def test_a_prompt_that_is_too_long_is_called_so_in_the_words_that_agents_know() -> None:
+def test_a_too_long_prompt_has_the_error_that_agents_recognize() -> None:
     said = "request (4301 tokens) exceeds the available context size (4096 tokens), try increasing it"
     refusal = Refusal(Fault.ENGINE, said, status=400)
     openai = refusal_object(Dialect.OPENAI, refusal)["error"]
@@ -715,7 +719,7 @@ def test_a_prompt_that_is_too_long_is_called_so_in_the_words_that_agents_know() 
     assert other["error"]["code"] is None
 
 
-def test_parameter_counts_as_ollama_writes_them() -> None:
+def test_parameter_counts_are_written_as_in_ollama() -> None:
     counts = (8_030_261_248, 494_030_000, 1_500, 7, 27_000_000_000, 137_000_000, 2 * 10**12)
     texts = [parameter_text(count) for count in counts]
     assert texts == ["8.0B", "494.03M", "2K", "7", "27B", "137M", "2000B"]

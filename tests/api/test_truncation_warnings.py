@@ -1,4 +1,4 @@
-"""A prompt that was shortened is told of."""
+"""Warnings about truncated prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ask(path: str, body: dict[str, Any]) -> Ask:
         ({"input": ["a b c"]}, {"input": [[1]]}, "the end of each text"),
     ],
 )
-def test_what_is_left_out_of_a_prompt_is_told(
+def test_the_warning_names_the_part_that_was_removed(
     before: dict[str, Any], after: dict[str, Any], words: str
 ) -> None:
     service = TruncatingService(ScriptedService())

@@ -1,4 +1,4 @@
-"""Values of a wrong type: read as what they mean, or refused with the field's name where programs read it."""
+"""Values of a wrong type: converted if the meaning is clear, otherwise refused with the field's name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ ROUTES = {"/v1/chat/completions": {**CHAT, "stream": True}, "/v1/completions": T
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_the_engines_own_numbers_are_numbers(serve: Serve, http: ClientSession, path: str) -> None:
-    """llama-server overlooks one in quotes, and answers as if it were not named."""
+async def test_numbers_of_the_engines_own_fields_are_converted(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """llama-server ignores numbers in quotes."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
     given = {"top_k": "5", "min_p": "0.1", "repeat_penalty": "1.5", "mirostat": 2.0, "cache_prompt": "false"}
@@ -53,7 +55,7 @@ async def test_the_engines_own_numbers_are_numbers(serve: Serve, http: ClientSes
         ("/v1/chat/completions", {**CHAT, "model": "  "}, "model"),
     ],
 )
-async def test_openais_clients_read_which_field_is_wrong(
+async def test_errors_have_the_invalid_field_as_param(
     serve: Serve, http: ClientSession, path: str, body: dict[str, Any], field: str
 ) -> None:
     url = await serve(parts(ScriptedService(), model(), model("words:latest", capabilities=("embedding",))))
@@ -62,7 +64,7 @@ async def test_openais_clients_read_which_field_is_wrong(
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-OTHERS: dict[str, Any] = {
+ENGINE_FIELDS: dict[str, Any] = {
     "samplers": ["top_k", "temperature"],
     "logit_bias": {"5": -1.5, "7": False},
     "dry_sequence_breakers": ["x"],
@@ -73,7 +75,7 @@ OTHERS: dict[str, Any] = {
     "timings_per_token": True,
     "t_max_predict_ms": 500,
 }
-OF_CHATS: dict[str, Any] = {
+CHAT_FIELDS: dict[str, Any] = {
     "chat_template_kwargs": {"a": 1},
     "reasoning_format": "none",
     "add_generation_prompt": True,
@@ -82,13 +84,13 @@ OF_CHATS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_the_engines_own_fields_have_the_types_that_it_reads(
+async def test_wrong_types_in_the_engines_own_fields_are_refused(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    """It overlooks others, or says only what its decoder thought."""
+    """llama-server ignores other types, or its error doesn't name the field."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
-    for name, value in {**OTHERS, **(OF_CHATS if "chat" in path else {})}.items():
+    for name, value in {**ENGINE_FIELDS, **(CHAT_FIELDS if "chat" in path else {})}.items():
         async with http.post(url + path, json={**ROUTES[path], name: value}) as answer:
             assert answer.status == 200, await answer.read()
         assert call_of(service).body[name] == value

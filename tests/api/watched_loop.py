@@ -1,4 +1,4 @@
-"""How long the loop of a test works at a stretch, whatever else the machine does."""
+"""Measure how long a test blocks its event loop, independent of other load on the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 
 class Loop:
-    """How long the loop's thread worked at most without a pause, in seconds of processor time."""
+    """Maxima since the start: CPU seconds of the thread between two turns of the loop, and resident bytes."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -31,7 +31,7 @@ class Loop:
 @contextlib.asynccontextmanager
 async def watched() -> AsyncIterator[Loop]:
     loop = Loop()
-    # What the tests themselves have in memory is not looked through meanwhile; a daemon does the same.
+    # Exclude existing objects from garbage collection, as the daemon does.
     gc.collect()
     gc.freeze()
     task = asyncio.create_task(loop.watch())
