@@ -1,4 +1,4 @@
-"""The commands about who belongs to the cluster, against a daemon that answers from a script."""
+"""The commands about cluster membership, against a double of the daemon."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def node(name: str) -> dict[str, Any]:
 
 @dataclass
 class Daemon:
-    """Answers, and notes what it was asked."""
+    """A double that records requests."""
 
     url: str = ""
     rolled: dict[str, Any] = field(default_factory=lambda: dict(ROLLED))
@@ -71,11 +71,13 @@ async def daemon() -> AsyncIterator[Daemon]:
     await runner.cleanup()
 
 
-async def test_what_a_change_did_is_told(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_evict_and_rotate_report_their_effects(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
-    said = capsys.readouterr().out
-    assert f"bert ({'b' * 16}) was evicted" in said and "new secret on anna, bert" in said
-    assert "they receive it when they return: cleo" in said
+    output = capsys.readouterr().out
+    assert f"bert ({'b' * 16}) was evicted" in output and "new secret on anna, bert" in output
+    assert "they receive it when they return: cleo" in output
     daemon.door = time.time() + 600
     assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
     assert "still admits new machines" in capsys.readouterr().err
@@ -97,7 +99,7 @@ async def test_what_a_change_did_is_told(daemon: Daemon, capsys: pytest.CaptureF
         (("--yes", "--without", "nobody"), "", None),
     ],
 )
-async def test_an_open_cluster_is_closed_for_the_nodes_that_were_shown(
+async def test_secure_closes_an_open_cluster_to_the_shown_nodes(
     daemon: Daemon,
     monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...],
@@ -110,7 +112,7 @@ async def test_an_open_cluster_is_closed_for_the_nodes_that_were_shown(
     assert daemon.asked == ([("/secure", {"nodes": expected})] if expected else [])
 
 
-async def test_a_cluster_with_a_secret_is_not_asked_about(daemon: Daemon) -> None:
+async def test_secure_does_nothing_in_a_secured_cluster(daemon: Daemon) -> None:
     daemon.open = False
     assert await daemon.run("cluster", "secure") == Exit.FAILED and not daemon.asked
 
@@ -129,34 +131,34 @@ async def test_a_cluster_with_a_secret_is_not_asked_about(daemon: Daemon) -> Non
         ("open", "nan"),
     ],
 )
-async def test_words_that_do_not_go_together(daemon: Daemon, words: tuple[str, ...]) -> None:
+async def test_invalid_combinations_of_arguments_are_refused(daemon: Daemon, words: tuple[str, ...]) -> None:
     assert await daemon.run("cluster", *words) == Exit.USAGE and not daemon.asked
 
 
-async def test_the_authority_is_json_where_that_is_wanted(
-    daemon: Daemon, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_authority_is_printed_as_json(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert await daemon.run("cluster", "ca", "--json") == Exit.DONE
     assert set(json.loads(capsys.readouterr().out)) == {"certificate"}
 
 
-async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_offline_members_are_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert await daemon.run("cluster", "members") == Exit.DONE
-    said = capsys.readouterr().out
-    assert re.search(rf"cleo +{'c' * 16}  away", said) and "anna has an invitation open until 10:00" in said
+    output = capsys.readouterr().out
+    assert (
+        re.search(rf"cleo +{'c' * 16}  away", output) and "anna has an invitation open until 10:00" in output
+    )
 
 
 @pytest.mark.parametrize("ahead", [-5 * 3600, 600, 5 * 3600])
-async def test_an_open_door_is_shown_whatever_the_clocks_of_others_say(
+async def test_open_admission_is_shown_despite_clock_differences(
     daemon: Daemon, capsys: pytest.CaptureFixture[str], ahead: int
 ) -> None:
     daemon.door = time.time() + ahead
     assert await daemon.run("cluster", "members") == Exit.DONE
-    mine, other = capsys.readouterr().out.splitlines()[1:3]
-    assert other.endswith("admits new machines") and "admits new machines" in mine
+    first, second = capsys.readouterr().out.splitlines()[1:3]
+    assert second.endswith("admits new machines") and "admits new machines" in first
 
 
-def test_the_command_that_admits_means_the_machine_that_was_compared() -> None:
+def test_the_suggested_admit_command_names_the_compared_code() -> None:
     waiting = {"name": "-rf $(id)", "node": "d" * 16, "code": "ABCD-EFGH", "evicted": False}
     (sentence,) = of_admission({"nodes": [{**node("bert"), "waiting": [waiting]}]})
     assert sentence == "-rf $(id) waits for admission; if it shows ABCD-EFGH: sollold admit ABCD-EFGH"

@@ -1,4 +1,4 @@
-"""``sollold bench`` is ended by Ctrl-C, however long the answers take."""
+"""Ctrl-C ends ``sollold bench`` regardless of the length of the answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from aiohttp import web
 
 
-async def test_ctrl_c_ends_it_in_the_middle_of_an_answer() -> None:
-    asked: asyncio.Queue[web.StreamResponse] = asyncio.Queue()
+async def test_ctrl_c_ends_it_during_an_answer() -> None:
+    responses: asyncio.Queue[web.StreamResponse] = asyncio.Queue()
 
     async def generate(request: web.Request) -> web.StreamResponse:
         if not (await request.json()).get("stream", True):
@@ -18,7 +18,7 @@ async def test_ctrl_c_ends_it_in_the_middle_of_an_answer() -> None:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         await response.write(b'{"response": "a"}\n')
-        asked.put_nowait(response)
+        responses.put_nowait(response)
         await asyncio.Event().wait()
         return response
 
@@ -33,12 +33,12 @@ async def test_ctrl_c_ends_it_in_the_middle_of_an_answer() -> None:
         sys.executable,
         *words,
         stderr=asyncio.subprocess.DEVNULL,
-        # Tests in the background inherit that it is ignored.
+        # Background jobs inherit an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         for _ in range(2):
-            await asyncio.wait_for(asked.get(), 30)
+            await asyncio.wait_for(responses.get(), 30)
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) == 130
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def press_ctrl_c(terminal: int, process: int) -> None:
-    """When it waits for its user: a signal between the prompt and that is acted on at the next key only."""
+    """Press Ctrl-C once the process waits: an earlier signal takes effect at the next key."""
     asleep = 0
     while asleep < 5:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
@@ -22,34 +22,34 @@ def press_ctrl_c(terminal: int, process: int) -> None:
     os.write(terminal, b"\x03")
 
 
-def test_ctrl_c_twice_ends_a_conversation_that_waits_for_its_user() -> None:
-    ours, theirs = os.openpty()
+def test_ctrl_c_twice_ends_a_conversation_that_waits_for_input() -> None:
+    controller, tty = os.openpty()
 
     def take_the_terminal() -> None:
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background inherit that it is ignored
+        fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs inherit an ignored SIGINT
 
     words = [sys.executable, "-m", "sollold", "chat", "any", "--node", "127.0.0.1:9"]
     process = subprocess.Popen(
         words,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=tty,
+        stdout=tty,
+        stderr=tty,
         start_new_session=True,
         preexec_fn=take_the_terminal,
     )
     try:
-        said = b""
-        while b">>> " not in said:
-            said += os.read(ours, 4096)
-        press_ctrl_c(ours, process.pid)
-        while said.count(b">>> ") < 2:
-            said += os.read(ours, 4096)
-        assert b"/bye" in said
-        press_ctrl_c(ours, process.pid)
+        output = b""
+        while b">>> " not in output:
+            output += os.read(controller, 4096)
+        press_ctrl_c(controller, process.pid)
+        while output.count(b">>> ") < 2:
+            output += os.read(controller, 4096)
+        assert b"/bye" in output
+        press_ctrl_c(controller, process.pid)
         assert process.wait(30) == 130
     finally:
         process.kill()
         process.wait(10)
-        os.close(ours)
-        os.close(theirs)
+        os.close(controller)
+        os.close(tty)

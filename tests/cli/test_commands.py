@@ -1,4 +1,4 @@
-"""The commands against a daemon that answers from a script: exit statuses, tables, JSON."""
+"""The commands against a double of the daemon: exit statuses, tables, JSON."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ MISSING: dict[str, Any] = {
 
 
 GROWING: list[str] = []
-"""What an engine has written: a line more whenever it is asked for."""
+"""Log lines of an engine: one more for each request of the log."""
 BOTH: dict[str, Any] = {"name": "both:latest", "size": GIB, "nodes": ["anna", "bert"]}
 
 
@@ -139,7 +139,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": "model 'absent' not found"}, status=404)
     if path == "/api/pull" and asked["model"] == "absent":
         steps = ("pulling manifest", "pulling 1234", "pulling 1234", "success")
-        return web.Response(body=b"".join(json.dumps({"status": one}).encode() + b"\n" for one in steps))
+        return web.Response(body=b"".join(json.dumps({"status": step}).encode() + b"\n" for step in steps))
     if path == "/api/pull":
         lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
         return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -194,25 +194,25 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
 
 
 @pytest.mark.parametrize(("more", "words"), [((), "2 nodes, leader anna"), (("--json",), '"leader_name"')])
-async def test_watching_goes_on_where_programs_read(url: str, more: tuple[str, ...], words: str) -> None:
+async def test_watch_continues_when_the_output_is_a_pipe(url: str, more: tuple[str, ...], words: str) -> None:
     watching = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "sollold", "status", "--watch", "--node", url, *more, stdout=subprocess.PIPE
     )
     assert watching.stdout is not None
     try:
         async with asyncio.timeout(60):
-            seen = 0
-            while seen < 2:
+            count = 0
+            while count < 2:
                 line = await watching.stdout.readline()
-                assert line, "it ended"
-                seen += words.encode() in line
+                assert line, "the command ended"
+                count += words.encode() in line
     finally:
         watching.kill()
         await watching.wait()
 
 
 @pytest.mark.parametrize("width", [70, 80, 100, 160])
-def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
+def test_bars_keep_their_proportion_on_a_narrow_terminal(width: int) -> None:
     nodes = [STATE["nodes"][0] | {"addresses": ["192.168.1.11"]}]
     out = Console(width=width, file=io.StringIO(), color_system=None)
     out.print(node_table(STATE | {"nodes": nodes}))
@@ -222,20 +222,20 @@ def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
     assert "192.168.1.11:11435" in line and line.count("4.00 GiB") == 1 and "…" not in text
 
 
-def test_the_last_minute_is_a_curve() -> None:
+def test_the_speed_of_the_last_minute_is_a_sparkline() -> None:
     assert speed_line([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == "2.4 tokens/s  ▁▅█"
     assert speed_line([]) == "0.0 tokens/s  "
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_narrow_terminal_breaks_no_word_and_no_figure(width: int) -> None:
+def test_a_narrow_terminal_breaks_no_words_or_numbers(width: int) -> None:
     nodes = [node | {"addresses": ["192.168.1.11"]} for node in STATE["nodes"]]
     state = STATE | {"nodes": nodes, "requests": [], "speeds": [0.0, 4.5, None] * 20, "events": []}
     out = Console(width=width, file=io.StringIO(), color_system=None)
     out.print(frame(state, "all", paused=False))
     lines = out.file.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
-    # Whatever the screen cuts off, the keys are seen.
+    # The keys are visible on every screen size.
     assert lines[1].startswith("q quit")
     header, anna = (next(line for line in lines if line.startswith(start)) for start in ("node ", "anna "))
     assert "4.00 GiB" in anna and "free" in header
@@ -243,19 +243,19 @@ def test_a_narrow_terminal_breaks_no_word_and_no_figure(width: int) -> None:
     assert ("192.168.1.11:11435" in anna) == ("address" in header)
 
 
-def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    placed = [one | {"node_name": "[/anna]"} for one in STATE["deployments"][0]["placed"]]
+def test_names_are_not_interpreted_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    placed = [share | {"node_name": "[/anna]"} for share in STATE["deployments"][0]["placed"]]
     found = STATE["deployments"][0] | {"model": "odd[red]:x:on:y", "placed": placed}
     nodes = [STATE["nodes"][0] | {"name": "[/anna]"}, STATE["nodes"][1]]
     console().print(node_table(STATE | {"nodes": nodes}))
     console().print(deployment_table(STATE | {"nodes": nodes, "deployments": [found]}))
-    said = capsys.readouterr().out
-    assert "[/anna] *" in said and "[/anna] CPU" in said and "odd[red]:x:on:y" in said
+    output = capsys.readouterr().out
+    assert "[/anna] *" in output and "[/anna] CPU" in output and "odd[red]:x:on:y" in output
     assert main(["config", "--config", "/dev/null", "--set", "cluster.seeds=[fe80::1]:11436"]) == Exit.DONE
     assert '["[fe80::1]:11436"]' in capsys.readouterr().out
 
 
-def test_drafts_have_a_share_once_something_was_drafted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_acceptance_rate_is_shown_once_something_was_drafted(capsys: pytest.CaptureFixture[str]) -> None:
     for drafted, shown in ((0, "(small:latest)"), (8, "(small:latest 25%)")):
         drafts = {"by": "small:latest", "drafted": drafted, "acceptance": drafted and 0.25}
         found = STATE["deployments"][0] | {"speculation": drafts}
@@ -263,24 +263,28 @@ def test_drafts_have_a_share_once_something_was_drafted(capsys: pytest.CaptureFi
         assert shown in capsys.readouterr().out
 
 
-async def test_scan_says_what_is_there_and_how_it_would_be_used(url: str) -> None:
+async def test_scan_lists_workers_and_the_settings_to_use_them(url: str) -> None:
     done = await sollold(url, "scan")
     assert done.returncode == Exit.DONE, done.stderr
     assert "pc:50052  usable  1 device, 1.00 GiB  protocol 7.0.0" in done.stdout
     assert "(it serves another client)" in done.stdout
     assert 'rpc_backends = ["pc:50052"]' in done.stdout and "allow_plain_workers = true" in done.stdout
     found = json.loads((await sollold(url, "scan", "--json")).stdout)
-    assert [one["address"] for one in found] == ["pc:50052", "tv:50052"]
+    assert [worker["address"] for worker in found] == ["pc:50052", "tv:50052"]
 
 
-async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
+async def test_plan_draws_bars_and_reports_missing_memory(url: str) -> None:
     done = await sollold(url, "plan", "big")
     assert done.returncode == Exit.DONE, done.stderr
     assert "anna (head)" in done.stdout and "█" in done.stdout and "9.5 tokens/s" in done.stdout
     assert "reads prompts at about 184 tokens/s" in " ".join(done.stdout.split())
     assert "anna alone" in done.stdout and "old (d0) would be unloaded" in done.stdout
-    assert "idle is idle and makes room" in done.stdout and "d1" not in done.stdout, "said once"
-    assert "rest, idle, makes room" in done.stdout and "d2" not in done.stdout, "also by an older release"
+    assert "idle is idle and makes room" in done.stdout and "d1" not in done.stdout, (
+        "idle deployments are not listed twice"
+    )
+    assert "rest, idle, makes room" in done.stdout and "d2" not in done.stdout, (
+        "nor are those that an older release describes"
+    )
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG
     assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout
@@ -289,12 +293,12 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
 @pytest.mark.parametrize(
     ("model", "status"), [("big", Exit.DONE), ("huge", Exit.TOO_BIG), ("answers", Exit.DONE)]
 )
-async def test_route_fails_where_nothing_could_answer(url: str, model: str, status: Exit) -> None:
+async def test_route_fails_if_no_endpoint_could_answer(url: str, model: str, status: Exit) -> None:
     for more in ((), ("--json",)):
         assert (await sollold(url, "route", model, *more)).returncode == status, more
 
 
-async def test_exit_statuses_mean_something(url: str) -> None:
+async def test_exit_statuses(url: str) -> None:
     assert (await sollold(url, "plan", "nope")).returncode == Exit.NO_MODEL
     assert (await sollold(url, "pull", "nope")).returncode == Exit.NO_MODEL
     assert (await sollold(url, "doctor")).returncode == Exit.FAILED
@@ -307,7 +311,7 @@ async def test_exit_statuses_mean_something(url: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("chat", "nope", "hello"), ("load", "nope"), ("bench", "nope")])
-async def test_of_a_model_that_nobody_has_it_is_said_how_to_get_it(url: str, words: tuple[str, ...]) -> None:
+async def test_a_missing_model_gives_the_download_command(url: str, words: tuple[str, ...]) -> None:
     done = await sollold(url, *words)
     assert done.returncode == Exit.NO_MODEL
     assert done.stderr.endswith("model 'nope' not found; to download it: sollold pull nope\n")
@@ -327,7 +331,7 @@ async def test_run_downloads_a_model_that_no_node_has(url: str) -> None:
     assert done.stderr.endswith("model 'nope' not found, and could not be downloaded: file does not exist\n")
 
 
-def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_fails_at_once_if_the_model_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     class Daemon:
         def post(self, path: str, body: dict[str, Any]) -> None:
             raise ClientError("model 'nope' not found", 404)
@@ -338,16 +342,16 @@ def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.Mon
         chat.chat(read(["chat", "nope"]))
 
 
-async def test_a_log_is_followed_line_by_line(url: str) -> None:
+async def test_logs_follow_prints_new_lines(url: str) -> None:
     words = [sys.executable, "-m", "sollold", "logs", "--node", url, "-f", "growing"]
-    # Tests that were started in the background have handed down that it is ignored.
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, preexec_fn=heard)
+    # Background jobs inherit an ignored SIGINT.
+    default_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, preexec_fn=default_sigint)
     assert process.stdout is not None
-    said = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(4)]
-    assert said == ["==> d1 on anna: llama-server <==\n", "line 0\n", "line 1\n", "line 2\n"]
+    log_lines = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(4)]
+    assert log_lines == ["==> d1 on anna: llama-server <==\n", "line 0\n", "line 1\n", "line 2\n"]
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 30) == 130  # as for tail -f, and all our other commands
+    assert await asyncio.wait_for(process.wait(), 30) == 130  # like `tail -f` and the other commands
 
 
 @pytest.mark.parametrize(
@@ -361,18 +365,18 @@ async def test_a_log_is_followed_line_by_line(url: str) -> None:
         ("ab", "xy", "xy"),
     ],
 )
-def test_what_a_log_has_more(before: str, now: str, new: str) -> None:
+def test_new_lines_of_a_log(before: str, now: str, new: str) -> None:
     assert added(list(before), list(now)) == list(new)
 
 
-async def test_where_nothing_has_happened_it_is_said(url: str) -> None:
+async def test_an_empty_list_of_events_is_reported(url: str) -> None:
     done = await sollold(url, "events")
     assert (done.returncode, done.stdout) == (Exit.DONE, "") and "no events since" in done.stderr
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)
 @pytest.mark.parametrize("words", [("status",), ("chat", "big", "hello"), ("load", "big"), ("doctor",)])
-async def test_what_is_no_node_is_called_so(words: tuple[str, ...], body: bytes) -> None:
+async def test_a_server_that_is_not_sollold_is_recognized(words: tuple[str, ...], body: bytes) -> None:
     async def welcome(request: web.Request) -> web.Response:
         return web.Response(body=body)
 
@@ -388,12 +392,14 @@ async def test_what_is_no_node_is_called_so(words: tuple[str, ...], body: bytes)
     assert "is not sollold" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_cache_is_reported_with_its_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     words = ["setup", "--config", "/dev/null", "--set", f"node.cache_dir={tmp_path}/file/cache"]
     assert main([*words, "--set", f"node.state_dir={tmp_path}/state"]) == Exit.FAILED
-    said = capsys.readouterr().err
-    assert f"can't write {tmp_path}/file" in said and "node.cache_dir" in said
+    output = capsys.readouterr().err
+    assert f"can't write {tmp_path}/file" in output and "node.cache_dir" in output
 
 
 @pytest.mark.parametrize(
@@ -405,7 +411,7 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest
         ("pc2", "http://pc2:8000"),
     ],
 )
-def test_this_machines_daemon_is_asked_where_it_listens(
+def test_the_local_daemon_is_contacted_at_its_configured_address(
     monkeypatch: pytest.MonkeyPatch, host: str, url: str
 ) -> None:
     monkeypatch.delenv("SOLLOLD_NODE_URL", raising=False)
@@ -416,10 +422,10 @@ def test_this_machines_daemon_is_asked_where_it_listens(
 
 
 @pytest.mark.parametrize("words", [("status",), ("doctor",), ("support", "--output", "a.tar.gz")])
-async def test_a_spoilt_file_of_settings_hides_no_daemon(
+async def test_commands_reach_the_daemon_despite_an_invalid_settings_file(
     url: str, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    """It goes on with what it had read."""
+    """A running daemon keeps the settings it has read."""
     (tmp_path / "sollold").mkdir()
     (tmp_path / "sollold/sollold.toml").write_text("[http]\n[http]\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SOLLOLD_")}
@@ -436,12 +442,12 @@ async def test_a_spoilt_file_of_settings_hides_no_daemon(
     assert done.stderr.count("sollold.toml: not TOML") == 1
 
 
-async def test_chat_prints_as_it_comes(url: str) -> None:
+async def test_chat_prints_the_streamed_answer(url: str) -> None:
     done = await sollold(url, "chat", "big", "say", "hello")
     assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
 
 
-def test_the_bar_ends_before_the_first_word(
+def test_the_progress_bar_ends_before_the_first_token(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Bar:
@@ -458,8 +464,8 @@ def test_the_bar_ends_before_the_first_word(
             yield {"message": {"content": "Hello"}, "done": True}
 
     monkeypatch.setattr(cli_answer, "loading", loading)
-    told = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
-    assert told == cli_answer.Told("Hello", stopped=False) and capsys.readouterr().out == "<end>Hello\n"
+    printed = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
+    assert printed == cli_answer.Told("Hello", stopped=False) and capsys.readouterr().out == "<end>Hello\n"
 
 
 @pytest.mark.parametrize(
@@ -471,7 +477,7 @@ def test_the_bar_ends_before_the_first_word(
         (("starting",), True),
     ],
 )
-def test_ctrl_c_says_that_a_load_goes_on_where_it_does(
+def test_ctrl_c_reports_whether_the_load_continues(
     states: tuple[str, ...], said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Daemon:
@@ -483,7 +489,7 @@ def test_ctrl_c_says_that_a_load_goes_on_where_it_does(
     assert ("continues" in capsys.readouterr().err) is said
 
 
-def test_an_answer_that_is_stopped_by_ctrl_c_is_not_told_as_a_whole_one(
+def test_an_answer_stopped_by_ctrl_c_exits_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Daemon:
@@ -498,7 +504,7 @@ def test_an_answer_that_is_stopped_by_ctrl_c_is_not_told_as_a_whole_one(
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_findings_keep_their_margin_and_a_command_its_line(
+def test_findings_are_indented_and_commands_are_not_wrapped(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "console", lambda: Console(width=width, highlight=False))
@@ -510,20 +516,18 @@ def test_findings_keep_their_margin_and_a_command_its_line(
     assert all(len(line) <= width for line in (first, *rest))
 
 
-async def test_the_steps_of_a_pull_are_lines_of_json(url: str) -> None:
+async def test_pull_prints_json_lines(url: str) -> None:
     done = await sollold(url, "pull", "small", "--json")
     assert [json.loads(line)["status"] for line in done.stdout.splitlines()]
 
 
-async def test_a_support_archive_is_named_for_programs(url: str, tmp_path: Path) -> None:
+async def test_support_prints_the_file_name_as_json(url: str, tmp_path: Path) -> None:
     file = tmp_path / "s.tar.gz"
     done = await sollold(url, "support", "--json", "-o", str(file))
     assert json.loads(done.stdout) == {"file": str(file)} and file.exists() and not done.stderr
 
 
-async def test_a_support_archive_goes_into_a_folder_that_is_named_and_nowhere_else(
-    url: str, tmp_path: Path
-) -> None:
+async def test_support_accepts_an_existing_folder_only(url: str, tmp_path: Path) -> None:
     assert (await sollold(url, "support", "-o", str(tmp_path))).returncode == Exit.DONE
     assert await asyncio.to_thread(lambda: len(list(tmp_path.glob("sollold-support-*.tar.gz")))) == 1
     file = tmp_path / "nowhere" / "s.tar.gz"
@@ -534,7 +538,7 @@ async def test_a_support_archive_goes_into_a_folder_that_is_named_and_nowhere_el
     )
 
 
-def test_an_archive_that_can_not_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_of_an_archive_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "s.tar.gz"
     support._write(file, b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -552,21 +556,21 @@ def test_an_archive_that_can_not_be_written_whole_leaves_the_old_one(tmp_path: P
     assert link.is_symlink() and file.read_bytes() == b"new"
 
 
-def test_help_of_help_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_help_is_the_general_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read(["help", "help"])
     assert ended.value.code == 0 and "exit status:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("columns", [40, 200])
-def test_a_plain_terminal_has_its_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_console_uses_the_width_of_a_dumb_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert console().width == columns
 
 
-def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_a_prompt_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
         options = read(words.split())
         assert (options.model, options.prompt) == ("big", ["say", "hello"])
@@ -577,7 +581,7 @@ def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.Captur
         assert "unrecognized arguments: " in capsys.readouterr().err
 
 
-def test_a_time_that_is_none_is_a_wrong_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_duration_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert [read(["load", "big", "--keep-alive", time]).keep_alive for time in ("5m", "-1")] == [300, -1]
     with pytest.raises(SystemExit) as ended:
         main(["load", "big", "--keep-alive", "soon"])
@@ -598,7 +602,7 @@ async def test_drain_waits_until_the_node_is_empty(url: str) -> None:
     done = await sollold(url, "drain", "bert")
     assert done.returncode == Exit.DONE and "bert is drained" in done.stdout and "safe to stop" in done.stdout
     assert "accepts requests again" in (await sollold(url, "drain", "--undo", "bert")).stdout
-    # It says that it drains, and is not seen to.
+    # anna accepts the request but never reports that it is drained.
     assert (await sollold(url, "drain", "anna")).returncode == Exit.FAILED
 
 
@@ -607,25 +611,25 @@ async def test_copy_and_delete(url: str) -> None:
     assert (done.returncode, done.stdout) == (Exit.DONE, "copied big to mine\n"), done.stderr
     done = await sollold(url, "delete", "mine")
     assert (done.returncode, done.stdout) == (Exit.DONE, "deleted mine\n"), done.stderr
-    # A copy was fetched; what the user put there stays.
+    # Downloaded copies are deleted; files of the user are kept.
     done = await sollold(url, "delete", "both")
     assert done.stdout == "deleted both from bert\nit stays on anna\n", done.stderr
 
 
-def test_every_command_has_a_room_and_help() -> None:
+def test_every_command_has_a_module_and_help() -> None:
     import importlib
 
     choices = subcommands(parser())
     assert set(choices) == set(ROOMS) | set(ALIASES) and set(ALIASES.values()) < set(ROOMS)
-    for name, room in ROOMS.items():
-        assert callable(getattr(importlib.import_module(f"sollold.cli.{room}"), name))
+    for name, module in ROOMS.items():
+        assert callable(getattr(importlib.import_module(f"sollold.cli.{module}"), name))
     for sub in choices.values():
         assert all(action.help for action in sub._actions)
 
 
 @pytest.mark.parametrize("command", ["nodes", "models", "ps", "version"])
-def test_a_command_that_asks_imports_little(command: str) -> None:
-    """Most of the time that a short command takes is that of imports."""
+def test_a_query_command_imports_little(command: str) -> None:
+    """Imports take most of the time of a short command."""
     asking = f"from sollold.cli.main import main; main(['--node', '127.0.0.1:1', '{command}'])"
     listing = "import sys; print(*sys.modules)"
     done = subprocess.run(
@@ -643,8 +647,8 @@ def test_a_command_that_asks_imports_little(command: str) -> None:
     }
 
 
-def test_ctrl_c_while_modules_are_read_ends_quietly() -> None:
-    """The entry point imports nothing before it can catch it."""
+def test_ctrl_c_during_imports_ends_quietly() -> None:
+    """The entry point handles KeyboardInterrupt before it imports anything else."""
     root = Path(__file__).parents[2]
     scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["sollold"].partition(":")
@@ -677,7 +681,7 @@ def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.Captur
     assert done.stdout.splitlines() == ["3b", "llama3.2:3b", "llama3.2:3b"], done.stderr
 
 
-def test_names_of_keys_alone_are_of_those_that_are_good(
+def test_key_list_quiet_prints_valid_keys_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Client:
@@ -689,7 +693,7 @@ def test_names_of_keys_alone_are_of_those_that_are_good(
     assert capsys.readouterr().out == "laptop\n"
 
 
-def test_bash_completes_what_a_command_can_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bash_completion_matches_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == Exit.DONE
     script = tmp_path / "sollold.bash"
     script.write_text(capsys.readouterr().out)
@@ -714,7 +718,7 @@ def test_bash_completes_what_a_command_can_take(tmp_path: Path, capsys: pytest.C
     ], done.stderr
 
 
-def test_bash_runs_nothing_that_stands_in_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bash_completion_does_not_execute_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == Exit.DONE
     script = tmp_path / "sollold.bash"
     script.write_text(capsys.readouterr().out)
@@ -734,7 +738,7 @@ def test_bash_runs_nothing_that_stands_in_a_name(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "run").exists()
 
 
-def test_machines_that_wait_are_listed(
+def test_machines_waiting_for_admission_are_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting = {"node": "c" * 16, "name": "cleo", "code": "ABCD-EFGH", "evicted": False}
@@ -755,7 +759,7 @@ def test_machines_that_wait_are_listed(
 
 
 @pytest.mark.parametrize("expires", [None, "", "30d"])
-def test_an_empty_end_of_a_key_is_not_left_out(monkeypatch: pytest.MonkeyPatch, expires: str | None) -> None:
+def test_an_empty_expiry_of_a_key_is_sent(monkeypatch: pytest.MonkeyPatch, expires: str | None) -> None:
     sent: list[Any] = []
 
     class Client:
@@ -769,24 +773,24 @@ def test_an_empty_end_of_a_key_is_not_left_out(monkeypatch: pytest.MonkeyPatch, 
     assert sent[0].get("expires") == expires
 
 
-def test_settings_are_checked_without_a_word_where_they_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_check_is_silent_for_valid_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--check", "--config", "/dev/null"]) == Exit.DONE
     assert capsys.readouterr() == ("", "")
     assert main(["config", "--check", "--config", "/dev/null", "--set", "http.prt=1"]) == Exit.USAGE
     assert "http.prt" in capsys.readouterr().err
 
 
-def test_config_gives_programs_values_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_json_has_typed_values(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["node.memory_limit=20GiB", "llama.rpc_backends=pc:50052", f"cluster.token={'ab' * 32}"]
     flags = [part for word in words for part in ("--set", word)]
     assert main(["config", "--json", "--config", "/dev/null", *flags]) == Exit.DONE
-    said = capsys.readouterr().out
-    found = {key: one["value"] for key, one in json.loads(said).items()}
+    output = capsys.readouterr().out
+    found = {key: setting["value"] for key, setting in json.loads(output).items()}
     assert found["node.memory_limit"] == 20 << 30 and found["http.port"] == 11435
     assert found["llama.rpc_backends"] == ["pc:50052"] and found["models.aliases"] == {}
     assert found["llama.allow_plain_workers"] is False and found["placement.policy"] == "fastest"
     assert found["placement.keep_alive"] == 300.0 and found["cluster.token"] == "(set)"
-    assert "abab" not in said
+    assert "abab" not in output
 
 
 def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -797,18 +801,20 @@ def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == Exit.DONE
     assert "sollold" in capsys.readouterr().out
     assert main(["completion", "fish"]) == Exit.DONE
-    said = capsys.readouterr().out
-    assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in said
-    assert "complete -c sollold -n '__fish_use_subcommand' -l node -x -a '(sollold nodes --quiet" in said
+    output = capsys.readouterr().out
+    assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in output
+    assert "complete -c sollold -n '__fish_use_subcommand' -l node -x -a '(sollold nodes --quiet" in output
     for condition, words in (
         ("'__fish_seen_subcommand_from forget'", "nodes --quiet --offline"),
         ("'__fish_seen_subcommand_from key; and __fish_seen_subcommand_from revoke'", "key list --quiet"),
         ("'__fish_seen_subcommand_from stop'", "ps --quiet"),
         ("'__fish_seen_subcommand_from load'", "models --quiet"),
     ):
-        assert f"complete -c sollold -n {condition} -a '(sollold {words} 2>/dev/null)'" in said
+        assert f"complete -c sollold -n {condition} -a '(sollold {words} 2>/dev/null)'" in output
     assert main(["completion", "man"]) == Exit.DONE
-    said = capsys.readouterr().out
-    assert ".SH COMMANDS" in said and "new secret; nothing restarts" in said and "SOLLOLD_API_KEY" in said
+    output = capsys.readouterr().out
+    assert (
+        ".SH COMMANDS" in output and "new secret; nothing restarts" in output and "SOLLOLD_API_KEY" in output
+    )
     assert main(["token"]) == Exit.DONE
     assert len(capsys.readouterr().out.strip()) == 64

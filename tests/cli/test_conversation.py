@@ -1,4 +1,4 @@
-"""A conversation on the terminal: what is typed, and answers that loop."""
+"""A conversation on the terminal: typed input and detection of loops."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from sollold.cli.conversation import Conversation, Quit
 from sollold.client.bodies import OPTIONS
 
 
-def test_questions_and_answers_are_kept_and_the_system_prompt_stands_first() -> None:
+def test_messages_are_kept_and_the_system_prompt_comes_first() -> None:
     talk = Conversation("m", system="be brief")
     assert talk.typed("hi").ask
     talk.answered("hello")
     assert talk.typed("more").ask
-    assert [one["role"] for one in talk.messages()] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in talk.messages()] == ["system", "user", "assistant", "user"]
     talk.unasked()
     assert talk.messages()[-1] == {"role": "assistant", "content": "hello"}
     assert not talk.typed("   ").ask, "an empty line is not a question and does not end it"
-    assert talk.typed("/clear").words and [one["role"] for one in talk.messages()] == ["system"]
+    assert talk.typed("/clear").words and [message["role"] for message in talk.messages()] == ["system"]
 
 
 @pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
-def test_it_is_ended_by_a_command(word: str) -> None:
+def test_a_command_ends_it(word: str) -> None:
     with pytest.raises(Quit):
         Conversation("m").typed(word)
 
 
-def test_several_lines_are_one_question() -> None:
+def test_a_multiline_block_is_one_question() -> None:
     talk = Conversation("m")
     assert not talk.typed('"""first').ask and talk.in_block
     assert not talk.typed("/bye").ask, "a command within a text is text"
@@ -67,7 +67,7 @@ def test_settings_reach_the_request() -> None:
         ("num_gpu 99", "sollold decides how layers are placed"),
     ],
 )
-def test_a_parameter_that_is_none_is_not_set(line: str, words: str) -> None:
+def test_an_invalid_parameter_is_not_set(line: str, words: str) -> None:
     talk = Conversation("m")
     assert words in talk.typed(f"/set parameter {line}").words
     assert talk.sampling.options == {}
@@ -81,7 +81,7 @@ def test_every_option_of_the_api_can_be_set() -> None:
     assert talk.sampling.options == {"stop": ["a", "b", "c d", "5"]}
 
 
-def test_what_ollamas_users_type_besides() -> None:
+def test_other_commands_of_ollama() -> None:
     talk = Conversation("m")
     talk.typed("/set think high")
     talk.typed("/set format json")
@@ -91,9 +91,7 @@ def test_what_ollamas_users_type_besides() -> None:
     assert "format" not in talk.sampling.body("m", [])
     assert "usage" in talk.typed("/set think deeply").words and talk.sampling.think == "high"
     shown = talk.typed("/show").words.splitlines()
-    assert len({len(line) - len(line.split(None, 1)[1]) for line in shown}) == 1, (
-        "the values stand in a column"
-    )
+    assert len({len(line) - len(line.split(None, 1)[1]) for line in shown}) == 1, "the values are aligned"
     assert talk.typed("/show license").show == "license" and talk.typed("/show info").show == "info"
     assert "usage: /show" in talk.typed("/show licence").words
     talk.typed("/set system Be brief.")
@@ -101,16 +99,16 @@ def test_what_ollamas_users_type_besides() -> None:
     talk.typed("hi")
     assert talk.typed("/load other").load == "other" and "usage" in talk.typed("/load").words
     talk.begin("other")
-    assert talk.model == "other" and [one["role"] for one in talk.messages()] == ["system"]
+    assert talk.model == "other" and [message["role"] for message in talk.messages()] == ["system"]
 
 
 @pytest.mark.parametrize("text", ["ha" * 40, "yes, " * 40, "The same line again.\n" * 13])
-def test_a_loop_is_seen(text: str) -> None:
+def test_a_loop_is_detected(text: str) -> None:
     assert loops("It began well. " + text)
 
 
 @pytest.mark.parametrize(
     "text", ["-" * 400, "\n" * 100, "a,b,c\n" * 30, "word " * 20, " ".join(map(str, range(200)))]
 )
-def test_rules_tables_and_counting_are_no_loops(text: str) -> None:
+def test_rules_tables_and_counting_are_not_loops(text: str) -> None:
     assert not loops(text)

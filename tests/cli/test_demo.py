@@ -32,7 +32,7 @@ sys.exit(main())
 
 
 def command(llama: Llama, *words: str) -> list[str]:
-    """The command as a package starts it: by a Python that does not find the libraries by itself."""
+    """The command as the package starts it: with a Python that does not find the libraries by itself."""
     starter = STARTER.format(places=[str(Path(place or ".").absolute()) for place in sys.path])
     python = getattr(sys, "_base_executable", sys.executable)
     given = ["--set", f"llama.server={llama.server}", "--set", f"llama.rpc_server={llama.worker}"]
@@ -50,14 +50,14 @@ def start(folder: Path, words: list[str], **more: Any) -> subprocess.Popen[str]:
 
 
 def left(folder: Path) -> list[str]:
-    """Processes and folders of a demo in ``folder``."""
-    running = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+    """Return the remaining processes and folders of a demo in ``folder``."""
+    running = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     return [words for words in running if f"{folder}/sollold-demo-" in words] + [
-        str(one) for one in folder.glob("sollold-demo-*")
+        str(path) for path in folder.glob("sollold-demo-*")
     ]
 
 
-def test_the_demo_spreads_a_model_over_three_nodes_and_asks_each(tmp_path: Path, llama: Llama) -> None:
+def test_the_demo_distributes_a_model_over_three_nodes_and_queries_each(tmp_path: Path, llama: Llama) -> None:
     process = start(tmp_path, command(llama, "demo"))
     try:
         out, _ = process.communicate(timeout=180)
@@ -74,13 +74,13 @@ def test_the_demo_spreads_a_model_over_three_nodes_and_asks_each(tmp_path: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_demo_that_is_told_to_end_leaves_nothing(
+def test_a_terminated_demo_leaves_nothing_behind(
     tmp_path: Path, llama: Llama, number: signal.Signals
 ) -> None:
     process = start(tmp_path, command(llama, "demo", "--keep"))
     try:
-        # Two of its daemons are there, the third may be on its way.
-        until(lambda: len([one for one in left(tmp_path) if " run " in one]) > 1, "daemons run")
+        # Two of its daemons run; the third may be starting.
+        until(lambda: len([entry for entry in left(tmp_path) if " run " in entry]) > 1, "daemons run")
         process.send_signal(number)
         assert process.wait(60) == 128 + number, (tmp_path / "errors").read_text()
         assert "Traceback" not in (tmp_path / "errors").read_text()
@@ -90,7 +90,7 @@ def test_a_demo_that_is_told_to_end_leaves_nothing(
         process.communicate()
 
 
-def test_a_demo_names_a_llama_that_can_not_be_used(tmp_path: Path, llama: Llama) -> None:
+def test_the_demo_reports_an_unusable_llama_server(tmp_path: Path, llama: Llama) -> None:
     process = start(tmp_path, [*command(llama, "demo"), "--set", f"llama.server={tmp_path}/none"])
     process.communicate(timeout=60)
     errors = (tmp_path / "errors").read_text()
@@ -98,7 +98,7 @@ def test_a_demo_names_a_llama_that_can_not_be_used(tmp_path: Path, llama: Llama)
     assert len(errors.splitlines()) == 1
 
 
-def test_a_node_without_models_writes_one_that_answers(tmp_path: Path, llama: Llama) -> None:
+def test_a_node_without_models_creates_the_demo_model(tmp_path: Path, llama: Llama) -> None:
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]
@@ -119,8 +119,8 @@ def test_a_node_without_models_writes_one_that_answers(tmp_path: Path, llama: Ll
             except OSError:
                 return {}  # not listening yet, or llama.cpp not found yet
 
-        said = until(answer, "the demo model answers", timeout=120)
-        assert said["message"]["content"] == GREETING
+        answered = until(answer, "the demo model answers", timeout=120)
+        assert answered["message"]["content"] == GREETING
         process.terminate()
         assert process.wait(30) == 0
     finally:

@@ -1,4 +1,4 @@
-"""`sollold doctor` where no daemon answers."""
+"""`sollold doctor` if no daemon answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from sollold.cli import doctor as room
+from sollold.cli import doctor as doctor_command
 from sollold.cli import nodes, service
 from sollold.cli.exit import Exit
 from sollold.client.blocking import BlockingClient
 
 
 def doctor(folder: Path, states: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """On a machine whose systemd says ``states``; empty: without systemd."""
+    """Run doctor on a machine where systemctl prints ``states``; empty: a machine without systemd."""
     tools = folder / "tools"
     tools.mkdir()
     if states:
@@ -39,7 +39,7 @@ def doctor(folder: Path, states: str, **more: str) -> subprocess.CompletedProces
 
 def findings(folder: Path, states: str) -> list[dict[str, Any]]:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound but not listening
         done = doctor(folder, states, SOLLOLD_HTTP_PORT=str(taken.getsockname()[1]))
     assert done.returncode == Exit.FAILED, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -59,12 +59,12 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
         ("", "not installed", "sollold run"),
     ],
 )
-def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, fix: str) -> None:
+def test_the_state_of_the_service_is_reported(tmp_path: Path, states: str, what: str, fix: str) -> None:
     (found,) = findings(tmp_path, states)
     assert what in found["what"] and found["fix"] == fix
 
 
-def test_settings_that_keep_the_daemon_from_starting_are_named(tmp_path: Path) -> None:
+def test_settings_that_prevent_a_start_are_reported(tmp_path: Path) -> None:
     (tmp_path / "sollold").mkdir()
     (tmp_path / "sollold/sollold.toml").write_text("[http]\n[http]\n")
     states = "LoadState=loaded\\nActiveState=failed\\n"
@@ -74,19 +74,17 @@ def test_settings_that_keep_the_daemon_from_starting_are_named(tmp_path: Path) -
     assert "sollold.toml: not TOML" in settings["what"] and "systemctl restart sollold" in settings["fix"]
 
 
-def test_the_users_own_service_is_looked_at_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_user_service_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert service.journalctl() == ["journalctl", "-u", "sollold"]
     service.unit_file().parent.mkdir(parents=True)
     service.unit_file().touch()
     assert service.journalctl() == ["journalctl", "--user", "-u", "sollold"]
-    monkeypatch.setattr(room, "_service", lambda: ("loaded", "inactive"))
-    assert room._why_silent()[0]["fix"] == "systemctl --user enable --now sollold"
+    monkeypatch.setattr(doctor_command, "_service", lambda: ("loaded", "inactive"))
+    assert doctor_command._why_silent()[0]["fix"] == "systemctl --user enable --now sollold"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert room._why_silent()[0]["fix"] == "sudo systemctl enable --now sollold"
+    assert doctor_command._why_silent()[0]["fix"] == "sudo systemctl enable --now sollold"
 
 
 @pytest.mark.parametrize(
@@ -97,9 +95,7 @@ def test_the_users_own_service_is_looked_at_where_there_is_one(
         ("exit 1", Exit.FAILED, ""),
     ],
 )
-def test_a_journal_without_a_line_of_the_daemon_says_so(
-    tmp_path: Path, script: str, status: int, out: str
-) -> None:
+def test_a_journal_without_entries_is_reported(tmp_path: Path, script: str, status: int, out: str) -> None:
     program = tmp_path / "journalctl"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -110,7 +106,7 @@ def test_a_journal_without_a_line_of_the_daemon_says_so(
     assert ("started by hand" in done.stderr) == (status != Exit.DONE)
 
 
-def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> None:
+def test_the_local_service_does_not_explain_a_silent_remote_node(tmp_path: Path) -> None:
     states = "LoadState=loaded\\nActiveState=inactive\\n"
     done = doctor(tmp_path, states, SOLLOLD_NODE_URL="http://127.0.0.1:9")
     assert done.returncode == Exit.UNREACHABLE and not done.stdout
@@ -125,17 +121,17 @@ def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> N
         (("", ""), "end its process, and start it again"),
     ],
 )
-def test_a_daemon_that_hangs_is_the_finding(
+def test_a_hung_daemon_is_reported(
     service: tuple[str, str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is neither missing nor another program, though it takes connections and says nothing."""
-    monkeypatch.setattr(room, "_service", lambda: service)
+    """A daemon that accepts connections but does not answer is neither missing nor another program."""
+    monkeypatch.setattr(doctor_command, "_service", lambda: service)
     options = Namespace(node="", json=True)
     with socket.create_server(("127.0.0.1", 0)) as hung:
         silent = BlockingClient(f"http://127.0.0.1:{hung.getsockname()[1]}", timeout=0.2)
-        monkeypatch.setattr(room, "client", lambda options: silent)
+        monkeypatch.setattr(doctor_command, "client", lambda options: silent)
         monkeypatch.setattr(nodes, "client", lambda options, timeout: silent)
-        assert room.doctor(options) == Exit.FAILED
+        assert doctor_command.doctor(options) == Exit.FAILED
         (found,) = json.loads(capsys.readouterr().out)
         assert "did not answer" in found["what"] and found["fix"] == fix
         assert nodes.version(options) == Exit.DONE

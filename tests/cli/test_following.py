@@ -1,4 +1,4 @@
-"""What is watched until Ctrl-C outlives its node's restart."""
+"""Commands that follow a node survive its restart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATE = {
 
 
 class _Restarted:
-    """A node whose every connection ends after one answer, and who is away every third time."""
+    """A node that closes each connection after one answer and fails every third request."""
 
     def __init__(self, enough: int) -> None:
         self._enough = enough
@@ -70,7 +70,7 @@ class _Restarted:
         (status, {"watch": True}, ("leader n1", "leader n4")),
     ],
 )
-async def test_a_node_that_was_away_is_followed_on(
+async def test_following_continues_after_a_node_was_offline(
     command: Callable[[argparse.Namespace], int],
     more: dict[str, Any],
     words: tuple[str, ...],
@@ -92,16 +92,16 @@ async def test_a_node_that_was_away_is_followed_on(
             await asyncio.to_thread(command, options)
     finally:
         await runner.cleanup()
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     for text in words:
-        assert text in said.out
-    assert "trying again until Ctrl-C" in said.err and "the node responds again" in said.err
+        assert text in captured.out
+    assert "trying again until Ctrl-C" in captured.err and "the node responds again" in captured.err
     if command is events:
         assert [query for query in node.asked if query][:2] == ["follow=1", "follow=1&after=2"]
 
 
 @pytest.mark.parametrize("words", [("events", "--follow"), ("logs", "m", "--follow")])
-async def test_it_ends_with_its_reader_though_nothing_more_happens(words: tuple[str, ...]) -> None:
+async def test_following_ends_with_its_reader_without_new_output(words: tuple[str, ...]) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path.startswith("/api/cluster/logs"):
             log = {"deployment": "d", "node": "n", "process": "p", "reason": "", "text": "one"}
@@ -133,15 +133,15 @@ async def test_it_ends_with_its_reader_though_nothing_more_happens(words: tuple[
         os.close(writer)
         assert await asyncio.to_thread(os.read, reader, 3)
         os.close(reader)
-        _, said = await asyncio.wait_for(command.communicate(), 60)
-        assert (command.returncode, said) == (0, b"")
+        _, errors = await asyncio.wait_for(command.communicate(), 60)
+        assert (command.returncode, errors) == (0, b"")
     finally:
         if command is not None and command.returncode is None:
             command.kill()
         await runner.cleanup()
 
 
-def test_a_node_that_never_answered_is_not_waited_for() -> None:
+def test_a_node_that_never_answered_is_not_retried() -> None:
     def fail() -> None:
         raise ClientError("no daemon answers", 0)
 

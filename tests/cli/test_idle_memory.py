@@ -1,4 +1,4 @@
-"""A daemon that is idle holds little that it does not need."""
+"""Memory use of an idle daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sollold.daemon.heap import ReclaimableMemory
 from sollold.daemon.late_certificates import LateContext, install
 
 
-def test_certificates_are_read_at_the_first_use_and_then_checked() -> None:
+def test_certificates_are_loaded_at_the_first_use() -> None:
     own = connector._SSL_CONTEXT_VERIFIED
     try:
         install()
@@ -28,17 +28,17 @@ def test_certificates_are_read_at_the_first_use_and_then_checked() -> None:
         connector._SSL_CONTEXT_VERIFIED = own
 
 
-SELDOM = (
+RARELY_USED = (
     *("pynvml", "rich", "jinja2", "tarfile", "difflib", "zipfile", "sollold.client", "statistics"),
     *("sollold.api.cluster.openapi", "prometheus_client"),
 )
-"""What is not to be read before it is needed."""
+"""Modules that must not be imported before their first use."""
 
 
-def test_the_daemon_leaves_out_what_is_seldom_needed() -> None:
+def test_the_daemon_does_not_import_rarely_used_modules() -> None:
     code = f"""
 import sys, sollold.cli.main, sollold.cli.run, sollold.daemon.main
-print(*[name for name in {SELDOM} if name in sys.modules])
+print(*[name for name in {RARELY_USED} if name in sys.modules])
 """
     assert _run(code) == []
 
@@ -56,8 +56,8 @@ ffff7000-ffff8000 r-xp 00000000 fe:01 80 /usr/lib/other.so.1.2
 WRITTEN = "2000-", "5000-"
 
 
-def test_only_pages_of_libraries_that_were_never_written_are_given_back(tmp_path: Path) -> None:
-    def now(maps: str) -> None:
+def test_only_unmodified_pages_of_libraries_are_released(tmp_path: Path) -> None:
+    def write_maps(maps: str) -> None:
         (tmp_path / "maps").write_text(maps)
         sizes = (
             f"{line}\nRss: 40 kB\nAnonymous: {8 * line.startswith(WRITTEN)} kB" for line in maps.splitlines()
@@ -65,22 +65,22 @@ def test_only_pages_of_libraries_that_were_never_written_are_given_back(tmp_path
         (tmp_path / "smaps").write_text("\n".join(sizes))
 
     spare = ReclaimableMemory(tmp_path)
-    first, other = (
+    first, second = (
         (0x1000, 0x2000, "/usr/lib/a library.so"),
         (0xFFFF7000, 0xFFFF8000, "/usr/lib/other.so.1.2"),
     )
-    now(MAPS)
+    write_maps(MAPS)
     assert spare.unchanged() == set()
-    assert spare.unchanged() == {first, other}
-    # One that is new waits for the next look; one that is gone, or is another's now, is never touched.
-    now(MAPS.replace("other.so.1.2", "new.so"))
+    assert spare.unchanged() == {first, second}
+    # A new mapping waits for the next call. A mapping that is gone or replaced is never touched.
+    write_maps(MAPS.replace("other.so.1.2", "new.so"))
     assert spare.unchanged() == {first}
-    assert spare.unchanged() == {first, (*other[:2], "/usr/lib/new.so")}
-    now("")
+    assert spare.unchanged() == {first, (*second[:2], "/usr/lib/new.so")}
+    write_maps("")
     assert spare.unchanged() == set()
 
 
-def test_pages_of_libraries_are_given_back_at_the_second_look_and_come_again() -> None:
+def test_library_pages_are_released_at_the_second_call_and_can_be_loaded_again() -> None:
     code = """
 import hashlib, ssl
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nodes that are missing: shown by ``status`` and ``nodes``, removed by ``forget``."""
+"""Offline nodes: shown by ``status`` and ``nodes``, removed by ``forget``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.doubles import until
 __all__ = ["serve"]
 
 
-async def test_a_missing_node_is_shown_until_it_is_forgotten(
+async def test_an_offline_node_is_shown_until_it_is_forgotten(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = PlainCluster(record(), record("1" * 16, "beta", endpoints=()))

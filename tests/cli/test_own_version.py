@@ -1,4 +1,4 @@
-"""Every build says which commit it is of, where that is known."""
+"""Builds report their commit if it is known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_checkout_tells_its_commit_and_that_it_was_changed(tmp_path: Path) -> None:
+def test_a_checkout_reports_its_commit_and_local_changes(tmp_path: Path) -> None:
     package = tmp_path / "sollold"
     package.mkdir()
     (package / "a.py").write_text("1")
@@ -34,7 +34,7 @@ def test_a_checkout_tells_its_commit_and_that_it_was_changed(tmp_path: Path) -> 
     assert own_version.own_commit(package) == f"{commit}-dirty"
 
 
-def test_a_package_tells_the_commit_of_its_build_and_what_has_none_tells_none(
+def test_a_package_reports_the_commit_of_its_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert own_version.own_commit(tmp_path) == ""

@@ -1,4 +1,4 @@
-"""Pictures whose paths stand in a question."""
+"""Paths of pictures in a question."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("cat.png and http://x/cat.png", "cat.png and http://x/cat.png", []),
     ],
 )
-def test_paths_of_pictures_that_exist_are_found(folder: Path, text: str, rest: str, names: list[str]) -> None:
+def test_paths_of_existing_pictures_are_found(folder: Path, text: str, rest: str, names: list[str]) -> None:
     found, files = pictures_of(text)
     assert (found, [file.name for file in files]) == (rest, names)
 
 
-def test_a_model_that_sees_gets_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_are_sent_to_a_vision_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "What is on ./cat.png?"
     seen = {
         "role": "user",

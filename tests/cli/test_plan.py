@@ -1,4 +1,4 @@
-"""What ``sollold plan`` shows."""
+"""The output of ``sollold plan``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARE = {"device": "CPU", "first": 0, "last": 3, "weights": 1, "state": 1, "comp
 
 
 class Daemon:
-    """Plans a model over a node that is there and one that is offline."""
+    """A double that plans a model over an online and an offline node."""
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         shares = [SHARE | {"node": "aa"}, SHARE | {"node": "bb"}]
@@ -27,11 +27,11 @@ class Daemon:
         return {"nodes": [{"node": "aa", "name": "anna"}], "offline": [{"node": "bb", "name": "bert"}]}
 
 
-def test_a_machine_that_is_offline_has_its_name(
+def test_an_offline_machine_is_shown_with_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plan, "client", lambda options: Daemon())
     monkeypatch.setattr(plan, "wishes", lambda options: {})
     plan.plan(argparse.Namespace(json=False, online=False, model="big"))
-    told = capsys.readouterr().out
-    assert "anna" in told and "bert " in told and "bb" not in told
+    output = capsys.readouterr().out
+    assert "anna" in output and "bert " in output and "bb" not in output

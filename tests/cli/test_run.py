@@ -1,4 +1,4 @@
-"""`sollold run` as a process: what it says when it can't start, and how it ends."""
+"""`sollold run` as a process: start failures, signals and the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.models.stores import write_gguf
 
 
 def command(folder: Path, **settings: object) -> list[str]:
-    """A daemon on loopback that finds no other and no llama.cpp."""
+    """The command of a daemon on loopback that finds no other daemons and no llama.cpp."""
     values: dict[str, object] = {
         "node.state_dir": folder / "state",
         "node.cache_dir": folder / "cache",
@@ -41,7 +41,7 @@ def command(folder: Path, **settings: object) -> list[str]:
 
 
 def fails(words: list[str]) -> str:
-    """The one line of a daemon that can't start."""
+    """Return the single error line of a daemon that can't start."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -51,7 +51,7 @@ def fails(words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("what", ["http.port", "cluster.port"])
-def test_a_taken_port_is_named_in_one_line(tmp_path: Path, what: str) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -70,7 +70,7 @@ def test_a_taken_port_is_named_in_one_line(tmp_path: Path, what: str) -> None:
         ("cluster.seeds", "one:two", "cluster.seeds"),
     ],
 )
-def test_a_setting_that_can_not_be_carried_out_is_named_in_one_line(
+def test_an_unusable_setting_is_reported_in_one_line(
     tmp_path: Path, setting: str, value: str, what: str
 ) -> None:
     line = fails(command(tmp_path, **{setting: value}))
@@ -81,7 +81,7 @@ def test_a_setting_that_can_not_be_carried_out_is_named_in_one_line(
 def running(
     folder: Path, settings: dict[str, object] | None = None, config: str = os.devnull, **more: Any
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A daemon that has started, and its HTTP port. It is ended with the block."""
+    """Start a daemon, yield its process and HTTP port, and end it with the block."""
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]
@@ -92,7 +92,7 @@ def running(
         process = subprocess.Popen(words, stdout=output, stderr=output, **options)
     try:
         until(lambda: answers(port) or process.poll() is not None, "the daemon answers")
-        assert process.poll() is None, said(folder)
+        assert process.poll() is None, log_text(folder)
         yield process, port
     finally:
         process.kill()
@@ -107,25 +107,25 @@ def answers(port: int) -> bool:
     return True
 
 
-def said(folder: Path) -> str:
+def log_text(folder: Path) -> str:
     return (folder / "log").read_text(errors="replace")
 
 
 def test_a_daemon_ends_with_its_terminal(tmp_path: Path) -> None:
-    ours, theirs = os.openpty()
+    controller, tty = os.openpty()
 
-    def take() -> None:
-        # Whoever runs the tests under nohup does not want the daemon to be.
+    def take_terminal() -> None:
+        # Under nohup, SIGHUP is inherited as ignored.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
 
     try:
-        with running(tmp_path, stdin=theirs, preexec_fn=take) as (process, _):
-            os.close(ours)
+        with running(tmp_path, stdin=tty, preexec_fn=take_terminal) as (process, _):
+            os.close(controller)
             assert process.wait(30) == 0
-            assert "Traceback" not in said(tmp_path)
+            assert "Traceback" not in log_text(tmp_path)
     finally:
-        os.close(theirs)
+        os.close(tty)
 
 
 def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
@@ -138,7 +138,7 @@ def ask(port: int, method: str, path: str, body: object = None, **headers: str) 
         connection.close()
 
 
-def test_a_daemon_without_a_terminal_reads_its_settings_again(tmp_path: Path) -> None:
+def test_sighup_reloads_settings_of_a_daemon_without_a_terminal(tmp_path: Path) -> None:
     settings = tmp_path / "sollold.toml"
     settings.write_text('[log]\nlevel = "info"\n')
     write_gguf(tmp_path / "new" / "Tiny-F16.gguf")
@@ -148,7 +148,7 @@ def test_a_daemon_without_a_terminal_reads_its_settings_again(tmp_path: Path) ->
 
         settings.write_text("[log]\nlevel = loud\n")
         process.send_signal(signal.SIGHUP)
-        until(lambda: "settings not reloaded" in said(tmp_path), "the fault is told")
+        until(lambda: "settings not reloaded" in log_text(tmp_path), "the error is logged")
 
         settings.write_text(
             f'[models]\nfolders = ["{tmp_path}/new"]\ntransfer_rate = "1 MiB"\n'
@@ -156,17 +156,17 @@ def test_a_daemon_without_a_terminal_reads_its_settings_again(tmp_path: Path) ->
             '[serving]\ndrain_limit = "5s"\nqueue = 7\n[placement]\ncontext = 512\n[node]\nname = "x"\n'
         )
         process.send_signal(signal.SIGHUP)
-        until(lambda: "settings reloaded" in said(tmp_path), "the settings are read again")
+        until(lambda: "settings reloaded" in log_text(tmp_path), "the settings are reloaded")
         assert ask(port, "GET", "/api/version", Origin="http://ui.example")[0] == 200
         status, shown = ask(port, "POST", "/api/show", {"model": "mine"})
         assert status == 200 and "llama" in shown
-        (held,) = [line for line in said(tmp_path).splitlines() if "need a restart" in line]
-        assert held.endswith(": node.name, serving.queue")
-        assert "changed: http.cors_origins, models.folders, models.aliases" in said(tmp_path)
+        (restart_line,) = [line for line in log_text(tmp_path).splitlines() if "need a restart" in line]
+        assert restart_line.endswith(": node.name, serving.queue")
+        assert "changed: http.cors_origins, models.folders, models.aliases" in log_text(tmp_path)
         assert process.poll() is None
 
 
-def test_systemd_is_told_of_the_draining_until_the_end(tmp_path: Path) -> None:
+def test_systemd_is_notified_while_the_daemon_drains(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         link.bind(str(tmp_path / "notify"))
         link.settimeout(30)

@@ -1,4 +1,4 @@
-"""A command that is told to end, or whose terminal is closed, gives back what it holds."""
+"""Commands clean up when they are terminated or their terminal is closed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def _no_events(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A node that loads, pulls and answers without end, in a thread of its own."""
+    """A node whose loads, pulls and answers never end, running in a separate thread."""
     app = web.Application()
     app.router.add_post("/api/cluster/load", _never)
     app.router.add_post("/api/chat", _never)
@@ -91,41 +91,41 @@ def url() -> Iterator[str]:
 
 
 class Typed:
-    """A command on a terminal of its own."""
+    """A command on its own pseudo-terminal."""
 
     def __init__(self, *words: str) -> None:
-        self.ours, self.theirs = os.openpty()
-        self.before = termios.tcgetattr(self.theirs)
-        self.said = b""
+        self.controller, self.tty = os.openpty()
+        self.before = termios.tcgetattr(self.tty)
+        self.output = b""
 
         def take_the_terminal() -> None:
-            fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0)
+            fcntl.ioctl(self.tty, termios.TIOCSCTTY, 0)
             for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)  # tests in the background inherit that it is ignored
+                signal.signal(number, signal.SIG_DFL)  # background jobs inherit ignored signals
 
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sollold", *words],
-            stdin=self.theirs,
-            stdout=self.theirs,
-            stderr=self.theirs,
+            stdin=self.tty,
+            stdout=self.tty,
+            stderr=self.tty,
             start_new_session=True,
             preexec_fn=take_the_terminal,
             env={**os.environ, "TERM": "xterm"},
         )
 
     def shows(self) -> bool:
-        """Whether it draws on the terminal, which has no cursor meanwhile."""
-        return HIDE in self.said and bool(self.said.rpartition(HIDE)[2].strip())
+        """Return whether the command draws on the terminal and hides the cursor."""
+        return HIDE in self.output and bool(self.output.rpartition(HIDE)[2].strip())
 
     def read_until(self, done: Callable[[], bool]) -> None:
         end = time.monotonic() + 30
         while not done():
-            assert time.monotonic() < end, self.said
-            if select.select([self.ours], [], [], 0.05)[0]:
-                self.said += os.read(self.ours, 1 << 16)
+            assert time.monotonic() < end, self.output
+            if select.select([self.controller], [], [], 0.05)[0]:
+                self.output += os.read(self.controller, 1 << 16)
 
-    def tell(self, number: signal.Signals) -> None:
-        """Send a signal when it waits: one just before that is acted on when the next bytes come only."""
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal once the process sleeps; an earlier signal takes effect at the next input only."""
         asleep = 0
 
         def waits() -> bool:
@@ -138,31 +138,33 @@ class Typed:
         self.read_until(waits)
         self.process.send_signal(number)
 
-    def ended(self) -> int:
-        """Its exit status, when all that it said has been read."""
+    def exit_status(self) -> int:
+        """Read the rest of the output and return the exit status."""
         self.read_until(lambda: self.process.poll() is not None)
-        while select.select([self.ours], [], [], 0)[0]:
-            self.said += os.read(self.ours, 1 << 16)
+        while select.select([self.controller], [], [], 0)[0]:
+            self.output += os.read(self.controller, 1 << 16)
         return int(self.process.returncode)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait(10)
-        os.close(self.ours)
-        os.close(self.theirs)
+        os.close(self.controller)
+        os.close(self.tty)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("words", [("top",), ("status", "--watch"), ("pull", "big"), ("load", "big")])
-def test_a_terminal_is_given_back_as_it_was(url: str, words: tuple[str, ...], number: signal.Signals) -> None:
+def test_the_terminal_is_restored(url: str, words: tuple[str, ...], number: signal.Signals) -> None:
     typed = Typed("--node", url, *words)
     try:
-        typed.tell(number)
-        assert typed.ended() == 128 + number, typed.said[-3000:].decode()
-        assert termios.tcgetattr(typed.theirs) == typed.before
-        assert typed.said.rfind(SHOW) > typed.said.rfind(HIDE), "its cursor is seen again"
-        assert typed.said.count(b"\x1b[?1049h") == typed.said.count(b"\x1b[?1049l"), "its screen is back"
-        assert b"Traceback" not in typed.said
+        typed.send(number)
+        assert typed.exit_status() == 128 + number, typed.output[-3000:].decode()
+        assert termios.tcgetattr(typed.tty) == typed.before
+        assert typed.output.rfind(SHOW) > typed.output.rfind(HIDE), "the cursor is visible again"
+        assert typed.output.count(b"\x1b[?1049h") == typed.output.count(b"\x1b[?1049l"), (
+            "the alternate screen is closed"
+        )
+        assert b"Traceback" not in typed.output
     finally:
         typed.close()
 
@@ -176,23 +178,23 @@ def test_a_terminal_is_given_back_as_it_was(url: str, words: tuple[str, ...], nu
         (("pull", "big"), b"the downloaded part is kept, resume with: sollold pull big"),
     ],
 )
-def test_what_goes_on_without_the_command_is_said(url: str, words: tuple[str, ...], said: bytes) -> None:
+def test_an_interrupted_command_reports_what_continues(url: str, words: tuple[str, ...], said: bytes) -> None:
     typed = Typed("--node", url, *words)
     try:
-        typed.tell(signal.SIGINT)
-        assert typed.ended() == 130
-        assert said in b" ".join(typed.said.split())
+        typed.send(signal.SIGINT)
+        assert typed.exit_status() == 130
+        assert said in b" ".join(typed.output.split())
     finally:
         typed.close()
 
 
-def test_a_line_for_a_program_comes_when_it_is_there(url: str) -> None:
+def test_json_lines_are_flushed_immediately(url: str) -> None:
     words = [sys.executable, "-m", "sollold", "--node", url, "pull", "big", "--json"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=buffered)
     try:
         assert process.stdout is not None
-        assert select.select([process.stdout], [], [], 30)[0], "the pull goes on, and nothing was said"
+        assert select.select([process.stdout], [], [], 30)[0], "the pull runs but nothing was printed"
         assert b"pulling" in process.stdout.readline()
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
@@ -201,8 +203,8 @@ def test_a_line_for_a_program_comes_when_it_is_there(url: str) -> None:
         process.communicate()
 
 
-def test_who_is_told_twice_ends_at_once(tmp_path: Path) -> None:
-    """However long the giving back takes."""
+def test_a_second_signal_ends_the_process_immediately(tmp_path: Path) -> None:
+    """Cleanup is not awaited."""
     code = (
         "import time\n"
         "from sollold.cli.signals import end_in_order\n"
@@ -225,7 +227,7 @@ def test_who_is_told_twice_ends_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_archive_that_can_not_be_written_is_named_and_what_stands_there_stays(url: str) -> None:
+def test_an_unwritable_archive_is_reported_and_its_target_kept(url: str) -> None:
     words = [sys.executable, "-m", "sollold", "--node", url, "support", "-o", "/dev/full"]
     done: Any = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == Exit.FAILED
@@ -233,7 +235,7 @@ def test_an_archive_that_can_not_be_written_is_named_and_what_stands_there_stays
     assert Path("/dev/full").is_char_device()
 
 
-def test_no_half_archive_is_left(url: str, tmp_path: Path) -> None:
+def test_no_partial_archive_is_left(url: str, tmp_path: Path) -> None:
     file = tmp_path / "s.tar.gz"
     words = f"ulimit -f 1; exec {sys.executable} -m sollold --node {url} support -o {file}"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=60)

@@ -11,7 +11,7 @@ from sollold.cli import status
 
 
 class Daemon:
-    """Says what its cluster runs."""
+    """A double that reports the given deployments."""
 
     def __init__(self, *deployments: dict[str, Any]) -> None:
         self._deployments = list(deployments)
@@ -20,7 +20,7 @@ class Daemon:
         return {"deployments": self._deployments}
 
 
-def test_what_failed_holds_nothing_and_says_once_where_it_failed(
+def test_a_failed_deployment_uses_no_memory_and_its_reason_is_shown_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     placed = {"node_name": "anna", "device": "CPU", "first": 0, "last": 3, "bytes": 3 << 20}
@@ -30,6 +30,6 @@ def test_what_failed_holds_nothing_and_says_once_where_it_failed(
     runs = failed | {"state": "ready", "reason": "", "expires": 120.0}
     monkeypatch.setattr(status, "client", lambda options: Daemon(failed, failed, runs))
     status.ps(argparse.Namespace(json=False, quiet=False))
-    told = capsys.readouterr().out
-    assert told.count("MiB") == 1 and told.count("2 min") == 1 and "4 min 59 s" not in told
-    assert told.count("big:7b on anna: it was killed") == 1
+    output = capsys.readouterr().out
+    assert output.count("MiB") == 1 and output.count("2 min") == 1 and "4 min 59 s" not in output
+    assert output.count("big:7b on anna: it was killed") == 1

@@ -1,4 +1,4 @@
-"""What becomes of the output: a reader that goes away, a full disk, a locale without our signs."""
+"""Output to a closed pipe, to a full disk, and in a locale without Unicode."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def command(*words: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As a shell has it: output to a pipe is written in blocks."""
+    """The environment of a shell: output to a pipe is block-buffered."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
 
 
 @pytest.mark.parametrize("words", [("--help",), ("token",), ("config", "--config", "/dev/null")])
-def test_a_reader_that_went_away_is_no_fault(words: tuple[str, ...]) -> None:
-    theirs, ours = os.pipe()
-    os.close(theirs)
+def test_a_closed_pipe_is_not_an_error(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
     try:
         done = subprocess.run(
-            command(*words), stdout=ours, stderr=subprocess.PIPE, text=True, timeout=60, env=environment()
+            command(*words), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=environment()
         )
     finally:
-        os.close(ours)
+        os.close(writer)
     assert (done.returncode, done.stderr) == (Exit.DONE, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_a_fault_of_one_line() -> None:
+def test_a_full_disk_is_a_one_line_error() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command("token"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment()
@@ -51,7 +51,7 @@ def test_a_full_disk_is_a_fault_of_one_line() -> None:
     assert "No space left" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_locale_without_our_signs_gets_others() -> None:
+def test_unencodable_characters_are_replaced() -> None:
     words = command("config", "--config", "/dev/null", "--set", "node.name=caf\u00e9 \u2588")
     more = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=more)
@@ -61,27 +61,27 @@ def test_a_locale_without_our_signs_gets_others() -> None:
     assert json.loads(done.stdout)["node.name"]["value"] == "caf\u00e9 \u2588"
 
 
-def test_words_of_no_encoding_are_named_as_such() -> None:
+def test_undecodable_arguments_are_refused() -> None:
     words = [*command("chat", "any"), b"\xff", "--node", "127.0.0.1:9"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == Exit.USAGE
     assert "encoding" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_prompt_of_another_encoding_is_asked_all_the_same() -> None:
+def test_an_undecodable_prompt_is_accepted() -> None:
     words = command("chat", "any", "--node", "127.0.0.1:9")
     done = subprocess.run(words, input=b"caf\xe9", capture_output=True, timeout=60)
     assert done.returncode == Exit.UNREACHABLE
     assert b"no daemon answers" in done.stderr and b"Traceback" not in done.stderr
 
 
-def test_a_command_whose_output_is_closed_works() -> None:
+def test_a_command_with_closed_output_works() -> None:
     words = f"{sys.executable} -m sollold config --config /dev/null >&- <&-"
     done = subprocess.run(words, shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (Exit.DONE, "")
 
 
-def test_lines_for_programs_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_lines_are_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     long = Path("/" + "far " * 100)
     words = ["config", "--config", "/dev/null", "--set", f"node.state_dir={long}"]
     assert main(words) == Exit.DONE
@@ -89,17 +89,17 @@ def test_lines_for_programs_are_not_broken(capsys: pytest.CaptureFixture[str]) -
     assert str(long).rstrip() in line
 
 
-def test_a_name_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_removed(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("node")
     table.add_row("x\x1b]0;mine\x07\x9by\r")
     console().print(table, style="red")
     console(stderr=True).print("x\x1b[2Jy")
-    said = "".join(capsys.readouterr())
-    assert "mine" in said and not {"\x1b", "\x07", "\x9b", "\r"} & set(said)
+    output = "".join(capsys.readouterr())
+    assert "mine" in output and not {"\x1b", "\x07", "\x9b", "\r"} & set(output)
 
 
 def whole_request(link: socket.socket) -> bytes:
-    """One request with its body: what is left unread when a socket is closed resets the connection."""
+    """Read one request with its body. Closing a socket with unread data would reset the connection."""
     got = b""
     while b"\r\n\r\n" not in got:
         got += link.recv(1 << 16)
@@ -111,7 +111,7 @@ def whole_request(link: socket.socket) -> bytes:
 
 
 class Broken(threading.Thread):
-    """A node that is killed between two chunks of its answer, once."""
+    """A node that dies between two chunks of its answer, once."""
 
     def __init__(self, lines: list[bytes]) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class Broken(threading.Thread):
     def run(self) -> None:
         while True:
             with self._listening.accept()[0] as link:
-                asked = whole_request(link)
-                if b"/api/chat" not in asked and b"/api/pull" not in asked:
+                request = whole_request(link)
+                if b"/api/chat" not in request and b"/api/pull" not in request:
                     link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
                     continue
                 link.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -143,9 +143,7 @@ class Broken(threading.Thread):
         (("pull", "m", "--json"), [b'{"status": "pulling manifest"}\n']),
     ],
 )
-def test_a_node_that_is_killed_in_an_answer_is_told_and_half_is_not_taken_for_all(
-    words: tuple[str, ...], lines: list[bytes]
-) -> None:
+def test_a_node_that_dies_during_an_answer_is_reported(words: tuple[str, ...], lines: list[bytes]) -> None:
     node = Broken(lines)
     node.start()
     done = subprocess.run(

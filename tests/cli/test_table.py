@@ -14,7 +14,7 @@ from sollold.cli.table import columns, lines
 ROWS = [("llama3.1:70b", "40 GiB", "anna, bert"), ("模型:latest", "1 GiB", "")]
 
 
-def test_columns_are_aligned_also_with_wide_signs() -> None:
+def test_columns_are_aligned_with_wide_characters() -> None:
     made = list(lines(("model", "size", "nodes"), ROWS, right=("size",)))
     assert made[0] == "model           size  nodes"
     assert made[1] == "llama3.1:70b  40 GiB  anna, bert"
@@ -22,14 +22,14 @@ def test_columns_are_aligned_also_with_wide_signs() -> None:
 
 
 @pytest.mark.parametrize("width", [30, 24, 20])
-def test_a_narrow_terminal_cuts_the_widest(width: int) -> None:
+def test_a_narrow_terminal_cuts_the_widest_column(width: int) -> None:
     made = list(lines(("model", "size", "nodes"), ROWS, right=("size",), width=width))
     assert len(made) == 3 and all(columns(line) <= max(width, 8 * 3 + 4) for line in made)
     assert "…" in made[1]
 
 
 @pytest.mark.parametrize(("width", "titles"), [(32, ["model", "size", "nodes"]), (25, ["model", "nodes"])])
-def test_figures_are_left_out_and_never_cut(width: int, titles: list[str]) -> None:
+def test_numbers_are_omitted_and_never_cut(width: int, titles: list[str]) -> None:
     rows = [("llama3.1:70b", "40.25 GiB", "anna, bert")]
     made = list(lines(("model", "size", "nodes"), rows, right=("size",), spare=("size",), width=width))
     assert made[0].split() == titles and all(columns(line) <= width for line in made)
@@ -40,19 +40,19 @@ def test_figures_are_left_out_and_never_cut(width: int, titles: list[str]) -> No
     ("width", "expected"),
     [(40, "llama3.1:70b  872edff07609  anna, bert"), (29, "llama3.1:70b  anna, bert"), (10, "llama3.1:…")],
 )
-def test_columns_are_left_out_before_what_matters_is_cut(width: int, expected: str) -> None:
+def test_optional_columns_are_omitted_before_others_are_cut(width: int, expected: str) -> None:
     rows = [("llama3.1:70b", "872edff07609", "anna, bert")]
     titles = ("model", "id", "nodes")
     made = list(lines(titles, rows, whole=("model", "id"), spare=("id", "nodes"), width=width))
     assert made[1] == expected
 
 
-def test_what_no_row_has_is_left_out_and_orders_to_the_terminal_are_not_passed_on() -> None:
+def test_empty_columns_are_omitted_and_control_characters_replaced() -> None:
     made = list(lines(("model", "not usable"), [("a\x1b[31m\nb", "")]))
     assert made == ["model", "a\ufffd[31m b"]
 
 
-def test_nodes_keep_their_whole_names_and_versions_their_columns(
+def test_node_names_are_not_cut_and_versions_are_aligned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts: dict[str, Any] = {"addresses": ["192.168.1.11"], "http_port": 11435, "draining": False}
@@ -73,10 +73,10 @@ def test_nodes_keep_their_whole_names_and_versions_their_columns(
     nodes.nodes(options)
     assert "workstation-模型 *" in capsys.readouterr().out
     nodes.version(options)
-    at = [columns(line.partition("sollold 0.1")[0]) for line in capsys.readouterr().out.splitlines()[1:]]
-    assert at == [columns("workstation-模型  ")] * 2
+    starts = [columns(line.partition("sollold 0.1")[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert starts == [columns("workstation-模型  ")] * 2
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:01Z", "", "yesterday"])
-def test_a_file_without_a_time_was_written_at_no_time(moment: str) -> None:
+def test_a_file_without_a_valid_time_has_no_age(moment: str) -> None:
     assert "ago" not in " ".join(models._row({"name": "a", "size": 1, "modified_at": moment}))

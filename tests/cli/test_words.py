@@ -1,4 +1,4 @@
-"""The words of the command line: other names, options before and after, hints, and which node is meant."""
+"""Command-line parsing: aliases, option order, hints, and the choice of the node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sollold.client.errors import ClientError
         ("serve", "run"), ("run", "run"), ("run m", "chat"), ("show m", "show"), ("ps", "ps"),
     ],
 )  # fmt: skip
-def test_what_ollamas_users_type_works(typed: str, meant: str) -> None:
+def test_command_names_of_ollama_are_aliases(typed: str, meant: str) -> None:
     assert read(typed.split()).command == meant
 
 
@@ -33,7 +33,7 @@ def test_run_takes_a_prompt() -> None:
     assert options.system == "be brief"
 
 
-def test_options_stand_before_or_after_the_command() -> None:
+def test_options_may_come_before_or_after_the_command() -> None:
     for words in (["--node", "bert", "--json", "status"], ["status", "--json", "--node", "bert"]):
         options = read(words)
         assert (options.command, options.node, options.json) == ("status", "bert", True)
@@ -61,13 +61,13 @@ def test_options_stand_before_or_after_the_command() -> None:
         ("--node x setup", "asks no node"),
     ],
 )
-def test_a_wrong_word_gets_a_hint(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_give_a_hint(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read(words.split())
     assert ended.value.code == Exit.USAGE and hint in capsys.readouterr().err
 
 
-def test_commands_that_messages_name_can_be_copied_whatever_stands_in_a_name() -> None:
+def test_commands_in_messages_quote_names() -> None:
     """A machine or model may be called ``$(id)``."""
     known = "|".join(subcommands(parser()))
     command = re.compile(rf"sollold (?:{known}) (?:[a-z]+ |--\S+ )*(?:\{{([^}}]*)|%s)")
@@ -83,14 +83,14 @@ def test_commands_that_messages_name_can_be_copied_whatever_stands_in_a_name() -
     assert bare == []
 
 
-def test_the_version_is_said_to_whoever_comes_from_ollama(capsys: pytest.CaptureFixture[str]) -> None:
+def test_minus_v_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read(["-v"])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("sollold ")
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["help", "load"], ["--help"]])
-def test_help_is_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read(words)
     assert ended.value.code == 0
@@ -111,14 +111,16 @@ def test_help_is_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> N
         ("elsewhere", "http://elsewhere:11435"),
     ],
 )
-def test_the_node_that_is_meant(named: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_option_accepts_urls_addresses_and_names(
+    named: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = [{"name": "Bert", "node": "b1", "url": "http://192.168.1.12:11435"}]
     monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
     monkeypatch.setattr(asking.socket, "getaddrinfo", lambda host, port: [host])
     assert client(argparse.Namespace(node=named)).url == url
 
 
-def test_a_name_is_looked_up_in_the_cluster_that_the_environment_names(
+def test_a_node_name_is_looked_up_in_the_cluster_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
@@ -136,7 +138,7 @@ def test_a_name_is_looked_up_in_the_cluster_that_the_environment_names(
 @pytest.mark.parametrize(
     "words", [["help"], ["--json", "help"], ["--node", "bert", "help"], ["help", "load"]]
 )
-def test_help_is_help_after_options_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_after_options(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         read(words)
     assert ended.value.code == 0 and "usage: sollold" in capsys.readouterr().out
@@ -149,10 +151,13 @@ def test_help_is_help_after_options_too(words: list[str], capsys: pytest.Capture
         ("nowhere", "there is no node 'nowhere' and no machine of that name; nodes: two, two"),
     ],
 )
-def test_a_node_that_is_not_clear_is_said_to_be_so(
+def test_an_ambiguous_or_unknown_node_is_reported(
     named: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = [{"name": "two", "node": f"b{at}", "url": url} for at, url in ((2, "http://a"), (3, "http://b"))]
+    nodes = [
+        {"name": "two", "node": f"b{number}", "url": url}
+        for number, url in ((2, "http://a"), (3, "http://b"))
+    ]
     monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
     monkeypatch.setattr(asking, "_is_host", lambda name: False)
     with pytest.raises(ClientError, match=re.escape(said)):

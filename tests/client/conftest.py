@@ -1,4 +1,4 @@
-"""What the client's tests share: real daemons, and a model that recites a count."""
+"""Fixtures of the client tests: real daemons and a model that recites a count."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.daemons import Cluster
 WORDS = 320
 BIG = "count"
 RECITAL = Recital(counting(WORDS), name=BIG, layers=3, width=256, hidden=40_960, heavy=True)
-"""Some 100 MB: more than `MEMORY`, so that two machines are needed."""
+"""About 100 MB: more than `MEMORY`, so that it needs two machines."""
 SMALL = "small"
 SMALL_RECITAL = Recital(counting(WORDS), name=SMALL, layers=1, width=256, hidden=40_960, heavy=True)
-"""Some 33 MB: one machine holds it, and its tokens come slowly enough for a fault in the middle to be one."""
+"""About 33 MB: it fits on one machine, and is slow enough for faults in the middle of an answer."""
 MEMORY = "125 MiB"
 SETTINGS: dict[str, Any] = {
     "placement.context": 768,
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="package")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the big model and the small one."""
+    """Return a folder with the big and the small model."""
     folder = tmp_path_factory.mktemp("models")
     write(folder / f"{BIG}.gguf", RECITAL)
     write(folder / f"{SMALL}.gguf", SMALL_RECITAL)
@@ -39,7 +39,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def give_models(cluster: Cluster, files: Path) -> None:
-    """Every node has all the models, as links."""
+    """Link all the models into every node's folder."""
     for node in cluster:
         for file in files.iterdir():
             (node.models / file.name).symlink_to(file)

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md: its code, and what it says they print."""
+"""The examples of docs/python.md with their documented output."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One block of code; ``printed`` is None where the page does not say what comes of it."""
+    """One block of code. ``printed`` is None if the page shows no output for it."""
 
     code: str
     printed: str | None
 
 
 def examples(page: Path = PAGE) -> list[Example]:
-    """All of them, in order."""
+    """Return all examples in order."""
     found: list[Example] = []
     for kind, text in _BLOCK.findall(page.read_text()):
         if kind == "python":
@@ -31,15 +31,15 @@ def examples(page: Path = PAGE) -> list[Example]:
 
 
 def program(found: list[Example]) -> str:
-    """One program of them all, which marks where each one's output begins."""
+    """Join the examples into one program that marks the beginning of each output."""
     parts = []
-    for number, one in enumerate(found):
-        parts += [f"print({MARK.format(number)!r}, flush=True)\n", one.code, "\n"]
+    for number, example in enumerate(found):
+        parts += [f"print({MARK.format(number)!r}, flush=True)\n", example.code, "\n"]
     return "".join(parts)
 
 
 def outputs(printed: str, count: int) -> list[str]:
-    """What each example printed."""
+    """Split the program's output into that of each example."""
     parts = []
     rest = printed
     for number in range(count):
@@ -49,7 +49,7 @@ def outputs(printed: str, count: int) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Without what differs from run to run: addresses, sizes, and which machines take which layers."""
+    """Mask what differs between runs: addresses, sizes, and the placement of layers."""
     text = re.sub(r"\d+\.\d+\.\d+\.\d+:11435", "ADDRESS", text)
     text = re.sub(r"\b(anna|bert|cleo)\b", "NODE", text)
     return re.sub(r"\d+ MiB|layers \d+ to \d+", "#", text)

@@ -1,4 +1,4 @@
-"""What a client is given wrongly is said at once, by the argument's name, blocking and asynchronous alike."""
+"""Invalid arguments raise immediately and are named, in the blocking and the asynchronous client."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize("router", [HybridRouter, sync_wrapper.HybridRouter])
 @pytest.mark.parametrize(("options", "error", "words"), WRONG)
-def test_a_router_names_the_argument_that_is_wrong(
+def test_a_router_names_the_invalid_argument(
     router: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         router(**options)
 
 
-def test_texts_are_told_from_one_text_and_from_what_is_none() -> None:
+def test_invalid_embedding_inputs_are_refused() -> None:
     pool = sync_wrapper.OllamaPool("http://127.0.0.1:9")
     with pytest.raises(TypeError, match=r"^inputs must be a list of strings, not 'one text'$"):
         pool.batch_embed("m", "one text")
@@ -60,14 +60,14 @@ def test_texts_are_told_from_one_text_and_from_what_is_none() -> None:
         pool.embed("m", None)  # type: ignore[arg-type]
 
 
-def test_a_client_takes_the_address_of_a_node_as_a_pool_does() -> None:
+def test_a_client_accepts_the_address_of_a_node() -> None:
     assert Client("pc2").url == "http://pc2:11435" and Client("https://pc2:1/a/").url == "https://pc2:1/a"
     with pytest.raises(ValueError, match="ftp://pc2 is not a node's URL"):
         Client("ftp://pc2")
 
 
 @pytest.mark.parametrize("pool", [OllamaPool, sync_wrapper.OllamaPool])
-def test_so_does_a_pool(pool: Any) -> None:
+def test_a_pool_names_the_invalid_argument(pool: Any) -> None:
     for options, error in (({"timeout": "5s"}, TypeError), ({"timeout": -1}, ValueError)):
         with pytest.raises(error, match=f"^timeout must be .*{options['timeout']}"):
             pool(**options)
@@ -77,19 +77,19 @@ def test_so_does_a_pool(pool: Any) -> None:
         pool(api_key=5)
 
 
-def test_a_pool_of_the_other_kind_is_told_apart() -> None:
+def test_a_router_refuses_a_pool_of_the_other_kind() -> None:
     with pytest.raises(TypeError, match=r"a sollold\.client\.sync_wrapper\.OllamaPool"):
         sync_wrapper.HybridRouter(OllamaPool())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a sollold\.client\.OllamaPool"):
         HybridRouter(sync_wrapper.OllamaPool())  # type: ignore[arg-type]
 
 
-def test_and_the_client_of_one_node() -> None:
+def test_a_client_names_the_invalid_argument() -> None:
     with pytest.raises(TypeError, match="timeout must be a number of seconds"):
         Client("http://pc2", timeout="5s")  # type: ignore[arg-type]
 
 
-async def test_the_limit_of_a_request_is_looked_at_before_it_is_sent() -> None:
+async def test_limits_of_a_request_are_checked_before_sending() -> None:
     wrong: Any = "5s"
     pool = OllamaPool("http://127.0.0.1:9")
     messages = [{"role": "user", "content": "hi"}]
@@ -106,15 +106,15 @@ async def test_the_limit_of_a_request_is_looked_at_before_it_is_sent() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, -5, "5", 1.5, True])
-async def test_an_answer_is_limited_to_some_tokens(tokens: Any) -> None:
-    """Of none an Ollama makes as many as it can."""
+async def test_an_invalid_max_tokens_is_refused(tokens: Any) -> None:
+    """Ollama would take 0 as unlimited."""
     pool = OllamaPool("http://127.0.0.1:9")
-    for asked in (pool.generate("m", "hi", max_tokens=tokens), pool.chat("m", HELLO, max_tokens=tokens)):
+    for call in (pool.generate("m", "hi", max_tokens=tokens), pool.chat("m", HELLO, max_tokens=tokens)):
         with pytest.raises((TypeError, ValueError), match=r"^max_tokens must be "):
-            await asked
+            await call
 
 
-def test_what_is_right_is_taken_as_it_is() -> None:
+def test_valid_arguments_are_accepted() -> None:
     router = HybridRouter(
         coordinator_timeout=5,
         num_rpc_backends=2,
@@ -133,22 +133,22 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize("model", [None, "", 5])
-async def test_a_model_is_a_name(model: Any) -> None:
+async def test_an_invalid_model_name_is_refused(model: Any) -> None:
     router = HybridRouter(node="127.0.0.1:9")
-    for asked in (
+    for call in (
         router.route_request(model, HELLO),
         router.generate(model, "hi"),
         router.ollama_pool.embed(model, "hi"),
         router.ollama_pool.chat(model, HELLO),
     ):
         with pytest.raises(TypeError, match=f"^model must be a name, not {model!r}$"):
-            await asked
+            await call
     with pytest.raises(TypeError, match="model must be a name"):
         router.placement(model)
 
 
 @pytest.mark.parametrize("messages", ["hi", b"hi", None, 5, {"role": "user", "content": "hi"}])
-async def test_messages_are_a_list(messages: Any) -> None:
+async def test_invalid_messages_are_refused(messages: Any) -> None:
     with pytest.raises(TypeError, match=r"^messages must be a list of \{\"role\": .*, not "):
         await HybridRouter(node="127.0.0.1:9").route_request("m", messages)
 
@@ -162,6 +162,6 @@ async def test_messages_are_a_list(messages: Any) -> None:
         ({"temperature": float("nan")}, "options"),
     ],
 )
-async def test_what_json_has_no_form_for_is_named(given: Any, name: str) -> None:
+async def test_a_value_without_a_json_form_is_named(given: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} can't be sent as JSON: "):
         await OllamaPool("127.0.0.1:9").chat("m", HELLO, **given)

@@ -40,4 +40,4 @@ def test_nodes_are_found_on_the_lan(tmp_path: Path, llama: Llama, model_files: P
         first, second = done.stdout.splitlines()
         assert first.startswith("w0001 w0002") and first.endswith(("node0", "node1"))
         assert second.strip() == "w0001"
-        assert done.returncode == 0 and not done.stderr, "an answer that is left in the middle ends quietly"
+        assert done.returncode == 0 and not done.stderr, "an unfinished stream ends quietly"

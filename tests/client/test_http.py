@@ -1,4 +1,4 @@
-"""The client of a node's HTTP API: what it says when the node does not."""
+"""The client of a node's HTTP API: timeouts, lost connections, absent nodes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sollold.client.errors import ClientError
 from sollold.client.http import Client
 
 
-async def test_a_node_that_says_that_the_time_is_up_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
-    asked = []
+async def test_a_node_that_reports_a_timeout_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    paths = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        asked.append(request.path)
+        paths.append(request.path)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         await response.write(b'{"error": "not complete within the deadline", "code": 504}\n')
@@ -34,11 +34,11 @@ async def test_a_node_that_says_that_the_time_is_up_is_not_lost(caplog: pytest.L
                 await pool.chat("m", [{"role": "user", "content": "hi"}], timeout=30)
     finally:
         await runner.cleanup()
-    assert asked == ["/api/chat"] and "lost" not in caplog.text
+    assert paths == ["/api/chat"] and "lost" not in caplog.text
 
 
-async def test_a_connection_that_the_node_ended_meanwhile_is_made_anew() -> None:
-    """As one that was started anew, while the caller's loop had other things to do."""
+async def test_a_connection_closed_by_the_node_is_replaced() -> None:
+    """For example when the node restarted while the caller's event loop was busy."""
     connections = []
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -58,8 +58,8 @@ async def test_a_connection_that_the_node_ended_meanwhile_is_made_anew() -> None
     assert len(connections) == 4
 
 
-async def test_a_request_that_may_have_begun_is_not_sent_twice() -> None:
-    """The node read it on a new connection, and then closed that: it may have worked on it."""
+async def test_a_request_that_may_have_been_processed_is_not_repeated() -> None:
+    """The node read it on a new connection before closing it, so it may have processed it."""
     received = []
 
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,7 +74,7 @@ async def test_a_request_that_may_have_begun_is_not_sent_twice() -> None:
     assert len(received) == 1
 
 
-async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
+async def test_a_silent_node_is_not_reported_as_absent() -> None:
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -91,5 +91,5 @@ async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
     async with Client(url) as client:
         with pytest.raises(ClientError, match=r"no daemon answers at .* \(Connection refused\)") as nobody:
             await client.get("/api/cluster")
-    # Who writes Python names a node so; --node is for those who type commands.
+    # Python code passes node=; --node is for the command line.
     assert nobody.value.status == 0 and "node=" in nobody.value.message

@@ -1,4 +1,4 @@
-"""Who is shown the caller's API key: nodes that he named and those that they tell of, and nobody else."""
+"""The API key is sent only to nodes the caller named and to nodes these report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "sk-sollold-abc"
 
 
 class Gate(HttpDouble):
-    """A node that answers nothing without the key, and notes what it was shown."""
+    """A node that requires the key and records the keys it receives."""
 
     def __init__(self) -> None:
         self.shown: list[str | None] = []
@@ -49,14 +49,14 @@ async def gates() -> AsyncIterator[Callable[[], Any]]:
         return made[-1], await made[-1].start()
 
     yield gate
-    for one in made:
-        await one.close()
+    for node in made:
+        await node.close()
 
 
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-async def test_a_key_that_is_given_or_in_the_environment(
+async def test_a_key_is_taken_from_the_argument_or_the_environment(
     gates: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, url = await gates()
@@ -75,7 +75,7 @@ async def test_a_key_that_is_given_or_in_the_environment(
             await router.route_request("demo", HELLO)
 
 
-async def test_the_blocking_form_takes_it_too(gates: Callable[[], Any]) -> None:
+async def test_the_blocking_client_takes_a_key(gates: Callable[[], Any]) -> None:
     _, url = await gates()
 
     def ask() -> None:
@@ -87,7 +87,7 @@ async def test_the_blocking_form_takes_it_too(gates: Callable[[], Any]) -> None:
     await asyncio.to_thread(ask)
 
 
-async def test_a_node_that_only_announced_itself_does_not_get_it(gates: Callable[[], Any]) -> None:
+async def test_a_node_known_only_by_mdns_gets_no_key(gates: Callable[[], Any]) -> None:
     named, url = await gates()
     found, other = await gates()
 
@@ -100,7 +100,7 @@ async def test_a_node_that_only_announced_itself_does_not_get_it(gates: Callable
         await client.get("/api/tags")
     assert set(found.shown) == {None}
     await client.close()
-    # The named one vouches for it.
+    # The named node reports it as a member.
     named.others = [{"node": "b" * 16, "name": "b", "url": other}]
     client = ClusterClient([url], api_key=SECRET)
     client.nodes.add([other], trusted=False)
@@ -114,11 +114,11 @@ async def test_a_node_that_only_announced_itself_does_not_get_it(gates: Callable
     await client.close()
 
 
-def test_nothing_goes_on_in_the_clear() -> None:
+def test_nodes_learned_over_https_are_used_only_with_https() -> None:
     nodes = NodeList(["https://pc1:11435"])
-    told = [
+    reported = [
         {"node": "a", "url": "http://10.0.0.1:11435", "me": True},
         {"node": "b", "url": "http://10.0.0.2:1"},
     ]
-    nodes.learn("https://pc1:11435", {"nodes": [*told, {"node": "c", "url": "https://10.0.0.3:1"}]})
+    nodes.learn("https://pc1:11435", {"nodes": [*reported, {"node": "c", "url": "https://10.0.0.3:1"}]})
     assert [known.url for known in nodes] == ["https://pc1:11435", "https://10.0.0.3:1"]

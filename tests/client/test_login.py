@@ -1,4 +1,4 @@
-"""A node behind a proxy that asks for a login: it stands in the URL, is sent, and told to nobody else."""
+"""A login in the URL for a proxy before the node: it is sent there and not disclosed elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 
 class Proxy(HttpDouble):
-    """Lets nobody in without the login, and answers as a node behind it that wants a key for models."""
+    """A proxy that requires a login, with a node behind it that requires a key for models."""
 
     async def start(self) -> str:
         app = web.Application()
@@ -45,7 +45,7 @@ async def host() -> AsyncIterator[str]:
     await proxy.close()
 
 
-async def test_a_login_is_sent_and_an_api_key_beside_it(host: str) -> None:
+async def test_a_login_and_an_api_key_are_sent(host: str) -> None:
     url = f"http://anna:ge%3Aheim%2F%C3%9F@{host}/"
     async with HybridRouter(node=url, api_key=KEY) as router:
         assert (await router.route_request("demo", HELLO))["message"]["content"] == "hi"
@@ -55,42 +55,44 @@ async def test_a_login_is_sent_and_an_api_key_beside_it(host: str) -> None:
     assert (await asyncio.to_thread(blocking.post, "/api/chat", {}))["done"] is True
 
 
-async def test_a_login_that_is_given_later_is_sent_too(host: str) -> None:
-    """And one that another node tells is not."""
+async def test_a_login_given_later_is_sent(host: str) -> None:
+    """A login reported by another node is ignored."""
     url = f"http://anna:ge%3Aheim%2F%C3%9F@{host}"
     async with OllamaPool(f"http://{host}") as pool:
         async with HybridRouter(pool, node=url):
             assert await pool.list() == []
-        told = {"nodes": [{"node": "n", "name": "n", "url": f"http://eve:eve@{host}"}]}
-        pool.client.nodes.learn("http://10.0.0.2:11435", told)
+        reported = {"nodes": [{"node": "n", "name": "n", "url": f"http://eve:eve@{host}"}]}
+        pool.client.nodes.learn("http://10.0.0.2:11435", reported)
         assert await pool.list() == [] and len(pool.client.nodes) == 1
 
 
-async def test_who_has_none_is_told_where_it_goes(host: str) -> None:
-    said = f"a proxy at http://{host} asks for a login; it is given in the URL"
+async def test_a_missing_login_is_explained(host: str) -> None:
+    message = f"a proxy at http://{host} asks for a login; it is given in the URL"
     async with OllamaPool(f"http://{host}") as pool:
-        with pytest.raises(ClientError, match=said):
+        with pytest.raises(ClientError, match=message):
             await pool.list()
-    with pytest.raises(ClientError, match=said):
+    with pytest.raises(ClientError, match=message):
         await asyncio.to_thread(BlockingClient(f"http://{host}").get, "/api/tags")
 
 
-async def test_it_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_login_appears_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "sollold.client")
     url = "http://anna:geheim@127.0.0.1:9/llm"
     router = HybridRouter(node=url)
-    told = [repr(one) for one in (router, sync_wrapper.OllamaPool(url), Client(url), BlockingClient(url))]
+    texts = [
+        repr(client) for client in (router, sync_wrapper.OllamaPool(url), Client(url), BlockingClient(url))
+    ]
     with pytest.raises(ClientError) as lost:
         await router.route_request("demo", HELLO)
     with pytest.raises(ClientError) as typed:
         await asyncio.to_thread(BlockingClient(url).get, "/api/tags")
-    told += [str(lost.value), str(typed.value), caplog.text]
+    texts += [str(lost.value), str(typed.value), caplog.text]
     for wrong in ("ftp://anna:geheim@host", "http://anna:geheim@host:99999"):
         with pytest.raises(ValueError, match="not a node's URL") as refused:
             Client(wrong)
         with pytest.raises(ClientError, match="invalid URL") as invalid:
             BlockingClient(wrong)
-        told += [str(refused.value), str(invalid.value)]
-    assert all("127.0.0.1:9/llm" in text or "host" in text for text in told)
-    assert not any("geheim" in text for text in told)
+        texts += [str(refused.value), str(invalid.value)]
+    assert all("127.0.0.1:9/llm" in text or "host" in text for text in texts)
+    assert not any("geheim" in text for text in texts)
     await router.close()

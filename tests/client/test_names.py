@@ -1,4 +1,4 @@
-"""The names of the guide: what is imported from where, and what the small helpers answer."""
+"""The documented names and their modules, and the small helpers."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ print(sorted(heavy & set(sys.modules)))
 """
 
 
-def test_all_names_are_there_and_nothing_of_the_daemon_is_loaded() -> None:
+def test_documented_names_import_without_the_daemon() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def test_priorities_are_those_of_the_server() -> None:
-    assert {one.name: one.value for one in Priority} == dict(NAMES)
-    for one in Priority:
-        assert parse_priority(one.name) == one
-        body = request_body("m", priority=one)
-        assert json.loads(json.dumps(body))["priority"] == one.value
+def test_priorities_match_the_servers() -> None:
+    assert {level.name: level.value for level in Priority} == dict(NAMES)
+    for priority in Priority:
+        assert parse_priority(priority.name) == priority
+        body = request_body("m", priority=priority)
+        assert json.loads(json.dumps(body))["priority"] == priority.value
     for role in list_available_roles():
         assert get_priority_for_role(role) == priority_of(None, None, role)
     assert get_priority_for_role("Editor") == 6
@@ -71,7 +71,7 @@ def test_priorities_are_those_of_the_server() -> None:
     assert list_available_roles()[0] == "researcher" and list_available_tasks()[-1] == "batch"
 
 
-def test_profiles_that_are_added_or_changed_are_followed() -> None:
+def test_added_and_changed_profiles_apply() -> None:
     router = HybridRouter()
     original = dict(MODEL_PROFILES["llama3.1:70b"])
     always = {"threshold": 1e-6}
@@ -96,7 +96,7 @@ def test_profiles_that_are_added_or_changed_are_followed() -> None:
     assert profiles.wanted_by_user("llama3.1:70b") is None
 
 
-def test_a_router_asks_for_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_routers_arguments_become_its_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPC_BACKENDS", "10.0.0.1:50052, 10.0.0.2:50053")
     assert HybridRouter().placement("m") == {"external": ["10.0.0.1:50052", "10.0.0.2:50053"]}
     given = HybridRouter(
@@ -140,7 +140,7 @@ def test_arguments_become_the_body_of_the_request() -> None:
         checked_messages([...])  # type: ignore[list-item]
 
 
-def test_nodes_are_named_in_several_ways() -> None:
+def test_node_addresses_are_accepted_in_several_forms() -> None:
     assert url_of("pc2") == "http://pc2:11435"
     assert url_of("pc2:8000") == "http://pc2:8000"
     assert url_of("https://pc2/") == "https://pc2"
@@ -154,14 +154,14 @@ def test_nodes_are_named_in_several_ways() -> None:
         url_of({"port": 1})
 
 
-async def test_a_pool_may_be_awaited_and_need_not_be() -> None:
+async def test_awaiting_a_pool_is_optional() -> None:
     assert isinstance(await OllamaPool.auto_configure(), OllamaPool)
     assert HybridRouter(ollama_pool=OllamaPool.auto_configure()).ollama_pool is not None
 
 
 @contextmanager
 def listener(answer: bytes | None) -> Iterator[int]:
-    """A port that answers whatever comes with ``answer``; None: it takes connections and stays silent."""
+    """Yield a port that replies to each connection with ``answer``; None: it accepts and stays silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         held: list[socket.socket] = []
 
@@ -185,18 +185,18 @@ def listener(answer: bytes | None) -> Iterator[int]:
         thread.join(5)
 
 
-def test_an_rpc_backend_is_known_by_its_greeting() -> None:
+def test_an_rpc_backend_is_recognized_by_its_greeting() -> None:
     greeting = (3).to_bytes(8, "little") + bytes([7, 0, 0])
     with listener(greeting) as port:
         assert rpc_backend_answers("127.0.0.1", port)
     with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         assert not rpc_backend_answers("127.0.0.1", port)
     with listener(None) as port:
-        assert rpc_backend_answers("127.0.0.1", port, 0.2), "a busy worker lets others wait"
+        assert rpc_backend_answers("127.0.0.1", port, 0.2), "a busy worker does not answer until it is free"
     assert not rpc_backend_answers("127.0.0.1", port, 0.2)
 
 
-def test_the_resolver_finds_what_ollama_has(tmp_path: Path) -> None:
+def test_the_resolver_finds_models_of_ollama(tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     store.model("llama3.1:70b", tmp_path)
     resolver = OllamaGGUFResolver(store.root)
@@ -207,7 +207,7 @@ def test_the_resolver_finds_what_ollama_has(tmp_path: Path) -> None:
     assert resolver.list_available_models() == {"llama3.1:70b": path}
 
 
-def test_a_gateway_uses_the_backends_of_the_environment() -> None:
+def test_the_gateway_uses_the_backends_of_the_environment() -> None:
     assert allowed("10.0.0.1:50052") == ["--set", "llama.allow_plain_workers=on"]
     assert allowed(" ") == []
     done = subprocess.run(
@@ -220,7 +220,7 @@ def test_a_gateway_uses_the_backends_of_the_environment() -> None:
     assert done.returncode == 0 and "sollold run" in done.stdout
 
 
-def test_pictures_may_be_the_bytes_of_a_file() -> None:
+def test_pictures_may_be_bytes() -> None:
     for picture in (b"\x89PNG", bytearray(b"\x89PNG"), "iVBORw=="):
         assert request_body("m", more={"images": [picture]})["images"] == ["iVBORw=="]
         asked = {"role": "user", "content": "hi", "images": (picture,)}
@@ -229,7 +229,7 @@ def test_pictures_may_be_the_bytes_of_a_file() -> None:
 
 
 @pytest.mark.parametrize("ask", ["route_request", "generate", "embed", "batch_embed"])
-async def test_a_node_that_never_answers_is_waited_for_as_long_as_the_request_allows(ask: str) -> None:
+async def test_a_silent_node_is_awaited_until_the_timeout(ask: str) -> None:
     with listener(None) as port:
         router = HybridRouter(node=f"127.0.0.1:{port}")
         given = [{"role": "user", "content": "hi"}] if ask == "route_request" else ["hi"]
@@ -240,7 +240,7 @@ async def test_a_node_that_never_answers_is_waited_for_as_long_as_the_request_al
         await router.close()
 
 
-async def test_https_where_there_is_none_is_said() -> None:
+async def test_https_to_an_http_node_is_explained() -> None:
     with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         async with OllamaPool(f"https://127.0.0.1:{port}") as pool:
             with pytest.raises(

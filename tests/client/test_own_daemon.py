@@ -1,4 +1,4 @@
-"""A program that has no daemon starts one for itself (`auto_setup_rpc`), and it ends with the program."""
+"""A program without a daemon starts one (`auto_setup_rpc`), which ends with the program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
 
 
 def words(folder: Path, llama: Llama) -> tuple[str, list[str]]:
-    """Where the daemon answers, and the arguments that keep it apart from others."""
+    """Return the daemon's URL and arguments that isolate it from other daemons."""
     http, peer = free_ports(2)
     values = {
         "node.state_dir": folder / "state",
@@ -56,7 +56,7 @@ async def answers(url: str) -> bool:
 
 
 def _forked_child_ends(daemon: DaemonProcess) -> int:
-    """A child that was forked takes its parent's daemon for its own; what it exits with."""
+    """Stop ``daemon`` in a forked child and return the child's exit status."""
     child = os.fork()
     if not child:
         try:
@@ -72,24 +72,24 @@ async def test_a_daemon_is_started_once_and_ended(
 ) -> None:
     caplog.set_level(logging.INFO, "sollold.client")
     url, given = words(tmp_path, llama)
-    one, other = DaemonProcess(url=url, words=given), DaemonProcess(url=url, words=given)
+    first, second = DaemonProcess(url=url, words=given), DaemonProcess(url=url, words=given)
     assert not await answers(url)
     try:
-        await asyncio.gather(one.ensure(), one.ensure(), one.ensure())
+        await asyncio.gather(first.ensure(), first.ensure(), first.ensure())
         assert await answers(url) and "daemon ready" in caplog.text
-        assert caplog.text.count("starting one") == 1, "though several requests came first"
-        await other.ensure()
-        await other.stop()
-        assert await answers(url), "the daemon is the first one's"
-        assert await asyncio.to_thread(_forked_child_ends, one) == 0
-        await pickle.loads(pickle.dumps(one)).stop()
-        assert await answers(url), "the daemon is its parent's"
+        assert caplog.text.count("starting one") == 1, "concurrent calls start one daemon"
+        await second.ensure()
+        await second.stop()
+        assert await answers(url), "the daemon belongs to the first process object"
+        assert await asyncio.to_thread(_forked_child_ends, first) == 0
+        await pickle.loads(pickle.dumps(first)).stop()
+        assert await answers(url), "the daemon belongs to the parent"
     finally:
-        await one.stop()
+        await first.stop()
     assert not await answers(url)
 
 
-async def test_why_a_daemon_does_not_start_is_told(tmp_path: Path, llama: Llama) -> None:
+async def test_a_failed_start_gives_its_reason(tmp_path: Path, llama: Llama) -> None:
     url, given = words(tmp_path, llama)
     (tmp_path / "file").touch()
     given += ["--set", f"node.state_dir={tmp_path}/file/state"]

@@ -25,9 +25,9 @@ TEXT = (
 ALIASES = "llama3.1:70b=big,llama3.1:405b=huge,deepseek-r1:671b=giant"
 
 
-def test_every_example_says_what_it_prints() -> None:
+def test_every_example_shows_its_output() -> None:
     found = page.examples()
-    assert len(found) >= 15 and all(one.printed for one in found)
+    assert len(found) >= 15 and all(example.printed for example in found)
 
 
 def test_the_examples_are_typed() -> None:
@@ -43,18 +43,18 @@ def test_the_examples_are_typed() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_is_read_that_a_loop_may_not_have_bound() -> None:
-    """Which pyright refuses, and mypy does not: of no rounds nothing is left."""
-    for one in page.examples():
-        statements = ast.parse(one.code).body
+def test_examples_do_not_read_loop_variables_after_the_loop() -> None:
+    """Pyright reports these as possibly unbound; mypy does not."""
+    for example in page.examples():
+        statements = ast.parse(example.code).body
         for number, loop in enumerate(statements):
             if isinstance(loop, ast.For):
                 bound = {name.id for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
-                assert not bound & _read_first(statements[number + 1 :]), one.code
+                assert not bound & _read_first(statements[number + 1 :]), example.code
 
 
 def _read_first(statements: list[ast.stmt]) -> set[str]:
-    """Names that ``statements`` read before they bind them."""
+    """Return the names that ``statements`` read before binding them."""
     read, bound = set[str](), set[str]()
     for statement in statements:
         names = [name for name in ast.walk(statement) if isinstance(name, ast.Name)]
@@ -71,7 +71,7 @@ def _read_first(statements: list[ast.stmt]) -> set[str]:
 
 @pytest.fixture
 def cluster(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
-    """Three machines; an Ollama on the first, two models that need two machines each on all."""
+    """Three machines with two models that need two machines each, and an Ollama on the first machine."""
     if why := netns.available():
         pytest.skip(why)
     shared = {
@@ -82,11 +82,11 @@ def cluster(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
     }
     each: list[dict[str, object]] = [{"node.name": name} for name in NODES]
     each[0] |= {"ollama.enabled": "on", "ollama.url": "http://127.0.0.1:11434"}
-    said = pieces(TEXT)
+    tokens = pieces(TEXT)
     files = {
-        "big": Recital(said, name="big", layers=6, hidden=20_480, heavy=True),
-        "huge": Recital(said[1:], name="huge", layers=6, hidden=20_480, heavy=True),
-        "giant": Recital(said[2:], name="giant", layers=30, hidden=20_480),
+        "big": Recital(tokens, name="big", layers=6, hidden=20_480, heavy=True),
+        "huge": Recital(tokens[1:], name="huge", layers=6, hidden=20_480, heavy=True),
+        "giant": Recital(tokens[2:], name="giant", layers=30, hidden=20_480),
     }
     with Cluster(3, tmp_path, llama, memory="125 MiB", settings=shared, each=each, start=False) as cluster:
         for name, recital in files.items():
@@ -106,7 +106,7 @@ def cluster(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
 
 @pytest.mark.cluster
 @pytest.mark.llama
-def test_the_examples_print_what_the_page_says(cluster: Cluster) -> None:
+def test_the_examples_print_the_documented_output(cluster: Cluster) -> None:
     found = page.examples()
     machine = cluster[0].machine
     assert machine is not None
@@ -115,7 +115,7 @@ def test_the_examples_print_what_the_page_says(cluster: Cluster) -> None:
     print(done.stdout, done.stderr)
     assert done.returncode == 0
     printed = page.outputs(done.stdout, len(found))
-    for one, text in zip(found, printed, strict=True):
-        assert one.printed is not None
-        assert page.plain(text) == page.plain(one.printed), one.code
+    for example, text in zip(found, printed, strict=True):
+        assert example.printed is not None
+        assert page.plain(text) == page.plain(example.printed), example.code
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""Programs that fork, that pass errors from process to process, and that have many threads."""
+"""Clients in programs that fork, pickle objects between processes, or have many threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.http_double import HttpDouble
 
 
 class Slow(HttpDouble):
-    """A node with streams that go on until they are told to end."""
+    """A node whose streams last until `end` is set."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -73,7 +73,7 @@ def _in_child(pool: sync_wrapper.OllamaPool, queue: multiprocessing.Queue[object
         queue.put(repr(error))
 
 
-async def test_forked_children_use_what_their_parent_made(node: tuple[Slow, str]) -> None:
+async def test_forked_children_use_the_parents_pool(node: tuple[Slow, str]) -> None:
     _, url = node
     pool = sync_wrapper.OllamaPool(url)
     assert await asyncio.to_thread(pool.list) == []
@@ -81,7 +81,7 @@ async def test_forked_children_use_what_their_parent_made(node: tuple[Slow, str]
     stop = threading.Event()
 
     def busy() -> None:
-        # The lock is held in some of the moments in which a child begins.
+        # Hold the lock at some of the forks.
         while not stop.is_set():
             background.loop()
 
@@ -108,7 +108,7 @@ async def test_forked_children_use_what_their_parent_made(node: tuple[Slow, str]
         await asyncio.to_thread(pool.close)
 
 
-async def test_as_many_streams_as_a_program_reads(node: tuple[Slow, str]) -> None:
+async def test_many_concurrent_streams(node: tuple[Slow, str]) -> None:
     slow, url = node
     pool = sync_wrapper.OllamaPool(url)
     count = 120
@@ -138,12 +138,12 @@ async def test_as_many_streams_as_a_program_reads(node: tuple[Slow, str]) -> Non
         InsufficientMemory("big", needed=3, there=1, missing=2, remedies=("add memory",)),
     ],
 )
-def test_errors_come_whole_from_another_process(error: ClientError) -> None:
+def test_errors_survive_pickling(error: ClientError) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and vars(again) == vars(error) and str(again) == str(error)
 
 
-async def test_a_router_in_use_goes_to_another_process(node: tuple[Slow, str]) -> None:
+async def test_a_used_router_survives_pickling(node: tuple[Slow, str]) -> None:
     _, url = node
     async with HybridRouter(node=url, api_key="k", model_filter=["a"]) as router:
         assert await router.refresh() == []
@@ -151,13 +151,13 @@ async def test_a_router_in_use_goes_to_another_process(node: tuple[Slow, str]) -
         async with pickle.loads(pickle.dumps(router)) as again:
             assert await again.refresh() == []
             assert again.ollama_pool.client.api_key == "k" and again.model_filter == ("a",)
-            assert [one.trusted for one in again.ollama_pool.client.nodes] == [True, False]
+            assert [known.trusted for known in again.ollama_pool.client.nodes] == [True, False]
     pool = sync_wrapper.OllamaPool(url)
     assert await asyncio.to_thread(pool.list) == []
     assert await asyncio.to_thread(copy.deepcopy(pool).list) == []
 
 
-async def test_a_coordinator_goes_to_another_process_and_is_asked_there(node: tuple[Slow, str]) -> None:
+async def test_a_coordinator_works_after_pickling(node: tuple[Slow, str]) -> None:
     slow, url = node
     runs = {"id": "d1", "model": "big:latest", "node": "1", "node_name": "a", "state": "ready", "placed": []}
     slow.deployments = [runs | {"backend": DISTRIBUTED, "context": 768, "speed": 0.0}]

@@ -1,4 +1,4 @@
-"""The parts of the client that do no I/O: which node is next, what was delivered, statistics, events."""
+"""The parts of the client without I/O: node order, delivered text, statistics, events."""
 
 from __future__ import annotations
 
@@ -28,50 +28,57 @@ def deployment(id: str = "d1", **more: Any) -> dict[str, Any]:
         ("id3", "CPU", 9, 9),
     ]
     placed = [
-        {"node": one, "node_name": f"n{one[2:]}", "device": device, "first": first, "last": last, "bytes": 5}
-        for one, device, first, last in parts
+        {
+            "node": number,
+            "node_name": f"n{number[2:]}",
+            "device": device,
+            "first": first,
+            "last": last,
+            "bytes": 5,
+        }
+        for number, device, first, last in parts
     ]
     facts = {"backend": "llama.cpp-distributed", "state": "ready", "node": "id1", "node_name": "n1"}
     facts |= {"model": "big:latest", "context": 512, "speed": 2.5, "placed": placed}
     return {"id": id, **facts, **more}
 
 
-def test_nodes_that_fail_come_last_until_they_answer_again() -> None:
+def test_failed_nodes_come_last_until_they_answer() -> None:
     nodes = NodeList(["http://a", "http://b/"])
-    assert [one.url for one in nodes.order()] == ["http://a", "http://b"]
+    assert [known.url for known in nodes.order()] == ["http://a", "http://b"]
     nodes.failed("http://a", 10.0)
-    assert [one.url for one in nodes.order()] == ["http://b", "http://a"]
-    assert nodes.due(10.5) == [] and [one.url for one in nodes.due(11.0)] == ["http://a"]
+    assert [known.url for known in nodes.order()] == ["http://b", "http://a"]
+    assert nodes.due(10.5) == [] and [known.url for known in nodes.due(11.0)] == ["http://a"]
     nodes.failed("http://a", 11.0)
-    assert nodes.due(12.5) == [], "each failure doubles the time"
+    assert nodes.due(12.5) == [], "each failure doubles the delay"
     for _ in range(20):
         nodes.failed("http://a", 20.0)
-    assert nodes.due(50.0), "but not without a limit"
+    assert nodes.due(50.0), "the delay is limited"
     nodes.answered("http://a")
-    assert [one.url for one in nodes.order()] == ["http://a", "http://b"]
+    assert [known.url for known in nodes.order()] == ["http://a", "http://b"]
 
 
-def test_the_other_nodes_are_learned_from_one() -> None:
+def test_other_nodes_are_learned_from_one_node() -> None:
     nodes = NodeList(["http://localhost:11435"])
     nodes.learn("http://localhost:11435", {"nodes": [node("2"), node("1", me=True)]})
-    assert [one.url for one in nodes] == ["http://localhost:11435", "http://10.0.0.2:11435"]
-    assert [one.name for one in nodes] == ["n1", "n2"], "the asked one keeps the address that works"
+    assert [known.url for known in nodes] == ["http://localhost:11435", "http://10.0.0.2:11435"]
+    assert [known.name for known in nodes] == ["n1", "n2"], "the queried node keeps the address that works"
     nodes.learn("http://10.0.0.2:11435", {"nodes": [node("2", me=True), node("1")]})
     assert len(nodes) == 2
     nodes.learn("http://10.0.0.2:11435", {"nodes": [node(str(number)) for number in range(3, 200)]})
     assert len(nodes) == MOST_NODES
 
 
-def test_what_was_delivered_is_told_and_the_whole_is_counted() -> None:
-    said = Received()
+def test_a_resumed_request_carries_the_delivered_text() -> None:
+    received = Received()
     body = {"model": "m", "stream": True}
-    assert not said.add({"message": {"role": "assistant", "content": ""}, "done": False}, 1.0)
-    assert said.request(body) == body
-    assert said.add({"message": {"content": "", "thinking": "hm "}}, 2.0)
-    assert said.add({"message": {"content": "one "}}, 3.0)
-    said.backend = "llama.cpp-local"
-    said.node_lost("n1", 4.0)
-    assert said.request(body)["resume"] == {
+    assert not received.add({"message": {"role": "assistant", "content": ""}, "done": False}, 1.0)
+    assert received.request(body) == body
+    assert received.add({"message": {"content": "", "thinking": "hm "}}, 2.0)
+    assert received.add({"message": {"content": "one "}}, 3.0)
+    received.backend = "llama.cpp-local"
+    received.node_lost("n1", 4.0)
+    assert received.request(body)["resume"] == {
         "content": "one ",
         "thinking": "hm ",
         "events": 2,
@@ -80,21 +87,21 @@ def test_what_was_delivered_is_told_and_the_whole_is_counted() -> None:
         "spent_ms": 2000.0,
         "backend": "llama.cpp-local",
     }
-    assert said.add({"message": {"content": "two"}}, 5.5)
+    assert received.add({"message": {"content": "two"}}, 5.5)
     last = {"message": {"content": ""}, "done": True, "total_duration": 1, "_routing": {"resumed": 1}}
-    done = said.finish(last, 7.0)
+    done = received.finish(last, 7.0)
     assert done["_routing"] == {"resumed": 2, "gap_ms": 1500.0, "duration_ms": 7000.0, "lost_nodes": ["n1"]}
     assert done["total_duration"] == 7_000_000_000
-    assert said.whole(done)["message"] == {"content": "one two", "thinking": "hm "}
-    said.forget()
-    assert not said and said.request(body) == body
+    assert received.whole(done)["message"] == {"content": "one two", "thinking": "hm "}
+    received.forget()
+    assert not received and received.request(body) == body
 
 
-def test_records_of_generate_are_told_apart_from_those_of_chat() -> None:
-    said = Received()
-    assert said.add({"response": "a"}, 1.0) and said.add({"response": "b", "logprobs": [1]}, 1.0)
-    assert said.request({})["resume"]["logprobs"] is True
-    assert said.whole(said.finish({"response": "", "done": True}, 1.0)) == {
+def test_records_of_generate_are_recognized() -> None:
+    received = Received()
+    assert received.add({"response": "a"}, 1.0) and received.add({"response": "b", "logprobs": [1]}, 1.0)
+    assert received.request({})["resume"]["logprobs"] is True
+    assert received.whole(received.finish({"response": "", "done": True}, 1.0)) == {
         "response": "ab",
         "done": True,
         "_routing": {},
@@ -102,7 +109,7 @@ def test_records_of_generate_are_told_apart_from_those_of_chat() -> None:
     }
 
 
-def test_a_coordinator_tells_where_its_layers_are() -> None:
+def test_a_coordinator_lists_the_placement_of_its_layers() -> None:
     cluster = {
         "nodes": [node("1"), node("2"), node("3")],
         "deployments": [deployment(), deployment("d2", backend="llama.cpp-local")],
@@ -113,16 +120,20 @@ def test_a_coordinator_tells_where_its_layers_are() -> None:
         asked.append(id)
         return False
 
-    (one,) = coordinators_in(cluster, look)
-    assert one.base_url == "http://10.0.0.1:11435" and not one.is_running() and asked == ["d1"]
-    assert [(two["host"], two["port"], two["layers"]) for two in one.rpc_backends] == [
+    (coordinator,) = coordinators_in(cluster, look)
+    assert (
+        coordinator.base_url == "http://10.0.0.1:11435" and not coordinator.is_running() and asked == ["d1"]
+    )
+    assert [
+        (backend["host"], backend["port"], backend["layers"]) for backend in coordinator.rpc_backends
+    ] == [
         ("10.0.0.2", 11436, 4),
         ("10.0.0.9", 50052, 2),
     ]
-    assert [(part["first"], part["last"]) for part in one.layers] == [(0, 2), (3, 6), (7, 8)]
+    assert [(part["first"], part["last"]) for part in coordinator.layers] == [(0, 2), (3, 6), (7, 8)]
 
 
-def test_statistics_are_the_sums_over_the_nodes() -> None:
+def test_statistics_are_summed_over_the_nodes() -> None:
     counts = {"distributed_requests": 2, "ollama_requests": 1, "generated_tokens": 100}
     nodes = {
         "n1": {
@@ -142,7 +153,7 @@ def test_statistics_are_the_sums_over_the_nodes() -> None:
     assert (idle["tokens_per_second"], idle["coordinator_uptime_seconds"]) == (0.0, 0.0)
 
 
-def test_the_log_tells_what_users_look_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_messages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sollold.client")
     events = Events()
     events.connected({"name": "n1", "nodes": [node("1", me=True)]}, True, False)

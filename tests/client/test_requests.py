@@ -1,4 +1,4 @@
-"""What the calls ask of a node, what they answer, and how they fail: against the real API over a script."""
+"""Requests, answers and errors of the client against the real API with a scripted service."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 ANSWER = (chunk("Hel"), chunk("lo"), chunk(finish="stop"), usage_chunk(3, 2))
 
 
-async def test_a_whole_answer_is_ollamas_with_its_routing(serve: Serve) -> None:
+async def test_an_answer_is_ollamas_with_routing(serve: Serve) -> None:
     service = ScriptedService(*ANSWER)
     async with HybridRouter(node=await serve(parts(service))) as router:
         answer = await router.route_request("demo", HELLO, priority=8, max_tokens=9, temperature=0.5)
@@ -45,13 +45,13 @@ async def test_a_whole_answer_is_ollamas_with_its_routing(serve: Serve) -> None:
         assert answer["_routing"]["node"] == "beta"
         body = call_of(service).body
         assert (body["n_predict"], body["temperature"], service.asks[-1].priority) == (9, 0.5, 8)
-        # The answer itself told of its coordinator.
+        # The router learned the coordinator from the answer.
         assert router.coordinator is not None and router.coordinator.is_running()
         assert router.coordinator.base_url == "http://10.0.0.1:11435"
         assert len(router.coordinator.rpc_backends) == 1
 
 
-async def test_an_ollama_is_no_node_of_a_cluster() -> None:
+async def test_an_ollama_is_refused_as_a_node() -> None:
     standin = Standin([])
     url = await standin.start()
     try:
@@ -62,17 +62,17 @@ async def test_an_ollama_is_no_node_of_a_cluster() -> None:
         await standin.close()
 
 
-async def test_a_stream_gives_the_records_as_they_come(serve: Serve) -> None:
+async def test_a_stream_yields_records(serve: Serve) -> None:
     async with OllamaPool(await serve(parts(ScriptedService(*ANSWER)))) as pool:
-        records = [one async for one in await pool.chat("demo", HELLO, stream=True)]
-        assert [one["message"]["content"] for one in records] == ["Hel", "lo", ""]
-        text = [one["response"] async for one in await pool.generate("demo", "hi", stream=True)]
+        records = [record async for record in await pool.chat("demo", HELLO, stream=True)]
+        assert [record["message"]["content"] for record in records] == ["Hel", "lo", ""]
+        text = [record["response"] async for record in await pool.generate("demo", "hi", stream=True)]
         assert "".join(text) == "Hello"
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_program_may_decide_later_whether_it_streams(serve: Serve, stream: bool) -> None:
-    """mypy, which reads this too, then knows both forms of the answer."""
+async def test_streaming_may_be_decided_by_a_variable(serve: Serve, stream: bool) -> None:
+    """With a variable ``stream``, mypy knows both types of the answer."""
     pool = OllamaPool(await serve(parts(ScriptedService(*ANSWER))))
     answers = (
         await HybridRouter(pool).route_request("demo", HELLO, stream=stream),
@@ -96,17 +96,17 @@ async def test_a_program_may_decide_later_whether_it_streams(serve: Serve, strea
     await pool.close()
 
 
-async def test_tool_calls_and_thinking_are_put_together(serve: Serve) -> None:
+async def test_tool_calls_and_thinking_are_assembled(serve: Serve) -> None:
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     events = (chunk(reasoning_content="hm"), chunk(tool_calls=[call]), chunk(finish="tool_calls"))
     async with OllamaPool(await serve(parts(ScriptedService(*events)))) as pool:
         answer = await pool.chat("demo", HELLO)
     assert answer["message"]["thinking"] == "hm"
-    assert [one["function"]["name"] for one in answer["message"]["tool_calls"]] == ["f"]
+    assert [tool_call["function"]["name"] for tool_call in answer["message"]["tool_calls"]] == ["f"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_time_out_is_one_and_ends_the_generation(serve: Serve, stream: bool) -> None:
+async def test_a_timeout_raises_and_ends_the_generation(serve: Serve, stream: bool) -> None:
     service = ScriptedService(chunk("a"), 30.0, chunk("b"))
     async with OllamaPool(await serve(parts(service))) as pool:
         began = asyncio.get_running_loop().time()
@@ -117,11 +117,11 @@ async def test_a_time_out_is_one_and_ends_the_generation(serve: Serve, stream: b
                     pass
         assert isinstance(late.value, RequestTimeout) and late.value.status == 504
         assert asyncio.get_running_loop().time() - began < 5
-    assert 0 < service.asks[-1].deadline <= 0.3, "the daemon was told"
+    assert 0 < service.asks[-1].deadline <= 0.3, "the daemon received the timeout"
     await until(lambda: service.closed > 0)
 
 
-async def test_a_coordinator_that_does_not_start_is_given_up(serve: Serve) -> None:
+async def test_a_coordinator_that_does_not_start_times_out(serve: Serve) -> None:
     service = ScriptedService(*ANSWER)
     service.gate, service.waitings = asyncio.Event(), [Waiting("loading", 0.1)]
     url = await serve(parts(service), KeepAlive(grace=0.02, every=0.05))
@@ -131,7 +131,7 @@ async def test_a_coordinator_that_does_not_start_is_given_up(serve: Serve) -> No
         await until(lambda: service.cancelled == 1)
 
 
-async def test_who_stops_reading_ends_the_generation(serve: Serve) -> None:
+async def test_closing_a_stream_ends_the_generation(serve: Serve) -> None:
     service = ScriptedService(chunk("a"), chunk("b"), 30.0, chunk("c"))
     async with OllamaPool(await serve(parts(service))) as pool:
         records = await pool.chat("demo", HELLO, stream=True)
@@ -140,7 +140,7 @@ async def test_who_stops_reading_ends_the_generation(serve: Serve) -> None:
         await until(lambda: service.closed > 0)
 
 
-async def test_too_little_memory_tells_its_numbers(serve: Serve) -> None:
+async def test_insufficient_memory_carries_its_numbers(serve: Serve) -> None:
     service = ScriptedService(Refusal(Fault.TOO_BIG, "demo does not fit."))
     cluster = PlainCluster()
     missing = {"needed": 100, "there": 60, "missing": 40, "remedies": ["a smaller context"]}
@@ -154,7 +154,7 @@ async def test_too_little_memory_tells_its_numbers(serve: Serve) -> None:
 
 
 class Embedding(ScriptedService):
-    """An Ollama that embeds a text as its length."""
+    """An Ollama that embeds each text as its length."""
 
     async def _play(self) -> AsyncIterator[bytes]:
         texts = self.asks[-1].calls[Engine.OLLAMA].body["input"]
@@ -162,20 +162,20 @@ class Embedding(ScriptedService):
         yield json.dumps({"model": "demo", "embeddings": [[float(len(text))] for text in texts]}).encode()
 
 
-async def test_many_texts_are_embedded_in_their_order(serve: Serve) -> None:
+async def test_many_texts_are_embedded_in_order(serve: Serve) -> None:
     service = Embedding(engine=Engine.OLLAMA)
     async with HybridRouter(node=await serve(parts(service))) as router:
-        one = await router.embed("demo", "four", priority="HIGH", timeout=20)
-        assert one["embeddings"] == [[4.0]] and service.asks[-1].priority == 7
+        reply = await router.embed("demo", "four", priority="HIGH", timeout=20)
+        assert reply["embeddings"] == [[4.0]] and service.asks[-1].priority == 7
         texts = ["x" * length for length in range(1, 131)]
         vectors = await router.batch_embed("demo", texts, concurrency=1)
         assert vectors == [[float(length)] for length in range(1, 131)]
-        assert len(service.asks) == 4, "not one request a text"
+        assert len(service.asks) == 4, "texts are sent in batches"
         with pytest.raises(ClientError, match="empty"):
             await router.batch_embed("demo", ["a", ""])
 
 
-async def test_refusals_come_in_the_daemons_words(serve: Serve) -> None:
+async def test_refusals_keep_the_daemons_message(serve: Serve) -> None:
     url = await serve(parts(ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))))
     async with HybridRouter(node=url) as router:
         with pytest.raises(ClientError, match="not found") as missing:
@@ -186,10 +186,10 @@ async def test_refusals_come_in_the_daemons_words(serve: Serve) -> None:
             async for record in await router.route_request("demo", HELLO, stream=True):
                 got.append(record["message"]["content"])  # noqa: PERF401
         assert (got, died.value.status) == (["a"], 502)
-        assert died.value.__cause__ is None, "an error that were its own cause has no first one"
+        assert died.value.__cause__ is None, "an error must not be its own cause"
 
 
-async def test_a_node_that_nobody_answers_at_is_passed_by(serve: Serve) -> None:
+async def test_an_absent_node_is_skipped(serve: Serve) -> None:
     url = await serve(parts(ScriptedService(*ANSWER)))
     async with HybridRouter(node=["http://127.0.0.1:9", url]) as router:
         answer = await router.route_request("demo", HELLO)
@@ -209,7 +209,9 @@ async def test_blocking_calls_from_several_threads_and_inside_a_loop(serve: Serv
     def ask() -> None:
         answers.append(router.route_request("demo", HELLO)["message"]["content"])
         answers.append(
-            "".join(one["message"]["content"] for one in router.route_request("demo", HELLO, stream=True))
+            "".join(
+                record["message"]["content"] for record in router.route_request("demo", HELLO, stream=True)
+            )
         )
 
     async def ask_in_a_loop() -> None:
@@ -237,11 +239,13 @@ async def test_a_blocking_call_on_the_clients_own_loop_is_an_error(serve: Serve)
     await asyncio.to_thread(pool.close)
 
 
-async def test_statistics_are_there_with_and_without_a_loop(serve: Serve) -> None:
+async def test_statistics_with_and_without_an_event_loop(serve: Serve) -> None:
     router = HybridRouter(node=await serve(parts(ScriptedService(*ANSWER))))
     stats = await router.get_stats()
     assert stats["distributed_requests"] == 0 and list(stats["nodes"]) == ["alpha"]
-    assert pickle.loads(pickle.dumps(stats)) == copy.deepcopy(stats) == stats, "for another process"
+    assert pickle.loads(pickle.dumps(stats)) == copy.deepcopy(stats) == stats, (
+        "the statistics can be pickled and copied"
+    )
     with pytest.raises(KeyError, match=r"distributed_requests .* is awaited"):
         router.get_stats()["distributed_requests"]
     assert (await asyncio.to_thread(router.get_stats)) == stats | {
@@ -250,7 +254,7 @@ async def test_statistics_are_there_with_and_without_a_loop(serve: Serve) -> Non
     await router.close()
 
 
-async def test_one_client_serves_one_loop_after_the_other(serve: Serve) -> None:
+async def test_a_client_works_on_consecutive_event_loops(serve: Serve) -> None:
     pool = OllamaPool(await serve(parts(ScriptedService(*ANSWER))))
 
     async def ask() -> str:
@@ -260,7 +264,7 @@ async def test_one_client_serves_one_loop_after_the_other(serve: Serve) -> None:
         assert await asyncio.to_thread(lambda: asyncio.run(ask())) == "Hello"
 
 
-async def test_what_a_router_finds_is_logged_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_found_backends_are_logged_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="sollold.client")
     async with HybridRouter(node=await serve(parts(ScriptedService(*ANSWER)))) as router:
         await asyncio.gather(*(router.route_request("demo", HELLO) for _ in range(5)))

@@ -1,7 +1,6 @@
-"""What editors, type checkers and `help` see of the client: names of arguments, types and what is asked.
+"""The client as editors, type checkers and `help` see it: argument names, types and representations.
 
-The arguments that are wrong here are told by ``mypy`` too: it reads this file, and an ``ignore`` that nothing
-needs is an error.
+mypy checks the invalid arguments here too, since it reports an unneeded ``ignore`` as an error.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ BOTH = [(OllamaPool, sync_wrapper.OllamaPool), (HybridRouter, sync_wrapper.Hybri
 
 
 @pytest.mark.parametrize(("awaited", "blocking"), BOTH)
-def test_what_blocks_names_the_same_arguments_as_what_is_awaited(awaited: Any, blocking: Any) -> None:
+def test_blocking_and_asynchronous_methods_have_the_same_arguments(awaited: Any, blocking: Any) -> None:
     for name in ("chat", "route_request", "generate", "embed", "batch_embed"):
         if hasattr(awaited, name):
-            there = inspect.signature(getattr(awaited, name)).parameters
-            assert inspect.signature(getattr(blocking, name)).parameters == there
-            assert {"priority", "timeout"} < there.keys()
+            expected = inspect.signature(getattr(awaited, name)).parameters
+            assert inspect.signature(getattr(blocking, name)).parameters == expected
+            assert {"priority", "timeout"} < expected.keys()
 
 
-def test_an_argument_that_a_request_does_not_have_is_refused() -> None:
+def test_unknown_arguments_of_a_request_are_refused() -> None:
     pool = sync_wrapper.OllamaPool("http://127.0.0.1:9")
     router = sync_wrapper.HybridRouter(pool)
     with pytest.raises(TypeError, match="'temprature'"):
         router.route_request("m", HELLO, temprature=1)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="'tools'"):
         router.generate("m", "Once", tools=[])  # type: ignore[call-overload]
-    # It would have no effect: a chat's is a message.
+    # It would have no effect: the system prompt of a chat is a message.
     with pytest.raises(TypeError, match="'system'"):
         pool.chat("m", HELLO, system="Be brief.")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="'think'"):
@@ -45,7 +44,7 @@ def test_an_argument_that_a_request_does_not_have_is_refused() -> None:
         pool.chat("m", HELLO, temperature=0.5, stop=["a"], think="low", tools=[], keep_alive="5m")
 
 
-def test_clients_say_whom_they_ask_and_no_key() -> None:
+def test_representations_show_the_node_and_no_key() -> None:
     url, key = "http://127.0.0.1:9", "sk-sollold-secret"
     asking: list[Any] = [
         Client(url, api_key=key),
@@ -56,14 +55,14 @@ def test_clients_say_whom_they_ask_and_no_key() -> None:
         sync_wrapper.OllamaPool(url, api_key=key),
         sync_wrapper.HybridRouter(node=url, api_key=key),
     ]
-    for one in asking:
-        assert url in repr(one) and type(one).__name__ in repr(one)
-        assert key not in repr(one)
+    for client in asking:
+        assert url in repr(client) and type(client).__name__ in repr(client)
+        assert key not in repr(client)
     assert repr(OllamaPool()) == "<sollold.client.pool.OllamaPool of nodes yet to be found>"
 
 
-def test_help_says_what_the_arguments_are() -> None:
-    for one in (sync_wrapper.HybridRouter, sync_wrapper.OllamaPool):
-        told = pydoc.render_doc(one, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
-        assert "max_tokens: 'int | None' = None" in told
-        assert "api_key: API key, if the nodes require one" in told
+def test_help_describes_the_arguments() -> None:
+    for documented in (sync_wrapper.HybridRouter, sync_wrapper.OllamaPool):
+        text = pydoc.render_doc(documented, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
+        assert "max_tokens: 'int | None' = None" in text
+        assert "api_key: API key, if the nodes require one" in text

@@ -1,4 +1,4 @@
-"""Answers go on exactly, whichever node dies under the client."""
+"""Answers continue exactly after the death of any node."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.daemons import Cluster, Node, until
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(600)]
 
 KILLS = int(os.environ.get("SOLLOLD_TEST_KILLS", "4"))
-ASKED: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
+OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 
 
 def recited(records: Iterator[dict[str, Any]], at: int, strike: Callable[[], None]) -> dict[str, Any]:
-    """Read a stream, strike after ``at`` records, check the text, and answer with the last record."""
+    """Read a stream, call ``strike`` after ``at`` records, check the text, and return the last record."""
     text: list[str] = []
     last: dict[str, Any] = {}
     for number, record in enumerate(records, 1):
@@ -37,21 +37,21 @@ def recited(records: Iterator[dict[str, Any]], at: int, strike: Callable[[], Non
 
 
 def load(cluster: Cluster, model: str) -> Node:
-    """Load ``model``, and answer with the node that runs it."""
+    """Load ``model`` and return the node that runs it."""
     reply = cluster[0].ask("POST", "/api/cluster/load", {"model": model})
     assert reply.status == 200, reply.body
     return next(node for node in cluster if node.name == reply.json["node_name"])
 
 
 def names(router: HybridRouter) -> list[str]:
-    """The models that the cluster lists."""
+    """Return the names of the cluster's models."""
     pool = OllamaPool([known.url for known in router.asynchronous.ollama_pool.client.nodes])
     with pool:
         return sorted(model["name"] for model in pool.list())
 
 
 @pytest.mark.parametrize("path", ["chat", "generate"])
-def test_a_stream_goes_on_when_its_node_is_killed(cluster: Cluster, path: str) -> None:
+def test_a_stream_continues_when_its_node_is_killed(cluster: Cluster, path: str) -> None:
     head = load(cluster, BIG)
     other = next(node for node in cluster if node is not head)
     with HybridRouter(node=other.url) as router:
@@ -59,14 +59,14 @@ def test_a_stream_goes_on_when_its_node_is_killed(cluster: Cluster, path: str) -
         assert router.should_use_distributed(BIG)
         if path == "chat":
             messages = [{"role": "user", "content": "count"}]
-            records = router.route_request(BIG, messages, stream=True, **ASKED)
+            records = router.route_request(BIG, messages, stream=True, **OPTIONS)
         else:
-            records = router.generate(BIG, "count", stream=True, **ASKED)
+            records = router.generate(BIG, "count", stream=True, **OPTIONS)
         last = recited(records, 60, other.kill)
         assert last["_routing"]["lost_nodes"] == [other.name]
         assert last["_routing"]["resumed"] >= 1
         assert last["_routing"]["backend"] == "llama.cpp-distributed"
-        # Another one answers from now on, and the old one is used again when it is back.
+        # Another node answers from now on. The old one is used again after its return.
         messages = [{"role": "user", "content": "count"}]
         assert router.route_request(BIG, messages, max_tokens=3)["message"]["content"].split()[0] == "w0001"
         other.start()
@@ -77,27 +77,27 @@ def test_a_stream_goes_on_when_its_node_is_killed(cluster: Cluster, path: str) -
             router.get_stats()
             return next(iter(known.order())).url == other.url and not known.order()[0].failures
 
-        until(used_again, "the node that came back is used again")
+        until(used_again, "the returned node is used again")
 
 
-def test_a_stream_goes_on_when_the_head_is_the_clients_node(cluster: Cluster) -> None:
+def test_a_stream_continues_when_the_head_is_the_clients_node(cluster: Cluster) -> None:
     head = load(cluster, SMALL)
     with OllamaPool(nodes=head.url) as pool:
         pool.list()
-        records = pool.chat(SMALL, [{"role": "user", "content": "count"}], stream=True, **ASKED)
+        records = pool.chat(SMALL, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
         last = recited(records, 10, head.kill)
         assert last["_routing"]["lost_nodes"] == [head.name]
         assert last["_routing"]["node"] != head.name
 
 
-def test_a_stream_goes_on_when_its_node_hangs(cluster: Cluster) -> None:
+def test_a_stream_continues_when_its_node_hangs(cluster: Cluster) -> None:
     head = load(cluster, BIG)
     other = next(node for node in cluster if node is not head)
     process = other.process
     assert process is not None
     with OllamaPool(other.url) as pool:
         pool.list()
-        records = pool.chat(BIG, [{"role": "user", "content": "count"}], stream=True, **ASKED)
+        records = pool.chat(BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
         try:
             last = recited(records, 40, lambda: process.send_signal(signal.SIGSTOP))
         finally:
@@ -105,17 +105,17 @@ def test_a_stream_goes_on_when_its_node_hangs(cluster: Cluster) -> None:
         assert last["_routing"]["lost_nodes"] == [other.name]
 
 
-def test_a_node_that_stops_in_good_order_is_left(cluster: Cluster) -> None:
+def test_a_stream_leaves_a_node_that_shuts_down(cluster: Cluster) -> None:
     with HybridRouter(node=cluster[2].url) as router:
         router.get_stats()
         router.route_request(BIG, [{"role": "user", "content": "count"}], max_tokens=1)
         stopping = threading.Thread(target=cluster[2].stop)
-        records = router.route_request(BIG, [{"role": "user", "content": "count"}], stream=True, **ASKED)
+        records = router.route_request(BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
         recited(records, 30, stopping.start)
         stopping.join(60)
 
 
-def test_a_whole_answer_and_what_is_asked_next_survive(cluster: Cluster) -> None:
+def test_a_non_streamed_answer_and_the_next_request_survive(cluster: Cluster) -> None:
     with HybridRouter(node=cluster[1].url) as router:
         router.get_stats()
         router.route_request(SMALL, [{"role": "user", "content": "count"}], max_tokens=1)
@@ -126,12 +126,12 @@ def test_a_whole_answer_and_what_is_asked_next_survive(cluster: Cluster) -> None
         )
         killer.join()
         assert len(answer["message"]["content"].split()) == answer["eval_count"] == 300
-        assert [one.split(":")[0] for one in names(router)] == [BIG, SMALL]
+        assert [name.split(":")[0] for name in names(router)] == [BIG, SMALL]
 
 
 @pytest.mark.timeout(300 + 90 * KILLS)
 def test_many_kills(cluster: Cluster) -> None:
-    """A few here; ``SOLLOLD_TEST_KILLS=50`` makes it the long run."""
+    """A few kills by default; ``SOLLOLD_TEST_KILLS=50`` for a long run."""
     chance = random.Random(15)
     gaps: list[float] = []
     with HybridRouter(node=[node.url for node in cluster]) as router:
@@ -140,7 +140,9 @@ def test_many_kills(cluster: Cluster) -> None:
         for turn in range(KILLS):
             url = nodes.order()[0].url
             victim = next(node for node in cluster if node.url == url)
-            records = router.route_request(BIG, [{"role": "user", "content": "count"}], stream=True, **ASKED)
+            records = router.route_request(
+                BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS
+            )
             last = recited(records, chance.randrange(2, 150), victim.kill)
             assert last["_routing"]["lost_nodes"] == [victim.name], turn
             gaps.append(last["_routing"]["gap_ms"])
