@@ -1,3 +1,5 @@
+"""Models in Ollama's stores."""
+
 from __future__ import annotations
 
 import json
@@ -18,17 +20,17 @@ def store(tmp_path: Path) -> OllamaStore:
 
 
 def found(store: OllamaStore) -> dict[str, FoundModel]:
-    return {one.name: one for one in ollama_store.scan(store.root).found}
+    return {model.name: model for model in ollama_store.scan(store.root).found}
 
 
-def test_names_from_the_four_levels(store: OllamaStore, tmp_path: Path) -> None:
+def test_names_are_read_from_the_manifest_paths(store: OllamaStore, tmp_path: Path) -> None:
     store.model("llama3.1:70b", tmp_path)
     store.model("mike/mario:latest", tmp_path)
     store.model("hf.co/user/Repo-GGUF:Q4_K_M", tmp_path)
     assert set(found(store)) == {"llama3.1:70b", "mike/mario:latest", "hf.co/user/Repo-GGUF:Q4_K_M"}
 
 
-def test_layers(store: OllamaStore, tmp_path: Path) -> None:
+def test_layers_are_read(store: OllamaStore, tmp_path: Path) -> None:
     extra = [
         store.layer("template", b"{{ .System }}{{ .Tools }}{{ .Prompt }}"),
         store.layer("system", b"You are Mario."),
@@ -39,81 +41,87 @@ def test_layers(store: OllamaStore, tmp_path: Path) -> None:
         store.layer("adapter", b"GGUF adapter"),
     ]
     manifest = store.model("mario:latest", tmp_path, extra=extra)
-    one = found(store)["mario:latest"]
-    assert one.template == "{{ .System }}{{ .Tools }}{{ .Prompt }}"
-    assert one.system == "You are Mario."
-    assert json.loads(one.params) == {"stop": ["<|end|>"], "temperature": 0.5}
-    assert one.license == "MIT\n\nand more"
-    assert one.projector == str(store.path(extra[5]))
-    assert one.adapters == (str(store.path(extra[6])),)
-    assert one.modified == manifest.stat().st_mtime
-    assert len(one.manifest) == 64
-    assert one.unusable == ""
+    model = found(store)["mario:latest"]
+    assert model.template == "{{ .System }}{{ .Tools }}{{ .Prompt }}"
+    assert model.system == "You are Mario."
+    assert json.loads(model.params) == {"stop": ["<|end|>"], "temperature": 0.5}
+    assert model.license == "MIT\n\nand more"
+    assert model.projector == str(store.path(extra[5]))
+    assert model.adapters == (str(store.path(extra[6])),)
+    assert model.modified == manifest.stat().st_mtime
+    assert len(model.manifest) == 64
+    assert model.unusable == ""
 
 
-def test_old_stores(store: OllamaStore, tmp_path: Path) -> None:
+def test_old_blob_names_are_read(store: OllamaStore, tmp_path: Path) -> None:
     content = write_gguf(tmp_path / "x.gguf").read_bytes()
     layers = [store.layer("model", content, old=True), store.layer("prompt", b"{{ .Prompt }}", old=True)]
     store.manifest("old:latest", layers)
-    one = found(store)["old:latest"]
-    assert Path(one.files[0]).name.startswith("sha256:")
-    assert one.template == "{{ .Prompt }}"
-    assert one.unusable == ""
+    model = found(store)["old:latest"]
+    assert Path(model.files[0]).name.startswith("sha256:")
+    assert model.template == "{{ .Prompt }}"
+    assert model.unusable == ""
 
 
-def test_cloud_and_safetensors_are_told_apart(store: OllamaStore, tmp_path: Path) -> None:
+def test_cloud_and_safetensors_models_are_recognized(store: OllamaStore, tmp_path: Path) -> None:
     store.manifest("big:120b-cloud", [])
     store.manifest("far:latest", [], {"remote_host": "https://ollama.com:443", "remote_model": "far"})
     store.manifest("mlx:latest", [store.layer("tensor", b"x")], {"model_format": "safetensors"})
-    got = found(store)
-    assert got["big:120b-cloud"].format == "cloud"
-    assert "cloud" in got["far:latest"].unusable
-    assert got["mlx:latest"].format == "safetensors"
+    models = found(store)
+    assert models["big:120b-cloud"].format == "cloud"
+    assert "cloud" in models["far:latest"].unusable
+    assert models["mlx:latest"].format == "safetensors"
 
 
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}', b'{"x":' + b"[" * 5000],
 )
-def test_damaged_manifest_is_listed(store: OllamaStore, tmp_path: Path, raw: bytes) -> None:
+def test_a_model_with_a_damaged_manifest_is_listed_as_unusable(
+    store: OllamaStore, tmp_path: Path, raw: bytes
+) -> None:
     store.model("bad:latest", tmp_path).write_bytes(raw)
-    one = found(store)["bad:latest"]
-    assert "ollama pull bad:latest" in one.unusable
+    model = found(store)["bad:latest"]
+    assert "ollama pull bad:latest" in model.unusable
 
 
 @pytest.mark.parametrize("params", [b'{"stop":' + b"[" * 5000, b'{"temperature": NaN}', b'{"top_p": 1e999}'])
-def test_options_that_are_no_json_are_none(store: OllamaStore, tmp_path: Path, params: bytes) -> None:
+def test_invalid_parameters_are_ignored(store: OllamaStore, tmp_path: Path, params: bytes) -> None:
     store.model("odd:latest", tmp_path, extra=[store.layer("params", params)])
     assert found(store)["odd:latest"].params == "{}"
 
 
-def test_messages_and_who_renders(store: OllamaStore, tmp_path: Path) -> None:
-    told = [store.layer("messages", b'[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]')]
+def test_messages_are_read_and_the_template_only_without_a_renderer(
+    store: OllamaStore, tmp_path: Path
+) -> None:
+    messages = [
+        store.layer("messages", b'[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]')
+    ]
     template = store.layer("template", b"{{ .Prompt }}")
-    store.model("told:latest", tmp_path, extra=[*told, template])
+    store.model("told:latest", tmp_path, extra=[*messages, template])
     store.model("odd:latest", tmp_path, extra=[store.layer("messages", b'{"role": 1}')])
     assert found(store)["told:latest"].messages == (("user", "hi"), ("assistant", "yo"))
     assert found(store)["told:latest"].template == "{{ .Prompt }}"
     assert found(store)["odd:latest"].messages == ()
     layer = store.layer("model", write_gguf(tmp_path / "x.gguf").read_bytes())
     store.manifest("drawn:latest", [layer, template], config={"model_format": "gguf", "renderer": "qwen3"})
-    assert found(store)["drawn:latest"].template == "", "Ollama's own code makes the prompt"
+    assert found(store)["drawn:latest"].template == "", "the renderer replaces the template"
 
 
-def test_missing_blob_is_listed(store: OllamaStore, tmp_path: Path) -> None:
+def test_a_model_with_a_missing_blob_is_listed_as_unusable(store: OllamaStore, tmp_path: Path) -> None:
     layer = store.layer("model", write_gguf(tmp_path / "x.gguf").read_bytes())
     store.manifest("gone:latest", [layer])
     store.path(layer).unlink()
     assert "missing" in found(store)["gone:latest"].unusable
 
 
-def test_digest_that_is_a_path_is_not_followed(store: OllamaStore) -> None:
+def test_a_path_in_place_of_a_digest_is_not_followed(store: OllamaStore) -> None:
     layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "../../../etc/passwd", "size": 3}
     store.manifest("evil:latest", [layer])
     assert found(store)["evil:latest"].files == ()
 
 
-def test_stray_things_are_left_alone(store: OllamaStore, tmp_path: Path) -> None:
+def test_stray_files_and_folders_are_ignored(store: OllamaStore, tmp_path: Path) -> None:
     store.model("fine:latest", tmp_path)
     manifests = store.root / "manifests"
     (manifests / "file-at-the-top").write_text("x")
@@ -123,7 +131,7 @@ def test_stray_things_are_left_alone(store: OllamaStore, tmp_path: Path) -> None
     assert set(found(store)) == {"fine:latest"}
 
 
-def test_no_store(tmp_path: Path) -> None:
+def test_a_missing_store_is_empty_until_it_is_created(tmp_path: Path) -> None:
     scan = ollama_store.scan(tmp_path / "nothing")
     assert scan.found == []
     assert scan.problems == []
@@ -132,14 +140,14 @@ def test_no_store(tmp_path: Path) -> None:
     assert scan.changed()
 
 
-def test_store_is_not_written_to(store: OllamaStore, tmp_path: Path) -> None:
+def test_a_scan_does_not_change_the_store(store: OllamaStore, tmp_path: Path) -> None:
     store.model("a:latest", tmp_path)
     before = sorted((str(path), path.stat().st_mtime_ns) for path in store.root.rglob("*"))
     ollama_store.scan(store.root)
     assert sorted((str(path), path.stat().st_mtime_ns) for path in store.root.rglob("*")) == before
 
 
-def test_change_is_noticed(store: OllamaStore, tmp_path: Path) -> None:
+def test_changes_of_the_store_are_noticed(store: OllamaStore, tmp_path: Path) -> None:
     manifest = store.model("a:latest", tmp_path)
     scan = ollama_store.scan(store.root)
     assert not scan.changed()
@@ -150,18 +158,18 @@ def test_change_is_noticed(store: OllamaStore, tmp_path: Path) -> None:
     assert scan.changed()
 
 
-def test_what_can_be_no_name_is_a_problem_and_hides_nothing(store: OllamaStore, tmp_path: Path) -> None:
+def test_invalid_names_are_a_problem_and_hide_no_other_model(store: OllamaStore, tmp_path: Path) -> None:
     store.model("fine:latest", tmp_path)
     store.model("fine:latest~", tmp_path, seed=1)
     store.model("my models/odd:latest", tmp_path, seed=2)
     scan = ollama_store.scan(store.root)
-    assert [one.name for one in scan.found] == ["fine:latest"]
+    assert [model.name for model in scan.found] == ["fine:latest"]
     (problem,) = scan.problems
     assert "and 1 more" in problem.what
     assert "latest~" in problem.what or "my models" in problem.what
 
 
-def test_more_models_than_are_looked_at_is_a_problem(
+def test_too_many_models_are_a_problem(
     store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tag in "abc":
@@ -172,17 +180,17 @@ def test_more_models_than_are_looked_at_is_a_problem(
     assert ["has 3 models" in problem.what for problem in scan.problems] == [True]
 
 
-def test_blobs_that_may_not_be_reached(
+def test_unreadable_blobs_make_the_model_unusable(
     store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.model("a:latest", tmp_path)
     shut(monkeypatch, store.root / "blobs")
-    one = found(store)["a:latest"]
-    assert "can't be read. Run: " in one.unusable
-    assert f"{store.root}/blobs" in one.unusable
+    model = found(store)["a:latest"]
+    assert "can't be read. Run: " in model.unusable
+    assert f"{store.root}/blobs" in model.unusable
 
 
-def test_a_folder_without_passage_is_a_problem(
+def test_a_folder_without_search_permission_is_a_problem(
     store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.model("shut:latest", tmp_path)
@@ -195,42 +203,42 @@ def test_a_folder_without_passage_is_a_problem(
 
 
 class TestRoots:
-    def test_settings_alone(self, tmp_path: Path) -> None:
-        got = ollama_store.roots([str(tmp_path)], environ={"OLLAMA_MODELS": "/elsewhere"}, home=tmp_path)
-        assert got == (tmp_path,)
+    def test_folders_of_the_settings_replace_the_others(self, tmp_path: Path) -> None:
+        roots = ollama_store.roots([str(tmp_path)], environ={"OLLAMA_MODELS": "/elsewhere"}, home=tmp_path)
+        assert roots == (tmp_path,)
 
-    def test_order(self, tmp_path: Path) -> None:
+    def test_the_order_of_the_default_folders(self, tmp_path: Path) -> None:
         unit = tmp_path / "ollama.service"
         unit.write_text(
             "[Service]\nUser=nobody-such\n"
             'Environment="PATH=/bin" "OLLAMA_MODELS=/srv/my models"\nExecStart=/usr/bin/ollama serve\n'
         )
-        got = ollama_store.roots(
+        roots = ollama_store.roots(
             environ={"OLLAMA_MODELS": "/env"}, home=tmp_path, units=[str(unit)], homes=["/usr/share/ollama"]
         )
-        assert got == (
+        assert roots == (
             Path("/srv/my models"),
             Path("/env"),
             Path("/usr/share/ollama/.ollama/models"),
             tmp_path / ".ollama/models",
         )
 
-    def test_drop_in_and_environment_file(self, tmp_path: Path) -> None:
+    def test_drop_ins_and_environment_files_of_the_unit_are_read(self, tmp_path: Path) -> None:
         unit = tmp_path / "ollama.service"
         unit.write_text(f"[Service]\nEnvironment=OLLAMA_MODELS=/one\nEnvironmentFile=-{tmp_path}/none\n")
         dropins = tmp_path / "ollama.service.d"
         dropins.mkdir()
         (tmp_path / "env").write_text("# comment\nOLLAMA_MODELS=/two\n")
         (dropins / "override.conf").write_text(f"[Service]\nEnvironmentFile={tmp_path}/env\n")
-        got = ollama_store.roots(environ={}, home=tmp_path, units=[str(unit)], homes=[])
-        assert got[0] == Path("/two")
+        roots = ollama_store.roots(environ={}, home=tmp_path, units=[str(unit)], homes=[])
+        assert roots[0] == Path("/two")
 
-    def test_same_folder_once(self, tmp_path: Path) -> None:
-        got = ollama_store.roots([str(tmp_path / "real"), f"{tmp_path}/./real/", str(tmp_path / "other")])
-        assert got == (tmp_path / "real", tmp_path / "other")
+    def test_each_folder_is_listed_once(self, tmp_path: Path) -> None:
+        roots = ollama_store.roots([str(tmp_path / "real"), f"{tmp_path}/./real/", str(tmp_path / "other")])
+        assert roots == (tmp_path / "real", tmp_path / "other")
 
 
-class TestCommandThatMends:
+class TestPermissionHint:
     @pytest.fixture
     def models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr("shutil.which", lambda name: None)
@@ -239,13 +247,13 @@ class TestCommandThatMends:
         return models
 
     def shut(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        """Behind a closed folder everything is."""
+        """Make ``os.access`` refuse a folder and everything below it."""
         real = os.access
         monkeypatch.setattr(
             os, "access", lambda path, mode: not Path(path).is_relative_to(folder) and real(path, mode)
         )
 
-    def test_a_closed_home_is_only_opened_for_passing_through(
+    def test_a_closed_home_gets_only_search_permission(
         self, models: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home = models.parents[1]
@@ -254,7 +262,7 @@ class TestCommandThatMends:
             f"sudo chmod o+x '{home}' '{home}/.ollama' && sudo chmod -R o+rX '{models}'"
         )
 
-    def test_access_lists_open_it_to_the_daemon_alone(
+    def test_access_lists_grant_access_only_to_the_daemons_user(
         self, models: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
@@ -265,13 +273,15 @@ class TestCommandThatMends:
             f"sudo setfacl -R -m u:{user}:rX '{models}'"
         )
 
-    def test_closed_models_alone_are_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_the_closed_folder_of_models_is_opened(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.shut(monkeypatch, models / "blobs")
         blob = models / "blobs" / "sha256-0"
         assert permission_hint(blob, models) == f"sudo chmod -R o+rX '{models}/blobs'"
         assert "home of alice'" not in permission_hint(models / "blobs", models)
 
-    def test_one_closed_blob_is_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_the_closed_blob_is_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         blob = models / "blobs" / "sha256-0"
         blob.write_bytes(b"x")
         self.shut(monkeypatch, blob)

@@ -1,4 +1,4 @@
-"""Second names, and the deletion of what was fetched."""
+"""Copies of models under other names, and deletion of pulled models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.models.pulling import ThreeNodes, big
 from tests.models.stores import write_gguf
 
 
-async def test_copy_and_delete(three: ThreeNodes) -> None:
+async def test_models_are_copied_and_only_own_ones_deleted(three: ThreeNodes) -> None:
     a, _, _ = three.nodes
     path = big(a.folder / "m" / "tiny.gguf")
     write_gguf(a.folder / "m" / "other.gguf")
@@ -30,14 +30,14 @@ async def test_copy_and_delete(three: ThreeNodes) -> None:
     copied = a.catalogue.get("mine:latest")
     assert copied is not None
     assert copied.digest == tiny.digest
-    told = NameOverrides(system="Be brief.", params='{"top_k":3}')
-    await a.own.copy(tiny, "brief", told)
+    overrides = NameOverrides(system="Be brief.", params='{"top_k":3}')
+    await a.own.copy(tiny, "brief", overrides)
     for taken in ("mine", "tiny"):
         with pytest.raises(OwnError, match="already exists"):
             await a.own.copy(other, taken)
     with pytest.raises(OwnError, match="already exists"):
         await a.own.copy(tiny, "brief")
-    # Done already: a script that names models is run again.
+    # An identical copy exists: a script can be run again.
     await a.own.copy(tiny, "mine")
     await a.own.copy(tiny, "MINE")
     await a.own.copy(tiny, "tiny:latest")
@@ -47,12 +47,12 @@ async def test_copy_and_delete(three: ThreeNodes) -> None:
     assert (copied.system, copied.params) == (tiny.system, tiny.params)
     assert await a.own.delete("mine:latest")
     assert a.catalogue.get("mine:latest") is None
-    assert not await a.own.delete("tiny:latest"), "what we only found is never deleted"
+    assert not await a.own.delete("tiny:latest"), "files of the user are never deleted"
     assert path.exists()
 
 
-async def test_a_name_of_ours_is_given_anew_and_nobody_elses(three: ThreeNodes) -> None:
-    """`ollama create` of an edited Modelfile, again and again."""
+async def test_only_own_names_can_be_replaced(three: ThreeNodes) -> None:
+    """As when ``ollama create`` is repeated with an edited Modelfile."""
     a, _, _ = three.nodes
     big(a.folder / "m" / "tiny.gguf")
     await three.start()
@@ -69,11 +69,11 @@ async def test_a_name_of_ours_is_given_anew_and_nobody_elses(three: ThreeNodes) 
     with pytest.raises(OwnError, match="already exists"):
         await a.own.copy(mine, "tiny", NameOverrides(system="x"), replace=True)
     assert await a.own.delete("mine:latest")
-    assert [one.name for one in a.catalogue.models] == ["tiny:latest"]
+    assert [model.name for model in a.catalogue.models] == ["tiny:latest"]
 
 
 @pytest.mark.parametrize("fails", ["write_bytes", "rename"])
-async def test_a_full_disk_leaves_no_half_copy_and_the_old_one_where_it_was(
+async def test_a_failed_copy_is_removed_and_keeps_the_old_model(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     a, _, _ = three.nodes
@@ -82,12 +82,12 @@ async def test_a_full_disk_leaves_no_half_copy_and_the_old_one_where_it_was(
     tiny = a.catalogue.get("tiny:latest")
     assert tiny is not None
     await a.own.copy(tiny, "mine", NameOverrides(system="one"))
-    whole = getattr(Path, fails)
+    original = getattr(Path, fails)
 
     def full(path: Path, *args: Any) -> Any:
         if path.name.endswith(".new") or path.parent.name.endswith(".new"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(path, *args)
+        return original(path, *args)
 
     for name in ("mine", "other"):
         with monkeypatch.context() as patch:
@@ -101,7 +101,7 @@ async def test_a_full_disk_leaves_no_half_copy_and_the_old_one_where_it_was(
     assert mine is not None and (mine.system, mine.unusable) == ("one", "")
 
 
-async def test_killed_while_one_gives_way_to_other_content_it_is_there_once(
+async def test_a_kill_during_a_replacement_leaves_one_model(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, _, _ = three.nodes
@@ -128,7 +128,7 @@ async def test_killed_while_one_gives_way_to_other_content_it_is_there_once(
     assert mine is not None and (mine.system, mine.digest) == ("two", other.digest)
 
 
-async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(three: ThreeNodes) -> None:
+async def test_a_copy_survives_its_original_if_the_own_folder_is_a_link(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     elsewhere = a.folder / "elsewhere"
@@ -147,7 +147,7 @@ async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(
     assert (second.unusable, second.digest) == ("", first.digest)
 
 
-async def test_pulled_can_be_deleted(three: ThreeNodes) -> None:
+async def test_a_pulled_model_can_be_deleted(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()

@@ -1,4 +1,4 @@
-"""Reads that share threads, when the files of some of them do not answer."""
+"""Reads in shared threads when some files' storage hangs."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from sollold.models.transfer import peer_source
 from tests.doubles import until
 from tests.models.pulling import ThreeNodes, big
 
-MOST = 2
+MAX_THREADS = 2
 
 
 @pytest.fixture
-def server_away() -> Iterator[threading.Event]:
-    """Set when the server of the share is back."""
-    back = threading.Event()
-    yield back
-    back.set()
+def share_answers() -> Iterator[threading.Event]:
+    """An event that ends the hanging reads of a share."""
+    answers = threading.Event()
+    yield answers
+    answers.set()
 
 
-async def test_reads_that_hang_take_no_thread_from_those_of_other_folders(
-    server_away: threading.Event,
+async def test_hanging_reads_do_not_block_reads_of_other_folders(
+    share_answers: threading.Event,
 ) -> None:
-    threads = PatientThreads(MOST, "test", seconds=0.2)
-    hung = [asyncio.create_task(threads.run("/share/a", server_away.wait)) for _ in range(5 * MOST)]
-    for one in await asyncio.gather(*hung, return_exceptions=True):
-        assert isinstance(one, LookupError) and "/share does not answer" in str(one)
-    assert sum(one.name.startswith("test") for one in threading.enumerate()) == MOST
+    threads = PatientThreads(MAX_THREADS, "test", seconds=0.2)
+    hung = [asyncio.create_task(threads.run("/share/a", share_answers.wait)) for _ in range(5 * MAX_THREADS)]
+    for error in await asyncio.gather(*hung, return_exceptions=True):
+        assert isinstance(error, LookupError) and "/share does not answer" in str(error)
+    assert sum(thread.name.startswith("test") for thread in threading.enumerate()) == MAX_THREADS
     assert await threads.run("/disk/a", lambda: "read") == "read"
     with pytest.raises(LookupError):
         await threads.run("/share/b", lambda: "read")
-    server_away.set()
+    share_answers.set()
     async with asyncio.timeout(10):
         while True:
             try:
@@ -48,34 +48,36 @@ async def test_reads_that_hang_take_no_thread_from_those_of_other_folders(
     threads.close()
 
 
-async def test_whoever_goes_leaves_no_thread_behind_that_is_not_counted(server_away: threading.Event) -> None:
-    threads = PatientThreads(MOST, "test", seconds=0.2)
+async def test_threads_of_cancelled_reads_count_towards_the_limit(share_answers: threading.Event) -> None:
+    threads = PatientThreads(MAX_THREADS, "test", seconds=0.2)
     for _ in range(5):
-        gone = asyncio.create_task(threads.run("/share/a", server_away.wait))
+        reading = asyncio.create_task(threads.run("/share/a", share_answers.wait))
         await asyncio.sleep(0)
         await asyncio.sleep(0.05)
-        gone.cancel()
+        reading.cancel()
     with pytest.raises(LookupError):
         await threads.run("/share/a", lambda: "read")
-    assert sum(one.name.startswith("test") for one in threading.enumerate()) <= MOST
+    assert sum(thread.name.startswith("test") for thread in threading.enumerate()) <= MAX_THREADS
     assert await threads.run("/disk/a", lambda: "read") == "read"
     threads.close()
 
 
-async def test_no_further_threads_stay_once_reads_that_hung_have_ended(server_away: threading.Event) -> None:
-    threads = PatientThreads(MOST, "test", seconds=0.2)
+async def test_additional_threads_end_after_hanging_reads_have_ended(share_answers: threading.Event) -> None:
+    threads = PatientThreads(MAX_THREADS, "test", seconds=0.2)
     with pytest.raises(LookupError):
-        await threads.run("/share/a", server_away.wait)
-    together = threading.Barrier(MOST, timeout=10)
-    reads = [threads.run(f"/disk{place}/a", together.wait) for place in range(MOST)]
-    assert sorted(await asyncio.gather(*reads)) == [*range(MOST)]
-    server_away.set()
-    await until(lambda: sum(one.name.startswith("test") for one in threading.enumerate()) == MOST)
+        await threads.run("/share/a", share_answers.wait)
+    barrier = threading.Barrier(MAX_THREADS, timeout=10)
+    reads = [threads.run(f"/disk{number}/a", barrier.wait) for number in range(MAX_THREADS)]
+    assert sorted(await asyncio.gather(*reads)) == [*range(MAX_THREADS)]
+    share_answers.set()
+    await until(
+        lambda: sum(thread.name.startswith("test") for thread in threading.enumerate()) == MAX_THREADS
+    )
     threads.close()
 
 
-async def test_a_share_whose_server_is_away_holds_up_no_transfer_of_other_models(
-    three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_away: threading.Event
+async def test_a_hanging_share_does_not_delay_transfers_of_other_models(
+    three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_answers: threading.Event
 ) -> None:
     a, b, _ = three.nodes
     a.folder.joinpath("m/share").mkdir(parents=True)
@@ -87,7 +89,7 @@ async def test_a_share_whose_server_is_away_holds_up_no_transfer_of_other_models
 
     def hangs(path: str, *args: object) -> bytes:
         if path == str(hung):
-            server_away.wait()
+            share_answers.wait()
         return read(path, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(peer_source, "_read", hangs)
@@ -96,19 +98,19 @@ async def test_a_share_whose_server_is_away_holds_up_no_transfer_of_other_models
     async with asyncio.timeout(20):
         lines = await b.pull("well")
     assert lines[-1].get("status") == "success", lines
-    server_away.set()
+    share_answers.set()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_read_that_fails_is_told_to_its_caller_and_to_nobody_else(tmp_path: Path) -> None:
-    told: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-    threads = PatientThreads(MOST, "test")
+async def test_a_failed_read_is_reported_only_to_its_caller(tmp_path: Path) -> None:
+    reports: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context))
+    threads = PatientThreads(MAX_THREADS, "test")
     with pytest.raises(FileNotFoundError):
         await threads.run(tmp_path / "gone", (tmp_path / "gone").read_bytes)
     threads.close()
     for _ in range(3):
         gc.collect()
         await asyncio.sleep(0)
-    assert told == []
+    assert reports == []

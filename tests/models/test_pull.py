@@ -1,4 +1,4 @@
-"""Fetching models from other nodes."""
+"""Pulling models from other nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.models.stores import OllamaStore, write_gguf
 from tests.ollama_standin import Standin
 
 
-async def test_from_a_node(three: ThreeNodes) -> None:
+async def test_a_model_is_pulled_from_a_node(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny-F16.gguf")
     await three.start()
@@ -48,7 +48,7 @@ async def test_from_a_node(three: ThreeNodes) -> None:
     assert [line["status"] for line in again] == ["pulling manifest", "success"]
 
 
-async def test_a_name_to_be_pulled_is_not_guessed(three: ThreeNodes) -> None:
+async def test_names_of_pulls_are_not_guessed(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "tiny-F16.gguf")
     await three.start()
@@ -63,7 +63,7 @@ async def test_a_name_to_be_pulled_is_not_guessed(three: ThreeNodes) -> None:
     assert a.catalogue.models == ()
 
 
-async def test_an_alias_is_pulled_by_what_it_stands_for(three: ThreeNodes) -> None:
+async def test_an_alias_pulls_its_model(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     a.library._aliases["gpt-4o"] = "Tiny:F16"
     write_gguf(b.folder / "m" / "tiny-F16.gguf")
@@ -73,7 +73,7 @@ async def test_an_alias_is_pulled_by_what_it_stands_for(three: ThreeNodes) -> No
     assert [model.name for model in a.catalogue.models] == ["tiny:F16"]
 
 
-async def test_name_template_and_the_rest_come_along(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_all_layers_of_an_ollama_model_are_pulled(three: ThreeNodes, tmp_path: Path) -> None:
     a, b, _ = three.nodes
     store = OllamaStore(b.folder / "store")
     extra = [
@@ -86,17 +86,21 @@ async def test_name_template_and_the_rest_come_along(three: ThreeNodes, tmp_path
     await three.start()
     await until(lambda: a.library.find("mike/mario:7b"))
     await a.pull("mike/mario:7b")
-    got, had = a.catalogue.get("mike/mario:7b"), b.catalogue.get("mike/mario:7b")
-    assert got is not None
-    assert had is not None
-    assert (got.system, got.template, got.manifest) == ("You are Mario.", "{{ .Prompt }}", had.manifest)
-    assert got.digest == had.digest
-    assert got.projector
-    assert len(got.adapters) == 1
+    pulled, source = a.catalogue.get("mike/mario:7b"), b.catalogue.get("mike/mario:7b")
+    assert pulled is not None
+    assert source is not None
+    assert (pulled.system, pulled.template, pulled.manifest) == (
+        "You are Mario.",
+        "{{ .Prompt }}",
+        source.manifest,
+    )
+    assert pulled.digest == source.digest
+    assert pulled.projector
+    assert len(pulled.adapters) == 1
     assert len(a.catalogue.models) == 1
 
 
-async def test_shards(three: ThreeNodes) -> None:
+async def test_a_split_model_is_pulled(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     for number in (1, 2):
         split = {"split.no": number - 1, "split.count": 2, "split.tensors.count": 80}
@@ -114,7 +118,7 @@ async def test_shards(three: ThreeNodes) -> None:
     ]
 
 
-async def test_goes_on_after_its_end_at_any_point(three: ThreeNodes) -> None:
+async def test_an_aborted_pull_is_resumed_from_any_part(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf")
     await three.start()
@@ -138,11 +142,11 @@ async def test_goes_on_after_its_end_at_any_point(three: ThreeNodes) -> None:
     b.server.fault = None
     asked = b.server.asked
     await a.pull("tiny")
-    assert b.server.asked - asked <= 2, "what had come is not fetched again"
+    assert b.server.asked - asked <= 2, "received parts are not fetched again"
     assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
 
 
-async def test_a_source_that_dies_is_replaced_by_another(three: ThreeNodes) -> None:
+async def test_another_source_replaces_one_that_fails(three: ThreeNodes) -> None:
     a, b, c = three.nodes
     for node in (b, c):
         path = big(node.folder / "m" / "tiny.gguf")
@@ -161,7 +165,7 @@ async def test_a_source_that_dies_is_replaced_by_another(three: ThreeNodes) -> N
     assert c.server.asked
 
 
-async def test_all_sources_gone_says_so_and_keeps_what_came(
+async def test_a_pull_without_sources_fails_and_keeps_the_received_parts(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
@@ -184,7 +188,7 @@ async def test_all_sources_gone_says_so_and_keeps_what_came(
 
 
 @pytest.mark.parametrize("how", ["removed", "grown"])
-async def test_a_file_that_goes_while_it_is_sent_is_told_by_the_name_of_its_node_and_is_no_internal_error(
+async def test_a_file_that_changes_while_it_is_sent_is_reported_with_the_node(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
@@ -208,11 +212,11 @@ async def test_a_file_that_goes_while_it_is_sent_is_told_by_the_name_of_its_node
         await a.pull("tiny")
     gc.collect()
     assert "sending" in caplog.text
-    assert not [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+    assert not [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.ERROR]
     assert a.catalogue.models == () and unfinished(a)
 
 
-async def test_other_content_is_thrown_away(three: ThreeNodes) -> None:
+async def test_changed_content_is_discarded(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf", seed=1)
     await three.start()
@@ -234,23 +238,26 @@ async def test_other_content_is_thrown_away(three: ThreeNodes) -> None:
 
 
 def alike(three: ThreeNodes) -> tuple[bytes, bytes]:
-    """On nodes b and c, files that no sample tells apart though bytes all over them differ."""
+    """Write files on nodes b and c that differ everywhere except where the sampled digest reads.
+
+    Returns their contents.
+    """
     _, b, c = three.nodes
     names = [f"blk.0.t{k}.weight" for k in range(1000)]
     path = write_gguf(b.folder / "m" / "tiny.gguf", tensors=names)
     raw = bytearray(path.read_bytes())
     header = gguf.read(str(path))
     start = min(tensor.offset for tensor in header.tensors)
-    room = len(raw) - start
-    for place in range(64):
-        raw[start + room * place // 64 + 8192] ^= 1
+    length = len(raw) - start
+    for number in range(64):
+        raw[start + length * number // 64 + 8192] ^= 1
     other = c.folder / "m" / "tiny.gguf"
     other.parent.mkdir(parents=True)
     other.write_bytes(raw)
     return path.read_bytes(), bytes(raw)
 
 
-async def test_no_mixture_of_files_that_samples_do_not_tell_apart(three: ThreeNodes) -> None:
+async def test_files_with_the_same_sampled_digest_are_not_mixed(three: ThreeNodes) -> None:
     a, b, c = three.nodes
     first, second = alike(three)
     await three.start()
@@ -260,7 +267,7 @@ async def test_no_mixture_of_files_that_samples_do_not_tell_apart(three: ThreeNo
     assert b.server.asked and c.server.asked
 
 
-async def test_when_the_measure_dies_what_has_come_is_measured_anew(
+async def test_received_parts_are_checked_again_when_the_reference_node_fails(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.part_check._ATTEMPTS", 1)
@@ -278,7 +285,7 @@ async def test_when_the_measure_dies_what_has_come_is_measured_anew(
     assert sole(a.catalogue.own).read_bytes() == second
 
 
-async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(three: ThreeNodes) -> None:
+async def test_resumed_parts_are_checked_again_with_another_reference_node(three: ThreeNodes) -> None:
     a, _, _ = three.nodes
     first, second = alike(three)
     await three.start()
@@ -292,15 +299,15 @@ async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(t
     assert sole(a.catalogue.own).read_bytes() == second
 
 
-async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(three: ThreeNodes) -> None:
+async def test_a_transfer_does_not_use_the_default_executor(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
     await until(lambda: a.library.find("tiny"))
     loop = asyncio.get_running_loop()
-    shared, free = ThreadPoolExecutor(1), threading.Event()
+    shared, release = ThreadPoolExecutor(1), threading.Event()
     loop.set_default_executor(shared)
-    shared.submit(free.wait, 60)
+    shared.submit(release.wait, 60)
     try:
         stream = a.puller.pull("tiny")
         async with asyncio.timeout(10):
@@ -311,26 +318,26 @@ async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(three: Thr
                     break
         assert statuses[-1] == "writing manifest"
     finally:
-        free.set()
+        release.set()
     await stream.aclose()
 
 
-async def test_many_callers_one_fetch(three: ThreeNodes) -> None:
+async def test_simultaneous_pulls_share_one_transfer(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf")
     await three.start()
     await until(lambda: a.library.find("tiny"))
-    leaver = a.puller.pull("tiny")
-    assert (await anext(leaver))["status"] == "pulling manifest"
+    abandoned = a.puller.pull("tiny")
+    assert (await anext(abandoned))["status"] == "pulling manifest"
     others = [asyncio.create_task(a.pull("tiny:latest")) for _ in range(3)]
     await asyncio.sleep(0)
-    await leaver.aclose()
+    await abandoned.aclose()
     for lines in await asyncio.gather(*others):
         assert lines[-1]["status"] == "success"
     assert b.server.asked == -(-path.stat().st_size // PART)
 
 
-async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(three: ThreeNodes) -> None:
+async def test_a_failed_transfer_is_not_reused_while_a_slow_reader_remains(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
@@ -347,47 +354,47 @@ async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(three: ThreeN
             pass
 
 
-async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
+async def test_a_new_pull_waits_for_the_end_of_an_abandoned_one(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
     await until(lambda: a.library.find("tiny"))
-    begun, go_on = threading.Event(), threading.Event()
-    done: list[str] = []
-    settle, opened = PartialFile.settle, PartialFile.open
+    settling, proceed = threading.Event(), threading.Event()
+    calls: list[str] = []
+    settle, open_files = PartialFile.settle, PartialFile.open
 
-    def slowly(self: PartialFile, name: str, beside: dict[str, bytes]) -> Path:
-        begun.set()
-        go_on.wait(30)
-        done.append("settled")
+    def slow_settle(self: PartialFile, name: str, beside: dict[str, bytes]) -> Path:
+        settling.set()
+        proceed.wait(30)
+        calls.append("settled")
         return settle(self, name, beside)
 
-    def told(self: PartialFile) -> None:
-        done.append("opened")
-        opened(self)
+    def recorded_open(self: PartialFile) -> None:
+        calls.append("opened")
+        open_files(self)
 
     first = a.puller.pull("tiny")
-    monkeypatch.setattr(PartialFile, "settle", slowly)
+    monkeypatch.setattr(PartialFile, "settle", slow_settle)
     async for line in first:
         if line["status"] == "writing manifest":
             break
-    await until(begun.is_set)
-    monkeypatch.setattr(PartialFile, "open", told)
+    await until(settling.is_set)
+    monkeypatch.setattr(PartialFile, "open", recorded_open)
     leaving = asyncio.create_task(first.aclose())
     await asyncio.sleep(0)
     again = asyncio.create_task(a.pull("tiny"))
     for _ in range(100):
         await asyncio.sleep(0)
-    go_on.set()
+    proceed.set()
     await leaving
     assert (await again)[-1]["status"] == "success"
-    assert done[0] == "settled", "two fetches at work on the same files"
+    assert calls[0] == "settled", "two transfers used the same files"
     assert sole(a.catalogue.own)
 
 
-async def test_leaving_ends_the_reading_of_what_has_come(
+async def test_aborting_a_pull_ends_the_verification_of_its_files(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, _ = three.nodes
@@ -396,22 +403,22 @@ async def test_leaving_ends_the_reading_of_what_has_come(
     store.manifest("tiny:latest", [store.layer("model", content)])
     await three.start()
     await until(lambda: a.library.find("tiny"))
-    reading, go_on = threading.Event(), threading.Event()
+    reading, proceed = threading.Event(), threading.Event()
     pread, verify = os.pread, PartialFile.verify
 
-    def slowly(handle: int, size: int, offset: int) -> bytes:
+    def slow_pread(handle: int, size: int, offset: int) -> bytes:
         if threading.current_thread() in verifying:
             reading.set()
-            go_on.wait(30)
+            proceed.wait(30)
         return pread(handle, size, offset)
 
-    def verified(self: PartialFile, check: Any) -> None:
+    def recorded_verify(self: PartialFile, check: Any) -> None:
         verifying.append(threading.current_thread())
         verify(self, check)
 
     verifying: list[threading.Thread] = []
-    monkeypatch.setattr(os, "pread", slowly)
-    monkeypatch.setattr(PartialFile, "verify", verified)
+    monkeypatch.setattr(os, "pread", slow_pread)
+    monkeypatch.setattr(PartialFile, "verify", recorded_verify)
     monkeypatch.setattr("sollold.models.transfer.file_digest._PIECE", 1024)
     stream = a.puller.pull("tiny")
     async for line in stream:
@@ -425,42 +432,42 @@ async def test_leaving_ends_the_reading_of_what_has_come(
     leaving = asyncio.create_task(stream.aclose())
     for _ in range(20):
         await asyncio.sleep(0)
-    go_on.set()
+    proceed.set()
     await leaving
     assert checked == []
-    assert unfinished(a), "what has come is kept"
+    assert unfinished(a), "the received parts are kept"
     monkeypatch.undo()
     assert (await a.pull("tiny"))[-1]["status"] == "success"
 
 
-async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(three: ThreeNodes) -> None:
+async def test_a_pull_that_joins_one_restricted_to_nodes_falls_back_to_ollama(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
     await until(lambda: a.library.find("tiny"))
     kind, _ = b.server.methods["parcel"]
-    asked, go_on = asyncio.Event(), asyncio.Event()
+    requested, proceed = asyncio.Event(), asyncio.Event()
 
     async def fails(caller: str, request: Any) -> Any:
-        asked.set()
-        await go_on.wait()
+        requested.set()
+        await proceed.wait()
         raise PeerError("b", "its disk fails", transport=False)
 
     b.server.methods["parcel"] = (kind, fails)
     async with Standin([]) as standin:
         a.ollama = standin.url
-        alone = a.puller.pull("tiny", nodes_only=True)
-        await anext(alone)
-        await asked.wait()
+        restricted = a.puller.pull("tiny", nodes_only=True)
+        await anext(restricted)
+        await requested.wait()
         joined = asyncio.create_task(a.pull("tiny"))
         await asyncio.sleep(0)
-        go_on.set()
+        proceed.set()
         assert (await joined)[-1] == {"status": "success"}
-        await alone.aclose()
+        await restricted.aclose()
         assert "tiny:latest" in standin.models
 
 
-async def test_names_from_another_node_stay_in_our_folder(three: ThreeNodes) -> None:
+async def test_file_names_from_another_node_cannot_leave_the_folder(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
@@ -491,16 +498,16 @@ async def test_names_from_another_node_stay_in_our_folder(three: ThreeNodes) -> 
         {"name": "other"},
     ],
 )
-async def test_what_a_node_says_of_its_models_is_checked(three: ThreeNodes, lie: dict[str, Any]) -> None:
+async def test_facts_from_another_node_are_validated(three: ThreeNodes, lie: dict[str, Any]) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     big(b.folder / "m" / "honest.gguf", seed=1)
     kind, handler = b.server.methods["models"]
 
     async def lying(caller: str, request: Any) -> Any:
-        told = await handler(caller, request)
-        lies = [replace(one, **lie) if one.name == "tiny:latest" else one for one in told.models]
-        return replace(told, models=tuple(lies))
+        reply = await handler(caller, request)
+        lies = [replace(model, **lie) if model.name == "tiny:latest" else model for model in reply.models]
+        return replace(reply, models=tuple(lies))
 
     b.server.methods["models"] = (kind, lying)
     precious = a.folder / "precious"
@@ -509,5 +516,7 @@ async def test_what_a_node_says_of_its_models_is_checked(three: ThreeNodes, lie:
     await until(lambda: a.library.find("honest"))
     with pytest.raises(PullError):
         await a.pull("tiny")
-    assert precious.is_dir(), "a digest names a folder, which is removed when what came is wrong"
-    assert [one.model.name for one in a.library.all()] == ["honest:latest"]
+    assert precious.is_dir(), (
+        "the digest is part of a folder's path, which is removed after a failed transfer"
+    )
+    assert [listed.model.name for listed in a.library.all()] == ["honest:latest"]

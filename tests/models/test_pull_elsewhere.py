@@ -1,4 +1,4 @@
-"""Fetching models from outside the cluster: through an Ollama, and from the hub."""
+"""Pulling models from outside the cluster: by an Ollama, and from Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.models.pulling import PART, ThreeNodes, big, sole
 from tests.ollama_standin import Known, Standin
 
 
-async def test_through_ollama(three: ThreeNodes) -> None:
+async def test_a_model_is_pulled_by_ollama(three: ThreeNodes) -> None:
     a, _, _ = three.nodes
     await three.start()
     async with Standin([Known("x:latest")]) as standin:
@@ -35,10 +35,10 @@ async def test_through_ollama(three: ThreeNodes) -> None:
 
 
 class SlowOllama(HttpDouble):
-    """An Ollama that says one thing and then nothing until it may go on."""
+    """An Ollama that sends one status and then nothing until `proceed` is set."""
 
-    def __init__(self, says: str) -> None:
-        self.says, self.go_on = says, asyncio.Event()
+    def __init__(self, status: str) -> None:
+        self.status, self.proceed = status, asyncio.Event()
 
     async def start(self) -> str:
         app = web.Application()
@@ -48,13 +48,13 @@ class SlowOllama(HttpDouble):
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
-        await answer.write(json.dumps({"status": self.says}).encode() + b"\n")
-        await self.go_on.wait()
+        await answer.write(json.dumps({"status": self.status}).encode() + b"\n")
+        await self.proceed.wait()
         await answer.write(b'{"status":"success"}\n')
         return answer
 
 
-async def test_an_ollama_that_says_nothing_is_given_up(
+async def test_a_pull_by_a_silent_ollama_times_out(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
@@ -69,7 +69,7 @@ async def test_an_ollama_that_says_nothing_is_given_up(
         await ollama.close()
 
 
-async def test_an_ollama_that_checks_what_has_come_is_waited_for(
+async def test_a_silent_ollama_is_waited_for_while_it_verifies(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
@@ -80,13 +80,13 @@ async def test_an_ollama_that_checks_what_has_come_is_waited_for(
     pulling = asyncio.create_task(a.pull("llama3.2:3b"))
     try:
         await asyncio.wait({pulling}, timeout=0.6)
-        ollama.go_on.set()
+        ollama.proceed.set()
         assert (await pulling)[-1] == {"status": "success"}
     finally:
         await ollama.close()
 
 
-async def test_nobody_has_it(three: ThreeNodes) -> None:
+async def test_a_pull_without_any_source_is_refused(three: ThreeNodes) -> None:
     await three.start()
     with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
         await three.nodes[0].pull("nothing")
@@ -95,7 +95,7 @@ async def test_nobody_has_it(three: ThreeNodes) -> None:
         await three.nodes[0].pull("../etc")
 
 
-async def test_from_the_hub(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_an_interrupted_pull_from_the_hub_is_resumed(three: ThreeNodes, tmp_path: Path) -> None:
     a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": b"x", "Tiny-Q4_K_M.gguf": content})
@@ -124,7 +124,7 @@ async def test_from_the_hub(three: ThreeNodes, tmp_path: Path) -> None:
         await hub.close()
 
 
-async def test_an_adapter_alone_is_no_model(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_an_adapter_alone_is_refused(three: ThreeNodes, tmp_path: Path) -> None:
     a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("org/Lora", {"adapter-Q8_0.gguf": content})
@@ -137,7 +137,7 @@ async def test_an_adapter_alone_is_no_model(three: ThreeNodes, tmp_path: Path) -
         await hub.close()
 
 
-async def test_an_ollama_that_fails_leaves_the_hub(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_the_hub_is_used_when_ollama_fails(three: ThreeNodes, tmp_path: Path) -> None:
     a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("missing/Tiny-GGUF", {"Tiny-Q8_0.gguf": content})

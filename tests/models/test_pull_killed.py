@@ -1,4 +1,4 @@
-"""A transfer between two real daemons, killed at points of chance on either side, ends whole."""
+"""A transfer between two real daemons that are killed at random times completes correctly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ MB = 1 << 20
 
 
 class Node:
-    """A daemon on loopback; the second one looks for the first."""
+    """A daemon on loopback.
+
+    Args:
+        folder: for its configuration, state, models and log.
+        ports: of HTTP and of the cluster.
+        seed: cluster port of another daemon to join; None: none.
+        rate: limit of transfers, in bytes per second.
+    """
 
     def __init__(self, folder: Path, ports: list[int], seed: int | None, rate: int) -> None:
         self.folder = folder
@@ -77,8 +84,8 @@ class Node:
         return [path for path in folder.rglob("*.gguf") if ".parts" not in path.parts]
 
 
-def noted(node: Node) -> int:
-    """Parts that the node knows to be there."""
+def parts_received(node: Node) -> int:
+    """The number of received parts in the node's notes on disk."""
     notes = [json.loads(path.read_bytes()) for path in node.folder.rglob("parts.json")]
     return sum(len(done) for note in notes for done in note["done"])
 
@@ -88,8 +95,8 @@ def nodes(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
     ports = free_ports(4)
     rate = 40 * MB
     pair = (
-        Node(tmp_path / "give", ports[:2], None, rate),
-        Node(tmp_path / "take", ports[2:], ports[1], rate),
+        Node(tmp_path / "sender", ports[:2], None, rate),
+        Node(tmp_path / "receiver", ports[2:], ports[1], rate),
     )
     yield pair
     for node in pair:
@@ -105,34 +112,34 @@ def wait(condition: Any) -> None:
         time.sleep(0.05)
 
 
-def test_killed_at_any_point(nodes: tuple[Node, Node]) -> None:
-    give, take = nodes
-    source = give.folder / "m" / "big.gguf"
+def test_a_transfer_survives_kills_of_sender_and_receiver(nodes: tuple[Node, Node]) -> None:
+    sender, receiver = nodes
+    source = sender.folder / "m" / "big.gguf"
     write_model(source, 300 * MB)
-    dice = random.Random(7)
-    give.start()
-    take.start()
-    wait(lambda: take.sees("big:latest"))
-    for victim in (take, give, take):
-        before = noted(take)
-        client = take.pulling("big")
-        while noted(take) == before:
+    chance = random.Random(7)
+    sender.start()
+    receiver.start()
+    wait(lambda: receiver.sees("big:latest"))
+    for victim in (receiver, sender, receiver):
+        before = parts_received(receiver)
+        client = receiver.pulling("big")
+        while parts_received(receiver) == before:
             if client.poll() is not None:
-                # The node that has it was killed a moment ago, and this one did not know yet.
-                client = take.pulling("big")
+                # The sender was just killed, and the receiver had not noticed it yet.
+                client = receiver.pulling("big")
             time.sleep(0.05)
-        time.sleep(dice.uniform(0.0, 0.3))
+        time.sleep(chance.uniform(0.0, 0.3))
         victim.kill()
         client.kill()
         client.wait()
-        assert take.files() == [], "never a half file in place"
+        assert receiver.files() == [], "no incomplete file in place"
         victim.start()
-        wait(lambda: take.sees("big:latest"))
-    lines = take.ask("/api/pull", {"model": "big"}).splitlines()
+        wait(lambda: receiver.sees("big:latest"))
+    lines = receiver.ask("/api/pull", {"model": "big"}).splitlines()
     assert json.loads(lines[-1]) == {"status": "success"}
-    (whole,) = take.files()
-    assert whole.read_bytes() == source.read_bytes()
+    (file,) = receiver.files()
+    assert file.read_bytes() == source.read_bytes()
     begun = next(line for line in map(json.loads, lines) if "completed" in line)
-    assert begun["completed"] > 0, "what had come before the kills is not fetched again"
+    assert begun["completed"] > 0, "parts received before the kills are not fetched again"
     for node in nodes:
         node.kill(signal.SIGTERM)

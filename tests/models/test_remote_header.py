@@ -1,4 +1,4 @@
-"""Headers of models that no node has, read by ranges."""
+"""Headers of models on the internet, read by range requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from tests.models.hub_double import HubDouble
 
 
 class RegistryDouble(HttpDouble):
-    """Ollama's registry with one model, ``library/tiny:latest``."""
+    """Ollama's registry with one model, ``library/tiny:latest``.
+
+    Attributes:
+        sent: bytes of the blob sent.
+    """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -55,8 +59,8 @@ class RegistryDouble(HttpDouble):
 
 
 @pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces so small that a header takes several."""
+def small_first_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the first range request so small that a header needs several."""
     monkeypatch.setattr(remote_header, "_FIRST", 512)
 
 
@@ -79,7 +83,7 @@ async def registry(content: bytes) -> AsyncIterator[tuple[RegistryDouble, Remote
     await double.close()
 
 
-async def test_a_model_of_ollamas_registry_is_known_by_its_first_bytes(
+async def test_a_header_is_read_from_ollamas_registry(
     registry: tuple[RegistryDouble, RemoteHeaders], file: Path, content: bytes
 ) -> None:
     double, headers = registry
@@ -94,7 +98,7 @@ async def test_a_model_of_ollamas_registry_is_known_by_its_first_bytes(
     assert caught.value.missing
 
 
-async def test_a_model_of_the_hub_is_known_by_its_first_bytes(content: bytes) -> None:
+async def test_a_header_is_read_from_the_hub(content: bytes) -> None:
     hub = HubDouble("org/Tiny-GGUF", {"tiny-Q4_K_M.gguf": content})
     internet = Internet({"HF_ENDPOINT": await hub.start()})
     headers = RemoteHeaders(internet)
@@ -108,9 +112,9 @@ async def test_a_model_of_the_hub_is_known_by_its_first_bytes(content: bytes) ->
         await hub.close()
 
 
-@pytest.mark.parametrize("odd", [b"", b"GGUF", b"no such thing" * 100, b"GGUF\x03\0\0\0" + b"\xff" * 4000])
-async def test_what_is_no_header_is_refused(odd: bytes) -> None:
-    hub = HubDouble("org/Odd", {"odd-Q4_0.gguf": odd})
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"no such thing" * 100, b"GGUF\x03\0\0\0" + b"\xff" * 4000])
+async def test_invalid_headers_are_refused(data: bytes) -> None:
+    hub = HubDouble("org/Odd", {"odd-Q4_0.gguf": data})
     internet = Internet({"HF_ENDPOINT": await hub.start()})
     headers = RemoteHeaders(internet)
     try:
@@ -121,14 +125,14 @@ async def test_what_is_no_header_is_refused(odd: bytes) -> None:
         await hub.close()
 
 
-async def test_nobody_there() -> None:
+async def test_unreachable_and_unsupported_registries_are_refused() -> None:
     with pytest.raises(RemoteError, match="can't be reached"):
         await RemoteHeaders(Internet({}), "http://127.0.0.1:9").read("tiny")
     with pytest.raises(RemoteError, match="neither"):
         await RemoteHeaders(Internet({})).read("example.com/a/b")
 
 
-def test_a_prefix_is_enough_when_it_holds_the_header(file: Path) -> None:
+def test_a_prefix_with_the_whole_header_can_be_read(file: Path) -> None:
     data = file.read_bytes()
     whole = gguf.read(file)
     found = gguf.read_prefix(data, "x", len(data))
@@ -138,6 +142,6 @@ def test_a_prefix_is_enough_when_it_holds_the_header(file: Path) -> None:
         gguf.read_prefix(data[:100], "x", 100)
 
 
-def test_names_that_say_where_they_are() -> None:
+def test_names_of_the_hub_are_recognized() -> None:
     assert on_hub("hf.co/org/repo:Q4_0") and on_hub("https://huggingface.co/org/repo")
     assert not on_hub("llama3.1:70b") and not on_hub("///")

@@ -1,4 +1,4 @@
-"""What the catalogue gives is what the real llama-server loads: blobs, and links to split blobs."""
+"""The real llama-server loads the files that the catalogue lists: blobs, and links to split blobs."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ pytestmark = [
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[NewTensor]]:
+def demo_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[NewTensor]]:
     """Metadata and tensors of a small model that llama.cpp runs."""
-    caught: list[tuple[dict[str, Any], list[NewTensor]]] = []
+    written: list[tuple[dict[str, Any], list[NewTensor]]] = []
 
-    def catch(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> None:
-        caught.append((dict(metadata), list(tensors)))
+    def record(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> None:
+        written.append((dict(metadata), list(tensors)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write", catch)
+        patch.setattr(writer, "write", record)
         demo_model.write(tmp_path / "never.gguf")
-    return caught[0]
+    return written[0]
 
 
 def file_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
@@ -47,7 +47,7 @@ def file_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor
 
 
 def shard_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
-    """As `file_of`, with the keys ``split.*`` in the types that llama.cpp wants: u16, u16 and i32."""
+    """As `file_of`, with the keys ``split.*`` in the types that llama.cpp requires: u16, u16 and i32."""
     raw = file_of(path, metadata, tensors)
     last = tensors[-1]
     end = raw.index(last.name.encode()) + len(last.name) + 4 + 8 * len(last.shape) + 4 + 8
@@ -58,9 +58,9 @@ def shard_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTenso
         ("split.count", 2, "<H"),
         ("split.tensors.count", 5, "<i"),
     ):
-        at = head.index(key.encode()) + len(key)
-        (value,) = struct.unpack_from("<I", head, at + 4)
-        head = head[:at] + struct.pack("<I", kind) + struct.pack(form, value) + head[at + 8 :]
+        offset = head.index(key.encode()) + len(key)
+        (value,) = struct.unpack_from("<I", head, offset + 4)
+        head = head[:offset] + struct.pack("<I", kind) + struct.pack(form, value) + head[offset + 8 :]
     return head + bytes(-len(head) % 32) + data
 
 
@@ -77,7 +77,7 @@ def load(model: Model) -> str:
 
 
 def refusal(path: str) -> str:
-    """The log of a llama-server that ends because it can't load."""
+    """Start a llama-server that can't load the model. Returns its log."""
     program = binary("llama-server")
     assert program is not None
     command = [program, "-m", path, "--port", str(free_port()), "-c", "512", "-t", "1"]
@@ -86,33 +86,33 @@ def refusal(path: str) -> str:
     return ended.stdout + ended.stderr
 
 
-async def test_a_blob_loads(tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]) -> None:
+async def test_a_blob_loads(tmp_path: Path, demo_content: tuple[dict[str, Any], list[NewTensor]]) -> None:
     store = OllamaStore(tmp_path / "store")
-    store.manifest("demo:blob", [store.layer("model", file_of(tmp_path / "x.gguf", *recipe))])
+    store.manifest("demo:blob", [store.layer("model", file_of(tmp_path / "x.gguf", *demo_content))])
     model = (await found(tmp_path))["demo:blob"]
     assert not model.only_ollama
     load(model)
 
 
-async def test_split_blobs_load(tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]) -> None:
-    metadata, tensors = recipe
+async def test_split_blobs_load(tmp_path: Path, demo_content: tuple[dict[str, Any], list[NewTensor]]) -> None:
+    metadata, tensors = demo_content
     store = OllamaStore(tmp_path / "store")
     layers = []
     middle = len(tensors) // 2
     for number, share in enumerate((tensors[:middle], tensors[middle:])):
         split = {"split.no": number, "split.count": 2, "split.tensors.count": len(tensors)}
-        whole = {**(metadata if not number else {"general.architecture": "llama"}), **split}
-        layers.append(store.layer("model", shard_of(tmp_path / "x.gguf", whole, share)))
+        header = {**(metadata if not number else {"general.architecture": "llama"}), **split}
+        layers.append(store.layer("model", shard_of(tmp_path / "x.gguf", header, share)))
     store.manifest("demo:split", layers[::-1])
     model = (await found(tmp_path))["demo:split"]
     assert len(model.files) == 2
     load(model)
 
 
-async def test_an_ollama_only_file_is_refused_as_was_told(
-    tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]
+async def test_a_file_that_only_ollama_supports_is_refused(
+    tmp_path: Path, demo_content: tuple[dict[str, Any], list[NewTensor]]
 ) -> None:
-    metadata, tensors = recipe
+    metadata, tensors = demo_content
     store = OllamaStore(tmp_path / "store")
     tower = NewTensor("v.patch_embd.weight", (32, 32), 1)
     store.manifest(

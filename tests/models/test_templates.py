@@ -1,4 +1,4 @@
-"""Ollama's templates in Jinja: what a conversation becomes."""
+"""Translation of Ollama's Go templates to Jinja."""
 
 from __future__ import annotations
 
@@ -74,28 +74,28 @@ TOOLED = """{{- if or .System .Tools }}<|im_start|>system
 
 
 def rendered(template: str, messages: list[dict[str, Any]], **more: Any) -> str:
-    made = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    return made.from_string(to_jinja(template)).render(messages=messages, **more)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    return environment.from_string(to_jinja(template)).render(messages=messages, **more)
 
 
-def test_a_template_of_one_exchange_is_printed_once_for_each() -> None:
+def test_a_template_of_one_exchange_is_rendered_for_each_exchange() -> None:
     assert rendered(LLAMA, CHAT) == (
         "<|system|>\nS<|eot|><|user|>\nhi<|eot|><|assistant|>\nyo<|eot|>"
         "<|user|>\na\n\nb<|eot|><|assistant|>\n"
     )
 
 
-def test_an_answer_that_has_begun_goes_on() -> None:
-    begun = [*CHAT[:2], {"role": "assistant", "content": "Yes, "}]
-    assert rendered(LLAMA, begun).endswith("<|assistant|>\nYes, ")
+def test_a_final_assistant_message_is_left_open() -> None:
+    messages = [*CHAT[:2], {"role": "assistant", "content": "Yes, "}]
+    assert rendered(LLAMA, messages).endswith("<|assistant|>\nYes, ")
 
 
-def test_without_a_template_the_prompt_is_what_the_user_says() -> None:
+def test_the_raw_template_renders_only_the_user_text() -> None:
     assert rendered(RAW, [{"role": "user", "content": "Once upon a {{ time }}"}]) == "Once upon a {{ time }}"
-    assert rendered(RAW, CHAT[:2]) == "hi", "a system text has no place in it"
+    assert rendered(RAW, CHAT[:2]) == "hi", "the system text is left out"
 
 
-def test_a_template_of_messages_prints_the_conversation() -> None:
+def test_a_template_over_messages_renders_the_conversation() -> None:
     assert rendered(GEMMA, CHAT) == (
         "<start_of_turn>user\nS<end_of_turn>\n<start_of_turn>user\nhi<end_of_turn>\n"
         "<start_of_turn>model\nyo<end_of_turn>\n<start_of_turn>user\na\n\nb<end_of_turn>\n"
@@ -104,22 +104,22 @@ def test_a_template_of_messages_prints_the_conversation() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"x": 1}, '{"x": 1}'])
-def test_tools_and_their_calls(arguments: object) -> None:
+def test_tools_and_tool_calls_are_rendered(arguments: object) -> None:
     messages = [CALLED[0], {**CALLED[1]}, CALLED[2]]
     messages[1]["tool_calls"] = [{"function": {"name": "f", "arguments": arguments}}]
-    shown = rendered(TOOLED, messages, tools=TOOLS)
-    assert '"function": {"description": "d", "name": "f"' in shown
-    assert '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>' in shown
-    assert shown.endswith("<|im_start|>user\n42<|im_end|>\n<|im_start|>assistant\n")
+    text = rendered(TOOLED, messages, tools=TOOLS)
+    assert '"function": {"description": "d", "name": "f"' in text
+    assert '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>' in text
+    assert text.endswith("<|im_start|>user\n42<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_text_of_several_parts_is_joined() -> None:
+def test_text_parts_of_a_message_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
     assert rendered(RAW, [{"role": "user", "content": parts}]) == "ab"
 
 
 @pytest.mark.parametrize(
-    ("template", "shown"),
+    ("template", "expected"),
     [
         ("{{/* a }} comment */}}x{{ .Prompt }}", "xhi"),
         ("  {{- /* trimmed */ -}}  x{{ .Prompt }}", "xhi"),
@@ -140,15 +140,15 @@ def test_text_of_several_parts_is_joined() -> None:
         ("{% raw %}{{ .Prompt }}{# no comment #}", "{% raw %}hi{# no comment #}"),
     ],
 )
-def test_forms(template: str, shown: str) -> None:
-    assert rendered(template, [{"role": "user", "content": "hi"}]) == shown
+def test_template_constructs(template: str, expected: str) -> None:
+    assert rendered(template, [{"role": "user", "content": "hi"}]) == expected
 
 
 TURNS = [{"role": role, "content": content} for role, content in zip("uauau", "abcde", strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("body", "shown"),
+    ("body", "expected"),
     [
         ('{{ .Content }}{{ if eq .Content "c" }}{{ break }}{{ end }}-', "a-b-c"),
         ('{{ if eq .Content "c" }}{{ .Content }}{{ break }}{{ else }}x{{ end }}-', "x-x-c"),
@@ -157,13 +157,13 @@ TURNS = [{"role": role, "content": content} for role, content in zip("uauau", "a
         ("{{ .Content }}{{ range $.Messages }}{{ break }}{{ end }}", "abcde"),
     ],
 )
-def test_what_was_printed_before_a_loop_is_left_stays(body: str, shown: str) -> None:
-    assert rendered(f"{{{{ range .Messages }}}}{body}{{{{ end }}}}", TURNS) == shown
+def test_output_before_a_break_or_continue_is_kept(body: str, expected: str) -> None:
+    assert rendered(f"{{{{ range .Messages }}}}{body}{{{{ end }}}}", TURNS) == expected
     assert "break" not in to_jinja(f"{{{{ range .Messages }}}}{body}{{{{ end }}}}")
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "reason"),
     [
         ("{{ if .Prompt }}x", "without {{ end }}"),
         ("{{ end }}", "{{ end }} without"),
@@ -183,18 +183,18 @@ def test_what_was_printed_before_a_loop_is_left_stays(body: str, shown: str) -> 
         ("x" * 200_000, "longer than"),
     ],
 )
-def test_what_is_not_known_is_named(template: str, why: str) -> None:
-    assert why in untranslatable(template)
+def test_unsupported_templates_are_refused_with_the_reason(template: str, reason: str) -> None:
+    assert reason in untranslatable(template)
     with pytest.raises(TemplateError):
         to_jinja(template)
 
 
-def test_reading_is_linear_in_the_length() -> None:
+def test_long_templates_are_parsed_in_linear_time() -> None:
     parse_template("{{ .Prompt }}" * 5000)
     parse_template("{{/*" + "x" * 50_000 + "*/}}")
     with pytest.raises(TemplateError):
         parse_template("{{ " * 30_000)
 
 
-def test_a_loaded_model_is_known_by_its_template() -> None:
+def test_templates_have_distinct_fingerprints() -> None:
     assert fingerprint("") == "" != fingerprint(RAW) != fingerprint(LLAMA)

@@ -13,7 +13,7 @@ def niceness() -> int:
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-async def test_threads_that_copy_much_leave_the_processor_to_others() -> None:
+async def test_copying_threads_run_at_a_lower_priority() -> None:
     before = niceness()
     with ThreadPoolExecutor(1, initializer=lower_priority) as threads:
         assert await in_thread(threads, niceness) == max(before, 10)

@@ -1,4 +1,4 @@
-"""Vocabularies are compared by what is in them."""
+"""Comparison of vocabularies."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from tests.gguf.size import Size
 from tests.gguf.writer import write
 
 
-def written(path: Path, tokens: int = 3000, layers: int = 1, **more: MetadataValue) -> str:
-    named = {f"tokenizer.ggml.{key}": value for key, value in more.items()}
-    write(path, "llama", Size(layers=layers, vocab=tokens), more=named)
+def write_vocabulary(path: Path, tokens: int = 3000, layers: int = 1, **more: MetadataValue) -> str:
+    keys = {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    write(path, "llama", Size(layers=layers, vocab=tokens), more=keys)
     return vocabulary(reader.read(path))
 
 
-def test_the_same_tokens_in_another_model(tmp_path: Path) -> None:
-    one = written(tmp_path / "a.gguf")
-    assert one.startswith("3000:")
-    assert compatible(one, written(tmp_path / "b.gguf", layers=2))
-    assert read_facts((str(tmp_path / "b.gguf"),)).vocabulary == one
+def test_equal_tokens_are_compatible(tmp_path: Path) -> None:
+    first = write_vocabulary(tmp_path / "a.gguf")
+    assert first.startswith("3000:")
+    assert compatible(first, write_vocabulary(tmp_path / "b.gguf", layers=2))
+    assert read_facts((str(tmp_path / "b.gguf"),)).vocabulary == first
 
 
-def test_padding_may_differ_by_some_tokens(tmp_path: Path) -> None:
-    one = written(tmp_path / "a.gguf")
-    assert compatible(one, written(tmp_path / "b.gguf", 3064))
-    assert not compatible(one, written(tmp_path / "c.gguf", 3200)), "more than llama.cpp takes"
-    assert not compatible(one, written(tmp_path / "d.gguf", 2000))
+def test_a_small_difference_in_padding_is_compatible(tmp_path: Path) -> None:
+    first = write_vocabulary(tmp_path / "a.gguf")
+    assert compatible(first, write_vocabulary(tmp_path / "b.gguf", 3064))
+    assert not compatible(first, write_vocabulary(tmp_path / "c.gguf", 3200)), "more than llama.cpp accepts"
+    assert not compatible(first, write_vocabulary(tmp_path / "d.gguf", 2000))
 
 
 @pytest.mark.parametrize("more", [{"model": "other"}, {"add_eos_token": True}, {"bos_token_id": 7}])
-def test_other_texts_or_ends(tmp_path: Path, more: dict[str, MetadataValue]) -> None:
-    assert not compatible(written(tmp_path / "a.gguf"), written(tmp_path / "b.gguf", **more))
+def test_other_special_tokens_are_incompatible(tmp_path: Path, more: dict[str, MetadataValue]) -> None:
+    assert not compatible(
+        write_vocabulary(tmp_path / "a.gguf"), write_vocabulary(tmp_path / "b.gguf", **more)
+    )
 
 
-def test_other_words(tmp_path: Path) -> None:
+def test_other_tokens_are_incompatible(tmp_path: Path) -> None:
     write(tmp_path / "a.gguf", "llama", Size(layers=1, vocab=3000))
     data = (tmp_path / "a.gguf").read_bytes()
     (tmp_path / "b.gguf").write_bytes(data.replace("\u0120word77".encode(), "\u0120wore77".encode(), 1))
@@ -48,5 +50,5 @@ def test_other_words(tmp_path: Path) -> None:
     assert not compatible(*both)
 
 
-def test_what_is_not_known_is_like_nothing() -> None:
+def test_unknown_vocabularies_are_incompatible() -> None:
     assert not compatible("", "") and not compatible("12:", "12:")
