@@ -1,4 +1,4 @@
-"""Founding a cluster, being admitted, and what a stranger gets: nothing."""
+"""Founding a cluster, admission, and the refusal of unknown machines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.cluster.lan import Lan
 from tests.doubles import until
 from tests.keys import key
 
-# Who asks whom
+# Which node asks the other for admission
 
 
 def standing(node: str, *, cluster: str = "", age: float = 0.0, alone: bool = True) -> Standing:
@@ -69,22 +69,22 @@ OLD = 2 * FIRST_HOUR
         (standing("a", age=OLD), standing("z", age=OLD), False),
     ],
 )  # fmt: skip
-def test_who_asks(mine: Standing, theirs: Standing, expected: bool) -> None:
+def test_which_node_asks_the_other(mine: Standing, theirs: Standing, expected: bool) -> None:
     assert asks(mine, theirs) is expected
 
 
-def test_a_node_that_waits_goes_on_asking_there_and_nowhere_else() -> None:
+def test_a_waiting_node_asks_only_the_cluster_where_it_waits() -> None:
     mine = standing("a", age=OLD)
     assert asks(mine, standing("z", cluster="z", age=OLD, alone=False), "z")
     assert not asks(mine, standing("y", cluster="y", age=OLD, alone=False), "z")
 
 
-def test_of_two_one_asks_and_never_both() -> None:
+def test_two_nodes_never_ask_each_other() -> None:
     kinds = [
         standing(node, cluster=cluster, age=age, alone=alone)
         for node, cluster, age, alone in itertools.product("abc", "xyz", (0.0, OLD), (True, False))
     ]
-    assert not [(one, other) for one in kinds for other in kinds if asks(one, other) and asks(other, one)]
+    assert not [(a, b) for a in kinds for b in kinds if asks(a, b) and asks(b, a)]
 
 
 def test_an_established_cluster_is_preferred_then_several_nodes_then_the_lowest_founder() -> None:
@@ -101,12 +101,12 @@ def test_codes_differ_and_are_short() -> None:
     assert len(codes) == 20 and all(len(code) == 9 for code in codes)
 
 
-def test_a_clock_that_went_back_opens_no_door() -> None:
+def test_a_founding_time_in_the_future_opens_no_door() -> None:
     assert replace(Keyring.found("a"), founded=time.time() + 600).age() == float("inf")
 
 
-async def test_a_clock_that_is_set_makes_no_cluster_older(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A computer without a battery has a clock of last year, until it asks others for the time."""
+async def test_setting_the_clock_does_not_age_a_cluster(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer without a battery-backed clock starts with an old time until NTP sets it."""
     first, real, ahead = await lan.start(0), time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: real() + ahead)
     for years in (3, -1):
@@ -118,7 +118,7 @@ async def test_a_clock_that_is_set_makes_no_cluster_older(lan: Lan, monkeypatch:
     await until(lan.joined)
 
 
-def test_a_keyring_that_others_can_read_is_closed(tmp_path: Path) -> None:
+def test_a_keyring_readable_by_others_is_made_private(tmp_path: Path) -> None:
     settings = ClusterSettings(door="1h")
     secret_of(settings, tmp_path, "a" * 16)
     (tmp_path / "keyring").chmod(0o644)
@@ -126,7 +126,7 @@ def test_a_keyring_that_others_can_read_is_closed(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "keyring").stat().st_mode) == 0o600
 
 
-def test_a_keyring_that_root_restored_is_used_and_said_to_be_open(
+def test_a_keyring_of_root_with_wide_permissions_is_used_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(path: Path, mode: int) -> None:
@@ -141,14 +141,14 @@ def test_a_keyring_that_root_restored_is_used_and_said_to_be_open(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"secret": "ab", "founder": "a", "founded": 1}', b"\xff"])
-def test_a_damaged_keyring_opens_nothing(
+def test_a_damaged_keyring_does_not_open_the_cluster(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
 ) -> None:
     (tmp_path / "keyring").write_bytes(damage)
     tokens, ring = secret_of(ClusterSettings(door="1h"), tmp_path, "a" * 16)
     assert not tokens.open and ring is not None and ring.alone
     assert "asks members that know it" in caplog.text
-    # It may have closed a cluster that the settings once opened.
+    # The keyring may have closed a cluster that the settings opened.
     (tmp_path / "keyring").write_bytes(damage)
     tokens, ring = secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16)
     assert not tokens.open and ring is not None and ring.closed and ring.alone
@@ -156,7 +156,7 @@ def test_a_damaged_keyring_opens_nothing(
     assert secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16) == (tokens, ring)
 
 
-def test_the_secret_is_kept_to_its_owner(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_keyring(tmp_path: Path) -> None:
     settings = ClusterSettings(door="1h")
     tokens, ring = secret_of(settings, tmp_path, "a" * 16)
     assert ring is not None and secret_of(settings, tmp_path, "a" * 16) == (tokens, ring)
@@ -172,7 +172,7 @@ def test_a_token_and_an_open_cluster_have_no_keyring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("closed", 0.0), ("1h", 3600.0), ("90", 90.0)])
-def test_the_setting(text: str, seconds: float) -> None:
+def test_the_door_setting_is_parsed(text: str, seconds: float) -> None:
     assert door_seconds(text) == seconds
 
 
@@ -182,14 +182,14 @@ def test_the_setting(text: str, seconds: float) -> None:
 @pytest.fixture
 async def lan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lan]:
     monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
-    made = Lan(tmp_path)
-    yield made
-    await made.close()
+    lan = Lan(tmp_path)
+    yield lan
+    await lan.close()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, int]) -> None:
-    """Only the second knows of the first, whichever has to ask."""
+async def test_a_second_machine_is_admitted_automatically(lan: Lan, order: tuple[int, int]) -> None:
+    """Only the second knows the address of the first, whichever has to ask."""
     first = await lan.start(order[0])
     second = await lan.start(order[1], order[0])
     await until(lan.joined)
@@ -197,7 +197,7 @@ async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, 
     assert sorted([first.me.admitted_by, second.me.admitted_by])[0] == ""
     assert {first.me.admitted_by, second.me.admitted_by} & {first.me.node, second.me.node}
     assert first.leader().leader == second.leader().leader or not first.leader().leader
-    # They come back after a restart of all, without being admitted again.
+    # They rejoin after a restart of both without being admitted again.
     secret = lan.ring(0).secret
     for number in (0, 1):
         await lan.stop(number)
@@ -206,7 +206,7 @@ async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, 
     assert lan.ring(0).secret == lan.ring(1).secret == secret
 
 
-async def test_founders_at_the_same_moment_become_one(lan: Lan) -> None:
+async def test_clusters_founded_at_the_same_moment_merge(lan: Lan) -> None:
     for number in range(4):  # ports for all, so that each can have all others as seeds
         await lan.start(number)
     for number in range(4):
@@ -215,17 +215,17 @@ async def test_founders_at_the_same_moment_become_one(lan: Lan) -> None:
         file.unlink()
     for file in lan.folder.glob("*/peers.json"):
         file.unlink()
-    await asyncio.gather(*(lan.start(one, *(set(range(4)) - {one})) for one in range(4)))
+    await asyncio.gather(*(lan.start(number, *(set(range(4)) - {number})) for number in range(4)))
     await until(lan.joined, 30)
     founders = {lan.ring(number).founder for number in range(4)}
     assert len(founders) == 1 and founders < {node.me.node for node in lan.running.values()}
 
 
-async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(lan: Lan) -> None:
+async def test_a_machine_waits_for_admission_while_the_door_is_closed(lan: Lan) -> None:
     first = await lan.start(0, door="closed")
     second = await lan.start(1, 0, door="closed")
     older, newer = first, second
-    # Both are young, so the higher id asks; the door of the other is closed.
+    # Both are new, so the node with the higher id asks; the door of the other is closed.
     await until(lambda: older.me.waiting and newer.me.seeking)
     waiting = older.me.waiting[0]
     assert (waiting.node, waiting.name) == (newer.me.node, newer.me.name)
@@ -233,7 +233,7 @@ async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(lan: Lan) -
     await asyncio.sleep(0.3)
     assert len(first.live()) == len(second.live()) == 1
     assert lan.ring(0).secret != lan.ring(1).secret
-    # An admin admits it, on the machine where it waits.
+    # An admin admits it on the machine where it waits.
     began = time.monotonic()
     assert await older.calls.call(older.me.node, "admit", AdmitOrder(newer.me.node), bool, timeout=3)
     await until(lan.joined)
@@ -242,7 +242,7 @@ async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(lan: Lan) -
     assert newer.me.admitted_by == older.me.node
 
 
-async def test_a_door_that_an_admin_opens(lan: Lan) -> None:
+async def test_an_admin_can_open_the_door(lan: Lan) -> None:
     first = await lan.start(0, door="closed")
     second = await lan.start(1, 0, door="closed")
     assert first.me.node < second.me.node
@@ -253,13 +253,13 @@ async def test_a_door_that_an_admin_opens(lan: Lan) -> None:
     await until(lan.joined)
 
 
-async def test_a_door_that_shuts_by_itself_is_told_to_be_shut(lan: Lan) -> None:
+async def test_a_door_that_closes_by_itself_is_reported_closed(lan: Lan) -> None:
     first = await lan.start(0, door="1s")
     await until(lambda: first.me.door_until)
     await until(lambda: not first.me.door_until)
 
 
-async def test_an_admin_ends_the_first_hour(lan: Lan) -> None:
+async def test_an_admin_can_close_the_door_for_good(lan: Lan) -> None:
     first = await lan.start(0)
     await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)
     assert first.me.door_until == 0
@@ -271,7 +271,7 @@ async def test_an_admin_ends_the_first_hour(lan: Lan) -> None:
     assert len(first.live()) == 1
 
 
-async def test_who_is_admitted_after_that_does_not_open_the_door_again(lan: Lan) -> None:
+async def test_a_node_admitted_later_does_not_reopen_the_door(lan: Lan) -> None:
     first = await lan.start(0)
     await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)
     second = await lan.start(1, 0)
@@ -284,8 +284,8 @@ async def test_who_is_admitted_after_that_does_not_open_the_door_again(lan: Lan)
     assert len(second.live()) == 2
 
 
-async def test_an_established_cluster_asks_nobody(lan: Lan) -> None:
-    """Its first hour is over: it does not follow a newcomer, whose id is lower, to a cluster of its own."""
+async def test_an_established_cluster_does_not_join_a_newcomer(lan: Lan) -> None:
+    """After its first hour it does not join the cluster of a newcomer with a lower id."""
     first = await lan.start(1)
     ring = replace(lan.ring(1), founded=time.time() - 2 * FIRST_HOUR)
     await lan.stop(1)
@@ -297,8 +297,8 @@ async def test_an_established_cluster_asks_nobody(lan: Lan) -> None:
     assert lan.ring(1).secret == ring.secret and len(first.live()) == 1
 
 
-async def test_a_stranger_gets_no_further_than_the_greeting(lan: Lan) -> None:
-    """Without a certificate that the cluster believes nothing is spoken but the request to be admitted."""
+async def test_a_stranger_can_only_request_admission(lan: Lan) -> None:
+    """Without a certificate of the cluster, all protocols except the admission request are refused."""
     member = await lan.start(0, door="closed")
     stranger = Identity(key(7), Tokens.read("cd" * 32))
     where = (member.me.addresses[0], member.port)
@@ -309,16 +309,16 @@ async def test_a_stranger_gets_no_further_than_the_greeting(lan: Lan) -> None:
         foreign = stranger.client_context(protocol, anyone=True)
         foreign.verify_mode = ssl.CERT_NONE
         for context in (bare, foreign):
-            assert await _sent(context, where) == b""
+            assert await _response_to(context, where) == b""
     reach = Dialer(stranger, lambda node: [])
-    told, _ = await greet(reach, 1, (where,))
-    assert told.node == member.me.node
-    assert lan.ring(0).secret not in repr(told)
-    answer = await ask(reach, key(7), "x", 1, told.node, where)
+    greeting, _ = await greet(reach, 1, (where,))
+    assert greeting.node == member.me.node
+    assert lan.ring(0).secret not in repr(greeting)
+    answer = await ask(reach, key(7), "x", 1, greeting.node, where)
     assert answer.state is AdmissionState.WAITING and answer.secret == ""
 
 
-def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:
+def test_a_machine_with_many_keys_does_not_hide_other_machines() -> None:
     waiting = WaitingList()
     shown = [
         waiting.add(WaitingMachine(f"{n:016x}", "gpu-box", code_of(bytes(32))), "10.0.0.9", 0.0)
@@ -326,10 +326,10 @@ def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:
     ]
     assert sum(shown) < 10
     assert waiting.add(WaitingMachine("f" * 16, "mine", code_of(bytes(32))), "10.0.0.8", 0.0)
-    assert "mine" in [one.name for one in waiting.shown]
+    assert "mine" in [machine.name for machine in waiting.shown]
 
 
-async def test_one_machine_does_not_take_all_places_at_the_door(
+async def test_a_machine_cannot_use_all_admission_connections(
     lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange, "is_loopback", lambda address: False)
@@ -340,14 +340,14 @@ async def test_one_machine_does_not_take_all_places_at_the_door(
         await asyncio.open_connection(*where, ssl=context, local_addr=("127.0.0.9", 0)) for _ in range(30)
     ]
     reach = Dialer(Identity(key(6), Tokens.read("cd" * 32)), lambda node: [])
-    told, _ = await greet(reach, 1, (where,))
-    assert told.node == member.me.node
+    greeting, _ = await greet(reach, 1, (where,))
+    assert greeting.node == member.me.node
     for _, writer in held:
         writer.transport.abort()
 
 
-async def _sent(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:
-    """What comes back for a request."""
+async def _response_to(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:
+    """The first bytes of the response to an HTTP request; empty if refused."""
     try:
         async with asyncio.timeout(3):
             reader, writer = await asyncio.open_connection(*where, ssl=context)
@@ -357,37 +357,37 @@ async def _sent(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:
         return b""
 
 
-async def test_a_signature_for_another_member_lets_nobody_in(lan: Lan) -> None:
-    """Somebody in the middle passes on what a newcomer signed for him: it names his key."""
+async def test_a_signature_for_another_member_admits_nobody(lan: Lan) -> None:
+    """A signature relayed by a man in the middle is invalid, since it covers his own key."""
     member = await lan.start(0)
     where = (member.me.addresses[0], member.port)
-    middle, newcomer = Identity(key(6), Tokens.read("cd" * 32)), key(7)
-    reach = Dialer(middle, lambda node: [])
+    man_in_the_middle, newcomer = Identity(key(6), Tokens.read("cd" * 32)), key(7)
+    reach = Dialer(man_in_the_middle, lambda node: [])
     connection, _, _ = await reach.connect("", JOIN, FrameClient, timeout=3, addresses=(where,))
     greeting = msgspec.msgpack.decode(
         await connection.exchange(msgspec.msgpack.encode(Hello(1))), type=Greeting
     )
-    signed = newcomer.sign(request_content(middle.key.public, greeting.number, "x"))
+    signed = newcomer.sign(request_content(man_in_the_middle.key.public, greeting.number, "x"))
     with pytest.raises(PeerError, match="closed during the exchange"):
         await connection.exchange(msgspec.msgpack.encode(Request(newcomer.public, "x", signed)))
     assert lan.ring(0).admitted == ()
 
 
 @pytest.mark.parametrize("junk", [b"\x00" * 2000, b"\xff" * 40, b"\x00\x00\x00\x00\x00\x00\x00\x05junk!"])
-async def test_junk_at_the_door_breaks_nothing(lan: Lan, junk: bytes) -> None:
+async def test_junk_on_the_admission_protocol_is_harmless(lan: Lan, junk: bytes) -> None:
     member = await lan.start(0)
     where = (member.me.addresses[0], member.port)
     context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN)
     for _ in range(40):
-        with_junk = await asyncio.open_connection(*where, ssl=context)
-        with_junk[1].write(junk)
-        with_junk[1].close()
+        connection = await asyncio.open_connection(*where, ssl=context)
+        connection[1].write(junk)
+        connection[1].close()
     second = await lan.start(1, 0)
     await until(lan.joined)
     assert second.me.admitted_by or member.me.admitted_by
 
 
-async def test_who_does_not_lead_is_told_by_name_who_does() -> None:
+async def test_a_refused_secret_order_names_the_leader() -> None:
     answers: dict[str, Any] = {}
     server = Mock(method=lambda name, request, handler: answers.update({name: handler}))
     AdmissionCalls(Mock(), "a", lambda: "b", lambda node: f"pc-{node}").register(server)

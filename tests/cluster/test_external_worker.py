@@ -1,4 +1,4 @@
-"""Two real daemons and a worker that somebody else has started: one names it, the other is the head."""
+"""Two real daemons and an external worker: one node is configured with it, the other is the head."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def worker(tmp_path: Path, llama: Llama) -> Iterator[str]:
         process.wait()
 
 
-def test_a_model_runs_on_a_plain_worker_through_the_node_that_names_it(
+def test_a_model_runs_on_an_external_worker_of_another_node(
     tmp_path: Path, llama: Llama, worker: str
 ) -> None:
     size = writer.sized("llama", 0.2e9, Size(layers=8, embd=512, heads=8, heads_kv=4, vocab=4096))
@@ -50,22 +50,22 @@ def test_a_model_runs_on_a_plain_worker_through_the_node_that_names_it(
         for node in cluster:
             until(lambda node=node: b"wide" in node.ask("GET", "/api/tags").body, "the model is listed")
 
-        def found() -> list[str]:
+        def worker_states() -> list[str]:
             nodes = cluster[1].state()["nodes"]
             return [worker["state"] for node in nodes for worker in node["plain_workers"]]
 
-        until(lambda: found() == ["usable"], "the other node sees it")
+        until(lambda: worker_states() == ["usable"], "the other node sees the worker")
         reply = cluster[0].ask("POST", "/api/chat", BODY, timeout=240)
         assert reply.status == 200, reply.body
         assert reply.json["eval_count"] == 6
         (running,) = cluster.deployments()
         assert running["backend"] == "llama.cpp-distributed" and running["node_name"] == "node1"
-        assert ("node0", worker) in [(one["node_name"], one["device"]) for one in running["placed"]]
-        until(lambda: found() == ["taken"], "it is held")
+        assert ("node0", worker) in [(share["node_name"], share["device"]) for share in running["placed"]]
+        until(lambda: worker_states() == ["taken"], "the worker is in use")
         words = [sys.executable, "-m", "sollold", "status", "--node", cluster[1].url]
         shown = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
         assert f"{worker} (external)" in shown and "neither authenticated nor encrypted" in shown
-        told = cluster[0].ask("GET", "/api/doctor").json["findings"]
-        assert any("external workers are used" in one["what"] for one in told)
+        findings = cluster[0].ask("GET", "/api/doctor").json["findings"]
+        assert any("external workers are used" in finding["what"] for finding in findings)
         assert cluster[0].ask("POST", "/api/cluster/unload", {"model": "wide"}).status == 200
-        until(lambda: found() == ["usable"], "it is looked at and offered again")
+        until(lambda: worker_states() == ["usable"], "the worker is checked and offered again")

@@ -1,6 +1,7 @@
-"""Faults in a row on five nodes in namespaces. After each all agree again, and those it spared never parted.
+"""Random faults on five nodes in namespaces.
 
-``SOLLOLD_TEST_ROUNDS`` and ``SOLLOLD_TEST_SEED`` make it longer or replay it.
+After each fault all nodes agree again, and the unaffected ones never lose each other. ``SOLLOLD_TEST_ROUNDS``
+and ``SOLLOLD_TEST_SEED`` set the number of rounds and the seed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ SEED = int(os.environ.get("SOLLOLD_TEST_SEED", "5"))
 
 
 def fault(cluster: Cluster, kind: str, chance: random.Random) -> set[int]:
-    """Do harm for some seconds. Returns whom it hit."""
-    hit = {chance.randrange(NODES)}
-    victim = cluster[min(hit)]
+    """Cause a fault for some seconds. Returns the numbers of the affected nodes."""
+    affected = {chance.randrange(NODES)}
+    victim = cluster[min(affected)]
     if kind == "partition":
-        hit = set(chance.sample(range(NODES), 2))
-        cluster.lan.partition(sorted(hit), [at for at in range(NODES) if at not in hit])
+        affected = set(chance.sample(range(NODES), 2))
+        cluster.lan.partition(sorted(affected), [number for number in range(NODES) if number not in affected])
         time.sleep(chance.uniform(1, 8))
         cluster.lan.heal()
     elif kind == "cut":
@@ -44,11 +45,11 @@ def fault(cluster: Cluster, kind: str, chance: random.Random) -> set[int]:
         victim.signal(signal.SIGSTOP)
         time.sleep(chance.uniform(1, 7))
         victim.signal(signal.SIGCONT)
-    return hit
+    return affected
 
 
 @pytest.mark.timeout(ROUNDS * 60)
-def test_all_agree_after_every_fault(tmp_path: Path) -> None:
+def test_all_nodes_agree_after_every_fault(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     with netns.Lan(NODES) as lan:
         cluster = Cluster(lan, tmp_path)
@@ -58,15 +59,15 @@ def test_all_agree_after_every_fault(tmp_path: Path) -> None:
         kinds = ["partition", "cut", "kill", "stop"]
         for turn in range(ROUNDS):
             kind = kinds[turn % 4]
-            # Who was stopped is still suspected for a moment after: the next fault must not fall into that.
+            # A suspended node stays suspected for a moment; the next fault must come after that.
             time.sleep(SETTLED)
             marks = [len(member.history()) for member in cluster.members]
-            hit = fault(cluster, kind, chance)
+            affected = fault(cluster, kind, chance)
             cluster.until(cluster.whole, 40)
-            spared = [at for at in range(NODES) if at not in hit]
-            for one in spared:
-                for other in spared:
-                    seen = cluster[one].history()[marks[one] :]
+            unaffected = [number for number in range(NODES) if number not in affected]
+            for number in unaffected:
+                for other in unaffected:
+                    seen = cluster[number].history()[marks[number] :]
                     assert all(f"m{other}" in line.live for line in seen), (
-                        f"round {turn} ({kind} of {sorted(hit)}): m{one} lost m{other}"
+                        f"round {turn} ({kind} of {sorted(affected)}): m{number} lost m{other}"
                     )

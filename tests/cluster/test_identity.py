@@ -23,20 +23,20 @@ from tests.keys import key
 OTHER, THIRD = "ab" * 32, "cd" * 32
 
 
-async def test_a_clock_before_every_certificate_parts_nobody(
+async def test_a_clock_before_every_certificate_separates_no_nodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(identity, "_VALID_FROM", identity._VALID_UNTIL.replace(year=9998))
-    late = Pair()
+    pair = Pair()
     try:
-        await late.start()
-        made, node, _ = await late.reach[0].connect(IDS[1], HTTP, asyncio.Protocol, timeout=5)
-        assert node == IDS[1] and made is not None
+        await pair.start()
+        protocol, node, _ = await pair.reach[0].connect(IDS[1], HTTP, asyncio.Protocol, timeout=5)
+        assert node == IDS[1] and protocol is not None
     finally:
-        await late.close()
+        await pair.close()
 
 
-def test_the_node_id_is_kept(tmp_path: Path) -> None:
+def test_the_node_id_survives_a_restart(tmp_path: Path) -> None:
     first = NodeKey.load(tmp_path).node
     assert len(first) == 16
     assert int(first, 16) >= 0
@@ -44,7 +44,7 @@ def test_the_node_id_is_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "node-key").stat().st_mode) == 0o600
 
 
-def test_a_damaged_key_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_key_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "node-key").write_bytes(b"\xff\x00not a key")
     assert len(NodeKey.load(tmp_path).node) == 16
 
@@ -58,14 +58,14 @@ def test_the_state_of_an_earlier_release_gets_a_key(tmp_path: Path, caplog: pyte
     assert "00ff" * 4 in caplog.text and made in caplog.text
 
 
-def test_a_key_that_others_can_read_is_closed(tmp_path: Path) -> None:
+def test_a_key_readable_by_others_is_made_private(tmp_path: Path) -> None:
     first = NodeKey.load(tmp_path).node
     (tmp_path / "node-key").chmod(0o644)
     assert NodeKey.load(tmp_path).node == first
     assert stat.S_IMODE((tmp_path / "node-key").stat().st_mode) == 0o600
 
 
-def test_signatures_are_of_one_node_and_one_text() -> None:
+def test_a_signature_is_valid_only_for_its_node_and_text() -> None:
     mine, other = key(0), key(1)
     signature = mine.sign(b"text")
     assert mine.verify(mine.node, mine.public, signature, b"text")
@@ -76,15 +76,15 @@ def test_signatures_are_of_one_node_and_one_text() -> None:
 
 
 class _Impostor(NodeKey):
-    """A member whose certificate has another member's name."""
+    """The key of a member that uses another member's id."""
 
     def __init__(self, name: str) -> None:
         super().__init__(bytes(32))
         self.node = name
 
 
-async def test_a_member_cannot_pass_for_another(pair: Pair) -> None:
-    """It has the cluster's token, so its certificate is signed as it should be; but the key is its own."""
+async def test_a_member_cannot_impersonate_another(pair: Pair) -> None:
+    """Its certificate is signed with the cluster's token, but has its own key."""
     await pair.start()
     identity = Identity(_Impostor(IDS[0]), Tokens.read(""))
     calls, server = (
@@ -93,10 +93,10 @@ async def test_a_member_cannot_pass_for_another(pair: Pair) -> None:
     )
     pair.calls.append(calls)
     pair.peers.append(server)
-    asked: list[str] = []
+    calls_received: list[str] = []
 
     async def answer(caller: str, request: None) -> None:
-        asked.append(caller)
+        calls_received.append(caller)
 
     pair.peers[1].method("ask", type(None), answer)
     server.method("ask", type(None), answer)
@@ -106,10 +106,10 @@ async def test_a_member_cannot_pass_for_another(pair: Pair) -> None:
     pair.where[IDS[0]] = [("127.0.0.1", port)]
     with pytest.raises(PeerError):
         await pair.calls[1].call(IDS[0], "ask", None, type(None), timeout=3)
-    assert not asked
+    assert not calls_received
 
 
-def test_tokens() -> None:
+def test_tokens_are_parsed() -> None:
     assert Tokens.read("").open
     assert Tokens.read("open").accepted == (OPEN_TOKEN,)
     closed = Tokens.read(OTHER, [THIRD, OTHER, THIRD])
@@ -124,8 +124,8 @@ def test_tokens() -> None:
             Tokens.read(bad)
 
 
-async def knock(pair: Pair, *tokens: str) -> str:
-    """What a caller with these tokens meets; empty when it is admitted."""
+async def error_of_call(pair: Pair, *tokens: str) -> str:
+    """The error of a call with these tokens; empty if the tokens are accepted."""
     try:
         await pair.caller(tokens[0], *tokens[1:]).call(IDS[0], "nothing", None, type(None), timeout=3)
     except PeerError as error:
@@ -133,18 +133,18 @@ async def knock(pair: Pair, *tokens: str) -> str:
     raise AssertionError
 
 
-async def test_only_the_token_opens(pair: Pair) -> None:
+async def test_only_the_clusters_token_is_accepted(pair: Pair) -> None:
     await pair.start()
-    assert await knock(pair, "") == ""
-    assert "another cluster" in await knock(pair, OTHER)
+    assert await error_of_call(pair, "") == ""
+    assert "another cluster" in await error_of_call(pair, OTHER)
 
 
-async def test_a_caller_with_both_tokens_is_not_believed_by_who_has_the_old_one_only(pair: Pair) -> None:
+async def test_a_certificate_of_the_new_token_is_refused_by_a_node_with_the_old_one(pair: Pair) -> None:
     await pair.start()
     # It trusts the server, but shows a certificate of the new token, which the server does not know.
-    assert await knock(pair, OTHER, "open") != ""
-    # The first step of a change: show the old, accept both.
-    assert await knock(pair, "open", OTHER) == ""
+    assert await error_of_call(pair, OTHER, "open") != ""
+    # The first step of a change: use the old token, accept both.
+    assert await error_of_call(pair, "open", OTHER) == ""
 
 
 async def test_another_node_at_the_address_is_refused(pair: Pair) -> None:
@@ -155,7 +155,7 @@ async def test_another_node_at_the_address_is_refused(pair: Pair) -> None:
     assert caught.value.transport
 
 
-async def test_the_address_that_leads_to_the_node_is_found_and_kept(pair: Pair) -> None:
+async def test_the_working_address_of_a_node_is_found_and_preferred(pair: Pair) -> None:
     await pair.start()
     right = pair.where[IDS[0]][0]
     wrong = pair.where[IDS[1]][0]
@@ -170,7 +170,7 @@ async def test_the_address_that_leads_to_the_node_is_found_and_kept(pair: Pair) 
         await pair.calls[1].call(IDS[0], "nothing", None, type(None), timeout=5)
 
 
-async def test_who_is_there_may_be_left_open(pair: Pair) -> None:
+async def test_a_connection_to_an_unknown_node_returns_its_id(pair: Pair) -> None:
     await pair.start()
     protocol, found, _ = await pair.reach[1].connect(
         "", "sollold-http", _Silent, timeout=5, addresses=pair.where[IDS[0]]
@@ -179,14 +179,14 @@ async def test_who_is_there_may_be_left_open(pair: Pair) -> None:
     assert found == IDS[0]
 
 
-async def test_nobody_there_is_told_in_words(pair: Pair) -> None:
+async def test_connection_errors_are_explained(pair: Pair) -> None:
     with pytest.raises(PeerError, match="nothing listens there"):
         await pair.reach[1].connect(IDS[0], "sollold-http", _Silent, timeout=2, addresses=[("127.0.0.1", 1)])
     with pytest.raises(PeerError, match="no address"):
         await pair.reach[1].connect(IDS[0], "sollold-http", _Silent, timeout=2)
 
 
-def test_the_systems_words_are_used_in_place_of_asyncios() -> None:
+def test_error_messages_of_the_system_replace_those_of_asyncio() -> None:
     error = OSError(errno.EHOSTUNREACH, "Connect call failed ('10.0.0.9', 11436)")
     assert in_words(error) == "No route to host"
     assert in_words(socket.gaierror(socket.EAI_NONAME, "Name or service not known")) == (
@@ -200,16 +200,16 @@ class _Silent(asyncio.Protocol):
         self.transport = transport
 
 
-def test_an_address_is_read_once_unless_it_names_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
+def test_addresses_are_resolved_once_unless_they_name_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved: list[str] = []
     real = socket.getaddrinfo
 
     def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:
-        read.append(host)
+        resolved.append(host)
         return real(host.partition("%")[0], *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     for _ in range(3):
         assert socket_address(("2001:db8::77", 4)) == (socket.AF_INET6, ("2001:db8::77", 4, 0, 0))
         socket_address(("fe80::77%eth0", 4))
-    assert sorted(read) == ["2001:db8::77", *["fe80::77%eth0"] * 3]
+    assert sorted(resolved) == ["2001:db8::77", *["fe80::77%eth0"] * 3]

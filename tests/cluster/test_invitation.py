@@ -1,4 +1,4 @@
-"""Joining by a code: who knows it is admitted, once; who does not learns nothing and has three tries."""
+"""Joining with a code: the right code admits one machine; three wrong ones withdraw the invitation."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ A, B, C = (key(number).public for number in range(3))
 def agreed(
     newcomer: str = CODE, member: str = CODE, *, seen: bytes = B, shown: bytes = B
 ) -> tuple[Agreed, Agreed]:
-    """Both ends of an exchange; ``seen``: the member's key as the newcomer sees it, ``shown``: its own."""
-    one, other = Side(newcomer, A, seen, joins=True), Side(member, A, shown, joins=False)
-    return one.finish(other.message), other.finish(one.message)
+    """Both results of an exchange. ``seen``: the member's key as the newcomer sees it; ``shown``: its own."""
+    joining, inviting = Side(newcomer, A, seen, joins=True), Side(member, A, shown, joins=False)
+    return joining.finish(inviting.message), inviting.finish(joining.message)
 
 
-def test_who_knows_the_code_has_the_same_key() -> None:
-    one, other = agreed()
-    assert one == other and len({one.newcomer, one.member}) == 2
-    assert one.unseal(other.seal(b"the secret")) == b"the secret"
-    assert agreed()[0] != one, "each exchange has a key of its own"
+def test_both_ends_agree_on_a_key_with_the_same_code() -> None:
+    joining, inviting = agreed()
+    assert joining == inviting and len({joining.newcomer, joining.member}) == 2
+    assert joining.unseal(inviting.seal(b"the secret")) == b"the secret"
+    assert agreed()[0] != joining, "each exchange has its own key"
 
 
 @pytest.mark.parametrize("ends", [agreed(member=WRONG), agreed(seen=C)])
-def test_a_wrong_code_or_somebody_in_the_middle_has_another(ends: tuple[Agreed, Agreed]) -> None:
-    one, other = ends
-    assert not same(one.newcomer, other.newcomer) and not same(one.member, other.member)
+def test_a_wrong_code_or_a_man_in_the_middle_gets_another_key(ends: tuple[Agreed, Agreed]) -> None:
+    joining, inviting = ends
+    assert not same(joining.newcomer, inviting.newcomer) and not same(joining.member, inviting.member)
     with pytest.raises(BadExchange):
-        one.unseal(other.seal(b"the secret"))
+        joining.unseal(inviting.seal(b"the secret"))
 
 
 @given(st.binary(max_size=40))
@@ -59,10 +59,10 @@ def test_any_bytes_are_refused(message: bytes) -> None:
         made = side.finish(message)
     except BadExchange:
         return
-    assert made != side  # a point by chance: its maker does not know the key
+    assert made != side  # a valid point by chance, but its sender does not know the key
 
 
-def test_codes_are_read_as_people_type_them() -> None:
+def test_codes_are_accepted_in_all_usual_spellings() -> None:
     assert plain_code(new_code()).isdigit()
     assert plain_code("1234-5678") == plain_code(" 12 34 56 78 ") == CODE
     for text in ("", "1234-567", "1234-56789", "abcd-efgh", "\u0661234-5678"):
@@ -75,7 +75,7 @@ def test_codes_are_read_as_people_type_them() -> None:
 
 @dataclass
 class Two:
-    """A node that invites, and a new one that knows nothing of it."""
+    """An inviting node, and a new one that does not know it."""
 
     lan: Lan
     invites: AdmissionService
@@ -101,7 +101,7 @@ def other_than(code: str) -> str:
     return f"{(int(plain_code(code)) + 1) % 10**8:08d}"
 
 
-async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
+async def test_a_code_admits_one_machine_once(two: Two) -> None:
     with pytest.raises(Refusal, match="no invitation is open on m0"):
         await two.joins.join(CODE, two.seed)
     made = two.invites.invite()
@@ -112,7 +112,7 @@ async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
     assert await two.joins.join(made.code, two.seed) == "m0"
     await until(two.lan.joined)
     assert two.lan.ring(0).secret == two.lan.ring(1).secret
-    assert [one.by for one in two.lan.ring(0).admitted] == ["invitation"]
+    assert [admitted.by for admitted in two.lan.ring(0).admitted] == ["invitation"]
     assert two.lan.running[0].me.inviting == ""
     with pytest.raises(Refusal, match="already a member of a cluster with m0"):
         await two.joins.join(made.code, two.seed)
@@ -122,7 +122,7 @@ async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
         await service.join(made.code, two.seed)
 
 
-async def test_after_three_wrong_codes_the_invitation_is_gone(two: Two) -> None:
+async def test_three_wrong_codes_withdraw_the_invitation(two: Two) -> None:
     made = two.invites.invite()
     for words in ("2 tries are left", "one try is left", "withdrawn"):
         with pytest.raises(Refusal, match=words):
@@ -133,7 +133,7 @@ async def test_after_three_wrong_codes_the_invitation_is_gone(two: Two) -> None:
     assert refused.value.fault is Fault.NOT_FOUND and two.lan.ring(0).admitted == ()
 
 
-async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invitation_expires(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invitation, "INVITATION_SECONDS", 0.2)
     made = two.invites.invite()
     await asyncio.sleep(0.25)
@@ -152,13 +152,13 @@ async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> 
         ("1234-5678", "", "this machine itself"),
     ],
 )
-async def test_what_can_be_wrong_is_told(two: Two, code: str, seed: str, words: str) -> None:
+async def test_errors_while_joining_are_explained(two: Two, code: str, seed: str, words: str) -> None:
     with pytest.raises(Refusal, match=words):
         await two.joins.join(code, seed or f"127.0.0.2:{two.lan.ports[1]}")
 
 
-async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> None:
-    """Somebody who knows the code asks for a place in another one's name."""
+async def test_a_machine_without_the_private_key_is_not_admitted(two: Two) -> None:
+    """A machine with the code asks for admission with the public key of another."""
     made = two.invites.invite()
     thief, victim = key(6), key(7)
     reach = Dialer(Identity(thief, Tokens.read("cd" * 32)), lambda node: [])
@@ -174,7 +174,7 @@ async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> Non
     assert outcome.verdict is InvitationVerdict.WRONG and two.lan.ring(0).admitted == ()
 
 
-async def test_junk_and_many_connections_cost_little(two: Two) -> None:
+async def test_junk_and_idle_connections_keep_the_invitation(two: Two) -> None:
     made = two.invites.invite()
     reach = Dialer(Identity(key(7), Tokens.read("cd" * 32)), lambda node: [])
     where = (("127.0.0.1", two.lan.ports[0]),)
@@ -188,8 +188,8 @@ async def test_junk_and_many_connections_cost_little(two: Two) -> None:
     ]
     with pytest.raises(PeerError):
         await use_code(reach, key(7), "x", plain_code(made.code), where)
-    for one, _, _ in idle:
-        one.transport.abort()
+    for connection, _, _ in idle:
+        connection.transport.abort()
     await until(lambda: two.lan.running[0].admission.invitations._speaking == 0)  # type: ignore[union-attr]
     assert await two.joins.join(made.code, two.seed) == "m0"
     await until(two.lan.joined)

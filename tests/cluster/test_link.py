@@ -18,7 +18,7 @@ from tests.doubles import until
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, FULL, FULL + 1, 100, 1000])
-def test_neighbours_are_mutual_few_and_hold_the_ring_together(count: int) -> None:
+def test_neighbours_are_mutual_few_and_connect_all_nodes(count: int) -> None:
     nodes = [f"{number:016x}" for number in range(count)]
     wanted = {node: neighbours(node, nodes) for node in nodes}
     for node, others in wanted.items():
@@ -35,23 +35,23 @@ def test_neighbours_are_mutual_few_and_hold_the_ring_together(count: int) -> Non
     assert len(reached) == count
 
 
-class Ends:
-    """The links of two nodes, and what they told."""
+class LinkPair:
+    """The links of two nodes, and the callbacks they made: (number of the node, kind, other node)."""
 
     def __init__(self, pair: Pair) -> None:
-        self.told: list[tuple[int, str, str]] = []
+        self.events: list[tuple[int, str, str]] = []
         self.measures: list[tuple[int, str, float, float]] = []
-        self.links = [self._make(pair, at) for at in range(2)]
+        self.links = [self._make(pair, number) for number in range(2)]
 
-    def _make(self, pair: Pair, at: int) -> StandingLinks:
+    def _make(self, pair: Pair, number: int) -> StandingLinks:
         links = StandingLinks(
-            pair.reach[at],
-            made=lambda node, address: self.told.append((at, "made", node)),
-            lost=lambda node, silent: self.told.append((at, "silent" if silent else "lost", node)),
-            measured=lambda node, trip, rate: self.measures.append((at, node, trip, rate)),
+            pair.reach[number],
+            made=lambda node, address: self.events.append((number, "made", node)),
+            lost=lambda node, silent: self.events.append((number, "silent" if silent else "lost", node)),
+            measured=lambda node, trip, rate: self.measures.append((number, node, trip, rate)),
         )
-        links.port, links.boot = 11436, at + 1
-        pair.peers[at].speak(LINK, links.accept)
+        links.port, links.boot = 11436, number + 1
+        pair.peers[number].speak(LINK, links.accept)
         return links
 
     async def start(self, pair: Pair) -> None:
@@ -65,85 +65,87 @@ class Ends:
             await links.close()
 
 
-async def test_a_link_is_made_once_and_measured_on_both_sides(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    assert sorted(ends.told) == [(0, "made", IDS[1]), (1, "made", IDS[0])]
-    await until(lambda: {at for at, *_ in ends.measures} == {0, 1})
-    assert all(0 < trip < 1 for _, _, trip, _ in ends.measures)
-    await until(lambda: any(rate > 1e6 for _, _, _, rate in ends.measures), 20)
-    await ends.close()
+async def test_one_link_is_made_and_measured_on_both_sides(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    assert sorted(link_pair.events) == [(0, "made", IDS[1]), (1, "made", IDS[0])]
+    await until(lambda: {number for number, *_ in link_pair.measures} == {0, 1})
+    assert all(0 < trip < 1 for _, _, trip, _ in link_pair.measures)
+    await until(lambda: any(rate > 1e6 for _, _, _, rate in link_pair.measures), 20)
+    await link_pair.close()
 
 
-async def test_goodbye_is_no_loss(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    await ends.links[1].close()
-    await until(lambda: not ends.links[0].up())
+async def test_closing_a_link_is_not_a_loss(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    await link_pair.links[1].close()
+    await until(lambda: not link_pair.links[0].up())
     await asyncio.sleep(0.05)
-    assert not [what for _, what, _ in ends.told if what == "lost"]
-    await ends.close()
+    assert not [kind for _, kind, _ in link_pair.events if kind == "lost"]
+    await link_pair.close()
 
 
-async def test_a_broken_link_is_told_at_once_and_made_again(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    ends.links[1]._links[IDS[0]]._transport.abort()
-    assert await until(lambda: (0, "lost", IDS[1]) in ends.told) < 1.0
-    await until(lambda: [what for at, what, _ in ends.told if at == 0] == ["made", "lost", "made"])
-    await ends.close()
+async def test_a_lost_link_is_reported_at_once_and_made_again(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link_pair.links[1]._links[IDS[0]]._transport.abort()
+    assert await until(lambda: (0, "lost", IDS[1]) in link_pair.events) < 1.0
+    await until(
+        lambda: [kind for number, kind, _ in link_pair.events if number == 0] == ["made", "lost", "made"]
+    )
+    await link_pair.close()
 
 
-async def test_the_link_of_a_former_process_is_dropped_in_silence(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    ends.links[0].drop_node(IDS[1], boot=2)
-    assert ends.links[0].up() == (IDS[1],), "it is the new process's own link"
-    ends.links[0].drop_node(IDS[1], boot=3)
-    assert ends.links[0].up() == ()
-    assert (0, "lost", IDS[1]) not in ends.told
-    await ends.close()
+async def test_the_link_of_a_former_process_is_dropped_without_a_loss(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link_pair.links[0].drop_node(IDS[1], boot=2)
+    assert link_pair.links[0].up() == (IDS[1],), "the link belongs to the new process"
+    link_pair.links[0].drop_node(IDS[1], boot=3)
+    assert link_pair.links[0].up() == ()
+    assert (0, "lost", IDS[1]) not in link_pair.events
+    await link_pair.close()
 
 
-async def test_who_is_no_more_wanted_is_let_go(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    ends.links[1].want(frozenset())
-    ends.links[0].want(frozenset())
-    await until(lambda: not ends.links[0].up() and not ends.links[1].up())
-    assert not [what for _, what, _ in ends.told if what == "lost"]
-    await ends.close()
+async def test_an_unwanted_link_is_closed(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link_pair.links[1].want(frozenset())
+    link_pair.links[0].want(frozenset())
+    await until(lambda: not link_pair.links[0].up() and not link_pair.links[1].up())
+    assert not [kind for _, kind, _ in link_pair.events if kind == "lost"]
+    await link_pair.close()
 
 
 @pytest.mark.parametrize(
     "sent", [b"\x00\x00\x00\x02hi", b"\xff\xff\xff\xff", b"\x00\x00\x00\x04\x93\x01\x01\x00"]
 )
-async def test_rubbish_on_a_link_ends_it(pair: Pair, sent: bytes) -> None:
-    ends = Ends(pair)
+async def test_junk_on_a_link_ends_it(pair: Pair, sent: bytes) -> None:
+    link_pair = LinkPair(pair)
     await pair.start()
     reader, writer = await asyncio.open_connection(
         *pair.where[IDS[0]][0], ssl=pair.reach[1].context(LINK), server_hostname=f"{IDS[0]}.sollold"
     )
     writer.write(sent)
     with contextlib.suppress(ConnectionError):
-        # A goodbye: what is wrong with a link is no sign of a death.
+        # It ends with a Bye: a faulty link is no sign of a death.
         assert await asyncio.wait_for(reader.read(), 5) in (b"", frame(msgspec.msgpack.encode(Bye())))
     writer.close()
-    assert ends.links[0].up() == ()
-    await ends.close()
+    assert link_pair.links[0].up() == ()
+    await link_pair.close()
 
 
-async def test_who_ends_a_link_for_what_it_carried_is_not_taken_for_dead(pair: Pair) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    ends.links[1]._links[IDS[0]]._transport.write(frame(b"\xc1"))
-    await until(lambda: [what for at, what, _ in ends.told if at == 0] == ["made", "made"])
-    assert {what for _, what, _ in ends.told} == {"made"}
-    await ends.close()
+async def test_ending_a_link_because_of_invalid_data_is_not_a_loss(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link_pair.links[1]._links[IDS[0]]._transport.write(frame(b"\xc1"))
+    await until(lambda: [kind for number, kind, _ in link_pair.events if number == 0] == ["made", "made"])
+    assert {kind for _, kind, _ in link_pair.events} == {"made"}
+    await link_pair.close()
 
 
 @pytest.mark.parametrize(
-    ("error", "what"),
+    ("error", "kind"),
     [
         (None, "lost"),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "lost"),
@@ -151,46 +153,46 @@ async def test_who_ends_a_link_for_what_it_carried_is_not_taken_for_dead(pair: P
         (OSError(errno.EHOSTUNREACH, "no route"), "silent"),
     ],
 )
-async def test_a_link_that_fell_silent_is_told_from_one_that_the_other_side_ended(
-    pair: Pair, error: Exception | None, what: str
+async def test_a_timed_out_link_differs_from_one_ended_by_the_peer(
+    pair: Pair, error: Exception | None, kind: str
 ) -> None:
-    ends = Ends(pair)
-    await ends.start(pair)
-    link = ends.links[0]._links[IDS[1]]
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link = link_pair.links[0]._links[IDS[1]]
     link.connection_lost(error)
-    assert (0, what, IDS[1]) in ends.told
-    await ends.close()
+    assert (0, kind, IDS[1]) in link_pair.events
+    await link_pair.close()
 
 
-def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> None:
+def test_a_rate_measured_during_other_traffic_is_ignored() -> None:
     best = BestRate()
     assert best.add(20e6) == 20e6
     assert best.add(110e6) == 110e6
     assert not best.settled
     assert best.add(30e6) == 110e6
     assert best.settled
-    # A link that has become slower shows after a few.
+    # A link that has become slower is noticed after some measurements.
     assert best.add(12e6) == 110e6
     assert best.add(11e6) == 30e6
     assert best.add(12e6) == 12e6
 
 
-async def test_a_connection_that_is_lost_before_it_is_a_link_is_made_anew(
+async def test_a_connection_lost_before_it_is_a_link_is_retried(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt, lost = dialer._attempt, 0
 
     async def lose_the_first(*where: Any) -> Any:
         nonlocal lost
-        landed = await attempt(*where)
+        attempted = await attempt(*where)
         if not lost:
-            landed.transport.abort()
-            await until(lambda: landed.lost)
+            attempted.transport.abort()
+            await until(lambda: attempted.lost)
             lost += 1
-        return landed
+        return attempted
 
     monkeypatch.setattr(dialer, "_attempt", lose_the_first)
-    ends = Ends(pair)
-    await ends.start(pair)
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
     assert lost == 1
-    await ends.close()
+    await link_pair.close()

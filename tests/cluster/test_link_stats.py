@@ -1,4 +1,4 @@
-"""What links measure, and when it is told."""
+"""Link measurements, and when they are published."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sollold.cluster.net.link_stats import LinkStats
 B, C = "b" * 16, "c" * 16
 
 
-def test_a_new_link_and_its_first_rate_are_told_at_once() -> None:
+def test_a_new_link_and_its_first_rate_are_published_at_once() -> None:
     stats = LinkStats()
     assert stats.note(B, 0.001, 0.0, 100.0)
     assert stats.note(C, 0.002, 0.0, 100.1)
@@ -15,28 +15,28 @@ def test_a_new_link_and_its_first_rate_are_told_at_once() -> None:
     assert stats.told() == ((B, 0.001, 1e8), (C, 0.002, 0.0))
 
 
-def test_noise_is_never_told() -> None:
+def test_noise_is_never_published() -> None:
     stats = LinkStats()
     stats.note(B, 0.002, 1e8, 0.0)
     assert not any(stats.note(B, 0.002 + late, 1e8, float(late * 1e6)) for late in (1e-4, 4e-4, -4e-4))
     assert stats.told() == ((B, 0.002, 1e8),)
 
 
-def test_the_changes_of_many_links_are_told_together() -> None:
+def test_changes_of_many_links_are_published_together() -> None:
     stats = LinkStats()
     nodes = [f"{number:016x}" for number in range(19)]
     for node in nodes:
         stats.note(node, 0.001, 1e8, 0.0)
-    # Each link is measured every 15 s, and on busy machines no two trips are alike.
-    told = 0
+    # Each link is measured every 15 s, and round trips differ on busy machines.
+    published = 0
     for step in range(400):
-        told += stats.note(nodes[step % 19], 0.001 * (1 + step % 7), 1e8, 1.0 + step * 15 / 19)
-    assert 15 <= told <= 22  # in 316 s; each change by itself would make about 340
+        published += stats.note(nodes[step % 19], 0.001 * (1 + step % 7), 1e8, 1.0 + step * 15 / 19)
+    assert 15 <= published <= 22  # in 316 s; unbatched changes would be about 340
     assert stats.note(nodes[0], 0.5, 1e8, 400.0)
     assert stats.told()[0] == (nodes[0], 0.5, 1e8)
 
 
-def test_a_change_that_waited_is_told_with_the_next_measurement_of_any_link() -> None:
+def test_a_pending_change_is_published_with_the_next_measurement_of_any_link() -> None:
     stats = LinkStats()
     stats.note(B, 0.001, 1e8, 0.0)
     stats.note(C, 0.001, 1e8, 0.0)

@@ -1,4 +1,4 @@
-"""A machine that gets another address: nothing waits for what was under way by the old one."""
+"""An address change of a machine must not stall requests on connections of the old address."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sollold.models.gguf.demo_model import Recital, counting, write
 from tests import doubles, netns
 from tests.daemons import Cluster, Node, until
 
-LONGEST = 10.0
-"""Seconds for an answer after a move, on a busy machine; an engine that hangs is found out after 17."""
+MAX_SECONDS = 10.0
+"""Seconds for an answer after a move on a busy machine; a hanging engine is detected after 17 s."""
 
 needs_network = pytest.mark.skipif(bool(netns.available()), reason=netns.available())
 
@@ -35,34 +35,34 @@ def test_a_request_after_a_node_has_moved_does_not_wait_for_the_old_address(
 ) -> None:
     model = Recital(counting(320), name="count", layers=3, width=256, hidden=40_960, heavy=True)
     settings = {"placement.context": 1024, "placement.slots": 2, "placement.ubatch": 32}
-    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, start=False) as made:
-        write(made[0].models / "count.gguf", model)
-        for node in made:
+    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, start=False) as cluster:
+        write(cluster[0].models / "count.gguf", model)
+        for node in cluster:
             assert node.machine is not None
-            # One way alone, or chance decides whether it is the one that is lost.
+            # Leave only one path; otherwise the other one may be in use.
             node.machine.remove_address(f"{node.machine.address6}/64")
             node.start()
-        made.together()
-        until(lambda: b"count" in made[1].ask("GET", "/api/tags").body, "the model is known")
-        ask(made[0], "one")
-        (loaded,) = made.deployments()
-        head = next(node for node in made if node.name == loaded["node_name"])
-        for turn, moved in enumerate((made[1 - head.index], head)):
-            assert made.lan is not None and moved.machine is not None
-            before, moved.address = moved.address, f"{made.lan.network}.{77 + turn}"
+        cluster.together()
+        until(lambda: b"count" in cluster[1].ask("GET", "/api/tags").body, "the model is listed")
+        ask(cluster[0], "one")
+        (loaded,) = cluster.deployments()
+        head = next(node for node in cluster if node.name == loaded["node_name"])
+        for turn, moved in enumerate((cluster[1 - head.index], head)):
+            assert cluster.lan is not None and moved.machine is not None
+            before, moved.address = moved.address, f"{cluster.lan.network}.{77 + turn}"
             moved.machine.remove_address(f"{before}/24")
             moved.machine.add_address(f"{moved.address}/24")
-            for node in made:
+            for node in cluster:
                 until(
-                    lambda log=node.log, at=before: f"lost the address {at}" in log(), "the move is noticed"
+                    lambda log=node.log, old=before: f"lost the address {old}" in log(), "the move is noticed"
                 )
             began = time.monotonic()
-            ask(made[1 - moved.index], "two")
-            assert time.monotonic() - began < LONGEST
-            assert all("produced no token" not in node.log() for node in made)
+            ask(cluster[1 - moved.index], "two")
+            assert time.monotonic() - began < MAX_SECONDS
+            assert all("produced no token" not in node.log() for node in cluster)
 
 
-async def test_connections_end_by_either_end_s_address_alone() -> None:
+async def test_connections_are_cut_by_the_address_of_either_end() -> None:
     sockets, ended = OpenSockets(), []
 
     async def serve(name: str) -> tuple[str, int]:
@@ -76,7 +76,7 @@ async def test_connections_end_by_either_end_s_address_alone() -> None:
     async def connect(name: str, own: str) -> None:
         host, port = await serve(name)
         reader, writer = await asyncio.open_connection(host, port, local_addr=(own, 0))
-        raw = writer.get_extra_info("socket")._sock  # the loop hands out a view of it
+        raw = writer.get_extra_info("socket")._sock  # the loop returns a wrapper
         sockets.watch(raw)
         await reader.read()
         ended.append((own, host))
@@ -98,7 +98,7 @@ async def test_connections_end_by_either_end_s_address_alone() -> None:
 
 @pytest.mark.cluster
 @needs_network
-def test_a_cable_that_is_out_loses_no_address() -> None:
+def test_an_unplugged_cable_loses_no_address() -> None:
     lost: list[frozenset[str]] = []
 
     async def watch(machine: netns.Machine) -> None:

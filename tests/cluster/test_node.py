@@ -1,4 +1,4 @@
-"""The whole shell on loopback addresses: seeds, memory, calls, leaving, what is kept."""
+"""Whole nodes on loopback addresses: seeds, remembered peers, calls, leaving, saved state."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ class Hello:
     name: str
 
 
-async def greet(who: str, asked: Hello) -> Hello:
-    return Hello(f"{asked.name}, {who}")
+async def greet(caller: str, request: Hello) -> Hello:
+    return Hello(f"{request.name}, {caller}")
 
 
-async def test_three_find_each_other_by_one_seed(nodes: Nodes) -> None:
+async def test_three_nodes_join_through_one_seed(nodes: Nodes) -> None:
     first = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
     second = await nodes.start(2, first)
     third = await nodes.start(3, first)
-    for one in nodes.running:
-        await until(lambda one=one: len(one.live()) == 3)
-        await until(lambda one=one: len(one.status().links) == 2)
-        await until(lambda one=one: one.leader().leader != "")
-    assert len({one.leader() for one in nodes.running}) == 1
+    for node in nodes.running:
+        await until(lambda node=node: len(node.live()) == 3)
+        await until(lambda node=node: len(node.status().links) == 2)
+        await until(lambda node=node: node.leader().leader != "")
+    assert len({node.leader() for node in nodes.running}) == 1
     me = third.me.node
     answer = await third.calls.call(first.me.node, "greet", Hello("hello"), Hello, timeout=3)
     assert answer == Hello(f"hello, {me}")
-    # What a node says of itself is seen by the others, and equal values say nothing.
-    heard: list[int] = []
-    end = second.subscribe(lambda: heard.append(1))
+    # Changes of a node's record reach the others; equal values are not published.
+    changes: list[int] = []
+    unsubscribe = second.subscribe(lambda: changes.append(1))
     third.update_me(build="b1", setup="ready")
     await until(lambda: (second.record(me) or second.me).build == "b1")
-    assert heard
-    end()
+    assert changes
+    unsubscribe()
     version = third.me.version
     third.update_me(build="b1")
     assert third.me.version == version
-    # Links are measured and told.
-    for one in nodes.running:
-        await until(lambda one=one: {node for node, trip, _ in one.me.links if 0 < trip < 1} == {
-            other.me.node for other in nodes.running if other is not one
+    # Links are measured and published.
+    for node in nodes.running:
+        await until(lambda node=node: {node for node, trip, _ in node.me.links if 0 < trip < 1} == {
+            other.me.node for other in nodes.running if other is not node
         })  # fmt: skip
 
 
-async def test_leaving_is_seen_at_once_and_calls_then_fail_clearly(nodes: Nodes) -> None:
+async def test_a_node_that_left_is_removed_at_once_and_calls_to_it_fail(nodes: Nodes) -> None:
     first = await nodes.start(1)
     second = await nodes.start(2, first)
     await until(lambda: len(first.live()) == 2 and len(second.live()) == 2)
@@ -79,7 +79,7 @@ async def test_leaving_is_seen_at_once_and_calls_then_fail_clearly(nodes: Nodes)
     assert caught.value.transport
 
 
-async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+async def test_peers_and_the_term_survive_a_restart(nodes: Nodes, tmp_path: Path) -> None:
     first = await nodes.start(1)
     second = await nodes.start(2, first)
     await until(
@@ -90,7 +90,7 @@ async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path:
     await second.close()
     remembered = json.loads((tmp_path / "state2" / "peers.json").read_text())
     assert [peer["node"] for peer in remembered] == [first.me.node]
-    # No seed this time.
+    # Without a seed.
     again = await nodes.start(2, port=port)
     assert again.me.node == me
     await until(lambda: len(again.live()) == 2 and len(first.live()) == 2)
@@ -100,13 +100,13 @@ async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path:
     assert again.me.version > version
 
 
-def test_an_address_that_another_node_has_now_is_not_remembered_for_the_old_one() -> None:
+def test_an_address_is_remembered_only_for_its_current_node() -> None:
     here, there = ("10.0.0.1", 1), ("10.0.0.2", 1)
     before = (Peer("old", (here,)), Peer("away", (there,)))
     assert merged((Peer("new", (here,)),), before) == (Peer("new", (here,)), Peer("away", (there,)))
 
 
-async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
+async def test_a_node_starts_with_damaged_files_in_its_state_folder(
     nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = tmp_path / "state1"
@@ -120,7 +120,7 @@ async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
     assert "membership.json" in caplog.text
 
 
-async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
+async def test_nodes_with_different_tokens_do_not_join(nodes: Nodes) -> None:
     first = await nodes.start(1)
     other = await nodes.start(2, first, token="ab" * 32)
     third = await nodes.start(3, first)
@@ -130,7 +130,7 @@ async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
     assert len(other.live()) == 1
 
 
-async def test_two_machines_with_one_copied_state_folder_both_say_so(nodes: Nodes, tmp_path: Path) -> None:
+async def test_two_machines_with_one_node_key_both_report_it(nodes: Nodes, tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"state{number}").mkdir()
         (tmp_path / f"state{number}" / "node-key").write_text(f"{'aa' * 32}\n")
@@ -142,26 +142,26 @@ async def test_two_machines_with_one_copied_state_folder_both_say_so(nodes: Node
     assert not other.status().cloned
 
 
-async def test_machines_that_are_off_hold_up_no_exchange_with_those_that_are_on(
+async def test_unreachable_machines_do_not_delay_exchanges_with_others(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await nodes.start(0)
     done: list[str] = []
 
-    async def reach(way: object, node: str, *rest: Any) -> str:
+    async def fake_sync(way: object, node: str, *rest: Any) -> str:
         if not node:
             await asyncio.Event().wait()
         done.append(node)
         return node
 
-    monkeypatch.setattr(gossip_runner, "sync", reach)
+    monkeypatch.setattr(gossip_runner, "sync", fake_sync)
     for number in range(50):
         first._runner.do([PushPullWith("", ((f"192.0.2.{number + 1}", 11436),))])
     first._runner.do([PushPullWith("b" * 16, (("192.0.2.99", 11436),))])
     await until(lambda: done)
 
 
-async def test_a_port_in_use_is_one_clear_error(nodes: Nodes) -> None:
+async def test_a_port_in_use_is_named_in_the_error(nodes: Nodes) -> None:
     first = await nodes.start(1)
     twin = nodes.make(1, port=first.port)
     with pytest.raises(PortTaken, match=f"port {first.port}/TCP on 127.0.0.2"):
@@ -176,7 +176,7 @@ async def test_a_port_in_use_is_one_clear_error(nodes: Nodes) -> None:
         await twin.close()
 
 
-async def test_rubbish_on_the_gossip_port_is_counted_and_dropped(nodes: Nodes) -> None:
+async def test_junk_on_the_gossip_port_is_counted_and_dropped(nodes: Nodes) -> None:
     first = await nodes.start(1)
     second = await nodes.start(2, first)
     await until(lambda: len(second.live()) == 2)
@@ -187,9 +187,7 @@ async def test_rubbish_on_the_gossip_port_is_counted_and_dropped(nodes: Nodes) -
     assert len(first.live()) == 2
 
 
-async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
-    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hanging_disk_delays_only_claims(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = threading.Event()
     write = KeptFile.write
 
@@ -205,7 +203,7 @@ async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
             await until(lambda: len(slow.live()) == 2 and len(other.live()) == 2)
             gossip = other._gossip
             assert gossip is not None and slow._gossip is not None
-            # The accused refutes by raising what is kept on disk.
+            # The suspect refutes, which raises its persisted incarnation.
             incarnation = slow._gossip._membership.own.incarnation
             gossip._membership.suspect(slow.me.node, time.monotonic())
             await until(lambda: slow._gossip and slow._gossip._membership.own.incarnation > incarnation)
@@ -222,7 +220,7 @@ async def test_without_ipv6_a_node_listens_on_ipv4(
 ) -> None:
     real = socket.socket
 
-    class OfOldKernel(real):  # type: ignore[misc, valid-type]
+    class SocketWithoutIPv6(real):  # type: ignore[misc, valid-type]
         def __init__(self, family: int = -1, *arguments: int, **more: int) -> None:
             if family == socket.AF_INET6:
                 raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
@@ -230,7 +228,7 @@ async def test_without_ipv6_a_node_listens_on_ipv4(
 
     node = nodes.make(1, host="::")
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", OfOldKernel)
+        patch.setattr(socket, "socket", SocketWithoutIPv6)
         await node.start()
     nodes.running.append(node)
     with real(socket.AF_INET, socket.SOCK_STREAM) as caller:
@@ -238,56 +236,58 @@ async def test_without_ipv6_a_node_listens_on_ipv4(
     assert not any(":" in address for address in node.me.addresses)
 
 
-async def test_who_is_never_announced_though_it_lives_here_is_named(nodes: Nodes) -> None:
+async def test_local_nodes_without_announcements_are_reported(nodes: Nodes) -> None:
     first = await nodes.start(1)
     second = await nodes.start(2, first)
     await until(lambda: len(first.live()) == 2)
     await until(lambda: first._gossip and first._gossip.known.addresses(second.me.node))
     first._finder._networks = ("127.0.0.0/24",)
-    heard: dict[str, tuple[tuple[str, int], ...]] = {}
+    announced: dict[str, tuple[tuple[str, int], ...]] = {}
 
-    class Heard:
+    class FakeDiscovery:
         working = True
 
-        def status(self) -> Heard:
+        def status(self) -> FakeDiscovery:
             return self
 
         def seen(self) -> dict[str, tuple[tuple[str, int], ...]]:
-            return heard
+            return announced
 
     for names in ((), ("m2",), ("m2",)):
-        first._finder._check_multicast(cast(Discovery, Heard()))
+        first._finder._check_multicast(cast(Discovery, FakeDiscovery()))
         assert first.status().unheard == names
-    heard[second.me.node] = (("127.0.0.3", 1),)
-    first._finder._check_multicast(cast(Discovery, Heard()))
+    announced[second.me.node] = (("127.0.0.3", 1),)
+    first._finder._check_multicast(cast(Discovery, FakeDiscovery()))
     assert first.status().unheard == ()
 
 
-async def test_nothing_is_left_running(nodes: Nodes) -> None:
+async def test_closing_leaves_no_tasks(nodes: Nodes) -> None:
     before = asyncio.all_tasks()
-    one = await nodes.start(1)
-    two = await nodes.start(2, one)
-    await until(lambda: len(one.status().links) == 1 and len(two.status().links) == 1)
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(lambda: len(first.status().links) == 1 and len(second.status().links) == 1)
     nodes.running.clear()
-    await asyncio.gather(one.close(), two.close())
-    await one.close()  # twice does no harm
+    await asyncio.gather(first.close(), second.close())
+    await first.close()  # closing twice is harmless
     await until(lambda: asyncio.all_tasks() <= before)
 
 
-async def test_nothing_blocks_the_loop(nodes: Nodes) -> None:
+async def test_no_call_blocks_the_event_loop(nodes: Nodes) -> None:
     with blockbuster_ctx("sollold.cluster") as watch:
-        # Made once, before the loop has anything to do.
+        # These run once, before the loop has other work.
         watch.functions["os.write"].can_block_in("sollold/cluster/identity.py", "__init__")
         for function in watch.functions.values():
             function.can_block_in("sollold/cluster/identity.py", "node_id")
             function.can_block_in("tests/cluster/shells.py", "make")
-        one = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
-        two = await nodes.start(2, one)
-        await until(lambda: len(one.status().links) == 1 and len(two.status().links) == 1)
-        assert (await two.calls.call(one.me.node, "greet", Hello("x"), Hello, timeout=3)).name.startswith("x")
-        await until(lambda: two.leader().leader != "")
+        first = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
+        second = await nodes.start(2, first)
+        await until(lambda: len(first.status().links) == 1 and len(second.status().links) == 1)
+        assert (
+            await second.calls.call(first.me.node, "greet", Hello("x"), Hello, timeout=3)
+        ).name.startswith("x")
+        await until(lambda: second.leader().leader != "")
         nodes.running.clear()
-        await asyncio.gather(one.close(), two.close())
+        await asyncio.gather(first.close(), second.close())
 
 
 @pytest.mark.parametrize(
@@ -301,17 +301,17 @@ async def test_nothing_blocks_the_loop(nodes: Nodes) -> None:
         ("[fd00::1]", Seed("fd00::1", 11436)),
     ],
 )
-def test_seeds_are_read(text: str, seed: Seed) -> None:
+def test_seeds_are_parsed(text: str, seed: Seed) -> None:
     assert Seed.read(text, 11436) == seed
 
 
 @pytest.mark.parametrize("text", ["", "a:b", "a:70000", ":1", "[fd00::1", "[fd00::1]9", "a:0"])
-def test_bad_seeds_are_named(text: str) -> None:
+def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(BadSeed, match=r"cluster\.seeds"):
         Seed.read(text, 11436)
 
 
-async def test_a_node_says_that_others_will_refuse_its_record(
+async def test_a_node_warns_once_that_others_will_reject_its_record(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await nodes.start(1)

@@ -29,22 +29,22 @@ class Total:
     caller: str
 
 
-async def add(who: str, asked: Sum) -> Total:
-    if asked.left < 0:
+async def add(caller: str, request: Sum) -> Total:
+    if request.left < 0:
         raise PeerError("", "negative numbers are not for me", transport=False)
-    if asked.left == 99:
+    if request.left == 99:
         raise ValueError("a bug")
-    return Total(asked.left + asked.right, who)
+    return Total(request.left + request.right, caller)
 
 
-async def test_a_call_and_who_calls(pair: Pair) -> None:
+async def test_a_call_returns_its_result_and_names_its_caller(pair: Pair) -> None:
     pair.peers[0].method("add", Sum, add)
     await pair.start()
     assert await pair.calls[1].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[1])
     assert await pair.calls[0].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[0])
 
 
-async def test_refusals_and_bugs_reach_the_caller(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refusals_and_exceptions_reach_the_caller(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     for server in pair.peers:
         server.method("add", Sum, add)
     await pair.start()
@@ -59,7 +59,7 @@ async def test_refusals_and_bugs_reach_the_caller(pair: Pair, caplog: pytest.Log
         caplog.clear()
 
 
-async def test_what_is_not_understood_is_refused_on_both_sides(pair: Pair) -> None:
+async def test_invalid_requests_and_results_are_refused(pair: Pair) -> None:
     pair.peers[0].method("add", Sum, add)
     await pair.start()
     with pytest.raises(PeerError, match="is invalid"):
@@ -71,56 +71,56 @@ async def test_what_is_not_understood_is_refused_on_both_sides(pair: Pair) -> No
     assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
 
 
-async def test_a_call_has_an_end(pair: Pair) -> None:
+async def test_a_call_times_out(pair: Pair) -> None:
     done = asyncio.Event()
 
-    async def slow(who: str, asked: Sum) -> Total:
+    async def slow(caller: str, request: Sum) -> Total:
         await asyncio.sleep(0.3)
         done.set()
-        return Total(0, who)
+        return Total(0, caller)
 
     pair.peers[0].method("slow", Sum, slow)
     await pair.start()
     with pytest.raises(PeerError, match=r"^pc-0 did not answer slow within") as caught:
         await pair.calls[1].call(IDS[0], "slow", Sum(1), Total, timeout=0.1)
-    assert not caught.value.transport, "it may be done all the same"
+    assert not caught.value.transport, "the call may still complete"
     await asyncio.wait_for(done.wait(), 5)
 
 
-async def test_a_node_that_is_not_there(pair: Pair) -> None:
+async def test_a_call_to_an_unreachable_node_fails(pair: Pair) -> None:
     pair.where[IDS[0]] = [("127.0.0.1", 1)]
     with pytest.raises(PeerError, match="nothing listens there") as caught:
         await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)
     assert caught.value.transport
 
 
-async def test_a_stream_flows_piece_by_piece_both_ways(pair: Pair) -> None:
+async def test_a_stream_flows_chunk_by_chunk_in_both_directions(pair: Pair) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"X-Peer": caller(request)})
         await answer.prepare(request)
-        async for piece in request.content.iter_any():
-            await answer.write(piece.upper())
+        async for chunk in request.content.iter_any():
+            await answer.write(chunk.upper())
         return answer
 
     pair.peers[0].route("POST", "/echo", echo)
     await pair.start()
-    come = asyncio.Event()
+    first_answered = asyncio.Event()
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield b"one"
         await asyncio.wait_for(
-            come.wait(), 5
-        )  # the answer to the first piece comes before the second is sent
+            first_answered.wait(), 5
+        )  # the first chunk is answered before the second is sent
         yield b"two"
 
-    async with pair.calls[1].stream(IDS[0], "POST", "/echo?x=1", data=pieces()) as answer:
+    async with pair.calls[1].stream(IDS[0], "POST", "/echo?x=1", data=chunks()) as answer:
         assert answer.headers["X-Peer"] == IDS[1]
         assert await answer.content.readexactly(3) == b"ONE"
-        come.set()
+        first_answered.set()
         assert await answer.content.readexactly(3) == b"TWO"
 
 
-async def test_hanging_up_ends_the_other_side(pair: Pair) -> None:
+async def test_disconnecting_ends_the_handler(pair: Pair) -> None:
     ended = asyncio.Event()
 
     async def forever(request: web.Request) -> web.StreamResponse:
@@ -140,7 +140,7 @@ async def test_hanging_up_ends_the_other_side(pair: Pair) -> None:
     await asyncio.wait_for(ended.wait(), 5)
 
 
-async def test_a_kept_connection_that_turns_out_broken_is_replaced_and_a_fresh_one_is_not(pair: Pair) -> None:
+async def test_a_call_is_retried_on_a_broken_reused_connection_but_not_on_a_new_one(pair: Pair) -> None:
     arrived: list[int] = []
     breaks: list[bool] = []
 
@@ -193,23 +193,23 @@ async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
 
 
 async def test_a_call_to_a_node_that_dies_ends_at_once(pair: Pair) -> None:
-    async def never(who: str, asked: Sum) -> Total:
+    async def never(caller: str, request: Sum) -> Total:
         await asyncio.sleep(60)
-        return Total(0, who)
+        return Total(0, caller)
 
     pair.peers[0].method("never", Sum, never)
     pair.peers[0].method("add", Sum, add)
     await pair.start()
-    asking = [
+    calls = [
         asyncio.create_task(pair.calls[1].call(IDS[0], "never", Sum(1), Total, timeout=60)) for _ in range(2)
     ]
     await until(lambda: len(pair.calls[1]._asked.get(IDS[0], ())) == 2)
     pair.calls[1].drop_node(IDS[0])
     pair.calls[1].drop_node(IDS[0])
-    for one in asking:
+    for call in calls:
         with pytest.raises(PeerError, match="is gone") as gone:
-            await asyncio.wait_for(one, 5)
-        assert not gone.value.transport, "it may be done all the same"
+            await asyncio.wait_for(call, 5)
+        assert not gone.value.transport, "the call may still complete"
     assert not pair.calls[1]._asked
     assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
     assert not pair.calls[1]._asked
@@ -225,7 +225,7 @@ async def test_a_port_in_use_is_named(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00rubbish" * 100])
-async def test_strangers_get_nothing_and_break_nothing(pair: Pair, sent: bytes) -> None:
+async def test_connections_without_tls_are_dropped(pair: Pair, sent: bytes) -> None:
     pair.peers[0].method("add", Sum, add)
     await pair.start()
     reader, writer = await asyncio.open_connection(*pair.where[IDS[0]][0])
@@ -236,7 +236,7 @@ async def test_strangers_get_nothing_and_break_nothing(pair: Pair, sent: bytes) 
     assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
 
 
-async def test_a_caller_without_certificate_or_protocol_is_sent_away(pair: Pair) -> None:
+async def test_a_caller_without_certificate_or_protocol_is_refused(pair: Pair) -> None:
     await pair.start()
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     bare.check_hostname = False

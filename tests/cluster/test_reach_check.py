@@ -1,4 +1,4 @@
-"""Nodes that are alive and can't be connected to are found, from both sides."""
+"""The reach check finds live nodes that accept no connections, from both sides."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tests.doubles import FakeView, World, free_port, record
 
 
 def checks(pair: Pair) -> list[ReachCheck]:
-    """One a node, of nodes that hold each other alive."""
-    both = [record(node) for node in IDS[:2]]
+    """A check for each of two nodes that see each other alive."""
+    records = [record(node) for node in IDS[:2]]
     made = []
     world = World()
-    for at, me in enumerate(both):
-        check = ReachCheck(FakeView(me, world), pair.reach[at], pair.calls[at])
-        check.register(pair.peers[at])
+    for index, me in enumerate(records):
+        check = ReachCheck(FakeView(me, world), pair.reach[index], pair.calls[index])
+        check.register(pair.peers[index])
         made.append(check)
     return made
 
 
-async def test_nothing_is_found_where_both_can_connect(pair: Pair) -> None:
+async def test_nodes_that_reach_each_other_have_no_findings(pair: Pair) -> None:
     found = checks(pair)
     await pair.start()
     assert [await check.check() for check in found] == [(), ()]
 
 
-async def test_a_node_that_takes_no_connections_is_found_by_the_other_and_by_itself(pair: Pair) -> None:
+async def test_an_unreachable_node_is_found_by_the_other_and_by_itself(pair: Pair) -> None:
     here, there = checks(pair)
-    # As behind a firewall: it listens, and nobody gets there.
+    # It listens, but can't be reached, as behind a firewall.
     pair.where[IDS[1]] = [("127.0.0.1", free_port())]
     await pair.start()
     (outward,) = await here.check()
@@ -39,7 +39,7 @@ async def test_a_node_that_takes_no_connections_is_found_by_the_other_and_by_its
     assert await there.check() == (Unreached(IDS[0], outward.why, inward=True),)
 
 
-async def test_a_node_of_a_release_without_the_check_is_no_finding(pair: Pair) -> None:
+async def test_a_node_without_the_check_is_no_finding(pair: Pair) -> None:
     view = FakeView(record(IDS[0]))
     view.others = {IDS[1]: record(IDS[1])}
     await pair.start()
