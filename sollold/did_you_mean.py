@@ -12,5 +12,5 @@ def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
     """
     import difflib  # rarely needed; keeps an idle daemon small
 
-    near = difflib.get_close_matches(word, list(known), 1, alike)
-    return f"; did you mean {near[0]}?" if near else ""
+    matches = difflib.get_close_matches(word, list(known), 1, alike)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -22,7 +22,7 @@ class Fault(StrEnum):
     """A failure in mid-stream after which the answer can't be continued exactly."""
 
 
-_LONGEST = 8000
+_MAX_CHARACTERS = 8000
 """Maximum length of a message, in characters."""
 
 
@@ -55,7 +55,7 @@ class Refusal(Exception):
         field: str = "",
     ) -> None:
         # The message may quote client input of any length.
-        message = message if len(message) <= _LONGEST else message[:_LONGEST] + "…"
+        message = message if len(message) <= _MAX_CHARACTERS else message[:_MAX_CHARACTERS] + "…"
         super().__init__(message)
         self.fault = fault
         self.message = message

@@ -25,20 +25,20 @@ else:
 
     def dataclass(*, frozen: bool = False, slots: bool = False) -> Callable[[type], type]:
         """Replace `dataclasses.dataclass` with these parameters."""
-        return lambda cls: _made(cls, frozen, slots)
+        return lambda cls: _make(cls, frozen, slots)
 
 
-def _made(cls: type, frozen: bool, slots: bool) -> Any:
-    own = {name for name, value in vars(cls).items() if value is not None}
+def _make(cls: type, frozen: bool, slots: bool) -> Any:
+    defined = {name for name, value in vars(cls).items() if value is not None}
     guarded = frozen and _GUARDED
-    made: Any = dataclasses.dataclass(frozen=guarded, slots=slots, repr=False, eq=False)(cls)
+    result: Any = dataclasses.dataclass(frozen=guarded, slots=slots, repr=False, eq=False)(cls)
     for name, shared in _SHARED.items():
-        if name not in own and (guarded or shared is not _refuse):
+        if name not in defined and (guarded or shared is not _refuse):
             # The versions that `dataclasses` generates to refuse changes hold a reference to `cls`.
-            setattr(made, name, shared)
-    if not frozen and "__hash__" not in own:
-        made.__hash__ = None
-    return made
+            setattr(result, name, shared)
+    if not frozen and "__hash__" not in defined:
+        result.__hash__ = None
+    return result
 
 
 def _refuse(_self: Any, name: str, _value: Any = None) -> NoReturn:

@@ -108,9 +108,9 @@ class PlainFormatter(logging.Formatter):
         """Return the message with its arguments escaped, followed by the traceback if there is one."""
         safe = copy.copy(record)
         if isinstance(record.args, tuple):
-            safe.args = tuple(one if isinstance(one, int | float) else _Shown(one) for one in record.args)
+            safe.args = tuple(arg if isinstance(arg, int | float) else _Shown(arg) for arg in record.args)
         elif record.args:
-            safe.args = {name: _Shown(one) for name, one in record.args.items()}
+            safe.args = {name: _Shown(arg) for name, arg in record.args.items()}
         safe.__dict__["exc_text"] = None  # cached by another formatter
         return super().format(safe)
 
@@ -128,12 +128,12 @@ class TerminalFormatter(PlainFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, followed by the traceback if there is one."""
         text = super().format(record)
-        room = record.name.removeprefix("sollold.").removeprefix("sollold")
+        module = record.name.removeprefix("sollold.").removeprefix("sollold")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         fields = [f"{name}={shown(str(value))}" for name in FIELDS if (value := getattr(record, name, ""))]
         time = self.formatTime(record, self.datefmt)
         tail = f"  ({' '.join(fields)})" if fields else ""
-        return f"{time} {level}{f'{room}: ' if room else ''}{text}{tail}"
+        return f"{time} {level}{f'{module}: ' if module else ''}{text}{tail}"
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:

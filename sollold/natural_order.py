@@ -12,6 +12,6 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
     # Every second part is a number; the string before it, possibly empty, keeps types aligned.
     parts = _DIGITS.split(name.casefold())
     return tuple(
-        (len(digits := part.lstrip("0")), digits) if place % 2 else (0, part)
-        for place, part in enumerate(parts)
+        (len(digits := part.lstrip("0")), digits) if index % 2 else (0, part)
+        for index, part in enumerate(parts)
     )

@@ -1,4 +1,4 @@
-"""Loops that go on after an error: it is logged, and the next iteration runs all the same."""
+"""Loops that continue after an error: it is logged, and the next iteration runs."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ log = logging.getLogger("sollold")
 class Subscribers:
     """The callbacks of one subject, called on the event loop after each change."""
 
-    def __init__(self, what: str) -> None:
-        """``what``: the subject's name, for the log."""
-        self._what = what
+    def __init__(self, subject: str) -> None:
+        """``subject``: the subject's name, for the log."""
+        self._subject = subject
         self._callbacks: dict[object, Callable[[], None]] = {}
 
     def add(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -32,4 +32,4 @@ class Subscribers:
             try:
                 callback()
             except Exception:
-                log.exception("handling a change of %s failed", self._what)
+                log.exception("handling a change of %s failed", self._subject)

@@ -1,4 +1,4 @@
-"""Ends of tasks."""
+"""Helpers for ending tasks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any] | None) -> None:
-    """Cancel all of ``tasks`` that are there and wait until they have ended, however they do."""
-    there = [task for task in tasks if task is not None]
-    for task in there:
+    """Cancel ``tasks``, of which some may be None, and wait until all have ended. Errors are ignored."""
+    pending = [task for task in tasks if task is not None]
+    for task in pending:
         task.cancel()
-    await asyncio.gather(*there, return_exceptions=True)
+    await asyncio.gather(*pending, return_exceptions=True)
 
 
 def retrieve_error(task: asyncio.Future[Any]) -> None:
-    """Retrieve the error of a task that ended, for when nobody waits for it any more."""
+    """Retrieve the error of a task that ended, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()

@@ -135,19 +135,19 @@ def span(name: str, attributes: Mapping[str, Value], parent: str = "") -> Iterat
         return
     from opentelemetry.trace import use_span
 
-    made = _begun(tracer, name, attributes, parent)
-    with use_span(made, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+    opened = _start_span(tracer, name, attributes, parent)
+    with use_span(opened, end_on_exit=True, record_exception=False, set_status_on_exception=False):
         try:
-            yield Traced(made)
+            yield Traced(opened)
         except Exception as error:
-            _set_error(made, str(error) or type(error).__name__)
+            _set_error(opened, str(error) or type(error).__name__)
             raise
 
 
 def begin(name: str, attributes: Mapping[str, Value], parent: str = "") -> Traced:
     """Start a span that the caller must end; it does not become the parent of other spans."""
     tracer = _state.tracer
-    return _OFF if tracer is None else Traced(_begun(tracer, name, attributes, parent))
+    return _OFF if tracer is None else Traced(_start_span(tracer, name, attributes, parent))
 
 
 def current() -> Traced:
@@ -170,7 +170,7 @@ def traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
-def _begun(tracer: Tracer, name: str, attributes: Mapping[str, Value], parent: str) -> Span:
+def _start_span(tracer: Tracer, name: str, attributes: Mapping[str, Value], parent: str) -> Span:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     context = TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None

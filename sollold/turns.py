@@ -19,7 +19,7 @@ def pause(now: float, seconds: float) -> float:
 
 
 async def sleep_until_set(event: asyncio.Event, seconds: float | None) -> None:
-    """Sleep until ``event`` is set, ``seconds`` at most; None: however long that takes."""
+    """Sleep until ``event`` is set, ``seconds`` at most; None: no limit."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -22,22 +22,22 @@ _SIZES = {
     "tib": 1024**4,
     "tb": 1000**4,
 }
-_MOST = 2.0**62
+_MAX_SIZE = 2.0**62
 """Largest accepted size, in bytes: sizes must fit in 64 bits on the wire."""
-_LONGEST = 1000
+_MAX_CHARACTERS = 1000
 """Maximum length of a number with its unit, in characters: a megabyte of digits would take long to parse."""
 _BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_A_DAY = 86400.0
+_DAY = 86400.0
 NEVER = "0001-01-01T00:00:00Z"
-"""The zero time, as Ollama writes it and its clients know it."""
+"""The zero time, as Ollama writes it."""
 _SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 _SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
 
 
 def _check_length(text: str) -> None:
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"{text[:20]!r}… is too long for a number")
 
 
@@ -53,7 +53,7 @@ def parse_bytes(text: str) -> int:
     if match is None or unit not in _SIZES:
         raise ValueError(f"{text!r} is not a size; write bytes or a unit, such as 20 GiB or 400 MB")
     size = float(match[1]) * _SIZES[unit]
-    if size > _MOST:
+    if size > _MAX_SIZE:
         raise ValueError(f"{text!r} is too large")
     return int(size)
 
@@ -97,10 +97,10 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
@@ -114,7 +114,7 @@ def file_time_text(seconds: float) -> str:
 
     Tools for reproducible archives set a time of 0 or 1 on the files in them.
     """
-    return timestamp_text(seconds) if seconds > _A_DAY else NEVER
+    return timestamp_text(seconds) if seconds > _DAY else NEVER
 
 
 def timestamp_text(seconds: float) -> str:

@@ -43,14 +43,14 @@ def proxy_for(url: str, environ: Mapping[str, str] | None = None) -> Proxy | Non
     environ = os.environ if environ is None else environ
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
-    variable, value = _named(environ, f"{parts.scheme}_proxy")
-    if not value or _itself(host):
+    variable, value = _variable(environ, f"{parts.scheme}_proxy")
+    if not value or _is_this_machine(host):
         return None
     try:
         port = parts.port
     except ValueError:
         port = None
-    if excepted(host, port or _PORTS.get(parts.scheme, 0), _named(environ, "no_proxy")[1]):
+    if excepted(host, port or _PORTS.get(parts.scheme, 0), _variable(environ, "no_proxy")[1]):
         return None
     return _proxy(value, variable)
 
@@ -60,13 +60,13 @@ def excepted(host: str, port: int, rules: str) -> bool:
     return any(_matches(host.lower(), port, rule) for rule in re.split(r"[,\s]+", rules.lower()) if rule)
 
 
-def _named(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+def _variable(environ: Mapping[str, str], name: str) -> tuple[str, str]:
     """Return the variable that is set and its value: an empty lower-case one turns the proxy off."""
     variable = name if name in environ else name.upper()
     return variable, environ.get(variable, "").strip()
 
 
-def _itself(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     address = _address(host)

@@ -27,7 +27,7 @@ __all__ = [
     "Priority",
     "RequestTimeout",
 ]
-_ROOMS = {
+_MODULES = {
     "Client": "http",
     "ClientError": "errors",
     "HybridRouter": "hybrid_router",
@@ -39,10 +39,10 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    room = _ROOMS.get(name)
-    if room is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value
 
 

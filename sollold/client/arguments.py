@@ -88,9 +88,9 @@ def texts_in(name: str, value: object) -> list[str]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a list of strings, not {value!r}")
     texts = list(value)
-    for place, one in enumerate(texts):
-        if not isinstance(one, str):
-            raise TypeError(f"{name}[{place}] must be a string, not {one!r}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] must be a string, not {text!r}")
     return texts
 
 
@@ -103,6 +103,6 @@ def names_in(name: str, value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    if wrong := [one for one in names if not isinstance(one, str)]:
+    if wrong := [n for n in names if not isinstance(n, str)]:
         raise TypeError(f"{name} must be names of models, not {wrong[0]!r}")
     return names

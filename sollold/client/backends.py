@@ -24,12 +24,12 @@ def backend_addresses(
     elif isinstance(backends, Mapping) or not isinstance(backends, Iterable):
         backends = [backends]
     found = []
-    for one in backends:
-        if isinstance(one, Mapping):
-            host, port = one.get("host"), one.get("port", 50052)
+    for backend in backends:
+        if isinstance(backend, Mapping):
+            host, port = backend.get("host"), backend.get("port", 50052)
         else:
-            host, _, port = str(one).rpartition(":")
+            host, _, port = str(backend).rpartition(":")
         if not host or not str(port).isdigit():
-            raise ValueError(f'an RPC backend is {{"host": "…", "port": 50052}}, not {one!r}')
+            raise ValueError(f'an RPC backend is {{"host": "…", "port": 50052}}, not {backend!r}')
         found.append(f"{host}:{port}")
     return tuple(found)

@@ -15,9 +15,9 @@ from sollold.client.errors import ClientError, NodeSilent, error_text, no_answer
 from sollold.client.login import headers_of, login_wanted, split_login
 from sollold.client.trust import distrust, trusted
 
-_CONNECT = 5.0
-_LONGEST_LINE = 64 << 20
-_ANOTHER = "--node"
+_CONNECT_SECONDS = 5.0
+_MAX_LINE_BYTES = 64 << 20
+_NODE_OPTION = "--node"
 """How a user of the command line names another node."""
 
 
@@ -111,17 +111,17 @@ class BlockingClient:
         """
         connection, answer = self._open("POST", path, body, stall)
         with closing(connection):
-            item: dict[str, Any] | None = None
+            data: dict[str, Any] | None = None
             while line := self._line(answer):
                 if line.strip():
-                    item = self._object(line, answer.status)
-                    if "error" in item:
-                        code = item.get("code")
-                        raise ClientError(error_text(item), code if isinstance(code, int) else answer.status)
-                    yield item
+                    data = self._object(line, answer.status)
+                    if "error" in data:
+                        code = data.get("code")
+                        raise ClientError(error_text(data), code if isinstance(code, int) else answer.status)
+                    yield data
             # To `readline` a connection that breaks between two chunks, or before the first, looks like the
             # end: a partial response would pass for a complete one.
-            if item is None or (answer.chunked and answer.chunk_left is not None):
+            if data is None or (answer.chunked and answer.chunk_left is not None):
                 raise self._cut_off(EOFError("it ended before the end of the answer"))
 
     def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
@@ -144,7 +144,7 @@ class BlockingClient:
                     try:
                         yield name, json.loads(data)
                     except ValueError:
-                        raise self._stranger("it sends no JSON", answer.status) from None
+                        raise self._not_sollold("it sends no JSON", answer.status) from None
                     name, data = "", ""
 
     def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
@@ -169,7 +169,7 @@ class BlockingClient:
             answer = connection.getresponse()
         except TimeoutError as error:
             connection.close()
-            raise NodeSilent(no_answer(self.url, timeout, _ANOTHER)) from error
+            raise NodeSilent(no_answer(self.url, timeout, _NODE_OPTION)) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
@@ -188,9 +188,9 @@ class BlockingClient:
             if self._context is None:
                 self._context = trusted(self._authority() if self._authority is not None else "")
             return http.client.HTTPSConnection(
-                self._host, self._port, timeout=_CONNECT, context=self._context
+                self._host, self._port, timeout=_CONNECT_SECONDS, context=self._context
             )
-        return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT)
+        return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_SECONDS)
 
     def _connect(self, connection: http.client.HTTPConnection) -> None:
         try:
@@ -205,18 +205,18 @@ class BlockingClient:
         if isinstance(error, ssl.SSLCertVerificationError):
             return ClientError(distrust(self.url, error.verify_message))
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ClientError(no_daemon(self.url, reason, _ANOTHER))
+        return ClientError(no_daemon(self.url, reason, _NODE_OPTION))
 
     def _refused(self, answer: http.client.HTTPResponse) -> ClientError:
         try:
-            item = json.loads(self._read(answer))
+            body = json.loads(self._read(answer))
         except (ValueError, ClientError):
-            item = {}
-        words = error_text(item)
+            body = {}
+        words = error_text(body)
         if not words and answer.status == 401:
             return ClientError(login_wanted(self.url), 401)
         if not words:
-            return self._stranger(f"it answers with HTTP status {answer.status}", answer.status)
+            return self._not_sollold(f"it answers with HTTP status {answer.status}", answer.status)
         return ClientError(words, answer.status)
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes:
@@ -227,11 +227,11 @@ class BlockingClient:
 
     def _line(self, answer: http.client.HTTPResponse) -> bytes:
         try:
-            line = answer.readline(_LONGEST_LINE)
+            line = answer.readline(_MAX_LINE_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise self._cut_off(error) from error
-        if len(line) >= _LONGEST_LINE:
-            raise self._stranger("its lines have no end", answer.status)
+        if len(line) >= _MAX_LINE_BYTES:
+            raise self._not_sollold("its lines have no end", answer.status)
         return line
 
     def _cut_off(self, error: BaseException) -> ClientError:
@@ -241,12 +241,12 @@ class BlockingClient:
 
     def _object(self, data: bytes, status: int) -> dict[str, Any]:
         try:
-            item = json.loads(data)
+            value = json.loads(data)
         except ValueError:
-            item = None
-        if not isinstance(item, dict):
-            raise self._stranger("it sends no JSON object", status)
-        return item
+            value = None
+        if not isinstance(value, dict):
+            raise self._not_sollold("it sends no JSON object", status)
+        return value
 
-    def _stranger(self, why: str, status: int) -> ClientError:
-        return ClientError(f"what answers at {self.url} is not sollold: {why}", status)
+    def _not_sollold(self, reason: str, status: int) -> ClientError:
+        return ClientError(f"what answers at {self.url} is not sollold: {reason}", status)

@@ -35,28 +35,28 @@ def request_body(
         TypeError, ValueError: a keyword is neither an option nor a field, or its value is invalid.
     """
     check_model(model)
-    known = fields_of(arguments)
-    given = dict(more.get("options") or {})
+    permitted = fields_of(arguments)
+    options = dict(more.get("options") or {})
     body: dict[str, Any] = {"model": model}
     for name, value in more.items():
         if name == "options":
             continue
         if name in OPTIONS:
-            given[name] = value
-        elif name in known:
+            options[name] = value
+        elif name in permitted:
             fields[name] = value
         else:
             raise TypeError(
                 f"unexpected argument {name!r}: neither an option ({', '.join(sorted(OPTIONS))}) "
-                f"nor a field ({', '.join(sorted(known))})"
+                f"nor a field ({', '.join(sorted(permitted))})"
             )
     if max_tokens is not None:
         if max_tokens != -1:
             # In Ollama 0 is no limit either.
             check_count("max_tokens", max_tokens, "None is no limit")
-        given["num_predict"] = max_tokens
-    if given:
-        body["options"] = given
+        options["num_predict"] = max_tokens
+    if options:
+        body["options"] = options
     if priority is not None:
         body["priority"] = priority if isinstance(priority, str) else int(priority)
     if placement:
@@ -74,21 +74,21 @@ def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise TypeError(f'messages must be a list of {{"role": "user", "content": "…"}}, not {messages!r}')
     checked = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TypeError(
-                f'messages[{place}] is {message!r}; it must be {{"role": "user", "content": "…"}} or like it'
+                f'messages[{index}] is {message!r}; it must be {{"role": "user", "content": "…"}} or like it'
             )
         checked.append(_with_pictures(dict(message)))
     return checked
 
 
-def _with_pictures(given: dict[str, Any]) -> dict[str, Any]:
+def _with_pictures(message: dict[str, Any]) -> dict[str, Any]:
     """The message with its ``images`` in base64; images may be given as bytes."""
-    images = given.get("images")
+    images = message.get("images")
     if isinstance(images, list | tuple):
-        given["images"] = [
-            base64.b64encode(one).decode() if isinstance(one, bytes | bytearray | memoryview) else one
-            for one in images
+        message["images"] = [
+            base64.b64encode(image).decode() if isinstance(image, bytes | bytearray | memoryview) else image
+            for image in images
         ]
-    return given
+    return message

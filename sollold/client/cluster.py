@@ -78,10 +78,10 @@ class ClusterClient:
 
     def apart(self) -> ClusterClient:
         """A separate client of the same nodes, for another event loop."""
-        other = ClusterClient(timeout=self._timeout, find=self._find, api_key=self.api_key)
+        client = ClusterClient(timeout=self._timeout, find=self._find, api_key=self.api_key)
         for known in self.nodes:
-            other.nodes.add([known.address], trusted=known.trusted)
-        return other
+            client.nodes.add([known.address], trusted=known.trusted)
+        return client
 
     def __repr__(self) -> str:
         return self.nodes.asked_by(self)
@@ -96,11 +96,11 @@ class ClusterClient:
 
     def __getstate__(self) -> dict[str, Any]:
         # Knowledge of the nodes may be pickled; connections belong to this process.
-        mine: dict[str, Any] = {"_session": None, "_end": None, "_loop": None, "_finding": None, "_tasks": {}}
-        return {**vars(self), **mine}
+        init: dict[str, Any] = {"_session": None, "_end": None, "_loop": None, "_finding": None, "_tasks": {}}
+        return {**vars(self), **init}
 
     def __del__(self) -> None:
-        # No ResourceWarning: short programs commonly leave their clients open.
+        # No ResourceWarning: short programs often do not close their clients.
         self._abandon()
 
     def _abandon(self) -> None:
@@ -132,7 +132,7 @@ class ClusterClient:
         Raises:
             ClientError: as `Client.get`.
         """
-        return await self._whole(lambda client: client.get(path, timeout=timeout), again=True)
+        return await self._whole(lambda client: client.get(path, timeout=timeout), retry_silent=True)
 
     async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
         """POST JSON to any node; it may be sent more than once if a node dies meanwhile.
@@ -151,32 +151,32 @@ class ClusterClient:
         await self.get("/api/version")
         await self.learn()
 
-        async def one(known: KnownNode) -> tuple[str, Any]:
+        async def fetch(known: KnownNode) -> tuple[str, Any]:
             return known.name or known.url, await self._client(known.url).get(path, timeout=timeout)
 
         answers = await asyncio.gather(
-            *(one(known) for known in self.nodes if not known.failures), return_exceptions=True
+            *(fetch(known) for known in self.nodes if not known.failures), return_exceptions=True
         )
         found = dict(answer for answer in answers if not isinstance(answer, BaseException))
         if not found:
             raise next(error for error in answers if isinstance(error, BaseException))
         return found
 
-    async def _whole(self, ask: Callable[[Client], Awaitable[T]], *, again: bool = False) -> T:
-        """Send a request to the nodes in turn. ``again``: try another one after a timeout, too."""
+    async def _whole(self, ask: Callable[[Client], Awaitable[T]], *, retry_silent: bool = False) -> T:
+        """Send a request to the nodes in turn. ``retry_silent``: also try another after a timeout."""
         lost: ClientError | None = None
         for known in await self._candidates():
             try:
                 answer = await ask(self._client(known.url))
             except ClientError as error:
-                if not _is_gone(error) and not (again and isinstance(error, NodeSilent)):
+                if not _is_gone(error) and not (retry_silent and isinstance(error, NodeSilent)):
                     raise
                 self._lost(known, error)
                 lost = error
                 continue
             self._answered(known)
             return answer
-        raise lost or _nobody()
+        raise lost or _no_node()
 
     # Streams.
 
@@ -208,39 +208,39 @@ class ClusterClient:
             ClientError: the daemon refused, or no node was reachable for two minutes.
         """
         limits = TimeLimits(time.monotonic() if began is None else began, timeout, start_timeout)
-        said = Received()
+        received = Received()
         outage = Outage()
         while True:
-            error: ClientError = _nobody()
+            error: ClientError = _no_node()
             for known in await limits.within(self._candidates()):
-                asked = said.request({**body, "stream": True, **limits.body()})
+                request = received.request({**body, "stream": True, **limits.body()})
                 try:
-                    records = self._records(known, path, asked, limits, said, on_wait)
+                    records = self._records(known, path, request, limits, received, on_wait)
                     async with contextlib.aclosing(records):
                         async for record in records:
                             if record.get("done"):
-                                yield said.whole(record) if whole else record
+                                yield received.whole(record) if whole else record
                                 return
                             if not whole:
                                 yield record
                     raise NodeLost(f"the answer of {known.url} broke off before its end")
-                except ClientError as caught:
-                    error = caught
+                except ClientError as failure:
+                    error = failure
                 if _is_gone(error) or isinstance(error, NodeSilent):
                     self._lost(known, error)
-                    outage.node_lost(known, said, time.monotonic())
-                elif whole and said and INEXACT in error.message:
+                    outage.node_lost(known, received, time.monotonic())
+                elif whole and received and INEXACT in error.message:
                     # Nothing of it was delivered yet.
-                    said.forget()
+                    received.forget()
                     break
                 elif outage.excuses(error):
                     break
                 else:
                     raise error
-            if not said.reached or outage.too_long(time.monotonic()):
+            if not received.reached or outage.too_long(time.monotonic()):
                 raise error
             await limits.within(asyncio.sleep(outage.next_pause()))
-            await limits.within(self._look_again())
+            await limits.within(self._ping_due())
 
     async def _records(
         self,
@@ -248,7 +248,7 @@ class ClusterClient:
         path: str,
         body: dict[str, Any],
         limits: TimeLimits,
-        said: Received,
+        received: Received,
         on_wait: Callable[[str], None],
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The non-empty records of one node, and the last one."""
@@ -256,19 +256,19 @@ class ClusterClient:
         stream = self._client(known.url).stream(path, body, stall=STALL_SECONDS, headers=headers)
         async with contextlib.aclosing(stream):
             while (record := await limits.within(anext(stream, None))) is not None:
-                said.reached = True
-                said.backend = headers.get("X-Sollold-Backend") or said.backend
+                received.reached = True
+                received.backend = headers.get("X-Sollold-Backend") or received.backend
                 waiting = record.pop("_waiting", None)
                 if isinstance(waiting, str):
                     limits.waits(waiting)
                     if waiting.startswith("answering: "):
-                        said.backend = waiting.split()[1]
+                        received.backend = waiting.split()[1]
                     on_wait(waiting)
-                anything = said.add(record, time.monotonic())
-                if anything or record.get("done"):
+                has_content = received.add(record, time.monotonic())
+                if has_content or record.get("done"):
                     limits.started()
                     self._answered(known)
-                    yield said.finish(record, limits.elapsed()) if record.get("done") else record
+                    yield received.finish(record, limits.elapsed()) if record.get("done") else record
 
     # The list of nodes.
 
@@ -290,7 +290,7 @@ class ClusterClient:
             self._learned_at = time.monotonic()
             self._answered(known)
             return
-        raise lost or _nobody()
+        raise lost or _no_node()
 
     async def _candidates(self) -> list[KnownNode]:
         """The nodes to ask, in order; lost nodes are rechecked in the background."""
@@ -298,7 +298,7 @@ class ClusterClient:
         if not len(self.nodes):
             await self._discover()
         self._recheck()
-        self._learn_now_and_then()
+        self._learn_if_due()
         return self.nodes.order()
 
     async def _discover(self) -> None:
@@ -316,7 +316,7 @@ class ClusterClient:
                 return
             found = await self._find()
             if not found:
-                raise _nobody()
+                raise _no_node()
             self.nodes.add(found, trusted=False)
 
     def _use_running_loop(self) -> None:
@@ -343,7 +343,7 @@ class ClusterClient:
             log.info("node is back: %s", known.name or known.url)
         self.nodes.answered(known.url)
 
-    def _learn_now_and_then(self) -> None:
+    def _learn_if_due(self) -> None:
         now = time.monotonic()
         if self._learned_at and now - self._learned_at < _LEARN_SECONDS:
             return
@@ -371,7 +371,7 @@ class ClusterClient:
             return
         self._answered(known)
 
-    async def _look_again(self) -> None:
+    async def _ping_due(self) -> None:
         """While no node responds: check all nodes that are due before the next round."""
         await asyncio.gather(*(self._ping(known) for known in self.nodes.due(time.monotonic())))
 
@@ -388,7 +388,7 @@ def _is_gone(error: ClientError) -> bool:
     return isinstance(error, NodeLost) or _STOPPING in error.message
 
 
-def _nobody() -> NodeLost:
+def _no_node() -> NodeLost:
     return NodeLost(
         "no sollold daemon answers on this machine, and none was found on the LAN. Start one with "
         "`systemctl start sollold` or `sollold run`, name one (node='http://HOST:11435' or "

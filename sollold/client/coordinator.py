@@ -53,7 +53,7 @@ def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None 
         for deployment in cluster["deployments"]
         if deployment["backend"] == DISTRIBUTED
     ]
-    return sorted(found, key=lambda one: one.state != "ready")
+    return sorted(found, key=lambda c: c.state != "ready")
 
 
 def coordinator_of(model: str, routing: Mapping[str, Any]) -> Coordinator | None:

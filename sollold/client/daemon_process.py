@@ -80,7 +80,7 @@ class DaemonProcess:
         file, name = tempfile.mkstemp(prefix="sollold-", suffix=".log")
         self._log = Path(name)
         words = [sys.executable, "-m", "sollold", "run", *self._words]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         if self._backends:
             words += ["--set", "llama.allow_plain_workers=on"]
             environment["RPC_BACKENDS"] = ",".join(self._backends)
@@ -99,7 +99,7 @@ class DaemonProcess:
 
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        began, told = loop.time(), ""
+        began, reported = loop.time(), ""
         limit = _START_SECONDS
         async with Client(self._url, timeout=_PING_SECONDS) as client:
             while True:
@@ -112,9 +112,9 @@ class DaemonProcess:
                         log.info("daemon ready, llama.cpp %s", me["build"])
                         return
                     limit = _BUILD_SECONDS
-                    if me["setup"] != told:
-                        told = me["setup"]
-                        log.info("setting llama.cpp up: %s", told)
+                    if me["setup"] != reported:
+                        reported = me["setup"]
+                        log.info("setting llama.cpp up: %s", reported)
                 if loop.time() - began > limit:
                     raise ClientError(f"no daemon was ready within {limit:g} s:\n{self._last_lines()}")
                 await asyncio.sleep(_STEP_SECONDS)

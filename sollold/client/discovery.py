@@ -80,7 +80,7 @@ def urls_of(node: str | Mapping[str, object] | Iterable[str | Mapping[str, objec
         return [url_of(part) for part in node.split(",") if part.strip()]
     if isinstance(node, Mapping | bytes) or not isinstance(node, Iterable):
         return [url_of(node)]
-    return [url_of(one) for one in node]
+    return [url_of(n) for n in node]
 
 
 def named_in_environment(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -43,11 +43,11 @@ class Events:
 
     def started(self, model: str, routing: Mapping[str, Any]) -> None:
         """Log a coordinator with its first answer, and again after a restart."""
-        where = f"{model} on {routing.get('node')}"
-        if where not in self._started or float(routing.get("load_ms") or 0.0) > 0:
-            self._started.add(where)
+        location = f"{model} on {routing.get('node')}"
+        if location not in self._started or float(routing.get("load_ms") or 0.0) > 0:
+            self._started.add(location)
             devices = ", ".join(map(str, routing.get("devices") or ()))
-            log.info("coordinator started successfully: %s, layers on %s", where, devices)
+            log.info("coordinator started successfully: %s, layers on %s", location, devices)
 
 
 class RequestEvents:

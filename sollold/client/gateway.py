@@ -15,8 +15,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit status."""
     from sollold.cli.main import main as command
 
-    given = list(sys.argv[1:] if words is None else words)
-    return command(["run", *allowed(os.environ.get("RPC_BACKENDS", "")), *given])
+    arguments = list(sys.argv[1:] if words is None else words)
+    return command(["run", *allowed(os.environ.get("RPC_BACKENDS", "")), *arguments])
 
 
 def allowed(backends: str) -> list[str]:

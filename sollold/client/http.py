@@ -31,7 +31,7 @@ CONNECT_SECONDS = 5.0
 KEY_VARIABLE = "SOLLOLD_API_KEY"
 LONGEST_LINE = 1 << 20
 """Half of the maximum length of a line in a stream, in bytes."""
-_ANOTHER = 'node="http://HOST:11435"'
+_NODE_ARGUMENT = 'node="http://HOST:11435"'
 """How a caller names another node."""
 
 
@@ -132,11 +132,11 @@ class Client:
                 headers.update(response.headers)
             while line := await self._line(response):
                 if line.strip():
-                    item = self._object(line, response.status)
-                    if "error" in item:
-                        code = item.get("code")
-                        raise refused(error_text(item), code if isinstance(code, int) else response.status)
-                    yield item
+                    record = self._object(line, response.status)
+                    if "error" in record:
+                        code = record.get("code")
+                        raise refused(error_text(record), code if isinstance(code, int) else response.status)
+                    yield record
 
     async def _line(self, response: aiohttp.ClientResponse) -> bytes:
         try:
@@ -148,9 +148,9 @@ class Client:
 
     def _object(self, data: bytes, status: int) -> dict[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):
-            item = json.loads(data)
-            if isinstance(item, dict):
-                return item
+            value = json.loads(data)
+            if isinstance(value, dict):
+                return value
         raise ClientError(f"what answers at {self.url} is not sollold: it sends no JSON object", status)
 
     def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
@@ -191,7 +191,7 @@ def new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE, trace_configs=[tracing])
 
 
-async def _note_reused(session: aiohttp.ClientSession, context: SimpleNamespace, told: object) -> None:
+async def _note_reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.reused = True
 
 
@@ -272,23 +272,23 @@ class _Exchange:
             response = await self._answer()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise NodeSilent(no_answer(self._url, self._limit, _ANOTHER)) from error
+                raise NodeSilent(no_answer(self._url, self._limit, _NODE_ARGUMENT)) from error
             if isinstance(error, aiohttp.ClientConnectorCertificateError):
-                why = str(error.certificate_error)
-                raise NodeLost(distrust(self._url, why)) from error
+                reason = str(error.certificate_error)
+                raise NodeLost(distrust(self._url, reason)) from error
             if isinstance(error, aiohttp.ClientConnectorSSLError):
                 plain = self._url.replace("https://", "http://", 1)
                 raise NodeLost(
                     f"there is no HTTPS at {self._url}; if it speaks HTTP, name {plain}"
                 ) from error
-            raise NodeLost(no_daemon(self._url, _reason(error), _ANOTHER)) from error
+            raise NodeLost(no_daemon(self._url, _reason(error), _NODE_ARGUMENT)) from error
         if response.status >= 400:
-            item: object = {}
+            body: object = {}
             with contextlib.suppress(ValueError, aiohttp.ClientError, TimeoutError):
-                item = json.loads(await response.read())
+                body = json.loads(await response.read())
             response.release()
-            message = error_text(item) or f"HTTP status {response.status}"
-            if response.status == 401 and not error_text(item):
+            message = error_text(body) or f"HTTP status {response.status}"
+            if response.status == 401 and not error_text(body):
                 message = login_wanted(self._url)
             elif response.status == 401 and not self._key:
                 message += f". A key is given as api_key=… or in ${KEY_VARIABLE}"

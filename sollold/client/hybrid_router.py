@@ -33,7 +33,7 @@ log = logging.getLogger("sollold.client")
 _PLAN_SECONDS = 60.0
 _OLLAMA = "ollama:"
 """Prefix of the ids of Ollama endpoints."""
-_LOOKS, _LOOK_SECONDS = 10, 0.2
+_MAX_POLLS, _POLL_SECONDS = 10, 0.2
 
 
 class HybridRouter(RouterPlacement, Generation):
@@ -214,8 +214,8 @@ class HybridRouter(RouterPlacement, Generation):
                 "/api/cluster/plan", _with_placement({"model": model}, placement), timeout=_PLAN_SECONDS
             )
             missing = plan.get("missing") or {}
-        except ClientError as other:
-            log.debug("no plan tells what is missing: %s", other.message)
+        except ClientError as failure:
+            log.debug("no plan tells what is missing: %s", failure.message)
         return _too_big(error.message, missing)
 
     # Plans for models.
@@ -258,12 +258,12 @@ class HybridRouter(RouterPlacement, Generation):
         if endpoint.startswith(_OLLAMA):
             return False
         # A recent load may not be known to every node yet.
-        for _ in range(_LOOKS if endpoint else 0):
+        for _ in range(_MAX_POLLS if endpoint else 0):
             cluster = await self.ollama_pool.client.get("/api/cluster")
             for deployment in cluster["deployments"]:
                 if deployment["id"] == endpoint:
                     return bool(deployment["backend"] == DISTRIBUTED)
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         shares = (plan.get("plan") or {}).get("shares") or ()
         return any(share["node"] != plan["plan"]["head"] or ":" in share["device"] for share in shares)
 
@@ -306,8 +306,8 @@ class HybridRouter(RouterPlacement, Generation):
         await self.connect()
         last = self._coordinators[0].model if self._coordinators else ""
         found = coordinators_in(await self.ollama_pool.client.get("/api/cluster"))
-        mine = [one for one in found if self._may_distribute(one.model)]
-        self._coordinators = sorted(mine, key=lambda one: plain_name(one.model) != plain_name(last))
+        own = [c for c in found if self._may_distribute(c.model)]
+        self._coordinators = sorted(own, key=lambda c: plain_name(c.model) != plain_name(last))
         return self.coordinators
 
     def get_stats(self) -> Stats:
@@ -332,10 +332,10 @@ class HybridRouter(RouterPlacement, Generation):
 
     def _remember(self, model: str, routing: Mapping[str, Any]) -> None:
         """Remember the coordinator named in an answer, which saves a request."""
-        told = coordinator_of(model, routing)
-        if told is not None:
-            others = [one for one in self._coordinators if plain_name(one.model) != plain_name(told.model)]
-            self._coordinators = [told, *others]
+        coordinator = coordinator_of(model, routing)
+        if coordinator is not None:
+            others = [c for c in self._coordinators if plain_name(c.model) != plain_name(coordinator.model)]
+            self._coordinators = [coordinator, *others]
 
     # The cluster and its settings.
 
@@ -356,9 +356,9 @@ class HybridRouter(RouterPlacement, Generation):
         except ClientError as error:
             if error.status != 404:
                 raise
-            where = next((known.url for known in client.nodes.order()), HERE)
+            url = next((known.url for known in client.nodes.order()), HERE)
             raise ClientError(
-                f"what answers at {where} is not sollold: it has no /api/cluster. If it is an Ollama, name "
+                f"what answers at {url} is not sollold: it has no /api/cluster. If it is an Ollama, name "
                 f"the sollold of that machine instead (port {PORT}), which uses it",
                 404,
             ) from error
@@ -390,5 +390,5 @@ def _too_big(message: str, missing: Mapping[str, Any]) -> InsufficientMemory:
         needed=int(missing.get("needed") or 0),
         there=int(missing.get("there") or 0),
         missing=int(missing.get("missing") or 0),
-        remedies=tuple(str(one) for one in missing.get("remedies") or ()),
+        remedies=tuple(str(remedy) for remedy in missing.get("remedies") or ()),
     )

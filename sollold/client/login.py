@@ -13,8 +13,8 @@ def split_login(url: str) -> tuple[str, str]:
     """Split ``url`` into the URL without its login, and the header value for it; empty if it has none."""
     scheme, mark, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    login, at, host = host.rpartition("@")
-    header = "Basic " + base64.b64encode(unquote(login).encode()).decode() if at else ""
+    login, sign, host = host.rpartition("@")
+    header = "Basic " + base64.b64encode(unquote(login).encode()).decode() if sign else ""
     return f"{scheme}{mark}{host}{slash}{path}", header
 
 

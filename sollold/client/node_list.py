@@ -10,7 +10,7 @@ from sollold.facts import dataclass
 
 MOST_NODES = 64
 """Maximum number of remembered addresses."""
-_FIRST_RETRY, _LONGEST_RETRY = 1.0, 30.0
+_FIRST_RETRY, _MAX_RETRY = 1.0, 30.0
 
 
 @dataclass(slots=True)
@@ -67,18 +67,18 @@ class NodeList:
             elif len(self._nodes) < MOST_NODES:
                 self._nodes.append(KnownNode(url, address, trusted=trusted))
 
-    def learn(self, asked: str, cluster: dict[str, Any]) -> None:
-        """Add the nodes that the node at ``asked`` lists in ``/api/cluster``."""
-        by = self._by_url(asked)
-        trusted = by is not None and by.trusted
-        for told in cluster.get("nodes") or ():
-            node, url, name = (str(told.get(key) or "") for key in ("node", "url", "name"))
+    def learn(self, origin: str, cluster: dict[str, Any]) -> None:
+        """Add the nodes that the node at ``origin`` lists in ``/api/cluster``."""
+        source = self._by_url(origin)
+        trusted = source is not None and source.trusted
+        for entry in cluster.get("nodes") or ():
+            node, url, name = (str(entry.get(key) or "") for key in ("node", "url", "name"))
             url, _ = split_login(url)
-            if asked.startswith("https:") and url.startswith("http:") and not told.get("me"):
+            if origin.startswith("https:") and url.startswith("http:") and not entry.get("me"):
                 # Failing over must not send in clear text what the caller encrypts.
                 continue
             # The URL by which the node was reached is better than its own address on its LAN.
-            known = self._by_url(asked) if told.get("me") else self._by_id(node) or self._by_url(url)
+            known = self._by_url(origin) if entry.get("me") else self._by_id(node) or self._by_url(url)
             if known is None:
                 self.add([url], trusted=trusted)
                 known = self._by_url(url)
@@ -89,13 +89,13 @@ class NodeList:
 
     def order(self) -> list[KnownNode]:
         """The nodes in the order in which to ask them."""
-        return sorted(self._nodes, key=lambda one: one.failures > 0)
+        return sorted(self._nodes, key=lambda known: known.failures > 0)
 
     def failed(self, url: str, now: float) -> None:
         """Note that the node did not respond, or broke off."""
         if (known := self._by_url(url)) is not None:
             known.failures += 1
-            known.retry_at = now + min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** (known.failures - 1))
+            known.retry_at = now + min(_MAX_RETRY, _FIRST_RETRY * 2 ** (known.failures - 1))
 
     def answered(self, url: str) -> None:
         """Note that the node responded, which restores its place in the order."""

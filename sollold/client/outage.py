@@ -12,7 +12,7 @@ INEXACT = "can't be continued exactly"
 """Error of a node that can't resume an answer."""
 _PAUSE_SECONDS = (0.1, 2.0)
 """Initial and maximum pause between two rounds over all nodes, in seconds."""
-_MOST_FAILURES = 5
+_MAX_FAILURES = 5
 """Engine failures after the loss of a node that are tolerated before the request itself is blamed."""
 
 
@@ -24,10 +24,10 @@ class Outage:
         self._failures = 0
         self._pause = _PAUSE_SECONDS[0]
 
-    def node_lost(self, known: KnownNode, said: Received, now: float) -> None:
+    def node_lost(self, known: KnownNode, received: Received, now: float) -> None:
         """Note that the node is gone. If it had begun to answer, the time limit starts again."""
-        if said.began:
-            said.node_lost(known.name or known.url, now)
+        if received.began:
+            received.node_lost(known.name or known.url, now)
             self._since, self._pause = now, _PAUSE_SECONDS[0]
         elif self._since is None:
             self._since = now
@@ -36,7 +36,7 @@ class Outage:
         """Whether to retry: other nodes may not have noticed yet what was lost with the node."""
         if self._since is None or error.status not in (502, 503) or INEXACT in error.message:
             return False
-        if self._failures >= _MOST_FAILURES:
+        if self._failures >= _MAX_FAILURES:
             return False
         self._failures += error.status == 502
         return True

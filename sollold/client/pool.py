@@ -20,8 +20,8 @@ NodeNames = str | Mapping[str, object] | Iterable[str | Mapping[str, object]]
 Vectors = list[list[float]]
 Records = list[Record]
 
-_LONGEST_EMBED = 600.0
-_AT_A_TIME = 64
+_MAX_EMBED_SECONDS = 600.0
+_BATCH_TEXTS = 64
 """Texts per request of a batch."""
 
 
@@ -154,10 +154,10 @@ class OllamaPool(Generation):
             body["timeout"] = timeout
         try:
             answer: Record = await self.client.post(
-                "/api/embed", body, timeout=_LONGEST_EMBED if timeout is None else timeout + 1
+                "/api/embed", body, timeout=_MAX_EMBED_SECONDS if timeout is None else timeout + 1
             )
         except NodeSilent:
-            raise RequestTimeout(f"request timeout after {timeout or _LONGEST_EMBED:g} s") from None
+            raise RequestTimeout(f"request timeout after {timeout or _MAX_EMBED_SECONDS:g} s") from None
         return answer
 
     async def batch_embed(
@@ -190,14 +190,14 @@ class OllamaPool(Generation):
 
         async def part(start: int) -> Vectors:
             async with slots:
-                some = texts[start : start + _AT_A_TIME]
-                answer = await self.embed(model, some, priority=priority, **more)
+                batch = texts[start : start + _BATCH_TEXTS]
+                answer = await self.embed(model, batch, priority=priority, **more)
                 return list(answer["embeddings"])
 
         try:
             async with asyncio.timeout(timeout):
                 async with asyncio.TaskGroup() as group:
-                    parts = [group.create_task(part(start)) for start in range(0, len(texts), _AT_A_TIME)]
+                    parts = [group.create_task(part(start)) for start in range(0, len(texts), _BATCH_TEXTS)]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         except TimeoutError:

@@ -21,7 +21,7 @@ The predefined profiles are used only for models that the cluster does not have;
 Profiles added or changed by the user always apply.
 """
 
-_FROM_THE_START = copy.deepcopy(MODEL_PROFILES)
+_ORIGINALS = copy.deepcopy(MODEL_PROFILES)
 
 
 def plain_name(model: str) -> str:
@@ -32,18 +32,18 @@ def plain_name(model: str) -> str:
 def profile_of(model: str) -> Mapping[str, Any] | None:
     """The profile of a model; any spelling of its name will do."""
     wanted = plain_name(model)
-    return next((one for name, one in MODEL_PROFILES.items() if plain_name(name) == wanted), None)
+    return next((profile for name, profile in MODEL_PROFILES.items() if plain_name(name) == wanted), None)
 
 
 def wanted_by_user(model: str) -> Mapping[str, Any] | None:
     """The profile of a model, if the user added or changed it."""
     profile = profile_of(model)
-    return None if profile in _FROM_THE_START.values() and _is_original(model) else profile
+    return None if profile in _ORIGINALS.values() and _is_original(model) else profile
 
 
 def _is_original(model: str) -> bool:
     wanted = plain_name(model)
     return any(
         plain_name(name) == wanted and MODEL_PROFILES.get(name) == profile
-        for name, profile in _FROM_THE_START.items()
+        for name, profile in _ORIGINALS.items()
     )

@@ -43,28 +43,28 @@ class Received:
     def add(self, record: dict[str, Any], now: float) -> bool:
         """Add a record; returns whether it carries anything."""
         message = record.get("message")
-        said = message if isinstance(message, dict) else record
-        text = said.get("content" if said is message else "response")
-        thought = said.get("thinking")
-        calls = said.get("tool_calls") if said is message else None
+        source = message if isinstance(message, dict) else record
+        text = source.get("content" if source is message else "response")
+        thinking = source.get("thinking")
+        calls = source.get("tool_calls") if source is message else None
         logprobs = record.get("logprobs")
         if text:
             self.content.append(text)
-        if thought:
-            self.thinking.append(thought)
+        if thinking:
+            self.thinking.append(thinking)
         if calls:
             self.tool_calls.extend(calls)
         if logprobs:
             self.logprobs.extend(logprobs)
-        if text or thought:
+        if text or thinking:
             self.events += 1
-        anything = bool(text or thought or calls or logprobs)
-        if anything:
+        has_content = bool(text or thinking or calls or logprobs)
+        if has_content:
             self.began = self.began or now
             if self.lost_at:
                 self.gap += now - self.lost_at
                 self.lost_at = 0.0
-        return anything
+        return has_content
 
     def node_lost(self, name: str, now: float) -> None:
         """Note that the answering node is gone."""

@@ -84,10 +84,10 @@ class GenerateArguments(AnswerArguments, total=False):
 
 OPTIONS = frozenset(ModelOptions.__annotations__)
 """Names of Ollama's options."""
-_TAKEN = frozenset(("options", "priority", "timeout", "max_tokens"))
+_RESERVED = frozenset(("options", "priority", "timeout", "max_tokens"))
 """Arguments that take another form in the body."""
 
 
 def fields_of(arguments: type[Any]) -> frozenset[str]:
     """The fields of a body that ``arguments`` permits."""
-    return frozenset(arguments.__annotations__) - OPTIONS - _TAKEN
+    return frozenset(arguments.__annotations__) - OPTIONS - _RESERVED

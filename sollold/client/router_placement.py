@@ -56,8 +56,8 @@ class RouterPlacement:
     def _must_distribute(self, profile: Mapping[str, Any]) -> bool:
         """Whether the model's profile requires it to be spread."""
         billions = float(profile.get("parameter_count") or 0)
-        over = self._threshold is not None and 0 < self._threshold <= billions
-        return bool(profile.get("requires_distributed")) or over
+        exceeds = self._threshold is not None and 0 < self._threshold <= billions
+        return bool(profile.get("requires_distributed")) or exceeds
 
     def _may_distribute(self, model: str) -> bool:
         """Whether a model may be spread."""

@@ -18,7 +18,7 @@ from sollold.engines.external.rpc_protocol import Handshake, NotAWorker
 
 PORT = 50052
 PORTS = tuple(range(PORT, PORT + 4))
-_LONGEST_SCAN = 20.0
+_MAX_SCAN_SECONDS = 20.0
 
 
 def test_rpc_backend(host: str, port: int = PORT, timeout: float = 2.0) -> bool:
@@ -67,7 +67,7 @@ def auto_discover_rpc_backends(
     that it uses now. Without a daemon only this machine is scanned.
     """
     try:
-        addresses = [str(one["address"]) for one in _scanned(node) if _is_worker(one)]
+        addresses = [str(worker["address"]) for worker in _scanned(node) if _is_worker(worker)]
     except ClientError:
         with ThreadPoolExecutor(len(ports)) as threads:
             answers = threads.map(lambda port: test_rpc_backend("127.0.0.1", port, 1.0), ports)
@@ -80,7 +80,7 @@ def _scanned(node: str | None) -> list[dict[str, Any]]:
     async def scan() -> Any:
         client = ClusterClient(urls_of(node))
         try:
-            return await client.post("/api/cluster/scan", {}, timeout=_LONGEST_SCAN)
+            return await client.post("/api/cluster/scan", {}, timeout=_MAX_SCAN_SECONDS)
         finally:
             await client.close()
 

@@ -31,8 +31,8 @@ def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> 
     stats: dict[str, Any] = {key: sum(int(node.get(key) or 0) for node in nodes.values()) for key in _SUMS}
     seconds = sum(float(node.get("generating_seconds") or 0.0) for node in nodes.values())
     stats["tokens_per_second"] = round(stats["generated_tokens"] / seconds, 3) if seconds else 0.0
-    coordinators = [one for one in coordinators_in(cluster) if one.state == "ready"]
-    running = {one.id for one in coordinators}
+    coordinators = [c for c in coordinators_in(cluster) if c.state == "ready"]
+    running = {c.id for c in coordinators}
     stats["coordinator_uptime_seconds"] = max(
         (
             float(deployment["uptime_seconds"])
@@ -43,7 +43,7 @@ def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> 
         default=0.0,
     )
     stats["active_rpc_backends"] = len(
-        {(backend["host"], backend["device"]) for one in coordinators for backend in one.rpc_backends}
+        {(backend["host"], backend["device"]) for c in coordinators for backend in c.rpc_backends}
     )
     stats["coordinators"] = len(coordinators)
     stats["nodes"] = nodes
@@ -71,7 +71,7 @@ class Stats(dict[str, Any]):
             self.update(background.run(ask_apart()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # To other processes go the numbers, and not how they are asked for.
+        # Pickle only the numbers: the functions belong to this process.
         return dict, (dict(self),)
 
     def __missing__(self, key: str) -> Any:

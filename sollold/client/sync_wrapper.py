@@ -248,13 +248,13 @@ class HybridRouter(_Blocking):
             ClientError: no daemon was reachable.
         """
         # A method rather than a local function, since it is pickled with a coordinator.
-        return [_looking(one, self._is_ready) for one in run(self.asynchronous.refresh())]
+        return [_with_look(c, self._is_ready) for c in run(self.asynchronous.refresh())]
 
     def _is_ready(self, deployment: str) -> bool:
         """Whether the cluster has a ready coordinator with this id."""
         with contextlib.suppress(ClientError):
-            there = coordinators_in(run(self.asynchronous.ollama_pool.client.get("/api/cluster")))
-            return any(one.id == deployment and one.state == "ready" for one in there)
+            coordinators = coordinators_in(run(self.asynchronous.ollama_pool.client.get("/api/cluster")))
+            return any(c.id == deployment and c.state == "ready" for c in coordinators)
         return False
 
     @property
@@ -282,7 +282,7 @@ class HybridRouter(_Blocking):
 OllamaPool.__doc__, HybridRouter.__doc__ = pool.OllamaPool.__doc__, hybrid_router.HybridRouter.__doc__
 
 
-def _looking(coordinator: Coordinator, look: Callable[[str], bool]) -> Coordinator:
+def _with_look(coordinator: Coordinator, look: Callable[[str], bool]) -> Coordinator:
     return replace(coordinator, look=look)
 
 

@@ -57,11 +57,11 @@ class TimeLimits:
             RequestTimeout: it takes too long.
         """
         now = time.monotonic()
-        whole = None if self._timeout is None else self._began + self._timeout + _GRACE_SECONDS
+        total = None if self._timeout is None else self._began + self._timeout + _GRACE_SECONDS
         start = None
         if not self._started and self._counts and self._start is not None:
             start = self._waiting_since + self._start - self._waited
-        ends = [end for end in (whole, start) if end is not None]
+        ends = [end for end in (total, start) if end is not None]
         if not ends:
             return await step
         try:

@@ -148,7 +148,7 @@ class Daemon:
         stack.push_async_callback(listener.close)
 
     async def _trace(self, stack: AsyncExitStack) -> None:
-        """Send traces if the settings say where to; without OpenTelemetry the daemon runs all the same."""
+        """Send traces if the settings name a collector; the daemon also runs without OpenTelemetry."""
         if not self.settings.log.traces:
             return
         try:
@@ -250,12 +250,12 @@ class Daemon:
             return self._leaving
         live = parts.node.live()
         me = parts.node.me
-        leader = next((one.name for one in live if one.node == parts.node.leader().leader), "none")
-        loaded = sorted({end.model for one in live for end in one.endpoints if end.layers and end.loaded})
+        leader = next((r.name for r in live if r.node == parts.node.leader().leader), "none")
+        loaded = sorted({e.model for r in live for e in r.endpoints if e.layers and e.loaded})
         words = [f"{len(live)} node{'s' if len(live) != 1 else ''}", f"leader {leader}"]
         words.append(f"loaded: {', '.join(loaded)}" if loaded else "nothing loaded")
         words += [me.seeking] if me.seeking else []
-        words += [f"{one.name} waits for admission, code {one.code}" for one in me.waiting]
+        words += [f"{machine.name} waits for admission, code {machine.code}" for machine in me.waiting]
         if not me.build:
             words.append(me.setup or "llama.cpp: not ready")
         return "; ".join(words)

@@ -34,11 +34,11 @@ def use_one_arena() -> None:
 
 async def trim_periodically() -> None:
     """Return what only the start needed, then every minute what is no longer in use, until cancelled."""
-    spare = ReclaimableMemory()
+    memory = ReclaimableMemory()
     pauses = iter((_STARTED, _STARTED))
     while True:
         await asyncio.sleep(next(pauses, _PERIOD))
-        await asyncio.to_thread(spare.give_back)
+        await asyncio.to_thread(memory.give_back)
 
 
 class ReclaimableMemory:
@@ -73,14 +73,14 @@ class ReclaimableMemory:
         Raises:
             OSError: the system has no ``/proc/PID/smaps`` (proc(5)).
         """
-        there = frozenset(self._spans("maps"))
-        settled = there & self._seen
+        current = frozenset(self._spans("maps"))
+        settled = current & self._seen
         if not settled <= self._known:
             # This takes longer: the kernel walks the pages of each mapping.
             self._clean = frozenset(self._spans("smaps")) & settled
             self._known = settled
-        self._clean &= there
-        self._seen = there
+        self._clean &= current
+        self._seen = current
         return self._clean
 
     def _spans(self, table: str) -> Iterator[Span]:

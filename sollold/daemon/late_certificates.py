@@ -30,10 +30,10 @@ def install() -> None:
 
     The memory of aiohttp's context is then freed, and reused by later imports.
     """
-    own = getattr(connector, "_SSL_CONTEXT_VERIFIED", None)
-    if not isinstance(own, ssl.SSLContext):
+    original = getattr(connector, "_SSL_CONTEXT_VERIFIED", None)
+    if not isinstance(original, ssl.SSLContext):
         return
-    late = LateContext(ssl.PROTOCOL_TLS_CLIENT)
-    late.options, late.verify_flags = own.options, own.verify_flags
-    late.set_alpn_protocols(["http/1.1"])
-    connector._SSL_CONTEXT_VERIFIED = late
+    context = LateContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.options, context.verify_flags = original.options, original.verify_flags
+    context.set_alpn_protocols(["http/1.1"])
+    connector._SSL_CONTEXT_VERIFIED = context

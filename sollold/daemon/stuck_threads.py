@@ -36,7 +36,7 @@ class StuckThreads:
             self._timer.cancel()
 
     def _exit(self) -> None:
-        names = ", ".join(sorted({one.name for one in _pending_threads()})) or "the loop"
+        names = ", ".join(sorted({thread.name for thread in _pending_threads()})) or "the loop"
         logger.warning(
             "%s did not end: probably a disk or network share does not respond; exiting anyway",
             names,
@@ -48,4 +48,4 @@ class StuckThreads:
 
 def _pending_threads() -> list[threading.Thread]:
     main = threading.main_thread()
-    return [one for one in threading.enumerate() if one is not main and not one.daemon and one.is_alive()]
+    return [t for t in threading.enumerate() if t is not main and not t.daemon and t.is_alive()]

@@ -60,15 +60,15 @@ async def keep_telling(status: Callable[[], str]) -> None:
         return
     period = watchdog_period()
     pause = min(STATUS_SECONDS, period / 3) if period else STATUS_SECONDS
-    told = ""
+    sent = ""
     attempt = LogAndRetry("the status line", logging.getLogger("sollold"))
     while True:
         notify(watchdog=True)
         await asyncio.sleep(pause)
         with attempt:
-            now = status()
-            if now != told and notify(status=now):
-                told = now
+            line = status()
+            if line != sent and notify(status=line):
+                sent = line
 
 
 def _send(lines: list[str]) -> bool:
