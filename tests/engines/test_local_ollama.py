@@ -18,7 +18,7 @@ from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.ollama.api import OllamaApi, Tag, address, is_here
 from sollold.engines.ollama.convert import seconds_left
 from sollold.engines.ollama.endpoints import OllamaEndpoints
-from sollold.engines.ollama.service import _HANGS, LocalOllama
+from sollold.engines.ollama.service import _MAX_HANGS, LocalOllama
 from sollold.machine.device import Device, Kind
 from sollold.models.stores.catalogue import Catalogue
 from sollold.settings.schema import GIB, ModelSettings, OllamaSettings
@@ -65,7 +65,7 @@ async def standin() -> AsyncIterator[Standin]:
 async def make(
     view: FakeView, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Make]:
-    monkeypatch.setattr("sollold.engines.ollama.service._ABSENT", (0.05, 0.1))
+    monkeypatch.setattr("sollold.engines.ollama.service._RETRY_SECONDS", (0.05, 0.1))
     made: list[LocalOllama] = []
 
     def ollama(url: str, **options: Any) -> LocalOllama:
@@ -308,7 +308,7 @@ async def test_busy_with_a_load_is_not_hung(
     await until(lambda: names(ollama))
     standin.ps_free.clear()
     polls = standin.polls
-    await until(lambda: standin.polls > polls + 3 * _HANGS)
+    await until(lambda: standin.polls > polls + 3 * _MAX_HANGS)
     assert names(ollama)
     standin.ps_free.set()
 
@@ -316,7 +316,7 @@ async def test_busy_with_a_load_is_not_hung(
 async def test_hung_is_gone_and_comes_back(
     make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.engines.ollama.api._QUICK", 0.1)
+    monkeypatch.setattr("sollold.engines.ollama.api._TIMEOUT", 0.1)
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
@@ -409,7 +409,7 @@ server.serve_forever()
 async def test_one_that_looks_for_gpus_before_it_answers_is_waited_for(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.engines.ollama.api._QUICK", 0.1)
+    monkeypatch.setattr("sollold.engines.ollama.api._TIMEOUT", 0.1)
     port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
     binary = tmp_path / "ollama"
     binary.write_text(SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready)))
@@ -450,7 +450,7 @@ async def test_one_that_ends_again_and_again_is_not_started_without_a_pause(
             seconds = 0.01
         await sleep(seconds)
 
-    monkeypatch.setattr("sollold.engines.ollama.service._ABSENT", (5.0, 60.0))
+    monkeypatch.setattr("sollold.engines.ollama.service._RETRY_SECONDS", (5.0, 60.0))
     monkeypatch.setattr("sollold.engines.ollama.service.asyncio.sleep", pause)
     ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
     await ollama.start()

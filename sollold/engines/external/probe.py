@@ -46,12 +46,12 @@ class ProbeResult:
 
 
 async def look(
-    host: str, port: int, ours: Version | None, *, connect: float = CONNECT_SECONDS
+    host: str, port: int, local: Version | None, *, connect: float = CONNECT_SECONDS
 ) -> ProbeResult:
     """Probe the worker at ``host:port``. It serves one client at a time, and during the probe that is us.
 
     Args:
-        ours: protocol version of the local llama.cpp; None: accept any.
+        local: protocol version of the local llama.cpp; None: accept any.
         connect: connection timeout in seconds.
     """
     try:
@@ -64,7 +64,7 @@ async def look(
     except (OSError, UnicodeError) as error:
         reason = system_reason(error)
         return ProbeResult(ExternalState.DEAD, f"nothing listens on {host}:{port} ({reason})")
-    handshake = Handshake(ours)
+    handshake = Handshake(local)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             await _shake_hands(handshake, reader, writer)
@@ -83,9 +83,9 @@ async def look(
         writer.transport.abort()  # The worker serves the next client only once we are gone.
     version = handshake.version
     assert version is not None
-    if ours is not None and not version.mixes(ours):
+    if local is not None and not version.mixes(local):
         reason = (
-            f"{host}:{port} speaks version {version} of the RPC protocol, but the llama.cpp here {ours}: "
+            f"{host}:{port} speaks version {version} of the RPC protocol, but the llama.cpp here {local}: "
             "start it from the same build"
         )
         return ProbeResult(ExternalState.REFUSED, reason, version)

@@ -20,9 +20,9 @@ _MEMORY = struct.Struct("<QQ")
 _CAPABILITIES = bytes(24)
 """All zero: plain TCP."""
 MOST_DEVICES = 64
-_LARGEST = 4096
+_MAX_BYTES = 4096
 """Largest accepted response, in bytes: real ones have a few dozen."""
-_MOST_BYTES = 1 << 60
+_MAX_MEMORY_BYTES = 1 << 60
 
 
 class NotAWorker(Exception):
@@ -60,9 +60,9 @@ class Handshake:
         memories: memory of the worker's devices, in order.
     """
 
-    def __init__(self, ours: Version | None = None) -> None:
-        """``ours``: our version; stop once the worker's turns out to be incompatible. None: never stop."""
-        self._ours = ours
+    def __init__(self, local: Version | None = None) -> None:
+        """``local``: our version; stop once the worker's turns out to be incompatible. None: never stop."""
+        self._local = local
         self._buffer = b""
         self._count = -1
         self.version: Version | None = None
@@ -89,7 +89,7 @@ class Handshake:
         if len(self._buffer) < _SIZE.size:
             return None
         (size,) = _SIZE.unpack_from(self._buffer)
-        if size > _LARGEST:
+        if size > _MAX_BYTES:
             raise NotAWorker("it is not a llama.cpp RPC worker")
         end = _SIZE.size + size
         if len(self._buffer) < end:
@@ -102,7 +102,7 @@ class Handshake:
             if len(response) < 3:
                 raise NotAWorker("its handshake is not that of a llama.cpp RPC worker")
             self.version = Version(response[0], response[1], response[2])
-            if self._ours is not None and not self.version.mixes(self._ours):
+            if self._local is not None and not self.version.mixes(self._local):
                 self.done = True
                 return b""
             return _request(_DEVICE_COUNT)
@@ -116,7 +116,7 @@ class Handshake:
             if len(response) != _MEMORY.size:
                 raise NotAWorker("it does not report the memory of a device")
             free, total = _MEMORY.unpack(response)
-            if total > _MOST_BYTES:
+            if total > _MAX_MEMORY_BYTES:
                 raise NotAWorker(f"it claims to have {total} bytes on one device")
             self.memories.append(DeviceMemory(min(free, total), total))
         if len(self.memories) == self._count:

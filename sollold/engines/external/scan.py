@@ -22,20 +22,20 @@ def hosts_beside(addresses: Iterable[str]) -> tuple[str, ...]:
     """Return the IPv4 addresses in the same /24 as each of ``addresses``, for up to `MOST_NETWORKS`. Pure."""
     networks: dict[ipaddress.IPv4Network, None] = {}
     for address in addresses:
-        one = ipaddress.ip_address(address)
-        if isinstance(one, ipaddress.IPv4Address) and one.is_private and not one.is_loopback:
-            networks[ipaddress.IPv4Network(f"{one}/{_WIDTH}", strict=False)] = None
+        ip = ipaddress.ip_address(address)
+        if isinstance(ip, ipaddress.IPv4Address) and ip.is_private and not ip.is_loopback:
+            networks[ipaddress.IPv4Network(f"{ip}/{_WIDTH}", strict=False)] = None
     chosen = list(networks)[:MOST_NETWORKS]
     return tuple(str(host) for network in chosen for host in network.hosts())
 
 
 async def scan(
-    hosts: Sequence[str], ports: Sequence[int], ours: Version | None, taken: Collection[str] = ()
+    hosts: Sequence[str], ports: Sequence[int], local: Version | None, taken: Collection[str] = ()
 ) -> tuple[ExternalWorker, ...]:
     """Return the workers found on ``ports`` of ``hosts``. Takes some seconds.
 
     Args:
-        ours: protocol version of the local llama.cpp; None: unknown.
+        local: protocol version of the local llama.cpp; None: unknown.
         taken: addresses in use by deployments: reported as TAKEN without a probe.
     """
     targets = [(host, port) for host in hosts for port in ports]
@@ -49,12 +49,12 @@ async def scan(
             if address in taken:
                 found[host, port] = ExternalWorker(address, ExternalState.TAKEN)
                 continue
-            result = await look(host, port, ours, connect=CONNECT_SECONDS)
+            result = await look(host, port, local, connect=CONNECT_SECONDS)
             if result.state is not ExternalState.DEAD:
                 found[host, port] = result.worker(address)
 
     async with asyncio.TaskGroup() as group:
         # Staggered: otherwise all connections to hosts that do not exist would time out in the same moment.
-        for place in range(min(AT_A_TIME, len(targets))):
-            group.create_task(probe_next(place * CONNECT_SECONDS / AT_A_TIME))
+        for index in range(min(AT_A_TIME, len(targets))):
+            group.create_task(probe_next(index * CONNECT_SECONDS / AT_A_TIME))
     return tuple(found[target] for target in targets if target in found)

@@ -33,7 +33,7 @@ NAMED_SECONDS = 900.0
 """How long a worker named by a request is watched after the last such request, in seconds."""
 MOST_NAMED = 32
 """Maximum number of workers named by requests, in addition to those of the settings."""
-_LONGEST = 600.0
+_MAX_PAUSE = 600.0
 """Longest interval between probes, in seconds: each probe of a busy worker occupies its accept queue."""
 
 
@@ -73,7 +73,7 @@ class ExternalWorkers:
         self._limits = limits
         self._taken = taken
         self._changed = changed
-        self._ours: Version | None = None
+        self._local: Version | None = None
         self._watched: dict[str, _Watched] = {}
         self._news = asyncio.Event()
         for address in dict.fromkeys(addresses):
@@ -81,25 +81,25 @@ class ExternalWorkers:
 
     def _add(self, address: str) -> _Watched:
         worker = ExternalWorker(address, ExternalState.CHECKING, "not checked yet")
-        one = self._watched[address] = _Watched(worker)
+        watch = self._watched[address] = _Watched(worker)
         try:
-            one.host, one.port = split_address(address)
+            watch.host, watch.port = split_address(address)
         except ValueError as error:
-            one.worker = replace(worker, state=ExternalState.REFUSED, reason=f"{error}: see rpc_backends")
-            one.due = float("inf")
-        return one
+            watch.worker = replace(worker, state=ExternalState.REFUSED, reason=f"{error}: see rpc_backends")
+            watch.due = float("inf")
+        return watch
 
     def add(self, addresses: Sequence[str]) -> None:
         """Watch workers named by a request for `NAMED_SECONDS`. Those beyond `MOST_NAMED` are ignored."""
         now = asyncio.get_running_loop().time()
         for address in addresses:
-            one = self._watched.get(address)
-            named = sum(other.until < float("inf") for other in self._watched.values())
-            if one is None and named < MOST_NAMED:
-                one = self._add(address)
-                one.until = now
-            if one is not None and one.until < float("inf"):
-                one.until = now + NAMED_SECONDS
+            watch = self._watched.get(address)
+            named = sum(entry.until < float("inf") for entry in self._watched.values())
+            if watch is None and named < MOST_NAMED:
+                watch = self._add(address)
+                watch.until = now
+            if watch is not None and watch.until < float("inf"):
+                watch.until = now + NAMED_SECONDS
 
     async def settled(self, addresses: Sequence[str], limit: float) -> tuple[ExternalWorker, ...]:
         """Wait up to ``limit`` seconds until each of these has been probed; return what is known of them."""
@@ -117,12 +117,12 @@ class ExternalWorkers:
         )
 
     def _checking(self, address: str) -> bool:
-        one = self._watched.get(address)
-        return one is not None and one.worker.state is ExternalState.CHECKING
+        watch = self._watched.get(address)
+        return watch is not None and watch.worker.state is ExternalState.CHECKING
 
     def _forget_unnamed(self, now: float, taken: frozenset[str]) -> None:
         gone = [
-            address for address, one in self._watched.items() if now >= one.until and address not in taken
+            address for address, watch in self._watched.items() if now >= watch.until and address not in taken
         ]
         for address in gone:
             del self._watched[address]
@@ -135,26 +135,26 @@ class ExternalWorkers:
     @property
     def protocol(self) -> Version | None:
         """Protocol version of the local llama.cpp; None while unknown."""
-        return self._ours
+        return self._local
 
-    def use_version(self, ours: Version) -> None:
+    def use_version(self, version: Version) -> None:
         """Set the protocol version of the local llama.cpp, which enables probing."""
-        self._ours = ours
-        for one in self._watched.values():
-            one.due = min(one.due, 0.0) if one.host else one.due
+        self._local = version
+        for watch in self._watched.values():
+            watch.due = min(watch.due, 0.0) if watch.host else watch.due
 
     def listed(self) -> tuple[ExternalWorker, ...]:
         """Return all watched workers, usable or not."""
-        return tuple(one.worker for one in self._watched.values())
+        return tuple(watch.worker for watch in self._watched.values())
 
     def devices(self) -> tuple[Device, ...]:
         """Return the devices of the workers that are usable or in use."""
         taken = self._taken()
         return tuple(
             device
-            for address, one in self._watched.items()
-            if address in taken or one.worker.state is ExternalState.USABLE
-            for device in one.devices
+            for address, watch in self._watched.items()
+            if address in taken or watch.worker.state is ExternalState.USABLE
+            for device in watch.devices
         )
 
     async def run(self) -> None:
@@ -164,50 +164,50 @@ class ExternalWorkers:
             taken = self._taken()
             now = loop.time()
             self._forget_unnamed(now, taken)
-            for address, one in self._watched.items():
+            for address, watch in self._watched.items():
                 if address in taken:
-                    self._update(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
-                elif one.worker.state is ExternalState.TAKEN:
+                    self._update(watch, replace(watch.worker, state=ExternalState.TAKEN, reason=""))
+                elif watch.worker.state is ExternalState.TAKEN:
                     # Whether it survived its client is unknown: it is offered again only after a probe.
                     reason = "a deployment has just released it"
-                    self._update(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
-                    one.due = now
-            due = [one for one in self._watched.values() if now >= one.due and self._ours is not None]
-            await asyncio.gather(*(self._probe(one) for one in due if one.worker.address not in taken))
+                    self._update(watch, replace(watch.worker, state=ExternalState.CHECKING, reason=reason))
+                    watch.due = now
+            due = [watch for watch in self._watched.values() if now >= watch.due and self._local is not None]
+            await asyncio.gather(*(self._probe(watch) for watch in due if watch.worker.address not in taken))
             await asyncio.sleep(_INTERVAL)
 
     async def check(self, address: str) -> str:
         """Probe a worker that a deployment is about to use; return why it is unusable, or an empty string."""
-        one = self._watched.get(address)
-        if one is None or not self._allowed or self._ours is None:
+        watch = self._watched.get(address)
+        if watch is None or not self._allowed or self._local is None:
             return f"{address} is not used by this node"
-        async with one.probing:
-            found = await look(one.host, one.port, self._ours)
+        async with watch.probing:
+            found = await look(watch.host, watch.port, self._local)
         return found.reason
 
-    async def _probe(self, one: _Watched) -> None:
-        async with one.probing:
-            found = await look(one.host, one.port, self._ours)
-        if one.worker.address in self._taken():
+    async def _probe(self, watch: _Watched) -> None:
+        async with watch.probing:
+            found = await look(watch.host, watch.port, self._local)
+        if watch.worker.address in self._taken():
             return  # A deployment has taken it meanwhile, which may be why it did not answer.
-        before = one.worker.state
+        before = watch.worker.state
         state, reason = found.state, found.reason
         if state is ExternalState.DEAD and before is ExternalState.BUSY and found.silent:
             # Its accept queue is full, with our probes among others.
-            state, reason = ExternalState.BUSY, one.worker.reason
+            state, reason = ExternalState.BUSY, watch.worker.reason
         if state is ExternalState.USABLE and not self._allowed:
             state = ExternalState.REFUSED
             reason = (
                 "it is neither authenticated nor encrypted: anyone who can reach it can read and change "
                 "what it computes; to use it anyway, set llama.allow_plain_workers = true"
             )
-        usual = _PAUSES.get(state, _LONGEST)
-        one.pause = min(one.pause * 2, _LONGEST) if state is before is ExternalState.BUSY else usual
-        one.due = asyncio.get_running_loop().time() + one.pause
-        one.devices = self._offered(one.worker.address, found) if state is ExternalState.USABLE else ()
-        worker = found.worker(one.worker.address)
-        version = worker.version or one.worker.version
-        self._update(one, replace(worker, state=state, reason=reason, version=version))
+        usual = _PAUSES.get(state, _MAX_PAUSE)
+        watch.pause = min(watch.pause * 2, _MAX_PAUSE) if state is before is ExternalState.BUSY else usual
+        watch.due = asyncio.get_running_loop().time() + watch.pause
+        watch.devices = self._offered(watch.worker.address, found) if state is ExternalState.USABLE else ()
+        worker = found.worker(watch.worker.address)
+        version = worker.version or watch.worker.version
+        self._update(watch, replace(worker, state=state, reason=reason, version=version))
 
     def _offered(self, address: str, found: ProbeResult) -> tuple[Device, ...]:
         devices = []
@@ -228,10 +228,10 @@ class ExternalWorkers:
             )
         return tuple(devices)
 
-    def _update(self, one: _Watched, worker: ExternalWorker) -> None:
-        if worker != one.worker:
-            if (worker.state, worker.reason) != (one.worker.state, one.worker.reason):
+    def _update(self, watch: _Watched, worker: ExternalWorker) -> None:
+        if worker != watch.worker:
+            if (worker.state, worker.reason) != (watch.worker.state, watch.worker.reason):
                 log.info("external worker %s: %s. %s", worker.address, worker.state.value, worker.reason)
-            one.worker = worker
+            watch.worker = worker
             self._news.set()
             self._changed()

@@ -104,11 +104,11 @@ class Build:
 
         def line(text: str) -> None:
             if match := _COUNT.match(text):
-                done, of = int(match[1]), max(int(match[2]), 1)
+                done, total = int(match[1]), max(int(match[2]), 1)
                 self._tell(
                     "building",
-                    0.1 + 0.88 * done / of,
-                    f"building llama.cpp for {backend.name}: {done} of {of}",
+                    0.1 + 0.88 * done / total,
+                    f"building llama.cpp for {backend.name}: {done} of {total}",
                 )
 
         self._steps.run(
@@ -119,8 +119,8 @@ class Build:
         )
         folder = self._work / f"out-{backend.name}" / "bin"
         folder.mkdir(parents=True)
-        for made in [*(target / "bin" / name for name in TARGETS), *(target / "bin").glob("*.so*")]:
-            shutil.copy2(made, folder / made.name, follow_symlinks=False)
+        for file in [*(target / "bin" / name for name in TARGETS), *(target / "bin").glob("*.so*")]:
+            shutil.copy2(file, folder / file.name, follow_symlinks=False)
         shutil.rmtree(target, ignore_errors=True)
         return folder
 
@@ -134,15 +134,15 @@ class Build:
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
             "GIT_HTTP_LOW_SPEED_TIME": "20",
         }
-        what = f"git could not fetch {UPSTREAM}"
-        here = ["git", "-C", str(source)]
-        self._steps.run(what, ["git", "ls-remote", "--exit-code", UPSTREAM, "HEAD"], env=env, timeout=20)
-        self._steps.run(what, ["git", "init", "--quiet", str(source)], env=env)
+        failure = f"git could not fetch {UPSTREAM}"
+        git = ["git", "-C", str(source)]
+        self._steps.run(failure, ["git", "ls-remote", "--exit-code", UPSTREAM, "HEAD"], env=env, timeout=20)
+        self._steps.run(failure, ["git", "init", "--quiet", str(source)], env=env)
         # By its hash: a tag can be moved.
-        fetch = [*here, "fetch", "--quiet", "--depth", "1", UPSTREAM, COMMIT]
-        self._steps.run(what, fetch, env=env, timeout=900)
-        self._steps.run(what, [*here, "checkout", "--quiet", "FETCH_HEAD"], env=env)
-        head = self._steps.run("git rev-parse", [*here, "rev-parse", "HEAD"]).strip()
+        fetch = [*git, "fetch", "--quiet", "--depth", "1", UPSTREAM, COMMIT]
+        self._steps.run(failure, fetch, env=env, timeout=900)
+        self._steps.run(failure, [*git, "checkout", "--quiet", "FETCH_HEAD"], env=env)
+        head = self._steps.run("git rev-parse", [*git, "rev-parse", "HEAD"]).strip()
         if head != COMMIT:
             raise SetupFailed(f"{UPSTREAM} returned commit {head[:40]} instead of {COMMIT}; not used")
         return source
@@ -166,16 +166,16 @@ class Build:
         if archive is None:
             raise SetupFailed(f"pip fetched {name} {version}, but there is no archive")
         self._tell("fetching", 0.04, "unpacking llama.cpp")
-        inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
+        prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
         import tarfile  # rarely needed; keeps an idle daemon small
 
         with tarfile.open(archive) as packed:
-            members = [one for one in packed.getmembers() if one.name.startswith(inside)]
+            members = [member for member in packed.getmembers() if member.name.startswith(prefix)]
             if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later; the digest was checked anyway.
                 packed.extraction_filter = tarfile.data_filter
             packed.extractall(self._work, members)
         archive.unlink()
-        return self._work / inside
+        return self._work / prefix
 
     def _wheels(self) -> tuple[str, str]:
         """Install CMake and Ninja into an environment of this build; return their paths."""
@@ -184,9 +184,9 @@ class Build:
         scripts = Path(self._python()).parent
         return str(scripts / "cmake"), str(scripts / "ninja")
 
-    def _install_tools(self, what: str) -> None:
+    def _install_tools(self, failure: str) -> None:
         wheels = ("--only-binary", ":all:", "--require-hashes", "-r", str(TOOLS))
-        self._steps.run(what, self._pip("install", *wheels), timeout=900)
+        self._steps.run(failure, self._pip("install", *wheels), timeout=900)
 
     def _pip(self, command: str, *arguments: str) -> list[str]:
         options = ("--disable-pip-version-check", "--no-input", "--quiet")

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from sollold.errors import system_words
 from sollold.machine.child_guard import guarded
 
-_KEPT = 400
+_MAX_LINES = 400
 _FAULT = re.compile(
     r"\berror\b[:!]|\bError\b at |CMake Error|fatal error|^ERROR|^fatal:|undefined reference|"
     r"No space left|Killed"
@@ -35,13 +35,13 @@ class Steps:
     """Runs commands one at a time and writes their output to ``log``.
 
     Args:
-            log: the open log file.
-            where: path of the log file, for messages.
+        log: the open log file.
+        path: path of the log file, for messages.
     """
 
-    def __init__(self, log: BinaryIO, where: Path) -> None:
+    def __init__(self, log: BinaryIO, path: Path) -> None:
         self._log = log
-        self._where = where
+        self._where = path
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._expired: subprocess.Popen[bytes] | None = None
@@ -60,17 +60,17 @@ class Steps:
 
     def run(
         self,
-        what: str,
+        step: str,
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
         timeout: float = 0.0,
     ) -> str:
-        """Run ``command`` and return the last lines of its output. ``what`` describes it in messages.
+        """Run ``command`` and return the last lines of its output. ``step`` describes it in messages.
 
         Raises:
-                SetupFailed: it could not be run, failed, or took more than ``timeout`` seconds.
+            SetupFailed: it could not be run, failed, or took more than ``timeout`` seconds.
             Cancelled: `cancel` was called.
         """
         self._write(f"\n$ {' '.join(command)}\n")
@@ -86,12 +86,12 @@ class Steps:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise SetupFailed(f"{what}: {command[0]} can't be run: {system_words(error)}") from error
+                raise SetupFailed(f"{step}: {command[0]} can't be run: {system_words(error)}") from error
         timer = threading.Timer(timeout, self._expire, [popen])
         timer.daemon = True
         if timeout:
             timer.start()
-        lines: deque[str] = deque(maxlen=_KEPT)
+        lines: deque[str] = deque(maxlen=_MAX_LINES)
         try:
             assert popen.stdout is not None
             with popen.stdout:
@@ -111,19 +111,19 @@ class Steps:
                 self._running = None
         self.check()
         if self._expired is popen:
-            raise SetupFailed(f"{what}: timed out after {timeout:.0f} s (full log: {self._where})")
+            raise SetupFailed(f"{step}: timed out after {timeout:.0f} s (full log: {self._where})")
         if code != 0:
-            raise SetupFailed(self._failure_message(what, code, lines))
+            raise SetupFailed(self._failure_message(step, code, lines))
         return "\n".join(lines)
 
-    def _failure_message(self, what: str, code: int, lines: Sequence[str]) -> str:
+    def _failure_message(self, step: str, code: int, lines: Sequence[str]) -> str:
         rest = iter(lines)
         cause = next((line for line in rest if _FAULT.search(line)), "")
         if cause.endswith("(message):"):  # CMake puts the message on the next line
             cause = next((line for line in rest if line.strip()), cause)
         if not cause:
             cause = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-        return f"{what} failed: {cause.strip()[:300]} (full log: {self._where})"
+        return f"{step} failed: {cause.strip()[:300]} (full log: {self._where})"
 
     def _expire(self, popen: subprocess.Popen[bytes]) -> None:
         with self._lock:

@@ -108,12 +108,12 @@ def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     """Yield (server, worker) pairs; sharing a folder shows that they come from the same build."""
     built = sorted((cache / "llama.cpp").glob("b*/bin"), key=_age, reverse=True)
     # Our GPU builds come first. Our CPU builds come last: any other build is at least as good.
-    folders = [one for one in built if not one.parent.name.endswith("-cpu")]
+    folders = [folder for folder in built if not folder.parent.name.endswith("-cpu")]
     on_path = shutil.which("llama-server")
     if on_path:
         folders.append(Path(on_path).resolve().parent)
     folders += [home_folder() / "llama.cpp" / "build" / "bin", PACKAGED]
-    folders += [one for one in built if one.parent.name.endswith("-cpu")]
+    folders += [folder for folder in built if folder.parent.name.endswith("-cpu")]
     for folder in folders:
         server = folder / "llama-server"
         worker = _worker_in(folder)

@@ -62,8 +62,8 @@ class Progress:
 
     Attributes:
         stage: ``finding``, ``waiting``, ``fetching``, ``configuring``, ``building``, ``checking``, ``ready``.
-            fraction: fraction of the whole, 0.0 to 1.0.
-            message: a short sentence for people, as in the record's ``setup``.
+        fraction: fraction of the whole, 0.0 to 1.0.
+        message: a short sentence for people, as in the record's ``setup``.
     """
 
     stage: str
@@ -75,7 +75,7 @@ async def set_up(settings: LlamaSettings, cache: Path, tell: Callable[[Progress]
     """Find or build llama.cpp; ``tell`` is called on the loop. Cancelling kills the build's processes.
 
     Raises:
-            SetupFailed: there is none and it can't be built; the message says why and what to do.
+        SetupFailed: there is none and it can't be built; the message says why and what to do.
     """
     loop = asyncio.get_running_loop()
 
@@ -188,10 +188,10 @@ class Setup:
             raise SetupFailed(f"llama.cpp can't be built for {gpu}: its toolkit isn't installed here")
         backend = portable(toolkit, architectures)
 
-        def there() -> Llama | None:
+        def existing() -> Llama | None:
             return self._find_portable(backend)
 
-        found = there() or self._build_once(lambda: [backend], there)
+        found = existing() or self._build_once(lambda: [backend], existing)
         self._tell("ready", 1.0, "ready")
         return found
 
@@ -201,12 +201,12 @@ class Setup:
         """
         if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
             return None
-        best = next((one for one in backends() if not _failed(self._folder, one)), None)
+        best = next((backend for backend in backends() if not _failed(self._folder, backend)), None)
         folder = found.server.parent
-        ours = folder == PACKAGED or folder.parent.parent == self._folder
+        own_build = folder == PACKAGED or folder.parent.parent == self._folder
         old = folder.parent.parent == self._folder and not folder.parent.name.startswith(f"{TAG}-")
         alone = folder == PACKAGED or folder.parent.name.endswith(f"-{CPU.name}")
-        if not ours or best is None:
+        if not own_build or best is None:
             return None
         if best is CPU:
             # Without its toolkit a GPU is better served by the old build.
@@ -219,17 +219,17 @@ class Setup:
 
         self._has_fallback = True
 
-        def there() -> Llama | None:
-            now = self._find()
-            return now if now != found else None
+        def existing() -> Llama | None:
+            current = self._find()
+            return current if current != found else None
 
         try:
-            return self._build_once(lambda: [better], there)
+            return self._build_once(lambda: [better], existing)
         except SetupFailed as error:
-            again = "at the next start"
+            retry = "at the next start"
             if _failed(self._folder, better):
-                again = f"after an upgrade, or once you remove {_failure(self._folder, better)}"
-            log.warning("%s; using %s instead; the build will be retried %s", error, found.server, again)
+                retry = f"after an upgrade, or once you remove {_failure(self._folder, better)}"
+            log.warning("%s; using %s instead; the build will be retried %s", error, found.server, retry)
             return found
 
     def _find_portable(self, backend: BuildBackend) -> Llama | None:
@@ -248,7 +248,7 @@ class Setup:
         return found
 
     def _build_once(
-        self, wanted: Callable[[], list[BuildBackend]], there: Callable[[], Llama | None]
+        self, wanted: Callable[[], list[BuildBackend]], existing: Callable[[], Llama | None]
     ) -> Llama:
         if not self._settings.build:
             why = f" ({'; '.join(self._skipped)})" if self._skipped else ""
@@ -263,7 +263,7 @@ class Setup:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._only_one() as waited:
-                if waited and (found := there()) is not None:
+                if waited and (found := existing()) is not None:
                     return found
                 return self._build(wanted)
         except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sollold.facts import dataclass
 
-_CMAKE_LEAST = (3, 18)
+_MIN_CMAKE = (3, 18)
 _VULKAN_HEADERS = (Path("/usr/include/vulkan/vulkan.h"), Path("/usr/local/include/vulkan/vulkan.h"))
 
 
@@ -41,7 +41,7 @@ def backends() -> list[BuildBackend]:
 
 def for_gpu(name: str) -> BuildBackend | None:
     """Return the backend of this name; None if its toolkit is not installed."""
-    return next((one for one in _gpus() if one.name == name), None)
+    return next((backend for backend in _gpus() if backend.name == name), None)
 
 
 def portable(gpu: BuildBackend | None, architectures: str) -> BuildBackend:
@@ -112,7 +112,7 @@ def generator() -> tuple[str, str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"version (\d+)\.(\d+)", output)
-    if match is None or (int(match[1]), int(match[2])) < _CMAKE_LEAST:
+    if match is None or (int(match[1]), int(match[2])) < _MIN_CMAKE:
         return None
     return cmake, ninja
 

@@ -18,7 +18,7 @@ log = logging.getLogger("sollold.engines")
 T = TypeVar("T")
 
 _MAX_BYTES = 32 << 20
-_QUICK = 2.0
+_TIMEOUT = 2.0
 _PS_TIMEOUT = 2.0
 """Timeout of ``/api/ps`` in seconds; beyond it Ollama is assumed to be busy with a load."""
 
@@ -118,9 +118,9 @@ def is_here(url: str) -> bool:
         found = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
         return True
-    for family, kind, _, _, place in found:
+    for family, kind, _, _, target in found:
         with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-            probe.bind(place)  # fails unless an interface has the address
+            probe.bind(target)  # fails unless an interface has the address
             return True
     return False
 
@@ -143,7 +143,7 @@ class OllamaApi:
     async def is_ours(self) -> bool:
         """Return whether the server is a sollold, which speaks Ollama's API too."""
         try:
-            async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_QUICK)) as response:
+            async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_TIMEOUT)) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
@@ -214,7 +214,7 @@ class OllamaApi:
     ) -> T:
         try:
             async with self._session.request(
-                method, f"{self.url}{path}", json=body, timeout=_timeout(timeout or _QUICK)
+                method, f"{self.url}{path}", json=body, timeout=_timeout(timeout or _TIMEOUT)
             ) as response:
                 raw = await response.content.read(_MAX_BYTES)
                 while chunk := await response.content.read(_MAX_BYTES - len(raw)):
@@ -231,4 +231,4 @@ class OllamaApi:
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds, connect=min(seconds, _QUICK))
+    return aiohttp.ClientTimeout(total=seconds, connect=min(seconds, _TIMEOUT))

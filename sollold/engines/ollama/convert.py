@@ -11,7 +11,7 @@ from sollold.engines.ollama.loaded import ModelUse
 from sollold.machine.device import Kind, one_a_memory
 from sollold.models.model import Model
 
-_FOREVER = 10 * 365 * 86400.0
+_FOREVER_SECONDS = 10 * 365 * 86400.0
 """Seconds beyond which a model counts as kept forever: Ollama writes a time centuries away."""
 _COUNT = re.compile(r"([\d.]+)\s*([KMBT]?)", re.IGNORECASE)
 _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -58,7 +58,7 @@ def _seconds(text: str) -> float:
 def seconds_left(expires_at: str, now: float) -> float:
     """Return the seconds until ``expires_at``; negative if the model is kept forever."""
     left = _seconds(expires_at) - now
-    return -1.0 if left > _FOREVER else round(max(0.0, left), 1)
+    return -1.0 if left > _FOREVER_SECONDS else round(max(0.0, left), 1)
 
 
 def endpoint_of(
@@ -84,7 +84,7 @@ def endpoint_of(
         slots: parallel requests that Ollama accepts.
         now: seconds since 1970.
     """
-    can = (model.capabilities if model else ()) or tuple(tag.capabilities or ())
+    capabilities = (model.capabilities if model else ()) or tuple(tag.capabilities or ())
     return Endpoint(
         id=OLLAMA_PREFIX + name,
         model=name,
@@ -101,7 +101,7 @@ def endpoint_of(
         layers=model.layers if model else 0,
         placed=placed,
         expires=seconds_left(loaded.expires_at, now) if loaded else 0.0,
-        embedding="embedding" in can and "completion" not in can,
+        embedding="embedding" in capabilities and "completion" not in capabilities,
     )
 
 

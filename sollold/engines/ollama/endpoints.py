@@ -22,7 +22,7 @@ _MARGIN = 1.1
 """Minimum memory of a loaded model, per byte of its file."""
 _EXPIRY_SECONDS = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
-_SHOWS = 1.0
+_SHOW_SECONDS = 1.0
 """Seconds after which no further model is asked about; the rest follow with the next list."""
 _GATHER_SECONDS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
@@ -100,9 +100,9 @@ class OllamaEndpoints:
             OllamaError: it does not answer now.
         """
         digests = {tag.digest for tag in tags.values()}
-        self._shown = {digest: can for digest, can in self._shown.items() if digest in digests}
+        self._shown = {digest: known for digest, known in self._shown.items() if digest in digests}
         loop = asyncio.get_running_loop()
-        end = loop.time() + _SHOWS
+        end = loop.time() + _SHOW_SECONDS
         for name, tag in tags.items():
             if tag.digest not in self._shown and not self._file(name) and loop.time() < end:
                 self._shown[tag.digest] = await api.capabilities(tag.name)
@@ -148,13 +148,13 @@ class OllamaEndpoints:
         endpoints = tuple(
             endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
         )
-        self.loaded.forget_unused({one.id for one in endpoints})
+        self.loaded.forget_unused({endpoint.id for endpoint in endpoints})
         # A change of expiry times alone is published only now and then.
         now = asyncio.get_running_loop().time()
-        same = [_without_expiry(one) for one in endpoints] == [_without_expiry(one) for one in self.endpoints]
+        same = [_without_expiry(e) for e in endpoints] == [_without_expiry(e) for e in self.endpoints]
         if endpoints != self.endpoints and not (same and now - self._published_at < _EXPIRY_SECONDS):
             self.endpoints, self._published_at = endpoints, now
-            others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
+            others = (e for e in self._view.me.endpoints if e.backend is not Backend.OLLAMA)
             self._view.update_me(endpoints=(*endpoints, *others))
 
     def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:

@@ -14,7 +14,7 @@ from sollold.models.names import canonical
 
 RESIDENT_STEP = 64 * 1024**2
 """Granularity of a runner's memory in bytes: it changes all the time, and is gossiped to all nodes."""
-_RECENT = 5.0
+_RECENT_SECONDS = 5.0
 """Seconds for which a model counts as in use after another client has used it."""
 
 
@@ -50,12 +50,12 @@ class LoadedModels:
         new = now if self._seen else 0.0
         self._seen = True
         models: dict[str, _InMemory] = {}
-        for one in loaded:
+        for model in loaded:
             with contextlib.suppress(ValueError):
-                name = canonical(one.name).lower()
+                name = canonical(model.name).lower()
                 before = self._models.get(name)
-                same = before is not None and before.loaded.expires_at == one.expires_at
-                models[name] = _InMemory(one, before.touched if before and same else now if before else new)
+                same = before is not None and before.loaded.expires_at == model.expires_at
+                models[name] = _InMemory(model, before.touched if before and same else now if before else new)
         self._models = models
 
     def clear(self) -> None:
@@ -85,7 +85,7 @@ class LoadedModels:
         if use.inside or use.active or use.waiting:
             return True
         found = self._models.get(name.lower())
-        return found is not None and now - found.touched < _RECENT
+        return found is not None and now - found.touched < _RECENT_SECONDS
 
 
 def placement(

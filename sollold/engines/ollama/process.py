@@ -17,9 +17,9 @@ from sollold.settings.location import expanded
 
 log = logging.getLogger("sollold.engines")
 
-_START = 90.0
+_START_SECONDS = 90.0
 """Timeout of a start, in seconds: Ollama listens at once, but looks for GPUs first."""
-_LOOK = 0.2
+_POLL_SECONDS = 0.2
 
 
 class OwnOllama:
@@ -86,18 +86,18 @@ class OwnOllama:
             self.trouble = f"{binary} can't be started: {system_reason(error)}."
             return False
         log.info("started Ollama: %s", binary)
-        until = asyncio.get_running_loop().time() + _START
-        while asyncio.get_running_loop().time() < until:
+        deadline = asyncio.get_running_loop().time() + _START_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
             if not self._process.running:
                 words = " ".join(self._process.last_lines()[-2:])
                 self.trouble = f"Ollama exited right after its start: {words}"
                 break
             if await answers():
                 return True
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
         else:
             self.trouble = (
-                f"Ollama was started but did not answer within {_START:.0f} s; see {self._log_file}."
+                f"Ollama was started but did not answer within {_START_SECONDS:.0f} s; see {self._log_file}."
             )
         await self.stop()
         return False

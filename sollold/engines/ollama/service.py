@@ -32,16 +32,16 @@ from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.engines")
 
-_POLL = 3.0
+_POLL_SECONDS = 3.0
 _TAGS_EVERY = 5
 """Number of polls between requests for the list of models."""
-_ABSENT = (5.0, 60.0)
+_RETRY_SECONDS = (5.0, 60.0)
 """Seconds between attempts to find Ollama: initial and maximum."""
-_STEADY = 60.0
+_STEADY_SECONDS = 60.0
 """Uptime in seconds after which an Ollama that we started is restarted immediately when it exits."""
-_HANGS = 3
+_MAX_HANGS = 3
 """Consecutive failed polls after which Ollama counts as gone; a managed one is then restarted."""
-_LET_GO = 15.0
+_UNLOAD_SECONDS = 15.0
 
 
 class LocalOllama:
@@ -59,7 +59,7 @@ class LocalOllama:
         stores: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         service: Mapping[str, str] | None = None,
-        poll: float = _POLL,
+        poll: float = _POLL_SECONDS,
     ) -> None:
         """``own_port``: port on which this daemon itself serves Ollama's API.
 
@@ -160,7 +160,7 @@ class LocalOllama:
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
         """Return the endpoint with this id."""
-        return next((one for one in self.endpoints() if one.id == endpoint), None)
+        return next((e for e in self.endpoints() if e.id == endpoint), None)
 
     # Engines
 
@@ -219,8 +219,8 @@ class LocalOllama:
     async def _wait_until_unloaded(self, name: str) -> Done:
         """Wait until Ollama no longer lists the model: its runner exits a moment after the response."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _LET_GO
-        while self._api is not None and loop.time() < until:
+        deadline = loop.time() + _UNLOAD_SECONDS
+        while self._api is not None and loop.time() < deadline:
             loaded = await self._api.ps()
             if loaded is not None:
                 self._models.use_loaded(loaded)
@@ -228,32 +228,32 @@ class LocalOllama:
                 if self._models.loaded.get(name) is None:
                     return Done(True)
             await asyncio.sleep(0.2)
-        return Done(False, f"Ollama still holds {name} after {_LET_GO:.0f} seconds")
+        return Done(False, f"Ollama still holds {name} after {_UNLOAD_SECONDS:.0f} seconds")
 
     # The watch
 
     async def _run(self) -> None:
         attempt = LogAndRetry("polling Ollama", log)
-        wait = _ABSENT[0]
+        wait = _RETRY_SECONDS[0]
         while True:
-            again, steady = False, False
+            retry, steady = False, False
             with attempt:
-                again, steady = await self._watch_once()
+                retry, steady = await self._watch_once()
             if steady:
-                wait = _ABSENT[0]
-            if not again:
+                wait = _RETRY_SECONDS[0]
+            if not retry:
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, _ABSENT[1])
+                wait = min(wait * 2, _RETRY_SECONDS[1])
 
     async def _watch_once(self) -> tuple[bool, bool]:
         """Follow Ollama while it answers. Returns (retry at once, whether it had been up for long)."""
         loop = asyncio.get_running_loop()
         if await self._connect():
-            since = loop.time()
+            start = loop.time()
             await self._follow()
             self._mark_gone()
             # One that keeps exiting is restarted only after a pause.
-            steady = self._own is None or loop.time() - since > _STEADY
+            steady = self._own is None or loop.time() - start > _STEADY_SECONDS
             return self._own is not None and steady, steady
         if self._own is not None and not self._wrong_address:
             return await self._own.start(self._answers), False
@@ -287,7 +287,7 @@ class LocalOllama:
         """Keep the lists of models and loaded models current until Ollama is gone."""
         assert self._api is not None
         failures, polls = 0, 0
-        while failures < _HANGS:
+        while failures < _MAX_HANGS:
             self._poll_now.clear()
             try:
                 if failures:
@@ -311,7 +311,7 @@ class LocalOllama:
                 await asyncio.wait_for(self._poll_now.wait(), self._poll)
                 await asyncio.sleep(min(0.3, self._poll))  # A use shows in /api/ps a moment later.
         if self._own is not None and self._own.started:
-            log.warning("Ollama has not answered %d times; restarting it", _HANGS)
+            log.warning("Ollama has not answered %d times; restarting it", _MAX_HANGS)
             await self._own.stop()
 
     def _mark_gone(self) -> None:
@@ -321,10 +321,10 @@ class LocalOllama:
 
     def _slots(self) -> int:
         """Return the parallel requests configured for the running Ollama, by us or by its own unit."""
-        ours = self._environ.get("OLLAMA_NUM_PARALLEL", "")
+        own = self._environ.get("OLLAMA_NUM_PARALLEL", "")
         if self._own is not None and self._own.started:
-            return _parse_slots(ours)
-        return _parse_slots(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
+            return _parse_slots(own)
+        return _parse_slots(self._service.get("OLLAMA_NUM_PARALLEL", "") or own)
 
 
 def _parse_slots(text: str) -> int:
