@@ -129,7 +129,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    monkeypatch.setattr(tensor_cache, "_SPARE", 0)
+    monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
     monkeypatch.setattr(cache_fill, "_CHUNK", 3000)
     made = Bench(tmp_path)
     yield made

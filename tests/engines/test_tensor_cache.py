@@ -15,7 +15,7 @@ ONE, TWO, THREE = "0" * 16, "1" * 16, "2" * 16
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TensorCache:
-    monkeypatch.setattr(tensor_cache, "_SPARE", 0)
+    monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
     return TensorCache(tmp_path / "tensors", 1000)
 
 

@@ -85,15 +85,15 @@ class Journal:
         Returns the killed children.
         """
         with self._lock:
-            killed = [one for one in self._read() if _alive(one)]
-            for one in killed:
-                log.warning("killing %s (pid %d), left by an earlier run", one.name, one.pid)
-                _kill(one.pid)
+            killed = [child for child in self._read() if _alive(child)]
+            for child in killed:
+                log.warning("killing %s (pid %d), left by an earlier run", child.name, child.pid)
+                _kill(child.pid)
             for pid in (descendants := _marked(self.mark)):
                 log.warning("killing pid %d, started by a child of an earlier run", pid)
                 _kill(pid)
             deadline = time.monotonic() + _KILL_SECONDS
-            ending = {one.pid: one.started for one in killed} | descendants
+            ending = {child.pid: child.started for child in killed} | descendants
             while time.monotonic() < deadline and any(
                 start_time and started(pid) == start_time for pid, start_time in ending.items()
             ):
@@ -145,5 +145,5 @@ def _kill(pid: int) -> None:
         os.kill(pid, 9)
 
 
-def _alive(one: ChildProcess) -> bool:
-    return bool(one.started) and started(one.pid) == one.started
+def _alive(child: ChildProcess) -> bool:
+    return bool(child.started) and started(child.pid) == child.started

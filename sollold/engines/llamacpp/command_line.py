@@ -54,7 +54,9 @@ class WorkerAddress:
 
 def worker_devices(plan: Plan, node: str) -> tuple[str, ...]:
     """Return the devices for which ``node`` starts a worker. The head's own GPUs need none."""
-    wanted = (one.device for one in plan.shares if one.node == node and not external_address(one.device))
+    wanted = (
+        share.device for share in plan.shares if share.node == node and not external_address(share.device)
+    )
     return tuple(dict.fromkeys(device for device in wanted if node != plan.head or device == PROCESSOR))
 
 
@@ -78,8 +80,8 @@ def external_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]
 
 def device_names(plan: Plan, workers: Sequence[WorkerAddress]) -> tuple[str, ...]:
     """Return ``--device``: llama-server's names of the plan's devices, in the order of the shares."""
-    remote = [(one.node, device) for one in workers for device in one.devices]
-    names = {place: f"RPC{index}" for index, place in enumerate(remote)}
+    remote = [(worker.node, device) for worker in workers for device in worker.devices]
+    names = {pair: f"RPC{index}" for index, pair in enumerate(remote)}
     return tuple(names.get((share.node, share.device), share.device) for share in plan.shares)
 
 
@@ -108,7 +110,7 @@ def command_line(
     line += ["--api-key-file", str(key_file)]
     line += ["--model", model.files[0], "--alias", plan.model]
     if workers:
-        line += ["--rpc", ",".join(f"{one.host}:{one.port}" for one in workers)]
+        line += ["--rpc", ",".join(f"{worker.host}:{worker.port}" for worker in workers)]
     if plan.shares:
         line += ["--device", ",".join(device_names(plan, workers)), "--split-mode", "layer"]
         line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]
@@ -150,27 +152,27 @@ def _embedding(model: Model) -> list[str]:
     return ["--embedding", *(["--pooling", "mean"] if "completion" in model.capabilities else [])]
 
 
-def can_draft(llama: Llama, by: str) -> bool:
-    """Return whether a build supports this kind of speculation; ``by``: as in `Plan.drafts_by`."""
-    return "--spec-ngram-simple-size-m" in llama.flags and (by != MTP or DRAFT_MTP in llama.flags)
+def can_draft(llama: Llama, drafts_by: str) -> bool:
+    """Return whether a build supports this kind of speculation; ``drafts_by``: as in `Plan`."""
+    return "--spec-ngram-simple-size-m" in llama.flags and (drafts_by != MTP or DRAFT_MTP in llama.flags)
 
 
 def _speculation(plan: Plan, llama: Llama, draft: Model | None) -> list[str]:
     if not plan.drafts_by or not can_draft(llama, plan.drafts_by):
         return []
-    most = str(plan.run.drafts)
+    limit = str(plan.run.drafts)
     if plan.drafts_by == NGRAM:
-        lengths = ["--spec-ngram-simple-size-n", str(NGRAM_LOOKUP), "--spec-ngram-simple-size-m", most]
+        lengths = ["--spec-ngram-simple-size-n", str(NGRAM_LOOKUP), "--spec-ngram-simple-size-m", limit]
         return ["--spec-type", "ngram-simple", *lengths]
     types = ["--spec-draft-type-k", plan.run.type_k, "--spec-draft-type-v", plan.run.type_v]
     # Sampling on the device would take memory that the plan has not counted.
     types += ["--no-spec-draft-backend-sampling"]
     if plan.drafts_by == MTP:
-        return ["--spec-type", DRAFT_MTP, "--spec-draft-n-max", most, *types]
+        return ["--spec-type", DRAFT_MTP, "--spec-draft-n-max", limit, *types]
     if draft is None:
         return []
     host = plan.draft_device == PROCESSOR
-    line = ["--spec-type", "draft-simple", "--spec-draft-model", draft.files[0], "--spec-draft-n-max", most]
+    line = ["--spec-type", "draft-simple", "--spec-draft-model", draft.files[0], "--spec-draft-n-max", limit]
     # By default it follows --device: to the workers, where each drafted token costs a round trip.
     line += ["--spec-draft-device", "none" if host else plan.draft_device]
     return [*line, "--spec-draft-ngl", "0" if host else "all", *types]

@@ -259,8 +259,8 @@ class Deployment:
         """Load it, run it, end it. Returns once all processes are dead and all participants notified."""
         work = asyncio.create_task(self._live())
         try:
-            either: set[asyncio.Future[Any]] = {work, self._fault}
-            done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            pending: set[asyncio.Future[Any]] = {work, self._fault}
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if work in done and not self._fault.done():
                 await self._end_by(_cause(work.exception()))
         finally:
@@ -270,7 +270,7 @@ class Deployment:
             await self._end_all()
 
     async def _live(self) -> None:
-        begin = time.monotonic()
+        start = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for node in self.participants:
                 # At once: a committed grant could expire while its own or another worker starts.
@@ -279,9 +279,9 @@ class Deployment:
             if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
                 raise HeadFailed(check)
             self._become(State.LOADING)
-            still = group.create_task(self._watch_load())
+            watcher = group.create_task(self._watch_load())
             self.head = await self._load(workers)
-            still.cancel()
+            watcher.cancel()
             if can_keep(self.plan, self.drafts.by):
                 prompts, address = self._context.prompts, self.head.address
                 await prompts.restore(self._context.http, address, self._prompts_key())
@@ -293,7 +293,7 @@ class Deployment:
             log.info(
                 "%s is ready after %.1f s",
                 self.plan.model,
-                time.monotonic() - begin,
+                time.monotonic() - start,
                 extra={"deployment": self.id},
             )
             await asyncio.wait({self.head.process.exited})
@@ -362,11 +362,11 @@ class Deployment:
             await asyncio.sleep(1.0)
             process = self.head.process if self.head is not None else None
             on_disk = process is not None and process.waits_for_disk()
-            if still := self.progress.stalled(self._load_work(), on_disk):
+            if stalled := self.progress.stalled(self._load_work(), on_disk):
                 if self.progress.begun:
-                    why = f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s"
+                    why = f"loading stalled at {self.progress.value:.0%}: no progress for {stalled:.0f} s"
                 else:
-                    why = f"llama-server hung at startup: no activity for {still:.0f} s"
+                    why = f"llama-server hung at startup: no activity for {stalled:.0f} s"
                 if on_disk:
                     why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
                 # With several nodes, another one's process may be the hung one.
@@ -412,7 +412,7 @@ class Deployment:
         if self.state is State.FAILED:
             return
         self.state = state
-        self.reason = _NODE.sub(lambda found: self._names.get(found[1], found[0]), reason)
+        self.reason = _NODE.sub(lambda match: self._names.get(match[1], match[0]), reason)
         self._tell()
 
     def _tell(self) -> None:

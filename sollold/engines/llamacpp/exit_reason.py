@@ -39,7 +39,7 @@ _PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
 """Time and level at the start of a llama-server log line."""
 _ROUTINE = re.compile(r"^(?:[\d.]+ )?[IDT] ")
 """A line below the level of a warning: it reports normal progress, whatever words it contains."""
-_LENGTH = 300
+_MAX_LENGTH = 300
 
 
 def port_was_taken(lines: Sequence[str]) -> bool:
@@ -61,7 +61,7 @@ def crashed(code: int) -> bool:
     """Return whether a process with this exit code crashed by itself or because of a request: it was neither
     stopped nor killed, and no mapped file was truncated."""
     intended = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return code not in (0, -signal.SIGBUS, *(-one for one in intended))
+    return code not in (0, -signal.SIGBUS, *(-number for number in intended))
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:
@@ -86,7 +86,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         return UNREADABLE
     if any(_THREADS.search(line) for line in clean):
         return f"{_exit_text(code)}: {NO_THREADS}"
-    how = _exit_text(code)
+    ending = _exit_text(code)
     cause = _assertion(clean) if code < 0 else ""
     cause = cause or next((line for line in clean if _LOADING.search(line)), "")
     if not cause:
@@ -96,7 +96,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         cause = next(suspicious, "")
     if not cause:
         cause = clean[-1] if clean else ""
-    return f"{how}: {_short(cause)}" if cause else how
+    return f"{ending}: {_short(cause)}" if cause else ending
 
 
 def _assertion(lines: Sequence[str]) -> str:
@@ -117,4 +117,4 @@ def _exit_text(code: int) -> str:
 
 def _short(line: str) -> str:
     line = _PREFIX.sub("", line.strip())
-    return line if len(line) <= _LENGTH else line[: _LENGTH - 1] + "…"
+    return line if len(line) <= _MAX_LENGTH else line[: _MAX_LENGTH - 1] + "…"

@@ -40,7 +40,7 @@ log = logging.getLogger("sollold.engines")
 PROGRAM = "llama-fit-params"
 ASK_SECONDS = 30.0
 """Timeout: it reads only the header and the vocabulary; a slow disk gets time, a hang does not."""
-_KEPT = 256
+_MAX_RESULTS = 256
 """Maximum number of cached results; the oldest is dropped."""
 _ROW = re.compile(r"^(?:Host|CPU)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", re.MULTILINE)
 
@@ -81,7 +81,7 @@ class FitCheck:
             if reported is None:
                 return ""
             known[key] = reported
-            while len(known) > _KEPT:
+            while len(known) > _MAX_RESULTS:
                 del known[next(iter(known))]
             await asyncio.to_thread(self._write, msgspec.json.encode(known))
         vocabulary = await read_patiently(lambda: _vocabulary(model.files[0]), model.files[0])

@@ -19,8 +19,8 @@ _TENSOR = struct.Struct("<8xI8x4I")
 _NAME = slice(228, 292)
 _PLACE = struct.Struct("<QQ")
 """After the tensor: offset of its data, and their hash."""
-_PLACE_AT = 296
-_SIZE = _PLACE_AT + _PLACE.size
+_PLACE_OFFSET = 296
+_SIZE = _PLACE_OFFSET + _PLACE.size
 FOUND = struct.pack("<QB", 1, 1)
 """A worker's reply if it has read a file of this hash: eight bytes of size, and one byte."""
 HASHED_OVER = 10 * 1024 * 1024
@@ -69,9 +69,9 @@ class HashFrames:
         if self.asked is not None:
             self._rest = data
             return b""
-        at = self._passable(data)
-        self._rest = data[at:]
-        return data if at == len(data) else data[:at]
+        end = self._passable(data)
+        self._rest = data[end:]
+        return data if end == len(data) else data[:end]
 
     def release(self) -> bytes:
         """Return the bytes held back, up to the next hash."""
@@ -86,31 +86,31 @@ class HashFrames:
 
     def _passable(self, data: bytes) -> int:
         """Return how many bytes precede the next hash."""
-        at, end = 0, len(data)
-        while at < end:
+        offset, end = 0, len(data)
+        while offset < end:
             if self._left:
-                step = min(self._left, end - at)
+                step = min(self._left, end - offset)
                 self._left -= step
-                at += step
+                offset += step
                 continue
-            if end - at < _HEAD.size:
+            if end - offset < _HEAD.size:
                 break
-            command, size = _HEAD.unpack_from(data, at)
+            command, size = _HEAD.unpack_from(data, offset)
             if command in (_GRAPH_COMPUTE, _GRAPH_RECOMPUTE):
                 self.over = True
                 return end
             if command != _SET_TENSOR_HASH or size != _SIZE:
                 self._left = _HEAD.size + size
                 continue
-            if end - at < _HEAD.size + _SIZE:
+            if end - offset < _HEAD.size + _SIZE:
                 break
-            self.asked = _asked(data[at + _HEAD.size : at + _HEAD.size + _SIZE])
+            self.asked = _held_hash(data[offset + _HEAD.size : offset + _HEAD.size + _SIZE])
             break
-        return at
+        return offset
 
 
-def _asked(payload: bytes) -> HeldHash:
+def _held_hash(payload: bytes) -> HeldHash:
     kind, *shape = _TENSOR.unpack_from(payload)
-    offset, hash = _PLACE.unpack_from(payload, _PLACE_AT)
+    offset, hash = _PLACE.unpack_from(payload, _PLACE_OFFSET)
     name = payload[_NAME].split(b"\0", 1)[0].decode("utf-8", "replace")
     return HeldHash(name, kind, tuple(shape), offset, f"{hash:016x}")

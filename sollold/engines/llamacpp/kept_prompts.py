@@ -120,15 +120,17 @@ class KeptPrompts:
         """Have a newly started engine restore the slots saved under ``key``. Failures are ignored."""
         if self._limit <= 0:
             return
-        files = [one for one in await asyncio.to_thread(self._files) if one.path.name == f"{key}-{one.slot}"]
-        for one in files:
+        files = [
+            file for file in await asyncio.to_thread(self._files) if file.path.name == f"{key}-{file.slot}"
+        ]
+        for file in files:
             try:
                 async with asyncio.timeout(_RESTORE_SECONDS):
-                    await _slot_action(http, engine, one.slot, "restore", one.path.name)
+                    await _slot_action(http, engine, file.slot, "restore", file.path.name)
             except _FAILURES as error:
                 log.debug("saved prompts can't be used: %s", error or "it took too long")
             # It is saved again when this deployment ends.
-            await asyncio.to_thread(_remove, one.path)
+            await asyncio.to_thread(_remove, file.path)
 
     def _take_over(self, part: str, name: str) -> None:
         file = self._folder / part
@@ -148,15 +150,15 @@ class KeptPrompts:
                     status = path.stat()
                     number = int(slot) if slot.isdecimal() else -1
                     found.append(_File(path, number, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda one: one.modified, reverse=True)
+        return sorted(found, key=lambda file: file.modified, reverse=True)
 
     def _prune(self) -> None:
         """Delete incomplete files, and the oldest ones beyond the limit."""
         total = 0
-        for one in self._files():
-            total += one.size
-            if one.slot < 0 or total > self._limit:
-                _remove(one.path)
+        for file in self._files():
+            total += file.size
+            if file.slot < 0 or total > self._limit:
+                _remove(file.path)
 
 
 def _remove(file: Path) -> None:

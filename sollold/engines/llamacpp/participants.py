@@ -32,26 +32,13 @@ from sollold.placement.plan import Plan
 
 log = logging.getLogger("sollold.engines")
 
-
 RENEW_SECONDS = 3.0
-
-
 COMMIT_SECONDS = 60.0
-
-
 BREAK_SECONDS = 0.2
 """Delay before a broken tunnel is reported, in which the node may report a more precise reason."""
-
-
 _RENEW_TIMEOUT = 2.5
-
-
 _RELEASE_TIMEOUT = 15.0
-
-
 _CLOSE_TIMEOUT = 2.0
-
-
 _FILL_TIMEOUT = 2.0
 
 
@@ -176,8 +163,8 @@ class Participants:
         await asyncio.gather(*(self._release(node, term) for node in self.nodes))
 
     async def _tunnel(self, node: str, external: str = "") -> int:
-        broke = partial(self._report_break, node)
-        tunnel = await self._context.tunnels.open(self._deployment, node, broke, external)
+        on_break = partial(self._report_break, node)
+        tunnel = await self._context.tunnels.open(self._deployment, node, on_break, external)
         self._tunnels.append(tunnel)
         return tunnel.port
 
@@ -205,14 +192,14 @@ class Participants:
         except (GgufError, OSError):
             return None
 
-    async def _fill_caches(self, read: Header | None) -> None:
+    async def _fill_caches(self, header: Header | None) -> None:
         """Let the other nodes fill their workers' caches from their own disks. Best effort."""
         others = [node for node in worker_nodes(self._plan) if node != self._context.node]
-        if read is not None:
-            await asyncio.gather(*(self._fill_cache(node, read) for node in others))
+        if header is not None:
+            await asyncio.gather(*(self._fill_cache(node, header) for node in others))
 
-    async def _fill_cache(self, node: str, read: Header) -> None:
-        wanted = wanted_tensors(self._plan, node, read, self._model.files)
+    async def _fill_cache(self, node: str, header: Header) -> None:
+        wanted = wanted_tensors(self._plan, node, header, self._model.files)
         if not wanted:
             return
         digest = self._plan.digest

@@ -6,7 +6,7 @@ import errno
 import socket
 
 LOOPBACK = "127.0.0.1"
-_SEARCH = 2000
+_MAX_PORTS = 2000
 
 
 class Ports:
@@ -32,7 +32,7 @@ class Ports:
             port = next(port for port in iter(lambda: _bind(0), 0) if port not in self._given)
             self._given.add(port)
             return port
-        for port in range(self._first, min(self._first + _SEARCH, 65536)):
+        for port in range(self._first, min(self._first + _MAX_PORTS, 65536)):
             if port in self._given:
                 continue
             try:

@@ -155,7 +155,7 @@ class Process:
             connections = psutil.Process(self.pid).net_connections("tcp")
         except psutil.Error:
             return []
-        return [(one.laddr.ip, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN]
+        return [(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN]
 
     def terminate(self) -> None:
         """Send SIGTERM and close its stdin, which llama-server waits for as well."""

@@ -21,7 +21,7 @@ KEEP_DEPLOYMENTS = 20
 
 
 class ProcessLog:
-    """Writes a child's output. If the disk is full, log lines are lost, but the child goes on."""
+    """Writes a child's output. If the disk is full, log lines are lost, but the child keeps running."""
 
     def __init__(self, path: Path) -> None:
         """Open ``path`` for appending, creating its folder.
@@ -74,10 +74,10 @@ def prune(folder: Path, spare: Collection[str] = (), keep: int = KEEP_DEPLOYMENT
     """
     found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):
-        for one in folder.iterdir():
+        for entry in folder.iterdir():
             with contextlib.suppress(OSError):
-                if one.is_dir() and not one.is_symlink() and one.name not in spare:
-                    found.append((one.stat().st_mtime, one))
+                if entry.is_dir() and not entry.is_symlink() and entry.name not in spare:
+                    found.append((entry.stat().st_mtime, entry))
     for _, old in sorted(found)[: max(0, len(found) - keep)]:
         with contextlib.suppress(OSError):
             for file in old.iterdir():

@@ -22,7 +22,7 @@ from sollold.machine.loopback_clients import client_users
 
 READY_SECONDS = 30.0
 _POLL_SECONDS = 0.02
-_ATTEMPTS = 4
+_MAX_ATTEMPTS = 4
 _ACCEPTED = "Accepted client connection"
 """Its log line for each client; it serves them one at a time."""
 
@@ -73,7 +73,7 @@ class Worker:
         Raises:
             WorkerFailed: it did not start.
         """
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             try:
                 port = ports.take_port()
             except OSError as error:
@@ -101,7 +101,7 @@ class Worker:
                 await worker._wait_until_listening()
             except WorkerFailed:
                 await worker.stop()
-                if attempt == _ATTEMPTS - 1 or not port_was_taken(process.last_lines()):
+                if attempt == _MAX_ATTEMPTS - 1 or not port_was_taken(process.last_lines()):
                     raise
                 continue
             except BaseException:

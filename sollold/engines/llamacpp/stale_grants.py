@@ -20,7 +20,7 @@ from sollold.tasks import cancel_and_wait
 log = logging.getLogger("sollold.engines")
 
 _TIMEOUT = 15.0
-_MOST = 512
+_MAX_DEPLOYMENTS = 512
 
 
 class StaleGrants:
@@ -29,15 +29,15 @@ class StaleGrants:
     def __init__(self, view: View, calls: RpcClient) -> None:
         self._view = view
         self._calls = calls
-        self._ours: OrderedDict[str, None] = OrderedDict()
+        self._own: OrderedDict[str, None] = OrderedDict()
         self._asked: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def register_own(self, deployment: str) -> None:
         """Record that this run is the head of ``deployment`` and releases its grants itself."""
-        self._ours[deployment] = None
-        while len(self._ours) > _MOST:
-            self._ours.popitem(last=False)
+        self._own[deployment] = None
+        while len(self._own) > _MAX_DEPLOYMENTS:
+            self._own.popitem(last=False)
 
     def release_stale(self) -> None:
         """Release the grants of deployments unknown to this head. Called when the records change."""
@@ -50,7 +50,7 @@ class StaleGrants:
             if grant.head == me
             and record.node != me
             and grant.state is GrantState.COMMITTED
-            and grant.deployment not in self._ours
+            and grant.deployment not in self._own
         }
         for node, deployment in sorted(stale - self._asked):
             task = asyncio.create_task(self._give_back(node, deployment), name=f"stale grant {deployment}")

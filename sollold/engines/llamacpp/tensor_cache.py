@@ -28,7 +28,7 @@ from sollold.settings.schema import GIB, MIB
 
 log = logging.getLogger("sollold.engines")
 
-_SPARE = GIB
+_SPARE_BYTES = GIB
 """Bytes of disk space that the cache leaves free."""
 _NAME = re.compile(r"^[0-9a-f]{16}$")
 
@@ -79,7 +79,7 @@ class TensorCache:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._whole.mkdir(parents=True, exist_ok=True, mode=0o700)
                 known = self._verified()
-                if shutil.disk_usage(folder).free < size + _SPARE:
+                if shutil.disk_usage(folder).free < size + _SPARE_BYTES:
                     log.info("the worker of %s caches no tensors: the disk is too full", deployment)
                     shutil.rmtree(folder.parent, ignore_errors=True)
                     return None
@@ -111,7 +111,9 @@ class TensorCache:
             known = self._offered.get(deployment, {})
             folder, model = self._work / deployment / "rpc", digest[:DIGEST_LENGTH]
             return {
-                one.tensor: folder / name for name, one in known.items() if one.model == model and one.tensor
+                entry.tensor: folder / name
+                for name, entry in known.items()
+                if entry.model == model and entry.tensor
             }
 
     def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> int:
@@ -126,11 +128,11 @@ class TensorCache:
         with self._lock:
             if deployment not in self._offered or not _NAME.match(name):
                 return 0
-            place = self._work / deployment / "rpc" / name
-            if file is not None and not place.exists():
-                file.rename(place)
+            path = self._work / deployment / "rpc" / name
+            if file is not None and not path.exists():
+                file.rename(path)
             self._tensors.setdefault(deployment, {})[name] = tensor
-            return place.stat().st_size if place.exists() else 0
+            return path.stat().st_size if path.exists() else 0
 
     def models(self) -> tuple[tuple[str, int], ...]:
         """Return (digest prefix of a model, bytes cached of it) for the most recent models."""
@@ -140,9 +142,9 @@ class TensorCache:
             except OSError:
                 return ()
         sizes: dict[str, int] = {}
-        for one in sorted(known.values(), key=lambda one: -one.mtime):
-            if one.model:
-                sizes[one.model] = sizes.get(one.model, 0) + one.size
+        for entry in sorted(known.values(), key=lambda entry: -entry.mtime):
+            if entry.model:
+                sizes[entry.model] = sizes.get(entry.model, 0) + entry.size
         return tuple(sizes.items())[:MOST_CACHED]
 
     def keep(self, deployment: str, digest: str = "") -> None:
@@ -165,19 +167,19 @@ class TensorCache:
                 known = self._verified()
                 offered = self._offered.get(deployment, {})
                 tensors = self._tensors.get(deployment, {})
-                for name, one in known.items():
-                    if not one.tensor and name in tensors and one.model == digest[:DIGEST_LENGTH]:
-                        known[name] = replace(one, tensor=tensors[name])
+                for name, entry in known.items():
+                    if not entry.tensor and name in tensors and entry.model == digest[:DIGEST_LENGTH]:
+                        known[name] = replace(entry, tensor=tensors[name])
                 for file in folder.iterdir():
                     if not _NAME.match(file.name) or file.name in known or not file.stat().st_size:
                         continue
-                    if offered.get(file.name, _look(file)) != _look(file):
+                    if offered.get(file.name, _state_of(file)) != _state_of(file):
                         continue  # We offered this file, and somebody has written to it.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
-                        look = _look(self._whole / file.name)
+                        state = _state_of(self._whole / file.name)
                         known[file.name] = replace(
-                            look, model=digest[:DIGEST_LENGTH], tensor=tensors.get(file.name, "")
+                            state, model=digest[:DIGEST_LENGTH], tensor=tensors.get(file.name, "")
                         )
                 self._prune(known)
             except OSError as error:
@@ -195,7 +197,7 @@ class TensorCache:
         """Return the complete files. Others are deleted: truncated, or modified since."""
         known = self._read()
         for file in list(self._whole.iterdir()):
-            if known.get(file.name) != _look(file):
+            if known.get(file.name) != _state_of(file):
                 log.warning("removed the cached tensor %s: it changed on disk", file.name)
                 known.pop(file.name, None)
                 file.unlink(missing_ok=True)
@@ -204,7 +206,7 @@ class TensorCache:
 
     def _prune(self, known: dict[str, _Known]) -> None:
         """Delete the least recently read files until the rest is within the limit; write the index."""
-        total = sum(one.size for one in known.values())
+        total = sum(entry.size for entry in known.values())
 
         def used(name: str) -> float:
             state = (self._whole / name).stat()
@@ -229,6 +231,6 @@ class TensorCache:
         fresh.replace(self._index)
 
 
-def _look(file: Path) -> _Known:
+def _state_of(file: Path) -> _Known:
     state = file.stat()
     return _Known(state.st_size, state.st_mtime_ns)

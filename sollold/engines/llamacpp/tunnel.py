@@ -29,7 +29,7 @@ log = logging.getLogger("sollold.engines")
 _LOOPBACK = "127.0.0.1"
 _TURN_SECONDS = 3.0
 """How long a second connection waits for the first to end, in seconds."""
-_LOOKUPS = 3
+_MAX_LOOKUPS = 3
 """Attempts to find a connection's user: a table that changes while being read may lack a row."""
 
 
@@ -228,7 +228,7 @@ class Tunnel:
         """Return whether the connection comes from a program of this daemon's own user."""
         user = None
         async with self._lookup_lock:  # at most one look-up thread per tunnel
-            for _ in range(_LOOKUPS):
+            for _ in range(_MAX_LOOKUPS):
                 peer = end.transport.get_extra_info("peername")
                 users = await client_users(self.port)
                 if users is None:

@@ -40,7 +40,7 @@ class TunnelDialer:
     def prepare(self) -> None:
         """Prepare the next connection, unless there is one."""
         if self._next is None or _is_lost(self._next):
-            self._next = asyncio.get_running_loop().create_task(self._ahead())
+            self._next = asyncio.get_running_loop().create_task(self._dial_ahead())
             self._next.add_done_callback(_is_lost)
 
     def drop(self) -> None:
@@ -86,7 +86,7 @@ class TunnelDialer:
             self._timer.cancel()
         return client
 
-    async def _ahead(self) -> TunnelClient:
+    async def _dial_ahead(self) -> TunnelClient:
         client = await self._dial()
         self._timer = asyncio.get_running_loop().call_later(_AHEAD_SECONDS, client.transport.abort)
         return client

@@ -42,7 +42,7 @@ def wanted_tensors(plan: Plan, node: str, header: Header, files: Sequence[str]) 
             found.append(
                 WantedTensor(tensor.name, files.index(path), tensor.offset, tensor.size, tensor.type, shape)
             )
-    return tuple(sorted(found, key=lambda one: (one.file, one.start)))
+    return tuple(sorted(found, key=lambda wanted: (wanted.file, wanted.start)))
 
 
 def _layer(tensor: Tensor, layers: int, tied: bool) -> int | None:
