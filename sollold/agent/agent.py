@@ -275,9 +275,11 @@ class Agent:
         self.deployments.add(deployment)
 
     async def _lost(self, caller: str, request: Lost) -> Done:
-        one = self.deployments.all.get(request.deployment)
-        if one is not None and caller in one.participants:
-            one.end(f"{request.reason} ({self._name(caller)})", culprit=caller, crashed=request.crashed)
+        deployment = self.deployments.all.get(request.deployment)
+        if deployment is not None and caller in deployment.participants:
+            deployment.end(
+                f"{request.reason} ({self._name(caller)})", culprit=caller, crashed=request.crashed
+            )
         return Done(True)
 
     async def _unload(self, caller: str, request: Unload) -> Done:
@@ -285,9 +287,9 @@ class Agent:
         if refusal:
             return Done(False, refusal)
         if request.when_idle:
-            one = self.deployments.all.get(request.deployment)
-            if one is not None:
-                one.stop_accepting(request.reason, within=float("inf"))
+            deployment = self.deployments.all.get(request.deployment)
+            if deployment is not None:
+                deployment.stop_accepting(request.reason, within=float("inf"))
             return Done(True)
         if self._unload_ollama is not None and request.deployment.startswith(OLLAMA_PREFIX):
             return await self._unload_ollama(request.deployment, request.force)

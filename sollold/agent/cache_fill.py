@@ -69,7 +69,7 @@ class CacheFill:
         self._calls = calls
         self._connect = connect
         loop = asyncio.get_running_loop()
-        self._tensors = {one.name: one for one in request.tensors}
+        self._tensors = {tensor.name: tensor for tensor in request.tensors}
         self._files: dict[str, asyncio.Future[Path | None]] = {n: loop.create_future() for n in self._tensors}
         self._whole: frozenset[int] = frozenset()
         self._stops: list[Stop] = []
@@ -102,37 +102,37 @@ class CacheFill:
                 extra={"deployment": self._request.deployment},
             )
 
-    async def offer(self, asked: HeldHash) -> bool:
+    async def offer(self, held: HeldHash) -> bool:
         """Wait until the tensor of a held hash is ready, and give it to the worker. Never raises.
 
         Returns:
             Whether the worker will find it.
         """
-        one = self._tensors.get(asked.name)
-        if one is None or asked.offset or (asked.type, asked.shape) != (one.type, one.shape):
+        tensor = self._tensors.get(held.name)
+        if tensor is None or held.offset or (held.type, held.shape) != (tensor.type, tensor.shape):
             return False
-        ready = self._files[one.name]
-        begun = time.monotonic()
+        ready = self._files[tensor.name]
+        started = time.monotonic()
         while not ready.done():
-            before = self._chunks
+            chunks = self._chunks
             await asyncio.wait({ready}, timeout=PATIENCE)
-            if not ready.done() and self._chunks == before:
+            if not ready.done() and self._chunks == chunks:
                 log.info("no tensor received for %.0f s: the head sends the rest", PATIENCE)
                 self._give_up()
-        self._waited += time.monotonic() - begun
-        self._read_ahead(tensor_key(one))
+        self._waited += time.monotonic() - started
+        self._read_ahead(tensor_key(tensor))
         file = ready.result()
         # A later tensor of that name would belong to another model.
-        self._tensors.pop(one.name, None)
+        self._tensors.pop(tensor.name, None)
         try:
-            there = await asyncio.to_thread(
-                self._cache.place, self._request.deployment, asked.hash, tensor_key(one), file
+            placed = await asyncio.to_thread(
+                self._cache.place, self._request.deployment, held.hash, tensor_key(tensor), file
             )
         except OSError as error:
-            log.info("%s is not offered to the worker: %s", one.name, error)
+            log.info("%s is not offered to the worker: %s", tensor.name, error)
             return False
-        self._filled += one.size if file is not None else 0
-        return there == one.size
+        self._filled += tensor.size if file is not None else 0
+        return placed == tensor.size
 
     def _read_ahead(self, key: str) -> None:
         """Read ahead, since the worker is about to read the file of ``key``."""
@@ -158,9 +158,9 @@ class CacheFill:
             folder = await asyncio.to_thread(self._cache.fill_folder, self._request.deployment)
             if folder is not None:
                 await self._fill(folder, threads)
-        except* (OSError, PeerError) as broken:
-            why = "; ".join(dict.fromkeys(map(str, broken.exceptions)))
-            log.info("the worker's cache is not filled: %s", why)
+        except* (OSError, PeerError) as errors:
+            reason = "; ".join(dict.fromkeys(map(str, errors.exceptions)))
+            log.info("the worker's cache is not filled: %s", reason)
         except* Exception:
             log.exception("filling a worker's cache failed")
         finally:
@@ -170,11 +170,11 @@ class CacheFill:
     async def _fill(self, folder: Path, threads: ThreadPoolExecutor) -> None:
         request = self._request
         offered = await asyncio.to_thread(self._cache.offered, request.deployment, request.digest)
-        wanted = [one for one in request.tensors if tensor_key(one) not in offered]
-        for one in request.tensors:
-            if one not in wanted:
-                self._files[one.name].set_result(None)
-        keys = (tensor_key(one) for one in request.tensors)
+        wanted = [tensor for tensor in request.tensors if tensor_key(tensor) not in offered]
+        for tensor in request.tensors:
+            if tensor not in wanted:
+                self._files[tensor.name].set_result(None)
+        keys = (tensor_key(tensor) for tensor in request.tensors)
         self._kept = ReadAhead({key: offered[key] for key in keys if key in offered})
         self._read_ahead("")
         if not wanted:
@@ -195,34 +195,36 @@ class CacheFill:
         folder: Path,
         threads: ThreadPoolExecutor,
     ) -> None:
-        have = await in_thread(threads, items_of, model)
+        own_items = await in_thread(threads, items_of, model)
         self._whole = frozenset(
-            at
-            for at, (a, b) in enumerate(zip(have, head_items, strict=False))
+            index
+            for index, (a, b) in enumerate(zip(own_items, head_items, strict=False))
             if a.sha256 and a.sha256 == b.sha256
         )
         paths = paths_of(model)
-        left = deque(wanted)
+        remaining = deque(wanted)
 
         async def copy() -> None:
             stop = Stop()
             self._stops.append(stop)
-            while left:
-                one = left.popleft()
-                file = folder / str(self._request.tensors.index(one))
+            while remaining:
+                tensor = remaining.popleft()
+                file = folder / str(self._request.tensors.index(tensor))
                 try:
-                    source, matches = paths[one.file], True
-                    if one.file in self._whole:
-                        span = (one.start, one.size)
+                    source, matches = paths[tensor.file], True
+                    if tensor.file in self._whole:
+                        span = (tensor.start, tensor.size)
                         await in_thread(threads, copy_bytes, source, *span, file, stop, self._count_chunk)
                     else:
-                        digest = partial(_copy_and_digest, source, one.start, file, stop, self._count_chunk)
-                        matches = await self._matches_head(one, digest, threads)
+                        digest = partial(
+                            _copy_and_digest, source, tensor.start, file, stop, self._count_chunk
+                        )
+                        matches = await self._matches_head(tensor, digest, threads)
                 except (OSError, IndexError) as error:
-                    log.info("%s can't be copied from %s: %s", one.name, model.name, error)
-                    self._set(one, None)
+                    log.info("%s can't be copied from %s: %s", tensor.name, model.name, error)
+                    self._set(tensor, None)
                 else:
-                    self._finish(one, file, matches)
+                    self._finish(tensor, file, matches)
 
         await _run_all([copy() for _ in range(_PARALLEL)])
 
@@ -239,32 +241,32 @@ class CacheFill:
         if not set(nodes) - {self._request.head}:
             return  # The head would send it just as fast.
         chunks = deque(
-            (one, at, min(at + _CHUNK, one.start + one.size))
-            for one in wanted
-            for at in range(one.start, one.start + one.size, _CHUNK)
+            (tensor, start, min(start + _CHUNK, tensor.start + tensor.size))
+            for tensor in wanted
+            for start in range(tensor.start, tensor.start + tensor.size, _CHUNK)
         )
-        left = {one.name: -(-one.size // _CHUNK) for one in wanted}
+        remaining = {tensor.name: -(-tensor.size // _CHUNK) for tensor in wanted}
 
         async def fetch_from(source: BlockingSource) -> None:
             stop = Stop()
             self._stops.append(stop)
             failures = 0
             while chunks and failures < _MAX_FAILURES:
-                one, start, end = chunk = chunks.popleft()
-                file = folder / str(self._request.tensors.index(one))
+                tensor, start, end = chunk = chunks.popleft()
+                file = folder / str(self._request.tensors.index(tensor))
                 try:
-                    await in_thread(threads, _fetch_chunk, source, one, start, end, file, stop)
+                    await in_thread(threads, _fetch_chunk, source, tensor, start, end, file, stop)
                 except (SourceError, OSError) as error:
-                    log.info("%s: %s", one.name, error)
+                    log.info("%s: %s", tensor.name, error)
                     chunks.appendleft(chunk)
                     failures += 1
                     continue
                 failures = 0
                 self._count_chunk()
-                left[one.name] -= 1
-                if not left[one.name]:
-                    digest = partial(_digest, file, one.start)
-                    self._finish(one, file, await self._matches_head(one, digest, threads))
+                remaining[tensor.name] -= 1
+                if not remaining[tensor.name]:
+                    digest = partial(_digest, file, tensor.start)
+                    self._finish(tensor, file, await self._matches_head(tensor, digest, threads))
 
         sources = [self._connect(node, self._request.digest) for node in nodes]
         try:
@@ -282,47 +284,47 @@ class CacheFill:
 
     # Both
 
-    def _finish(self, one: WantedTensor, file: Path, matches: bool) -> None:
+    def _finish(self, tensor: WantedTensor, file: Path, matches: bool) -> None:
         """Mark a tensor as ready, with its file if that matches the head's data."""
         if not matches:
-            log.warning("%s: the local copy differs from the head's, which is used instead", one.name)
-        self._set(one, file if matches else None)
+            log.warning("%s: the local copy differs from the head's, which is used instead", tensor.name)
+        self._set(tensor, file if matches else None)
 
     async def _matches_head(
-        self, one: WantedTensor, digest: Callable[[int, int, str], str], threads: ThreadPoolExecutor
+        self, tensor: WantedTensor, digest: Callable[[int, int, str], str], threads: ThreadPoolExecutor
     ) -> bool:
         """Return whether a tensor equals the head's. ``digest``: (start, end, key) → digest; blocks."""
-        request, end = self._request, one.start + one.size
-        for start in range(one.start, end, LARGEST):
-            until = min(start + LARGEST, end)
-            asked = PartDigestRequest(request.digest, one.file, start, until)
-            own = partial(in_thread, threads, partial(digest, start, until))
-            if not await same_bytes(partial(self._head_digest, asked), own):
+        request, end = self._request, tensor.start + tensor.size
+        for start in range(tensor.start, end, LARGEST):
+            part_end = min(start + LARGEST, end)
+            part = PartDigestRequest(request.digest, tensor.file, start, part_end)
+            local_digest = partial(in_thread, threads, partial(digest, start, part_end))
+            if not await same_bytes(partial(self._head_digest, part), local_digest):
                 return False
             self._count_chunk()
         return True
 
-    async def _head_digest(self, asked: PartDigestRequest, key: str) -> PartHash:
-        keyed = replace(asked, key=key)
+    async def _head_digest(self, part: PartDigestRequest, key: str) -> PartHash:
+        keyed = replace(part, key=key)
         return await self._calls.call(self._request.head, "part", keyed, PartHash, timeout=_TIMEOUT)
 
-    def _set(self, one: WantedTensor, file: Path | None) -> None:
-        ready = self._files[one.name]
+    def _set(self, tensor: WantedTensor, file: Path | None) -> None:
+        ready = self._files[tensor.name]
         if not ready.done():
             ready.set_result(file)
 
 
-def tensor_key(one: WantedTensor) -> str:
+def tensor_key(tensor: WantedTensor) -> str:
     """Return a tensor's key in the cache index."""
-    return f"{one.file}:{one.start}:{one.size}"
+    return f"{tensor.file}:{tensor.start}:{tensor.size}"
 
 
 def copy_bytes(
-    path: str, start: int, size: int, target: Path, stop: Stop, came: Callable[[], None] = lambda: None
+    path: str, start: int, size: int, target: Path, stop: Stop, notify: Callable[[], None] = lambda: None
 ) -> None:
     """Copy part of a file within the kernel, sharing blocks if the file system can. Blocks.
 
-    ``came`` is called after each chunk.
+    ``notify`` is called after each chunk.
 
     Raises:
         OSError: reading or writing failed, the file is too short, or ``stop`` was set.
@@ -330,41 +332,41 @@ def copy_bytes(
     with ExitStack() as stack:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, source)
-        into = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, into)
-        done, in_kernel = 0, True
-        while done < size:
+        output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, output)
+        copied, in_kernel = 0, True
+        while copied < size:
             if stop.stopped:
                 raise InterruptedError("the copy was cancelled")
-            count = min(_CHUNK, size - done)
+            count = min(_CHUNK, size - copied)
             try:
                 if in_kernel:
-                    count = os.copy_file_range(source, into, count, start + done, done)
+                    count = os.copy_file_range(source, output, count, start + copied, copied)
                 else:
-                    count = os.sendfile(into, source, start + done, count)
+                    count = os.sendfile(output, source, start + copied, count)
             except OSError:
-                if not in_kernel or done:
+                if not in_kernel or copied:
                     raise
                 in_kernel = False  # Not supported between these file systems.
                 continue
             if not count:
                 raise OSError(f"{path} is too short")
-            done += count
-            came()
+            copied += count
+            notify()
 
 
 def _fetch_chunk(
-    source: BlockingSource, one: WantedTensor, start: int, end: int, file: Path, stop: Stop
+    source: BlockingSource, tensor: WantedTensor, start: int, end: int, file: Path, stop: Stop
 ) -> None:
-    into = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def write(at: int, data: memoryview) -> None:
-        write_all(into, at - one.start, data)
+    def write(offset: int, data: memoryview) -> None:
+        write_all(output, offset - tensor.start, data)
 
     try:
-        source.fetch_range(one.file, start, end, write, stop)
+        source.fetch_range(tensor.file, start, end, write, stop)
     finally:
-        os.close(into)
+        os.close(output)
 
 
 def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
@@ -377,21 +379,21 @@ def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
 
 
 def _copy_and_digest(
-    path: str, base: int, target: Path, stop: Stop, came: Callable[[], None], start: int, end: int, key: str
+    path: str, base: int, target: Path, stop: Stop, notify: Callable[[], None], start: int, end: int, key: str
 ) -> str:
     """Copy part of the model's file to a tensor's own, which begins at ``base``; return its digest."""
     with ExitStack() as stack:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, source)
-        into = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, into)
+        output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, output)
         place = start - base
 
         def write(piece: bytes) -> None:
             nonlocal place
-            write_all(into, place, piece)
+            write_all(output, place, piece)
             place += len(piece)
-            came()
+            notify()
 
         return digest_between(source, start, end, key, lambda: stop.stopped, write)
 
@@ -399,5 +401,5 @@ def _copy_and_digest(
 async def _run_all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Run them concurrently; a failure cancels the others."""
     async with asyncio.TaskGroup() as group:
-        for one in work:
-            group.create_task(one)
+        for coroutine in work:
+            group.create_task(coroutine)

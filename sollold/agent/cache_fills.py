@@ -11,11 +11,11 @@ from sollold.engines.llamacpp.hash_frames import FOUND, HashFrames
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 
-_MOST_TENSORS = 16_384
+_MAX_TENSORS = 16_384
 
 
 class CacheFills:
-    """Starts and ends them.
+    """Starts and ends the fills.
 
     Args:
         find_model: returns the model with this digest on this node, or None.
@@ -39,8 +39,8 @@ class CacheFills:
         """Start filling; ``granted``: bytes granted to the deployment here."""
         if request.deployment in self._fills:
             return Done(True)
-        sizes = [one.size for one in request.tensors]
-        if len(sizes) > _MOST_TENSORS or min(sizes, default=1) < 1 or sum(sizes) > granted:
+        sizes = [tensor.size for tensor in request.tensors]
+        if len(sizes) > _MAX_TENSORS or min(sizes, default=1) < 1 or sum(sizes) > granted:
             return Done(False, "the tensors do not match the grant")
         local = self._find_model(request.digest)
         if local is not None and (local.unusable or not local.files):

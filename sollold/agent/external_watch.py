@@ -18,11 +18,11 @@ from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 from sollold.tasks import cancel_and_wait
 
-_NEAR = 1
+_LAN_RANK = 1
 """Interfaces of this rank or better lead to the LAN, not to a VPN or containers."""
 _PROTOCOL_SECONDS = 30.0
 """Interval of attempts to learn the protocol version from a worker of our own, in seconds."""
-_NAMED_WITHIN = 8.0
+_NAMED_SECONDS = 8.0
 """How long to wait for probes of external workers named by a request, in seconds."""
 
 
@@ -69,7 +69,7 @@ class ExternalWatch:
             version = await self._protocol(llama)
             if version is not None:
                 self._workers.use_version(version)
-        return await self._workers.settled(addresses, _NAMED_WITHIN)
+        return await self._workers.settled(addresses, _NAMED_SECONDS)
 
     async def use_llama(self, llama: Llama) -> None:
         """Learn the protocol version of this llama.cpp, which external workers must speak."""
@@ -87,10 +87,10 @@ class ExternalWatch:
 
     async def _scan(self) -> tuple[ExternalWorker, ...]:
         found = await asyncio.to_thread(interfaces, self._settings.cluster.interfaces)
-        near = [address for one in found if one.rank <= _NEAR for address in one.ipv4]
+        addresses = [address for nic in found if nic.rank <= _LAN_RANK for address in nic.ipv4]
         llama = self._llama()
-        ours = await self._protocol(llama) if llama is not None else None
-        return await scan(hosts_beside(near), PORTS, ours, self._taken())
+        version = await self._protocol(llama) if llama is not None else None
+        return await scan(hosts_beside(addresses), PORTS, version, self._taken())
 
     async def _protocol(self, llama: Llama) -> Version | None:
         if llama not in self._protocols:

@@ -90,8 +90,8 @@ class Fetcher:
         now = asyncio.get_running_loop().time()
         fetch = self._fetches.get(request.digest)
         if fetch is None:
-            for digest, one in list(self._fetches.items()):
-                if one.task is not None and one.task.done() and now - one.asked > UNASKED_SECONDS:
+            for digest, entry in list(self._fetches.items()):
+                if entry.task is not None and entry.task.done() and now - entry.asked > UNASKED_SECONDS:
                     del self._fetches[digest]
             size = next(
                 (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
@@ -124,11 +124,11 @@ class Fetcher:
         if not size:
             return f"this node does not know yet which node has {request.model}"
         free = await asyncio.to_thread(_free, self._folder)
-        others = [one for id, one in self._fetches.items() if one.under_way and id != request.digest]
+        others = [fetch for id, fetch in self._fetches.items() if fetch.under_way and id != request.digest]
         if len(others) >= AT_A_TIME:
             return "other models are being downloaded here"
         # The free space still includes what the other downloads will write.
-        if free - size - sum(one.missing for one in others) < LEFT:
+        if free - size - sum(fetch.missing for fetch in others) < LEFT:
             return f"its disk has no space for {request.model}"
         return ""
 

@@ -43,7 +43,7 @@ log = logging.getLogger("sollold.agent")
 _PAUSED_SECONDS = 2 * MEASURE_SECONDS
 """Gap between two clock readings while something is granted, from which this daemon was not running."""
 
-_TELL_SECONDS = 3.0
+_REPORT_SECONDS = 3.0
 
 
 class GrantManager:
@@ -51,7 +51,7 @@ class GrantManager:
 
     Args:
         node: this node's id.
-        calls: for telling a head that its worker died.
+        calls: to inform a head that its worker died.
         leader: returns the current term in this node's view of the cluster.
         llama: returns the llama.cpp in use, or None.
         changed: called after the grants or devices have changed.
@@ -177,10 +177,10 @@ class GrantManager:
         """
         worker = self.workers.get(deployment)
         granted = {external_address(device) for device in self.ledger.bytes_of(deployment)}
-        there = external in granted and deployment in self._checked if external else worker is not None
-        if not there or not self.ledger.live(deployment):
+        exists = external in granted and deployment in self._checked if external else worker is not None
+        if not exists or not self.ledger.live(deployment):
             raise LookupError(f"no worker {external or 'runs'} here for deployment {deployment}")
-        if not any(one.head == caller for one in self.ledger.grants() if one.deployment == deployment):
+        if not any(grant.head == caller for grant in self.ledger.grants() if grant.deployment == deployment):
             raise LookupError(f"{self._name(caller)} is not the head of deployment {deployment}")
         if external:
             return split_address(external)
@@ -380,18 +380,18 @@ class GrantManager:
     def _worker_exited(self, deployment: str, worker: Worker) -> None:
         if self.ledger.live(deployment):
             code = worker.process.exited.result()
-            why = exit_reason(code, worker.process.last_lines())
-            log.warning("the worker of %s exited: %s", deployment, why, extra={"deployment": deployment})
-            head = next(one.head for one in self.ledger.grants() if one.deployment == deployment)
-            lost = Lost(deployment, f"a worker exited: {why}", crashed(code))
+            reason = exit_reason(code, worker.process.last_lines())
+            log.warning("the worker of %s exited: %s", deployment, reason, extra={"deployment": deployment})
+            head = next(grant.head for grant in self.ledger.grants() if grant.deployment == deployment)
+            lost = Lost(deployment, f"a worker exited: {reason}", crashed(code))
             reporting = asyncio.create_task(self._report_loss(head, lost))
             self._reports.add(reporting)
             reporting.add_done_callback(self._reports.discard)
-            self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {why}"))
+            self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {reason}"))
 
     async def _report_loss(self, head: str, lost: Lost) -> None:
         try:
-            await self._calls.call(head, "lost", lost, Done, timeout=_TELL_SECONDS)
+            await self._calls.call(head, "lost", lost, Done, timeout=_REPORT_SECONDS)
         except PeerError as error:
             name = self._name(head)
             log.info("could not tell the head %s: %s", name, error, extra={"deployment": lost.deployment})
@@ -414,6 +414,6 @@ class GrantManager:
         found = []
         for deployment in {grant.deployment for grant in self.ledger.grants()}:
             worker = self.workers.get(deployment)
-            both = (worker.process if worker else None, self._head_process(deployment))
-            found.append((deployment, [one for one in both if one is not None]))
+            processes = (worker.process if worker else None, self._head_process(deployment))
+            found.append((deployment, [process for process in processes if process is not None]))
         return found

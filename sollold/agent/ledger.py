@@ -30,7 +30,7 @@ from sollold.machine.device import Device
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit, in seconds."""
 
-_NAME_BYTES = 200
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,9 @@ class Ledger:
 
     def measured(self, measured: MeasuredMemory) -> tuple[Action, ...]:
         """Take over a new measurement of the devices."""
-        before = self.devices()
+        previous = self.devices()
         self._measured = measured
-        return (GrantsChanged(),) if self.devices() != before else ()
+        return (GrantsChanged(),) if self.devices() != previous else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
         """Reserve memory until the commit: all that is requested or nothing.
@@ -254,9 +254,9 @@ class Ledger:
         actions = list(self.expire(now))
         entry = self._entries.get(request.deployment)
         if entry is None or entry.head != caller:
-            stale = self._see(request.term, actions)
-            if stale:
-                return Done(False, stale), tuple(actions)
+            refusal = self._see(request.term, actions)
+            if refusal:
+                return Done(False, refusal), tuple(actions)
         if entry is not None and not entry.ending:
             self._end(request.deployment, f"released by {self._name(caller)}", actions)
         return Done(True), tuple(actions)
@@ -297,8 +297,8 @@ class Ledger:
         if entry is None or not entry.ending:
             return ()
         del self._entries[deployment]
-        rest = {name: sizes for name, sizes in self._measured.allocated.items() if name != deployment}
-        self._measured = replace(self._measured, allocated=rest)
+        allocated = {name: sizes for name, sizes in self._measured.allocated.items() if name != deployment}
+        self._measured = replace(self._measured, allocated=allocated)
         return (GrantsChanged(),)
 
     # Internal
@@ -344,4 +344,4 @@ class Ledger:
 def _is_name(deployment: str) -> bool:
     """Return whether it is safe as a folder name, for logs and tensors: any member may send any string."""
     ascii_name = deployment.replace("-", "").replace("_", "").isalnum()
-    return ascii_name and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES
+    return ascii_name and len(deployment.encode("utf-8", "replace")) <= _MAX_NAME_BYTES

@@ -66,10 +66,10 @@ class MemoryRoom:
 
     def available(self, device: str) -> int:
         """Return the bytes that another grant could get on ``device`` now; 0 if it is unknown."""
-        known = self.measured.device(device)
-        if known is None or self._taken_by(device):
+        found = self.measured.device(device)
+        if found is None or self._taken_by(device):
             return 0
-        room = min(self._device_room(known), self._pool_room(known))
+        room = min(self._device_room(found), self._pool_room(found))
         return max(0, room if external_address(device) else min(room, self._node_room()))
 
     def missing(self, wanted: Mapping[str, int]) -> str:
@@ -78,16 +78,16 @@ class MemoryRoom:
             device = self.measured.device(name)
             if device is None:
                 return f"there is no device {name} here"
-            if other := self._taken_by(name):
-                return f"{name} serves one deployment at a time, and {other} has it"
+            if user := self._taken_by(name):
+                return f"{name} serves one deployment at a time, and {user} has it"
             if size > (room := max(0, self._device_room(device))):
                 return (
                     f"{name}: {_mib(size)} requested, {_mib(room)} left under its limit of "
                     f"{_mib(device.limit)}"
                 )
-            together = sum(wanted.get(member.id, 0) for member in self._members(device))
-            if together > (room := max(0, self._pool_room(device))):
-                return f"{name}: {_mib(together)} requested, {_mib(room)} free"
+            total = sum(wanted.get(member.id, 0) for member in self._members(device))
+            if total > (room := max(0, self._pool_room(device))):
+                return f"{name}: {_mib(total)} requested, {_mib(room)} free"
         if self.node_limit and _own(wanted) > (room := max(0, self._node_room())):
             return (
                 f"{_mib(_own(wanted))} requested, {_mib(room)} left under the node's limit of "
@@ -98,7 +98,7 @@ class MemoryRoom:
     def _members(self, device: Device) -> list[Device]:
         if not device.pool:
             return [device]
-        return [other for other in self.measured.devices if other.pool == device.pool]
+        return [member for member in self.measured.devices if member.pool == device.pool]
 
     def _device_room(self, device: Device) -> int:
         return device.limit - self.granted_on(device.id)
@@ -109,8 +109,8 @@ class MemoryRoom:
         reserve = max(self.measured.reserves.get(member.id, 0) for member in members)
         pledged = 0
         for deployment, bytes_ in self.granted.items():
-            taken = self.measured.allocated.get(deployment, {})
-            sizes = [(bytes_.get(member.id, 0), taken.get(member.id, 0)) for member in members]
+            allocated = self.measured.allocated.get(deployment, {})
+            sizes = [(bytes_.get(member.id, 0), allocated.get(member.id, 0)) for member in members]
             pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
         total = max(member.total for member in members) - sum(
             self.granted_on(member.id) for member in members
@@ -130,7 +130,7 @@ class MemoryRoom:
         users = (
             deployment
             for deployment, sizes in self.granted.items()
-            if any(external_address(other) == address for other in sizes)
+            if any(external_address(name) == address for name in sizes)
         )
         return next(users, "")
 

@@ -115,19 +115,19 @@ class OwnWorkers:
     async def start_again(self, deployment: str) -> None:
         """Replace the worker of a deployment by a new one, perhaps on another port.
 
-        A worker has no state between two connections, so that nobody notices.
+        A worker has no state between two connections, so nothing is lost.
 
         Raises:
             WorkerFailed: the new one did not start.
         """
-        before = self._running[deployment]
+        replaced = self._running[deployment]
         stopping = asyncio.ensure_future(self.stop(deployment))
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
-            await stopping  # whoever ends the deployment relies on its memory being free
+            await stopping  # the end of the deployment relies on its memory being free
             raise
-        await self.start(before.request, before.llama, before.size)
+        await self.start(replaced.request, replaced.llama, replaced.size)
 
     async def loaded(self, deployment: str) -> bool:
         """Keep the tensors of a deployment, all of which have arrived. Returns whether `cached` changed."""
@@ -136,8 +136,8 @@ class OwnWorkers:
             return False
         await self._fills.end_deployment(deployment)
         await asyncio.to_thread(self._cache.keep, deployment, running.request.digest)
-        before, self.cached = self.cached, await asyncio.to_thread(self._cache.models)
-        return before != self.cached
+        previous, self.cached = self.cached, await asyncio.to_thread(self._cache.models)
+        return previous != self.cached
 
     def _ended(self, deployment: str, worker: Worker) -> None:
         if self.get(deployment) is worker:

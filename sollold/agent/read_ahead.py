@@ -34,10 +34,10 @@ class ReadAhead:
     def reached(self, name: str) -> None:
         """Have the system read what follows ``name``, which the worker reads now. Blocks briefly."""
         place = self._places.get(name, 0)
-        while (at := len(self._sizes)) < len(self._files) and sum(self._sizes[place:]) < self._window:
+        while (index := len(self._sizes)) < len(self._files) and sum(self._sizes[place:]) < self._window:
             size = 0
-            with contextlib.suppress(OSError), self._files[at][1].open("rb") as file:
+            with contextlib.suppress(OSError), self._files[index][1].open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                if at >= place:
+                if index >= place:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             self._sizes.append(size)

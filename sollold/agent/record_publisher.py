@@ -60,11 +60,11 @@ class RecordPublisher:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def note_deployment(self) -> None:
-        """Publish a deployment's new state at once, since a client just answered may ask what runs."""
+        """Publish a deployment's new state at once: a client may list the models right after its answer."""
         published = {
-            one.id: one.state for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA
+            entry.id: entry.state for entry in self._view.me.endpoints if entry.backend is not Backend.OLLAMA
         }
-        if published != {one.id: one.state for one in self._deployments.values()}:
+        if published != {deployment.id: deployment.state for deployment in self._deployments.values()}:
             self.publish()
         else:
             self._changed.set()
@@ -78,13 +78,13 @@ class RecordPublisher:
         """Write this node's grants, deployments and devices to its record."""
         self._changed.clear()
         me = self._view.me
-        ours = [one.endpoint() for one in self._deployments.values()]
-        old = [one for one in me.endpoints if one.backend is not Backend.OLLAMA]
+        own = [deployment.endpoint() for deployment in self._deployments.values()]
+        published = [entry for entry in me.endpoints if entry.backend is not Backend.OLLAMA]
         now = time.monotonic()
-        if now - self._idle_at < IDLE_SECONDS and [_without_times(one) for one in ours] == [
-            _without_times(one) for one in old
+        if now - self._idle_at < IDLE_SECONDS and [_without_times(entry) for entry in own] == [
+            _without_times(entry) for entry in published
         ]:
-            ours = old
+            own = published
         else:
             self._idle_at = now
         part = _FINE if now - self._exact_at >= SMALL_SECONDS else _COARSE
@@ -96,7 +96,7 @@ class RecordPublisher:
             grants=self._grants.ledger.grants(),
             cached=self._grants.workers.cached,
             plain=self._grants.external.listed(),
-            endpoints=(*(one for one in me.endpoints if one.backend is Backend.OLLAMA), *ours),
+            endpoints=(*(entry for entry in me.endpoints if entry.backend is Backend.OLLAMA), *own),
         )
 
 

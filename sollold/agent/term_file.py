@@ -45,7 +45,7 @@ class TermFile:
         return self.on_disk
 
     async def keep(self, term: Term) -> str:
-        """Return once ``term`` or a newer one is on disk; the result is why it is not, or empty.
+        """Wait until ``term`` or a newer one is on disk; return why it is not, or an empty string.
 
         Any number of callers may wait; one write runs at a time, even if the caller that started it gives up.
         """
