@@ -15,7 +15,7 @@ log = logging.getLogger("sollold.machine")
 
 ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """For every child that uses GPUs: ``CUDA<n>`` is then the same GPU as NVML's index n."""
-_SECONDS = 60.0
+_TIMEOUT = 60.0
 _LINE = re.compile(r"^\s+([A-Za-z]+\d*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
 _UMA = re.compile(r"ggml_vulkan: (\d+) = .*\| uma: ([01]) ")
 _INTEGRATED = re.compile(
@@ -24,10 +24,10 @@ _INTEGRATED = re.compile(
 _CARD = re.compile(r"\bArc\b.* [AB]\d{3}\b")
 """Intel's discrete cards are also named Graphics: ``Intel(R) Arc(TM) A770 Graphics``."""
 _SOFTWARE = re.compile(r"llvmpipe|lavapipe|SwiftShader", re.IGNORECASE)
-_CHOSEN = "GGML_VK_VISIBLE_DEVICES"
+_SELECTION = "GGML_VK_VISIBLE_DEVICES"
 """llama.cpp's variable that selects Vulkan devices by number, and so may enable a software renderer."""
 _KINDS = {"cuda": "CUDA", "hip": "ROCm", "vulkan": "Vulkan"}
-"""Backend name in llama.cpp's file names → name for people."""
+"""Backend name in llama.cpp's file names → display name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +47,21 @@ def listed(server: Path) -> list[ListedDevice] | None:
     Returns None if it can't be run or fails; the log says why.
     """
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [server, "--list-devices"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, **ENVIRONMENT},
-            timeout=_SECONDS,
+            timeout=_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s --list-devices failed: %s", server, error)
         return None
-    text = done.stdout.decode("utf-8", "replace")
-    if done.returncode != 0:
-        log.warning("%s --list-devices exited with %d: %s", server, done.returncode, text.strip()[-200:])
+    text = result.stdout.decode("utf-8", "replace")
+    if result.returncode != 0:
+        log.warning("%s --list-devices exited with %d: %s", server, result.returncode, text.strip()[-200:])
         return None
     return parse(text)
 
@@ -80,7 +80,7 @@ def parse(text: str) -> list[ListedDevice]:
     Software renderers are omitted, since they use the CPU, unless the user selected Vulkan devices. So is a
     GPU offered again by a second backend, whose memory would count twice.
     """
-    chosen = bool(os.environ.get(_CHOSEN))
+    chosen = bool(os.environ.get(_SELECTION))
     uma = {f"Vulkan{number}": shared == "1" for number, shared in _UMA.findall(text)}
     found: list[ListedDevice] = []
     for line in text.splitlines():

@@ -12,7 +12,7 @@ PROCESSOR = "CPU"
 
 
 class Kind(StrEnum):
-    """What computes: a GPU, the CPU, or whatever is behind an external worker."""
+    """Type of a device: a GPU, the CPU, or any device of an external worker."""
 
     GPU = "gpu"
     CPU = "cpu"

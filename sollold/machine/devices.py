@@ -73,11 +73,11 @@ class DeviceMeter:
 
     def idle_gpus(self) -> tuple[str, ...]:
         """Return the names of GPUs that the driver knows but the llama.cpp in use can't use."""
-        offered = {one.id for one in self._listed}
+        offered = {device.id for device in self._listed}
         if self._listed_at == float("-inf") or any(not name.startswith("CUDA") for name in offered):
             return ()
-        gpus = [(place, gpu) for place, gpu in enumerate(self._gpus) if gpu.readable]
-        return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
+        gpus = [(index, gpu) for index, gpu in enumerate(self._gpus) if gpu.readable]
+        return tuple(gpu.name for index, gpu in gpus if f"CUDA{index}" not in offered)
 
     def absent_gpus(self) -> tuple[str, ...]:
         """Return the kinds of GPU that the llama.cpp in use was built for, if it found no GPU at all."""
@@ -97,7 +97,7 @@ class DeviceMeter:
 
     def reserves(self) -> dict[str, int]:
         """Return device → bytes left to the rest of the machine."""
-        gpus = {one.id: 0 if one.unified else self._settings.gpu_reserve for one in self._listed}
+        gpus = {device.id: 0 if device.unified else self._settings.gpu_reserve for device in self._listed}
         return {PROCESSOR: self._settings.reserve, **gpus}
 
     def close(self) -> None:
@@ -121,15 +121,13 @@ class DeviceMeter:
 
     def _list(self, gpus: Collection[Gpu]) -> None:
         with self._lock:
-            server, known, at = self._server, self._listed, self._listed_at
+            server, known, listed_at = self._server, self._listed, self._listed_at
         if server is None:
             return
         # Figures of GPUs that NVML does not measure get outdated; and a driver may come up after the daemon.
-        measured = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
-        outdated = (
-            self._list_failed or (not known and measured) or any(one.id not in measured for one in known)
-        )
-        if at == float("-inf") or (outdated and time.monotonic() - at > LIST_SECONDS):
+        measured = {f"CUDA{index}" for index, gpu in enumerate(gpus) if gpu.readable}
+        outdated = self._list_failed or (not known and measured) or any(d.id not in measured for d in known)
+        if listed_at == float("-inf") or (outdated and time.monotonic() - listed_at > LIST_SECONDS):
             fresh = listed(server)
             with self._lock:
                 if self._server == server:
@@ -161,33 +159,33 @@ def combine(
 
     NVML's figures are newer than the listing's and take precedence. Unusable GPUs are omitted.
     """
-    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus) if gpu.readable}
+    nvml = {f"CUDA{index}": gpu for index, gpu in enumerate(gpus) if gpu.readable}
     devices: list[Device] = []
     processes: dict[int, dict[str, int]] = {}
-    for one in offered:
-        if settings.devices and one.id not in settings.devices:
+    for entry in offered:
+        if settings.devices and entry.id not in settings.devices:
             continue
-        gpu = nvml.get(one.id)
-        total, free = (gpu.total, gpu.free) if gpu and not one.unified else (one.total, one.free)
-        if one.unified:
+        gpu = nvml.get(entry.id)
+        total, free = (gpu.total, gpu.free) if gpu and not entry.unified else (entry.total, entry.free)
+        if entry.unified:
             total, free = min(total, ram.total), min(free, ram.free)
         if gpu:
             for pid, size in gpu.processes.items():
-                processes.setdefault(pid, {})[one.id] = size
+                processes.setdefault(pid, {})[entry.id] = size
         devices.append(
             Device(
-                id=one.id,
+                id=entry.id,
                 kind=Kind.GPU,
-                name=one.name,
+                name=entry.name,
                 total=total,
                 free=free,
-                limit=_limit(settings, one.id, total),
+                limit=_limit(settings, entry.id, total),
                 granted=0,
                 available=0,
-                overhead=_OVERHEADS.get(one.id.rstrip("0123456789"), 0),
-                bandwidth=gpu.bandwidth if gpu else processor.bandwidth if one.unified else 0.0,
+                overhead=_OVERHEADS.get(entry.id.rstrip("0123456789"), 0),
+                bandwidth=gpu.bandwidth if gpu else processor.bandwidth if entry.unified else 0.0,
                 compute=gpu.compute if gpu else 0.0,
-                pool=UNIFIED if one.unified else "",
+                pool=UNIFIED if entry.unified else "",
             )
         )
     if not settings.devices or PROCESSOR in settings.devices:

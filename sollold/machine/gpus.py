@@ -130,9 +130,9 @@ class Nvml:
             )
         return found
 
-    def _measured(self, ask: Any, *arguments: Any) -> float:
+    def _measured(self, query: Any, *arguments: Any) -> float:
         try:
-            return float(ask(*arguments))
+            return float(query(*arguments))
         except (self._nvml.NVMLError, AttributeError):
             return math.nan
 
@@ -148,30 +148,30 @@ class Nvml:
             self._warn_once(index, f"GPU {index} can't be read: {error}")
             return Gpu(index, uuid, name, 0, 0, 0.0, 0.0, {})
         self._warn_once(index, "")
-        clock = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM) * 1e6
+        memory_clock = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM) * 1e6
         bus = self._number(nvml.nvmlDeviceGetMemoryBusWidth, handle)
         cores = self._number(nvml.nvmlDeviceGetNumGpuCores, handle)
-        cycle = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) * 1e6
+        core_clock = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) * 1e6
         return Gpu(
             index,
             uuid,
             name,
             int(memory.total),
             int(memory.free),
-            bandwidth=clock * 2 * bus / 8,
-            compute=cores * cycle * 2,
+            bandwidth=memory_clock * 2 * bus / 8,
+            compute=cores * core_clock * 2,
             processes=self._processes(handle),
         )
 
-    def _warn_once(self, index: int, trouble: str) -> None:
+    def _warn_once(self, index: int, problem: str) -> None:
         """Log a problem once: the GPUs are queried every few seconds."""
-        if trouble and trouble != self._warned.get(index):
-            log.warning("%s", trouble)
-        self._warned[index] = trouble
+        if problem and problem != self._warned.get(index):
+            log.warning("%s", problem)
+        self._warned[index] = problem
 
-    def _number(self, ask: Any, *arguments: Any) -> float:
+    def _number(self, query: Any, *arguments: Any) -> float:
         try:
-            return float(ask(*arguments))
+            return float(query(*arguments))
         except (self._nvml.NVMLError, AttributeError):
             return 0.0
 
@@ -180,7 +180,7 @@ class Nvml:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         except self._nvml.NVMLError:
             return {}
-        return {one.pid: int(one.usedGpuMemory) for one in running if one.usedGpuMemory}
+        return {process.pid: int(process.usedGpuMemory) for process in running if process.usedGpuMemory}
 
 
 def visible(gpus: Sequence[Gpu], variable: str | None) -> list[Gpu]:

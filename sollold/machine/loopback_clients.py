@@ -21,7 +21,7 @@ _LOOPBACK = "127.0.0.1"
 async def client_users(port: int) -> Mapping[int, int] | None:
     """Return client port → user id for all connections to ``port`` of 127.0.0.1.
 
-    Returns None if this system does not tell.
+    Returns None if this system does not report it.
     """
     try:
         return sock_diag.users_of_clients(port)
@@ -45,9 +45,9 @@ def listed_users(port: int, folder: Path = Path("/proc/net")) -> Mapping[int, in
 
 
 def _clients(table: Iterator[bytes], port: int) -> Iterator[tuple[int, int]]:
-    ending = f":{port:04X} ".encode() + _ESTABLISHED + b" "
+    pattern = f":{port:04X} ".encode() + _ESTABLISHED + b" "
     for row in table:
-        if ending not in row:
+        if pattern not in row:
             continue
         fields = row.split()
         address, _, _ = fields[2].partition(b":")
@@ -55,10 +55,10 @@ def _clients(table: Iterator[bytes], port: int) -> Iterator[tuple[int, int]]:
             yield int(fields[1].rpartition(b":")[2], 16), int(fields[7])
 
 
-def _written(family: socket.AddressFamily, address: str) -> bytes:
+def _hex_address(family: socket.AddressFamily, address: str) -> bytes:
     """Return an address as the kernel writes it: words in native byte order."""
     packed = socket.inet_pton(family, address)
     return b"".join(b"%08X" % word for word in struct.unpack(f"={len(packed) // 4}I", packed))
 
 
-_ADDRESSES = (_written(socket.AF_INET, _LOOPBACK), _written(socket.AF_INET6, f"::ffff:{_LOOPBACK}"))
+_ADDRESSES = (_hex_address(socket.AF_INET, _LOOPBACK), _hex_address(socket.AF_INET6, f"::ffff:{_LOOPBACK}"))

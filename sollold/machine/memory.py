@@ -80,17 +80,17 @@ def _groups(root: Path) -> Iterator[_Group]:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
-    mounted = root / "sys/fs/cgroup"
+    mount = root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            for base in (mounted, mounted / "unified"):
+            for base in (mount, mount / "unified"):
                 yield from _chain(
                     base, path, "memory.max", "memory.current", ("inactive_file", "active_file")
                 )
         elif "memory" in controllers.split(","):
             yield from _chain(
-                mounted / "memory",
+                mount / "memory",
                 path,
                 "memory.limit_in_bytes",
                 "memory.usage_in_bytes",
@@ -115,14 +115,14 @@ def _chain(base: Path, path: str, limit: str, usage: str, cached: tuple[str, str
 def _group(folder: Path, limit: str, usage: str, cached: tuple[str, str]) -> _Group | None:
     try:
         text = (folder / limit).read_text().strip()
-        most = _UNLIMITED if text == "max" else int(text)
-        if most >= _UNLIMITED:
+        maximum = _UNLIMITED if text == "max" else int(text)
+        if maximum >= _UNLIMITED:
             return None
         used = int((folder / usage).read_text())
     except (OSError, ValueError):
         return None
     # File pages, including mapped weights, can be reclaimed and read again.
-    return _Group(most, max(0, used - sum(_stat(folder, name) for name in cached)))
+    return _Group(maximum, max(0, used - sum(_stat(folder, name) for name in cached)))
 
 
 def _stat(folder: Path, name: str) -> int:

@@ -24,7 +24,7 @@ _ROW = struct.Struct("=4x48x12xI")
 """Of a response row: the user id, after the socket's id, expiry and queues."""
 _PORTS = struct.Struct("!4xHH")
 """Of a response row: the socket's own port and the remote port."""
-_FAR_ADDRESS = slice(24, 40)
+_REMOTE_ADDRESS = slice(24, 40)
 _ESTABLISHED = 1 << 1
 _CONDITION = struct.Struct("=HHBBHxxHBBHxxH")
 """An attribute with a two-step filter: per step operation, offsets if true and if false, and port."""
@@ -49,9 +49,9 @@ def users_of_clients(port: int) -> dict[int, int]:
             request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ESTABLISHED) + condition
             kernel.send(_HEAD.pack(_HEAD.size + len(request), _BY_FAMILY, _REQUEST_DUMP, 0, 0) + request)
             for row in _rows(kernel):
-                own, far = _PORTS.unpack_from(row)
-                if far == port and row[_FAR_ADDRESS] in _ADDRESSES:
-                    found[own] = _ROW.unpack_from(row)[0]
+                client_port, remote_port = _PORTS.unpack_from(row)
+                if remote_port == port and row[_REMOTE_ADDRESS] in _ADDRESSES:
+                    found[client_port] = _ROW.unpack_from(row)[0]
     return found
 
 
@@ -59,13 +59,13 @@ def _rows(kernel: socket.socket) -> Iterator[bytes]:
     """Yield the rows of one response, which comes in several messages."""
     while True:
         data = kernel.recv(1 << 16)
-        at = 0
-        while at < len(data):
-            length, kind, _, _, _ = _HEAD.unpack_from(data, at)
+        offset = 0
+        while offset < len(data):
+            length, kind, _, _, _ = _HEAD.unpack_from(data, offset)
             if kind == _DONE:
                 return
-            body = data[at + _HEAD.size : at + length]
+            body = data[offset + _HEAD.size : offset + length]
             if kind == _ERROR:
                 raise OSError(-_ERRNO.unpack_from(body)[0], "sock_diag was refused")
             yield body
-            at += (length + 3) & ~3
+            offset += (length + 3) & ~3

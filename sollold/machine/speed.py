@@ -28,7 +28,7 @@ from sollold.settings.state_file import write_whole
 log = logging.getLogger("sollold.machine")
 
 _BUFFER = 48 * MIB
-_SECONDS = 0.4
+_MEASURE_SECONDS = 0.4
 _BARRIER_SECONDS = 5.0
 """Timeout for all threads to allocate their buffers, in seconds."""
 _EFFICIENCY = 0.35
@@ -54,16 +54,16 @@ def cores() -> int:
     return physical
 
 
-def speed(kept: Path) -> Speed:
-    """Return the processor's speed from the file ``kept``, or measure it (under 2 s) and write it there.
+def speed(path: Path) -> Speed:
+    """Return the processor's speed from the file ``path``, or measure it (under 2 s) and write it there.
 
     Blocks: call it off the loop.
     """
     processor = processor_name()
     try:
-        old = msgspec.json.decode(kept.read_bytes(), type=Speed)
-        if (old.processor, old.cores) == (processor, cores()):
-            return old
+        stored = msgspec.json.decode(path.read_bytes(), type=Speed)
+        if (stored.processor, stored.cores) == (processor, cores()):
+            return stored
     except (OSError, msgspec.DecodeError):
         pass
     fresh = Speed(processor, cores(), bandwidth(cores(), memory().free), compute())
@@ -71,9 +71,9 @@ def speed(kept: Path) -> Speed:
         log.info("the processor's speed could not be measured; the next start tries again")
         return fresh
     try:
-        write_whole(kept, msgspec.json.encode(fresh))
+        write_whole(path, msgspec.json.encode(fresh))
     except OSError as error:
-        log.warning("the measured speed can't be kept in %s: %s", kept, error)
+        log.warning("the measured speed can't be kept in %s: %s", path, error)
     return fresh
 
 
@@ -101,26 +101,26 @@ def bandwidth(threads: int, free: int) -> float:
     barrier = threading.Barrier(threads, timeout=_BARRIER_SECONDS)
 
     def read() -> float:
-        with mmap.mmap(-1, size) as one, mmap.mmap(-1, size) as two:
-            first = (ctypes.c_char * size).from_buffer(one)
-            second = (ctypes.c_char * size).from_buffer(two)
+        with mmap.mmap(-1, size) as first_map, mmap.mmap(-1, size) as second_map:
+            first = (ctypes.c_char * size).from_buffer(first_map)
+            second = (ctypes.c_char * size).from_buffer(second_map)
             # Pages that were never written all map to the same zero page.
             ctypes.memset(first, 1, size)
             ctypes.memset(second, 1, size)
             try:
                 barrier.wait()
                 begin = time.perf_counter()
-                done = 0
-                while (took := time.perf_counter() - begin) < _SECONDS:
+                total = 0
+                while (elapsed := time.perf_counter() - begin) < _MEASURE_SECONDS:
                     memcmp(ctypes.addressof(first), ctypes.addressof(second), size)
-                    done += 2 * size
-                return done / took
+                    total += 2 * size
+                return total / elapsed
             finally:
                 del first, second
 
-    def run(place: int) -> None:
+    def run(index: int) -> None:
         try:
-            rates[place] = read()
+            rates[index] = read()
         except (OSError, threading.BrokenBarrierError) as error:
             # A thread without a buffer must not keep the others waiting.
             barrier.abort()
@@ -128,8 +128,8 @@ def bandwidth(threads: int, free: int) -> float:
 
     running: list[threading.Thread] = []
     try:
-        for place in range(threads):
-            thread = threading.Thread(target=run, args=(place,), daemon=True)
+        for index in range(threads):
+            thread = threading.Thread(target=run, args=(index,), daemon=True)
             thread.start()
             running.append(thread)
     except RuntimeError as error:  # no more threads are allowed

@@ -28,8 +28,8 @@ def documentation() -> dict[str, str]:
     found: dict[str, str] = {}
     for section, part in ((name, getattr(Settings(), name)) for name in Settings.__slots__):
         node = classes[type(part).__name__]
-        about = (ast.get_docstring(node) or "").partition(": ")[2]
-        found[section] = about[:1].upper() + about[1:]
+        summary = (ast.get_docstring(node) or "").partition(": ")[2]
+        found[section] = summary[:1].upper() + summary[1:]
         previous = ""
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -65,7 +65,7 @@ def _item(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = (f"{one.name} = {_item(getattr(value, one.name))}" for one in dataclasses.fields(value))
+        pairs = (f"{field.name} = {_item(getattr(value, field.name))}" for field in dataclasses.fields(value))
         return "{ " + ", ".join(pairs) + " }"
     return json.dumps(value, ensure_ascii=False)
 
@@ -106,11 +106,11 @@ def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
     rows = []
     for key, setting in catalogue().items():
         value = getattr(getattr(loaded.settings, setting.section), setting.name)
-        shown = hidden_in(value)
+        redacted = hidden_in(value)
         origin = loaded.origins.get(key, "default")
-        if shown != value and origin.startswith("--"):
+        if redacted != value and origin.startswith("--"):
             origin = f"{origin.partition('=')[0]}={HIDDEN}"
-        rows.append((key, "(set)" if _is_hidden(loaded, key) else shown, origin))
+        rows.append((key, "(set)" if _is_hidden(loaded, key) else redacted, origin))
     return rows
 
 

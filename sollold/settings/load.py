@@ -196,7 +196,7 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
 
 def _sections_of(name: str) -> str:
     """Return advice about a key written before the first section."""
-    owners = [f"[{one.section}]" for one in catalogue().values() if one.name == name]
+    owners = [f"[{setting.section}]" for setting in catalogue().values() if setting.name == name]
     return f": write it below {' or '.join(owners)}" if owners else ", and no section has such a key"
 
 
@@ -204,10 +204,10 @@ def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
     """Reject a file that contains a secret but is readable by every user of the machine.
 
     Raises:
-        SettingsError: the file is such; the message has the command that mends it.
+        SettingsError: it is one; the message has the command that fixes it.
     """
-    named = [key for key in SECRETS if values.get(key) not in ("", "open", (), None)]
-    if not named:
+    secrets = [key for key in SECRETS if values.get(key) not in ("", "open", (), None)]
+    if not secrets:
         return
     try:
         mode, folder = file.stat().st_mode, file.resolve().parent.stat().st_mode
@@ -216,7 +216,7 @@ def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
     if stat.S_ISREG(mode) and mode & stat.S_IROTH and folder & stat.S_IXOTH:
         command = f"chmod o-rwx {shlex.quote(str(file))}"
         raise SettingsError(
-            f"{file}: {named[0]} is a secret, but every user of this machine can read it; run: {command}"
+            f"{file}: {secrets[0]} is a secret, but every user of this machine can read it; run: {command}"
         )
 
 
@@ -238,11 +238,11 @@ def _lines(text: str) -> dict[str, int]:
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
     known = [setting.variable for setting in catalogue().values()]
-    others = {FILE_VARIABLE, "SOLLOLD_NODE_URL", "SOLLOLD_API_KEY", "SOLLOLD_CA"}
+    extra = {FILE_VARIABLE, "SOLLOLD_NODE_URL", "SOLLOLD_API_KEY", "SOLLOLD_CA"}
     # Package builds and tests have variables of their own.
-    apart = ("SOLLOLD_DEB_", "SOLLOLD_TEST_")
+    prefixes = ("SOLLOLD_DEB_", "SOLLOLD_TEST_")
     for name in variables:
-        if name.startswith("SOLLOLD_") and name not in {*known, *others} and not name.startswith(apart):
+        if name.startswith("SOLLOLD_") and name not in {*known, *extra} and not name.startswith(prefixes):
             raise SettingsError(f"{name}: unknown setting{_nearest(name, known)}")
 
 
@@ -251,19 +251,19 @@ def _setting(key: str, place: str) -> Setting:
     if key in known:
         return known[key]
     section, _, name = key.partition(".")
-    near = _nearest(name, [item.name for item in known.values() if item.section == section])
-    if not near:
-        elsewhere = [item.key for item in known.values() if item.name == name]
-        near = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(key, known)
-    raise SettingsError(f"{place}: unknown setting {key}{near}")
+    hint = _nearest(name, [item.name for item in known.values() if item.section == section])
+    if not hint:
+        matches = [item.key for item in known.values() if item.name == name]
+        hint = f"; did you mean {matches[0]}?" if matches else _nearest(key, known)
+    raise SettingsError(f"{place}: unknown setting {key}{hint}")
 
 
 def _from_text(setting: Setting, text: str, place: str) -> object:
     """Parse a value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``, or
     either in TOML syntax."""
     bare = _base_type(setting.kind)
-    listed, tabled = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
-    if (listed and text.lstrip().startswith("[")) or (tabled and text.lstrip().startswith("{")):
+    is_list, is_table = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
+    if (is_list and text.lstrip().startswith("[")) or (is_table and text.lstrip().startswith("{")):
         with contextlib.suppress(tomllib.TOMLDecodeError):
             return _convert(setting, tomllib.loads(f"value = {text}")["value"], place)
     if bare is bool:
@@ -272,9 +272,9 @@ def _from_text(setting: Setting, text: str, place: str) -> object:
         if text.lower() not in words:
             raise SettingsError(f"{place}: {setting.key} must be true or false, not {text!r}")
         return words[text.lower()]
-    if listed:
+    if is_list:
         return _convert(setting, [part.strip() for part in text.split(",") if part.strip()], place)
-    if tabled:
+    if is_table:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         if any(not sign for _, sign, _ in pairs):
             raise SettingsError(f"{place}: {setting.key} must be written name=value,name=value")
@@ -302,7 +302,7 @@ def _convert(setting: Setting, value: object, place: str) -> object:
                 value = {name: _parse_unit(item, part) for name, part in value.items()}
             elif dataclasses.is_dataclass(item) and isinstance(item, type):
                 value = {name: _entry(item, name, part) for name, part in value.items()}
-        converted: object = msgspec.convert(_as_listed(kind, value), kind)
+        converted: object = msgspec.convert(_match_choice(kind, value), kind)
         if isinstance(converted, float) and not math.isfinite(converted):
             raise ValueError(f"{converted} is not a usable number")
         if isinstance(converted, tuple) and typing.get_args(kind):
@@ -324,12 +324,12 @@ def _convert(setting: Setting, value: object, place: str) -> object:
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
 
 
-def _as_listed(kind: object, value: object) -> object:
+def _match_choice(kind: object, value: object) -> object:
     """Match a choice regardless of case and surrounding spaces; other values are unchanged."""
     choices = (
         typing.get_args(_base_type(kind)) if typing.get_origin(_base_type(kind)) is typing.Literal else ()
     )
-    return next((one for one in choices if isinstance(value, str) and one == value.strip().lower()), value)
+    return next((word for word in choices if isinstance(value, str) and word == value.strip().lower()), value)
 
 
 def _check_networks(kind: object, texts: tuple[object, ...]) -> None:
@@ -364,7 +364,7 @@ def _parse_unit(kind: object, value: object) -> object:
 
 
 def _metas(kind: object) -> list[msgspec.Meta]:
-    return [one for one in typing.get_args(kind) if isinstance(one, msgspec.Meta)]
+    return [meta for meta in typing.get_args(kind) if isinstance(meta, msgspec.Meta)]
 
 
 def _unit(kind: object) -> str:
@@ -375,7 +375,7 @@ def _unit(kind: object) -> str:
 def _description(kind: object) -> str:
     """Return the description of the expected form of a string type (or of a list of such strings)."""
     kinds = [kind, *typing.get_args(kind)]
-    return next((meta.description for one in kinds for meta in _metas(one) if meta.description), None) or ""
+    return next((meta.description for t in kinds for meta in _metas(t) if meta.description), None) or ""
 
 
 def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
@@ -394,8 +394,8 @@ def differences(old: Settings, new: Settings) -> list[str]:
     """Return the keys whose values differ, in the order of the file."""
     changed = []
     for key, setting in catalogue().items():
-        before = getattr(getattr(old, setting.section), setting.name)
-        after = getattr(getattr(new, setting.section), setting.name)
-        if before != after:
+        old_value = getattr(getattr(old, setting.section), setting.name)
+        new_value = getattr(getattr(new, setting.section), setting.name)
+        if old_value != new_value:
             changed.append(key)
     return changed

@@ -53,13 +53,13 @@ def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, in
     """
     variables = os.environ if environment is None else environment
     http: object = {}
-    named = variables.get(FILE_VARIABLE)
-    for file in [Path(named)] if named else candidates():
+    configured = variables.get(FILE_VARIABLE)
+    for file in [Path(configured)] if configured else candidates():
         try:
             # Editors on Windows may write a byte order mark.
             http = tomllib.loads(read_file(file).decode("utf-8-sig")).get("http", {})
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            if named:
+            if configured:
                 return None
             continue
         except (OSError, ValueError):

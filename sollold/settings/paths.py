@@ -34,25 +34,25 @@ class Places:
             OSError: they can't be created or written.
         """
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for one in (*self.state.glob("logs"), *self.state.glob("*.json")):
+        for path in (*self.state.glob("logs"), *self.state.glob("*.json")):
             with contextlib.suppress(OSError):
-                if (mode := stat.S_IMODE(one.stat().st_mode)) & 0o077:
-                    one.chmod(mode & 0o700)
+                if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+                    path.chmod(mode & 0o700)
         self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def places(settings: NodeSettings) -> Places:
     """Return the folders from the settings, else from systemd, else in the user's home (XDG)."""
     return Places(
-        _place(settings.state_dir, "STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
-        _place(settings.cache_dir, "CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache"),
+        _folder(settings.state_dir, "STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
+        _folder(settings.cache_dir, "CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache"),
     )
 
 
-def _place(named: str, systemd: str, xdg: str, below: str) -> Path:
-    if named:
-        return expanded(named).absolute()
-    if given := os.environ.get(systemd):
-        return Path(given.split(":")[0])
+def _folder(configured: str, systemd: str, xdg: str, default: str) -> Path:
+    if configured:
+        return expanded(configured).absolute()
+    if value := os.environ.get(systemd):
+        return Path(value.split(":")[0])
     base = os.environ.get(xdg)
-    return (Path(base) if base else home_folder() / below) / "sollold"
+    return (Path(base) if base else home_folder() / default) / "sollold"

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 _PIPE_SECONDS = 5.0
-_LONGEST = 16 << 20
+_MAX_BYTES = 16 << 20
 
 
 def read_file(path: Path) -> bytes:
@@ -23,16 +23,16 @@ def read_file(path: Path) -> bytes:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         pipe = stat.S_ISFIFO(os.fstat(handle).st_mode)
-        read = bytearray()
+        content = bytearray()
         while True:
             if pipe and not poll.poll(_PIPE_SECONDS * 1000):
-                why = f"it is a pipe to which nothing was written for {_PIPE_SECONDS:g} s"
-                raise OSError(errno.ETIMEDOUT, why)
+                reason = f"it is a pipe to which nothing was written for {_PIPE_SECONDS:g} s"
+                raise OSError(errno.ETIMEDOUT, reason)
             piece = os.read(handle, 1 << 16)
             if not piece:
-                return bytes(read)
-            read += piece
-            if len(read) > _LONGEST:
-                raise OSError(errno.EFBIG, f"it is larger than {_LONGEST >> 20} MiB")
+                return bytes(content)
+            content += piece
+            if len(content) > _MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it is larger than {_MAX_BYTES >> 20} MiB")
     finally:
         os.close(handle)

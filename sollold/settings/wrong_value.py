@@ -25,24 +25,24 @@ def in_words(fault: str, value: object, *, secret: bool = False) -> str:
     """Rephrase msgspec's ``fault`` about ``value``, which is not shown if it is ``secret``."""
     if words := out_of_range(fault):
         return words
-    wrong = _OTHER_TYPE.fullmatch(fault)
-    if wrong is None or wrong[1] not in _TYPES:
+    match = _OTHER_TYPE.fullmatch(fault)
+    if match is None or match[1] not in _TYPES:
         return fault
-    wanted, place = wrong[1], wrong[2] or ""
-    found = _at(value, place)
-    whose = "each of its values " if place else ""
-    words = f"{whose}must be {_TYPES[wanted]}"
+    expected, place = match[1], match[2] or ""
+    found = _item_at(value, place)
+    subject = "each of its values " if place else ""
+    words = f"{subject}must be {_TYPES[expected]}"
     if secret or place == "[...]":
         return words
     words += f", not {_shown(found)}"
-    if isinstance(found, str) and wanted == "array":
+    if isinstance(found, str) and expected == "array":
         words += f"; write [{_shown(found)}]"
-    elif isinstance(found, str) and re.fullmatch(_UNQUOTED.get(wanted, "(?!)"), found):
+    elif isinstance(found, str) and re.fullmatch(_UNQUOTED.get(expected, "(?!)"), found):
         words += f"; write {found}"
     return words
 
 
-def _at(value: object, place: str) -> object:
+def _item_at(value: object, place: str) -> object:
     """Return the list item at ``place``, or else the whole value."""
     index = re.fullmatch(r"\[(\d+)\]", place)
     return value[int(index[1])] if index and isinstance(value, (list, tuple)) else value

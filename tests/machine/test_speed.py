@@ -24,7 +24,7 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(file, size)
 
     monkeypatch.setattr(measured.mmap, "mmap", take)
-    monkeypatch.setattr(measured, "_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "_MEASURE_SECONDS", 0.01)
     return sizes
 
 
