@@ -45,25 +45,25 @@ class Calibration:
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
         self._devices: OrderedDict[tuple[str, str], dict[str, Factor]] = OrderedDict()
-        for one in factors:
-            if isfinite(one.factor) and 1 / LIMIT <= one.factor <= LIMIT:
-                self._keep(one)
+        for factor in factors:
+            if isfinite(factor.factor) and 1 / LIMIT <= factor.factor <= LIMIT:
+                self._keep(factor)
 
     def factors(self) -> tuple[Factor, ...]:
         """Return all known factors, for storing on disk."""
-        return tuple(one for known in self._devices.values() for one in known.values())
+        return tuple(factor for factors in self._devices.values() for factor in factors.values())
 
     def correction(self, architecture: str) -> Correction:
         """Return the corrections for models of this architecture, as known now."""
-        alike: dict[str, list[float]] = {}
+        by_kind: dict[str, list[float]] = {}
         exact: dict[tuple[str, str], float] = {}
-        for (node, device), known in self._devices.items():
-            exact[node, device] = factor = _factor_for(known, architecture)
-            alike.setdefault(_kind_of(device), []).append(factor)
+        for (node, device), by_architecture in self._devices.items():
+            exact[node, device] = factor = _factor_for(by_architecture, architecture)
+            by_kind.setdefault(_kind_of(device), []).append(factor)
         # A device not measured yet gets the typical factor of its kind. Otherwise it would look better than
         # the measured ones (which may all be slower than their figures) just because it was never used.
-        usual = {sort: _median(factors) for sort, factors in alike.items()}
-        return lambda node, device: exact.get((node, device)) or usual.get(_kind_of(device), 1.0)
+        typical = {kind: _median(factors) for kind, factors in by_kind.items()}
+        return lambda node, device: exact.get((node, device)) or typical.get(_kind_of(device), 1.0)
 
     def measured(self, architecture: str, terms: Sequence[TimePart], seconds: float) -> None:
         """Learn from a deployment made of ``terms`` that took ``seconds`` per token."""
@@ -73,27 +73,27 @@ class Calibration:
             return
         ratio = seconds / predicted
         for node, device in dict.fromkeys((term.node, term.device) for term in terms if term.seconds > 0):
-            before = self._devices.get((node, device), {}).get(architecture)
+            previous = self._devices.get((node, device), {}).get(architecture)
             # The first measurement counts fully, later ones by half: they vary at random.
-            change = ratio if before is None else sqrt(ratio)
+            change = ratio if previous is None else sqrt(ratio)
             factor = correction(node, device) * change
             if 1 / LIMIT <= factor <= LIMIT:
                 self._keep(Factor(node, device, architecture, factor))
 
-    def _keep(self, one: Factor) -> None:
-        key = one.node, one.device
-        known = self._devices.setdefault(key, {})
-        known[one.architecture] = one
+    def _keep(self, factor: Factor) -> None:
+        key = factor.node, factor.device
+        by_architecture = self._devices.setdefault(key, {})
+        by_architecture[factor.architecture] = factor
         self._devices.move_to_end(key)
         while len(self._devices) > MOST:
             self._devices.popitem(last=False)
 
 
-def _factor_for(known: dict[str, Factor], architecture: str) -> float:
+def _factor_for(factors: dict[str, Factor], architecture: str) -> float:
     """Return a device's correction for an architecture: its own, else the median of the device's others."""
-    if architecture in known:
-        return known[architecture].factor
-    return _median([one.factor for one in known.values()])
+    if architecture in factors:
+        return factors[architecture].factor
+    return _median([factor.factor for factor in factors.values()])
 
 
 def _median(values: list[float]) -> float:

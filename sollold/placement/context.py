@@ -29,13 +29,13 @@ def run_with(request: PlacementRequest, context: int, slots: int, batch: int = 0
     kept either.
     """
     # Padded as llama.cpp pads each slot, so that the promised context is the real one.
-    each = -(-context // 256) * 256
+    per_slot = -(-context // 256) * 256
     ubatch = batch or request.ubatch
     if request.embedding:
         # An embedder without causal attention needs a whole prompt in one physical batch.
-        ubatch = max(min(each, LEAST), request.ubatch)
+        ubatch = max(min(per_slot, LEAST), request.ubatch)
     return Run(
-        context=each * slots,
+        context=per_slot * slots,
         slots=slots,
         type_k=request.type_k,
         type_v=request.type_v,
@@ -64,15 +64,15 @@ def runs_to_try(request: PlacementRequest, context_train: int) -> tuple[list[Run
         slots //= 2
     batches = [] if request.embedding else [batch for batch in BATCHES if batch < request.ubatch]
     full += [run_with(request, aim, 1, batch) for batch in batches]
-    least = batches[-1] if batches else 0
+    smallest = batches[-1] if batches else 0
     smaller = []
     if not request.context:
         context = aim // 2
         while context >= LEAST:
-            smaller.append(run_with(request, context, 1, least))
+            smaller.append(run_with(request, context, 1, smallest))
             context //= 2
         if aim > LEAST and (not smaller or smaller[-1].context > LEAST):
-            smaller.append(run_with(request, LEAST, 1, least))
+            smaller.append(run_with(request, LEAST, 1, smallest))
     return full, smaller
 
 
@@ -92,17 +92,17 @@ def given(request: PlacementRequest, run: Run, context_train: int) -> str:
 
 
 def _context_given(request: PlacementRequest, run: Run, context_train: int) -> str:
-    each = run.request_context
+    per_slot = run.request_context
     slots = f"{run.slots} request{'s' if run.slots != 1 else ''} at a time"
     aim = tokens(request, context_train)
-    wanted = f"{each} tokens of context each for {slots}"
+    summary = f"{per_slot} tokens of context each for {slots}"
     if request.context and request.context > aim:
-        return f"{wanted}: {request.context} were asked for, but the model was trained with {context_train}."
-    if each >= aim and run.slots >= request.slots:
+        return f"{summary}: {request.context} were asked for, but the model was trained with {context_train}."
+    if per_slot >= aim and run.slots >= request.slots:
         if request.context:
-            return f"{wanted}, as asked for."
-        why = "the model's own" if context_train and aim == context_train else "the usual setting"
-        return f"{wanted}: {why}."
-    if each >= aim:
-        return f"{wanted}: there is no room for {request.slots} at a time."
-    return f"{wanted}: there is no room for {aim} tokens and {request.slots} at a time."
+            return f"{summary}, as asked for."
+        reason = "the model's own" if context_train and aim == context_train else "the usual setting"
+        return f"{summary}: {reason}."
+    if per_slot >= aim:
+        return f"{summary}: there is no room for {request.slots} at a time."
+    return f"{summary}: there is no room for {aim} tokens and {request.slots} at a time."

@@ -110,11 +110,11 @@ def batch_seconds(
     """
     total = 0.0
     for part in parts:
-        slower = correction(part.capacity.node, part.capacity.device)
+        slowdown = correction(part.capacity.node, part.capacity.device)
         compute = part.capacity.compute if part.capacity.compute > 0 else ASSUMED_COMPUTE[part.capacity.kind]
         read = min(max(part.weights, part.active), tokens * part.active)
         total += read * seconds_per_byte(part.capacity, correction)
-        total += (tokens - 1) * 2 * part.active * parameters_per_byte / compute * slower
+        total += (tokens - 1) * 2 * part.active * parameters_per_byte / compute * slowdown
         if part.link is not None:
             hop = hop_seconds(part.link, width * tokens)
             if part.output:
@@ -154,11 +154,11 @@ def load_seconds(parts: Sequence[Part], host_bytes: int, cached: Mapping[str, in
         cached: bytes of the model on each node's disk, by node.
     """
     total = host_bytes / DISK
-    left = dict(cached)
+    remaining = dict(cached)
     for part in parts:
         total += part.weights / DISK
         if part.link is not None:
-            kept = min(left.get(part.capacity.node, 0), part.weights)
-            left[part.capacity.node] = left.get(part.capacity.node, 0) - kept
-            total += (part.weights - kept) / part.link.bandwidth + kept / DISK
+            local = min(remaining.get(part.capacity.node, 0), part.weights)
+            remaining[part.capacity.node] = remaining.get(part.capacity.node, 0) - local
+            total += (part.weights - local) / part.link.bandwidth + local / DISK
     return total

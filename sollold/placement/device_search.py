@@ -107,11 +107,11 @@ class _Search:
         self.price = [inf] * (count + 1)
         self.rest = [0.0] * (count + 1)
         for i in range(count - 1, -1, -1):
-            one = items[i]
-            self.hops[i] = min(self.hops[i + 1], one.bin.hop)
+            bounds = items[i]
+            self.hops[i] = min(self.hops[i + 1], bounds.bin.hop)
             # A byte costs least when the device is full.
-            self.price[i] = min(self.price[i + 1], one.bin.rate + one.bin.hop / one.cap)
-            self.rest[i] = self.rest[i + 1] + one.cap
+            self.price[i] = min(self.price[i + 1], bounds.bin.rate + bounds.bin.hop / bounds.cap)
+            self.rest[i] = self.rest[i + 1] + bounds.cap
         # Some device must hold the output, so at least the smallest tail is paid.
         ends = [item.bin.tail for item in items if item.low_last < len(self.layers.mem) - 1]
         if not ends:
@@ -130,69 +130,69 @@ class _Search:
 
     def _shortlist(self) -> list[int]:
         """Return the bins worth searching: with very many, the best by time per byte and the roomiest."""
-        everything = [i for i, one in enumerate(self.bins) if one.room > 0]
-        if len(everything) <= SHORTLIST:
-            return everything
+        indexes = [i for i, device in enumerate(self.bins) if device.room > 0]
+        if len(indexes) <= SHORTLIST:
+            return indexes
         buffers = self.layers.buffers.middle
-        everything = [i for i in everything if self.bins[i].first or self.bins[i].room > buffers]
+        indexes = [i for i in indexes if self.bins[i].first or self.bins[i].room > buffers]
         total = self.layers.mem[-1] or 1
         ratio = self.layers.act[-1] / total
 
         def merit(i: int) -> tuple[float, int]:
-            one = self.bins[i]
-            held = min(one.room - (0 if one.first else buffers), total)
-            return one.hop / held + one.rate * ratio, -held
+            device = self.bins[i]
+            capacity = min(device.room - (0 if device.first else buffers), total)
+            return device.hop / capacity + device.rate * ratio, -capacity
 
         def by_room(i: int) -> tuple[int, float]:
             return -self.bins[i].room, self.bins[i].rate
 
-        kept = sorted(everything, key=merit)[:SHORTLIST]
-        kept += sorted(everything, key=by_room)[: self.most]
-        kept += [i for i in everything if self.bins[i].worker < 0]
-        return sorted(set(kept))
+        chosen = sorted(indexes, key=merit)[:SHORTLIST]
+        chosen += sorted(indexes, key=by_room)[: self.most]
+        chosen += [i for i in indexes if self.bins[i].worker < 0]
+        return sorted(set(chosen))
 
-    def _walk(self, start: int, chosen: list[BinBounds], cost: float, left: float) -> None:
+    def _walk(self, start: int, chosen: list[BinBounds], cost: float, remaining: float) -> None:
         """Try all supersets of ``chosen`` with items from ``start`` on."""
-        if left <= 0 and chosen:
+        if remaining <= 0 and chosen:
             if self._leaf(chosen, cost):
                 return
-            left = 0.0
+            remaining = 0.0
         items = self.items
         taken_groups = {item.bin.group for item in chosen if item.bin.group >= 0}
         machines = {item.bin.worker for item in chosen if item.bin.worker >= 0}
         full = len(chosen) - sum(item.bin.first for item in chosen) >= self.most
         for j in range(start, len(items)):
             item = items[j]
-            one = item.bin
-            if left > self.rest[j]:
+            device = item.bin
+            if remaining > self.rest[j]:
                 break
             bar = self._bar()
-            if cost + max(self.hops[j], left * self.price[j]) >= bar:
+            if cost + max(self.hops[j], remaining * self.price[j]) >= bar:
                 break
             self.effort += 1
             if self.effort > self.most_effort:
                 break
-            taken = min(left, item.cap)
-            price = cost + one.hop + taken * one.rate
-            if price + (left - taken) * self.price[j + 1] >= bar if left > taken else price >= bar:
+            taken = min(remaining, item.cap)
+            price = cost + device.hop + taken * device.rate
+            if price + (remaining - taken) * self.price[j + 1] >= bar if remaining > taken else price >= bar:
                 continue
-            if (full and not one.first) or one.group in taken_groups:
+            if (full and not device.first) or device.group in taken_groups:
                 continue
-            if one.worker >= 0 and one.worker not in machines and len(machines) >= self.workers:
+            if device.worker >= 0 and device.worker not in machines and len(machines) >= self.workers:
                 continue
             if j > start and self._is_redundant(item, items[j - 1]):
                 continue
             chosen.append(item)
-            self._walk(j + 1, chosen, price, left - taken)
+            self._walk(j + 1, chosen, price, remaining - taken)
             chosen.pop()
 
-    def _is_redundant(self, one: BinBounds, before: BinBounds) -> bool:
+    def _is_redundant(self, item: BinBounds, previous: BinBounds) -> bool:
         """Return whether the device before is equivalent, so that this one needs no trial of its own.
 
         If the number of workers is limited, a machine with several devices is not equivalent to one with a
         single device: its other devices add no worker.
         """
-        return _alike(one, before) and (not self.scarce or self.devices[one.bin.worker] == 1)
+        return _equivalent(item, previous) and (not self.scarce or self.devices[item.bin.worker] == 1)
 
     def _leaf(self, chosen: list[BinBounds], bound: float) -> bool:
         """Fill these devices, which may suffice. Return whether no further device can improve the result."""
@@ -221,8 +221,8 @@ class _Search:
         """Find the best order and cut points for exactly these devices. Return the number of steps taken."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
-        each = len(rest) * len(self.layers.mem)
-        if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * each <= ALL_STEPS:
+        order_steps = len(rest) * len(self.layers.mem)
+        if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * order_steps <= ALL_STEPS:
             orders = 1 << (len(rest) - 1)
             found = self.partition.any_order(head, rest, self._bar())
         else:
@@ -230,7 +230,7 @@ class _Search:
             found = self.partition.some_orders(head, rest, bound, self._bar())
         if found is not None:
             self._keep(found)
-        return orders * each
+        return orders * order_steps
 
     def _keep(self, found: Split) -> None:
         if self.best is None:
@@ -248,8 +248,8 @@ class _Search:
         )
 
 
-def _alike(one: BinBounds, other: BinBounds) -> bool:
-    a, b = one.bin, other.bin
+def _equivalent(first: BinBounds, second: BinBounds) -> bool:
+    a, b = first.bin, second.bin
     return (
         a.worker != b.worker
         and a.group == b.group == -1

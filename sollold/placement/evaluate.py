@@ -109,11 +109,11 @@ def is_worker(head: Machine, capacity: DeviceCapacity) -> bool:
 
 def link_to(head: Machine, capacity: DeviceCapacity, links: Mapping[str, Link]) -> Link | None:
     """Return the link from the head to a device; None for the head's own GPUs."""
-    way = links.get(capacity.node, Link()) if capacity.node != head.node else None
+    link = links.get(capacity.node, Link()) if capacity.node != head.node else None
     if capacity.kind is Kind.EXTERNAL:
         # Reached through the node that lists it. The second link is not measured: it serves one client only.
-        return joined(way, Link())
-    return way or (cost_model.LOOPBACK if capacity.kind is Kind.CPU else None)
+        return joined(link, Link())
+    return link or (cost_model.LOOPBACK if capacity.kind is Kind.CPU else None)
 
 
 def share_overhead(capacity: DeviceCapacity, worker: bool, largest: int, state: int, compute: int) -> int:
@@ -177,22 +177,22 @@ def evaluate(
     crossing = _checkpoint_seconds(head, footprint, holds, links) if footprint.checkpoints else 0.0
     checkpoints = footprint.checkpoints if crossing <= CROSSING_SECONDS else 0
     host = host_share(head, footprint, on_host, len(holds), checkpoints=checkpoints > 0)
-    seeing = next((i for i, (capacity, _, _) in enumerate(holds) if _is_gpu_of(head, capacity)), -1)
-    kept, kept_active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
+    gpu_index = next((i for i, (capacity, _, _) in enumerate(holds) if _is_gpu_of(head, capacity)), -1)
+    experts, experts_active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
     host = replace(
         host,
-        weights=(host.weights if seeing < 0 else max(host.weights - footprint.projector, 0)) + kept,
+        weights=(host.weights if gpu_index < 0 else max(host.weights - footprint.projector, 0)) + experts,
         compute=host.compute + footprint.host_experts(cpu_moe),
     )
     shares, parts = [], _parts_of_host(head, footprint, on_host, cpu_moe)
     for index, hold in enumerate(holds):
         capacity, first, last = hold
         link = link_to(head, capacity, links)
-        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing) - kept
+        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == gpu_index) - experts
         compute = footprint.compute(first, last, devices=len(holds), offloaded=total - on_host)
         compute += footprint.lent_experts(cpu_moe)
         shares.append(_share(hold, footprint, weights, compute, remote=link is not None))
-        active = sum(footprint.active[first:last]) - kept_active
+        active = sum(footprint.active[first:last]) - experts_active
         parts.append(cost_model.Part(capacity, active, weights, link, last == total))
     return Candidate(
         head=head,
@@ -223,8 +223,8 @@ def _parts_of_host(head: Machine, footprint: Footprint, on_host: int, cpu_moe: i
     """Return what the head's processor computes: the experts it keeps, and the first layers."""
     parts = []
     if cpu_moe and head.cpu is not None:
-        kept, active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
-        parts.append(cost_model.Part(head.cpu, active, kept, None, False))
+        experts, active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
+        parts.append(cost_model.Part(head.cpu, active, experts, None, False))
     if on_host and head.cpu is not None:
         weights, active = sum(footprint.weights[:on_host]), sum(footprint.active[:on_host])
         parts.append(cost_model.Part(head.cpu, active, weights, None, on_host > footprint.layers))
@@ -246,12 +246,12 @@ def _bytes_taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) 
 
 def _shortfalls(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
     """Yield where more is taken than there is room for: on one device, or on all that share a memory."""
-    together: dict[tuple[str, str], list[DeviceCapacity]] = {}
+    by_memory: dict[tuple[str, str], list[DeviceCapacity]] = {}
     for capacity, size in taken.items():
-        together.setdefault(capacity.memory, []).append(capacity)
+        by_memory.setdefault(capacity.memory, []).append(capacity)
         if size > capacity.room:
             yield DeviceShortfall(capacity.node, capacity.device, size, capacity.room)
-    for members in together.values():
+    for members in by_memory.values():
         size, room = sum(taken[capacity] for capacity in members), max(capacity.room for capacity in members)
         if len(members) > 1 and size > room and all(taken[capacity] <= capacity.room for capacity in members):
             yield DeviceShortfall(members[-1].node, members[-1].device, size, room)

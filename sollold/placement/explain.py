@@ -21,7 +21,7 @@ LEAST_HELD_BACK = 64 * 1024**2
 """Minimum bytes that a node must hold back for a remedy to mention it."""
 LEAST_BITS = 1.8
 """Bits per weight of the smallest quantization in use (IQ1_M)."""
-_MOST_AWAY = 8
+_MAX_AWAY = 8
 """Machines that are tried together, of those that take no part."""
 _WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
 
@@ -85,17 +85,17 @@ def explain(
     buffers = _buffers(footprint, heads, capacities)
     needed = weights + state + buffers
     usable = fleet.machines if request.distributed else (alone,) if alone is not None else ()
-    there = sum(machine.room for machine in usable)
-    missing = max(0, needed - there)
+    room = sum(machine.room for machine in usable)
+    missing = max(0, needed - room)
     remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away))
-    least = context.tokens(request, footprint.context_train)
+    min_context = context.tokens(request, footprint.context_train)
     if not request.context:
-        least = min(least, context.LEAST)
-    setting = f"with {least} tokens of context for one request at a time"
+        min_context = min(min_context, context.LEAST)
+    setting = f"with {min_context} tokens of context for one request at a time"
     parts = [
         f"{request.model} does not fit. It needs {bytes_text(needed)} {setting} "
         f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers)}).",
-        _available(fleet, request, there),
+        _available(fleet, request, room),
     ]
     if missing:
         parts.append(f"Missing: {bytes_text(missing)}.")
@@ -108,8 +108,8 @@ def explain(
         )
     if remedies:
         parts.append("What would help: " + "; ".join(remedies) + ".")
-    parts += [f"{one.name} is left out: {one.reason}." for one in fleet.left_out[:5]]
-    return Shortfall(needed, there, missing, weights, state, buffers, remedies, " ".join(parts))
+    parts += [f"{machine.name} is left out: {machine.reason}." for machine in fleet.left_out[:5]]
+    return Shortfall(needed, room, missing, weights, state, buffers, remedies, " ".join(parts))
 
 
 def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequence[DeviceCapacity]) -> int:
@@ -117,18 +117,18 @@ def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequenc
     total = sum(footprint.weights) + sum(footprint.state)
     host = host_share(heads[0], footprint, 0, 2) if heads else None
     size = host.total - host.weights if host is not None else footprint.host_buffers
-    left = total
-    for used, capacity in enumerate(sorted(capacities, key=lambda one: -one.room)):
+    remaining = total
+    for used, capacity in enumerate(sorted(capacities, key=lambda device: -device.room)):
         last = footprint.layers + (1 if used == 0 else 0)
-        each = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + capacity.overhead
-        if left <= 0 or capacity.room <= each or used == 15:
+        buffer = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + capacity.overhead
+        if remaining <= 0 or capacity.room <= buffer or used == 15:
             break
-        size += each
-        left -= capacity.room - each
+        size += buffer
+        remaining -= capacity.room - buffer
     return size
 
 
-def _available(fleet: Fleet, request: PlacementRequest, there: int) -> str:
+def _available(fleet: Fleet, request: PlacementRequest, total: int) -> str:
     rows = []
     for machine in fleet.machines:
         room = machine.room
@@ -142,13 +142,13 @@ def _available(fleet: Fleet, request: PlacementRequest, there: int) -> str:
     listed = ", ".join(text for _, text in rows[:8])
     if len(rows) > 8:
         listed += f" and {len(rows) - 8} more"
-    whole = "" if request.distributed else ", and models are not spread over machines here"
-    return f"There is room for {bytes_text(there)}: {listed or 'no machine'}{whole}."
+    restriction = "" if request.distributed else ", and models are not spread over machines here"
+    return f"There is room for {bytes_text(total)}: {listed or 'no machine'}{restriction}."
 
 
 def _closest(choice: PlacementChoice) -> str:
-    one = next((a for a in choice.alternatives if a.tokens_per_second == 0.0), None)
-    return f" ({one.what}: {one.reason})" if one is not None else ""
+    alternative = next((a for a in choice.alternatives if a.tokens_per_second == 0.0), None)
+    return f" ({alternative.what}: {alternative.reason})" if alternative is not None else ""
 
 
 def _remedies(
@@ -164,26 +164,26 @@ def _remedies(
     """Return what would help, each tried: phrases, the cheapest first."""
 
     def fits(
-        other: PlacementRequest, on: Fleet = fleet, footprint_with: FootprintOf = footprint_of
+        attempt: PlacementRequest, trial: Fleet = fleet, footprint_with: FootprintOf = footprint_of
     ) -> Candidate | None:
-        return choose(other, on, footprint_with, correction).candidate
+        return choose(attempt, trial, footprint_with, correction).candidate
 
     found = _by_settings(request, fits)
 
-    def fits_on(on: Fleet) -> bool:
-        return fits(request, on) is not None
+    def fits_on(trial: Fleet) -> bool:
+        return fits(request, trial) is not None
 
     if limits := _within_limits(fleet, fits_on):
         found.append(limits)
     if limits := _within_group(fleet, fits_on):
         found.append(limits)
-    for one in _releasing(request, fleet, busy, fits_on):
-        held = bytes_text(sum(sum(part.bytes.values()) for part in one))
-        models = " and ".join(part.model for part in one)
-        found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+    for group in _releasing(request, fleet, busy, fits_on):
+        held = bytes_text(sum(sum(part.bytes.values()) for part in group))
+        models = " and ".join(part.model for part in group)
+        found.append(f"{models} releasing {'its' if len(group) == 1 else 'their'} {held} ({group[0].reason})")
     found += _taking_part(fleet, away, fits_on)
     found += filter(None, (_without_others(fleet, fits_on), _without_reserve(fleet, fits_on)))
-    if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
+    if size := _quantized(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
         size = _additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
@@ -211,19 +211,19 @@ def _by_settings(
         changes.append({"policy": Policy.FASTEST})
     for count in range(1, len(changes) + 1):
         found = []
-        for some in combinations(changes, count):
-            other = replace(request, **{name: value for change in some for name, value in change.items()})  # type: ignore[arg-type]
-            made = fits(other)
-            if made is not None:
-                found.append(" with ".join(_setting(change, request, made) for change in some))
+        for subset in combinations(changes, count):
+            changed = replace(request, **{name: value for change in subset for name, value in change.items()})  # type: ignore[arg-type]
+            candidate = fits(changed)
+            if candidate is not None:
+                found.append(" with ".join(_setting(change, request, candidate) for change in subset))
         if found:
             return found
     return []
 
 
-def _setting(change: dict[str, object], request: PlacementRequest, made: Candidate) -> str:
+def _setting(change: dict[str, object], request: PlacementRequest, candidate: Candidate) -> str:
     if "context" in change:
-        return f"a context of {made.run.request_context} tokens instead of {request.context}"
+        return f"a context of {candidate.run.request_context} tokens instead of {request.context}"
     if "type_k" in change:
         return "a KV cache in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
     if "policy" in change:
@@ -235,35 +235,35 @@ def _setting(change: dict[str, object], request: PlacementRequest, made: Candida
 
 def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising limits on the fewest machines, starting with those that hold back most."""
-    held = _where(fleet, lambda one: one.held_back, 1.0, fits_on)
-    return f"raising node.memory_limit (or node.device_limits): it holds back {held}" if held else ""
+    amount = _amounts(fleet, lambda capacity: capacity.held_back, 1.0, fits_on)
+    return f"raising node.memory_limit (or node.device_limits): it holds back {amount}" if amount else ""
 
 
 def _within_group(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising the limits that the system sets for the daemons."""
-    barred = _where(fleet, lambda one: one.barred, 1.0, fits_on)
-    how = "raising MemoryMax of the daemon's service, or the memory limit of its container"
-    return f"{how}: it blocks {barred}" if barred else ""
+    amount = _amounts(fleet, lambda capacity: capacity.barred, 1.0, fits_on)
+    remedy = "raising MemoryMax of the daemon's service, or the memory limit of its container"
+    return f"{remedy}: it blocks {amount}" if amount else ""
 
 
 def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of closing other programs. They include the system, so half of it must suffice."""
-    used = _where(fleet, lambda one: one.others, 0.5, fits_on, "")
-    return f"closing other programs: they use {used}" if used else ""
+    amount = _amounts(fleet, lambda capacity: capacity.others, 0.5, fits_on, "")
+    return f"closing other programs: they use {amount}" if amount else ""
 
 
 def _without_reserve(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of reserving less for the rest of a machine; half of the reserve must suffice."""
-    kept = _where(fleet, lambda one: one.reserved, 0.5, fits_on)
-    return f"lowering node.reserve (or node.gpu_reserve): it keeps {kept}" if kept else ""
+    amount = _amounts(fleet, lambda capacity: capacity.reserved, 0.5, fits_on)
+    return f"lowering node.reserve (or node.gpu_reserve): it keeps {amount}" if amount else ""
 
 
-def _where(
+def _amounts(
     fleet: Fleet,
     size: Callable[[DeviceCapacity], int],
     share: float,
     fits_on: Callable[[Fleet], bool],
-    of: str = " of free memory",
+    suffix: str = " of free memory",
 ) -> str:
     """Find the fewest machines on which a ``share`` of ``size`` more room suffices, largest ``size`` first.
 
@@ -271,15 +271,15 @@ def _where(
         How much and where, in words; empty when even all of it does not suffice.
     """
     sizes = {machine.node: machine.sum_of(size) for machine in fleet.machines}
-    on, found = fleet, list[str]()
-    for machine in sorted(fleet.machines, key=lambda one: -sizes[one.node]):
+    trial, found = fleet, list[str]()
+    for machine in sorted(fleet.machines, key=lambda candidate: -sizes[candidate.node]):
         if sizes[machine.node] < LEAST_HELD_BACK:
             break
-        devices = tuple(replace(one, room=one.room + int(size(one) * share)) for one in machine.devices)
-        more = replace(machine, devices=devices)
-        on = replace(on, machines=tuple(more if one.node == machine.node else one for one in on.machines))
-        found.append(f"{bytes_text(sizes[machine.node])}{of} on {machine.name}")
-        if fits_on(on):
+        devices = tuple(replace(c, room=c.room + int(size(c) * share)) for c in machine.devices)
+        grown = replace(machine, devices=devices)
+        trial = replace(trial, machines=tuple(grown if m.node == machine.node else m for m in trial.machines))
+        found.append(f"{bytes_text(sizes[machine.node])}{suffix} on {machine.name}")
+        if fits_on(trial):
             return " and ".join(found)
     return ""
 
@@ -288,29 +288,29 @@ def _releasing(
     request: PlacementRequest, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
 ) -> list[tuple[Busy, ...]]:
     """Return the smallest busy deployment whose end would make room, or else the fewest of the smallest."""
-    some = sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]
-    for one in some:
-        if fits_on(_with_released(fleet, one)):
-            return [(one,)]
-    on = fleet
-    for count, one in enumerate(some, 1):
-        on = _with_released(on, one)
-        if count > 1 and fits_on(on):
-            return [tuple(some[:count])]
+    smallest = sorted(busy, key=lambda deployment: sum(deployment.bytes.values()))[:4]
+    for deployment in smallest:
+        if fits_on(_with_released(fleet, deployment)):
+            return [(deployment,)]
+    trial = fleet
+    for count, deployment in enumerate(smallest, 1):
+        trial = _with_released(trial, deployment)
+        if count > 1 and fits_on(trial):
+            return [tuple(smallest[:count])]
     return []
 
 
 def _taking_part(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fleet], bool]) -> list[str]:
     """Return what lets each machine take part that would suffice alone, or else the fewest, largest first."""
-    alone = [one.how for one in away if fits_on(replace(fleet, machines=(*fleet.machines, one.machine)))]
-    if alone:
-        return alone
-    on, together = fleet, list[str]()
-    for one in sorted(away, key=lambda one: -one.machine.room)[:_MOST_AWAY]:
-        on = replace(on, machines=(*on.machines, one.machine))
-        together.append(one.how)
-        if len(together) > 1 and fits_on(on):
-            return [" and ".join(together)]
+    single = [a.how for a in away if fits_on(replace(fleet, machines=(*fleet.machines, a.machine)))]
+    if single:
+        return single
+    trial, steps = fleet, list[str]()
+    for absent in sorted(away, key=lambda absent: -absent.machine.room)[:_MAX_AWAY]:
+        trial = replace(trial, machines=(*trial.machines, absent.machine))
+        steps.append(absent.how)
+        if len(steps) > 1 and fits_on(trial):
+            return [" and ".join(steps)]
     return []
 
 
@@ -320,19 +320,19 @@ def _quantized(
     fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],
 ) -> int:
     """Return the size in bytes of the largest file of this model that would fit; 0 when none would."""
-    whole = request.size or footprint.host_weights + sum(footprint.weights)
+    size = request.size or footprint.host_weights + sum(footprint.weights)
 
     def fits(share: float) -> bool:
         return fits_as(lambda footprint_of: lambda run: _scaled(footprint_of(run), share))
 
-    least = request.parameters * LEAST_BITS / 8 / whole if request.parameters else 0.1
-    if least >= 1 or not fits(least):
+    lowest = request.parameters * LEAST_BITS / 8 / size if request.parameters else 0.1
+    if lowest >= 1 or not fits(lowest):
         return 0
-    low, high = least, 1.0
+    low, high = lowest, 1.0
     while high - low > 0.01:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return int(whole * low)
+    return int(size * low)
 
 
 def _scaled(footprint: Footprint, share: float) -> Footprint:
@@ -347,23 +347,23 @@ def _scaled(footprint: Footprint, share: float) -> Footprint:
     )
 
 
-def _with_released(fleet: Fleet, one: Busy) -> Fleet:
+def _with_released(fleet: Fleet, deployment: Busy) -> Fleet:
     capacities = {
         (capacity.node, capacity.device): capacity
         for machine in fleet.machines
         for capacity in machine.devices
     }
-    back: dict[tuple[str, str], int] = {}
-    for device, size in one.bytes.items():
+    returned: dict[tuple[str, str], int] = {}
+    for device, size in deployment.bytes.items():
         if (freed := capacities.get(device)) is not None:
-            back[freed.memory] = back.get(freed.memory, 0) + size
+            returned[freed.memory] = returned.get(freed.memory, 0) + size
     return replace(
         fleet,
         machines=tuple(
             replace(
                 machine,
                 devices=tuple(
-                    replace(capacity, room=capacity.room + back.get(capacity.memory, 0))
+                    replace(capacity, room=capacity.room + returned.get(capacity.memory, 0))
                     for capacity in machine.devices
                 ),
             )
@@ -381,7 +381,7 @@ def _additional_machine(
     fits_with: Callable[[Fleet], bool],
 ) -> int:
     """Return the bytes (whole GiB) of the smallest additional machine that suffices; 0 when one does not."""
-    whole = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
+    total = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
     holds = not any(machine.holds for machine in fleet.machines)
 
     def fits(size: int) -> bool:
@@ -389,7 +389,7 @@ def _additional_machine(
         machine = Machine("another", "another", (capacity,), holds=holds)
         return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
 
-    low, high = -(-max(missing, 1) // GIB) - 1, -(-whole * 2 // GIB) + 2
+    low, high = -(-max(missing, 1) // GIB) - 1, -(-total * 2 // GIB) + 2
     if low >= high or not fits(high):
         return 0
     while high - low > 1:

@@ -61,11 +61,11 @@ class Link:
     """Default: that of a 1 Gb/s network."""
 
 
-def joined(one: Link | None, other: Link) -> Link:
+def joined(first: Link | None, second: Link) -> Link:
     """Return the link that two links in a row make."""
-    if one is None:
-        return other
-    return Link(one.round_trip + other.round_trip, min(one.bandwidth, other.bandwidth))
+    if first is None:
+        return second
+    return Link(first.round_trip + second.round_trip, min(first.bandwidth, second.bandwidth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Machine:
     """A node and what it offers.
 
     Attributes:
-        name: host name, for people.
+        name: host name, for display.
         holds: whether it has the model's file and can read it, so that it can be the head.
         cached: bytes of the model that its workers find on its own disk: cached tensors, or the file.
         links: (peer, link) pairs measured by this node.
@@ -135,8 +135,8 @@ class Fleet:
 
     def name(self, node: str) -> str:
         """Return a node's host name, for people; the node id when unknown."""
-        known: tuple[Machine | LeftOut, ...] = (*self.machines, *self.left_out)
-        return next((one.name for one in known if one.node == node), node)
+        entries: tuple[Machine | LeftOut, ...] = (*self.machines, *self.left_out)
+        return next((entry.name for entry in entries if entry.node == node), node)
 
 
 def links_between(machines: Iterable[Machine], head: Machine) -> dict[str, Link]:
@@ -144,14 +144,14 @@ def links_between(machines: Iterable[Machine], head: Machine) -> dict[str, Link]
     own = dict(head.links)
     found: dict[str, Link] = {}
     for machine in machines:
-        there = own.get(machine.node)
-        back = next((link for peer, link in machine.links if peer == head.node), None)
-        if there is not None and back is not None:
+        forward = own.get(machine.node)
+        backward = next((link for peer, link in machine.links if peer == head.node), None)
+        if forward is not None and backward is not None:
             found[machine.node] = Link(
-                (there.round_trip + back.round_trip) / 2, (there.bandwidth + back.bandwidth) / 2
+                (forward.round_trip + backward.round_trip) / 2, (forward.bandwidth + backward.bandwidth) / 2
             )
         else:
-            found[machine.node] = there or back or Link()
+            found[machine.node] = forward or backward or Link()
     return found
 
 
@@ -221,8 +221,8 @@ def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:
     offered = {device.id: device.available for device in devices}
     # With one limit for the node, each device reports what the limit leaves.
     if one_pool:
-        own = [device.id for device in devices if device.kind is not Kind.EXTERNAL]
-        offered |= dict.fromkeys(own, max((offered[id] for id in own), default=0))
+        own_ids = [device.id for device in devices if device.kind is not Kind.EXTERNAL]
+        offered |= dict.fromkeys(own_ids, max((offered[id] for id in own_ids), default=0))
     return offered
 
 
@@ -235,13 +235,13 @@ def _plain_room(
 ) -> int:
     """Return an external worker's room: it serves one deployment at a time, so all of it or nothing."""
     address = external_address(device.id)
-    alike = [other for other in devices if external_address(other.id) == address]
-    if any(taken.get(other.id, 0) for other in alike):
+    siblings = [sibling for sibling in devices if external_address(sibling.id) == address]
+    if any(taken.get(sibling.id, 0) for sibling in siblings):
         return 0
-    given = any(other.granted for other in alike) and all(
-        freed.get(other.id, 0) >= other.granted for other in alike
+    released = any(sibling.granted for sibling in siblings) and all(
+        freed.get(sibling.id, 0) >= sibling.granted for sibling in siblings
     )
-    room = min(device.free, device.limit) if given else device.available
+    room = min(device.free, device.limit) if released else device.available
     return max(room - int(min(device.total, device.limit) * spare), 0)
 
 
@@ -254,8 +254,8 @@ def _held_back(device: Device) -> int:
 
 def _reserved(device: Device) -> int:
     """Return the free bytes that ``node.reserve`` or ``node.gpu_reserve`` keep from models."""
-    more = min(device.free, device.limit - device.granted) - device.available
-    return min(device.reserve, max(0, more))
+    extra = min(device.free, device.limit - device.granted) - device.available
+    return min(device.reserve, max(0, extra))
 
 
 def _others(device: Device) -> int:
@@ -267,11 +267,11 @@ def _others(device: Device) -> int:
     return max(0, min(used, room - device.available))
 
 
-def _room(device: Device, offered: int, spare: float, more: int) -> int:
+def _room(device: Device, offered: int, spare: float, change: int) -> int:
     # A limit on the whole node shows only in the available bytes, so the spare room is a share of what the
     # device can give at most, not of its size.
-    whole = min(device.limit, device.total, offered + device.granted)
-    return max(min(offered + more, device.limit, device.total) - int(whole * spare), 0)
+    capacity = min(device.limit, device.total, offered + device.granted)
+    return max(min(offered + change, device.limit, device.total) - int(capacity * spare), 0)
 
 
 def _freed(endpoint: Endpoint) -> int:
@@ -290,9 +290,9 @@ def ollama_room(record: Record) -> int:
     free = sum(device.free for device in one_a_memory(own, lambda device: device.free))
     total = sum(device.total for device in one_a_memory(own, lambda device: device.total))
     granted = sum(device.granted for device in own)
-    loaded = [one for one in record.endpoints if one.backend is Backend.OLLAMA and one.loaded]
-    busy = sum(one.bytes for one in loaded if one.active or one.waiting)
+    loaded = [entry for entry in record.endpoints if entry.backend is Backend.OLLAMA and entry.loaded]
+    busy = sum(entry.bytes for entry in loaded if entry.active or entry.waiting)
     # Unloading idle models frees what their runners really hold.
-    idle = sum(_freed(one) for one in loaded if not (one.active or one.waiting))
+    idle = sum(_freed(entry) for entry in loaded if not (entry.active or entry.waiting))
     # The system counts mapped weights as free, so `free` alone would include those of busy models.
     return max(0, min(free + idle, total - granted - busy))

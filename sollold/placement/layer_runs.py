@@ -111,81 +111,81 @@ class Layers:
         self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
         self._most = max(self.largest, default=0)
 
-    def _loads(self, one: Bin, start: int, end: int) -> bool:
+    def _loads(self, device: Bin, start: int, end: int) -> bool:
         """Return whether the run's weights fit while they are loaded."""
-        most = one.loading
-        if most is None:
+        limit = device.loading
+        if limit is None:
             return True
         size = self.load[end] - self.load[start]
         # This decides nearly all cases.
-        if size + self._most <= most or one.first or size > most:
-            return size <= most
+        if size + self._most <= limit or device.first or size > limit:
+            return size <= limit
         peak = self._peaks.get((start, end))
         if peak is None:
             peak = self._peaks[start, end] = max(self.largest[start:end])
-        return size + peak <= most
+        return size + peak <= limit
 
-    def item(self, index: int, one: Bin) -> BinBounds:
+    def item(self, index: int, device: Bin) -> BinBounds:
         """Precompute the bounds of a bin."""
-        exact = None if one.first else self.buffers.exact
-        low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
+        exact = None if device.first else self.buffers.exact
+        low = self._lowest(device) if exact is None else self._lowest_by(device, exact)
         count = len(self.mem) - 1
         low_last = count
-        if not one.first:
-            while low_last > 0 and self._ends(one, low_last - 1, exact):
+        if not device.first:
+            while low_last > 0 and self._ends(device, low_last - 1, exact):
                 low_last -= 1
         act = self.act
         cap = act[count] - act[low_last]
         for end, start in enumerate(low):
-            if act[end] - act[start] > cap and not (one.first and start):
+            if act[end] - act[start] > cap and not (device.first and start):
                 cap = act[end] - act[start]
         low.append(count)
-        return BinBounds(index, one, float(cap), low, low_last)
+        return BinBounds(index, device, float(cap), low, low_last)
 
-    def _lowest(self, one: Bin) -> list[int]:
+    def _lowest(self, device: Bin) -> list[int]:
         """Return, for each end but the model's, the lowest first layer with which a run fits."""
         mem = self.mem
         buffers = self.buffers
-        room = one.room if one.first else one.room - buffers.middle
-        begins = one.room if one.first else one.room - buffers.begins
+        room = device.room if device.first else device.room - buffers.middle
+        begins = device.room if device.first else device.room - buffers.begins
         low = [0] * (len(mem) - 1)
         start = 0
         for end in range(1, len(low)):
             while start < end and mem[end] - mem[start] > room:
                 start += 1
-            while start < end and not self._loads(one, start, end):
+            while start < end and not self._loads(device, start, end):
                 start += 1
             if not start and mem[end] > begins:
                 start = 1
             low[end] = start
         return low
 
-    def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
+    def _lowest_by(self, device: Bin, exact: Callable[[int, int], int]) -> list[int]:
         """Do the same with the exact buffers of each run."""
         mem = self.mem
         # Only sizes between these two need the exact buffers.
-        perhaps = one.room - self.buffers.least
-        surely = one.room - max(self.buffers.begins, self.buffers.middle)
+        max_size = device.room - self.buffers.least
+        safe_size = device.room - max(self.buffers.begins, self.buffers.middle)
         low = [0] * (len(mem) - 1)
         start = 0
         for end in range(1, len(low)):
             while start < end:
                 size = mem[end] - mem[start]
-                fits = size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
-                if fits and self._loads(one, start, end):
+                fits = size <= safe_size or (size <= max_size and size + exact(start, end) <= device.room)
+                if fits and self._loads(device, start, end):
                     break
                 start += 1
             low[end] = start
         return low
 
-    def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
+    def _ends(self, device: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
         """Return whether the layers from ``start`` on fit together with the output."""
         mem = self.mem
         count = len(mem) - 1
         if exact is not None:
-            more = exact(start, count)
+            buffer = exact(start, count)
         else:
-            more = self.buffers.output if start == count - 1 else self.buffers.ends
-        if mem[count] - mem[start] + more > one.room:
+            buffer = self.buffers.output if start == count - 1 else self.buffers.ends
+        if mem[count] - mem[start] + buffer > device.room:
             return False
-        return self._loads(one, start, count)
+        return self._loads(device, start, count)

@@ -18,22 +18,22 @@ def experts_on_host(search: SearchContext, head: Machine, gpu: DeviceCapacity) -
     if head.cpu is None or not any(footprint.experts):
         return None
 
-    def made(layers: int) -> Candidate:
+    def placement(layers: int) -> Candidate:
         links = {head.node: cost_model.LOOPBACK}
         holds = [(gpu, 0, search.total)]
         return evaluate(
             head, footprint, search.run, 0, holds, links, search.correction, search.density, cpu_moe=layers
         )
 
-    def too_much(one: Candidate) -> bool:
+    def too_much(candidate: Candidate) -> bool:
         """Return whether the GPU still holds too much."""
-        return any(short.device == gpu.device for short in one.short)
+        return any(short.device == gpu.device for short in candidate.short)
 
     low, high = 0, footprint.layers
-    if too_much(made(high)):
+    if too_much(placement(high)):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if too_much(made(middle)) else (low, middle)
-    best = made(high)
+        low, high = (middle, high) if too_much(placement(middle)) else (low, middle)
+    best = placement(high)
     return None if best.short else best

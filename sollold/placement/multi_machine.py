@@ -56,15 +56,15 @@ def over_several(search: SearchContext) -> Candidate | None:
 
 def _head_cost(search: SearchContext, head: Machine) -> tuple[float, str]:
     """Return a sort key: estimated seconds if ``head`` held what fits on it. Lower is a better head."""
-    left, cost = float(search.needed), 0.0
+    remaining, cost = float(search.needed), 0.0
     for capacity in sorted(
         search.devices[head.node], key=lambda s: cost_model.seconds_per_byte(s, search.correction)
     ):
-        held = min(left, capacity.room)
+        held = min(remaining, capacity.room)
         cost += held * cost_model.seconds_per_byte(capacity, search.correction)
-        left -= held
+        remaining -= held
     trips = sorted(link.round_trip for _, link in head.links)[:3]
-    return cost + left / 10e9 + sum(trips), head.node
+    return cost + remaining / 10e9 + sum(trips), head.node
 
 
 def _fastest(
@@ -84,14 +84,14 @@ def _fastest(
         below = min(below, found[1].seconds if found[1] is not None else inf)
         others = [pair for pair in bins if pair[0] is not cpu]
         found.append(search.split_over(head, [*others, (cpu, search.host_bin(cpu, head))], links, below))
-    fitting = [one for one in found if one is not None]
+    fitting = [candidate for candidate in found if candidate is not None]
     if not fitting:
         return None
-    best = min(fitting, key=lambda one: (one.seconds, len(one.shares)))
+    best = min(fitting, key=lambda candidate: (candidate.seconds, len(candidate.shares)))
     for other in fitting:
         if other is not best and other.shares != best.shares:
-            way = "its processor computing the first layers" if other.on_host else "workers alone"
-            search.lose(other, f"{head.name} with {way} is slower")
+            method = "its processor computing the first layers" if other.on_host else "workers alone"
+            search.lose(other, f"{head.name} with {method} is slower")
     return best
 
 
@@ -104,11 +104,11 @@ def _on_one_worker(
     """Place all layers on the fastest worker's device that holds them: alone, it pipelines nothing."""
     if search.request.workers < 1:
         return None
-    whole = sum(search.footprint.active)
+    active = sum(search.footprint.active)
     able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= search.needed]
-    able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)
+    able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * active)
     for capacity, _ in able[:MAX_SINGLE_DEVICES]:
-        made = search.evaluate(head, 0, [(capacity, 0, search.total)], links)
-        if not made.short:
-            return made
+        candidate = search.evaluate(head, 0, [(capacity, 0, search.total)], links)
+        if not candidate.short:
+            return candidate
     return None

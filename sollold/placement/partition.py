@@ -34,7 +34,7 @@ class Partition:
         ]
         tried: set[tuple[int, ...]] = set()
         lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
-        for last in dict.fromkeys((*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room)))):
+        for last in dict.fromkeys((*(id(item) for item in lasts), id(max(rest, key=lambda i: i.bin.room)))):
             end = next(item for item in rest if id(item) == last)
             for key in keys:
                 order = [*head, *sorted((item for item in rest if item is not end), key=key), end]
@@ -129,19 +129,19 @@ class Partition:
         values: list[float] = []
         starts: list[int] = []
         lead = size = 0
-        at = begin
+        position = begin
         for end in range(max(low_end, 1), high_end + 1):
-            while at < end:
-                value = times[at] - read[at]
+            while position < end:
+                value = times[position] - read[position]
                 if value < inf:
                     while size > lead and values[-1] >= value:
                         values.pop()
                         starts.pop()
                         size -= 1
                     values.append(value)
-                    starts.append(at)
+                    starts.append(position)
                     size += 1
-                at += 1
+                position += 1
             start = low[end]
             while lead < size and starts[lead] < start:
                 lead += 1
@@ -150,24 +150,24 @@ class Partition:
                 back[end] = starts[lead]
         return out, back
 
-    def _lower_bound(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
+    def _lower_bound(self, times: list[float], items: list[BinBounds], low: int, high: int) -> float:
         """Return a lower bound: after prefixes of ``low`` to ``high`` layers, the fastest device does all."""
         act = self.layers.act
-        rate = min(item.bin.rate for item in left)
-        fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
+        rate = min(item.bin.rate for item in items)
+        fixed = sum(item.bin.hop for item in items) + min(item.bin.tail for item in items)
         pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
-        return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
+        return min((time - rate * size for time, size in pairs), default=inf) + rate * act[-1] + fixed
 
     def _finish(self, times: list[float], item: BinBounds) -> tuple[float, int] | None:
         """Let ``item`` hold everything left, with the output. Return (time, first layer), or None."""
         act, rate = self.layers.act, item.bin.rate
         fixed = item.bin.hop + item.bin.tail + rate * act[-1]
-        best, at = inf, -1
+        best, cut = inf, -1
         for start in range(item.low_last, len(act) - 1):
             value = times[start] - rate * act[start]
             if value < best:
-                best, at = value, start
-        return (best + fixed, at) if at >= 0 else None
+                best, cut = value, start
+        return (best + fixed, cut) if cut >= 0 else None
 
     def any_order(self, head: list[BinBounds], rest: list[BinBounds], bar: float) -> Split | None:
         """Return the best split over all orders, by dynamic programming over sets of devices and prefixes.
@@ -187,8 +187,8 @@ class Partition:
             times = tables.get(mask)
             if times is None:
                 continue
-            left = [item for i, item in enumerate(rest) if not mask & 1 << i]
-            if self._lower_bound(times, left, lows[mask], highs[mask]) >= (
+            remaining = [item for i, item in enumerate(rest) if not mask & 1 << i]
+            if self._lower_bound(times, remaining, lows[mask], highs[mask]) >= (
                 best[0] if best is not None else bar
             ):
                 continue
@@ -206,15 +206,15 @@ class Partition:
                 if low > high:
                     continue
                 out, back = self._extend(times, item, lows[mask], low, high)
-                known = tables.get(joined)
-                if known is None:
+                table = tables.get(joined)
+                if table is None:
                     tables[joined] = out
-                    froms[joined] = [(i, at) for at in back]
+                    froms[joined] = [(i, first) for first in back]
                     continue
                 origin = froms[joined]
                 for p in range(low, high + 1):
-                    if out[p] < known[p]:
-                        known[p] = out[p]
+                    if out[p] < table[p]:
+                        table[p] = out[p]
                         origin[p] = (i, back[p])
         if best is None:
             return None
@@ -222,9 +222,9 @@ class Partition:
         runs = [(rest[i].index, cut, len(self.layers.mem) - 1)]
         mask = full & ~(1 << i)
         while mask:
-            i, at = froms[mask][cut]
-            runs.append((rest[i].index, at, cut))
-            cut = at
+            i, begin = froms[mask][cut]
+            runs.append((rest[i].index, begin, cut))
+            cut = begin
             mask &= ~(1 << i)
         if head:
             runs.append((head[0].index, prefix[cut], cut))
@@ -250,10 +250,10 @@ class Partition:
         rooms = [0]
         for item in rest:
             rooms += [room + item.bin.room - least for room in rooms]
-        before = sum(item.bin.room for item in head)
-        whole = rooms[-1]
-        lows = [max(bisect_left(mem, mem[count] - (whole - room)), room > 0) for room in rooms]
-        highs = [min(bisect_right(mem, before + room) - 1, count - 1) for room in rooms]
+        head_room = sum(item.bin.room for item in head)
+        all_room = rooms[-1]
+        lows = [max(bisect_left(mem, mem[count] - (all_room - room)), room > 0) for room in rooms]
+        highs = [min(bisect_right(mem, head_room + room) - 1, count - 1) for room in rooms]
         lows[0] = 0
         return lows, highs
 

@@ -58,15 +58,15 @@ def choose(
     ).context_train
     full, smaller = context.runs_to_try(request, train)
     found: tuple[Candidate, list[Alternative]] | None = None
-    tried = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
+    basis = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
     alone_allowed = not request.always and not request.fixed and request.policy is not Policy.SPREAD
     if alone_allowed:
         # Prefer fewer slots on one machine to many slots over several: tokens are faster there.
         for run in full:
-            if run is not full[0] and not _may_hold(tried):
+            if run is not full[0] and not _may_hold(basis):
                 break
             search = (
-                tried if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
+                basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
             )
             alone = on_one_machine(search)
             if alone is not None:
@@ -76,22 +76,22 @@ def choose(
 
         def attempt(run: Run) -> tuple[Candidate, list[Alternative]] | None:
             search = (
-                tried if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
+                basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
             )
             best = on_one_machine(search) if alone_allowed and run in smaller else None
             best = best or over_several(search)
-            return (best, search.lost or tried.lost) if best is not None else None
+            return (best, search.lost or basis.lost) if best is not None else None
 
         first, *others = *full, *smaller
         found = attempt(first)
-        if found is None and others and (least := attempt(others[-1])) is not None:
+        if found is None and others and (smallest := attempt(others[-1])) is not None:
             # If not even the last one fits, none between does.
-            between = (one for run in others[:-1] if (one := attempt(run)) is not None)
-            found = next(between, least)
+            attempts = (result for run in others[:-1] if (result := attempt(run)) is not None)
+            found = next(attempts, smallest)
         if found is not None and found[0].run in smaller:
             found = _widen(request, fleet, footprint_of, correction, found, [*full, *smaller], alone_allowed)
     if found is None:
-        return PlacementChoice(None, footprint_of((smaller or full)[-1]), tuple(tried.lost), ())
+        return PlacementChoice(None, footprint_of((smaller or full)[-1]), tuple(basis.lost), ())
     best, lost = found
     chosen = footprint_of(best.run)
     reasons = [*_reasons(request, fleet, best, chosen), context.given(request, best.run, train)]
@@ -118,8 +118,8 @@ def _widen(
     alone_allowed: bool,
 ) -> tuple[Candidate, list[Alternative]]:
     """Find the largest context that fits, between the one found and the next larger one tried."""
-    at = order.index(found[0].run)
-    steps = context.between(request, order[at], order[at - 1])
+    index = order.index(found[0].run)
+    steps = context.between(request, order[index], order[index - 1])
     low, high = -1, len(steps)
     while high - low > 1:
         middle = (low + high) // 2
@@ -152,12 +152,12 @@ def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
 
 def _ranked(lost: Sequence[Alternative]) -> tuple[Alternative, ...]:
     """Return each alternative once, the fastest first, those that do not fit last; at most 12."""
-    once: dict[str, Alternative] = {}
-    for one in lost:
-        known = once.get(one.what)
-        if known is None or one.tokens_per_second > known.tokens_per_second:
-            once[one.what] = one
-    return tuple(sorted(once.values(), key=lambda one: -one.tokens_per_second)[:12])
+    by_name: dict[str, Alternative] = {}
+    for alternative in lost:
+        previous = by_name.get(alternative.what)
+        if previous is None or alternative.tokens_per_second > previous.tokens_per_second:
+            by_name[alternative.what] = alternative
+    return tuple(sorted(by_name.values(), key=lambda alternative: -alternative.tokens_per_second)[:12])
 
 
 def _reasons(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
@@ -166,12 +166,12 @@ def _reasons(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint
     head = best.head.name
     devices = [share.device for share in best.shares]
     if best.alone:
-        where = " and ".join(devices) if devices else "the processor"
+        place = " and ".join(devices) if devices else "the processor"
         if best.cpu_moe:
-            where += f", the experts of the first {best.cpu_moe} layers on the processor"
+            place += f", the experts of the first {best.cpu_moe} layers on the processor"
         elif devices and best.on_host:
-            where += f", the first {best.host.layers} layers on the processor"
-        return [f"It fits on {head} alone ({bytes_text(size)} on {where}), so no network slows it down."]
+            place += f", the first {best.host.layers} layers on the processor"
+        return [f"It fits on {head} alone ({bytes_text(size)} on {place}), so no network slows it down."]
     others = [fleet.name(node) for node in best.nodes[1:]] + external_workers_of(best)
     count = 1 + len(others)
     sentences = []
@@ -210,9 +210,9 @@ def _reasons(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint
 
 def _is_measured(fleet: Fleet, head: str, node: str) -> bool:
     """Return whether either side has measured the link. With very many nodes, each measures only some."""
-    one, other = fleet.machine(head), fleet.machine(node)
-    return (one is not None and any(peer == node for peer, _ in one.links)) or (
-        other is not None and any(peer == head for peer, _ in other.links)
+    head_machine, machine = fleet.machine(head), fleet.machine(node)
+    return (head_machine is not None and any(peer == node for peer, _ in head_machine.links)) or (
+        machine is not None and any(peer == head for peer, _ in machine.links)
     )
 
 

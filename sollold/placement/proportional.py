@@ -20,53 +20,53 @@ def proportional(search: SearchContext, head: Machine, links: Mapping[str, Link]
     It uses GPUs, and the processors of machines without any. If these do not suffice, processors of machines
     with GPUs take part too.
     """
-    for beside in (False, True):
-        line = _within_workers(search, _line(search, head, links, beside=beside), head)
-        made = _shared_out(search, head, links, line)
-        if made is not None:
-            return made
+    for with_cpus in (False, True):
+        devices = _within_workers(search, _usable_devices(search, head, links, with_cpus=with_cpus), head)
+        candidate = _share_out(search, head, links, devices)
+        if candidate is not None:
+            return candidate
     return None
 
 
-def _line(
-    search: SearchContext, head: Machine, links: Mapping[str, Link], *, beside: bool
+def _usable_devices(
+    search: SearchContext, head: Machine, links: Mapping[str, Link], *, with_cpus: bool
 ) -> list[tuple[DeviceCapacity, LayerRoom]]:
     """Return the devices that may take part, the roomiest first.
 
-    With ``beside``, the processors of machines with GPUs follow, unless they share a GPU's memory.
+    With ``with_cpus``, the processors of machines with GPUs follow, unless they share a GPU's memory.
     """
-    line: list[tuple[DeviceCapacity, LayerRoom]] = []
-    last: set[DeviceCapacity] = set()
+    devices: list[tuple[DeviceCapacity, LayerRoom]] = []
+    cpus_last: set[DeviceCapacity] = set()
     buffers = search.buffers(piped=True)
     for capacities in search.devices.values():
         gpus = {capacity.memory for capacity in capacities if capacity.kind is Kind.GPU}
         for capacity in capacities:
-            if capacity.kind is Kind.CPU and gpus and (not beside or capacity.memory in gpus):
+            if capacity.kind is Kind.CPU and gpus and (not with_cpus or capacity.memory in gpus):
                 continue
             if capacity.kind is Kind.CPU and gpus:
-                last.add(capacity)
-            one = search.bin(capacity, head, links)
-            room = one.room - buffers.begins
-            if one.loading is not None:
-                room = min(room, one.loading - max(search.footprint.largest))
+                cpus_last.add(capacity)
+            device = search.bin(capacity, head, links)
+            room = device.room - buffers.begins
+            if device.loading is not None:
+                room = min(room, device.loading - max(search.footprint.largest))
             if room > 0:
-                line.append((capacity, LayerRoom(room, max(min(room, one.room - buffers.ends), 0))))
-    line.sort(key=lambda pair: (pair[0] in last, -pair[1].middle, pair[0].node, pair[0].device))
-    return line
+                devices.append((capacity, LayerRoom(room, max(min(room, device.room - buffers.ends), 0))))
+    devices.sort(key=lambda pair: (pair[0] in cpus_last, -pair[1].middle, pair[0].node, pair[0].device))
+    return devices
 
 
-def _shared_out(
+def _share_out(
     search: SearchContext,
     head: Machine,
     links: Mapping[str, Link],
-    line: list[tuple[DeviceCapacity, LayerRoom]],
+    devices: list[tuple[DeviceCapacity, LayerRoom]],
 ) -> Candidate | None:
-    counts = range(1, len(line) + 1)
+    counts = range(1, len(devices) + 1)
     if search.request.policy is Policy.SPREAD:
-        counts = range(len(line), 0, -1)
+        counts = range(len(devices), 0, -1)
     for count in counts:
         # The head's own devices end the line, so that the logits need no network.
-        chosen = sorted(line[:count], key=lambda pair: pair[0].machine == head.node)
+        chosen = sorted(devices[:count], key=lambda pair: pair[0].machine == head.node)
         rooms = [room for _, room in chosen]
         share_out = by_count if search.request.policy is Policy.EVEN else by_room
         runs = share_out(search.memory, rooms)
@@ -77,18 +77,18 @@ def _shared_out(
             for (capacity, _), (first, last) in zip(chosen, runs, strict=True)
             if last > first
         ]
-        made = search.evaluate(head, 0, holds, links)
-        if not made.short and not (search.request.always and made.alone):
-            return made
+        candidate = search.evaluate(head, 0, holds, links)
+        if not candidate.short and not (search.request.always and candidate.alone):
+            return candidate
     return None
 
 
 def _within_workers(
-    search: SearchContext, line: list[tuple[DeviceCapacity, LayerRoom]], head: Machine
+    search: SearchContext, devices: list[tuple[DeviceCapacity, LayerRoom]], head: Machine
 ) -> list[tuple[DeviceCapacity, LayerRoom]]:
     kept: list[tuple[DeviceCapacity, LayerRoom]] = []
     workers: set[str] = set()
-    for capacity, room in line:
+    for capacity, room in devices:
         if len(kept) == MOST_DEVICES:
             break
         if capacity.machine != head.node:
@@ -101,29 +101,27 @@ def _within_workers(
 
 def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
     """Return why the fixed counts do not suit a model with this many layers; empty when they do."""
-    given = sum(count for _, count in counts)
-    if given in (layers, layers + 1) and all(count >= 0 for _, count in counts):
+    total = sum(count for _, count in counts)
+    if total in (layers, layers + 1) and all(count >= 0 for _, count in counts):
         return ""
-    return f"they sum to {given}; the model has {layers} layers plus the output, {layers + 1} in total"
+    return f"they sum to {total}; the model has {layers} layers plus the output, {layers + 1} in total"
 
 
 def fixed(search: SearchContext) -> Candidate | None:
     """Return the placement by the fixed counts, each machine's layers split over its devices."""
     counts = list(search.request.fixed)
-    if wrong := miscounted(counts, search.footprint.layers):
-        search.lost.append(Alternative("the fixed counts", 0.0, wrong))
+    if fault := miscounted(counts, search.footprint.layers):
+        search.lost.append(Alternative("the fixed counts", 0.0, fault))
         return None
     if sum(count for _, count in counts) == search.footprint.layers:
         counts[-1] = (counts[-1][0], counts[-1][1] + 1)
-    for head in sorted(
-        search.heads(), key=lambda one: all(node not in (one.node, one.name) for node, _ in counts)
-    ):
-        made = _fixed_on(search, head, counts)
-        if made is None:
+    for head in sorted(search.heads(), key=lambda m: all(node not in (m.node, m.name) for node, _ in counts)):
+        candidate = _fixed_on(search, head, counts)
+        if candidate is None:
             continue
-        if not made.short:
-            return made
-        worst = made.short[0]
+        if not candidate.short:
+            return candidate
+        worst = candidate.short[0]
         search.lost.append(
             Alternative(
                 f"the fixed counts with {head.name} as the head",
@@ -137,10 +135,10 @@ def fixed(search: SearchContext) -> Candidate | None:
 
 def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]]) -> Candidate | None:
     links = links_between(search.fleet.machines, head)
-    on_host, at = 0, 0
+    on_host, start = 0, 0
     holds: list[Hold] = []
     for node, count in counts:
-        machine = next((one for one in search.fleet.machines if node in (one.node, one.name)), None)
+        machine = next((entry for entry in search.fleet.machines if node in (entry.node, entry.name)), None)
         capacities = search.devices[machine.node] if machine is not None else ()
         gpus = [capacity for capacity in capacities if capacity.kind is Kind.GPU]
         capacities = tuple(gpus) or tuple(capacity for capacity in capacities if capacity.kind is Kind.CPU)
@@ -149,14 +147,14 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
                 Alternative("the fixed counts", 0.0, f"{search.fleet.name(node)} is not available")
             )
             return None
-        if machine is head and not gpus and at == 0:
-            on_host = at = count
+        if machine is head and not gpus and start == 0:
+            on_host = start = count
             continue
-        memory = search.memory[at : at + count]
+        memory = search.memory[start : start + count]
         rooms = [LayerRoom(max(capacity.room, 1), max(capacity.room, 1)) for capacity in capacities]
         runs = by_room(memory, rooms) or [(0, count)]
-        holds += [(s, at + a, at + b) for s, (a, b) in zip(capacities, runs, strict=False) if b > a]
-        at += count
+        holds += [(s, start + a, start + b) for s, (a, b) in zip(capacities, runs, strict=False) if b > a]
+        start += count
     return search.evaluate(head, on_host, holds, links)
 
 
@@ -204,16 +202,16 @@ def _fill(
     total = len(memory)
     sums = [0, *accumulate(memory)]
     runs = []
-    at = 0
+    done = 0
     for index, room in enumerate(rooms):
         # If everything left fits on this device, it ends the model.
-        if total - at <= count and sums[total] - sums[at] <= room.last * fullness:
-            runs.append((at, total))
+        if total - done <= count and sums[total] - sums[done] <= room.last * fullness:
+            runs.append((done, total))
             runs += [(total, total)] * (len(rooms) - index - 1)
             return runs
-        end = at
-        while end < total - 1 and end - at < count and sums[end + 1] - sums[at] <= room.middle * fullness:
+        end = done
+        while end < total - 1 and end - done < count and sums[end + 1] - sums[done] <= room.middle * fullness:
             end += 1
-        runs.append((at, end))
-        at = end
+        runs.append((done, end))
+        done = end
     return None

@@ -15,7 +15,7 @@ MOST_DEVICES = 15
 
 
 OFF, AUTO = "off", "auto"
-"""Values of `PlacementRequest.speculation`: draft no tokens; draft them in whatever way pays."""
+"""Values of `PlacementRequest.speculation`: draft no tokens; draft in the way predicted to pay most."""
 _SPECULATION = (OFF, AUTO, NGRAM, MTP)
 
 
@@ -110,8 +110,8 @@ _BYTES_A_WEIGHT = 0.7
 
 def profile_of(profiles: Mapping[str, ModelProfile], name: str) -> ModelProfile | None:
     """Return the profile of a model, however its name is written; None when the settings have none."""
-    wanted = _plain(name)
-    return next((profile for known, profile in profiles.items() if _plain(known) == wanted), None)
+    key = _key(name)
+    return next((profile for known, profile in profiles.items() if _key(known) == key), None)
 
 
 def memory_needed(profile: ModelProfile) -> int:
@@ -119,7 +119,7 @@ def memory_needed(profile: ModelProfile) -> int:
     return profile.memory or int(profile.parameters * 1e9 * _BYTES_A_WEIGHT)
 
 
-def _plain(name: str) -> str:
+def _key(name: str) -> str:
     try:
         return canonical(name).lower()
     except ValueError:

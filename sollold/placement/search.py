@@ -65,11 +65,11 @@ class SearchContext:
         self.cached = {machine.node: machine.cached for machine in fleet.machines if machine.cached}
         self.lost: list[Alternative] = []
         self.devices = {
-            machine.node: tuple(one for one in machine.devices if _may_use(one, request.external))
+            machine.node: tuple(device for device in machine.devices if _may_use(device, request.external))
             for machine in fleet.machines
         }
-        held = sum(footprint.weights)
-        self.density = request.parameters / held if held else 0.0
+        weights = sum(footprint.weights)
+        self.density = request.parameters / weights if weights else 0.0
 
     def heads(self) -> list[Machine]:
         """Return the machines that can be the head."""
@@ -80,10 +80,10 @@ class SearchContext:
         cpu = head.cpu
         if cpu is None:
             return True
-        least = host_share(head, self.footprint, 0, 1, checkpoints=False).total
+        min_bytes = host_share(head, self.footprint, 0, 1, checkpoints=False).total
         if any(capacity.kind is Kind.GPU for capacity in self.devices[head.node]):
-            least -= self.footprint.projector
-        return least <= cpu.room
+            min_bytes -= self.footprint.projector
+        return min_bytes <= cpu.room
 
     def split_over(
         self,
@@ -97,8 +97,8 @@ class SearchContext:
         If one of them is the head's processor with the first layers (`host_bin`), it must hold some. Splits
         that take ``below`` seconds or more are ignored.
         """
-        tight = [one for _, one in bins]
-        host = any(one.first for one in tight)
+        tight = [device for _, device in bins]
+        host = any(device.first for device in tight)
         for _ in range(RETRIES):
             split = best_split(
                 self.memory,
@@ -123,16 +123,16 @@ class SearchContext:
                     on_host = last
                 else:
                     holds.append((bins[index][0], first, last))
-            made = self.evaluate(head, on_host, holds, links)
-            if not made.short:
-                return made
+            candidate = self.evaluate(head, on_host, holds, links)
+            if not candidate.short:
+                return candidate
             # The buffers of exactly these layers are larger than the search assumed.
-            over = {(short.node, short.device): short.needed - short.room for short in made.short}
+            excess = {(short.node, short.device): short.needed - short.room for short in candidate.short}
             tight = [
-                replace(one, room=one.room - more)
-                if (more := over.get((capacity.node, capacity.device), 0))
-                else one
-                for (capacity, _), one in zip(bins, tight, strict=True)
+                replace(device, room=device.room - extra)
+                if (extra := excess.get((capacity.node, capacity.device), 0))
+                else device
+                for (capacity, _), device in zip(bins, tight, strict=True)
             ]
         return None
 
@@ -143,12 +143,12 @@ class SearchContext:
         """
         if piped not in self._buffers:
             layers = self.footprint.layers
-            known: dict[tuple[int, int], int] = {}
+            sizes: dict[tuple[int, int], int] = {}
 
             def exact(first: int, last: int) -> int:
-                size = known.get((first, last))
+                size = sizes.get((first, last))
                 if size is None:
-                    size = known[first, last] = self.footprint.compute(
+                    size = sizes[first, last] = self.footprint.compute(
                         first, last, devices=2, offloaded=self.total if piped else layers
                     )
                 return size
@@ -177,9 +177,9 @@ class SearchContext:
         hop = tail = 0.0
         discount = 1 - self._cached_fraction(capacity, head) * CACHE_BONUS
         if link is not None:
-            slower = self.correction(capacity.node, cost_model.HOP) * discount
-            hop = slower * cost_model.hop_seconds(link, footprint.n_embd)
-            tail = slower * cost_model.logits_seconds(link, footprint.n_vocab)
+            slowdown = self.correction(capacity.node, cost_model.HOP) * discount
+            hop = slowdown * cost_model.hop_seconds(link, footprint.n_embd)
+            tail = slowdown * cost_model.logits_seconds(link, footprint.n_vocab)
         return Bin(
             rate=cost_model.seconds_per_byte(capacity, self.correction) * discount,
             hop=hop,
@@ -240,10 +240,10 @@ class SearchContext:
             self.cached,
         )
 
-    def lose(self, one: Candidate, reason: str) -> None:
+    def lose(self, loser: Candidate, reason: str) -> None:
         """Record a placement that did not win, and why."""
         self.lost.append(
-            Alternative(describe(one, self.fleet), 1 / one.seconds if one.seconds > 0 else 0.0, reason)
+            Alternative(describe(loser, self.fleet), 1 / loser.seconds if loser.seconds > 0 else 0.0, reason)
         )
 
 
@@ -253,15 +253,15 @@ def _may_use(capacity: DeviceCapacity, external: tuple[str, ...] | None) -> bool
     return not address or external is None or address in external
 
 
-def external_workers_of(one: Candidate) -> list[str]:
-    """Return the external workers that a placement uses, as people call them."""
-    addresses = dict.fromkeys(external_address(share.device) for share in one.shares)
+def external_workers_of(candidate: Candidate) -> list[str]:
+    """Return the external workers that a placement uses, described for display."""
+    addresses = dict.fromkeys(external_address(share.device) for share in candidate.shares)
     return [f"the external worker {address}" for address in addresses if address]
 
 
-def describe(one: Candidate, fleet: Fleet) -> str:
+def describe(candidate: Candidate, fleet: Fleet) -> str:
     """Describe a placement in a few words: ``a alone``, ``a with b, c``."""
-    others = [fleet.name(node) for node in one.nodes[1:]] + external_workers_of(one)
+    others = [fleet.name(node) for node in candidate.nodes[1:]] + external_workers_of(candidate)
     if not others:
-        return f"{one.head.name} alone"
-    return f"{one.head.name} with {', '.join(others)}"
+        return f"{candidate.head.name} alone"
+    return f"{candidate.head.name} with {', '.join(others)}"

@@ -40,31 +40,31 @@ def _alone_on(search: SearchContext, head: Machine) -> Candidate | None:
     gpus = [capacity for capacity in capacities if capacity.kind is Kind.GPU]
     cpu = next((capacity for capacity in capacities if capacity.kind is Kind.CPU), None)
     links = {head.node: cost_model.LOOPBACK}
-    made = [search.evaluate(head, 0, [(capacity, 0, search.total)], links) for capacity in gpus]
-    fitting = [one for one in made if not one.short]
+    trials = [search.evaluate(head, 0, [(capacity, 0, search.total)], links) for capacity in gpus]
+    fitting = [candidate for candidate in trials if not candidate.short]
     if not fitting and gpus and head.room > search.needed:
         bins = [(capacity, search.bin(capacity, head, links)) for capacity in gpus]
-        several = search.split_over(head, bins, links) if len(gpus) > 1 else None
-        if several is None and cpu is not None:
-            several = search.split_over(head, [*bins, (cpu, search.host_bin(cpu, head))], links)
-        if several is not None:
-            fitting.append(several)
-        if several is None or several.on_host:
-            kept = (experts_on_host(search, head, capacity) for capacity in gpus if cpu is not None)
-            fitting += [one for one in kept if one is not None]
+        split = search.split_over(head, bins, links) if len(gpus) > 1 else None
+        if split is None and cpu is not None:
+            split = search.split_over(head, [*bins, (cpu, search.host_bin(cpu, head))], links)
+        if split is not None:
+            fitting.append(split)
+        if split is None or split.on_host:
+            offloaded = (experts_on_host(search, head, capacity) for capacity in gpus if cpu is not None)
+            fitting += [candidate for candidate in offloaded if candidate is not None]
     if cpu is not None and not fitting:
-        made.append(search.evaluate(head, search.total, [], links))
-        fitting += [made[-1]] if not made[-1].short else []
+        trials.append(search.evaluate(head, search.total, [], links))
+        fitting += [trials[-1]] if not trials[-1].short else []
     if fitting:
-        return min(fitting, key=lambda one: one.seconds)
-    _record_failure(search, head, made)
+        return min(fitting, key=lambda candidate: candidate.seconds)
+    _record_failure(search, head, trials)
     return None
 
 
-def _record_failure(search: SearchContext, head: Machine, made: Sequence[Candidate]) -> None:
+def _record_failure(search: SearchContext, head: Machine, trials: Sequence[Candidate]) -> None:
     if len(search.lost) >= MAX_REPORTED:
         return
-    worst = max((one for candidate in made for one in candidate.short), key=lambda s: s.needed, default=None)
+    worst = max((s for candidate in trials for s in candidate.short), key=lambda s: s.needed, default=None)
     if worst is None:
         reason = "it offers no device"
     else:

@@ -85,34 +85,34 @@ def with_drafts(
         no_drafter: why the named one can't draft, as a clause.
 
     Returns:
-        The placement, and a sentence for people; empty when there is nothing to say.
+        The placement, and a sentence for users; empty when there is nothing to say.
     """
-    wanted = request.speculation
-    auto = wanted == AUTO
-    if wanted == OFF or request.embedding or (auto and found.alone):
+    mode = request.speculation
+    auto = mode == AUTO
+    if mode == OFF or request.embedding or (auto and found.alone):
         return found, ""
     if auto and found.seconds * FAST_ENOUGH < 1:
         return found, ""
-    of = footprint_of(found.run)
-    if why := _unable(of):
-        return found, _undrafted(why)
+    target = footprint_of(found.run)
+    if reason := _obstacle(target):
+        return found, _no_drafts(reason)
     search = _Search(found, request, fleet, footprint_of, measured, correction)
-    if wanted == MTP or (auto and of.predicted):
+    if mode == MTP or (auto and target.predicted):
         search.by_own_layer()
-    if of.recurrent and wanted != MTP:
+    if target.recurrent and mode != MTP:
         search.refused.append(_RECURRENT)
-    elif wanted != MTP:
-        for drafter in drafters if wanted != NGRAM else ():
+    elif mode != MTP:
+        for drafter in drafters if mode != NGRAM else ():
             search.by_model(drafter)
-        if wanted in (AUTO, NGRAM):
+        if mode in (AUTO, NGRAM):
             search.by_ngrams()
         elif not drafters:
-            search.refused.append(no_drafter or f"{wanted} can't draft for it")
+            search.refused.append(no_drafter or f"{mode} can't draft for it")
     best = max(search.options, key=lambda option: option.gain, default=None)
     if best is None:
-        return found, _undrafted(search.refused[0]) if search.refused else ""
+        return found, _no_drafts(search.refused[0]) if search.refused else ""
     if auto and best.gain < WORTH:
-        return found, _undrafted(f"it would be {max(best.gain, 0.01):.2f} times as fast")
+        return found, _no_drafts(f"it would be {max(best.gain, 0.01):.2f} times as fast")
     expected = f": {best.gain:.2f} times as fast is expected" if best.gain else ""
     return best.candidate, f"{best.words}{expected}."
 
@@ -120,16 +120,16 @@ def with_drafts(
 _RECURRENT = "its recurrent state would have to be copied for each draft"
 
 
-def _undrafted(why: str) -> str:
-    return f"No tokens are drafted: {why}{'' if why.endswith('?') else '.'}"
+def _no_drafts(reason: str) -> str:
+    return f"No tokens are drafted: {reason}{'' if reason.endswith('?') else '.'}"
 
 
-def _unable(of: Footprint) -> str:
+def _obstacle(target: Footprint) -> str:
     """Return why no tokens can be drafted for a model, as a clause; empty when they can."""
-    return "its architecture is unknown" if of.estimate else ""
+    return "its architecture is unknown" if target.estimate else ""
 
 
-_BLIND = "it reads images, which llama.cpp can't combine with"
+_READS_IMAGES = "it reads images, which llama.cpp can't combine with"
 
 
 class _Search:
@@ -155,12 +155,12 @@ class _Search:
 
     def by_own_layer(self) -> None:
         """Try the model's own layer for next-token prediction, on the device that holds the last layer."""
-        of = self._footprint_of(self._found.run)
-        if not of.predicted:
+        target = self._footprint_of(self._found.run)
+        if not target.predicted:
             self.refused.append("it has no layer for next-token prediction by which llama.cpp can draft")
             return
-        if of.projector and not own_layer_reads_images(of.architecture):
-            self.refused.append(f"{_BLIND} drafts by its own layer")
+        if target.projector and not own_layer_reads_images(target.architecture):
+            self.refused.append(f"{_READS_IMAGES} drafts by its own layer")
             return
         if self._found.cpu_moe:
             self.refused.append(
@@ -169,58 +169,59 @@ class _Search:
             return
         stats = self._measured(MTP) or MTP_PRIOR
         for length in MTP_LENGTHS:
-            made = self._with_length(length, predicts=True) or self._split_again(length)
-            if made is None:
+            trial = self._with_length(length, predicts=True) or self._split_again(length)
+            if trial is None:
                 continue
-            factor = self._gain(stats, length, made, self._predicting(made, length))
-            where = next(
-                (one for one in (*made.shares, made.host) if one.first < of.layers <= one.last), made.host
+            factor = self._gain(stats, length, trial, self._predicting(trial, length))
+            share = next(
+                (share for share in (*trial.shares, trial.host) if share.first < target.layers <= share.last),
+                trial.host,
             )
             words = f"Up to {length} tokens at a time are drafted by the model's own MTP layer"
-            words += f", on {self._fleet.name(where.node)} {where.device}"
-            other = self._found.seconds / made.seconds if made.seconds > 0 else 1.0
-            made = replace(made, drafts_by=MTP, gain=factor or 1.0)
-            self.options.append(_Option(made, factor * other, words))
+            words += f", on {self._fleet.name(share.node)} {share.device}"
+            ratio = self._found.seconds / trial.seconds if trial.seconds > 0 else 1.0
+            trial = replace(trial, drafts_by=MTP, gain=factor or 1.0)
+            self.options.append(_Option(trial, factor * ratio, words))
 
     def _split_again(self, length: int) -> Candidate | None:
         """Split the layers again over the same machines so that the model's own draft layer fits too."""
 
-        def of(run: Run) -> Footprint:
+        def footprint_of(run: Run) -> Footprint:
             return self._footprint_of(replace(run, drafts=length, predicts=True))
 
         nodes = set(self._found.nodes)
         fleet = Fleet(tuple(machine for machine in self._fleet.machines if machine.node in nodes))
         request = replace(self._request, always=not self._found.alone)
-        made = choose(request, fleet, of, self._correction).candidate
-        if made is None or made.run != self._found.run:
+        trial = choose(request, fleet, footprint_of, self._correction).candidate
+        if trial is None or trial.run != self._found.run:
             return None
-        return replace(made, run=replace(made.run, drafts=length, predicts=True))
+        return replace(trial, run=replace(trial.run, drafts=length, predicts=True))
 
-    def _predicting(self, made: Candidate, length: int) -> float:
+    def _predicting(self, trial: Candidate, length: int) -> float:
         """Return the seconds for the own layer to draft ``length`` tokens and read the checked ones."""
-        of = self._footprint_of(made.run)
-        density = self._request.parameters / max(sum(of.weights), 1)
-        last = made.parts[-1]
-        ends = [replace(last, active=of.predicted, weights=of.predicted, output=True)]
-        if made.shares and made.shares[-1].first >= of.layers and len(made.parts) > 1:
+        target = self._footprint_of(trial.run)
+        density = self._request.parameters / max(sum(target.weights), 1)
+        last = trial.parts[-1]
+        ends = [replace(last, active=target.predicted, weights=target.predicted, output=True)]
+        if trial.shares and trial.shares[-1].first >= target.layers and len(trial.parts) > 1:
             # The output is on another device: one more round trip.
-            ends.append(replace(made.parts[-2], active=0, weights=0, output=False))
-        each = cost_model.decode_seconds(ends, of.n_embd, of.n_vocab, self._correction)
-        read = [replace(part, output=False) for part in ends]
-        return length * each + cost_model.batch_seconds(
-            read, of.n_embd, of.n_vocab, length + 1, density, self._correction
+            ends.append(replace(trial.parts[-2], active=0, weights=0, output=False))
+        single = cost_model.decode_seconds(ends, target.n_embd, target.n_vocab, self._correction)
+        parts = [replace(part, output=False) for part in ends]
+        return length * single + cost_model.batch_seconds(
+            parts, target.n_embd, target.n_vocab, length + 1, density, self._correction
         )
 
     def by_ngrams(self) -> None:
         """Try drafts from repeats of the conversation's own text."""
         stats = self._measured(NGRAM) or NGRAM_PRIOR
         for length in NGRAM_LENGTHS:
-            made = self._with_length(length)
-            if made is None:
+            trial = self._with_length(length)
+            if trial is None:
                 continue
             words = f"Up to {length} tokens at a time are drafted from repeats of the conversation's own text"
-            factor = self._gain(stats, length, made, 0.0)
-            self.options.append(_Option(replace(made, drafts_by=NGRAM, gain=factor or 1.0), factor, words))
+            factor = self._gain(stats, length, trial, 0.0)
+            self.options.append(_Option(replace(trial, drafts_by=NGRAM, gain=factor or 1.0), factor, words))
 
     def by_model(self, drafter: Drafter) -> None:
         """Try a draft model, on a GPU of the head that holds layers, or else on the head's processor."""
@@ -230,108 +231,112 @@ class _Search:
             return
         run = replace(self._found.run, drafts=0, checkpoints=self._found.checkpoints, embedding=False)
         # A draft model is started without its own projector.
-        takes = footprint(replace(drafter.shape, projector=0), run)
-        if why := _unable(takes) or (_RECURRENT if takes.recurrent else ""):
-            self.refused.append(f"{drafter.name} can't draft: {why}")
+        draft = footprint(replace(drafter.shape, projector=0), run)
+        if reason := _obstacle(draft) or (_RECURRENT if draft.recurrent else ""):
+            self.refused.append(f"{drafter.name} can't draft: {reason}")
             return
-        of = self._footprint_of(self._found.run)
-        if of.projector and not draft_model_reads_images(of.architecture):
-            self.refused.append(f"{_BLIND} drafts by {drafter.name}")
+        target = self._footprint_of(self._found.run)
+        if target.projector and not draft_model_reads_images(target.architecture):
+            self.refused.append(f"{_READS_IMAGES} drafts by {drafter.name}")
             return
         stats = self._measured(drafter.digest) or draft_prior(
             drafter.shape.parameters, self._request.parameters
         )
         for device in self._devices():
-            made = [
+            options = [
                 option
                 for length in DRAFT_LENGTHS
-                if (option := self._option(drafter, takes, device, length, stats))
+                if (option := self._option(drafter, draft, device, length, stats))
             ]
-            self.options += made
-            if made:
+            self.options += options
+            if options:
                 return
 
     def _devices(self) -> list[DeviceCapacity]:
         """Return the head's devices on which a draft model may run, the best first."""
         head = self._fleet.machine(self._found.head.node) or self._found.head
         held = {share.device for share in self._found.shares if share.node == head.node}
-        gpus = [one for one in head.devices if one.kind is Kind.GPU and one.device in held]
-        return sorted(gpus, key=lambda one: -one.bandwidth) + ([head.cpu] if head.cpu is not None else [])
+        gpus = [gpu for gpu in head.devices if gpu.kind is Kind.GPU and gpu.device in held]
+        return sorted(gpus, key=lambda gpu: -gpu.bandwidth) + ([head.cpu] if head.cpu is not None else [])
 
     def _option(
-        self, drafter: Drafter, takes: Footprint, device: DeviceCapacity, length: int, stats: DraftStats
+        self, drafter: Drafter, draft: Footprint, device: DeviceCapacity, length: int, stats: DraftStats
     ) -> _Option | None:
-        made = self._with_length(length)
-        if made is None:
+        trial = self._with_length(length)
+        if trial is None:
             return None
-        made = _with_draft_model(made, takes, device)
-        if short := _overfull_memory(made, self._fleet):
-            self.refused.append(f"{drafter.name} does not fit on {short} with it")
+        trial = _with_draft_model(trial, draft, device)
+        if memory := _overfull_memory(trial, self._fleet):
+            self.refused.append(f"{drafter.name} does not fit on {memory} with it")
             return None
-        active = sum(takes.active)
-        each = active * cost_model.seconds_per_byte(device, self._correction)
+        active = sum(draft.active)
+        token_seconds = active * cost_model.seconds_per_byte(device, self._correction)
         part = cost_model.Part(device, active, active, None, True)
         density = drafter.shape.parameters / active if active else 0.0
         # The draft model must also read the checked tokens: one more batch.
         checked = cost_model.batch_seconds(
-            [part], takes.n_embd, takes.n_vocab, length + 1, density, self._correction
+            [part], draft.n_embd, draft.n_vocab, length + 1, density, self._correction
         )
-        factor = self._gain(stats, length, made, length * each + checked)
-        made = replace(
-            made,
+        factor = self._gain(stats, length, trial, length * token_seconds + checked)
+        trial = replace(
+            trial,
             drafts_by=drafter.name,
             draft_digest=drafter.digest,
             draft_device=device.device,
             gain=factor or 1.0,
         )
-        where = f"{made.head.name} {device.device}"
+        place = f"{trial.head.name} {device.device}"
         return _Option(
-            made, factor, f"Up to {length} tokens at a time are drafted by {drafter.name} on {where}"
+            trial, factor, f"Up to {length} tokens at a time are drafted by {drafter.name} on {place}"
         )
 
     def _with_length(self, length: int, *, predicts: bool = False) -> Candidate | None:
         """Return the placement with room for the logits of drafts of this length, if it fits."""
         run = replace(self._found.run, drafts=length, predicts=predicts)
-        made = reevaluated(self._found, run, self._request, self._fleet, self._footprint_of(run))
-        if not made.short:
-            return made
-        short = max(made.short, key=lambda one: one.needed - one.room)
+        trial = reevaluated(self._found, run, self._request, self._fleet, self._footprint_of(run))
+        if not trial.short:
+            return trial
+        worst = max(trial.short, key=lambda shortfall: shortfall.needed - shortfall.room)
         self.refused.append(
-            f"that needs {bytes_text(short.needed - short.room)} more than is free on "
-            f"{self._fleet.name(short.node)} {short.device}"
+            f"that needs {bytes_text(worst.needed - worst.room)} more than is free on "
+            f"{self._fleet.name(worst.node)} {worst.device}"
         )
         return None
 
-    def _gain(self, stats: DraftStats, length: int, made: Candidate, drafting: float) -> float:
+    def _gain(self, stats: DraftStats, length: int, trial: Candidate, drafting: float) -> float:
         """Return the expected speed-up; 0.0 when the number of weights is unknown."""
-        of = self._footprint_of(made.run)
-        density = self._request.parameters / max(sum(of.weights), 1)
+        target = self._footprint_of(trial.run)
+        density = self._request.parameters / max(sum(target.weights), 1)
         if density <= 0:
             return 0.0
         single, batch = (
-            cost_model.batch_seconds(made.parts, of.n_embd, of.n_vocab, tokens, density, self._correction)
+            cost_model.batch_seconds(
+                trial.parts, target.n_embd, target.n_vocab, tokens, density, self._correction
+            )
             for tokens in (1, length + 1)
         )
         return gain(stats, length, single, batch, drafting)
 
 
-def _with_draft_model(made: Candidate, takes: Footprint, device: DeviceCapacity) -> Candidate:
+def _with_draft_model(trial: Candidate, draft: Footprint, device: DeviceCapacity) -> Candidate:
     """Add a draft model's bytes to the head's shares."""
-    layers = takes.layers + 1
-    offered = made.head.cpu is not None
+    layers = draft.layers + 1
+    offered = trial.head.cpu is not None
     if device.kind is not Kind.GPU:
-        compute = takes.host_compute(devices=1, offloaded=0) + takes.host_buffers
-        return replace(made, host=_enlarged(made.host, takes.host_tensors(layers), sum(takes.state), compute))
-    compute = takes.host_compute(devices=1, offloaded=layers) + takes.host_buffers
+        compute = draft.host_compute(devices=1, offloaded=0) + draft.host_buffers
+        return replace(
+            trial, host=_enlarged(trial.host, draft.host_tensors(layers), sum(draft.state), compute)
+        )
+    compute = draft.host_compute(devices=1, offloaded=layers) + draft.host_buffers
     # A processor that is not offered can grant nothing.
-    host = _enlarged(made.host, takes.host_weights, 0, compute) if offered else made.host
-    there = takes.compute(0, layers, devices=1, offloaded=layers)
-    shares, given = [], False
-    for share in made.shares:
-        if not given and (share.node, share.device) == (device.node, device.device):
-            share, given = _enlarged(share, sum(takes.weights), sum(takes.state), there), True
+    host = _enlarged(trial.host, draft.host_weights, 0, compute) if offered else trial.host
+    gpu_compute = draft.compute(0, layers, devices=1, offloaded=layers)
+    shares, placed = [], False
+    for share in trial.shares:
+        if not placed and (share.node, share.device) == (device.node, device.device):
+            share, placed = _enlarged(share, sum(draft.weights), sum(draft.state), gpu_compute), True
         shares.append(share)
-    return replace(made, host=host, shares=tuple(shares))
+    return replace(trial, host=host, shares=tuple(shares))
 
 
 def _enlarged(share: Share, weights: int, state: int, compute: int) -> Share:
@@ -340,37 +345,37 @@ def _enlarged(share: Share, weights: int, state: int, compute: int) -> Share:
     )
 
 
-def _overfull_memory(made: Candidate, fleet: Fleet) -> str:
+def _overfull_memory(trial: Candidate, fleet: Fleet) -> str:
     """Return a memory of the head that would have to hold more than it can; empty when none would."""
-    head = fleet.machine(made.head.node) or made.head
+    head = fleet.machine(trial.head.node) or trial.head
     taken: dict[tuple[str, str], int] = {}
     rooms: dict[tuple[str, str], int] = {}
-    for share in (made.host, *made.shares):
+    for share in (trial.host, *trial.shares):
         capacity = head.device_named(share.device) if share.node == head.node else None
         if capacity is not None:
             taken[capacity.memory] = taken.get(capacity.memory, 0) + share.total
             rooms[capacity.memory] = max(rooms.get(capacity.memory, 0), capacity.room)
-    over = (memory for memory, size in taken.items() if size > rooms[memory])
-    return next((f"{head.name} {device}" for _, device in over), "")
+    overfull = (memory for memory, size in taken.items() if size > rooms[memory])
+    return next((f"{head.name} {device}" for _, device in overfull), "")
 
 
 def reevaluated(
-    found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, of: Footprint
+    found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, target: Footprint
 ) -> Candidate:
     """Return the same layers on the same devices with another run; ``short`` says where it does not fit."""
-    held = sum(of.weights)
+    weights = sum(target.weights)
     head = fleet.machine(found.head.node) or found.head
-    made = evaluate(
+    trial = evaluate(
         head,
-        of,
+        target,
         run,
         found.host.layers,
         [(_capacity(fleet, share.node, share.device), share.first, share.last) for share in found.shares],
         links_between(fleet.machines, head),
-        parameters_per_byte=request.parameters / held if held else 0.0,
+        parameters_per_byte=request.parameters / weights if weights else 0.0,
         cpu_moe=found.cpu_moe,
     )
-    return replace(made, seconds=found.seconds, prompt_seconds=found.prompt_seconds, load=found.load)
+    return replace(trial, seconds=found.seconds, prompt_seconds=found.prompt_seconds, load=found.load)
 
 
 def _capacity(fleet: Fleet, node: str, device: str) -> DeviceCapacity:

@@ -25,14 +25,14 @@ EXPIRES = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class DraftStats:
-    """How drafts do: the share of rounds that draft, and the chance that each next drafted token is right."""
+    """Quality of drafts: share of rounds that draft, and chance that each next drafted token is right."""
 
     share: float
     acceptance: float
 
     def accepted(self, length: int) -> float:
         """Return the mean number of accepted tokens in a draft of this length."""
-        return sum(self.acceptance**place for place in range(1, length + 1))
+        return sum(self.acceptance**position for position in range(1, length + 1))
 
 
 NGRAM_PRIOR = DraftStats(0.03, 0.8)
@@ -45,11 +45,11 @@ MTP_PRIOR = DraftStats(1.0, 0.7)
 drafts the others from its own results."""
 
 
-def draft_prior(weights: int, of: int) -> DraftStats:
+def draft_prior(weights: int, target: int) -> DraftStats:
     """Return the assumed values of a draft model: the smaller it is, the less often it is right."""
-    if weights <= 0 or of <= 0:
+    if weights <= 0 or target <= 0:
         return DraftStats(1.0, 0.5)
-    chance, ratio = 0.75, of / weights
+    chance, ratio = 0.75, target / weights
     while ratio > 8 and chance > 0.45:
         chance, ratio = chance - 0.05, ratio / 2
     return DraftStats(1.0, chance)
@@ -105,7 +105,7 @@ class AcceptanceHistory:
     """Remembers measured drafts, by pair of model and drafter."""
 
     def __init__(self, facts: Iterable[Measured] = ()) -> None:
-        self._facts = {(one.model, one.by): one for one in facts if _sensible(one)}
+        self._facts = {(fact.model, fact.by): fact for fact in facts if _is_plausible(fact)}
 
     def facts(self) -> tuple[Measured, ...]:
         """Return all measurements, for storing on disk."""
@@ -113,31 +113,31 @@ class AcceptanceHistory:
 
     def stats(self, model: str, by: str, now: float) -> DraftStats | None:
         """Return the statistics of a pair; None when they are too few or too old."""
-        one = self._facts.get((model, by))
-        if one is None or one.tokens < ENOUGH or not 0 <= now - one.at < EXPIRES:
+        fact = self._facts.get((model, by))
+        if fact is None or fact.tokens < ENOUGH or not 0 <= now - fact.at < EXPIRES:
             return None
-        return one.stats
+        return fact.stats
 
-    def learn(self, more: Measured) -> None:
+    def learn(self, fact: Measured) -> None:
         """Add the counts of further answers of a pair."""
-        if not _sensible(more):
+        if not _is_plausible(fact):
             return
-        key = more.model, more.by
-        before = self._facts.pop(key, None)
-        if before is not None and before.length == more.length and more.at - before.at < EXPIRES:
-            more = replace(
-                more,
-                tokens=before.tokens + more.tokens,
-                drafted=before.drafted + more.drafted,
-                accepted=before.accepted + more.accepted,
+        key = fact.model, fact.by
+        old = self._facts.pop(key, None)
+        if old is not None and old.length == fact.length and fact.at - old.at < EXPIRES:
+            fact = replace(
+                fact,
+                tokens=old.tokens + fact.tokens,
+                drafted=old.drafted + fact.drafted,
+                accepted=old.accepted + fact.accepted,
             )
-        while more.tokens > MOST:
-            counts = more.tokens // 2, more.drafted // 2, more.accepted // 2
-            more = replace(more, tokens=counts[0], drafted=counts[1], accepted=counts[2])
-        self._facts[key] = more
+        while fact.tokens > MOST:
+            counts = fact.tokens // 2, fact.drafted // 2, fact.accepted // 2
+            fact = replace(fact, tokens=counts[0], drafted=counts[1], accepted=counts[2])
+        self._facts[key] = fact
         while len(self._facts) > KEPT:
             del self._facts[next(iter(self._facts))]
 
 
-def _sensible(one: Measured) -> bool:
-    return one.length > 0 and one.tokens > 0 and 0 <= one.accepted <= min(one.drafted, one.tokens)
+def _is_plausible(fact: Measured) -> bool:
+    return fact.length > 0 and fact.tokens > 0 and 0 <= fact.accepted <= min(fact.drafted, fact.tokens)
