@@ -23,7 +23,7 @@ def test_texts_numbers_and_flags_are_read_back(tmp_path: Path) -> None:
     assert long_arrays(header) == written
 
 
-@pytest.mark.parametrize(("name", "limit"), [("_MOST_BYTES", 2000), ("_MOST_VALUES", 150)])
+@pytest.mark.parametrize(("name", "limit"), [("_MAX_BYTES", 2000), ("_MAX_VALUES", 150)])
 def test_arrays_beyond_a_limit_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
 ) -> None:

@@ -26,9 +26,9 @@ def attention(
         if block.reshaped:
             query = graph.add(block.q * unit, query)
         if block.query_gate:
-            both = query
-            query = graph.add(block.out * unit, both)
-            gate = graph.add(block.out * unit, both)
+            projection = query
+            query = graph.add(block.out * unit, projection)
+            gate = graph.add(block.out * unit, projection)
         if batch.rotate_k:
             query = graph.add(block.out * unit if block.query_gate else block.q * unit, query)
         value = graph.add(block.v * unit, normed)
@@ -72,25 +72,25 @@ def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> i
     chosen = _chosen(graph, block, batch, source) if block.indexer else None
     query = graph.add(block.q * unit, source)
     absorbed = graph.add(block.heads * block.latent * unit, query)
-    turned = graph.add(block.heads * block.rope * unit, query)
-    query = graph.add(block.heads * (block.latent + block.rope) * unit, absorbed, turned)
-    both = graph.add((block.latent + block.rope) * unit, normed)
-    value = graph.add(block.latent * unit, both)
-    place = graph.add(block.rope * unit, both)
+    rotated = graph.add(block.heads * block.rope * unit, query)
+    query = graph.add(block.heads * (block.latent + block.rope) * unit, absorbed, rotated)
+    joint = graph.add((block.latent + block.rope) * unit, normed)
+    value = graph.add(block.latent * unit, joint)
+    place = graph.add(block.rope * unit, joint)
     key = graph.add((block.latent + block.rope) * unit, value, place)
     graph.add(0, key)
     if chosen is not None:
         # A mask that lets only the chosen tokens through. Not modelled step by step: rather an overestimate
         # than an underestimate.
-        mask = batch.cells * batch.tokens * (2 if batch.flash else FLOAT)
-        none = graph.add(mask)
+        mask_size = batch.cells * batch.tokens * (2 if batch.flash else FLOAT)
+        masked = graph.add(mask_size)
         zeros = graph.add(3 * min(block.chosen, batch.cells) * unit)
-        query = graph.add(0, query, graph.add(mask, none), graph.add(mask, none, zeros, chosen))
-    seen = (batch.mask,) if batch.mask >= 0 else ()
+        query = graph.add(0, query, graph.add(mask_size, masked), graph.add(mask_size, masked, zeros, chosen))
+    mask = (batch.mask,) if batch.mask >= 0 else ()
     if batch.flash:
-        result = graph.add(block.heads * block.latent * unit, query, *seen)
+        result = graph.add(block.heads * block.latent * unit, query, *mask)
     else:
-        scores = graph.add(block.heads * batch.cells * unit, query, *seen)
+        scores = graph.add(block.heads * batch.cells * unit, query, *mask)
         values = graph.add(block.latent * batch.cells * 2)
         result = graph.add(block.heads * block.latent * unit, scores, values)
     result = graph.add(block.out * unit, result)

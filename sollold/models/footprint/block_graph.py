@@ -59,16 +59,18 @@ def peaks(
     slots = early.slots
     marks = []
     for index, (block, batch) in enumerate(row):
-        before, after = -1, early
+        fetched, next_early = -1, early
         if added_explicitly(block):
-            before = early.fetch(graph)
+            fetched = early.fetch(graph)
             nothing_after = index == len(row) - 1 and ends
-            then = None if nothing_after else _next_added((*row[index + 1 :], *following))
-            after = Early(fetched_early(*then) if then else 0, slots)
-        ending = last and index == len(row) - 1
-        state = _block(graph, block, batch, state, before, after, last=ending, normed=normed, opening=opening)
+            next_block = None if nothing_after else _next_added((*row[index + 1 :], *following))
+            next_early = Early(fetched_early(*next_block) if next_block else 0, slots)
+        is_last = last and index == len(row) - 1
+        state = _block(
+            graph, block, batch, state, fetched, next_early, last=is_last, normed=normed, opening=opening
+        )
         normed = -1
-        early = after
+        early = next_early
         marks.append(len(graph))
     return [peak - start.given for peak in graph.peaks(marks)]
 
@@ -104,8 +106,8 @@ def _begin(
     slots = Slots()
     given = 0
     if handed is not None:
-        then = _next_added((*row, *following))
-        early = Early(fetched_early(*then) if then else 0, slots)
+        next_block = _next_added((*row, *following))
+        early = Early(fetched_early(*next_block) if next_block else 0, slots)
         attends = bool(block.q or block.latent)
         normed, state = receive_state(
             graph, handed, batch, early, attends=attends, recurs=_recurs(row), ends=ends
@@ -143,7 +145,7 @@ def _recurs(row: Row) -> bool:
 
 def _next_added(row: Row) -> tuple[Block, Batch] | None:
     """Return the next block with an operation that is added explicitly, as `added_explicitly` tells."""
-    return next((one for one in row if added_explicitly(one[0])), None)
+    return next((pair for pair in row if added_explicitly(pair[0])), None)
 
 
 def added_explicitly(block: Block) -> bool:
@@ -159,7 +161,7 @@ def _block(
     block: Block,
     batch: Batch,
     state: int,
-    before: int,
+    fetched: int,
     following: Early,
     *,
     last: bool,
@@ -176,7 +178,7 @@ def _block(
     if normed < 0:
         normed = x if block.bare else graph.add(hidden, x)
     laurel = graph.add(hidden, normed) if block.streams > 1 else None
-    parts = _mix_tokens(graph, block, batch, x, normed, before, following)
+    parts = _mix_tokens(graph, block, batch, x, normed, fetched, following)
     tokens = batch.tokens
     if last and (not block.mixer or len(parts) == 1):
         tokens = batch.outputs
@@ -188,26 +190,26 @@ def _block(
         return _parallel(graph, block, tokens, x, normed, parts, following)
     # These mixers' results are used through a view of another shape.
     viewed = tokens == batch.tokens and block.mixer in ("mamba", "conv", "delta")
-    done = _add_parts(graph, block, hidden, x, parts, viewed=viewed)
+    result = _add_parts(graph, block, hidden, x, parts, viewed=viewed)
     if laurel is not None:
-        done = graph.add(hidden, done, laurel, inplace=True)
-    done = _feed(graph, block, tokens, done, normed if not parts else -1, following)
+        result = graph.add(hidden, result, laurel, inplace=True)
+    result = _feed(graph, block, tokens, result, normed if not parts else -1, following)
     if block.mixer.startswith("rwkv"):
         # The shift for the next token is stored last.
         graph.add(0, normed)
     if block.streams > 1:
-        return _corrected(graph, block, hidden, predictions, done)
+        return _corrected(graph, block, hidden, predictions, result)
     if block.per_layer:
-        gate = graph.add(block.per_layer * tokens * FLOAT, done)
+        gate = graph.add(block.per_layer * tokens * FLOAT, result)
         if opening is not None:
             opening.make(graph)
-        own = graph.add(hidden, gate)
-        done = graph.add(hidden, *((done, own) if block.followed else (own, done)), inplace=True)
-    return done
+        extra = graph.add(hidden, gate)
+        result = graph.add(hidden, *((result, extra) if block.followed else (extra, result)), inplace=True)
+    return result
 
 
 def _mix_tokens(
-    graph: Graph, block: Block, batch: Batch, x: int, normed: int, before: int, following: Early
+    graph: Graph, block: Block, batch: Batch, x: int, normed: int, fetched: int, following: Early
 ) -> list[int]:
     """Add attention, its replacement or companion; return the results to be added to the hidden state."""
     # If something else is computed before its result is needed, attention's output matrix is delayed.
@@ -218,10 +220,10 @@ def _mix_tokens(
     elif block.q:
         parts.append(attention(graph, block, batch, normed, following, project=not waits))
     if block.mixer:
-        if before < 0 and not block.mixer.startswith("rwkv"):
-            before = following.slots.fetch(graph, block.conv_state * batch.sequences * FLOAT)
+        if fetched < 0 and not block.mixer.startswith("rwkv"):
+            fetched = following.slots.fetch(graph, block.conv_state * batch.sequences * FLOAT)
         source = graph.add(block.embd * batch.tokens * FLOAT, x) if parts else normed
-        mixed, parts = mixer(graph, block, batch, source, parts, before, following)
+        mixed, parts = mixer(graph, block, batch, source, parts, fetched, following)
         parts.append(mixed)
     return parts
 
@@ -268,20 +270,20 @@ def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *,
     tokens = batch.outputs if last else batch.tokens
     hidden = block.embd * tokens * FLOAT
     following = Early(0, Slots())
-    done = attention(graph, block, batch, state, following)
+    result = attention(graph, block, batch, state, following)
     if last:
-        done, state = graph.add(hidden, done), graph.add(hidden, state)
-    done = graph.add(hidden, graph.add(hidden, done, state, inplace=True))
-    done = graph.add(hidden, feed_forward(graph, block, tokens, done, following), done, inplace=True)
-    return graph.add(hidden, done)
+        result, state = graph.add(hidden, result), graph.add(hidden, state)
+    result = graph.add(hidden, graph.add(hidden, result, state, inplace=True))
+    result = graph.add(hidden, feed_forward(graph, block, tokens, result, following), result, inplace=True)
+    return graph.add(hidden, result)
 
 
 def _predictions(graph: Graph, block: Block, hidden: int, state: int) -> int:
     """Add AltUp's prediction of each stream (Gemma 3n)."""
-    turned = graph.add(block.streams * hidden, state)
-    mixed = graph.add(block.streams * hidden, turned)
-    straight = graph.add(block.streams * hidden, mixed)
-    return graph.add(block.streams * hidden, straight, state, inplace=True)
+    permuted = graph.add(block.streams * hidden, state)
+    mixed = graph.add(block.streams * hidden, permuted)
+    restored = graph.add(block.streams * hidden, mixed)
+    return graph.add(block.streams * hidden, restored, state, inplace=True)
 
 
 def _corrected(graph: Graph, block: Block, hidden: int, predictions: int, active: int) -> int:

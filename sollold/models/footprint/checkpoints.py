@@ -15,8 +15,8 @@ from sollold.settings.schema import MIB
 CHECKPOINTS = 3
 """Checkpoints per slot: two for the last prompt, and one earlier."""
 _SHARE = 8
-_LEAST = 64 * MIB
-"""All checkpoints together may take an eighth of the size of the weights, or ``_LEAST`` if that is more:
+_MIN_BYTES = 64 * MIB
+"""All checkpoints together may take an eighth of the size of the weights, or ``_MIN_BYTES`` if that is more:
 processing a prompt again costs less than a model that does not fit."""
 _CELL = 12
 """Metadata of each cell (its token's position and sequence) beside its rows, in bytes. Stored once for all
@@ -43,4 +43,4 @@ def checkpoints(shape: Shape, run: Run, size: int) -> int:
     if size <= 0 or run.embedding or not shape.cached or not shape.known:
         return 0
     weights = shape.output + sum(layer.weights for layer in shape.layers)
-    return min(run.checkpoints, max(weights // _SHARE, _LEAST) // (size * run.slots))
+    return min(run.checkpoints, max(weights // _SHARE, _MIN_BYTES) // (size * run.slots))

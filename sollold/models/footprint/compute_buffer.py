@@ -58,26 +58,28 @@ class Demands:
     varied: MixedLayers | None
 
     @classmethod
-    def of(cls, each: Sequence[Demand], varied: MixedLayers | None) -> Demands:
+    def of(cls, needs: Sequence[Demand], varied: MixedLayers | None) -> Demands:
         """Collect the demands of single layers.
 
         ``varied`` replaces them where a layer's demand depends on its neighbours.
         """
 
-        def before(flags: Iterable[bool]) -> tuple[int, ...]:
+        def cumulative(flags: Iterable[bool]) -> tuple[int, ...]:
             return tuple(itertools.accumulate(flags, initial=0))
 
         return cls(
-            first=tuple(demand.first for demand in each),
-            later=tuple(demand.later for demand in each),
-            alone=tuple(demand.alone for demand in each),
-            received=tuple(demand.received for demand in each),
-            sent=tuple(demand.sent for demand in each),
-            full=before(demand.full for demand in each),
-            full_own=before(demand.full and demand.source < 0 for demand in each),
-            windowed=before(demand.windowed for demand in each),
-            windowed_own=before(demand.windowed and demand.source < 0 for demand in each),
-            borrowed=tuple((index, demand.source) for index, demand in enumerate(each) if demand.source >= 0),
+            first=tuple(demand.first for demand in needs),
+            later=tuple(demand.later for demand in needs),
+            alone=tuple(demand.alone for demand in needs),
+            received=tuple(demand.received for demand in needs),
+            sent=tuple(demand.sent for demand in needs),
+            full=cumulative(demand.full for demand in needs),
+            full_own=cumulative(demand.full and demand.source < 0 for demand in needs),
+            windowed=cumulative(demand.windowed for demand in needs),
+            windowed_own=cumulative(demand.windowed and demand.source < 0 for demand in needs),
+            borrowed=tuple(
+                (index, demand.source) for index, demand in enumerate(needs) if demand.source >= 0
+            ),
             varied=varied,
         )
 
@@ -108,19 +110,19 @@ def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
         raw=shape.per_layer * cells.tokens * 4 * sum(layer.block is not None for layer in shape.layers),
         scaled=shape.front > 0,
     )
-    each: list[Demand] = []
+    needs: list[Demand] = []
     last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)
     kinds = _kinds(shape)
-    known: dict[tuple[object, ...], Demand] = {}
+    computed: dict[tuple[object, ...], Demand] = {}
     for index, layer in enumerate(shape.layers):
         # Most layers are identical, and so are their neighbours.
-        near = kinds[max(index - NEAR, 0) : index + 1 + NEAR]
-        alike = (*near, min(index, NEAR), layer.window, layer.source, index == last)
-        if alike not in known:
-            known[alike] = _demand(shape, index, cells, run, flash, index == last, varied)
-        each.append(known[alike])
-    each.append(_output_demand(shape, cells))
-    return Demands.of(each, varied)
+        neighbours = kinds[max(index - NEAR, 0) : index + 1 + NEAR]
+        key = (*neighbours, min(index, NEAR), layer.window, layer.source, index == last)
+        if key not in computed:
+            computed[key] = _demand(shape, index, cells, run, flash, index == last, varied)
+        needs.append(computed[key])
+    needs.append(_output_demand(shape, cells))
+    return Demands.of(needs, varied)
 
 
 def _kinds(shape: Shape) -> list[int]:
@@ -142,11 +144,11 @@ def _demand(
     states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
     # With several streams this counts only where they are created or without pipelining; see
     # `sollold.models.footprint.inputs`.
-    near = shape.slack if block.streams > 1 else states
+    pipelined = shape.slack if block.streams > 1 else states
     hidden = shape.n_embd * cells.tokens * 4
     first, later, alone = (
         0 if varied is not None else _peak(block, batch, piped, begins, last) + slack * hidden
-        for piped, begins, slack in ((True, True, near), (True, False, near), (False, True, states))
+        for piped, begins, slack in ((True, True, pipelined), (True, False, pipelined), (False, True, states))
     )
     return Demand(
         first=first,

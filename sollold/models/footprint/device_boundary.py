@@ -12,7 +12,7 @@ from sollold.models.footprint.graph_allocator import Graph
 from sollold.models.footprint.recurrent import Early, Slots
 
 ALIGNED = 128
-"""Bytes that stand for the other inputs; the graph rounds up to this."""
+"""Placeholder size of the other inputs, in bytes; the graph rounds up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +42,54 @@ def receive_state(
     ``early``: the state it fetches early, with the index inputs for it. ``attends``: its first block has
     attention. ``recurs``: it has recurrent blocks. ``ends``: the row includes the last of them.
     """
-    before, late = handed.before, handed.interrupted
+    previous, halted = handed.before, handed.interrupted
     unit = batch.tokens * FLOAT
-    hidden = before.embd * unit
+    hidden = previous.embd * unit
 
-    def tell() -> None:
+    def add_slots() -> None:
         if recurs and early.slots.busy < 0:
             early.slots = Slots.of(graph, ends)
 
-    if handed.hosted and before.experts and late is None and before.ff_shared:
+    if handed.hosted and previous.experts and halted is None and previous.ff_shared:
         share = graph.add(unit)
-        common, done, state = graph.add(hidden), graph.add(hidden), graph.add(hidden)
-        tell()
+        common, result, state = graph.add(hidden), graph.add(hidden), graph.add(hidden)
+        add_slots()
         share = graph.add(unit, share, inplace=True)
         common = graph.add(hidden, common, share, inplace=True)
-        done = graph.add(hidden, done, common, inplace=True)
-        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True)
-    if handed.hosted and before.experts:
-        results = graph.add(before.used * (before.latent_expert or before.embd) * unit)
-        weights = graph.add(before.used * unit)
-        tell()
-        state = graph.add(hidden) if not before.ff_shared else -1
+        result = graph.add(hidden, result, common, inplace=True)
+        return -1, graph.add(hidden, *ordered(previous, result, state), inplace=True)
+    if handed.hosted and previous.experts:
+        results = graph.add(previous.used * (previous.latent_expert or previous.embd) * unit)
+        weights = graph.add(previous.used * unit)
+        add_slots()
+        state = graph.add(hidden) if not previous.ff_shared else -1
         results = graph.add(
-            before.used * (before.latent_expert or before.embd) * unit, results, weights, inplace=True
+            previous.used * (previous.latent_expert or previous.embd) * unit, results, weights, inplace=True
         )
-        done = graph.add(hidden, results)
+        result = graph.add(hidden, results)
         early.fetch(graph)
-        if before.ff_shared:
+        if previous.ff_shared:
             common, state = graph.add(hidden), graph.add(hidden)
-            done = graph.add(hidden, done, common, inplace=True)
-        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True)
+            result = graph.add(hidden, result, common, inplace=True)
+        return -1, graph.add(hidden, *ordered(previous, result, state), inplace=True)
     if early.size:
-        tell()
-    if late is None or late.experts or late.mixer == "conv" or (late.q and not handed.rotated):
+        add_slots()
+    if halted is None or halted.experts or halted.mixer == "conv" or (halted.q and not handed.rotated):
         early.fetch(graph)
     else:
         # The operations that move here with the state; their result is sent back.
-        there, back = late.passed(batch.tokens)
-        passed = graph.add(there)
+        sent, returned = halted.passed(batch.tokens)
+        passed = graph.add(sent)
         early.fetch(graph)
-        graph.add(0, graph.add(back, passed))
+        graph.add(0, graph.add(returned, passed))
     first = graph.add(hidden)
-    if handed.hosted or (late is not None and late.experts and not late.ff_shared):
+    if handed.hosted or (halted is not None and halted.experts and not halted.ff_shared):
         second = graph.add(hidden)
-        tell()
+        add_slots()
         return -1, graph.add(hidden, first, second, inplace=True)
     if attends:
         graph.add(ALIGNED, kept=True)
-    tell()
+    add_slots()
     return first, graph.add(hidden)
 
 

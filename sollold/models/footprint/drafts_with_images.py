@@ -1,4 +1,4 @@
-"""Tells which kinds of draft work with images: llama-server feeds the projector's output to the draft too.
+"""Which kinds of draft work with images: llama-server feeds the projector's output to the draft too.
 
 Tested with build b11434 for every architecture that the footprint knows: a model with a projector, and a chat
 with an image. N-gram drafts need only the text, so they always work.
@@ -21,6 +21,6 @@ def own_layer_reads_images(architecture: str) -> bool:
 def draft_model_reads_images(architecture: str) -> bool:
     """Return whether another model can draft for one of this architecture that has vision.
 
-    A draft loses count at an image whose tokens have four positions: llama-server answers with an error.
+    A draft miscounts the positions of an image's tokens if they have four: llama-server returns an error.
     """
     return architecture not in FOURFOLD | _MAYBE_FOURFOLD

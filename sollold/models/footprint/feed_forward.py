@@ -40,8 +40,8 @@ def experts_beside_dense(graph: Graph, block: Block, tokens: int, state: int) ->
     order = graph.add(block.experts * unit, probabilities)
     weights = graph.add(block.used * unit, probabilities, order)
     weights = graph.add(block.used * unit, weights, graph.add(unit, weights))
-    many = block.used * block.ff_expert * unit
-    hidden = graph.add(many, graph.add(2 * many, graph.add(block.embd * unit, state), order))
+    expert_bytes = block.used * block.ff_expert * unit
+    hidden = graph.add(expert_bytes, graph.add(2 * expert_bytes, graph.add(block.embd * unit, state), order))
     chosen = graph.add(block.embd * unit, graph.add(block.used * block.embd * unit, hidden, order, weights))
     normed = graph.add(block.embd * unit, state)
     common = _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated)
@@ -65,16 +65,16 @@ def _experts(graph: Graph, block: Block, tokens: int, normed: int, following: Ea
         source = graph.add(width * unit, normed)
     if block.expert_first:
         source = graph.add(block.used * width * unit, source, weights)
-    many = block.used * block.ff_expert * unit
-    up = graph.add(many, source, order)
-    hidden = graph.add(many, up, graph.add(many, source, order)) if block.expert_gated else up
+    expert_bytes = block.used * block.ff_expert * unit
+    up = graph.add(expert_bytes, source, order)
+    hidden = graph.add(expert_bytes, up, graph.add(expert_bytes, source, order)) if block.expert_gated else up
     results = graph.add(block.used * width * unit, hidden, order, weights)
-    done = graph.add(width * unit, results)
+    result = graph.add(width * unit, results)
     following.fetch(graph)
     if block.latent_expert:
-        done = graph.add(block.embd * unit, done)
+        result = graph.add(block.embd * unit, result)
     if block.ff_shared:
         common = _dense(graph, block.embd, block.ff_shared, unit, normed, gated=block.expert_gated)
     if common is not None:
-        done = graph.add(block.embd * unit, done, common, inplace=True)
-    return done
+        result = graph.add(block.embd * unit, result, common, inplace=True)
+    return result

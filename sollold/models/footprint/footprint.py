@@ -108,12 +108,12 @@ class Footprint:
 
     def _computed(self, first: int, last: int, offloaded: int, *, piped: bool) -> int:
         needs, inputs = self._demands, self._inputs
-        given = inputs.of_all(needs, first, last)
+        input_bytes = inputs.of_all(needs, first, last)
         if first > 0:
-            given += inputs.per_layer * (min(last, self.layers) - first)
+            input_bytes += inputs.per_layer * (min(last, self.layers) - first)
         for index, source in needs.borrowed:
             if source < first <= index < last:
-                given += self._lent[source]
+                input_bytes += self._lent[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
         own = self.layers + 1 - offloaded
         peak = needs.peak(first, last, piped=piped, own=own)
@@ -122,17 +122,17 @@ class Footprint:
             peak += inputs.turned
         if first == 0:
             # The per-layer embeddings are computed here; pipelining keeps their source.
-            made = 0 if needs.opened else inputs.raw + inputs.front + inputs.holes * piped
-            peak = max(peak + made, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
-            given += inputs.raw * piped
+            embeddings = 0 if needs.opened else inputs.raw + inputs.front + inputs.holes * piped
+            peak = max(peak + embeddings, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
+            input_bytes += inputs.raw * piped
         elif last > self.layers:
             peak = max(peak, inputs.joins and inputs.joins + inputs.ends * piped)
-            given += inputs.joins * piped
+            input_bytes += inputs.joins * piped
         if not piped:
-            return peak + given
-        given += inputs.hidden if first < self.layers else inputs.chosen
-        given += needs.received[first] + (needs.sent[last - 1] if last < self.layers else 0)
-        return peak + _COPIES * given
+            return peak + input_bytes
+        input_bytes += inputs.hidden if first < self.layers else inputs.chosen
+        input_bytes += needs.received[first] + (needs.sent[last - 1] if last < self.layers else 0)
+        return peak + _COPIES * input_bytes
 
     def active_experts(self, layers: int) -> int:
         """Return the bytes of the experts in the first ``layers`` that are read per token."""
@@ -205,7 +205,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     snapshots = tuple(
         snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
     )
-    kept = checkpoints(shape, run, sum(snapshots))
+    count = checkpoints(shape, run, sum(snapshots))
     logits = (shape.n_vocab * shape.cached + shape.n_embd) * max(cells.outputs, run.results) * 4
     return Footprint(
         architecture=shape.architecture,
@@ -217,9 +217,9 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         projector=shape.projector,
         host_buffers=logits
         + _TOKEN * shape.n_vocab
-        + kept * run.slots * sum(snapshots)
+        + count * run.slots * sum(snapshots)
         + (second.results if second is not None else 0),
-        checkpoints=kept,
+        checkpoints=count,
         results=logits,
         tied=shape.tied,
         snapshots=snapshots,

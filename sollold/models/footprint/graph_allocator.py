@@ -138,7 +138,7 @@ class _Blocks:
             if offset + size == start:
                 blocks[index] = (offset, size + room)
                 if index and sum(blocks[index - 1]) == offset:
-                    before, length = blocks[index - 1]
-                    blocks[index - 1 : index + 1] = [(before, length + size + room)]
+                    begin, length = blocks[index - 1]
+                    blocks[index - 1 : index + 1] = [(begin, length + size + room)]
                 return
         bisect.insort(blocks, (offset, size))

@@ -56,12 +56,12 @@ class Hparams:
         return default if isinstance(default, tuple) else (default,) * self.count
 
     def _window(self) -> int:
-        named = self.integer("attention.sliding_window", -1)
-        if self.row.window == "none" or named == 0 or self.trunk != (self.row.window_blocks or self.trunk):
+        size = self.integer("attention.sliding_window", -1)
+        if self.row.window == "none" or size == 0 or self.trunk != (self.row.window_blocks or self.trunk):
             return 0
         if isinstance(self.row.window, int):
-            return self.row.window if self.row.fixed or named < 0 else named
-        return max(named, 0)
+            return self.row.window if self.row.fixed or size < 0 else size
+        return max(size, 0)
 
     def _windowed(self) -> tuple[bool, ...]:
         if not self.window or self.row is UNKNOWN:

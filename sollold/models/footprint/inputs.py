@@ -83,10 +83,10 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
     always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
     per_layer = shape.per_layer * tokens * 4
     raw = per_layer * sum(layer.block is not None for layer in shape.layers)
-    several = streams > 1
+    many_streams = streams > 1
     return Inputs(
         # With several streams: one of them, all of them transposed, and all of them (Gemma 3n).
-        hidden=hidden * (2 * streams + 1) if several else hidden,
+        hidden=hidden * (2 * streams + 1) if many_streams else hidden,
         chosen=hidden if shape.late else shape.n_embd * cells.outputs * 4 * (shape.output > 0),
         full=full,
         windowed=windowed,
@@ -95,13 +95,13 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
         per_layer=per_layer,
         raw=raw,
         front=shape.front * hidden,
-        joins=raw + hidden if several else 0,
-        begins=4 * streams * hidden if several else 0,
+        joins=raw + hidden if many_streams else 0,
+        begins=4 * streams * hidden if many_streams else 0,
         # The second term was measured, not derived: holes that were too small for the embedding.
-        makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * several,
-        turned=hidden if several else 0,
-        holes=streams * hidden if several and not flash else 0,
-        ends=2 * (streams + 1) * hidden if several else 0,
+        makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * many_streams,
+        turned=hidden if many_streams else 0,
+        holes=streams * hidden if many_streams and not flash else 0,
+        ends=2 * (streams + 1) * hidden if many_streams else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,
     )

@@ -49,7 +49,7 @@ class MixedLayers:
         if not any(block.mixer in MIXERS or (block.followed and not block.mixer) for block, _ in row):
             return None
         numbers: dict[object, int] = {}
-        return cls(row, tuple(numbers.setdefault(one, len(numbers)) for one in row), slack, raw, scaled)
+        return cls(row, tuple(numbers.setdefault(pair, len(numbers)) for pair in row), slack, raw, scaled)
 
     def peak(self, first: int, last: int, *, piped: bool, own: int) -> int:
         """Return the peak bytes of the operations of layers ``first`` to ``last - 1`` on one device.
@@ -60,18 +60,18 @@ class MixedLayers:
         last = min(last, len(self.row))
         if first >= last:
             return 0
-        begun = min(first + NEAR + 1, last)
-        ends = begun == last and not piped
+        start_end = min(first + NEAR + 1, last)
+        ends = start_end == last and not piped
         peak = self._peak(
             first,
-            begun,
+            start_end,
             piped,
             _Begins(home=first == 0 < own, hosted=first == own, outputs=outputs),
             ends=ends,
         )
-        if begun < last:
-            peak = max(peak, *self._within(piped, first == 0)[begun:last])
-        if begun < last and not piped:
+        if start_end < last:
+            peak = max(peak, *self._within(piped, first == 0)[start_end:last])
+        if start_end < last and not piped:
             peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True, opened=first == 0))
         return self.slack + peak
 
@@ -91,10 +91,10 @@ class MixedLayers:
         that layer that have no weights are then scheduled on the state's device, and need their operands
         there.
         """
-        late = self._interrupted(index)
-        if late is None:
+        layer = self._interrupted(index)
+        if layer is None:
             return 0, 0
-        block, batch = self.row[late]
+        block, batch = self.row[layer]
         if block.experts:
             return (0 if block.ff_shared else block.embd * batch.tokens * FLOAT), 0
         if block.mixer == "conv" or (block.q and not batch.rotate_v):
@@ -109,7 +109,7 @@ class MixedLayers:
         if following is None or not fetches_early(following):
             return None
         return next(
-            (late for late in range(index - 1, -1, -1) if block_graph.added_explicitly(self.row[late][0])),
+            (layer for layer in range(index - 1, -1, -1) if block_graph.added_explicitly(self.row[layer][0])),
             None,
         )
 
@@ -126,10 +126,10 @@ class MixedLayers:
         """Return the need of layers ``begin`` to ``end - 1``.
 
         Unless a device begins or ends with them, only the need of the last one."""
-        handed, late = None, None
+        handed, layer = None, None
         if begins is not None and begin > 0 and not piped:
-            late = self._interrupted(begin)
-            handed = (self.kinds[begin - 1], None if late is None else self.kinds[late])
+            layer = self._interrupted(begin)
+            handed = (self.kinds[begin - 1], None if layer is None else self.kinds[layer])
         last = end == len(self.row)
         opening = None
         if opened and self.raw and self.scaled:
@@ -157,14 +157,14 @@ class MixedLayers:
                 home=begins is not None and begins.home,
                 outputs=begins is not None and begins.outputs,
                 opening=opening,
-                handed=self._handed(begin, late, begins.hosted) if begins is not None and handed else None,
+                handed=self._handed(begin, layer, begins.hosted) if begins is not None and handed else None,
             )
             self._known[key] = needs[-1] if begins is None and not ends else max(needs)
         return self._known[key]
 
-    def _handed(self, begin: int, late: int | None, hosted: bool) -> Handed:
+    def _handed(self, begin: int, layer: int | None, hosted: bool) -> Handed:
         interrupted: Block | None = None
         rotated = False
-        if late is not None:
-            interrupted, rotated = self.row[late][0], self.row[late][1].rotate_v
+        if layer is not None:
+            interrupted, rotated = self.row[layer][0], self.row[layer][1].rotate_v
         return Handed(hosted, self.row[begin - 1][0], interrupted, rotated)

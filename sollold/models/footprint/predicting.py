@@ -36,8 +36,8 @@ def with_mtp_layer(shape: Shape) -> Shape:
         replace(layer, block=replace(layer.block, late=True)) if layer.block else layer
         for layer in shape.layers[:-1]
     ]
-    own = replace(shape.predicting.layer, block=None, active=0)
-    return replace(shape, layers=(*layers, own))
+    mtp_layer = replace(shape.predicting.layer, block=None, active=0)
+    return replace(shape, layers=(*layers, mtp_layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ class SecondContext:
         """Compute the second context of a model's MTP layer. ``shape``: the model's shape without it."""
         layer = predicting.layer
         assert layer.block is not None, "a layer that predicts has a block"
-        only = replace(shape, layers=(replace(layer, source=-1),), slack=0)
-        needs = inputs(only, replace(run, drafts=0), replace(cells, outputs=run.slots), flash, layer.v)
+        mtp_shape = replace(shape, layers=(replace(layer, source=-1),), slack=0)
+        needs = inputs(mtp_shape, replace(run, drafts=0), replace(cells, outputs=run.slots), flash, layer.v)
         batch = replace(batch_of(layer, layer.block, cells, run, flash), outputs=run.slots)
         hidden = shape.n_embd * cells.tokens * FLOAT
         given = needs.always + needs.indices
         large = needs.full + hidden * (1 if predicting.embeds else 2)
-        whole = _Graphs(shape, predicting, layer, batch, needs.full)
+        graphs = _Graphs(shape, predicting, layer, batch, needs.full)
         passed = after = 0
         if not (predicting.norms and predicting.heads):
             chosen = shape.n_embd * run.slots * FLOAT
@@ -84,8 +84,8 @@ class SecondContext:
             after += hidden * (not predicting.norms)
         return cls(
             layer=len(shape.layers) - 1,
-            there=(whole.peak(piped=False, output=True), whole.peak(piped=True, output=True)),
-            apart=(whole.peak(piped=False, output=False), whole.peak(piped=True, output=False)),
+            there=(graphs.peak(piped=False, output=True), graphs.peak(piped=True, output=True)),
+            apart=(graphs.peak(piped=False, output=False), graphs.peak(piped=True, output=False)),
             given=(given, given + large),
             large=large,
             after=after,
@@ -142,13 +142,13 @@ class _Graphs:
             graph.add(ALIGNED, kept=True)
             batch = replace(batch, mask=graph.add(self.mask))
             state, word = graph.add(hidden, source, inplace=True), graph.add(hidden, word, inplace=True)
-        both = graph.add(2 * hidden, word, state)
-        done = add_block(graph, replace(block, late=True), batch, graph.add(hidden, both))
+        joint = graph.add(2 * hidden, word, state)
+        result = add_block(graph, replace(block, late=True), batch, graph.add(hidden, joint))
         if output or self.predicting.norms:
-            done = graph.add(hidden, done, inplace=True, kept=True)
-            done = graph.add(self.shape.n_embd * self.batch.outputs * FLOAT, done)
+            result = graph.add(hidden, result, inplace=True, kept=True)
+            result = graph.add(self.shape.n_embd * self.batch.outputs * FLOAT, result)
         if output or self.predicting.heads:
-            graph.add(self.shape.n_vocab * self.batch.outputs * FLOAT, done)
+            graph.add(self.shape.n_vocab * self.batch.outputs * FLOAT, result)
         # In a dense layer the norm and the mask leave holes that are too small for what follows: measured,
         # not derived.
         fed = block.ff * tokens * FLOAT

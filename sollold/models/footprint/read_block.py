@@ -94,8 +94,8 @@ def states(facts: Hparams, mixer: str) -> tuple[int, int]:
     """
     if mixer in ("kda", "lightning"):
         head = facts.integer("kda.head_dim", facts.head_k)
-        kept = facts.integer("ssm.conv_kernel", 4) - 1 if mixer == "kda" else 0
-        return 3 * max(kept, 0) * facts.heads[0] * head, facts.heads[0] * head * head
+        length = facts.integer("ssm.conv_kernel", 4) - 1 if mixer == "kda" else 0
+        return 3 * max(length, 0) * facts.heads[0] * head, facts.heads[0] * head * head
     head = facts.integer("wkv.head_size")
     if head:
         return facts.integer("token_shift_count", 2) * facts.embd, facts.embd * head

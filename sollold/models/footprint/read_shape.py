@@ -26,14 +26,16 @@ _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
 def shape_of(header: Header) -> Shape:
     """Return the shape of a model from its header. Never fails for a header that could be parsed."""
     facts = Hparams(header)
-    layers, first, output, largest_output, tied, host = _grouped(facts)
-    made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.trunk)]
+    blocks, first, output, largest_output, tied, host = _grouped(facts)
+    layers = [
+        _layer(facts, index, blocks[index], first if index == 0 else []) for index in range(facts.trunk)
+    ]
     # MTP layers are not loaded unless they draft.
-    made += [Layer(0, 0)] * (facts.count - facts.trunk)
+    layers += [Layer(0, 0)] * (facts.count - facts.trunk)
     return Shape(
         architecture=header.architecture,
         known=header.architecture in ARCHITECTURES,
-        layers=tuple(made),
+        layers=tuple(layers),
         output=output,
         host_weights=host,
         largest_tensor=max((tensor.size for tensor in header.tensors), default=0),
@@ -49,7 +51,7 @@ def shape_of(header: Header) -> Shape:
         positions=any(tensor.name.startswith("position_embd.") for tensor in header.tensors),
         slack=facts.row.slack,
         front=facts.row.front,
-        predicting=_predicting(facts, layers[-1], output),
+        predicting=_predicting(facts, blocks[-1], output),
     )
 
 
@@ -78,8 +80,8 @@ def _grouped(facts: Hparams) -> tuple[list[list[Tensor]], list[Tensor], int, int
             own_output = own_output or tensor.name == "output.weight"
     # Embedders like BERT have no output matrix, and mostly no norm before it.
     if output and not own_output and not facts.row.headless:
-        once = 0 if facts.row.copied else tied
-        return blocks, first, output + tied, max(largest, tied), once, host
+        tied_copy = 0 if facts.row.copied else tied
+        return blocks, first, output + tied, max(largest, tied), tied_copy, host
     return blocks, first, output, largest, 0, host
 
 
@@ -91,14 +93,14 @@ def block_of(tensor: Tensor) -> int | None:
     return None
 
 
-def _layer(facts: Hparams, index: int, tensors: list[Tensor], besides: list[Tensor]) -> Layer:
-    weights = sum(padded(tensor.size) for tensor in (*tensors, *besides))
+def _layer(facts: Hparams, index: int, tensors: list[Tensor], extra: list[Tensor]) -> Layer:
+    weights = sum(padded(tensor.size) for tensor in (*tensors, *extra))
     experts = facts.integer("expert_count")
     unused = 0
     if experts > 0:
-        many = sum(tensor.size for tensor in tensors if "_exps" in tensor.name)
-        unused = many - many * min(facts.used[index], experts) // experts
-    kept = sum(padded(tensor.size) for tensor in tensors if _EXPERTS.search(tensor.name))
+        expert_bytes = sum(tensor.size for tensor in tensors if "_exps" in tensor.name)
+        unused = expert_bytes - expert_bytes * min(facts.used[index], experts) // experts
+    expert_weights = sum(padded(tensor.size) for tensor in tensors if _EXPERTS.search(tensor.name))
     windowed = facts.windowed[index]
     k = v = recurrent = 0
     if index >= facts.trunk or facts.attends(index):
@@ -122,8 +124,8 @@ def _layer(facts: Hparams, index: int, tensors: list[Tensor], besides: list[Tens
         recurrent=recurrent,
         block=block,
         source=facts.source(index),
-        largest=max((tensor.size for tensor in (*tensors, *besides)), default=0),
-        experts=kept,
+        largest=max((tensor.size for tensor in (*tensors, *extra)), default=0),
+        experts=expert_weights,
     )
 
 

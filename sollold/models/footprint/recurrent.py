@@ -89,21 +89,21 @@ def fetched_early(block: Block, batch: Batch) -> int:
 
 
 def mixer(
-    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int], before: int, following: Early
+    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int], fetched: int, following: Early
 ) -> tuple[int, list[int]]:
     """Add a block's mixer; return its result, and ``waiting`` (attention's result) after its output matrix.
 
-    ``before``: the convolution state. ``following``: the state that the next block fetches early.
+    ``fetched``: the convolution state. ``following``: the state that the next block fetches early.
     """
     unit = batch.tokens * FLOAT
     if block.mixer == "conv":
-        return _short_convolution(graph, block, batch, normed, before, following), waiting
+        return _short_convolution(graph, block, batch, normed, fetched, following), waiting
     if block.mixer.startswith("rwkv"):
         return _time_mix(graph, block, batch, normed, following.slots), waiting
     if block.mixer in ("delta", "kda", "lightning"):
-        return _delta(graph, block, batch, normed, before, following.slots), waiting
+        return _delta(graph, block, batch, normed, fetched, following.slots), waiting
     joint = graph.add(block.projected * unit, normed)
-    window = graph.add(_convolved(block, batch), before, joint)
+    window = graph.add(_convolved(block, batch), fetched, joint)
     x = graph.add(block.convolved * unit, window)
     if block.mixer == "mamba":
         small = graph.add((block.steps + 2 * block.mixer_state // max(block.inner, 1)) * unit, x)
@@ -126,19 +126,19 @@ def mixer(
     return graph.add(block.embd * unit, result), waiting
 
 
-def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int, slots: Slots) -> int:
+def _delta(graph: Graph, block: Block, batch: Batch, normed: int, fetched: int, slots: Slots) -> int:
     unit = batch.tokens * FLOAT
     joint = graph.add(block.convolved * unit, normed)
-    window = graph.add(_convolved(block, batch), before, joint)
+    window = graph.add(_convolved(block, batch), fetched, joint)
     state = slots.fetch(graph, block.mixer_state * batch.sequences * FLOAT)
     x = graph.add(block.convolved * unit, window)
     key = (block.convolved - block.inner) // 2
-    turned: list[int] = []
+    projections: list[int] = []
     for _ in range(2):
-        turned.append(graph.add(key * unit, x))
+        projections.append(graph.add(key * unit, x))
         if block.repeats and key < block.inner:
-            turned.append(graph.add(block.inner * unit, turned.pop()))
-    query, keys = turned
+            projections.append(graph.add(block.inner * unit, projections.pop()))
+    query, keys = projections
     # The decay and the update rate.
     rates = [graph.add(block.steps * unit, graph.add(block.steps * unit, normed)) for _ in range(2)]
     result = graph.add(_scanned(block, batch), query, keys, x, state, *rates)
@@ -170,13 +170,13 @@ def _scanned(block: Block, batch: Batch) -> int:
 
 
 def _short_convolution(
-    graph: Graph, block: Block, batch: Batch, normed: int, before: int, following: Early
+    graph: Graph, block: Block, batch: Batch, normed: int, fetched: int, following: Early
 ) -> int:
     unit = batch.tokens * FLOAT
     joint = graph.add(3 * block.embd * unit, normed)
     gated = graph.add(block.embd * unit, joint)
     window = graph.add(
-        (block.embd * batch.tokens + block.conv_state * batch.sequences) * FLOAT, before, gated
+        (block.embd * batch.tokens + block.conv_state * batch.sequences) * FLOAT, fetched, gated
     )
     if not block.experts:
         following.fetch(graph)
@@ -192,23 +192,23 @@ def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int, slots: Slot
     shift = graph.add(hidden, normed)
     if block.mixer == "rwkv6":
         mixed = graph.add(5 * hidden, graph.add(hidden, shift, normed), shift, normed)
-        before = slots.fetch(graph, state)
+        fetched = slots.fetch(graph, state)
         key, value, receptance, decay = (graph.add(hidden, mixed) for _ in range(4))
-        scan = graph.add(hidden + state, key, value, receptance, decay, before)
+        scan = graph.add(hidden + state, key, value, receptance, decay, fetched)
     else:
         mixed = graph.add(6 * hidden, shift, normed)
-        before = slots.fetch(graph, state)
+        fetched = slots.fetch(graph, state)
         receptance, decay, key, rate = (graph.add(hidden, mixed) for _ in range(4))
         scaled = graph.add(hidden, key)
         change = graph.add(hidden, rate, scaled)
         value = graph.add(hidden, mixed)
-        other = graph.add(hidden, value)
-        value = graph.add(hidden, value, graph.add(hidden, mixed), other, inplace=True)
+        difference = graph.add(hidden, value)
+        value = graph.add(hidden, value, graph.add(hidden, mixed), difference, inplace=True)
         new_key = graph.add(hidden, change, scaled, inplace=True)
         unit_key = graph.add(hidden, graph.add(hidden, key, inplace=True))
         negative = graph.add(hidden, unit_key)
-        turned = graph.add(hidden, unit_key, rate, inplace=True)
-        scan = graph.add(hidden + state, receptance, decay, new_key, value, negative, turned, before)
+        scaled_key = graph.add(hidden, unit_key, rate, inplace=True)
+        scan = graph.add(hidden + state, receptance, decay, new_key, value, negative, scaled_key, fetched)
         graph.add(0, receptance, new_key, value)
     result = graph.add(hidden, scan)
     gate = graph.add(hidden, mixed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sollold.facts import dataclass
 from sollold.models.gguf.header import Header
 
-_AUDIO_PLACES = 1500
+_AUDIO_POSITIONS = 1500
 """Positions in 30 seconds of audio, which encoders process together."""
 _WINDOWED = ("n_wa_pattern", "wa_layer_indexes", "wa_pattern_mode")
 """Keys of projectors with windowed attention, which have a mask over all pairs of positions."""
@@ -83,29 +83,29 @@ def _vision_bytes(header: Header) -> int:
                 "clip.vision.projector.scale_factor"
             )
             pixels = limits.tokens * ((merge if merge > 0 else limits.merge) * patch) ** 2
-    places = pixels // patch**2 + 1
-    one = _states(header, "vision", places) + 4 * 3 * pixels
+    positions = pixels // patch**2 + 1
+    image_bytes = _states(header, "vision", positions) + 4 * 3 * pixels
     if limits is None:
-        return one + _scores(header, "vision", places)
+        return image_bytes + _scores(header, "vision", positions)
     windowed = any(f"clip.vision.{key}" in header.metadata for key in _WINDOWED)
     # The mask as given, and a copy of it with half as many bytes.
-    mask = 6 * places * places * windowed
-    return limits.images * one + mask
+    mask = 6 * positions * positions * windowed
+    return limits.images * image_bytes + mask
 
 
 def _audio_bytes(header: Header) -> int:
     if header.integer("clip.audio.embedding_length") <= 0:
         return 0
-    return _states(header, "audio", _AUDIO_PLACES) + _scores(header, "audio", _AUDIO_PLACES)
+    return _states(header, "audio", _AUDIO_POSITIONS) + _scores(header, "audio", _AUDIO_POSITIONS)
 
 
-def _states(header: Header, part: str, places: int) -> int:
+def _states(header: Header, part: str, positions: int) -> int:
     """Return the bytes that an encoder holds for all positions at once."""
     width = header.integer(f"clip.{part}.embedding_length")
     inner = header.integer(f"clip.{part}.feed_forward_length")
-    return 4 * places * (6 * width + 2 * inner)
+    return 4 * positions * (6 * width + 2 * inner)
 
 
-def _scores(header: Header, part: str, places: int) -> int:
+def _scores(header: Header, part: str, positions: int) -> int:
     """Return the bytes of materialized attention scores."""
-    return 4 * header.integer(f"clip.{part}.attention.head_count") * places * places
+    return 4 * header.integer(f"clip.{part}.attention.head_count") * positions * positions

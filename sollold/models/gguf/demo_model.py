@@ -89,13 +89,13 @@ def pieces(text: str) -> tuple[str, ...]:
     for word in words:
         current += word
         if len(current) > 1 and not any(
-            current.startswith(other) or other.startswith(current) for other in cut
+            current.startswith(piece) or piece.startswith(current) for piece in cut
         ):
             cut.append(current)
             current = ""
     if current:
         # The rest is a prefix of an earlier piece or the other way round: join all pieces from that one on.
-        while cut and any(current.startswith(other) or other.startswith(current) for other in cut):
+        while cut and any(current.startswith(piece) or piece.startswith(current) for piece in cut):
             current = cut.pop() + current
         cut.append(current)
     return tuple(cut)
@@ -171,19 +171,19 @@ def _metadata(recital: Recital, tokens: list[str], kinds: list[int]) -> dict[str
 
 def _tensors(recital: Recital, vocabulary: int) -> Iterator[NewTensor]:
     width, hidden = recital.width, recital.hidden
-    said = 256 + len(_SPECIAL)
+    text_start = 256 + len(_SPECIAL)
     codes = _codes(width, len(recital.pieces) + 1)
-    nothing = array("f", bytes(4 * width))
+    zeros = array("f", bytes(4 * width))
     ones = array("f", [1.0]) * width
 
     def embedding() -> Iterator[bytes]:
         for token in range(vocabulary):
-            yield codes[max(0, token - said + 1)].tobytes()
+            yield codes[max(0, token - text_start + 1)].tobytes()
 
     def leads_to() -> Iterator[bytes]:
         for token in range(vocabulary):
-            before = len(recital.pieces) if token == 256 else token - said
-            yield (codes[before] if before >= 0 else nothing).tobytes()
+            previous = len(recital.pieces) if token == 256 else token - text_start
+            yield (codes[previous] if previous >= 0 else zeros).tobytes()
 
     def norm() -> Iterable[bytes]:
         return (ones.tobytes(),)
@@ -232,10 +232,10 @@ def _predicting(block: int, width: int, hidden: int) -> Iterator[NewTensor]:
         yield NewTensor(f"blk.{block}.{name}.weight", (width,), _F32, ones)
     yield NewTensor(f"blk.{block}.ffn_gate_inp.weight", (width, 1), _F32)
     yield NewTensor(f"blk.{block}.exp_probs_b.bias", (1,), _F32)
-    for suffix, more in (("exps", (1,)), ("shexp", ())):
+    for suffix, dimensions in (("exps", (1,)), ("shexp", ())):
         for name in ("gate", "up"):
-            yield NewTensor(f"blk.{block}.ffn_{name}_{suffix}.weight", (width, hidden, *more), _Q8_0)
-        yield NewTensor(f"blk.{block}.ffn_down_{suffix}.weight", (hidden, width, *more), _Q8_0)
+            yield NewTensor(f"blk.{block}.ffn_{name}_{suffix}.weight", (width, hidden, *dimensions), _Q8_0)
+        yield NewTensor(f"blk.{block}.ffn_down_{suffix}.weight", (hidden, width, *dimensions), _Q8_0)
 
 
 def _codes(width: int, count: int) -> list[array[float]]:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from sollold.models.gguf.header import Array, Header
 
-_MOST_BYTES, _MOST_VALUES = 32 << 20, 1 << 21
+_MAX_BYTES, _MAX_VALUES = 32 << 20, 1 << 21
 """Limits over all arrays of a header. A vocabulary of 256,000 tokens has 10 MB, including its merges."""
 _LENGTH = struct.Struct("<Q")
 
@@ -24,16 +24,16 @@ def long_arrays(header: Header) -> dict[str, Values]:
         OSError: the file can't be read any more.
     """
     found: dict[str, Values] = {}
-    most_bytes, most_values = _MOST_BYTES, _MOST_VALUES
+    bytes_left, values_left = _MAX_BYTES, _MAX_VALUES
     with Path(header.files[0]).open("rb") as file:
         for key, array in header.metadata.items():
             if not isinstance(array, Array) or array.values is not None:
                 continue
             size = array.span[1] - array.span[0]
-            if size > most_bytes or array.length > most_values:
+            if size > bytes_left or array.length > values_left:
                 continue
-            most_bytes -= size
-            most_values -= array.length
+            bytes_left -= size
+            values_left -= array.length
             found[key] = _values(file, array)
     return found
 
@@ -47,9 +47,9 @@ def _values(file: BinaryIO, array: Array) -> Values:
     if array.scalar:
         return list(struct.unpack(f"<{array.length}{array.scalar}", data))
     texts: Values = []
-    at = 0
+    position = 0
     for _ in range(array.length):
-        start = at + _LENGTH.size
-        at = start + int(_LENGTH.unpack_from(data, at)[0])
-        texts.append(data[start:at].decode("utf-8", "replace"))
+        start = position + _LENGTH.size
+        position = start + int(_LENGTH.unpack_from(data, position)[0])
+        texts.append(data[start:position].decode("utf-8", "replace"))
     return texts

@@ -15,14 +15,14 @@ from sollold.models.gguf.header import Array, GgufError, Header, Tensor, Value
 from sollold.models.gguf.tensor_types import TENSOR_TYPES
 
 _WINDOW = 1 << 20
-_LONGEST_KEY = 65_535
-_LONGEST_NAME = 255
-_LONGEST_TEXT = 16 << 20
-_MOST_TEXT = 64 << 20
-_MOST_KEYS = 65_536
-_MOST_TENSORS = 131_072
-_MOST_NUMBERS = 1 << 20
-_MOST_STRINGS = 1 << 24
+_MAX_KEY_BYTES = 65_535
+_MAX_NAME_BYTES = 255
+_MAX_TEXT_BYTES = 16 << 20
+_MAX_TOTAL_BYTES = 64 << 20
+_MAX_KEYS = 65_536
+_MAX_TENSORS = 131_072
+_MAX_NUMBERS = 1 << 20
+_MAX_STRINGS = 1 << 24
 _KEPT_NUMBERS = 4_096
 _KEPT_STRINGS = 64
 
@@ -67,7 +67,7 @@ class _Window:
         self._file = file
         self._data = b""
         self._base = 0
-        self._text = _MOST_TEXT
+        self._text = _MAX_TOTAL_BYTES
         self.path = path
         self.size = size
         self.position = 0
@@ -103,34 +103,34 @@ class _Window:
     def u64(self) -> int:
         return int(_U64.unpack(self.take_bytes(8))[0])
 
-    def string(self, longest: int, what: str) -> str:
+    def string(self, limit: int, label: str) -> str:
         length = self.u64()
-        if length > longest:
-            raise self.error(f"{what} of {length} bytes; the limit is {longest}")
+        if length > limit:
+            raise self.error(f"{label} of {length} bytes; the limit is {limit}")
         self._text -= length
         if self._text < 0:
-            raise self.error(f"more than {_MOST_TEXT} bytes of text in the header")
+            raise self.error(f"more than {_MAX_TOTAL_BYTES} bytes of text in the header")
         return self.take_bytes(length).decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
         """Skip ``count`` strings."""
         unpack = _U64.unpack_from
-        done = 0
-        while done < count:
+        skipped = 0
+        while skipped < count:
             start = self.position - self._base
             if start < 0 or start + 8 > len(self._data):
                 if self.left < 8:
                     raise self.error(
-                        f"the file is truncated in an array: {count - done} more strings expected"
+                        f"the file is truncated in an array: {count - skipped} more strings expected"
                     )
                 self._fill(8)
                 start = 0
             data = self._data
             # The end of the window raises an error: checking for it at every string would cost as much again.
             with contextlib.suppress(struct.error, OverflowError):
-                for done in range(done, count):  # noqa: B007, B020
+                for skipped in range(skipped, count):  # noqa: B007, B020
                     start += 8 + unpack(data, start)[0]
-                done = count
+                skipped = count
             self.position = self._base + start
             if self.position > self.size:
                 raise self.error("the file is truncated in an array of strings, or a length in it is wrong")
@@ -150,9 +150,9 @@ def _parse(window: _Window) -> Header:
             reason = f"GGUF version {version} is not supported; only 2 and 3 are"
         raise GgufError(window.path, 4, reason)
     tensor_count, key_count = window.u64(), window.u64()
-    if key_count > min(_MOST_KEYS, window.left // 13):
+    if key_count > min(_MAX_KEYS, window.left // 13):
         raise window.error(f"{key_count} metadata keys declared, more than the file can hold")
-    if tensor_count > min(_MOST_TENSORS, window.left // 24):
+    if tensor_count > min(_MAX_TENSORS, window.left // 24):
         raise window.error(f"{tensor_count} tensors declared, more than the file can hold")
     metadata = _metadata(window, key_count)
     alignment = metadata.get("general.alignment", 32)
@@ -164,14 +164,14 @@ def _parse(window: _Window) -> Header:
 
 def _metadata(window: _Window, count: int) -> dict[str, Value]:
     metadata: dict[str, Value] = {}
-    strings, numbers = _MOST_STRINGS, _MOST_NUMBERS
+    strings, numbers = _MAX_STRINGS, _MAX_NUMBERS
     for _ in range(count):
-        key = window.string(_LONGEST_KEY, "a metadata key")
+        key = window.string(_MAX_KEY_BYTES, "a metadata key")
         if not key or key in metadata:
             raise window.error(f"metadata key {key!r} is {'repeated' if key else 'empty'}")
         kind = window.u32()
         if kind == _STRING:
-            metadata[key] = window.string(_LONGEST_TEXT, f"the text of {key!r}")
+            metadata[key] = window.string(_MAX_TEXT_BYTES, f"the text of {key!r}")
         elif kind == _ARRAY:
             array = _array(window, key, strings)
             strings -= array.length
@@ -187,16 +187,16 @@ def _metadata(window: _Window, count: int) -> dict[str, Value]:
     return metadata
 
 
-def _array(window: _Window, key: str, most_strings: int) -> Array:
+def _array(window: _Window, key: str, max_strings: int) -> Array:
     kind, length = window.u32(), window.u64()
     if kind == _STRING:
         if length > window.left // 8:
             raise window.error(f"array {key!r} declares {length} strings, more than the file can hold")
-        if length > most_strings:
+        if length > max_strings:
             raise window.error(f"array {key!r} declares {length} strings, more than is plausible")
         if length <= _KEPT_STRINGS:
             return Array(
-                length, tuple(window.string(_LONGEST_TEXT, f"a text of {key!r}") for _ in range(length))
+                length, tuple(window.string(_MAX_TEXT_BYTES, f"a text of {key!r}") for _ in range(length))
             )
         begin = window.position
         window.skip_strings(length)
@@ -219,8 +219,8 @@ def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
     listed: list[tuple[str, tuple[int, ...], int, int, int, int]] = []
     seen: set[str] = set()
     for _ in range(count):
-        at = window.position
-        name = window.string(_LONGEST_NAME, "a tensor's name")
+        position = window.position
+        name = window.string(_MAX_NAME_BYTES, "a tensor's name")
         if name in seen:
             raise window.error(f"duplicate tensor {name!r}")
         seen.add(name)
@@ -229,27 +229,27 @@ def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
             raise window.error(f"tensor {name!r} has {dimensions} dimensions; the limit is 4")
         shape = struct.unpack(f"<{dimensions}Q", window.take_bytes(8 * dimensions)) or (1,)
         kind, offset = window.u32(), window.u64()
-        known = TENSOR_TYPES.get(kind)
-        if known is None:
+        type_ = TENSOR_TYPES.get(kind)
+        if type_ is None:
             raise window.error(f"tensor {name!r} has type {kind}, which llama.cpp does not read")
         rows = 1
         for length in shape[1:]:
             rows *= length
-        if shape[0] % known.block:
+        if shape[0] % type_.block:
             raise window.error(
-                f"tensor {name!r} has rows of {shape[0]}, not a multiple of {known.name}'s {known.block}"
+                f"tensor {name!r} has rows of {shape[0]}, not a multiple of {type_.name}'s {type_.block}"
             )
-        size = known.row(shape[0]) * rows
+        size = type_.row(shape[0]) * rows
         if offset % alignment:
             raise window.error(f"tensor {name!r} begins at {offset}, which is not aligned to {alignment}")
-        listed.append((name, shape, kind, size, offset, at))
+        listed.append((name, shape, kind, size, offset, position))
     data = -(-window.position // alignment) * alignment
-    for name, _, _, size, offset, at in listed:
+    for name, _, _, size, offset, position in listed:
         end = data + offset + size
         if end > window.size:
             raise GgufError(
                 window.path,
-                at,
+                position,
                 f"the file is truncated: tensor {name!r} ends at byte {end}, the file has {window.size}",
             )
     return tuple(

@@ -12,7 +12,7 @@ from pathlib import Path
 from sollold.models.gguf.header import GgufError, Header, Tensor
 from sollold.models.gguf.parse import Truncated, parse
 
-_MOST_SHARDS = 4_096
+_MAX_SHARDS = 4_096
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -57,7 +57,7 @@ def shards(path: str | Path) -> tuple[str, ...]:
     if match is None:
         return (str(path),)
     count, number = int(match["count"]), int(match["number"])
-    if not 1 <= count <= _MOST_SHARDS or not 1 <= number <= count:
+    if not 1 <= count <= _MAX_SHARDS or not 1 <= number <= count:
         raise GgufError(str(path), 0, f"its name has an invalid shard number: {number} of {count}")
     return tuple(
         str(path.with_name(f"{match['stem']}-{index:05}-of-{count:05}.gguf")) for index in range(1, count + 1)

@@ -58,7 +58,7 @@ TENSOR_TYPES: dict[int, TensorType] = {
     42: TensorType("Q2_0", 64, 18),
 }
 
-_BY_NAME = {known.name.lower(): known for known in TENSOR_TYPES.values()}
+_BY_NAME = {tensor_type.name.lower(): tensor_type for tensor_type in TENSOR_TYPES.values()}
 
 
 def by_name(name: str) -> TensorType:

@@ -16,9 +16,9 @@ from sollold.models.gguf.header import Array, Header
 _TOKENS = "tokenizer.ggml.tokens"
 _STEP = 1024
 """Granularity of the comparison: tokens beyond the last multiple of this may differ in padding."""
-_MOST_DIFFERENCE = 128
+_MAX_DIFFERENCE = 128
 """llama.cpp's ``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``."""
-_MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 21
+_MAX_BYTES, _MAX_TOKENS = 64 << 20, 1 << 21
 _LENGTH = struct.Struct("<Q")
 
 
@@ -29,48 +29,48 @@ def vocabulary(header: Header) -> str:
         OSError: the file can't be read any more.
     """
     tokens = header.metadata.get(_TOKENS)
-    if not isinstance(tokens, Array) or tokens.scalar or not 0 < tokens.length <= _MOST_TOKENS:
+    if not isinstance(tokens, Array) or tokens.scalar or not 0 < tokens.length <= _MAX_TOKENS:
         return ""
     begin, end = tokens.span
-    if end - begin > _MOST_BYTES:
+    if end - begin > _MAX_BYTES:
         return ""
-    compared = tokens.length // _STEP * _STEP or tokens.length
+    count = tokens.length // _STEP * _STEP or tokens.length
     if tokens.values is not None:
-        texts = b"".join(_LENGTH.pack(len(text)) + text for text in map(_encoded, tokens.values[:compared]))
+        texts = b"".join(_LENGTH.pack(len(text)) + text for text in map(_encoded, tokens.values[:count]))
     else:
         with Path(header.files[0]).open("rb") as file:
             file.seek(begin)
             texts = file.read(end - begin)
-        texts = texts[: _end_of(texts, compared)]
-    ends = header.metadata.get("tokenizer.ggml.add_eos_token") is True
+        texts = texts[: _end_of(texts, count)]
+    adds_eos = header.metadata.get("tokenizer.ggml.add_eos_token") is True
     facts = (
         header.text("tokenizer.ggml.model"),
         header.metadata.get("tokenizer.ggml.add_bos_token"),
         header.integer("tokenizer.ggml.bos_token_id", -1),
-        ends,
-        header.integer("tokenizer.ggml.eos_token_id", -1) if ends else -1,
+        adds_eos,
+        header.integer("tokenizer.ggml.eos_token_id", -1) if adds_eos else -1,
     )
     digest = hashlib.sha256(repr(facts).encode() + texts).hexdigest()
     return f"{tokens.length}:{digest[:24]}"
 
 
-def compatible(one: str, other: str) -> bool:
+def compatible(first: str, second: str) -> bool:
     """Return whether a model with one vocabulary can draft for a model with the other."""
-    count, _, digest = one.partition(":")
-    others, _, another = other.partition(":")
-    if not digest or digest != another:
+    count, _, digest = first.partition(":")
+    second_count, _, second_digest = second.partition(":")
+    if not digest or digest != second_digest:
         return False
-    return abs(int(count) - int(others)) <= _MOST_DIFFERENCE
+    return abs(int(count) - int(second_count)) <= _MAX_DIFFERENCE
 
 
 def _end_of(texts: bytes, count: int) -> int:
     """Return the offset at which the first ``count`` strings end."""
-    at = 0
+    offset = 0
     for _ in range(count):
-        if at + 8 > len(texts):
+        if offset + 8 > len(texts):
             break
-        at += 8 + int(_LENGTH.unpack_from(texts, at)[0])
-    return min(at, len(texts))
+        offset += 8 + int(_LENGTH.unpack_from(texts, offset)[0])
+    return min(offset, len(texts))
 
 
 def _encoded(text: object) -> bytes:
