@@ -28,12 +28,12 @@ from sollold.models.stores.name_owners import distinct_names
 from sollold.subscribers import Subscribers
 
 _TIMEOUT = 15.0
-_SHAPES = 16
-_MEANT = 1000
+_MAX_SHAPES = 16
+_MAX_RESOLVED = 1000
 """Maximum number of resolved names that are cached until the set of models changes."""
-_SETTLE = 5.0
+_SETTLE_SECONDS = 5.0
 """Seconds to wait, for an unknown name, until this node has learnt of the others' models."""
-_LOOK = 0.1
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Library:
     def all(self) -> tuple[Listed, ...]:
         """Return every model once, sorted by name.
 
-        Different content under a name that is already taken is told apart by its tag
+        Different content under a name that is already taken is distinguished by its tag
         (`sollold.models.listing.merge`).
         """
         return tuple(self._shelves()[0].values())
@@ -119,15 +119,15 @@ class Library:
         A node that has just started or joined must not report a model as missing that others have. While it
         does not yet know all their models it waits, for a few seconds at most.
         """
-        end = asyncio.get_running_loop().time() + _SETTLE
+        end = asyncio.get_running_loop().time() + _SETTLE_SECONDS
         while True:
             resolved = self.resolve(name)
-            known = resolved.name or resolved.candidates or self.lists.settled()
-            if known:
+            final = resolved.name or resolved.candidates or self.lists.settled()
+            if final:
                 return resolved
             if asyncio.get_running_loop().time() >= end:
                 return replace(resolved, unread=self._catalogue.unread)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def named(self, name: str) -> Listed:
         """Return the model that a caller means by ``name``; waits as `awaited` does.
@@ -174,7 +174,7 @@ class Library:
         return tuple(
             node
             for node in dict.fromkeys(live)
-            if any(one.digest == digest and one.files and not one.unusable for one in self.lists.of(node))
+            if any(m.digest == digest and m.files and not m.unusable for m in self.lists.of(node))
         )
 
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
@@ -194,7 +194,7 @@ class Library:
         shape = self._shapes.get(model.digest)
         if shape is None:
             shape = await self._ask_shape(node, model)
-            while len(self._shapes) >= _SHAPES:
+            while len(self._shapes) >= _MAX_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             self._shapes[model.digest] = shape
         return shape
@@ -221,30 +221,30 @@ class Library:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
             raise LookupError(str(error)) from None
-        if why := bad_value(shape):
-            raise LookupError(f"{name_of(self._view, node)} sent a bad header of {model.name!r}: {why}")
+        if reason := bad_value(shape):
+            raise LookupError(f"{name_of(self._view, node)} sent a bad header of {model.name!r}: {reason}")
         return shape
 
     def name_at(self, node: str, model: Model) -> str:
         """Return the name under which the node itself lists the content."""
         models = self.lists.of(node)
-        same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
-        return model.name if model.name in same or not same else same[0]
+        names = [m.name for m in models if m.digest == model.digest and m.files == model.files]
+        return model.name if model.name in names or not names else names[0]
 
     def listed_at(self, node: str, listed: Model) -> str:
         """Return a node's own name for a model from `all`; empty when the node does not have that model."""
-        for other in self.lists.of(node):
-            shown = (other.name, *distinct_names(other, None))
-            if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
-                return other.name
+        for entry in self.lists.of(node):
+            names = (entry.name, *distinct_names(entry, None))
+            if entry.digest == listed.digest and listed.name.lower() in [name.lower() for name in names]:
+                return entry.name
         return ""
 
     def _here(self, name: str) -> Resolved:
-        known = self._shelves()[0]
+        models = self._shelves()[0]
         found = self._meant.get(name)
         if found is None:
-            found = resolve(name, known, self._aliases)
-            if len(self._meant) >= _MEANT:
+            found = resolve(name, models, self._aliases)
+            if len(self._meant) >= _MAX_RESOLVED:
                 self._meant.clear()
             self._meant[name] = found
         return found
@@ -258,9 +258,9 @@ class Library:
             return resolved
         away = []
         for node, models in self.lists.away().items():
-            meant = resolve(resolved.asked, [model.name for model in models])
+            match = resolve(resolved.asked, [model.name for model in models])
             record = self._view.record(node)
-            if record is not None and (meant.name or meant.candidates):
+            if record is not None and (match.name or match.candidates):
                 away.append(record.name)
         return replace(resolved, away=tuple(away))
 

@@ -40,7 +40,7 @@ def merge(
             contents,
             key=lambda d: (
                 -any(_runs(model) for model in contents[d]),
-                min((one.since for one in contents[d] if one.since), default=float("inf")),
+                min((model.since for model in contents[d] if model.since), default=float("inf")),
                 -len(held[d]),
                 -max(m.modified for m in contents[d]),
                 d,
@@ -48,22 +48,22 @@ def merge(
         )
         for rank, digest in enumerate(order):
             # A model from an Ollama store takes precedence over a plain file of the same name.
-            best = min(contents[digest], key=lambda one: (not _runs(one), not one.manifest, one.name))
-            if why := template_refusal(best):
-                best = replace(best, only_ollama=best.only_ollama or why)
+            best = min(contents[digest], key=lambda model: (not _runs(model), not model.manifest, model.name))
+            if reason := template_refusal(best):
+                best = replace(best, only_ollama=best.only_ollama or reason)
             if not rank:
                 keeper = best
             else:
-                free = distinct_names(replace(best, digest=digest), keeper)
-                best = replace(best, name=next((one for one in free if one not in listed), free[-1]))
+                choices = distinct_names(replace(best, digest=digest), keeper)
+                best = replace(best, name=next((name for name in choices if name not in listed), choices[-1]))
             pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
-            alike = [one for one in in_ollama.get(digest, ()) if one.manifest == best.manifest]
-            called = InOllama(
-                tuple(sorted({one.name for one in alike})),
-                tuple(sorted({one.manifest for one in alike})),
+            entries = [entry for entry in in_ollama.get(digest, ()) if entry.manifest == best.manifest]
+            ollama_names = InOllama(
+                tuple(sorted({entry.name for entry in entries})),
+                tuple(sorted({entry.manifest for entry in entries})),
                 fingerprint(best.template),
             )
-            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), called)
+            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), ollama_names)
             found[best.name] = pairs
     names = sorted(listed, key=str.lower)
     return {name: listed[name] for name in names}, found
@@ -84,16 +84,16 @@ def _grouped(
     named: dict[str, dict[str, list[Model]]] = {}
     for node, models in sorted(lists.items()):
         for model in models:
-            known = by_manifest.get(model.manifest, model)
-            digest = known.digest
+            readable = by_manifest.get(model.manifest, model)
+            digest = readable.digest
             # The manifest covers all layers: another node may have read what this one can't.
-            same = model if digest == model.digest else _as_named(model, replace(known, name=model.name))
+            entry = model if digest == model.digest else _as_named(model, replace(readable, name=model.name))
             if model.manifest:
                 in_ollama.setdefault(digest, []).append(model)
-            have = held.setdefault(digest, {})
-            if node not in have or (_runs(same) and not _runs(have[node])):
-                have[node] = same
-            named.setdefault(same.name.lower(), {}).setdefault(digest, []).append(same)
+            by_node = held.setdefault(digest, {})
+            if node not in by_node or (_runs(entry) and not _runs(by_node[node])):
+                by_node[node] = entry
+            named.setdefault(entry.name.lower(), {}).setdefault(digest, []).append(entry)
     return in_ollama, held, named
 
 
@@ -103,11 +103,11 @@ def _runs(model: Model) -> bool:
 
 def template_refusal(model: Model) -> str:
     """Return why the model's TEMPLATE can run in Ollama only, as sentences; empty if llama.cpp can use it."""
-    why = untranslatable(model.template)
-    if not why:
+    reason = untranslatable(model.template)
+    if not reason:
         return ""
     return (
-        f"Its TEMPLATE can't be given to llama.cpp ({why}), so only an Ollama can run it. "
+        f"Its TEMPLATE can't be given to llama.cpp ({reason}), so only an Ollama can run it. "
         "Create it again with a simpler TEMPLATE to spread it."
     )
 

@@ -17,12 +17,12 @@ from sollold.facts import dataclass
 HOST = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
-_BACK_AGAIN = 5.0
+_RETRY_SECONDS = 5.0
 """Seconds after which to retry when the model is on an offline node or its store is still being read."""
 
 NAMELESS = "model"
 """Model name for a file whose name has no character that is valid in a model name."""
-_ENDING = ".gguf"
+_SUFFIX = ".gguf"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
@@ -91,9 +91,9 @@ def parse(text: str) -> Name:
     host, namespace, model = parts
     for part, pattern in ((host, _HOST), (namespace, _PART), (model, _PART), (tag, _PART)):
         if not pattern.fullmatch(part):
-            where = repr(part) if part == text else f"{part!r} in {text!r}"
-            why = f"{where} may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
-            raise ValueError(f"invalid model name: {why if part else f'a part of {text!r} is empty'}")
+            quoted = repr(part) if part == text else f"{part!r} in {text!r}"
+            rule = f"{quoted} may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
+            raise ValueError(f"invalid model name: {rule if part else f'a part of {text!r} is empty'}")
     return Name(host, namespace, model, tag)
 
 
@@ -122,7 +122,7 @@ def of_file(stem: str) -> tuple[str, str]:
     names become ``-``.
     """
     # Strip accents but keep the letters.
-    letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
+    letters = "".join(char for char in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(char))
     clean = re.sub(r"[^A-Za-z0-9_.\-]+", "-", letters).strip("-.") or NAMELESS
     match = _QUANTIZED_STEM.fullmatch(clean)
     return (match[1], match[2].upper()) if match else (clean, TAG)
@@ -163,9 +163,9 @@ class Resolved:
         if self.candidates:
             return f"model {self.asked!r} could be any of {', '.join(self.candidates)}; name one of them"
         if self.away:
-            are = "which is" if len(self.away) == 1 else "which are"
+            verb = "which is" if len(self.away) == 1 else "which are"
             return (
-                f"model {self.asked!r} is only on {' and '.join(self.away)}, {are} offline: "
+                f"model {self.asked!r} is only on {' and '.join(self.away)}, {verb} offline: "
                 "switched off, restarting or disconnected"
             )
         message = f"model {self.asked!r} not found"
@@ -184,7 +184,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     """
     asked = behind_alias(asked, aliases)
     names = tuple(known)
-    wanted = asked[: -len(_ENDING)] if asked.lower().endswith(_ENDING) else asked
+    wanted = asked[: -len(_SUFFIX)] if asked.lower().endswith(_SUFFIX) else asked
     try:
         name = parse(wanted)
     except ValueError:
@@ -192,21 +192,21 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     if str(name) in names:
         return Resolved(asked, str(name))
     parsed = {text: parse(text) for text in names}
-    exact = [text for text, other in parsed.items() if other.key == name.key]
+    exact = [text for text, candidate in parsed.items() if candidate.key == name.key]
     if exact:
         return Resolved(asked, exact[0])
     tagged = ":" in wanted.rsplit("/", 1)[-1]
-    placed = "/" in wanted
-    fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=tagged, placed=placed)]
+    scoped = "/" in wanted
+    fitting = [text for text, entry in parsed.items() if _fits(name, entry, tagged=tagged, scoped=scoped)]
     if not fitting and name.tag.lower() == TAG:
         model, tag = of_file(name.model)
         name = Name(name.host, name.namespace, model, tag)
-        fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=True, placed=placed)]
+        fitting = [text for text, entry in parsed.items() if _fits(name, entry, tagged=True, scoped=scoped)]
     if len(fitting) == 1:
         return Resolved(asked, fitting[0])
     if fitting:
         return Resolved(asked, candidates=tuple(sorted(fitting)))
-    return Resolved(asked, suggestions=_near(str(parse(wanted)), names))
+    return Resolved(asked, suggestions=_similar(str(parse(wanted)), names))
 
 
 def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
@@ -217,22 +217,22 @@ def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
     model, tag = of_file(stem)
     name = Name(HOST, NAMESPACE, model, tag)
     parsed = [(text, parse(text)) for text in names]
-    fitting = [text for text, other in parsed if _fits(name, other, tagged=tag != TAG, placed=False)]
+    fitting = [text for text, entry in parsed if _fits(name, entry, tagged=tag != TAG, scoped=False)]
     # If no character of the name is valid in a model name, there is nothing left to compare.
     if len(fitting) == 1 and model != NAMELESS:
         return Resolved(asked, fitting[0])
-    return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _near(f"{model}:{tag}", names))
+    return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _similar(f"{model}:{tag}", names))
 
 
-def _near(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
+def _similar(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
     """Return up to three names similar to the wanted one; the default tag does not count as similarity."""
-    usual = f":{TAG}"
-    lowered = {text.lower().removesuffix(usual): text for text in names}
-    wanted = wanted.removesuffix(usual)
+    suffix = f":{TAG}"
+    lowered = {text.lower().removesuffix(suffix): text for text in names}
+    wanted = wanted.removesuffix(suffix)
     import difflib  # rarely needed: keeps an idle daemon small
 
-    near = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
-    return tuple(lowered[text] for text in near)
+    matches = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
+    return tuple(lowered[text] for text in matches)
 
 
 def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
@@ -250,8 +250,8 @@ def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = 
         if parse(name).key == key:
             return Resolved(asked, name)
     guess = resolve(asked, names)
-    near = (guess.name,) if guess.name else guess.candidates or guess.suggestions
-    return Resolved(asked, suggestions=near)
+    suggestions = (guess.name,) if guess.name else guess.candidates or guess.suggestions
+    return Resolved(asked, suggestions=suggestions)
 
 
 def behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
@@ -263,14 +263,14 @@ def behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
     return asked
 
 
-def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:
-    if name.model.lower() != other.model.lower():
+def _fits(name: Name, entry: Name, *, tagged: bool, scoped: bool) -> bool:
+    if name.model.lower() != entry.model.lower():
         return False
-    if tagged and name.tag.lower() != other.tag.lower():
+    if tagged and name.tag.lower() != entry.tag.lower():
         return False
-    if not placed:
+    if not scoped:
         return True
-    return (name.host.lower(), name.namespace.lower()) == (other.host.lower(), other.namespace.lower())
+    return (name.host.lower(), name.namespace.lower()) == (entry.host.lower(), entry.namespace.lower())
 
 
 def unresolved(resolved: Resolved) -> Refusal:
@@ -278,5 +278,5 @@ def unresolved(resolved: Resolved) -> Refusal:
     if resolved.candidates:
         return Refusal(Fault.AMBIGUOUS, resolved.message)
     if resolved.away or resolved.unread:
-        return Refusal(Fault.UNAVAILABLE, resolved.message, retry_after=_BACK_AGAIN)
+        return Refusal(Fault.UNAVAILABLE, resolved.message, retry_after=_RETRY_SECONDS)
     return Refusal(Fault.NOT_FOUND, resolved.message)

@@ -26,7 +26,7 @@ from sollold.turns import sleep_until_set
 log = logging.getLogger("sollold.models")
 
 _TIMEOUT = 15.0
-_AGAIN = 5.0
+_RETRY_SECONDS = 5.0
 """Seconds before a failed fetch of a list is retried."""
 
 
@@ -107,7 +107,7 @@ class NodeLists:
     def live(self) -> dict[str, tuple[Model, ...]]:
         """Return the lists of the live nodes, including this one."""
         live = {record.node for record in self._view.live()}
-        lists = {node: known.models for node, known in self._lists.items() if node in live}
+        lists = {node: entry.models for node, entry in self._lists.items() if node in live}
         return {**lists, self._view.me.node: self._catalogue.models}
 
     def away(self) -> dict[str, tuple[Model, ...]]:
@@ -150,8 +150,8 @@ class NodeLists:
     def _look(self) -> None:
         """React to a change of the view.
 
-        A node that comes back brings back its last known models at once; otherwise a client might be told in
-        the meantime that no node has them."""
+        When a node returns, its last known models are listed again at once; otherwise a client might be
+        told in the meantime that no node has them."""
         live = frozenset(record.node for record in self._view.live())
         if live != self._live:
             self._live = live
@@ -161,60 +161,60 @@ class NodeLists:
     async def _run(self) -> None:
         """Fetch the lists of live nodes as they change."""
         loop = asyncio.get_running_loop()
-        known: frozenset[str] = frozenset()
+        nodes: frozenset[str] = frozenset()
         while True:
             self._wanted.clear()
             live = {record.node: record.models for record in self._view.live()}
-            if frozenset(live) != known:
-                known = frozenset(live)
+            if frozenset(live) != nodes:
+                nodes = frozenset(live)
                 for node in [node for node in self._lists if self._view.record(node) is None]:
                     del self._lists[node]
-                self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
-                self._failed = {node: why for node, why in self._failed.items() if node in live}
+                self._retry_at = {node: deadline for node, deadline in self._retry_at.items() if node in live}
+                self._failed = {node: error for node, error in self._failed.items() if node in live}
             now, delay = loop.time(), None
             me = self._view.me.node
             for node, digest in live.items():
-                have = self._lists.get(node)
-                if node == me or not digest or node in self._fetches or (have and have.digest == digest):
+                old = self._lists.get(node)
+                if node == me or not digest or node in self._fetches or (old and old.digest == digest):
                     continue
-                left = self._retry_at.get(node, 0.0) - now
-                if left <= 0:
+                remaining = self._retry_at.get(node, 0.0) - now
+                if remaining <= 0:
                     self._fetches[node] = asyncio.create_task(self._fetch(node), name=f"models of {node}")
                 else:
-                    delay = min(left, delay) if delay is not None else left
+                    delay = min(remaining, delay) if delay is not None else remaining
             await sleep_until_set(self._wanted, delay)
 
     async def _fetch(self, node: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            got = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
+            fetched = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
         except PeerError as error:
             level = logging.DEBUG if self._failed.get(node) == str(error) else logging.INFO
             self._failed[node] = str(error)
             name = name_of(self._view, node)
             log.log(level, "the models of %s can't be fetched just now: %s", name, error)
-            self._retry_at[node] = loop.time() + _AGAIN
+            self._retry_at[node] = loop.time() + _RETRY_SECONDS
         else:
             self._failed.pop(node, None)
-            self._learn(node, got)
+            self._learn(node, fetched)
             record = self._view.record(node)
-            if record is not None and record.models != got.digest:
+            if record is not None and record.models != fetched.digest:
                 # Record and list disagree: one of them is newer. Ask again, but not at once.
                 self._retry_at[node] = loop.time() + 1.0
         finally:
             del self._fetches[node]
             self._wanted.set()
 
-    def _learn(self, node: str, got: ModelList) -> None:
+    def _learn(self, node: str, fresh: ModelList) -> None:
         # An invalid entry from a node of another release must not hide that node's other models.
-        self._lists[node] = replace(got, models=tuple(one for one in got.models if not self._odd(node, one)))
+        self._lists[node] = replace(fresh, models=tuple(m for m in fresh.models if not self._odd(node, m)))
         self._changed()
 
     def _odd(self, node: str, model: Model) -> bool:
-        why = objection(model)
-        if why:
-            log.info("a model of %s is left out: %s", name_of(self._view, node), why)
-        return bool(why)
+        reason = objection(model)
+        if reason:
+            log.info("a model of %s is left out: %s", name_of(self._view, node), reason)
+        return bool(reason)
 
     async def _answer(self, caller: str, request: ListModelsRequest) -> ModelList:
         if request.refresh:

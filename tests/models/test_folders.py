@@ -39,7 +39,7 @@ def test_cyclic_links_end_the_search(tmp_path: Path) -> None:
     assert names(folders.scan_folder(tmp_path)) == ["m:latest"]
 
 
-@pytest.mark.parametrize("limit", ["_MOST_FILES", "_MOST_FOLDERS"])
+@pytest.mark.parametrize("limit", ["_MAX_FILES", "_MAX_FOLDERS"])
 def test_exceeding_a_limit_of_the_search_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
@@ -56,10 +56,10 @@ def test_exceeding_a_limit_of_the_search_is_a_problem(
 def test_too_many_files_in_one_folder_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         touch(tmp_path / f"{number}.gguf")
-    monkeypatch.setattr(folders, "_MOST_FILES", 3)
+    monkeypatch.setattr(folders, "_MAX_FILES", 3)
     scan = folders.scan_folder(tmp_path)
     assert (len(scan.found), len(scan.problems)) == (3, 1)
-    monkeypatch.setattr(folders, "_MOST_FILES", 4)
+    monkeypatch.setattr(folders, "_MAX_FILES", 4)
     assert folders.scan_folder(tmp_path).problems == []
 
 

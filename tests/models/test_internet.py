@@ -114,7 +114,7 @@ async def test_without_a_proxy_doctor_shows_how_to_set_one(monkeypatch: pytest.M
         with pytest.raises(RemoteError, match=r"nowhere\.invalid can't be reached: "):
             await RemoteHeaders(access).read(NAME)
         assert "if it needs a proxy, set it" in access.trouble()[0][1]
-        monkeypatch.setattr("sollold.models.transfer.internet._REMEMBERED", 0.0)
+        monkeypatch.setattr("sollold.models.transfer.internet._REMEMBER_SECONDS", 0.0)
         assert not access.trouble(), "old failures are not reported"
 
 

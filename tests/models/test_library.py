@@ -114,14 +114,14 @@ async def test_a_model_is_not_reported_missing_during_the_first_scan(
         return read(paths)
 
     monkeypatch.setattr(reader, "read_files", slow)
-    monkeypatch.setattr("sollold.models.stores.catalogue._FIRST", 0.05)
-    monkeypatch.setattr("sollold.models.library._SETTLE", 0.05)
+    monkeypatch.setattr("sollold.models.stores.catalogue._FIRST_SCAN_SECONDS", 0.05)
+    monkeypatch.setattr("sollold.models.library._SETTLE_SECONDS", 0.05)
     try:
         await a.start()
         with pytest.raises(Refusal, match=f"not found yet; still reading .*{a.folder / 'm'}") as refused:
             await a.library.named("gamma")
         assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
-        monkeypatch.setattr("sollold.models.library._SETTLE", 20.0)
+        monkeypatch.setattr("sollold.models.library._SETTLE_SECONDS", 20.0)
         lookup = asyncio.create_task(a.library.named("gamma"))
         proceed.set()
         assert (await lookup).model.name == "gamma:F16"
@@ -225,7 +225,7 @@ async def test_models_of_an_offline_node_are_not_listed(three: ThreeNodes) -> No
 async def test_a_failed_fetch_of_a_list_is_retried_and_logged_once(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sollold.models.node_lists._AGAIN", 0.05)
+    monkeypatch.setattr("sollold.models.node_lists._RETRY_SECONDS", 0.05)
     caplog.set_level("INFO")
     a, b, c = three.nodes
     write_gguf(b.folder / "m" / "beta.gguf")

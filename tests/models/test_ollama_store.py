@@ -174,7 +174,7 @@ def test_too_many_models_are_a_problem(
 ) -> None:
     for tag in "abc":
         store.model(f"a:{tag}", tmp_path)
-    monkeypatch.setattr(ollama_store, "_MOST_MODELS", 2)
+    monkeypatch.setattr(ollama_store, "_MAX_MODELS", 2)
     scan = ollama_store.scan(store.root)
     assert len(scan.found) == 2
     assert ["has 3 models" in problem.what for problem in scan.problems] == [True]

@@ -168,7 +168,7 @@ async def test_another_source_replaces_one_that_fails(three: ThreeNodes) -> None
 async def test_a_pull_without_sources_fails_and_keeps_the_received_parts(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
+    monkeypatch.setattr("sollold.models.transfer.download._MAX_FAILURES", 1)
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     await three.start()
@@ -191,7 +191,7 @@ async def test_a_pull_without_sources_fails_and_keeps_the_received_parts(
 async def test_a_file_that_changes_while_it_is_sent_is_reported_with_the_node(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
+    monkeypatch.setattr("sollold.models.transfer.download._MAX_FAILURES", 1)
     monkeypatch.setattr("sollold.models.transfer.part_check._PAUSE", 0.01)
     a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf")

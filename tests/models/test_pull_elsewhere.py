@@ -57,7 +57,7 @@ class SlowOllama(HttpDouble):
 async def test_a_pull_by_a_silent_ollama_times_out(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
+    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE_SECONDS", 0.2)
     a, _, _ = three.nodes
     await three.start()
     ollama = SlowOllama("pulling 0123456789ab")
@@ -72,7 +72,7 @@ async def test_a_pull_by_a_silent_ollama_times_out(
 async def test_a_silent_ollama_is_waited_for_while_it_verifies(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
+    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE_SECONDS", 0.2)
     a, _, _ = three.nodes
     await three.start()
     ollama = SlowOllama("verifying sha256 digest")

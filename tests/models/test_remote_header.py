@@ -61,7 +61,7 @@ class RegistryDouble(HttpDouble):
 @pytest.fixture(autouse=True)
 def small_first_range(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the first range request so small that a header needs several."""
-    monkeypatch.setattr(remote_header, "_FIRST", 512)
+    monkeypatch.setattr(remote_header, "_FIRST_BYTES", 512)
 
 
 @pytest.fixture

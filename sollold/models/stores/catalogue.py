@@ -35,13 +35,13 @@ from sollold.turns import next_turn
 log = logging.getLogger("sollold.models")
 
 DEMO = "demo"
-_LOOK = 5.0
+_CHECK_SECONDS = 5.0
 """Seconds between two checks of the stamps: a thousand of them take about two milliseconds."""
-_RETRY = 60.0
+_RETRY_SECONDS = 60.0
 """Seconds after which failed reads are retried even if no stamp has changed (after ``chmod``, say)."""
-_FIRST = 5.0
+_FIRST_SCAN_SECONDS = 5.0
 """Seconds that a start waits for the first scan; reading hundreds of new headers takes longer."""
-_PATIENCE = 10.0
+_SCAN_SECONDS = 10.0
 """Timeout for waiting for a scan, in seconds; slower results are used when they arrive."""
 
 
@@ -62,7 +62,7 @@ class Catalogue:
         sweep: Callable[[Path, float], None] | None = None,
         environ: Mapping[str, str] | None = None,
         home: Path | None = None,
-        interval: float = _LOOK,
+        interval: float = _CHECK_SECONDS,
     ) -> None:
         """Create a catalogue that has not started.
 
@@ -106,7 +106,9 @@ class Catalogue:
         self._task = asyncio.create_task(self._watch(first), name="catalogue")
         waiting = asyncio.ensure_future(first.wait())
         try:
-            await asyncio.wait({waiting, self._task}, timeout=_FIRST, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {waiting, self._task}, timeout=_FIRST_SCAN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             waiting.cancel()
 
@@ -133,10 +135,10 @@ class Catalogue:
     def problems(self) -> tuple[Problem, ...]:
         """Problems with stores and names, including reads that get no response."""
         silent = [Path(store.place) for store in self._stores.values() if store.silent]
-        unread = [one for one in sorted(self._headers.silent) if not any(map(one.is_relative_to, silent))]
-        then = ", so its models can't be used"
-        none = (Problem(f"the folders with models can't be read now: {self._said}"),) if self._said else ()
-        return (*none, *self._problems, *(Problem(shown(no_answer(one, then))) for one in unread))
+        unread = [path for path in sorted(self._headers.silent) if not any(map(path.is_relative_to, silent))]
+        effect = ", so its models can't be used"
+        fault = (Problem(f"the folders with models can't be read now: {self._said}"),) if self._said else ()
+        return (*fault, *self._problems, *(Problem(shown(no_answer(path, effect))) for path in unread))
 
     def get(self, name: str) -> Model | None:
         """Return the model with this canonical name, ignoring case."""
@@ -165,7 +167,7 @@ class Catalogue:
         async with self._looking:
             # A scan under way may have begun before the change that the caller wants to see.
             await self._wait([store for store in self._stores.values() if not store.silent])
-            await self._look(anew=True)
+            await self._look(force=True)
 
     async def use_settings(self, settings: ModelSettings) -> None:
         """Use other folders and stores from now on. The folder for pulled models stays."""
@@ -233,12 +235,12 @@ class Catalogue:
     async def _write_demo(self, write: Callable[[Path], object]) -> None:
         path = self.own / f"{DEMO}.gguf"
 
-        def put() -> None:
+        def create() -> None:
             self.own.mkdir(parents=True, exist_ok=True)
             write(path)
 
         try:
-            await asyncio.to_thread(put)
+            await asyncio.to_thread(create)
         except OSError as error:
             log.warning("there is no model, and no demo model can be written to %s: %s", path, error)
             return
@@ -252,8 +254,8 @@ class Catalogue:
         first.set()
         while True:
             await next_turn(self._interval)
-            again = self._problems or self._some_unread()
-            if again and loop.time() - tried >= _RETRY:
+            retry = self._problems or self._some_unread()
+            if retry and loop.time() - tried >= _RETRY_SECONDS:
                 tried = loop.time()
                 await self._try(self.refresh)
             elif await self._try(self._look_if_changed):
@@ -261,21 +263,21 @@ class Catalogue:
 
     async def _look_first(self) -> None:
         await self.refresh()
-        known = all(store.seen is not None for store in self._stores.values())
-        if self._demo is not None and known and not any(not model.unusable for model in self._models):
+        complete = all(store.seen is not None for store in self._stores.values())
+        if self._demo is not None and complete and not any(not model.unusable for model in self._models):
             await self._write_demo(self._demo)
 
     async def _look_if_changed(self) -> bool:
         async with self._looking:
-            return await self._look(anew=False)
+            return await self._look(force=False)
 
-    async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
+    async def _try(self, scan: Callable[[], Awaitable[object]]) -> bool:
         """Run a scan; return False if it failed or found nothing new.
 
         Whatever is wrong with a store, the watch continues.
         """
         try:
-            done = await look() is not False
+            found = await scan() is not False
         except Exception as error:
             if str(error) != self._said:
                 self._said = str(error)
@@ -283,14 +285,14 @@ class Catalogue:
                 log.warning("the folders with models can't be read now: %s", error, exc_info=unforeseen)
             return False
         self._said = ""
-        return done
+        return found
 
     def _some_unread(self) -> bool:
         return any("can't be read" in model.unusable for model in self._local)
 
     def _publish(self) -> None:
-        have = {model.name.lower() for model in self._local}
-        offered = [model for model in self._offered if model.name.lower() not in have]
+        names = {model.name.lower() for model in self._local}
+        offered = [model for model in self._offered if model.name.lower() not in names]
         silent = self._headers.silent
         local = [_as_read(self._as_probed(model), silent) for model in self._local]
         models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
@@ -311,10 +313,10 @@ class Catalogue:
         )
         return replace(model, only_ollama=reason)
 
-    async def _look(self, *, anew: bool) -> bool:
+    async def _look(self, *, force: bool) -> bool:
         """Scan each store in its own thread and use the available results; return whether there were any.
 
-        ``anew``: scan even stores that have not changed.
+        ``force``: scan even stores that have not changed.
         """
         places = await asyncio.to_thread(self._places)
         self._stores = {
@@ -323,8 +325,8 @@ class Catalogue:
         }
         stores = self._stores.values()
         changed = [store.place for store in stores if store.take_result()]
-        at_rest = frozenset() if anew else await unchanged(stores)
-        await self._wait([store for store in stores if store not in at_rest and store.begin(anew=anew)])
+        idle = frozenset() if force else await unchanged(stores)
+        await self._wait([store for store in stores if store not in idle and store.begin(force=force)])
         changed += [store.place for store in stores if store.take_result()]
         self._log_faults(changed)
         state = tuple((key, store.silent) for key, store in self._stores.items())
@@ -336,7 +338,7 @@ class Catalogue:
             await asyncio.to_thread(self._owners.write)
         if changed:
             seen = [store.seen for store in stores]
-            used = None if None in seen else frozenset[str]().union(*(one.headers for one in seen if one))
+            used = None if None in seen else frozenset[str]().union(*(scan.headers for scan in seen if scan))
             await asyncio.to_thread(self._header_facts.keep, used)
         return bool(changed)
 
@@ -345,19 +347,19 @@ class Catalogue:
         settings = self._settings
         found: dict[str, tuple[str, Callable[[], Scan]]] = {}
 
-        def put(kind: str, path: Path, scan: Callable[[], Scan]) -> None:
+        def add(kind: str, path: Path, scan: Callable[[], Scan]) -> None:
             found.setdefault(f"{kind} {path}", (str(path), scan))
 
         for root in ollama_store.roots(settings.ollama_stores, environ=self._environ, home=self._home):
-            put("ollama", root, functools.partial(ollama_store.scan, root))
-        put("own", self.own, self._scan_own)
-        for path in (expanded(one) for one in settings.folders):
-            put("folder", path, functools.partial(folders.scan_folder, path))
+            add("ollama", root, functools.partial(ollama_store.scan, root))
+        add("own", self.own, self._scan_own)
+        for path in (expanded(folder) for folder in settings.folders):
+            add("folder", path, functools.partial(folders.scan_folder, path))
         if settings.huggingface:
             for cache in huggingface_cache.caches(self._environ, self._home):
-                put("hub", cache, functools.partial(huggingface_cache.scan, cache))
+                add("hub", cache, functools.partial(huggingface_cache.scan, cache))
             cache = folders.llama_cache(self._environ, self._home)
-            put("llama.cpp", cache, functools.partial(folders.scan_llama_cache, cache))
+            add("llama.cpp", cache, functools.partial(folders.scan_llama_cache, cache))
         return found
 
     def _scan_own(self) -> Scan:
@@ -371,16 +373,16 @@ class Catalogue:
         stores = self._stores.values()
         settled = all(store.seen is not None for store in stores)
         found = (model for store in stores for model in store.models)
-        models, doubles, changed = self._owners.assign(found, time.time(), settled=settled)
+        models, conflicts, changed = self._owners.assign(found, time.time(), settled=settled)
         problems = [problem for store in stores for problem in store.problems]
-        self._problems = tuple(Problem(shown(one.what), shown(one.fix)) for one in (*problems, *doubles))
+        self._problems = tuple(Problem(shown(p.what), shown(p.fix)) for p in (*problems, *conflicts))
         self._local = tuple(sorted(models, key=lambda model: model.name.lower()))
         self._owners_changed = self._owners_changed or changed
         self._publish()
 
     async def _wait(self, stores: list[Store]) -> None:
         if jobs := [store.job for store in stores if store.job is not None]:
-            await asyncio.wait(jobs, timeout=_PATIENCE)
+            await asyncio.wait(jobs, timeout=_SCAN_SECONDS)
 
     def _log_faults(self, places: list[str]) -> None:
         for store in self._stores.values():

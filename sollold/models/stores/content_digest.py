@@ -48,12 +48,12 @@ def _of_file(path: str, start: int | None) -> str:
         size = os.fstat(file.fileno()).st_size
         head = size if start is None else start
         digest.update(b"%d %d\n" % (size, head))
-        left = head
-        while left > 0 and (piece := file.read(min(left, _PIECE))):
+        remaining = head
+        while remaining > 0 and (piece := file.read(min(remaining, _PIECE))):
             digest.update(piece)
-            left -= len(piece)
-        room = size - head
-        places = {head + room * k // _SAMPLES for k in range(_SAMPLES)} if room else set()
-        for place in sorted({*places, max(head, size - _SAMPLE)}):
-            digest.update(os.pread(file.fileno(), _SAMPLE, place))
+            remaining -= len(piece)
+        rest = size - head
+        offsets = {head + rest * k // _SAMPLES for k in range(_SAMPLES)} if rest else set()
+        for offset in sorted({*offsets, max(head, size - _SAMPLE)}):
+            digest.update(os.pread(file.fileno(), _SAMPLE, offset))
     return digest.hexdigest()

@@ -23,16 +23,16 @@ from sollold.models.stores.shards import ShardedFile, group
 
 CARD = "sollold.json"
 _DEPTH = 5
-_MOST_FILES = 20_000
-_MOST_FOLDERS = 20_000
-_MOST_CARD = 64 << 20
+_MAX_FILES = 20_000
+_MAX_FOLDERS = 20_000
+_MAX_CARD_BYTES = 64 << 20
 _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.IGNORECASE)
 
 
 def llama_cache(environ: Mapping[str, str], home: Path) -> Path:
     """Return the cache that llama.cpp used before it shared Hugging Face's."""
-    if given := environ.get("LLAMA_CACHE"):
-        return Path(given)
+    if value := environ.get("LLAMA_CACHE"):
+        return Path(value)
     base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
     return base / "llama.cpp"
 
@@ -41,10 +41,10 @@ def scan_folder(root: Path) -> Scan:
     """Scan a folder and its subfolders, five levels in all. A missing folder is watched for."""
     result = Scan()
     for _, files in _walk(root, result):
-        for found in group(files):
-            result.see_files(found.files, found.projector)
-            base, tag = of_file(found.stem)
-            result.found.append(found.found(f"{base}:{tag}", "folder"))
+        for model in group(files):
+            result.see_files(model.files, model.projector)
+            base, tag = of_file(model.stem)
+            result.found.append(model.found(f"{base}:{tag}", "folder"))
     return result
 
 
@@ -52,12 +52,12 @@ def scan_llama_cache(root: Path) -> Scan:
     """Scan llama.cpp's older cache; names are ``hf.co/org/repo:quantization`` where the file name tells."""
     result = Scan()
     for _, files in _walk(root, result, depth=1):
-        for found in group(files):
-            result.see_files(found.files, found.projector)
-            match = _OLD_CACHE.fullmatch(found.stem)
-            base, tag = of_file(match["stem"] if match else found.stem)
+        for model in group(files):
+            result.see_files(model.files, model.projector)
+            match = _OLD_CACHE.fullmatch(model.stem)
+            base, tag = of_file(match["stem"] if match else model.stem)
             name = f"hf.co/{match['org']}/{match['repo']}:{tag}" if match else f"{base}:{tag}"
-            result.found.append(found.found(name, "llama.cpp"))
+            result.found.append(model.found(name, "llama.cpp"))
     return result
 
 
@@ -68,15 +68,15 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
         card = read_card(folder, result)
         if card is not None:
             files = [path for path in files if path.name not in card.adapters]
-        for found in group(files):
-            result.see_files(found.files, found.projector)
+        for model in group(files):
+            result.see_files(model.files, model.projector)
             if card is not None:
-                result.found.append(_carded(found, card))
-            elif folder == root and found.stem == demo:
-                result.found.append(found.found(f"{demo}:latest", "demo"))
+                result.found.append(_carded(model, card))
+            elif folder == root and model.stem == demo:
+                result.found.append(model.found(f"{demo}:latest", "demo"))
             else:
-                base, tag = of_file(found.stem)
-                result.found.append(found.found(f"{base}:{tag}", "folder"))
+                base, tag = of_file(model.stem)
+                result.found.append(model.found(f"{base}:{tag}", "folder"))
     return result
 
 
@@ -85,7 +85,7 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     path = folder / CARD
     try:
         with open_file(path) as file:
-            raw = file.read(_MOST_CARD)
+            raw = file.read(_MAX_CARD_BYTES)
     except OSError:
         return None
     if result is not None:
@@ -97,13 +97,13 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     return card if is_name(card.name) else None
 
 
-def _carded(found: ShardedFile, card: Model) -> FoundModel:
+def _carded(model: ShardedFile, card: Model) -> FoundModel:
     return FoundModel(
         card.name,
         "own",
-        files=tuple(map(str, found.files)),
-        projector=str(found.projector or ""),
-        adapters=tuple(str(found.files[0].parent / Path(path).name) for path in card.adapters),
+        files=tuple(map(str, model.files)),
+        projector=str(model.projector or ""),
+        adapters=tuple(str(model.files[0].parent / Path(path).name) for path in card.adapters),
         modified=card.modified,
         template=card.template,
         system=card.system,
@@ -111,14 +111,14 @@ def _carded(found: ShardedFile, card: Model) -> FoundModel:
         params=card.params,
         license=card.license,
         manifest=card.manifest,
-        unusable=found.fault,
+        unusable=model.fault,
     )
 
 
 def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path, list[Path]]]:
     """Yield each folder under ``root`` that has GGUF files, with them. Symlinks are followed, cycles not."""
     seen: set[str] = set()
-    left = _MOST_FILES
+    remaining = _MAX_FILES
     folders = [(root, 0)]
     while folders:
         folder, level = folders.pop()
@@ -132,16 +132,16 @@ def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path,
             if is_folder and level + 1 < depth:
                 folders.append((path, level + 1))
             elif not is_folder:
-                left -= 1
-                if left < 0:
+                remaining -= 1
+                if remaining < 0:
                     break
                 files.append(path)
         if files:
             yield folder, files
-        if left < 0 or (folders and len(seen) >= _MOST_FOLDERS):
-            counts = f"{_MOST_FILES} models or {_MOST_FOLDERS} folders"
-            what = f"There are more than {counts} in {root}, and the rest is ignored"
-            result.problems.append(Problem(f"{what}: name the folders in it that hold models instead."))
+        if remaining < 0 or (folders and len(seen) >= _MAX_FOLDERS):
+            limits = f"{_MAX_FILES} models or {_MAX_FOLDERS} folders"
+            problem = f"There are more than {limits} in {root}, and the rest is ignored"
+            result.problems.append(Problem(f"{problem}: name the folders in it that hold models instead."))
             return
 
 

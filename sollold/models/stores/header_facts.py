@@ -173,8 +173,8 @@ def facts_without_digest(header: Header) -> HeaderFacts:
         )
     if kind == "model" and not header.tensors:
         return replace(facts, unusable="It has no weights, only a vocabulary. Download the whole model.")
-    if kind == "model" and (why := _contradiction(header, facts.layers)):
-        return replace(facts, unusable=f"{why}. It is damaged or incomplete: download it again.")
+    if kind == "model" and (reason := _contradiction(header, facts.layers)):
+        return replace(facts, unusable=f"{reason}. It is damaged or incomplete: download it again.")
     return facts
 
 
@@ -190,14 +190,14 @@ def _widths(header: Header, kind: str) -> tuple[int, ...]:
     if kind != "projector":
         return (header.integer(f"{header.architecture}.embedding_length"),)
     found = {tensor.shape[-1] for tensor in header.tensors if tensor.name.startswith("mm.")}
-    said = (header.integer(f"clip.{part}.projection_dim") for part in ("vision", "audio"))
-    return tuple(sorted(width for width in {*found, *said} if width > 1)) if found else ()
+    declared = (header.integer(f"clip.{part}.projection_dim") for part in ("vision", "audio"))
+    return tuple(sorted(width for width in {*found, *declared} if width > 1)) if found else ()
 
 
 def fits(model: HeaderFacts, projector: HeaderFacts) -> bool:
     """Return whether a projector may produce embeddings of the model's width, as far as the headers tell."""
-    known = bool(projector.widths) and any(width > 0 for width in model.widths)
-    return not known or bool(set(model.widths) & set(projector.widths))
+    comparable = bool(projector.widths) and any(width > 0 for width in model.widths)
+    return not comparable or bool(set(model.widths) & set(projector.widths))
 
 
 def _contradiction(header: Header, layers: int) -> str:
@@ -206,8 +206,8 @@ def _contradiction(header: Header, layers: int) -> str:
     A layer may have no tensors of its own, but not most of them; a layer with attention has heads.
     """
     if layers > len(header.tensors):
-        held = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
-        return f"Its header declares {layers} layers but lists tensors of {len(held)}"
+        blocks = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
+        return f"Its header declares {layers} layers but lists tensors of {len(blocks)}"
     heads = header.integers(f"{header.architecture}.attention.head_count")
     attends = any(tensor.name.endswith((".attn_q.weight", ".attn_qkv.weight")) for tensor in header.tensors)
     if attends and heads and max(heads) < 1:
@@ -216,10 +216,10 @@ def _contradiction(header: Header, layers: int) -> str:
 
 
 def _kind(header: Header) -> str:
-    said = header.text("general.type", "model")
-    if said in ("mmproj", "projector") or header.architecture == "clip":
+    declared = header.text("general.type", "model")
+    if declared in ("mmproj", "projector") or header.architecture == "clip":
         return "projector"
-    if said == "adapter" or "adapter.type" in header.metadata:
+    if declared == "adapter" or "adapter.type" in header.metadata:
         return "adapter"
     return "model"
 
@@ -243,14 +243,14 @@ def capabilities(header: Header) -> tuple[str, ...]:
     if pooling is not None or any(word in arch for word in _ENCODERS):
         return ("embedding",)
     template = header.text("tokenizer.chat_template")
-    can = ["completion"]
+    features = ["completion"]
     if "tools" in template or "tool_call" in template:
-        can.append("tools")
+        features.append("tools")
     if any(key in header.metadata for key in _INSERT_KEYS):
-        can.append("insert")
+        features.append("insert")
     if any(word in template for word in ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")):
-        can.append("thinking")
-    return tuple(can)
+        features.append("thinking")
+    return tuple(features)
 
 
 _INSERT_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
@@ -258,8 +258,8 @@ _INSERT_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_
 
 def template_capabilities(template: str) -> tuple[str, ...]:
     """Return the capabilities that Ollama's template (Go) implies besides ``completion``."""
-    told = (("tools", (".Tools",)), ("insert", (".Suffix",)), ("thinking", (".Think", "<think>")))
-    return tuple(word for word, signs in told if any(sign in template for sign in signs))
+    markers = (("tools", (".Tools",)), ("insert", (".Suffix",)), ("thinking", (".Think", "<think>")))
+    return tuple(word for word, signs in markers if any(sign in template for sign in signs))
 
 
 def _sentence(text: str) -> str:

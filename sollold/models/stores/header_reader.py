@@ -17,7 +17,7 @@ from sollold.models.model import Model
 from sollold.models.stores.patient_read import PATIENCE, no_answer
 from sollold.models.stores.threads import in_own_thread
 
-_SHAPES = 8
+_MAX_SHAPES = 8
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class HeaderReader:
         shape = self._shapes.get(model.digest)
         if shape is None:
             shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
-            while len(self._shapes) >= _SHAPES:
+            while len(self._shapes) >= _MAX_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             self._shapes[model.digest] = shape
         return shape
@@ -68,31 +68,31 @@ class HeaderReader:
         Raises:
             GgufError, LookupError: as `shape`.
         """
-        what = f"{'whole ' if whole else ''}metadata {model.digest}"
-        return await self._read(what, lambda: _metadata(model, whole), model)
+        key = f"{'whole ' if whole else ''}metadata {model.digest}"
+        return await self._read(key, lambda: _metadata(model, whole), model)
 
-    async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
+    async def _read(self, key: str, work: Callable[[], T], model: Model) -> T:
         """Return the result of ``work`` on a model's files; concurrent requests for the same share it.
 
         Once it has timed out, further requests fail at once.
         """
-        reading = self._reads.get(what)
+        reading = self._reads.get(key)
         if reading is None:
-            reading = self._reads[what] = in_own_thread(work, name=f"read {model.name}")
-            reading.add_done_callback(lambda _: self._ended(what))
+            reading = self._reads[key] = in_own_thread(work, name=f"read {model.name}")
+            reading.add_done_callback(lambda _: self._ended(key))
         folder = Path(model.files[0]).parent
-        if what not in self._silent:
+        if key not in self._silent:
             try:
                 return await asyncio.wait_for(asyncio.shield(reading), PATIENCE)
             except TimeoutError:
                 if not reading.done():
-                    self._silent[what] = folder
+                    self._silent[key] = folder
                     self._changed()
         raise LookupError(no_answer(folder))
 
-    def _ended(self, what: str) -> None:
-        self._reads.pop(what, None)
-        if self._silent.pop(what, None):
+    def _ended(self, key: str) -> None:
+        self._reads.pop(key, None)
+        if self._silent.pop(key, None):
             self._changed()
 
 
@@ -104,14 +104,14 @@ def _shape(model: Model) -> Shape:
 
 
 def _metadata(model: Model, whole: bool) -> dict[str, object]:
-    read = reader.read_files(model.files)
-    pairs = _pairs(read)
+    header = reader.read_files(model.files)
+    pairs = _pairs(header)
     if whole:
-        pairs |= long_arrays(read)
+        pairs |= long_arrays(header)
     if model.projector:
-        header = reader.read(model.projector)
-        pairs |= {key: value for key, value in _pairs(header).items() if key.startswith("clip.")}
-        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in header.tensors)
+        projector = reader.read(model.projector)
+        pairs |= {key: value for key, value in _pairs(projector).items() if key.startswith("clip.")}
+        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in projector.tensors)
     return pairs
 
 

@@ -19,8 +19,8 @@ from sollold.settings.location import expanded
 def caches(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
     """Return the hub's cache according to the first environment variable that is set, or the default."""
     for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-        if given := environ.get(key):
-            return (expanded(given) / rest,)
+        if value := environ.get(key):
+            return (expanded(value) / rest,)
     base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
     return (base / "huggingface" / "hub",)
 
@@ -32,7 +32,7 @@ def scan(root: Path) -> Scan:
     try:
         repositories = sorted(path for path in root.iterdir() if path.name.startswith("models--"))
     except PermissionError:
-        _shut(root, root, result)
+        _add_problem(root, root, result)
         return result
     except OSError:
         return result
@@ -43,9 +43,9 @@ def scan(root: Path) -> Scan:
     return result
 
 
-def _shut(folder: Path, root: Path, result: Scan) -> None:
-    what = f"The folder {folder} of a Hugging Face cache can't be read; its models are not listed."
-    result.problems.append(Problem(what, permission_hint(folder, root)))
+def _add_problem(folder: Path, root: Path, result: Scan) -> None:
+    problem = f"The folder {folder} of a Hugging Face cache can't be read; its models are not listed."
+    result.problems.append(Problem(problem, permission_hint(folder, root)))
 
 
 def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
@@ -54,30 +54,30 @@ def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
 
     def fault(error: OSError) -> None:
         if isinstance(error, PermissionError):
-            _shut(Path(error.filename), root, result)
+            _add_problem(Path(error.filename), root, result)
 
     for snapshot in _snapshots(root, folder, result):
         by_folder: dict[Path, list[Path]] = {}
-        for at, folders, names in os.walk(snapshot, onerror=fault):
+        for directory, folders, names in os.walk(snapshot, onerror=fault):
             folders.sort()
-            result.see(at)
+            result.see(directory)
             for file in names:
-                path = Path(at, file)
+                path = Path(directory, file)
                 relative = str(path.relative_to(snapshot))
                 if file.lower().endswith(".gguf") and relative not in seen:
                     seen.add(relative)
                     by_folder.setdefault(path.parent, []).append(path)
         top = by_folder.get(snapshot, [])
-        for where, files in sorted(by_folder.items()):
+        for parent, files in sorted(by_folder.items()):
             # Quantizations in separate folders share the projector at the top.
-            shared = [path for path in top if where != snapshot and "mmproj" in path.name.lower()]
-            for found in group([*files, *shared]):
-                result.see_files(found.files, found.projector)
-                tag = _tag(found, where, snapshot)
+            shared = [path for path in top if parent != snapshot and "mmproj" in path.name.lower()]
+            for model in group([*files, *shared]):
+                result.see_files(model.files, model.projector)
+                tag = _tag(model, parent, snapshot)
                 if tag.lower() in tags:
-                    tag = of_file(found.stem)[0]
+                    tag = of_file(model.stem)[0]
                 tags.add(tag.lower())
-                result.found.append(found.found(f"{name}:{tag}", "huggingface"))
+                result.found.append(model.found(f"{name}:{tag}", "huggingface"))
 
 
 def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
@@ -93,15 +93,15 @@ def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
         snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
         return sorted(snapshots, key=lambda path: (path.name != main, -path.stat().st_mtime, path.name))
     except PermissionError as error:
-        _shut(Path(error.filename), root, result)
+        _add_problem(Path(error.filename), root, result)
     except OSError:
         pass
     return []
 
 
-def _tag(found: ShardedFile, where: Path, snapshot: Path) -> str:
+def _tag(model: ShardedFile, parent: Path, snapshot: Path) -> str:
     """Return the quantization in the file's name, or else in its folder's."""
-    tag = quantization_in(found.stem)
-    if not tag and where != snapshot:
-        tag = quantization_in(where.name)
+    tag = quantization_in(model.stem)
+    if not tag and parent != snapshot:
+        tag = quantization_in(parent.name)
     return tag or "latest"

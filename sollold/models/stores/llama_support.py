@@ -37,24 +37,24 @@ _OWN_ARCHITECTURES = {
 _TOWERS = ("v.", "mm.", "a.", "s.", "mtp.", "vision_tower.", "audio_tower.", "multi_modal_projector.")
 """Prefixes of tensors of vision and audio towers, and of Ollama's MTP layers."""
 
-_NOT_THERE = "{key} is missing from its header"
+_MISSING_KEY = "{key} is missing from its header"
 
 
 def refusal(header: Header) -> str:
     """Return why stock llama.cpp would refuse the file, as a sentence; empty if no reason is known."""
-    why = _reason(header)
-    if not why:
+    reason = _reason(header)
+    if not reason:
         return ""
     return (
-        f"Stock llama.cpp can't read this file: {why}. It was converted by Ollama for its own engine; "
+        f"Stock llama.cpp can't read this file: {reason}. It was converted by Ollama for its own engine; "
         "run it with Ollama, or pull the same model from hf.co to spread it."
     )
 
 
 def _reason(header: Header) -> str:
     architecture = header.architecture
-    if other := _OWN_ARCHITECTURES.get(architecture):
-        return f"its architecture is called {architecture!r}, llama.cpp's is {other}"
+    if llama_name := _OWN_ARCHITECTURES.get(architecture):
+        return f"its architecture is called {architecture!r}, llama.cpp's is {llama_name}"
     if header.text("general.type", "model") != "model" or architecture == "clip":
         return ""
     names = {tensor.name for tensor in header.tensors}
@@ -62,8 +62,8 @@ def _reason(header: Header) -> str:
     if tower:
         return f"it holds tensors of another model in the same file ({tower})"
     for marker in _MARKERS.get(architecture, ()):
-        if why := marker.met(header, names):
-            return why
+        if reason := marker.met(header, names):
+            return reason
     charsmap = header.metadata.get("tokenizer.ggml.precompiled_charsmap")
     if isinstance(charsmap, Array) and charsmap.values and isinstance(charsmap.values[0], str):
         return "its tokenizer's character map is written as text"
@@ -82,7 +82,7 @@ class _Marker:
         if self.key and self.key in header.metadata:
             return f"its header has {self.key}, which has another name in llama.cpp"
         if self.missing and self.missing not in header.metadata:
-            return _NOT_THERE.format(key=self.missing)
+            return _MISSING_KEY.format(key=self.missing)
         if self.tensor and self.tensor in names:
             return f"its tensor {self.tensor} has another name in llama.cpp"
         return ""

@@ -57,29 +57,29 @@ class NameOwners:
         named: dict[str, list[Model]] = {}
         for model in models:
             named.setdefault(model.name.lower(), []).append(model)
-        before = dict(self._owners)
+        previous = dict(self._owners)
         taken: dict[str, Model] = {}
-        late: list[Model] = []
+        unnamed: list[Model] = []
         for key, contents in named.items():
             owner = self._owner(key, contents, now, settled=settled)
             for model in contents:
                 if model.digest == owner:
                     taken.setdefault(key, replace(model, since=self._owners.get(key, ("", 0.0))[1]))
                 else:
-                    late.append(model)
+                    unnamed.append(model)
         if settled:
             self._owners = {key: value for key, value in self._owners.items() if key in named}
         problems = []
-        for model in late:
+        for model in unnamed:
             keeper = taken.get(model.name.lower())
-            name = next((one for one in distinct_names(model, keeper) if one.lower() not in taken), "")
-            if not name or any(one.digest == model.digest for one in taken.values() if one.name == name):
+            name = next((new for new in distinct_names(model, keeper) if new.lower() not in taken), "")
+            if not name or any(m.digest == model.digest for m in taken.values() if m.name == name):
                 continue
             taken[name.lower()] = replace(model, name=name)
             if keeper is not None and model.files and keeper.files:
-                what = f"{model.name} is {keeper.files[0]}; {model.files[0]} has different content"
-                problems.append(Problem(f"{what} and is listed as {name}.", "rename one of the files"))
-        return tuple(taken.values()), tuple(problems), self._owners != before
+                conflict = f"{model.name} is {keeper.files[0]}; {model.files[0]} has different content"
+                problems.append(Problem(f"{conflict} and is listed as {name}.", "rename one of the files"))
+        return tuple(taken.values()), tuple(problems), self._owners != previous
 
     def _owner(self, key: str, contents: list[Model], now: float, *, settled: bool) -> str:
         """Return the digest of the content that owns the name."""
@@ -105,18 +105,18 @@ def distinct_names(model: Model, keeper: Model | None) -> tuple[str, ...]:
     names = []
     if model.source in ("folder", "llama.cpp") and model.files:
         folder = Path(model.files[0]).parent.name
-        theirs = Path(keeper.files[0]).parent.name if keeper is not None and keeper.files else ""
-        if folder.lower() != theirs.lower():
-            names.append(_with_ending(model.name, of_file(folder)[0][:40]))
+        keeper_folder = Path(keeper.files[0]).parent.name if keeper is not None and keeper.files else ""
+        if folder.lower() != keeper_folder.lower():
+            names.append(_with_suffix(model.name, of_file(folder)[0][:40]))
     return (*names, name_with_digest(model.name, model.digest))
 
 
 def name_with_digest(name: str, digest: str) -> str:
     """Return an alternative name for a model whose name is taken: the digest's beginning in the tag."""
-    return _with_ending(name, digest[:8])
+    return _with_suffix(name, digest[:8])
 
 
-def _with_ending(name: str, ending: str) -> str:
+def _with_suffix(name: str, suffix: str) -> str:
     parsed = parse(name)
-    tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(ending) - 1)]
-    return str(replace(parsed, tag=f"{tag}-{ending}"))
+    tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(suffix) - 1)]
+    return str(replace(parsed, tag=f"{tag}-{suffix}"))

@@ -27,8 +27,8 @@ from sollold.settings.location import expanded, home_folder
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
-_MOST_MANIFEST = 1 << 20
-_MOST_MODELS = 20_000
+_MAX_MANIFEST_BYTES = 1 << 20
+_MAX_MODELS = 20_000
 
 
 class _Layer(msgspec.Struct):
@@ -75,8 +75,8 @@ def roots(
     Only the settings' roots if there are any. Otherwise: the systemd unit's OLLAMA_MODELS, this process's,
     the home of the unit's environment, of the service user, the usual homes, the home of this user.
     """
-    if given := [expanded(path) for path in configured]:
-        return _each_once(given)
+    if paths := [expanded(path) for path in configured]:
+        return _unique(paths)
     environ = os.environ if environ is None else environ
     home = home_folder() if home is None else home
     found: list[Path] = []
@@ -91,10 +91,10 @@ def roots(
         found.append(Path(pwd.getpwnam(user or "ollama").pw_dir) / ".ollama/models")
     found.extend(Path(base) / ".ollama/models" for base in homes)
     found.append(home / ".ollama/models")
-    return _each_once(found)
+    return _unique(found)
 
 
-def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
+def _unique(paths: Iterable[Path]) -> tuple[Path, ...]:
     # Compared by path only: resolving links could block on a share that does not respond.
     return tuple(dict.fromkeys(path.absolute() for path in paths))
 
@@ -106,25 +106,25 @@ def scan(root: Path) -> Scan:
     result.see(manifests)
     if not _reachable(root, result) or not manifests.is_dir():
         return result
-    left = _MOST_MODELS
-    strange: list[Path] = []
+    room = _MAX_MODELS
+    invalid: list[Path] = []
     for path, name in _manifests(manifests, root, result):
-        left -= 1
-        if left < 0:
+        room -= 1
+        if room < 0:
             continue
         result.see(path)
         if is_name(str(name)):
             result.found.append(_read(root, path, name, result))
         else:
-            strange.append(path)
-    if left < 0:
-        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; only {_MOST_MODELS} are listed."
-        result.problems.append(Problem(what))
-    if strange:
-        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+            invalid.append(path)
+    if room < 0:
+        problem = f"The Ollama store {root} has {_MAX_MODELS - room} models; only {_MAX_MODELS} are listed."
+        result.problems.append(Problem(problem))
+    if invalid:
+        suffix = f" and {len(invalid) - 1} more" if len(invalid) > 1 else ""
         result.problems.append(
             Problem(
-                f"{strange[0]}{others} in an Ollama store is not a valid model name and is ignored; "
+                f"{invalid[0]}{suffix} in an Ollama store is not a valid model name and is ignored; "
                 "move it elsewhere, or pull the model again under a proper name."
             )
         )
@@ -151,8 +151,8 @@ def _reachable(root: Path, result: Scan) -> bool:
     try:
         next(os.scandir(root / "manifests"), None)
     except PermissionError:
-        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not listed."
-        result.problems.append(Problem(what, permission_hint(root / "manifests", root)))
+        problem = f"The Ollama store {root} can't be read by {whoami()}; its models are not listed."
+        result.problems.append(Problem(problem, permission_hint(root / "manifests", root)))
         return False
     except OSError:
         return False
@@ -169,8 +169,8 @@ def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
             return sorted(folder.iterdir())
         raise PermissionError
     except PermissionError:
-        what = f"The folder {folder} of an Ollama store can't be read by {whoami()}."
-        result.problems.append(Problem(what, permission_hint(folder, root)))
+        problem = f"The folder {folder} of an Ollama store can't be read by {whoami()}."
+        result.problems.append(Problem(problem, permission_hint(folder, root)))
     except OSError:
         pass
     return []
@@ -178,24 +178,24 @@ def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
 
 def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     """Read one manifest. Any fault in it ends in ``unusable``."""
-    shown = str(name)
+    label = str(name)
     try:
         with open_file(file) as handle:
-            raw = handle.read(_MOST_MANIFEST)
+            raw = handle.read(_MAX_MANIFEST_BYTES)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
         return FoundModel(
-            shown, "ollama", unusable=f"Its manifest can't be read. Run: {permission_hint(file, root)}"
+            label, "ollama", unusable=f"Its manifest can't be read. Run: {permission_hint(file, root)}"
         )
     except OSError as error:
-        return FoundModel(shown, "ollama", unusable=f"Its manifest can't be read: {system_reason(error)}.")
+        return FoundModel(label, "ollama", unusable=f"Its manifest can't be read: {system_reason(error)}.")
     digest = hashlib.sha256(raw).hexdigest()
-    again = f"Pull it again: ollama pull {shown}"
+    advice = f"Pull it again: ollama pull {label}"
     try:
         manifest = msgspec.json.decode(raw, type=_Manifest)
     except UNDECODABLE as error:
-        unusable = f"Its manifest is damaged ({error}). {again}"
-        return FoundModel(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
+        unusable = f"Its manifest is damaged ({error}). {advice}"
+        return FoundModel(label, "ollama", modified=modified, manifest=digest, unusable=unusable)
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
@@ -206,7 +206,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     elif config.model_format == "safetensors" or not _blobs(root, layers, "model"):
         kind = "safetensors"
     found = FoundModel(
-        shown,
+        label,
         "ollama",
         files=tuple(map(str, _blobs(root, layers, "model"))) if kind == "gguf" else (),
         projector=next((str(path) for path in _blobs(root, layers, "projector")), ""),
@@ -227,10 +227,10 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
         context_train=max(0, config.context_length or 0),
         capabilities=tuple(config.capabilities or ()),
     )
-    return _checked(root, found, again, result)
+    return _checked(root, found, advice, result)
 
 
-def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundModel:
+def _checked(root: Path, found: FoundModel, advice: str, result: Scan) -> FoundModel:
     """Return the model, marked if something keeps it from running; its blobs are watched."""
     if found.format == "cloud":
         return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
@@ -241,9 +241,9 @@ def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundMo
         try:
             with open_file(Path(path)) as blob:
                 if not blob.read(1):
-                    return unreadable(found, f"The blob {path} is empty. {again}")
+                    return unreadable(found, f"The blob {path} is empty. {advice}")
         except FileNotFoundError:
-            return unreadable(found, f"The blob {path} is missing. {again}")
+            return unreadable(found, f"The blob {path} is missing. {advice}")
         except PermissionError:
             return unreadable(
                 found, f"The blob {path} can't be read. Run: {permission_hint(Path(path), root)}"
@@ -288,7 +288,7 @@ def _messages(text: str) -> tuple[tuple[str, str], ...]:
         found = msgspec.json.decode(text, type=list[_Message]) if text else []
     except UNDECODABLE:
         return ()
-    return tuple((one.role, one.content) for one in found)
+    return tuple((message.role, message.content) for message in found)
 
 
 def _params(text: str) -> str:

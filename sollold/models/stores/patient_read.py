@@ -31,6 +31,6 @@ async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float
         raise LookupError(no_answer(Path(path).parent)) from None
 
 
-def no_answer(place: str | Path, then: str = "") -> str:
-    """Return a message that a folder does not respond, with the consequence ``then``."""
-    return f"{place} does not answer{then}; is it on a network share whose server is down or unreachable?"
+def no_answer(place: str | Path, effect: str = "") -> str:
+    """Return a message that a folder does not respond, followed by ``effect``."""
+    return f"{place} does not answer{effect}; is it on a network share whose server is down or unreachable?"

@@ -1,4 +1,4 @@
-"""Makes the one command that lets the daemon read a file, and opens nothing else to anybody."""
+"""Returns the command that lets the daemon read a file, and gives nobody any other access."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def permission_hint(path: Path, root: Path) -> str:
     Folders above ``root`` are only made traversable: a home contains more than models. If the system has
     access lists, only the daemon's user gets access.
     """
-    above = list(root.absolute().parents)[::-1]
-    shut = next((k for k, folder in enumerate(above) if not os.access(folder, os.X_OK)), len(above))
+    parents = list(root.absolute().parents)[::-1]
+    closed = next((k for k, folder in enumerate(parents) if not os.access(folder, os.X_OK)), len(parents))
     # Anything below a closed folder is invisible from here: it may be closed as well.
-    passed, inside = above[shut:], root
-    if not passed:
-        inner = [root, *(one for one in reversed(path.parents) if root in one.parents), path]
-        inside = next((one for one in inner if not _readable(one)), path)
+    traversed, target = parents[closed:], root
+    if not traversed:
+        candidates = [root, *(folder for folder in reversed(path.parents) if root in folder.parents), path]
+        target = next((candidate for candidate in candidates if not _readable(candidate)), path)
     if shutil.which("setfacl"):
         user = shlex.quote(whoami().removeprefix("user "))
         passing, reading = f"sudo setfacl -m u:{user}:x", f"sudo setfacl -R -m u:{user}:rX"
     else:
         passing, reading = "sudo chmod o+x", "sudo chmod -R o+rX"
-    steps = [f"{passing} {shlex.join(map(str, passed))}"] if passed else []
-    return " && ".join([*steps, f"{reading} {shlex.quote(str(inside))}"])
+    steps = [f"{passing} {shlex.join(map(str, traversed))}"] if traversed else []
+    return " && ".join([*steps, f"{reading} {shlex.quote(str(target))}"])
 
 
 def _readable(path: Path) -> bool:

@@ -28,25 +28,25 @@ class Reader:
         self._links = links
         self._told: set[tuple[str, str]] = set()
 
-    def seen(self, scan: Callable[[], Scan], get_on: Callable[[], None]) -> Seen:
+    def seen(self, scan: Callable[[], Scan], on_progress: Callable[[], None]) -> Seen:
         """Run ``scan`` on a store and read the headers of changed files; a `Look` once ``scan`` is bound."""
         found, used, models = scan(), set[str](), list[Model]()
-        for one in found.found:
-            get_on()
+        for listed in found.found:
+            on_progress()
             try:
-                model = self._model(one, used)
+                model = self._model(listed, used)
             except OSError as error:
                 reason = f"{error.filename} can't be read or created: {system_reason(error)}."
-                model = replace(_without_facts(one), unusable=reason)
+                model = replace(_without_facts(listed), unusable=reason)
             if model is not None:
                 models.append(model)
         return Seen(found, tuple(models), frozenset(used))
 
     def _model(self, found: FoundModel, used: set[str]) -> Model | None:
         """Return the model that a store listed; None if it is an adapter or a projector."""
-        if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
+        if bad := [path for path in (*found.files, found.projector, *found.adapters) if not _is_utf8(path)]:
             reason = (
-                f"The path {shown(odd[0])} is not valid UTF-8, so it can't be sent to other nodes: rename it."
+                f"The path {shown(bad[0])} is not valid UTF-8, so it can't be sent to other nodes: rename it."
             )
             found = replace(found, files=(), projector="", adapters=(), unusable=reason)
         if found.unusable or found.format != "gguf":
@@ -56,19 +56,19 @@ class Reader:
             return None
         if facts.unusable:
             return replace(_without_facts(found), unusable=facts.unusable)
-        other = self._projector(found, facts, used)
-        projector = found.projector if other is not None else ""
-        digests = [facts.digest, *([other.digest] if other is not None else [])]
+        projector_facts = self._projector(found, facts, used)
+        projector = found.projector if projector_facts is not None else ""
+        digests = [facts.digest, *([projector_facts.digest] if projector_facts is not None else [])]
         digests += [self._facts.of((path,), used).digest for path in found.adapters]
         files = self._proper(facts) if len(facts.files) > 1 else facts.files
-        can = [*facts.capabilities, *template_capabilities(found.template), *found.capabilities]
-        if other is not None:
-            can.append("vision")
+        capabilities = [*facts.capabilities, *template_capabilities(found.template), *found.capabilities]
+        if projector_facts is not None:
+            capabilities.append("vision")
         template = found.template
-        if not template and not facts.chat_template and "completion" in can:
+        if not template and not facts.chat_template and "completion" in capabilities:
             template = RAW
-            what = f"{found.name} has no chat template: the user's message alone is its prompt"
-            self._tell(found.name, facts.digest, what)
+            notice = f"{found.name} has no chat template: the user's message alone is its prompt"
+            self._tell(found.name, facts.digest, notice)
         return Model(
             name=found.name,
             digest=joined(digests),
@@ -87,7 +87,7 @@ class Reader:
             quantization=facts.quantization,
             context_train=facts.context_train,
             vocabulary=facts.vocabulary,
-            capabilities=tuple(dict.fromkeys(can)),
+            capabilities=tuple(dict.fromkeys(capabilities)),
             template=template,
             system=found.system,
             messages=found.messages,
@@ -101,20 +101,20 @@ class Reader:
         """Return the facts of the model's projector; None if it has none that fits."""
         if not found.projector:
             return None
-        other = self._facts.of((found.projector,), used)
-        if other.unusable or other.kind == "model":
+        projector = self._facts.of((found.projector,), used)
+        if projector.unusable or projector.kind == "model":
             return None
-        if not fits(facts, other):
-            what = f"{found.projector} does not fit {found.name}, which runs without it"
-            self._tell(found.name, found.projector, what)
+        if not fits(facts, projector):
+            notice = f"{found.projector} does not fit {found.name}, which runs without it"
+            self._tell(found.name, found.projector, notice)
             return None
-        return other
+        return projector
 
-    def _tell(self, name: str, about: str, what: str) -> None:
+    def _tell(self, name: str, subject: str, message: str) -> None:
         """Log a message once per name and subject."""
-        if (name, about) not in self._told:
-            self._told.add((name, about))
-            log.info("%s", what)
+        if (name, subject) not in self._told:
+            self._told.add((name, subject))
+            log.info("%s", message)
 
     def _proper(self, facts: HeaderFacts) -> tuple[str, ...]:
         """Return shard paths that llama.cpp recognizes: links to the files if their own names don't fit.
@@ -141,14 +141,14 @@ def shown(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _tellable(path: str) -> bool:
+def _is_utf8(path: str) -> bool:
     return shown(path) == path
 
 
 def _without_facts(found: FoundModel) -> Model:
-    only = ""
+    reason = ""
     if found.format == "safetensors":
-        only = "Its weights are safetensors, which llama.cpp does not read; only Ollama can run it."
+        reason = "Its weights are safetensors, which llama.cpp does not read; only Ollama can run it."
     return Model(
         name=found.name,
         digest=found.manifest or hashlib.sha256("\n".join((found.name, *found.files)).encode()).hexdigest(),
@@ -166,7 +166,7 @@ def _without_facts(found: FoundModel) -> Model:
         params=found.params,
         license=found.license,
         unusable=found.unusable,
-        only_ollama=only,
+        only_ollama=reason,
         manifest=found.manifest,
     )
 

@@ -97,7 +97,7 @@ class Scan:
 
     def changed(self) -> bool:
         """Return whether any watched path has changed. One ``stat`` per path."""
-        return any(_watched(path) != was for path, was in self.watch.items())
+        return any(_watched(path) != previous for path, previous in self.watch.items())
 
 
 def unreadable(found: FoundModel, reason: str) -> FoundModel:

@@ -31,9 +31,9 @@ class ShardedFile:
         if not self.missing:
             return ""
         numbers = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
-        one, are, them = ("Shard", "is", "it") if len(self.missing) == 1 else ("Shards", "are", "them")
-        what = f"{one} {numbers} of {self.count} {are} missing beside {self.files[0]}"
-        return f"{what}. Download {them} into that folder."
+        noun, verb, pronoun = ("Shard", "is", "it") if len(self.missing) == 1 else ("Shards", "are", "them")
+        problem = f"{noun} {numbers} of {self.count} {verb} missing beside {self.files[0]}"
+        return f"{problem}. Download {pronoun} into that folder."
 
     def found(self, name: str, source: str) -> FoundModel:
         """Return the model as a store lists it; the file name replaces an invalid ``name``."""
@@ -86,8 +86,8 @@ def group(paths: Iterable[Path]) -> list[ShardedFile]:
 def _projector(stem: str, projectors: list[Path], bases: set[str]) -> Path | None:
     """Return the projector whose name contains the model's, or any if the folder has one model only."""
     base = of_file(stem)[0].lower()
-    named = [path for path in projectors if base in path.name.lower()]
-    fitting = named or (projectors if len(bases) == 1 else [])
+    matching = [path for path in projectors if base in path.name.lower()]
+    fitting = matching or (projectors if len(bases) == 1 else [])
     return min(fitting, key=_preference, default=None)
 
 

@@ -20,7 +20,7 @@ from sollold.models.stores.threads import in_own_thread
 
 SILENT = 30.0
 """Seconds without progress of a scan after which the store counts as unresponsive."""
-_AT_ONCE = 1.0
+_CHECK_SECONDS = 1.0
 """Timeout for checking all stores for changes in one thread, in seconds."""
 
 
@@ -66,12 +66,12 @@ class Store:
         """Whether the store is being scanned for the first time."""
         return self.seen is None and self._job is not None and not self.silent
 
-    def begin(self, *, anew: bool) -> bool:
-        """Start a scan if anything has changed, or anyway (``anew``); return False if one is under way."""
+    def begin(self, *, force: bool) -> bool:
+        """Start a scan if anything has changed, or anyway (``force``); return False if one is under way."""
         if self._job is not None:
             return False
         self._get_on()
-        seen = None if anew else self.seen
+        seen = None if force else self.seen
         self._job = in_own_thread(lambda: self._looked(seen), name=f"look at {self.place}")
         return True
 
@@ -83,10 +83,10 @@ class Store:
         fault = job.exception()
         if fault is not None and not isinstance(fault, Exception):
             raise fault
-        other, self.fault = str(fault or "") != str(self.fault or ""), fault
+        changed, self.fault = str(fault or "") != str(self.fault or ""), fault
         seen = None if fault else job.result()
         self.seen = seen or self.seen
-        return other or seen is not None
+        return changed or seen is not None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -105,7 +105,7 @@ class Store:
         if not self.silent:
             return models
         reason = no_answer(self.place)
-        return tuple(replace(one, unusable=one.unusable or reason) for one in models)
+        return tuple(replace(model, unusable=model.unusable or reason) for model in models)
 
     def _looked(self, seen: Seen | None) -> Seen | None:
         """Scan in a thread; return None if nothing has changed."""
@@ -126,11 +126,11 @@ async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:
     scans = {store: store.seen.scan for store in stores if store.seen and not (store.job or store.fault)}
     found: list[Store] = []
 
-    def ask() -> None:
+    def check() -> None:
         for store, scan in scans.items():
             if not scan.changed():
                 found.append(store)
 
-    job = in_own_thread(ask, name="look at the stores")
-    await asyncio.wait({job}, timeout=_AT_ONCE)
+    job = in_own_thread(check, name="look at the stores")
+    await asyncio.wait({job}, timeout=_CHECK_SECONDS)
     return frozenset(found)

@@ -13,8 +13,8 @@ from dataclasses import field
 
 from sollold.facts import dataclass
 
-_LONGEST = 100_000
-_DEEPEST = 50
+_MAX_CHARACTERS = 100_000
+_MAX_DEPTH = 50
 _ACTION = re.compile(r"\{\{(- )?")
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -128,8 +128,8 @@ def parse_template(text: str) -> tuple[Node, ...]:
     Raises:
         TemplateError: it is malformed or uses an unsupported feature.
     """
-    if len(text) > _LONGEST:
-        raise TemplateError(f"it is longer than {_LONGEST} characters")
+    if len(text) > _MAX_CHARACTERS:
+        raise TemplateError(f"it is longer than {_MAX_CHARACTERS} characters")
     nodes: list[Node] = []
     stack: list[_Open] = []
 
@@ -148,21 +148,21 @@ def parse_template(text: str) -> tuple[Node, ...]:
             continue
         word = action.split(None, 1)[0]
         if word in ("if", "with", "range"):
-            if len(stack) >= _DEEPEST:
+            if len(stack) >= _MAX_DEPTH:
                 raise TemplateError("it is nested too deeply")
             stack.append(_open(word, action[len(word) :]))
         elif word == "else":
-            _other(stack, action[len(word) :].strip())
+            _add_else(stack, action[len(word) :].strip())
         elif action == "end":
             while True:
                 if not stack:
                     raise TemplateError("{{ end }} without a block")
-                done = stack.pop()
-                add(Branch(done.kind, done.value, done.variables, tuple(done.body), tuple(done.other or ())))
-                if not done.chained:
+                top = stack.pop()
+                add(Branch(top.kind, top.value, top.variables, tuple(top.body), tuple(top.other or ())))
+                if not top.chained:
                     break
         elif action in ("break", "continue"):
-            if not any(one.kind == "range" for one in stack):
+            if not any(block.kind == "range" for block in stack):
                 raise TemplateError(f"{{{{ {action} }}}} outside of a range")
             add(Leave(action))
         elif word in ("define", "template", "block"):
@@ -222,13 +222,13 @@ def _open(kind: str, rest: str) -> _Open:
     return _Open(kind, tokens.whole(), variables)
 
 
-def _other(stack: list[_Open], rest: str) -> None:
+def _add_else(stack: list[_Open], rest: str) -> None:
     if not stack or stack[-1].other is not None:
         raise TemplateError("{{ else }} without {{ if }}")
     stack[-1].other = []
     if rest:
         word = rest.split(None, 1)[0]
-        if word not in ("if", "with") or len(stack) >= _DEEPEST:
+        if word not in ("if", "with") or len(stack) >= _MAX_DEPTH:
             raise TemplateError(f"{{{{ else {word[:20]} }}}} is not supported")
         inner = _open(word, rest[len(word) :])
         inner.chained = True
@@ -239,10 +239,10 @@ def _statement(action: str) -> Node:
     tokens = _Tokens(action)
     kind, text = tokens.peek()
     if kind == "variable" and text != "$":
-        after = tokens.peek(1)
-        if after in (("declare", ":="), ("sign", "=")):
+        operator = tokens.peek(1)
+        if operator in (("declare", ":="), ("sign", "=")):
             tokens.skip(2)
-            return Assign(text, tokens.whole(), after[0] == "declare")
+            return Assign(text, tokens.whole(), operator[0] == "declare")
     return Print(tokens.whole())
 
 
@@ -334,7 +334,7 @@ class _Tokens:
                 return Operand(".", (text[1:], *self._fields()))
             case "sign" if text == "(":
                 self._depth += 1
-                if self._depth > _DEEPEST:
+                if self._depth > _MAX_DEPTH:
                     raise TemplateError("it is nested too deeply")
                 inner = self._pipeline()
                 if self.peek() != ("sign", ")"):

@@ -25,10 +25,10 @@ from sollold.models.templates.go_parser import (
     Text,
 )
 
-_MOST_STEPS = 20_000
+_MAX_STEPS = 20_000
 """Maximum number of nodes and values of a run, and pages of processed text: some ten milliseconds."""
 _PAGE = 4096
-_LONGEST = 16 << 20
+_MAX_CHARACTERS = 16 << 20
 """Maximum length of the output, in characters."""
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "lt": lambda a, b: a < b,
@@ -58,13 +58,13 @@ class _Run:
 
     def _spend(self, steps: int) -> None:
         self._steps += steps
-        if self._steps > _MOST_STEPS:
+        if self._steps > _MAX_STEPS:
             raise TemplateError("it takes too many steps")
 
     def _write(self, text: str) -> None:
         self._length += len(text)
-        if self._length > _LONGEST:
-            raise TemplateError(f"its output is longer than {_LONGEST} characters")
+        if self._length > _MAX_CHARACTERS:
+            raise TemplateError(f"its output is longer than {_MAX_CHARACTERS} characters")
         self.printed.append(text)
 
     def print_all(self, nodes: Sequence[Node], dot: Any) -> str:
@@ -73,8 +73,8 @@ class _Run:
         try:
             for node in nodes:
                 self._spend(1)
-                if left := self._print(node, dot):
-                    return left
+                if word := self._print(node, dot):
+                    return word
             return ""
         finally:
             self._frames.pop()
@@ -96,7 +96,7 @@ class _Run:
     def _assign(self, name: str, value: Any, new: bool) -> None:
         frame = self._frames[-1]
         if not new:
-            frame = next((one for one in reversed(self._frames) if name in one), frame)
+            frame = next((candidate for candidate in reversed(self._frames) if name in candidate), frame)
         frame[name] = value
 
     def _branch(self, node: Branch, dot: Any) -> str:
@@ -121,11 +121,11 @@ class _Run:
             raise TemplateError("range over a value that is not a list")
         if not pairs:
             return self.print_all(node.other, dot)
-        for key, one in pairs:
-            names = (key, one)[2 - len(node.variables) :] if node.variables else ()
+        for key, item in pairs:
+            names = (key, item)[2 - len(node.variables) :] if node.variables else ()
             self._frames.append(dict(zip(node.variables, names, strict=True)))
             try:
-                if self.print_all(node.body, one) == "break":
+                if self.print_all(node.body, item) == "break":
                     break
             finally:
                 self._frames.pop()
@@ -141,7 +141,7 @@ class _Run:
             case FunctionCall(("and" | "or") as name, arguments) if arguments:
                 return self._first(arguments, dot, wanted=name == "or")
             case FunctionCall(name, arguments):
-                return self._call(name, [self._value(one, dot) for one in arguments])
+                return self._call(name, [self._value(argument, dot) for argument in arguments])
             case Operand(base, fields):
                 return self._operand(base, fields, dot)
         raise AssertionError("unreachable")
@@ -149,8 +149,8 @@ class _Run:
     def _first(self, arguments: Sequence[Expression], dot: Any, *, wanted: bool) -> Any:
         """Return the value of the first argument that decides, else of the last."""
         found = None
-        for one in arguments:
-            found = self._value(one, dot)
+        for argument in arguments:
+            found = self._value(argument, dot)
             if bool(found) is wanted:
                 break
         return found
@@ -161,7 +161,7 @@ class _Run:
         elif base == ".":
             found = dot
         else:
-            holder = next((one for one in reversed(self._frames) if base in one), None)
+            holder = next((frame for frame in reversed(self._frames) if base in frame), None)
             if holder is None:
                 raise TemplateError(f"undeclared variable {base}")
             found = holder[base]
@@ -171,17 +171,17 @@ class _Run:
             found = found[name]
         return found
 
-    def _call(self, name: str, given: list[Any]) -> Any:
-        self._spend(sum(len(one) for one in given if isinstance(one, str)) // _PAGE)
+    def _call(self, name: str, arguments: list[Any]) -> Any:
+        self._spend(sum(len(argument) for argument in arguments if isinstance(argument, str)) // _PAGE)
         try:
-            return self._called(name, given)
+            return self._called(name, arguments)
         except TemplateError:
             raise
         except (TypeError, IndexError, KeyError, ValueError):
             raise TemplateError(f"invalid arguments for the function {name}") from None
 
-    def _called(self, name: str, given: list[Any]) -> Any:
-        match name, given:
+    def _called(self, name: str, arguments: list[Any]) -> Any:
+        match name, arguments:
             case "eq", [first, *others] if others:
                 return any(first == other for other in others)
             case "ne", [first, second]:
@@ -192,22 +192,22 @@ class _Run:
                 return not value
             case "len", [value]:
                 return len(value)
-            case "index", [value, *places]:
-                for place in places:
-                    value = value[_place(place) if not isinstance(value, Mapping) else place]
+            case "index", [value, *indexes]:
+                for index in indexes:
+                    value = value[_index(index) if not isinstance(value, Mapping) else index]
                 return value
             case "slice", [value, *bounds] if len(bounds) <= 2:
-                first, *last = (_place(one) for one in bounds or (0,))
+                first, *last = (_index(bound) for bound in bounds or (0,))
                 return value[first : last[0] if last else None]
             case "print", values:
-                return "".join(self._shown(one) for one in values)
+                return "".join(self._shown(part) for part in values)
             case "html", [value]:
                 return value
             case "json", [value]:
                 return self._json(value)
             case "currentDate", []:
                 return time.strftime("%Y-%m-%d")
-        raise TemplateError(f"the function {name} with {len(given)} arguments is not supported")
+        raise TemplateError(f"the function {name} with {len(arguments)} arguments is not supported")
 
     def _json(self, value: Any) -> str:
         text = msgspec.json.encode(value).decode()
@@ -222,7 +222,7 @@ class _Run:
         return self._json(value)
 
 
-def _place(value: Any) -> int:
+def _index(value: Any) -> int:
     """Return a valid index; Go has no negative ones."""
     if type(value) is not int or value < 0:
         raise IndexError

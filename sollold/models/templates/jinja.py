@@ -174,7 +174,7 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
         **{name: _Value(code) for name, code in _THINKING.items()},
     }
     scope = _Scope(root, None, {})
-    cut, _ = until_response(nodes)
+    opening, _ = until_response(nodes)
     flush = "{{- exchange(ns.system, ns.prompt, ns.response) -}}" + "".join(
         f"{{%- set ns.{name} = '' -%}}" for name in _EXCHANGE.values()
     )
@@ -182,7 +182,7 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
         "{%- macro exchange(system, prompt, response) -%}"
         + _body(nodes, scope)
         + "{%- endmacro -%}{%- macro opening(system, prompt, response) -%}"
-        + _body(cut, scope)
+        + _body(opening, scope)
         + "{%- endmacro -%}"
         + "{%- set ns = namespace(system='', prompt='', response='', role='') -%}"
         + "{%- for m in messages -%}"
@@ -205,20 +205,20 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
 
 def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
     out = []
-    for at, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         match node:
             case Text(text):
                 out.append(f"{{{{- {_quoted(text)} -}}}}")
             case Print(value):
                 out.append(f"{{{{- {_printed(_value(value, scope))} -}}}}")
             case Assign(variable, value, new):
-                made = _value(value, scope)
+                assigned = _value(value, scope)
                 name = f"v_{variable[1:]}"
                 if new:
-                    scope.variables[variable] = _Value(f"{name}.v", made.kind)
-                    out.append(f"{{%- set {name} = namespace(v={made.code}) -%}}")
+                    scope.variables[variable] = _Value(f"{name}.v", assigned.kind)
+                    out.append(f"{{%- set {name} = namespace(v={assigned.code}) -%}}")
                 elif variable in scope.variables:
-                    out.append(f"{{%- set {scope.variables[variable].code} = {made.code} -%}}")
+                    out.append(f"{{%- set {scope.variables[variable].code} = {assigned.code} -%}}")
                 else:
                     raise TemplateError(f"undeclared variable {variable}")
             case Leave(word):
@@ -227,8 +227,8 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
                 out.append(f"{{%- set {scope.loop}.go = false -%}}{stop}")
             case Branch():
                 out.append(_branch(node, scope))
-        if _leaves((node,)) and nodes[at + 1 :]:
-            out.append(f"{{%- if {scope.loop}.go -%}}{_body(nodes[at + 1 :], scope)}{{%- endif -%}}")
+        if _leaves((node,)) and nodes[index + 1 :]:
+            out.append(f"{{%- if {scope.loop}.go -%}}{_body(nodes[index + 1 :], scope)}{{%- endif -%}}")
             break
     return "".join(out)
 
@@ -248,8 +248,8 @@ def _leaves(nodes: tuple[Node, ...]) -> bool:
 def _branch(node: Branch, scope: _Scope) -> str:
     value = _value(node.value, scope)
     inner = replace(scope, variables=dict(scope.variables), depth=scope.depth + 1)
-    otherwise = replace(scope, variables=dict(scope.variables))
-    other = f"{{%- else -%}}{_body(node.other, otherwise)}" if node.other else ""
+    else_scope = replace(scope, variables=dict(scope.variables))
+    other = f"{{%- else -%}}{_body(node.other, else_scope)}" if node.other else ""
     if node.kind == "if":
         return f"{{%- if {value.code} -%}}{_body(node.body, inner)}{other}{{%- endif -%}}"
     name = f"d{inner.depth}"
@@ -268,11 +268,11 @@ def _branch(node: Branch, scope: _Scope) -> str:
     counted = len(node.variables) > 1 and not pairs
     count = f"{{%- set {index} = namespace(v=loop.index0) -%}}" if counted else ""
     heads = f"for {index}, {name} in {value.code}|dictsort" if pairs else f"for {name} in {value.code}"
-    left = _leaves(node.body)
-    inner = replace(inner, loop=f"l{inner.depth}" if left else "")
+    leaves = _leaves(node.body)
+    inner = replace(inner, loop=f"l{inner.depth}" if leaves else "")
     body = _body(node.body, inner)
     flags = ""
-    if left:
+    if leaves:
         flags = f"{{%- set {inner.loop} = namespace(on=true, go=true) -%}}"
         body = f"{{%- if {inner.loop}.on -%}}{{%- set {inner.loop}.go = true -%}}{body}{{%- endif -%}}"
     return f"{flags}{{%- {heads} -%}}{count}{body}{other}{{%- endfor -%}}"
@@ -285,7 +285,7 @@ def _value(value: Expression, scope: _Scope) -> _Value:
         case FunctionCall("", (only,)):
             return _value(only, scope)
         case FunctionCall(name, arguments):
-            return _call(name, [_value(one, scope) for one in arguments])
+            return _call(name, [_value(argument, scope) for argument in arguments])
         case Operand(base, fields):
             return _operand(base, fields, scope)
     raise AssertionError("unreachable")
@@ -308,41 +308,41 @@ def _operand(base: str | FunctionCall, fields: tuple[str, ...], scope: _Scope) -
     else:
         raise TemplateError(f"undeclared variable {base}")
     for name in fields:
-        known = _FIELDS.get(found.kind, {}).get(name)
-        if known is None:
+        entry = _FIELDS.get(found.kind, {}).get(name)
+        if entry is None:
             raise TemplateError(f"unknown field .{name}")
-        found = _Value(f"{found.code}.{known[0]}", known[1])
+        found = _Value(f"{found.code}.{entry[0]}", entry[1])
     return found
 
 
-def _call(name: str, given: list[_Value]) -> _Value:
-    codes = [one.code for one in given]
-    match name, len(given):
+def _call(name: str, arguments: list[_Value]) -> _Value:
+    codes = [argument.code for argument in arguments]
+    match name, len(arguments):
         case ("eq", count) if count > 2:
-            return _Value("(" + " or ".join(f"{codes[0]} == {other}" for other in codes[1:]) + ")")
+            return _Value("(" + " or ".join(f"{codes[0]} == {code}" for code in codes[1:]) + ")")
         case (("eq" | "ne" | "lt" | "le" | "gt" | "ge"), 2):
             return _Value(f"({codes[0]} {_COMPARED[name]} {codes[1]})")
         case (("and" | "or"), count) if count > 1:
-            return _Value("(" + f" {name} ".join(codes) + ")", given[-1].kind)
+            return _Value("(" + f" {name} ".join(codes) + ")", arguments[-1].kind)
         case (("and" | "or"), 1):
-            return given[0]
+            return arguments[0]
         case "not", 1:
             return _Value(f"(not {codes[0]})")
         case "len", 1:
             return _Value(f"({codes[0]}|length)")
         case "index", 2:
-            return _Value(f"{codes[0]}[{codes[1]}]", _ITEMS.get(given[0].kind, "any"))
+            return _Value(f"{codes[0]}[{codes[1]}]", _ITEMS.get(arguments[0].kind, "any"))
         case "slice", 2:
-            return _Value(f"{codes[0]}[{codes[1]}:]", given[0].kind)
+            return _Value(f"{codes[0]}[{codes[1]}:]", arguments[0].kind)
         case "slice", 3:
-            return _Value(f"{codes[0]}[{codes[1]}:{codes[2]}]", given[0].kind)
+            return _Value(f"{codes[0]}[{codes[1]}:{codes[2]}]", arguments[0].kind)
         case "json", 1:
             return _Value(f"({codes[0]}|tojson)", "text")
         case (("print" | "html"), 1):
-            return given[0]
+            return arguments[0]
         case "currentDate", 0:
             return _Value('strftime_now("%Y-%m-%d")', "text")
-    raise TemplateError(f"the function {name} with {len(given)} arguments is not supported")
+    raise TemplateError(f"the function {name} with {len(arguments)} arguments is not supported")
 
 
 def _printed(value: _Value) -> str:

@@ -20,7 +20,7 @@ log = logging.getLogger("sollold.models")
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LINKING = re.compile(r"\.[A-Za-z0-9._-]+-[0-9a-f]{12}\.new")
-_OURS = {CARD, NOTES, f"{NOTES}.new"}
+_OWN_FILES = {CARD, NOTES, f"{NOTES}.new"}
 _DAY = 86400.0
 """Seconds for which a folder is left alone after its last change: a download may be under way."""
 
@@ -34,7 +34,7 @@ def sweep(own: Path, now: float) -> None:
         if folder.name.endswith(OLD):
             place = own / folder.name.removesuffix(OLD)
             if not place.exists():
-                _put_back(folder, place)
+                _restore(folder, place)
             else:
                 _remove(folder, now)
         elif _KEY.fullmatch(folder.name) and not _resumable(folder):
@@ -48,17 +48,17 @@ def abandoned(own: Path, now: float) -> list[Problem]:
     """Return the resumable downloads that nobody has continued for a day."""
     found = []
     for folder in _folders(own / PARTS):
-        age = now - _touched(folder)
+        age = now - _last_change(folder)
         notes = read_notes(folder)
         if not _KEY.fullmatch(folder.name) or notes is None or not any(notes.done) or age < _DAY:
             continue
         size = sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
-        what = f"{bytes_text(size)} of {notes.model or 'a model'} have been in {folder} for "
-        what += f"{seconds_text(age)}: "
-        again = f"rm -r {shlex.quote(str(folder))}"
+        problem = f"{bytes_text(size)} of {notes.model or 'a model'} have been in {folder} for "
+        problem += f"{seconds_text(age)}: "
+        fix = f"rm -r {shlex.quote(str(folder))}"
         if notes.model:
-            again = f"sollold pull {shlex.quote(notes.model)}   (or: {again})"
-        found.append(Problem(f"{what}its download was interrupted.", again))
+            fix = f"sollold pull {shlex.quote(notes.model)}   (or: {fix})"
+        found.append(Problem(f"{problem}its download was interrupted.", fix))
     return found
 
 
@@ -69,7 +69,7 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _put_back(folder: Path, place: Path) -> None:
+def _restore(folder: Path, place: Path) -> None:
     try:
         folder.rename(place)
     except OSError as error:
@@ -80,8 +80,8 @@ def _put_back(folder: Path, place: Path) -> None:
 
 def _remove(folder: Path, now: float) -> None:
     try:
-        strange = [path.name for path in folder.iterdir() if not _made_by_us(path)]
-        if strange or now - _touched(folder) < _DAY:
+        foreign = [path.name for path in folder.iterdir() if not _is_own(path)]
+        if foreign or now - _last_change(folder) < _DAY:
             return
         shutil.rmtree(folder)
     except OSError as error:
@@ -90,8 +90,8 @@ def _remove(folder: Path, now: float) -> None:
         log.info("removed %s, left by an interrupted download", folder)
 
 
-def _made_by_us(path: Path) -> bool:
-    return path.name in _OURS or (path.suffix == ".gguf" and (path.is_symlink() or path.is_file()))
+def _is_own(path: Path) -> bool:
+    return path.name in _OWN_FILES or (path.suffix == ".gguf" and (path.is_symlink() or path.is_file()))
 
 
 def _resumable(folder: Path) -> bool:
@@ -99,7 +99,7 @@ def _resumable(folder: Path) -> bool:
     return notes is not None and any(notes.done)
 
 
-def _touched(folder: Path) -> float:
+def _last_change(folder: Path) -> float:
     """Return when a folder or a file in it last changed, in seconds since the epoch; infinity if unknown."""
     try:
         return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))

@@ -22,7 +22,7 @@ log = logging.getLogger("sollold.models")
 
 _BATCH = 4 << 20
 """Size of the batches that are handed to a thread for writing, in bytes."""
-_FAILURES = 5
+_MAX_FAILURES = 5
 """Consecutive failures after which a source is given up: some eight seconds, so that it may restart."""
 
 
@@ -71,15 +71,15 @@ class Stop:
         if self._stopped.wait(seconds):
             raise SourceError("it was stopped")
 
-    def use_socket(self, used: socket.socket | None) -> None:
+    def use_socket(self, current: socket.socket | None) -> None:
         """Set the socket that the thread waits for; None: no socket.
 
         Raises:
             SourceError: stopped.
         """
         with self._lock:
-            self._socket = used
-            if self.stopped and used is not None:
+            self._socket = current
+            if self.stopped and current is not None:
                 raise SourceError("it was stopped")
 
     def stop(self) -> None:
@@ -159,21 +159,21 @@ class Downloader:
             SourceError: every source failed; completed parts are kept for the next attempt.
             OSError: writing failed, for example because the disk is full.
         """
-        left = self._partial.missing()[::-1]
+        parts = self._partial.missing()[::-1]
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for turn in range(min(self._connections, len(left))):
-                    group.create_task(self._work(left, turn))
+                for turn in range(min(self._connections, len(parts))):
+                    group.create_task(self._work(parts, turn))
         except* (SourceError, OSError) as errors:
-            lost = (error for error in errors.exceptions if isinstance(error, CheckLost))
-            failure = next(lost, errors.exceptions[0])
+            check_errors = (error for error in errors.exceptions if isinstance(error, CheckLost))
+            failure = next(check_errors, errors.exceptions[0])
         if failure is not None:
             raise failure
 
-    async def _work(self, left: list[tuple[int, int]], turn: int) -> None:
-        while left:
-            index, part = left.pop()
+    async def _work(self, parts: list[tuple[int, int]], turn: int) -> None:
+        while parts:
+            index, part = parts.pop()
             while True:
                 if not self._sources:
                     raise SourceError(self._last or "there is no source to fetch it from")
@@ -198,7 +198,7 @@ class Downloader:
             self._failures[source] += 1
             pause = min(5.0, self._pause * 2 ** (self._failures[source] - 1))
             self._retry_at[source] = now + pause
-        if self._failures[source] >= _FAILURES and source in self._sources:
+        if self._failures[source] >= _MAX_FAILURES and source in self._sources:
             self._sources.remove(source)
         if self._sources:
             await asyncio.sleep(max(0.0, self._retry_at[source] - now))
@@ -230,21 +230,21 @@ class Downloader:
             self._under_way[index, part] = offset + len(data) - start
             stop.pause(self._pace.wait(len(data), time.monotonic()))
 
-        taking = asyncio.ensure_future(
+        fetching = asyncio.ensure_future(
             in_thread(self._threads, source.fetch_range, index, start, end, write, stop)
         )
         try:
-            while not (await asyncio.wait({taking}, timeout=0.25))[0]:
+            while not (await asyncio.wait({fetching}, timeout=0.25))[0]:
                 self._on_progress()
-            taking.result()
+            fetching.result()
         except SourceError:
             if faults:
                 raise faults[0] from None
             raise
         finally:
             stop.stop()
-            if not taking.done():
-                await cancel_and_wait(taking)
+            if not fetching.done():
+                await cancel_and_wait(fetching)
         await self._finish(source, index, part)
 
     async def _finish(self, source: Source | BlockingSource, index: int, part: int) -> None:
@@ -259,31 +259,31 @@ class Downloader:
 
     async def _stream(self, source: Source, index: int, part: int) -> None:
         start, end = self._partial.span(index, part)
-        at, batch = start, bytearray()
+        offset, batch = start, bytearray()
         writing: asyncio.Future[None] | None = None
         stream = source.read(index, start, end)
         try:
             async for piece in stream:
                 batch += piece
                 self._under_way[index, part] = self._under_way.get((index, part), 0) + len(piece)
-                if at + len(batch) > end:
+                if offset + len(batch) > end:
                     raise SourceError(f"{source.name} sent more than was requested")
                 if len(batch) >= _BATCH:
                     if writing is not None:
                         await writing
-                    work = in_thread(self._threads, self._partial.write, index, at, batch)
+                    work = in_thread(self._threads, self._partial.write, index, offset, batch)
                     writing = asyncio.ensure_future(work)
-                    at, batch = at + len(batch), bytearray()
+                    offset, batch = offset + len(batch), bytearray()
                     self._on_progress()
                 if delay := self._pace.wait(len(piece), time.monotonic()):
                     await asyncio.sleep(delay)
-            if at + len(batch) != end:
+            if offset + len(batch) != end:
                 raise SourceError(
-                    f"{source.name} ended after {at + len(batch) - start} of {end - start} bytes"
+                    f"{source.name} ended after {offset + len(batch) - start} of {end - start} bytes"
                 )
             if writing is not None:
                 await writing
-            await in_thread(self._threads, self._partial.write, index, at, batch)
+            await in_thread(self._threads, self._partial.write, index, offset, batch)
         finally:
             if writing is not None and not writing.done():
                 # The thread keeps writing whatever happens here: the file must stay open until it is done.

@@ -84,20 +84,20 @@ async def _receive(
     """Download what is missing; if the verifying node is lost, continue with the next one."""
     # The node that verified the parts of an earlier attempt goes first.
     nodes = sorted(job.verifiers, key=lambda node: node != partial.measure) or [""]
-    for left, node in enumerate(nodes, 1 - len(nodes)):
+    for remaining, node in enumerate(nodes, 1 - len(nodes)):
         verifier = _verifier(job, partial, calls, node, threads)
         downloader = _downloader(job, partial, verifier, pace, threads, say)
-        _tell(job, downloader, say)
+        _report(job, downloader, say)
         try:
             if verifier is not None:
                 await verifier.adopt()
             await downloader.run()
             break
-        except CheckLost as lost:
-            if not left:
+        except CheckLost as error:
+            if not remaining:
                 raise
-            log.info("%s; another node is asked", lost)
-    _tell(job, downloader, say)
+            log.info("%s; another node is asked", error)
+    _report(job, downloader, say)
 
 
 def _verifier(
@@ -114,19 +114,19 @@ def _downloader(
     threads: Executor,
     say: Say,
 ) -> Downloader:
-    made = Downloader(
+    downloader = Downloader(
         partial,
         job.sources,
         pace,
         threads,
         connections=_CONNECTIONS,
         check=verifier.right if verifier else None,
-        on_progress=lambda: _tell(job, made, say),
+        on_progress=lambda: _report(job, downloader, say),
     )
-    return made
+    return downloader
 
 
-def _tell(job: Download, downloader: Downloader, say: Say) -> None:
+def _report(job: Download, downloader: Downloader, say: Say) -> None:
     for index, item in enumerate(job.items):
         digest = item.sha256 or hashlib.sha256(f"{job.key} {index}".encode()).hexdigest()
         say(

@@ -64,7 +64,7 @@ def digest_between(
 
 
 def _feed(
-    takers: Sequence[Callable[[bytes], object]],
+    consumers: Sequence[Callable[[bytes], object]],
     handle: int,
     start: int,
     end: int,
@@ -74,6 +74,6 @@ def _feed(
     while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
         if stopped():
             raise InterruptedError("stopped while it was read")
-        for take in takers:
-            take(piece)
+        for consume in consumers:
+            consume(piece)
         start += len(piece)

@@ -21,7 +21,7 @@ from sollold.models.transfer.partial_file import Item
 HOSTS = ("hf.co", "huggingface.co")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
-_MOST = 16 << 20
+_MAX_BYTES = 16 << 20
 
 
 class _Lfs(msgspec.Struct):
@@ -74,7 +74,7 @@ class Hub:
                     )
                 if answer.status != 200:
                     raise HubError(f"{url} answered {answer.status}")
-                raw = await read_at_most(answer, _MOST)
+                raw = await read_at_most(answer, _MAX_BYTES)
             siblings = msgspec.json.decode(raw, type=_Repository).siblings
         except Unreachable as error:
             raise HubError(str(error)) from None
@@ -82,10 +82,10 @@ class Hub:
             raise HubError(f"{url} was not understood: {error}") from None
         chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
         if not chosen:
-            have = sorted({_tag(s.rfilename) for s in siblings if s.rfilename.endswith(".gguf")} - {""})
-            there = ", ".join(have) or "none"
+            tags = sorted({_tag(s.rfilename) for s in siblings if s.rfilename.endswith(".gguf")} - {""})
+            available = ", ".join(tags) or "none"
             raise HubError(
-                f"{name.namespace}/{name.model} has no GGUF file for {name.tag!r}; it has {there}",
+                f"{name.namespace}/{name.model} has no GGUF file for {name.tag!r}; it has {available}",
                 missing=True,
             )
         by_path = {sibling.rfilename: sibling for sibling in siblings}
@@ -140,7 +140,7 @@ def choose(paths: list[str], tag: str) -> tuple[str, ...]:
     wanted = [path for path in models if _tag(path).lower() == tag.lower()]
     if not wanted and tag == TAG:
         tags = [_tag(path) for path in models]
-        best = next((one for one in _PREFERRED if one in tags), tags[0] if tags else "")
+        best = next((preferred for preferred in _PREFERRED if preferred in tags), tags[0] if tags else "")
         wanted = [path for path in models if _tag(path) == best]
     if not wanted:
         wanted = [
@@ -150,7 +150,7 @@ def choose(paths: list[str], tag: str) -> tuple[str, ...]:
         return ()
     first = wanted[0]
     if match := _SHARD.fullmatch(first):
-        shards = [path for path in wanted if (other := _SHARD.fullmatch(path)) and other[1] == match[1]]
+        shards = [path for path in wanted if (shard := _SHARD.fullmatch(path)) and shard[1] == match[1]]
         if len(shards) != int(match[2]):
             return ()
         chosen = shards

@@ -19,14 +19,14 @@ from sollold.web_proxy import BadProxy, Proxy, proxy_for
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 """Suffixes of host names in local networks."""
-_MOST_REDIRECTS = 10
-_REMEMBERED = 3600.0
+_MAX_REDIRECTS = 10
+_REMEMBER_SECONDS = 3600.0
 """Seconds for which a failure is reported; later the server may not matter any more."""
 _FIX = (
     "correct Environment=HTTPS_PROXY=http://HOST:PORT under [Service]: `sudo systemctl edit sollold`, then "
     "`sudo systemctl restart sollold`"
 )
-_PERHAPS = (
+_HINT = (
     "check this machine's internet connection; if it needs a proxy, set it under [Service] as "
     "Environment=HTTPS_PROXY=http://HOST:PORT: `sudo systemctl edit sollold`, then "
     "`sudo systemctl restart sollold`"
@@ -63,8 +63,8 @@ class Internet:
 
     def trouble(self) -> list[tuple[str, str]]:
         """Return (what, fix) for each server whose last request failed recently."""
-        since = time.monotonic() - _REMEMBERED
-        return [(what, fix) for at, what, fix in tuple(self._failed.values()) if at > since]
+        start = time.monotonic() - _REMEMBER_SECONDS
+        return [(problem, fix) for moment, problem, fix in tuple(self._failed.values()) if moment > start]
 
     @asynccontextmanager
     async def get(
@@ -75,40 +75,40 @@ class Internet:
         Raises:
             Unreachable: also raised for errors inside the ``async with`` block.
         """
-        asked = urlsplit(url).netloc
+        server = urlsplit(url).netloc
         proxy: Proxy | None = None
-        begun = False
+        answered = False
         try:
             async with AsyncExitStack() as stack:
-                for _ in range(_MOST_REDIRECTS):
+                for _ in range(_MAX_REDIRECTS):
                     proxy = proxy_for(url, self.environ)
-                    options = _through(proxy, url, headers or {})
+                    options = _request_options(proxy, url, headers or {})
                     getting = self._http().get(url, timeout=timeout, allow_redirects=False, **options)
                     answer = await stack.enter_async_context(getting)
                     if answer.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
                         raise Unreachable(_refusal(answer.status, answer.reason or ""))
                     location = answer.headers.get("Location", "")
                     if answer.status not in _REDIRECTS or not location:
-                        begun = True
-                        self._failed.pop(asked, None)
+                        answered = True
+                        self._failed.pop(server, None)
                         yield answer
                         return
                     await stack.aclose()
                     url, headers = redirected(url, location, headers)
-                raise Unreachable(f"it redirects more than {_MOST_REDIRECTS} times")
+                raise Unreachable(f"it redirects more than {_MAX_REDIRECTS} times")
         except BadProxy as error:
-            raise self._fault(asked, f"{asked} can't be reached: {error}", _FIX) from None
+            raise self._fault(server, f"{server} can't be reached: {error}", _FIX) from None
         except (aiohttp.ClientError, Unreachable, TimeoutError, OSError) as error:
-            through = f" through the proxy {proxy}" if proxy else ""
-            verb = "broke off" if begun else "can't be reached"
-            what = f"{urlsplit(url).netloc} {verb}{through}: {_reason(error)}"
-            raise self._fault(asked, what, _FIX if proxy else _PERHAPS) from None
+            via = f" through the proxy {proxy}" if proxy else ""
+            verb = "broke off" if answered else "can't be reached"
+            problem = f"{urlsplit(url).netloc} {verb}{via}: {_reason(error)}"
+            raise self._fault(server, problem, _FIX if proxy else _HINT) from None
 
-    def _fault(self, asked: str, what: str, fix: str) -> Unreachable:
-        at = time.strftime("%Y-%m-%d %H:%M:%S")
-        said = f"the last download from {asked} failed at {at}: {what}"
-        self._failed[asked] = (time.monotonic(), said, fix)
-        return Unreachable(what)
+    def _fault(self, server: str, problem: str, fix: str) -> Unreachable:
+        date = time.strftime("%Y-%m-%d %H:%M:%S")
+        message = f"the last download from {server} failed at {date}: {problem}"
+        self._failed[server] = (time.monotonic(), message, fix)
+        return Unreachable(problem)
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -116,7 +116,7 @@ class Internet:
         return self._session
 
 
-def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+def _request_options(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
     """Return the session's arguments for headers and proxy."""
     options: dict[str, Any] = {"headers": headers}
     if proxy is None:
@@ -127,12 +127,12 @@ def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[
     if login:
         user, _, password = login.partition(":")
         name = aiohttp.encode_basic_auth(unquote(user), unquote(password), "utf-8")
-        shown = {"Proxy-Authorization": name}
+        authorization = {"Proxy-Authorization": name}
         if urlsplit(url).scheme == "https":
-            options["proxy_headers"] = shown
+            options["proxy_headers"] = authorization
         else:
             # A plain HTTP request goes to the proxy itself: there is no tunnel to open first.
-            options["headers"] = {**headers, **shown}
+            options["headers"] = {**headers, **authorization}
     return options
 
 
@@ -146,16 +146,16 @@ def redirected(
             invalid address.
     """
     try:
-        there = urljoin(url, location)
-        before, after = urlsplit(url), urlsplit(there)
-        inward = _is_inside(after.hostname or "") and not _is_inside(before.hostname or "")
+        target = urljoin(url, location)
+        old, new = urlsplit(url), urlsplit(target)
+        inward = _is_inside(new.hostname or "") and not _is_inside(old.hostname or "")
     except ValueError:
         raise Unreachable("it redirects to an invalid address") from None
-    if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http") or inward:
-        raise Unreachable(f"it redirects to {after.scheme}://{after.netloc}, which is not followed")
-    if headers and (before.scheme, before.netloc) != (after.scheme, after.netloc):
+    if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http") or inward:
+        raise Unreachable(f"it redirects to {new.scheme}://{new.netloc}, which is not followed")
+    if headers and (old.scheme, old.netloc) != (new.scheme, new.netloc):
         headers = {name: value for name, value in headers.items() if name != "Authorization"}
-    return there, headers
+    return target, headers
 
 
 def _is_inside(host: str) -> bool:

@@ -9,9 +9,9 @@ import aiohttp
 
 from sollold.models.transfer.pull_progress import PullError, Say
 
-_SILENCE = 300.0
+_SILENCE_SECONDS = 300.0
 """Seconds without output after which a pull by Ollama is given up."""
-_CHECKING = 4 * 3600.0
+_VERIFY_SECONDS = 4 * 3600.0
 """The same while Ollama verifies the download: it is silent then, and reads up to hundreds of gigabytes."""
 
 
@@ -25,11 +25,11 @@ async def pull_through_ollama(
     """
     url = f"{base}/api/pull"
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-    done, silence = False, _SILENCE
+    succeeded, silence = False, _SILENCE_SECONDS
     try:
         body = {"model": name, "stream": True, **({"insecure": True} if insecure else {})}
-        asking = session.post(url, json=body, timeout=timeout)
-        async with await asyncio.wait_for(asking, silence) as answer:
+        posting = session.post(url, json=body, timeout=timeout)
+        async with await asyncio.wait_for(posting, silence) as answer:
             while raw := await asyncio.wait_for(answer.content.readline(), silence):
                 line = json.loads(raw) if raw.strip() else {}
                 if not isinstance(line, dict):
@@ -38,8 +38,8 @@ async def pull_through_ollama(
                     missing = "file does not exist" in str(error) or "not found" in str(error)
                     raise PullError(f"Ollama could not pull {name}: {error}", missing=missing)
                 status = str(line.pop("status", ""))
-                done = done or status == "success"
-                silence = _CHECKING if status.startswith("verifying") else _SILENCE
+                succeeded = succeeded or status == "success"
+                silence = _VERIFY_SECONDS if status.startswith("verifying") else _SILENCE_SECONDS
                 if status and status != "success":
                     say(status, **line)
     except TimeoutError:
@@ -48,5 +48,5 @@ async def pull_through_ollama(
         ) from None
     except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
         raise PullError(f"Ollama's pull of {name} was interrupted: {error}") from None
-    if not done:
+    if not succeeded:
         raise PullError(f"Ollama's pull of {name} was interrupted; pull it again to go on")

@@ -61,16 +61,16 @@ async def same_bytes(
         digest: (key) → this node's own: the GMAC, or sha256 if the key is empty.
 
     Raises:
-        Whatever ``ask`` and ``digest`` raise.
+        Any exception of ``ask`` or ``digest``.
     """
     key = new_key()
-    asked = asyncio.ensure_future(ask(key))
+    asking = asyncio.ensure_future(ask(key))
     try:
-        have = await digest(key)
-        told = await asked
-        return have == told.gmac if told.gmac else await digest("") == told.sha256
+        own_digest = await digest(key)
+        response = await asking
+        return own_digest == response.gmac if response.gmac else await digest("") == response.sha256
     finally:
-        await cancel_and_wait(asked)
+        await cancel_and_wait(asking)
 
 
 class PartCheck:
@@ -117,11 +117,11 @@ class PartCheck:
     async def _told(self, request: PartDigestRequest) -> PartHash:
         for attempt in range(_ATTEMPTS):
             try:
-                told = await self._calls.call(self.node, "part", request, PartHash, timeout=_TIMEOUT)
+                response = await self._calls.call(self.node, "part", request, PartHash, timeout=_TIMEOUT)
             except PeerError as error:
                 fault = error
                 if attempt + 1 < _ATTEMPTS:
                     await asyncio.sleep(min(5.0, _PAUSE * 2**attempt))
             else:
-                return told
+                return response
         raise CheckLost(f"the received data can't be verified by {self._name}: {fault}") from None

@@ -81,13 +81,13 @@ class PartialFile:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._recall()
-        left = sum(item.size for item in self.items) - self.completed
+        needed = sum(item.size for item in self.items) - self.completed
         free = shutil.disk_usage(self.folder).free
-        if left > free:
+        if needed > free:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only succeeds if nothing was received yet
             raise PartialFileError(
-                f"it needs {bytes_text(left)}, and the disk of {self._own} has {bytes_text(free)} free; "
+                f"it needs {bytes_text(needed)}, and the disk of {self._own} has {bytes_text(free)} free; "
                 "free some space there and pull it again"
             )
         for index, item in enumerate(self.items):
@@ -191,12 +191,12 @@ class PartialFile:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise PartialFileError(f"{fault}; the download was discarded, pull it again")
 
-    def settle(self, name: str, beside: dict[str, bytes]) -> Path:
-        """Move all files into place under ``name`` at once, with the small files ``beside`` them.
+    def settle(self, name: str, small_files: dict[str, bytes]) -> Path:
+        """Move all files into place under ``name`` at once, with ``small_files`` (name → content).
 
         Returns the folder."""
         self.close()
-        for file, content in beside.items():
+        for file, content in small_files.items():
             # Without its card on disk, a model would appear under another name after a power cut.
             with (self.folder / file).open("wb") as small:
                 small.write(content)

@@ -100,8 +100,8 @@ _Stamp = tuple[int, ...]
 """A file's size and other attributes that reveal its replacement."""
 
 
-def _stamp(found: os.stat_result) -> _Stamp:
-    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 
 def _read(path: str, stamp: _Stamp, count: int, start: int) -> bytes:
@@ -213,10 +213,10 @@ class Sender:
         A file may be changed or removed meanwhile, and a disk disconnected.
         """
         loop = asyncio.get_running_loop()
-        most = self._pace.piece(_PIECE)
+        piece_size = self._pace.piece(_PIECE)
         while start < end:
             try:
-                piece = await self._threads.run(path, _read, path, stamp, min(most, end - start), start)
+                piece = await self._threads.run(path, _read, path, stamp, min(piece_size, end - start), start)
             except (OSError, LookupError) as error:
                 log.warning("sending %s broke off: %s", path, error)
                 return False

@@ -37,7 +37,7 @@ from sollold.tasks import cancel_and_wait, retrieve_error
 
 log = logging.getLogger("sollold.models")
 
-_BEAT = 0.5
+_CHECK_SECONDS = 0.5
 """Maximum seconds between two checks for new progress."""
 _THREADS = 16
 """Number of threads for all pulls together; if they are busy, only pulls wait."""
@@ -150,7 +150,7 @@ class Puller:
                 waiting = asyncio.ensure_future(pull.changed.wait())
                 try:
                     await asyncio.wait(
-                        {pull.task, waiting}, timeout=_BEAT, return_when=asyncio.FIRST_COMPLETED
+                        {pull.task, waiting}, timeout=_CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
                 finally:
                     waiting.cancel()
@@ -187,7 +187,7 @@ class Puller:
         except HubError as error:
             raise PullError(str(error), missing=error.missing) from None
         except OSError as error:
-            raise PullError(_not_written(self._catalogue.own, error)) from None
+            raise PullError(_write_failure(self._catalogue.own, error)) from None
         pull.say("success")
 
     async def _get(self, pull: _Pull, name: str) -> None:
@@ -208,11 +208,11 @@ class Puller:
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
         if self._ollama_url():
             try:
-                had = any(one.source == "ollama" for one in self._named_here(parsed))
+                existed = any(model.source == "ollama" for model in self._named_here(parsed))
                 await pull_through_ollama(
                     self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure
                 )
-                if not had:
+                if not existed:
                     await asyncio.to_thread(self._pulled_here, name)
                 await self._library.lists.refresh(self._node)
                 return
@@ -223,11 +223,11 @@ class Puller:
         if on_hub:
             await self._from_hub(pull, parsed)
             return
-        near = self._library.exact(name).suggestions
-        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        suggestions = self._library.exact(name).suggestions
+        hint = f"did you mean {' or '.join(suggestions)}? Else " if suggestions else ""
         raise PullError(
             f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
-            f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
+            f"{hint}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
             missing=True,
         )
 
@@ -265,8 +265,8 @@ class Puller:
         def check(folder: Path) -> str:
             return fault_of(folder, parcel.items, model.digest)
 
-        own = replace(model, source="own")
-        job = Download(own, parcel.items, model.digest, sources, check, verifiers)
+        own_model = replace(model, source="own")
+        job = Download(own_model, parcel.items, model.digest, sources, check, verifiers)
         await self._download(pull, job)
 
     # From the hub
@@ -317,8 +317,8 @@ class _Guarded:
             raise SourceError(str(error) or "no data was received in time") from None
 
 
-def _not_written(folder: Path, error: OSError) -> str:
-    why = f"it can't be written to {folder}: {system_reason(error)}"
+def _write_failure(folder: Path, error: OSError) -> str:
+    reason = f"it can't be written to {folder}: {system_reason(error)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        why += "; free some space there and pull it again: received data is kept"
-    return why
+        reason += "; free some space there and pull it again: received data is kept"
+    return reason

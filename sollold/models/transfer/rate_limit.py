@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-_LEAST = 1024
+_MIN_BYTES = 1024
 
 
 class RateLimit:
@@ -29,4 +29,4 @@ class RateLimit:
 
     def piece(self, most: int) -> int:
         """Return the number of bytes to move at a time, at most ``most``: few enough to keep pauses short."""
-        return min(most, max(_LEAST, self.rate // 4)) if self.rate else most
+        return min(most, max(_MIN_BYTES, self.rate // 4)) if self.rate else most

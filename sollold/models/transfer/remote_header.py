@@ -27,11 +27,11 @@ from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError, HubSou
 from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
 
-_FIRST = 4 << 20
+_FIRST_BYTES = 4 << 20
 """Bytes of the first request: enough for most vocabularies."""
-_MOST = 256 << 20
-_MOST_MANIFEST = 1 << 20
-_SECONDS = 30.0
+_MAX_HEADER_BYTES = 256 << 20
+_MAX_MANIFEST_BYTES = 1 << 20
+_TIMEOUT = 30.0
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 REGISTRY = f"https://{HOST}"
 
@@ -93,7 +93,7 @@ class RemoteHeaders:
         except ValueError as error:
             raise RemoteError(str(error)) from None
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(_TIMEOUT):
                 if parsed.host.lower() in HOSTS:
                     source, items = await self._on_hub(parsed)
                 elif parsed.host.lower() == HOST:
@@ -105,9 +105,9 @@ class RemoteHeaders:
                     for index, item in enumerate(items)
                     if not is_projector(item.name)
                 ]
-            return await asyncio.to_thread(_model_of, str(parsed), headers, sum(one.size for one in items))
+            return await asyncio.to_thread(_model_of, str(parsed), headers, sum(item.size for item in items))
         except TimeoutError:
-            raise RemoteError(f"the header of {name} was not received within {_SECONDS:.0f} s") from None
+            raise RemoteError(f"the header of {name} was not received within {_TIMEOUT:.0f} s") from None
         except HubError as error:
             raise RemoteError(str(error), missing=error.missing) from None
         except SourceError as error:
@@ -124,27 +124,27 @@ class RemoteHeaders:
         base = f"{self._registry}/v2/{name.namespace}/{name.model}"
         url = f"{base}/manifests/{name.tag}"
         try:
-            async with self._internet.get(url, aiohttp.ClientTimeout(total=_SECONDS)) as answer:
+            async with self._internet.get(url, aiohttp.ClientTimeout(total=_TIMEOUT)) as answer:
                 if answer.status == 404:
                     raise RemoteError(f"{name} is not in Ollama's registry", missing=True)
                 if answer.status != 200:
                     raise RemoteError(f"{url} answered {answer.status}")
-                raw = await read_at_most(answer, _MOST_MANIFEST)
+                raw = await read_at_most(answer, _MAX_MANIFEST_BYTES)
             layers = msgspec.json.decode(raw, type=_Manifest).layers
         except Unreachable as error:
             raise RemoteError(str(error)) from None
         except UNDECODABLE as error:
             raise RemoteError(f"{url} was not understood: {error}") from None
-        models = [one for one in layers if one.media_type == _MODEL_LAYER and one.size > 0]
+        models = [layer for layer in layers if layer.media_type == _MODEL_LAYER and layer.size > 0]
         if not models:
             raise RemoteError(f"{name} has no model file: it does not run locally", missing=True)
-        source = HubSource(self._internet, [f"{base}/blobs/{one.digest}" for one in models], {})
-        return source, [Item(one.digest, one.size, "") for one in models]
+        source = HubSource(self._internet, [f"{base}/blobs/{layer.digest}" for layer in models], {})
+        return source, [Item(layer.digest, layer.size, "") for layer in models]
 
 
 async def _header(source: Source, index: int, item: Item) -> Header:
     data = b""
-    wanted = _FIRST
+    wanted = _FIRST_BYTES
     while True:
         end = min(wanted, item.size)
         async for piece in source.read(index, len(data), end):
@@ -152,9 +152,9 @@ async def _header(source: Source, index: int, item: Item) -> Header:
         header = await asyncio.to_thread(read_prefix, data, item.name, item.size)
         if header is not None:
             return header
-        if len(data) >= min(item.size, _MOST):
+        if len(data) >= min(item.size, _MAX_HEADER_BYTES):
             raise SourceError(f"the header of {item.name} is longer than {len(data)} bytes")
-        wanted = min(2 * wanted, _MOST)
+        wanted = min(2 * wanted, _MAX_HEADER_BYTES)
 
 
 def _model_of(name: str, headers: list[Header], size: int) -> RemoteModel:

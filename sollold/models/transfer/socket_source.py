@@ -17,9 +17,9 @@ from sollold.cluster.net.rpc_server import HTTP
 from sollold.errors import system_words
 from sollold.models.transfer.download import SourceError, Stop
 
-_CONNECT = 3.0
-_IDLE = 30.0
-_HEAD = 16 * 1024
+_CONNECT_SECONDS = 3.0
+_IDLE_SECONDS = 30.0
+_HEAD_BYTES = 16 * 1024
 
 
 class DirectSource:
@@ -41,8 +41,8 @@ class DirectSource:
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:
-            for one in self._idle:
-                one.close()
+            for connection in self._idle:
+                connection.close()
             self._idle.clear()
 
     def fetch_range(
@@ -85,12 +85,12 @@ class DirectSource:
         for address in self._reach.addresses(self._node):
             plain: socket.socket | None = None
             try:
-                plain = socket.create_connection(address, timeout=_CONNECT)
+                plain = socket.create_connection(address, timeout=_CONNECT_SECONDS)
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 context = self._reach.context(HTTP)
                 secured = context.wrap_socket(plain, server_hostname=tls_name(self._node))
                 self._reach.sockets.watch(secured)
-                secured.settimeout(_IDLE)
+                secured.settimeout(_IDLE_SECONDS)
                 return secured
             except OSError as error:
                 failure = error
@@ -108,34 +108,34 @@ class DirectSource:
     def _receive(
         self, connection: ssl.SSLSocket, start: int, end: int, write: Callable[[int, memoryview], None]
     ) -> None:
-        buffer = bytearray(max(_HEAD, self._piece))
+        buffer = bytearray(max(_HEAD_BYTES, self._piece))
         view = memoryview(buffer)
         head = bytearray()
         while b"\r\n\r\n" not in head:
-            count = connection.recv_into(view[:_HEAD])
+            count = connection.recv_into(view[:_HEAD_BYTES])
             head += view[:count]
-            if not count or len(head) > 2 * _HEAD:
+            if not count or len(head) > 2 * _HEAD_BYTES:
                 raise OSError("the connection ended before the answer began")
         raw, _, rest = bytes(head).partition(b"\r\n\r\n")
-        status, length = _parsed(raw)
+        status, length = _parse_head(raw)
         if status != 206 or length != end - start:
             raise SourceError(f"{self.name} gave status {status}: {rest[:200].decode('utf-8', 'replace')}")
         if len(rest) > length:
             raise OSError("it sent more than was requested")
         write(start, memoryview(rest))
-        at = start + len(rest)
-        while at < end:
-            filled, room = 0, min(self._piece, end - at)
+        position = start + len(rest)
+        while position < end:
+            filled, room = 0, min(self._piece, end - position)
             while filled < room:
                 count = connection.recv_into(view[filled:room])
                 if not count:
                     raise OSError("the connection ended in the middle")
                 filled += count
-            write(at, view[:filled])
-            at += filled
+            write(position, view[:filled])
+            position += filled
 
 
-def _parsed(raw: bytes) -> tuple[int, int]:
+def _parse_head(raw: bytes) -> tuple[int, int]:
     """Return the status and content length of a response's head.
 
     Raises:

@@ -9,7 +9,7 @@ from sollold.models.stores.header_facts import read_facts
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.partial_file import Item
 
-_LONGEST_NAME = 200
+_MAX_NAME_CHARACTERS = 200
 """Maximum length of a file name, in characters; a file system allows 255 bytes."""
 
 
@@ -24,7 +24,7 @@ def check_items(items: tuple[Item, ...]) -> None:
         plain = (
             item.name == Path(item.name).name
             and item.name.isprintable()
-            and len(item.name) <= _LONGEST_NAME
+            and len(item.name) <= _MAX_NAME_CHARACTERS
             and item.name.endswith(".gguf")
             and not item.name.startswith(".")
         )
@@ -47,7 +47,7 @@ def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
     main = read_facts(tuple(str(folder / name) for name in shards))
     if main.unusable:
         return f"the received file can't be used: {main.unusable}"
-    others = [read_facts((str(folder / name),)).digest for name in (*projectors, *adapters)]
-    if digest and joined([main.digest, *others]) != digest:
+    digests = [read_facts((str(folder / name),)).digest for name in (*projectors, *adapters)]
+    if digest and joined([main.digest, *digests]) != digest:
         return "the content is not what was requested"
     return ""
