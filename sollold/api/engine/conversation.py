@@ -138,9 +138,7 @@ def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named:
         last = merged[-1] if merged else None
         if last is not None and merges(message.get("role")) and _can_merge(last, message, named=named):
             joined = {**last, **message, "content": _join(last.get("content"), message.get("content"))}
-            thoughts = [
-                part["reasoning_content"] for part in (last, message) if part.get("reasoning_content")
-            ]
+            thoughts = [m["reasoning_content"] for m in (last, message) if m.get("reasoning_content")]
             if thoughts:
                 joined["reasoning_content"] = "\n\n".join(thoughts)
             if last.get("name") != message.get("name"):

@@ -38,7 +38,7 @@ def chat_message(message: dict[str, Any], model: Model, *, result: bool = False)
     elif isinstance(content, list | dict):
         out["content"] = [_part(part) for part in ([content] if isinstance(content, dict) else content)]
         if result:
-            out["content"] = [_of_result(part, model) for part in out["content"]]
+            out["content"] = [_result_part(part, model) for part in out["content"]]
         for part in out["content"]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in _PARTS:
@@ -61,9 +61,9 @@ def chat_message(message: dict[str, Any], model: Model, *, result: bool = False)
     return out
 
 
-def _of_result(part: Any, model: Model) -> Any:
-    picture = isinstance(part, dict) and part.get("type") == "image_url"
-    return result_image_part(lambda: dict(part), model) if picture else part
+def _result_part(part: Any, model: Model) -> Any:
+    is_image = isinstance(part, dict) and part.get("type") == "image_url"
+    return result_image_part(lambda: dict(part), model) if is_image else part
 
 
 def _part(part: Any) -> Any:

@@ -44,7 +44,7 @@ class LogprobColumns:
             offsets.append(self._offsets.setdefault(choice, 0))
             self._offsets[choice] += len(row["token"])
         top = [
-            {one["token"]: one["logprob"] for one in row["top_logprobs"][: self._alternatives]}
+            {entry["token"]: entry["logprob"] for entry in row["top_logprobs"][: self._alternatives]}
             for row in rows
         ]
         return {

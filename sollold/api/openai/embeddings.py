@@ -40,8 +40,8 @@ def embedding_warnings(body: dict[str, Any]) -> tuple[str, ...]:
 def native_embedding_notes(body: dict[str, Any], ask: EmbeddingAsk) -> tuple[str, ...]:
     """Return a warning for each field that has no effect when an Ollama answers."""
     normalized = body.get("embd_normalize", 2) != 2
-    lost = ("embd_normalize has no effect: an Ollama answers",) if normalized else ()
-    return (*embedding_warnings(body), *lost, *context_note(ask.num_ctx))
+    notes = ("embd_normalize has no effect: an Ollama answers",) if normalized else ()
+    return (*embedding_warnings(body), *notes, *context_note(ask.num_ctx))
 
 
 def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
     if {str, int} <= set(map(type, texts)):
         # llama-server would join them into one text with a single vector.
         raise Refusal(Fault.BAD_REQUEST, "input must not mix strings and tokens", field="input")
-    if any(one == "" for one in texts):
+    if any(text == "" for text in texts):
         raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
         raise Refusal(Fault.BAD_REQUEST, "encoding_format must be float or base64", field="encoding_format")
@@ -90,15 +90,15 @@ def convert_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
     try:
         if ask.dimensions is None:
             vectors = msgspec.json.decode(raw, type=_Vectors).data
-            if all(bytes(one.embedding).startswith(b'"') for one in vectors):
+            if all(bytes(vector.embedding).startswith(b'"') for vector in vectors):
                 return raw
         answer = msgspec.json.decode(raw)
-        for one in answer["data"]:
-            vector = shortened(one["embedding"], ask.dimensions)
+        for entry in answer["data"]:
+            vector = shortened(entry["embedding"], ask.dimensions)
             if ask.encoding_format == "base64":
-                one["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+                entry["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
             else:
-                one["embedding"] = vector
+                entry["embedding"] = vector
     except (msgspec.DecodeError, KeyError, TypeError):
         raise Refusal(Fault.ENGINE, "the engine's embeddings can't be parsed") from None
     return msgspec.json.encode(answer)

@@ -16,8 +16,8 @@ from sollold.api.http.encoder import Encoder
 from sollold.api.openai.sse import with_required
 from sollold.serving.request import Routing
 
-_OF_CHUNKS = ("choices", "usage", "timings", "object")
-_THOUGHTS = ("reasoning_content", "reasoning")
+_OMITTED = ("choices", "usage", "timings", "object")
+_REASONING = ("reasoning_content", "reasoning")
 
 
 class GatheredChoices(SseEncoder):
@@ -39,31 +39,31 @@ class GatheredChoices(SseEncoder):
         Raises:
             Refusal: ENGINE, if the event is an error.
         """
-        self._take(self._chunks.event(raw))
+        self._collect(self._chunks.event(raw))
         return b""
 
     def finish(self, routing: Routing) -> bytes:
         """Collect the final chunk with the usage; no bytes are sent."""
-        self._take(self._chunks.finish(routing))
+        self._collect(self._chunks.finish(routing))
         return b""
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the answer; call it after `finish`."""
         choices = [self._choices[index].whole() for index in sorted(self._choices)]
-        kind = "text_completion" if any("text" in one for one in choices) else "chat.completion"
+        kind = "text_completion" if any("text" in choice for choice in choices) else "chat.completion"
         answer = {**self._head, "object": kind, "choices": choices}
         if self._usage is not None:
             answer["usage"] = self._usage
         return with_required(msgspec.json.encode(answer))
 
-    def _take(self, data: bytes) -> None:
+    def _collect(self, data: bytes) -> None:
         for line in data.split(b"\n\n"):
             if not line.startswith(b"data: {"):
                 continue
             chunk = msgspec.json.decode(line.removeprefix(b"data: "))
             if "error" in chunk:
                 read_chunk(line.removeprefix(b"data: "))
-            self._head = self._head or {key: value for key, value in chunk.items() if key not in _OF_CHUNKS}
+            self._head = self._head or {key: value for key, value in chunk.items() if key not in _OMITTED}
             self._usage = chunk.get("usage") or self._usage
             for choice in chunk.get("choices") or ():
                 index = choice.get("index", 0)
@@ -81,23 +81,23 @@ class _Choice:
 
     def add(self, choice: dict[str, Any]) -> None:
         """Add a piece of the choice."""
-        said = choice.get("delta") or {}
+        delta = choice.get("delta") or {}
         if "text" in choice:
-            self._is_text, said = True, {"content": choice["text"]}
-        for name in ("content", *_THOUGHTS):
-            if said.get(name):
-                self._texts.setdefault(name, []).append(said[name])
-        for place, piece in enumerate(said.get("tool_calls") or ()):
-            self._add_call(piece, place)
+            self._is_text, delta = True, {"content": choice["text"]}
+        for name in ("content", *_REASONING):
+            if delta.get(name):
+                self._texts.setdefault(name, []).append(delta[name])
+        for position, piece in enumerate(delta.get("tool_calls") or ()):
+            self._add_call(piece, position)
         for name, values in (choice.get("logprobs") or {}).items():
-            known = self._logprobs.get(name)
-            self._logprobs[name] = [*known, *values] if known and values else values or known
+            previous = self._logprobs.get(name)
+            self._logprobs[name] = [*previous, *values] if previous and values else values or previous
         self._finish = choice.get("finish_reason") or self._finish
 
-    def _add_call(self, piece: dict[str, Any], place: int) -> None:
+    def _add_call(self, piece: dict[str, Any], position: int) -> None:
         function = piece.get("function") or {}
         call = self._calls.setdefault(
-            piece.get("index", place),
+            piece.get("index", position),
             {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
         )
         call["id"] = call["id"] or piece.get("id") or ""
@@ -111,7 +111,7 @@ class _Choice:
         if self._is_text:
             return {"index": self._index, "text": texts.get("content", ""), **rest}
         message: dict[str, Any] = {"role": "assistant", "content": texts.get("content", "")}
-        message |= {name: texts[name] for name in _THOUGHTS if name in texts}
+        message |= {name: texts[name] for name in _REASONING if name in texts}
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
             message["content"] = message["content"] or None

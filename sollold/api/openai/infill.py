@@ -25,8 +25,8 @@ def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
         raise Refusal(Fault.BAD_REQUEST, "with a suffix, prompt must be a single string")
     if ask.n is not None and ask.n > 1:
         raise Refusal(Fault.BAD_REQUEST, "with a suffix, n must be 1")
-    left = ("prompt", "max_tokens", "logprobs", "n", "stream_options", "response_format")
-    out = {key: value for key, value in body.items() if key not in left}
+    excluded = ("prompt", "max_tokens", "logprobs", "n", "stream_options", "response_format")
+    out = {key: value for key, value in body.items() if key not in excluded}
     out |= {"input_prefix": ask.prompt, "input_suffix": ask.suffix or ""}
     if ask.max_tokens is not None:
         out["n_predict"] = ask.max_tokens

@@ -7,7 +7,7 @@ from typing import Any
 from sollold.api.openai.responses_request import input_messages
 from sollold.models.model import Model
 
-_OTHERS = ("input", "instructions", "include", "text", "truncation", "max_output_tokens")
+_RESPONSE_FIELDS = ("input", "instructions", "include", "text", "truncation", "max_output_tokens")
 """Fields that a chat completion does not have."""
 
 
@@ -17,15 +17,15 @@ def input_as_chat(body: dict[str, Any], model: Model) -> dict[str, Any]:
     Raises:
         Refusal: BAD_REQUEST if the input is invalid.
     """
-    given = body["input"]
-    if not isinstance(given, str | list):
+    value = body["input"]
+    if not isinstance(value, str | list):
         return body
-    items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else given
+    items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else value
     messages = input_messages(items, model)
     instructions = body.get("instructions")
     if isinstance(instructions, str) and instructions:
         messages.insert(0, {"role": "system", "content": instructions})
-    chat = {key: value for key, value in body.items() if key not in _OTHERS}
+    chat = {key: value for key, value in body.items() if key not in _RESPONSE_FIELDS}
     if body.get("max_output_tokens") is not None:
         chat.setdefault("max_completion_tokens", body["max_output_tokens"])
     return {**chat, "messages": messages}

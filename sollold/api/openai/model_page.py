@@ -1,4 +1,4 @@
-"""The list of models for Anthropic's clients, in pages if they ask for pages. Pure."""
+"""The list of models for Anthropic's clients, which may request it in pages. Pure."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Any
 
 from sollold.errors import Fault, Refusal
 
-_MOST = 1000
+_MAX_LIMIT = 1000
 
 
-def model_page(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+def model_page(models: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
     """Return the page that ``limit``, ``after_id`` and ``before_id`` select; without them up to 1000 models.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
-    limit = query.get("limit", str(_MOST))
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= _MOST):
-        raise Refusal(Fault.BAD_REQUEST, f"limit must be an integer from 1 to {_MOST}")
-    first, last = _after(shown, query, "after_id", 1), len(shown)
+    limit = query.get("limit", str(_MAX_LIMIT))
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 5 and 1 <= int(limit) <= _MAX_LIMIT):
+        raise Refusal(Fault.BAD_REQUEST, f"limit must be an integer from 1 to {_MAX_LIMIT}")
+    first, last = _boundary(models, query, "after_id", 1), len(models)
     if query.get("before_id"):
-        last = _after(shown, query, "before_id", 0)
+        last = _boundary(models, query, "before_id", 0)
         first = max(first, last - int(limit))
-        more = first > 0
+        has_more = first > 0
     else:
         last = min(last, first + int(limit))
-        more = last < len(shown)
-    page = shown[first:last]
+        has_more = last < len(models)
+    page = models[first:last]
     ends = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    return {"data": page, "has_more": more, "first_id": ends[0], "last_id": ends[1]}
+    return {"data": page, "has_more": has_more, "first_id": ends[0], "last_id": ends[1]}
 
 
-def _after(shown: Sequence[Mapping[str, Any]], query: Mapping[str, str], name: str, step: int) -> int:
+def _boundary(models: Sequence[Mapping[str, Any]], query: Mapping[str, str], name: str, step: int) -> int:
     """Return the index of the model that the query names, plus ``step``; 0 if it names none."""
-    wanted = query.get(name)
-    if not wanted:
+    id_ = query.get(name)
+    if not id_:
         return 0
-    places = [place for place, one in enumerate(shown) if one["id"] == wanted]
-    if not places:
-        raise Refusal(Fault.BAD_REQUEST, f"{name}: there is no model '{wanted[:100]}'")
-    return places[0] + step
+    matches = [index for index, model in enumerate(models) if model["id"] == id_]
+    if not matches:
+        raise Refusal(Fault.BAD_REQUEST, f"{name}: there is no model '{id_[:100]}'")
+    return matches[0] + step

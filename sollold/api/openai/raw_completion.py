@@ -74,8 +74,8 @@ def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) 
 def _schema_in(response_format: Any) -> Any:
     if not isinstance(response_format, dict) or response_format.get("type") in (None, "text"):
         return None
-    named = response_format.get("json_schema")
-    schema = named.get("schema") if isinstance(named, dict) else response_format.get("schema")
+    json_schema = response_format.get("json_schema")
+    schema = json_schema.get("schema") if isinstance(json_schema, dict) else response_format.get("schema")
     return schema if isinstance(schema, dict) else "json"
 
 

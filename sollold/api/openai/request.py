@@ -29,7 +29,7 @@ from sollold.api.openai.llama_sampling import LlamaSampling, with_llamas_names
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
-_LONGEST_IN_PIECES = 512 * 1024
+_MAX_PIECES_CHARACTERS = 512 * 1024
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -183,7 +183,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
     for name in UNSUPPORTED_FIELDS:
         out.pop(name, None)
-    _effort(out)
+    _set_effort(out)
     if ask.max_tokens is not None:
         # Ollama knows only max_tokens; llama-server would prefer max_completion_tokens.
         out.pop("max_completion_tokens", None)
@@ -193,7 +193,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         chat_message(message, model, result=result)
         for message, result in zip(out["messages"], results, strict=True)
     ]
-    _tool_choice(out)
+    _set_tool_choice(out)
     kind = (ask.response_format or {}).get("type")
     if kind not in (None, "text", "json_object", "json_schema"):
         raise Refusal(
@@ -208,7 +208,7 @@ UNSUPPORTED_FIELDS = ("modalities", "audio", "web_search_options")
 """Fields of a chat that are sent to no engine."""
 
 
-def _effort(out: dict[str, Any]) -> None:
+def _set_effort(out: dict[str, Any]) -> None:
     """Translate the alternatives to ``reasoning_effort``: ``reasoning`` (Ollama, OpenRouter), ``thinking``
     (Anthropic) and ``enable_thinking`` (Qwen's own servers).
     """
@@ -233,8 +233,8 @@ def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
         body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
     if not ask.functions:
         return body
-    named = [{"type": "function", "function": function} for function in ask.functions]
-    body["tools"] = [*(ask.tools or ()), *named]
+    tools = [{"type": "function", "function": function} for function in ask.functions]
+    body["tools"] = [*(ask.tools or ()), *tools]
     choice = ask.function_call
     if choice is not None and ask.tool_choice is None:
         body["tool_choice"] = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
@@ -249,7 +249,7 @@ def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
         body["stop"] = stop
 
 
-def _tool_choice(out: dict[str, Any]) -> None:
+def _set_tool_choice(out: dict[str, Any]) -> None:
     """Keep only the chosen functions, since llama-server ignores such a choice, and set the mode."""
     choice = out.pop("tool_choice", None)
     if choice is None:
@@ -292,7 +292,7 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
     return add_parameters(out, model)
 
 
-def check_tokens(prompt: str | list[Any], what: str) -> None:
+def check_tokens(prompt: str | list[Any], name: str) -> None:
     """Refuse a prompt that is neither text nor tokens nor a list of these.
 
     Raises:
@@ -301,10 +301,10 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
     if isinstance(prompt, str):
         return
 
-    lists = [one for one in prompt if type(one) is list]
-    inner = list(chain.from_iterable(lists))
-    if not _sound(prompt, {str, int, list}) or not all(lists) or not _sound(inner, {str, int}):
-        raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string, a list of strings, or tokens", field=what)
+    lists = [value for value in prompt if type(value) is list]
+    nested = list(chain.from_iterable(lists))
+    if not _are_valid(prompt, {str, int, list}) or not all(lists) or not _are_valid(nested, {str, int}):
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a string, a list of strings, or tokens", field=name)
 
 
 def check_in_vocabulary(tokens: list[int], model: Model) -> None:
@@ -324,20 +324,20 @@ def check_pieces(content: str | list[Any]) -> None:
     Raises:
         Refusal: BAD_REQUEST with status 413.
     """
-    texts = [content] if isinstance(content, str) else [one for one in content if isinstance(one, str)]
-    if sum(map(len, texts)) > _LONGEST_IN_PIECES:
+    texts = [content] if isinstance(content, str) else [text for text in content if isinstance(text, str)]
+    if sum(map(len, texts)) > _MAX_PIECES_CHARACTERS:
         raise Refusal(
             Fault.BAD_REQUEST,
-            f"content is longer than {_LONGEST_IN_PIECES} characters, the limit of with_pieces; "
+            f"content is longer than {_MAX_PIECES_CHARACTERS} characters, the limit of with_pieces; "
             "omit with_pieces, or send the content in parts",
             status=413,
         )
 
 
-def _sound(values: list[Any], types: set[type]) -> bool:
+def _are_valid(values: list[Any], types: set[type]) -> bool:
     """Whether all values are of ``types`` and all numbers valid tokens. Fast: there may be many."""
-    found = set(map(type, values))
-    if int not in found or not found <= types:
-        return found <= types
-    numbers = values if found == {int} else [one for one in values if type(one) is int]
+    present = set(map(type, values))
+    if int not in present or not present <= types:
+        return present <= types
+    numbers = values if present == {int} else [value for value in values if type(value) is int]
     return bool(min(numbers) >= 0 and max(numbers) < 2**31)

@@ -28,10 +28,10 @@ _COMPLETION_FIELDS = frozenset(
 
 def chat_warnings(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
     """Return a warning for each field of a chat that has no effect here; ``body``: the original one."""
-    found = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _PARTS)
+    warnings = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _PARTS)
     if ask.web_search_options is not None:
-        found += ("web_search_options has no effect: there is no web search here",)
-    return found
+        warnings += ("web_search_options has no effect: there is no web search here",)
+    return warnings
 
 
 def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
@@ -41,21 +41,21 @@ def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
 
 def llama_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
     """Return a warning for each field without effect on an endpoint that only llama-server has."""
-    passed: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
     if isinstance(asked, LlamaSampling):
-        passed = SAMPLING | GENERATION
+        known = SAMPLING | GENERATION
     elif isinstance(asked, ApplyTemplate):
-        passed = CHAT
-    return ignored_fields(body, passed | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
+        known = CHAT
+    return ignored_fields(body, known | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
 
 
 _PARTS = {"stream_options": ("include_usage", "include_obfuscation")}
 
 
-_AT_OLLAMA = frozenset(
+_OLLAMA_FIELDS = frozenset(
     ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "logprobs", "top_logprobs")
 )
-_NOT_AT_OLLAMA = (SAMPLING - _AT_OLLAMA) | {
+_LLAMA_FIELDS = (SAMPLING - _OLLAMA_FIELDS) | {
     *("grammar", "json_schema", "n_predict", "repetition_penalty", "chat_template_kwargs"),
     *("reasoning_budget_tokens", "thinking_budget_tokens", "continue_final_message", "add_generation_prompt"),
 }
@@ -64,14 +64,14 @@ _NEUTRAL = {"repeat_penalty": 1, "repetition_penalty": 1, "typical_p": 1, "add_g
 
 def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
     """Return a warning for each field of a chat that has no effect when an Ollama answers."""
-    lost = [
+    ignored = [
         name
         for name, value in body.items()
-        if name in _NOT_AT_OLLAMA and value and value != _NEUTRAL.get(name)
+        if name in _LLAMA_FIELDS and value and value != _NEUTRAL.get(name)
     ]
-    lost += ["n"] if (ask.n or 1) > 1 else []
+    ignored += ["n"] if (ask.n or 1) > 1 else []
     if ask.tool_choice is not None:
         mode, names = chosen_tools(ask.tool_choice)
-        lost += ["tool_choice"] if mode == "required" or names is not None else []
-    lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
-    return (*(f"{name} has no effect: an Ollama answers" for name in lost), *context_note(ask.num_ctx))
+        ignored += ["tool_choice"] if mode == "required" or names is not None else []
+    ignored += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
+    return (*(f"{name} has no effect: an Ollama answers" for name in ignored), *context_note(ask.num_ctx))

@@ -32,16 +32,16 @@ def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
     out = {key: value for key, value in body.items() if key != "return_documents"}
     out["query"] = query
     if ask.documents:
-        out["documents"] = [_text_of(one, "a document") for one in ask.documents]
+        out["documents"] = [_text_of(document, "a document") for document in ask.documents]
     if ask.top_n is not None:
         out["top_n"] = ask.top_n
     return out
 
 
-def _text_of(given: str | dict[str, Any], what: str) -> str:
-    text = given.get("text") if isinstance(given, dict) else given
+def _text_of(value: str | dict[str, Any], subject: str) -> str:
+    text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string, or an object with a text")
+        raise Refusal(Fault.BAD_REQUEST, f"{subject} must be a string, or an object with a text")
     return text
 
 

@@ -105,7 +105,7 @@ class ResponseEvents(EventTranslator):
         """Log-probabilities of the current event's tokens, if the caller asked for them."""
         if self._alternatives is None:
             return []
-        return [{"top_logprobs": [], **one} for one in logprob_objects(self._logprobs, self._alternatives)]
+        return [{"top_logprobs": [], **row} for row in logprob_objects(self._logprobs, self._alternatives)]
 
     def _open(self, kind: str) -> list[Event]:
         events = self._close()
@@ -135,8 +135,8 @@ class ResponseEvents(EventTranslator):
             item = self._call_item(piece.name, piece.id or "call_" + secrets.token_hex(12))
             self._call = index
             self._output.append(item)
-            where = len(self._output) - 1
-            events.append(self._event("response.output_item.added", output_index=where, item=dict(item)))
+            last = len(self._output) - 1
+            events.append(self._event("response.output_item.added", output_index=last, item=dict(item)))
         arguments = piece.arguments
         self._parts.append(arguments)
         if arguments and self._output[-1]["type"] == "function_call":
@@ -234,23 +234,23 @@ class ResponseEvents(EventTranslator):
     def result(self) -> Event:
         """Return the response so far; complete after `last_events`."""
         ask, account = self._ask, self._account
-        prompt, made = account.usage.prompt_tokens, account.usage.completion_tokens
+        prompt, generated = account.usage.prompt_tokens, account.usage.completion_tokens
         cached = min(prompt, account.timings.cache_n)
         usage = {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-            "output_tokens": made,
+            "output_tokens": generated,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": prompt + made,
+            "total_tokens": prompt + generated,
         }
-        cut = self._status == "incomplete"
+        incomplete = self._status == "incomplete"
         return {
             "id": self._id,
             "object": "response",
             "created_at": self._created,
             "status": self._status,
             "error": self._error,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if incomplete else None,
             "instructions": ask.instructions,
             "max_output_tokens": ask.max_output_tokens,
             "model": ask.model,

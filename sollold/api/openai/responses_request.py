@@ -60,25 +60,25 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         )
     if ask.truncation not in (None, "auto", "disabled"):
         raise Refusal(Fault.BAD_REQUEST, "truncation must be auto or disabled", field="truncation")
-    messages = _instructed(input_messages(ask.input, model), ask.instructions, model)
+    messages = _with_instructions(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
-    for theirs, ours in (
+    for attribute, field in (
         ("max_output_tokens", "max_tokens"),
         ("temperature", "temperature"),
         ("top_p", "top_p"),
         ("parallel_tool_calls", "parallel_tool_calls"),
     ):
-        value = getattr(ask, theirs)
+        value = getattr(ask, attribute)
         if value is not None:
-            body[ours] = value
+            body[field] = value
     if ask.alternatives is not None:
         # llama-server takes 0 for no probabilities at all.
         body |= {"logprobs": True, "top_logprobs": max(1, ask.alternatives)}
     add_parameters(body, model)
     add_tools(body, ask, model)
-    wanted = _format(ask.text)
-    if wanted is not None:
-        body["response_format"] = wanted
+    format_ = _format(ask.text)
+    if format_ is not None:
+        body["response_format"] = format_
     effort = (ask.reasoning or {}).get("effort")
     if effort is not None:
         if not isinstance(effort, str):
@@ -92,59 +92,59 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
 _SYSTEM = ("system", "developer")
 
 
-def _instructed(messages: list[Message], instructions: str | None, model: Model) -> list[Message]:
+def _with_instructions(messages: list[Message], instructions: str | None, model: Model) -> list[Message]:
     """Return ``messages`` with the instructions and the leading system or developer messages merged into one.
 
     Agents (Codex) send both. Templates expect one system message, the first: some fail at a second, others
     drop it.
     """
     texts = [instructions] if instructions else []
-    rest = 0
+    count = 0
     for message in messages:
         if message["role"] not in _SYSTEM or not isinstance(message["content"], str):
             break
         texts.append(message["content"])
-        rest += 1
+        count += 1
     if not texts and model.system and not any(message["role"] in _SYSTEM for message in messages):
         texts = [model.system]
     system = "\n\n".join(text for text in texts if text)
     first = [{"role": "system", "content": system}] if system else []
-    return [*first, *own_messages(model), *messages[rest:]]
+    return [*first, *own_messages(model), *messages[count:]]
 
 
-def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Message]:
+def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Message]:
     """Return the items of an input as messages of a chat.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    if isinstance(source, str):
+        return [{"role": "user", "content": source}]
     messages: list[Message] = []
-    thought: list[str] = []
-    for item in given:
+    thoughts: list[str] = []
+    for item in source:
         kind = item.get("type") or "message"
         if kind == "message":
             message = _message(item, model)
-            if thought and message["role"] == "assistant":
-                message["reasoning_content"] = "".join(thought)
+            if thoughts and message["role"] == "assistant":
+                message["reasoning_content"] = "".join(thoughts)
             messages.append(message)
-            thought = []
+            thoughts = []
         elif kind == "agent_message":
             # A task for an agent, from the agent that started it.
             messages.append({"role": "user", "content": _content(item.get("content"), model)})
         elif kind == "reasoning":
-            thought += _thoughts(item)
+            thoughts += _thoughts(item)
         elif kind == "tool_search_output":
-            messages += _found(item)
+            messages += _search_result(item)
         elif isinstance(kind, str) and kind.endswith("_call"):
             if _ran_at_caller(item, kind):
-                _add_call(messages, item, thought)
-                thought = []
+                _add_call(messages, item, thoughts)
+                thoughts = []
         elif isinstance(kind, str) and kind.endswith("_call_output"):
             messages.append(_result(item, model))
     if not messages:
-        kinds = ", ".join(repr(str(item.get("type"))[:40]) for item in given[:5])
+        kinds = ", ".join(repr(str(item.get("type"))[:40]) for item in source[:5])
         raise Refusal(Fault.BAD_REQUEST, f"input has no message, only items of type {kinds}")
     return messages
 
@@ -159,18 +159,18 @@ def _ran_at_caller(item: dict[str, Any], kind: str) -> bool:
     return "call_id" in item or kind == "function_call"
 
 
-def _found(item: dict[str, Any]) -> list[Message]:
+def _search_result(item: dict[str, Any]) -> list[Message]:
     """Return the result of a search for tools that the caller executed."""
     if item.get("execution") != "client" or not isinstance(item.get("call_id"), str):
         return []
     names = ", ".join(brought_names(item))
-    said = f"These tools can be called now: {names}" if names else "No tools were found."
-    return [{"role": "tool", "tool_call_id": item["call_id"], "content": said}]
+    text = f"These tools can be called now: {names}" if names else "No tools were found."
+    return [{"role": "tool", "tool_call_id": item["call_id"], "content": text}]
 
 
 _UNREADABLE = ("compaction", "compaction_summary", "context_compaction", "item_reference")
 """Items whose content only OpenAI can read."""
-_READ = ("message", "agent_message", "reasoning", "tool_search_output", "additional_tools", "None")
+_SUPPORTED = ("message", "agent_message", "reasoning", "tool_search_output", "additional_tools", "None")
 
 
 def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -229,8 +229,8 @@ def _readable(content: object) -> list[dict[str, Any]]:
 
 def _thoughts(item: dict[str, Any]) -> list[str]:
     """Return a model's thinking: in plain text, else as we sealed it, else its summary."""
-    own = [{"text": unsealed(item.get("encrypted_content"))}]
-    for parts in (item.get("content"), own, item.get("summary")):
+    decoded = [{"text": unsealed(item.get("encrypted_content"))}]
+    for parts in (item.get("content"), decoded, item.get("summary")):
         if parts is not None and not isinstance(parts, list):
             raise Refusal(
                 Fault.BAD_REQUEST, "the content and summary of a reasoning item must be lists of parts"
@@ -241,7 +241,7 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
     return []
 
 
-def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:
+def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: list[str]) -> None:
     """Add a call to the assistant's message before it: templates support calls only as part of one."""
     kind = str(item.get("type"))
     id_, name = item.get("call_id") or item.get("id"), item.get("name") or kind.removesuffix("_call")
@@ -255,8 +255,8 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: lis
         arguments = arguments_text(item.get("action") or item.get("operation"))
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": ""})
-    if thought:
-        messages[-1]["reasoning_content"] = "".join(thought)
+    if thoughts:
+        messages[-1]["reasoning_content"] = "".join(thoughts)
     function = {"name": full_name(item.get("namespace"), name), "arguments": arguments}
     call = {"id": id_, "type": "function", "function": function}
     messages[-1].setdefault("tool_calls", []).append(call)
@@ -286,42 +286,42 @@ _PARTS = {
     "reasoning": ("effort", "summary"),
     "stream_options": ("include_obfuscation",),
 }
-_INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
+_INCLUDES = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 
 def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]:
     """Return a warning for all that has no effect here; ``body``: the original request."""
-    found = tool_warnings(ask)
-    found += [*ignored_fields(body, _FIELDS), *ignored_parts(body, _PARTS)]
-    found += [
+    warnings = tool_warnings(ask)
+    warnings += [*ignored_fields(body, _FIELDS), *ignored_parts(body, _PARTS)]
+    warnings += [
         f"include {name[:60]} has no effect: only OpenAI provides it"
         for name in dict.fromkeys((ask.include or ())[:8])
-        if name not in _INCLUDED
+        if name not in _INCLUDES
     ]
     kinds = {str(item.get("type")) for item in ask.input} if isinstance(ask.input, list) else set()
     if kinds & {*_UNREADABLE}:
-        found.append("a compaction can only be read by OpenAI and is left out")
+        warnings.append("a compaction can only be read by OpenAI and is left out")
     if any(kind.startswith("mcp_") for kind in kinds):
-        found.append("the output of MCP servers called by OpenAI is left out")
-    unknown = sorted(kind[:40] for kind in kinds - {*_UNREADABLE, *_READ} if not _is_known(kind))
+        warnings.append("the output of MCP servers called by OpenAI is left out")
+    unknown = sorted(kind[:40] for kind in kinds - {*_UNREADABLE, *_SUPPORTED} if not _is_known(kind))
     if unknown:
-        found.append(f"items of type {', '.join(unknown)} are not supported and are left out")
-    return tuple(found)
+        warnings.append(f"items of type {', '.join(unknown)} are not supported and are left out")
+    return tuple(warnings)
 
 
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
-    wanted = (text or {}).get("format")
-    if wanted is None:
+    format_ = (text or {}).get("format")
+    if format_ is None:
         return None
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    kind = format_.get("type") if isinstance(format_, dict) else None
     if kind == "text":
         return None
     if kind == "json_object":
         return {"type": "json_object"}
-    schema = wanted.get("schema") if isinstance(wanted, dict) else None
+    schema = format_.get("schema") if isinstance(format_, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
         raise Refusal(
             Fault.BAD_REQUEST, "text.format must be text, json_object, or json_schema with a schema"
         )
-    named = {"name": "answer", "schema": schema, "strict": wanted.get("strict") is True}
-    return {"type": "json_schema", "json_schema": named}
+    json_schema = {"name": "answer", "schema": schema, "strict": format_.get("strict") is True}
+    return {"type": "json_schema", "json_schema": json_schema}

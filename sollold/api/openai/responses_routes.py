@@ -46,17 +46,17 @@ class ResponsesRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         sse = ("application/json", "text/event-stream")
-        one = "/v1/responses/{id}"
+        path = "/v1/responses/{id}"
         count = partial(Route, inference=True)
         ask = partial(count, produces=sse)
         return [
             ask("POST", "/v1/responses", self.create, "Create a response", ResponseAsk),
             count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
-            Route("GET", one, self.show, "A recent response"),
-            Route("DELETE", one, self.delete, "Delete a stored response"),
+            Route("GET", path, self.show, "A recent response"),
+            Route("DELETE", path, self.delete, "Delete a stored response"),
             Route(
                 "GET",
-                one + "/input_items",
+                path + "/input_items",
                 self.input_items,
                 "The input of a recent response",
                 query=(
@@ -66,7 +66,7 @@ class ResponsesRoutes:
                 ),
                 string_query=("order", "after"),
             ),
-            Route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
+            Route("POST", path + "/cancel", self.cancel, "Refused: nothing runs in the background"),
             Route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
         ]
 
@@ -79,14 +79,14 @@ class ResponsesRoutes:
         require_completion(listed.model, "responses")
         caller = caller_of(request, asked.priority, asked.timeout)
         holder = holder_of(request)
-        whole, items = await self._whole(asked, holder)
-        engine = response_body(whole, listed.model)
-        own = response_body(whole, without_modelfile(listed.model))
-        said = engine["messages"]
-        notes = (*response_warnings(body, whole), *left_out_warnings(said))
-        at_ollama = ollama_body({**own, "model": asked.model}, listed.model)
-        native = Call(CHAT_PATH, at_ollama, (*notes, *context_note(asked.num_ctx)))
-        prefix = prefix_of(said)
+        expanded, items = await self._expand(asked, holder)
+        engine = response_body(expanded, listed.model)
+        plain = response_body(expanded, without_modelfile(listed.model))
+        messages = engine["messages"]
+        notes = (*response_warnings(body, expanded), *left_out_warnings(messages))
+        ollama = ollama_body({**plain, "model": asked.model}, listed.model)
+        native = Call(CHAT_PATH, ollama, (*notes, *context_note(asked.num_ctx)))
+        prefix = prefix_of(messages)
         ask, prepared = await chat_ask(
             request, body, asked, listed, engine, native, caller=caller, prefix=prefix
         )
@@ -97,7 +97,7 @@ class ResponsesRoutes:
                 responses.put(StoredResponse(response, items, asked.previous_response_id or "", holder))
 
         def encoder() -> EventEncoder:
-            events = ResponseEvents(asked, own_tools(whole), responses.new_id, keep)
+            events = ResponseEvents(asked, own_tools(expanded), responses.new_id, keep)
             return EventEncoder(events, Dialect.OPENAI, b"data: [DONE]\n\n")
 
         gather = None if asked.stream else encoder
@@ -112,39 +112,39 @@ class ResponsesRoutes:
         body = await read_object(request)
         asked = as_type(body, ResponseAsk)
         listed = await self._services.library.find(require_model(asked.model))
-        whole, _ = await self._whole(asked, holder_of(request))
-        own = {**response_body(whole, without_modelfile(listed.model)), "model": asked.model}
-        read = response_body(whole, listed.model)
+        expanded, _ = await self._expand(asked, holder_of(request))
+        plain = {**response_body(expanded, without_modelfile(listed.model)), "model": asked.model}
+        engine = response_body(expanded, listed.model)
         caller = caller_of(request, asked.priority, asked.timeout)
 
         def build() -> Ask:
-            calls = count_calls(listed.model, read, own)
+            calls = count_calls(listed.model, engine, plain)
             return build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
 
         ask = await off_loop(request, body, build)
-        return await Reply(request, self._context, ask, PassThroughEncoder(_counted)).run()
+        return await Reply(request, self._context, ask, PassThroughEncoder(_count_response)).run()
 
-    async def _whole(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
+    async def _expand(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
         """Return the request with the conversation that it continues, and its own items.
 
         Raises:
             Refusal: BAD_REQUEST if a referenced item or response no longer exists.
         """
         items = await self._with_references(asked.input, holder)
-        before = await self._before(asked.previous_response_id, holder)
-        given = [*before, *items] if before else items
-        return msgspec.structs.replace(asked, input=given, previous_response_id=None), items
+        history = await self._history(asked.previous_response_id, holder)
+        conversation = [*history, *items] if history else items
+        return msgspec.structs.replace(asked, input=conversation, previous_response_id=None), items
 
-    async def _with_references(self, given: str | list[Event] | None, client: str) -> list[Event]:
+    async def _with_references(self, source: str | list[Event] | None, client: str) -> list[Event]:
         """Return the items of an input, with references to earlier items resolved.
 
         Raises:
             Refusal: BAD_REQUEST with status 404 if a referenced item no longer exists.
         """
-        if isinstance(given, str):
-            return [{"role": "user", "content": given}] if given else []
+        if isinstance(source, str):
+            return [{"role": "user", "content": source}] if source else []
         items: list[Event] = []
-        for item in given or ():
+        for item in source or ():
             id_ = item.get("id")
             if isinstance(id_, str) and _is_reference(item):
                 found = await self._services.responses.item(id_, client)
@@ -155,7 +155,7 @@ class ResponsesRoutes:
                 items.append(item)
         return items
 
-    async def _before(self, id_: str | None, client: str) -> list[Event]:
+    async def _history(self, id_: str | None, client: str) -> list[Event]:
         """Return the conversation up to and including the response ``id_``.
 
         Raises:
@@ -163,11 +163,11 @@ class ResponsesRoutes:
         """
         if not id_:
             return []
-        before = await self._services.responses.conversation(id_, client)
-        if before is None:
+        history = await self._services.responses.conversation(id_, client)
+        if history is None:
             message = f"Previous response with id '{id_[:100]}' not found. Send the whole conversation."
             raise Refusal(Fault.BAD_REQUEST, message, field="previous_response_id")
-        return before
+        return history
 
     async def _stored(self, request: web.Request, *, delete: bool = False) -> StoredResponse:
         id_ = request.match_info["id"]
@@ -214,7 +214,7 @@ class ResponsesRoutes:
         )
 
 
-def _counted(raw: bytes) -> bytes:
+def _count_response(raw: bytes) -> bytes:
     return msgspec.json.encode({"object": "response.input_tokens", "input_tokens": read_count(raw)})
 
 

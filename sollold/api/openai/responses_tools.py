@@ -20,8 +20,8 @@ from sollold.models.model import Model
 Tool = dict[str, Any]
 
 SEARCH = "tool_search"
-_CALLED = ("function", "custom", SEARCH)
-_ONE_TEXT: dict[str, Any] = {
+_OWN_KINDS = ("function", "custom", SEARCH)
+_TEXT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
     "required": ["input"],
@@ -60,7 +60,7 @@ def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
         Refusal: BAD_REQUEST for a tool without a name.
     """
     found: dict[str, OwnTool] = {}
-    for namespace, tool in _offered(ask):
+    for namespace, tool in _all_tools(ask):
         if _is_own(tool):
             own = _own_tool(namespace, tool)
             found.setdefault(own.function["name"], own)
@@ -69,40 +69,40 @@ def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
 
 def tool_warnings(ask: ResponseAsk) -> list[str]:
     """Return warnings about tools that are left out, and about grammars that are not enforced."""
-    offered = [tool for _, tool in _offered(ask)]
-    elsewhere = sorted({_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH})
-    found = [f"tools of type {', '.join(elsewhere)} run at OpenAI and are left out"] if elsewhere else []
+    offered = [tool for _, tool in _all_tools(ask)]
+    hosted = sorted({_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH})
+    warnings = [f"tools of type {', '.join(hosted)} run at OpenAI and are left out"] if hosted else []
     if any("format" in tool for tool in offered if _kind(tool) == "custom"):
-        found.append("the grammar of a custom tool is not enforced")
-    return found
+        warnings.append("the grammar of a custom tool is not enforced")
+    return warnings
 
 
-def _offered(ask: ResponseAsk) -> Iterator[tuple[str, Tool]]:
+def _all_tools(ask: ResponseAsk) -> Iterator[tuple[str, Tool]]:
     """Yield each tool with its namespace: the request's, then those in items of the input."""
-    yield from _in_namespaces(ask.tools or ())
+    yield from _with_namespaces(ask.tools or ())
     for item in ask.input if isinstance(ask.input, list) else ():
         if item.get("type") in ("tool_search_output", "additional_tools"):
-            brought = item.get("tools")
-            yield from _in_namespaces(brought if isinstance(brought, list) else ())
+            tools = item.get("tools")
+            yield from _with_namespaces(tools if isinstance(tools, list) else ())
 
 
 def brought_names(item: Tool) -> list[str]:
     """Return the full names of the tools that a search has found."""
     tools = item.get("tools")
-    listed = _in_namespaces(tools if isinstance(tools, list) else ())
-    return [full_name(namespace, str(tool.get("name"))) for namespace, tool in listed if tool.get("name")]
+    pairs = _with_namespaces(tools if isinstance(tools, list) else ())
+    return [full_name(namespace, str(tool.get("name"))) for namespace, tool in pairs if tool.get("name")]
 
 
-def _in_namespaces(tools: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
+def _with_namespaces(tools: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
     for tool in tools:
         if not isinstance(tool, dict):
             continue
-        inner = tool.get("tools")
-        if _kind(tool) != "namespace" or not isinstance(inner, list):
+        members = tool.get("tools")
+        if _kind(tool) != "namespace" or not isinstance(members, list):
             yield "", tool
             continue
         namespace = str(tool.get("name") or "")
-        yield from ((namespace, one) for one in inner if isinstance(one, dict))
+        yield from ((namespace, member) for member in members if isinstance(member, dict))
 
 
 def _kind(tool: Tool) -> str:
@@ -112,7 +112,7 @@ def _kind(tool: Tool) -> str:
 def _is_own(tool: Tool) -> bool:
     kind = _kind(tool)
     # OpenAI's own search finds tools whose loading is deferred; here all are offered from the start.
-    return kind in _CALLED and (kind != SEARCH or tool.get("execution") == "client")
+    return kind in _OWN_KINDS and (kind != SEARCH or tool.get("execution") == "client")
 
 
 def _own_tool(namespace: str, tool: Tool) -> OwnTool:
@@ -123,7 +123,7 @@ def _own_tool(namespace: str, tool: Tool) -> OwnTool:
     name = SEARCH if kind == SEARCH else tool.get("name")
     if not isinstance(name, str) or not name:
         raise Refusal(Fault.BAD_REQUEST, f"a tool of type '{kind}' needs a name")
-    parameters = _ONE_TEXT if kind == "custom" else tool.get("parameters") or NO_ARGUMENTS
+    parameters = _TEXT_SCHEMA if kind == "custom" else tool.get("parameters") or NO_ARGUMENTS
     function = {
         "name": full_name(namespace, name),
         "description": str(tool.get("description") or ""),
@@ -152,7 +152,7 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
         return
     require_capability(model, "tools", "tools")
     if names is not None:
-        offered = {full: own for full, own in offered.items() if full in names or own.name in names}
+        offered = {name: own for name, own in offered.items() if name in names or own.name in names}
         if not offered:
             raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
     body["tools"] = [{"type": "function", "function": own.function} for own in offered.values()]

@@ -144,7 +144,7 @@ class OpenAiRoutes:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
         """
         if not name.strip():
-            loaded = {one.endpoint.model for one in self._services.library.running()}
+            loaded = {instance.endpoint.model for instance in self._services.library.running()}
             if len(loaded) != 1:
                 raise Refusal(Fault.BAD_REQUEST, "model is required", field="model")
             name = next(iter(loaded))
@@ -180,12 +180,12 @@ class OpenAiRoutes:
         placement = placement_of(body) if "placement" in body else None
 
         def build() -> tuple[Ask, Prepared]:
-            made, prepared = calls()
+            built, prepared = calls()
             ask = build_ask(
                 caller,
                 body.get("model") or listed.model.name,
                 listed,
-                made,
+                built,
                 stream=stream,
                 keep_alive=body.get("keep_alive"),
                 context=context,
@@ -196,15 +196,15 @@ class OpenAiRoutes:
             return ask, prepared
 
         ask, prepared = await off_loop(request, body, build)
-        here = self._context
+        reply_context = self._context
         if embedding:
             # On these endpoints text that is too long is truncated, as Ollama does.
-            here = replace(here, service=TruncatingService(here.service))
+            reply_context = replace(reply_context, service=TruncatingService(reply_context.service))
         make_encoder = partial(encoder, prepared.prefix)
         all_warnings = (*warnings, *prepared.warnings)
         return await Reply(
             request,
-            here,
+            reply_context,
             ask,
             make_encoder(),
             gather=make_encoder if gathers else None,
@@ -213,9 +213,9 @@ class OpenAiRoutes:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
-        body, unread = with_own_constraints(await read_object(request), chat=True)
+        body, ignored = with_own_constraints(await read_object(request), chat=True)
         chat = as_type(body, ChatCompletion)
-        unread += chat_warnings(body, chat)
+        ignored += chat_warnings(body, chat)
         listed = await self._find_placed(request, body, chat.model)
         require_completion(listed.model, "chat")
         if body.get("input") and not chat.messages:
@@ -229,16 +229,16 @@ class OpenAiRoutes:
             body = streamed(body)
             chat = as_type(body, ChatCompletion)
         checked = checked_chat(body, chat, listed.model)
-        own = native_chat_body(checked, chat, listed.model)
-        said = own["messages"]
-        notes = (*unread, *left_out_warnings(said))
-        call = Call(CHAT_PATH, own, (*notes, *native_chat_notes(body, chat)))
+        native = native_chat_body(checked, chat, listed.model)
+        messages = native["messages"]
+        notes = (*ignored, *left_out_warnings(messages))
+        call = Call(CHAT_PATH, native, (*notes, *native_chat_notes(body, chat)))
         llama = partial(chat_completion_body, checked, chat, listed.model)
 
-        def encoder(begun: AnswerPrefix) -> Encoder:
+        def encoder(prefix: AnswerPrefix) -> Encoder:
             summed = SummedUsage(choices, counted=chat.counted) if choices > 1 else None
             name = chat.model or listed.model.name
-            chunks = ChunkEncoder(name, begun, counted=chat.counted, summed=summed)
+            chunks = ChunkEncoder(name, prefix, counted=chat.counted, summed=summed)
             return GatheredChoices(chunks) if gathers else chunks
 
         return await self._respond(
@@ -256,9 +256,9 @@ class OpenAiRoutes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """``/v1/completions``."""
-        body, unread = with_own_constraints(await read_object(request), chat=False)
+        body, ignored = with_own_constraints(await read_object(request), chat=False)
         ask = as_type(body, Completion)
-        unread += completion_warnings(body)
+        ignored += completion_warnings(body)
         listed = await self._find_placed(request, body, ask.model)
         require_completion(listed.model, "completions")
         several = (ask.n or 1) > 1 or has_several_prompts(ask.prompt)
@@ -273,13 +273,13 @@ class OpenAiRoutes:
 
         def calls() -> tuple[dict[Engine, Call], Prepared]:
             prepared = Prepared(warnings=prepare_format(engine))
-            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, unread)
+            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, ignored)
             if ask.suffix:
                 call = Call("/infill", infill_body(engine, ask))
-                notes = (*unread, *context_note(ask.num_ctx))
+                notes = (*ignored, *context_note(ask.num_ctx))
                 native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
-            made = calls_for(listed.model, llama=lambda: call, ollama=native, operation="/v1/completions")
-            return made, prepared
+            built = calls_for(listed.model, llama=lambda: call, ollama=native, operation="/v1/completions")
+            return built, prepared
 
         def encoder(_: AnswerPrefix) -> Encoder:
             if ask.suffix:
@@ -298,7 +298,7 @@ class OpenAiRoutes:
             stream=bool(ask.stream),
             context=ask.num_ctx,
             prefix=prefix_of(ask.prompt),
-            warnings=unread,
+            warnings=ignored,
             gathers=gathers,
         )
 
@@ -310,13 +310,13 @@ class OpenAiRoutes:
         refuse_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
         change = None
-        own = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
-        native = Call(call.path, own, native_embedding_notes(body, ask))
+        native_body = ollama_body(typed_body(body, ask)) if ask.dimensions is None else call.body
+        native = Call(call.path, native_body, native_embedding_notes(body, ask))
         if ask.dimensions is not None or ask.encoding_format == "base64":
             change = partial(convert_embeddings, ask=ask)
         # An Ollama takes no tokens, and they can't be converted to text here.
-        at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
-        calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, operation="an input of tokens")
+        ollama = native if all(isinstance(part, str) for part in call.body["input"]) else None
+        calls = calls_for(listed.model, llama=lambda: call, ollama=ollama, operation="an input of tokens")
         return await self._respond(
             request,
             body,
@@ -330,11 +330,11 @@ class OpenAiRoutes:
 
     async def models(self, request: web.Request) -> web.Response:
         """``/v1/models``."""
-        models = [one for one in await self._services.library.models() if not one.model.unusable]
+        models = [listed for listed in await self._services.library.models() if not listed.model.unusable]
         if "anthropic-version" in request.headers:
-            return json_response(model_page([anthropic_model_object(one) for one in models], request.query))
+            return json_response(model_page([anthropic_model_object(m) for m in models], request.query))
         names = self._services.library.node_names
-        return json_response({"object": "list", "data": [model_object(one, names) for one in models]})
+        return json_response({"object": "list", "data": [model_object(listed, names) for listed in models]})
 
     async def model(self, request: web.Request) -> web.Response:
         """``/v1/models/{model}``."""

@@ -37,7 +37,7 @@ class ChunkEncoder(SseEncoder):
         self._engines_name = b""
         self._prefix = prefix
 
-    def _shown(self, raw: bytes) -> bytes:
+    def _rewrite(self, raw: bytes) -> bytes:
         """Return an event or a whole answer as clients expect it, with the caller's name for the model.
 
         An event is parsed only if something in it must change, since there is one for each token.
@@ -48,10 +48,10 @@ class ChunkEncoder(SseEncoder):
             raw = with_shown_logprobs(raw)
         # Searched for once, and then only replaced.
         if not self._engines_name or self._engines_name not in raw:
-            found = _MODEL.search(raw)
-            if found is None:
+            match = _MODEL.search(raw)
+            if match is None:
                 return raw
-            self._engines_name = found[0]
+            self._engines_name = match[0]
         return raw.replace(self._engines_name, self._named, 1)
 
     def event(self, raw: bytes) -> bytes:
@@ -61,18 +61,18 @@ class ChunkEncoder(SseEncoder):
         # llama-server begins the answer to several prompts with a null, which is no valid chunk.
         if raw == b"null" or (not self._counted and b'"usage"' in raw and _is_usage(raw)):
             return b""
-        return b"data: " + self._shown(raw) + b"\n\n"
+        return b"data: " + self._rewrite(raw) + b"\n\n"
 
     def finish(self, routing: Routing) -> bytes:
         """Return ``[DONE]``, preceded by the chunk with the summed usage, if there is one."""
         summed = self._summed.chunk() if self._summed is not None else b""
-        told = b"data: " + self._shown(summed) + b"\n\n" if summed else b""
-        return told + b"data: [DONE]\n\n"
+        usage = b"data: " + self._rewrite(summed) + b"\n\n" if summed else b""
+        return usage + b"data: [DONE]\n\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the whole answer, without the beginning that the caller sent."""
         raw = self._prefix.cut_from(raw) if routing.engine is Engine.LLAMA else raw
-        return with_required(self._shown(raw))
+        return with_required(self._rewrite(raw))
 
 
 def _with_both_reasonings(raw: bytes) -> bytes:
@@ -80,11 +80,11 @@ def _with_both_reasonings(raw: bytes) -> bytes:
     try:
         event = msgspec.json.decode(raw)
         for choice in event["choices"]:
-            said = choice.get("delta") or choice.get("message") or {}
-            if "reasoning_content" in said:
-                said["reasoning"] = said["reasoning_content"]
-            elif "reasoning" in said:
-                said["reasoning_content"] = said["reasoning"]
+            message = choice.get("delta") or choice.get("message") or {}
+            if "reasoning_content" in message:
+                message["reasoning"] = message["reasoning_content"]
+            elif "reasoning" in message:
+                message["reasoning_content"] = message["reasoning"]
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return raw
     return msgspec.json.encode(event)

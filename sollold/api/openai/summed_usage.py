@@ -10,12 +10,12 @@ import msgspec
 class SummedUsage:
     """Removes the usage from a stream's events, and provides the sum in a separate chunk."""
 
-    def __init__(self, a_prompt: int, *, counted: bool) -> None:
+    def __init__(self, choices: int, *, counted: bool) -> None:
         """``a_prompt``: choices per prompt; ``counted``: whether the caller wants the sum."""
-        self._a_prompt = a_prompt
+        self._choices = choices
         self._counted = counted
         self._last: dict[str, Any] = {}
-        self._prompt = self._cached = self._made = self._ended = 0
+        self._prompt = self._cached = self._generated = self._ended = 0
 
     def event(self, raw: bytes) -> bytes:
         """Return an event without its usage; empty if it has nothing else."""
@@ -24,13 +24,13 @@ class SummedUsage:
         try:
             event = msgspec.json.decode(raw)
             usage = event["usage"]
-            prompt, made = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+            prompt, generated = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
             cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
             return raw
         self._prompt += prompt
         self._cached += cached
-        self._made += made
+        self._generated += generated
         self._ended += 1
         self._last = {key: value for key, value in event.items() if key not in ("usage", "timings")}
         del event["usage"]
@@ -41,20 +41,20 @@ class SummedUsage:
         if not self._last or not self._counted:
             return b""
         # An Ollama returns one choice, however many were requested.
-        shared = min(self._a_prompt, self._ended)
-        prompt = self._prompt // shared
+        divisor = min(self._choices, self._ended)
+        prompt = self._prompt // divisor
         usage = {
             "prompt_tokens": prompt,
-            "completion_tokens": self._made,
-            "total_tokens": prompt + self._made,
-            "prompt_tokens_details": {"cached_tokens": self._cached // shared},
+            "completion_tokens": self._generated,
+            "total_tokens": prompt + self._generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached // divisor},
         }
         return msgspec.json.encode({**self._last, "choices": [], "usage": usage})
 
 
 def has_several_prompts(prompt: object) -> bool:
     """Whether a completion's prompt is a list of several prompts, not the tokens of one."""
-    return isinstance(prompt, list) and len(prompt) > 1 and not all(type(one) is int for one in prompt)
+    return isinstance(prompt, list) and len(prompt) > 1 and not all(type(token) is int for token in prompt)
 
 
 def streamed(body: dict[str, Any]) -> dict[str, Any]:

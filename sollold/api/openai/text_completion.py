@@ -23,16 +23,16 @@ class TextCompletion:
             "model": model,
         }
 
-    def events(self, choice: dict[str, Any], prompt: int, made: int) -> bytes:
+    def events(self, choice: dict[str, Any], prompt: int, generated: int) -> bytes:
         """Return the chunk with this choice; after the last also the usage, if the caller wants it."""
         chunks = [{**self._head, "choices": [choice]}]
         if choice["finish_reason"] is not None and self._counted:
-            chunks.append({**self._head, "choices": [], "usage": _usage(prompt, made)})
+            chunks.append({**self._head, "choices": [], "usage": _usage(prompt, generated)})
         return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
 
-    def whole(self, choice: dict[str, Any], prompt: int, made: int) -> bytes:
+    def whole(self, choice: dict[str, Any], prompt: int, generated: int) -> bytes:
         """Return the whole answer."""
-        return msgspec.json.encode({**self._head, "choices": [choice], "usage": _usage(prompt, made)})
+        return msgspec.json.encode({**self._head, "choices": [choice], "usage": _usage(prompt, generated)})
 
 
 def choice_of(text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
@@ -40,5 +40,5 @@ def choice_of(text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
     return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _usage(prompt: int, made: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+def _usage(prompt: int, generated: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
