@@ -1,4 +1,4 @@
-"""What requests have done: counted by route and model, bounded, and by the engine's own account."""
+"""Counters of finished requests by route and model, with bounded size, and the engine's token counts."""
 
 from __future__ import annotations
 
@@ -51,35 +51,39 @@ def done(**changes: Any) -> FinishedRequest:
         (b"", None),
     ],
 )
-def test_the_account_at_the_end_of_an_answer(raw: bytes, account: tuple[int, int] | None) -> None:
+def test_token_counts_at_the_end_of_an_answer(raw: bytes, account: tuple[int, int] | None) -> None:
     assert token_counts(raw) == account
 
 
 def test_counts_by_route_and_model() -> None:
     activity = Activity()
-    heard: list[FinishedRequest] = []
-    activity.on_resumed = heard.append
+    resumed_requests: list[FinishedRequest] = []
+    activity.on_resumed = resumed_requests.append
     activity.add_finished(done(), [1, 1], 0.1)
     activity.add_finished(done(outcome="error", node="", first_token=-1.0, tokens=0, prompt_tokens=0))
     activity.add_finished(done(resumed=2), lost=3.0)
     stats = activity.stats["/api/chat", "demo:latest"]
     assert (stats.prompt_tokens, stats.generated_tokens, stats.outcomes) == (14, 6, {"ok": 2})
-    # A name that was never resolved is the caller's own word: it makes no series.
+    # Unresolved model names come from callers and get no series of their own.
     assert activity.stats["/api/chat", ""].outcomes == {"error": 1}
-    assert activity.failed == 1 and activity.resumed == 2 and [one.resumed for one in heard] == [2]
+    assert (
+        activity.failed == 1
+        and activity.resumed == 2
+        and [request.resumed for request in resumed_requests] == [2]
+    )
     assert activity.gap.sum == 3.0
 
 
-def test_it_does_not_grow() -> None:
+def test_the_number_of_series_is_bounded() -> None:
     activity = Activity()
-    for at in range(MOST_LABELS + 50):
-        activity.add_finished(done(model=f"m{at}"))
+    for number in range(MOST_LABELS + 50):
+        activity.add_finished(done(model=f"m{number}"))
     assert len(activity.recent) == MOST_RECENT
     assert len(activity.stats) == MOST_LABELS + 1
     assert activity.stats["/api/chat", "other"].outcomes == {"ok": 50}
 
 
-def test_a_histogram_counts_up_to_its_bounds() -> None:
+def test_histogram_buckets() -> None:
     histogram = Histogram((1, 2.5))
     for value in (0.5, 1.0, 2.0, 9.0):
         histogram.observe(value)

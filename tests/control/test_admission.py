@@ -1,4 +1,4 @@
-"""Which machine an admin means: names are chosen by whoever has them, ids and codes are not."""
+"""Finding the machine to admit: machines choose their names, but not their ids and codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GPU_BOX = WaitingMachine(NEW, "gpu-box", "ABCD-EFGH")
 
 
 class View(FakeView):
-    """With the secret of its cluster, or none."""
+    """A view with the keyring of its cluster, or none."""
 
     ring: Keyring | None = Keyring.found(ID)
 
@@ -32,8 +32,8 @@ class View(FakeView):
         return self.ring
 
 
-class Door:
-    """A member at which some machines wait."""
+class Admitter:
+    """A member with machines that wait for admission."""
 
     def __init__(self, *waiting: WaitingMachine) -> None:
         self.view = View(replace(record(ID), waiting=waiting))
@@ -56,77 +56,77 @@ class Door:
 
 
 @pytest.mark.parametrize("text", ["gpu-box", NEW, "ABCD-EFGH", "abcd-efgh", "abcdefgh", " ABCD EFGH "])
-async def test_a_machine_is_meant_by_name_id_and_code_as_people_type_it(text: str) -> None:
-    door = Door(GPU_BOX, WaitingMachine(NEWER, "bert", "WXYZ-2345"))
-    assert await door.service.admit(text) == GPU_BOX
-    assert door.approved == [NEW]
+async def test_a_machine_is_found_by_name_id_and_code_as_typed(text: str) -> None:
+    admitter = Admitter(GPU_BOX, WaitingMachine(NEWER, "bert", "WXYZ-2345"))
+    assert await admitter.service.admit(text) == GPU_BOX
+    assert admitter.approved == [NEW]
 
 
 @pytest.mark.parametrize("text", ["ABCD-EFGH", NEW])
-async def test_a_stranger_named_as_anothers_code_or_id_is_not_admitted_in_its_place(text: str) -> None:
+async def test_a_machine_named_like_anothers_code_or_id_is_not_admitted_instead(text: str) -> None:
     thief = WaitingMachine(NEWER, text, "WXYZ-2345")
-    door = Door(thief)
+    admitter = Admitter(thief)
     with pytest.raises(Refusal, match=f"no machine '{text}' waits for admission"):
-        await door.service.admit(text)
-    assert not door.approved, "the machine that the admin means is not there yet"
-    door = Door(thief, GPU_BOX)
-    assert await door.service.admit(text) == GPU_BOX, "nor can it be kept out so"
-    assert door.approved == [NEW]
+        await admitter.service.admit(text)
+    assert not admitter.approved, "the machine that the admin means has not applied yet"
+    admitter = Admitter(thief, GPU_BOX)
+    assert await admitter.service.admit(text) == GPU_BOX, "nor can its admission be prevented"
+    assert admitter.approved == [NEW]
 
 
-async def test_what_leads_further_is_said() -> None:
-    door = Door(GPU_BOX, replace(GPU_BOX, node=NEWER, code="WXYZ-2345"))
+async def test_refusals_list_the_candidates() -> None:
+    admitter = Admitter(GPU_BOX, replace(GPU_BOX, node=NEWER, code="WXYZ-2345"))
     with pytest.raises(Refusal, match="by its code: ABCD-EFGH, WXYZ-2345"):
-        await door.service.admit("gpu-box")
-    door = Door(GPU_BOX, replace(GPU_BOX, node=NEWER))
+        await admitter.service.admit("gpu-box")
+    admitter = Admitter(GPU_BOX, replace(GPU_BOX, node=NEWER))
     with pytest.raises(Refusal, match=f"by its id: {NEW}, {NEWER}"):
-        await door.service.admit("ABCD-EFGH")
+        await admitter.service.admit("ABCD-EFGH")
     with pytest.raises(
         Refusal, match=r"no machine 'ABCD' waits for admission; waiting: gpu-box \(ABCD-EFGH\)"
     ):
-        await Door(GPU_BOX).service.admit("ABCD")
+        await Admitter(GPU_BOX).service.admit("ABCD")
 
 
 @pytest.mark.parametrize(
     ("ring", "words"),
     [(None, "cluster.token"), (Keyring.for_open(), "any machine may join .* cluster secure")],
 )
-async def test_where_there_is_no_door_none_is_said_to_be_shut(ring: Keyring | None, words: str) -> None:
-    door = Door()
-    await door.service.open_door(0)
-    assert door.opened == [0]
-    door.view.ring = ring
+async def test_admission_is_refused_in_a_cluster_without_a_secret(ring: Keyring | None, words: str) -> None:
+    admitter = Admitter()
+    await admitter.service.open_door(0)
+    assert admitter.opened == [0]
+    admitter.view.ring = ring
     for seconds in (0.0, 600.0):
         with pytest.raises(Refusal, match=words) as refused:
-            await door.service.open_door(seconds)
-        assert refused.value.fault is Fault.BAD_REQUEST and door.opened == [0]
+            await admitter.service.open_door(seconds)
+        assert refused.value.fault is Fault.BAD_REQUEST and admitter.opened == [0]
     with pytest.raises(Refusal, match=words):
-        await door.service.admit("gpu-box")
+        await admitter.service.admit("gpu-box")
 
 
-async def test_a_door_that_is_open_at_some_nodes_is_said_to_be_so() -> None:
-    door = Door()
-    door.view.others = {OTHER: record(OTHER, name="bert")}
+async def test_admission_opened_on_some_nodes_only_is_reported() -> None:
+    admitter = Admitter()
+    admitter.view.others = {OTHER: record(OTHER, name="bert")}
     for seconds, words in (
         (600.0, "the door is open at name-0000000000000000; failed: bert: "),
         (0.0, "the door is shut at name-0000000000000000; "),
     ):
         with pytest.raises(Refusal, match=words) as refused:
-            await door.service.open_door(seconds)
+            await admitter.service.open_door(seconds)
         assert refused.value.fault is Fault.UNAVAILABLE
-    assert door.opened == [600, 0]
+    assert admitter.opened == [600, 0]
 
 
-async def test_who_was_evicted_is_not_called_unknown() -> None:
-    door = Door()
+async def test_an_evicted_machine_is_reported_as_evicted() -> None:
+    admitter = Admitter()
     gone = KeyringMember(NEW, "bert")
-    door.view.ring = replace(Keyring.found(ID), evicted=(gone,))
+    admitter.view.ring = replace(Keyring.found(ID), evicted=(gone,))
     for text in ("bert", NEW):
         with pytest.raises(Refusal, match=r"bert \(a+\) was evicted already"):
-            await door.service.secret.evict(text)
+            await admitter.service.secret.evict(text)
 
 
-def test_a_node_named_as_anothers_id_stands_in_nobodys_way() -> None:
+def test_ids_take_precedence_over_names() -> None:
     view = FakeView(record(ID, name=OTHER))
     view.others = {OTHER: record(OTHER, name=ID)}
     assert node_named(view, ID) == ID and node_named(view, OTHER) == OTHER

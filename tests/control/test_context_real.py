@@ -1,4 +1,4 @@
-"""The context that callers get from a real llama-server: small ones first, then long prompts."""
+"""The context of requests to a real llama-server, from short to long prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINED = 4096
 
 
 def chat(path: str, size: int, **more: Any) -> dict[str, Any]:
-    """A question of at least ``size`` tokens: the model reads what it does not know byte by byte."""
+    """Return a request of at least ``size`` tokens: the model tokenizes unknown text byte by byte."""
     message = {"role": "user", "content": "?" * size}
     limit = {"options": {"num_predict": 4} | more} if path == "/api/chat" else {"max_tokens": 4, **more}
     return {"model": "demo", "messages": [message], "stream": False, **limit}
@@ -31,12 +31,10 @@ def prompt_tokens(reply: Reply) -> int:
 
 
 def contexts(node: Node) -> list[int]:
-    return [one["context"] for one in node.ask("GET", "/api/cluster").json["deployments"]]
+    return [deployment["context"] for deployment in node.ask("GET", "/api/cluster").json["deployments"]]
 
 
-def test_no_prompt_is_shortened_or_refused_where_the_model_could_take_it(
-    tmp_path: Path, llama: Llama
-) -> None:
+def test_no_prompt_within_the_trained_context_is_shortened_or_refused(tmp_path: Path, llama: Llama) -> None:
     settings = {"placement.context": 512, "placement.slots": 2}
     with Cluster(1, tmp_path, llama, settings=settings, start=False, loopback=True) as cluster:
         demo_model.write(cluster[0].models / "demo.gguf", Recital(pieces(GREETING), context=TRAINED))
@@ -48,13 +46,13 @@ def test_no_prompt_is_shortened_or_refused_where_the_model_could_take_it(
 
         assert prompt_tokens(ask("/api/chat", 20, num_ctx=256)) >= 20
         assert contexts(cluster[0]) == [256]
-        # What its engine counts stands among the node's metrics.
+        # The node's metrics include the engine's counters.
         metrics = cluster[0].ask("GET", "/metrics").body.decode()
         assert re.search(r'^llamacpp:prompt_tokens_total{[^}]*model="demo:latest"', metrics, re.MULTILINE)
-        # Who names none gets the settings' context, whoever loaded the model before.
+        # A request without a context gets that of the settings, whatever the model was loaded with.
         assert prompt_tokens(ask("/api/chat", 400)) >= 400
         assert max(contexts(cluster[0])) == 512
-        # Longer than that: more context is loaded, in the dialects that can't name one as well.
+        # Longer prompts load more context, also in dialects without a context option.
         assert prompt_tokens(ask("/v1/chat/completions", 1500)) >= 1500
         assert prompt_tokens(ask("/api/chat", 2500)) >= 2500
         refused = ask("/v1/chat/completions", TRAINED)

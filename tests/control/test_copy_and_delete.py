@@ -1,4 +1,4 @@
-"""Copying and deleting over three nodes: which nodes do it, and what is never touched."""
+"""Copying and deleting over three nodes: which nodes act, and which files are never touched."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
         await node.close()
 
 
-def here(node: Node) -> ModelService:
+def service_of(node: Node) -> ModelService:
     return ModelService(node.library, node.view, node.calls)
 
 
-def told(three: ThreeNodes) -> None:
-    """The nodes hear of each other's lists."""
+def exchange_records(three: ThreeNodes) -> None:
+    """Exchange the nodes' records."""
     for node in three.nodes:
         node.view.others = {other.name: other.view.me for other in three.nodes if other is not node}
         node.view.tell()
@@ -40,39 +40,39 @@ def names(node: Node) -> list[str]:
 
 
 async def copied(three: ThreeNodes) -> None:
-    """A file on nodes a and b, with a second name on both."""
+    """Put a file with a second name on nodes a and b."""
     a, b, _ = three.nodes
     for node in (a, b):
         write_gguf(node.folder / "m" / "tiny.gguf")
     await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
-    await here(a).copy("tiny", "mine")
-    told(three)
+    await service_of(a).copy("tiny", "mine")
+    exchange_records(three)
     await until(lambda: len(a.library.find("mine")) == 2)
 
 
-async def test_all_that_have_it_copy_and_delete_it(three: ThreeNodes) -> None:
+async def test_all_holders_copy_and_delete_a_model(three: ThreeNodes) -> None:
     await copied(three)
     a, b, c = three.nodes
     assert [names(node) for node in three.nodes] == [["mine:latest", "tiny:latest"]] * 2 + [[]]
-    await here(a).delete("mine")
+    await service_of(a).delete("mine")
     assert [names(node) for node in (a, b, c)] == [["tiny:latest"]] * 2 + [[]]
 
 
-async def test_a_model_is_not_deleted_by_its_alias(three: ThreeNodes) -> None:
-    """It would go for all who ask for it by its name; the alias would stay."""
+async def test_a_model_is_not_deleted_through_an_alias(three: ThreeNodes) -> None:
+    """The model would be lost under its name too, and the alias would remain."""
     await copied(three)
     a = three.nodes[0]
     a.library.use_aliases({"gpt-4o": "mine"})
     with pytest.raises(Refusal, match="gpt-4o is an alias of mine in the settings"):
-        await here(a).delete("gpt-4o")
+        await service_of(a).delete("gpt-4o")
     assert names(a) == ["mine:latest", "tiny:latest"]
 
 
-async def test_a_file_that_another_user_put_into_our_folder_gets_a_second_name(
+async def test_a_file_of_another_user_can_be_copied(
     three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root does with ``sudo cp``: the kernel lets nobody else make a hard link to it."""
+    """For example with ``sudo cp``: the kernel forbids hard links to files of other users."""
 
     def refuse(self: Path, target: Path) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
@@ -83,82 +83,82 @@ async def test_a_file_that_another_user_put_into_our_folder_gets_a_second_name(
     await three.start()
     await until(lambda: a.library.find("tiny"))
     with pytest.raises(Refusal, match="Operation not permitted"):
-        await here(a).copy("tiny", "mine")
+        await service_of(a).copy("tiny", "mine")
     monkeypatch.setattr(os, "geteuid", lambda: (a.catalogue.own / "tiny.gguf").stat().st_uid + 1)
-    await here(a).copy("tiny", "mine")
+    await service_of(a).copy("tiny", "mine")
     assert names(a) == ["mine:latest", "tiny:latest"]
-    await here(a).delete("mine")
+    await service_of(a).delete("mine")
     assert names(a) == ["tiny:latest"]
 
 
-async def test_only_the_nodes_named_copy_and_delete(three: ThreeNodes) -> None:
+async def test_only_the_named_nodes_copy_and_delete(three: ThreeNodes) -> None:
     await copied(three)
     a, b, _ = three.nodes
-    await here(a).copy("tiny", "more", ["name-b"])
+    await service_of(a).copy("tiny", "more", ["name-b"])
     assert [names(a), names(b)] == [
         ["mine:latest", "tiny:latest"],
         ["mine:latest", "more:latest", "tiny:latest"],
     ]
-    await here(a).delete("mine", ["b"])
+    await service_of(a).delete("mine", ["b"])
     assert [names(a), names(b)] == [["mine:latest", "tiny:latest"], ["more:latest", "tiny:latest"]]
 
 
-async def test_nodes_that_are_not_there_or_can_not_are_named(three: ThreeNodes) -> None:
+async def test_absent_and_unable_nodes_are_named(three: ThreeNodes) -> None:
     await copied(three)
     a = three.nodes[0]
     with pytest.raises(Refusal, match="there is no node 'x'; nodes: name-a, name-b, name-c") as caught:
-        await here(a).delete("mine", ["x"])
+        await service_of(a).delete("mine", ["x"])
     assert caught.value.fault is Fault.NOT_FOUND
     with pytest.raises(Refusal, match="name-c can't read files of tiny:latest"):
-        await here(a).copy("tiny", "other", ["name-a", "name-c"])
-    assert names(a) == ["mine:latest", "tiny:latest"], "nothing was done by halves"
+        await service_of(a).copy("tiny", "other", ["name-a", "name-c"])
+    assert names(a) == ["mine:latest", "tiny:latest"], "no node made the copy"
     with pytest.raises(Refusal, match="name-c: no model mine:latest there"):
-        await here(a).delete("mine", ["name-c"])
+        await service_of(a).delete("mine", ["name-c"])
     big(a.folder / "m" / "big.gguf")
     await a.catalogue.refresh()
     await until(lambda: a.library.find("big"))
     with pytest.raises(Refusal, match="name-a: a model mine:latest already exists"):
-        await here(a).copy("big", "mine", ["name-a"])
+        await service_of(a).copy("big", "mine", ["name-a"])
 
 
-async def test_what_is_deleted_is_not_guessed(three: ThreeNodes) -> None:
+async def test_an_inexact_name_deletes_nothing(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "x.gguf")
     await three.start()
     await until(lambda: a.library.find("x"))
-    await here(a).copy("x", "hf.co/foo/llama3:8b")
-    told(three)
+    await service_of(a).copy("x", "hf.co/foo/llama3:8b")
+    exchange_records(three)
     await until(lambda: a.library.find("llama3:8b"))
-    for call in (here(a).delete("llama3:8b"), here(a).copy("llama3:8b", "y")):
+    for call in (service_of(a).delete("llama3:8b"), service_of(a).copy("llama3:8b", "y")):
         with pytest.raises(Refusal, match=r"did you mean hf\.co/foo/llama3:8b") as caught:
             await call
         assert caught.value.fault is Fault.NOT_FOUND
     assert "hf.co/foo/llama3:8b" in names(b)
 
 
-async def test_other_content_of_the_same_name_stays(three: ThreeNodes) -> None:
+async def test_different_content_with_the_same_name_is_kept(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     write_gguf(a.folder / "m" / "x.gguf", seed=1)
     write_gguf(b.folder / "m" / "y.gguf", seed=2)
     await three.start()
     await until(lambda: len(a.library.all()) == 2)
-    await here(a).copy("x", "mine")
-    await here(a).copy("y", "mine")
-    told(three)
+    await service_of(a).copy("x", "mine")
+    await service_of(a).copy("y", "mine")
+    exchange_records(three)
     await until(lambda: len(a.library.all()) == 4)
-    (apart,) = [one.model for one in a.library.all() if one.model.name.startswith("mine:latest-")]
+    (apart,) = [holding.model for holding in a.library.all() if holding.model.name.startswith("mine:latest-")]
     (holder,) = [node for node, _ in a.library.find(apart.name)]
-    await here(a).delete(apart.name)
+    await service_of(a).delete(apart.name)
     left = {node.name: "mine:latest" in names(node) for node in (a, b)}
     assert left == {name: name != holder for name in ("a", "b")}
     with pytest.raises(Refusal, match="your own files are not deleted: remove its files"):
-        await here(a).delete("x")
+        await service_of(a).delete("x")
 
 
-async def test_how_a_model_of_an_ollama_is_removed_is_said_to_who_tried_it_here(three: ThreeNodes) -> None:
+async def test_deleting_a_model_of_an_ollama_explains_how(three: ThreeNodes) -> None:
     a = three.nodes[0]
     OllamaStore(a.folder / "store").model("x:latest", a.folder)
     await three.start()
     await until(lambda: a.library.find("x"))
     with pytest.raises(Refusal, match="ollama rm x:latest, with OLLAMA_HOST naming the Ollama itself"):
-        await here(a).delete("x")
+        await service_of(a).delete("x")

@@ -1,4 +1,4 @@
-"""Events: each change of the cluster is told once, and who is missing stays known until it is back."""
+"""Events: each change of the cluster is reported once; missing nodes are remembered until they return."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Scene:
         return [(event.kind, event.message) for event in self.log.after(before)]
 
 
-def test_the_first_look_tells_nothing() -> None:
+def test_the_first_view_gives_no_events() -> None:
     scene = Scene(replace(ANNA, endpoints=(replace(SPREAD, state=State.READY),)), BERT)
     assert scene.log.newest == 0
 
@@ -59,7 +59,7 @@ def test_nodes_join_stop_get_lost_and_return() -> None:
     assert scene.watcher.offline()[0].stopped
 
 
-def test_an_evicted_node_is_not_missed() -> None:
+def test_an_evicted_node_is_not_reported_missing() -> None:
     scene = Scene(ANNA, BERT)
     scene.see(ANNA)
     assert scene.watcher.offline()
@@ -71,7 +71,7 @@ def test_an_evicted_node_is_not_missed() -> None:
     assert not scene.watcher.offline()
 
 
-def test_a_lost_node_is_remembered_with_what_it_held() -> None:
+def test_a_lost_node_is_remembered_with_its_layers() -> None:
     head = replace(ANNA, endpoints=(replace(SPREAD, state=State.READY),))
     scene = Scene(head, BERT)
     ((kind, message),) = scene.see(head)
@@ -89,7 +89,7 @@ def test_a_missing_node_can_be_removed_by_name_or_id() -> None:
     assert not scene.watcher.remove("bb", 1.0)
 
 
-def test_drains_and_elections_are_told() -> None:
+def test_drains_and_elections_are_events() -> None:
     scene = Scene(ANNA, BERT)
     draining = replace(BERT, draining=True)
     assert [kind for kind, _ in scene.see(ANNA, draining)] == [EventKind.NODE_DRAINING]
@@ -98,11 +98,11 @@ def test_drains_and_elections_are_told() -> None:
     assert [kind for kind, _ in scene.see(ANNA, BERT)] == [EventKind.NODE_UNDRAINED]
     elected = scene.see(ANNA, BERT, leader=Term(2, "bb"))
     assert elected == [(EventKind.LEADER_CHANGED, "bert is the leader (term 2)")]
-    # A higher term of the same leader is no change that anybody sees.
+    # A new term of the same leader is not an event.
     assert scene.see(ANNA, BERT, leader=Term(3, "bb")) == []
 
 
-def test_a_model_from_its_load_to_its_end() -> None:
+def test_events_of_a_model_from_load_to_failure() -> None:
     scene = Scene(ANNA, BERT)
 
     def with_state(state: State, **changes: object) -> Record:
@@ -118,11 +118,11 @@ def test_a_model_from_its_load_to_its_end() -> None:
     assert scene.see(with_state(State.READY, active=3), BERT) == []
     failed = scene.see(with_state(State.FAILED, reason="a worker died"), BERT)
     assert failed == [(EventKind.MODEL_FAILED, "big:latest failed on anna: a worker died")]
-    assert scene.see(ANNA, BERT) == [], "a failure is not told as an unload again"
+    assert scene.see(ANNA, BERT) == [], "a failure is not followed by an unload event"
     assert scene.loads == [LoadTime("big:latest", 2.0, True), LoadTime("big:latest", 0.0, False)]
 
 
-def test_a_model_that_is_unloaded_or_goes_with_its_node() -> None:
+def test_a_model_that_is_unloaded_or_lost_with_its_node() -> None:
     head = replace(BERT, endpoints=(replace(SPREAD, state=State.READY),))
     scene = Scene(ANNA, head)
     assert scene.see(ANNA, BERT) == [(EventKind.MODEL_UNLOADED, "big:latest was unloaded from bert")]
@@ -141,7 +141,7 @@ def test_an_ollama_model_counts_once_it_is_loaded() -> None:
     assert [kind for kind, _ in scene.see(replace(ANNA, endpoints=(idle,)))] == [EventKind.MODEL_UNLOADED]
 
 
-def test_the_log_and_the_missing_are_bounded() -> None:
+def test_the_numbers_of_events_and_missing_nodes_are_bounded() -> None:
     log = EventLog(most=3)
     for _ in range(5):
         log.add(1.0, EventKind.NODE_JOINED, "x")
@@ -149,11 +149,13 @@ def test_the_log_and_the_missing_are_bounded() -> None:
     assert [event.id for event in log.after(0, 2)] == [4, 5]
     assert [event.id for event in log.after(4)] == [5]
     assert log.counts == {EventKind.NODE_JOINED: 5}
-    scene = Scene(ANNA, *(replace(BERT, node=f"n{at}", name=f"n{at}") for at in range(MOST_OFFLINE + 9)))
+    scene = Scene(
+        ANNA, *(replace(BERT, node=f"n{number}", name=f"n{number}") for number in range(MOST_OFFLINE + 9))
+    )
     scene.see(ANNA)
     assert len(scene.watcher.offline()) == MOST_OFFLINE
 
 
-def test_what_is_empty_is_left_out_of_the_object() -> None:
+def test_empty_fields_are_omitted() -> None:
     event = EventLog().add(1.23456, EventKind.MODEL_LOADED, "m", model="x")
     assert as_object(event) == {"id": 1, "time": 1.235, "kind": "model.loaded", "message": "m", "model": "x"}

@@ -1,4 +1,4 @@
-"""Three real daemons with different models each: all are listed once on all, and each answers everywhere."""
+"""Three real daemons with different models: each node lists and serves every model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Daemons:
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60))
 
     async def start(self, index: int, ollama: str, *, models: str = "") -> None:
-        """``models``: lines more for the section of that name."""
+        """Start daemon ``index``. ``models``: further lines of the section ``[models]``."""
         home = self.folder / str(index)
         home.mkdir(exist_ok=True)
         seeds = [f"127.0.0.1:{self.ports[1]}"] if index else []
@@ -97,7 +97,7 @@ class Daemons:
             return dict(await answer.json())
 
     async def lines(self, index: int, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """The records of a streamed answer, of either dialect."""
+        """Return the records of a streamed answer in either dialect."""
         async with self.session.post(self.url(index, path), json=body | {"stream": True}) as answer:
             raw = [line.removeprefix("data: ") for line in (await answer.text()).splitlines()]
         return [json.loads(line) for line in raw if line.startswith("{")]
@@ -114,7 +114,7 @@ async def daemons(tmp_path: Path, llama: Llama) -> AsyncIterator[Daemons]:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[Daemons]:
-    """Daemons without llama.cpp: Ollamas alone answer."""
+    """Daemons without llama.cpp, so that only Ollamas answer."""
     daemons = Daemons(tmp_path, None)
     try:
         yield daemons
@@ -123,7 +123,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[Daemons]:
 
 
 @pytest.mark.llama
-async def test_all_listed_once_and_each_answers_from_every_node(daemons: Daemons, tmp_path: Path) -> None:
+async def test_each_model_is_listed_once_and_answers_on_every_node(daemons: Daemons, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for index, name in enumerate(("alpha:latest", "user/beta:7b")):
             home = tmp_path / str(index)
@@ -152,7 +152,7 @@ async def until_listed(daemons: Daemons, index: int, names: list[str]) -> None:
 
 
 async def until_running(daemons: Daemons, index: int, names: list[str]) -> None:
-    """What the record of the Ollama's node says takes a moment to come."""
+    """Wait until the Ollama's node has published its running models."""
     for _ in range(100):
         async with daemons.session.get(daemons.url(index, "/api/ps")) as answer:
             running = [model["name"] for model in (await answer.json())["models"]]
@@ -163,7 +163,7 @@ async def until_running(daemons: Daemons, index: int, names: list[str]) -> None:
 
 
 async def until_answered(daemons: Daemons, index: int, name: str) -> dict[str, Any]:
-    """The answer, once the endpoints of the others are known there."""
+    """Return the answer once node ``index`` knows the endpoints of the others."""
     for _ in range(60):
         if "message" in (answer := await daemons.ask(index, name)):
             return answer
@@ -171,7 +171,7 @@ async def until_answered(daemons: Daemons, index: int, name: str) -> dict[str, A
     raise AssertionError(answer)
 
 
-async def test_an_ollama_is_asked_by_its_own_name_and_the_caller_reads_the_one_it_wrote(
+async def test_an_alias_is_translated_for_ollama_and_kept_in_the_answer(
     pool: Daemons,
 ) -> None:
     text = "Tiny says hello."

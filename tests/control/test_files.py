@@ -1,4 +1,4 @@
-"""Files that a request names by their path: listed, linked, and nothing of theirs touched."""
+"""Files named by path in a request are listed and linked, and never modified."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     three = ThreeNodes(tmp_path)
     await three.start()
     yield three.nodes[0]
-    for one in three.nodes:
-        await one.close()
+    for started in three.nodes:
+        await started.close()
 
 
 def service(node: Node) -> ModelService:
     return ModelService(node.library, node.view, node.calls, OwnModels(node.catalogue, node.server))
 
 
-def kept(file: Path) -> tuple[int, ...]:
-    """What changes with any write to it; the time of the last reading is another matter."""
+def write_state(file: Path) -> tuple[int, ...]:
+    """Return the file's metadata that any write would change."""
     found = file.stat()
     return found.st_ino, found.st_nlink, found.st_mode, found.st_size, found.st_mtime_ns
 
 
-def same(one: str, other: Path) -> bool:
-    return Path(one).samefile(other)
+def same(link: str, other: Path) -> bool:
+    return Path(link).samefile(other)
 
 
-async def test_a_file_is_listed_under_its_own_name_and_only_once(node: Node, tmp_path: Path) -> None:
+async def test_a_file_is_listed_once_under_its_own_name(node: Node, tmp_path: Path) -> None:
     file = tmp_path / "elsewhere" / "Some-Model-Q4_K_M.gguf"
     write_gguf(file)
-    before = kept(file)
+    before = write_state(file)
     name = await service(node).add_file(str(file))
     assert name == "Some-Model:Q4_K_M"
     (listed,) = [model for model in node.catalogue.models if model.name == name]
@@ -54,10 +54,10 @@ async def test_a_file_is_listed_under_its_own_name_and_only_once(node: Node, tmp
     assert len(node.catalogue.models) == 1
     await service(node).delete(name)
     assert node.catalogue.models == ()
-    assert kept(file) == before
+    assert write_state(file) == before
 
 
-async def test_a_file_that_does_not_answer_is_refused_in_words(
+async def test_an_unresponsive_file_is_refused_with_a_reason(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back = threading.Event()
@@ -72,7 +72,7 @@ async def test_a_file_that_does_not_answer_is_refused_in_words(
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "other", "relative"])
-async def test_what_is_no_readable_model_is_refused_in_words(node: Node, tmp_path: Path, kind: str) -> None:
+async def test_an_unreadable_model_is_refused_with_a_reason(node: Node, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.gguf"
     if kind == "folder":
         path.mkdir()

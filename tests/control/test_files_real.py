@@ -1,4 +1,4 @@
-"""A file that a request names by its path, run by a real llama-server."""
+"""A file named by path in a request runs on a real llama-server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.external_worker import started
 pytestmark = [pytest.mark.llama, pytest.mark.cluster]
 
 
-def test_a_request_runs_a_file_that_no_folder_of_the_settings_has(tmp_path: Path, llama: Llama) -> None:
+def test_a_request_runs_a_file_outside_the_configured_folders(tmp_path: Path, llama: Llama) -> None:
     file = tmp_path / "elsewhere" / "own-model-Q8_0.gguf"
     file.parent.mkdir()
     demo_model.write(file)
@@ -40,7 +40,7 @@ def test_a_request_runs_a_file_that_no_folder_of_the_settings_has(tmp_path: Path
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-async def test_a_request_uses_an_external_worker_that_no_settings_name(
+async def test_a_request_uses_an_external_worker_that_is_not_configured(
     tmp_path: Path, llama: Llama, allowed: bool
 ) -> None:
     settings = {"llama.allow_plain_workers": "on" if allowed else "off"}

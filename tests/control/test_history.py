@@ -1,4 +1,4 @@
-"""History: an hour by seconds and a day by minutes in arrays that never grow."""
+"""History: one hour by seconds and one day by minutes in arrays of constant size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(history: History, seconds: int, step: int) -> list[float]:
     return history.read("aa", "anna", HistoryRequest(seconds, step)).series["tokens_per_second"]
 
 
-def test_the_newest_point_is_last_and_what_was_not_is_nan() -> None:
+def test_the_newest_point_is_last_and_missing_points_are_nan() -> None:
     history = History()
     for value in range(5):
         history.add({TOKENS: float(value)})
@@ -34,11 +34,11 @@ def test_steps_average_whole_buckets() -> None:
     history = History()
     for value in range(25):
         history.add({TOKENS: float(value)})
-    # Buckets end at multiples of ten: seconds 20 to 24 stand in none yet.
+    # Buckets end at multiples of ten: seconds 20 to 24 are in no bucket yet.
     assert read(history, 20, 10) == [4.5, 14.5]
 
 
-def test_an_hour_goes_round() -> None:
+def test_the_hour_is_a_ring_buffer() -> None:
     history = History()
     for value in range(HOUR + 100):
         history.add({TOKENS: float(value % 1000)})
@@ -56,7 +56,7 @@ def test_a_day_is_kept_by_minutes() -> None:
     assert read(history, 7200, 600)[-1] == 174.5
 
 
-def test_a_device_that_comes_later_begins_with_nan_and_its_end_is_seen() -> None:
+def test_a_device_added_later_begins_with_nan_and_its_removal_is_visible() -> None:
     history = History()
     history.add({TOKENS: 1.0})
     history.add({TOKENS: 1.0, ("CUDA0", "used_bytes"): 5.0})
@@ -72,7 +72,7 @@ def test_its_size_is_bounded() -> None:
     assert history.size < 5_000_000
 
 
-def test_requests_are_brought_within_bounds() -> None:
+def test_requests_are_clamped() -> None:
     assert bounded_request(600, 0) == HistoryRequest(600, 2)
     assert bounded_request(1, 1) == HistoryRequest(10, 1)
     assert bounded_request(86_400, 0) == HistoryRequest(86_400, 240)
@@ -83,7 +83,7 @@ def test_requests_are_brought_within_bounds() -> None:
             assert found.seconds % found.step == 0 and 0 < found.seconds // found.step <= MOST_POINTS
 
 
-def test_totals_add_up_what_is_known() -> None:
+def test_totals_sum_the_known_values() -> None:
     nan = math.nan
     a = NodeHistory("a", "a", {"tokens_per_second": [1.0, nan], "first_token_seconds": [2.0, nan]})
     b = NodeHistory("b", "b", {"tokens_per_second": [2.0, 5.0], "first_token_seconds": [4.0, nan]})

@@ -1,4 +1,4 @@
-"""API keys: made, revoked, expired, kept on disk as hashes, known to every node; passes of members."""
+"""API keys: creation, revocation, expiry, storage as hashes, replication; passes of members."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.models.fakes import FakeCalls, FakeServer
 
 
 class Node:
-    """One node's keys and passes, and the clock of both."""
+    """The keys and passes of one node, with their clock."""
 
     def __init__(self, name: str, folder: Path, world: World, servers: dict[str, FakeServer]) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Node:
 
 
 class Nodes:
-    """Nodes that hear of each other's records at once."""
+    """Nodes that see each other's records immediately."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ ID = "0123456789abcdef"
 OTHER = "fedcba9876543210"
 
 
-async def test_a_key_is_known_everywhere_and_its_secret_nowhere(nodes: Nodes) -> None:
+async def test_a_key_is_replicated_without_its_secret(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
     assert not a.keys.made and not b.keys.made
     key, secret = await a.keys.create("laptop", Scope.MODELS)
@@ -79,39 +79,39 @@ async def test_a_key_is_known_everywhere_and_its_secret_nowhere(nodes: Nodes) ->
         assert node.file.stat().st_mode & 0o077 == 0
 
 
-async def test_a_revoked_key_is_refused_everywhere_and_for_good(nodes: Nodes) -> None:
+async def test_a_revoked_key_is_refused_on_every_node_permanently(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
     key, secret = await a.keys.create("laptop", Scope.INFER)
     await until(lambda: b.keys.find(secret) is not None)
     await b.keys.revoke("laptop")
     assert b.keys.find(secret) is None
     await until(lambda: a.keys.find(secret) is None)
-    # A node that slept through it can't bring it back.
+    # A node that missed the revocation can't undo it.
     assert merged(a.keys.all(), (key,)) == merged((key,), a.keys.all()) == merged(a.keys.all(), ())
     with pytest.raises(Refusal, match="no valid key 'laptop'"):
         await a.keys.revoke("laptop")
-    assert a.keys.made, "who had keys does not become open by revoking the last"
+    assert a.keys.made, "revoking the last key does not open the API"
     _, again = await a.keys.create("laptop", Scope.INFER)
     assert again != secret
 
 
-async def test_a_node_that_was_away_catches_up(nodes: Nodes) -> None:
+async def test_a_disconnected_node_catches_up(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
     a.calls.cut.add(OTHER)
     b.calls.cut.add(ID)
-    _, one = await a.keys.create("one", Scope.INFER)
-    _, two = await b.keys.create("two", Scope.ADMIN)
-    assert a.keys.find(two) is None and b.keys.find(one) is None
+    _, first = await a.keys.create("one", Scope.INFER)
+    _, second = await b.keys.create("two", Scope.ADMIN)
+    assert a.keys.find(second) is None and b.keys.find(first) is None
     a.calls.cut.clear()
     b.calls.cut.clear()
     nodes.world.changed()
-    await until(lambda: a.keys.find(two) is not None and b.keys.find(one) is not None)
+    await until(lambda: a.keys.find(second) is not None and b.keys.find(first) is not None)
     assert a.view.me.keys == b.view.me.keys == digest_of(a.keys.all())
     c = await nodes.start("00000000000000ff")
-    await until(lambda: c.keys.find(one) is not None and c.keys.find(two) is not None)
+    await until(lambda: c.keys.find(first) is not None and c.keys.find(second) is not None)
 
 
-async def test_keys_are_there_after_a_restart(nodes: Nodes) -> None:
+async def test_keys_survive_a_restart(nodes: Nodes) -> None:
     a = await nodes.start(ID)
     _, secret = await a.keys.create("laptop", Scope.ADMIN)
     again = Keys(a.view, a.calls, a.file, lambda: a.now)
@@ -123,7 +123,7 @@ async def test_keys_are_there_after_a_restart(nodes: Nodes) -> None:
         await again.close()
 
 
-async def test_a_file_that_cannot_be_read_opens_nothing(nodes: Nodes) -> None:
+async def test_an_unreadable_file_does_not_open_the_api(nodes: Nodes) -> None:
     (nodes.folder / f"{ID}.json").write_text('{"keys": [{"id"')
     a = await nodes.start(ID)
     assert a.keys.made and a.keys.all() == ()
@@ -140,46 +140,48 @@ async def test_expiry(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ", "a" * 65, "a\nb", "a\x1b[31m", " a"])
-async def test_bad_names(nodes: Nodes, name: str) -> None:
+async def test_invalid_names_are_refused(nodes: Nodes, name: str) -> None:
     a = await nodes.start(ID)
     with pytest.raises(Refusal, match="invalid key name") as refused:
         await a.keys.create(name, Scope.INFER)
     assert refused.value.fault is Fault.BAD_REQUEST
 
 
-async def test_a_name_is_taken_once(nodes: Nodes) -> None:
+async def test_names_are_unique(nodes: Nodes) -> None:
     a = await nodes.start(ID)
     await a.keys.create("laptop", Scope.INFER)
     with pytest.raises(Refusal, match="already exists"):
         await a.keys.create("laptop", Scope.INFER)
 
 
-async def test_a_name_is_taken_once_of_callers_at_the_same_moment(nodes: Nodes) -> None:
+async def test_names_are_unique_for_concurrent_callers(nodes: Nodes) -> None:
     a = await nodes.start(ID)
     made = await asyncio.gather(
         *(a.keys.create("laptop", Scope.INFER) for _ in range(4)), return_exceptions=True
     )
-    assert sum(isinstance(one, Refusal) for one in made) == 3 and len(a.keys.all()) == 1
+    assert sum(isinstance(result, Refusal) for result in made) == 3 and len(a.keys.all()) == 1
 
 
-async def test_of_two_keys_with_a_name_none_stays_unnoticed(nodes: Nodes) -> None:
+async def test_two_keys_with_one_name_are_reported(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
     a.calls.cut.add(OTHER)
     b.calls.cut.add(ID)
-    (one, first), (two, second) = [await node.keys.create("laptop", Scope.INFER) for node in (a, b)]
+    (first_key, first), (second_key, second) = [
+        await node.keys.create("laptop", Scope.INFER) for node in (a, b)
+    ]
     a.calls.cut.clear()
     b.calls.cut.clear()
     nodes.world.changed()
     await until(lambda: a.keys.find(second) is not None)
     with pytest.raises(Refusal, match="several keys are named 'laptop'") as refused:
         await a.keys.revoke("laptop")
-    assert one.id in str(refused.value) and two.id in str(refused.value)
-    await a.keys.revoke(two.id)
+    assert first_key.id in str(refused.value) and second_key.id in str(refused.value)
+    await a.keys.revoke(second_key.id)
     await a.keys.revoke("laptop")
     assert a.keys.find(first) is None and a.keys.find(second) is None
 
 
-async def test_a_key_named_as_anothers_id_does_not_shield_it(nodes: Nodes) -> None:
+async def test_a_key_named_like_anothers_id_does_not_protect_it(nodes: Nodes) -> None:
     a = await nodes.start(ID)
     key, secret = await a.keys.create("laptop", Scope.ADMIN)
     await a.keys.create(key.id, Scope.INFER)
@@ -187,7 +189,7 @@ async def test_a_key_named_as_anothers_id_does_not_shield_it(nodes: Nodes) -> No
     assert a.keys.find(secret) is None
 
 
-async def test_an_expired_key_is_revoked_for_machines_whose_clock_is_behind(nodes: Nodes) -> None:
+async def test_an_expired_key_is_revoked_for_nodes_with_a_slow_clock(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
     _, secret = await a.keys.create("guest", Scope.INFER, 60.0)
     await until(lambda: b.keys.find(secret) is not None)
@@ -200,13 +202,13 @@ async def test_an_expired_key_is_revoked_for_machines_whose_clock_is_behind(node
 
 
 @pytest.mark.parametrize("name", ["local", "member"])
-async def test_no_key_passes_for_a_program_of_the_nodes_in_the_log(nodes: Nodes, name: str) -> None:
+async def test_key_names_reserved_for_nodes_are_refused(nodes: Nodes, name: str) -> None:
     a = await nodes.start(ID)
     with pytest.raises(Refusal, match="in logs"):
         await a.keys.create(name, Scope.INFER)
 
 
-async def test_a_full_disk_is_said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_reported(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     a = await nodes.start(ID)
 
     def full(path: Path, data: bytes) -> None:
@@ -218,11 +220,13 @@ async def test_a_full_disk_is_said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     assert refused.value.fault is Fault.UNAVAILABLE and not a.keys.made
 
 
-async def test_a_full_disk_lets_no_revoked_key_in(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_does_not_restore_revoked_keys(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sollold.control.keys._RETRY_SECONDS", 0.05)
     a, b = await nodes.start(ID), await nodes.start(OTHER)
-    (_, one), (_, two) = [await a.keys.create(name, Scope.ADMIN) for name in ("one", "two")]
-    await until(lambda: b.keys.find(one) is not None and b.keys.find(two) is not None)
+    (_, first), (_, second) = [await a.keys.create(name, Scope.ADMIN) for name in ("one", "two")]
+    await until(lambda: b.keys.find(first) is not None and b.keys.find(second) is not None)
     full = {a.file, b.file}
 
     def limited(path: Path, data: bytes) -> None:
@@ -233,9 +237,9 @@ async def test_a_full_disk_lets_no_revoked_key_in(nodes: Nodes, monkeypatch: pyt
     monkeypatch.setattr("sollold.control.keys.write_whole", limited)
     with pytest.raises(Refusal, match=r"may forget it at a restart: .*No space left") as refused:
         await a.keys.revoke("one")
-    assert refused.value.fault is Fault.UNAVAILABLE and a.keys.find(one) is None
-    await until(lambda: b.keys.find(one) is None)
-    assert b.keys.find(two) is not None
+    assert refused.value.fault is Fault.UNAVAILABLE and a.keys.find(first) is None
+    await until(lambda: b.keys.find(first) is None)
+    assert b.keys.find(second) is not None
     full.clear()
     await until(lambda: _revoked(a.file) and _revoked(b.file))
 
@@ -249,59 +253,61 @@ def test_scopes_include_the_smaller_ones() -> None:
     assert not Scope.INFER.includes(Scope.MODELS) and not Scope.MODELS.includes(Scope.ADMIN)
 
 
-def test_sets_merge_the_same_either_way() -> None:
-    one = Key("1", "a", Scope.INFER, "d1", 1.0)
-    gone = Key("1", "a", Scope.INFER, "d1", 1.0, revoked=5.0)
+def test_merging_is_commutative() -> None:
+    valid = Key("1", "a", Scope.INFER, "d1", 1.0)
+    revoked = Key("1", "a", Scope.INFER, "d1", 1.0, revoked=5.0)
     later = Key("1", "a", Scope.INFER, "d1", 1.0, revoked=9.0)
     odd = Key("1", "b", Scope.ADMIN, "d1", 1.0)
-    for left, right in ((one, gone), (gone, later), (one, odd), (odd, later)):
+    for left, right in ((valid, revoked), (revoked, later), (valid, odd), (odd, later)):
         assert merged((left,), (right,)) == merged((right,), (left,))
         assert digest_of(merged((left,), (right,)).values()) == digest_of(merged((right,), (left,)).values())
-    assert merged((one,), (gone,))["d1"].revoked == 5.0
-    assert msgspec.json.decode(msgspec.json.encode(one), type=Key) == one
+    assert merged((valid,), (revoked,))["d1"].revoked == 5.0
+    assert msgspec.json.decode(msgspec.json.encode(valid), type=Key) == valid
 
 
-async def test_a_pass_is_good_on_other_members_for_some_minutes(nodes: Nodes) -> None:
+async def test_a_pass_is_valid_on_other_members_until_it_expires(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
-    given = await a.passes.issue("127.0.0.1")
-    assert await a.passes.check(given) and await b.passes.check(given)
-    asked = len(b.calls.made)
-    assert await b.passes.check(given) and len(b.calls.made) == asked, "it is asked about once"
-    for false in ("", "member.", f"member.{ID}.{'0' * 64}", given[:-1], given + "0", given.upper()):
+    issued = await a.passes.issue("127.0.0.1")
+    assert await a.passes.check(issued) and await b.passes.check(issued)
+    calls_before = len(b.calls.made)
+    assert await b.passes.check(issued) and len(b.calls.made) == calls_before, "the issuer is queried once"
+    for false in ("", "member.", f"member.{ID}.{'0' * 64}", issued[:-1], issued + "0", issued.upper()):
         assert not await b.passes.check(false)
     a.now += PASS_SECONDS + 1
     b.now += PASS_SECONDS + 1
-    assert not await a.passes.check(given) and not await b.passes.check(given)
+    assert not await a.passes.check(issued) and not await b.passes.check(issued)
 
 
-async def test_a_pass_is_for_the_member_that_it_was_made_for(nodes: Nodes) -> None:
+async def test_a_pass_is_valid_only_on_the_member_it_was_issued_for(nodes: Nodes) -> None:
     third = "00000000000000ff"
     a, b, c = [await nodes.start(node) for node in (ID, OTHER, third)]
     b.view.update_me(addresses=("192.168.1.5", "fe80::5"))
     c.view.update_me(addresses=("192.168.1.6",))
     for host in ("192.168.1.5", "fe80::5%lo", "::ffff:192.168.1.5"):
-        given = await a.passes.issue(host)
-        assert await b.passes.check(given), host
-        assert not await c.passes.check(given), "a member that was shown it has no use for it elsewhere"
-        assert not await a.passes.check(given)
+        issued = await a.passes.issue(host)
+        assert await b.passes.check(issued), host
+        assert not await c.passes.check(issued), (
+            "a member that received the pass can't use it at another member"
+        )
+        assert not await a.passes.check(issued)
     for host in ("192.168.1.66", "evil.invalid", "", "x" * 300):
         with pytest.raises(Refusal, match="no member of this cluster is at"):
             await a.passes.issue(host)
 
 
-async def test_a_pass_ends_with_its_node(nodes: Nodes) -> None:
+async def test_a_pass_ends_with_its_issuer(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
-    given = await a.passes.issue("127.0.0.1")
-    assert await b.passes.check(given)
+    issued = await a.passes.issue("127.0.0.1")
+    assert await b.passes.check(issued)
     nodes.world.dead.add(ID)
-    assert not await b.passes.check(given), "it may have been evicted"
+    assert not await b.passes.check(issued), "its issuer may have been evicted"
 
 
-async def test_a_pass_of_a_node_that_is_no_member_is_refused_unasked(nodes: Nodes) -> None:
+async def test_a_pass_of_a_non_member_is_refused_without_a_query(nodes: Nodes) -> None:
     b = await nodes.start(OTHER)
-    asked = len(b.calls.made)
+    calls_before = len(b.calls.made)
     assert not await b.passes.check(f"member.{'0' * 16}.{'a' * 64}")
     nodes.world.records[ID] = record(ID)
     nodes.world.dead.add(ID)
     assert not await b.passes.check(f"member.{ID}.{'a' * 64}")
-    assert len(b.calls.made) == asked
+    assert len(b.calls.made) == calls_before

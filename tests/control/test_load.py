@@ -1,4 +1,4 @@
-"""Loads by hand: what was named is there afterwards, or the caller is told."""
+"""Explicit loads fulfil the request, or the caller learns what differs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Listed:
 
 
 @dataclass
-class Around:
-    """The view, library, peers and loader of a node ``a``; the deployment is on ``node``."""
+class Surroundings:
+    """Doubles of the view, library, peers and loader of node ``a``; the deployment is on ``node``."""
 
     node: str = "a"
     endpoint: Endpoint = READY
@@ -96,7 +96,7 @@ class Around:
 
         return Answer(Routing(Backend.OLLAMA, Engine.OLLAMA, ask.model, "host-c", ""), singly(nothing()))
 
-    def here(self) -> ClusterService:
+    def service(self) -> ClusterService:
         any_: Any = self
 
         async def drain(on: bool) -> None:
@@ -110,81 +110,81 @@ class Around:
         )
 
 
-async def test_what_is_loaded_is_kept_as_long_as_named() -> None:
-    around = Around()
-    await around.here().load(Ensure("demo:latest"))
-    assert around.kept == []
-    await around.here().load(Ensure("demo:latest", keep_alive=-1.0))
-    assert around.kept == [("demo-1", -1.0)]
+async def test_a_load_sets_the_keep_alive() -> None:
+    surroundings = Surroundings()
+    await surroundings.service().load(Ensure("demo:latest"))
+    assert surroundings.kept == []
+    await surroundings.service().load(Ensure("demo:latest", keep_alive=-1.0))
+    assert surroundings.kept == [("demo-1", -1.0)]
 
 
-async def test_another_nodes_deployment_is_told_there() -> None:
-    around = Around(node="b")
-    await around.here().load(Ensure("demo:latest", keep_alive=3600.0))
-    assert around.called == [("keep", KeepOrder("demo-1", 3600.0))]
-    assert around.kept == []
-    around.silent = True
+async def test_the_keep_alive_is_set_on_the_deployments_node() -> None:
+    surroundings = Surroundings(node="b")
+    await surroundings.service().load(Ensure("demo:latest", keep_alive=3600.0))
+    assert surroundings.called == [("keep", KeepOrder("demo-1", 3600.0))]
+    assert surroundings.kept == []
+    surroundings.silent = True
     with pytest.raises(Refusal, match="could not be set"):
-        await around.here().load(Ensure("demo:latest", keep_alive=3600.0))
+        await surroundings.service().load(Ensure("demo:latest", keep_alive=3600.0))
 
 
-async def test_less_context_than_named_is_no_success() -> None:
-    around = Around()
+async def test_less_context_than_requested_is_an_error() -> None:
+    surroundings = Surroundings()
     with pytest.raises(Refusal, match="stays loaded with 4096 tokens of context") as refused:
-        await around.here().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
+        await surroundings.service().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
     assert refused.value.fault is Fault.UNAVAILABLE
-    assert around.kept == []
-    around.endpoint = replace(READY, context=32768)
-    # No model has more than it was trained with.
-    await around.here().load(Ensure("demo:latest", context=100_000))
+    assert surroundings.kept == []
+    surroundings.endpoint = replace(READY, context=32768)
+    # A context above the trained length is limited to it.
+    await surroundings.service().load(Ensure("demo:latest", context=100_000))
 
 
-async def test_a_refusal_of_the_leader_is_the_callers() -> None:
-    around = Around()
-    around.refusal = Refusal(Fault.UNAVAILABLE, "it runs without 2 slots")
+async def test_a_refusal_of_the_leader_is_passed_on() -> None:
+    surroundings = Surroundings()
+    surroundings.refusal = Refusal(Fault.UNAVAILABLE, "it runs without 2 slots")
     with pytest.raises(Refusal, match="without 2 slots"):
-        await around.here().load(Ensure("demo:latest", slots=2))
-    assert around.asked[0].slots == 2
+        await surroundings.service().load(Ensure("demo:latest", slots=2))
+    assert surroundings.asked[0].slots == 2
 
 
-async def test_a_draft_model_that_nobody_knows_is_no_wish_to_be_passed_over() -> None:
-    around = Around(unnamed=Refusal(Fault.NOT_FOUND, "model 'smal' not found; did you mean small?"))
+async def test_an_unknown_draft_model_is_an_error() -> None:
+    surroundings = Surroundings(
+        unnamed=Refusal(Fault.NOT_FOUND, "model 'smal' not found; did you mean small?")
+    )
     named = Ensure("demo:latest", placement=PlacementWish(speculation="smal"))
-    for order in (around.here().load, around.here().plan):
+    for order in (surroundings.service().load, surroundings.service().plan):
         with pytest.raises(Refusal, match="invalid speculation: model 'smal' not found; did you") as refused:
             await order(named)
         assert refused.value.fault is Fault.NOT_FOUND
-    assert around.asked == []
-    around.unnamed = None
-    await around.here().load(named)
-    assert around.asked[0].placement.speculation == "demo:latest", "as the library names it"
+    assert surroundings.asked == []
+    surroundings.unnamed = None
+    await surroundings.service().load(named)
+    assert surroundings.asked[0].placement.speculation == "demo:latest", "the library's name is sent"
 
 
 IN_OLLAMA = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
 
 
-async def test_an_ollama_that_could_answer_is_told_to_load() -> None:
-    around = Around(endpoint=IN_OLLAMA)
-    record, endpoint = await around.here().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
-    assert (record.name, endpoint.loaded) == ("host-c", True), "where it was loaded"
-    (ask,) = around.served
+async def test_an_ollama_is_asked_to_load() -> None:
+    surroundings = Surroundings(endpoint=IN_OLLAMA)
+    record, endpoint = await surroundings.service().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
+    assert (record.name, endpoint.loaded) == ("host-c", True), "the node that loaded it"
+    (ask,) = surroundings.served
     assert ask.load_only and ask.keep_alive == -1.0
     body = {"model": "demo:latest", "stream": False, "keep_alive": -1.0, "options": {"num_ctx": 8192}}
     assert ask.calls[Engine.OLLAMA].body == body
-    assert around.kept == []
+    assert surroundings.kept == []
 
 
 @pytest.mark.parametrize(("loaded", "embedding"), [(True, False), (False, True)])
-async def test_an_ollama_is_told_nothing_that_it_has_done_or_would_refuse(
-    loaded: bool, embedding: bool
-) -> None:
-    around = Around(endpoint=replace(IN_OLLAMA, loaded=loaded, embedding=embedding))
-    record, endpoint = await around.here().load(Ensure("demo:latest"))
-    assert (record.name, endpoint) == ("host-a", around.endpoint)
-    assert around.served == []
+async def test_an_ollama_gets_no_unneeded_or_impossible_load(loaded: bool, embedding: bool) -> None:
+    surroundings = Surroundings(endpoint=replace(IN_OLLAMA, loaded=loaded, embedding=embedding))
+    record, endpoint = await surroundings.service().load(Ensure("demo:latest"))
+    assert (record.name, endpoint) == ("host-a", surroundings.endpoint)
+    assert surroundings.served == []
 
 
-def test_what_is_less_than_was_asked_for_is_told() -> None:
+def test_warnings_about_less_than_requested() -> None:
     endpoint = replace(READY, context=32768, slots=1)
     assert load_warnings(Ensure("demo", context=32768, slots=1), endpoint) == ()
     assert load_warnings(Ensure("demo"), endpoint) == ()
@@ -208,13 +208,13 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.UNAVAILABLE])
-async def test_what_runs_can_be_unloaded_though_its_file_is_gone(fault: Fault) -> None:
-    around = Around(unnamed=Refusal(fault, "nobody has it"))
-    assert len((await around.here().unload("demo", force=False)).ended) == 2
-    ((_, drop),) = around.called
+async def test_a_running_model_can_be_unloaded_without_its_file(fault: Fault) -> None:
+    surroundings = Surroundings(unnamed=Refusal(fault, "nobody has it"))
+    assert len((await surroundings.service().unload("demo", force=False)).ended) == 2
+    ((_, drop),) = surroundings.called
     assert isinstance(drop, Drop) and drop.model == "demo:latest"
     with pytest.raises(Refusal, match="nobody has it"):
-        await around.here().unload("other", force=False)
-    around.endpoint = replace(READY, state=State.FAILED, loaded=False)
+        await surroundings.service().unload("other", force=False)
+    surroundings.endpoint = replace(READY, state=State.FAILED, loaded=False)
     with pytest.raises(Refusal, match="nobody has it"):
-        await around.here().unload("demo", force=False)
+        await surroundings.service().unload("demo", force=False)

@@ -1,4 +1,4 @@
-"""The last lines of a model's engines, from every node that takes part."""
+"""The last log lines of a model's engines on all participating nodes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ENDPOINT = Endpoint(
 )  # fmt: skip
 
 
-def known(asked: str) -> Resolved:
-    """What the library says: one model, with an alias of the user's."""
+def resolve_name(asked: str) -> Resolved:
+    """Resolve ``asked`` in a library with one model and a user-defined alias."""
     return resolve(asked, [ENDPOINT.model], {"gpt-4o": ENDPOINT.model})
 
 
 class Network:
-    """Nodes that call each other within one process."""
+    """Nodes in one process that can call each other."""
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
@@ -38,7 +38,7 @@ class Network:
         self.records[name] = Record(
             name, f"name-{name}", 1, ("127.0.0.1",), 1, 2, "test", endpoints=endpoints
         )
-        service = LogService(_View(self, name), self, known, folder)  # type: ignore[arg-type]
+        service = LogService(_View(self, name), self, resolve_name, folder)  # type: ignore[arg-type]
         self.at = name
         service.register(self)  # type: ignore[arg-type]
         return service
@@ -74,7 +74,7 @@ def written(folder: Path, process: str, lines: int) -> Path:
     return folder
 
 
-async def test_every_engine_of_a_model_is_heard(tmp_path: Path) -> None:
+async def test_logs_of_all_engines_of_a_model(tmp_path: Path) -> None:
     network = Network()
     a = network.node("a", written(tmp_path / "a", "llama-server", 100), ENDPOINT)
     network.node("b", written(tmp_path / "b", "worker", 3))
@@ -87,7 +87,7 @@ async def test_every_engine_of_a_model_is_heard(tmp_path: Path) -> None:
         assert found[2].node == "gone" and "does not answer" in found[2].reason
 
 
-async def test_what_is_not_loaded_has_no_log_and_no_other_file_is_read(tmp_path: Path) -> None:
+async def test_an_unloaded_model_has_no_log_and_other_files_are_not_read(tmp_path: Path) -> None:
     network = Network()
     outside = replace(ENDPOINT, id="../secret", placed=())
     (tmp_path / "secret").mkdir()
@@ -101,7 +101,7 @@ async def test_what_is_not_loaded_has_no_log_and_no_other_file_is_read(tmp_path:
     assert refused.value.fault is Fault.NOT_FOUND
 
 
-async def test_what_runs_has_a_log_when_its_file_is_gone(tmp_path: Path) -> None:
+async def test_a_running_model_has_a_log_without_its_file(tmp_path: Path) -> None:
     network = Network()
     gone = replace(ENDPOINT, model="gone:latest", placed=())
     a = network.node("a", written(tmp_path / "a", "llama-server", 1), gone)

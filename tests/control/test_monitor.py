@@ -1,4 +1,4 @@
-"""The samples of the history while nothing goes on, and when something does again."""
+"""Samples of the history during and after idle periods."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ async def monitor(cluster: PlainCluster) -> AsyncIterator[Monitor]:
 
 
 async def tokens(monitor: Monitor) -> list[float]:
-    (mine,) = await monitor.histories(HistoryRequest(60, 1))
-    return [value for value in mine.series["tokens_per_second"] if value == value]
+    (own,) = await monitor.histories(HistoryRequest(60, 1))
+    return [value for value in own.series["tokens_per_second"] if value == value]
 
 
-async def test_who_reads_gets_the_seconds_in_which_nothing_went_on(monitor: Monitor) -> None:
+async def test_reading_fills_in_the_idle_seconds(monitor: Monitor) -> None:
     before = len(await tokens(monitor))
-    monitor._due -= 5  # as if so long had passed
+    monitor._due -= 5  # simulates that 5 s have passed
     assert await tokens(monitor) == [0.0] * (before + 5)
 
 
-async def test_what_is_counted_after_a_rest_is_of_its_own_second(monitor: Monitor) -> None:
+async def test_counts_after_an_idle_period_belong_to_their_second(monitor: Monitor) -> None:
     before = len(await tokens(monitor))
     monitor._due -= 5
     monitor.activity.on_begin()
@@ -46,7 +46,7 @@ async def test_what_is_counted_after_a_rest_is_of_its_own_second(monitor: Monito
     assert await tokens(monitor) == [*[0.0] * (before + 5), 3.0]
 
 
-async def test_no_rest_begins_with_a_second_in_which_something_was_counted(monitor: Monitor) -> None:
+async def test_an_idle_period_begins_after_the_last_counted_second(monitor: Monitor) -> None:
     monitor.activity.on_begin()
     monitor.activity.tokens += 3
     await until(lambda: not monitor._resting)
@@ -55,12 +55,14 @@ async def test_no_rest_begins_with_a_second_in_which_something_was_counted(monit
     assert sum(await tokens(monitor)) == 3.0
 
 
-async def test_this_nodes_record_ends_a_rest(monitor: Monitor, cluster: PlainCluster) -> None:
+async def test_a_change_of_the_own_record_ends_an_idle_period(
+    monitor: Monitor, cluster: PlainCluster
+) -> None:
     cluster.update_me(name="other")
     await until(lambda: monitor._sampled is cluster.me)
 
 
-async def test_seconds_in_which_the_machine_slept_have_no_samples(monitor: Monitor) -> None:
+async def test_seconds_of_suspended_time_have_no_samples(monitor: Monitor) -> None:
     before = len(await tokens(monitor))
     monitor._due -= 3600
     assert len(await tokens(monitor)) <= before + 1

@@ -1,4 +1,4 @@
-"""A node that does not know all the others' models yet, asked through HTTP, calls nothing missing early."""
+"""Over HTTP, a node reports no model as missing before it knows the models of the other nodes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def scan_nothing() -> tuple[ExternalWorker, ...]:
 
 
 class Refuses:
-    """A leader that refuses whatever it is asked; so the name was known."""
+    """A leader that refuses every request, which shows that the name was resolved."""
 
     def __getattr__(self, name: str) -> Any:
         async def refuse(*_: object) -> None:
@@ -68,7 +68,7 @@ async def refuse(caller: str, request: object) -> None:
 
 
 class Newcomer:
-    """A node that has just met another, which has the model ``beta``; its list is not here yet."""
+    """A node that has just met another node with the model ``beta`` and has not received its list yet."""
 
     def __init__(self, folder: Path) -> None:
         self.servers = {"a": FakeServer(), "b": FakeServer()}
@@ -84,7 +84,7 @@ class Newcomer:
             self.libraries.append(Library(catalogue, view, self.calls, self.servers[name]))
 
     async def start(self) -> str:
-        for part in (*self.catalogues, *(one.lists for one in self.libraries)):
+        for part in (*self.catalogues, *(library.lists for library in self.libraries)):
             await part.start()
         view, library = self.views["a"], self.libraries[0]
         self.servers["a"].method("ensure", Ensure, refuse)
@@ -118,14 +118,14 @@ class Newcomer:
         return f"http://127.0.0.1:{self.listener.port}"
 
     def learn(self) -> None:
-        """The other's list comes."""
+        """Receive the other node's list."""
         self.calls.cut.clear()
         self.libraries[0].lists._retry_at.clear()
         self.libraries[0].lists._wanted.set()
 
     async def close(self) -> None:
         await self.listener.close()
-        for part in (*(one.lists for one in self.libraries), *self.catalogues):
+        for part in (*(library.lists for library in self.libraries), *self.catalogues):
             await part.close()
 
 
@@ -142,7 +142,7 @@ async def ask(url: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
-async def test_a_model_that_is_not_known_yet_is_waited_for(
+async def test_a_model_of_an_unknown_list_is_awaited(
     newcomer: Newcomer, path: str, body: dict[str, Any]
 ) -> None:
     asking = asyncio.create_task(ask(await newcomer.start(), path, body))
@@ -156,7 +156,7 @@ async def test_a_model_that_is_not_known_yet_is_waited_for(
         assert status == 200, text
 
 
-async def test_what_nobody_has_is_missing_at_once_when_all_is_known(newcomer: Newcomer) -> None:
+async def test_once_all_lists_are_known_a_missing_model_is_reported_immediately(newcomer: Newcomer) -> None:
     url = await newcomer.start()
     newcomer.learn()
     assert (await ask(url, "/api/show", {"model": "beta"}))[0] == 200

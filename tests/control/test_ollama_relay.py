@@ -1,4 +1,4 @@
-"""Push, create and blobs reach an Ollama of any node, over the real port for nodes."""
+"""Push, create and blob requests reach an Ollama on any node over the real peer port."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CREATE = json.dumps({"model": "mine", "files": {"m.gguf": DIGEST}}).encode()
 
 
 class FakeOllama:
-    """What a node knows of its Ollama."""
+    """A double of a node's knowledge of its Ollama."""
 
     def __init__(self, folder: Path) -> None:
         self.standin: Standin | None = None
@@ -93,9 +93,9 @@ async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
 
 @pytest.fixture
 async def two(three: ThreeNodes) -> AsyncIterator[ThreeNodes]:
-    """Nodes b and c have Ollamas, a has none."""
-    async with Standin([Known("base:7b")]) as one, Standin([Known("other:7b")]) as other:
-        three[1].ollama.standin, three[2].ollama.standin = one, other
+    """Three nodes with Ollamas on b and c."""
+    async with Standin([Known("base:7b")]) as first, Standin([Known("other:7b")]) as second:
+        three[1].ollama.standin, three[2].ollama.standin = first, second
         yield three
 
 
@@ -104,24 +104,24 @@ async def pieces() -> AsyncIterator[bytes]:
         yield GGUF[start : start + 65536]
 
 
-async def test_a_node_without_an_ollama_passes_blobs_and_what_is_made_of_them_to_one_that_has_it(
+async def test_a_node_without_an_ollama_forwards_blobs_and_creation_to_one_with_it(
     two: ThreeNodes,
 ) -> None:
     a, b, c = two
     assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 404
     assert (await a.ask("POST", f"/api/blobs/{DIGEST}", pieces()))[0] == 201
     assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 200
-    status, said = await a.ask("POST", "/api/create", CREATE)
+    status, answer = await a.ask("POST", "/api/create", CREATE)
     assert status == 200
-    assert json.loads(said.splitlines()[-1]) == {"status": "success"}
+    assert json.loads(answer.splitlines()[-1]) == {"status": "success"}
     assert "mine:latest" in b.ollama.standin.models
     assert not c.ollama.standin.blobs
-    assert a.learned == [b.id], "the next request to the node that was asked sees it"
+    assert a.learned == [b.id], "the queried node learns the new model"
     assert "mine:latest" in b.ollama.created and "mine" not in a.ollama.created
     assert "base:7b" not in b.ollama.created
 
 
-async def test_what_an_ollama_had_before_stays_the_users_own(two: ThreeNodes) -> None:
+async def test_models_that_an_ollama_had_before_remain_the_users(two: ThreeNodes) -> None:
     _, b, _ = two
     made = json.dumps({"model": "base:7b", "from": "base:7b"}).encode()
     assert (await b.ask("POST", "/api/create", made, "base:7b"))[0] == 200
@@ -129,7 +129,7 @@ async def test_what_an_ollama_had_before_stays_the_users_own(two: ThreeNodes) ->
     assert b.learned == [b.id]
 
 
-async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come(two: ThreeNodes) -> None:
+async def test_creation_follows_its_blobs_even_if_a_nearer_ollama_appears(two: ThreeNodes) -> None:
     a, b, _ = two
     await a.ask("POST", f"/api/blobs/{DIGEST}", GGUF)
     await a.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
@@ -140,24 +140,24 @@ async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come
     assert "mine:latest" in b.ollama.standin.models
 
 
-async def test_what_is_about_a_model_goes_where_it_is(two: ThreeNodes) -> None:
+async def test_requests_about_a_model_go_to_its_node(two: ThreeNodes) -> None:
     a, b, _ = two
     for node in (a, b):
         status, _ = await node.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
-        assert status == 200, "its own Ollama does not have it"
-    # Also what it is.
-    status, said = await a.ask("POST", "/api/show", b'{"model":"other:7b"}', "other:7b")
-    assert status == 200 and json.loads(said)["model_info"]
-    status, said = await a.ask("POST", "/api/push", b'{"model":"none"}', "none")
-    assert (status, json.loads(said)) == (404, {"error": "model 'none' not found"})
+        assert status == 200, "the node's own Ollama does not have the model"
+    # So do requests for its details.
+    status, answer = await a.ask("POST", "/api/show", b'{"model":"other:7b"}', "other:7b")
+    assert status == 200 and json.loads(answer)["model_info"]
+    status, answer = await a.ask("POST", "/api/push", b'{"model":"none"}', "none")
+    assert (status, json.loads(answer)) == (404, {"error": "model 'none' not found"})
 
 
-async def test_no_ollama_anywhere_is_told_as_such(three: ThreeNodes) -> None:
+async def test_without_any_ollama_nothing_is_forwarded(three: ThreeNodes) -> None:
     assert await three[0].relay.forward("POST", "/api/push", b"{}", "x") is None
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-async def test_an_answer_that_breaks_off_does_not_look_whole(two: ThreeNodes, asked: int) -> None:
+async def test_an_interrupted_answer_is_an_error(two: ThreeNodes, asked: int) -> None:
     two[1].ollama.standin.breaks_off = True
     with pytest.raises(Refusal) as caught:
         await two[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")

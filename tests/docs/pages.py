@@ -1,4 +1,4 @@
-"""Pages of the documentation that are written from the code: ``python -m tests.docs.pages`` renews them."""
+"""Generated pages of the documentation. ``python -m tests.docs.pages`` writes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OWN = ("/api/cluster", "/api/doctor", "/api/batch", "/metrics", "/health", "/re
 
 
 def routes() -> list[Route]:
-    """The whole table of the API."""
+    """Return all routes of the API."""
     given = parts(admission=object())
     inflight = InflightRequests(given.monitor.activity)
     context = ResponseContext(given.service, KeepAlive(), inflight)
@@ -42,7 +42,7 @@ def routes() -> list[Route]:
 
 
 def settings_page() -> str:
-    """``settings.md``."""
+    """Return the text of ``settings.md``."""
     texts = documentation()
     lines = [
         "# Settings",
@@ -83,7 +83,7 @@ def _group(route: Route) -> str:
 
 
 def api_page() -> str:
-    """``api.md``."""
+    """Return the text of ``api.md``."""
     lines = [
         "# API",
         "",
@@ -109,7 +109,7 @@ def api_page() -> str:
 
 
 def commands_page() -> str:
-    """``commands.md``."""
+    """Return the text of ``commands.md``."""
     lines = [
         "# Commands",
         "",
@@ -144,7 +144,7 @@ _EVERYWHERE = ("-h,", "--node", "--json", "--config", "--set")
 
 
 def _spelled(action: argparse.Action) -> str:
-    """An option or a word of a command as it is typed."""
+    """Return an option or argument as it is typed."""
     value = action.metavar or (
         "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
     )
@@ -157,7 +157,7 @@ PAGES = {"settings.md": settings_page, "api.md": api_page, "commands.md": comman
 
 
 def main() -> None:
-    """Write them."""
+    """Write the pages."""
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
 

@@ -1,4 +1,4 @@
-"""The dashboard's page of settings to copy says what the documentation says."""
+"""The dashboard's connection page agrees with the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.docs.pages import FOLDER
 SCRIPT = FOLDER.parent / "sollold" / "api" / "web" / "connect.js"
 
 
-def test_claude_code_and_codex_are_told_of_the_context_on_both() -> None:
+def test_the_context_settings_of_claude_code_and_codex_agree() -> None:
     page, script = (FOLDER / "clients.md").read_text("utf-8"), SCRIPT.read_text("utf-8")
     lines = re.findall(r"^(?:export \w+=|model_context_window = )\d+$", page, re.MULTILINE)
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""The documentation is as the program is: pages, commands, routes, settings, links."""
+"""The documentation agrees with the program: pages, commands, routes, settings, links."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KEY = re.compile(r"`(\w+\.\w+)(?: = [^`]*)?`")
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line of a shell block, with its page; of a console's only what stands after the prompt."""
+    """Return each command of the shell and console blocks with its page."""
     found = []
     for page in PAGE_FILES:
         for kind, block in _BLOCK.findall(page.read_text("utf-8")):
@@ -46,22 +46,22 @@ def commands() -> list[tuple[str, str]]:
 
 
 def of_program(name: str) -> list[tuple[str, str]]:
-    return [one for one in commands() if shlex.split(one[1], comments=True)[:1] == [name]]
+    return [entry for entry in commands() if shlex.split(entry[1], comments=True)[:1] == [name]]
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
-def test_written_pages_are_current(name: str) -> None:
+def test_generated_pages_are_current(name: str) -> None:
     assert (FOLDER / name).read_text("utf-8") == PAGES[name](), "run: python -m tests.docs.pages"
 
 
 @pytest.mark.parametrize(("page", "line"), of_program("sollold"))
-def test_each_command_is_one(page: str, line: str) -> None:
+def test_each_command_is_valid(page: str, line: str) -> None:
     words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
     assert read(words).command
 
 
-def test_a_file_is_written_where_a_folder_is() -> None:
-    """An account that is new has none of those in which programs look."""
+def test_files_are_written_to_folders_created_before() -> None:
+    """The configuration folders do not exist in a new account."""
     lines = [line for _, line in commands()]
     made = {word for line in lines if line.startswith("mkdir -p ") for word in shlex.split(line)[2:]}
     for line in lines:
@@ -69,8 +69,8 @@ def test_a_file_is_written_where_a_folder_is() -> None:
         assert not written or "/" not in file or file.rpartition("/")[0] in made, line
 
 
-def test_each_command_within_a_sentence_is_one() -> None:
-    """A command's name alone is one as well, without what it needs."""
+def test_each_inline_command_is_valid() -> None:
+    """A command's name without its arguments is valid too."""
     known = subcommands(parser())
     for page in PAGE_FILES:
         for code in re.findall(r"`sollold ([^`]+)`", page.read_text("utf-8").replace("\n", " ")):
@@ -82,21 +82,21 @@ def test_each_command_within_a_sentence_is_one() -> None:
             assert set(options) <= known.get(words[0], parser())._option_string_actions.keys(), code
 
 
-def test_nothing_is_installed_from_an_index_that_does_not_have_it() -> None:
-    """Nobody published sollold: who installs it by its name alone gets nothing, or somebody else's."""
+def test_nothing_installs_sollold_from_pypi() -> None:
+    """sollold is not on PyPI: installing it by name would fail or install another project."""
     by_name = re.compile(r"(?:pipx? |uv )(?:tool |pip )?install[^`,\n]* ['\"]?sollold\b(?!-)")
     files = [*PAGE_FILES, *(ROOT / "sollold").rglob("*.py"), *(ROOT / "packaging").rglob("*.md")]
     found = [f"{file.name}: {line}" for file in files for line in by_name.findall(file.read_text("utf-8"))]
     assert not found
 
 
-def test_what_traces_need_is_what_the_extra_installs() -> None:
+def test_the_traces_extra_matches_the_documented_packages() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["traces"]
-    assert [re.split(r"[<>=]", one)[0] for one in extra] == tracing.NEEDED.split()
+    assert [re.split(r"[<>=]", requirement)[0] for requirement in extra] == tracing.NEEDED.split()
     assert f"pipx inject sollold {tracing.NEEDED}" in (FOLDER / "monitoring.md").read_text("utf-8")
 
 
-def test_there_are_commands_and_requests() -> None:
+def test_commands_and_requests_are_found() -> None:
     assert len(of_program("sollold")) > 25 and len(of_program("curl")) > 8
 
 
@@ -111,7 +111,7 @@ def test_each_request_has_a_route(page: str, line: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
-def test_each_setting_that_is_named_is_one(page: Path) -> None:
+def test_each_named_setting_exists(page: Path) -> None:
     known = catalogue()
     sections = {key.split(".")[0] for key in known}
     for key in _KEY.findall(page.read_text("utf-8")):
@@ -120,16 +120,16 @@ def test_each_setting_that_is_named_is_one(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
-def test_each_link_within_leads_somewhere(page: Path) -> None:
+def test_each_internal_link_has_a_target(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
             continue
         file, _, anchor = target.partition("#")
-        there = page.parent / file if file else page
-        assert there.exists(), target
+        target_page = page.parent / file if file else page
+        assert target_page.exists(), target
         if anchor:
-            titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE)
+            titles = re.findall(r"^#+ (.*)$", target_page.read_text("utf-8"), re.MULTILINE)
             slugs = {
                 re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles
             }
@@ -137,7 +137,7 @@ def test_each_link_within_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
-def test_each_file_and_each_make_that_is_named_is_there(page: Path) -> None:
+def test_each_named_file_and_make_target_exists(page: Path) -> None:
     text = page.read_text("utf-8")
     makes = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= makes
@@ -145,7 +145,7 @@ def test_each_file_and_each_make_that_is_named_is_there(page: Path) -> None:
         assert any((root / name).exists() for root in (ROOT, ROOT / "sollold", *PACKAGES)), name
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("no mkdocs here")
     command = [
@@ -163,7 +163,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "start" / "index.html").exists()
 
 
-def test_the_readmes_sample_is_what_is_printed(
+def test_the_sample_output_in_the_readme_is_current(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory = {"total": 1.27 * 2**30, "limit": 1.27 * 2**30}

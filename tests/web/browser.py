@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven by its DevTools protocol over a WebSocket."""
+"""Headless Chromium driven over its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _START = 30.0
 
 
 class PageError(Exception):
-    """The page's own script failed."""
+    """A script of the page failed."""
 
 
 class Page:
-    """A tab. Errors and warnings of its console are kept in ``console``."""
+    """A tab. ``console`` collects the errors and warnings of its console."""
 
     def __init__(self, socket: ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -62,7 +62,7 @@ class Page:
                 self.console.append(f"{entry['text']} {entry.get('url', '')}")
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol."""
+        """Send a DevTools command and return its result."""
         self._next += 1
         answer = self._answers[self._next] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._next, "method": method, "params": parameters})
@@ -73,7 +73,7 @@ class Page:
         return result
 
     async def run(self, expression: str) -> Any:
-        """What an expression of JavaScript gives, awaited."""
+        """Evaluate a JavaScript expression, await it, and return its value."""
         result = await self.call(
             "Runtime.evaluate",
             expression=expression,
@@ -87,7 +87,7 @@ class Page:
         return result["result"].get("value")
 
     async def until(self, expression: str, limit: float = 15.0) -> Any:
-        """Wait until an expression is true, and give it."""
+        """Wait until an expression is truthy and return its value."""
         end = time.monotonic() + limit
         while True:
             try:
@@ -96,7 +96,7 @@ class Page:
                     "catch { return null; } })()"
                 )
             except PageError as error:
-                # The page that was asked is being left.
+                # The page is being left.
                 if "navigated" not in str(error):
                     raise
                 value = None
@@ -108,13 +108,13 @@ class Page:
             await asyncio.sleep(0.03)
 
     async def open(self, url: str) -> None:
-        """Go to a page and wait until it is there; from another address of the same page, too."""
+        """Open a URL and wait until it is loaded, also if only its fragment differs from the current one."""
         await self.call("Page.navigate", url="about:blank")
         await self.call("Page.navigate", url=url)
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def size(self, width: int, height: int, *, dark: bool = False) -> None:
-        """The window's size in CSS pixels, and the colour scheme that it asks for."""
+        """Set the size of the window in CSS pixels and its preferred colour scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -132,20 +132,20 @@ class Page:
         )
 
     async def click(self, selector: str) -> None:
-        """Click the first element that matches, once there is one that is shown."""
+        """Wait for a visible element that matches, and click the first."""
         found = json.dumps(selector)
         await self.until(f"document.querySelector({found})?.offsetParent !== undefined")
         await self.run(f"document.querySelector({found}).click()")
 
     async def write(self, selector: str, text: str) -> None:
-        """Focus a field, empty it and type."""
+        """Focus a field, clear it and type ``text``."""
         found = json.dumps(selector)
         await self.until(f"document.querySelector({found})")
         await self.run(f"(() => {{ const f = document.querySelector({found}); f.focus(); f.value = ''; }})()")
         await self.call("Input.insertText", text=text)
 
     async def press(self, key: str, *, composing: bool = False) -> None:
-        """Press a key where the focus is; ``composing``: as an input method reports it."""
+        """Press a key in the focused element. ``composing``: as reported by an input method."""
         code = 229 if composing else {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32}.get(key, 0)
         text = {"Enter": "\r"}.get(key, "") if not composing else ""
         down = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
@@ -153,25 +153,25 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     async def overflow(self) -> int:
-        """By how many pixels the page is wider than the window."""
+        """Return by how many pixels the page is wider than the window."""
         width = await self.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         return int(width)
 
     async def screenshot(self, path: Path, *, full: bool = True) -> None:
-        """Write a PNG, of the whole page where ``full``."""
+        """Write a PNG of the window, or of the whole page if ``full``."""
         result = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)
         data = base64.b64decode(result["data"])
         await asyncio.to_thread(path.write_bytes, data)
 
     async def close(self) -> None:
-        """End listening."""
+        """Stop reading events."""
         await self._socket.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
 
 class Browser:
-    """Chromium at an address of its DevTools; `page` opens a new tab."""
+    """Chromium at a DevTools address. `page` opens a new tab."""
 
     def __init__(self, address: str, session: ClientSession) -> None:
         self._address = address
@@ -179,7 +179,7 @@ class Browser:
 
     @contextlib.asynccontextmanager
     async def page(self) -> AsyncIterator[Page]:
-        """A fresh tab, closed at the end."""
+        """Yield a new tab and close it at the end."""
         async with self._session.put(f"{self._address}/json/new?about:blank") as answer:
             target = await answer.json(content_type=None)
         socket = await self._session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0, autoping=True)
@@ -196,7 +196,7 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium(folder: Path, *flags: str) -> Iterator[str]:
-    """A running Chromium with a profile of its own in ``folder``; the address of its DevTools."""
+    """Run Chromium with a new profile in ``folder`` and yield its DevTools address."""
     assert PROGRAM is not None
     quiet = subprocess.DEVNULL
     command = (PROGRAM, *_FLAGS, *flags, f"--user-data-dir={folder}", "about:blank")

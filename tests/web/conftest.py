@@ -1,4 +1,4 @@
-"""One Chromium for all tests; a made-up cluster for each."""
+"""One Chromium for all tests, and a fictitious cluster for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Show = Callable[..., Awaitable[tuple[AppServices, str]]]
 
 @pytest.fixture(scope="package")
 def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Chromium for all tests."""
+    """Run one Chromium for all tests."""
     if PROGRAM is None:
         pytest.skip("no Chromium here (package chromium)")
     with chromium(tmp_path_factory.mktemp("chromium")) as address:
@@ -30,7 +30,7 @@ def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def page(devtools: str, show: Show) -> AsyncIterator[Page]:
-    """A tab, closed before the servers; nothing may stand in its console at the end."""
+    """Yield a tab, closed before the servers. Its console must be empty at the end."""
     async with ClientSession() as session, Browser(devtools, session).page() as tab:
         await tab.size(1180, 900)
         yield tab
@@ -39,7 +39,7 @@ async def page(devtools: str, show: Show) -> AsyncIterator[Page]:
 
 @pytest.fixture
 async def show() -> AsyncIterator[Show]:
-    """Serves a made-up cluster and gives its services and address."""
+    """Yield a function that serves a fictitious cluster and returns its services and URL."""
     async with AsyncExitStack() as stack:
 
         async def serve(*records: Record, service: Any = None) -> tuple[AppServices, str]:

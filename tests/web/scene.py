@@ -1,4 +1,4 @@
-"""A made-up cluster for the dashboard to show: five machines, three models, requests, an hour of history."""
+"""A fictitious cluster for the dashboard: five machines, three models, requests, an hour of history."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NODES = {name: f"{place:016x}" for place, name in enumerate(("anna", "bert", "cl
 
 
 def device(id_: str, total: float, granted: float, other: float, name: str = "") -> Device:
-    """Sizes in GiB."""
+    """Return a device. Sizes are in GiB."""
     kind = Kind.CPU if id_ == "CPU" else Kind.GPU
     size, set_aside, used = int(total * GIB), int(granted * GIB), int((granted + other) * GIB)
     return Device(id_, kind, name or "AMD Ryzen 9", size, size - used, size, set_aside, size - used)
@@ -164,8 +164,8 @@ def library() -> PlainLibrary:
                parameters=137_000_000, layers=12, capabilities=("embedding",)), ("cleo",)),
         (model("demo:latest", size=GIB // 2, parameters=600_000_000), ("anna",)),
     ]  # fmt: skip
-    found = PlainLibrary(*(one for one, _ in facts))
-    found.all = {one.name: Listed(one, nodes) for one, nodes in facts}
+    found = PlainLibrary(*(model for model, _ in facts))
+    found.all = {model.name: Listed(model, nodes) for model, nodes in facts}
     return found
 
 
@@ -215,7 +215,7 @@ def greet(name: str) -> str:
 
 
 class TalkingService:
-    """Says `ANSWER` word by word; what is asked with ``wait`` never ends."""
+    """Streams `ANSWER` word by word; the answer to a question with ``wait`` never ends."""
 
     def __init__(self) -> None:
         self.asks: list[Ask] = []
@@ -248,7 +248,7 @@ class TalkingService:
 
 
 class Pulls:
-    """Fetches a model in a few steps."""
+    """Simulates a pull in a few steps."""
 
     def __init__(self) -> None:
         self.goes_on = asyncio.Event()
@@ -262,7 +262,7 @@ class Pulls:
 
 @contextlib.asynccontextmanager
 async def services(*records: Record, service: Any = None, still: bool = False) -> AsyncIterator[AppServices]:
-    """The application's services over the made-up cluster, watched by a monitor with an hour of history."""
+    """Yield the services over the fictitious cluster, with a monitor that has an hour of history."""
     cluster = PlainCluster(*(records or machines()))
     cluster.planned = replace(cluster.planned, plan=PLAN, reason="")
     monitor = monitor_of(cluster)
@@ -287,7 +287,7 @@ async def services(*records: Record, service: Any = None, still: bool = False) -
     await monitor.start()
     await keys.start()
     if still and monitor._sampling is not None:
-        # What was made up stays as it is.
+        # The fictitious values must not change.
         monitor._sampling.cancel()
     try:
         yield given
@@ -312,30 +312,30 @@ def _fill(monitor: Any) -> None:
             ("", "waiting"): float(max(0, round(3 * wave) - 2)),
             ("", "first_token_seconds"): 0.4 + wave if chance.random() < wave / 5 else math.nan,
         }
-        for one in monitor._view.me.devices:
-            values[one.id, "granted_bytes"] = float(one.granted)
-            values[one.id, "used_bytes"] = float(one.total - one.free)
+        for node_device in monitor._view.me.devices:
+            values[node_device.id, "granted_bytes"] = float(node_device.granted)
+            values[node_device.id, "used_bytes"] = float(node_device.total - node_device.free)
         values["CUDA0", "utilization"] = min(1.0, 0.1 + 0.5 * wave)
         values["CUDA0", "temperature_celsius"] = 48 + 15 * wave
         monitor.history.add(values)
-    for at in range(12):
-        failed = at == 4
+    for index in range(12):
+        failed = index == 4
         activity.add_finished(
             FinishedRequest(
-                id=f"{at:04x}",
-                time=time.time() - 3000 + at * 240,
-                path=("/api/chat", "/v1/chat/completions", "/v1/messages")[at % 3],
-                model=("llama3.3:70b", "qwen2.5-coder:14b")[at % 2],
-                node=("anna", "dora")[at % 2],
+                id=f"{index:04x}",
+                time=time.time() - 3000 + index * 240,
+                path=("/api/chat", "/v1/chat/completions", "/v1/messages")[index % 3],
+                model=("llama3.3:70b", "qwen2.5-coder:14b")[index % 2],
+                node=("anna", "dora")[index % 2],
                 backend="llama.cpp-distributed",
                 outcome="error" if failed else "ok",
                 error="the engine ran out of memory" if failed else "",
-                prompt_tokens=120 + 37 * at,
-                tokens=0 if failed else 80 + 13 * at,
-                first_token=-1.0 if failed else 0.31 + at / 40,
-                seconds=5.5 + at / 3,
+                prompt_tokens=120 + 37 * index,
+                tokens=0 if failed else 80 + 13 * index,
+                first_token=-1.0 if failed else 0.31 + index / 40,
+                seconds=5.5 + index / 3,
                 queue=0.1,
                 load=0.0,
-                resumed=1 if at == 7 else 0,
+                resumed=1 if index == 7 else 0,
             )
         )

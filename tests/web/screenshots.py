@@ -1,4 +1,4 @@
-"""`make screenshots`: a picture of each page of the dashboard in light, dark and at a phone's width."""
+"""`make screenshots`: each page of the dashboard in light, in dark, and at the width of a phone."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ VIEWS = (
     "leaderless",
 )
 LEADERLESS = VIEWS[-1]
-"""The first page while a majority has gone, the leader with it; an order can't be carried out."""
+"""The first page after the loss of a majority with the leader; commands fail."""
 LOOKS = {"light": (1180, 820, False), "dark": (1180, 820, True), "phone": (390, 844, False)}
 
 
 async def settle(page: Page, view: str) -> None:
-    """Bring a view into the state that is worth a picture."""
+    """Bring a view into the state to be shown."""
     await page.until("document.querySelector('h1')")
     await page.until("Number(document.querySelector('#finding-count').textContent) > 0")
     if view == "cluster":
@@ -77,7 +77,7 @@ async def settle(page: Page, view: str) -> None:
 
 
 def lose_the_leader(given: AppServices) -> None:
-    """Three of five machines have gone, the leader among them."""
+    """Remove three of five machines, including the leader."""
     cluster: PlainCluster = given.cluster  # type: ignore[assignment]
     cluster.leads = False
     cluster.refusal = Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again")
@@ -113,7 +113,6 @@ async def take(devtools: str, folder: Path, views: tuple[str, ...] = VIEWS) -> N
 
 
 def main() -> None:
-    """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("build/screenshots"))
     parser.add_argument("--view", action="append", choices=[view.split("/")[0] for view in VIEWS])

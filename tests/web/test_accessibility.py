@@ -1,4 +1,4 @@
-"""Every view of the dashboard examined by axe, whose rules Lighthouse takes its accessibility score from."""
+"""Check every view of the dashboard with axe, on whose rules Lighthouse's accessibility score is based."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DARK = FOUND % '["color-contrast"]'
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The script; a page runs it in itself."""
+    """Return the axe script, which runs in the page."""
     folder = fetched(Path(__file__).with_name("npm"), tmp_path_factory.mktemp("npm"), "accessibility is")
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 
-async def test_nothing_is_found_on_any_page(page: Page, show: Show, axe: str) -> None:
+async def test_axe_finds_no_violations(page: Page, show: Show, axe: str) -> None:
     first, second, third, *others = machines()
     waiting = (WaitingMachine("f" * 16, "gina", "4711-0815"),)
     lost = replace(others[-1], node="f" * 16, name="fritz")
@@ -58,7 +58,7 @@ async def test_nothing_is_found_on_any_page(page: Page, show: Show, axe: str) ->
     assert {view: rules for view, rules in found.items() if rules} == {}
 
 
-async def test_a_machine_that_is_alone_and_empty_is_told_what_to_do(page: Page, show: Show, axe: str) -> None:
+async def test_a_single_machine_without_models_shows_hints(page: Page, show: Show, axe: str) -> None:
     given, url = await show(machine("anna"))
     given.library.all.clear()  # type: ignore[attr-defined]
     hints = {

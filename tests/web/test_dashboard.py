@@ -1,4 +1,4 @@
-"""The dashboard in a real Chromium: every action, a machine that dies, twenty machines, hostile names."""
+"""The dashboard in a real Chromium: all actions, failing machines, twenty machines, hostile names."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def cluster_of(given: Any) -> PlainCluster:
 
 
 async def forget_the_dead(page: Page) -> None:
-    """Leave the page, and forget what its console said of nodes that did not answer."""
+    """Leave the page and drop the console errors about unreachable nodes."""
     await page.call("Page.navigate", url="about:blank")
     await page.until("location.href === 'about:blank'")
     page.console[:] = [line for line in page.console if "net::ERR_" not in line]
 
 
-async def test_the_cluster_is_a_picture(page: Page, show: Show) -> None:
+async def test_the_cluster_view_shows_machines_and_models(page: Page, show: Show) -> None:
     _, url = await show()
     await page.open(url)
     await page.until("document.querySelectorAll('.machine').length === 5")
     assert await page.run(CARDS) == ["anna", "bert", "cleo", "dora", "emil"]
     band = await page.run(f"document.querySelector('[data-node=\\'{NODES['bert']}\\'] .band').title")
     assert band == "llama3.3:70b, layers 36–63: 15.8 GiB"
-    # A line for each step of a model from machine to machine, with what was measured.
+    # One line for each hop of a model between machines, with its measured values.
     await page.until("document.querySelectorAll('.links path[d]').length === 3")
     trips = await page.run("[...document.querySelectorAll('.links text')].map((t) => t.textContent)")
     assert trips == ["0.42 ms", "113 MiB/s", "0.61 ms", "105 MiB/s", "0.48 ms", "114 MiB/s"]
@@ -74,11 +74,11 @@ async def test_the_cluster_is_a_picture(page: Page, show: Show) -> None:
     )
 
 
-async def test_a_death_and_a_drain_are_seen_within_two_seconds(page: Page, show: Show) -> None:
+async def test_failures_and_drains_appear_within_two_seconds(page: Page, show: Show) -> None:
     given, url = await show()
     await page.open(url)
     await page.until("document.querySelectorAll('.machine').length === 5")
-    # The stream of events stands when its first answer is there.
+    # The event stream is open once the doctor has been queried.
     await page.until("performance.getEntriesByType('resource').some((e) => e.name.includes('/doctor'))")
     await page.run("window.mark = document.querySelector('.machine'); mark.querySelector('button').focus()")
     began = time.monotonic()
@@ -90,16 +90,16 @@ async def test_a_death_and_a_drain_are_seen_within_two_seconds(page: Page, show:
         "document.querySelector('.is-offline').innerText"
     )
     await page.until("document.querySelector('.events').innerText.includes('cleo stopped responding')")
-    # The model that had layers there still names it, and no line leads to it.
+    # The model that had layers there still lists it, without a line to it.
     assert "cleo 64–79" in await page.run("document.querySelector('.run').innerText")
     assert await page.run("document.querySelectorAll('.links path[d]').length") == 2
-    # Nothing was built anew: what had the focus has it still.
+    # The elements are updated in place and keep the focus.
     assert await page.run("mark.isConnected && mark.contains(document.activeElement)")
     await page.click(".is-offline button")
     await page.until("!document.querySelector('.is-offline')")
 
 
-async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None:
+async def test_drain_and_unload_from_the_cluster_view(page: Page, show: Show) -> None:
     given, url = await show()
     await page.open(url)
     await page.click(f"[data-node='{NODES['emil']}'] button")
@@ -110,7 +110,9 @@ async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None
 
 @pytest.mark.llama
 @pytest.mark.cluster
-async def test_what_is_known_stays_when_the_node_has_died(page: Page, tmp_path: Path, llama: Llama) -> None:
+async def test_the_page_keeps_its_contents_when_its_node_dies(
+    page: Page, tmp_path: Path, llama: Llama
+) -> None:
     with Cluster(2, tmp_path, llama, loopback=True) as nodes:
         await asyncio.to_thread(nodes.together)
         await page.open(nodes[0].url)
@@ -118,13 +120,13 @@ async def test_what_is_known_stays_when_the_node_has_died(page: Page, tmp_path: 
         await asyncio.to_thread(nodes[0].kill)
         await page.until("document.querySelector('#trouble').innerText.includes('does not answer')")
         assert "is the leader" in await page.run("document.querySelector('.events').innerText")
-        # And the way on is shown.
+        # The page links to another node.
         await page.click("#trouble a")
         await page.until(f"location.href === '{nodes[1].url}/' && document.querySelector('.machine')")
         await forget_the_dead(page)
 
 
-async def test_where_there_is_no_model_each_view_says_so(page: Page, show: Show) -> None:
+async def test_every_view_handles_the_absence_of_models(page: Page, show: Show) -> None:
     given, url = await show()
     given.library.all.clear()  # type: ignore[attr-defined]
     cluster_of(given).change(replace(machines()[1], links=()))
@@ -139,7 +141,7 @@ async def test_where_there_is_no_model_each_view_says_so(page: Page, show: Show)
     await page.until("[...document.querySelectorAll('main button')].every((b) => !b.offsetParent)")
 
 
-async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: Page, show: Show) -> None:
+async def test_a_missing_leader_is_shown_and_explains_failed_commands(page: Page, show: Show) -> None:
     given, url = await show()
     cluster = cluster_of(given)
     cluster.leads = False
@@ -148,21 +150,21 @@ async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: P
     notice = await page.until("!leaderless.hidden && leaderless.innerText")
     assert notice.startswith("The cluster has no leader: the machines are electing one")
     assert "no leader" in await page.run("document.querySelector('#headline').textContent")
-    said = (
+    failure = (
         "document.querySelector('#failed').hidden ? '' : document.querySelector('#failed span').textContent"
     )
     why = "the cluster has no leader right now; try again"
     await page.click(".run button")
-    await page.until(f"({said}) === 'Unload llama3.3:70b: {why}'")
-    # It stays although the node goes on to answer.
+    await page.until(f"({failure}) === 'Unload llama3.3:70b: {why}'")
+    # The message stays while the node answers other requests.
     asked = "performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/api/cluster')).length"
     before = await page.run(asked)
     await page.until(f"{asked} > {before + 1}")
-    assert await page.run(said)
+    assert await page.run(failure)
     await page.click("#failed button")
-    assert not await page.run(said)
+    assert not await page.run(failure)
     await page.click(f"[data-node='{NODES['emil']}'] button")
-    await page.until(f"({said}).startsWith('Drain emil') && ({said}).endsWith('{why}')")
+    await page.until(f"({failure}).startsWith('Drain emil') && ({failure}).endsWith('{why}')")
     for view, button in (
         ("models", "[data-model='demo:latest'] [data-act=Load]"),
         ("model/demo", ".primary"),
@@ -174,7 +176,7 @@ async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: P
     await page.until("leaderless.hidden", 4)
 
 
-async def test_an_order_is_given_once_however_often_it_is_pressed(page: Page, show: Show) -> None:
+async def test_repeated_clicks_send_a_command_once(page: Page, show: Show) -> None:
     given, url = await show()
     cluster = cluster_of(given)
     goes_on = asyncio.Event()
@@ -191,12 +193,14 @@ async def test_an_order_is_given_once_however_often_it_is_pressed(page: Page, sh
     await page.click(".run button")
     goes_on.set()
     await page.until("document.querySelector('.run button').ariaBusy === 'false'")
-    assert [one for one in cluster.asked if one[0] == "unload"] == [("unload", "llama-70b-1", False)]
+    assert [request for request in cluster.asked if request[0] == "unload"] == [
+        ("unload", "llama-70b-1", False)
+    ]
 
 
 @pytest.mark.llama
 @pytest.mark.cluster
-async def test_a_majority_dies_under_the_page(page: Page, tmp_path: Path, llama: Llama) -> None:
+async def test_the_loss_of_a_majority_is_shown(page: Page, tmp_path: Path, llama: Llama) -> None:
     with Cluster(3, tmp_path, llama, loopback=True, start=False) as nodes:
         for node in nodes:
             demo_model.write(node.models / "demo.gguf")
@@ -213,7 +217,7 @@ async def test_a_majority_dies_under_the_page(page: Page, tmp_path: Path, llama:
         await page.until(
             f"headline.textContent === '1 node, 2 offline · leader {last.name} · seen from {last.name}'", 20
         )
-        # What is left of the cluster does what it is told.
+        # The rest of the cluster accepts commands.
         await page.open(f"{last.url}/#/models")
         await page.click("[data-act=Load]")
         await page.until("document.querySelector('.model .tags').innerText.includes('ready')", 60)
@@ -224,20 +228,20 @@ async def test_a_majority_dies_under_the_page(page: Page, tmp_path: Path, llama:
 async def test_twenty_machines_and_hostile_names_fit(page: Page, show: Show, width: int) -> None:
     evil = "<img src=x onerror=alert(1)>" + "x" * 300
     long = "node-" + "very-long-name-" * 12
-    placed = tuple(Placed(f"{at:016x}", "CPU", at * 4, at * 4 + 4, 2**30) for at in range(20))
+    placed = tuple(Placed(f"{number:016x}", "CPU", number * 4, number * 4 + 4, 2**30) for number in range(20))
     spread = replace(LLAMA, model=evil, placed=placed, reason="<script>alert(1)</script> " + "y" * 200)
     records = [
         machine(
             "anna",
             *machines()[0].devices,
-            node=f"{at:016x}",
-            endpoints=(spread,) if at == 0 else (),
+            node=f"{number:016x}",
+            endpoints=(spread,) if number == 0 else (),
         )
-        for at in range(20)
+        for number in range(20)
     ]
     records = [
-        replace(one, name=(evil, long, *(f"node{at:02}" for at in range(18)))[at])
-        for at, one in enumerate(records)
+        replace(node, name=(evil, long, *(f"node{index:02}" for index in range(18)))[index])
+        for index, node in enumerate(records)
     ]
     _, url = await show(*records)
     await page.size(width, 844)
@@ -251,13 +255,11 @@ async def test_twenty_machines_and_hostile_names_fit(page: Page, show: Show, wid
     assert await page.run("document.querySelectorAll('main img, main script').length") == 0
 
 
-async def test_a_name_from_right_to_left_leaves_the_numbers_behind_it_in_their_order(
-    page: Page, show: Show
-) -> None:
+async def test_a_right_to_left_name_does_not_reorder_the_numbers_after_it(page: Page, show: Show) -> None:
     _, url = await show(replace(machines()[0], name="מכונה"), *machines()[1:])
     await page.size(1180, 844)
     await page.open(f"{url}/#/cluster")
-    # Where the first and the last number of the layers are drawn.
+    # The positions of the first and the last layer number.
     numbers = """[...document.querySelectorAll('.run .band')].filter((one) => one.innerText.includes('מכונה'))
       .map((one) => ['0', '5'].map((digit) => {
         const text = one.firstChild, range = document.createRange();
@@ -293,7 +295,7 @@ async def test_models_are_planned_loaded_unloaded_copied_and_deleted(page: Page,
     assert "about 14.6 tokens/s" in text and "41.8 GiB weights" in text and "layers 64–79 + output" in text
     await page.click(f"{row} .plan .close")
     await page.click(f"{row} [data-act=Load]")
-    await until(lambda: any(getattr(one, "model", "") == "demo:latest" for one in cluster.asked[1:]))
+    await until(lambda: any(getattr(order, "model", "") == "demo:latest" for order in cluster.asked[1:]))
     await page.click("[data-model='llama3.3:70b'] [data-act=Unload]")
     await until(lambda: ("unload", "llama3.3:70b", False) in cluster.asked)
     await page.click(f"{row} [data-act=Copy]")
@@ -305,7 +307,7 @@ async def test_models_are_planned_loaded_unloaded_copied_and_deleted(page: Page,
     await until(lambda: ("demo:latest", ()) in library.deleted)  # type: ignore[attr-defined]
 
 
-async def test_what_does_not_fit_says_what_would_help(page: Page, show: Show) -> None:
+async def test_a_model_that_does_not_fit_shows_remedies(page: Page, show: Show) -> None:
     given, url = await show()
     missing = {"needed": 2**35, "there": 2**34, "missing": 2**34, "weights": 2**34, "state": 2**33,
                "buffers": 2**30, "remedies": ["a smaller context: 4096"]}  # fmt: skip
@@ -327,7 +329,7 @@ async def test_a_model_is_pulled_with_progress(page: Page, show: Show) -> None:
     await page.until("document.querySelector('.pulls').innerText.includes('done')")
 
 
-async def test_a_models_page_shows_its_layers_and_why(page: Page, show: Show) -> None:
+async def test_a_models_page_shows_its_placement_and_the_reasons(page: Page, show: Show) -> None:
     _, url = await show()
     await page.open(f"{url}/#/model/llama3.3%3A70b")
     await page.until("document.querySelector('.plan')")
@@ -337,7 +339,7 @@ async def test_a_models_page_shows_its_layers_and_why(page: Page, show: Show) ->
         assert words in text, words
 
 
-async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Show) -> None:
+async def test_chat_question_answer_and_regeneration(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
     await page.open(f"{url}/#/chat/llama3.3%3A70b")
@@ -347,18 +349,18 @@ async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Sh
     await page.write("#chat-system", "Be brief.")
     await page.write("#message", "Hello")
     await page.press("Enter", composing=True)
-    assert not service.asks, "Enter that ends a composition sends nothing"
+    assert not service.asks, "Enter that ends an IME composition sends nothing"
     await page.press("Enter")
     await page.until("document.querySelector('.assistant .foot button')")
     body = next(iter(service.asks[-1].calls.values())).body
     assert body["options"] == {"temperature": 0.2}
-    assert [one["role"] for one in body["messages"]] == ["system", "user"]
-    said = "document.querySelector('.said')"
-    assert await page.run(f"{said}.querySelector('pre code').textContent.startsWith('def greet')")
-    assert await page.run(f"{said}.querySelectorAll('li').length") == 2
-    assert await page.run(f"{said}.querySelector('table').rows.length") == 3
-    assert await page.run(f"{said}.querySelectorAll('b, script, img, a').length") == 0
-    assert "<b>HTML stays text</b>" in await page.run(f"{said}.innerText")
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    turns = "document.querySelector('.said')"
+    assert await page.run(f"{turns}.querySelector('pre code').textContent.startsWith('def greet')")
+    assert await page.run(f"{turns}.querySelectorAll('li').length") == 2
+    assert await page.run(f"{turns}.querySelector('table').rows.length") == 3
+    assert await page.run(f"{turns}.querySelectorAll('b, script, img, a').length") == 0
+    assert "<b>HTML stays text</b>" in await page.run(f"{turns}.innerText")
     assert await page.run("document.querySelector('.thinking').open") is False
     foot = await page.run("document.querySelector('.foot').innerText")
     assert "96 tokens" in foot and "tokens/s" in foot and "alpha/CPU" in foot
@@ -367,7 +369,7 @@ async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Sh
     await page.until("document.querySelectorAll('.assistant .foot button').length")
     assert await page.run("document.querySelectorAll('.bubble').length") == 2
     kept = json.loads(await page.run("localStorage.getItem('sollold.chats')"))
-    assert [one["role"] for one in kept[0]["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in kept[0]["messages"]] == ["user", "assistant"]
     await page.open(f"{url}/#/chat")
     await page.until("document.querySelectorAll('.bubble').length === 2")
     await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
@@ -375,14 +377,14 @@ async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Sh
 
 
 async def open_and_ask(page: Page, url: str, text: str) -> None:
-    """Ask the model that the page chooses, in the conversation that was last."""
+    """Open the chat and ask the preselected model in the most recent conversation."""
     await page.open(f"{url}/#/chat")
     await page.until("document.querySelector('#chat-model').value")
     await page.write("#message", text)
     await page.press("Enter")
 
 
-async def test_stop_keeps_what_was_said_and_the_conversation_goes_on(page: Page, show: Show) -> None:
+async def test_stop_keeps_the_partial_answer_and_the_conversation_continues(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
     await open_and_ask(page, url, "wait for ever")
@@ -396,7 +398,7 @@ async def test_stop_keeps_what_was_said_and_the_conversation_goes_on(page: Page,
     await page.press("Enter")
     await page.until("document.querySelectorAll('.assistant .foot').length === 2")
     body = next(iter(service.asks[-1].calls.values())).body
-    assert [one["content"].strip() for one in body["messages"]] == [
+    assert [message["content"].strip() for message in body["messages"]] == [
         "wait for ever",
         "An answer that",
         "And now?",
@@ -409,7 +411,7 @@ async def test_a_refusal_in_the_chat_is_shown(page: Page, show: Show) -> None:
     await page.until("document.querySelector('.talk').innerText.includes('3 GiB are missing')")
 
 
-async def test_a_chat_with_a_model_that_is_gone_says_so(page: Page, show: Show) -> None:
+async def test_a_chat_with_a_missing_model_is_explained(page: Page, show: Show) -> None:
     _, url = await show()
     gone = (
         "[...document.querySelectorAll('.notice')].find((p) => p.innerText.includes('has gone:1b; another'))"
@@ -422,7 +424,7 @@ async def test_a_chat_with_a_model_that_is_gone_says_so(page: Page, show: Show) 
     assert not await page.run(f"Boolean({gone})")
 
 
-async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: Show) -> None:
+async def test_a_failed_question_can_be_repeated(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
     await open_and_ask(page, url, "refuse this")
@@ -435,10 +437,10 @@ async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: S
     await page.click("button.again")
     await until(lambda: len(service.asks) == 3)
     body = next(iter(service.asks[-1].calls.values())).body
-    assert [one["content"] for one in body["messages"]] == ["refuse this"]
+    assert [message["content"] for message in body["messages"]] == ["refuse this"]
 
 
-async def test_what_needs_a_model_can_be_clicked_when_there_is_one_and_no_answer_under_way(
+async def test_chat_buttons_are_enabled_with_a_model_and_without_a_running_answer(
     page: Page, show: Show
 ) -> None:
     given, url = await show(service=TalkingService())
@@ -457,12 +459,12 @@ async def test_what_needs_a_model_can_be_clicked_when_there_is_one_and_no_answer
     await page.write("#message", "wait for ever")
     await page.press("Enter")
     await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
-    # News of the models come meanwhile.
+    # The list of models changes meanwhile.
     await page.run("document.querySelector('#chat-model').dispatchEvent(new Event('change')); 0")
     assert await page.run(send)
 
 
-async def test_what_was_answered_is_there_after_a_reload_in_the_middle(page: Page, show: Show) -> None:
+async def test_a_partial_answer_survives_a_reload(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
     await open_and_ask(page, url, "wait for ever")
@@ -476,7 +478,7 @@ async def test_what_was_answered_is_there_after_a_reload_in_the_middle(page: Pag
     await until(lambda: service.closed == 1)
 
 
-async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Page, show: Show) -> None:
+async def test_two_tabs_keep_all_conversations(devtools: str, page: Page, show: Show) -> None:
     _, url = await show()
 
     async def ask(tab: Page, words: str, answers: int) -> None:
@@ -487,7 +489,7 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
         )
 
     async def keeps(chats: list[list[str]]) -> None:
-        """What one tab stores reaches the other's process a moment later."""
+        """Wait until the other tab's process sees what one tab stored."""
         stored = "JSON.parse(localStorage.getItem('sollold.chats'))"
         asked = "chat.messages.filter((one) => one.role === 'user').map((one) => one.content)"
         found = f"JSON.stringify({stored}.map((chat) => {asked}).sort())"
@@ -500,11 +502,11 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
         await ask(page, "one", 1)
         await ask(other, "two", 1)
         await keeps([["one"], ["two"]])
-        # The same conversation in both: each goes on from what the other has said.
-        one = "[...document.querySelector('#chat-which').options].find((o) => o.text === 'one')"
-        await other.until(one)
+        # Both tabs continue the same conversation from each other's messages.
+        first_option = "[...document.querySelector('#chat-which').options].find((o) => o.text === 'one')"
+        await other.until(first_option)
         await other.run(
-            f"(() => {{ const w = document.querySelector('#chat-which'); w.value = {one}.value; "
+            f"(() => {{ const w = document.querySelector('#chat-which'); w.value = {first_option}.value; "
             "w.dispatchEvent(new Event('change')); })()"
         )
         await ask(other, "one more", 2)
@@ -513,8 +515,8 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
         await keeps([["one", "one more", "a third"], ["two"]])
 
 
-async def test_a_browser_that_keeps_nothing_shows_all_the_same(page: Page, show: Show) -> None:
-    """As with all cookies blocked: the very word throws."""
+async def test_the_dashboard_works_without_local_storage(page: Page, show: Show) -> None:
+    """With all cookies blocked, accessing localStorage raises."""
     refuse = "get() { throw new DOMException('denied', 'SecurityError'); }"
     both = "".join(
         f"Object.defineProperty(window, '{kind}', {{ {refuse} }});"
@@ -533,7 +535,7 @@ async def test_a_browser_that_keeps_nothing_shows_all_the_same(page: Page, show:
     await page.until("document.querySelector('#chat-which').options.length === 2")
 
 
-async def test_below_a_path_of_a_reverse_proxy(page: Page, show: Show) -> None:
+async def test_the_dashboard_works_below_a_path_of_a_reverse_proxy(page: Page, show: Show) -> None:
     _, url = await show(*machines())
 
     async def forward(request: web.Request) -> web.StreamResponse:
@@ -563,7 +565,7 @@ async def test_below_a_path_of_a_reverse_proxy(page: Page, show: Show) -> None:
     assert {"/llm/api/cluster", "/llm/api/cluster/events", "/llm/web/dashboard.css"} <= seen
 
 
-async def test_a_tab_that_nobody_looks_at_holds_no_connection(page: Page, show: Show) -> None:
+async def test_a_hidden_tab_holds_no_connection(page: Page, show: Show) -> None:
     given, url = await show(*machines())
     followed = 0
     next_events = given.monitor.next_events
@@ -588,13 +590,13 @@ async def test_a_tab_that_nobody_looks_at_holds_no_connection(page: Page, show: 
     await until(lambda: followed == 1)
 
 
-async def test_who_looks_on_while_the_node_is_upgraded_is_told(page: Page, show: Show) -> None:
+async def test_an_upgrade_of_the_node_is_announced_in_open_pages(page: Page, show: Show) -> None:
     given, url = await show()
     await page.open(f"{url}/#/cluster")
     await page.until(READY)
     assert await page.run("document.querySelector('#upgraded').hidden")
     cluster = cluster_of(given)
-    cluster.records = tuple(replace(one, release="0.9.0") for one in cluster.records)
+    cluster.records = tuple(replace(node, release="0.9.0") for node in cluster.records)
     await page.until("!document.querySelector('#upgraded').hidden")
     await page.click("#upgraded button")
     await page.until("document.querySelector('#upgraded')?.hidden")
@@ -632,7 +634,7 @@ async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> No
     await page.until("document.querySelector('.events').innerText.includes('emil stopped responding')")
     await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
     await page.until("document.querySelector('.fix code')?.textContent === 'sollold forget emil'")
-    # Of a fix in words only the command is there to copy.
+    # Only the command of a fix can be copied.
     door = replace(machines()[0], door_until=time.time() + 600)
     cluster_of(given).change(door, *machines()[1:4])
     await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
@@ -642,7 +644,7 @@ async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> No
     assert await page.run("document.querySelector('#finding-count').textContent") == "1"
 
 
-async def test_keys_are_made_shown_once_and_revoked(page: Page, show: Show) -> None:
+async def test_keys_are_created_shown_once_and_revoked(page: Page, show: Show) -> None:
     given, url = await show()
     await page.open(f"{url}/#/keys")
     await page.until("document.querySelector('main').innerText.includes('without a key')")
@@ -659,7 +661,7 @@ async def test_keys_are_made_shown_once_and_revoked(page: Page, show: Show) -> N
     )
     row = await page.until("document.querySelector('tbody tr')?.innerText")
     assert "lap top" in row and "use, load, pull and delete models" in row and "expires" in row
-    # The same name again is refused in the node's words.
+    # A duplicate name is refused with the node's message.
     await page.write("#key-name", "lap top")
     await page.press("Enter")
     await page.until("document.querySelector('main .bad').innerText.includes('already exists')")
@@ -687,7 +689,7 @@ async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:
             ".filter((id, at, all) => all.indexOf(id) !== at)"
         )
         assert twice == []
-    # The answers are no live region: only the one line that says when one is finished.
+    # Answers are not a live region; only the line that announces their end is.
     assert await page.run("[...document.querySelectorAll('[aria-live]')].map((e) => e.id)") == ["said"]
     await page.open(url)
     await page.until("document.querySelector('.machine')")
@@ -695,7 +697,7 @@ async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:
     assert await page.run("document.activeElement.textContent") == "Skip to the content"
 
 
-async def test_a_machine_that_waits_is_shown_with_its_code(page: Page, show: Show) -> None:
+async def test_a_machine_waiting_for_admission_is_shown_with_its_code(page: Page, show: Show) -> None:
     waiting = (WaitingMachine("f" * 16, "<i>gina</i>", "4711-0815"),)
     _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])
     for view in ("cluster", "doctor"):
@@ -705,7 +707,7 @@ async def test_a_machine_that_waits_is_shown_with_its_code(page: Page, show: Sho
         assert await page.run("document.querySelector('.waiting i')") is None
 
 
-async def test_the_last_lines_of_a_models_engines(page: Page, show: Show) -> None:
+async def test_engine_logs_are_shown(page: Page, show: Show) -> None:
     _, url = await show()
     await page.open(f"{url}/#/model/llama3.3%3A70b")
     await page.until("document.querySelector('.plan')")

@@ -1,7 +1,7 @@
-"""A page whose name is pointed at a node after it was loaded (DNS rebinding), in a real Chromium.
+"""DNS rebinding in a real Chromium: the name of a loaded page is changed to a node's address.
 
-To the browser page and node are one origin: it sends what the page asks for and lets it read the answers. The
-node alone can refuse.
+The browser regards page and node as one origin, so it sends the page's requests and lets it read the answers.
+Only the node can refuse them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ASKED = f"""(async (base) => {{
 
 @pytest.fixture
 async def tab(tmp_path: Path) -> AsyncIterator[Page]:
-    """A tab to which the name is another one of this machine."""
+    """Yield a tab that resolves the name to this machine."""
     if PROGRAM is None:
         pytest.skip("no Chromium here (package chromium)")
     with chromium(tmp_path / "profile", f"--host-resolver-rules=MAP {EVIL} 127.0.0.1") as address:
@@ -61,8 +61,8 @@ async def tab(tmp_path: Path) -> AsyncIterator[Page]:
             yield page
 
 
-async def page_of_somebody(port: int) -> web.AppRunner:
-    """A server for one page."""
+async def attackers_page(port: int) -> web.AppRunner:
+    """Serve the attacker's page on ``port``."""
 
     async def show(request: web.Request) -> web.Response:
         headers = {"Content-Type": "text/html", "Connection": "close"}
@@ -77,7 +77,7 @@ async def page_of_somebody(port: int) -> web.AppRunner:
 
 
 async def serve(stack: AsyncExitStack, port: int, **settings: Any) -> Any:
-    """A node on the port; its services."""
+    """Start a node on ``port`` and return its services."""
     given = await stack.enter_async_context(services())
     facts = HttpSettings(host="127.0.0.1", port=port, **settings)
     listener = Listener(build_app(given, facts), facts, drain=0.2)
@@ -87,9 +87,9 @@ async def serve(stack: AsyncExitStack, port: int, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("allowed", [False, True], ids=["refused", "had it been admitted"])
-async def test_a_page_whose_name_now_means_the_node(tab: Page, allowed: bool) -> None:
+async def test_a_page_rebound_to_the_node(tab: Page, allowed: bool) -> None:
     port = free_port()
-    page = await page_of_somebody(port)
+    page = await attackers_page(port)
     await tab.open(f"http://{EVIL}:{port}/")
     assert await tab.run("document.title") == "You have won"
     await page.cleanup()
@@ -106,9 +106,9 @@ async def test_a_page_whose_name_now_means_the_node(tab: Page, allowed: bool) ->
         assert not orders
 
 
-async def test_a_page_of_another_port_of_the_name(tab: Page) -> None:
+async def test_a_page_on_another_port_of_the_same_name(tab: Page) -> None:
     port, node_port = free_port(), free_port()
-    page = await page_of_somebody(port)
+    page = await attackers_page(port)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(page.cleanup)
         given = await serve(stack, node_port)
