@@ -1,4 +1,4 @@
-"""A cluster made up for the leader: owners with real ledgers, heads that only pretend to load."""
+"""A simulated cluster for tests of the leader: owners with real ledgers, heads that load nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cpu_device(room: int, bandwidth: float = 20e9) -> Device:
 
 
 def model(name: str = "demo:latest", digest: str = "d1", **changes: Any) -> Model:
-    one = Model(
+    default = Model(
         name=name,
         digest=digest,
         source="folder",
@@ -46,12 +46,12 @@ def model(name: str = "demo:latest", digest: str = "d1", **changes: Any) -> Mode
         context_train=32768,
         capabilities=("completion",),
     )
-    return replace(one, **changes)
+    return replace(default, **changes)
 
 
 @dataclass
 class Node:
-    """An owner and head: the ledger is the real one."""
+    """An owner and head with a real ledger."""
 
     cluster: Cluster
     id: str
@@ -66,13 +66,13 @@ class Node:
     draining: bool = False
     empty: bool = False
     hidden: bool = False
-    """Its record stays as it was."""
-    shown: Record | None = None
+    """Changes are not published: its record stays as it was."""
+    published: Record | None = None
 
     def record(self) -> Record:
-        if self.hidden and self.shown is not None:
-            return self.shown
-        self.shown = Record(
+        if self.hidden and self.published is not None:
+            return self.published
+        self.published = Record(
             node=self.id,
             name=f"host-{self.id}",
             version=1,
@@ -87,13 +87,13 @@ class Node:
             draining=self.draining,
             empty=self.empty,
         )
-        return self.shown
+        return self.published
 
     async def answer(self, method: str, request: object) -> object:
         if self.hook is not None:
-            told = await self.hook(method, request)
-            if told is not None:
-                return told
+            answer = await self.hook(method, request)
+            if answer is not None:
+                return answer
         now = self.cluster.now
         match request:
             case Reserve():
@@ -155,7 +155,7 @@ class Node:
 
 
 class Cluster:
-    """View, calls and library in one, for a leader on node ``a``."""
+    """The view, calls and library of a leader on node ``a``."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.nodes: dict[str, Node] = {}
@@ -179,7 +179,7 @@ class Cluster:
             callback()
 
     def ready(self, deployment: str, **changes: Any) -> None:
-        """The head has loaded it."""
+        """Make a deployment ready, with other ``changes`` of its endpoint."""
         for node in self.nodes.values():
             if deployment in node.endpoints:
                 node.endpoints[deployment] = replace(
@@ -191,7 +191,7 @@ class Cluster:
         return sum(grant.bytes for node in self.nodes.values() for grant in node.ledger.grants())
 
     def seen_by(self, node: str) -> Cluster:
-        """The same cluster as another node's view."""
+        """The same cluster from the view of another node."""
         other = copy.copy(self)
         other.here = node
         return other
@@ -216,19 +216,19 @@ class Cluster:
         return lambda: self.callbacks.remove(callback)
 
     def update_me(self, **changes: Any) -> None:
-        raise AssertionError("the leader keeps out of the record")
+        raise AssertionError("the leader must not change the record")
 
     # Calls
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         self.calls_made.append((node, method, request))
         await asyncio.sleep(0)
-        there = self.nodes.get(node)
-        if there is None or there.unreachable:
+        callee = self.nodes.get(node)
+        if callee is None or callee.unreachable:
             raise PeerError(node, f"node {node} does not answer", transport=True)
-        answering = asyncio.ensure_future(there.answer(method, request))
+        answering = asyncio.ensure_future(callee.answer(method, request))
         gone = asyncio.Event()
-        undo = self.subscribe(lambda: None if node in self.nodes else gone.set())
+        unsubscribe = self.subscribe(lambda: None if node in self.nodes else gone.set())
         leaving = asyncio.ensure_future(gone.wait())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -236,7 +236,7 @@ class Cluster:
                 raise PeerError(node, f"node {node} is gone", transport=False)
             answer = answering.result()
         finally:
-            undo()
+            unsubscribe()
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
@@ -254,11 +254,11 @@ class Cluster:
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
         found = self.resolve(name).name
         return tuple(
-            (node.id, one) for node in self.nodes.values() for one in node.models if one.name == found
+            (node.id, model) for node in self.nodes.values() for model in node.models if model.name == found
         )
 
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
-        names = {one.name for node in self.nodes.values() for one in node.models}
+        names = {model.name for node in self.nodes.values() for model in node.models}
         return tuple(
             found
             for name in sorted(names)
@@ -270,14 +270,14 @@ class Cluster:
             raise LookupError("its header can't be read")
         return self.shapes[model.digest]
 
-    # What was asked
+    # Requests of the leader
 
-    def asked(self, method: str) -> list[tuple[str, object]]:
+    def requests(self, method: str) -> list[tuple[str, object]]:
         return [(node, request) for node, name, request in self.calls_made if name == method]
 
 
 def refuse(reason: str, **available: int) -> Callable[[str, object], Awaitable[object | None]]:
-    """An owner that refuses to reserve."""
+    """A hook that refuses reservations."""
 
     async def hook(method: str, request: object) -> object | None:
         return Reserved(False, reason, dict(available)) if method == "reserve" else None
@@ -287,29 +287,29 @@ def refuse(reason: str, **available: int) -> Callable[[str, object], Awaitable[o
 
 SETTINGS = Settings(
     placement=PlacementSettings(context=2048, slots=1),
-    # Files stay where they are.
+    # No file transfers.
     models=ModelSettings(fetch_seconds=0),
 )
-ASK = Ensure("demo")
+ENSURE = Ensure("demo")
 
 
-async def placed(cluster: Cluster, ask: Ensure = ASK, **changes: Any) -> str:
+async def load(cluster: Cluster, ask: Ensure = ENSURE, **changes: Any) -> str:
     answer = await cluster.planner.ensure(ask)
     assert answer.verdict is Verdict.WAIT, answer
     cluster.ready(answer.deployment, **changes)
     return answer.deployment
 
 
-def gone_for_good(cluster: Cluster, node: str) -> None:
-    """It went so long ago that nobody waits for it."""
+def remove_for_good(cluster: Cluster, node: str) -> None:
+    """Remove a node and let the time pass for which the leader waits for it."""
     del cluster.nodes[node]
     cluster.changed()
     cluster.now += BACK_WITHIN
     cluster.changed()
 
 
-def break_off(cluster: Cluster, deployment: str, **changes: Any) -> None:
-    """A deployment fails and its memory is given back."""
+def fail_deployment(cluster: Cluster, deployment: str, **changes: Any) -> None:
+    """Let a deployment fail, and release its memory."""
     cluster.ready(deployment, state=State.FAILED, reason="a worker is gone", **changes)
     for node in cluster.nodes.values():
         node.endpoints.pop(deployment, None)
@@ -318,8 +318,8 @@ def break_off(cluster: Cluster, deployment: str, **changes: Any) -> None:
     cluster.changed()
 
 
-def offered(cluster: Cluster, node: str, **changes: Any) -> str:
-    """The Ollama of a node has the model, and has not loaded it."""
-    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
-    cluster.nodes[node].endpoints[one.id] = replace(one, **changes)
-    return one.id
+def offer_in_ollama(cluster: Cluster, node: str, **changes: Any) -> str:
+    """Add the model to the Ollama of a node, by default not loaded; return the endpoint's id."""
+    offer = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+    cluster.nodes[node].endpoints[offer.id] = replace(offer, **changes)
+    return offer.id

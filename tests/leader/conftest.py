@@ -1,4 +1,4 @@
-"""A cluster of three nodes of which the first has the model and leads."""
+"""A cluster of three nodes; the first has the model and leads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.leader.cluster import MIB, SETTINGS, Cluster, model
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    made = Cluster(SETTINGS)
-    made.add("a", 450 * MIB, model())
-    made.add("b", 450 * MIB)
-    made.add("c", 450 * MIB)
-    await made.planner.start()
-    yield made
-    await made.planner.close()
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 450 * MIB, model())
+    cluster.add("b", 450 * MIB)
+    cluster.add("c", 450 * MIB)
+    await cluster.planner.start()
+    yield cluster
+    await cluster.planner.close()

@@ -1,4 +1,4 @@
-"""Asking the leader from any node; `tests.serving.test_loader` has its changes and failures."""
+"""Calls to the leader from any node; `tests.serving.test_loader` tests its changes and failures."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from tests.doubles import until
 from tests.leader.cluster import Cluster
 
-ASK = Ensure("demo")
+ENSURE = Ensure("demo")
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    """Node b leads; a and c think that c does."""
+    """Node b leads, but the records name c, which redirects to b."""
     cluster = Cluster()
     for node in "abc":
         cluster.add(node, 0)
     cluster.term = Term(3, "c")
-    cluster.nodes["c"].hook = answers(Ensured(Verdict.ELSEWHERE, leader="b"), Dropped(leader="b"))
+    cluster.nodes["c"].hook = answer_with(Ensured(Verdict.ELSEWHERE, leader="b"), Dropped(leader="b"))
     yield cluster
 
 
-def answers(ensured: Ensured, dropped: Dropped) -> Callable[[str, object], Awaitable[object | None]]:
+def answer_with(ensured: Ensured, dropped: Dropped) -> Callable[[str, object], Awaitable[object | None]]:
     async def hook(method: str, request: object) -> object | None:
         return {"ensure": ensured, "drop": dropped}.get(method)
 
@@ -36,16 +36,14 @@ def answers(ensured: Ensured, dropped: Dropped) -> Callable[[str, object], Await
 
 
 async def test_redirects_are_followed(cluster: Cluster) -> None:
-    cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
+    cluster.nodes["b"].hook = answer_with(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
     client = LeaderClient(cluster, cluster)
-    assert (await client.ensure(ASK, lambda message: None)).deployment == "x"
+    assert (await client.ensure(ENSURE, lambda message: None)).deployment == "x"
     assert (await client.unload(Drop("demo"))).ended == ("x",)
     assert [node for node, _, _ in cluster.calls_made] == ["c", "b", "c", "b"]
 
 
-async def test_a_leader_that_can_not_be_asked_is_told_of(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unreachable_leader_is_reported(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sollold.leader.client.PATIENCE", 0.0)
     client = LeaderClient(cluster, cluster)
     del cluster.nodes["b"], cluster.nodes["c"]
@@ -57,16 +55,16 @@ async def test_a_leader_that_can_not_be_asked_is_told_of(
         await client.unload(Drop("demo"))
 
 
-async def test_an_order_waits_for_the_next_leader(cluster: Cluster) -> None:
-    cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
+async def test_an_unload_waits_for_the_next_leader(cluster: Cluster) -> None:
+    cluster.nodes["b"].hook = answer_with(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
     del cluster.nodes["c"]
     async with asyncio.TaskGroup() as group:
-        order = group.create_task(LeaderClient(cluster, cluster).unload(Drop("demo")))
+        unload = group.create_task(LeaderClient(cluster, cluster).unload(Drop("demo")))
         await until(lambda: bool(cluster.calls_made))
         cluster.term = Term()
         cluster.changed()
         await asyncio.sleep(0.01)
-        assert not order.done()
+        assert not unload.done()
         cluster.term = Term(4, "b")
         cluster.changed()
-    assert order.result().ended == ("x",)
+    assert unload.result().ended == ("x",)

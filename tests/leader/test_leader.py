@@ -1,4 +1,4 @@
-"""The leader among owners with real ledgers: placing, reserving, terms, names, previews."""
+"""The leader with owners that have real ledgers: placement, reservations, terms, names, previews."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from sollold.engines.commands import Deploy, Done, Release, Reserve
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
 from tests.leader.cluster import (
-    ASK,
+    ENSURE,
     SETTINGS,
     Cluster,
-    gone_for_good,
+    load,
     model,
-    placed,
     refuse,
+    remove_for_good,
 )
 from tests.placement.fleets import GIB, MIB, shape
 
 
-async def test_places_reserves_in_order_and_deploys(cluster: Cluster) -> None:
-    answer = await cluster.planner.ensure(ASK)
+async def test_a_placement_reserves_in_node_order_and_deploys(cluster: Cluster) -> None:
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.WAIT
     assert answer.node == "a"
     assert answer.reasons
-    reserved = cluster.asked("reserve")
+    reserved = cluster.requests("reserve")
     assert [node for node, _ in reserved] == ["a", "b", "c"]
-    ((_, request),) = cluster.asked("deploy")
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy)
     assert request.term == cluster.term
     assert request.keep_alive == 300.0
@@ -39,24 +39,24 @@ async def test_places_reserves_in_order_and_deploys(cluster: Cluster) -> None:
     assert cluster.granted() == sum(sum(d.values()) for d in plan.bytes_by_owner().values())
 
 
-async def test_settings_that_are_read_again_hold_for_the_next_placement(cluster: Cluster) -> None:
+async def test_reloaded_settings_apply_to_the_next_placement(cluster: Cluster) -> None:
     cluster.planner.use_settings(replace(SETTINGS, placement=replace(SETTINGS.placement, keep_alive=7.0)))
-    await cluster.planner.ensure(ASK)
-    ((_, request),) = cluster.asked("deploy")
+    await cluster.planner.ensure(ENSURE)
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy) and request.keep_alive == 7.0
 
 
-async def test_many_at_once_load_it_once(cluster: Cluster) -> None:
-    answers = await asyncio.gather(*(cluster.planner.ensure(ASK) for _ in range(20)))
+async def test_concurrent_requests_load_a_model_once(cluster: Cluster) -> None:
+    answers = await asyncio.gather(*(cluster.planner.ensure(ENSURE) for _ in range(20)))
     assert {answer.verdict for answer in answers} == {Verdict.WAIT}
     assert len({answer.deployment for answer in answers}) == 1
-    assert len(cluster.asked("deploy")) == 1
-    again = await cluster.planner.ensure(ASK)
+    assert len(cluster.requests("deploy")) == 1
+    again = await cluster.planner.ensure(ENSURE)
     assert (again.verdict, again.deployment) == (Verdict.WAIT, answers[0].deployment)
 
 
-async def test_a_model_that_the_caller_knows_may_be_news_to_the_leader(cluster: Cluster) -> None:
-    cluster.shapes["d9"] = cluster.shapes[ASK.digest or model().digest]
+async def test_the_leader_waits_for_a_model_that_only_the_caller_knows(cluster: Cluster) -> None:
+    cluster.shapes["d9"] = cluster.shapes[ENSURE.digest or model().digest]
     asking = asyncio.create_task(cluster.planner.ensure(Ensure("new:latest", digest="d9")))
     done, _ = await asyncio.wait([asking], timeout=0.3)
     assert not done
@@ -64,15 +64,15 @@ async def test_a_model_that_the_caller_knows_may_be_news_to_the_leader(cluster: 
     assert (await asking).verdict is Verdict.WAIT
 
 
-async def test_a_head_whose_record_is_late_is_waited_for(cluster: Cluster) -> None:
+async def test_a_head_with_a_late_record_is_waited_for(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
         node.record()
         node.hidden = True
-    first = await cluster.planner.ensure(ASK)
-    second = await cluster.planner.ensure(ASK)
+    first = await cluster.planner.ensure(ENSURE)
+    second = await cluster.planner.ensure(ENSURE)
     assert second.deployment == first.deployment
-    assert len(cluster.asked("deploy")) == 1
-    # No byte is planned for twice either, though the records still show it free.
+    assert len(cluster.requests("deploy")) == 1
+    # Memory is not planned twice either, though the records still show it free.
     cluster.nodes["a"].models.append(model("other:latest", "d2"))
     cluster.shapes["d2"] = shape()
     other = await cluster.planner.ensure(Ensure("other"))
@@ -80,21 +80,21 @@ async def test_a_head_whose_record_is_late_is_waited_for(cluster: Cluster) -> No
     assert other.fault == "too_big"
 
 
-async def test_what_is_ready_is_used(cluster: Cluster) -> None:
-    deployment = await placed(cluster)
-    answer = await cluster.planner.ensure(ASK)
+async def test_a_ready_deployment_is_used(cluster: Cluster) -> None:
+    deployment = await load(cluster)
+    answer = await cluster.planner.ensure(ENSURE)
     assert (answer.verdict, answer.deployment, answer.node) == (Verdict.USE, deployment, "a")
 
 
-async def test_a_new_leader_adopts_what_runs(cluster: Cluster) -> None:
-    deployment = await placed(cluster)
+async def test_a_new_leader_adopts_running_deployments(cluster: Cluster) -> None:
+    deployment = await load(cluster)
     other = Leader(SETTINGS, cluster, cluster, cluster, clock=lambda: cluster.now)
-    answer = await other.ensure(ASK)
+    answer = await other.ensure(ENSURE)
     assert (answer.verdict, answer.deployment) == (Verdict.USE, deployment)
 
 
 async def test_a_model_whose_only_holder_restarts_is_waited_for(cluster: Cluster) -> None:
-    """A stream that an upgrade interrupts goes on; nobody waits for a node that stays away."""
+    """A stream survives an upgrade of the node, but a node that stays away is not waited for."""
     only = cluster.add("only", 2048 * MIB, model("rare:latest", "r1"))
     cluster.shapes["r1"] = cluster.shapes["d1"]
     cluster.changed()
@@ -110,12 +110,12 @@ async def test_a_model_whose_only_holder_restarts_is_waited_for(cluster: Cluster
     cluster.nodes["only"] = only
     cluster.changed()
     assert (await cluster.planner.ensure(ask)).verdict is Verdict.WAIT
-    gone_for_good(cluster, "only")
+    remove_for_good(cluster, "only")
     answer = await cluster.planner.ensure(ask)
     assert answer.verdict is Verdict.REFUSED and "those that had it are offline" in answer.message
 
 
-async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
+async def test_unknown_and_ambiguous_names_are_refused(cluster: Cluster) -> None:
     answer = await cluster.planner.ensure(Ensure("nothing"))
     assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "not_found")
     answer = await cluster.planner.ensure(Ensure("gone:latest", digest="d9"))
@@ -127,16 +127,16 @@ async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     assert "twin:7b" in answer.message
 
 
-async def test_too_big_is_refused_with_the_arithmetic(cluster: Cluster) -> None:
-    gone_for_good(cluster, "c")
-    answer = await cluster.planner.ensure(ASK)
+async def test_a_model_that_is_too_big_is_refused_with_the_missing_memory(cluster: Cluster) -> None:
+    remove_for_good(cluster, "c")
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.fault == "too_big"
     for word in ("needs", "Missing", "host-a", "host-b", "another machine with 1 GiB"):
         assert word in answer.message, answer.message
-    assert not cluster.asked("reserve")
+    assert not cluster.requests("reserve")
 
 
-async def test_layers_that_can_not_be_counted_out_so_are_the_callers_fault_and_not_want_of_memory(
+async def test_invalid_layer_counts_are_the_callers_error(
     cluster: Cluster,
 ) -> None:
     answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 3), ("b", 4))))
@@ -151,40 +151,40 @@ async def test_layers_that_can_not_be_counted_out_so_are_the_callers_fault_and_n
     assert (await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
 
 
-async def test_a_refused_reservation_is_given_back_and_planned_anew(cluster: Cluster) -> None:
+async def test_a_refused_reservation_is_released_and_planned_again(cluster: Cluster) -> None:
     cluster.add("d", 700 * MIB)
     cluster.nodes["d"].hook = refuse("only 10 MiB free", CPU=10 * MIB)
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.WAIT
-    ((_, request),) = cluster.asked("deploy")
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy)
     assert "d" not in request.plan.bytes_by_owner()
     assert cluster.granted() == sum(sum(d.values()) for d in request.plan.bytes_by_owner().values())
 
 
-async def test_an_owner_that_does_not_answer_is_left_out(cluster: Cluster) -> None:
+async def test_an_unreachable_owner_is_left_out(cluster: Cluster) -> None:
     cluster.add("d", 700 * MIB)
     cluster.nodes["d"].unreachable = True
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.WAIT
-    ((_, request),) = cluster.asked("deploy")
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy)
     assert "d" not in request.plan.bytes_by_owner()
 
 
-async def test_all_is_released_when_the_head_does_not_take_it(cluster: Cluster) -> None:
+async def test_reservations_are_released_if_the_head_refuses(cluster: Cluster) -> None:
     async def hook(method: str, request: object) -> object | None:
         return Done(False, "there is no llama.cpp") if method == "deploy" else None
 
     cluster.nodes["a"].hook = hook
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.REFUSED
     assert cluster.granted() == 0
-    released = [request for _, request in cluster.asked("release")]
+    released = [request for _, request in cluster.requests("release")]
     assert all(isinstance(request, Release) for request in released)
 
 
-async def test_of_a_shared_memory_no_more_is_planned_than_its_ledger_has() -> None:
+async def test_memory_shared_by_devices_is_planned_once() -> None:
     from sollold.machine.device import Device, Kind
 
     cluster = Cluster(SETTINGS)
@@ -194,16 +194,16 @@ async def test_of_a_shared_memory_no_more_is_planned_than_its_ledger_has() -> No
     )
     cluster.add("a", 0, model(), devices=both)
     cluster.shapes["d1"] = shape(16, 80 * MIB)
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
-    assert "room for 1004 MiB" in answer.message, "its free memory less the spare room"
-    assert not cluster.asked("reserve"), "what is there once was taken to be there twice"
+    assert "room for 1004 MiB" in answer.message, "the free memory minus the reserve"
+    assert not cluster.requests("reserve"), "shared memory must not be counted twice"
     cluster.shapes["d1"] = shape(16, 40 * MIB)
-    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
-    assert len(cluster.asked("reserve")) == 1
+    assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
+    assert len(cluster.requests("reserve")) == 1
 
 
-async def test_one_limit_over_all_devices_is_learnt() -> None:
+async def test_a_node_limit_over_all_devices_is_respected() -> None:
     from sollold.agent.ledger import Ledger
     from sollold.machine.device import Device, Kind
 
@@ -214,36 +214,36 @@ async def test_one_limit_over_all_devices_is_learnt() -> None:
     node.ledger = Ledger(ready=True, node_limit=1000 * MIB)
     node.ledger.measured(MeasuredMemory((cpu, gpu)))
     cluster.shapes["d1"] = shape(16, 55 * MIB)
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict in (Verdict.WAIT, Verdict.REFUSED)
     assert cluster.granted() <= 1000 * MIB
     if answer.verdict is Verdict.REFUSED:
         assert answer.fault == "too_big", answer
 
 
-async def test_a_stale_leader_takes_its_reservations_back(cluster: Cluster) -> None:
+async def test_a_stale_leader_releases_its_reservations(cluster: Cluster) -> None:
     async def hook(method: str, request: object) -> object | None:
         if method == "reserve":
             cluster.term = Term(2, "b")
         return None
 
     cluster.nodes["b"].hook = hook
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.ELSEWHERE or answer.leader == "b"
     assert cluster.granted() == 0
-    assert not cluster.asked("deploy")
+    assert not cluster.requests("deploy")
 
 
-async def test_a_term_that_owners_know_to_be_old_places_nothing(cluster: Cluster) -> None:
+async def test_an_outdated_term_places_nothing(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
         node.ledger.see(Term(9, "z"))
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.REFUSED
     assert cluster.granted() == 0
-    assert not cluster.asked("deploy")
+    assert not cluster.requests("deploy")
 
 
-async def test_a_leader_that_dies_between_reserve_and_commit_leaves_nothing(cluster: Cluster) -> None:
+async def test_reservations_of_a_dead_leader_expire(cluster: Cluster) -> None:
     stuck = asyncio.Event()
 
     async def hook(method: str, request: object) -> object | None:
@@ -251,12 +251,12 @@ async def test_a_leader_that_dies_between_reserve_and_commit_leaves_nothing(clus
             stuck.set()
             await asyncio.Event().wait()
         if method == "release":
-            raise PeerError("a", "the dead say nothing", transport=True)
+            raise PeerError("a", "the leader is dead", transport=True)
         return None
 
     for node in cluster.nodes.values():
         node.hook = hook
-    asking = asyncio.create_task(cluster.planner.ensure(ASK))
+    asking = asyncio.create_task(cluster.planner.ensure(ENSURE))
     await stuck.wait()
     await cluster.planner.close()
     asking.cancel()
@@ -266,118 +266,118 @@ async def test_a_leader_that_dies_between_reserve_and_commit_leaves_nothing(clus
     for node in cluster.nodes.values():
         node.ledger.expire(cluster.now)
     assert cluster.granted() == 0
-    # The next leader goes on from there.
+    # The next leader can place the model.
     cluster.nodes["a"].hook = None
     cluster.term = Term(2, "a")
     other = Leader(SETTINGS, cluster, cluster, cluster, clock=lambda: cluster.now)
-    answer = await other.ensure(ASK)
+    answer = await other.ensure(ENSURE)
     assert answer.verdict is Verdict.WAIT
     await other.close()
 
 
-async def test_who_leads_is_told(cluster: Cluster) -> None:
+async def test_a_node_that_does_not_lead_names_the_leader(cluster: Cluster) -> None:
     cluster.term = Term(3, "b")
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert (answer.verdict, answer.leader) == (Verdict.ELSEWHERE, "b")
     assert (await cluster.planner.unload(Drop("demo"))).leader == "b"
     cluster.term = Term()
-    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.ELSEWHERE
+    assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.ELSEWHERE
 
 
-async def test_draining_nodes_and_other_builds_take_no_part(cluster: Cluster) -> None:
+async def test_draining_nodes_and_other_builds_are_excluded(cluster: Cluster) -> None:
     cluster.add("d", 900 * MIB)
     cluster.add("e", 900 * MIB).build = "b2"
     cluster.add("f", 900 * MIB).build = ""
     cluster.nodes["b"].draining = True
     cluster.nodes["c"].draining = True
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.verdict is Verdict.WAIT
-    ((_, request),) = cluster.asked("deploy")
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy)
     assert set(request.plan.bytes_by_owner()) == {"a", "d"}
 
 
-async def test_no_llama_cpp_yet() -> None:
+async def test_a_cluster_without_llama_cpp_refuses() -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB, model()).build = ""
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert answer.fault == "unavailable"
     assert "llama.cpp" in answer.message
 
 
-async def test_an_embedder_has_a_server_of_its_own(cluster: Cluster) -> None:
+async def test_an_embedding_request_gets_its_own_deployment(cluster: Cluster) -> None:
     cluster.add("d", 4 * GIB)
-    first = await placed(cluster)
-    answer = await cluster.planner.ensure(replace(ASK, embedding=True))
+    first = await load(cluster)
+    answer = await cluster.planner.ensure(replace(ENSURE, embedding=True))
     assert answer.verdict is Verdict.WAIT
     assert answer.deployment != first
-    plan = [r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy)][-1]
+    plan = [r.plan for _, r in cluster.requests("deploy") if isinstance(r, Deploy)][-1]
     assert plan.run.embedding
     assert plan.run.batch == plan.run.ubatch
 
 
-async def test_a_replica_only_in_free_memory(cluster: Cluster) -> None:
-    first = await placed(cluster, active=1, waiting=9)
-    answer = await cluster.planner.ensure(replace(ASK, more=True))
+async def test_a_replica_needs_free_memory(cluster: Cluster) -> None:
+    first = await load(cluster, active=1, waiting=9)
+    answer = await cluster.planner.ensure(replace(ENSURE, more=True))
     assert (answer.verdict, answer.deployment) == (Verdict.USE, first)
     cluster.add("d", 2 * GIB, model())
-    answer = await cluster.planner.ensure(replace(ASK, more=True))
+    answer = await cluster.planner.ensure(replace(ENSURE, more=True))
     assert answer.verdict is Verdict.WAIT
     assert answer.node == "d"
 
 
-async def test_drop_ends_what_only_the_caller_sees_yet(cluster: Cluster) -> None:
+async def test_an_unload_ends_a_deployment_that_only_the_caller_sees(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
         node.record()
         node.hidden = True
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     cluster.planner._observations.ended(answer.deployment, cluster.now)
     assert (await cluster.planner.unload(Drop("demo"))).ended == ()
     seen = ((answer.node, answer.deployment),)
     assert (await cluster.planner.unload(Drop("demo", seen=seen))).ended == (answer.deployment,)
 
 
-async def test_drop_ends_what_was_ordered_a_moment_ago(cluster: Cluster) -> None:
+async def test_an_unload_ends_a_deployment_that_was_just_ordered(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
         node.record()
         node.hidden = True
-    answer = await cluster.planner.ensure(ASK)
+    answer = await cluster.planner.ensure(ENSURE)
     assert (await cluster.planner.unload(Drop("demo"))).ended == (answer.deployment,)
 
 
 async def test_the_preview_places_nothing(cluster: Cluster) -> None:
-    preview = await cluster.planner.preview(ASK)
+    preview = await cluster.planner.preview(ENSURE)
     assert preview.ok
     assert preview.plan is not None
     assert preview.weights > 800 * MIB
     assert preview.context == 2048
     assert {free.node for free in preview.free} == {"a", "b", "c"}
     assert all(0 <= free.after < free.before for free in preview.free)
-    empty = preview.free
+    before = preview.free
     assert preview.plan.tokens_per_second > 0
     assert not cluster.calls_made
-    deployment = await placed(cluster)
-    preview = await cluster.planner.preview(ASK)
+    deployment = await load(cluster)
+    preview = await cluster.planner.preview(ENSURE)
     assert (preview.verdict, preview.endpoint) == (Verdict.USE, deployment)
     assert preview.plan is not None
-    assert preview.free == empty, "what would be free is reckoned without the deployment that would go"
-    gone_for_good(cluster, "c")
+    assert preview.free == before, "free memory is computed without the deployment that would be replaced"
+    remove_for_good(cluster, "c")
     cluster.nodes["a"].endpoints.clear()
-    preview = await cluster.planner.preview(ASK)
+    preview = await cluster.planner.preview(ENSURE)
     assert not preview.ok
     assert preview.missing is not None
     assert preview.missing.missing > 0
     assert (await cluster.planner.preview(Ensure("nothing"))).verdict is Verdict.REFUSED
 
 
-async def test_a_threshold_spreads_what_would_fit() -> None:
+async def test_a_threshold_distributes_a_model_that_fits_one_node() -> None:
     cluster = Cluster(replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=0.3)))
     cluster.add("a", 2 * GIB, model())
     cluster.add("b", 2 * GIB)
-    await cluster.planner.ensure(ASK)
-    ((_, request),) = cluster.asked("deploy")
+    await cluster.planner.ensure(ENSURE)
+    ((_, request),) = cluster.requests("deploy")
     assert isinstance(request, Deploy)
     assert set(request.plan.bytes_by_owner()) == {"a", "b"}
     del cluster.nodes["b"]
     cluster.nodes["a"].endpoints.clear()
-    assert isinstance(await cluster.planner.preview(ASK), object)
+    assert isinstance(await cluster.planner.preview(ENSURE), object)

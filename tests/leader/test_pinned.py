@@ -1,4 +1,4 @@
-"""What was to stay loaded is loaded again when it was lost, and not when somebody ended it."""
+"""Pinned models are loaded again after they were lost, but not after an unload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sollold.leader.pinned import (
     PinnedPolicy,
     redundant_pins,
 )
-from tests.leader.cluster import Cluster, model, placed
+from tests.leader.cluster import Cluster, load, model
 from tests.placement.fleets import GIB, MIB
 
 PINNED = Endpoint("x", "m", "d", Backend.LOCAL, State.READY, pinned=True)
@@ -33,8 +33,8 @@ def head(*endpoints: Endpoint, **changes: bool) -> Record:
     return replace(MINE, node="b", name="b", endpoints=endpoints, **changes)
 
 
-class Watched:
-    """A policy and its clock."""
+class ObservedPolicy:
+    """A policy and its clock, in seconds."""
 
     def __init__(self) -> None:
         self.policy = PinnedPolicy()
@@ -46,43 +46,43 @@ class Watched:
     def due(self, *records: Record, after: float = 0.0) -> list[str]:
         self.now += after
         self.see(*records)
-        return [one.id for _, one in self.policy.due((MINE, *records), self.now)]
+        return [endpoint.id for _, endpoint in self.policy.due((MINE, *records), self.now)]
 
 
 @pytest.fixture
-def watched() -> Watched:
-    one = Watched()
-    one.see(head(PINNED))
-    return one
+def observed() -> ObservedPolicy:
+    observed = ObservedPolicy()
+    observed.see(head(PINNED))
+    return observed
 
 
-def test_one_whose_head_is_gone_for_a_while_is_due_until_it_is_there(watched: Watched) -> None:
-    assert watched.due() == []
-    assert watched.due(after=STANDS - 1) == []
-    assert watched.due(after=1.0) == ["x"]
-    assert watched.due() == []
-    assert watched.due(head(), after=AGAIN) == ["x"]  # Its machine is back, without it.
+def test_a_model_whose_head_is_gone_is_due_until_it_is_loaded(observed: ObservedPolicy) -> None:
+    assert observed.due() == []
+    assert observed.due(after=STANDS - 1) == []
+    assert observed.due(after=1.0) == ["x"]
+    assert observed.due() == []
+    assert observed.due(head(), after=AGAIN) == ["x"]  # Its machine is back without it.
     again = replace(PINNED, id="y", state=State.LOADING)
-    assert watched.due(head(again), after=AGAIN) == []
-    assert watched.due(head(replace(again, state=State.FAILED)), after=AGAIN) == ["x"]
-    assert watched.due(head(replace(again, state=State.READY)), after=AGAIN) == []
-    assert watched.due(after=1.0) == []
-    assert watched.due(after=STANDS) == ["y"]
+    assert observed.due(head(again), after=AGAIN) == []
+    assert observed.due(head(replace(again, state=State.FAILED)), after=AGAIN) == ["x"]
+    assert observed.due(head(replace(again, state=State.READY)), after=AGAIN) == []
+    assert observed.due(after=1.0) == []
+    assert observed.due(after=STANDS) == ["y"]
 
 
-def test_a_head_that_is_back_in_time_is_no_loss(watched: Watched) -> None:
-    assert watched.due(after=1.0) == []
-    assert watched.due(head(PINNED), after=STANDS - 2) == []
-    assert watched.due(after=1.0) == []
-    assert watched.due(after=STANDS - 1) == []
+def test_a_head_that_returns_in_time_is_no_loss(observed: ObservedPolicy) -> None:
+    assert observed.due(after=1.0) == []
+    assert observed.due(head(PINNED), after=STANDS - 2) == []
+    assert observed.due(after=1.0) == []
+    assert observed.due(after=STANDS - 1) == []
 
 
-def test_one_that_broke_is_lost_and_one_that_was_ended_is_not(watched: Watched) -> None:
+def test_a_failed_model_is_lost_but_not_an_ended_one(observed: ObservedPolicy) -> None:
     broken = replace(PINNED, state=State.FAILED, answered=True)
-    assert watched.due(head(broken)) == []
-    assert watched.due(head(), after=STANDS) == ["x"]
+    assert observed.due(head(broken)) == []
+    assert observed.due(head(), after=STANDS) == ["x"]
     for ended in (head(), head(replace(PINNED, pinned=False)), head(replace(PINNED, state=State.DRAINING))):
-        other = Watched()
+        other = ObservedPolicy()
         other.see(head(PINNED))
         other.see(ended)
         assert other.due() == []
@@ -90,63 +90,63 @@ def test_one_that_broke_is_lost_and_one_that_was_ended_is_not(watched: Watched) 
         assert not other.policy.is_lost("m", "d")
 
 
-def test_one_that_is_lost_while_it_loads_is_loaded_again_and_one_that_does_not_load_is_not() -> None:
+def test_a_model_lost_while_loading_is_due_but_not_one_that_failed_to_load() -> None:
     loading = replace(PINNED, state=State.LOADING)
     for seen, due in ((), ["x"]), ((head(replace(PINNED, state=State.FAILED)),), []):
-        watched = Watched()
-        watched.see(head(loading))
-        watched.see(*seen)
-        assert watched.due(after=STANDS) == due
+        observed = ObservedPolicy()
+        observed.see(head(loading))
+        observed.see(*seen)
+        assert observed.due(after=STANDS) == due
 
 
-def test_one_that_leaves_a_draining_machine_is_loaded_elsewhere(watched: Watched) -> None:
-    watched.see(head(PINNED, draining=True))
-    watched.see(head(replace(PINNED, state=State.DRAINING), draining=True))
-    assert watched.due(head(draining=True)) == []
-    assert watched.due(head(draining=True), after=STANDS) == ["x"]
+def test_a_model_on_a_draining_machine_is_loaded_elsewhere(observed: ObservedPolicy) -> None:
+    observed.see(head(PINNED, draining=True))
+    observed.see(head(replace(PINNED, state=State.DRAINING), draining=True))
+    assert observed.due(head(draining=True)) == []
+    assert observed.due(head(draining=True), after=STANDS) == ["x"]
 
 
-def test_one_that_ends_for_a_draining_worker_is_loaded_again(watched: Watched) -> None:
-    watched.see(head(replace(PINNED, closing=True)))
-    assert watched.due(head()) == []
-    assert watched.due(head(), after=STANDS) == ["x"]
+def test_a_model_that_ends_because_of_a_draining_worker_is_due(observed: ObservedPolicy) -> None:
+    observed.see(head(replace(PINNED, closing=True)))
+    assert observed.due(head()) == []
+    assert observed.due(head(), after=STANDS) == ["x"]
 
 
-def test_what_answers_for_it_is_enough(watched: Watched) -> None:
-    watched.see()
-    assert watched.policy.is_lost("m", "d") and watched.policy.is_lost("M", "")
-    assert watched.due(head(replace(PINNED, id="y", pinned=False)), after=STANDS) == []
-    assert not watched.policy.is_lost("m", "d")
-    assert watched.due(after=STANDS) == []
+def test_another_endpoint_of_the_model_is_sufficient(observed: ObservedPolicy) -> None:
+    observed.see()
+    assert observed.policy.is_lost("m", "d") and observed.policy.is_lost("M", "")
+    assert observed.due(head(replace(PINNED, id="y", pinned=False)), after=STANDS) == []
+    assert not observed.policy.is_lost("m", "d")
+    assert observed.due(after=STANDS) == []
 
 
-def test_nothing_is_due_where_most_machines_are_missing(watched: Watched) -> None:
+def test_nothing_is_due_while_most_machines_are_missing(observed: ObservedPolicy) -> None:
     others = [replace(MINE, node=node) for node in "cd"]
-    watched.see(head(PINNED), *others)
-    watched.see()
-    assert watched.due(after=STANDS) == []  # One of four.
-    assert watched.due(others[0]) == ["x"]  # Two of four.
+    observed.see(head(PINNED), *others)
+    observed.see()
+    assert observed.due(after=STANDS) == []  # One of four.
+    assert observed.due(others[0]) == ["x"]  # Two of four.
 
 
-def test_it_is_forgotten_in_the_end_and_when_somebody_unloads_it(watched: Watched) -> None:
-    watched.see()
-    other = Watched()
+def test_a_lost_model_is_forgotten_after_a_time_or_an_unload(observed: ObservedPolicy) -> None:
+    observed.see()
+    other = ObservedPolicy()
     other.see(head(PINNED))
     other.see()
     other.policy.forget("m")
     assert other.due(after=STANDS) == []
-    assert watched.due(after=FORGOTTEN) == []
-    assert not watched.policy.is_lost("m", "d")
+    assert observed.due(after=FORGOTTEN) == []
+    assert not observed.policy.is_lost("m", "d")
 
 
-def test_what_an_ollama_keeps_is_its_own() -> None:
-    watched = Watched()
-    watched.see(head(replace(PINNED, backend=Backend.OLLAMA)))
-    watched.see()
-    assert watched.due(after=STANDS) == []
+def test_models_pinned_in_ollama_are_not_reloaded() -> None:
+    observed = ObservedPolicy()
+    observed.see(head(replace(PINNED, backend=Backend.OLLAMA)))
+    observed.see()
+    assert observed.due(after=STANDS) == []
 
 
-def test_of_two_alike_one_stays() -> None:
+def test_one_of_two_equal_pins_is_redundant() -> None:
     other = replace(PINNED, id="y", idle=9.0)
     assert redundant_pins((head(PINNED), replace(MINE, endpoints=(other,)))) == {"y": "a"}
     for kept in (replace(other, active=1), replace(other, context=99)):
@@ -163,24 +163,24 @@ def test_of_two_alike_one_stays() -> None:
     assert redundant_pins((head(PINNED), replace(MINE, endpoints=(other,), draining=True))) == {}
 
 
-def test_what_is_lost_is_told_until_it_is_back(watched: Watched) -> None:
-    assert watched.policy.lost(0.0) == ()
-    watched.see()
-    watched.policy.should_log(PINNED, "no room", 1.0)
-    assert watched.policy.lost(9.0) == (LostModel("m", "b", 9.0, "no room"),)
-    watched.see(head(PINNED))
-    assert watched.policy.lost(9.0) == ()
+def test_a_lost_model_is_reported_until_it_is_back(observed: ObservedPolicy) -> None:
+    assert observed.policy.lost(0.0) == ()
+    observed.see()
+    observed.policy.should_log(PINNED, "no room", 1.0)
+    assert observed.policy.lost(9.0) == (LostModel("m", "b", 9.0, "no room"),)
+    observed.see(head(PINNED))
+    assert observed.policy.lost(9.0) == ()
 
 
-def test_why_it_can_not_be_loaded_is_not_logged_at_each_try(watched: Watched) -> None:
-    watched.see()
-    told = [
-        watched.policy.should_log(PINNED, f"{second} MiB are free", float(second)) for second in range(600)
+def test_the_reason_for_a_failed_load_is_not_logged_at_each_attempt(observed: ObservedPolicy) -> None:
+    observed.see()
+    logged = [
+        observed.policy.should_log(PINNED, f"{second} MiB are free", float(second)) for second in range(600)
     ]
-    assert [second for second, news in enumerate(told) if news] == [0, int(TOLD_AGAIN)]
+    assert [second for second, should_log in enumerate(logged) if should_log] == [0, int(TOLD_AGAIN)]
 
 
-async def test_of_two_that_a_split_left_one_makes_room_and_ends_when_it_is_idle(
+async def test_a_duplicate_after_a_partition_ends_when_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
@@ -189,24 +189,24 @@ async def test_of_two_that_a_split_left_one_makes_room_and_ends_when_it_is_idle(
     cluster.add("b", 1500 * MIB, model())
     await cluster.planner.start()
     try:
-        first = await placed(cluster, Ensure("demo", context=2048, keep_alive=-1.0), pinned=True)
+        first = await load(cluster, Ensure("demo", context=2048, keep_alive=-1.0), pinned=True)
         away = cluster.nodes.pop("b")
         second = "second"
-        alike = replace(away.endpoints[first], id=second, idle=400.0, active=1)
-        cluster.nodes["a"].endpoints[second] = alike
+        duplicate = replace(away.endpoints[first], id=second, idle=400.0, active=1)
+        cluster.nodes["a"].endpoints[second] = duplicate
         cluster.nodes["b"] = away
-        await looked(cluster, 0.0)
-        assert not cluster.asked("unload")
+        await let_leader_look(cluster, 0.0)
+        assert not cluster.requests("unload")
         cluster.ready(second, active=0)
-        await looked(cluster, 0.0)
-        ends = [request for _, request in cluster.asked("unload") if isinstance(request, Unload)]
-        assert {(one.deployment, one.when_idle) for one in ends} == {(second, True)}
-        assert "another like it stays loaded" in ends[0].reason
+        await let_leader_look(cluster, 0.0)
+        unloads = [request for _, request in cluster.requests("unload") if isinstance(request, Unload)]
+        assert {(request.deployment, request.when_idle) for request in unloads} == {(second, True)}
+        assert "another like it stays loaded" in unloads[0].reason
     finally:
         await cluster.planner.close()
 
 
-async def test_the_leader_loads_it_again_as_it_was_asked_for(
+async def test_the_leader_reloads_a_lost_model_with_its_options(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -217,30 +217,30 @@ async def test_the_leader_loads_it_again_as_it_was_asked_for(
     await cluster.planner.start()
     try:
         ask = Ensure("demo", context=4096, slots=2, type_k="q8_0", type_v="q8_0", keep_alive=-1.0)
-        deployment = await placed(cluster, ask, pinned=True)
-        first = orders(cluster)[0]
+        deployment = await load(cluster, ask, pinned=True)
+        first = deploys(cluster)[0]
         assert first.plan.head == "b" and first.keep_alive == -1.0
         del cluster.nodes["b"]
         cluster.changed()
         for _ in range(10):
-            await looked(cluster, STANDS)
-        assert len(orders(cluster)) == 1
+            await let_leader_look(cluster, STANDS)
+        assert len(deploys(cluster)) == 1
         assert next(r.getMessage() for r in caplog.records if "yet" in r.getMessage()).startswith(
             "demo:latest was to stay loaded and was lost"
         )
         cluster.add("c", 2 * GIB, model())
         cluster.changed()
         for _ in range(20):
-            await looked(cluster, AGAIN)
-        again = orders(cluster)[1]
+            await let_leader_look(cluster, AGAIN)
+        again = deploys(cluster)[1]
         assert (again.plan.head, again.keep_alive, again.plan.asked) == ("c", -1.0, first.plan.asked)
         assert len([r for r in caplog.records if "yet" in r.getMessage()]) == 1
-        assert again.deployment != deployment and len(orders(cluster)) == 2
+        assert again.deployment != deployment and len(deploys(cluster)) == 2
     finally:
         await cluster.planner.close()
 
 
-async def test_who_asks_for_it_first_has_it_stay_too_and_an_unload_ends_that() -> None:
+async def test_a_request_that_reloads_a_lost_model_pins_it_until_an_unload() -> None:
     cluster = Cluster()
     cluster.add("a", 400 * MIB, model())
     for node in "bcd":
@@ -249,20 +249,20 @@ async def test_who_asks_for_it_first_has_it_stay_too_and_an_unload_ends_that() -
     try:
         ask = Ensure("demo", keep_alive=-1.0)
         for unloaded in (False, True):
-            await placed(cluster, ask, pinned=True)
-            await looked(cluster, 0.0)
-            del cluster.nodes[orders(cluster)[-1].plan.head]
+            await load(cluster, ask, pinned=True)
+            await let_leader_look(cluster, 0.0)
+            del cluster.nodes[deploys(cluster)[-1].plan.head]
             cluster.changed()
             if unloaded:
                 await cluster.planner.unload(Drop("demo"))
             ask = Ensure("demo")
-        await placed(cluster, ask)
-        assert [order.keep_alive for order in orders(cluster)] == [-1.0, -1.0, 300.0]
+        await load(cluster, ask)
+        assert [deploy.keep_alive for deploy in deploys(cluster)] == [-1.0, -1.0, 300.0]
     finally:
         await cluster.planner.close()
 
 
-async def test_who_may_lead_next_does_not_load_what_was_unloaded_while_it_was_lost() -> None:
+async def test_an_unload_of_a_lost_model_reaches_possible_leaders() -> None:
     cluster = Cluster()
     cluster.add("a", 400 * MIB, model())
     cluster.add("b", 2 * GIB, model())
@@ -272,28 +272,28 @@ async def test_who_may_lead_next_does_not_load_what_was_unloaded_while_it_was_lo
     await cluster.planner.start()
     await other.start()
     try:
-        await placed(cluster, Ensure("demo", keep_alive=-1.0), pinned=True)
-        del cluster.nodes[orders(cluster)[0].plan.head]
+        await load(cluster, Ensure("demo", keep_alive=-1.0), pinned=True)
+        del cluster.nodes[deploys(cluster)[0].plan.head]
         cluster.changed()
-        assert [one.model for one in other.lost()] == ["demo:latest"]
+        assert [lost.model for lost in other.lost()] == ["demo:latest"]
         assert (await cluster.planner.unload(Drop("demo"))).forgotten
-        told = [(node, drop) for node, drop in cluster.asked("drop")]
-        assert told == [(node, Drop("demo")) for node in cluster.nodes if node != "a"]
+        drops = [(node, drop) for node, drop in cluster.requests("drop")]
+        assert drops == [(node, Drop("demo")) for node in cluster.nodes if node != "a"]
         assert (await other.unload(Drop("demo"))).leader == "a" and other.lost() == ()
         cluster.calls_made.clear()
         assert not (await cluster.planner.unload(Drop("demo"))).forgotten
-        assert not cluster.asked("drop")
+        assert not cluster.requests("drop")
     finally:
         await other.close()
         await cluster.planner.close()
 
 
-def orders(cluster: Cluster) -> list[Deploy]:
-    return [request for _, request in cluster.asked("deploy") if isinstance(request, Deploy)]
+def deploys(cluster: Cluster) -> list[Deploy]:
+    return [request for _, request in cluster.requests("deploy") if isinstance(request, Deploy)]
 
 
-async def looked(cluster: Cluster, later: float) -> None:
-    """So many seconds have passed, and the leader has looked at its records."""
+async def let_leader_look(cluster: Cluster, later: float) -> None:
+    """Advance the clock by ``later`` seconds and let the leader run its periodic check."""
     cluster.now += later
     cluster.changed()
     await asyncio.sleep(0.05)

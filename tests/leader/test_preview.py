@@ -1,4 +1,4 @@
-"""Models that no node has yet, by what the settings say of them."""
+"""Previews of models without a file, from their profiles in the settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def records(*rooms: int) -> list[Record]:
     ]
 
 
-def test_a_profile_is_found_however_the_name_is_written() -> None:
+def test_a_profile_is_found_by_any_spelling_of_the_name() -> None:
     profiles = {"Llama3.1:405b": ModelProfile(405.0), "demo": ModelProfile(1.0)}
     assert profile_of(profiles, "llama3.1:405B") == ModelProfile(405.0)
     assert profile_of(profiles, "demo:latest") == ModelProfile(1.0)
@@ -43,20 +43,20 @@ def test_a_profile_is_found_however_the_name_is_written() -> None:
         (ModelProfile(parameters=70.0), (8, 12), False, "70 billion weights, about"),
     ],
 )
-def test_which_machines_it_would_take(
+def test_the_outline_names_the_machines_or_the_missing_memory(
     profile: ModelProfile, rooms: tuple[int, ...], ok: bool, words: str
 ) -> None:
-    foreseen = outline_from_profile("big:1t", profile, records(*rooms), SETTINGS)
-    assert foreseen.ok is ok and words in foreseen.message, foreseen.message
-    assert "No node has the file of big:1t yet" in foreseen.message
-    assert (foreseen.missing is None) is ok
+    outline = outline_from_profile("big:1t", profile, records(*rooms), SETTINGS)
+    assert outline.ok is ok and words in outline.message, outline.message
+    assert "No node has the file of big:1t yet" in outline.message
+    assert (outline.missing is None) is ok
 
 
-def test_the_threshold_and_the_switch_count_here_too() -> None:
+def test_outlines_follow_the_distribution_settings() -> None:
     small = ModelProfile(parameters=8.0)
-    apart = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=7.0))
-    assert "the settings require it" in outline_from_profile("m", small, records(24, 24), apart).message
-    never = replace(apart, placement=replace(apart.placement, enable_distributed=False))
+    spread = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=7.0))
+    assert "the settings require it" in outline_from_profile("m", small, records(24, 24), spread).message
+    never = replace(spread, placement=replace(spread.placement, enable_distributed=False))
     assert "alone" in outline_from_profile("m", small, records(24, 24), never).message
     assert not outline_from_profile("m", ModelProfile(memory=30 * GIB), records(24, 24), never).ok
 
@@ -69,7 +69,7 @@ def test_the_threshold_and_the_switch_count_here_too() -> None:
         (ModelProfile(memory=GIB, requires_distributed=True), ""),
     ],
 )
-async def test_without_a_header_the_profile_says_which_ollama_can_hold_it(
+async def test_without_a_header_the_profile_decides_which_ollama_fits(
     profile: ModelProfile, node: str
 ) -> None:
     cluster = Cluster(replace(SETTINGS, models=ModelSettings(profiles={"demo": profile})))

@@ -1,4 +1,4 @@
-"""Measured speeds are learnt from the records and kept on disk."""
+"""Measured speeds are learned from the records and saved."""
 
 from __future__ import annotations
 
@@ -18,79 +18,79 @@ from tests.leader.test_leader import SETTINGS
 from tests.placement.fleets import MIB, shape
 
 
-async def until_known(measured: SpeedCalibration) -> None:
+async def until_learned(calibration: SpeedCalibration) -> None:
     for _ in range(1000):
-        if measured.correction("llama")("a", "CPU") != 1.0:
+        if calibration.correction("llama")("a", "CPU") != 1.0:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("nothing was learnt")
+    raise AssertionError("nothing was learned")
 
 
-async def test_after_one_answer_the_prediction_is_right(tmp_path: Path) -> None:
+async def test_one_measurement_corrects_the_prediction(tmp_path: Path) -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB, model())
     cluster.add("b", 450 * MIB)
     cluster.add("c", 450 * MIB)
     path = tmp_path / "speeds.json"
-    measured = SpeedCalibration(cluster, cluster, path)
-    await measured.start()
-    leader = Leader(SETTINGS, cluster, cluster, cluster, measured.correction, clock=lambda: cluster.now)
+    calibration = SpeedCalibration(cluster, cluster, path)
+    await calibration.start()
+    leader = Leader(SETTINGS, cluster, cluster, cluster, calibration.correction, clock=lambda: cluster.now)
     try:
         answer = await leader.ensure(Ensure("demo"))
-        plan = next(r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy))
+        plan = next(r.plan for _, r in cluster.requests("deploy") if isinstance(r, Deploy))
         actual = plan.tokens_per_second / 3
         cluster.ready(answer.deployment, speed=actual)
-        await until_known(measured)
+        await until_learned(calibration)
         preview = await leader.preview(Ensure("demo"))
         assert preview.plan is not None
         assert preview.plan.tokens_per_second == pytest.approx(actual, rel=0.25)
     finally:
         await leader.close()
-        await measured.close()
-    again = SpeedCalibration(cluster, cluster, path)
-    await again.start()
-    assert again.correction("llama")("a", "CPU") == pytest.approx(3.0, rel=0.3)
-    await again.close()
+        await calibration.close()
+    restored = SpeedCalibration(cluster, cluster, path)
+    await restored.start()
+    assert restored.correction("llama")("a", "CPU") == pytest.approx(3.0, rel=0.3)
+    await restored.close()
 
 
 @pytest.mark.parametrize(("by", "digest"), [("small:latest", "d2"), ("mtp", "")])
-async def test_what_comes_of_drafts_is_learnt_and_kept(tmp_path: Path, by: str, digest: str) -> None:
+async def test_draft_statistics_are_learned_and_saved(tmp_path: Path, by: str, digest: str) -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB, model())
     path = tmp_path / "speeds.json"
-    measured = SpeedCalibration(cluster, cluster, path)
-    await measured.start()
+    calibration = SpeedCalibration(cluster, cluster, path)
+    await calibration.start()
     drafts = Drafts(by, 4, tokens=1000, drafted=400, accepted=300, digest=digest)
     cluster.nodes["a"].endpoints["x"] = Endpoint(
         "x", "demo:latest", "d1", Backend.SHARDED, State.READY, speed=9.0, drafts=drafts
     )
     cluster.changed()
     for _ in range(1000):
-        if measured.draft_stats("d1")(digest or by) is not None:
+        if calibration.draft_stats("d1")(digest or by) is not None:
             break
         await asyncio.sleep(0.01)
-    await measured.close()
-    assert measured.correction("llama")("a", "CPU") == 1.0, "drafts hide how fast its devices are"
-    again = SpeedCalibration(cluster, cluster, path)
-    await again.start()
-    stats = again.draft_stats("d1")(digest or by)
-    assert stats is not None and stats.acceptance > 0.7 and again.draft_stats("d1")("ngram") is None
-    await again.close()
+    await calibration.close()
+    assert calibration.correction("llama")("a", "CPU") == 1.0, "drafts hide the speed of the devices"
+    restored = SpeedCalibration(cluster, cluster, path)
+    await restored.start()
+    stats = restored.draft_stats("d1")(digest or by)
+    assert stats is not None and stats.acceptance > 0.7 and restored.draft_stats("d1")("ngram") is None
+    await restored.close()
 
 
-async def test_a_spoilt_file_is_begun_anew(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB)
     path = tmp_path / "speeds.json"
     path.write_text("{")
-    measured = SpeedCalibration(cluster, cluster, path)
-    await measured.start()
-    assert measured.correction("llama")("a", "CPU") == 1.0
-    await measured.close()
+    calibration = SpeedCalibration(cluster, cluster, path)
+    await calibration.start()
+    assert calibration.correction("llama")("a", "CPU") == 1.0
+    await calibration.close()
     assert path.read_text() == "{"
 
 
-def test_nothing_is_learnt_of_layers_that_two_devices_share() -> None:
+def test_layers_split_between_devices_teach_no_speed() -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB)
     record = cluster.record("a")
