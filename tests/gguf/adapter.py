@@ -1,4 +1,4 @@
-"""Writes LoRA adapters with random numbers."""
+"""Writes LoRA adapters with random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.gguf.size import Size
 
 
 def write(path: Path | str, architecture: str, size: Size, rank: int = 16) -> Path:
-    """An adapter for every matrix of attention and feed-forward of a model that was written so."""
+    """Write an adapter for all matrices in the layers of a test model of this architecture and size."""
     tensors = []
     for name, shape in WRITABLE[architecture].tensors(size):
         if len(shape) == 2 and name.startswith("blk."):

@@ -1,4 +1,4 @@
-"""All architectures that test models can be written of, by the name that tests use."""
+"""All architectures of test models, by the name that tests use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ARCHITECTURES: dict[str, Architecture] = (
 )
 
 UNKNOWN = unknown_models.MODELS
-"""Those that our table does not know; ``WRITABLE``: with them."""
+"""Architectures without an exact footprint in sollold."""
 WRITABLE = ARCHITECTURES | UNKNOWN
 
 EMBEDDERS = frozenset(
@@ -19,4 +19,4 @@ EMBEDDERS = frozenset(
         *("gemma-embedding", "llama-embed"),
     }
 )
-"""Those that give one vector for a text."""
+"""Architectures of embedding models."""

@@ -1,4 +1,4 @@
-"""Architectures whose every layer is attention and feed-forward, after llama.cpp's loaders."""
+"""Architectures with attention and feed-forward in every layer, according to llama.cpp's loaders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plain(
     tied: bool = False,
     output_bias: bool = False,
 ) -> Callable[[Size], Tensors]:
-    """The tensors of a dense transformer. ``up``: the up matrix holds the gate too when 2."""
+    """The tensors of a dense transformer. ``up``: 2 if the up matrix also contains the gate."""
 
     def tensors(size: Size) -> Tensors:
         yield from ends(size, bias=norm_bias, tied=tied)
@@ -97,7 +97,7 @@ def sparse(
 
 
 def with_keys(base: Callable[[Size], Metadata], **keys: object) -> Callable[[Size], Metadata]:
-    """The same metadata and more; ``__`` in a key's name stands for a point."""
+    """``base`` with further keys; ``__`` in a keyword means a dot."""
     return lambda size: base(size) | {key.replace("__", "."): value for key, value in keys.items()}  # type: ignore[dict-item]
 
 
@@ -116,12 +116,12 @@ def windowed(base: Callable[[Size], Metadata], pattern: int = 0) -> Callable[[Si
 
 
 def _vision(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
-    """Four positions a token."""
+    """``base`` with four positions per token."""
     return lambda size: base(size) | {"rope.dimension_sections": [8, 12, 12, 0]}
 
 
 def whole_norms(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
-    """Norms of all queries and keys together rather than head by head."""
+    """``base`` with norms over all heads of queries and keys instead of per head."""
 
     def tensors(size: Size) -> Tensors:
         for name, shape in base(size):
@@ -236,7 +236,7 @@ _GEMMA4_WIDTH = 64
 
 
 def _gemma4_shared(size: Size) -> int:
-    """Layers at the end that have no cache of their own; the last one that has one is a full one."""
+    """The number of final layers without their own cache; the last layer with one has full attention."""
     return size.layers // 8 * 4
 
 

@@ -1,4 +1,4 @@
-"""Holds what was predicted of a model's buffers against what llama-server allocated."""
+"""Compares predicted buffer sizes of a model with those that llama-server allocated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.gguf.llama_run import Workers
 
 MIB = 1024 * 1024
 _ROUNDED = MIB // 16
-"""The log says hundredths of a MiB of several buffers."""
+"""Rounding error: the log gives several buffers in hundredths of a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers, of results."""
+    """Bytes of one device, each predicted and allocated: tensors, caches, compute buffers, results."""
 
     device: str
     weights: tuple[int, int]
@@ -43,7 +43,7 @@ class Compared:
 
     @property
     def within(self) -> bool:
-        """At most 1 % or 4 MiB off, and never more than 1 MiB too little."""
+        """Whether the prediction is at most 1 % or 4 MiB too large, and at most 1 MiB too small."""
         return -MIB - _ROUNDED <= self.error <= max(self.actual // 100, 4 * MIB) + _ROUNDED
 
 
@@ -59,47 +59,53 @@ def compare(
     adapters: Sequence[Path] = (),
     more: Sequence[str] = (),
 ) -> list[Compared]:
-    """Load the model spread so (layers of each worker, the output counted) and compare every device.
+    """Load a model with llama-server and compare the buffers of every device.
 
-    ``more``: further words for llama-server.
+    Args:
+        model: the model's file.
+        run: how it runs.
+        ready: the running workers.
+        split: layers of each worker; the output counts as a layer.
+        adapters: files of LoRA adapters.
+        more: further arguments of llama-server.
     """
     shape = with_adapters(shape_of(reader.read(model)), [reader.read(adapter) for adapter in adapters])
     guess = footprint(shape, run)
     more = (*more, "--lora", ",".join(map(str, adapters))) if adapters else more
-    # Adapters change what is computed, so it is looked at once they are there.
+    # Compute buffers are allocated again after adapters are loaded, so the log is read after a prompt.
     prompt: Sequence[int] = [5, 6, 7] if adapters else ()
     if run.predicts:
-        # A buffer grows when a whole batch comes.
-        prompt = [300 + place % 100 for place in range(min(run.ubatch, run.request_context - 64) + 1)]
+        # A buffer grows with the first full batch.
+        prompt = [300 + position % 100 for position in range(min(run.ubatch, run.request_context - 64) + 1)]
     log = llama_run.loaded(model, run, ready, split, *more, prompt=prompt, ended=run.predicts)
     actual = llama_log.buffers(log, list(ready.endpoints))
     devices, offloaded = len(split), sum(split)
-    own = guess.layers + 1 - offloaded
-    nothing = llama_log.Buffers()
-    found: list[Compared] = []
-    first = own
+    on_host = guess.layers + 1 - offloaded
+    empty = llama_log.Buffers()
+    compared: list[Compared] = []
+    first = on_host
     for index, count in enumerate(split):
         last = first + count
-        there = actual.get(f"RPC{index}", nothing)
+        allocated = actual.get(f"RPC{index}", empty)
         compute = guess.compute(first, last, devices=devices, offloaded=offloaded)
-        found.append(
+        compared.append(
             Compared(
                 f"RPC{index}",
-                (sum(guess.weights[first:last]), there.model),
-                (sum(guess.state[first:last]), there.state),
-                (compute, there.compute),
+                (sum(guess.weights[first:last]), allocated.model),
+                (sum(guess.state[first:last]), allocated.state),
+                (compute, allocated.compute),
             )
         )
         first = last
-    there = actual.get("CPU", nothing)
+    allocated = actual.get("CPU", empty)
     compute = guess.host_compute(devices=devices, offloaded=offloaded)
-    found.append(
+    compared.append(
         Compared(
             "CPU",
-            (guess.host_tensors(own), there.model),
-            (sum(guess.state[:own]), there.state),
-            (compute, there.compute),
-            (guess.results, there.output) if not run.predicts else (0, 0),
+            (guess.host_tensors(on_host), allocated.model),
+            (sum(guess.state[:on_host]), allocated.state),
+            (compute, allocated.compute),
+            (guess.results, allocated.output) if not run.predicts else (0, 0),
         )
     )
-    return found
+    return compared

@@ -1,4 +1,4 @@
-"""More architectures of attention and feed-forward: variations of those in `attention_models`."""
+"""Further architectures with attention and feed-forward: variants of those in `attention_models`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.gguf.size import (
 )
 
 
-def _each_head_its_own(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
+def _without_grouped_heads(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
     return lambda size: base(size) | {"attention.head_count_kv": size.heads}
 
 
-def _one_kv_head_each(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
+def _tensors_without_grouped_heads(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
     return lambda size: base(dataclasses.replace(size, heads_kv=size.heads))
 
 
@@ -38,7 +38,7 @@ def _embedder(size: Size) -> Metadata:
 def _bert_like(
     *, experts_every: int = 0, types: bool = True, gate: bool = False
 ) -> Callable[[Size], Tensors]:
-    """A BERT without an embedding of places."""
+    """The tensors of a BERT without a position embedding."""
 
     def tensors(size: Size) -> Tensors:
         yield "token_embd.weight", (size.embd, size.vocab)
@@ -113,8 +113,8 @@ MODELS: dict[str, Architecture] = {
     "modern-bert": Architecture("modern-bert", windowed(_embedder), _modern_bert_tensors),
     "olmoe": Architecture(
         "olmoe",
-        _each_head_its_own(moe),
-        _one_kv_head_each(whole_norms(sparse(qk_norm=True, wide_experts=True))),
+        _without_grouped_heads(moe),
+        _tensors_without_grouped_heads(whole_norms(sparse(qk_norm=True, wide_experts=True))),
     ),
     "internlm2": Architecture("internlm2", common, plain()),
     "ernie4_5": Architecture("ernie4_5", common, plain()),
@@ -134,8 +134,8 @@ MODELS: dict[str, Architecture] = {
     "hunyuan-dense": Architecture("hunyuan-dense", common, plain(qk_norm=True, tied=True)),
     "dots1": Architecture(
         "dots1",
-        shared_count(_each_head_its_own(moe)),
-        _one_kv_head_each(sparse(qk_norm=True, choice=True, common_expert=True, dense_lead=1)),
+        shared_count(_without_grouped_heads(moe)),
+        _tensors_without_grouped_heads(sparse(qk_norm=True, choice=True, common_expert=True, dense_lead=1)),
     ),
     "exaone": Architecture("exaone", common, plain()),
     "minicpm": Architecture("minicpm", common, plain(tied=True)),

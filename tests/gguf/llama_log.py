@@ -1,4 +1,4 @@
-"""Reads from llama-server's log (``-lv 4``) how big its buffers are."""
+"""Reads buffer sizes from llama-server's log (``-lv 4``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHECKPOINT = re.compile(r"created context checkpoint.*size = (?P<mib>[\d.]+) Mi
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Bytes of one device's buffers, as the log says them (to a hundredth of a MiB)."""
+    """Bytes of one device's buffers according to the log (rounded to a hundredth of a MiB)."""
 
     model: int = 0
     state: int = 0
@@ -31,7 +31,7 @@ class Buffers:
 def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
     """Buffers by device: ``RPC<n>`` for the n-th of the endpoints (``host:port``), ``CPU`` for the rest.
 
-    Those of a context that drafts by the model's own layers are counted, too.
+    Includes the buffers of an MTP draft context.
     """
     first, _, second = log.partition("creating MTP draft context")
     second, _, end = second.partition("~llama_context")
@@ -40,8 +40,8 @@ def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
         device = _device(match["device"], endpoints)
         found[device] = replace(found[device], compute=round(float(match["mib"]) * 1024 * 1024))
     for device, more in _of_context(second, endpoints).items():
-        one = found.get(device, Buffers())
-        found[device] = replace(one, state=one.state + more.state, compute=one.compute + more.compute)
+        main = found.get(device, Buffers())
+        found[device] = replace(main, state=main.state + more.state, compute=main.compute + more.compute)
     return found
 
 
@@ -57,25 +57,25 @@ def _of_context(log: str, endpoints: list[str]) -> dict[str, Buffers]:
         size = round(float(match["mib"]) * 1024 * 1024)
         kind = {"KV": "state", "RS": "state", "LoRA": "model"}.get(match["kind"], match["kind"])
         before = found.get(device, Buffers())
-        # What it computes in is made anew when adapters come to a model.
+        # The compute buffer is allocated again when adapters are loaded.
         size = max(size, before.compute) if kind == "compute" else size + getattr(before, kind)
         found[device] = replace(before, **{kind: size})
     return found
 
 
 def projector(log: str) -> tuple[str, int]:
-    """Which device computes the projector, and the bytes of its tensors; empty and 0: there is none."""
+    """The device of the projector and the bytes of its tensors; empty and 0 if there is none."""
     device = re.search(r"CLIP using (\S+) backend", log)
     size = re.search(r"load_hparams: model size:\s+([\d.]+) MiB", log)
     return device[1] if device else "", round(float(size[1]) * 1024 * 1024) if size else 0
 
 
-def looking(log: str) -> int:
-    """Bytes that the projector computes in, as reserved when it is loaded; 0: it is not warmed up."""
+def projector_compute(log: str) -> int:
+    """Bytes of the projector's compute buffer, reserved when it is loaded; 0 without a warmup."""
     size = re.search(r"reserve_compute_meta: +\S+ compute buffer size = +([\d.]+) MiB", log)
     return round(float(size[1]) * 1024 * 1024) if size else 0
 
 
 def checkpoints(log: str) -> list[int]:
-    """Bytes of each checkpoint of a slot that was made. Needs ``-lv 4``."""
+    """Bytes of each checkpoint that a slot created. Needs ``-lv 4``."""
     return [round(float(match["mib"]) * 1024 * 1024) for match in _CHECKPOINT.finditer(log)]

@@ -1,4 +1,4 @@
-"""Runs the real llama-server with real workers, to see what it allocates."""
+"""Runs the real llama-server with real workers, to read its allocations and answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.doubles import free_port
 _READY = "sched_reserve: reserve took"
 _LISTENING = "server is listening|llama_server: listening on"
 _DRAFTS = ("--spec-type", "draft-mtp", "--no-spec-draft-backend-sampling")
-_PATIENCE, _ANSWERING = 60.0, 300.0
+_LOAD_SECONDS, _ANSWER_SECONDS = 60.0, 300.0
 
 
 def binary(name: str) -> Path | None:
-    """llama.cpp's program of this name: in PATH, or built into the cache."""
+    """The path of a llama.cpp program: from PATH, or built into sollold's cache; None if there is none."""
     found = shutil.which(name)
     if found:
         return Path(found)
@@ -38,7 +38,7 @@ def binary(name: str) -> Path | None:
 
 
 class LoadError(Exception):
-    """llama-server ended before it had loaded; the text is the end of its log."""
+    """llama-server or a worker ended before it was ready, or took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Workers:
 
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[Workers]:
-    """So many ``ggml-rpc-server`` on loopback."""
+    """Run ``count`` processes of ``ggml-rpc-server`` on loopback."""
     program = binary("ggml-rpc-server")
     assert program is not None
     running: list[subprocess.Popen[bytes]] = []
@@ -58,7 +58,7 @@ def workers(count: int) -> Iterator[Workers]:
     try:
         for _ in range(count):
             ports.append(free_port())
-            # SIGPIPE stays ignored: a worker dies of it when its client is killed.
+            # SIGPIPE stays ignored: it would end a worker when its client is killed.
             running.append(
                 subprocess.Popen(
                     [program, "-H", "127.0.0.1", "-p", str(ports[-1]), "-t", "1"],
@@ -86,10 +86,16 @@ def loaded(
     prompt: Sequence[int] = (),
     ended: bool = False,
 ) -> str:
-    """Load a model on the first of the workers and give the log. ``split``: layers of each device.
+    """Load a model with llama-server and return its log.
 
-    ``prompt``: tokens that are answered before the log is read. ``ended``: it is read to the end, where
-    buffers are named that had to grow.
+    Args:
+        model: the model's file.
+        run: how it runs.
+        ready: the running workers, of which the first are used.
+        split: layers of each worker.
+        extra: further arguments of llama-server.
+        prompt: tokens that are completed before the log is read.
+        ended: read the log after the end of the process, where it names buffers that had to grow.
 
     Raises:
         LoadError: llama-server could not load it.
@@ -101,7 +107,7 @@ def loaded(
         if not ended:
             return server.until(_READY)
         server.process.terminate()
-        server.process.wait(_PATIENCE)
+        server.process.wait(_LOAD_SECONDS)
         return server.text()
 
 
@@ -114,7 +120,7 @@ def answered(
     prompts: Sequence[Sequence[int]],
     tokens: int,
 ) -> list[dict[str, Any]]:
-    """What llama-server answers to each of the prompts at temperature 0.
+    """llama-server's completion of each prompt, with ``tokens`` tokens at temperature 0.
 
     Raises:
         LoadError: llama-server could not load it.
@@ -130,29 +136,29 @@ class _Server:
     log: int
 
     def text(self) -> str:
-        """Its log so far."""
+        """The log so far."""
         return os.pread(self.log, os.fstat(self.log).st_size, 0).decode("utf-8", "replace")
 
-    def until(self, words: str) -> str:
-        """Its log as soon as a line with these words is there."""
-        end = time.monotonic() + _PATIENCE
+    def until(self, pattern: str) -> str:
+        """Wait for a line that matches ``pattern``, and return the log."""
+        end = time.monotonic() + _LOAD_SECONDS
         while time.monotonic() < end:
             ended = self.process.poll() is not None
             text = self.text()
-            if re.search(rf"(?:{words})[^\n]*\n", text):
+            if re.search(rf"(?:{pattern})[^\n]*\n", text):
                 return text
             if ended:
                 raise LoadError(text[-2000:])
             pause()
-        raise LoadError(f"not loaded after {_PATIENCE:g} s")
+        raise LoadError(f"not loaded after {_LOAD_SECONDS:g} s")
 
     def answer(self, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
-        """Its answer to a prompt, when it has loaded."""
+        """Wait until the model is loaded, and return the completion of a prompt."""
         self.until(_LISTENING)
-        wish = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "return_tokens": True}
-        body = json.dumps(wish).encode()
+        request = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "return_tokens": True}
+        body = json.dumps(request).encode()
         url = f"http://127.0.0.1:{self.port}/completion"
-        with urllib.request.urlopen(url, body, _ANSWERING) as reply:
+        with urllib.request.urlopen(url, body, _ANSWER_SECONDS) as reply:
             return dict(json.load(reply))
 
 
@@ -164,7 +170,7 @@ def _server(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra:
     command = [
         str(program),
         *("-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-lv", "5", "--no-warmup"),
-        # Read, not mapped: only then does the log tell what the head's own tensors take.
+        # Without mmap the log contains the size of the head's own tensors.
         *("--load-mode", "none", "-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
         *("-c", str(run.context), "-np", str(run.slots), "-b", str(run.batch), "-ub", str(run.ubatch)),
         *("-ctk", run.type_k, "-ctv", run.type_v, "-fa", run.flash),
@@ -197,19 +203,19 @@ def _server(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra:
 
 
 def _end_with_parent() -> None:
-    """The kernel kills the child when its parent is killed (PR_SET_PDEATHSIG)."""
+    """Have the kernel kill the child when its parent ends (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def pause() -> None:
-    """Wait a moment before looking again."""
+    """Wait between two polls."""
     time.sleep(0.02)
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether something listens on ``port`` in the process's network.
+    """Whether something listens on ``port`` in the network namespace of ``pid``.
 
-    Without connecting: a worker takes any connection for its client.
+    Does not connect: a worker would take the connection for its client.
     """
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return any(words[1].endswith(f":{port:04X}") and words[3] == "0A" for words in map(str.split, lines))
@@ -217,7 +223,7 @@ def listens(pid: int, port: int) -> bool:
 
 def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
     """Wait until the worker listens."""
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _LOAD_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
             raise LoadError(f"the worker ended with {process.returncode}")

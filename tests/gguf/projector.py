@@ -1,4 +1,4 @@
-"""Writes a tiny projector (mmproj) with random weights: a model that has one can be shown images."""
+"""Writes small vision projectors (mmproj) with random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.gguf import weights
 
 
 def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, image: int = 56) -> Path:
-    """A projector of LLaVA's kind. ``text_embd``: hidden state of the model that it is for."""
+    """Write a projector as LLaVA's. ``text_embd``: embedding length of its model."""
     patch, heads, ff = 14, 2, 2 * embd
     metadata: dict[str, MetadataValue] = {
         "general.architecture": "clip",
@@ -31,13 +31,13 @@ def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, 
         "clip.vision.image_mean": [0.5, 0.5, 0.5],
         "clip.vision.image_std": [0.5, 0.5, 0.5],
     }
-    places = (image // patch) ** 2 + 1
+    positions = (image // patch) ** 2 + 1
     tensors = [
         _tensor(name, shape)
         for name, shape in (
             ("v.class_embd", (embd,)),
             ("v.patch_embd.weight", (patch, patch, 3, embd)),
-            ("v.position_embd.weight", (embd, places)),
+            ("v.position_embd.weight", (embd, positions)),
             ("v.pre_ln.weight", (embd,)),
             ("v.pre_ln.bias", (embd,)),
             *_blocks(layers, embd, ff),
@@ -52,7 +52,7 @@ def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, 
 
 
 def write_merging(path: Path | str, text_embd: int, *, windowed: bool = False, image: int = 560) -> Path:
-    """A projector of Qwen's kind, which takes images of any size. ``windowed``: its attention has windows."""
+    """Write a projector as Qwen's, for images of any size. ``windowed``: with windowed attention."""
     patch, embd, heads, layers = 14, 64, 2, 2
     metadata: dict[str, MetadataValue] = {
         "general.architecture": "clip",

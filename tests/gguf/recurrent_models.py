@@ -1,4 +1,4 @@
-"""Architectures with recurrent layers, alone or beside attention, after llama.cpp's loaders."""
+"""Architectures with recurrent layers, with or without attention, according to llama.cpp's loaders."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _mamba2_tensors(size: Size) -> Tensors:
 
 
 def _attends(block: int) -> bool:
-    """Every fourth layer of a hybrid is attention."""
+    """Whether a layer of a hybrid is an attention layer: every fourth is."""
     return block % 4 == 2
 
 

@@ -1,4 +1,4 @@
-"""A reranker with random weights: an encoder with a classifier's head."""
+"""Writes rerankers with random weights: an encoder with a classification head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.gguf.writer import write
 
 
 def write_reranker(path: Path, *, says_so: bool = True) -> Path:
-    """Write one. ``says_so``: its header names the kind of its pooling; older files have only the head."""
+    """Write a reranker. ``says_so``: its header has the pooling type for ranking; older files don't."""
     size = Size(layers=2)
     head = [
         ("cls.weight", (size.embd, size.embd)),

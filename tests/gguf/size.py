@@ -1,4 +1,4 @@
-"""How big a test model is made, and the parts that models of many architectures share."""
+"""Dimensions of test models, and tensors common to many architectures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ Tensors = Iterator[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How big a model is made. What does not apply to an architecture is ignored.
+    """Dimensions of a model. Those that an architecture does not have are ignored.
 
-    ``head``: elements of an attention head; 0: ``embd // heads``. ``nextn``: layers at the end for
-    next-token prediction. ``more``: metadata that replaces what the architecture's function would say.
+    Attributes:
+        head: elements of an attention head; 0: ``embd // heads``.
+        nextn: number of final layers for next-token prediction.
+        more: metadata that replaces the architecture's own.
     """
 
     layers: int = 4
@@ -50,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """An architecture: its name in files, and what its files hold (metadata without the prefix)."""
+    """An architecture: its name in GGUF files, its metadata (without the prefix) and its tensors."""
 
     name: str
     metadata: Callable[[Size], Metadata]
@@ -86,7 +88,7 @@ def moe(size: Size) -> Metadata:
 
 
 def ends(size: Size, *, bias: bool = False, tied: bool = False) -> Tensors:
-    """Token embedding, output norm, and the output where it is not tied."""
+    """The token embedding, the output norm, and the output unless it is tied."""
     yield "token_embd.weight", (size.embd, size.vocab)
     yield "output_norm.weight", (size.embd,)
     if bias:
@@ -96,7 +98,7 @@ def ends(size: Size, *, bias: bool = False, tied: bool = False) -> Tensors:
 
 
 def vectors(size: Size, block: int, *names: str, bias: bool = False) -> Tensors:
-    """Norms and the like: one number an element of the hidden state."""
+    """Tensors with one number per element of the hidden state, such as norms."""
     for name in names:
         yield f"blk.{block}.{name}.weight", (size.embd,)
         if bias:
@@ -113,7 +115,7 @@ def attention(
     wide: int = 1,
     out_bias: bool = False,
 ) -> Tensors:
-    """Query, key, value and output. ``wide``: the query has a gate beside it."""
+    """Query, key, value and output. ``wide``: 2 if the query's matrix also contains a gate."""
     if fused:
         yield f"blk.{block}.attn_qkv.weight", (size.embd, size.q + 2 * size.kv)
         if bias:
@@ -147,7 +149,7 @@ def feed_forward(
 def experts(
     size: Size, block: int, hidden: int = 0, *, gate: bool = True, bias: bool = False, choice: bool = False
 ) -> Tensors:
-    """The experts and what chooses among them. ``choice``: a bias on the choice."""
+    """The experts and their router. ``choice``: with a bias of the router."""
     hidden = hidden or size.ff_expert
     yield f"blk.{block}.ffn_gate_inp.weight", (size.embd, size.experts)
     names = ("gate", "up") if gate else ("up",)
@@ -164,19 +166,19 @@ def experts(
 
 
 def predicts(size: Size, block: int) -> bool:
-    """Whether a block is one for next-token prediction."""
+    """Whether a block is for next-token prediction."""
     return block >= size.layers - size.nextn
 
 
 def predicting(size: Size, block: int) -> Tensors:
-    """What such a block has besides."""
+    """The additional tensors of a block for next-token prediction."""
     if predicts(size, block):
         yield f"blk.{block}.nextn.eh_proj.weight", (2 * size.embd, size.embd)
         yield from vectors(size, block, "nextn.enorm", "nextn.hnorm")
 
 
 def shared(size: Size, block: int, *, gate: bool = True, chosen: bool = False) -> Tensors:
-    """The expert that every token uses."""
+    """The shared expert. ``chosen``: with a gate."""
     yield from feed_forward(size, block, size.ff_expert, suffix="_shexp", gate=gate)
     if chosen:
         yield f"blk.{block}.ffn_gate_inp_shexp.weight", (size.embd,)

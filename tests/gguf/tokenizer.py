@@ -1,4 +1,4 @@
-"""A tokenizer and chat templates for random models: every text can be read, every token can be written."""
+"""A tokenizer and chat templates for random models. It encodes any text and decodes every token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEMPLATES = {
         '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
         "</tool_call>{% endfor %}{% endif %}<|end|>\n{% endfor %}" + _ASK
     ),
-    # As Gemma's and Mistral's: a user's turn and an assistant's, in turn.
+    # As Gemma's and Mistral's: the roles user and assistant must alternate.
     "strict": (
         "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}<|system|>\n"
         "{{ messages[0]['content'] }}<|end|>\n{% else %}{% set rest = messages %}{% endif %}"
@@ -52,7 +52,11 @@ TEMPLATES = {
 
 
 def tokenizer(vocabulary: int, template: str = "plain") -> dict[str, MetadataValue]:
-    """The metadata of a tokenizer (byte level BPE without merges) with so many tokens."""
+    """The metadata of a tokenizer (byte-level BPE with a single merge) with ``vocabulary`` tokens.
+
+    Raises:
+        ValueError: ``vocabulary`` is smaller than `SMALLEST`.
+    """
     if vocabulary < SMALLEST:
         raise ValueError(f"the vocabulary needs {SMALLEST} tokens")
     tokens = [_BYTES[value] for value in range(256)]
@@ -75,7 +79,7 @@ def tokenizer(vocabulary: int, template: str = "plain") -> dict[str, MetadataVal
 
 
 def _byte_letters() -> list[str]:
-    """The letter that byte level BPE writes for each byte: itself where printable, else from U+0100 on."""
+    """The character of byte-level BPE for each byte: itself if printable, otherwise from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     letters, extra = [], 0
     for value in range(256):

@@ -1,4 +1,4 @@
-"""Architectures that llama.cpp runs and our table does not know: their memory is estimated."""
+"""Architectures that llama.cpp supports and sollold only estimates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.gguf.size import (
 
 
 def _fused(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
-    """Query, key and value in one matrix."""
+    """``base`` with query, key and value in one matrix."""
 
     def tensors(size: Size) -> Tensors:
         for name, shape in base(size):
@@ -41,7 +41,7 @@ def _indexed(size: Size) -> Metadata:
 
 
 def _indexed_tensors(size: Size) -> Tensors:
-    """Keys of their own choose which tokens attention looks at."""
+    """MLA with an indexer, whose own keys select the tokens for attention."""
     yield from mla_tensors(size)
     for block in range(size.layers):
         yield f"blk.{block}.indexer.k_norm.weight", (64,)
@@ -56,7 +56,7 @@ _FOUR = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def _kimi(size: Size) -> Metadata:
-    """Three of four layers keep a square a head (KDA), the fourth attends (MLA)."""
+    """Three of four layers keep a square state per head (KDA), the fourth has attention (MLA)."""
     return mla(size) | {
         "attention.head_count_kv": [0 if (block + 1) % 4 else 1 for block in range(size.layers)],
         "ssm.conv_kernel": _KERNEL,
@@ -110,7 +110,7 @@ def _minimax_tensors(size: Size) -> Tensors:
 
 
 def _gated(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
-    """Attention's result has a gate."""
+    """``base`` with a gate on the output of attention."""
 
     def tensors(size: Size) -> Tensors:
         for name, shape in base(size):

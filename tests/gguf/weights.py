@@ -1,4 +1,4 @@
-"""Random numbers as tensors of ggml's types: quick, with a fixed seed, of a size that keeps states sane."""
+"""Random tensor data in ggml's types, reproducible and scaled to keep activations bounded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _CHUNK = 1 << 20
 
 
 def data(name: str, shape: tuple[int, ...], kind: int, seed: int, quiet: int = 0) -> Iterator[bytes]:
-    """The bytes of a tensor, piece by piece; the same for the same name, shape, type and seed.
+    """The bytes of a tensor in chunks; equal for the same name, shape, type and seed.
 
-    The first ``quiet`` rows are much smaller: tokens of those rows of an output matrix are never said.
+    The first ``quiet`` rows are much smaller, so that the tokens of these rows of an output matrix are never
+    generated.
     """
     elements = math.prod(shape)
     fixed = _fixed(name)
@@ -32,11 +33,11 @@ def data(name: str, shape: tuple[int, ...], kind: int, seed: int, quiet: int = 0
     parts = ((quiet * shape[0], spread / 256), (elements - quiet * shape[0], spread))
     for count, part_spread in parts:
         for start in range(0, count, _CHUNK):
-            yield _piece(source, min(_CHUNK, count - start), kind, part_spread)
+            yield _chunk(source, min(_CHUNK, count - start), kind, part_spread)
 
 
 def _fixed(name: str) -> float | None:
-    """The one value of tensors that no sane model has random."""
+    """The constant value of tensors that must not be random; None: the tensor is random."""
     last = name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
     if name.endswith(".bias"):
         return 0.0
@@ -51,11 +52,11 @@ def _fixed(name: str) -> float | None:
     return None
 
 
-def _piece(source: np.random.Generator, count: int, kind: int, spread: float) -> bytes:
+def _chunk(source: np.random.Generator, count: int, kind: int, spread: float) -> bytes:
     if kind == F32:
         return (source.standard_normal(count, np.float32) * np.float32(spread)).tobytes()
     if kind in (F16, BF16):
-        # Random sign and fraction under one exponent: quicker than real numbers rounded.
+        # Random sign and fraction with a fixed exponent: faster than rounding floats.
         bits = np.frombuffer(source.bytes(2 * count), np.uint16)
         exponent = math.floor(math.log2(spread))
         if kind == F16:
@@ -69,7 +70,7 @@ def _piece(source: np.random.Generator, count: int, kind: int, spread: float) ->
     elif kind == Q4_0:
         raw[:, :2] = np.frombuffer(np.float16(spread / 4.6).tobytes(), np.uint8)
     elif kind == MXFP4:
-        # The values' spread is about 3.6, and the scale 2 ** (byte - 128) counts for half of them.
+        # The block's scale is 2 ** (byte - 128).
         raw[:, :1] = max(1, 128 + round(math.log2(spread / 3.6)))
     else:
         raise ValueError(f"no random {known.name}")

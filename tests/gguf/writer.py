@@ -42,12 +42,23 @@ def write(
     more: dict[str, MetadataValue] | None = None,
     tensors: Sequence[tuple[str, tuple[int, ...]]] = (),
 ) -> Path:
-    """Write a model. ``kind``: the type of the matrices, as in `weights.TYPES`; ``tensors``: further ones."""
+    """Write a model.
+
+    Args:
+        path: the file.
+        architecture: a key of `WRITABLE`.
+        size: the model's dimensions; None: the defaults.
+        kind: type of the matrices, a key of `weights.TYPES`.
+        template: the chat template, a key of `TEMPLATES`.
+        seed: of the random weights.
+        more: metadata that is added or replaced.
+        tensors: names and shapes of further tensors.
+    """
     size = size or Size()
     known = WRITABLE[architecture]
     metadata: dict[str, MetadataValue] = {
         "general.architecture": known.name,
-        # Not the architecture: llama.cpp takes some names for a reason to change the tokenizer.
+        # Not the architecture's name: for some names llama.cpp changes the tokenizer.
         "general.name": "random",
     }
     metadata |= {f"{known.name}.{key}": value for key, value in (known.metadata(size) | size.more).items()}
@@ -61,7 +72,7 @@ def write(
 
 
 def tensors_of(architecture: str, size: Size, kind: str = "q8_0", seed: int = 1) -> list[NewTensor]:
-    """The tensors of a model, with random numbers."""
+    """The tensors of a model, with random data."""
     listed = list(WRITABLE[architecture].tensors(size))
     output = "output.weight" if any(name == "output.weight" for name, _ in listed) else "token_embd.weight"
     return [_tensor(*item, kind, seed, output) for item in listed]
@@ -81,11 +92,11 @@ def _tensor(
 
 
 def sized(architecture: str, wanted: float, size: Size, kind: str = "q8_0") -> Size:
-    """The same size with a feed-forward layer such that the tensors take about so many bytes."""
+    """``size`` with the feed-forward length changed so that the tensors have about ``wanted`` bytes."""
 
     def total(hidden: int) -> int:
-        grown = dataclasses.replace(size, ff=hidden)
-        tensors = WRITABLE[architecture].tensors(grown)
+        resized = dataclasses.replace(size, ff=hidden)
+        tensors = WRITABLE[architecture].tensors(resized)
         return sum(_tensor(name, shape, kind).size for name, shape in tensors)
 
     step = 256
@@ -103,7 +114,7 @@ def main() -> None:
     parser.add_argument("--type", default="q8_0", choices=sorted(weights.TYPES))
     parser.add_argument("--template", default="plain", choices=sorted(TEMPLATES))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bytes", type=float, default=0.0, help="size wanted; sets --ff")
+    parser.add_argument("--bytes", type=float, default=0.0, help="approximate size of the file; sets --ff")
     for item in dataclasses.fields(Size):
         if isinstance(item.default, int) and not isinstance(item.default, bool):
             parser.add_argument(f"--{item.name.replace('_', '-')}", type=int, default=item.default)

@@ -173,8 +173,8 @@ def test_the_prediction_covers_a_projector_for_images_of_any_size(
     options = ("--mmproj", str(mmproj), "--no-mmproj-offload", "--warmup")
     run = Run(context=4096, flash="on")
     log = llama_run.loaded(model, run, rpc_workers, (9,), *options, prompt=[5, 6, 7])
-    used = llama_log.projector(log)[1] + llama_log.looking(log)
-    assert llama_log.looking(log) > 20 * MIB
+    used = llama_log.projector(log)[1] + llama_log.projector_compute(log)
+    assert llama_log.projector_compute(log) > 20 * MIB
     guess = with_projector(shape_of(reader.read(model)), reader.read(mmproj)).projector
     # The largest image has nearly twice as many patches as the one used for the warmup.
     assert used <= guess <= 5 * used
