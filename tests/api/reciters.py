@@ -84,9 +84,9 @@ def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as stack:
         urls = {}
 
-        def start(name: str, *words: str, context: int = 1024) -> None:
+        def start(name: str, *arguments: str, context: int = 1024) -> None:
             server = stack.enter_context(
-                LlamaServer(binary, folder / f"{name}.gguf", *words, context=context)
+                LlamaServer(binary, folder / f"{name}.gguf", *arguments, context=context)
             )
             urls[f"{name}:latest"] = server.url
 

@@ -81,11 +81,11 @@ async def test_scope_that_each_route_needs(
             assert (answer.status == 401) == ("WWW-Authenticate" in answer.headers)
             return answer.status
 
-    assert await status({}) not in (401, 403), "a program of this machine may do all"
+    assert await status({}) not in (401, 403), "local programs need no key"
     assert (await status(REMOTE) == 401) == (needed is not Scope.INFER), "open until the first key"
     cluster.asked.clear()
     secrets = {scope: (await keys.create(scope, scope))[1] for scope in Scope}
-    assert await status(REMOTE) == 401, "a key is needed once there is one"
+    assert await status(REMOTE) == 401, "a key is required once one exists"
     assert not cluster.asked
     for scope, secret in secrets.items():
         for header in (
@@ -100,7 +100,7 @@ async def test_scope_that_each_route_needs(
 
 
 @pytest.mark.parametrize(
-    ("headers", "status", "words"),
+    ("headers", "status", "message"),
     [
         ({}, 401, "an API key is needed; `sollold key new"),
         ({"Authorization": "{key}"}, 401, "sent as `Authorization: Bearer KEY` or `x-api-key: KEY`"),
@@ -113,13 +113,13 @@ async def test_scope_that_each_route_needs(
     ],
 )
 async def test_an_invalid_key_is_explained(
-    serve: Serve, http: ClientSession, keys: Keys, headers: dict[str, str], status: int, words: str
+    serve: Serve, http: ClientSession, keys: Keys, headers: dict[str, str], status: int, message: str
 ) -> None:
     _, secret = await keys.create("laptop", Scope.INFER)
     url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES)
     sent = REMOTE | {name: value.format(key=secret) for name, value in headers.items()}
     async with http.get(url + "/api/tags", headers=sent) as answer:
-        assert answer.status == status and words in await answer.text()
+        assert answer.status == status and message in await answer.text()
 
 
 async def test_a_key_is_found_beside_the_basic_auth_of_a_proxy(
@@ -190,21 +190,21 @@ async def test_membership_changes_need_the_admin_scope(
 
 
 @pytest.mark.parametrize(
-    ("mode", "made", "status"),
+    ("mode", "has_key", "status"),
     [("", False, 200), ("", True, 401), ("open", False, 200), ("open", True, 200), ("keys", False, 401)],
 )
 async def test_http_auth(
-    serve: Serve, http: ClientSession, keys: Keys, mode: str, made: bool, status: int
+    serve: Serve, http: ClientSession, keys: Keys, mode: str, has_key: bool, status: int
 ) -> None:
-    if made:
+    if has_key:
         await keys.create("one", Scope.INFER)
     url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES, auth=mode)
     async with http.get(url + "/api/tags", headers=REMOTE) as answer:
         assert answer.status == status
     async with http.get(url + "/api/tags", headers=REMOTE | {"Authorization": "Bearer ollama"}) as answer:
-        assert answer.status == status, "a dummy key is none"
+        assert answer.status == status, "an invalid key counts as none"
     async with http.post(url + "/api/cluster/drain", json={}, headers=REMOTE) as answer:
-        assert answer.status == 401, "orders of strangers are never open"
+        assert answer.status == 401, "commands from other machines always need a key"
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC - {"/web/{file}"}))
@@ -219,12 +219,12 @@ async def test_public_routes_need_no_key(serve: Serve, http: ClientSession, keys
 
 
 def test_every_route_is_in_a_table() -> None:
-    given = parts()
-    app = build_app(given, HttpSettings())
+    services = parts()
+    app = build_app(services, HttpSettings())
     known = PUBLIC | INFERENCE | MODELS | SECRET
     paths = {resource.canonical for resource in app.router.resources()}
     assert {path.removeprefix("/v1") if path.startswith("/v1/api/") else path for path in paths} >= known
-    assert scope_of("POST", "/api/something/new") is Scope.ADMIN, "what is not listed needs all there is"
+    assert scope_of("POST", "/api/something/new") is Scope.ADMIN, "unlisted routes need the admin scope"
     assert scope_of("GET", "/api/cluster/keys") is Scope.ADMIN
 
 
@@ -287,12 +287,12 @@ async def test_keys_over_http(serve: Serve, http: ClientSession, keys: Keys) -> 
     url = await serve(parts(keys=keys), trusted_proxies=TRUSTED_PROXIES)
     body = {"name": "laptop", "scope": "admin", "expires": "30d"}
     async with http.post(url + "/api/cluster/keys", json=body) as answer:
-        made = await answer.json()
-        assert answer.status == 200 and made["scope"] == "admin" and made["expires"]
-    admin = REMOTE | {"X-Api-Key": made["key"]}
+        created = await answer.json()
+        assert answer.status == 200 and created["scope"] == "admin" and created["expires"]
+    admin = REMOTE | {"X-Api-Key": created["key"]}
     async with http.get(url + "/api/cluster/keys", headers=admin) as answer:
         listed = await answer.json()
-        assert [key["name"] for key in listed["keys"]] == ["laptop"] and made["key"] not in str(listed)
+        assert [key["name"] for key in listed["keys"]] == ["laptop"] and created["key"] not in str(listed)
         assert listed["open"] is False
     for wrong in ({"name": "x", "expires": "soon"}, {"name": "x", "scope": "all"}, {"name": "laptop"}):
         async with http.post(url + "/api/cluster/keys", json=wrong, headers=admin) as answer:
@@ -318,8 +318,8 @@ async def test_a_pass_is_issued_only_locally_and_grants_admin(
         async with http.post(url + "/api/cluster/pass", json={"host": host}) as answer:
             assert answer.status == 404
     async with http.post(url + "/api/cluster/pass", json={"host": "192.168.1.5"}) as answer:
-        given = (await answer.json())["pass"]
-    for secret, status in ((given, 200), (given[:-1] + "x", 401)):
+        issued = (await answer.json())["pass"]
+    for secret, status in ((issued, 200), (issued[:-1] + "x", 401)):
         headers = REMOTE | {"Authorization": f"Bearer {secret}"}
         async with http.post(url + "/api/cluster/drain", json={}, headers=headers) as answer:
             assert answer.status == status
@@ -368,7 +368,7 @@ async def test_only_a_valid_key_identifies_a_client(serve: Serve, http: ClientSe
 
 
 @pytest.mark.parametrize(
-    ("peer", "own", "headers", "address", "local"),
+    ("peer", "own_address", "headers", "address", "local"),
     [
         ("127.0.0.1", "127.0.0.1", {}, "127.0.0.1", True),
         ("::1", "::1", {}, "::1", True),
@@ -397,11 +397,11 @@ async def test_only_a_valid_key_identifies_a_client(serve: Serve, http: ClientSe
     ],
 )
 def test_client_addresses_behind_proxies(
-    peer: str, own: str, headers: dict[str, str], address: str, local: bool
+    peer: str, own_address: str, headers: dict[str, str], address: str, local: bool
 ) -> None:
     request = make_mocked_request("GET", "/", headers=headers)
     assert request.transport is not None
-    names = {"peername": (peer, 1), "sockname": (own, 2)}
+    names = {"peername": (peer, 1), "sockname": (own_address, 2)}
     request.transport.get_extra_info.side_effect = names.get
     request = request.clone(remote=peer)
     found = address_of(request, networks(["10.0.0.0/24"]))

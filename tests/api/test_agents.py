@@ -206,9 +206,9 @@ async def test_requests_of_agents_are_accepted(serve: Serve, http: ClientSession
 @pytest.mark.llama
 @pytest.mark.parametrize("path", AGENTS)
 async def test_llama_cpp_answers_requests_of_agents(real: str, http: ClientSession, path: str) -> None:
-    asked = {**AGENTS[path], "model": "call", "stream": False}
+    body = {**AGENTS[path], "model": "call", "stream": False}
     limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-    status, answer, _ = await post(http, real + path, {**asked, limit: 9})
+    status, answer, _ = await post(http, real + path, {**body, limit: 9})
     assert status == 200, answer
 
 

@@ -73,25 +73,29 @@ async def test_tools_are_added_and_removed_during_a_conversation(ask: Client) ->
         reference("tool_removal", "Write"),
         {"type": "text", "text": "Late can be called."},
     ]
-    talk = [USER, {"role": "system", "content": changes}]
-    status, warned, _ = await ask(messages=talk, tools=[tool("Read"), tool("Write")])
+    conversation = [USER, {"role": "system", "content": changes}]
+    status, warned, _ = await ask(messages=conversation, tools=[tool("Read"), tool("Write")])
     assert (status, warned) == (200, "") and ask.names() == ["Read", "Late"]
     assert "Late can be called." in str(call_of(ask.service).body["messages"])
-    again = [*talk, {"role": "system", "content": [reference("tool_addition", "Write")]}]
+    again = [*conversation, {"role": "system", "content": [reference("tool_addition", "Write")]}]
     assert (await ask(messages=again, tools=[tool("Read"), tool("Write")]))[0] == 200
     assert ask.names() == ["Read", "Late", "Write"]
     # A message that only changes tools is not sent to the model.
-    assert len(call_of(ask.service).body["messages"]) == len(talk)
+    assert len(call_of(ask.service).body["messages"]) == len(conversation)
 
 
 async def test_a_redefined_tool_is_offered_once_and_a_compaction_keeps_tool_changes(
     ask: Client,
 ) -> None:
     newer = tool("Read") | {"description": "newer"}
-    kept = {"type": "compaction", "content": "…", "tool_changes": [addition(newer)]}
-    talk = [USER, {"role": "assistant", "content": [kept, {"type": "text", "text": "ok"}]}, USER]
+    compaction = {"type": "compaction", "content": "…", "tool_changes": [addition(newer)]}
+    conversation = [
+        USER,
+        {"role": "assistant", "content": [compaction, {"type": "text", "text": "ok"}]},
+        USER,
+    ]
     chosen = {"type": "tool", "name": "Read"}
-    status, _, _ = await ask(messages=talk, tools=[tool("Read")], tool_choice=chosen)
+    status, _, _ = await ask(messages=conversation, tools=[tool("Read")], tool_choice=chosen)
     assert status == 200 and ask.names() == ["Read"]
     assert call_of(ask.service).body["tools"][0]["function"]["description"] == "newer"
     gone = [USER, {"role": "system", "content": [reference("tool_removal", "Read")]}]
@@ -112,7 +116,7 @@ def test_many_tool_changes_do_not_block_the_loop() -> None:
 
 async def test_unknown_blocks_are_left_out_with_a_warning(ask: Client) -> None:
     result = {"type": "tool_result", "tool_use_id": "c1"}
-    talk = [
+    conversation = [
         {"role": "user", "content": [{"type": "browser_state", "url": "x"}, {"type": "text", "text": "go"}]},
         {
             "role": "assistant",
@@ -124,7 +128,7 @@ async def test_unknown_blocks_are_left_out_with_a_warning(ask: Client) -> None:
         },
         {"role": "user", "content": [{**result, "content": [{"type": "resource", "text": "found"}]}]},
     ]
-    status, warned, _ = await ask(messages=talk)
+    status, warned, _ = await ask(messages=conversation)
     assert status == 200
     assert "blocks of type browser_state, connector_text, resource are not known" in warned
     sent = call_of(ask.service).body["messages"]

@@ -31,8 +31,8 @@ async def test_tools_that_run_at_anthropic_are_left_out_with_a_warning(
     """Claude Code offers a web search; its request can be answered without one."""
     service = answers()
     url = await serve(parts(service, TOOL_MODEL)) + PATH
-    given = {**ASK, "stream": stream, "tools": [READ, SEARCH, FIND]}
-    async with http.post(url, json=given) as answer:
+    body = {**ASK, "stream": stream, "tools": [READ, SEARCH, FIND]}
+    async with http.post(url, json=body) as answer:
         assert answer.status == 200 and "web_search_20250305" in answer.headers["X-Sollold-Warning"]
     for engine in Engine:
         call = call_of(service, engine)
@@ -54,7 +54,7 @@ async def test_a_model_without_tools_answers_if_only_anthropics_tools_are_offere
 
 
 @pytest.mark.parametrize(
-    ("tools", "choice", "said"),
+    ("tools", "choice", "message"),
     [
         ([SEARCH], {"type": "tool", "name": "web_search"}, "web_search"),
         ([READ, SEARCH], {"type": "tool", "name": "web_search"}, "runs at Anthropic"),
@@ -66,12 +66,12 @@ async def test_a_model_without_tools_answers_if_only_anthropics_tools_are_offere
     ],
 )
 async def test_invalid_tools_and_required_tools_that_are_missing_are_refused(
-    serve: Serve, http: ClientSession, tools: Any, choice: Any, said: str
+    serve: Serve, http: ClientSession, tools: Any, choice: Any, message: str
 ) -> None:
     service = answers()
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     status, answer, _ = await post(http, url, {**ASK, "tools": tools, "tool_choice": choice})
-    assert status == 400 and said in answer["error"]["message"]
+    assert status == 400 and message in answer["error"]["message"]
     assert not service.asks
 
 

@@ -35,7 +35,7 @@ async def test_root_answers_as_ollama_does(serve: Serve, http: ClientSession) ->
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "said"),
+    ("path", "body", "status", "message"),
     [
         ("/api/chat", b"{", 400, "not JSON"),
         ("/api/chat", b"", 400, "missing request body"),
@@ -76,7 +76,7 @@ async def test_root_answers_as_ollama_does(serve: Serve, http: ClientSession) ->
     ],
 )
 async def test_errors_have_the_form_of_the_dialect(
-    serve: Serve, http: ClientSession, path: str, body: bytes, status: int, said: str
+    serve: Serve, http: ClientSession, path: str, body: bytes, status: int, message: str
 ) -> None:
     url = await serve(parts())
     async with http.post(url + path, data=body) as answer:
@@ -85,7 +85,7 @@ async def test_errors_have_the_form_of_the_dialect(
     if path.startswith("/v1"):
         assert set(error) == {"message", "type", "param", "code"}
         error = error["message"]
-    assert said in error
+    assert message in error
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,12 @@ async def test_requests_from_foreign_origins_are_refused(serve: Serve, http: Cli
     for origin in ("http://localhost:3000", url):
         async with http.post(f"{url}/api/chat", json=CHAT, headers={"Origin": origin}) as answer:
             assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == origin
-    asked = {
+    preflight = {
         "Origin": "http://localhost:3000",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
     }
-    async with http.options(f"{url}/api/chat", headers=asked) as answer:
+    async with http.options(f"{url}/api/chat", headers=preflight) as answer:
         assert answer.status == 204 and "POST" in answer.headers["Access-Control-Allow-Methods"]
 
 
@@ -231,7 +231,9 @@ async def test_priority_client_and_context_reach_the_service(serve: Serve, http:
         f"{url}/v1/chat/completions", json={**CHAT, "priority": 2}, headers={"Authorization": "Bearer sk-a"}
     ) as answer:
         assert answer.status == 200
-    assert service.asks[-1].priority == 2 and service.asks[-1].client == "127.0.0.1", "no key of ours"
+    assert service.asks[-1].priority == 2 and service.asks[-1].client == "127.0.0.1", (
+        "an unknown key does not identify a client"
+    )
     assert "priority" not in call_of(service).body
     async with http.post(f"{url}/api/chat", json=CHAT, headers={"X-Sollold-Role": "researcher"}) as answer:
         assert answer.status == 200

@@ -22,9 +22,9 @@ from tests.models.fakes import FakeCalls
 
 @pytest.fixture
 async def batches() -> AsyncIterator[Batches]:
-    made = Batches(piece=4, at_once=3, jobs=4, running=2, floats=1000, pause=0.01)
-    yield made
-    await made.close()
+    service = Batches(piece=4, at_once=3, jobs=4, running=2, floats=1000, pause=0.01)
+    yield service
+    await service.close()
 
 
 async def ended(batches: Batches, id_: str) -> None:
@@ -97,43 +97,43 @@ async def test_a_refused_text_fails_alone(batches: Batches) -> None:
 async def test_a_text_that_kills_engines_fails_alone_after_a_few_attempts(
     batches: Batches,
 ) -> None:
-    asked: list[int] = []
+    sizes: list[int] = []
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         if "bad" in texts:
-            asked.append(len(texts))
+            sizes.append(len(texts))
             raise Refusal(Fault.INTERRUPTED, "the engine died")
         return await lengths(texts)
 
     job = batches.submit("m", ["a"] * 5 + ["bad"] + ["a"] * 4, embed)
     await ended(batches, job.id)
     assert job.progress is JobState.DONE and job.errors == {5: "the engine died"}
-    assert asked == [4, 4, 4, 1]
+    assert sizes == [4, 4, 4, 1]
 
 
 async def test_a_batch_gives_up_on_a_model_that_refuses_everything(batches: Batches) -> None:
-    asked = 0
+    calls = 0
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
-        nonlocal asked
-        asked += 1
+        nonlocal calls
+        calls += 1
         await asyncio.sleep(0)
         raise Refusal(Fault.ENGINE, "this model does not embed")
 
     job = batches.submit("m", ["a"] * 400, embed)
     await ended(batches, job.id)
     assert job.progress is JobState.FAILED and len(job.errors) == job.done == 400
-    assert asked < 140
-    asked = 0
+    assert calls < 140
+    calls = 0
 
     async def gone(texts: Sequence[str]) -> list[list[float]]:
-        nonlocal asked
-        asked += 1
+        nonlocal calls
+        calls += 1
         raise Refusal(Fault.NOT_FOUND, "no such model")
 
     job = batches.submit("m", ["a"] * 40, gone)
     await ended(batches, job.id)
-    assert job.progress is JobState.FAILED and asked == 10
+    assert job.progress is JobState.FAILED and calls == 10
 
 
 async def test_texts_without_a_vector_at_the_deadline_fail(batches: Batches) -> None:
@@ -324,8 +324,8 @@ async def test_a_batch_ends_when_its_key_is_revoked(
     keys = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
     service = EmbeddingService()
     service.gate.clear()
-    given = parts(service, model("embed:latest", capabilities=("embedding",)), keys=keys)
-    url = await serve(given, trusted_proxies=("127.0.0.1",))
+    services = parts(service, model("embed:latest", capabilities=("embedding",)), keys=keys)
+    url = await serve(services, trusted_proxies=("127.0.0.1",))
     _, secret = await keys.create("laptop", Scope.INFER)
     headers = {"X-Forwarded-For": "192.168.1.77", "X-Api-Key": secret}
     body = {"model": "embed", "input": ["a"] * 2000}

@@ -71,11 +71,11 @@ async def test_ollama_thinking(url: str) -> None:
     client = ollama.AsyncClient(host=url)
     whole = await client.chat("think", ASK, think=True)
     assert (whole.message.thinking or "").strip() == THOUGHT and whole.message.content == CONCLUSION
-    thought = said = ""
+    thought = content = ""
     async for part in await client.chat("think", ASK, think="low", stream=True):
         thought += part.message.thinking or ""
-        said += part.message.content or ""
-    assert thought.strip() == THOUGHT and said == CONCLUSION
+        content += part.message.content or ""
+    assert thought.strip() == THOUGHT and content == CONCLUSION
     written = await client.generate("think", "why", think=True)
     assert (written.thinking or "").strip() == THOUGHT and written.response == CONCLUSION
     with pytest.raises(ollama.ResponseError, match="does not support thinking") as refused:
@@ -200,8 +200,8 @@ async def test_openai_tools(url: str) -> None:
 async def test_openai_thinking_under_both_names(url: str) -> None:
     async with chatgpt(url) as client:
         whole = await client.chat.completions.create(model="think", messages=ASK)
-        said: Any = whole.choices[0].message
-        assert said.reasoning.strip() == said.reasoning_content.strip() == THOUGHT
+        message: Any = whole.choices[0].message
+        assert message.reasoning.strip() == message.reasoning_content.strip() == THOUGHT
         first = second = ""
         async for part in await client.chat.completions.create(model="think", messages=ASK, stream=True):
             delta: Any = part.choices[0].delta
@@ -321,18 +321,20 @@ async def test_anthropic_tools(url: str) -> None:
 
 async def test_anthropic_thinking(url: str) -> None:
     async with claude(url) as client:
-        wish: Any = {"type": "enabled", "budget_tokens": 1024}
-        whole = await client.messages.create(model="think", max_tokens=2000, messages=ASK, thinking=wish)
+        thinking_enabled: Any = {"type": "enabled", "budget_tokens": 1024}
+        whole = await client.messages.create(
+            model="think", max_tokens=2000, messages=ASK, thinking=thinking_enabled
+        )
         assert [block.type for block in whole.content] == ["thinking", "text"]
         assert whole.content[0].type == "thinking" and whole.content[0].thinking.strip() == THOUGHT
         assert whole.content[1].type == "text" and whole.content[1].text == CONCLUSION
         async with client.messages.stream(
-            model="think", max_tokens=2000, messages=ASK, thinking=wish
+            model="think", max_tokens=2000, messages=ASK, thinking=thinking_enabled
         ) as stream:
             final = await stream.get_final_message()
         assert [block.type for block in final.content] == ["thinking", "text"]
         assert final.content[0].type == "thinking" and final.content[0].thinking.strip() == THOUGHT
-        omitted: Any = {**wish, "display": "omitted"}
+        omitted: Any = {**thinking_enabled, "display": "omitted"}
         whole = await client.messages.create(model="think", max_tokens=2000, messages=ASK, thinking=omitted)
         async with client.messages.stream(
             model="think", max_tokens=2000, messages=ASK, thinking=omitted
@@ -343,7 +345,9 @@ async def test_anthropic_thinking(url: str) -> None:
             assert message.content[0].type == "thinking"
             assert not message.content[0].thinking and message.content[0].signature
         # Claude Code requests thinking of every model.
-        plain = await client.messages.create(model="demo", max_tokens=200, messages=ASK, thinking=wish)
+        plain = await client.messages.create(
+            model="demo", max_tokens=200, messages=ASK, thinking=thinking_enabled
+        )
         assert [block.type for block in plain.content] == ["text"]
 
 
@@ -399,11 +403,11 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
     monkeypatch.setattr(litellm, "drop_params", True)
 
     base = {"ollama_chat": url, "openai": f"{url}/v1", "anthropic": url}[route]
-    wish: dict[str, Any] = {"messages": ASK, "api_base": base, "api_key": "none", "max_tokens": 200}
+    options: dict[str, Any] = {"messages": ASK, "api_base": base, "api_key": "none", "max_tokens": 200}
 
-    def talk() -> tuple[str, str]:
-        whole = litellm.completion(model=f"{route}/demo", **wish)
-        parts = litellm.completion(model=f"{route}/demo", **wish, stream=True)
+    def chat() -> tuple[str, str]:
+        whole = litellm.completion(model=f"{route}/demo", **options)
+        parts = litellm.completion(model=f"{route}/demo", **options, stream=True)
         return whole.choices[0].message.content, "".join(
             part.choices[0].delta.content or "" for part in parts
         )
@@ -411,8 +415,8 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
     def call() -> tuple[str, str]:
         # Its gateway for MCP servers needs a package that is not installed.
         tools: dict[str, Any] = {"tools": [TOOL], "_skip_mcp_handler": True}
-        whole = litellm.completion(model=f"{route}/call", **wish, **tools)
-        parts = litellm.completion(model=f"{route}/call", **wish, **tools, stream=True)
+        whole = litellm.completion(model=f"{route}/call", **options, **tools)
+        parts = litellm.completion(model=f"{route}/call", **options, **tools, stream=True)
         pieces = [delta for part in parts for delta in part.choices[0].delta.tool_calls or ()]
         return whole.choices[0].message.tool_calls[0].function.arguments, "".join(
             delta.function.arguments or "" for delta in pieces
@@ -430,7 +434,7 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
         return len(found.data)
 
     # In a thread, since it calls /api/show synchronously from its callbacks.
-    assert await asyncio.to_thread(talk) == (GREETING, GREETING)
+    assert await asyncio.to_thread(chat) == (GREETING, GREETING)
     assert [json.loads(arguments) for arguments in await asyncio.to_thread(call)] == [{"zone": "utc"}] * 2
     if route != "anthropic":
         assert await asyncio.to_thread(embed) == 2

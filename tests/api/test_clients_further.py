@@ -37,10 +37,10 @@ async def test_ollama_schema_streamed(url: str) -> None:
 
 async def test_ollama_json(url: str) -> None:
     client = ollama.AsyncClient(host=url)
-    wish: dict[str, Any] = {"format": "json", "options": {"num_predict": 24, "temperature": 0}}
-    whole = await client.chat("random", ASK, **wish)
+    options: dict[str, Any] = {"format": "json", "options": {"num_predict": 24, "temperature": 0}}
+    whole = await client.chat("random", ASK, **options)
     assert (whole.message.content or "").lstrip().startswith("{")
-    parts = [part async for part in await client.chat("random", ASK, stream=True, **wish)]
+    parts = [part async for part in await client.chat("random", ASK, stream=True, **options)]
     assert "".join(part.message.content or "" for part in parts).lstrip().startswith("{")
 
 
@@ -56,21 +56,21 @@ async def test_openai_schema_streamed_and_json_object(url: str) -> None:
             return "".join([part.choices[0].delta.content or "" async for part in stream if part.choices])
 
         assert keys(await streamed(shape)) == {"age", "tall"}
-        wish: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
+        options: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
         whole = await client.chat.completions.create(
-            model="random", messages=ASK, response_format=plain, **wish
+            model="random", messages=ASK, response_format=plain, **options
         )
         assert (whole.choices[0].message.content or "").lstrip().startswith("{")
-        assert (await streamed(plain, **wish)).lstrip().startswith("{")
+        assert (await streamed(plain, **options)).lstrip().startswith("{")
 
 
 async def test_anthropic_schema(url: str) -> None:
     shape: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
-    wish: dict[str, Any] = {"model": "random", "max_tokens": 200, "messages": ASK, "output_config": shape}
+    request: dict[str, Any] = {"model": "random", "max_tokens": 200, "messages": ASK, "output_config": shape}
     async with claude(url) as client:
-        whole = await client.messages.create(**wish)
+        whole = await client.messages.create(**request)
         assert whole.content[0].type == "text" and keys(whole.content[0].text) == {"age", "tall"}
-        async with client.messages.stream(**wish) as stream:
+        async with client.messages.stream(**request) as stream:
             text = "".join([piece async for piece in stream.text_stream])
         assert keys(text) == {"age", "tall"}
 
@@ -80,8 +80,8 @@ async def test_anthropic_schema(url: str) -> None:
 
 async def test_ollama_logprobs_streamed_and_of_a_text(url: str) -> None:
     client = ollama.AsyncClient(host=url)
-    wish: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "options": {"num_predict": 2}}
-    streamed = [part async for part in await client.chat("demo", ASK, stream=True, **wish)]
+    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "options": {"num_predict": 2}}
+    streamed = [part async for part in await client.chat("demo", ASK, stream=True, **options)]
     token_logprobs = [logprob for part in streamed for logprob in part.logprobs or ()]
     assert (
         GREETING.startswith("".join(logprob.token for logprob in token_logprobs)) and len(token_logprobs) == 2
@@ -89,7 +89,7 @@ async def test_ollama_logprobs_streamed_and_of_a_text(url: str) -> None:
     assert (
         token_logprobs[0].top_logprobs and token_logprobs[0].top_logprobs[0].token == token_logprobs[0].token
     )
-    text = await client.generate("demo", "Hi", **wish)
+    text = await client.generate("demo", "Hi", **options)
     assert [logprob.token for logprob in text.logprobs or ()] == [logprob.token for logprob in token_logprobs]
 
 
@@ -114,11 +114,11 @@ async def test_openai_logprobs_streamed(url: str) -> None:
 async def test_openai_tool_choice_none(url: str) -> None:
     """Ollama has no ``tool_choice``, so it gets no tools."""
     async with chatgpt(url) as client:
-        wish: dict[str, Any] = {"model": "call", "messages": ASK, "tools": [TOOL], "tool_choice": "none"}
-        whole = await client.chat.completions.create(**wish)
-        said = whole.choices[0].message
-        assert not said.tool_calls and said.content == CALL and whole.choices[0].finish_reason == "stop"
-        parts = [part async for part in await client.chat.completions.create(**wish, stream=True)]
+        request: dict[str, Any] = {"model": "call", "messages": ASK, "tools": [TOOL], "tool_choice": "none"}
+        whole = await client.chat.completions.create(**request)
+        message = whole.choices[0].message
+        assert not message.tool_calls and message.content == CALL and whole.choices[0].finish_reason == "stop"
+        parts = [part async for part in await client.chat.completions.create(**request, stream=True)]
         deltas = [choice.delta for part in parts for choice in part.choices]
         assert not any(delta.tool_calls for delta in deltas)
         assert "".join(delta.content or "" for delta in deltas) == CALL
@@ -146,16 +146,16 @@ async def test_ollama_think_levels_reach_the_template(url: str) -> None:
 
 async def test_openai_reasoning_effort_reaches_the_template(url: str) -> None:
     async with chatgpt(url) as client:
-        counts, others = [], []
+        counts, response_counts = [], []
         for level in LEVELS:
             effort: Any = level
             whole = await client.chat.completions.create(model="think", messages=ASK, reasoning_effort=effort)
             counts.append(whole.usage.prompt_tokens if whole.usage else 0)
             answer = await client.responses.create(model="think", input=ASK, reasoning={"effort": effort})
-            others.append(answer.usage.input_tokens if answer.usage else 0)
+            response_counts.append(answer.usage.input_tokens if answer.usage else 0)
         differences = [len(level) - 3 for level in LEVELS]
         assert [count - counts[0] for count in counts] == differences
-        assert [count - others[0] for count in others] == differences
+        assert [count - response_counts[0] for count in response_counts] == differences
 
 
 # --- infill and tokens
@@ -163,10 +163,10 @@ async def test_openai_reasoning_effort_reaches_the_template(url: str) -> None:
 
 async def test_ollama_suffix(url: str) -> None:
     client = ollama.AsyncClient(host=url)
-    wish: dict[str, Any] = {"suffix": " three", "options": {"num_predict": 6, "temperature": 0}}
-    whole = await client.generate("fill", "one ", **wish)
+    options: dict[str, Any] = {"suffix": " three", "options": {"num_predict": 6, "temperature": 0}}
+    whole = await client.generate("fill", "one ", **options)
     assert whole.response and whole.done_reason == "length" and whole.eval_count == 6
-    parts = [part async for part in await client.generate("fill", "one ", stream=True, **wish)]
+    parts = [part async for part in await client.generate("fill", "one ", stream=True, **options)]
     assert "".join(part.response for part in parts) == whole.response
     with pytest.raises(ollama.ResponseError, match="does not support") as refused:
         await client.generate("demo", "one ", suffix=" three")
@@ -175,12 +175,12 @@ async def test_ollama_suffix(url: str) -> None:
 
 async def test_openai_suffix(url: str) -> None:
     async with chatgpt(url) as client:
-        wish: dict[str, Any] = {"model": "fill", "prompt": "one ", "suffix": " three"}
-        wish |= {"max_tokens": 6, "temperature": 0}
-        whole = await client.completions.create(**wish)
+        request: dict[str, Any] = {"model": "fill", "prompt": "one ", "suffix": " three"}
+        request |= {"max_tokens": 6, "temperature": 0}
+        whole = await client.completions.create(**request)
         assert whole.choices[0].text and whole.choices[0].finish_reason == "length"
         text = ""
-        async for part in await client.completions.create(**wish, stream=True):
+        async for part in await client.completions.create(**request, stream=True):
             text += part.choices[0].text if part.choices else ""
         assert text == whole.choices[0].text
         with pytest.raises(openai.BadRequestError, match="does not support"):

@@ -102,24 +102,24 @@ def test_connections_are_limited_in_total() -> None:
 
 
 async def test_a_header_is_passed_on_when_complete() -> None:
-    made: list[Handler] = []
+    handlers: list[Handler] = []
 
     def make() -> Handler:
-        made.append(Handler())
-        return made[-1]
+        handlers.append(Handler())
+        return handlers[-1]
 
     for pieces in ([b"GET / HTTP/1.1\r\nHost: x\r\n\r\nmore"], [b"GET / HTTP/1.1\r\n", b"\r", b"\nmore"]):
-        made.clear()
+        handlers.clear()
         connection = ClientConnection(make, Connections(9))
         connection.connection_made(fake_transport())
         for piece in pieces[:-1]:
             receive(connection, piece)
-            assert not made
+            assert not handlers
         receive(connection, pieces[-1])
-        assert made[0].data == b"".join(pieces)
+        assert handlers[0].data == b"".join(pieces)
         receive(connection, b"and more")
         connection.connection_lost(None)
-        assert made[0].data.endswith(b"more") and made[0].over
+        assert handlers[0].data.endswith(b"more") and handlers[0].over
 
 
 async def test_a_slow_header_times_out_with_408(

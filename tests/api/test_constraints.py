@@ -32,9 +32,9 @@ MAPPED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "mapped"), MAPPED, ids=repr)
-def test_constraints_of_other_servers_are_mapped(given: dict[str, Any], mapped: dict[str, Any]) -> None:
-    body, warnings = with_own_constraints({"model": "demo", **given}, chat=True)
+@pytest.mark.parametrize(("fields", "mapped"), MAPPED, ids=repr)
+def test_constraints_of_other_servers_are_mapped(fields: dict[str, Any], mapped: dict[str, Any]) -> None:
+    body, warnings = with_own_constraints({"model": "demo", **fields}, chat=True)
     assert not warnings and body.keys() == {"model", *mapped}
     for name, value in mapped.items():
         if isinstance(value, str):
@@ -43,7 +43,7 @@ def test_constraints_of_other_servers_are_mapped(given: dict[str, Any], mapped: 
             assert value.items() <= body[name].items()
     schema = mapped.get("response_format", {}).get("json_schema")
     if schema:
-        assert with_own_constraints(given, chat=False)[0] == {"json_schema": SCHEMA}
+        assert with_own_constraints(fields, chat=False)[0] == {"json_schema": SCHEMA}
 
 
 def test_a_body_without_such_constraints_is_unchanged() -> None:
@@ -60,10 +60,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("given", "why"), REFUSED, ids=repr)
-def test_unsupported_constraints_are_refused(given: dict[str, Any], why: str) -> None:
+@pytest.mark.parametrize(("fields", "why"), REFUSED, ids=repr)
+def test_unsupported_constraints_are_refused(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(Refusal, match=why):
-        with_own_constraints(given, chat=True)
+        with_own_constraints(fields, chat=True)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -82,11 +82,11 @@ async def test_fields_without_effect_cause_a_warning(serve: Serve, http: ClientS
 
 @pytest.mark.llama
 async def test_a_models_output_matches_the_constraint(engines: dict[str, str], http: ClientSession) -> None:
-    for given, pattern in (
+    for fields, pattern in (
         ({"guided_choice": ["yes", 'n"o']}, 'yes|n"o'),
         ({"guided_regex": r"\d{3}-([a-c]{1,4}|é\.)"}, r"\d{3}-([a-c]{1,4}|é\.)"),
     ):
-        grammar = with_own_constraints(given, chat=False)[0]["grammar"]
+        grammar = with_own_constraints(fields, chat=False)[0]["grammar"]
         for seed in range(5):
             body = {"prompt": "a", "n_predict": 40, "temperature": 3, "seed": seed, "grammar": grammar}
             async with http.post(engines["random:latest"] + "/completion", json=body) as response:

@@ -39,14 +39,14 @@ ODD_ORDERS = {
 
 @pytest.mark.llama
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("odd", ODD_ORDERS)
+@pytest.mark.parametrize("case", ODD_ORDERS)
 async def test_messages_are_reordered_for_a_strict_template(
-    real: str, http: ClientSession, path: str, odd: str
+    real: str, http: ClientSession, path: str, case: str
 ) -> None:
-    status, answer, headers = await post(http, real + path, body_of(path, "strict", ODD_ORDERS[odd]))
+    status, answer, headers = await post(http, real + path, body_of(path, "strict", ODD_ORDERS[case]))
     assert status == 200, answer
     assert text_of(path, answer).startswith("Hello")
-    if odd == "two user turns" and path != "/v1/responses":
+    if case == "two user turns" and path != "/v1/responses":
         assert "reordered" in headers["X-Sollold-Warning"]
 
 
@@ -118,23 +118,30 @@ async def test_tool_results_are_sent_in_the_order_of_their_calls(
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     calls = [{**CALL, "id": id_} for id_ in ("a", "b", "c")]
     results = [turn("tool", f"of {id_}", tool_call_id=id_) for id_ in ("c", "a", "b")]
-    talk = [turn("user", "go"), turn("assistant", "", tool_calls=calls), *results, turn("user", "and?")]
-    async with http.post(url + path, json=body_of(path, "demo", talk, stream=True)) as answer:
+    conversation = [
+        turn("user", "go"),
+        turn("assistant", "", tool_calls=calls),
+        *results,
+        turn("user", "and?"),
+    ]
+    async with http.post(url + path, json=body_of(path, "demo", conversation, stream=True)) as answer:
         assert answer.status == 200, await answer.text()
     sent = call_of(service).body["messages"]
     assert [message["content"] for message in sent if message["role"] == "tool"] == ["of a", "of b", "of c"]
-    assert [message["role"] for message in sent] == [message["role"] for message in talk]
+    assert [message["role"] for message in sent] == [message["role"] for message in conversation]
 
 
 def test_results_with_ambiguous_ids_keep_their_order() -> None:
-    def talk(ids: str, results: str) -> list[Any]:
+    def conversation(ids: str, results: str) -> list[Any]:
         calls = [{**CALL, "id": id_} for id_ in ids]
         return [turn("assistant", tool_calls=calls), *(turn("tool", tool_call_id=id_) for id_ in results)]
 
     for ids, results in (("aa", "aa"), ("ab", "xb"), ("ab", "b"), ("a", "a"), ("ab", "ab")):
-        assert results_in_order(talk(ids, results)) == talk(ids, results)
-    assert results_in_order(talk("ab", "bax")) == talk("ab", "abx")
-    assert results_in_order(talk("ab", "ba") + talk("cd", "dc")) == talk("ab", "ab") + talk("cd", "cd")
+        assert results_in_order(conversation(ids, results)) == conversation(ids, results)
+    assert results_in_order(conversation("ab", "bax")) == conversation("ab", "abx")
+    assert results_in_order(conversation("ab", "ba") + conversation("cd", "dc")) == conversation(
+        "ab", "ab"
+    ) + conversation("cd", "cd")
 
 
 def test_ordering_many_results_is_fast() -> None:
@@ -154,8 +161,8 @@ def test_consecutive_answers_are_merged() -> None:
     ]
     assert merge_answers([second, first]) == [second, first]
     # Fields that templates ignore don't prevent merging.
-    kept = [turn("assistant", "a", id="1", annotations=[]), turn("assistant", "b", id="2", refusal=None)]
-    assert [message["content"] for message in merge_answers(kept)] == ["a\n\nb"]
+    answers = [turn("assistant", "a", id="1", annotations=[]), turn("assistant", "b", id="2", refusal=None)]
+    assert [message["content"] for message in merge_answers(answers)] == ["a\n\nb"]
     texts = [turn("assistant", [{"type": "text", "text": "a"}]), turn("assistant", "b")]
     assert [message["content"] for message in merge_answers(texts)] == ["a\n\nb"]
 
@@ -179,8 +186,8 @@ def test_template_refusals_are_recognized() -> None:
 async def test_messages_are_reordered_for_another_nodes_template(
     far: str, http: ClientSession, path: str
 ) -> None:
-    for odd in ("two user turns", "late system", "a result without its call"):
-        status, answer, _ = await post(http, far + path, body_of(path, "strict", ODD_ORDERS[odd]))
+    for case in ("two user turns", "late system", "a result without its call"):
+        status, answer, _ = await post(http, far + path, body_of(path, "strict", ODD_ORDERS[case]))
         assert status == 200, answer
         assert text_of(path, answer).startswith("Hello")
     # Refusals of a template don't count as faults of the endpoint.

@@ -46,9 +46,9 @@ def test_problems_come_before_notices() -> None:
     grades = [finding.grade for finding in found]
     assert grades == sorted(grades, key=lambda grade: grade is Grade.NOTICE)
     text = "\n".join(f"{finding.what} → {finding.fix}" for finding in found)
-    for words in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
+    for expected in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
                   "sollold cluster secure", "1.00 GiB free"):  # fmt: skip
-        assert words in text
+        assert expected in text
 
 
 def test_a_node_with_unreadable_fields_is_named_with_its_release() -> None:
@@ -224,9 +224,9 @@ def test_reasons_why_nodes_do_not_find_each_other() -> None:
 
 
 def test_an_open_door_is_found_despite_clock_differences() -> None:
-    for until, words in ((900.0, "to the cluster"), (1e9, "to the cluster"), (0.0, "")):
+    for until, ending in ((900.0, "to the cluster"), (1e9, "to the cluster"), (0.0, "")):
         found = examine(replace(HEALTHY, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
-        assert [finding.what.endswith(words) for finding in found] == [True] * bool(words)
+        assert [finding.what.endswith(ending) for finding in found] == [True] * bool(ending)
     me = replace(ANNA, door_until=1000.0 + 660)
     (finding,) = examine(replace(HEALTHY, me=me, live=(me, replace(BERT, door_until=1e9)), now=1000.0))
     assert finding.what.endswith("for another 11 min") and "cluster close" in finding.fix
@@ -242,10 +242,10 @@ def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:
 
 
 def test_an_unreachable_live_node_is_named_with_its_port() -> None:
-    here = replace(ANNA, peer_port=11436)
+    local = replace(ANNA, peer_port=11436)
     bert = replace(BERT, peer_port=11500)
     cleo = replace(BERT, node="cc", name="cleo")
-    facts = replace(HEALTHY, me=here, live=(here, bert, cleo), network=NETWORK)
+    facts = replace(HEALTHY, me=local, live=(local, bert, cleo), network=NETWORK)
     why = "bert could not be reached (no answer within 2.5 s)"
     (finding,) = examine(replace(facts, unreached=(Unreached("bb", why),)))
     assert finding.grade is Grade.PROBLEM and "from this node at port 11500/tcp" in finding.what
@@ -257,9 +257,9 @@ def test_an_unreachable_live_node_is_named_with_its_port() -> None:
 
 
 def test_nodes_that_udp_does_not_reach_are_named() -> None:
-    here = replace(ANNA, peer_port=11436)
+    local = replace(ANNA, peer_port=11436)
     cleo = replace(BERT, node="cc", name="cleo")
-    facts = replace(HEALTHY, me=here, live=(here, BERT, cleo))
+    facts = replace(HEALTHY, me=local, live=(local, BERT, cleo))
     (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo",))))
     assert finding.what.startswith("cleo: datagrams to port 11436/udp")
     assert finding.fix.endswith("cleo and of this machine")

@@ -48,7 +48,7 @@ class SequenceService(ScriptedService):
         return [("response_format" in body, body.get("tool_choice")) for body in bodies]
 
 
-def asked(path: str, **more: Any) -> dict[str, Any]:
+def request_body(path: str, **more: Any) -> dict[str, Any]:
     return body_of(path, "demo", USER, stream=True, tools=tools_of(path, TOOL), **FORMATS[path], **more)
 
 
@@ -67,7 +67,7 @@ async def test_a_tool_can_be_called_despite_a_format(
     thinks = [chunk(reasoning_content=thought)] if thought else []
     service = SequenceService([*thinks, chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
     url = await serve(parts(service, TOOL_MODEL))
-    assert "get_time" in await read(http, url + path, asked(path))
+    assert "get_time" in await read(http, url + path, request_body(path))
     ((formed, _),) = service.sent()
     assert not formed
 
@@ -78,7 +78,7 @@ async def test_a_text_has_the_format(serve: Serve, http: ClientSession, path: st
     formed = [chunk('{"tall"'), chunk(": true}"), chunk(finish="stop"), usage_chunk()]
     service = SequenceService(free, formed)
     url = await serve(parts(service, TOOL_MODEL))
-    text = await read(http, url + path, asked(path))
+    text = await read(http, url + path, request_body(path))
     assert "Well" not in text and "true" in text
     assert service.sent() == [(False, service.sent()[0][1]), (True, "none")]
     # The first answer was closed before the second request.
@@ -100,7 +100,7 @@ async def test_two_requests_are_made_only_for_a_format_with_optional_tools(
     service = SequenceService([chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
     url = await serve(parts(service, TOOL_MODEL))
     path = "/v1/chat/completions"
-    await read(http, url + path, {**asked(path), **more})
+    await read(http, url + path, {**request_body(path), **more})
     assert service.sent() == sent
 
 
@@ -127,7 +127,7 @@ async def test_ollama_gets_two_requests_too(
     service = SequenceService(free) if calls else SequenceService(text, formed)
     service.engine = Engine.OLLAMA
     url = await serve(parts(service, TOOL_MODEL))
-    said = await read(http, url + path, asked(path))
+    said = await read(http, url + path, request_body(path))
     assert ("get_time" in said) if calls else ("tall" in said and "Well" not in said)
     bodies = [ask.calls[Engine.OLLAMA].body for ask in service.asks]
     sent = [(bool(body.get("format") or body.get("response_format")), "tools" in body) for body in bodies]
@@ -141,7 +141,7 @@ async def test_llama_cpp_calls_a_tool_beside_a_format(
     real: str, http: ClientSession, path: str, stream: bool
 ) -> None:
     limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
-    body = {**asked(path), "model": "call", "stream": stream, **limit.get(path, {"max_tokens": 60})}
+    body = {**request_body(path), "model": "call", "stream": stream, **limit.get(path, {"max_tokens": 60})}
     assert "get_time" in await read(http, real + path, body)
 
 
@@ -150,5 +150,5 @@ async def test_llama_cpp_calls_a_tool_beside_a_format(
 @pytest.mark.parametrize("path", PATHS)
 async def test_ollama_calls_a_tool_beside_a_format(at_ollama: str, http: ClientSession, path: str) -> None:
     limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
-    body = {**asked(path), "model": "call", **limit.get(path, {"max_tokens": 60})}
+    body = {**request_body(path), "model": "call", **limit.get(path, {"max_tokens": 60})}
     assert "get_time" in await read(http, at_ollama + path, body)

@@ -159,8 +159,8 @@ async def test_efforts_are_mapped_for_each_engine(
     url = await serve(parts(service, TOOL_MODEL, model("plain:latest")))
     assert await status_of(http, url + path, body_of(path, "demo", USER, stream=True, **more)) == 200
     assert call_of(service).body["reasoning_effort"] == sent
-    asked = call_of(service, Engine.OLLAMA).body["reasoning_effort"]
-    assert asked == (effort if effort == "max" else sent)
+    sent_to_ollama = call_of(service, Engine.OLLAMA).body["reasoning_effort"]
+    assert sent_to_ollama == (effort if effort == "max" else sent)
     # A model without thinking gets no effort.
     assert await status_of(http, url + path, body_of(path, "plain", USER, stream=True, **more)) == 200
     assert "reasoning_effort" not in call_of(service, Engine.OLLAMA).body
@@ -255,10 +255,12 @@ async def test_an_image_may_be_a_nodejs_buffer(serve: Serve, http: ClientSession
         assert await status_of(http, url + path, body) == 200
         shown = call_of(service).body["messages"][0]["content"][1]["image_url"]["url"]
         assert base64.b64decode(shown.split(",")[1]) == PNG
-        own = call_of(service, Engine.OLLAMA).body
-        assert (own["images"] if "images" in own else own["messages"][0]["images"]) == [
-            base64.b64encode(PNG).decode()
-        ]
+        sent_to_ollama = call_of(service, Engine.OLLAMA).body
+        assert (
+            sent_to_ollama["images"]
+            if "images" in sent_to_ollama
+            else sent_to_ollama["messages"][0]["images"]
+        ) == [base64.b64encode(PNG).decode()]
     for wrong in ({"type": "Buffer"}, [256], ["a"], {"0": 1}, 5, []):
         body = {"model": "demo", "prompt": "a", "images": [wrong]}
         status, answer, _ = await post(http, f"{url}/api/generate", body)
@@ -277,8 +279,8 @@ async def test_vectors_are_base64_on_request(
     body = {"model": "emb", "input": ["a"], "encoding_format": "base64", "dimensions": dimensions}
     status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
     raw = base64.b64decode(answer["data"][0]["embedding"])
-    given = struct.unpack(f"<{len(raw) // 4}f", raw)
-    assert status == 200 and given == pytest.approx([0.6, 0.8, 0.0][: dimensions or 3])
+    vector = struct.unpack(f"<{len(raw) // 4}f", raw)
+    assert status == 200 and vector == pytest.approx([0.6, 0.8, 0.0][: dimensions or 3])
     # A vector already in base64 is unchanged.
     vectors[0]["embedding"] = "AAAAAA=="
     _, answer, _ = await post(http, f"{url}/v1/embeddings", {**body, "dimensions": None})

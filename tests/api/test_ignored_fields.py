@@ -34,10 +34,10 @@ async def test_unknown_fields_are_named(serve: Serve, http: ClientSession, path:
     plain = ROUTES[path]
     assert "no effect" not in await warning_for(http, url + path, plain)
     for name, value in (("min_tokens", 3), ("bad_words", ["x"]), ("stop_token_ids", [7]), ("beams", 2.5)):
-        said = f"{name} has no effect: it is not known here"
-        assert said in await warning_for(http, url + path, {**plain, name: value})
+        warning = f"{name} has no effect: it is not known here"
+        assert warning in await warning_for(http, url + path, {**plain, name: value})
         if path != "/infill":
-            assert any(note.startswith(said) for note in call_of(service, Engine.OLLAMA).notes)
+            assert any(note.startswith(warning) for note in call_of(service, Engine.OLLAMA).notes)
     for nothing in (None, "", [], {}, False):
         assert "no effect" not in await warning_for(http, url + path, {**plain, "use_beam_search": nothing})
     assert "skip_special_tokens" in await warning_for(
@@ -87,8 +87,8 @@ async def test_fields_without_effect_are_named(serve: Serve, http: ClientSession
     url = await serve(parts(answers(), TOOL_MODEL))
     for name, value in INERT[path].items():
         outer, _, inner = name.partition(".")
-        given = {outer: {**({"type": "disabled"} if outer == "thinking" else {}), inner: value}}
-        body = {**ROUTES[path], **(given if inner else {outer: value})}
+        nested = {outer: {**({"type": "disabled"} if outer == "thinking" else {}), inner: value}}
+        body = {**ROUTES[path], **(nested if inner else {outer: value})}
         warned = await warning_for(http, url + path, body)
         assert f"{name} has no effect" in warned or f"{name} {value[0]} has no effect" in warned, name
 
@@ -172,30 +172,30 @@ async def test_ollama_gets_num_ctx_on_routes_that_have_it(serve: Serve, http: Cl
         url = await serve(parts(service))
         await warning_for(http, url + path, {**ROUTES[path], "num_ctx": 2048})
         call = call_of(service, Engine.OLLAMA)
-        taken = call.body.get("options", {}).get("num_ctx") == 2048
-        assert taken is call.path.startswith("/api/")
-        assert any("num_ctx has no effect" in note for note in call.notes) is not taken
+        supported = call.body.get("options", {}).get("num_ctx") == 2048
+        assert supported is call.path.startswith("/api/")
+        assert any("num_ctx has no effect" in note for note in call.notes) is not supported
 
 
-@pytest.mark.parametrize("given", [{"thinking": {"type": "disabled"}}, {"enable_thinking": False}])
+@pytest.mark.parametrize("fields", [{"thinking": {"type": "disabled"}}, {"enable_thinking": False}])
 async def test_thinking_is_disabled_by_fields_of_other_servers(
-    serve: Serve, http: ClientSession, given: dict[str, Any]
+    serve: Serve, http: ClientSession, fields: dict[str, Any]
 ) -> None:
     service = answers()
     url = await serve(parts(service, TOOL_MODEL))
-    assert await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **given}) == ""
+    assert await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **fields}) == ""
     for engine in Engine:
         sent = call_of(service, engine).body
-        assert sent["reasoning_effort"] == "none" and not sent.keys() & given.keys()
+        assert sent["reasoning_effort"] == "none" and not sent.keys() & fields.keys()
 
 
 async def test_fields_of_a_chat_that_ollama_ignores_are_named(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
-    given = {"typical_p": 0.5, "dry_multiplier": 0.8, "repetition_penalty": 1.1, "mirostat": 2, "top_k": 4}
-    await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **given})
+    fields = {"typical_p": 0.5, "dry_multiplier": 0.8, "repetition_penalty": 1.1, "mirostat": 2, "top_k": 4}
+    await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **fields})
     notes = call_of(service, Engine.OLLAMA).notes
-    assert [*notes] == [f"{name} has no effect: an Ollama answers" for name in given]
+    assert [*notes] == [f"{name} has no effect: an Ollama answers" for name in fields]
     neutral = {"typical_p": 1, "repeat_penalty": 1.0, "temperature": 0.5, "seed": 3}
     await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **neutral})
     assert not call_of(service, Engine.OLLAMA).notes
@@ -226,10 +226,10 @@ async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSessio
 async def test_fields_passed_on_to_llama_server_cause_no_warning(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
-    given = {"add_generation_prompt": False, "chat_template_kwargs": {"a": 1}, "reasoning_format": "none"}
-    async with http.post(f"{url}/apply-template", json={**CHAT, **given}) as answer:
+    fields = {"add_generation_prompt": False, "chat_template_kwargs": {"a": 1}, "reasoning_format": "none"}
+    async with http.post(f"{url}/apply-template", json={**CHAT, **fields}) as answer:
         assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
-    assert call_of(service).body.items() >= given.items()
+    assert call_of(service).body.items() >= fields.items()
     url = await serve(parts(service, EMBEDDING_MODEL))
     async with http.post(
         f"{url}/v1/embeddings", json={"model": "words", "input": "a", "embd_normalize": -1}

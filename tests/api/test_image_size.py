@@ -79,8 +79,8 @@ async def _status(http: ClientSession, url: str, path: str, data: str) -> tuple[
 async def test_a_jpeg_without_a_size_is_refused(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(), model(capabilities=("completion", "vision"))))
     data = base64.b64encode(jpeg(10, 10, 2 * HEADS[-1])).decode()
-    status, said = await _status(http, url, "/v1/chat/completions", data)
-    assert status == 400 and "does not give its size" in said
+    status, text = await _status(http, url, "/v1/chat/completions", data)
+    assert status == 400 and "does not give its size" in text
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages"])
@@ -93,8 +93,8 @@ async def test_an_image_with_too_many_pixels_is_refused(
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service, model(capabilities=("completion", "vision"))))
     data = base64.b64encode(FORMS[form] + bytes(filled)).decode()
-    status, said = await _status(http, url, path, data)
-    assert status == 400 and f"{WIDTH * HEIGHT} pixels" in said and str(MOST_PIXELS) in said
+    status, text = await _status(http, url, path, data)
+    assert status == 400 and f"{WIDTH * HEIGHT} pixels" in text and str(MOST_PIXELS) in text
     small = base64.b64encode(png() + bytes(filled)).decode()
     assert (await _status(http, url, path, small))[0] == 200
     assert len(service.asks) == 1

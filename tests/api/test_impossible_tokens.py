@@ -80,8 +80,8 @@ async def test_llama_cpps_lowest_logprob_is_replaced(
         assert answer.status == 200
         text = await answer.text()
     lines = [line.removeprefix("data: ") for line in text.splitlines() if "{" in line]
-    told = [json.loads(line) for line in lines]
-    numbers = logprobs_in(told)
+    events = [json.loads(line) for line in lines]
+    numbers = logprobs_in(events)
     assert set(numbers) == {-9999.0, -1.5e-05} and len(numbers) >= 3
     # The model's text is unchanged.
     assert json.dumps(TEXT)[1:-1] in text

@@ -95,11 +95,11 @@ async def test_a_suffix_is_refused_for_a_model_without_infill(serve: Serve, http
 
 
 async def test_ollamas_answer_to_a_suffix_is_passed_on(serve: Serve, http: ClientSession) -> None:
-    said = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
+    event = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
     # The model has the requested name; a whole answer has the fields that OpenAI's schema requires.
-    streamed = {**said, "model": "fill"}
-    whole = {**streamed, "choices": [{**said["choices"][0], "logprobs": None}]}
-    service = ScriptedService(said, engine=Engine.OLLAMA)
+    streamed = {**event, "model": "fill"}
+    whole = {**streamed, "choices": [{**event["choices"][0], "logprobs": None}]}
+    service = ScriptedService(event, engine=Engine.OLLAMA)
     url = await serve(parts(service, library=PlainLibrary(FILL)))
     body = {"model": "fill", "prompt": "one", "suffix": "three"}
     for stream in (False, True):

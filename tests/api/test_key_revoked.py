@@ -84,11 +84,13 @@ async def test_a_request_ends_when_its_key_expires(
     url = await serve(parts(ScriptedService(asyncio.Event()), keys=keys), trusted_proxies=TRUSTED_PROXIES)
     _, secret = await keys.create("guest", Scope.INFER, expires=60.0)
     headers = REMOTE | {"Authorization": f"Bearer {secret}"}
-    asked = asyncio.create_task(http.post(url + "/api/chat", json=CHAT | {"stream": False}, headers=headers))
+    request = asyncio.create_task(
+        http.post(url + "/api/chat", json=CHAT | {"stream": False}, headers=headers)
+    )
     await asyncio.sleep(0.1)
-    assert not asked.done(), "a valid key ends nothing"
+    assert not request.done(), "a valid key ends nothing"
     clock.now += 61.0
-    async with await asked as answer:
+    async with await request as answer:
         assert answer.status == 401 and "expired" in (await answer.json())["error"]
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
@@ -155,14 +157,14 @@ async def test_a_follower_without_a_key_is_disconnected_when_keys_become_require
     view = FakeView(me)
     view.others = {other.node: other}
     server = FakeServer()
-    theirs = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}))
-    theirs.register(server)
+    member_passes = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}))
+    member_passes.register(server)
     passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}))
     url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES)
-    shown = {"Authorization": f"Bearer {await theirs.issue('127.0.0.1')}"} if member else {}
+    shown = {"Authorization": f"Bearer {await member_passes.issue('127.0.0.1')}"} if member else {}
     async with (
         http.get(url + "/api/cluster/events?follow=1", headers=REMOTE | shown) as answer,
-        http.get(url + "/api/cluster/events?follow=1") as here,
+        http.get(url + "/api/cluster/events?follow=1") as local,
         asyncio.timeout(10),
     ):
         await answer.content.readline()
@@ -173,5 +175,5 @@ async def test_a_follower_without_a_key_is_disconnected_when_keys_become_require
             view.others = {}
         while await answer.content.readline():
             continue
-        await here.content.readline()
-        assert not here.content.at_eof()
+        await local.content.readline()
+        assert not local.content.at_eof()

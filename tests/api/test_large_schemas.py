@@ -60,11 +60,11 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     found: set[int] = set()
     convert = prepare.convert_schema
 
-    def watched(*given: Any, **more: Any) -> Any:
+    def recording(*given: Any, **more: Any) -> Any:
         found.add(threading.get_ident())
         return convert(*given, **more)
 
-    monkeypatch.setattr(prepare, "convert_schema", watched)
+    monkeypatch.setattr(prepare, "convert_schema", recording)
     return found
 
 
@@ -87,8 +87,8 @@ async def test_a_small_schema_is_rewritten_on_the_loop(
     """A thread would take longer. A long conversation doesn't matter."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
-    said = "".join(random.Random(1).choices("abc ", k=100_000))
-    for messages in (CHAT["messages"], [{"role": "user", "content": said}]):
+    text = "".join(random.Random(1).choices("abc ", k=100_000))
+    for messages in (CHAT["messages"], [{"role": "user", "content": text}]):
         async with http.post(
             f"{url}/api/chat", json={"model": "demo", "messages": messages, "format": SMALL}
         ) as answer:

@@ -34,19 +34,19 @@ TURNS = [{"role": "user", "content": "hi"}]
 
 
 def ollama_chat(**more: Any) -> dict[str, Any]:
-    asked = msgspec.convert({"model": "demo", "messages": TURNS, **more}, Chat)
-    return chat_body(asked, parse_options(asked.options, CONFIGURED_MODEL), CONFIGURED_MODEL)
+    request = msgspec.convert({"model": "demo", "messages": TURNS, **more}, Chat)
+    return chat_body(request, parse_options(request.options, CONFIGURED_MODEL), CONFIGURED_MODEL)
 
 
 def ollama_generate(**more: Any) -> dict[str, Any]:
-    asked = msgspec.convert({"model": "demo", "prompt": "hi", **more}, Generate)
-    return generate_call(asked, parse_options(asked.options, CONFIGURED_MODEL), CONFIGURED_MODEL).body
+    request = msgspec.convert({"model": "demo", "prompt": "hi", **more}, Generate)
+    return generate_call(request, parse_options(request.options, CONFIGURED_MODEL), CONFIGURED_MODEL).body
 
 
 def openai_chat(**more: Any) -> dict[str, Any]:
     body = {"model": "demo", "messages": TURNS, **more}
-    asked = msgspec.convert(body, ChatCompletion)
-    return chat_completion_body(checked_chat(body, asked, CONFIGURED_MODEL), asked, CONFIGURED_MODEL)
+    request = msgspec.convert(body, ChatCompletion)
+    return chat_completion_body(checked_chat(body, request, CONFIGURED_MODEL), request, CONFIGURED_MODEL)
 
 
 def openai_responses(**more: Any) -> dict[str, Any]:

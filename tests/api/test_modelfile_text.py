@@ -119,9 +119,9 @@ async def test_create_makes_a_name_with_overrides(serve: Serve, http: ClientSess
     async with http.post(f"{url}/api/create", json=body) as answer:
         assert answer.status == 200, await answer.text()
     assert library.copied == [("demo:latest", "mine", ())]
-    told = library.told
-    assert told is not None and told.system == "You are\nkind. # not a comment\n"
-    assert told.params is not None and json.loads(told.params)["num_ctx"] == 4096
+    overrides = library.told
+    assert overrides is not None and overrides.system == "You are\nkind. # not a comment\n"
+    assert overrides.params is not None and json.loads(overrides.params)["num_ctx"] == 4096
     async with http.post(f"{url}/api/create", json={**body, "system": "other"}) as answer:
         assert answer.status == 200
     assert library.told is not None and library.told.system == "other"

@@ -72,14 +72,14 @@ async def test_a_follower_gets_a_lost_node_immediately(serve: Serve, http: Clien
         await answer.content.readuntil(b"\n\n")
         began = time.monotonic()
         cluster.change(record())
-        told = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
+        received = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
         assert time.monotonic() - began < 2
-        assert b"event: node.lost" in told and b"beta stopped responding" in told
+        assert b"event: node.lost" in received and b"beta stopped responding" in received
         cluster.change(record(), BETA)
         assert b"node.returned" in await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
-    told = await events(http, f"{url}/api/cluster/events")
-    assert [event["kind"] for event in told] == ["node.lost", "node.returned"]
-    first, second = (event["id"] for event in told)
+    received = await events(http, f"{url}/api/cluster/events")
+    assert [event["kind"] for event in received] == ["node.lost", "node.returned"]
+    first, second = (event["id"] for event in received)
     assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?last=1")] == [second]
     assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?after={first}")] == [
         second
@@ -112,9 +112,9 @@ async def test_a_follower_continues_after_a_restart_without_loss_or_repetition(
                 await until(lambda newest=newest, monitor=monitor: monitor.events.newest > newest)
             async with http.get(url, headers={"Last-Event-ID": str(seen)}) as answer:
                 text = await answer.text()
-            told = await events(http, f"{url}?after={seen}")
-        ids = [event["id"] for event in told]
-        assert [event["kind"] for event in told] == kinds
+            received = await events(http, f"{url}?after={seen}")
+        ids = [event["id"] for event in received]
+        assert [event["kind"] for event in received] == kinds
         assert [f"id: {id_}" for id_ in ids] == [line for line in text.splitlines() if line.startswith("id:")]
         assert ids == sorted(ids) and ids[0] > seen and ids[-1] < 2**53
         seen = ids[-1]
@@ -193,8 +193,8 @@ async def test_a_missing_node_is_shown_until_it_is_forgotten(serve: Serve, http:
 async def test_active_and_recent_requests(serve: Serve, http: ClientSession) -> None:
     gate = asyncio.Event()
     service = ScriptedService(chunk("a"), chunk("b"), gate, chunk(finish="stop"), usage_chunk(7, 20))
-    given = parts(service)
-    url = await serve(given)
+    services = parts(service)
+    url = await serve(services)
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         await answer.content.readline()
         shown = await get(http, f"{url}/api/cluster/requests")
@@ -228,11 +228,11 @@ async def test_active_and_recent_requests(serve: Serve, http: ClientSession) -> 
 
 
 async def test_a_client_that_disconnects_is_a_cancelled_request(serve: Serve, http: ClientSession) -> None:
-    given = parts(ScriptedService(chunk("a"), asyncio.Event()))
-    url = await serve(given)
+    services = parts(ScriptedService(chunk("a"), asyncio.Event()))
+    url = await serve(services)
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         await answer.content.readline()
-    await until(lambda: given.monitor.activity.recent)
+    await until(lambda: services.monitor.activity.recent)
     recent = (await get(http, f"{url}/api/cluster/requests"))["recent"]
     assert recent[0]["outcome"] == "cancelled"
 
@@ -297,7 +297,7 @@ async def test_polling_is_counted_separately_from_requests(serve: Serve, http: C
 
 async def test_metrics_of_many_models_are_short(serve: Serve, http: ClientSession) -> None:
     """Empty series are left out, and metrics independent of the route have no such label."""
-    given = parts()
+    services = parts()
     for number in range(17):
         for path in ("/api/chat", "/v1/chat/completions", "/v1/embeddings"):
             stats = RequestStats(outcomes={"ok": 1}, prompt_tokens=5)
@@ -307,8 +307,8 @@ async def test_metrics_of_many_models_are_short(serve: Serve, http: ClientSessio
             if path != "/v1/embeddings":
                 stats.first_token.observe(0.3)
                 stats.inter_token.observe(0.03)
-            given.monitor.activity.stats[path, f"demo{number}:latest"] = stats
-    url = await serve(given)
+            services.monitor.activity.stats[path, f"demo{number}:latest"] = stats
+    url = await serve(services)
     async with http.get(f"{url}/metrics", headers={"Accept-Encoding": "identity"}) as answer:
         plain = await answer.read()
         assert "Content-Encoding" not in answer.headers

@@ -95,17 +95,20 @@ async def test_unknown_fields_of_a_route_are_not_validated(
 
 async def test_messages_have_the_form_that_ollama_requires(serve: Serve, http: ClientSession) -> None:
     pictures = [f"data:image/png;base64,{PICTURE}", f" {PICTURE[:9]}\n{PICTURE[9:]}"]
-    asked = {"name": "f", "arguments": '{"x":1}'}
+    function = {"name": "f", "arguments": '{"x":1}'}
     messages = [
         {"role": "User", "content": "a", "images": pictures},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": asked}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": function}]},
         {"role": "function", "name": "f", "content": "noon"},
         {"role": "", "content": "b"},
     ]
     call = await call_for_ollama(serve, http, "/api/chat", {"messages": messages})
-    user, said, result, last = call.body["messages"]
+    user, assistant, result, last = call.body["messages"]
     assert user == {"role": "user", "content": "a", "images": [PICTURE, PICTURE]}
-    assert said["content"] == "" and said["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert assistant["content"] == "" and assistant["tool_calls"][0]["function"] == {
+        "name": "f",
+        "arguments": {"x": 1},
+    }
     assert result == {"role": "tool", "name": "f", "tool_name": "f", "content": "noon"}
     assert last["role"] == "user"
 
@@ -231,11 +234,11 @@ async def test_invalid_images_are_refused(serve: Serve, http: ClientSession, url
 async def test_token_inputs_of_embeddings_are_not_sent_to_ollama(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"object": "list", "data": [{"embedding": [1.0], "index": 0}]})
     url = await serve(parts(service, model(capabilities=("embedding",))))
-    for given, there in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
+    for given, supported in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
         body = {"model": "demo", "input": given, "encoding_format": "", "dimensions": "1"}
         status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
         assert status == 200, answer
-        assert (Engine.OLLAMA in service.asks[-1].calls) is there
+        assert (Engine.OLLAMA in service.asks[-1].calls) is supported
     service = ScriptedService({"embeddings": [[1.0]]}, engine=Engine.OLLAMA)
     url = await serve(parts(service, model(capabilities=("embedding",))))
     await post(http, f"{url}/api/embed", {"model": "demo", "input": "a", "dimensions": "8"})
@@ -306,8 +309,8 @@ async def test_a_tool_choice_limits_the_tools(
     sent = service.asks[0].calls[Engine.LLAMA].body
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["g"] and sent["tool_choice"] == "required"
     for odd in ("bogus", {"type": "function", "name": "h"}, {"type": "allowed_tools"}):
-        status, said, _ = await post(http, url + path, {**body, "tool_choice": odd})
-        assert status == 400 and "tool_choice" in error_of(path, said)
+        status, refusal, _ = await post(http, url + path, {**body, "tool_choice": odd})
+        assert status == 400 and "tool_choice" in error_of(path, refusal)
 
 
 async def test_an_unenforceable_schema_is_accepted_if_only_ollama_answers(
@@ -321,8 +324,8 @@ async def test_an_unenforceable_schema_is_accepted_if_only_ollama_answers(
     )
     assert call.body["response_format"] == format_
     url = await serve(parts(answers(), TOOL_MODEL))
-    status, said, _ = await post(http, url + "/v1/chat/completions", {"model": "demo", **body})
-    assert status == 400 and "strict" in error_of("/v1/chat/completions", said)
+    status, refusal, _ = await post(http, url + "/v1/chat/completions", {"model": "demo", **body})
+    assert status == 400 and "strict" in error_of("/v1/chat/completions", refusal)
 
 
 async def test_ollama_counts_tokens_if_only_it_can(serve: Serve, http: ClientSession) -> None:
@@ -350,5 +353,5 @@ async def test_unsupported_items_of_a_response_cause_a_warning_or_are_refused(
     status, _, headers = await post(http, url, {"model": "demo", "input": references})
     assert status == 200 and "X-Sollold-Warning" not in headers
     for name in ("conversation", "prompt"):
-        status, said, _ = await post(http, url, {"model": "demo", "input": "a", name: "x"})
-        assert status == 400 and name in said["error"]["message"]
+        status, refusal, _ = await post(http, url, {"model": "demo", "input": "a", name: "x"})
+        assert status == 400 and name in refusal["error"]["message"]

@@ -39,7 +39,7 @@ def answers() -> ScriptedService:
     return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
 
 
-def asked(path: str, **named: Any) -> dict[str, Any]:
+def request_body(path: str, **named: Any) -> dict[str, Any]:
     body = {**BODIES[path], "stream": True}
     return {**body, "options": named} if path.startswith("/api/") else {**body, **named}
 
@@ -65,7 +65,9 @@ async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: Clie
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     for name, values in invalid_values(path).items():
         for value in values:
-            body = asked(path, **{name: value, **({"logprobs": True} if name == "top_logprobs" else {})})
+            body = request_body(
+                path, **{name: value, **({"logprobs": True} if name == "top_logprobs" else {})}
+            )
             status, answer, _ = await post(http, url + path, body)
             assert status == 400, (name, value, answer)
             assert name in error_of(path, answer), (name, value, answer)
@@ -80,7 +82,7 @@ async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: Client
     url = await serve(parts(service))
     limit = LIMITS.get(path, "max_tokens")
     for named in ({"temperature": 0, "top_p": 1, limit: 1}, {"temperature": 2.5, "top_p": 0, limit: 10**12}):
-        async with http.post(url + path, json=asked(path, **named)) as answer:
+        async with http.post(url + path, json=request_body(path, **named)) as answer:
             assert answer.status == 200, await answer.text()
         sent = call_of(service).body
         assert (sent["temperature"], sent["top_p"]) == (named["temperature"], named["top_p"])
@@ -93,7 +95,7 @@ async def test_seeds_are_reduced_to_32_bits(serve: Serve, http: ClientSession, p
     service = answers()
     url = await serve(parts(service))
     for seed, read in ((7, 7), (2**40 + 5, 5), (2**63 - 1, 2**32 - 1)):
-        async with http.post(url + path, json=asked(path, seed=seed)) as answer:
+        async with http.post(url + path, json=request_body(path, seed=seed)) as answer:
             assert answer.status == 200
         assert call_of(service).body["seed"] == read
 
@@ -102,7 +104,7 @@ async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSessi
     service = answers()
     url = await serve(parts(service))
     for path in ("/v1/chat/completions", "/v1/completions"):
-        async with http.post(url + path, json=asked(path, max_tokens=-1)) as answer:
+        async with http.post(url + path, json=request_body(path, max_tokens=-1)) as answer:
             assert answer.status == 200
         assert call_of(service).body["max_tokens"] == -1
 
@@ -110,7 +112,9 @@ async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSessi
 async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
-    async with http.post(f"{url}/v1/completions", json=asked("/v1/completions", max_tokens=0)) as answer:
+    async with http.post(
+        f"{url}/v1/completions", json=request_body("/v1/completions", max_tokens=0)
+    ) as answer:
         assert answer.status == 200
     assert service.asks[-1].calls.keys() == {Engine.LLAMA}
 
@@ -122,7 +126,7 @@ async def test_invalid_parameters_of_a_modelfile_are_ignored(
     service = answers()
     params = '{"temperature":-1,"top_p":"much","top_k":7,"stop":["x"],"num_predict":true}'
     url = await serve(parts(service, model(params=params)))
-    async with http.post(url + path, json=asked(path, seed=1)) as answer:
+    async with http.post(url + path, json=request_body(path, seed=1)) as answer:
         assert answer.status == 200, await answer.text()
     sent = call_of(service).body
     assert (sent["top_k"], sent["stop"], sent["seed"]) == (7, ["x"], 1)

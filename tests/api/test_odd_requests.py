@@ -108,7 +108,7 @@ async def test_tools_in_unusual_forms_are_accepted(
 
 
 @pytest.mark.parametrize(
-    ("tool", "said"),
+    ("tool", "message"),
     [
         ({"type": "function", "function": {"description": "x"}}, "tools[1] has no function name"),
         ({"type": "custom", "custom": {"name": "patch"}}, 'tools[1] is of type "custom"'),
@@ -119,13 +119,13 @@ async def test_tools_in_unusual_forms_are_accepted(
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
 async def test_other_tools_are_refused_by_name(
-    serve: Serve, http: ClientSession, path: str, tool: dict[str, Any], said: str
+    serve: Serve, http: ClientSession, path: str, tool: dict[str, Any], message: str
 ) -> None:
     service = answers()
     url = await serve(parts(service, TOOL_MODEL))
     good = {"type": "function", "function": {"name": "get"}}
     status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[good, tool]))
-    assert status == 400 and said in error_of(path, answer)
+    assert status == 400 and message in error_of(path, answer)
     assert not service.asks
 
 
@@ -245,15 +245,15 @@ async def test_a_load_sends_keepalive_whitespace_then_one_object(serve: Serve, h
 
 async def test_errors_have_the_texts_that_ollamas_clients_match(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(puller=ScriptedPuller({"status": "success"})))
-    for path, body, status, said in (
+    for path, body, status, message in (
         ("/api/chat", {"model": "x", "messages": USER}, 404, "model 'x' not found"),
         ("/api/generate", {"prompt": "a"}, 404, "model '' not found"),
         ("/api/chat", {"messages": USER}, 400, "model is required"),
         ("/api/embed", {"model": "x", "input": "a"}, 404, 'model "x" not found, try pulling it first'),
         ("/api/embeddings", {"model": "x", "prompt": "a"}, 404, 'model "x" not found, try pulling it first'),
     ):
-        answered, answer, _ = await post(http, url + path, body)
-        assert answered == status and said in answer["error"], body
+        actual_status, answer, _ = await post(http, url + path, body)
+        assert actual_status == status and message in answer["error"], body
     rule = "may have only letters, digits, '.', '_' and '-', and not begin with '.' or '-'"
     for name, why in (
         ("a b", f"'a b' {rule}"),
@@ -261,8 +261,8 @@ async def test_errors_have_the_texts_that_ollamas_clients_match(serve: Serve, ht
         ("a/b/c/d", "'a/b/c/d' is not of the form [host/][namespace/]model[:tag]"),
         ("a:", "a part of 'a:' is empty"),
     ):
-        answered, answer, _ = await post(http, f"{url}/api/pull", {"model": name})
-        assert (answered, answer) == (400, {"error": f"invalid model name: {why}"})
+        actual_status, answer, _ = await post(http, f"{url}/api/pull", {"model": name})
+        assert (actual_status, answer) == (400, {"error": f"invalid model name: {why}"})
     for body in ({"model": "demo"}, {"model": "demo", "input": None}, {"model": "demo", "input": []}):
         status, answer, _ = await post(http, f"{url}/api/embed", body)
         assert (status, answer) == (200, {"model": "demo", "embeddings": []})
@@ -322,11 +322,11 @@ async def test_anthropics_client_gets_pages_of_models_and_errors_in_its_form(ser
         for wrong in (0, 1001):
             with pytest.raises(anthropic.BadRequestError, match="limit must be"):
                 await ids(limit=wrong)
-        asked: list[Awaitable[Any]] = [
+        requests: list[Awaitable[Any]] = [
             client.models.retrieve("none"),
             client.get("/v1/files", cast_to=object),
         ]
-        for request in asked:
+        for request in requests:
             with pytest.raises(anthropic.NotFoundError) as refused:
                 await request
             assert isinstance(refused.value.body, dict) and refused.value.body["type"] == "error"
@@ -354,8 +354,8 @@ async def test_deprecated_fields_work_and_unsupported_ones_warn_or_are_refused(
     assert status == 400 and "audio" in error_of("/v1", answer)
     assert await status_of(http, path, {**CHAT, "stream": True, "modalities": ["text"]}) == 200
     sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
-    asked = {"model": "demo", "messages": [{"role": "user", "content": [sound]}]}
-    status, answer, _ = await post(http, path, asked)
+    body = {"model": "demo", "messages": [{"role": "user", "content": [sound]}]}
+    status, answer, _ = await post(http, path, body)
     assert status == 400 and "does not support audio input" in error_of("/v1", answer)
 
 

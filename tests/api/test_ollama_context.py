@@ -19,16 +19,16 @@ LONG = "one two three " * 20
 
 
 @pytest.mark.parametrize(
-    ("path", "asked"),
+    ("path", "fields"),
     [
         ("/api/chat", {"messages": [{"role": "user", "content": LONG}]}),
         ("/api/generate", {"prompt": LONG}),
     ],
 )
 async def test_a_prompt_longer_than_the_context_is_refused_without_truncation(
-    at_ollama: str, http: ClientSession, path: str, asked: dict[str, Any]
+    at_ollama: str, http: ClientSession, path: str, fields: dict[str, Any]
 ) -> None:
-    body = {"model": "demo", "stream": False, "options": {"num_ctx": 16}, **asked}
+    body = {"model": "demo", "stream": False, "options": {"num_ctx": 16}, **fields}
     for _ in range(3):
         status, answer, _ = await post(http, at_ollama + path, {**body, "truncate": False})
         assert status == 400 and "exceeds the available context size" in answer["error"]
@@ -40,18 +40,18 @@ async def test_a_prompt_longer_than_the_context_is_refused_without_truncation(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("path", "asked"),
+    ("path", "fields"),
     [
         ("/api/chat", {"messages": [{"role": "user", "content": LONG}]}),
         ("/api/generate", {"prompt": LONG}),
     ],
 )
 async def test_truncation_by_ollama_causes_a_warning(
-    at_ollama: str, http: ClientSession, path: str, asked: dict[str, Any], stream: bool
+    at_ollama: str, http: ClientSession, path: str, fields: dict[str, Any], stream: bool
 ) -> None:
     async def warnings(context: int) -> list[str]:
         options = {"num_ctx": context, "num_predict": 3}
-        body = {"model": "demo", "stream": stream, "options": options, **asked}
+        body = {"model": "demo", "stream": stream, "options": options, **fields}
         async with http.post(at_ollama + path, json=body) as answer:
             last = json.loads((await answer.text()).strip().splitlines()[-1])
         return list(last["_routing"].get("warnings", ()))
@@ -87,8 +87,8 @@ async def test_ollama_answers_every_dialect(at_ollama: str, http: ClientSession,
 async def test_fields_in_unusual_forms_are_converted_for_ollama(at_ollama: str, http: ClientSession) -> None:
     """Ollama answers 500 or 400 to each of these in its original form."""
     call = {"function": {"name": "get_time", "arguments": '{"zone": "utc"}'}}
-    said = {"role": "assistant", "content": "", "tool_calls": [call]}
-    messages = [{"role": "user", "content": "a"}, said, {"role": "tool", "content": "noon"}]
+    assistant = {"role": "assistant", "content": "", "tool_calls": [call]}
+    messages = [{"role": "user", "content": "a"}, assistant, {"role": "tool", "content": "noon"}]
     options = {"num_ctx": "1024", "temperature": "0", "stop": "x", "num_predict": 3.0}
     body = {"model": "call", "messages": messages, "stream": False, "options": options, "think": ""}
     status, answer, _ = await post(http, f"{at_ollama}/api/chat", body)

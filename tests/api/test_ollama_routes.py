@@ -106,12 +106,14 @@ async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession)
 
 
 @pytest.mark.parametrize(
-    ("given", "seconds"), [("5m", 300), (90, 90), ("-1m", -1), (-1, -1), ("1h30m", 5400), (0, 0)]
+    ("keep_alive", "seconds"), [("5m", 300), (90, 90), ("-1m", -1), (-1, -1), ("1h30m", 5400), (0, 0)]
 )
-async def test_keep_alive_in_all_forms(serve: Serve, http: ClientSession, given: Any, seconds: float) -> None:
+async def test_keep_alive_in_all_forms(
+    serve: Serve, http: ClientSession, keep_alive: Any, seconds: float
+) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))
-    async with http.post(f"{url}/api/chat", json={**CHAT, "keep_alive": given}) as answer:
+    async with http.post(f"{url}/api/chat", json={**CHAT, "keep_alive": keep_alive}) as answer:
         assert answer.status == 200
     assert service.asks[-1].keep_alive == seconds
 
@@ -186,8 +188,8 @@ async def test_a_model_that_only_other_nodes_have_gets_a_specific_error(
 ) -> None:
     answer = PlainRelayed(b'{"error":"model not found"}', status=404)
     url = await serve(parts(relay=ScriptedRelay(answer)))
-    asked: dict[str, Any] = {"model": "mine", "from": "demo", "quantize": "q4_K_M"}
-    for path, body in (("/api/push", {"model": "demo"}), ("/api/create", asked)):
+    create: dict[str, Any] = {"model": "mine", "from": "demo", "quantize": "q4_K_M"}
+    for path, body in (("/api/push", {"model": "demo"}), ("/api/create", create)):
         async with http.post(url + path, json=body) as response:
             assert response.status == 404
             assert "none has demo:latest: create it there" in (await response.json())["error"]
@@ -230,16 +232,16 @@ UNREADABLE = model(
 async def test_show_relays_ollamas_answer_for_a_model_only_it_can_read(
     serve: Serve, http: ClientSession
 ) -> None:
-    said = {
+    details = {
         "template": "{{ .Prompt }}",
         "model_info": {"llama.context_length": 8192},
         "capabilities": ["tools"],
     }
-    answer = PlainRelayed(json.dumps(said)[:9].encode(), json.dumps(said)[9:].encode())
+    answer = PlainRelayed(json.dumps(details)[:9].encode(), json.dumps(details)[9:].encode())
     relay = ScriptedRelay(answer)
     url = await serve(parts(ScriptedService(), UNREADABLE, relay=relay))
     async with http.post(f"{url}/api/show", json={"name": "demo", "verbose": True}) as response:
-        assert await response.json() == {**said, "nodes": ["alpha", "beta"]}
+        assert await response.json() == {**details, "nodes": ["alpha", "beta"]}
     ((_, path, body, name),) = relay.sent
     assert (path, name) == ("/api/show", "demo:latest") and answer.closed == 1
     assert json.loads(body) == {"model": "demo:latest", "verbose": True}
@@ -292,8 +294,8 @@ async def test_create_without_ollama_makes_a_name_with_overrides(serve: Serve, h
     async with http.post(f"{url}/api/create", json=plain) as answer:
         assert await answer.json() == {"status": "success"}
     assert library.told == NameOverrides(None, None, "a\nb")
-    told = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
-    shaped = {"model": "shaped", "from": "demo", "template": "{{ .Prompt }}!", "messages": told}
+    conversation = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
+    shaped = {"model": "shaped", "from": "demo", "template": "{{ .Prompt }}!", "messages": conversation}
     async with http.post(f"{url}/api/create", json=shaped) as answer:
         assert answer.status == 200
     assert library.told == NameOverrides(

@@ -56,8 +56,10 @@ async def test_schemas_are_reduced_to_what_ollama_reads(serve: Serve, http: Clie
     (sent,) = call_of(service, Engine.OLLAMA).body["tools"]
     assert sent["function"]["parameters"] == READABLE_SCHEMA
     # llama-server gets the whole schema and enforces what it can.
-    (own,) = call_of(service).body["tools"]
-    assert own["function"]["parameters"]["properties"]["list"] == READABLE_SCHEMA["properties"]["list"]
+    (sent_to_llama,) = call_of(service).body["tools"]
+    assert (
+        sent_to_llama["function"]["parameters"]["properties"]["list"] == READABLE_SCHEMA["properties"]["list"]
+    )
 
 
 def test_deeply_nested_schemas_are_handled() -> None:

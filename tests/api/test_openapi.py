@@ -49,8 +49,8 @@ class ShapedService:
         call = ask.calls[Engine.LLAMA]
         if ask.stream:
             return Answer(routing(), singly(self._play(chunk("hi"), chunk(finish="stop"), usage_chunk())))
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": "hi"}, "text": "hi"}
-        whole: dict[str, Any] = {"choices": [{**said, "finish_reason": "stop"}]}
+        choice: dict[str, Any] = {"message": {"role": "assistant", "content": "hi"}, "text": "hi"}
+        whole: dict[str, Any] = {"choices": [{**choice, "finish_reason": "stop"}]}
         if call.path == "/v1/embeddings":
             inputs = call.body["input"]
             count = len(inputs) if isinstance(inputs, list) else 1
@@ -114,7 +114,7 @@ def any_model_library() -> AnyModelLibrary:
     return library
 
 
-async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
+async def examine(url: str, folder: Path, checks: str, *arguments: str) -> None:
     """Run schemathesis against the server. Fails if it finds anything."""
     pytest.importorskip("schemathesis")
     process = await asyncio.create_subprocess_exec(
@@ -122,7 +122,7 @@ async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
         "run",
         f"{url}/openapi.json",
         *("--checks", checks, "--seed", "7", "--no-color"),
-        *words,
+        *arguments,
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -140,7 +140,7 @@ async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
 async def test_schemathesis_finds_no_undocumented_answer(serve: Serve, tmp_path: Path) -> None:
     steps = ScriptedPuller({"status": "success"})
     view, calls = FakeView(record("0" * 16)), FakeCalls("0" * 16, {})
-    given = parts(
+    services = parts(
         ShapedService(),
         library=any_model_library(),
         puller=steps,
@@ -150,16 +150,16 @@ async def test_schemathesis_finds_no_undocumented_answer(serve: Serve, tmp_path:
         logs=LogService(view, calls, Resolved, tmp_path),
     )
     # Streams of events would never end.
-    await given.monitor.close()
-    url = await serve(given)
+    await services.monitor.close()
+    url = await serve(services)
     await examine(url, tmp_path, CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "6")
 
 
 @pytest.mark.timeout(280)
 async def test_every_refusal_is_described(serve: Serve, tmp_path: Path) -> None:
-    given = parts(RefusingService(), library=any_model_library())
-    await given.monitor.close()
-    url = await serve(given)
+    services = parts(RefusingService(), library=any_model_library())
+    await services.monitor.close()
+    url = await serve(services)
     checks = CHECKS.removeprefix("not_a_server_error,")
     await examine(url, tmp_path, checks, "--phases", "fuzzing", "--max-examples", "8")
 

@@ -36,9 +36,11 @@ EXCHANGE = [("user", "one"), ("assistant", "two")]
 
 
 def prompt_of(template: str, served: Model | None = None, **fields: Any) -> Any:
-    asked = msgspec.convert({"model": "demo", "prompt": "hi", "template": template, **fields}, type=Generate)
+    request = msgspec.convert(
+        {"model": "demo", "prompt": "hi", "template": template, **fields}, type=Generate
+    )
     served = served or model()
-    return generate_call(asked, parse_options(None, served), served).body["prompt"]
+    return generate_call(request, parse_options(None, served), served).body["prompt"]
 
 
 def refused(template: str, **values: Any) -> str:
@@ -97,7 +99,7 @@ def test_supported_template_syntax(template: str, printed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ .Odd }}", "unknown field .Odd"),
         ("{{ range .Messages }}{{ .Odd }}{{ end }}", "unknown field .Odd"),
@@ -111,8 +113,8 @@ def test_supported_template_syntax(template: str, printed: str) -> None:
         ("{{ if .Prompt }}", "without {{ end }}"),
     ],
 )
-def test_unsupported_template_syntax_is_refused_by_name(template: str, said: str) -> None:
-    assert said in refused(template, Prompt="p") and "raw" in refused(template, Prompt="p")
+def test_unsupported_template_syntax_is_refused_by_name(template: str, message: str) -> None:
+    assert message in refused(template, Prompt="p") and "raw" in refused(template, Prompt="p")
 
 
 @pytest.mark.parametrize(

@@ -74,26 +74,26 @@ async def test_a_file_and_external_workers_are_registered_first(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
     service, cluster = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk()), PlainCluster()
-    given = parts(service, cluster=cluster)
-    url = await serve(given)
+    services = parts(service, cluster=cluster)
+    url = await serve(services)
     body = dict(REQUESTS).get(path, {})
     placement = {"file": "/models/x.gguf", "external": ["10.0.0.9:50052"]}
     async with http.post(url + path, json={"model": "x", "placement": placement, **body}) as answer:
         assert answer.status == 200, await answer.text()
-    library: Any = given.library
+    library: Any = services.library
     assert library.files == ["/models/x.gguf"]
     assert cluster.asked[0] == ("external", ("10.0.0.9:50052",))
 
 
 async def test_a_file_is_refused_from_another_machine(serve: Serve, http: ClientSession) -> None:
-    given = parts(ScriptedService())
-    url = await serve(given)
+    services = parts(ScriptedService())
+    url = await serve(services)
     body = {"model": "x", "messages": MESSAGES, "placement": {"file": "/models/x.gguf"}}
     headers = {"X-Forwarded-For": "10.0.0.7"}
     async with http.post(f"{url}/api/chat", json=body, headers=headers) as answer:
         assert answer.status == 403
         assert "own machine" in (await answer.json())["error"]
-    library: Any = given.library
+    library: Any = services.library
     assert library.files == []
 
 

@@ -89,8 +89,8 @@ async def test_a_prefix_in_several_parts_is_not_repeated(
 
 @pytest.mark.llama
 async def test_prefilled_json_is_completed(real: str, http: ClientSession) -> None:
-    talk = [MESSAGES[0], {"role": "assistant", "content": "{"}]
+    conversation = [MESSAGES[0], {"role": "assistant", "content": "{"}]
     schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}
-    body = {"model": "random", "messages": talk, "stream": False, "format": schema}
+    body = {"model": "random", "messages": conversation, "stream": False, "format": schema}
     (answers,) = await lines(http, f"{real}/api/chat", body)
     assert set(json.loads("{" + answers["message"]["content"])) == {"tall"}

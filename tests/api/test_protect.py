@@ -114,13 +114,13 @@ def test_penalty_windows_are_clamped(engine: Engine) -> None:
 
 def cpu_seconds(check: Callable[[], object]) -> float:
     """Minimum CPU time of three runs in seconds, as garbage collection can slow one down."""
-    taken = []
+    durations = []
     for _ in range(3):
         began = time.thread_time()
         with contextlib.suppress(Refusal):
             check()
-        taken.append(time.thread_time() - began)
-    return min(taken)
+        durations.append(time.thread_time() - began)
+    return min(durations)
 
 
 def schema(**more: Any) -> dict[str, Any]:

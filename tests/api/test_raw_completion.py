@@ -92,10 +92,10 @@ async def test_llama_servers_usage_is_sent_in_a_separate_chunk(
     url = await serve(parts(ScriptedService(*events, engine=Engine.LLAMA), model()))
     options = {"stream_options": {"include_usage": True}} if counted else {}
     _, text = await post(http, url, prompt="Count", stream=True, **options)
-    *answer, told = chunks(text) if counted else (*chunks(text), {})
+    *answer, last_event = chunks(text) if counted else (*chunks(text), {})
     assert answer == [first, last]
     if counted:
-        assert told["choices"] == [] and usage.items() <= told["usage"].items()
+        assert last_event["choices"] == [] and usage.items() <= last_event["usage"].items()
 
 
 async def test_a_whole_answer_has_openais_form(http: ClientSession, serve: Serve) -> None:
@@ -107,15 +107,15 @@ async def test_a_whole_answer_has_openais_form(http: ClientSession, serve: Serve
     assert answer["usage"]["total_tokens"] == 5 and answer["object"] == "text_completion"
 
 
-def row(token: str, logprob: float, *rivals: str) -> dict[str, Any]:
-    others = [{"token": rival, "logprob": -9.0} for rival in rivals]
+def row(token: str, logprob: float, *alternatives: str) -> dict[str, Any]:
+    others = [{"token": rival, "logprob": -9.0} for rival in alternatives]
     return {"token": token, "logprob": logprob, "top_logprobs": others}
 
 
 @pytest.mark.parametrize("engine", Engine)
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("top_count", [0, 1])
 async def test_logprobs_have_the_legacy_column_format(
-    http: ClientSession, serve: Serve, engine: Engine, asked: int
+    http: ClientSession, serve: Serve, engine: Engine, top_count: int
 ) -> None:
     pieces = [[row("one ", -1.0, "a", "b")], [row("two", -2.0, "c")]]
     events = [record(rows[0]["token"], logprobs=rows) for rows in pieces] + [record("", **LAST)]
@@ -124,11 +124,11 @@ async def test_logprobs_have_the_legacy_column_format(
         events = [json.dumps({"choices": [choice]}).encode() for choice in choices]
     service = ScriptedService(*events, engine=engine)
     url = await serve(parts(service, model()))
-    _, text = await post(http, url, prompt="Count", stream=True, logprobs=asked)
+    _, text = await post(http, url, prompt="Count", stream=True, logprobs=top_count)
     first, second = (part["choices"][0]["logprobs"] for part in chunks(text)[:2])
     assert (first["tokens"], first["token_logprobs"], first["text_offset"]) == (["one "], [-1.0], [0])
     assert (second["tokens"], second["text_offset"]) == (["two"], [4])
-    assert first["top_logprobs"] == ([{"a": -9.0}] if asked else None)
+    assert first["top_logprobs"] == ([{"a": -9.0}] if top_count else None)
     assert first["content"][0]["token"] == "one "
     assert service.asks[0].calls[Engine.LLAMA].body["logprobs"] == 1
     assert service.asks[0].calls[Engine.OLLAMA].body["logprobs"] is True
@@ -151,9 +151,9 @@ async def test_prompts_that_ollama_does_not_support_go_only_to_llama_server(
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    made = Cluster()
-    yield made
-    await made.stop()
+    started = Cluster()
+    yield started
+    await started.stop()
 
 
 async def test_a_completion_continues_on_another_ollama_after_a_crash(
@@ -175,7 +175,7 @@ async def test_the_initial_null_of_answers_to_several_prompts_is_dropped(
     http: ClientSession, serve: Serve
 ) -> None:
     """llama-server sends it, but clients that parse each event as a chunk would fail."""
-    said = {"choices": [{"index": 1, "text": "a", "finish_reason": None}], "object": "text_completion"}
-    url = await serve(parts(ScriptedService(b"null", said), model()))
+    event = {"choices": [{"index": 1, "text": "a", "finish_reason": None}], "object": "text_completion"}
+    url = await serve(parts(ScriptedService(b"null", event), model()))
     status, text = await post(http, url, prompt=["Once", "Twice"], stream=True)
     assert status == 200 and [part["choices"][0]["text"] for part in chunks(text)] == ["a"]

@@ -41,7 +41,7 @@ async def test_documents_are_texts_or_objects_and_are_returned_on_request(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"query": ""}, "query"),
         ({"query": {"image": "x"}}, "query"),
@@ -51,9 +51,9 @@ async def test_documents_are_texts_or_objects_and_are_returned_on_request(
     ],
 )
 async def test_queries_and_documents_without_text_are_refused(
-    serve: Serve, http: ClientSession, more: Any, said: str
+    serve: Serve, http: ClientSession, more: Any, message: str
 ) -> None:
     service = ScriptedService(ANSWER)
     url = await serve(parts(service, RANKER))
     status, answer, _ = await post(http, f"{url}/v1/rerank", {**ASK, **more})
-    assert status == 400 and said in error_of("/v1", answer) and not service.asks
+    assert status == 400 and message in error_of("/v1", answer) and not service.asks

@@ -88,11 +88,11 @@ async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession
     _, answer, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
     path = f"{url}/v1/responses/{answer['id']}/input_items"
 
-    async def asked(query: str) -> Any:
-        async with http.get(f"{path}?{query}") as told:
-            return await told.json()
+    async def input_items(query: str) -> Any:
+        async with http.get(f"{path}?{query}") as response:
+            return await response.json()
 
-    items = (await asked("order=asc"))["data"]
+    items = (await input_items("order=asc"))["data"]
     assert [item["type"] for item in items] == [
         "message",
         "message",
@@ -107,9 +107,9 @@ async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession
         "output_text",
         "input_text",
     ]
-    newest = await asked("limit=2")
+    newest = await input_items("limit=2")
     assert [item["id"] for item in newest["data"]] == ids[:2:-1] and newest["has_more"] is True
-    rest = await asked(f"limit=3&after={newest['last_id']}")
+    rest = await input_items(f"limit=3&after={newest['last_id']}")
     assert [item["id"] for item in rest["data"]] == ids[2::-1] and rest["has_more"] is False
     for query, word in (
         ("limit=0", "limit"),
@@ -117,7 +117,7 @@ async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession
         ("order=up", "order"),
         ("after=x", "x"),
     ):
-        assert word in (await asked(query))["error"]["message"]
+        assert word in (await input_items(query))["error"]["message"]
 
 
 async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
@@ -136,11 +136,11 @@ async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
         status, _, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
         assert status == 200 and sent(service) == [("user", "a"), ("assistant", "Hello"), ("user", "b")]
     given = [{"type": "item_reference", "id": "msg_none"}]
-    status, answered, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
-    assert status == 404 and "msg_none" in answered["error"]["message"]
+    status, refusal, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+    assert status == 404 and "msg_none" in refusal["error"]["message"]
     body = {"model": "demo", "input": "a", "previous_response_id": "resp_none"}
-    status, answered, _ = await post(http, f"{url}/v1/responses", body)
-    assert status == 400 and "resp_none" in answered["error"]["message"]
+    status, refusal, _ = await post(http, f"{url}/v1/responses", body)
+    assert status == 400 and "resp_none" in refusal["error"]["message"]
 
 
 async def test_custom_tools_are_called_with_text_input(serve: Serve, http: ClientSession) -> None:

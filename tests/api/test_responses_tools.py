@@ -63,8 +63,8 @@ async def test_tools_of_a_namespace_are_called_under_its_name(
     # In the next request the model sees the name that it used.
     result = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
     await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, item, result]})
-    said = call_of(service).body["messages"]
-    assert said[1]["tool_calls"][0]["function"]["name"] == NAME and said[2]["content"] == "noon"
+    messages = call_of(service).body["messages"]
+    assert messages[1]["tool_calls"][0]["function"]["name"] == NAME and messages[2]["content"] == "noon"
     chosen = {"type": "function", "name": "get_time"}
     await post(http, url, {**body, "tool_choice": chosen})
     assert [tool["function"]["name"] for tool in call_of(service).body["tools"]] == [NAME]
@@ -119,7 +119,7 @@ SECRET = "gAAAA" + "x" * 60
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         ("Count them.", "Count them."),
         ([{"type": "input_text", "text": "Count them."}], "Count them."),
@@ -140,7 +140,7 @@ SECRET = "gAAAA" + "x" * 60
     ],
 )
 async def test_an_agent_message_reaches_the_model(
-    serve: Serve, http: ClientSession, content: Any, said: str
+    serve: Serve, http: ClientSession, content: Any, text: str
 ) -> None:
     """Codex sends a subagent its task this way."""
     service = calls("x")
@@ -155,18 +155,18 @@ async def test_an_agent_message_reaches_the_model(
     for given in ([task], [{"role": "user", "content": "go"}, task]):
         status, _, headers = await post(http, url, {"model": "demo", "input": given})
         assert status == 200 and "X-Sollold-Warning" not in headers
-        assert call_of(service).body["messages"][-1] == {"role": "user", "content": said}
+        assert call_of(service).body["messages"][-1] == {"role": "user", "content": text}
 
 
 async def test_an_unknown_item_is_left_out_with_a_warning(serve: Serve, http: ClientSession) -> None:
     service = calls("x")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
-    odd = {"type": "ghost_snapshot", "ghost_commit": {}}
-    given = [{"role": "user", "content": "go"}, odd]
+    unknown = {"type": "ghost_snapshot", "ghost_commit": {}}
+    given = [{"role": "user", "content": "go"}, unknown]
     status, _, headers = await post(http, url, {"model": "demo", "input": given})
     assert status == 200 and "ghost_snapshot" in headers["X-Sollold-Warning"]
     assert len(call_of(service).body["messages"]) == 1
-    status, answer, _ = await post(http, url, {"model": "demo", "input": [odd]})
+    status, answer, _ = await post(http, url, {"model": "demo", "input": [unknown]})
     assert status == 400 and "ghost_snapshot" in answer["error"]["message"]
 
 
@@ -203,14 +203,19 @@ async def test_reasoning_is_restored_from_stored_items(
     body = {"model": "demo", "include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}}
     _, answer, _ = await post(http, url, {**body, "input": "go"})
     item = {key: answer["output"][0][key] for key in ("id", "type", *kept)}
-    said = [{"role": "user", "content": "go"}, item, answer["output"][1], {"role": "user", "content": "on"}]
-    await post(http, url, {**body, "input": said})
+    conversation = [
+        {"role": "user", "content": "go"},
+        item,
+        answer["output"][1],
+        {"role": "user", "content": "on"},
+    ]
+    await post(http, url, {**body, "input": conversation})
     lost = (summary is None and kept == ("summary",)) or (summary and kept == ("content",))
     message = call_of(service).body["messages"][1]
     assert message.get("reasoning_content") == (None if lost else "I think")
     # Encrypted content of another server can't be read.
     foreign = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
-    await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, foreign, *said[2:]]})
+    await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, foreign, *conversation[2:]]})
     assert "reasoning_content" not in call_of(service).body["messages"][1]
 
 

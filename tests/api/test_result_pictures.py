@@ -105,8 +105,8 @@ async def test_an_image_after_a_result_is_left_out_for_a_model_without_vision(
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     able = ("completion", "tools", "vision") if sees else ("completion", "tools")
     url = f"{await serve(parts(service, model(capabilities=able)))}/v1/chat/completions"
-    talk = [*CALL, {"role": "user", "content": content}, {"role": "assistant", "content": "Seen."}]
-    body = {"model": "demo", "stream": True, "messages": [*talk, {"role": "user", "content": "and?"}]}
+    conversation = [*CALL, {"role": "user", "content": content}, {"role": "assistant", "content": "Seen."}]
+    body = {"model": "demo", "stream": True, "messages": [*conversation, {"role": "user", "content": "and?"}]}
     async with http.post(url, json=body) as answer:
         assert answer.status == 200, await answer.text()
         assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
@@ -118,8 +118,12 @@ async def test_an_image_after_a_result_is_left_out_for_a_model_without_vision(
 async def test_a_later_image_of_the_user_is_refused(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = f"{await serve(parts(service, model(capabilities=('completion', 'tools'))))}/v1/chat/completions"
-    talk = [*CALL, {"role": "assistant", "content": "Seen."}, {"role": "user", "content": [IMAGE_PART]}]
-    status, answer, _ = await post(http, url, {"model": "demo", "messages": talk})
+    conversation = [
+        *CALL,
+        {"role": "assistant", "content": "Seen."},
+        {"role": "user", "content": [IMAGE_PART]},
+    ]
+    status, answer, _ = await post(http, url, {"model": "demo", "messages": conversation})
     assert status == 400 and "does not support images" in error_of("/v1/chat/completions", answer)
 
 

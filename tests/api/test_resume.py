@@ -22,14 +22,14 @@ async def test_resume_reaches_the_service_but_not_the_engine(
 ) -> None:
     service = ScriptedService(chunk("lo"), chunk(finish="stop"))
     url = await serve(parts(service))
-    asked: dict[str, Any] = {"messages": HELLO} if path == "chat" else {"prompt": "hi"}
-    async with http.post(f"{url}/api/{path}", json={"model": "demo", **asked, "resume": RESUME}) as answer:
+    fields: dict[str, Any] = {"messages": HELLO} if path == "chat" else {"prompt": "hi"}
+    async with http.post(f"{url}/api/{path}", json={"model": "demo", **fields, "resume": RESUME}) as answer:
         lines = [json.loads(line) async for line in answer.content]
     assert answer.status == 200 and lines[-1]["done"]
     (ask,) = service.asks
     assert ask.delivered == Delivered("Hel", "hm", 3, spent_ms=5.0, engine=Engine.LLAMA)
     assert all("resume" not in call.body for call in ask.calls.values())
-    assert call_of(service, Engine.OLLAMA).body == {"model": "demo", **asked}
+    assert call_of(service, Engine.OLLAMA).body == {"model": "demo", **fields}
     if path == "generate":
         # The returned context has the whole answer.
         async with http.post(

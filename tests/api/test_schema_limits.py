@@ -77,13 +77,13 @@ HOSTILE = {
 def test_a_hostile_schema_takes_bounded_time_and_space(case: str) -> None:
     schema = HOSTILE[case]
     size = len(json.dumps(schema))
-    taken = []
+    durations = []
     for _ in range(3):
         began = time.thread_time()
         converted = convert_schema(schema)
         found = unenforced_keywords(converted)
-        taken.append(time.thread_time() - began)
-    assert min(taken) < 0.2 and len(json.dumps(converted.schema)) < 20 * size + 200_000
+        durations.append(time.thread_time() - began)
+    assert min(durations) < 0.2 and len(json.dumps(converted.schema)) < 20 * size + 200_000
     assert found or case in ("a large multiple", "large numbers")
 
 
@@ -153,16 +153,16 @@ async def test_tools_beyond_the_total_limit_are_not_enforced(
     ]
     service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
-    talk = [{"role": "user", "content": "go"}]
-    body = body_of(path, "demo", talk, stream=True, tools=tools_of(path, *tools))
+    messages = [{"role": "user", "content": "go"}]
+    body = body_of(path, "demo", messages, stream=True, tools=tools_of(path, *tools))
     async with http.post(url + path, json=body) as answer:
         assert answer.status == 200, await answer.text()
         assert 'tool "t8": not enforced: the schemas of all tools' in answer.headers["X-Sollold-Warning"]
     sent = [function["function"] for function in call_of(service).body["tools"]]
     assert ["properties" in function["parameters"] for function in sent] == [True] * 4 + [False] * 5
     assert sent[8]["description"].startswith("Does.\nArguments (JSON schema):") and "v49" in str(sent[8])
-    theirs = call_of(service, Engine.OLLAMA).body["tools"]
-    assert all("properties" in tool["function"]["parameters"] for tool in theirs)
+    sent_to_ollama = call_of(service, Engine.OLLAMA).body["tools"]
+    assert all("properties" in tool["function"]["parameters"] for tool in sent_to_ollama)
 
 
 def test_a_tool_over_the_limit_does_not_use_up_the_total() -> None:

@@ -138,8 +138,8 @@ def test_a_reference_to_the_root_becomes_one_to_a_definition() -> None:
         name={"type": "string"}, children={"type": "array", "items": {"$ref": "#/$defs/root"}}
     )
     assert converted.schema == {**node, "$defs": {"root": node}} and not converted.problems
-    taken = {**tree, "$defs": {"root": {"type": "string"}}}
-    assert convert_schema(taken).schema["$defs"].keys() == {"root", "root_"}
+    with_root = {**tree, "$defs": {"root": {"type": "string"}}}
+    assert convert_schema(with_root).schema["$defs"].keys() == {"root", "root_"}
 
 
 BROKEN = {

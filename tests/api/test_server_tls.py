@@ -99,14 +99,14 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(
 
 async def test_a_certificate_that_expires_soon_is_reported(served: EchoServer, tmp_path: Path) -> None:
     year = datetime.timedelta(days=365)
-    for ago, words in (
+    for ago, expected in (
         (year - datetime.timedelta(days=10, hours=1), "expires in 10 days"),
         (year * 2, "has expired"),
     ):
         files(tmp_path, "old", datetime.datetime.now(datetime.UTC) - ago)
         await served.tls.refresh()
         ((problem, fix),) = served.tls.trouble()
-        assert words in problem and "renew" in fix
+        assert expected in problem and "renew" in fix
 
 
 async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served: EchoServer) -> None:
@@ -124,7 +124,7 @@ async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served
 
 
 @pytest.mark.parametrize(
-    ("certificate", "key", "words"),
+    ("certificate", "key", "message"),
     [
         ("", "", 'http.tls = "own" needs http.tls_certificate'),
         ("fullchain.pem", "", 'http.tls = "own" needs http.tls_key'),
@@ -133,11 +133,11 @@ async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served
     ],
 )
 async def test_a_start_with_invalid_files_explains_the_problem(
-    tmp_path: Path, certificate: str, key: str, words: str
+    tmp_path: Path, certificate: str, key: str, message: str
 ) -> None:
     files(tmp_path, "one")
     tls = ServerTls(CertificateFiles(*(str(tmp_path / name) if name else "" for name in (certificate, key))))
-    with pytest.raises(CertificateError, match=words):
+    with pytest.raises(CertificateError, match=message):
         await tls.start()
 
 

@@ -16,9 +16,9 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def usage_of(prompt: int, made: int, cached: int = 0) -> dict[str, Any]:
+def usage_of(prompt: int, completion: int, cached: int = 0) -> dict[str, Any]:
     details = {"cached_tokens": cached}
-    return {"prompt_tokens": prompt, "completion_tokens": made, "prompt_tokens_details": details}
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
 
 
 def chat_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def text_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize(
-    ("path", "asked", "prompt", "cached"),
+    ("path", "fields", "prompt", "cached"),
     [
         (CHAT, {**HI, "n": 2}, 8, 3),
         (TEXT, {"prompt": "hi", "n": 2}, 8, 3),
@@ -45,7 +45,7 @@ def text_ends(index: int, usage: dict[str, Any]) -> list[dict[str, Any]]:
 )
 async def test_usage_of_all_choices_is_sent_once_and_last(
     path: str,
-    asked: dict[str, Any],
+    fields: dict[str, Any],
     prompt: int,
     cached: int,
     counted: bool,
@@ -55,7 +55,7 @@ async def test_usage_of_all_choices_is_sent_once_and_last(
     ends = chat_ends if path == CHAT else text_ends
     service = ScriptedService(*ends(1, usage_of(8, 2, 4)), *ends(0, usage_of(8, 5, 3)))
     url = await serve(parts(service))
-    body = {"model": "demo", "stream": True, **asked}
+    body = {"model": "demo", "stream": True, **fields}
     if counted:
         body["stream_options"] = {"include_usage": True}
     async with http.post(url + path, json=body) as answer:
@@ -130,9 +130,9 @@ async def test_usage_of_a_whole_chat_is_the_sum_of_choices(serve: Serve, http: C
     assert call["id"] == "call_0" and call["function"] == {"name": "get", "arguments": '{"x":1}'}
 
 
-@pytest.mark.parametrize("asked", [{"prompt": "hi", "n": 2}, {"prompt": ["hi", "ho"]}])
+@pytest.mark.parametrize("fields", [{"prompt": "hi", "n": 2}, {"prompt": ["hi", "ho"]}])
 async def test_usage_of_a_whole_completion_is_the_sum_of_choices(
-    asked: dict[str, Any], serve: Serve, http: ClientSession
+    fields: dict[str, Any], serve: Serve, http: ClientSession
 ) -> None:
     row = {"token": "a", "logprob": -1.0, "top_logprobs": []}
     pieces = [
@@ -141,7 +141,7 @@ async def test_usage_of_a_whole_completion_is_the_sum_of_choices(
     ]
     service = ScriptedService(b"null", *pieces, *text_ends(1, usage_of(8, 2)), *text_ends(0, usage_of(8, 5)))
     url = await serve(parts(service))
-    async with http.post(url + TEXT, json={"model": "demo", "logprobs": 0, **asked}) as answer:
+    async with http.post(url + TEXT, json={"model": "demo", "logprobs": 0, **fields}) as answer:
         whole = await answer.json()
     assert whole["object"] == "text_completion" and whole["usage"]["completion_tokens"] == 7
     first, second = whole["choices"]
@@ -160,15 +160,15 @@ async def test_an_engine_error_fails_the_whole_answer(serve: Serve, http: Client
 @pytest.mark.llama
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 async def test_usage_of_llama_cpps_choices(path: str, real: str, http: ClientSession) -> None:
-    asked = HI if path == CHAT else {"prompt": "hi"}
-    made = []
+    fields = HI if path == CHAT else {"prompt": "hi"}
+    usages = []
     for n in (1, 2):
-        body = {"model": "demo", "n": n, "max_tokens": 4, "seed": 1, **asked}
+        body = {"model": "demo", "n": n, "max_tokens": 4, "seed": 1, **fields}
         async with http.post(real + path, json=body) as answer:
             whole = await answer.json()
         assert len(whole.get("choices", ())) == n, whole
-        made.append((whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]))
+        usages.append((whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]))
         assert set(whole["choices"][0]) == {"index", "finish_reason", "logprobs"} | (
             {"message"} if path == CHAT else {"text"}
         )
-    assert made[1][0] == made[0][0] and made[1][1] > made[0][1] > 0
+    assert usages[1][0] == usages[0][0] and usages[1][1] > usages[0][1] > 0

@@ -39,8 +39,14 @@ def test_exchanges_are_removed_but_system_messages_and_the_last_turn_stay() -> N
     assert without(TALK, exchanges) == [TALK[1], TALK[5]]
     assert oldest_exchanges([TALK[1], TALK[5]]) == []
     # A leading assistant message is a separate exchange; consecutive user messages belong to one.
-    odd = [turn("assistant", "hello"), turn("user", "a"), turn("user", "b"), turn("assistant", "c"), TALK[5]]
-    assert oldest_exchanges(odd) == [[0], [1, 2, 3]]
+    unusual = [
+        turn("assistant", "hello"),
+        turn("user", "a"),
+        turn("user", "b"),
+        turn("assistant", "c"),
+        TALK[5],
+    ]
+    assert oldest_exchanges(unusual) == [[0], [1, 2, 3]]
 
 
 def test_tool_steps_are_removed_with_their_results_except_the_last() -> None:
@@ -97,17 +103,17 @@ async def test_a_long_conversation_loses_its_oldest_turns(
     serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
     url = await serve(services_of(service))
-    talk = [turn("system", "Be brief.")]
-    talk += [turn("user" if n % 2 else "assistant", f"{n} " + "word " * 60) for n in range(1, 20)]
-    body = {"model": "demo", "messages": talk, "options": {"num_predict": 5}}
+    conversation = [turn("system", "Be brief.")]
+    conversation += [turn("user" if n % 2 else "assistant", f"{n} " + "word " * 60) for n in range(1, 20)]
+    body = {"model": "demo", "messages": conversation, "options": {"num_predict": 5}}
     status, refused = await post(http, f"{url}/api/chat", {**body, "truncate": False})
     assert status == 400 and "exceeds the available context size" in refused["error"]
     for stream in (False, True):
         async with http.post(f"{url}/api/chat", json={**body, "stream": stream}) as answer:
             assert answer.status == 200 and "done_reason" in await answer.text()
         sent = service.last("/v1/chat/completions")["messages"]
-        assert sent[0] == talk[0] and sent[-1] == talk[-1]
-        assert 2 < len(sent) < len(talk) and sent[1:] == talk[-len(sent) + 1 :]
+        assert sent[0] == conversation[0] and sent[-1] == conversation[-1]
+        assert 2 < len(sent) < len(conversation) and sent[1:] == conversation[-len(sent) + 1 :]
     status, whole = await post(http, f"{url}/api/chat", body)
     # One more turn would not fit.
     assert status == 200 and 1024 - 5 - 400 < whole["prompt_eval_count"] <= 1024 - 5
@@ -165,9 +171,9 @@ async def test_inputs_of_embeddings_are_truncated_in_both_dialects(
     for given in (texts, long, [5, 6] * 200):
         status, answer = await post(http, f"{url}/v1/embeddings", {"model": "embed", "input": given})
         assert status == 200 and len(answer["data"]) == (3 if given is texts else 1)
-    asked = [call.path for call in (ask.calls[Engine.LLAMA] for ask in service.asks)]
+    paths = [call.path for call in (ask.calls[Engine.LLAMA] for ask in service.asks)]
     # Short texts are not tokenized.
-    assert asked.count("/tokenize") == 4
+    assert paths.count("/tokenize") == 4
     status, refused = await post(
         http, f"{url}/api/embed", {"model": "embed", "input": long, "truncate": False}
     )
@@ -220,10 +226,10 @@ async def test_a_truncated_conversation_alternates_for_a_strict_template(
     serve: Serve, http: ClientSession, service: RecordingService
 ) -> None:
     url = await serve(services_of(service))
-    talk = [turn("assistant", "hello"), turn("user", "a")]
-    talk += [turn("assistant" if n % 2 else "user", f"{n} " + "word " * 60) for n in range(1, 20)]
-    talk += [turn("system", "Be brief."), turn("user", "and?")]
-    status, whole = await post(http, f"{url}/api/chat", {"model": "strict", "messages": talk})
+    conversation = [turn("assistant", "hello"), turn("user", "a")]
+    conversation += [turn("assistant" if n % 2 else "user", f"{n} " + "word " * 60) for n in range(1, 20)]
+    conversation += [turn("system", "Be brief."), turn("user", "and?")]
+    status, whole = await post(http, f"{url}/api/chat", {"model": "strict", "messages": conversation})
     assert status == 200 and 400 < whole["prompt_eval_count"] <= 768
     sent = service.last("/v1/chat/completions")["messages"]
     roles = [message["role"] for message in sent]
@@ -257,7 +263,7 @@ async def test_a_candidate_whose_tokens_can_not_be_counted_is_skipped(
 
     counting = Counting()
     url = await serve(parts(counting))
-    talk = [turn("assistant" if n % 2 else "user", str(n)) for n in range(9)]
-    status, whole = await post(http, f"{url}/api/chat", {"model": "demo", "messages": talk})
+    conversation = [turn("assistant" if n % 2 else "user", str(n)) for n in range(9)]
+    status, whole = await post(http, f"{url}/api/chat", {"model": "demo", "messages": conversation})
     assert status == 200 and whole["message"]["content"] == "a"
     assert [message["content"] for message in call_of(counting).body["messages"]] == ["6", "7", "8"]

@@ -168,9 +168,9 @@ async def test_keepalives_show_the_current_stage(serve: Serve, http: ClientSessi
     service.waitings = [Waiting("loading", 0.96)]
     url = await serve(parts(service), KeepAlive(grace=1, every=0.02))
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
-        said = ""
-        while said != "ab":
-            said += json.loads(await answer.content.readline())["message"]["content"]
+        content = ""
+        while content != "ab":
+            content += json.loads(await answer.content.readline())["message"]["content"]
         async with http.get(f"{url}/api/cluster") as cluster:
             assert [request["stage"] for request in (await cluster.json())["requests"]] == ["answering"]
         assert json.loads(await answer.content.readline())["_waiting"] == "answering"
@@ -218,8 +218,8 @@ async def test_bodies_of_waiting_requests_are_bounded_and_released(serve: Serve,
 
     async def post(path: str, data: Any) -> tuple[int, str, dict[str, Any]]:
         async with http.post(url + path, data=data) as answer:
-            told = await answer.json(content_type=None)
-            return answer.status, answer.headers.get("Retry-After", ""), told
+            refusal = await answer.json(content_type=None)
+            return answer.status, answer.headers.get("Retry-After", ""), refusal
 
     async def in_pieces(raw: bytes) -> AsyncIterator[bytes]:
         yield raw
@@ -229,11 +229,11 @@ async def test_bodies_of_waiting_requests_are_bounded_and_released(serve: Serve,
     async with asyncio.timeout(5):
         while not service.asks:  # noqa: ASYNC110 - it has no event to wait for
             await asyncio.sleep(0.005)
-    status, after, told = await post("/v1/chat/completions", raw)
-    assert (status, after) == (503, "5") and "memory" in told["error"]["message"]
+    status, after, refusal = await post("/v1/chat/completions", raw)
+    assert (status, after) == (503, "5") and "memory" in refusal["error"]["message"]
     # Also a body of unknown length.
-    status, after, told = await post("/api/chat", in_pieces(raw))
-    assert (status, after) == (503, "5") and "memory" in told["error"]
+    status, after, refusal = await post("/api/chat", in_pieces(raw))
+    assert (status, after) == (503, "5") and "memory" in refusal["error"]
     service.gate.set()
     assert (await waiting)[0] == 200
     for _ in range(3):
@@ -273,14 +273,14 @@ async def test_a_body_of_unknown_length_is_counted_while_it_arrives(
 
 
 async def test_openai_events_are_passed_on_and_end_in_done(serve: Serve, http: ClientSession) -> None:
-    odd = b'{"choices":[{"delta":{"content":"x"}}],  "odd": 1}'
+    unusual = b'{"choices":[{"delta":{"content":"x"}}],  "odd": 1}'
     thought = {"choices": [{"delta": {"reasoning_content": "hm"}}]}
-    service = ScriptedService(odd, thought)
+    service = ScriptedService(unusual, thought)
     url = await serve(parts(service))
     body = {**CHAT, "stream": True, "max_completion_tokens": 5, "id_slot": 1, "tools": None}
     async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
         events = (await answer.read()).split(b"\n\n")
-    assert events[0] == b"data: " + odd
+    assert events[0] == b"data: " + unusual
     assert json.loads(events[1][6:])["choices"][0]["delta"] == {"reasoning_content": "hm", "reasoning": "hm"}
     assert events[2:] == [b"data: [DONE]", b""]
     sent = call_of(service)
@@ -336,12 +336,12 @@ async def test_a_whole_answer_that_is_resumed_starts_again(
     assert not service.asks[-1].gathered
 
 
-@pytest.mark.parametrize("wish", ["keep-alive", "close", ""])
-async def test_a_stream_over_http_1_0_ends_with_its_connection(serve: Serve, wish: str) -> None:
+@pytest.mark.parametrize("connection", ["keep-alive", "close", ""])
+async def test_a_stream_over_http_1_0_ends_with_its_connection(serve: Serve, connection: str) -> None:
     url = await serve(parts(ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())))
     body = msgspec.json.encode(CHAT)
     head = [b"POST /api/chat HTTP/1.0", b"Host: localhost", b"Content-Length: %d" % len(body)]
-    head += [b"Connection: " + wish.encode()] if wish else []
+    head += [b"Connection: " + connection.encode()] if connection else []
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
     writer.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
     async with asyncio.timeout(5):

@@ -104,12 +104,12 @@ async def test_a_required_call_is_streamed(url: str, http: ClientSession) -> Non
 async def test_truncated_and_missing_calls_keep_their_text(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = await serve(parts(service, TALKER))
-    asked = {"model": "talker", "messages": USER, "tools": [TOOL], "tool_choice": "required"}
+    body = {"model": "talker", "messages": USER, "tools": [TOOL], "tool_choice": "required"}
 
     async def message(text: str, finish: str) -> dict[str, Any]:
         said = {"role": "assistant", "content": text}
         service.events = ({"choices": [{"index": 0, "finish_reason": finish, "message": said}]},)
-        _, answer, _ = await post(http, f"{url}/v1/chat/completions", asked)
+        _, answer, _ = await post(http, f"{url}/v1/chat/completions", body)
         choice: dict[str, Any] = answer["choices"][0]
         return choice
 
@@ -171,7 +171,7 @@ async def test_a_text_instead_of_a_call_has_the_requested_format(
         assert answer.status == 200
         raw = await answer.text()
     events = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if "choices" in line]
-    said = [
+    deltas = [
         choice.get("delta") or choice.get("message") or {} for event in events for choice in event["choices"]
     ]
-    assert set(json.loads("".join(delta.get("content") or "" for delta in said))) == {"tall"}
+    assert set(json.loads("".join(delta.get("content") or "" for delta in deltas))) == {"tall"}

@@ -60,10 +60,10 @@ def refused(call: Any) -> str:
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    asked = msgspec.convert(
+    request = msgspec.convert(
         {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **fields}, Chat
     )
-    return chat_body(asked, parse_options(asked.options, CAPABLE_MODEL), CAPABLE_MODEL)
+    return chat_body(request, parse_options(request.options, CAPABLE_MODEL), CAPABLE_MODEL)
 
 
 # --- options
@@ -99,8 +99,8 @@ def test_options_are_converted_for_llama_server() -> None:
 
 
 def test_options_of_a_request_override_the_models() -> None:
-    own = model(params='{"temperature": 0.1, "stop": ["<a>"]}')
-    assert sampling(parse_options({"temperature": 0.9}, own)) == {"temperature": 0.9, "stop": ["<a>"]}
+    configured = model(params='{"temperature": 0.1, "stop": ["<a>"]}')
+    assert sampling(parse_options({"temperature": 0.9}, configured)) == {"temperature": 0.9, "stop": ["<a>"]}
     assert sampling(parse_options(None, model(params="nonsense"))) == {}
     assert "temperature" in refused(lambda: parse_options({"temperature": "hot"}, None))
 
@@ -155,8 +155,8 @@ def test_images_become_parts() -> None:
     assert sent["content"][0] == {"type": "text", "text": "what?"}
     assert sent["content"][1]["image_url"]["url"] == f"data:image/png;base64,{PICTURE}"
     assert "base64" in refused(lambda: image_part("not base64!"))
-    asked = msgspec.convert({"model": "demo", "messages": [message]}, Chat)
-    assert "images" in refused(lambda: chat_body(asked, parse_options(None, None), model()))
+    request = msgspec.convert({"model": "demo", "messages": [message]}, Chat)
+    assert "images" in refused(lambda: chat_body(request, parse_options(None, None), model()))
 
 
 def test_tool_results_are_matched_with_their_calls() -> None:
@@ -178,14 +178,14 @@ def test_tool_results_are_matched_with_their_calls() -> None:
 
 
 def test_the_models_system_text_is_used_unless_the_request_has_one() -> None:
-    own = model(system="Be kind")
-    asked = msgspec.convert({"model": "demo", "messages": [{"role": "user", "content": "hi"}]}, Chat)
-    assert chat_body(asked, parse_options(None, None), own)["messages"][0] == {
+    configured = model(system="Be kind")
+    request = msgspec.convert({"model": "demo", "messages": [{"role": "user", "content": "hi"}]}, Chat)
+    assert chat_body(request, parse_options(None, None), configured)["messages"][0] == {
         "role": "system",
         "content": "Be kind",
     }
-    asked.messages = [msgspec.convert({"role": "system", "content": "Be brief"}, type(asked.messages[0]))]  # type: ignore[index]
-    assert [m["content"] for m in chat_body(asked, parse_options(None, None), own)["messages"]] == [
+    request.messages = [msgspec.convert({"role": "system", "content": "Be brief"}, type(request.messages[0]))]  # type: ignore[index]
+    assert [m["content"] for m in chat_body(request, parse_options(None, None), configured)["messages"]] == [
         "Be brief"
     ]
 
@@ -222,8 +222,8 @@ def test_an_error_event_ends_the_answer() -> None:
 
 
 def generate(**fields: Any) -> Any:
-    asked = msgspec.convert({"model": "demo", "prompt": "hi", **fields}, Generate)
-    return generate_call(asked, parse_options(asked.options, CAPABLE_MODEL), CAPABLE_MODEL)
+    request = msgspec.convert({"model": "demo", "prompt": "hi", **fields}, Generate)
+    return generate_call(request, parse_options(request.options, CAPABLE_MODEL), CAPABLE_MODEL)
 
 
 def test_generate_chooses_the_path_of_the_engine() -> None:
@@ -244,16 +244,16 @@ def test_generate_chooses_the_path_of_the_engine() -> None:
 
 @pytest.mark.parametrize("more", [{"template": "{{ .Prompt }}"}, {"system": "s"}, {"context": [5]}])
 def test_raw_prompts_refuse_template_system_and_context(more: dict[str, Any]) -> None:
-    said = refused(lambda: generate(raw=True, **more))
-    assert said == "raw mode does not support template, system, or context"
+    message = refused(lambda: generate(raw=True, **more))
+    assert message == "raw mode does not support template, system, or context"
 
 
 def test_context_works_with_a_template_of_the_request() -> None:
-    asked = msgspec.convert(
+    request = msgspec.convert(
         {"model": "demo", "prompt": "hi", "system": "s", "template": "[{{ .Prompt }}]"}, Generate
     )
-    call = generate_call(asked, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
-    lines = GenerateLines("demo", call.path, turns_of(asked, call, CAPABLE_MODEL))
+    call = generate_call(request, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
+    lines = GenerateLines("demo", call.path, turns_of(request, call, CAPABLE_MODEL))
     lines.feed(msgspec.json.encode({"choices": [{"index": 0, "text": "Hello", "finish_reason": None}]}))
     context = lines.last_record(routing(), 1.0)["context"]
     again = generate(prompt="more", template="<{{ .Prompt }}>{{ .Response }}", context=context)
@@ -266,14 +266,14 @@ def test_context_works_with_a_template_of_the_request() -> None:
 def test_generate_refuses_thinking_and_too_many_logprobs_on_each_path(way: dict[str, Any]) -> None:
     plain = model(capabilities=("completion", "insert"))
 
-    def asked(**fields: Any) -> Any:
+    def request(**fields: Any) -> Any:
         generate = as_type({"model": "demo", "prompt": "hi", **way, **fields}, Generate)
         return generate_call(generate, parse_options(None, plain), plain)
 
-    assert "does not support thinking" in refused(lambda: asked(think=True))
-    assert "unknown think" in refused(lambda: asked(think="deep"))
-    assert "top_logprobs" in refused(lambda: asked(logprobs=True, top_logprobs=21))
-    assert asked(think=False).path == asked().path
+    assert "does not support thinking" in refused(lambda: request(think=True))
+    assert "unknown think" in refused(lambda: request(think="deep"))
+    assert "top_logprobs" in refused(lambda: request(logprobs=True, top_logprobs=21))
+    assert request(think=False).path == request().path
 
 
 def test_templates_of_requests_have_thinking_and_suffix() -> None:
@@ -295,13 +295,13 @@ def test_fields_that_conflict_with_a_suffix_are_refused() -> None:
 
 
 def test_reasoning_is_renamed_for_ollama() -> None:
-    said = {"role": "assistant", "content": "a", "reasoning_content": "so"}
-    assert ollama_body({"messages": [said, 7], "model": "m", "priority": 1}) == {
+    message = {"role": "assistant", "content": "a", "reasoning_content": "so"}
+    assert ollama_body({"messages": [message, 7], "model": "m", "priority": 1}) == {
         "messages": [{"role": "assistant", "content": "a", "reasoning": "so"}, 7],
         "model": "m",
     }
-    assert said["reasoning_content"] == "so"
-    assert ollama_body({"messages": [{**said, "reasoning": "that"}]})["messages"][0]["reasoning"] == "that"
+    assert message["reasoning_content"] == "so"
+    assert ollama_body({"messages": [{**message, "reasoning": "that"}]})["messages"][0]["reasoning"] == "that"
 
 
 def test_max_completion_tokens_is_renamed_for_ollama() -> None:
@@ -310,9 +310,9 @@ def test_max_completion_tokens_is_renamed_for_ollama() -> None:
 
 
 def test_context_has_the_conversation() -> None:
-    asked = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
-    call = generate_call(asked, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
-    lines = GenerateLines("demo", call.path, turns_of(asked, call, CAPABLE_MODEL))
+    request = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
+    call = generate_call(request, parse_options(None, CAPABLE_MODEL), CAPABLE_MODEL)
+    lines = GenerateLines("demo", call.path, turns_of(request, call, CAPABLE_MODEL))
     lines.feed(msgspec.json.encode(chunk("Hel")))
     lines.feed(msgspec.json.encode(chunk("lo")))
     context = lines.last_record(routing(), 1.0)["context"]
@@ -375,9 +375,11 @@ def test_any_template_is_rendered_or_refused(template: str) -> None:
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
-def test_stop_sequences_are_found_in_any_chunks(text: str, words: list[str], data: st.DataObject) -> None:
-    places = [place for word in words if (place := text.find(word)) >= 0]
-    stops = StopSequences(words)
+def test_stop_sequences_are_found_in_any_chunks(
+    text: str, stop_words: list[str], data: st.DataObject
+) -> None:
+    places = [place for word in stop_words if (place := text.find(word)) >= 0]
+    stops = StopSequences(stop_words)
     shown, rest = "", text
     while rest:
         length = data.draw(st.integers(1, len(rest)))
@@ -388,16 +390,16 @@ def test_stop_sequences_are_found_in_any_chunks(text: str, words: list[str], dat
     if not places:
         assert stops.found is None and shown == text
     else:
-        assert stops.found in words and stops.found is not None
+        assert stops.found in stop_words and stops.found is not None
         assert text.startswith(shown + stops.found)
 
 
 # --- OpenAI, Anthropic, responses
 
 
-def llama_body(body: dict[str, Any], of: Model) -> dict[str, Any]:
-    asked = msgspec.convert(body, ChatCompletion)
-    return chat_completion_body(checked_chat(body, asked, of), asked, of)
+def llama_body(body: dict[str, Any], served: Model) -> dict[str, Any]:
+    request = msgspec.convert(body, ChatCompletion)
+    return chat_completion_body(checked_chat(body, request, served), request, served)
 
 
 def test_openai_bodies() -> None:
@@ -424,7 +426,7 @@ def test_openai_bodies() -> None:
 
 
 def test_anthropic_bodies() -> None:
-    asked = msgspec.convert(
+    request = msgspec.convert(
         {
             "model": "demo",
             "max_tokens": 5,
@@ -456,25 +458,25 @@ def test_anthropic_bodies() -> None:
         },
         Messages,
     )
-    body = messages_body(asked, CAPABLE_MODEL)
+    body = messages_body(request, CAPABLE_MODEL)
     assert [message["role"] for message in body["messages"]] == ["system", "assistant", "tool", "user"]
     assert body["messages"][1]["reasoning_content"] == "hm"
     assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "get", "arguments": '{"a":1}'}
     assert body["messages"][2] == {"role": "tool", "tool_call_id": "t1", "content": "noon"}
     assert body["reasoning_budget_tokens"] == 100 and "stop" not in body
-    asked.max_tokens = None
-    assert "max_tokens" in refused(lambda: messages_body(asked, CAPABLE_MODEL))
+    request.max_tokens = None
+    assert "max_tokens" in refused(lambda: messages_body(request, CAPABLE_MODEL))
 
 
 @pytest.mark.parametrize("kind", ["enabled", "adaptive", "disabled"])
 def test_anthropic_thinking_is_left_out_for_a_model_without_it(kind: str) -> None:
-    asked = {
+    request = {
         "model": "demo",
         "max_tokens": 5,
         "messages": [{"role": "user", "content": "hi"}],
         "thinking": {"type": kind, "budget_tokens": 1024},
     }
-    body = messages_body(msgspec.convert(asked, Messages), model())
+    body = messages_body(msgspec.convert(request, Messages), model())
     assert not {"chat_template_kwargs", "reasoning_budget_tokens", "reasoning_effort"} & set(body)
 
 
@@ -493,9 +495,9 @@ def test_order_of_anthropic_events() -> None:
         event for source in inputs for event in events.feed(msgspec.json.encode(source))
     ] + events.last_events()
     kinds = [event["type"].removeprefix("content_block_") for event in out]
-    thought, said = ["start", "delta", "delta", "stop"], ["start", "delta", "stop"]
+    thought, text = ["start", "delta", "delta", "stop"], ["start", "delta", "stop"]
     called = ["start", "delta", "delta", "stop"]
-    assert kinds == ["message_start", *thought, *said, *called, "message_delta", "message_stop"]
+    assert kinds == ["message_start", *thought, *text, *called, "message_delta", "message_stop"]
     assert out[-2]["delta"]["stop_reason"] == "tool_use" and out[-2]["usage"]["output_tokens"] == 2
     assert [block["type"] for block in events.result()["content"]] == ["thinking", "text", "tool_use"]
     assert events.result()["content"][2]["input"] == {}
@@ -512,15 +514,15 @@ def test_omitted_thinking_is_restored_from_its_signature() -> None:
     assert start["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
     assert signed["delta"] == {"type": "signature_delta", "signature": block["signature"]}
     assert stop["type"] == "content_block_stop" and block["thinking"] == "" and block["signature"]
-    said = {"role": "assistant", "content": events.result()["content"]}
-    asked: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [said]}
-    body = messages_body(msgspec.convert(asked, Messages), CAPABLE_MODEL)
+    message = {"role": "assistant", "content": events.result()["content"]}
+    request: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [message]}
+    body = messages_body(msgspec.convert(request, Messages), CAPABLE_MODEL)
     assert body["messages"] == [{"role": "assistant", "content": "Hi", "reasoning_content": "hm"}]
     # A signature of another server is ignored.
-    said["content"][0]["signature"] = "EqQB"
-    body = messages_body(msgspec.convert(asked, Messages), CAPABLE_MODEL)
+    message["content"][0]["signature"] = "EqQB"
+    body = messages_body(msgspec.convert(request, Messages), CAPABLE_MODEL)
     assert body["messages"] == [{"role": "assistant", "content": "Hi"}]
-    unknown = {**asked, "thinking": {"type": "adaptive", "display": "loud"}}
+    unknown = {**request, "thinking": {"type": "adaptive", "display": "loud"}}
     assert messages_body(msgspec.convert(unknown, Messages), CAPABLE_MODEL)["messages"] == body["messages"]
     assert "display loud has no effect" in message_warnings(unknown)[0]
 
@@ -529,25 +531,25 @@ def test_the_first_anthropic_event_has_the_prompt_tokens() -> None:
     events = MessageEvents("demo")
     # llama-server sends the role in a separate chunk without timings.
     assert events.feed(msgspec.json.encode(chunk(None, role="assistant"))) == []
-    said = {**chunk("Hi"), "timings": {"cache_n": 5, "prompt_n": 7, "predicted_n": 1}}
-    first = events.feed(msgspec.json.encode(said))[0]
+    event = {**chunk("Hi"), "timings": {"cache_n": 5, "prompt_n": 7, "predicted_n": 1}}
+    first = events.feed(msgspec.json.encode(event))[0]
     assert first["type"] == "message_start"
     usage = first["message"]["usage"]
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (7, 5)
 
 
-@pytest.mark.parametrize(("rivals", "shown"), [(None, 0), (0, 0), (2, 2)])
-def test_responses_have_logprobs_on_request(rivals: int | None, shown: int) -> None:
-    asked = msgspec.convert({"model": "demo", "input": "hi", "top_logprobs": rivals}, ResponseAsk)
-    assert "logprobs" not in response_body(asked, CAPABLE_MODEL)
-    asked.include = ["message.output_text.logprobs"]
-    body = response_body(asked, CAPABLE_MODEL)
+@pytest.mark.parametrize(("top_logprobs", "shown"), [(None, 0), (0, 0), (2, 2)])
+def test_responses_have_logprobs_on_request(top_logprobs: int | None, shown: int) -> None:
+    request = msgspec.convert({"model": "demo", "input": "hi", "top_logprobs": top_logprobs}, ResponseAsk)
+    assert "logprobs" not in response_body(request, CAPABLE_MODEL)
+    request.include = ["message.output_text.logprobs"]
+    body = response_body(request, CAPABLE_MODEL)
     assert body["logprobs"] is True and body["top_logprobs"] == max(1, shown)
-    events = ResponseEvents(asked, {})
+    events = ResponseEvents(request, {})
     tops = [{"token": name, "logprob": -1.5, "bytes": [72]} for name in ("Hi", "Ho", "Ha")]
-    told = chunk("Hi")
-    told["choices"][0]["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops}]}
-    out = [event for source in (told, chunk(" you")) for event in events.feed(msgspec.json.encode(source))]
+    first = chunk("Hi")
+    first["choices"][0]["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops}]}
+    out = [event for source in (first, chunk(" you")) for event in events.feed(msgspec.json.encode(source))]
     out += events.last_events()
     wanted = [{**tops[0], "top_logprobs": tops[:shown]}]
     deltas = [event["logprobs"] for event in out if event["type"].endswith("text.delta")]
@@ -559,7 +561,7 @@ def test_responses_have_logprobs_on_request(rivals: int | None, shown: int) -> N
 
 
 def test_a_response_is_converted_in_both_directions() -> None:
-    asked = msgspec.convert(
+    request = msgspec.convert(
         {
             "model": "demo",
             "instructions": "s",
@@ -574,14 +576,14 @@ def test_a_response_is_converted_in_both_directions() -> None:
         },
         ResponseAsk,
     )
-    body = response_body(asked, CAPABLE_MODEL)
+    body = response_body(request, CAPABLE_MODEL)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool"]
     assert (
         body["messages"][2]["reasoning_content"] == "hm"
         and body["messages"][2]["tool_calls"][0]["id"] == "c1"
     )
     assert body["tool_choice"] == "required" and body["tools"][0]["function"]["name"] == "get"
-    events = ResponseEvents(asked, {})
+    events = ResponseEvents(request, {})
     out = events.start(routing())
     for source in (
         chunk(reasoning_content="hm"),
@@ -598,13 +600,13 @@ def test_a_response_is_converted_in_both_directions() -> None:
     assert whole["incomplete_details"] == {"reason": "max_output_tokens"}
     assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
     assert whole["output"][1]["content"][0]["text"] == "Hi you" and whole["usage"]["output_tokens"] == 2
-    asked.previous_response_id = "resp_1"
-    assert "previous_response_id" in refused(lambda: response_body(asked, CAPABLE_MODEL))
+    request.previous_response_id = "resp_1"
+    assert "previous_response_id" in refused(lambda: response_body(request, CAPABLE_MODEL))
 
 
 def responses(**fields: Any) -> dict[str, Any]:
-    asked = msgspec.convert({"model": "demo", "input": "hi", **fields}, ResponseAsk)
-    return response_body(asked, dataclasses.replace(CAPABLE_MODEL, system="own"))
+    request = msgspec.convert({"model": "demo", "input": "hi", **fields}, ResponseAsk)
+    return response_body(request, dataclasses.replace(CAPABLE_MODEL, system="own"))
 
 
 def test_responses_have_one_leading_system_message() -> None:
@@ -612,13 +614,13 @@ def test_responses_have_one_leading_system_message() -> None:
     late = {"role": "developer", "content": "late"}
     both = responses(instructions="a", input=[{"role": "developer", "content": "b"}, user, late])
     assert both["messages"] == [{"role": "system", "content": "a\n\nb"}, user, late]
-    for fields, said in (
+    for fields, text in (
         ({"input": [{"role": "system", "content": "b"}, user]}, "b"),
         ({"instructions": "a", "input": [user]}, "a"),
         # The model's system text applies only without another one.
         ({"input": [user]}, "own"),
     ):
-        assert responses(**fields)["messages"] == [{"role": "system", "content": said}, user]
+        assert responses(**fields)["messages"] == [{"role": "system", "content": text}, user]
     assert responses(input=[user, late])["messages"] == [user, late]
 
 
@@ -708,13 +710,13 @@ def test_formats_and_statuses_of_errors() -> None:
 
 
 def test_a_too_long_prompt_has_the_error_that_agents_recognize() -> None:
-    said = "request (4301 tokens) exceeds the available context size (4096 tokens), try increasing it"
-    refusal = Refusal(Fault.ENGINE, said, status=400)
+    message = "request (4301 tokens) exceeds the available context size (4096 tokens), try increasing it"
+    refusal = Refusal(Fault.ENGINE, message, status=400)
     openai = refusal_object(Dialect.OPENAI, refusal)["error"]
-    assert openai["code"] == "context_length_exceeded" and openai["message"] == said
+    assert openai["code"] == "context_length_exceeded" and openai["message"] == message
     anthropic = refusal_object(Dialect.ANTHROPIC, refusal)["error"]
-    assert anthropic == {"type": "invalid_request_error", "message": f"prompt is too long: {said}"}
-    assert refusal_object(Dialect.OLLAMA, refusal) == {"error": said}
+    assert anthropic == {"type": "invalid_request_error", "message": f"prompt is too long: {message}"}
+    assert refusal_object(Dialect.OLLAMA, refusal) == {"error": message}
     other = refusal_object(Dialect.OPENAI, Refusal(Fault.ENGINE, "no such thing", status=400))
     assert other["error"]["code"] is None
 

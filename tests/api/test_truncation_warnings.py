@@ -18,7 +18,7 @@ def ask(path: str, body: dict[str, Any]) -> Ask:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "words"),
+    ("before", "after", "expected"),
     [
         ({"messages": [OLD, OLD, LAST]}, {"messages": [LAST]}, "2 of the older messages were omitted"),
         ({"messages": [LAST]}, {"messages": [{**LAST, "content": "c"}]}, "beginning of the last message"),
@@ -27,10 +27,10 @@ def ask(path: str, body: dict[str, Any]) -> Ask:
     ],
 )
 def test_the_warning_names_the_part_that_was_removed(
-    before: dict[str, Any], after: dict[str, Any], words: str
+    before: dict[str, Any], after: dict[str, Any], expected: str
 ) -> None:
     service = TruncatingService(ScriptedService())
     (warning,) = service._warnings(ask("/x", before), ask("/x", after))
-    assert "longer than the context" in warning and words in warning
+    assert "longer than the context" in warning and expected in warning
     first = ask("/x", before)
     assert service._warnings(first, first) == ()

@@ -22,13 +22,13 @@ async def test_numbers_of_the_engines_own_fields_are_converted(
     """llama-server ignores numbers in quotes."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
     url = await serve(parts(service))
-    given = {"top_k": "5", "min_p": "0.1", "repeat_penalty": "1.5", "mirostat": 2.0, "cache_prompt": "false"}
-    async with http.post(url + path, json={**ROUTES[path], **given}) as answer:
+    fields = {"top_k": "5", "min_p": "0.1", "repeat_penalty": "1.5", "mirostat": 2.0, "cache_prompt": "false"}
+    async with http.post(url + path, json={**ROUTES[path], **fields}) as answer:
         assert answer.status == 200, await answer.read()
     sent = call_of(service).body
-    assert [sent[name] for name in given] == [5, 0.1, 1.5, 2, False]
+    assert [sent[name] for name in fields] == [5, 0.1, 1.5, 2, False]
     assert type(sent["mirostat"]) is int and type(sent["cache_prompt"]) is bool
-    for name in given:
+    for name in fields:
         status, refusal, _ = await post(http, url + path, {**ROUTES[path], name: "many"})
         assert (status, refusal["error"]["param"]) == (400, name)
 
