@@ -1,8 +1,8 @@
 """Fills a worker's tensor cache from local disk or other nodes before the head would send the data.
 
 The data comes from this machine's copy of the model's file, or from several other nodes that have it, in
-chunks of which each node supplies as many as it can. A model's digest covers only samples of its file, so
-each tensor is compared with the head's (`sollold.models.transfer.part_check`); this is skipped for files with
+chunks: each node supplies as many as it can. A model's digest covers only samples of its file, so each tensor
+is compared with the head's (`sollold.models.transfer.part_check`); this is skipped for files with
 equal sha256 sums on both sides (Ollama's store and Hugging Face's cache name files by it). The file name that
 the worker expects, the FNV-1a hash of the data, comes from llama-server's request: computing it here would
 take minutes in Python, or as long again as the load itself in a worker process.

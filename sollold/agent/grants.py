@@ -168,7 +168,7 @@ class GrantManager:
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
-        """Return host and port of a worker of ``deployment``, only to its head.
+        """Return host and port of a worker of ``deployment``, if ``caller`` is its head.
 
         ``external``: address of an external worker; empty: this node's own worker.
 

@@ -113,7 +113,7 @@ class OwnWorkers:
         await asyncio.to_thread(self._cache.remove_folder, deployment)
 
     async def start_again(self, deployment: str) -> None:
-        """Replace the worker of a deployment by a new one, perhaps on another port.
+        """Replace the worker of a deployment by a new one, possibly on another port.
 
         A worker has no state between two connections, so nothing is lost.
 

@@ -1,4 +1,4 @@
-"""Gives the heads of deployments, and nobody else, access to this node's workers."""
+"""Gives only the heads of deployments access to this node's workers."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def parse(text: str) -> list[ListedDevice]:
 
 
 def _integrated(name: str) -> bool:
-    """Return whether a GPU of this name has no memory of its own, as far as its name tells."""
+    """Return whether a GPU has no memory of its own, according to its name."""
     return bool(_INTEGRATED.search(name)) and not _CARD.search(name)
 
 

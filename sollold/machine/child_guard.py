@@ -18,7 +18,7 @@ except OSError:
     pass
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-"""Asks Linux for SIGKILL when the daemon dies, becomes the OOM killer's first choice (the daemon can then
+"""Requests SIGKILL when the daemon dies, becomes the OOM killer's first choice (the daemon can then
 reload the model, while without the daemon everything stops), then executes the program. It is a separate
 program since code between fork and exec is unsafe in a process with threads. Python ignores SIGPIPE, and exec
 preserves that: a worker needs it ignored, or it dies when its client disconnects."""

@@ -68,7 +68,7 @@ class DeviceMeter:
 
     @property
     def problem(self) -> str:
-        """Why GPUs can't be detected, for people; empty if there is no problem."""
+        """Why GPUs can't be detected, for display; empty if there is no problem."""
         return self._nvml.problem
 
     def idle_gpus(self) -> tuple[str, ...]:

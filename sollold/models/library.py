@@ -38,14 +38,14 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ShapeRequest:
-    """Asks a node that has the model's files for its shape."""
+    """Requests a model's shape from a node that has its files."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataRequest:
-    """Asks a node that has the model's files for the header's key-value pairs.
+    """Requests the key-value pairs of a model's header from a node that has its files.
 
     ``whole``: include the values of long arrays.
     """
@@ -202,7 +202,7 @@ class Library:
     async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
         """Return the key-value pairs of a model's header, or an empty dict.
 
-        Up to three nodes that have the model are asked in turn. ``whole``: include the values of long arrays.
+        Tries up to three nodes that have the model in turn. ``whole``: include the values of long arrays.
         """
         for node, model in self.find(name)[:3]:
             if node == self._view.me.node:

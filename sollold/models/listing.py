@@ -27,8 +27,8 @@ def merge(
     """Merge the lists of all nodes into name → model with its nodes, and name → (node, model) pairs.
 
     Content is identified by digest, so a node that has it under another name counts too, and a model that one
-    node knows only by Ollama's manifest is the same as the one another node can read. If a name stands for
-    several contents, it stays with runnable content, then with the content that has had the name longest,
+    node knows only by Ollama's manifest is the same as the one another node can read. If several contents
+    have the same name, it stays with runnable content, then with the content that has had the name longest,
     then with the one on the most nodes, then with the newest. The others get their folder's name, or the
     digest, into the tag.
     """

@@ -32,7 +32,7 @@ _RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ListModelsRequest:
-    """Asks a node for its models. ``refresh``: rescan its stores first."""
+    """Requests a node's models. ``refresh``: rescan its stores first."""
 
     refresh: bool = False
 
@@ -150,8 +150,8 @@ class NodeLists:
     def _look(self) -> None:
         """React to a change of the view.
 
-        When a node returns, its last known models are listed again at once; otherwise a client might be
-        told in the meantime that no node has them."""
+        When a node returns, its last known models are listed again at once: a request that comes before
+        they are fetched must find them."""
         live = frozenset(record.node for record in self._view.live())
         if live != self._live:
             self._live = live

@@ -103,5 +103,5 @@ def _median(values: list[float]) -> float:
 
 
 def _kind_of(device: str) -> str:
-    """Return a device's kind: the name without its number, so that ``CUDA0`` and ``CUDA1`` are alike."""
+    """Return a device's kind: the name without its number, so ``CUDA0`` and ``CUDA1`` are of one kind."""
     return device.rstrip("0123456789")

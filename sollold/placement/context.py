@@ -52,7 +52,7 @@ def runs_to_try(request: PlacementRequest, context_train: int) -> tuple[list[Run
     """Return the runs to try in turn: those with the full context, then those with less.
 
     With the full context, fewer slots are tried first, then smaller batches. The second list is empty when
-    the caller named a context: nobody gets less than they asked for.
+    the caller named a context: a request never gets less than it named.
     """
     aim = tokens(request, context_train)
     slots = max(request.slots, 1)

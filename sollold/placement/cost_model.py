@@ -36,7 +36,7 @@ Correction = Callable[[str, str], float]
 
 
 HOP = "hop"
-"""Stands in a `Correction` for a device: the round trip to a node's worker."""
+"""Used in a `Correction` in place of a device: the round trip to a node's worker."""
 
 
 def uncorrected(node: str, device: str) -> float:

@@ -1,7 +1,7 @@
 """Finds the split with the least time per token: which devices, in which order, with which layers.
 
 Layers lie in a row and each device gets a run of them. A device costs a fixed time when it is used (its
-hop) and a time per active byte. If all layers are alike, this is a knapsack with fixed charges, whose best
+hop) and a time per active byte. If all layers are equal, this is a knapsack with fixed charges; its best
 solution fills the faster of the chosen devices before the slower ones. That gives a bound for every subset:
 branch and bound walks the subsets, fastest first. Only for those whose bound can win does it look for the
 best cut points and order, by dynamic programming over the layers. The result is exact within `SLACK` for
@@ -187,7 +187,7 @@ class _Search:
             chosen.pop()
 
     def _is_redundant(self, item: BinBounds, previous: BinBounds) -> bool:
-        """Return whether the device before is equivalent, so that this one needs no trial of its own.
+        """Return whether the ``previous`` device is equivalent, so that ``item`` needs no trial of its own.
 
         If the number of workers is limited, a machine with several devices is not equivalent to one with a
         single device: its other devices add no worker.

@@ -115,7 +115,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A machine that takes no part; ``reason``: a clause for people."""
+    """A machine that takes no part; ``reason``: a clause for display."""
 
     node: str
     name: str
@@ -134,7 +134,7 @@ class Fleet:
         return next((machine for machine in self.machines if machine.node == node), None)
 
     def name(self, node: str) -> str:
-        """Return a node's host name, for people; the node id when unknown."""
+        """Return a node's host name, for display; the node id when unknown."""
         entries: tuple[Machine | LeftOut, ...] = (*self.machines, *self.left_out)
         return next((entry.name for entry in entries if entry.node == node), node)
 

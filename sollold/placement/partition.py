@@ -52,7 +52,7 @@ class Partition:
     def pour(self, order: list[BinBounds]) -> Split | None:
         """Fill all devices but the slowest, from both ends; the slowest gets what is left in between.
 
-        This is fast, and optimal when all layers are alike.
+        This is fast, and optimal when all layers are equal.
         """
         act = self.layers.act
         count = len(act) - 1

@@ -61,7 +61,7 @@ class Plan:
             layer is offloaded; ``host`` counts their bytes.
         tokens_per_second, load_seconds: predictions; 0.0 when unknown.
         estimate: whether the architecture is unknown, so that the bytes are conservative estimates.
-        reasons: sentences for people: why this placement, and what was given.
+        reasons: sentences for users: why this placement, and what was given.
         drafts_by: what drafts tokens, as in `Drafts`, ``run.drafts`` of them at a time; empty: no drafts.
         windowed: whether some layers use sliding-window attention.
         draft_digest: digest of the draft model, if one is used; ``draft_device``: the head's device on which

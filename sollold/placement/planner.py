@@ -161,7 +161,7 @@ def _ranked(lost: Sequence[Alternative]) -> tuple[Alternative, ...]:
 
 
 def _reasons(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
-    """Return sentences for people that explain the placement."""
+    """Return sentences for users that explain the placement."""
     size = sum(share.total for share in (best.host, *best.shares))
     head = best.head.name
     devices = [share.device for share in best.shares]

@@ -4,7 +4,7 @@ Drafts are added to a placement that was found without them, and use only memory
 is moved for them, with one exception: if the model's own layer (MTP) should draft and does not fit beside the
 last layers, all layers are split again over the same machines, provided these have room for everything.
 
-Only tokens that the model itself would have produced are accepted. So drafts change how fast an answer comes,
+Only tokens that the model itself would have produced are accepted. So drafts change the speed of an answer,
 and its words only where a batch is rounded differently from a single token.
 """
 

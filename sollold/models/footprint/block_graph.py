@@ -144,7 +144,7 @@ def _recurs(row: Row) -> bool:
 
 
 def _next_added(row: Row) -> tuple[Block, Batch] | None:
-    """Return the next block with an operation that is added explicitly, as `added_explicitly` tells."""
+    """Return the next block with an operation that is added explicitly (`added_explicitly`)."""
     return next((pair for pair in row if added_explicitly(pair[0])), None)
 
 

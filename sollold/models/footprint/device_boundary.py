@@ -17,10 +17,10 @@ ALIGNED = 128
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """How a device that begins within a model is handed the hidden state, without pipelining.
+    """How a device that begins within a model receives the hidden state, without pipelining.
 
     Attributes:
-        hosted: the head's CPU hands it over: the operations of the previous block that have no weights there
+        hosted: the head's CPU sends it: the operations of the previous block that have no weights there
             are then computed on this device. Otherwise another device does, and even the norm is computed
             there.
         before: the previous block.

@@ -9,7 +9,7 @@ from __future__ import annotations
 FOURFOLD = frozenset({"qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next"})
 """Architectures with four positions per token (M-RoPE)."""
 _MAYBE_FOURFOLD = frozenset({"glm4", "glm4moe", "hunyuan_vl"})
-"""Architectures of which only some files have four positions per token."""
+"""Architectures with four positions per token in some files only."""
 _OWN_LAYER = frozenset({"qwen35", "qwen35moe"})
 
 

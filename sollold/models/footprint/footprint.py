@@ -118,7 +118,7 @@ class Footprint:
         own = self.layers + 1 - offloaded
         peak = needs.peak(first, last, piped=piped, own=own)
         if not piped and first > own:
-            # If another device hands them over, several streams leave a hole.
+            # If another device sends them, several streams leave a hole.
             peak += inputs.turned
         if first == 0:
             # The per-layer embeddings are computed here; pipelining keeps their source.
@@ -146,7 +146,7 @@ class Footprint:
     def host_experts(self, layers: int) -> int:
         """Return the extra compute buffer of the head's CPU for the experts of the first ``layers``.
 
-        Computed as if it held those layers whole, which is an overestimate.
+        Computed for those layers as a whole, which is an overestimate.
         """
         return self._demands.peak(0, layers, piped=False) if layers else 0
 

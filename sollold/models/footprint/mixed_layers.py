@@ -29,7 +29,7 @@ class _Begins:
 
 @dataclass(frozen=True, slots=True)
 class MixedLayers:
-    """The blocks of a model, and which of them are alike (``kinds``, a number for each).
+    """The blocks of a model; equal blocks have equal numbers in ``kinds``.
 
     ``slack``: bytes to add to every result. ``raw``: bytes of the per-layer embeddings of all layers;
     ``scaled``: the first layer's input is scaled.

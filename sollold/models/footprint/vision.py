@@ -1,6 +1,6 @@
 """Computes how much memory a projector needs to process an image, by the largest image it accepts.
 
-llama.cpp reserves memory for a medium image while it loads, and for a larger one when it comes. The maximum
+llama.cpp reserves memory for a medium image while it loads, and for a larger one when it arrives. The maximum
 size is in the header of some projectors, and in tools/mtmd/clip.cpp for the others.
 """
 

@@ -110,7 +110,7 @@ def joined(headers: list[Header]) -> Header:
 
 def _read_one(path: str) -> Header:
     try:
-        # Without O_NONBLOCK a named pipe in the folder would block the caller for ever.
+        # Without O_NONBLOCK a named pipe in the folder would block the caller forever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

@@ -274,7 +274,7 @@ class Catalogue:
     async def _try(self, scan: Callable[[], Awaitable[object]]) -> bool:
         """Run a scan; return False if it failed or found nothing new.
 
-        Whatever is wrong with a store, the watch continues.
+        The watch continues after any error of a store.
         """
         try:
             found = await scan() is not False

@@ -49,7 +49,7 @@ def scan_folder(root: Path) -> Scan:
 
 
 def scan_llama_cache(root: Path) -> Scan:
-    """Scan llama.cpp's older cache; names are ``hf.co/org/repo:quantization`` where the file name tells."""
+    """Scan llama.cpp's older cache; names are ``hf.co/org/repo:quantization`` if the file name has these."""
     result = Scan()
     for _, files in _walk(root, result, depth=1):
         for model in group(files):

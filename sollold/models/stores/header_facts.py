@@ -108,15 +108,14 @@ def read_facts(files: tuple[str, ...]) -> HeaderFacts:
         OSError: a file can't be opened at present, whatever its content.
     """
     for path in files:
-        # Without O_NONBLOCK a named pipe would block for ever.
+        # Without O_NONBLOCK a named pipe would block forever.
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     try:
         header = gguf.read_files(_of_one_model(files))
     except GgufError as error:
         reason = _sentence(f"{error.reason} (at byte {error.offset})")
         if len(files) > 1:
-            # Of several files only this tells which one is meant; a single one is named by the caller, who
-            # may show a link.
+            # With several files, name the faulty one. A single file is named by the caller, maybe as a link.
             reason = f"{error.path}: {reason}"
         return HeaderFacts(files=files, unusable=reason)
     return facts_of(header)
@@ -195,7 +194,7 @@ def _widths(header: Header, kind: str) -> tuple[int, ...]:
 
 
 def fits(model: HeaderFacts, projector: HeaderFacts) -> bool:
-    """Return whether a projector may produce embeddings of the model's width, as far as the headers tell."""
+    """Return whether a projector may produce embeddings of the model's width, according to the headers."""
     comparable = bool(projector.widths) and any(width > 0 for width in model.widths)
     return not comparable or bool(set(model.widths) & set(projector.widths))
 

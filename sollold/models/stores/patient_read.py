@@ -1,6 +1,6 @@
 """Reads files that may block indefinitely: on a share whose server is down, or on a failing disk.
 
-Such a read blocks its thread, for minutes or for ever. So it gets its own thread, and callers wait for it
+Such a read blocks its thread, for minutes or forever. So it gets its own thread, and callers wait for it
 only briefly: in the loop's shared thread pool, a few of them would block all other work there.
 """
 

@@ -1,4 +1,4 @@
-"""A pool of threads for reads of files in several places, none of which can block the reads of others.
+"""A pool of threads for reads of files in several places; a blocked read does not block other places.
 
 A read of a share whose server is down blocks its thread. After some seconds its slot is given to another
 read, and until it ends nothing more is read from that folder.
@@ -72,7 +72,7 @@ class PatientThreads:
         waiting.add_done_callback(retrieve_error)
         self._silent[place] += 1
         if pool is self._pool and not self._closed:
-            # A thread of it is blocked, perhaps for good; its other threads end when their reads have.
+            # One of its threads is blocked, possibly forever; the others end with their reads.
             pool.shutdown(wait=False)
             self._pool = self._new_pool()
         loop = asyncio.get_running_loop()

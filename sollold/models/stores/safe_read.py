@@ -15,7 +15,7 @@ MOST = 1 << 18
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading; without O_NONBLOCK a named pipe would block for ever.
+    """Open a file for reading; without O_NONBLOCK a named pipe would block forever.
 
     Raises:
         OSError: it can't be opened.

@@ -1,6 +1,6 @@
 """Scans one store in threads of its own.
 
-A network share whose server is down blocks any thread that touches it, for minutes or for ever. It must
+A network share whose server is down blocks any thread that touches it, for minutes or forever. It must
 neither keep other stores from being scanned nor the daemon from exiting.
 """
 

@@ -35,7 +35,7 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
 def lower_priority() -> None:
     """Lower the priority of a thread that copies or compares much, in favour of engines and the loop.
 
-    Not for threads that run much Python code: whatever waits for the GIL would wait for them, too.
+    Not for threads that run much Python code: other threads would wait longer for the GIL.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -45,7 +45,7 @@ def sweep(own: Path, now: float) -> None:
 
 
 def abandoned(own: Path, now: float) -> list[Problem]:
-    """Return the resumable downloads that nobody has continued for a day."""
+    """Return the resumable downloads that have not been continued for a day."""
     found = []
     for folder in _folders(own / PARTS):
         age = now - _last_change(folder)

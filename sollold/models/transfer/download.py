@@ -21,7 +21,7 @@ from sollold.tasks import cancel_and_wait
 log = logging.getLogger("sollold.models")
 
 _BATCH = 4 << 20
-"""Size of the batches that are handed to a thread for writing, in bytes."""
+"""Size of the batches that a thread writes, in bytes."""
 _MAX_FAILURES = 5
 """Consecutive failures after which a source is given up: some eight seconds, so that it may restart."""
 
@@ -83,7 +83,7 @@ class Stop:
                 raise SourceError("it was stopped")
 
     def stop(self) -> None:
-        """Wake the thread, whatever it waits for."""
+        """Stop the thread, even while it waits for its socket."""
         with self._lock:
             self._stopped.set()
             if self._socket is not None:

@@ -70,7 +70,7 @@ def _feed(
     end: int,
     stopped: Callable[[], bool],
 ) -> None:
-    """Feed the bytes to all takers. Both digests release the GIL meanwhile."""
+    """Feed the bytes to all consumers. Both digests release the GIL meanwhile."""
     while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
         if stopped():
             raise InterruptedError("stopped while it was read")

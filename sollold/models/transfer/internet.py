@@ -62,7 +62,7 @@ class Internet:
             self._session = None
 
     def trouble(self) -> list[tuple[str, str]]:
-        """Return (what, fix) for each server whose last request failed recently."""
+        """Return (problem, fix) for each server whose last request failed recently."""
         start = time.monotonic() - _REMEMBER_SECONDS
         return [(problem, fix) for moment, problem, fix in tuple(self._failed.values()) if moment > start]
 
@@ -70,7 +70,7 @@ class Internet:
     async def get(
         self, url: str, timeout: aiohttp.ClientTimeout, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and follow redirects; each server on the way has its own proxy, or none.
+        """Send a request and follow redirects; each server may have its own proxy, or none.
 
         Raises:
             Unreachable: also raised for errors inside the ``async with`` block.

@@ -31,7 +31,7 @@ LARGEST = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class PartDigestRequest:
-    """Peer method ``part``: asks for the digest of the bytes from ``start`` up to, not including, ``end``.
+    """Peer method ``part``: requests the digest of the bytes from ``start`` up to, not including, ``end``.
 
     ``key``: key of the GMAC; a node of an older release sends none.
     """

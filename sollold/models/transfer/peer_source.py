@@ -47,7 +47,7 @@ _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ReadPartRequest:
-    """Asks for the files of the model with this content digest."""
+    """Requests the files of the model with this content digest."""
 
     digest: str
 

@@ -46,7 +46,7 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """The model as far as its header tells, and its shape."""
+    """The model, with the facts from its header, and its shape."""
 
     model: Model
     shape: Shape

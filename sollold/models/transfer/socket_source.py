@@ -26,10 +26,10 @@ class DirectSource:
     """One node's files of one model, for `Downloader`. Create it on the loop."""
 
     PIECE = 1 << 20
-    """Bytes handed on at a time if the rate is not limited."""
+    """Bytes written at a time if the rate is not limited."""
 
     def __init__(self, reach: Dialer, node: str, digest: str, piece: int = PIECE) -> None:
-        """``piece``: bytes handed on at a time."""
+        """``piece``: bytes written at a time."""
         self.name = reach.name(node)
         self._node = node
         self._digest = digest
