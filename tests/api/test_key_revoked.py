@@ -152,7 +152,7 @@ async def test_local_requests_continue_after_their_key_is_revoked(
 async def test_a_follower_without_a_key_is_disconnected_when_keys_become_required(
     serve: Serve, http: ClientSession, keys: Keys, monkeypatch: pytest.MonkeyPatch, member: bool
 ) -> None:
-    monkeypatch.setattr(monitor_routes, "_PING", 0.02)
+    monkeypatch.setattr(monitor_routes, "_PING_SECONDS", 0.02)
     me, other = record("0" * 16), record("1" * 16)
     view = FakeView(me)
     view.others = {other.node: other}

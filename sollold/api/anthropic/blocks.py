@@ -8,15 +8,15 @@ from typing import Any
 from sollold.api.anthropic.tool_changes import CHANGES
 
 READ = frozenset(["text", "image", "document", "tool_use", "tool_result", "thinking", "search_result"])
-_IN_RESULTS = frozenset(("tool_reference",))
-_ELSEWHERE = frozenset(
+_RESULT_KINDS = frozenset(("tool_reference",))
+_HOSTED = frozenset(
     (
         *("redacted_thinking", "server_tool_use", "mcp_tool_use", "mcp_tool_listing"),
         *("container_upload", "compaction", "fallback"),
     )
 )
 """Blocks that only Anthropic can read, or that describe what ran there."""
-_KNOWN = READ | _IN_RESULTS | _ELSEWHERE | {*CHANGES}
+_KNOWN = READ | _RESULT_KINDS | _HOSTED | {*CHANGES}
 
 
 def is_known(kind: str) -> bool:
@@ -38,5 +38,5 @@ def _blocks(content: object) -> Iterator[dict[str, Any]]:
             yield from _objects(block.get("content"))
 
 
-def _objects(given: object) -> Iterable[dict[str, Any]]:
-    return (one for one in given if isinstance(one, dict)) if isinstance(given, list) else ()
+def _objects(value: object) -> Iterable[dict[str, Any]]:
+    return (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()

@@ -78,10 +78,10 @@ class MessageEvents(EventTranslator):
         """Add text to a block of text or thinking."""
         events: list[Event] = []
         if not self._blocks or self._blocks[-1]["type"] != kind or self._call >= 0:
-            first: Event = {"type": kind, kind: ""}
+            block: Event = {"type": kind, kind: ""}
             if kind == "thinking":
-                first["signature"] = ""
-            events += self._open(first)
+                block["signature"] = ""
+            events += self._open(block)
             self._call = -1
         self._parts.append(text)
         if kind == "thinking" and self._omits:

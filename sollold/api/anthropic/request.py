@@ -25,7 +25,7 @@ from sollold.models.model import Model
 def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     """Return the body for ``/v1/chat/completions``, always streamed: a whole answer is assembled here.
 
-    It has no stop sequences: `stop_sequences` finds them, since the caller is told which one was matched.
+    It has no stop sequences: `stop_sequences` finds them, since the answer must name the one that matched.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -43,13 +43,13 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     if isinstance(effort := output.get("effort"), str) and "chat_template_kwargs" in body:
         # Thinking is enabled, so its effort applies.
         body["reasoning_effort"] = effort
-    wanted = output.get("format") or ask.output_format
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        schema = wanted.get("schema")
+    format_ = output.get("format") or ask.output_format
+    if isinstance(format_, dict) and format_.get("type") == "json_schema":
+        schema = format_.get("schema")
         if not isinstance(schema, dict):
             raise Refusal(Fault.BAD_REQUEST, "the output format needs a schema")
-        named = {"name": "answer", "schema": schema, "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": named}
+        json_schema = {"name": "answer", "schema": schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     body["stream"] = True
     body["stream_options"] = {"include_usage": True}
     # The first event then contains the prompt's length, which message_start must report.
@@ -76,14 +76,14 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     return normalize_chat(body)
 
 
-def _text_of(content: str | list[Any], what: str) -> str:
+def _text_of(content: str | list[Any], subject: str) -> str:
     if isinstance(content, str):
         return content
     texts = []
     for block in content:
         text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
         if not isinstance(text, str):
-            raise Refusal(Fault.BAD_REQUEST, f"{what} must be a string or a list of text blocks")
+            raise Refusal(Fault.BAD_REQUEST, f"{subject} must be a string or a list of text blocks")
         texts.append(text)
     return "\n".join(texts)
 
@@ -186,7 +186,7 @@ def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
         raise Refusal(Fault.BAD_REQUEST, "a tool_result block needs a tool_use_id")
     content = block.get("content") or ""
     if isinstance(content, list):
-        content = _plain([_result_part(one, model) for one in content])
+        content = _plain([_result_part(part, model) for part in content])
     elif not isinstance(content, str):
         raise Refusal(Fault.BAD_REQUEST, "a tool_result's content must be a string or a list of blocks")
     if block.get("is_error") is True:
@@ -198,12 +198,12 @@ def _as_error(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]
     """Mark a tool's result as an error in its text: templates can't otherwise show that a call failed."""
     if not isinstance(content, str):
         return [{"type": "text", "text": "Error:"}, *content]
-    if "error" in content[:_SAYS_SO].lower():
+    if "error" in content[:_SEARCHED_CHARACTERS].lower():
         return content
     return f"Error: {content}" if content else "Error"
 
 
-_SAYS_SO = 40
+_SEARCHED_CHARACTERS = 40
 """Number of leading characters searched for a client's own mention of an error."""
 
 

@@ -14,26 +14,26 @@ _PARTS = {
     "thinking": ("type", "budget_tokens", "display"),
     "tool_choice": ("type", "name", "disable_parallel_tool_use"),
 }
-_MOST_KINDS = 8
-_LONGEST = 40
+_MAX_KINDS = 8
+_MAX_LENGTH = 40
 
 
 def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
     """Return a warning for each part of the original request that has no effect here."""
     known = _FIELDS | {"context_management"} if _keeps_all(body.get("context_management")) else _FIELDS
-    found = [*ignored_fields(body, known), *ignored_parts(body, _PARTS)]
+    warnings = [*ignored_fields(body, known), *ignored_parts(body, _PARTS)]
     thinking = body.get("thinking")
     display = thinking.get("display") if isinstance(thinking, dict) else None
     if isinstance(display, str) and display not in ("summarized", "omitted"):
-        found.append(f"thinking.display {display[:_LONGEST]} has no effect: thinking is shown as it is")
+        warnings.append(f"thinking.display {display[:_MAX_LENGTH]} has no effect: thinking is shown as it is")
     if unknown := unknown_kinds(body.get("messages")):
-        named = ", ".join(kind[:_LONGEST] for kind in unknown[:_MOST_KINDS])
-        found.append(f"content blocks of type {named} are not known here and are left out")
-    return tuple(found)
+        kinds = ", ".join(kind[:_MAX_LENGTH] for kind in unknown[:_MAX_KINDS])
+        warnings.append(f"content blocks of type {kinds} are not known here and are left out")
+    return tuple(warnings)
 
 
 def _keeps_all(management: object) -> bool:
-    """Whether it only asks to clear no thinking, as Claude Code does in every request."""
+    """Whether the field requests only to keep all thinking, as Claude Code does in every request."""
     edits = management.get("edits") if isinstance(management, dict) else None
     return isinstance(edits, list) and all(
         isinstance(edit, dict)

@@ -56,11 +56,11 @@ class AnthropicRoutes:
         asked.model = asked.model or listed.model.name
         require_completion(listed.model, "messages")
         engine = messages_body(asked, listed.model)
-        own = messages_body(asked, without_modelfile(listed.model))
-        shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
+        plain = messages_body(asked, without_modelfile(listed.model))
+        shared = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
-        said = engine["messages"]
-        notes = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(said))
+        messages = engine["messages"]
+        notes = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(messages))
         native["model"] = asked.model
         call = Call(CHAT_PATH, native, (*notes, *context_note(asked.num_ctx)))
         caller = caller_of(request, asked.priority, asked.timeout)
@@ -84,18 +84,18 @@ class AnthropicRoutes:
         body = await read_object(request)
         asked = as_type(body, Tokens)
         listed = await self._services.library.find(require_model(asked.model))
-        own = {**prompt_body(asked, without_modelfile(listed.model)), "model": asked.model}
-        native = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
-        whole = prompt_body(asked, listed.model)
+        plain = {**prompt_body(asked, without_modelfile(listed.model)), "model": asked.model}
+        native = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
+        engine = prompt_body(asked, listed.model)
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
 
         def build() -> Ask:
-            calls = count_calls(listed.model, whole, native)
+            calls = count_calls(listed.model, engine, native)
             return build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
 
         ask = await off_loop(request, body, build)
         warnings = (*tool_warnings(asked), *message_warnings(body))
-        return await Reply(request, self._context, ask, _CountEncoder(_counted), warnings=warnings).run()
+        return await Reply(request, self._context, ask, _CountEncoder(_count_body), warnings=warnings).run()
 
 
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
@@ -105,5 +105,5 @@ class _CountEncoder(PassThroughEncoder):
     dialect = Dialect.ANTHROPIC
 
 
-def _counted(raw: bytes) -> bytes:
+def _count_body(raw: bytes) -> bytes:
     return msgspec.json.encode({"input_tokens": read_count(raw)})

@@ -17,31 +17,31 @@ CHANGES = ("tool_addition", "tool_removal")
 
 
 def current_tools(ask: Tokens) -> list[Tool]:
-    """The tools that the caller offers at the end of its conversation."""
-    given: dict[str | None, Tool] = {}
+    """Return the tools that the caller offers at the end of its conversation."""
+    offered: dict[str | None, Tool] = {}
     # By name, so that many changes of many tools don't hold the loop.
     tools: dict[str | None, list[Tool]] = {}
     for tool in ask.tools or ():
-        given.setdefault(_name(tool), tool)
+        offered.setdefault(_name(tool), tool)
         tools.setdefault(_name(tool), []).append(tool)
     changed = False
     for change in _changes(ask):
-        named = change.get("tool")
-        if not isinstance(named, dict):
+        reference = change.get("tool")
+        if not isinstance(reference, dict):
             continue
-        adds = change["type"] == "tool_addition"
-        defined = named.get("definition")
-        added = defined if isinstance(defined, dict) else None
-        name = _name(named if added is None else added)
-        if adds and added is None:
-            added = given.get(name)
-            if added is None or (name in tools and added in tools[name]):
+        is_addition = change["type"] == "tool_addition"
+        definition = reference.get("definition")
+        addition = definition if isinstance(definition, dict) else None
+        name = _name(reference if addition is None else addition)
+        if is_addition and addition is None:
+            addition = offered.get(name)
+            if addition is None or (name in tools and addition in tools[name]):
                 continue
         changed = True
         tools.pop(name, None)
-        if adds and added is not None:
-            tools[name] = [added]
-    return [tool for alike in tools.values() for tool in alike] if changed else list(ask.tools or ())
+        if is_addition and addition is not None:
+            tools[name] = [addition]
+    return [tool for group in tools.values() for tool in group] if changed else list(ask.tools or ())
 
 
 def _name(tool: Tool) -> str | None:
@@ -52,7 +52,7 @@ def _name(tool: Tool) -> str | None:
 def _changes(ask: Tokens) -> Iterator[dict[str, Any]]:
     for turn in ask.messages or ():
         for block in turn.content if isinstance(turn.content, list) else ():
-            inner = block.get("tool_changes") if block.get("type") == "compaction" else [block]
-            for change in inner if isinstance(inner, list) else ():
+            changes = block.get("tool_changes") if block.get("type") == "compaction" else [block]
+            for change in changes if isinstance(changes, list) else ():
                 if isinstance(change, dict) and change.get("type") in CHANGES:
                     yield change

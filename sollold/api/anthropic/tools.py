@@ -19,8 +19,8 @@ from sollold.models.model import Model
 Tool = dict[str, Any]
 
 _TEXT = {"type": "string"}
-_WHOLE = {"type": "integer"}
-_POINT = {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}
+_INTEGER = {"type": "integer"}
+_POINT = {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2}
 
 
 def _schema(required: str, **properties: Tool) -> Tool:
@@ -32,7 +32,7 @@ _EDITS: dict[str, Tool] = {
     "file_text": _TEXT,
     "old_str": _TEXT,
     "new_str": _TEXT,
-    "insert_line": _WHOLE,
+    "insert_line": _INTEGER,
     "insert_text": _TEXT,
 }
 _DEFINED: dict[str, tuple[str, Tool]] = {
@@ -73,7 +73,7 @@ _DEFINED: dict[str, tuple[str, Tool]] = {
             start_coordinate=_POINT,
             text=_TEXT,
             scroll_direction=_TEXT,
-            scroll_amount=_WHOLE,
+            scroll_amount=_INTEGER,
             duration={"type": "number"},
         ),
     ),
@@ -84,11 +84,11 @@ _DEFINED: dict[str, tuple[str, Tool]] = {
 def tool_warnings(ask: Tokens) -> tuple[str, ...]:
     """Return warnings about tools that are left out."""
     tools = current_tools(ask)
-    elsewhere = sorted({str(tool.get("type"))[:40] for tool in tools if _function(tool) is None})
-    found = [f"tools of type {', '.join(elsewhere)} run at Anthropic and are left out"] if elsewhere else []
+    hosted = sorted({str(tool.get("type"))[:40] for tool in tools if _function(tool) is None})
+    warnings = [f"tools of type {', '.join(hosted)} run at Anthropic and are left out"] if hosted else []
     if ask.mcp_servers:
-        found.append("mcp_servers has no effect: its tools run at Anthropic")
-    return tuple(found)
+        warnings.append("mcp_servers has no effect: its tools run at Anthropic")
+    return tuple(warnings)
 
 
 def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
@@ -107,9 +107,9 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
     if choice.type == "tool":
         functions = [function for function in functions if function["name"] == choice.name]
         if not functions and tools:
-            named = any(tool.get("name") == choice.name for tool in tools)
-            where = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
-            raise Refusal(Fault.BAD_REQUEST, where if named else unknown_tools_message([str(choice.name)]))
+            known = any(tool.get("name") == choice.name for tool in tools)
+            text = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
+            raise Refusal(Fault.BAD_REQUEST, text if known else unknown_tools_message([str(choice.name)]))
     if not functions:
         if tools and choice.type == "any":
             raise Refusal(Fault.BAD_REQUEST, "tool_choice requires a tool, but all of them run at Anthropic")
@@ -136,8 +136,8 @@ def _function(tool: Tool) -> Tool | None:
         base, _, date = str(kind).rpartition("_")
         if base not in _DEFINED or not date.isdigit():
             return None
-        said, schema = _DEFINED[base]
-        description = description or said
+        default, schema = _DEFINED[base]
+        description = description or default
     schema = NO_ARGUMENTS if schema is None else schema
     if not isinstance(name, str) or not name:
         raise Refusal(Fault.BAD_REQUEST, "every tool needs a name")

@@ -119,18 +119,18 @@ class AdmissionRoutes:
 
     async def rotate(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/rotate``."""
-        return _rolled(await self._admission.secret.rotate())
+        return _result(await self._admission.secret.rotate())
 
     async def evict(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/evict``."""
         body = as_type(await read_object(request), EvictBody)
         member, rolled = await self._admission.secret.evict(body.machine)
-        return _rolled(rolled, node=member.node, name=member.name)
+        return _result(rolled, node=member.node, name=member.name)
 
     async def secure(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/secure``."""
         body = as_type(await read_object(request), SecureBody)
-        return _rolled(await self._admission.secret.secure(body.nodes))
+        return _result(await self._admission.secret.secure(body.nodes))
 
     async def invite(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/invite``."""
@@ -151,7 +151,7 @@ class AdmissionRoutes:
             )
 
 
-def _rolled(rolled: Rolled, **more: str) -> web.Response:
+def _result(rolled: Rolled, **fields: str) -> web.Response:
     """Return the result of changing the secret."""
-    names = {key: [one.name for one in getattr(rolled, key)] for key in ("done", "away", "unsure")}
-    return json_response({**more, "generation": rolled.generation, **names})
+    names = {key: [member.name for member in getattr(rolled, key)] for key in ("done", "away", "unsure")}
+    return json_response({**fields, "generation": rolled.generation, **names})

@@ -74,7 +74,7 @@ class BatchRoutes:
 
     def routes(self) -> list[Route]:
         """Return the route table."""
-        one = "/api/batch/jobs/{id}"
+        path = "/api/batch/jobs/{id}"
         return [
             Route(
                 "POST",
@@ -86,8 +86,8 @@ class BatchRoutes:
                 inference=True,
             ),
             Route("GET", "/api/batch/jobs", self.jobs, "The batches of this node"),
-            Route("GET", one, self.job, "Progress of a batch"),
-            Route("DELETE", one, self.cancel, "Cancel a batch"),
+            Route("GET", path, self.job, "Progress of a batch"),
+            Route("DELETE", path, self.cancel, "Cancel a batch"),
             Route(
                 "GET",
                 "/api/batch/results/{id}",
@@ -121,12 +121,12 @@ class BatchRoutes:
         async def embed(piece: Sequence[str]) -> list[list[float]]:
             if client.key is not None and not client.local and not access.valid(client.key):
                 raise BatchEnded("the API key was revoked or has expired during this batch")
-            own = replace(ask, id=f"{ask.id}-{next(numbers)}")
+            piece_ask = replace(ask, id=f"{ask.id}-{next(numbers)}")
             native = {"model": model.name, "input": list(piece), "truncate": truncate}
-            found = await self._embedder.embed(
-                own, model, piece, Call("/api/embed", native), truncate=truncate
+            embedded = await self._embedder.embed(
+                piece_ask, model, piece, Call("/api/embed", native), truncate=truncate
             )
-            vectors = found.vectors if found.native is None else found.native.get("embeddings", [])
+            vectors = embedded.vectors if embedded.native is None else embedded.native.get("embeddings", [])
             return [shortened(vector, dimensions) for vector in vectors]
 
         job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)
@@ -137,8 +137,8 @@ class BatchRoutes:
     async def jobs(self, request: web.Request) -> web.Response:
         """``GET /api/batch/jobs``."""
         client = client_of(request)
-        shown = [job for job in self._batches.jobs() if _may_see(client, job)]
-        return json_response({"jobs": [job_object(job) for job in shown]})
+        visible = [job for job in self._batches.jobs() if _may_see(client, job)]
+        return json_response({"jobs": [job_object(job) for job in visible]})
 
     async def job(self, request: web.Request) -> web.Response:
         """``GET /api/batch/jobs/{id}``."""
@@ -159,7 +159,7 @@ class BatchRoutes:
             **job_object(job),
             "offset": offset,
             "embeddings": [None if vector is None else list(vector) for vector in page],
-            "errors": {str(place): text for place, text in job.errors.items() if offset <= place < end},
+            "errors": {str(index): text for index, text in job.errors.items() if offset <= index < end},
             "next_offset": end if end < job.total else None,
         }
         return json_response(value)
@@ -181,10 +181,10 @@ def _may_see(client: Client, job: Job) -> bool:
     return client.scope is Scope.ADMIN or client.identity == job.client
 
 
-def _number(request: web.Request, name: str, default: int, most: int) -> int:
+def _number(request: web.Request, name: str, default: int, limit: int) -> int:
     text = request.query.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise Refusal(Fault.BAD_REQUEST, f"{name} must be a non-negative integer")
-    return min(int(text), most)
+    return min(int(text), limit)

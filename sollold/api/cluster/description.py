@@ -18,7 +18,7 @@ class DescriptionRoute:
     def __init__(self, rows: Sequence[Route]) -> None:
         self._rows = rows
         self._text = b""
-        self._once = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def route(self) -> Route:
         """Return the route."""
@@ -26,14 +26,14 @@ class DescriptionRoute:
 
     async def show(self, request: web.Request) -> web.Response:
         """``/openapi.json``."""
-        async with self._once:
-            self._text = self._text or await asyncio.to_thread(_made, self._rows)
+        async with self._lock:
+            self._text = self._text or await asyncio.to_thread(_encode, self._rows)
         return web.Response(body=self._text, headers={"Content-Type": JSON})
 
 
-def _made(rows: Sequence[Route]) -> bytes:
+def _encode(rows: Sequence[Route]) -> bytes:
     from sollold.api.cluster.openapi import (
-        describe,  # seldom needed, and a daemon that is idle is to be small
+        describe,  # rarely needed, and an idle daemon should be small
     )
 
     return msgspec.json.encode(describe(rows))

@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 
 from sollold.control.engine_metrics import EngineText
 
-_MOST_FAMILIES = 100
-_MOST_SAMPLES = 1000
+_MAX_FAMILIES = 100
+_MAX_SAMPLES = 1000
 """Maximum number of samples per family of one engine, in case an engine misbehaves."""
 
 
@@ -21,21 +21,21 @@ class EngineFamilies(Collector):
 
     def __init__(self, texts: Iterable[EngineText]) -> None:
         self._families: dict[str, Metric] = {}
-        for one in texts:
+        for engine in texts:
             try:
-                self._add(one)
+                self._add(engine)
             except ValueError:
-                continue  # no such format: an engine that is ending sends half of it
+                continue  # invalid: an engine that is stopping sends only half of its metrics
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families."""
         yield from self._families.values()
 
-    def _add(self, one: EngineText) -> None:
-        labels = {"model": one.model, "deployment": one.deployment}
-        for family in islice(text_string_to_metric_families(one.text), _MOST_FAMILIES):
-            known = self._families.setdefault(
+    def _add(self, engine: EngineText) -> None:
+        labels = {"model": engine.model, "deployment": engine.deployment}
+        for family in islice(text_string_to_metric_families(engine.text), _MAX_FAMILIES):
+            merged = self._families.setdefault(
                 family.name, Metric(family.name, family.documentation, family.type)
             )
-            for sample in family.samples[:_MOST_SAMPLES]:
-                known.add_sample(sample.name, {**sample.labels, **labels}, sample.value)
+            for sample in family.samples[:_MAX_SAMPLES]:
+                merged.add_sample(sample.name, {**sample.labels, **labels}, sample.value)

@@ -17,7 +17,7 @@ from sollold.control.member_pass import PASS_SECONDS
 from sollold.errors import Fault, Refusal
 from sollold.units import parse_seconds, timestamp_text
 
-_LONGEST = 100 * 366 * 86400.0
+_MAX_SECONDS = 100 * 366 * 86400.0
 """Maximum lifetime of a key, in seconds."""
 
 
@@ -40,7 +40,7 @@ class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             seconds = parse_seconds(str(self.expires))
         except ValueError as error:
             raise Refusal(Fault.BAD_REQUEST, f"invalid expires: {error}") from None
-        if not 0 < seconds <= _LONGEST:
+        if not 0 < seconds <= _MAX_SECONDS:
             raise Refusal(Fault.BAD_REQUEST, "invalid expires: it must be positive and at most 100 years")
         return seconds
 
@@ -81,8 +81,8 @@ class KeyRoutes:
 
     async def listed(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/keys``."""
-        shown = [key_object(key) for key in self._keys.all()]
-        return json_response({"open": request.app[ACCESS].open, "keys": shown})
+        keys = [key_object(key) for key in self._keys.all()]
+        return json_response({"open": request.app[ACCESS].open, "keys": keys})
 
     async def create(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/keys``."""
@@ -115,14 +115,14 @@ class KeyRoutes:
 def key_object(key: Key) -> dict[str, Any]:
     """Return a key as JSON; times are strings, null if unset."""
 
-    def when(seconds: float) -> str | None:
+    def time_text(seconds: float) -> str | None:
         return timestamp_text(seconds) if seconds else None
 
     return {
         "id": key.id,
         "name": key.name,
         "scope": str(key.scope),
-        "created": when(key.created),
-        "expires": when(key.expires),
-        "revoked": when(key.revoked),
+        "created": time_text(key.created),
+        "expires": time_text(key.expires),
+        "revoked": time_text(key.revoked),
     }

@@ -58,16 +58,16 @@ class _Node(Collector):
         )
         yield _gauge("sollold_tasks", "Tasks of the daemon's event loop", len(asyncio.all_tasks()))
         yield _gauge("sollold_nodes", "Live nodes of the cluster", len(live))
-        lost = sum(not one.stopped for one in offline)
+        lost = sum(not node.stopped for node in offline)
         yield _gauge("sollold_nodes_missing", "Nodes that stopped responding without leaving", lost)
         missing = GaugeMetricFamily(
             "sollold_node_offline_timestamp_seconds",
             "When a node that is offline was last seen, until it returns or is removed",
             labels=["name", "reason"],
         )
-        labels = _distinct({one.record.node: one.record.name for one in offline})
-        for one in offline:
-            missing.add_metric([labels[one.record.node], "stopped" if one.stopped else "lost"], one.since)
+        labels = _distinct({node.record.node: node.record.name for node in offline})
+        for node in offline:
+            missing.add_metric([labels[node.record.node], "stopped" if node.stopped else "lost"], node.since)
         yield missing
         leader = self._cluster.leader()
         yield _gauge("sollold_leader", "Whether this node leads", 1 if leader.leader == me.node else 0)
@@ -149,7 +149,7 @@ class _Node(Collector):
 
     def _links(self) -> Iterator[Metric]:
         names = names_of(self._cluster.live(), self._monitor.offline())
-        trip = GaugeMetricFamily(
+        round_trip = GaugeMetricFamily(
             "sollold_link_round_trip_seconds",
             "Round-trip time to another node, as last measured",
             labels=["peer"],
@@ -160,9 +160,9 @@ class _Node(Collector):
         links = self._cluster.me.links
         labels = _distinct({node: names.get(node, node) for node, _, _ in links})
         for node, seconds, speed in links:
-            trip.add_metric([labels[node]], seconds)
+            round_trip.add_metric([labels[node]], seconds)
             rate.add_metric([labels[node]], speed)
-        yield from (trip, rate)
+        yield from (round_trip, rate)
 
 
 class _Requests(Collector):
@@ -175,14 +175,14 @@ class _Requests(Collector):
         """Yield counters and histograms, by route and model."""
         yield from self._by_route()
         yield from self._loads()
-        done = self._monitor.activity
+        requests = self._monitor.activity
         yield _counter(
-            "sollold_recoveries", "Number of times an answer was resumed after a fault", done.resumed
+            "sollold_recoveries", "Number of times an answer was resumed after a fault", requests.resumed
         )
         gap = HistogramMetricFamily(
             "sollold_recovery_gap_seconds", "Time without a token while an answer was resumed"
         )
-        gap.add_metric([], done.gap.cumulative(), done.gap.sum)
+        gap.add_metric([], requests.gap.cumulative(), requests.gap.sum)
         yield gap
 
     def _by_route(self) -> Iterator[Metric]:
@@ -206,12 +206,12 @@ class _Requests(Collector):
             ),
         }
         # A histogram has a dozen lines, so those that do not depend on the route are summed over the routes.
-        alike = {"inter_token": ["model"], "queue": ["model"], "load": ["model"]}
+        summed_labels = {"inter_token": ["model"], "queue": ["model"], "load": ["model"]}
         families = {
-            key: HistogramMetricFamily(name, text, labels=alike.get(key, names))
+            key: HistogramMetricFamily(name, text, labels=summed_labels.get(key, names))
             for key, (name, text) in texts.items()
         }
-        times: dict[tuple[str, ...], activity.Histogram] = {}
+        histograms: dict[tuple[str, ...], activity.Histogram] = {}
         # Copies, since entries are added meanwhile.
         for (route, model), stats in self._monitor.activity.stats.copy().items():
             labels = [route, model]
@@ -222,11 +222,11 @@ class _Requests(Collector):
             for key in families:
                 histogram: activity.Histogram = getattr(stats, key)
                 if any(histogram.counts):
-                    of = (key, model) if key in alike else (key, *labels)
-                    summed = times.setdefault(of, activity.Histogram(histogram.bounds))
+                    series = (key, model) if key in summed_labels else (key, *labels)
+                    summed = histograms.setdefault(series, activity.Histogram(histogram.bounds))
                     summed.add(histogram.counts, histogram.sum)
-        for (key, *shown_by), summed in times.items():
-            families[key].add_metric(shown_by, summed.cumulative(), summed.sum)
+        for (key, *values), summed in histograms.items():
+            families[key].add_metric(values, summed.cumulative(), summed.sum)
         yield from (requests, prompt, generated, *families.values())
 
     def _loads(self) -> Iterator[Metric]:
@@ -267,18 +267,18 @@ class _Keys(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield counters by the key's name. Read in a thread."""
-        asked = CounterMetricFamily("sollold_key_requests", "Requests with an API key", labels=["key"])
+        requests = CounterMetricFamily("sollold_key_requests", "Requests with an API key", labels=["key"])
         prompt = CounterMetricFamily(
             "sollold_key_prompt_tokens", "Prompt tokens with an API key", labels=["key"]
         )
-        made = CounterMetricFamily(
+        generated = CounterMetricFamily(
             "sollold_key_generated_tokens", "Tokens generated with an API key", labels=["key"]
         )
-        for name, used in sorted(self._usage.copy().items(), key=lambda one: one[0]):
-            asked.add_metric([name], used.requests)
-            prompt.add_metric([name], used.prompt_tokens)
-            made.add_metric([name], used.generated_tokens)
-        yield from (asked, prompt, made)
+        for name, usage in sorted(self._usage.copy().items(), key=lambda item: item[0]):
+            requests.add_metric([name], usage.requests)
+            prompt.add_metric([name], usage.prompt_tokens)
+            generated.add_metric([name], usage.generated_tokens)
+        yield from (requests, prompt, generated)
 
 
 class _Answers(Collector):
@@ -322,8 +322,8 @@ class _All(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         yield from self._metrics
-        for one in self._collectors:
-            yield from one.collect()
+        for collector in self._collectors:
+            yield from collector.collect()
 
 
 def node_metrics(

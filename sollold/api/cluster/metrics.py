@@ -12,7 +12,7 @@ from sollold.api.http.request_log import KeyUsage, ResponseCounts
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 
-_SMALL = 4096
+_MIN_GZIP_BYTES = 4096
 
 
 class Metrics:
@@ -24,7 +24,7 @@ class Metrics:
         self._answers = answers
         self._collecting = asyncio.Lock()
         self._text, self._text_from = b"", -1
-        self._asked = self._waiting = 0
+        self._requests = self._waiting = 0
 
     def routes(self) -> list[Route]:
         """Return the route table."""
@@ -40,23 +40,23 @@ class Metrics:
 
     async def show(self, request: web.Request) -> web.Response:
         """``/metrics``."""
-        self._asked += 1
-        asked = self._asked
+        self._requests += 1
+        number = self._requests
         self._waiting += 1
         try:
             async with self._collecting:
                 # A request that waited shares the result of a collection that began after it.
-                if self._text_from < asked:
-                    begun = self._asked
+                if self._text_from < number:
+                    latest = self._requests
                     self._text = await self._collect()
-                    self._text_from = begun
+                    self._text_from = latest
                 text = self._text
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._text = b""
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        if "gzip" in request.headers.get("Accept-Encoding", "") and len(text) > _SMALL:
+        if "gzip" in request.headers.get("Accept-Encoding", "") and len(text) > _MIN_GZIP_BYTES:
             # Prometheus requests it: a twentieth of the size.
             text = await asyncio.to_thread(gzip.compress, text, 1)
             headers["Content-Encoding"] = "gzip"

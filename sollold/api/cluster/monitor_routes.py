@@ -21,14 +21,14 @@ from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, bounded_re
 from sollold.errors import Fault, Refusal
 from sollold.natural_order import natural
 
-_REPLAYED = 100
-_PING = 15.0
+_DEFAULT_EVENTS = 100
+_PING_SECONDS = 15.0
 """Seconds without an event after which a comment is sent, so that a dead connection is noticed."""
-_FOLLOWERS = 64
-_FOLLOWERS_EACH = 16
+_MAX_FOLLOWERS = 64
+_MAX_FOLLOWERS_EACH = 16
 """Maximum number of event streams per caller, so that others can follow too."""
 _DIGITS = 4
-_LONGEST_ID = 16
+_MAX_ID_DIGITS = 16
 """Maximum number of digits of an event's id, which is in microseconds since the epoch."""
 
 
@@ -57,7 +57,7 @@ class MonitorRoutes:
                 "Events: joins, losses, elections, loads, resumed answers, drains (server-sent events)",
                 produces=("text/event-stream",),
                 query=(
-                    ("last", f"Number of past events to begin with; default {_REPLAYED}"),
+                    ("last", f"Number of past events to begin with; default {_DEFAULT_EVENTS}"),
                     (
                         "after",
                         "Only events with a higher id; ids increase across restarts; overrides `last`",
@@ -113,7 +113,7 @@ class MonitorRoutes:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: past events, then new ones as they happen."""
         log = self._services.monitor.events
-        after, last = _number(request, "after", -1, _LONGEST_ID), _number(request, "last", _REPLAYED)
+        after, last = _number(request, "after", -1, _MAX_ID_DIGITS), _number(request, "last", _DEFAULT_EVENTS)
         follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
         if "after" not in request.query:
             after = _last_event_id(request)
@@ -127,14 +127,14 @@ class MonitorRoutes:
         await response.prepare(request)
         self._followers[client] += follow
         try:
-            seen = log.newest
+            last_id = log.newest
             await response.write(b"retry: 2000\n\n" + b"".join(map(_sse, past)))
             while follow and not self._services.monitor.closed:
-                found = await self._services.monitor.next_events(seen, _PING)
+                events = await self._services.monitor.next_events(last_id, _PING_SECONDS)
                 if not request.app[ACCESS].may_follow(request):
                     break
-                await response.write(b"".join(map(_sse, found)) or b": nothing new\n\n")
-                seen = found[-1].id if found else seen
+                await response.write(b"".join(map(_sse, events)) or b": nothing new\n\n")
+                last_id = events[-1].id if events else last_id
             await response.write_eof()
         except ConnectionError:
             pass
@@ -149,28 +149,26 @@ class MonitorRoutes:
         Raises:
             Refusal: UNAVAILABLE.
         """
-        if self._followers[client] >= _FOLLOWERS_EACH:
-            why = f"you already have {_FOLLOWERS_EACH} event streams open; close one first"
-        elif self._followers.total() >= _FOLLOWERS:
-            why = f"{_FOLLOWERS} event streams are already open"
+        if self._followers[client] >= _MAX_FOLLOWERS_EACH:
+            reason = f"you already have {_MAX_FOLLOWERS_EACH} event streams open; close one first"
+        elif self._followers.total() >= _MAX_FOLLOWERS:
+            reason = f"{_MAX_FOLLOWERS} event streams are already open"
         else:
             return
-        raise Refusal(Fault.UNAVAILABLE, why, retry_after=10)
+        raise Refusal(Fault.UNAVAILABLE, reason, retry_after=10)
 
     async def history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: series of the whole cluster and of each node."""
-        wanted = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
-        nodes = await self._services.monitor.histories(wanted)
-        points = wanted.seconds // wanted.step
+        span = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
+        nodes = await self._services.monitor.histories(span)
+        points = span.seconds // span.step
         value = {
             "time": round(time.time(), 3),
-            "seconds": wanted.seconds,
-            "step": wanted.step,
+            "seconds": span.seconds,
+            "step": span.step,
             "series": sorted((*TOTALS, FIRST_TOKEN)),
             "total": {name: _rounded(line) for name, line in totals(nodes, points).items()},
-            "nodes": [
-                _node_object(node) for node in sorted(nodes, key=lambda one: (natural(one.name), one.node))
-            ],
+            "nodes": [_node_object(node) for node in sorted(nodes, key=lambda n: (natural(n.name), n.node))],
         }
         # A day's history of twenty nodes takes some ten milliseconds to encode.
         return web.Response(
@@ -205,8 +203,8 @@ class MonitorRoutes:
     async def targets(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/prometheus-sd``; missing nodes are listed too, so that their alert fires."""
         cluster, monitor = self._services.cluster, self._services.monitor
-        missing = [one.record for one in monitor.offline() if not one.stopped]
-        found = [
+        missing = [node.record for node in monitor.offline() if not node.stopped]
+        targets = [
             {
                 "targets": [record.url.partition("://")[2]],
                 "labels": {
@@ -216,9 +214,9 @@ class MonitorRoutes:
                     **({"__scheme__": "https"} if record.tls else {}),
                 },
             }
-            for record in sorted((*cluster.live(), *missing), key=lambda one: (natural(one.name), one.node))
+            for record in sorted((*cluster.live(), *missing), key=lambda r: (natural(r.name), r.node))
         ]
-        return json_response(found)
+        return json_response(targets)
 
 
 def _sse(event: Event) -> bytes:
@@ -232,7 +230,7 @@ def _sse(event: Event) -> bytes:
 def _last_event_id(request: web.Request) -> int:
     """Return the last event that a reconnecting EventSource has received; -1 for none."""
     text = request.headers.get("Last-Event-ID", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_ID else -1
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS else -1
 
 
 def _number(request: web.Request, name: str, default: int, digits: int = 9) -> int:

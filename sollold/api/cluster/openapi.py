@@ -51,16 +51,16 @@ _ERRORS: dict[Dialect, dict[str, Any]] = {
     },
 }
 
-_ALWAYS = {
+_COMMON = {
     400: "Invalid request; the message names the field",
     401: "An API key is needed, or the one sent is not valid",
     403: "The key's scope does not include this, or the host or the page's origin is not allowed",
     405: "Method not allowed; Allow lists those that are",
     500: "Internal error; see the node's log under the request's id",
 }
-_WITH_BODY = {408: "The body was not received in time", 413: "The body is too large"}
-_OF_ENGINES = {429: "The engine is overloaded"}
-_OF_MODELS = {
+_BODY_ERRORS = {408: "The body was not received in time", 413: "The body is too large"}
+_ENGINE_ERRORS = {429: "The engine is overloaded"}
+_MODEL_ERRORS = {
     404: "Model not found",
     501: "The model's engine does not support that",
     502: "The engine failed",
@@ -70,7 +70,7 @@ _OF_MODELS = {
 }
 
 
-_OF_STATUS = {
+_STATUS_HEADERS = {
     405: {"Allow": "The allowed methods"},
     503: {"Retry-After": "Seconds to wait before a retry"},
 }
@@ -99,7 +99,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     rows = list(routes)
     bodies = [row.body for row in rows if row.body is not None]
     schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
-    of_body = dict(zip(bodies, schemas, strict=True))
+    body_schemas = dict(zip(bodies, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
         path = _PARAMETER.sub(lambda match: f"{{{match[1]}}}", row.path)
@@ -114,7 +114,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
         if row.body is not None:
             operation["requestBody"] = {
                 "required": True,
-                "content": {"application/json": {"schema": of_body[row.body]}},
+                "content": {"application/json": {"schema": body_schemas[row.body]}},
             }
         paths.setdefault(path, {})[row.method.lower()] = operation
     return {
@@ -132,11 +132,11 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def _parameters(row: Route) -> list[dict[str, Any]]:
-    named = {"type": "string", "minLength": 1}
+    string = {"type": "string", "minLength": 1}
     number = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
     return [
         *(
-            {"name": match[1], "in": "path", "required": True, "schema": named}
+            {"name": match[1], "in": "path", "required": True, "schema": string}
             for match in _PARAMETER.finditer(row.path)
         ),
         *(
@@ -162,30 +162,30 @@ def _headers(texts: dict[str, str]) -> dict[str, Any]:
 def _responses(row: Route) -> dict[str, Any]:
     id_ = {"X-Request-Id": "The request's id"}
     headers = _headers({**id_, **RESPONSE_HEADERS} if row.inference else id_)
-    good = {kind: _good(kind) for kind in row.produces} if row.method != "HEAD" else {}
-    answers: dict[str, Any] = {
-        "200": {"description": "Done", "headers": headers, **({"content": good} if good else {})}
+    success = {kind: _success(kind) for kind in row.produces} if row.method != "HEAD" else {}
+    responses: dict[str, Any] = {
+        "200": {"description": "Done", "headers": headers, **({"content": success} if success else {})}
     }
     for status in row.statuses:
-        answers[str(status)] = {"description": "Done", "headers": headers}
-    errors = _ALWAYS | {status: text for status, text in _OF_MODELS.items() if status in row.statuses}
+        responses[str(status)] = {"description": "Done", "headers": headers}
+    errors = _COMMON | {status: text for status, text in _MODEL_ERRORS.items() if status in row.statuses}
     if row.body is not None:
-        errors |= _WITH_BODY
+        errors |= _BODY_ERRORS
     if row.method in ("POST", "DELETE") or "{" in row.path:
-        errors |= _OF_MODELS
+        errors |= _MODEL_ERRORS
     if row.inference:
-        errors |= _OF_ENGINES
+        errors |= _ENGINE_ERRORS
     if row.path.startswith("/api/cluster/"):
         errors |= {501: "This node does not offer that"}
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/Error_{row.dialect}"}}}
     for status, text in errors.items():
-        answers[str(status)] = {
+        responses[str(status)] = {
             "description": text,
             **({"content": content} if row.method != "HEAD" else {}),
-            "headers": _headers(id_ | _OF_STATUS.get(status, {})),
+            "headers": _headers(id_ | _STATUS_HEADERS.get(status, {})),
         }
-    return answers
+    return responses
 
 
-def _good(kind: str) -> dict[str, Any]:
+def _success(kind: str) -> dict[str, Any]:
     return {"schema": {}} if kind == "application/json" else {"schema": {"type": "string"}}

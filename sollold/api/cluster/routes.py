@@ -151,7 +151,7 @@ class ClusterRoutes:
         """``GET /api/cluster/stats``: statistics of this node only."""
         return json_response(stats_object(self._services.cluster.me, self._services.counters, time.time()))
 
-    async def _asked(self, request: web.Request) -> PlanBody:
+    async def _plan_body(self, request: web.Request) -> PlanBody:
         """Return the body of a plan or a load, with a GGUF file replaced by its model.
 
         Raises:
@@ -166,20 +166,20 @@ class ClusterRoutes:
 
     async def plan(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/plan``."""
-        body = await self._asked(request)
+        body = await self._plan_body(request)
         planned = await self._services.cluster.plan(body.ask(), online=body.online)
         return json_response({"ok": planned.ok, "reason": planned.reason, **planned.plan})
 
     async def load(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/load``: responds when the model is ready."""
         cluster = self._services.cluster
-        ask = (await self._asked(request)).ask()
+        ask = (await self._plan_body(request)).ask()
         record, endpoint = await cluster.load(ask)
         names = names_of(cluster.live(), self._services.monitor.offline())
-        shown = {"deployment": endpoint.id, **deployment_object(record, endpoint, names)}
+        value = {"deployment": endpoint.id, **deployment_object(record, endpoint, names)}
         if warnings := load_warnings(ask, endpoint):
-            shown["warnings"] = list(warnings)
-        return json_response(shown)
+            value["warnings"] = list(warnings)
+        return json_response(value)
 
     async def logs(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/logs/NAME?lines=50``."""
@@ -187,8 +187,8 @@ class ClusterRoutes:
         if not text.isascii() or not text.isdigit():
             raise Refusal(Fault.BAD_REQUEST, f"invalid lines: {text[:40]!r} is not a number")
         lines = min(int(text[:9]), MOST_LINES)
-        found = await self._services.logs.tail(request.match_info["model"], lines)
-        return json_response({"logs": msgspec.to_builtins(found)})
+        logs = await self._services.logs.tail(request.match_info["model"], lines)
+        return json_response({"logs": msgspec.to_builtins(logs)})
 
     async def unload(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/unload``."""
@@ -200,16 +200,16 @@ class ClusterRoutes:
 
     async def doctor(self, request: web.Request) -> web.Response:
         """``GET /api/doctor``."""
-        found = await self._services.findings()
-        return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
+        findings = await self._services.findings()
+        return json_response({"findings": [msgspec.to_builtins(finding) for finding in findings]})
 
     async def scan(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/scan``: responds when the scan is complete."""
         cluster = self._services.cluster
-        named = {worker.address for record in cluster.live() for worker in record.plain}
-        found = await cluster.scan()
+        configured = {worker.address for record in cluster.live() for worker in record.plain}
+        workers = await cluster.scan()
         return json_response(
-            {"workers": [external_worker_object(one) | {"named": one.address in named} for one in found]}
+            {"workers": [external_worker_object(w) | {"named": w.address in configured} for w in workers]}
         )
 
     async def drain(self, request: web.Request) -> web.Response:
@@ -235,8 +235,8 @@ class ClusterRoutes:
                 "model": listed.model.name,
                 "nodes": self._services.library.node_names(listed),
                 "endpoints": [
-                    {"endpoint": one.endpoint, "node": one.node, "score": one.score, "why": one.why}
-                    for one in scores
+                    {"endpoint": score.endpoint, "node": score.node, "score": score.score, "why": score.why}
+                    for score in scores
                 ],
             }
         )

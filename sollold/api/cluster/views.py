@@ -60,7 +60,7 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "setup": record.setup,
         "open": record.open,
         "door_until": record.door_until,
-        "waiting": [msgspec.to_builtins(one) for one in record.waiting],
+        "waiting": [msgspec.to_builtins(machine) for machine in record.waiting],
         "seeking": record.seeking,
         "inviting": record.inviting,
         "admitted_by": record.admitted_by,
@@ -153,7 +153,7 @@ def is_listed(endpoint: Endpoint) -> bool:
 
 def names_of(live: Iterable[Record], offline: Iterable[OfflineNode]) -> dict[str, str]:
     """Return names of nodes by id, including missing ones: a model may have layers on a node just lost."""
-    return {one.record.node: one.record.name for one in offline} | {one.node: one.name for one in live}
+    return {node.record.node: node.record.name for node in offline} | {node.node: node.name for node in live}
 
 
 def cluster_object(
@@ -178,7 +178,7 @@ def cluster_object(
             for endpoint in record.endpoints
             if is_listed(endpoint)
         ],
-        "offline": [offline_object(one) for one in offline],
+        "offline": [offline_object(node) for node in offline],
     }
 
 

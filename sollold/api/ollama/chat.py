@@ -58,7 +58,7 @@ def engine_message(message: Message, model: Model) -> dict[str, Any]:
         out["reasoning_content"] = message.thinking
     if message.tool_calls:
         out["tool_calls"] = [
-            normalize_tool_call(call, place) for place, call in enumerate(message.tool_calls)
+            normalize_tool_call(call, index) for index, call in enumerate(message.tool_calls)
         ]
     if role == "tool":
         name = message.tool_name or message.name
@@ -71,9 +71,9 @@ def engine_message(message: Message, model: Model) -> dict[str, Any]:
 
 def add_shared(body: dict[str, Any], format_: Any, think: bool | str | None, model: Model) -> None:
     """Put ``format`` and ``think`` into the body."""
-    wanted = response_format(format_)
-    if wanted is not None:
-        body["response_format"] = wanted
+    value = response_format(format_)
+    if value is not None:
+        body["response_format"] = value
     body.update(thinking(think, model))
 
 
@@ -128,17 +128,17 @@ class ChatLines:
         self.account.feed(chunk)
         records = []
         for choice in chunk.choices:
-            said = choice.delta or choice.message or Delta()
+            delta = choice.delta or choice.message or Delta()
             message: dict[str, Any] = {}
-            if said.content:
-                message["content"] = said.content
-            if said.thought:
-                message["thinking"] = said.thought
-            if said.tool_calls:
-                self._tools.feed(said.tool_calls)
+            if delta.content:
+                message["content"] = delta.content
+            if delta.thought:
+                message["thinking"] = delta.thought
+            if delta.tool_calls:
+                self._tools.feed(delta.tool_calls)
             if choice.finish_reason:
                 self.account.finish = choice.finish_reason
-            if said.tool_calls or choice.finish_reason:
+            if delta.tool_calls or choice.finish_reason:
                 calls = self._tools.completed(finished=bool(choice.finish_reason))
                 if calls:
                     message["tool_calls"] = calls

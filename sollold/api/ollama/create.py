@@ -39,8 +39,8 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
     @property
     def renames(self) -> bool:
         """Whether a second name can express the whole request."""
-        more = (self.files, self.adapters, self.quantize)
-        return bool(self.base) and not any(more)
+        weights = (self.files, self.adapters, self.quantize)
+        return bool(self.base) and not any(weights)
 
     @property
     def needed(self) -> str:
@@ -63,20 +63,20 @@ def name_overrides(create: Create, base: Model) -> NameOverrides:
     if create.parameters:
         parse_options(create.parameters, None)
         params = with_parameters(base, create.parameters)
-        if len(params) > _LONGEST:
-            raise Refusal(Fault.BAD_REQUEST, f"the parameters are longer than {_LONGEST} characters")
-    messages = tuple((one.role, one.content or "") for one in create.messages or ())
-    for what, length in (
+        if len(params) > _MAX_CHARACTERS:
+            raise Refusal(Fault.BAD_REQUEST, f"the parameters are longer than {_MAX_CHARACTERS} characters")
+    messages = tuple((message.role, message.content or "") for message in create.messages or ())
+    for label, length in (
         ("system prompt", len(create.system or "")),
         ("template", len(create.template or "")),
         ("text of the messages", sum(len(content) for _, content in messages)),
     ):
-        if length > _LONGEST:
-            raise Refusal(Fault.BAD_REQUEST, f"the {what} is longer than {_LONGEST} characters")
+        if length > _MAX_CHARACTERS:
+            raise Refusal(Fault.BAD_REQUEST, f"the {label} is longer than {_MAX_CHARACTERS} characters")
     if any(role not in _ROLES for role, _ in messages):
         raise Refusal(Fault.BAD_REQUEST, f"a message's role must be one of {', '.join(_ROLES)}")
-    if why := untranslatable(create.template or ""):
-        raise Refusal(Fault.BAD_REQUEST, f"the template can't be used without an Ollama: {why}")
+    if reason := untranslatable(create.template or ""):
+        raise Refusal(Fault.BAD_REQUEST, f"the template can't be used without an Ollama: {reason}")
     licence = create.license
     return NameOverrides(
         create.system or None,
@@ -87,6 +87,6 @@ def name_overrides(create: Create, base: Model) -> NameOverrides:
     )
 
 
-_LONGEST = 100_000
+_MAX_CHARACTERS = 100_000
 """Maximum length of a text, in characters; every node stores it and sends it to the others."""
 _ROLES = ("system", "user", "assistant")

@@ -36,9 +36,9 @@ from sollold.models.model import Model
 from sollold.serving.request import Call, Routing
 from sollold.units import timestamp_text
 
-_MARK = -7301
-_LONGEST = 8 * 1024 * 1024
-_MOST_PACKED = 1024 * 1024
+_MARKER = -7301
+_MAX_BYTES = 8 * 1024 * 1024
+_MAX_PACKED = 1024 * 1024
 
 
 class PackedTurn(msgspec.Struct, array_like=True):
@@ -53,18 +53,18 @@ _turns = msgspec.json.Decoder(list[PackedTurn])
 
 def is_packed(context: list[int] | None) -> bool:
     """Whether ``context`` was created by `pack_context`."""
-    return bool(context) and context is not None and context[0] == _MARK
+    return bool(context) and context is not None and context[0] == _MARKER
 
 
 def pack_context(turns: list[PackedTurn]) -> list[int]:
     """Return the end of a conversation, up to 2^20 characters, as the numbers of ``context``."""
-    kept, room = [], _MOST_PACKED
+    kept, room = [], _MAX_PACKED
     for turn in reversed(turns):
         if room > 0:
             kept.append(PackedTurn(turn.role, turn.content[-room:]))
             room -= len(turn.content)
     # At the fastest level, since this blocks the event loop.
-    return [_MARK, *zlib.compress(msgspec.json.encode(kept[::-1]), 1)]
+    return [_MARKER, *zlib.compress(msgspec.json.encode(kept[::-1]), 1)]
 
 
 def unpack_context(context: list[int]) -> list[PackedTurn]:
@@ -75,7 +75,7 @@ def unpack_context(context: list[int]) -> list[PackedTurn]:
     """
     try:
         packer = zlib.decompressobj()
-        raw = packer.decompress(bytes(context[1:]), _LONGEST)
+        raw = packer.decompress(bytes(context[1:]), _MAX_BYTES)
         if not packer.eof:
             raise ValueError("too long or cut off")
         return _turns.decode(raw)
@@ -123,12 +123,12 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
 
 def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> Call:
     require_capability(model, "insert", "insert")
-    for name, given in (
+    for name, value in (
         ("images", generate.images),
         ("a system prompt", generate.system),
         ("context", generate.context),
     ):
-        if given:
+        if value:
             raise Refusal(
                 Fault.BAD_REQUEST,
                 f"{name} can't be combined with suffix: the model sees only the text before and after it; "
@@ -150,9 +150,9 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
 
 def add_schema(body: dict[str, Any], format_: Any) -> None:
     """Put ``format`` into the body of a plain completion, which takes a schema instead of response_format."""
-    wanted = response_format(format_)
-    if wanted is not None:
-        body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
+    value = response_format(format_)
+    if value is not None:
+        body["json_schema"] = value.get("json_schema", {}).get("schema", {"type": "object"})
 
 
 def _completion(generate: Generate, options: Options, model: Model, prompt: str, tokens: list[int]) -> Call:
@@ -164,8 +164,8 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
     if generate.template:
         system = generate.system or model.system
         values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}
-        said = [(turn.role, turn.content) for turn in _turns_before(generate, model, system)]
-        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)}, said)
+        turns = [(turn.role, turn.content) for turn in _turns_before(generate, model, system)]
+        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)}, turns)
     body: dict[str, Any] = {
         "model": model.name,
         "prompt": [*tokens, prompt] if tokens else prompt,
@@ -182,19 +182,19 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
 def _turns_before(generate: Generate, model: Model, system: str) -> list[PackedTurn]:
     """Return the known turns before the prompt, without system turns if ``system`` is set."""
     if not generate.context:
-        said = [PackedTurn(message["role"], message["content"]) for message in own_messages(model)]
+        turns = [PackedTurn(message["role"], message["content"]) for message in own_messages(model)]
     else:
-        said = unpack_context(generate.context) if is_packed(generate.context) else []
-    return [turn for turn in said if turn.role != "system" or not system]
+        turns = unpack_context(generate.context) if is_packed(generate.context) else []
+    return [turn for turn in turns if turn.role != "system" or not system]
 
 
 def _thought_values(think: bool | str | None) -> dict[str, str]:
     """Return the variables of Ollama's templates for ``think``."""
-    on = think is True or (isinstance(think, str) and think.strip().lower() not in ("", "false", "none"))
+    enabled = think is True or (isinstance(think, str) and think.strip().lower() not in ("", "false", "none"))
     level = think.strip().lower() if isinstance(think, str) else ""
     return {
-        "Think": "true" if on else "",
-        "ThinkLevel": level if on and level != "true" else "",
+        "Think": "true" if enabled else "",
+        "ThinkLevel": level if enabled and level != "true" else "",
         "IsThinkSet": "" if think is None else "true",
     }
 
@@ -208,16 +208,16 @@ class GenerateLines:
         path: str,
         turns: list[PackedTurn] | None = None,
         top_logprobs: int = 0,
-        said: str = "",
+        delivered: str = "",
     ) -> None:
         """``turns``: the conversation including the prompt, for ``context``; ``None`` to return no context;
-        ``said``: the part of the answer that another node delivered.
+        ``delivered``: the part of the answer that another node delivered.
         """
         self._model = model
         self._infill = path == "/infill"
         self._turns = turns
         self._top = top_logprobs
-        self._said = [said]
+        self._parts = [delivered]
         self.account = Account()
 
     def record(self, response: str = "", *, done: bool = False) -> dict[str, Any]:
@@ -241,16 +241,16 @@ class GenerateLines:
             return self._feed_infill(raw)
         records = []
         for choice in chunk.choices:
-            said = choice.delta or choice.message or Delta(content=choice.text)
+            delta = choice.delta or choice.message or Delta(content=choice.text)
             if choice.finish_reason:
                 self.account.finish = choice.finish_reason
             logprobs = logprob_objects(choice.logprobs, self._top)
-            if said.content or said.thought or logprobs:
-                record = self.record(said.content or "")
-                if said.content:
-                    self._said.append(said.content)
-                if said.thought:
-                    record["thinking"] = said.thought
+            if delta.content or delta.thought or logprobs:
+                record = self.record(delta.content or "")
+                if delta.content:
+                    self._parts.append(delta.content)
+                if delta.thought:
+                    record["thinking"] = delta.thought
                 if logprobs:
                     record["logprobs"] = logprobs
                 records.append(record)
@@ -270,7 +270,7 @@ class GenerateLines:
     def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         closing = self.account.final(routing, total_seconds)
         if self._turns is not None:
-            closing["context"] = pack_context([*self._turns, PackedTurn("assistant", "".join(self._said))])
+            closing["context"] = pack_context([*self._turns, PackedTurn("assistant", "".join(self._parts))])
         return closing
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:

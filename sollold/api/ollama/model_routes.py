@@ -107,17 +107,17 @@ class OllamaModelRoutes:
         relay = self._services.relay
         if relay is None:
             return None
-        more = {"system": named.system, "options": named.options}
-        asked = msgspec.json.encode(
+        settings = {"system": named.system, "options": named.options}
+        body = msgspec.json.encode(
             {
                 "model": listed.model.name,
                 "verbose": bool(named.verbose),
-                **{key: value for key, value in more.items() if value},
+                **{key: value for key, value in settings.items() if value},
             }
         )
         try:
             async with asyncio.timeout(_SHOW_SECONDS):
-                answer = await relay.forward("POST", "/api/show", asked, listed.model.name)
+                answer = await relay.forward("POST", "/api/show", body, listed.model.name)
                 if answer is None:
                     return None
                 try:
@@ -163,8 +163,8 @@ class OllamaModelRoutes:
                 async for step in rest:
                     await response.write(msgspec.json.encode(step) + b"\n")
             except Refusal as refusal:
-                said = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
-                await response.write(msgspec.json.encode(said) + b"\n")
+                record = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
+                await response.write(msgspec.json.encode(record) + b"\n")
             except (ConnectionError, GeneratorExit):
                 raise
             except Exception:
@@ -192,7 +192,7 @@ class OllamaModelRoutes:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
         try:
             if answer.status == 404 and model:
-                await self._must_be_unknown(model)
+                await self._check_unknown(model)
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.kind or JSON})
             await response.prepare(request)
             try:
@@ -208,7 +208,7 @@ class OllamaModelRoutes:
         finally:
             await answer.close()
 
-    async def _must_be_unknown(self, model: str) -> None:
+    async def _check_unknown(self, model: str) -> None:
         """Let an Ollama's "not found" stand unless ``model`` exists elsewhere in the cluster.
 
         Raises:
@@ -225,12 +225,12 @@ class OllamaModelRoutes:
         body = fold_keys(await read_object(request), Create)
         changed = None
         if isinstance(text := body.get("modelfile"), str) and text.strip():
-            named = {key: value for key, value in body.items() if value not in (None, "")}
-            body = changed = {**modelfile_fields(text), **named}
+            fields = {key: value for key, value in body.items() if value not in (None, "")}
+            body = changed = {**modelfile_fields(text), **fields}
             del changed["modelfile"]
         try:
-            wanted = as_type(body, Create)
-            base = await self._services.library.find(wanted.needed) if wanted.renames else None
+            create = as_type(body, Create)
+            base = await self._services.library.find(create.needed) if create.renames else None
         except Refusal:
             # An Ollama may support it, or reports the error itself.
             base = None
@@ -240,17 +240,17 @@ class OllamaModelRoutes:
             except Refusal as refusal:
                 if refusal.status != 501:
                     raise
-                wanted = as_type(body, Create)
-                if not wanted.renames:
+                create = as_type(body, Create)
+                if not create.renames:
                     raise
-            base = await self._services.library.find(wanted.needed)
+            base = await self._services.library.find(create.needed)
         await self._services.library.copy(
             base.model.name,
-            require_model(wanted.model or wanted.name),
-            told=name_overrides(wanted, base.model),
+            require_model(create.model or create.name),
+            told=name_overrides(create, base.model),
         )
         done = {"status": "success"}
-        if wanted.stream is False:
+        if create.stream is False:
             return json_response(done)
         return web.Response(body=msgspec.json.encode(done) + b"\n", headers={"Content-Type": NDJSON})
 

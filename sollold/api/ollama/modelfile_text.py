@@ -10,23 +10,23 @@ from sollold.errors import Fault, Refusal
 
 _COMMAND = re.compile(r"([A-Za-z]++)[ \t]++")
 _MARKS = ('"""', '"')
-_LONGEST = 400_000
-_LISTED = ("stop",)
+_MAX_CHARACTERS = 400_000
+_LISTS = ("stop",)
 _TEXTS = {"SYSTEM": "system", "TEMPLATE": "template"}
-_OF_A_WORD = ("PARAMETER", "MESSAGE")
+_WITH_WORD = ("PARAMETER", "MESSAGE")
 """Commands with a word before the value."""
 _FIELDS = "from, system, template, parameters, messages, license"
 
 
 def modelfile_fields(text: str) -> dict[str, Any]:
-    """Return the fields that a Modelfile's text stands for.
+    """Return the fields to which a Modelfile's text is equivalent.
 
     Raises:
         Refusal: BAD_REQUEST for commands without such a field, and for text that is not a Modelfile.
     """
-    if len(text) > _LONGEST:
-        raise _refused(f"it is longer than {_LONGEST} characters")
-    found: dict[str, Any] = {}
+    if len(text) > _MAX_CHARACTERS:
+        raise _refusal(f"it is longer than {_MAX_CHARACTERS} characters")
+    fields: dict[str, Any] = {}
     # (Not `splitlines`: licences contain form feeds.)
     lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
@@ -35,13 +35,13 @@ def modelfile_fields(text: str) -> dict[str, Any]:
             continue
         command = _COMMAND.match(line)
         if command is None:
-            raise _refused(f"{line[:40]!r} is not a command")
+            raise _refusal(f"{line[:40]!r} is not a command")
         name, value = command[1].upper(), line[command.end() :]
-        word, value = _first_word(value) if name in _OF_A_WORD else ("", value)
-        _add(found, name, word.lower(), _unquoted(_whole(value, lines)))
-    if "from" not in found:
-        raise _refused("it has no FROM")
-    return found
+        word, value = _first_word(value) if name in _WITH_WORD else ("", value)
+        _add(fields, name, word.lower(), _unquoted(_full_value(value, lines)))
+    if "from" not in fields:
+        raise _refusal("it has no FROM")
+    return fields
 
 
 def _first_word(text: str) -> tuple[str, str]:
@@ -50,49 +50,49 @@ def _first_word(text: str) -> tuple[str, str]:
     return word, rest[0] if rest else ""
 
 
-def _whole(value: str, lines: Iterator[str]) -> str:
+def _full_value(value: str, lines: Iterator[str]) -> str:
     """Return a value with its continuation lines, up to the closing quotes."""
     mark = next((mark for mark in _MARKS if value.startswith(mark)), "")
     if not mark or (value.endswith(mark) and len(value) >= 2 * len(mark)):
         return value
-    further = [value]
+    parts = [value]
     for line in lines:
-        further.append(line)
+        parts.append(line)
         if line.rstrip().endswith(mark):
-            return "\n".join(further).rstrip()
-    raise _refused(f"the string that begins with {mark} is not closed")
+            return "\n".join(parts).rstrip()
+    raise _refusal(f"the string that begins with {mark} is not closed")
 
 
-def _add(found: dict[str, Any], command: str, word: str, value: str) -> None:
+def _add(fields: dict[str, Any], command: str, word: str, value: str) -> None:
     if command == "FROM":
         if value.startswith(("/", ".", "~")) or value.lower().endswith(".gguf"):
-            raise _refused(
+            raise _refusal(
                 f"FROM {value[:60]} is a file: put it into a model folder (sollold.toml, [models] folders)"
             )
-        found["from"] = value
+        fields["from"] = value
     elif command in _TEXTS:
-        found[_TEXTS[command]] = value
+        fields[_TEXTS[command]] = value
     elif command == "LICENSE":
-        found.setdefault("license", []).append(value)
+        fields.setdefault("license", []).append(value)
     elif command == "PARAMETER":
-        _add_parameter(found.setdefault("parameters", {}), word, value)
+        _add_parameter(fields.setdefault("parameters", {}), word, value)
     elif command == "MESSAGE":
-        found.setdefault("messages", []).append({"role": word, "content": value})
+        fields.setdefault("messages", []).append({"role": word, "content": value})
     else:
-        raise _refused(f"{command[:40]} is not supported")
+        raise _refusal(f"{command[:40]} is not supported")
 
 
-def _add_parameter(parameters: dict[str, Any], name: str, given: str) -> None:
-    if name in _LISTED:
-        parameters.setdefault(name, []).append(given)
+def _add_parameter(parameters: dict[str, Any], name: str, value: str) -> None:
+    if name in _LISTS:
+        parameters.setdefault(name, []).append(value)
         return
     for kind in (int, float):
         try:
-            parameters[name] = kind(given)
+            parameters[name] = kind(value)
         except ValueError:
             continue
         return
-    parameters[name] = {"true": True, "false": False}.get(given.lower(), given)
+    parameters[name] = {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _unquoted(text: str) -> str:
@@ -102,7 +102,7 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _refused(why: str) -> Refusal:
+def _refusal(reason: str) -> Refusal:
     return Refusal(
-        Fault.BAD_REQUEST, f"modelfile: {why}; the request may use {_FIELDS} instead", field="modelfile"
+        Fault.BAD_REQUEST, f"modelfile: {reason}; the request may use {_FIELDS} instead", field="modelfile"
     )

@@ -50,10 +50,10 @@ def details(model: Model) -> dict[str, Any]:
 
 def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) -> dict[str, Any]:
     """Return ``/api/tags``: each usable model once, newest first; with ``unusable`` the others too."""
-    shown = []
+    entries = []
     if not unusable:
-        models = [one for one in models if not one.model.unusable]
-    for listed in sorted(models, key=lambda one: (-one.model.modified, one.model.name)):
+        models = [listed for listed in models if not listed.model.unusable]
+    for listed in sorted(models, key=lambda listed: (-listed.model.modified, listed.model.name)):
         model = listed.model
         entry = {
             "name": model.name,
@@ -69,41 +69,41 @@ def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) 
             entry["note"] = _NO_TEMPLATE
         if model.unusable:
             entry["unusable"] = model.unusable
-        shown.append(entry)
-    return {"models": shown}
+        entries.append(entry)
+    return {"models": entries}
 
 
 def ps(running: Iterable[Running], models: Iterable[Listed], now: float) -> dict[str, Any]:
     """Return ``/api/ps``: one entry per loaded model; ``size_vram`` is the memory outside the CPU's."""
     known = {listed.model.name: listed.model for listed in models}
-    shown: dict[str, dict[str, Any]] = {}
-    for one in running:
-        endpoint = one.endpoint
+    entries: dict[str, dict[str, Any]] = {}
+    for instance in running:
+        endpoint = instance.endpoint
         model = known.get(endpoint.model)
         vram = sum(placed.bytes for placed in endpoint.placed if placed.device != PROCESSOR)
-        left = _FOREVER if endpoint.expires < 0 or endpoint.pinned else endpoint.expires
-        entry = shown.get(endpoint.model)
+        remaining = _FOREVER if endpoint.expires < 0 or endpoint.pinned else endpoint.expires
+        entry = entries.get(endpoint.model)
         if entry is None:
-            shown[endpoint.model] = {
+            entries[endpoint.model] = {
                 "name": endpoint.model,
                 "model": endpoint.model,
                 "size": endpoint.bytes,
                 "digest": (model.manifest if model is not None else "") or endpoint.digest,
                 "details": details(model) if model is not None else _no_details(),
-                "expires_at": timestamp_text(now + left),
+                "expires_at": timestamp_text(now + remaining),
                 "size_vram": vram,
                 "context_length": endpoint.context,
-                "nodes": [one.node],
+                "nodes": [instance.node],
                 "backend": str(endpoint.backend),
                 "state": str(endpoint.state),
             }
             continue
         entry["size"] += endpoint.bytes
         entry["size_vram"] += vram
-        entry["expires_at"] = max(entry["expires_at"], timestamp_text(now + left))
-        if one.node not in entry["nodes"]:
-            entry["nodes"].append(one.node)
-    return {"models": list(shown.values())}
+        entry["expires_at"] = max(entry["expires_at"], timestamp_text(now + remaining))
+        if instance.node not in entry["nodes"]:
+            entry["nodes"].append(instance.node)
+    return {"models": list(entries.values())}
 
 
 def _no_details() -> dict[str, Any]:
@@ -122,18 +122,18 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
     }
     # Clients have a default for a missing value, but not for 0.
     info |= {key: value for key, value in known.items() if value}
-    seeing: dict[str, Any] = {}
+    projector: dict[str, Any] = {}
     for key, value in metadata.items():
         if key == "tokenizer.chat_template":
             continue
-        into = seeing if key.startswith("clip.") else info
+        target = projector if key.startswith("clip.") else info
         if isinstance(value, (list, tuple)):
-            into[key] = value or None if verbose else None
+            target[key] = value or None if verbose else None
         else:
-            into[key] = _shown(value)
-    if seeing:
-        count = seeing.pop("clip.parameter_count", 0)
-        seeing |= {"general.architecture": "clip", "general.parameter_count": count}
+            target[key] = _shortest(value)
+    if projector:
+        count = projector.pop("clip.parameter_count", 0)
+        projector |= {"general.architecture": "clip", "general.parameter_count": count}
     template = model.template or str(metadata.get("tokenizer.chat_template", ""))
     return {
         "license": model.license,
@@ -143,7 +143,7 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
         "system": model.system,
         "details": details(model),
         "model_info": info,
-        **({"projector_info": seeing} if seeing else {}),
+        **({"projector_info": projector} if projector else {}),
         **({"messages": own_messages(model)} if model.messages else {}),
         "capabilities": list(model.capabilities),
         "modified_at": file_time_text(model.modified),
@@ -159,7 +159,7 @@ def with_settings(model: Model, system: str | None, options: Mapping[str, Any] |
     return replace(model, system=system or model.system, params=params)
 
 
-def _shown(value: Any) -> Any:
+def _shortest(value: Any) -> Any:
     """Return a 32-bit float with the digits that it was written with: 1e-05, not 9.99999974e-06."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
@@ -173,8 +173,8 @@ def _shown(value: Any) -> Any:
 def _parameters(model: Model) -> list[tuple[str, str]]:
     rows = []
     for key, value in own_parameters(model).items():
-        for one in value if isinstance(value, list) else [value]:
-            text = msgspec.json.encode(one).decode() if isinstance(one, str) else str(one)
+        for item in value if isinstance(value, list) else [value]:
+            text = msgspec.json.encode(item).decode() if isinstance(item, str) else str(item)
             rows.append((key, text))
     return rows
 

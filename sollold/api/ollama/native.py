@@ -17,7 +17,7 @@ from sollold.api.engine.ollama_tools import readable_tools
 from sollold.api.engine.tools import normalize_tool_call, normalize_tools
 from sollold.api.ollama.request import Shared, format_of, parse_options, think_of
 
-_OURS = ("resume", "placement", "priority", "timeout")
+_OWN_FIELDS = ("resume", "placement", "priority", "timeout")
 
 
 def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
     Raises:
         Refusal: BAD_REQUEST if the meaning of a field is unclear.
     """
-    named = {key: value for key, value in body.items() if value is not None and key not in _OURS}
-    out = typed_body(named, asked)
+    fields = {key: value for key, value in body.items() if value is not None and key not in _OWN_FIELDS}
+    out = typed_body(fields, asked)
     _set(out, "options", _options(asked))
     _set(out, "format", format_of(asked.format))
     _set(out, "think", think_of(asked.think))
@@ -62,8 +62,8 @@ def _options(asked: Shared) -> dict[str, Any] | None:
     return dict(options)
 
 
-def _message(given: dict[str, Any]) -> dict[str, Any]:
-    message = {key: value for key, value in given.items() if value is not None}
+def _message(raw: dict[str, Any]) -> dict[str, Any]:
+    message = {key: value for key, value in raw.items() if value is not None}
     message["role"] = {"function": "tool", "": "user"}.get(role := _role(message), role)
     message.setdefault("content", "")
     if message["role"] == "tool" and "name" in message:
@@ -71,7 +71,7 @@ def _message(given: dict[str, Any]) -> dict[str, Any]:
     if "images" in message:
         message["images"] = [clean_base64(image) for image in message["images"]]
     if "tool_calls" in message:
-        message["tool_calls"] = [_call(call, place) for place, call in enumerate(message["tool_calls"])]
+        message["tool_calls"] = [_call(call, index) for index, call in enumerate(message["tool_calls"])]
     return message
 
 
@@ -79,8 +79,8 @@ def _role(message: dict[str, Any]) -> str:
     return str(message.get("role") or "").strip().lower()
 
 
-def _call(given: Any, place: int) -> dict[str, Any]:
+def _call(call: Any, index: int) -> dict[str, Any]:
     """Return a call with its arguments as an object."""
-    normal = normalize_tool_call(given, place)
-    arguments = msgspec.json.decode(normal["function"]["arguments"])
-    return {**normal, "function": {**normal["function"], "arguments": arguments}}
+    normalized = normalize_tool_call(call, index)
+    arguments = msgspec.json.decode(normalized["function"]["arguments"])
+    return {**normalized, "function": {**normalized["function"], "arguments": arguments}}

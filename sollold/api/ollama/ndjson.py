@@ -81,8 +81,8 @@ class LineEncoder:
 
     def fail(self, refusal: Refusal) -> bytes:
         """Return the error as a line; ``code`` is the HTTP status that it would have had."""
-        told = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
-        return msgspec.json.encode(told) + b"\n"
+        record = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
+        return msgspec.json.encode(record) + b"\n"
 
     def keep_alive(self, waiting: Waiting) -> bytes:
         """Return a record without content: a blank line would break clients that parse each line."""

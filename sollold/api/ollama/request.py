@@ -238,7 +238,7 @@ async def read_as(request: web.Request, type_: type[T]) -> tuple[dict[str, Any],
     body = fold_keys(await read_object(request), type_)
     messages = body.get("messages")
     if isinstance(messages, list):
-        body["messages"] = [fold_keys(one, Message) if isinstance(one, dict) else one for one in messages]
+        body["messages"] = [fold_keys(m, Message) if isinstance(m, dict) else m for m in messages]
     return body, as_type(body, type_)
 
 
@@ -256,11 +256,11 @@ def _names_by_lower(type_: type[msgspec.Struct]) -> dict[str, str]:
     return {name.lower(): name for name in type_.__struct_encode_fields__}
 
 
-_WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
+_INTEGERS = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
 """Integer options; Ollama truncates a fraction."""
 
 
-def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
+def parse_options(options: dict[str, Any] | None, model: Model | None) -> Options:
     """Return the caller's options merged over the model's own (its ``params``).
 
     Options that Ollama no longer supports, or that place layers (``num_gpu`` …), which the cluster decides,
@@ -269,8 +269,8 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
     Raises:
         Refusal: BAD_REQUEST naming the option that has a wrong type or is out of range.
     """
-    merged = _usable(own_parameters(model)) if model is not None else {}
-    merged |= {key: value for key, value in (given or {}).items() if value is not None}
+    merged = _valid_options(own_parameters(model)) if model is not None else {}
+    merged |= {key: value for key, value in (options or {}).items() if value is not None}
     try:
         return _options(merged)
     except msgspec.ValidationError as error:
@@ -279,23 +279,23 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
         ) from None
 
 
-def _options(given: Mapping[str, Any]) -> Options:
-    named = {key: value for key, value in given.items() if value is not None}
-    for name in _WHOLE:
-        if isinstance(named.get(name), float) and math.isfinite(named[name]):
-            named[name] = int(named[name])
+def _options(options: Mapping[str, Any]) -> Options:
+    values = {key: value for key, value in options.items() if value is not None}
+    for name in _INTEGERS:
+        if isinstance(values.get(name), float) and math.isfinite(values[name]):
+            values[name] = int(values[name])
     # Not strict: clients send 40.0 for an int, which Ollama accepts, and "0.7" for a float.
-    return msgspec.convert(named, type=Options, strict=False)
+    return msgspec.convert(values, type=Options, strict=False)
 
 
-def _usable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _valid_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the valid options of a Modelfile: a caller is not to blame for the others."""
-    found: dict[str, Any] = {}
+    valid: dict[str, Any] = {}
     for name, value in parameters.items():
         with contextlib.suppress(msgspec.ValidationError):
             _options({name: value})
-            found[name] = value
-    return found
+            valid[name] = value
+    return valid
 
 
 def sampling(options: Options) -> dict[str, Any]:
@@ -327,12 +327,12 @@ def response_format(format_: Any) -> dict[str, Any] | None:
     Raises:
         Refusal: BAD_REQUEST.
     """
-    wanted = format_of(format_)
-    if wanted is None:
+    value = format_of(format_)
+    if value is None:
         return None
-    if isinstance(wanted, str):
+    if isinstance(value, str):
         return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": value}}
 
 
 def format_of(format_: Any) -> str | dict[str, Any] | None:

@@ -9,13 +9,13 @@ import msgspec
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields
 from sollold.api.ollama.request import Options
 
-_PLACING = (
+_LOADING = (
     *("num_gpu", "main_gpu", "num_batch", "num_thread", "numa", "low_vram", "num_gqa"),
     *("use_mmap", "use_mlock", "f16_kv", "vocab_only", "logits_all"),
 )
 _OPTIONS = frozenset(Options.__struct_fields__)
-_WHY = {
-    **{f"options.{name}": "the cluster itself decides how a model is loaded" for name in _PLACING},
+_REASONS = {
+    **{f"options.{name}": "the cluster itself decides how a model is loaded" for name in _LOADING},
     **{
         f"options.{name}": "Ollama no longer supports it either"
         for name in ("penalize_newline", "tfs_z", "rope_frequency_base", "rope_frequency_scale")
@@ -26,9 +26,9 @@ _WHY = {
 
 def request_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
     """Return warnings for ``body``, from which ``asked`` was parsed, whichever engine answers."""
-    return ignored_fields(body, OF_THE_CALLER | {*asked.__struct_fields__}, _WHY)
+    return ignored_fields(body, OF_THE_CALLER | {*asked.__struct_fields__}, _REASONS)
 
 
 def option_warnings(options: dict[str, Any] | None) -> tuple[str, ...]:
     """Return warnings for ``options`` if llama.cpp answers; an Ollama receives all of them."""
-    return ignored_fields(options or {}, _OPTIONS, _WHY, within="options")
+    return ignored_fields(options or {}, _OPTIONS, _REASONS, within="options")

@@ -150,23 +150,23 @@ class OllamaRoutes:
         ignored = request_warnings(body, generate)
 
         def build() -> tuple[Ask, Call | None, tuple[str, ...]]:
-            own = native_body(body, generate)
+            native = native_body(body, generate)
             calls = calls_for(
                 listed.model,
                 llama=lambda: generate_call(generate, options, listed.model),
-                ollama=None if packed else Call("/api/generate", own, ignored),
+                ollama=None if packed else Call("/api/generate", native, ignored),
                 operation="/api/generate",
             )
             call = calls.get(Engine.LLAMA)
-            found = prepare_format(call.body) if call is not None else ()
+            notes = prepare_format(call.body) if call is not None else ()
             prefix = prefix_of(generate.prompt)
-            return self._ask(caller, generate, listed, options, calls, prefix=prefix), call, found
+            return self._ask(caller, generate, listed, options, calls, prefix=prefix), call, notes
 
-        ask, call, found = await off_loop(request, body, build)
+        ask, call, notes = await off_loop(request, body, build)
         path, turns = (call.path, turns_of(generate, call, listed.model)) if call is not None else ("", None)
-        said = generate.resume.content if generate.resume is not None else ""
-        lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
-        warnings = (*ignored, *option_warnings(generate.options), *found)
+        delivered = generate.resume.content if generate.resume is not None else ""
+        lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, delivered)
+        warnings = (*ignored, *option_warnings(generate.options), *notes)
         return await self._reply(request, ask, lines, generate, options, started, warnings)
 
     def _ask(
@@ -251,35 +251,35 @@ class OllamaRoutes:
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
-        found = await self._embedder.embed(
+        embedded = await self._embedder.embed(
             ask, listed.model, texts, call, truncate=embed.truncate is not False
         )
-        found.routing.warnings += request_warnings(body, embed)
-        answer = found.native or {
+        embedded.routing.warnings += request_warnings(body, embed)
+        answer = embedded.native or {
             "model": embed.model,
-            "embeddings": await as_json(found.vectors, embed.dimensions),
+            "embeddings": await as_json(embedded.vectors, embed.dimensions),
             "total_duration": int((time.monotonic() - started) * 1e9),
-            "load_duration": int(found.routing.load_ms * 1e6),
-            "prompt_eval_count": found.tokens,
+            "load_duration": int(embedded.routing.load_ms * 1e6),
+            "prompt_eval_count": embedded.tokens,
         }
-        answer["_routing"] = routing_object(found.routing, started)
-        return json_response(answer, routing_headers(found.routing))
+        answer["_routing"] = routing_object(embedded.routing, started)
+        return json_response(answer, routing_headers(embedded.routing))
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """``/api/embeddings``: embeds one text, not normalised."""
         started = time.monotonic()
-        body, old = await read_as(request, Embeddings)
-        caller = caller_of(request, old.priority, old.timeout)
-        listed = await self._find_to_embed(old.model)
-        if not old.prompt:
+        body, embed = await read_as(request, Embeddings)
+        caller = caller_of(request, embed.priority, embed.timeout)
+        listed = await self._find_to_embed(embed.model)
+        if not embed.prompt:
             return json_response({"embedding": []})
-        ask = self._embedding_ask(caller, old, listed)
+        ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embeddings", body)
-        found = await self._embedder.embed(ask, listed.model, [old.prompt], call, normalize=False)
-        found.routing.warnings += request_warnings(body, old)
-        answer = found.native or {"embedding": found.vectors[0]}
-        answer["_routing"] = routing_object(found.routing, started)
-        return json_response(answer, routing_headers(found.routing))
+        embedded = await self._embedder.embed(ask, listed.model, [embed.prompt], call, normalize=False)
+        embedded.routing.warnings += request_warnings(body, embed)
+        answer = embedded.native or {"embedding": embedded.vectors[0]}
+        answer["_routing"] = routing_object(embedded.routing, started)
+        return json_response(answer, routing_headers(embedded.routing))
 
     async def _find_to_embed(self, name: str) -> Listed:
         """Return the model; if there is none, fail with Ollama's own message, which clients match."""

@@ -10,7 +10,7 @@ from sollold.models.templates.exchanges import field_names, until_response
 from sollold.models.templates.go_parser import Node, Operand, Print, TemplateError, parse_template
 from sollold.models.templates.go_render import render_nodes
 
-_NONE: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("System", "Prompt", "Response", "Suffix", "Think", "ThinkLevel", "IsThinkSet"), ""),
     "First": True,
     "Messages": [],
@@ -26,13 +26,13 @@ def render_template(template: str, values: Mapping[str, Any], turns: Sequence[tu
     Raises:
         Refusal: BAD_REQUEST naming the part that is not supported.
     """
-    values = {**_NONE, **values}
-    said = _conversation(values, turns)
+    values = {**_DEFAULTS, **values}
+    conversation = _conversation(values, turns)
     try:
         nodes = parse_template(template)
         if "Messages" in field_names(nodes):
-            return render_nodes(nodes, {**values, "Messages": _messages(said)})
-        return _exchanges(nodes, values, said)
+            return render_nodes(nodes, {**values, "Messages": _messages(conversation)})
+        return _exchanges(nodes, values, conversation)
     except TemplateError as error:
         raise Refusal(
             Fault.BAD_REQUEST, f'template: {error}; or render the prompt yourself and send "raw": true'
@@ -44,18 +44,18 @@ def _conversation(values: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -
     return [*system, *turns, ("user", values["Prompt"])]
 
 
-def _messages(said: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     rest = {"Thinking": "", "ToolCalls": [], "ToolName": "", "ToolCallID": "", "Images": []}
-    return [{"Role": role, "Content": content, **rest} for role, content in said]
+    return [{"Role": role, "Content": content, **rest} for role, content in turns]
 
 
 _FIELDS = {"system": "System", "user": "Prompt", "assistant": "Response"}
-_AFTER = {"System": ("Prompt", "Response"), "Prompt": ("Response",), "Response": ()}
+_FOLLOWING = {"System": ("Prompt", "Response"), "Prompt": ("Response",), "Response": ()}
 """Fields of an exchange that must still be empty when this one is added; otherwise a new exchange begins."""
-_NOTHING = dict.fromkeys(_AFTER, "")
+_EMPTY = dict.fromkeys(_FOLLOWING, "")
 
 
-def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
+def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -> str:
     """Render a template of one exchange for each exchange, and for the last one up to its response.
 
     Consecutive turns of one role are joined, as in Ollama.
@@ -63,12 +63,12 @@ def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], said: Sequenc
     if "Response" not in field_names(nodes):
         nodes = (*nodes, Print(Operand(".", ("Response",))))
     printed: list[str] = []
-    exchange = dict(_NOTHING)
-    for role, content in said:
+    exchange = dict(_EMPTY)
+    for role, content in turns:
         name = _FIELDS.get(role, "Prompt")
-        if any(exchange[later] for later in _AFTER[name]):
+        if any(exchange[field] for field in _FOLLOWING[name]):
             printed.append(render_nodes(nodes, {**values, **exchange, "First": not printed}))
-            exchange = dict(_NOTHING)
+            exchange = dict(_EMPTY)
         exchange[name] = f"{exchange[name]}\n\n{content}" if exchange[name] else content
     last, _ = until_response(nodes)
     return "".join([*printed, render_nodes(last, {**values, **exchange, "First": not printed})])
