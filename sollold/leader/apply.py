@@ -43,10 +43,10 @@ class PlanApplier:
         self._observations = observations
         self._clock = clock
 
-    async def apply(self, place: Place, keep_alive: float, term: Term, out: dict[str, str]) -> str:
+    async def apply(self, place: Place, keep_alive: float, term: Term, excluded: dict[str, str]) -> str:
         """Carry out one plan. Return the deployment's id, or an empty string when it must be planned again.
 
-        Nodes that must take no part in the next plan are added to ``out``, with the reason.
+        Nodes that must take no part in the next plan are added to ``excluded``, with the reason.
 
         Raises:
             StaleError: another node leads.
@@ -60,7 +60,7 @@ class PlanApplier:
         try:
             for node, wanted in owners:
                 reserved.append(node)
-                if not await self._reserve(deployment, plan.head, node, wanted, term, out):
+                if not await self._reserve(deployment, plan.head, node, wanted, term, excluded):
                     await self._release(deployment, plan.head, reserved, term)
                     return ""
             self._check(term)
@@ -69,7 +69,7 @@ class PlanApplier:
             await self._release(deployment, plan.head, reserved, term)
             raise
         if not done.ok:
-            out[plan.head] = done.reason
+            excluded[plan.head] = done.reason
             self._observations.nodes.failed(plan.head, done.reason, self._clock())
             await self._release(deployment, plan.head, reserved, term)
             return ""
@@ -91,14 +91,14 @@ class PlanApplier:
         node: str,
         wanted: dict[str, int],
         term: Term,
-        out: dict[str, str],
+        excluded: dict[str, str],
     ) -> bool:
         self._check(term)
         request = Reserve(term, deployment, head, wanted)
         try:
             answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
         except PeerError as error:
-            out[node] = f"it could not be reached to reserve memory ({error})"
+            excluded[node] = f"it could not be reached to reserve memory ({error})"
             self._observations.unreachable(node, str(error), self._clock())
             return False
         if answer.ok:
@@ -111,7 +111,7 @@ class PlanApplier:
             self._observations.told(node, available, wanted, self._clock())
         else:
             # Memory is not the reason: the node is draining, is cleaning up, or knows a newer leader.
-            out[node] = answer.reason
+            excluded[node] = answer.reason
         return False
 
     async def _deploy(self, deployment: str, place: Place, keep_alive: float, term: Term) -> Done:

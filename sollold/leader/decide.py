@@ -54,7 +54,7 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     if isinstance(existing, tuple | Mismatch) and (same := _drafts_the_same(ask, snapshot)):
         return same
     if isinstance(existing, ReloadWhenIdle) and not ask.more:
-        return _beside_or_later(ask, snapshot, existing)
+        return _load_beside(ask, snapshot, existing)
     larger: Located | None = None
     if isinstance(existing, tuple):
         larger = existing
@@ -119,7 +119,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     return running if drafter == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not drafter) else None
 
 
-def _beside_or_later(
+def _load_beside(
     ask: Ensure, snapshot: ClusterSnapshot, running: ReloadWhenIdle
 ) -> Place | Use | ReloadWhenIdle:
     """Load another deployment beside one in use with too little context if memory is free, else wait."""
@@ -214,7 +214,7 @@ def _placement(
             f"{model.name} is not loaded now: {why_blocked(snapshot.blocked)}.",
             retry_after=snapshot.blocked.seconds,
         )
-    if drained := _all_drain(snapshot, models):
+    if drained := _drain_reason(snapshot, models):
         return Refuse(Fault.UNAVAILABLE, drained, retry_after=10.0)
     builds = snapshot.builds()
     if not builds:
@@ -238,7 +238,7 @@ def _placement(
     for build in builds:
         placed = _place_on(ask, model, snapshot.shape, snapshot, build, larger)
         if larger is None and not ask.more:
-            first = _fetched(ask, model, snapshot.shape, snapshot, build, placed)
+            first = _fetch_first(ask, model, snapshot.shape, snapshot, build, placed)
             if first is not None:
                 return first
         if not isinstance(placed, Refuse):
@@ -248,7 +248,7 @@ def _placement(
     return refusal
 
 
-def _all_drain(snapshot: ClusterSnapshot, models: list[tuple[str, Model]]) -> str:
+def _drain_reason(snapshot: ClusterSnapshot, models: list[tuple[str, Model]]) -> str:
     """Return why the model can't be loaded if all nodes with its file are draining; empty if not all are."""
     holders = {node for node, _ in models}
     present = [record for record in snapshot.records if record.node in holders]
@@ -263,7 +263,7 @@ def _all_drain(snapshot: ClusterSnapshot, models: list[tuple[str, Model]]) -> st
     return f"{models[0][1].name} can't be loaded now. {subject} draining; `sollold undrain NODE` ends that."
 
 
-def _fetched(
+def _fetch_first(
     ask: Ensure,
     model: Model,
     shape: Shape,

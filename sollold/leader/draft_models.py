@@ -49,12 +49,12 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
         holders = library.find(wanted)
         refused = _why_not(holders[0][1], model) if holders else library.resolve(wanted).message
         found = [] if refused else [holders]
-    made: dict[str, Drafter] = {}
+    chosen: dict[str, Drafter] = {}
     try:
         async with asyncio.timeout(SHAPES_SECONDS):
             for holders in found:
                 candidate = holders[0][1]
-                if candidate.digest in made or len(made) >= MOST:
+                if candidate.digest in chosen or len(chosen) >= MOST:
                     continue
                 node, copy = min(holders, key=lambda pair: (pair[0] != me, pair[0]))
                 try:
@@ -64,11 +64,11 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
                     refused = refused or str(error)
                     continue
                 nodes = frozenset(node for node, _ in holders)
-                made[candidate.digest] = Drafter(candidate.name, candidate.digest, shape, nodes)
+                chosen[candidate.digest] = Drafter(candidate.name, candidate.digest, shape, nodes)
     except TimeoutError:
         log.info("not all headers of models that may draft for %s could be read in time", model.name)
         refused = refused or "its header could not be read in time"
-    return tuple(made.values()), "" if made or wanted == AUTO else refused
+    return tuple(chosen.values()), "" if chosen or wanted == AUTO else refused
 
 
 def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:

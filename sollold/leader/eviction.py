@@ -61,7 +61,7 @@ def best_eviction(
     if coming := snapshot.ending(lately=True):
         # A deployment that has just failed still holds its memory: wait rather than keep a worse plan.
         roomy = attempt(victims, coming)
-        if _worth_a_moment(roomy, chosen, aim):
+        if _worth_waiting(roomy, chosen, aim):
             return Eviction(roomy, victims, wait=True)
     return Eviction(chosen, victims)
 
@@ -134,7 +134,7 @@ def _better(roomy: PlacementChoice, free: PlacementChoice, aim: int) -> bool:
     return roomy.candidate.seconds * FASTER <= free.candidate.seconds
 
 
-def _worth_a_moment(roomy: PlacementChoice, chosen: PlacementChoice, aim: int) -> bool:
+def _worth_waiting(roomy: PlacementChoice, chosen: PlacementChoice, aim: int) -> bool:
     """Return whether memory that is about to be free allows a plan worth waiting for."""
     if _better(roomy, chosen, aim):
         return True
@@ -163,15 +163,15 @@ def _fewest(
         as_good = tried.candidate.seconds <= best.candidate.seconds * 1.1
         return tried if as_good and _context(tried) >= min(_context(best), aim) else None
 
-    found, few, most = best, 0, len(idle)
-    while most - few > 1:
-        middle = (few + most) // 2
+    found, low, high = best, 0, len(idle)
+    while high - low > 1:
+        middle = (low + high) // 2
         tried = enough(idle[:middle])
         if tried is None:
-            few = middle
+            low = middle
         else:
-            found, most = tried, middle
-    victims = idle[:most]
+            found, high = tried, middle
+    victims = idle[:high]
     for pair in reversed(victims[-SPARED - 1 : -1]):
         fewer = [victim for victim in victims if victim is not pair]
         tried = enough(fewer)

@@ -241,7 +241,7 @@ def find_existing(
     if wide:
         record, endpoint = min(wide, key=_load)
         return Use(endpoint.id, record.node, "it is loaded there")
-    loading = _what_loads(ask, snapshot, needed, [pair for pair in same if is_loading(pair[1])])
+    loading = _find_loading(ask, snapshot, needed, [pair for pair in same if is_loading(pair[1])])
     if loading is not None:
         return loading
     if ready:
@@ -259,7 +259,7 @@ def find_existing(
     return None
 
 
-def _what_loads(
+def _find_loading(
     ask: Ensure, snapshot: ClusterSnapshot, needed: int, endpoints: list[Located]
 ) -> Wait | Mismatch | ReloadWhenIdle | None:
     """Return what is loading: of ``endpoints`` and of the accepted deployments not in the records yet."""

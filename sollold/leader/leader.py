@@ -333,7 +333,7 @@ class Leader:
 
     async def _carry_out(self, ask: Ensure) -> Ensured:
         """Place a model. Placements are serialised, so that no memory is planned for twice."""
-        out: dict[str, str] = {}
+        excluded: dict[str, str] = {}
         fetch: FetchFirst | None = None
         usual = self._settings.placement.keep_alive
         async with self._one_at_a_time:
@@ -341,7 +341,7 @@ class Leader:
                 term = self._view.leader()
                 if not self._leads:
                     return self._elsewhere()
-                snapshot = await self._snapshots.of(ask, out)
+                snapshot = await self._snapshots.of(ask, excluded)
                 if not isinstance(snapshot, ClusterSnapshot):
                     return answer(snapshot)
                 decision = await asyncio.to_thread(decide, ask, snapshot)
@@ -357,7 +357,7 @@ class Leader:
                     lost = self._pinned.is_lost(model.name, model.digest)
                     keep_alive = -1.0 if decision.pinned or lost else usual
                 try:
-                    deployment = await self._applier.apply(decision, keep_alive, term, out)
+                    deployment = await self._applier.apply(decision, keep_alive, term, excluded)
                 except StaleError:
                     return self._elsewhere()
                 if deployment:
@@ -366,7 +366,7 @@ class Leader:
                     )
         if fetch is not None:
             return await self._have_fetched(fetch)
-        why = self._story(out) or "memory changed while planning"
+        why = self._story(excluded) or "memory changed while planning"
         return Ensured(
             Verdict.REFUSED,
             fault=Fault.UNAVAILABLE.value,
@@ -380,8 +380,8 @@ class Leader:
 
     # Inside
 
-    def _story(self, out: dict[str, str]) -> str:
-        return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in out.items())
+    def _story(self, excluded: dict[str, str]) -> str:
+        return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in excluded.items())
 
     def _observe(self) -> None:
         records = self._view.live()

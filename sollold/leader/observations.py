@@ -226,16 +226,16 @@ class Observations:
         return self._absences.expected(now)
 
     def added_to(
-        self, snapshot: ClusterSnapshot, digest: str, now: float, out: Mapping[str, str]
+        self, snapshot: ClusterSnapshot, digest: str, now: float, excluded: Mapping[str, str]
     ) -> ClusterSnapshot:
         """Add all that is known here to ``snapshot``, made for the model with this digest.
 
-        ``out``: further nodes to leave out, and why.
+        ``excluded``: further nodes to leave out, and why.
         """
         records = snapshot.records
         blocked = self._left_out(records, digest, now)
-        soon = {node for node, block in blocked.items() if block.seconds <= BACK_WITHIN}
-        spare = {node for node, block in blocked.items() if block.since >= LAST_RESORT}
+        brief = {node for node, block in blocked.items() if block.seconds <= BACK_WITHIN}
+        fallback = {node for node, block in blocked.items() if block.since >= LAST_RESORT}
         avoided = {record.node: self.crashes.blocked(record.node, now) for record in records}
         return replace(
             snapshot,
@@ -243,13 +243,13 @@ class Observations:
             gone=frozenset(self._gone),
             returning=frozenset(key for key, time in self._ended_at.items() if now - time < RETURNED_WITHIN),
             unwilling=frozenset(self._unwilling),
-            out={**{node: why_blocked(block) for node, block in blocked.items()}, **out},
+            out={**{node: why_blocked(block) for node, block in blocked.items()}, **excluded},
             pooled=frozenset(self._pooled),
             truth={key: size for key, (size, _) in self._truth.items()},
             blocked=self.models.blocked(digest, now),
             avoided={node: why_blocked(block) for node, block in avoided.items() if block is not None},
-            passing=frozenset((soon | self._unasked.keys()) - (blocked.keys() - soon)),
-            last_resort=frozenset(spare - self._unasked.keys() - out.keys()),
+            passing=frozenset((brief | self._unasked.keys()) - (blocked.keys() - brief)),
+            last_resort=frozenset(fallback - self._unasked.keys() - excluded.keys()),
             expected=self.expected(now),
             absent=self._absences.absent(now),
             departed=self._departed,

@@ -42,7 +42,7 @@ class _Pinned:
     told_at: float = 0.0
 
 
-_NEVER = _Pinned("", Endpoint("", "", "", Backend.LOCAL, State.DRAINING))
+_NOT_PINNED = _Pinned("", Endpoint("", "", "", Backend.LOCAL, State.DRAINING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class PinnedPolicy:
         self._seen = {node: seen for node, seen in self._seen.items() if now - seen < FORGOTTEN}
         found = _by_content(records)
         for content, endpoints in found.items():
-            before = self._pinned.get(content, _NEVER)
+            before = self._pinned.get(content, _NOT_PINNED)
             for head, endpoint in endpoints:
                 # A model being loaded again counts as lost until it is ready, since the load may fail.
                 running = endpoint.state is State.READY or (is_loading(endpoint) and before.lost is None)

@@ -47,11 +47,11 @@ def place_with_fetch(
         return None
     fleet = snapshot.fleet(build, anywhere=True)
     holding = [node for node, model in snapshot.holders if runs_on_llama(model)]
-    ways = [replace(request, distributed=False, always=False)] if not request.always else []
+    variants = [replace(request, distributed=False, always=False)] if not request.always else []
     if now is None:
-        ways.append(request)
-    for way in ways:
-        choice = choose(way, fleet, footprint_with, snapshot.correction)
+        variants.append(request)
+    for variant in variants:
+        choice = choose(variant, fleet, footprint_with, snapshot.correction)
         candidate = choice.candidate
         if candidate is None or candidate.head.node in holding:
             continue

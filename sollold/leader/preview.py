@@ -84,7 +84,7 @@ def preview_of(
     """
     match decision:
         case Place():
-            return _placed(decision, snapshot, Verdict.WAIT, f"It would run on {_where(decision)}.")
+            return _placed(decision, snapshot, Verdict.WAIT, f"It would run on {_location(decision)}.")
         case PlaceLater(place, message):
             return _placed(place, snapshot, Verdict.PLANNING, message)
         case FetchFirst(place, _, _, message):
@@ -101,8 +101,8 @@ def preview_of(
         case Mismatch(endpoint, node, message):
             return _with_plan(fresh, snapshot, Verdict.REFUSED, message + ".", node, endpoint)
         case ReloadWhenIdle(endpoint, node, message):
-            later = f"{message}; it is reloaded when it is idle."
-            return _with_plan(fresh, snapshot, Verdict.PLANNING, later, node, endpoint)
+            words = f"{message}; it is reloaded when it is idle."
+            return _with_plan(fresh, snapshot, Verdict.PLANNING, words, node, endpoint)
         case HoldersAway(message):
             return PlanPreview(ok=False, verdict=Verdict.PLANNING, message=message)
         case Refuse():
@@ -160,24 +160,24 @@ def _placed(
     )
 
 
-def _where(place: Place) -> str:
+def _location(place: Place) -> str:
     candidate = place.choice.candidate
     return describe(candidate, place.fleet) if candidate is not None else place.plan.head
 
 
 def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChange]:
-    given: dict[tuple[str, str], int] = {}
+    released: dict[tuple[str, str], int] = {}
     if snapshot is not None:
         victims = {deployment for _, deployment, _ in place.evictions}
         for record, endpoint in snapshot.endpoints():
             if endpoint.id in victims:
                 for key, size in snapshot.held(record, endpoint).items():
-                    given[key] = given.get(key, 0) + size
+                    released[key] = released.get(key, 0) + size
         for record in snapshot.records:
             for grant in record.grants:
                 if grant.deployment in snapshot.gone:
                     key = record.node, grant.device
-                    given[key] = given.get(key, 0) + grant.bytes
+                    released[key] = released.get(key, 0) + grant.bytes
     known = (*snapshot.expected, *snapshot.records) if snapshot is not None else ()
     records = {record.node: record for record in known}
     for node, devices in place.plan.bytes_by_owner().items():
@@ -186,7 +186,7 @@ def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChan
             continue
         for device in owner.devices:
             if device.id in devices:
-                before = device.available + given.get((node, device.id), 0)
+                before = device.available + released.get((node, device.id), 0)
                 after = max(0, before - devices[device.id])
                 yield MemoryChange(node, owner.name, device.id, device.total, before, after)
 

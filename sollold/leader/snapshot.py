@@ -170,12 +170,12 @@ class ClusterSnapshot:
         if later:
             _add(give, later)
         machines: list[Machine] = []
-        out: list[LeftOut] = []
+        left_out: list[LeftOut] = []
         have = {node: model for node, model in self.holders if runs_on_llama(model)}
         for record in self.records:
             reason = self._why_out(record, build)
             if reason:
-                out.append(LeftOut(record.node, record.name, reason))
+                left_out.append(LeftOut(record.node, record.name, reason))
                 continue
             machines.append(
                 machine_of(
@@ -189,7 +189,7 @@ class ClusterSnapshot:
                     copy=have[record.node].size if record.node in have else 0,
                 )
             )
-        return Fleet(tuple(machines), tuple(out))
+        return Fleet(tuple(machines), tuple(left_out))
 
     def with_absent_nodes(self) -> ClusterSnapshot | None:
         """Return the snapshot as if all nodes that left recently were back; None when none is missing."""

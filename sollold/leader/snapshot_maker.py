@@ -71,7 +71,7 @@ class SnapshotMaker:
         self._fetches.failed(_fetch_key(node, digest), reason, self._clock())
 
     async def of(
-        self, ask: Ensure, out: dict[str, str] | None = None
+        self, ask: Ensure, excluded: dict[str, str] | None = None
     ) -> ClusterSnapshot | HoldersAway | Refuse:
         """Return the snapshot for a request, or the decision if the model's holders are away or unknown."""
         holders = await self._holders(ask)
@@ -93,7 +93,7 @@ class SnapshotMaker:
         holders = with_refusals(holders, self._view.live())
         shape, unread = await self._shape(holders)
         candidates = await self._drafters(ask, holders[0][1])
-        return replace(self.of_model(holders, shape, out), drafters=candidates, unread=unread)
+        return replace(self.of_model(holders, shape, excluded), drafters=candidates, unread=unread)
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
         """Return the `drafters` for the requested speculation, and for that of deployments of this model.
@@ -115,9 +115,9 @@ class SnapshotMaker:
         self,
         holders: tuple[tuple[str, Model], ...],
         shape: Shape | None,
-        out: dict[str, str] | None = None,
+        excluded: dict[str, str] | None = None,
     ) -> ClusterSnapshot:
-        """Return the snapshot for a model with these holders; ``out``: nodes to leave out, and why."""
+        """Return the snapshot for a model with these holders; ``excluded``: nodes to leave out, and why."""
         now = self._clock()
         records = self._view.live()
         self._observations.observe(records, now)
@@ -135,7 +135,7 @@ class SnapshotMaker:
             correction=self._corrections(model.architecture),
             draft_stats=self._draft_stats(model.digest),
         )
-        return self._observations.added_to(snapshot, model.digest, now, out or {})
+        return self._observations.added_to(snapshot, model.digest, now, excluded or {})
 
     async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
         """Return the model's holders; wait briefly for a model that the caller's node knows already."""

@@ -46,7 +46,7 @@ async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
 async def test_only_lines_that_are_heard_reach_the_loop_however_they_come(folder: Path):
     lines: list[str] = []
     said = "printf 'a\\nstate: 1\\n\\nb\\nsta'; sleep 0.1; printf 'te: 2\\nlast'"
-    process = await begin(folder, "/bin/sh", "-c", said, on_line=lines.append, heard="state:", gather=0.02)
+    process = await begin(folder, "/bin/sh", "-c", said, on_line=lines.append, prefix="state:", gather=0.02)
     assert await asyncio.wait_for(process.exited, 10) == 0
     assert lines == ["state: 1", "state: 2"]
     assert process.last_lines() == ["a", "state: 1", "b", "state: 2", "last"]

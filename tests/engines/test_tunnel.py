@@ -322,7 +322,7 @@ async def test_the_next_connection_is_made_before_it_is_asked_for(way: Way) -> N
 async def test_a_connection_that_nobody_asked_for_is_closed_and_made_anew(
     way: Way, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sollold.engines.llamacpp.tunnel_dialer._AHEAD_SECONDS", 0.05)
+    monkeypatch.setattr("sollold.engines.llamacpp.tunnel_dialer._PREPARED_SECONDS", 0.05)
     dials = Dials(way.pair.reach[1])
     tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
     tunnel = await tunnels.open("d1", IDS[0])

@@ -176,8 +176,8 @@ class Admission:
         if method == "known":
             log.info("%s (%s), a member, fetched the secret", name, node)
         else:
-            how = {"admin": " by an admin", "invitation": " by an invitation"}.get(method, "")
-            log.info("%s (%s) was admitted%s", name, node, how)
+            suffix = {"admin": " by an admin", "invitation": " by an invitation"}.get(method, "")
+            log.info("%s (%s) was admitted%s", name, node, suffix)
             admitted = (*self.ring.admitted, Admitted(node, name, method, time.time()))
             self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
             self.search.wait_no_more()
@@ -325,9 +325,9 @@ class Admission:
             self._save()
             self._changed()
 
-    async def _got(self, node: str, name: str, address: Address, ring: Keyring, later: bool) -> None:
-        """Handle a secret received from a member. ``later``: it is a later one of our own cluster."""
-        if not (later and ring.founder == self.ring.founder):
+    async def _got(self, node: str, name: str, address: Address, ring: Keyring, newer: bool) -> None:
+        """Handle a secret received from a member. ``newer``: it is a later one of our own cluster."""
+        if not (newer and ring.founder == self.ring.founder):
             await self._join(node, name, address, ring)
         elif ring.generation >= self.ring.generation:
             log.info("the secret was changed while this node was away: fetched from %s", name)

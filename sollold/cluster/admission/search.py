@@ -126,21 +126,21 @@ class ClusterSearch:
         }
         if not askable:
             return
-        later = [s for s in askable if behind(own, s, known)]
-        chosen = max(later, key=lambda s: (s.generation, s.cluster)) if later else preferred([*askable])
+        newer = [s for s in askable if behind(own, s, known)]
+        chosen = max(newer, key=lambda s: (s.generation, s.cluster)) if newer else preferred([*askable])
         if self.waits_at is not None:
             # Keep asking the node at which an admin may approve this one.
-            chosen = next((s for s in later or askable if s.node == self.waits_at.node), chosen)
+            chosen = next((s for s in newer or askable if s.node == self.waits_at.node), chosen)
         address = askable[chosen]
         self.asking = True
         try:
             with contextlib.suppress(PeerError, TimeoutError, OSError):
                 answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, address)
-                await self._answered(chosen, address, answer, later=bool(later))
+                await self._answered(chosen, address, answer, newer=bool(newer))
         finally:
             self.asking = False
 
-    async def _answered(self, member: Standing, address: Address, answer: Answer, *, later: bool) -> None:
+    async def _answered(self, member: Standing, address: Address, answer: Answer, *, newer: bool) -> None:
         if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
             self.turned_out = answer.state is AdmissionState.EVICTED
             new = self.waits_at is None or self.waits_at.cluster != member.cluster
@@ -151,7 +151,7 @@ class ClusterSearch:
             self._changed()
         elif answer.state is AdmissionState.ADMITTED:
             self.wait_no_more()
-            await self._got(member.node, member.name, address, answer.keyring(member.node), later)
+            await self._got(member.node, member.name, address, answer.keyring(member.node), newer)
 
     async def accept(self, code: str, addresses: Sequence[Address]) -> Invited:
         """Ask the member at ``addresses`` to be admitted by a code; if it is right, join that cluster.

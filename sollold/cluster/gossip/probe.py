@@ -228,9 +228,9 @@ class Prober:
         self._timers.at(now + timeout * _NACK_SHARE, self._unheard, sequence)
 
     def _unheard(self, sequence: int, now: float) -> None:
-        asked = self._relayed.pop(sequence, None)
-        if asked is not None:
-            self._send(asked[1], [encode(Nack(asked[2]))])
+        relayed = self._relayed.pop(sequence, None)
+        if relayed is not None:
+            self._send(relayed[1], [encode(Nack(relayed[2]))])
 
     def hear_ack(self, sender: str, ack: Ack, now: float) -> bool:
         """Handle an ack. True if ``sender`` itself responded to a probe of ours.
@@ -260,10 +260,10 @@ class Prober:
             if member is not None:
                 member.slowed()
             return False
-        asked = self._relayed.get(ack.sequence)
-        if asked is not None and asked[0] == sender:
+        relayed = self._relayed.get(ack.sequence)
+        if relayed is not None and relayed[0] == sender:
             del self._relayed[ack.sequence]
-            self._send(asked[1], [encode(Ack(asked[2], 0))])
+            self._send(relayed[1], [encode(Ack(relayed[2], 0))])
         return False
 
     def hear_nack(self, sender: str, sequence: int) -> None:

@@ -60,8 +60,8 @@ class PushPullExchange:
         wanted, records = self._compare(body)
         if body.stage == 0:
             return self._body(1, answer, wanted, records), merged
-        asked = set(body.wanted)
-        records = _fitting(whole for whole in self._wholes() if whole.node in asked)
+        requested = set(body.wanted)
+        records = _fitting(whole for whole in self._wholes() if whole.node in requested)
         return (self._body(2, [], [], records) if records else b""), merged
 
     def _hear_members(self, body: PushPull, now: float) -> None:

@@ -53,10 +53,10 @@ def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str
     return _bad_field(record, known)
 
 
-def bad_value(value: Any, name: str = "", least: int = 0) -> str:
+def bad_value(value: Any, name: str = "", minimum: int = 0) -> str:
     """Return what is wrong with a value, or with one inside a tuple or dataclass; empty: nothing.
 
-    ``least``: minimum of an integer.
+    ``minimum``: least value of an integer.
     """
     if value is None or value is True or value is False or name in ("version", "claim"):
         return ""
@@ -64,7 +64,7 @@ def bad_value(value: Any, name: str = "", least: int = 0) -> str:
         if len(value) > _MAX_TEXT:
             return f"{name} has {len(value)} characters"
     elif isinstance(value, int):
-        if not least <= value <= (_MAX_LIMIT if name == "limit" else MAX_BYTES):
+        if not minimum <= value <= (_MAX_LIMIT if name == "limit" else MAX_BYTES):
             return f"{name} is {value}"
     elif isinstance(value, float):
         if not math.isfinite(value) or abs(value) > _MAX_FLOAT:
@@ -82,8 +82,8 @@ def bad_value(value: Any, name: str = "", least: int = 0) -> str:
 
 def _bad_field(value: Any, known: Collection[str] = ()) -> str:
     kind: Any = type(value)
-    for name, least in _checked_fields(kind):
-        if name not in known and (why := bad_value(getattr(value, name), name, least)):
+    for name, minimum in _checked_fields(kind):
+        if name not in known and (why := bad_value(getattr(value, name), name, minimum)):
             return why
     return ""
 

@@ -67,5 +67,5 @@ class BestRate:
         return max(self._rates)
 
 
-def _differs(before: float, now: float, least: float) -> bool:
-    return abs(now - before) > max(least, _SHARE * before)
+def _differs(before: float, now: float, minimum: float) -> bool:
+    return abs(now - before) > max(minimum, _SHARE * before)

@@ -40,7 +40,7 @@ _HELLO_SECONDS = 5.0
 _FIRST_PINGS = 3
 _LOAD_DELAY = 3.0
 _LOAD_SECONDS = 3600.0
-_LOAD_AGAIN = 60.0
+_LOAD_INTERVAL = 60.0
 """Seconds between the first few rate measurements."""
 _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
@@ -316,7 +316,7 @@ class StandingLink(asyncio.Protocol):
             pings += 1
             if self._loop.time() >= load_at:
                 await self._measure_rate()
-                interval = _LOAD_SECONDS if self._rates.settled else _LOAD_AGAIN
+                interval = _LOAD_SECONDS if self._rates.settled else _LOAD_INTERVAL
                 load_at = self._loop.time() + interval * random.uniform(0.75, 1.25)
             pause = 0.2 if pings < _FIRST_PINGS else _PING_SECONDS * random.uniform(0.8, 1.2)
             if self._rate == 0.0:

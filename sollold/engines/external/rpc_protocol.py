@@ -80,10 +80,10 @@ class Handshake:
             NotAWorker: the data is not a worker's response.
         """
         self._buffer += data
-        out = b""
+        request = b""
         while not self.done and (response := self._take_response()) is not None:
-            out = self._handle(response)
-        return out
+            request = self._handle(response)
+        return request
 
     def _take_response(self) -> bytes | None:
         if len(self._buffer) < _SIZE.size:

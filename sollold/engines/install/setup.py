@@ -280,15 +280,15 @@ class Setup:
             )
         work = Path(tempfile.mkdtemp(prefix="tmp-", dir=self._folder))
         try:
-            with self.log_file.open("wb") as out:
-                return self._compile(work, out, wanted())
+            with self.log_file.open("wb") as output:
+                return self._compile(work, output, wanted())
         finally:
             with self._lock:
                 self._steps = None
             shutil.rmtree(work, ignore_errors=True)
 
-    def _compile(self, work: Path, out: BinaryIO, wanted: list[BuildBackend]) -> Llama:
-        steps = Steps(out, self.log_file)
+    def _compile(self, work: Path, output: BinaryIO, wanted: list[BuildBackend]) -> Llama:
+        steps = Steps(output, self.log_file)
         with self._lock:
             self._steps = steps
         if self._cancelled.is_set():

@@ -177,7 +177,7 @@ class Head:
                 log_file=logs / "llama-server.log",
                 env=_ENVIRONMENT,
                 on_line=partial(_report_progress, on_progress),
-                heard=_STATE,
+                prefix=_STATE,
                 gather=GATHER_SECONDS,
             )
         except BaseException as error:

@@ -53,7 +53,7 @@ class Process:
         name: str,
         on_line: Callable[[str], None] | None,
         log_file: Path,
-        heard: str = "",
+        prefix: str = "",
         gather: float = 0.0,
     ) -> None:
         self.name = name
@@ -62,7 +62,7 @@ class Process:
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._on_line = on_line
-        self._heard = heard
+        self._prefix = prefix
         self._gather = gather
         self._log_file = log_file
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -81,17 +81,17 @@ class Process:
         log_file: Path,
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
-        heard: str = "",
+        prefix: str = "",
         gather: float = 0.0,
     ) -> Process:
         """Start ``command`` and record it in ``journal``. ``on_line`` is called on the loop for lines of
-        output that begin with ``heard``. ``gather``: seconds to wait for more output after each read, so that
-        a child that writes many lines per request does not wake this thread for each of them.
+        output that start with ``prefix``. ``gather``: seconds to wait for more output after each read, so
+        that a child that writes many lines per request does not wake this thread for each of them.
 
         Raises:
             OSError: it could not be started.
         """
-        process = cls(name, on_line, log_file, heard, gather)
+        process = cls(name, on_line, log_file, prefix, gather)
         arguments = (list(command), dict(env or {}), deployment, journal)
         thread = threading.Thread(target=process._run, args=arguments, name=f"child {name}", daemon=True)
         try:
@@ -253,7 +253,7 @@ class Process:
         if self._on_line is None:
             return
         for line in decoded:
-            if line.startswith(self._heard):
+            if line.startswith(self._prefix):
                 self._call_soon(self._on_line, line)
 
     def _end_group(self) -> None:

@@ -19,7 +19,7 @@ from sollold.cluster.net.rpc_server import TUNNEL
 from sollold.cluster.net.tunnel_server import GREETING_LIMIT, Open, Opened
 
 _OPEN_SECONDS = 8.0
-_AHEAD_SECONDS = 3.0
+_PREPARED_SECONDS = 3.0
 """How long a prepared connection is kept, in seconds: less than its owner waits for the greeting."""
 
 
@@ -88,7 +88,7 @@ class TunnelDialer:
 
     async def _dial_ahead(self) -> TunnelClient:
         client = await self._dial()
-        self._timer = asyncio.get_running_loop().call_later(_AHEAD_SECONDS, client.transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(_PREPARED_SECONDS, client.transport.abort)
         return client
 
     async def _dial(self) -> TunnelClient:

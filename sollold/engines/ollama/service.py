@@ -33,7 +33,7 @@ from sollold.tasks import cancel_and_wait
 log = logging.getLogger("sollold.engines")
 
 _POLL_SECONDS = 3.0
-_TAGS_EVERY = 5
+_TAGS_INTERVAL = 5
 """Number of polls between requests for the list of models."""
 _RETRY_SECONDS = (5.0, 60.0)
 """Seconds between attempts to find Ollama: initial and maximum."""
@@ -292,7 +292,7 @@ class LocalOllama:
             try:
                 if failures:
                     await self._api.version()
-                if polls % _TAGS_EVERY == 0:
+                if polls % _TAGS_INTERVAL == 0:
                     await self._models.read_tags(self._api)
                 loaded = await self._api.ps()
                 if loaded is None:
