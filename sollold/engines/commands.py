@@ -142,7 +142,7 @@ class Unload:
 class Fetch:
     """Leader → future head: download the files of the model with this digest from a node that has them.
 
-    Repeated while somebody waits for the model, else the download is cancelled. ``stop``: cancel at
+    Repeated while a request waits for the model, else the download is cancelled. ``stop``: cancel at
     once, keeping the data received so far.
     """
 

@@ -1,4 +1,4 @@
-"""Tracks nodes that left recently and should be back, so that a restart refuses no request. Pure."""
+"""Tracks nodes that left recently and should be back, so that a restart causes no refusal. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACK_WITHIN = 60.0
 """Seconds to wait for a node that has just gone: it may restart, or its cable may be plugged in again."""
 
 DRAINED = 5.0
-"""Seconds after which a drained node that is still online is assumed to stay drained: nobody stops it."""
+"""Seconds after which a drained node that is still online is assumed to stay drained rather than stop."""
 
 REMEMBERED = 24 * 3600.0
 """Seconds for which an absent node counts as one that could be started again."""

@@ -1,4 +1,4 @@
-"""Carries out a placement: evict, reserve on all nodes or none, then hand the plan to the head."""
+"""Carries out a placement: evict, reserve on all nodes or none, then send the plan to the head."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     if endpoint.reason and wanted == endpoint.asked.speculation:
         return running  # It was tried, and llama.cpp could not.
     if wanted == AUTO and in_use(endpoint):
-        return running  # AUTO leaves the choice to us: that is no reason to interrupt anybody.
+        return running  # AUTO leaves the choice to us: no reason to interrupt running requests.
     placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
     drafter = placed.plan.drafts_by if isinstance(placed, Place) else ""
     return running if drafter == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not drafter) else None
@@ -150,9 +150,9 @@ def _invalid_counts(ask: Ensure, snapshot: ClusterSnapshot) -> str:
 
 
 def _rounded_up(ask: Ensure, snapshot: ClusterSnapshot, larger: Located, exact: Place) -> Place:
-    """Reload with more context than requested if that costs nobody anything.
+    """Reload with more context than requested if that has no cost.
 
-    Callers whose conversation grows come back with a slightly larger request each time.
+    A growing conversation needs slightly more with each request.
     """
     context_train = snapshot.holders[0][1].context_train
     context = 1 << (ask.context - 1).bit_length() if ask.context > larger[1].context else 0

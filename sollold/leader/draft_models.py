@@ -19,7 +19,7 @@ log = logging.getLogger("sollold.leader")
 MOST = 4
 """Maximum number of candidate models."""
 SHAPES_SECONDS = 1.0
-"""Timeout for reading their headers, in seconds: most are known, and a dead node must delay no recovery."""
+"""Timeout for reading their headers, in seconds: most are known, and a dead node must not delay recovery."""
 SMALLER = 4
 """AUTO considers only draft models with at least this many times fewer weights than the model."""
 

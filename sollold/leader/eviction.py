@@ -18,7 +18,7 @@ IDLE_LONG = 60.0
 FASTER = 1.5
 """Minimum speed-up of that plan."""
 SPARED = 16
-"""Maximum number of victims for each of which to try whether the plan works without evicting it."""
+"""Maximum number of victims that are tested for whether the plan works without evicting them."""
 
 Attempt = Callable[[list[Located], Bytes | None], PlacementChoice]
 """Maps (deployments to evict, bytes that others are releasing) to the best placement with that memory."""

@@ -200,7 +200,7 @@ class Observations:
         self._unasked = {key: until for key, until in self._unasked.items() if now < until}
 
     def forget(self, *names: str) -> None:
-        """Forget lost deployments of these names (of models or deployments): somebody unloads them."""
+        """Forget lost deployments of these names (of models or deployments): they are being unloaded."""
         self._lost = {
             key: (endpoint, until)
             for key, (endpoint, until) in self._lost.items()

@@ -134,7 +134,7 @@ class PinnedPolicy:
         return True
 
     def forget(self, *names: str) -> bool:
-        """Unpin the models or deployments of these names: somebody unloads them.
+        """Unpin the models or deployments of these names: they are being unloaded.
 
         Returns:
             Whether one was lost. The other nodes must then be told, since the records do not show that it

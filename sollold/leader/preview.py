@@ -1,4 +1,4 @@
-"""Presents a decision to people: what would go where, what stays free, what lost, what is missing."""
+"""Presents a decision to users: placement, free memory, rejected alternatives and missing memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PlanPreview:
         context: tokens that a request could use.
         weights, state, compute, overhead: bytes over all devices.
         free: memory before and after on each device that the plan uses.
-        options: alternatives that lost, the fastest first.
+        options: rejected alternatives, the fastest first.
         missing: how much memory is missing, when the model does not fit.
     """
 

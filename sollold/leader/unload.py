@@ -19,7 +19,7 @@ log = logging.getLogger("sollold.leader")
 
 
 class Unloader:
-    """Unloads models for the leader, whose parts it shares."""
+    """Unloads models for the leader; uses the leader's own components."""
 
     def __init__(
         self,

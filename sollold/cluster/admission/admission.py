@@ -135,7 +135,7 @@ class Admission:
         return self._waiting.shown
 
     def standing(self) -> Standing:
-        """Return what a stranger is told."""
+        """Return this node's standing, as sent to strangers."""
         return standing_of(self.ring, self._key.node, self._name, self.open_seconds > 0)
 
     # Admitting others

@@ -123,7 +123,7 @@ class Welcome(asyncio.Protocol):
 
     Args:
         key: the member's key.
-        standing: returns what any stranger is told.
+        standing: returns the standing that is sent to strangers.
         answer: decides on a stranger, by its public key, name and address.
         heard: called with the address that a stranger announces.
     """

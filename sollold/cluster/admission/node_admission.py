@@ -121,7 +121,7 @@ class NodeAdmission:
         identity.change_tokens(ring.tokens)
         self._sealer.change_tokens(ring.tokens.accepted)
         self._sealer.evict(refused)
-        # Before the links send goodbye: a connection that just breaks tells the evicted node at once.
+        # Before the links send goodbye: the evicted node notices at once a link that breaks without one.
         self._connections.change_secret({node: gossip.known.addresses(node) for node in refused})
         self._runner.do(gossip.evict(refused, time.monotonic()))
         self._finder.change_clusters(ring.tokens.clusters)

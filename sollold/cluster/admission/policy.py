@@ -29,7 +29,7 @@ FIRST_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """All that a node tells a stranger.
+    """Everything that a node reveals to a stranger.
 
     Attributes:
         cluster: short name of its cluster, which reveals nothing about the secret.

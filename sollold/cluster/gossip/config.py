@@ -33,8 +33,8 @@ class Tuning:
         lag: a tick later than this means that the process was stopped; its timeouts are moved back.
         introduce_timeout: time without an ack after which an introduced address is tried over TCP.
         retry_min, retry_max: pauses between attempts of a kept introduction.
-        settle: time to wait after the leadership became vacant, so that views agree who is first in line.
-        patience: additional wait per place in that line.
+        settle: time to wait after the leadership became vacant, so that views agree on each node's rank.
+        patience: additional wait per rank.
         grace: time for which a newly started node waits for introductions before it claims a term.
         record_wait: time for which the record of a live leader may be missing before the leader is given up.
     """

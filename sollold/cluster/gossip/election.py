@@ -1,4 +1,5 @@
-"""Who leads: the holder of the highest term as long as it lives, else the first in line claims a higher one.
+"""Decides who leads: the holder of the highest term while it is alive, else the best-ranked node claims a
+higher one.
 
 There is no voting. A leader only proposes; owners decide by their own ledgers and refuse terms older than
 the newest they have seen. So all that is required is that views agree within seconds, and that a node that

@@ -26,7 +26,7 @@ from sollold.cluster.gossip.suspicion import Suspicion
 from sollold.cluster.gossip.timers import Timers
 
 _OBJECTION_INTERVALS = 2.0
-"""Probe intervals that a node has to object when only others consider it dead."""
+"""Probe intervals that a node has to refute when only others consider it dead."""
 _HURRY_PEERS = 8
 """Approximate number of peers that probe a new suspect at once."""
 
@@ -184,7 +184,7 @@ class Membership:
             self.order.hurry(node)
 
     def hear_dead(self, node: str, incarnation: int, accuser: str, now: float) -> None:
-        """Handle a statement that ``node`` is dead. A node not suspected here has a moment to object.
+        """Handle a statement that ``node`` is dead. A node not suspected here gets time to refute it.
 
         A node that was cut off considers all others dead and says so when it is back: two nodes that hear it
         must not lose each other.

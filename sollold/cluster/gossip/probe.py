@@ -22,7 +22,7 @@ _MAX_RELAYED = 1024
 _OVERDUE_INTERVALS = 5.0
 """Probe intervals for which an ack after the verdict is still recognised as late."""
 _NACK_SHARE = 0.8
-"""Share of the timeout after which a nack is sent, so that it arrives before the asker's verdict."""
+"""Share of the timeout after which a nack is sent, so that it arrives before the verdict there."""
 
 
 class _Probe:

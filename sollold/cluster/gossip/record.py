@@ -242,7 +242,7 @@ class WaitingMachine:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that a node tells the others. Merged by the greatest (version, boot), see `registry`.
+    """Everything that a node publishes about itself. Merged by the greatest (version, boot), see `registry`.
 
     Attributes:
         node: node id, 16 hex digits, never changes.

@@ -92,7 +92,7 @@ def _bad_field(value: Any, known: Collection[str] = ()) -> str:
 def _checked_fields(kind: Any) -> tuple[tuple[str, int], ...]:
     """Return the fields of a dataclass, each with its minimum if it is an integer."""
     return tuple(
-        # A default below zero stands for "not known".
+        # A default below zero means "not known".
         (field.name, min(0, field.default if isinstance(field.default, int) else 0))
         for field in fields(kind)
     )

@@ -100,7 +100,7 @@ class Acceptor:
             self._own(self._begin(connection, address, local))
 
     async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
-        """Complete the handshake and hand the connection to its protocol, or close it."""
+        """Complete the handshake and pass the connection to its protocol, or close it."""
         loop = asyncio.get_running_loop()
         kept = False
         try:

@@ -210,7 +210,7 @@ class RpcServer:
             decoded = found[0].decode(await request.read())
         except msgspec.DecodeError as error:
             return _refuse(400, f"the request to {name} is invalid: {error}", True)
-        # A started call is completed even if its caller disconnects: half a command helps nobody.
+        # A started call is completed even if its caller disconnects: no command is carried out in part.
         task = asyncio.create_task(self.answer(caller(request), name, decoded))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

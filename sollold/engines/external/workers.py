@@ -34,7 +34,7 @@ NAMED_SECONDS = 900.0
 MOST_NAMED = 32
 """Maximum number of workers named by requests, in addition to those of the settings."""
 _MAX_PAUSE = 600.0
-"""Longest interval between probes, in seconds: each probe of a busy worker occupies its accept queue."""
+"""Maximum interval between probes, in seconds: each probe of a busy worker occupies its accept queue."""
 
 
 @dataclass(slots=True)

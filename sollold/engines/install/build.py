@@ -46,7 +46,7 @@ _OPTIONS = (
 _COUNT = re.compile(r"^\[(\d+)/(\d+)\]")
 
 Tell = Callable[[str, float, str], None]
-"""Progress callback: (stage, fraction of the whole, message for people)."""
+"""Progress callback: (stage, fraction of the whole, message for users)."""
 
 
 class Build:

@@ -63,7 +63,7 @@ class Progress:
     Attributes:
         stage: ``finding``, ``waiting``, ``fetching``, ``configuring``, ``building``, ``checking``, ``ready``.
         fraction: fraction of the whole, 0.0 to 1.0.
-        message: a short sentence for people, as in the record's ``setup``.
+        message: a short sentence for users, as in the record's ``setup``.
     """
 
     stage: str

@@ -175,7 +175,7 @@ class Deployment:
         crashed: bool = False,
         forced: bool = False,
     ) -> None:
-        """End it, with ``reason`` for people; the ``state`` is DRAINING for an intended end.
+        """End it, with ``reason`` for users; the ``state`` is DRAINING for an intended end.
 
         ``culprit``: the node whose part failed; ``crashed``: a process there crashed; ``forced``: its
         requests are ended, too.

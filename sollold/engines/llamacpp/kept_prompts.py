@@ -30,7 +30,7 @@ log = logging.getLogger("sollold.engines")
 _MIN_TOKENS = 256
 """Shorter prompts are processed faster than a file is read."""
 _SAVE_SECONDS = 5.0
-"""Timeout for all slots of a deployment, in seconds: somebody may be waiting for its memory."""
+"""Timeout for all slots of a deployment, in seconds: a load may be waiting for its memory."""
 _RESTORE_SECONDS = 5.0
 _SPARE_DISK = 2 << 30
 """Bytes that stay free on the disk."""

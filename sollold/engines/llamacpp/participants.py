@@ -1,5 +1,5 @@
-"""The head's dealings with the participants of a deployment, the nodes that hold memory for it: commit,
-connect, renew, release.
+"""Manages a deployment's participants, the nodes that hold memory for it, from its head: commit, connect,
+renew, release.
 
 A broken tunnel, a lost grant or an unreachable node ends the deployment.
 """
@@ -54,7 +54,7 @@ class OnLost(Protocol):
     """Called when a participant's part is lost."""
 
     def __call__(self, reason: str, *, culprit: str) -> None:
-        """``reason``: for people; ``culprit``: the node. May be called more than once."""
+        """``reason``: for users; ``culprit``: the node. May be called more than once."""
         ...
 
 

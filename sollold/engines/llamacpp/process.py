@@ -43,7 +43,7 @@ class Process:
     """A child process. Create it with `Process.start`.
 
     Attributes:
-        name: what it is, for people (``worker``, ``llama-server``).
+        name: its kind, for messages (``worker``, ``llama-server``).
         pid: its process id.
         exited: done once it has exited; its result is the exit code, negative for a signal.
     """

@@ -1,7 +1,7 @@
 """The workers' tensors on disk, which make a second load over the network fast.
 
 ``ggml-rpc-server -c`` writes each tensor over 10 MiB to a file named by its hash, and trusts any file of that
-name: a truncated file makes the model talk nonsense. It never deletes one either. So each worker gets a
+name: a truncated file makes the model generate nonsense. It never deletes one either. So each worker gets a
 folder of its own with hard links to files known to be complete, and its new files are taken over only once
 its deployment has loaded completely. A file that has changed since is not offered again.
 
@@ -174,7 +174,7 @@ class TensorCache:
                     if not _NAME.match(file.name) or file.name in known or not file.stat().st_size:
                         continue
                     if offered.get(file.name, _state_of(file)) != _state_of(file):
-                        continue  # We offered this file, and somebody has written to it.
+                        continue  # We offered this file, and it has been written to.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
                         state = _state_of(self._whole / file.name)

@@ -46,7 +46,7 @@ class LoadedModels:
         self._seen = False
 
     def update(self, loaded: list[Loaded], now: float) -> None:
-        """Process a response of ``/api/ps``. A model whose expiry has moved was used by somebody."""
+        """Process a response of ``/api/ps``. A model whose expiry has moved was used by a client."""
         new = now if self._seen else 0.0
         self._seen = True
         models: dict[str, _InMemory] = {}
