@@ -46,7 +46,7 @@ def _refuse(_self: Any, name: str, _value: Any = None) -> NoReturn:
 
 
 @recursive_repr()
-def _shown(self: Any) -> str:
+def _repr(self: Any) -> str:
     values = (
         f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr
     )
@@ -80,7 +80,7 @@ def _compare(cls: Any) -> None:
 _SHARED: dict[str, Callable[..., Any]] = {
     "__setattr__": _refuse,
     "__delattr__": _refuse,
-    "__repr__": _shown,
+    "__repr__": _repr,
     "__eq__": _equal,
     "__hash__": _hashed,
 }

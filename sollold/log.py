@@ -88,7 +88,7 @@ def shown(text: str) -> str:
     )
 
 
-class _Shown:
+class _Escaped:
     """An argument of a log line, escaped by `shown`."""
 
     def __init__(self, value: object) -> None:
@@ -108,9 +108,9 @@ class PlainFormatter(logging.Formatter):
         """Return the message with its arguments escaped, followed by the traceback if there is one."""
         safe = copy.copy(record)
         if isinstance(record.args, tuple):
-            safe.args = tuple(arg if isinstance(arg, int | float) else _Shown(arg) for arg in record.args)
+            safe.args = tuple(arg if isinstance(arg, int | float) else _Escaped(arg) for arg in record.args)
         elif record.args:
-            safe.args = {name: _Shown(arg) for name, arg in record.args.items()}
+            safe.args = {name: _Escaped(arg) for name, arg in record.args.items()}
         safe.__dict__["exc_text"] = None  # cached by another formatter
         return super().format(safe)
 
@@ -143,7 +143,7 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
         old.close()
     handler: logging.Handler | None = None
-    if stream is None and _is_the_journals():
+    if stream is None and _logs_to_journal():
         try:
             handler = JournalHandler(JOURNAL)
         except OSError:
@@ -156,7 +156,7 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
     set_level(level)
 
 
-def _is_the_journals() -> bool:
+def _logs_to_journal() -> bool:
     """Return whether our standard error or output is connected to the journal (systemd.exec(5)).
 
     ``$JOURNAL_STREAM`` alone proves nothing: terminals of a desktop session started by systemd inherit it.

@@ -113,9 +113,9 @@ class _Printed:
 
     def add(self, message: dict[str, Any]) -> None:
         """Print a piece."""
-        thought, text = message.get("thinking") or "", message.get("content") or ""
-        if thought:
-            print("" if self._thinking else "(thinking) ", thought, sep="", end="", flush=True)
+        thinking, text = message.get("thinking") or "", message.get("content") or ""
+        if thinking:
+            print("" if self._thinking else "(thinking) ", thinking, sep="", end="", flush=True)
             self._thinking = True
         if text:
             if self._thinking and not self._parts:

@@ -30,10 +30,10 @@ def chat(options: argparse.Namespace) -> int:
     if options.typed == "run":
         # As Ollama's `run` does.
         pull_missing(client(options), options.model)
-    return _once(options, prompt, piped) if has_prompt else _talk(options)
+    return _ask_once(options, prompt, piped) if has_prompt else _converse(options)
 
 
-def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
+def _ask_once(options: argparse.Namespace, prompt: str, piped: str) -> int:
     messages: list[dict[str, Any]] = []
     if options.system:
         messages.append({"role": "system", "content": options.system})
@@ -54,7 +54,7 @@ def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
     return Exit.DONE
 
 
-def _talk(options: argparse.Namespace) -> int:
+def _converse(options: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
     talk = Conversation(options.model, system=options.system, sampling=Sampling(options.think or None))

@@ -271,9 +271,9 @@ def _upkeep_commands(command: Command) -> None:
 def _watching_commands(command: Command) -> None:
     nodes = command("nodes", "list the nodes with their memory and versions")
     nodes.add_argument("-q", "--quiet", action="store_true", help="print only names")
-    other = nodes.add_mutually_exclusive_group()
-    other.add_argument("--offline", action="store_true", help="only those that are offline")
-    other.add_argument("--waiting", action="store_true", help="machines that wait for `sollold admit`")
+    group = nodes.add_mutually_exclusive_group()
+    group.add_argument("--offline", action="store_true", help="only those that are offline")
+    group.add_argument("--waiting", action="store_true", help="machines that wait for `sollold admit`")
     command("version", "show the versions of all nodes")
     command("top", "show nodes, models and requests as they change")
     events = command("events", "show what happened in the cluster: joins, deaths, loads, resumed streams")

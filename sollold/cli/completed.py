@@ -16,7 +16,7 @@ _BY_ARGUMENT = {
     ("key", "name"): "sollold key list --quiet",
 }
 """Listing command by (command, argument), where only some models or nodes are valid."""
-_AFTER = {("key", "name"): "revoke", ("cluster", "argument"): "evict"}
+_SUBCOMMANDS = {("key", "name"): "revoke", ("cluster", "argument"): "evict"}
 """Subcommand after which values are completed; after others, a new name or a duration follows."""
 
 
@@ -28,4 +28,4 @@ def lister(command: str, action: argparse.Action) -> str:
 
 def needed_before(command: str, action: argparse.Action) -> str:
     """The subcommand that must precede `lister`'s values; empty if none."""
-    return _AFTER.get((command, action.dest), "")
+    return _SUBCOMMANDS.get((command, action.dest), "")

@@ -21,7 +21,7 @@ _FUNCTIONS = {
 """,
 }
 """Shell function that completes values known to the daemon."""
-_UNLESS = {
+_CONDITIONS = {
     "bash": '[[ " ${{COMP_WORDS[*]}} " == *" {before} "* ]] && ',
     "zsh": "(( ${{words[(Ie){before}]}} )) && ",
 }
@@ -93,7 +93,7 @@ def completion(options: argparse.Namespace) -> int:
 
 
 def _function(shell: str, name: str, words: str, subcommand: str) -> str:
-    condition = _UNLESS[shell].format(before=subcommand) if subcommand else ""
+    condition = _CONDITIONS[shell].format(before=subcommand) if subcommand else ""
     return _FUNCTIONS[shell].format(name=name, words=words, unless=condition)
 
 

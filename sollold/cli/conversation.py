@@ -195,9 +195,9 @@ class Conversation:
             return LineResult(words=f"usage: /show [{' | '.join(PARTS)}]")
         if part == "system" and self._system:
             return LineResult(words=self._system)
-        return LineResult(show=part) if part else LineResult(words=self._shown())
+        return LineResult(show=part) if part else LineResult(words=self._summary())
 
-    def _shown(self) -> str:
+    def _summary(self) -> str:
         rows = {"model": self.model, "system": self._system or "(none)", **self.sampling.options}
         think = self.sampling.think
         if think is not None:

@@ -37,7 +37,7 @@ LIMIT = 130 * MIB
 CONTEXT = 1024
 SLOWEST = 120.0
 """Timeout of each step, in seconds."""
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True)
@@ -92,12 +92,12 @@ def _signals() -> Iterator[list[int]]:
         if task is not None and len(received) == 1:
             task.cancel()
 
-    for number in _ENDS:
+    for number in _SIGNALS:
         loop.add_signal_handler(number, end, number)
     try:
         yield received
     finally:
-        for number in _ENDS:
+        for number in _SIGNALS:
             loop.remove_signal_handler(number)
 
 

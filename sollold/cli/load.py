@@ -62,11 +62,11 @@ def unload(options: argparse.Namespace) -> int:
     if options.json:
         print_json(answer)
     else:
-        print(harmless(f"{options.model}{_ended(answer)}"))
+        print(harmless(f"{options.model}{_unload_text(answer)}"))
     return Exit.DONE
 
 
-def _ended(answer: dict[str, Any]) -> str:
+def _unload_text(answer: dict[str, Any]) -> str:
     """The result of an unload, to be printed after the model's name."""
     count: int = answer["unloaded"]
     if answer.get("cancelled"):

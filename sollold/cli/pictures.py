@@ -24,7 +24,7 @@ _PATH = re.compile(
 def question(daemon: BlockingClient, model: str, text: str) -> dict[str, Any]:
     """The message for ``text``, with the pictures it names if the model has vision."""
     rest, files = pictures_of(text)
-    if not files or not _sees(daemon, model):
+    if not files or not _has_vision(daemon, model):
         return {"role": "user", "content": text}
     images = []
     for file in files:
@@ -51,7 +51,7 @@ def pictures_of(text: str) -> tuple[str, list[Path]]:
     return _PATH.sub(take, text).strip(), files
 
 
-def _sees(daemon: BlockingClient, model: str) -> bool:
+def _has_vision(daemon: BlockingClient, model: str) -> bool:
     try:
         return "vision" in daemon.post("/api/show", {"model": model}).get("capabilities", [])
     except ClientError:

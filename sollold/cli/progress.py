@@ -133,14 +133,14 @@ def _emptied(daemon: BlockingClient, name: str) -> bool:
             continue
         if node["empty"]:
             return True
-        words = _under_way(state, node["node"])
+        words = _remaining_work(state, node["node"])
         if words != printed:
             print(harmless(words), file=sys.stderr)
             printed = words
         time.sleep(_INTERVAL)
 
 
-def _under_way(state: dict[str, Any], node: str) -> str:
+def _remaining_work(state: dict[str, Any], node: str) -> str:
     """What a draining node is still doing."""
     own = [found for found in state["deployments"] if found["node"] == node]
     requests = sum(found["active"] + found["waiting"] for found in own)

@@ -15,14 +15,14 @@ def unit_file() -> Path:
 
 def systemctl() -> list[str]:
     """The systemctl command, with its option for the user's service if needed; append arguments."""
-    return ["systemctl", *_user()]
+    return ["systemctl", *_user_option()]
 
 
 def journalctl() -> list[str]:
     """The journalctl command for the daemon's log; append options."""
-    return ["journalctl", *_user(), "-u", "sollold"]
+    return ["journalctl", *_user_option(), "-u", "sollold"]
 
 
-def _user() -> list[str]:
+def _user_option() -> list[str]:
     """The option for the user's own service, if it exists; root always uses the system's."""
     return ["--user"] if os.geteuid() and unit_file().exists() else []

@@ -82,7 +82,7 @@ def _all(state: dict[str, Any]) -> RenderableType:
         parts += [Text(), deployment_table(state)]
         parts += [Text(words, style="red") for words in faults(state)]
     parts += [Text(f"\n{words}", style="red") for words in _offline(state)]
-    parts += [Text(f"\n{words}", style="yellow") for words in _of_plain_workers(state)]
+    parts += [Text(f"\n{words}", style="yellow") for words in _plain_workers(state)]
     if state["open"]:
         words = (
             "\nOpen cluster: anyone on this LAN can join, and then read prompts, write answers and fetch "
@@ -136,7 +136,7 @@ def _offline(state: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def _of_plain_workers(state: dict[str, Any]) -> list[str]:
+def _plain_workers(state: dict[str, Any]) -> list[str]:
     """Sentences on external workers."""
     found = [(node["name"], worker) for node in state["nodes"] for worker in node.get("plain_workers", [])]
     sentences = [

@@ -65,7 +65,7 @@ class AdmissionService:
         """
         found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
         pairs = [(machine, record) for record in self._view.live() for machine in record.waiting]
-        text = _as_shown(text.strip(), {m.code for m, _ in pairs})
+        text = _as_code(text.strip(), {m.code for m, _ in pairs})
         for machine, record in matching(
             text, pairs, lambda pair: (pair[0].node, pair[0].code), lambda pair: pair[0].name
         ):
@@ -131,7 +131,7 @@ class AdmissionService:
             Refusal: BAD_REQUEST when this machine can't join, or the code or the seed is invalid; NOT_FOUND
                 when no invitation is open there; UNAVAILABLE when no member responds there.
         """
-        search = self._admission_of_free().search
+        search = self._free_admission().search
         try:
             plain, place = plain_code(code), Seed.read(seed, PORT)
         except ValueError as error:
@@ -153,7 +153,7 @@ class AdmissionService:
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=5.0) from None
         return _joined(invited)
 
-    def _admission_of_free(self) -> Admission:
+    def _free_admission(self) -> Admission:
         """Return this machine's `Admission` if it belongs to no cluster yet.
 
         Raises:
@@ -203,7 +203,7 @@ class AdmissionService:
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=2.0) from None
 
 
-def _as_shown(text: str, codes: Container[str]) -> str:
+def _as_code(text: str, codes: Container[str]) -> str:
     """Return ``text`` as the code that it means, if that is one of ``codes``: case and dash do not matter."""
     letters = "".join(letter for letter in text if letter.isalnum()).upper()
     code = f"{letters[:4]}-{letters[4:]}"

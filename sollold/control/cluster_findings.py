@@ -78,12 +78,12 @@ def network(facts: Facts) -> list[Finding]:
     return [
         *_discovery(status),
         *_unreached(facts),
-        *_unanswered(facts, status),
+        *_udp_blocked(facts, status),
         *_duplicates(facts, status),
         *_foreign(facts, status),
-        *_misunderstood(facts, status),
+        *_unknown_fields(facts, status),
         *_incompatible(facts, status),
-        *_disbelieved(status),
+        *_rejected(status),
     ]
 
 
@@ -132,7 +132,7 @@ def _blocked(text: str, machine: str, port: int) -> Finding:
     )
 
 
-def _unanswered(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _udp_blocked(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Nodes that only TCP reaches."""
     names = sorted(status.unanswered, key=natural)
     if not names:
@@ -194,7 +194,7 @@ def _foreign(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return [Finding(Grade.NOTICE, text, fix)]
 
 
-def _misunderstood(facts: Facts, status: ClusterStatus) -> list[Finding]:
+def _unknown_fields(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find nodes whose release sends record fields that this one does not understand."""
     found = []
     for record in facts.live:
@@ -221,7 +221,7 @@ def _incompatible(facts: Facts, status: ClusterStatus) -> list[Finding]:
     return [Finding(Grade.PROBLEM, text, SAME_VERSION)]
 
 
-def _disbelieved(status: ClusterStatus) -> list[Finding]:
+def _rejected(status: ClusterStatus) -> list[Finding]:
     refused = sum(status.disbelieved.values())
     if not refused:
         return []

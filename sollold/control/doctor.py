@@ -48,9 +48,9 @@ def examine(facts: Facts) -> list[Finding]:
         *network(facts),
         *_models(facts.models),
         *_memory(facts.me),
-        *_group(facts.group),
+        *_memory_limit(facts.group),
         *_gpus(facts),
-        *_plain(facts.me),
+        *_external_workers(facts.me),
         *_disk(facts),
         *membership(facts),
     ]
@@ -183,7 +183,7 @@ def _gpus(facts: Facts) -> list[Finding]:
     return [Finding(Grade.NOTICE, text, fix)]
 
 
-def _group(group: tuple[int, int]) -> list[Finding]:
+def _memory_limit(group: tuple[int, int]) -> list[Finding]:
     limit, machine = group
     if not limit:
         return []
@@ -200,7 +200,7 @@ def _memory(me: Record) -> list[Finding]:
     return []
 
 
-def _plain(me: Record) -> list[Finding]:
+def _external_workers(me: Record) -> list[Finding]:
     """Report external workers that can't be used, and the risk of those that are used."""
     found = []
     used = []

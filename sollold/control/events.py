@@ -199,7 +199,7 @@ class ClusterWatcher:
         if not first:
             self._compare_nodes(records, now)
             if leader.leader != self._leader.leader:
-                self._tell_leader(records, leader, now)
+                self._log_leader(records, leader, now)
         self._compare_endpoints(records, now, quiet=first)
         self._offline = {node: missing for node, missing in self._offline.items() if not self._evicted(node)}
         self._records = records
@@ -209,14 +209,14 @@ class ClusterWatcher:
         for node, record in records.items():
             previous = self._records.get(node)
             if previous is None:
-                self._tell_arrival(record, now)
+                self._log_arrival(record, now)
             elif (record.draining, record.empty) != (previous.draining, previous.empty):
-                self._tell_drain(previous, record, now)
+                self._log_drain(previous, record, now)
         for node, record in self._records.items():
             if node not in records:
-                self._tell_departure(record, now)
+                self._log_departure(record, now)
 
-    def _tell_arrival(self, record: Record, now: float) -> None:
+    def _log_arrival(self, record: Record, now: float) -> None:
         missing = self._offline.pop(record.node, None)
         if missing is None:
             kind, message = EventKind.NODE_JOINED, f"{record.name} joined"
@@ -224,7 +224,7 @@ class ClusterWatcher:
             kind, message = EventKind.NODE_RETURNED, f"{record.name} is back"
         self._log.add(now, kind, message, node=record.node, name=record.name)
 
-    def _tell_departure(self, record: Record, now: float) -> None:
+    def _log_departure(self, record: Record, now: float) -> None:
         if self._evicted(record.node):
             message = f"{record.name} was evicted from the cluster"
             self._log.add(now, EventKind.NODE_EVICTED, message, node=record.node, name=record.name)
@@ -247,7 +247,7 @@ class ClusterWatcher:
         kind = EventKind.NODE_STOPPED if stopped else EventKind.NODE_LOST
         self._log.add(now, kind, message, node=record.node, name=record.name)
 
-    def _tell_drain(self, previous: Record, record: Record, now: float) -> None:
+    def _log_drain(self, previous: Record, record: Record, now: float) -> None:
         if record.draining and record.empty:
             kind, message = EventKind.NODE_DRAINED, f"{record.name} is drained; safe to stop"
         elif record.draining and not previous.draining:
@@ -258,7 +258,7 @@ class ClusterWatcher:
             return
         self._log.add(now, kind, message, node=record.node, name=record.name)
 
-    def _tell_leader(self, records: dict[str, Record], leader: Term, now: float) -> None:
+    def _log_leader(self, records: dict[str, Record], leader: Term, now: float) -> None:
         record = records.get(leader.leader)
         name = record.name if record is not None else leader.leader
         message = f"{name} is the leader (term {leader.counter})" if name else "there is no leader at present"
@@ -274,7 +274,7 @@ class ClusterWatcher:
         for key, endpoint in found.items():
             previous = self._endpoints.get(key)
             if (previous is None or previous.state is not endpoint.state) and not quiet:
-                self._tell_state(key, records[key[0]], endpoint, previous, now)
+                self._log_state(key, records[key[0]], endpoint, previous, now)
             elif previous is None and endpoint.state in _LOADING:
                 self._began[key] = now
         for key, endpoint in self._endpoints.items():
@@ -292,7 +292,7 @@ class ClusterWatcher:
             self._add(now, kind, message, key, name, endpoint)
         self._endpoints = found
 
-    def _tell_state(
+    def _log_state(
         self, key: _Key, record: Record, endpoint: Endpoint, previous: Endpoint | None, now: float
     ) -> None:
         state = endpoint.state

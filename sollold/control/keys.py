@@ -136,10 +136,10 @@ class Keys:
         self._file = file
         self._clock = clock
         self._keys: dict[str, Key] = {}
-        self._lost = False
+        self._unreadable = False
         self._unwritten = False
         self._writing = asyncio.Lock()
-        self._wanted = asyncio.Event()
+        self._changed = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -151,8 +151,8 @@ class Keys:
         """Read the file and start following the other nodes' keys."""
         await asyncio.to_thread(self._read)
         self._publish()
-        self._unsubscribe = self._view.subscribe(self._wanted.set)
-        self._wanted.set()
+        self._unsubscribe = self._view.subscribe(self._changed.set)
+        self._changed.set()
         self._task = asyncio.create_task(self._follow(), name="keys")
 
     async def close(self) -> None:
@@ -164,7 +164,7 @@ class Keys:
     @property
     def made(self) -> bool:
         """Whether a key was ever created; also true if the file can't be read, since it may have held one."""
-        return bool(self._keys) or self._lost
+        return bool(self._keys) or self._unreadable
 
     def all(self) -> tuple[Key, ...]:
         """Return all keys, the oldest first."""
@@ -279,7 +279,7 @@ class Keys:
             except (OSError, msgspec.MsgspecError) as error:
                 if isinstance(error, FileNotFoundError):
                     raise
-                self._lost = True
+                self._unreadable = True
                 log.error("the keys in %s can't be read, so other machines need a key: %s", self._file, error)
 
     async def _answer(self, caller: str, request: KeysRequest) -> KeySet:
@@ -289,8 +289,8 @@ class Keys:
         """Fetch and write the keys of each node whose record shows another set; retry until all is done."""
         retrying = LogAndRetry("fetching keys", log)
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._changed.wait()
+            self._changed.clear()
             failed = False
             for node in self._differing():
                 with retrying:
@@ -298,8 +298,8 @@ class Keys:
             with retrying:
                 failed = not await self._write_again() or failed
             if failed:
-                await sleep_until_set(self._wanted, _RETRY_SECONDS)
-                self._wanted.set()
+                await sleep_until_set(self._changed, _RETRY_SECONDS)
+                self._changed.set()
 
     def _differing(self) -> list[str]:
         me = self._view.me

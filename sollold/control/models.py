@@ -22,7 +22,7 @@ from sollold.models.transfer.pull_progress import PullError
 
 NodeNames = Callable[[Listed], list[str]]
 """Returns the names of the nodes that have a model."""
-_PATIENCE = 60.0
+_CALL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class ModelService:
 
     async def _ask(self, node: str, method: str, order: NameRequest) -> NameChanged:
         try:
-            return await self._calls.call(node, method, order, NameChanged, timeout=_PATIENCE)
+            return await self._calls.call(node, method, order, NameChanged, timeout=_CALL_SECONDS)
         except PeerError as error:
             return NameChanged(False, str(error))
 

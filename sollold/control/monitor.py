@@ -26,7 +26,7 @@ from sollold.turns import sleep_until_set
 log = logging.getLogger("sollold.events")
 
 LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
-_SETTLE = 0.2
+_SETTLE_SECONDS = 0.2
 """Seconds within which changes of the records are handled together: a busy endpoint changes often."""
 _GPU_SECONDS = 2
 _REST_SECONDS = 15.0
@@ -153,9 +153,9 @@ class Monitor:
             hint = f"offline are {names}" if names else "no node is offline"
             raise Refusal(Fault.NOT_FOUND, f"there is no offline node {node[:100]!r}; {hint}")
         request = ForgetRequest(found.record.node)
-        await asyncio.gather(*(self._tell_forget(record.node, request) for record in self._view.live()))
+        await asyncio.gather(*(self._send_forget(record.node, request) for record in self._view.live()))
 
-    async def _tell_forget(self, node: str, request: ForgetRequest) -> None:
+    async def _send_forget(self, node: str, request: ForgetRequest) -> None:
         try:
             await self._calls.call(node, "forget", request, Done, timeout=_CALL_SECONDS)
         except PeerError as error:
@@ -188,7 +188,7 @@ class Monitor:
         if self._view.me is not self._sampled:
             self._end_rest()
         if self._pending is None:
-            self._pending = asyncio.get_running_loop().call_later(_SETTLE, self._observe)
+            self._pending = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._observe)
 
     def _observe(self) -> None:
         self._pending = None

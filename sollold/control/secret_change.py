@@ -38,7 +38,7 @@ _STEP_SECONDS = 3.0
 _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
 """Maximum seconds until this node leads, when it evicts the leader."""
-_POLL = 0.05
+_POLL_SECONDS = 0.05
 _MAX_TRIES = 3
 BY_SETTINGS = (
     "the secret comes from cluster.token in the settings. To change it: add a new one to cluster.old_tokens "
@@ -283,10 +283,10 @@ class SecretChanges:
     async def _step(self, order: SecretOrder, nodes: Iterable[str]) -> dict[str, SecretAnswer | None]:
         """Return each node's reply to a step; None if there was none."""
         targets = list(nodes)
-        answers = await asyncio.gather(*(self._tell(node, order) for node in targets))
+        answers = await asyncio.gather(*(self._send(node, order) for node in targets))
         return dict(zip(targets, answers, strict=True))
 
-    async def _tell(self, node: str, order: SecretOrder) -> SecretAnswer | None:
+    async def _send(self, node: str, order: SecretOrder) -> SecretAnswer | None:
         """Return the reply of ``node`` to a step, asking again while it does not know the leader yet."""
         try:
             async with asyncio.timeout(_STEP_SECONDS):
@@ -296,7 +296,7 @@ class SecretChanges:
                     )
                     if not answer.again:
                         return answer
-                    await asyncio.sleep(_POLL)
+                    await asyncio.sleep(_POLL_SECONDS)
         except (PeerError, TimeoutError) as error:
             if "no call is named" in str(error):
                 reason = "it runs an earlier release, which can't change its secret, or has cluster.token set"

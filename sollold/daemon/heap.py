@@ -13,7 +13,7 @@ _ARENA_MAX = -8
 """``M_ARENA_MAX`` of glibc's malloc.h."""
 _DONTNEED = 4
 """``MADV_DONTNEED`` of Linux's mman.h."""
-_STARTED, _PERIOD = 10.0, 60.0
+_START_SECONDS, _PERIOD_SECONDS = 10.0, 60.0
 """Seconds between clean-ups: for the first two, and from then on."""
 _READ_ONLY = ("r--p", "r-xp")
 
@@ -35,9 +35,9 @@ def use_one_arena() -> None:
 async def trim_periodically() -> None:
     """Return what only the start needed, then every minute what is no longer in use, until cancelled."""
     memory = ReclaimableMemory()
-    pauses = iter((_STARTED, _STARTED))
+    pauses = iter((_START_SECONDS, _START_SECONDS))
     while True:
-        await asyncio.sleep(next(pauses, _PERIOD))
+        await asyncio.sleep(next(pauses, _PERIOD_SECONDS))
         await asyncio.to_thread(memory.give_back)
 
 
@@ -51,8 +51,8 @@ class ReclaimableMemory:
     def __init__(self, process: Path = Path("/proc/self")) -> None:
         self._process = process
         self._program = str((process / "exe").resolve())
-        self._seen: frozenset[Span] = frozenset()
-        self._known: frozenset[Span] = frozenset()
+        self._previous: frozenset[Span] = frozenset()
+        self._settled: frozenset[Span] = frozenset()
         self._clean: frozenset[Span] = frozenset()
 
     def give_back(self) -> None:
@@ -74,13 +74,13 @@ class ReclaimableMemory:
             OSError: the system has no ``/proc/PID/smaps`` (proc(5)).
         """
         current = frozenset(self._spans("maps"))
-        settled = current & self._seen
-        if not settled <= self._known:
+        settled = current & self._previous
+        if not settled <= self._settled:
             # This takes longer: the kernel walks the pages of each mapping.
             self._clean = frozenset(self._spans("smaps")) & settled
-            self._known = settled
+            self._settled = settled
         self._clean &= current
-        self._seen = current
+        self._previous = current
         return self._clean
 
     def _spans(self, table: str) -> Iterator[Span]:

@@ -50,7 +50,7 @@ class FairQueue:
         self._limit = limit
         self._waiting: dict[str, Ticket] = {}
         self._running: dict[str, tuple[str, float]] = {}
-        self._of_client: Counter[str] = Counter()
+        self._client_running: Counter[str] = Counter()
         self._last_served: dict[str, int] = {}
         self._served = 0
         self._service = 0.0
@@ -81,7 +81,7 @@ class FairQueue:
         """Remove a request, done or given up, and return the ids admitted now. Unknown ids are ignored."""
         ticket = self._waiting.pop(id, None)
         if ticket is not None:
-            self._forget(ticket.client)
+            self._forget_client(ticket.client)
             return ()
         entry = self._running.pop(id, None)
         if entry is None:
@@ -89,8 +89,8 @@ class FairQueue:
         client, started = entry
         seconds = now - started
         self._service = seconds if self._service == 0.0 else 0.8 * self._service + 0.2 * seconds
-        self._of_client[client] -= 1
-        self._forget(client)
+        self._client_running[client] -= 1
+        self._forget_client(client)
         return self._admit(now)
 
     def resize(self, slots: int, now: float) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class FairQueue:
                 ticket = min(self._waiting.values(), key=lambda ticket: self._rank(ticket, now))
             del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
-            self._of_client[ticket.client] += 1
+            self._client_running[ticket.client] += 1
             self._served += 1
             self._last_served[ticket.client] = self._served
             admitted.append(ticket.id)
@@ -134,12 +134,12 @@ class FairQueue:
         return (-_level(ticket, now), *self._share(ticket.client), ticket.arrival, ticket.id)
 
     def _share(self, client: str) -> tuple[int, int]:
-        return self._of_client.get(client, 0), self._last_served.get(client, 0)
+        return self._client_running.get(client, 0), self._last_served.get(client, 0)
 
-    def _forget(self, client: str) -> None:
+    def _forget_client(self, client: str) -> None:
         """Drop the state of a client without requests here, since the number of clients is unbounded."""
-        if self._of_client.get(client, 0) <= 0:
-            self._of_client.pop(client, None)
+        if self._client_running.get(client, 0) <= 0:
+            self._client_running.pop(client, None)
             if not any(ticket.client == client for ticket in self._waiting.values()):
                 self._last_served.pop(client, None)
 

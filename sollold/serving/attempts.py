@@ -22,7 +22,7 @@ from sollold.serving.stream import Stream, whole
 
 log = logging.getLogger("sollold.serving")
 
-_RETHINK = 0.25
+_RECHECK_SECONDS = 0.25
 """Interval of looking for a better endpoint while waiting in a queue, in seconds."""
 BYPASS_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
 """Paths of small requests, which need no slot of the engine."""
@@ -90,7 +90,7 @@ class Attempts:
         try:
             stream = await self._opened(opening, query)
             if not isinstance(stream, EndpointCandidate):
-                refusal = await _refused(stream)
+                refusal = await _refusal_of(stream)
         except StreamError as error:
             if error.transport:
                 router.failed(candidate.key, self._loop.time())
@@ -98,7 +98,7 @@ class Attempts:
             router.ended(candidate.key, ok)
             # It may have broken off in the middle of an error response.
             await opening.cancel()
-            raise self._judged(error) from None
+            raise self._opening_error(error) from None
         except BaseException:
             # First, since the next step may be cancelled as well.
             router.ended(candidate.key, None)
@@ -118,7 +118,7 @@ class Attempts:
             if candidate.endpoint.loaded and runner_crashed(refusal.message):
                 self.deaths.add_crash(refusal.message)
                 self.deaths.check()
-            raise _classified(refusal, candidate.engine)
+            raise _engine_exception(refusal, candidate.engine)
         return Attempt(choice, candidate, stream, call)
 
     async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
@@ -154,7 +154,7 @@ class Attempts:
         if opening.immediate:
             return await opening.open()
         began, key = self._loop.time(), opening.candidate.key
-        while not await opening.wait(_RETHINK):
+        while not await opening.wait(_RECHECK_SECONDS):
             if opening.request.bypass_queue and self._loop.time() - began > BYPASS_LIMIT:
                 await opening.cancel()
                 raise StreamError(ErrorKind.DEADLINE, "the engine does not answer a small request")
@@ -172,7 +172,7 @@ class Attempts:
                 return better
         return opening.stream()
 
-    def _judged(self, error: StreamError) -> Exception:
+    def _opening_error(self, error: StreamError) -> Exception:
         """Return the exception to raise for a stream that could not be opened."""
         if error.kind is ErrorKind.FULL:
             retry_after = max(1.0, error.retry_after)
@@ -197,7 +197,7 @@ class Attempts:
         await self.release(attempt, False if error.transport else None)
 
 
-async def _refused(stream: Stream) -> Refusal | None:
+async def _refusal_of(stream: Stream) -> Refusal | None:
     """Return the engine's own error if its status is 400 or higher, else None.
 
     Raises:
@@ -209,7 +209,7 @@ async def _refused(stream: Stream) -> Refusal | None:
     return engine_refusal(status, await whole(stream, limit=1024 * 1024))
 
 
-def _classified(refusal: Refusal, engine: Engine) -> Exception:
+def _engine_exception(refusal: Refusal, engine: Engine) -> Exception:
     """Return the exception to raise for an engine's error, by whether another endpoint may answer."""
     if refusal.status == 503:
         return StreamError(ErrorKind.MOVED, refusal.message)

@@ -136,8 +136,8 @@ class Batches:
         running jobs; ``pause``: minimum seconds before a temporarily refused piece is retried.
         """
         self._piece = piece
-        self._places = asyncio.Semaphore(at_once)
-        self._at_once = at_once
+        self._slots = asyncio.Semaphore(at_once)
+        self._concurrency = at_once
         self._max_jobs = jobs
         self._max_running = running
         self._max_running_each = running_each
@@ -181,7 +181,7 @@ class Batches:
             created=time.time(),
         )
         self._jobs[job.id] = job
-        self._forget()
+        self._evict()
         task = asyncio.create_task(self._run(job, embed, deadline), name=f"batch {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda ended: self._ended(job, ended))
@@ -233,14 +233,14 @@ class Batches:
         pieces.reverse()
         try:
             async with asyncio.timeout(deadline or None):
-                await self._work_together(job, pieces, embed)
+                await self._run_workers(job, pieces, embed)
         except TimeoutError:
             self._give_up(job, f"not embedded within the batch's deadline of {deadline:g} s")
 
-    async def _work_together(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
+    async def _run_workers(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._at_once, len(pieces))):
+                for _ in range(min(self._concurrency, len(pieces))):
                     group.create_task(self._work(job, pieces, embed))
         except* BatchEnded as ended:
             self._give_up(job, str(ended.exceptions[0]))
@@ -262,7 +262,7 @@ class Batches:
         job.texts = ()
         job.waiting = ""
         self._tasks.pop(job.id, None)
-        self._forget()
+        self._evict()
         log.info("batch %s of %s texts: %s", job.id, job.total, job.progress)
 
     async def _work(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
@@ -274,7 +274,7 @@ class Batches:
         pause = self._pause
         while True:
             try:
-                async with self._places:
+                async with self._slots:
                     vectors = await embed(piece.texts)
                 break
             except Refusal as refusal:
@@ -321,7 +321,7 @@ class Batches:
         """
         if not job.width:
             job.width = max(1, *map(len, vectors))
-            self._forget()
+            self._evict()
             if self._floats() > self._max_floats:
                 raise _NoRoom
         for index, vector in enumerate(vectors, piece.first):
@@ -346,7 +346,7 @@ class Batches:
     def _floats(self) -> int:
         return sum(job.floats for job in self._jobs.values())
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         """Drop the oldest finished jobs until the kept jobs and vectors are within bounds."""
         finished = [job for job in self._jobs.values() if job.id not in self._tasks and job.ended]
         for job in finished[:-1] if len(self._jobs) <= self._max_jobs else finished:

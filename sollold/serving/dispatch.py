@@ -157,7 +157,7 @@ class Dispatcher:
             else:
                 search.refusal = refusal
         except Refusal as refusal:
-            if not self._looks_for_more_context(search, candidate, refusal):
+            if not self._raise_context(search, candidate, refusal):
                 raise
         else:
             if isinstance(answer, Attempt):
@@ -165,9 +165,7 @@ class Dispatcher:
             search.preferred = answer.key
         return None
 
-    def _looks_for_more_context(
-        self, search: _Search, candidate: EndpointCandidate, refusal: Refusal
-    ) -> bool:
+    def _raise_context(self, search: _Search, candidate: EndpointCandidate, refusal: Refusal) -> bool:
         """If the prompt is too long for the endpoint, start looking for one with more context.
 
         Return whether it was. Never exceeds a context that the caller has set.
@@ -188,7 +186,7 @@ class Dispatcher:
         search.too_long, search.loaded = refusal, False
         return True
 
-    def _settles_for_less(self, search: _Search, refusal: Refusal) -> bool:
+    def _lower_context(self, search: _Search, refusal: Refusal) -> bool:
         """If possible, search again with less context for the answer, since the desired one does not fit."""
         query, body = search.query, search.calls[Engine.LLAMA].body
         context = larger_context(refusal, body, query.trained, LEAST_ANSWER_TOKENS)
@@ -197,7 +195,7 @@ class Dispatcher:
         search.query, search.loaded = replace(query, context=context, assigned=("", "")), False
         return True
 
-    def _waits_for_memory(self, search: _Search, refusal: Refusal) -> bool:
+    def _may_wait_for_memory(self, search: _Search, refusal: Refusal) -> bool:
         """Whether to wait for memory: the model fitted a moment ago, so the shortage may be temporary."""
         if refusal.fault is not Fault.TOO_BIG or not search.lost or search.too_long is not None:
             return False
@@ -221,7 +219,7 @@ class Dispatcher:
         """
         view = self._context.view
         if search.refusal is not None:
-            await self._shard_instead(search, search.refusal)
+            await self._load_in_llama(search, search.refusal)
             return
         search.began = max(search.began, self._progressed)
         if self._loop.time() - search.began > search.limit:
@@ -238,12 +236,12 @@ class Dispatcher:
         try:
             search.ready = ready = await self._load(search)
         except Refusal as refusal:
-            if self._waits_for_memory(search, refusal):
+            if self._may_wait_for_memory(search, refusal):
                 await next_change(view, _MEMORY_CHECK)
                 return
             if search.too_long is None or refusal.fault is not Fault.TOO_BIG:
                 raise
-            if self._settles_for_less(search, search.too_long):
+            if self._lower_context(search, search.too_long):
                 return
             raise too_long(search.too_long, refusal.message) from None
         search.loaded = True
@@ -253,7 +251,7 @@ class Dispatcher:
         context = ready.endpoint.context
         if 0 < context < max(search.query.context, search.query.usual):
             if search.too_long is not None and context < search.query.context:
-                if self._settles_for_less(search, search.too_long):
+                if self._lower_context(search, search.too_long):
                     return
                 raise too_long(search.too_long, "; ".join(ready.reasons) or "more context does not fit")
             # More was wanted than was trained or than fits: accept what the leader gives.
@@ -263,7 +261,7 @@ class Dispatcher:
                 usual=min(context, search.query.usual),
             )
 
-    async def _shard_instead(self, search: _Search, refusal: Refusal) -> None:
+    async def _load_in_llama(self, search: _Search, refusal: Refusal) -> None:
         """After a failure of the Ollama that has the model, ask the leader to load it with llama.cpp.
 
         Raises:

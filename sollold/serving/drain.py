@@ -43,11 +43,11 @@ async def drain(
         lent(view.me),
         seconds_text(settings.drain_limit),
     )
-    await _until(empty, settings.drain_limit)
+    await _wait_until(empty, settings.drain_limit)
     if not empty():
         log.info("draining: moving %d requests to other nodes", server.under_way)
         server.abort_all(reason)
-        await _until(empty, _MOVE_SECONDS)
+        await _wait_until(empty, _MOVE_SECONDS)
     view.update_me(empty=True)
     log.info("drained")
 
@@ -58,7 +58,7 @@ def lent(me: Record) -> int:
     return len({grant.deployment for grant in committed if grant.head != me.node})
 
 
-async def _until(done: Callable[[], bool], limit: float) -> None:
+async def _wait_until(done: Callable[[], bool], limit: float) -> None:
     for _ in range(max(1, int(limit / _CHECK_SECONDS))):
         if done():
             return

@@ -38,7 +38,7 @@ CHECK_EVERY = 1.0
 """Interval of the checks of running requests, in seconds."""
 _REPORT = 0.25
 """Delay for which changes of the counts are collected before the record is updated, in seconds."""
-_UNREAD = 300.0
+_UNREAD_SECONDS = 300.0
 """Seconds after which a caller that reads nothing loses its slot."""
 _PATHS = (
     "/v1/",
@@ -54,8 +54,8 @@ _PATHS = (
     "/apply-template",
 )
 _FULL_RETRY = 5.0
-_PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
-_ENOUGH_TOKENS = 16
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-]+)+")
+_MIN_SPEED_TOKENS = 16
 """Minimum tokens for measuring an answer's speed: the first few are faster or slower than the rest."""
 _OLLAMA_SILENCE = 1200.0
 """Minimum seconds of silence granted to an Ollama that loads or does not stream: it shows no progress."""
@@ -187,7 +187,7 @@ class EndpointServer:
             raise StreamError(ErrorKind.MOVED, f"{request.endpoint} is {endpoint.state}")
         if endpoint.closing:
             raise StreamError(ErrorKind.MOVED, f"a node that {request.endpoint} needs is draining")
-        if not request.path.startswith(_PATHS) or not _PLAIN.fullmatch(request.path):
+        if not request.path.startswith(_PATHS) or not _PLAIN_PATH.fullmatch(request.path):
             raise StreamError(ErrorKind.ENGINE, f"endpoints do not serve the path {request.path}")
         size = len(request.body)
         if not self._bodies.reserve(size):
@@ -290,7 +290,7 @@ class EndpointServer:
         speed, tokens = figures.speed, figures.tokens
         self._counters.generated(tokens, speed)
         state.host.answered(state.id, tokens, figures.drafted, figures.accepted)
-        if tokens < _ENOUGH_TOKENS or not (stream.alone or 0 < state.speed < speed):
+        if tokens < _MIN_SPEED_TOKENS or not (stream.alone or 0 < state.speed < speed):
             return
         state.speed += (0.3 if state.speed else 1.0) * (speed - state.speed)
         self._counts_changed(state.id)
@@ -339,16 +339,16 @@ class EndpointServer:
             progress = stream.progress
             if progress is None:
                 continue
-            dead = idle and progress.waited(now) > self._settings.still
-            if dead or progress.hung(now):
+            stuck = idle and progress.waited(now) > self._settings.still
+            if stuck or progress.hung(now):
                 seconds = progress.silent(now)
                 reason = f"the engine produced no token for {seconds:.0f} s although its process runs"
-                if dead:
+                if stuck:
                     reason += ", and none of its processes used any CPU"
                 log.warning("%s", reason, extra={"deployment": state.id, "request": stream.request.id})
                 self._fail(state, reason)
                 return
-            if progress.unread(now) > _UNREAD:
+            if progress.unread(now) > _UNREAD_SECONDS:
                 self._free_slot(stream)
         doubtful = any(stream.progress is not None and stream.progress.doubtful(now) for stream in working)
         if doubtful and (state.asking is None or state.asking.done()):

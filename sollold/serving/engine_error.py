@@ -49,7 +49,7 @@ def engine_refusal(status: int, body: bytes) -> Refusal:
     message = message_in(body) or f"the engine answered {status}"
     if status == 500 and _is_callers_fault(message):
         status = 400
-    return Refusal(Fault.ENGINE, _in_one_sentence(message), status=status)
+    return Refusal(Fault.ENGINE, _shortened(message), status=status)
 
 
 def is_callers_fault(refusal: Refusal) -> bool:
@@ -89,7 +89,7 @@ def _is_callers_fault(message: str) -> bool:
     return longest_input(message) is not None or _CALLERS_FAULT.search(message) is not None
 
 
-def _in_one_sentence(message: str) -> str:
+def _shortened(message: str) -> str:
     """Shorten a message by a template's traceback and the repeated tools, and improve unclear ones."""
     if match := _TOO_MANY_CHOICES.search(message):
         return (

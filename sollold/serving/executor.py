@@ -104,9 +104,9 @@ class RequestExecutor:
         """
         find, limit = self._dispatcher.find, self._context.http.wait_limit
         if self._ask.delivered is not None:
-            attempt = await self._found(self._take_over(self._ask.delivered))
+            attempt = await self._find(self._take_over(self._ask.delivered))
         else:
-            attempt = await self._found(find(self._ask.calls, limit))
+            attempt = await self._find(find(self._ask.calls, limit))
         self._attempt = attempt
         if attempt is None:
             me = self._context.view.me
@@ -150,7 +150,7 @@ class RequestExecutor:
         """
         touch = {e: TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
         find, limit = self._dispatcher.find, self._context.http.wait_limit
-        attempt = self._attempt = await self._found(find(touch, limit))
+        attempt = self._attempt = await self._find(find(touch, limit))
         try:
             # An Ollama may take any time to load a model.
             await read_and_discard(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
@@ -211,7 +211,7 @@ class RequestExecutor:
         elif self._search is not None and first:
             self._search.cancel()
 
-    async def _found(self, find: Coroutine[Any, Any, _Found]) -> _Found:
+    async def _find(self, find: Coroutine[Any, Any, _Found]) -> _Found:
         """Return the result of ``find``, unless the answer is stopped meanwhile.
 
         Raises:
@@ -391,7 +391,7 @@ class RequestExecutor:
             search = find_rest(
                 self._dispatcher, self._ask, limit, failed.engine, frozenset((failed.key,)), rest
             )
-            new = await self._found(search)
+            new = await self._find(search)
         except Refusal as refusal:
             if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._stopped:
                 raise

@@ -28,8 +28,8 @@ from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
-_PLANNING = 0.2
-_SILENCE = 15.0
+_PLAN_SECONDS = 0.2
+_SILENCE_SECONDS = 15.0
 """Timeout for the next line from a loading head, in seconds; it sends one at least every five."""
 _MAX_FAILURES = 4
 """Failed deployments after which a load is given up."""
@@ -222,7 +222,7 @@ class Loader:
                         retry_after=30.0,
                     )
                 load.tell(Waiting("planning", message=ended.reason))
-            await asyncio.sleep(_PLANNING)
+            await asyncio.sleep(_PLAN_SECONDS)
 
     def _ready_endpoint(self, answer: Ensured) -> Ready | None:
         endpoint = self._recorded(answer.node, answer.deployment)
@@ -296,7 +296,7 @@ class Loader:
 
     async def _head_report(self, node: str, deployment: str) -> AsyncIterator[Endpoint]:
         path = f"/deployments/{deployment}/wait"
-        async with self._calls.stream(node, "GET", path, idle_timeout=_SILENCE) as response:
+        async with self._calls.stream(node, "GET", path, idle_timeout=_SILENCE_SECONDS) as response:
             while response.status == 200 and (line := await response.content.readline()):
                 yield msgspec.json.decode(line, type=Endpoint)
 

@@ -100,7 +100,7 @@ class LocalStream:
         """While this context is entered, the engine does not count as idle."""
         self._connecting: asyncio.Timeout | None = None
         self._connection: HttpConnection | None = None
-        self._before = self._last = b""
+        self._previous = self._last = b""
         """The last two pieces of the body."""
         self._measured = False
         self._error: StreamError | None = None
@@ -213,7 +213,7 @@ class LocalStream:
                 # llama-server sends such keep-alives every half minute even if its workers hang. They are
                 # dropped: nodes and callers get keep-alives of our own.
                 return True
-            self._before, self._last = self._last, chunk
+            self._previous, self._last = self._last, chunk
             if receive(chunk):
                 progress.forwarded(now())
                 return True
@@ -232,7 +232,7 @@ class LocalStream:
             raise self._error
         if not self._measured:
             self._measured = True
-            figures = figures_in((self._before[-_TAIL:] + self._last)[-_TAIL:])
+            figures = figures_in((self._previous[-_TAIL:] + self._last)[-_TAIL:])
             if figures is not None:
                 self._on_speed(self, figures)
         return True

@@ -35,7 +35,7 @@ from sollold.serving.protocol import (
 
 log = logging.getLogger("sollold.serving")
 
-_ALIVE_EVERY = 2.0
+_ALIVE_SECONDS = 2.0
 """Seconds without a frame to a caller's node after which it gets a keep-alive."""
 
 
@@ -126,7 +126,7 @@ class PeerRequestHandler:
         for caller in tuple(self._callers):
             if caller.gone:
                 caller.task.cancel()
-            elif now - caller.sent >= _ALIVE_EVERY:
+            elif now - caller.sent >= _ALIVE_SECONDS:
                 caller.show_life()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:

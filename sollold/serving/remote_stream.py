@@ -50,7 +50,7 @@ class RemoteStream:
         self._frames = Frames()
         self._early: list[tuple[int, bytes]] = []
         """Frames that arrived together with the head."""
-        self._enough = False
+        self._paused = False
         """Whether the receiver wants no more for now."""
         self._end = 0
         """Kind of the frame that ended the body, END or BROKEN; 0 before."""
@@ -105,13 +105,13 @@ class RemoteStream:
         """
         connection = self._connection
         assert connection is not None
-        early, self._early, self._enough = self._early, [], False
-        if not self._end and self._pass(early, receive):
+        frames, self._early, self._paused = self._early, [], False
+        if not self._end and self._pass(frames, receive):
             try:
                 await connection.pour(lambda data: self._pass(self._feed(data), receive))
             except ResponseLost as error:
                 raise self._lost(error) from None
-        if self._enough:
+        if self._paused:
             return False
         if not self._end:
             raise self._closed()
@@ -130,8 +130,8 @@ class RemoteStream:
         body, end, payload = _body_in(frames)
         if end:
             self._end, self._last = end, payload
-        self._enough = bool(body) and not receive(body)
-        return not (self._enough or end)
+        self._paused = bool(body) and not receive(body)
+        return not (self._paused or end)
 
     def abort(self, error: StreamError) -> None:
         """Break off the stream, such as when the endpoint's node is gone. Its reader gets ``error``."""

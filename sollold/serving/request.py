@@ -144,7 +144,7 @@ class Waiting:
     """Name of the node whose engine has the request; empty if none has it."""
 
 
-async def _nothing() -> None:
+async def _no_close() -> None:
     """The ``close`` of an answer that holds no resources."""
 
 
@@ -159,7 +159,7 @@ class Answer:
 
     routing: Routing
     pour: Pour[list[bytes]]
-    close: Callable[[], Coroutine[Any, Any, None]] = field(default=_nothing)
+    close: Callable[[], Coroutine[Any, Any, None]] = field(default=_no_close)
     """Ends the generation and frees its slot."""
     over: Callable[[], bool] = field(default=lambda: False)
     """Whether ``close`` has nothing left to do."""
@@ -170,17 +170,17 @@ class Answer:
     def batches(self) -> AsyncIterator[list[bytes]]:
         """An iterator over the same lists, always the same one; when it finishes it `end`s the answer."""
         if self._batches is None:
-            self._batches = self._fetched()
+            self._batches = self._read_batches()
         return self._batches
 
     @property
     def events(self) -> AsyncIterator[bytes]:
         """An iterator over single events, for callers to whom speed does not matter."""
         if self._events is None:
-            self._events = _one_by_one(self.batches)
+            self._events = _single_events(self.batches)
         return self._events
 
-    async def _fetched(self) -> AsyncIterator[list[bytes]]:
+    async def _read_batches(self) -> AsyncIterator[list[bytes]]:
         try:
             async for batch in pulled(self.pour):
                 yield batch
@@ -205,7 +205,7 @@ class Answer:
         return b"".join(parts)
 
 
-async def _one_by_one(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:
+async def _single_events(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:
     async for batch in batches:
         for event in batch:
             yield event

@@ -26,7 +26,7 @@ from sollold.serving.ranking import RULES, STRATEGIES
 
 _MAX_PREFIXES = 4096
 _PREFIX_SECONDS = 600.0
-_LEARN = 0.3
+_LEARNING_RATE = 0.3
 _RECORD_AGE = 1.5
 """Maximum expected age of a record, in seconds."""
 
@@ -41,7 +41,7 @@ class Breaker:
         """``pause``: seconds of the first opening; each further one doubles it, up to ``longest``."""
         self._threshold = threshold
         self._pause = pause
-        self._longest = longest
+        self._max_pause = longest
         self._errors = 0
         self._openings = 0
         self._until = 0.0
@@ -71,7 +71,7 @@ class Breaker:
         """Note that the endpoint could not be reached, or that the connection broke."""
         self._errors += 1
         if self._trying or self._errors >= self._threshold:
-            self._until = now + min(self._pause * 2**self._openings, self._longest)
+            self._until = now + min(self._pause * 2**self._openings, self._max_pause)
             self._openings = min(self._openings + 1, 16)
             self._errors = 0
         self._trying = False
@@ -105,7 +105,7 @@ class Router:
         self._rules = tuple((rule, weights[rule.name]) for rule in RULES if weights.get(rule.name))
         self._memory: dict[tuple[str, str], _Memory] = {}
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
-        self._round = 0
+        self._sequence = 0
         self.on_request_end: Callable[[tuple[str, str]], None] = lambda endpoint: None
         """Called with the endpoint whenever a request there has ended."""
 
@@ -198,8 +198,8 @@ class Router:
         """Note that a request is being sent to the endpoint ``key``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.under_way += 1
-        self._round += 1
-        memory.last_sent = self._round
+        self._sequence += 1
+        memory.last_sent = self._sequence
         _recent_peak(memory, now)
         memory.breaker.sent(now)
         if query.prefix:
@@ -212,7 +212,7 @@ class Router:
         """Note that the engine began to respond after ``seconds``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.breaker.reached()
-        memory.first_byte += (seconds - memory.first_byte) * (_LEARN if memory.first_byte else 1.0)
+        memory.first_byte += (seconds - memory.first_byte) * (_LEARNING_RATE if memory.first_byte else 1.0)
 
     def ended(self, key: tuple[str, str], ok: bool | None) -> None:
         """Note that a request ended; ``ok`` None: it showed nothing about the endpoint (cancelled, say)."""
@@ -224,7 +224,7 @@ class Router:
         if ok is None:
             memory.breaker.given_up()
         else:
-            memory.success += _LEARN * ((1.0 if ok else 0.0) - memory.success)
+            memory.success += _LEARNING_RATE * ((1.0 if ok else 0.0) - memory.success)
 
     def failed(self, key: tuple[str, str], now: float) -> None:
         """Note a transport error: the endpoint could not be reached, or the connection broke."""

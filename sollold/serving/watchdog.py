@@ -15,13 +15,13 @@ from collections.abc import Iterable
 
 log = logging.getLogger("sollold.serving")
 
-_TOKENS = 100
+_SLOW_TOKENS = 100
 """Silence that still counts as slow, in tokens at the measured speed."""
-_PROMPT = 3.0
+_PROMPT_FACTOR = 3.0
 """Factor on the limit before the first token: an engine may process the prompt in one long batch."""
 
 
-_IDLE = 0.2
+_IDLE_WORK = 0.2
 """Maximum activity per second of idle processes, in the unit of `Process.work` (1/100 s of CPU time)."""
 _JITTER = 2.0
 
@@ -36,7 +36,7 @@ class IdleDetector:
 
     def observe(self, processes: int, bytes: int, now: float) -> None:
         """Note the work counters of its processes and tunnels."""
-        idle = _JITTER + _IDLE * (now - self._since)
+        idle = _JITTER + _IDLE_WORK * (now - self._since)
         if self._processes < 0 or bytes != self._bytes or processes - self._processes > idle:
             self._since, self._processes, self._bytes = now, processes, bytes
 
@@ -99,8 +99,8 @@ class RequestProgress:
     @property
     def limit(self) -> float:
         """Seconds of silence after which the engine counts as hung."""
-        limit = max(self._min_limit, _TOKENS / self._speed) if self._speed > 0 else self._min_limit
-        return limit if self.began else max(limit * _PROMPT, self._begin)
+        limit = max(self._min_limit, _SLOW_TOKENS / self._speed) if self._speed > 0 else self._min_limit
+        return limit if self.began else max(limit * _PROMPT_FACTOR, self._begin)
 
     def silent(self, now: float) -> float:
         """Seconds since the last progress."""

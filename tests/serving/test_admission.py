@@ -64,7 +64,7 @@ def test_running_and_waiting_counts_stay_consistent(events: list, slots: int, li
     while queue.active:
         for number in range(next(numbers)):
             queue.leave(str(number), now)
-    assert queue._of_client == Counter() and queue._last_served == {}
+    assert queue._client_running == Counter() and queue._last_served == {}
 
 
 @settings(max_examples=50)

@@ -506,7 +506,7 @@ async def test_a_slow_reader_is_not_mistaken_for_a_hung_engine(
 
 async def test_a_stopped_reader_releases_its_slot(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
-    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD", 0.2)
+    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD_SECONDS", 0.2)
     _, engine_b, _ = await three(cluster)
     engine_b.pause = 0.02
     b = cluster.nodes[1]
@@ -525,7 +525,7 @@ async def test_a_stopped_reader_does_not_block_others(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
-    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD", 0.2)
+    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD_SECONDS", 0.2)
     a, b = await cluster.node("a"), await cluster.node("b")
     engine_b = await cluster.reciter()
     # More than all buffers on the path.

@@ -48,8 +48,8 @@ class ChatContinuation(Continuation):
         self.fold()
         if not any(self._reasoning) or self._engine is not Engine.LLAMA:
             return None
-        longer = self._with_beginning(dict(self.call.body), "".join(self._content), "".join(self._reasoning))
-        return Call("/apply-template", dict(self.call.body)), Call("/apply-template", longer)
+        body = self._with_beginning(dict(self.call.body), "".join(self._content), "".join(self._reasoning))
+        return Call("/apply-template", dict(self.call.body)), Call("/apply-template", body)
 
     @property
     def _echo(self) -> str:

@@ -52,7 +52,7 @@ class _TextContinuation(Continuation):
             raise NotResumable("it contains log probabilities")
         if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
             raise NotResumable("several answers were requested at once")
-        if not _one_prompt(body.get("prompt", "")):
+        if not _is_single(body.get("prompt", "")):
             raise NotResumable("several prompts were sent at once")
 
 
@@ -92,7 +92,7 @@ class CompletionContinuation(_TextContinuation):
         body = dict(self.call.body)
         text = "".join(self._text)
         self._text = [text]
-        body["prompt"] = _longer(body.get("prompt"), text)
+        body["prompt"] = _extended(body.get("prompt"), text)
         # The first engine has already sent the echo of the prompt.
         body.pop("echo", None)
         if text:
@@ -177,7 +177,7 @@ class NativeContinuation(_TextContinuation):
             body["prompt"] = [*(prompt if isinstance(prompt, list) else [prompt]), *self._ids]
         else:
             self._exact = False
-            body["prompt"] = _longer(prompt, text)
+            body["prompt"] = _extended(prompt, text)
         self._pending = []
         if text:
             _constrain(body, text)
@@ -201,7 +201,7 @@ class NativeContinuation(_TextContinuation):
         return event
 
 
-def _one_prompt(prompt: Any) -> bool:
+def _is_single(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return True
     if not isinstance(prompt, list):
@@ -209,7 +209,7 @@ def _one_prompt(prompt: Any) -> bool:
     return len(prompt) == 1 or any(isinstance(part, int) for part in prompt)
 
 
-def _longer(prompt: Any, text: str) -> Any:
+def _extended(prompt: Any, text: str) -> Any:
     """Append ``text`` to the prompt; a list may mix tokens and strings."""
     if not text:
         return prompt
