@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,9 +159,6 @@ def test_the_sharded_answer_equals_the_unsharded_one(empty: Cluster, big: Path, 
 
 def answer_of_one_server(llama: Llama, model: Path, tokens: int) -> str:
     """The answer of a single llama-server with the whole model."""
-    import socket
-    import urllib.request
-
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]

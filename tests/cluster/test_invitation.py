@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +135,9 @@ async def test_three_wrong_codes_withdraw_the_invitation(two: Two) -> None:
 async def test_an_invitation_expires(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invitation, "INVITATION_SECONDS", 0.2)
     made = two.invites.invite()
-    await asyncio.sleep(0.25)
+    await until(lambda: not two.lan.running[0].me.inviting)
     with pytest.raises(Refusal, match="no invitation is open"):
         await two.joins.join(made.code, two.seed)
-    await until(lambda: not two.lan.running[0].me.inviting)
 
 
 @pytest.mark.parametrize(

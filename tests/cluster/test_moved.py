@@ -63,7 +63,7 @@ def test_a_request_after_a_node_has_moved_does_not_wait_for_the_old_address(
 
 
 async def test_connections_are_cut_by_the_address_of_either_end() -> None:
-    sockets, ended = OpenSockets(), []
+    sockets, watched, ended = OpenSockets(), [], []
 
     async def serve(name: str) -> tuple[str, int]:
         async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,6 +78,7 @@ async def test_connections_are_cut_by_the_address_of_either_end() -> None:
         reader, writer = await asyncio.open_connection(host, port, local_addr=(own, 0))
         raw = writer.get_extra_info("socket")._sock  # the loop returns a wrapper
         sockets.watch(raw)
+        watched.append(own)
         await reader.read()
         ended.append((own, host))
         writer.close()
@@ -86,7 +87,7 @@ async def test_connections_are_cut_by_the_address_of_either_end() -> None:
         asyncio.create_task(connect(name, own))
         for name, own in (("127.0.0.2", "127.0.0.1"), ("127.0.0.3", "127.0.0.1"), ("127.0.0.4", "127.0.0.9"))
     ]
-    await asyncio.sleep(0.2)
+    await doubles.until(lambda: len(watched) == len(waiting))
     assert sockets.cut_hosts(other={"127.0.0.1", "127.0.0.9"}, own={"127.0.0.2", "127.0.0.3"}) == 0
     assert sockets.cut_hosts(other={"127.0.0.2"}) == 1
     await waiting[0]

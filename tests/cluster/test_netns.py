@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import netns
+from tests import netns
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
 
 
 def reaches(here: netns.Machine, there: netns.Machine) -> bool:
     # One datagram from here to there.
-    import socket
-
     with there.inside():
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         listener.bind((there.address, 0))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from sollold.agent.ledger import Ledger
 from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import Deploy, Done, Release, Reserve
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
+from sollold.machine.device import Device, Kind
 from tests.leader.cluster import (
     ENSURE,
     SETTINGS,
@@ -185,8 +187,6 @@ async def test_reservations_are_released_if_the_head_refuses(cluster: Cluster) -
 
 
 async def test_memory_shared_by_devices_is_planned_once() -> None:
-    from sollold.machine.device import Device, Kind
-
     cluster = Cluster(SETTINGS)
     both = (
         Device("CPU", Kind.CPU, "cpu", 8 * GIB, GIB, 8 * GIB, 0, 0, 10 * MIB, 20e9, 1e11, pool="ram"),
@@ -204,9 +204,6 @@ async def test_memory_shared_by_devices_is_planned_once() -> None:
 
 
 async def test_a_node_limit_over_all_devices_is_respected() -> None:
-    from sollold.agent.ledger import Ledger
-    from sollold.machine.device import Device, Kind
-
     cluster = Cluster(SETTINGS)
     gpu = Device("CUDA0", Kind.GPU, "gpu", 8 * GIB, 8 * GIB, 8 * GIB, 0, 0, 10 * MIB, 300e9, 1e13)
     cpu = Device("CPU", Kind.CPU, "cpu", 8 * GIB, 8 * GIB, 8 * GIB, 0, 0, 10 * MIB, 20e9, 1e11)
@@ -380,4 +377,5 @@ async def test_a_threshold_distributes_a_model_that_fits_one_node() -> None:
     assert set(request.plan.bytes_by_owner()) == {"a", "b"}
     del cluster.nodes["b"]
     cluster.nodes["a"].endpoints.clear()
-    assert isinstance(await cluster.planner.preview(ENSURE), object)
+    preview = await cluster.planner.preview(ENSURE)
+    assert preview.plan is not None and set(preview.plan.bytes_by_owner()) == {"a"}

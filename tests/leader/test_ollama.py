@@ -14,6 +14,7 @@ from sollold.leader import leader
 from sollold.leader.messages import Verdict
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
+from tests.doubles import until
 from tests.leader.cluster import (
     ENSURE,
     SETTINGS,
@@ -145,18 +146,12 @@ async def test_a_long_ollama_queue_adds_a_replica_and_exceptions_do_not_end_the_
     try:
         await asyncio.sleep(0.05)
         cluster.now += 11.0
-        for _ in range(300):
-            if cluster.requests("deploy"):
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: cluster.requests("deploy"))
         plans = [request.plan for _, request in cluster.requests("deploy") if isinstance(request, Deploy)]
         assert [(plan.model, plan.head) for plan in plans] == [("other:latest", "b")]
         cluster.shape = read_shape  # type: ignore[method-assign]
         cluster.now += 61.0
-        for _ in range(300):
-            if len(cluster.requests("deploy")) > 1:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: len(cluster.requests("deploy")) > 1)
         assert {
             request.plan.model for _, request in cluster.requests("deploy") if isinstance(request, Deploy)
         } == {

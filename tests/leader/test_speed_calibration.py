@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +12,10 @@ from sollold.engines.commands import Deploy
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Ensure
 from sollold.leader.speed_calibration import SpeedCalibration, terms_of
+from tests.doubles import until
 from tests.leader.cluster import Cluster, model
 from tests.leader.test_leader import SETTINGS
 from tests.placement.fleets import MIB, shape
-
-
-async def until_learned(calibration: SpeedCalibration) -> None:
-    for _ in range(1000):
-        if calibration.correction("llama")("a", "CPU") != 1.0:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("nothing was learned")
 
 
 async def test_one_measurement_corrects_the_prediction(tmp_path: Path) -> None:
@@ -40,7 +32,7 @@ async def test_one_measurement_corrects_the_prediction(tmp_path: Path) -> None:
         plan = next(r.plan for _, r in cluster.requests("deploy") if isinstance(r, Deploy))
         actual = plan.tokens_per_second / 3
         cluster.ready(answer.deployment, speed=actual)
-        await until_learned(calibration)
+        await until(lambda: calibration.correction("llama")("a", "CPU") != 1.0)
         preview = await leader.preview(Ensure("demo"))
         assert preview.plan is not None
         assert preview.plan.tokens_per_second == pytest.approx(actual, rel=0.25)
@@ -65,10 +57,7 @@ async def test_draft_statistics_are_learned_and_saved(tmp_path: Path, by: str, d
         "x", "demo:latest", "d1", Backend.SHARDED, State.READY, speed=9.0, drafts=drafts
     )
     cluster.changed()
-    for _ in range(1000):
-        if calibration.draft_stats("d1")(digest or by) is not None:
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: calibration.draft_stats("d1")(digest or by) is not None)
     await calibration.close()
     assert calibration.correction("llama")("a", "CPU") == 1.0, "drafts hide the speed of the devices"
     restored = SpeedCalibration(cluster, cluster, path)
