@@ -66,7 +66,7 @@ class Refusal(Exception):
 
 
 def unloaded_by_force(model: str) -> Refusal:
-    """Return the refusal of a request that was in, or waited for, a model that somebody unloaded by force.
+    """Return the refusal of a request that used, or waited for, a model that was unloaded by force.
 
     It is final: a retry would load the model again.
     """

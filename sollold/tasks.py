@@ -7,7 +7,7 @@ from typing import Any
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any] | None) -> None:
-    """Cancel ``tasks``, of which some may be None, and wait until all have ended. Errors are ignored."""
+    """Cancel ``tasks`` (None is ignored) and wait until all have ended. Their errors are ignored."""
     pending = [task for task in tasks if task is not None]
     for task in pending:
         task.cancel()

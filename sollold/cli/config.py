@@ -1,4 +1,4 @@
-"""``sollold config``: the settings in force."""
+"""``sollold config``: the effective settings."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _unload_text(answer: dict[str, Any]) -> str:
 
 
 def drain(options: argparse.Namespace) -> int:
-    """Stop giving a node new work and wait until it is empty, or undo that."""
+    """Stop sending work to a node and wait until it is empty, or undo that."""
     daemon = client(options)
     answer = daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
     empty = not options.undo and emptied(daemon, answer["node"])

@@ -107,7 +107,7 @@ def _versions() -> str:
 
 
 def _settings() -> str:
-    """The settings in force, as in a settings file; `in_force` leaves secrets out."""
+    """The effective settings as in a settings file; `in_force` omits secrets."""
     found = load(skip_unreadable=True)
     return "\n".join(f"{key} = {value}  # {source}" for key, value, source in in_force(found)) + "\n"
 

@@ -11,7 +11,7 @@ from sollold.cli.exit import Exit
 
 
 def token(options: argparse.Namespace) -> int:
-    """Print a new token and how to use it, or the one in force."""
+    """Print a new token and how to use it, or the current one."""
     if options.show:
         value = loaded(options).settings.cluster.token
         if not value:

@@ -135,7 +135,7 @@ class ClusterClient:
         return await self._whole(lambda client: client.get(path, timeout=timeout), retry_silent=True)
 
     async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
-        """POST JSON to any node; it may be sent more than once if a node dies meanwhile.
+        """POST JSON to any node; it may be sent more than once if a node fails.
 
         Raises:
             ClientError: as `Client.post`.

@@ -124,7 +124,7 @@ class HybridRouter(RouterPlacement, Generation):
         """Chat with a model: return Ollama's response with ``_routing``, or with ``stream`` an iterator.
 
         ``_routing`` has ``backend`` (``ollama-pool``, ``llama.cpp-local``, ``llama.cpp-distributed``),
-        ``duration_ms``, ``coordinator_url``, ``node``, ``devices``, and if a node was lost meanwhile
+        ``duration_ms``, ``coordinator_url``, ``node``, ``devices``, and if a node was lost
         ``resumed``, ``gap_ms`` and ``lost_nodes``. Arguments are those of `OllamaPool.chat`.
 
         Raises:

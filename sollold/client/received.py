@@ -75,7 +75,7 @@ class Received:
             self.began = 0.0
 
     def forget(self) -> None:
-        """Restart the answer, of which nothing was delivered yet."""
+        """Discard the received part, to restart the answer before anything was delivered."""
         self.content.clear()
         self.thinking.clear()
         self.tool_calls.clear()

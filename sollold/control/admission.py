@@ -49,7 +49,7 @@ class AdmissionService:
         """Return the certificate of the authority that signs for all nodes of the cluster, in PEM.
 
         Raises:
-            Refusal: BAD_REQUEST while the cluster is open, since anybody could sign in its name.
+            Refusal: BAD_REQUEST while the cluster is open, since anyone could sign in its name.
         """
         tokens = self._view.tokens
         if tokens.open:

@@ -82,7 +82,7 @@ class ClusterService:
         drain: starts to empty this node of requests (True), or lets it accept work again.
         keep: sets how long a deployment of this node may be idle.
         scan: looks for external workers.
-        name_external: watches external workers as if the settings named them; returns their states.
+        name_external: watches external workers like those named in the settings; returns their states.
         serve: serves a request, as `sollold.serving.request.Service.open`.
         limit: timeout of a load, in seconds; it may be changed later.
         remote: reads headers of models that no node has.

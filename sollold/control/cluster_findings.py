@@ -49,7 +49,7 @@ def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Findin
     found = []
     lost = sorted((node.record.name for node in offline if not node.stopped), key=natural)
     if alone and len(lost) > 1:
-        # All others are hardly ever gone at once, so do not suggest to forget them one by one.
+        # All others are rarely gone at once, so do not suggest removing them one by one.
         names = ", ".join(lost)
         text = f"none of the other nodes responds ({names}): this machine is probably cut off from them"
         fix = "check its cable, Wi-Fi or VPN, its firewall and the switch; if these work, start the others"
@@ -110,7 +110,7 @@ def _unreached(facts: Facts) -> list[Finding]:
     reasons: dict[str, list[str]] = {}
     for peer in facts.unreached:
         if peer.node not in ports:
-            continue  # it was found dead in the meantime
+            continue  # it has failed since the check
         name, port = ports[peer.node]
         if peer.large:
             found.append(Finding(Grade.PROBLEM, f"{name} {_LARGE_LOST}", _MTU))
@@ -178,7 +178,7 @@ def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:
 def _foreign(facts: Facts, status: ClusterStatus) -> list[Finding]:
     """Find nodes of another cluster."""
     mdns = status.discovery
-    # A machine waiting to join a cluster is told how to get in, not how to merge two.
+    # A machine that waits to join a cluster needs advice on joining, not on merging two clusters.
     if mdns is None or not mdns.foreign or facts.me.seeking:
         return []
     plural = mdns.foreign > 1

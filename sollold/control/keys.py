@@ -238,12 +238,12 @@ class Keys:
         return revoked
 
     async def _merge(self, keys: Iterable[Key]) -> None:
-        """Merge ``keys``, some perhaps revoked: put them in force, tell the other nodes, write them to disk.
+        """Merge ``keys``, some perhaps revoked: apply them, publish the change, write them to disk.
 
         The order matters: a full disk must not keep a revoked key valid.
 
         Raises:
-            Refusal: UNAVAILABLE when there are too many, or they are in force but can't be written to disk.
+            Refusal: UNAVAILABLE when there are too many, or they are applied but can't be written to disk.
         """
         async with self._writing:
             updated = self._union(keys)
@@ -286,7 +286,7 @@ class Keys:
         return KeySet(tuple(self._keys.values()))
 
     async def _follow(self) -> None:
-        """Fetch and write the keys of each node whose record shows another set; retry until all is done."""
+        """Fetch and write the keys of each node with a different set in its record; retry until done."""
         retrying = LogAndRetry("fetching keys", log)
         while True:
             await self._changed.wait()

@@ -1,4 +1,4 @@
-"""Adds second names and named files to this node's models, and deletes models: all in our own folder only."""
+"""Adds second names and files to this node's models, and deletes models: only in the daemon's own folder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class NameChanged:
 
 _NO_OVERRIDES = NameOverrides()
 _LINKS = "file-"
-"""Prefix of folders in our own that hold links to a file that a request named."""
+"""Prefix of folders, within the daemon's own, with links to a file named by a request."""
 _SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
 

@@ -1,4 +1,4 @@
-"""Passes, with which the command line on one member sends commands to another member over HTTP.
+"""Passes: tokens with which the command line on one member authenticates to another member over HTTP.
 
 A daemon gives a caller on its own machine a random token, valid for a few minutes at one other member. That
 member asks the daemon, on the port for nodes where both prove their membership, whether it issued the token

@@ -166,7 +166,7 @@ class ModelService:
         sources = {holders[node].source for node in chosen if node in holders} or {model.source}
         advice = "remove its files yourself"
         if "ollama" in sources:
-            # A caller that uses the ollama command has it pointed at this node.
+            # A caller that uses the ollama command has configured it to use this node.
             advice = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
         raise Refusal(
             Fault.BAD_REQUEST,

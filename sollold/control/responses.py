@@ -28,7 +28,7 @@ Item = dict[str, Any]
 
 
 def input_id(response: str, prefix: str, place: int) -> str:
-    """Return an id for an input item that came without one: the response's id and the item's place."""
+    """Return an id for an input item without one: the response's id and the item's index."""
     return f"{prefix}_{response.partition('_')[2]}{place:0{_PLACE_DIGITS}x}"
 
 
@@ -51,7 +51,7 @@ class StoredResponse:
         response: the response as sent; its ``output`` has the output items.
         items: the input items, without those of earlier responses.
         previous: id of the response that it continued; empty: none.
-        client: the client whose API key created it, the only one that may read it; empty: anyone may.
+        client: the client whose API key created it, the only one that may read it; empty: any client.
     """
 
     response: dict[str, Any]

@@ -33,7 +33,7 @@ def use_one_arena() -> None:
 
 
 async def trim_periodically() -> None:
-    """Return what only the start needed, then every minute what is no longer in use, until cancelled."""
+    """Return memory that only the start needed, then unused memory every minute, until cancelled."""
     memory = ReclaimableMemory()
     pauses = iter((_START_SECONDS, _START_SECONDS))
     while True:
@@ -56,7 +56,7 @@ class ReclaimableMemory:
         self._clean: frozenset[Span] = frozenset()
 
     def give_back(self) -> None:
-        """Return it; blocks for some milliseconds. Does nothing except on Linux with glibc."""
+        """Return the memory; blocks for some milliseconds. Does nothing except on Linux with glibc."""
         with contextlib.suppress(OSError, AttributeError):
             spans = self.unchanged()
             libc = ctypes.CDLL(None)

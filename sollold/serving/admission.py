@@ -206,7 +206,7 @@ class AdmissionQueue:
 
         Raises:
             QueueFull: the queue is full.
-            QueueClosed: the request would have to wait, and `dismiss` was called before or meanwhile.
+            QueueClosed: the request would have to wait, and `dismiss` was called before or during the wait.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -227,7 +227,7 @@ class AdmissionQueue:
         on_position(0)
 
     def leave(self, id: str) -> None:
-        """Remove a request that is done or whose caller hung up. Unknown ids are ignored."""
+        """Remove a request that is done or was abandoned by its caller. Unknown ids are ignored."""
         self._waiters.pop(id, None)
         self._reported.pop(id, None)
         self._wake(self._admission.leave(id, asyncio.get_running_loop().time()))

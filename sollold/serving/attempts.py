@@ -162,7 +162,7 @@ class Attempts:
                 continue
             better = router.better(view.live(), query, self._loop.time(), key)
             if better is not None:
-                # Claim it before awaiting anything: other queued requests look for it too.
+                # Claim it before the next await: other queued requests compete for it.
                 router.sent(better.key, query, self._loop.time())
                 try:
                     await opening.cancel()
@@ -213,7 +213,7 @@ def _engine_exception(refusal: Refusal, engine: Engine) -> Exception:
     """Return the exception to raise for an engine's error, by whether another endpoint may answer."""
     if refusal.status == 503:
         return StreamError(ErrorKind.MOVED, refusal.message)
-    # One Ollama may lack the memory, or meanwhile the model, while another endpoint has it.
+    # One Ollama may lack the memory, or have lost the model, while another endpoint can answer.
     if engine is Engine.OLLAMA and (refusal.status >= 500 or refusal.status == 404):
         return EndpointRefusal(refusal.fault, refusal.message, status=refusal.status)
     return refusal

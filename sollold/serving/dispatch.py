@@ -27,7 +27,7 @@ _MEMORY_SECONDS = 20.0
 """Maximum wait for memory to reload the model after an engine was lost, in seconds: a program that uses it
 may be at its peak, and end soon or be killed by the system like the engine."""
 _MEMORY_CHECK = 1.0
-"""Interval of trying to load the model meanwhile, in seconds."""
+"""Interval between attempts to load the model during that wait, in seconds."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class _Search:
         loaded: the leader has just been asked.
         refusal: the refusal of an endpoint; raised if no other accepts the request.
         full: why the last queue refused the request.
-        too_long: the refusal of the prompt as too long, while an endpoint with more context is sought.
+        too_long: the refusal of the prompt as too long, while searching for an endpoint with more context.
         lost: an endpoint failed with the request.
         short_since: when memory for loading the model again was first short; 0.0: never.
     """

@@ -361,9 +361,9 @@ class EndpointServer:
         state.host.fail(state.id, reason)
 
     def _free_slot(self, stream: LocalStream) -> None:
-        """Free the slot of a request whose caller does not read; it is resumed when the caller reads on."""
+        """Free the slot of a request whose caller does not read; it resumes when the caller reads again."""
         stream.abort(StreamError(ErrorKind.MOVED, "the client did not read for a long time"))
-        # The task that should close it waits for its caller, perhaps forever.
+        # The task that should close it may wait for its caller forever.
         closing = asyncio.create_task(stream.close(), name=f"closing {stream.request.id}")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

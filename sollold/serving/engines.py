@@ -51,7 +51,7 @@ class EngineHost(Protocol):
 
 
 class Engines:
-    """This node's engines: the deployments of which it is the head, and its Ollama."""
+    """This node's engines: the deployments with this node as head, and its Ollama."""
 
     def __init__(self, deployments: Deployments, ollama: LocalOllama) -> None:
         self._deployments = deployments

@@ -212,7 +212,7 @@ class RequestExecutor:
             self._search.cancel()
 
     async def _find(self, find: Coroutine[Any, Any, _Found]) -> _Found:
-        """Return the result of ``find``, unless the answer is stopped meanwhile.
+        """Return the result of ``find``, unless the answer is stopped while waiting.
 
         Raises:
             Refusal: as its fault says.
@@ -238,7 +238,7 @@ class RequestExecutor:
     # Delivering the answer.
 
     async def _pour_end(self, receive: Receiver[list[bytes]]) -> bool:
-        """Deliver the end of an answer that needs no engine, or no longer needs one."""
+        """Deliver the end of an answer that needs no (further) engine."""
         if self._continuation is not None:
             receive(self._continuation.closing())
         await self.close()

@@ -186,7 +186,7 @@ class LocalStream:
         """Make a new connection.
 
         Raises:
-            StreamError: the stream was aborted meanwhile.
+            StreamError: the stream was aborted while connecting.
             OSError: connecting failed.
         """
         try:
@@ -211,7 +211,7 @@ class LocalStream:
         def forward(chunk: bytes) -> bool:
             if chunk[0] == _COMMENT and b"data:" not in chunk:
                 # llama-server sends such keep-alives every half minute even if its workers hang. They are
-                # dropped: nodes and callers get keep-alives of our own.
+                # dropped: sollold sends its own keep-alives to nodes and callers.
                 return True
             self._previous, self._last = self._last, chunk
             if receive(chunk):

@@ -120,7 +120,7 @@ class StreamError(Exception):
     ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
     breaker counts. ``taken``: the engine had the request when it failed. ``crashed``: a process of the engine
     crashed before it produced anything for this request, its newest. ``forced``: the engine was unloaded by
-    force with all its requests, so no other engine is sought or loaded for this one.
+    force with all its requests, so this request is not retried on another engine.
     """
 
     kind: ErrorKind

@@ -55,7 +55,7 @@ def _quick(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> f
 
 
 def _same_context(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    # An Ollama reloads a model whose num_ctx differs; llama-server serves what fits.
+    # Ollama reloads a model for a different num_ctx; llama-server serves any context that fits.
     if not query.context or candidate.engine is Engine.LLAMA:
         return 1.0
     return 1.0 if candidate.endpoint.context == query.context else 0.0

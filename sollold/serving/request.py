@@ -1,11 +1,11 @@
 """A caller's request and its answer, independent of the dialect: the interface between api and serving.
 
-A dialect parses and validates, renders the request for each kind of engine (`Call`), and hands an `Ask`
+A dialect parses and validates, renders the request for each kind of engine (`Call`), and passes an `Ask`
 to the service. It gets an `Answer`: where it comes from (`Routing`) and the engine's own events as raw
 JSON, one ``bytes`` per event. For llama.cpp those are the payloads of its ``data:`` lines; for Ollama the
 NDJSON lines (``/api/*``) or the payloads of its ``data:`` lines (``/v1/*``). ``[DONE]`` is never among
-them. A request that is not streamed yields exactly one event, the whole body. So a dialect that equals the
-engine's passes the bytes on unparsed; they are parsed only after a fault.
+them. A request that is not streamed yields exactly one event, the whole body. If the dialect is the
+engine's own, the bytes are forwarded unparsed; they are parsed only after a fault.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ async def _no_close() -> None:
 class Answer:
     """An answer in progress. Read it to its end with ``pour``, `batches`, `events` or `whole`, or `end` it.
 
-    ``pour`` hands events to a receiver as soon as they arrive, in lists of those that arrived together, so
-    that they can be sent on together. All of these may raise `Refusal` (INTERRUPTED, TIMEOUT, ENGINE) at any
-    point.
+    ``pour`` passes events to a receiver as soon as they arrive, in lists of those that arrived together, so
+    that they can be forwarded together. All of these may raise `Refusal` (INTERRUPTED, TIMEOUT, ENGINE) at
+    any point.
     """
 
     routing: Routing

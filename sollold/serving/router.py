@@ -32,7 +32,7 @@ _RECORD_AGE = 1.5
 
 
 class Breaker:
-    """A circuit breaker: blocks requests to an unreachable endpoint, and lets one through now and then.
+    """A circuit breaker: blocks requests to an unreachable endpoint, and periodically lets one through.
 
     Closed → open after ``threshold`` consecutive errors → one try after the pause → closed or open again.
     """
