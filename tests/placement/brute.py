@@ -1,4 +1,4 @@
-"""The best placement by trying all: each head, set and order of devices, and cut that fits to the byte."""
+"""The best placement by exhaustive search over heads, sets and orders of devices, and cut points."""
 
 from __future__ import annotations
 
@@ -12,78 +12,83 @@ from sollold.placement import cost_model
 from sollold.placement.evaluate import Candidate, Hold, evaluate, host_share, link_to, share_overhead
 from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine, links_between
 
-Begun = tuple[float, int, tuple[Hold, ...]]
-"""Seconds so far, layers on the head's own processor, and the devices after it."""
+Partial = tuple[float, int, tuple[Hold, ...]]
+"""An incomplete placement: its seconds, layers on the head's own CPU, and layers of further devices."""
 
 
 def best_over_several(fleet: Fleet, footprint: Footprint, run: Run) -> Candidate | None:
-    """The placement over more than one machine with the least predicted time per token."""
+    """The placement on more than one machine with the least predicted time per token."""
     best: Candidate | None = None
     for head in fleet.machines:
         links = links_between(fleet.machines, head)
-        for _, on_host, holds in _of_head(fleet, head, footprint, links) if head.holds else ():
-            made = evaluate(head, footprint, run, on_host, holds, links, cost_model.uncorrected)
-            assert not made.short
-            if best is None or made.seconds < best.seconds:
-                best = made
+        for _, on_host, holds in _best_with_head(fleet, head, footprint, links) if head.holds else ():
+            candidate = evaluate(head, footprint, run, on_host, holds, links, cost_model.uncorrected)
+            assert not candidate.short
+            if best is None or candidate.seconds < best.seconds:
+                best = candidate
     return best
 
 
-def _of_head(fleet: Fleet, head: Machine, footprint: Footprint, links: dict[str, Link]) -> Iterable[Begun]:
-    """The best on one device, the best over several, and the best with first layers on the head."""
+def _best_with_head(
+    fleet: Fleet, head: Machine, footprint: Footprint, links: dict[str, Link]
+) -> Iterable[Partial]:
+    """The best placements on one device, on several, and with the first layers on the head's CPU."""
     capacities = [capacity for machine in fleet.machines for capacity in machine.devices]
     cpu = head.cpu
     assert cpu is not None
     total = footprint.layers + 1
     empty = [(0.0, 0, ())]
     if host_share(head, footprint, 0, 1).total <= cpu.room:
-        yield from _filled(head, footprint, capacities, links, empty, devices=1, offloaded=total)
+        yield from _best_completion(head, footprint, capacities, links, empty, devices=1, offloaded=total)
     if host_share(head, footprint, 0, 2).total <= cpu.room:
-        yield from _filled(head, footprint, capacities, links, empty, devices=2, offloaded=total)
-    begun: list[Begun] = [
+        yield from _best_completion(head, footprint, capacities, links, empty, devices=2, offloaded=total)
+    starts: list[Partial] = [
         (cost_model.seconds_per_byte(cpu) * sum(footprint.active[:count]), count, ())
         for count in range(1, total)
         if host_share(head, footprint, count, 2).total <= cpu.room
     ]
     capacities = [capacity for capacity in capacities if capacity is not cpu]
-    yield from _filled(head, footprint, capacities, links, begun, devices=2, offloaded=total - 1)
+    yield from _best_completion(head, footprint, capacities, links, starts, devices=2, offloaded=total - 1)
 
 
-def _filled(
+def _best_completion(
     head: Machine,
     footprint: Footprint,
     capacities: list[DeviceCapacity],
     links: dict[str, Link],
-    begun: list[Begun],
+    starts: list[Partial],
     *,
     devices: int,
     offloaded: int,
-) -> Iterable[Begun]:
-    """By sets of devices and prefixes: what a device takes and costs depends on its own run alone."""
+) -> Iterable[Partial]:
+    """The best completion of ``starts``, by dynamic programming over sets of devices and numbers of layers.
+
+    The memory and time of a device depend only on its own layers.
+    """
     total = footprint.layers + 1
     held = host_share(head, footprint, 0, devices).total if offloaded == total else 0
     runs = [_runs(head, footprint, capacity, links, devices, offloaded, held) for capacity in capacities]
-    known: dict[tuple[int, int], Begun] = {(0, one[1]): one for one in begun}
-    best: Begun = inf, 0, ()
+    cheapest: dict[tuple[int, int], Partial] = {(0, start[1]): start for start in starts}
+    best: Partial = inf, 0, ()
     for mask in range(1 << len(capacities) if devices > 1 else 1):
-        for at in range(total):
-            before = known.get((mask, at))
+        for position in range(total):
+            before = cheapest.get((mask, position))
             if before is None:
                 continue
             for index, capacity in enumerate(capacities):
                 joined = mask | 1 << index
                 if joined == mask:
                     continue
-                for end in range(at + 1, total + 1):
-                    cost = runs[index].get((at, end))
+                for end in range(position + 1, total + 1):
+                    cost = runs[index].get((position, end))
                     if cost is None or before[0] + cost >= best[0]:
                         continue
-                    after = before[0] + cost, before[1], (*before[2], (capacity, at, end))
-                    apart = any(one.node != head.node for one, _, _ in after[2])
+                    after = before[0] + cost, before[1], (*before[2], (capacity, position, end))
+                    apart = any(hold.node != head.node for hold, _, _ in after[2])
                     alone = offloaded == total and not mask
                     if end < total:
-                        if after[0] < known.get((joined, end), best)[0]:
-                            known[joined, end] = after
+                        if after[0] < cheapest.get((joined, end), best)[0]:
+                            cheapest[joined, end] = after
                     elif apart and alone == (devices == 1 and offloaded == total):
                         best = after
     if best[2]:
@@ -99,7 +104,7 @@ def _runs(
     offloaded: int,
     held: int,
 ) -> dict[tuple[int, int], float]:
-    """Seconds of each run of layers that the device can hold; ``held``: what the head itself takes there."""
+    """Seconds of each run of layers that the device can hold; ``held``: bytes of the head on its own CPU."""
     link = link_to(head, capacity, links)
     room = capacity.room - (held if capacity.node == head.node and capacity.kind is Kind.CPU else 0)
     found = {}

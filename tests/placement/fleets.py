@@ -1,4 +1,4 @@
-"""Models and machines made up for the tests of placement."""
+"""Synthetic models and machines for the tests of placement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ def shape(
     n_vocab: int = 32000,
     context_train: int = 32768,
 ) -> Shape:
-    """A model of the llama family; ``sizes`` gives each layer's bytes, ``active`` the share read."""
+    """A model of the llama family.
+
+    Args:
+        layers: number of layers, unless ``sizes`` is given.
+        layer_bytes: bytes of each layer.
+        output: bytes of the output and of the token embedding.
+        active: share of a layer's bytes that is read for each token.
+        sizes: bytes of each layer.
+        n_embd: embedding length.
+        n_vocab: size of the vocabulary.
+        context_train: context length of the training.
+    """
     block = Block(
         embd=n_embd,
         q=n_embd,
@@ -39,7 +50,7 @@ def shape(
         head_v=n_embd // 16,
         ff=4 * n_embd,
     )
-    made = tuple(
+    shape_layers = tuple(
         Layer(
             weights=size,
             active=int(size * active),
@@ -53,7 +64,7 @@ def shape(
     return Shape(
         architecture="llama",
         known=True,
-        layers=made,
+        layers=shape_layers,
         output=output,
         host_weights=output,
         largest_tensor=min(layer_bytes // 4, output),
@@ -61,7 +72,7 @@ def shape(
         n_embd=n_embd,
         n_vocab=n_vocab,
         context_train=context_train,
-        parameters=sum(layer.weights for layer in made),
+        parameters=sum(layer.weights for layer in shape_layers),
     )
 
 
@@ -91,52 +102,52 @@ def fleet(*machines: Machine) -> Fleet:
 
 
 def random_fleet(seed: int, needed: int, machines: int) -> Fleet:
-    """A heterogeneous cluster that can hold ``needed`` bytes, some of its devices slow or small."""
-    dice = random.Random(seed)
-    made = []
+    """A heterogeneous cluster, scaled to a model of ``needed`` bytes; some devices are slow or small."""
+    rng = random.Random(seed)
+    fleet_machines = []
     for number in range(machines):
         node = f"n{number}"
-        capacities = [cpu(node, int(needed * dice.uniform(0.15, 0.6)), dice.choice([8e9, 20e9, 45e9, 80e9]))]
-        if dice.random() < 0.5:
+        capacities = [cpu(node, int(needed * rng.uniform(0.15, 0.6)), rng.choice([8e9, 20e9, 45e9, 80e9]))]
+        if rng.random() < 0.5:
             capacities.append(
-                gpu(node, int(needed * dice.uniform(0.1, 0.5)), dice.choice([200e9, 450e9, 900e9, 1800e9]))
+                gpu(node, int(needed * rng.uniform(0.1, 0.5)), rng.choice([200e9, 450e9, 900e9, 1800e9]))
             )
         links = tuple(
-            (f"n{peer}", Link(dice.uniform(0.0001, 0.002), dice.choice([110e6, 280e6, 1.1e9])))
+            (f"n{peer}", Link(rng.uniform(0.0001, 0.002), rng.choice([110e6, 280e6, 1.1e9])))
             for peer in range(machines)
             if peer != number
         )
-        made.append(machine(*capacities, holds=number == 0, links=links))
-    return Fleet(tuple(made))
+        fleet_machines.append(machine(*capacities, holds=number == 0, links=links))
+    return Fleet(tuple(fleet_machines))
 
 
 def tight_cluster(seed: int) -> tuple[Shape, Fleet]:
-    """A model and three unlike machines that all have its file and hold it, if at all, with little to spare.
+    """A model and three different machines that all have its file and, if it fits, little memory to spare.
 
-    Small enough that all placements can be tried (`tests.placement.brute`).
+    Small enough for an exhaustive search (`tests.placement.brute`).
     """
-    dice = random.Random(seed)
-    layers = dice.randint(8, 16)
-    sizes = [dice.choice([60, 100, 115] if seed % 3 == 1 else [100]) * MIB for _ in range(layers)]
+    rng = random.Random(seed)
+    layers = rng.randint(8, 16)
+    sizes = [rng.choice([60, 100, 115] if seed % 3 == 1 else [100]) * MIB for _ in range(layers)]
     model = shape(
         sizes=sizes,
-        output=dice.choice([60, 150, 300]) * MIB,
+        output=rng.choice([60, 150, 300]) * MIB,
         n_embd=2048,
-        n_vocab=dice.choice([32000, 128000]),
-        active=dice.choice([1.0, 1.0, 0.15]),
+        n_vocab=rng.choice([32000, 128000]),
+        active=rng.choice([1.0, 1.0, 0.15]),
     )
     needed = sum(sizes) + model.output
-    made = []
+    machines = []
     for node in ("n0", "n1", "n2"):
-        room = int(needed * dice.uniform(0.15, 0.6)) + 250 * MIB
-        capacities = [cpu(node, room, dice.choice([8e9, 20e9, 45e9, 80e9]))]
-        if dice.random() < 0.5:
-            room = int(needed * dice.uniform(0.1, 0.5)) + 300 * MIB
-            capacities.append(gpu(node, room, dice.choice([200e9, 450e9, 900e9])))
+        room = int(needed * rng.uniform(0.15, 0.6)) + 250 * MIB
+        capacities = [cpu(node, room, rng.choice([8e9, 20e9, 45e9, 80e9]))]
+        if rng.random() < 0.5:
+            room = int(needed * rng.uniform(0.1, 0.5)) + 300 * MIB
+            capacities.append(gpu(node, room, rng.choice([200e9, 450e9, 900e9])))
         links = tuple(
-            (peer, Link(dice.uniform(0.0001, 0.002), dice.choice([110e6, 280e6, 1.1e9])))
+            (peer, Link(rng.uniform(0.0001, 0.002), rng.choice([110e6, 280e6, 1.1e9])))
             for peer in ("n0", "n1", "n2")
             if peer != node
         )
-        made.append(machine(*capacities, holds=True, links=links))
-    return model, Fleet(tuple(made))
+        machines.append(machine(*capacities, holds=True, links=links))
+    return model, Fleet(tuple(machines))

@@ -1,4 +1,4 @@
-"""The search for the fastest split against plain enumeration."""
+"""The search for the fastest split, compared with exhaustive enumeration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sollold.placement.device_search import best_split
 from sollold.placement.layer_runs import Bin, Buffers, Split
 
 
-def beside(one: Bin, first: int, last: int, count: int, buffers: Buffers) -> int:
-    """Bytes besides the layers of a run."""
-    if one.first:
+def buffer_bytes(device: Bin, first: int, last: int, count: int, buffers: Buffers) -> int:
+    """Bytes of a run's buffers, which are needed in addition to its layers."""
+    if device.first:
         return 0
     if buffers.exact is not None:
         return buffers.exact(first, last)
@@ -24,67 +24,76 @@ def beside(one: Bin, first: int, last: int, count: int, buffers: Buffers) -> int
 
 
 def reference(memory: list[int], active: list[int], bins: list[Bin], buffers: Buffers) -> float:
-    """Least time over all subsets, orders and cut points, by going through all of them."""
+    """The least time over all subsets and orders of devices and all cut points, by enumeration."""
     count = len(memory)
     sums = [sum(memory[:i]) for i in range(count + 1)]
     acts = [sum(active[:i]) for i in range(count + 1)]
     times = {(0, 0): 0.0}
     for mask in range(1 << len(bins)):
-        for at in range(count):
-            cost = times.get((mask, at))
+        for start in range(count):
+            cost = times.get((mask, start))
             if cost is None:
                 continue
-            for i, one in enumerate(bins):
-                if mask & 1 << i or (one.first and at):
+            for i, device in enumerate(bins):
+                if mask & 1 << i or (device.first and start):
                     continue
-                for end in range(at + 1, count + 1):
+                for end in range(start + 1, count + 1):
                     last = end == count
-                    if last and one.first:
+                    if last and device.first:
                         continue
-                    if sums[end] - sums[at] + beside(one, at, end, count, buffers) > one.room:
+                    if (
+                        sums[end] - sums[start] + buffer_bytes(device, start, end, count, buffers)
+                        > device.room
+                    ):
                         continue
-                    if one.loading is not None and sums[end] - sums[at] > one.loading:
+                    if device.loading is not None and sums[end] - sums[start] > device.loading:
                         continue
-                    more = cost + one.hop + one.rate * (acts[end] - acts[at]) + (one.tail if last else 0.0)
+                    more = (
+                        cost
+                        + device.hop
+                        + device.rate * (acts[end] - acts[start])
+                        + (device.tail if last else 0.0)
+                    )
                     key = mask | 1 << i, end
                     if more < times.get(key, inf):
                         times[key] = more
-    return min((cost for (_, at), cost in times.items() if at == count), default=inf)
+    return min((cost for (_, start), cost in times.items() if start == count), default=inf)
 
 
-def made(seed: int) -> tuple[list[int], list[int], list[Bin], Buffers]:
-    dice = random.Random(seed)
-    layers = dice.randint(6, 16)
+def random_case(seed: int) -> tuple[list[int], list[int], list[Bin], Buffers]:
+    """Bytes of layers, bytes read per token, devices and buffers, at random."""
+    rng = random.Random(seed)
+    layers = rng.randint(6, 16)
     kind = seed % 4
     sizes = [100] * layers
     if kind == 1:
-        sizes = [int(100 * dice.choice([0.9, 1.0, 1.15])) for _ in range(layers)]
+        sizes = [int(100 * rng.choice([0.9, 1.0, 1.15])) for _ in range(layers)]
     if kind == 2:
-        sizes = [dice.choice([40, 100]) for _ in range(layers)]
-    memory = [size + dice.choice([0, 0, 10]) for size in sizes] + [dice.choice([60, 150, 300])]
+        sizes = [rng.choice([40, 100]) for _ in range(layers)]
+    memory = [size + rng.choice([0, 0, 10]) for size in sizes] + [rng.choice([60, 150, 300])]
     active = [*sizes, memory[-1]]
     if kind == 3:
         active = [size // 8 for size in sizes[:-1]] + [sizes[-1], memory[-1]]
     total = sum(memory)
     bins = []
-    for i in range(dice.randint(2, 5)):
-        room = int(total * dice.uniform(0.15, 0.7))
-        local = i == 0 and dice.random() < 0.5
+    for i in range(rng.randint(2, 5)):
+        room = int(total * rng.uniform(0.15, 0.7))
+        local = i == 0 and rng.random() < 0.5
         bins.append(
             Bin(
-                rate=dice.choice([1.0, 2.0, 5.0, 20.0]) * 1e-5,
-                hop=0.0 if local else dice.uniform(0.0005, 0.003),
-                tail=0.0 if local else dice.uniform(0.0, 0.004),
+                rate=rng.choice([1.0, 2.0, 5.0, 20.0]) * 1e-5,
+                hop=0.0 if local else rng.uniform(0.0005, 0.003),
+                tail=0.0 if local else rng.uniform(0.0, 0.004),
                 room=room,
                 loading=int(room * 0.97) if seed % 5 == 0 else None,
                 worker=-1 if local else i,
             )
         )
-    if dice.random() < 0.4:
+    if rng.random() < 0.4:
         bins.append(Bin(rate=3e-5, hop=0.0, tail=0.0, room=int(total * 0.3), first=True))
     buffers = Buffers(begins=12, middle=10, ends=25, output=15)
     if seed % 3 == 0:
-        # Every third layer wants more, and whoever holds the output too.
+        # Every third layer and the output need additional memory.
         def exact(first: int, last: int) -> int:
             return 10 + 15 * (last > layers) + 20 * any(not index % 3 for index in range(first, last))
 
@@ -93,28 +102,30 @@ def made(seed: int) -> tuple[list[int], list[int], list[Bin], Buffers]:
 
 
 def check(memory: list[int], active: list[int], bins: list[Bin], buffers: Buffers, split: Split) -> None:
-    at = 0
+    start = 0
     used = set()
     seconds = 0.0
     for index, first, last in split.runs:
-        one = bins[index]
-        assert first == at
+        device = bins[index]
+        assert first == start
         assert last > first
         assert index not in used
         size = sum(memory[first:last])
-        assert size + beside(one, first, last, len(memory), buffers) <= one.room
-        assert one.loading is None or size <= one.loading
-        seconds += one.hop + one.rate * sum(active[first:last]) + (one.tail if last == len(memory) else 0)
+        assert size + buffer_bytes(device, first, last, len(memory), buffers) <= device.room
+        assert device.loading is None or size <= device.loading
+        seconds += (
+            device.hop + device.rate * sum(active[first:last]) + (device.tail if last == len(memory) else 0)
+        )
         used.add(index)
-        at = last
-    assert at == len(memory)
+        start = last
+    assert start == len(memory)
     assert split.seconds == pytest.approx(seconds)
 
 
-def test_within_a_hundredth_of_the_best_on_400_clusters() -> None:
+def test_the_split_is_within_1_percent_of_the_optimum_on_400_clusters() -> None:
     found = 0
     for seed in range(400):
-        memory, active, bins, buffers = made(seed)
+        memory, active, bins, buffers = random_case(seed)
         best = reference(memory, active, bins, buffers)
         split = best_split(memory, active, bins, buffers=buffers)
         if best == inf:
@@ -127,7 +138,7 @@ def test_within_a_hundredth_of_the_best_on_400_clusters() -> None:
     assert found > 150
 
 
-def test_one_of_a_group_and_at_most_so_many_workers() -> None:
+def test_a_split_uses_one_device_of_a_group_and_a_limited_number_of_workers() -> None:
     memory = [10] * 10
     shared = [Bin(1e-3, 0.0, 0.0, 60, group=1), Bin(1e-3, 0.0, 0.0, 60, group=1)]
     assert best_split(memory, memory, shared) is None
@@ -138,11 +149,11 @@ def test_one_of_a_group_and_at_most_so_many_workers() -> None:
     assert len(split.runs) == 3
 
 
-def test_of_machines_that_are_alike_the_one_with_more_devices_is_found() -> None:
+def test_the_machine_with_more_devices_is_found_among_similar_ones() -> None:
     memory = [10] * 10
-    one = Bin(1e-3, 0.001, 0.0, 60, worker=0)
-    two = [replace(one, worker=1), replace(one, worker=1)]
-    for bins in ([one, *two], [*two, one], [one, replace(one, worker=2), *two]):
+    single = Bin(1e-3, 0.001, 0.0, 60, worker=0)
+    pair = [replace(single, worker=1), replace(single, worker=1)]
+    for bins in ([single, *pair], [*pair, single], [single, replace(single, worker=2), *pair]):
         split = best_split(memory, memory, bins, workers=1)
         assert split is not None
         assert {bins[index].worker for index, _, _ in split.runs} == {1}
@@ -156,14 +167,14 @@ def test_a_slow_device_is_left_out() -> None:
     assert {index for index, _, _ in split.runs} == {1, 2}
 
 
-def test_only_what_is_below_is_looked_for() -> None:
+def test_only_splits_faster_than_the_limit_are_found() -> None:
     memory = [10] * 10
     bins = [Bin(1e-3, 0.001, 0.0, 60, worker=i) for i in range(2)]
     assert best_split(memory, memory, bins, below=0.1) is None
     assert best_split(memory, memory, bins, below=0.2) is not None
 
 
-def test_the_host_holds_layers_and_a_machine_takes_part_where_that_is_asked_for() -> None:
+def test_layers_on_the_host_or_on_another_machine_can_be_required() -> None:
     memory = [10] * 10
     host = Bin(1e-3, 0.0, 0.0, 60, first=True)
     own = Bin(1e-4, 0.0, 0.0, 200)

@@ -1,4 +1,4 @@
-"""Drafted tokens beside a placement that was found without them."""
+"""Speculative decoding added to an existing placement."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from sollold.placement.speculation import Drafter, with_drafts
 from sollold.placement.speculation_gain import AcceptanceHistory, DraftStats, Measured, draft_prior, gain
 from tests.placement.fleets import GIB, MIB, cpu, fleet, footprint_with, gpu, machine, shape
 
-WISH = PlacementRequest("demo:latest", "d1", parameters=400_000_000, slots=2, usual=2048, speculation="ngram")
+REQUEST = PlacementRequest(
+    "demo:latest", "d1", parameters=400_000_000, slots=2, usual=2048, speculation="ngram"
+)
 SPREAD = fleet(*(machine(cpu(name, 500 * MIB), holds=name == "a") for name in "abc"))
 
 
-def placed(on: Fleet, model: Shape, wish: PlacementRequest = WISH) -> Candidate:
-    found = choose(wish, on, footprint_with(model)).candidate
-    assert found is not None
-    return found
+def placement_of(cluster: Fleet, model: Shape, request: PlacementRequest = REQUEST) -> Candidate:
+    placement = choose(request, cluster, footprint_with(model)).candidate
+    assert placement is not None
+    return placement
 
 
-def tight(on: Fleet, taken: Candidate) -> Fleet:
-    """The same machines with just the room that a placement takes."""
+def without_spare_memory(cluster: Fleet, taken: Candidate) -> Fleet:
+    """The same machines with exactly the memory that a placement needs."""
     shares = (taken.host, *taken.shares)
     needed = {(share.node, share.device): 0 for share in shares}
     for share in shares:
@@ -33,95 +35,105 @@ def tight(on: Fleet, taken: Candidate) -> Fleet:
     return Fleet(
         tuple(
             replace(
-                one,
-                devices=tuple(replace(d, room=needed.get((d.node, d.device), 0)) for d in one.devices),
+                member,
+                devices=tuple(replace(d, room=needed.get((d.node, d.device), 0)) for d in member.devices),
             )
-            for one in on.machines
+            for member in cluster.machines
         )
     )
 
 
-def test_drafts_take_the_memory_of_their_results_and_move_no_layer() -> None:
+def test_drafts_need_memory_for_their_results_and_move_no_layer() -> None:
     model = shape()
-    found = placed(SPREAD, model)
-    made, said = with_drafts(found, WISH, SPREAD, footprint_with(model))
-    length = made.run.drafts
-    assert length >= 8 and made.drafts_by == "ngram" and "repeats" in said
-    layers = [(share.node, share.first, share.last) for share in found.shares]
-    assert [(share.node, share.first, share.last) for share in made.shares] == layers
+    placement = placement_of(SPREAD, model)
+    drafting, reason = with_drafts(placement, REQUEST, SPREAD, footprint_with(model))
+    length = drafting.run.drafts
+    assert length >= 8 and drafting.drafts_by == "ngram" and "repeats" in reason
+    layers = [(share.node, share.first, share.last) for share in placement.shares]
+    assert [(share.node, share.first, share.last) for share in drafting.shares] == layers
     results = 2 * length * (model.n_vocab + model.n_embd) * 4
-    assert 0 <= made.host.total - found.host.total - results < 4096
-    assert made.seconds == found.seconds
-    plan = made.plan(WISH, 16, [said])
+    assert 0 <= drafting.host.total - placement.host.total - results < 4096
+    assert drafting.seconds == placement.seconds
+    plan = drafting.plan(REQUEST, 16, [reason])
     assert (plan.drafts_by, plan.run.drafts) == ("ngram", length)
-    assert plan.tokens_per_second == made.gain / found.seconds
+    assert plan.tokens_per_second == drafting.gain / placement.seconds
 
 
-def test_where_no_memory_is_left_nothing_is_drafted() -> None:
+def test_no_tokens_are_drafted_without_free_memory() -> None:
     model = shape()
-    found = placed(SPREAD, model)
-    made, said = with_drafts(found, WISH, tight(SPREAD, found), footprint_with(model))
-    assert made is found
-    assert said.startswith("No tokens are drafted: that needs ") and "host-a CPU" in said
+    placement = placement_of(SPREAD, model)
+    drafting, reason = with_drafts(
+        placement, REQUEST, without_spare_memory(SPREAD, placement), footprint_with(model)
+    )
+    assert drafting is placement
+    assert reason.startswith("No tokens are drafted: that needs ") and "host-a CPU" in reason
 
 
-# Three machines with a GPU each, of which none holds the model; every trip takes 5 ms.
+# Three machines with one GPU each, none large enough for the model; every hop draft 5 ms.
 FAR = tuple((name, Link(0.005, 110e6)) for name in "abc")
 GPUS = fleet(
     *(machine(cpu(name, 2 * GIB), gpu(name, 4 * GIB, 900e9), holds=name == "a", links=FAR) for name in "abc")
 )
 BIG = shape(layers=40, layer_bytes=250 * MIB, output=100 * MIB, n_embd=4096)
-AUTO = replace(WISH, speculation="auto", parameters=10_000_000_000, context=2048)
+AUTO = replace(REQUEST, speculation="auto", parameters=10_000_000_000, context=2048)
 SMALL = replace(shape(layers=2, layer_bytes=10 * MIB, output=10 * MIB, n_embd=256), parameters=30_000_000)
 SMALLER = Drafter("small:latest", "d2", SMALL, frozenset("a"))
 
 
-def test_a_draft_model_lies_beside_the_heads_share_and_no_layer_is_moved() -> None:
-    found = placed(GPUS, BIG, AUTO)
-    made, said = with_drafts(found, AUTO, GPUS, footprint_with(BIG), [SMALLER])
-    assert (made.drafts_by, made.draft_digest, made.draft_device) == ("small:latest", "d2", "CUDA0")
-    assert "by small:latest on host-a CUDA0" in said and "times as fast is expected" in said
-    assert made.gain > 1.3
-    layers = [(share.node, share.first, share.last) for share in found.shares]
-    assert [(share.node, share.first, share.last) for share in made.shares] == layers
-    takes = footprint(SMALL, replace(found.run, checkpoints=0))
-    own = [next(share for share in one.shares if share.node == "a") for one in (found, made)]
-    assert own[1].weights - own[0].weights == sum(takes.weights)
-    assert own[1].state - own[0].state == sum(takes.state)
-    assert made.host.weights - found.host.weights == takes.host_weights
+def test_a_draft_model_is_on_the_heads_device_and_no_layer_is_moved() -> None:
+    placement = placement_of(GPUS, BIG, AUTO)
+    drafting, reason = with_drafts(placement, AUTO, GPUS, footprint_with(BIG), [SMALLER])
+    assert (drafting.drafts_by, drafting.draft_digest, drafting.draft_device) == (
+        "small:latest",
+        "d2",
+        "CUDA0",
+    )
+    assert "by small:latest on host-a CUDA0" in reason and "times as fast is expected" in reason
+    assert drafting.gain > 1.3
+    layers = [(share.node, share.first, share.last) for share in placement.shares]
+    assert [(share.node, share.first, share.last) for share in drafting.shares] == layers
+    draft = footprint(SMALL, replace(placement.run, checkpoints=0))
+    own = [
+        next(share for share in candidate.shares if share.node == "a") for candidate in (placement, drafting)
+    ]
+    assert own[1].weights - own[0].weights == sum(draft.weights)
+    assert own[1].state - own[0].state == sum(draft.state)
+    assert drafting.host.weights - placement.host.weights == draft.host_weights
 
 
-def test_a_draft_model_that_the_head_lacks_or_has_no_room_for() -> None:
-    found = placed(GPUS, BIG, AUTO)
+def test_a_draft_model_needs_its_file_and_memory_on_the_head() -> None:
+    placement = placement_of(GPUS, BIG, AUTO)
     named = replace(AUTO, speculation="small:latest")
     elsewhere = replace(SMALLER, nodes=frozenset("b"))
-    made, said = with_drafts(found, named, GPUS, footprint_with(BIG), [elsewhere])
-    assert made is found and "host-a does not have the file of small:latest" in said
-    full = tight(GPUS, with_drafts(found, replace(AUTO, speculation="ngram"), GPUS, footprint_with(BIG))[0])
-    made, said = with_drafts(found, named, full, footprint_with(BIG), [SMALLER])
-    assert made is found and said.startswith("No tokens are drafted")
-    _, said = with_drafts(found, named, GPUS, footprint_with(BIG), no_drafter="model 'small' not found")
-    assert said == "No tokens are drafted: model 'small' not found."
-
-
-def test_by_itself_only_where_it_pays() -> None:
-    found = placed(GPUS, BIG, AUTO)
-    measured = {"d2": DraftStats(1.0, 0.05), "ngram": DraftStats(0.0, 0.0)}
-    made, said = with_drafts(found, AUTO, GPUS, footprint_with(BIG), [SMALLER], measured.get)
-    assert made is found and "times as fast" in said, "it was accepted too seldom"
-    # Where a processor computes for each token of a batch, there is nothing to gain.
-    slow = shape()
-    made, said = with_drafts(
-        placed(SPREAD, slow), replace(WISH, speculation="auto"), SPREAD, footprint_with(slow)
+    drafting, reason = with_drafts(placement, named, GPUS, footprint_with(BIG), [elsewhere])
+    assert drafting is placement and "host-a does not have the file of small:latest" in reason
+    full = without_spare_memory(
+        GPUS, with_drafts(placement, replace(AUTO, speculation="ngram"), GPUS, footprint_with(BIG))[0]
     )
-    assert not made.drafts_by
+    drafting, reason = with_drafts(placement, named, full, footprint_with(BIG), [SMALLER])
+    assert drafting is placement and reason.startswith("No tokens are drafted")
+    _, reason = with_drafts(placement, named, GPUS, footprint_with(BIG), no_drafter="model 'small' not found")
+    assert reason == "No tokens are drafted: model 'small' not found."
+
+
+def test_automatic_drafting_only_if_it_is_faster() -> None:
+    placement = placement_of(GPUS, BIG, AUTO)
+    measured = {"d2": DraftStats(1.0, 0.05), "ngram": DraftStats(0.0, 0.0)}
+    drafting, reason = with_drafts(placement, AUTO, GPUS, footprint_with(BIG), [SMALLER], measured.get)
+    assert drafting is placement and "times as fast" in reason, "drafts were accepted too rarely"
+    # On a CPU each token of a batch costs compute time, so drafts gain nothing.
+    slow = shape()
+    drafting, reason = with_drafts(
+        placement_of(SPREAD, slow), replace(REQUEST, speculation="auto"), SPREAD, footprint_with(slow)
+    )
+    assert not drafting.drafts_by
     alone = fleet(machine(cpu("a", 20 * GIB), holds=True))
-    assert with_drafts(placed(alone, BIG, AUTO), AUTO, alone, footprint_with(BIG), [SMALLER])[1] == ""
-    quick = replace(found, seconds=0.005)
+    assert with_drafts(placement_of(alone, BIG, AUTO), AUTO, alone, footprint_with(BIG), [SMALLER])[1] == ""
+    quick = replace(placement, seconds=0.005)
     assert with_drafts(quick, AUTO, GPUS, footprint_with(BIG), [SMALLER]) == (quick, "")
 
 
-# The same, and its last layer predicts the token after the next one.
+# The same model with an additional layer that predicts the token after the next one.
 AHEAD = replace(
     BIG,
     layers=(*BIG.layers[:-1], Layer(0, 0)),
@@ -129,71 +141,75 @@ AHEAD = replace(
 )
 
 
-def test_the_models_own_layer_drafts_where_the_layers_end() -> None:
-    found = placed(GPUS, AHEAD, AUTO)
+def test_the_models_own_layer_drafts_on_the_device_of_the_last_layers() -> None:
+    placement = placement_of(GPUS, AHEAD, AUTO)
     roomy = Fleet(
         tuple(
-            replace(one, devices=tuple(replace(d, room=d.room + GIB) for d in one.devices))
-            for one in GPUS.machines
+            replace(member, devices=tuple(replace(d, room=d.room + GIB) for d in member.devices))
+            for member in GPUS.machines
         )
     )
     model = footprint_with(AHEAD)
-    made, said = with_drafts(found, replace(AUTO, speculation="mtp"), roomy, model)
-    last = made.shares[-1]
-    assert (made.drafts_by, made.run.predicts, made.draft_digest) == ("mtp", True, "")
-    assert 1 <= made.run.drafts <= 3
-    assert f"own MTP layer, on host-{last.node} {last.device}" in said
-    layers = [(share.node, share.first, share.last) for share in found.shares]
-    assert [(share.node, share.first, share.last) for share in made.shares] == layers
-    assert last.weights - found.shares[-1].weights == BIG.layers[-1].weights
-    assert last.state > found.shares[-1].state and last.compute > found.shares[-1].compute
-    assert made.host.compute > found.host.compute
-    plan = made.plan(AUTO, 40, [said])
-    assert plan.run.predicts and plan.tokens_per_second == made.gain / found.seconds
-    # Where the last device is full, others of the same machines take some of its layers.
-    made, said = with_drafts(found, AUTO, GPUS, model)
-    assert made.drafts_by == "mtp" and made.gain > 1.3, said
-    assert set(made.nodes) == set(found.nodes) and made.shares[-1].first > found.shares[-1].first
-    assert made.run == replace(found.run, drafts=made.run.drafts, predicts=True)
-    for share in (*made.shares, made.host):
+    drafting, reason = with_drafts(placement, replace(AUTO, speculation="mtp"), roomy, model)
+    last = drafting.shares[-1]
+    assert (drafting.drafts_by, drafting.run.predicts, drafting.draft_digest) == ("mtp", True, "")
+    assert 1 <= drafting.run.drafts <= 3
+    assert f"own MTP layer, on host-{last.node} {last.device}" in reason
+    layers = [(share.node, share.first, share.last) for share in placement.shares]
+    assert [(share.node, share.first, share.last) for share in drafting.shares] == layers
+    assert last.weights - placement.shares[-1].weights == BIG.layers[-1].weights
+    assert last.state > placement.shares[-1].state and last.compute > placement.shares[-1].compute
+    assert drafting.host.compute > placement.host.compute
+    plan = drafting.plan(AUTO, 40, [reason])
+    assert plan.run.predicts and plan.tokens_per_second == drafting.gain / placement.seconds
+    # If the last device is full, some of its layers move to other devices of the same machines.
+    drafting, reason = with_drafts(placement, AUTO, GPUS, model)
+    assert drafting.drafts_by == "mtp" and drafting.gain > 1.3, reason
+    assert (
+        set(drafting.nodes) == set(placement.nodes) and drafting.shares[-1].first > placement.shares[-1].first
+    )
+    assert drafting.run == replace(placement.run, drafts=drafting.run.drafts, predicts=True)
+    for share in (*drafting.shares, drafting.host):
         device = next(
             d
-            for one in GPUS.machines
-            for d in one.devices
+            for member in GPUS.machines
+            for d in member.devices
             if d.node == share.node and d.device == share.device
         )
         assert share.total <= device.room
 
 
-def test_of_several_ways_to_draft_the_one_that_gains_most_is_taken() -> None:
-    # Trips are short and reading takes long: the model's own layer is quicker than a model of a tenth of it.
+def test_the_kind_of_drafting_with_the_largest_gain_is_chosen() -> None:
+    # Hops are short and reading weights is slow: the model's own layer is faster than a tenth-sized model.
     near = tuple((name, Link(0.0002, 110e6)) for name in "abc")
     quick = fleet(
         *(machine(cpu(n, 2 * GIB), gpu(n, 4 * GIB, 100e9), holds=n == "a", links=near) for n in "abc")
     )
-    found = placed(quick, AHEAD, AUTO)
+    placement = placement_of(quick, AHEAD, AUTO)
     tenth = replace(
         shape(layers=4, layer_bytes=100 * MIB, output=10 * MIB, n_embd=256), parameters=1_000_000_000
     )
     other = Drafter("tenth:latest", "d3", tenth, frozenset("a"))
     model = footprint_with(AHEAD)
-    made, said = with_drafts(found, AUTO, quick, model, [other])
-    assert made.drafts_by == "mtp" and made.gain > 1.1, said
+    drafting, reason = with_drafts(placement, AUTO, quick, model, [other])
+    assert drafting.drafts_by == "mtp" and drafting.gain > 1.1, reason
     measured = {"mtp": DraftStats(1.0, 0.1), "d3": DraftStats(1.0, 0.7)}
-    made, said = with_drafts(found, AUTO, quick, model, [other], measured.get)
-    assert made.drafts_by != "mtp", "it was accepted too seldom"
+    drafting, reason = with_drafts(placement, AUTO, quick, model, [other], measured.get)
+    assert drafting.drafts_by != "mtp", "drafts were accepted too rarely"
 
 
-def test_the_models_own_layer_takes_only_what_is_left() -> None:
-    found = placed(GPUS, AHEAD, AUTO)
-    wish = replace(AUTO, speculation="mtp")
-    made, said = with_drafts(found, wish, tight(GPUS, found), footprint_with(AHEAD))
-    assert made is found and said.startswith("No tokens are drafted: that needs ")
-    made, said = with_drafts(placed(GPUS, BIG, AUTO), wish, GPUS, footprint_with(BIG))
-    assert not made.drafts_by and "no layer for next-token prediction" in said
+def test_the_models_own_layer_needs_free_memory() -> None:
+    placement = placement_of(GPUS, AHEAD, AUTO)
+    request = replace(AUTO, speculation="mtp")
+    drafting, reason = with_drafts(
+        placement, request, without_spare_memory(GPUS, placement), footprint_with(AHEAD)
+    )
+    assert drafting is placement and reason.startswith("No tokens are drafted: that needs ")
+    drafting, reason = with_drafts(placement_of(GPUS, BIG, AUTO), request, GPUS, footprint_with(BIG))
+    assert not drafting.drafts_by and "no layer for next-token prediction" in reason
 
 
-def test_what_drafts_gain() -> None:
+def test_the_gain_of_drafts() -> None:
     certain, never = DraftStats(1.0, 1.0), DraftStats(1.0, 0.0)
     assert gain(certain, 3, 0.01, 0.01, 0.0) == 4.0
     assert gain(never, 3, 0.01, 0.02, 0.0) == 0.5
@@ -201,53 +217,56 @@ def test_what_drafts_gain() -> None:
     assert draft_prior(10**9, 10**10).acceptance > draft_prior(10**8, 10**11).acceptance
 
 
-def test_the_stats_are_what_explains_the_counts() -> None:
-    # 100 rounds, half of which drafted 4 tokens with a chance of 0.5 each.
+def test_stats_are_estimated_from_counts() -> None:
+    # 100 rounds, half of them with 4 drafted tokens that are accepted with a probability of 0.5 each.
     accepted = round(50 * DraftStats(1.0, 0.5).accepted(4))
     stats = Measured("m", "d", 4, 100 + accepted, 200, accepted, 0.0).stats
     assert abs(stats.share - 0.5) < 0.01 and abs(stats.acceptance - 0.5) < 0.02
 
 
-def test_what_was_measured_is_kept_for_a_while() -> None:
+def test_measurements_are_accumulated_and_expire() -> None:
     known = AcceptanceHistory()
-    one = Measured("m", "d", 4, 200, 100, 80, at=1000.0)
-    known.learn(one)
-    assert known.stats("m", "d", 1001.0) is None, "too little"
-    known.learn(one)
+    measured = Measured("m", "d", 4, 200, 100, 80, at=1000.0)
+    known.learn(measured)
+    assert known.stats("m", "d", 1001.0) is None, "too few tokens"
+    known.learn(measured)
     assert known.facts()[0].tokens == 400
     assert known.stats("m", "d", 1001.0) and not known.stats("m", "other", 1001.0)
     assert known.stats("m", "d", 1000.0 + 8 * 86400) is None
     again = AcceptanceHistory(known.facts())
     for _ in range(200):
-        again.learn(one)
+        again.learn(measured)
     assert again.facts()[0].tokens <= 20_000
-    again.learn(replace(one, accepted=101))
-    again.learn(replace(one, length=0))
+    again.learn(replace(measured, accepted=101))
+    again.learn(replace(measured, length=0))
     assert again.facts() == AcceptanceHistory(again.facts()).facts()
 
 
-def test_a_recurrent_state_is_copied_only_where_the_models_own_layer_drafts() -> None:
+def test_models_with_a_recurrent_state_can_only_draft_with_their_own_layer() -> None:
     model = shape()
     state = replace(model, layers=tuple(replace(layer, recurrent=4096) for layer in model.layers))
-    made, said = with_drafts(placed(SPREAD, state), WISH, SPREAD, footprint_with(state))
-    assert not made.drafts_by and "recurrent" in said
+    drafting, reason = with_drafts(placement_of(SPREAD, state), REQUEST, SPREAD, footprint_with(state))
+    assert not drafting.drafts_by and "recurrent" in reason
     ahead = replace(
         state,
         layers=(*state.layers[:-1], Layer(0, 0)),
         predicting=Predicting(model.layers[-1], embeds=False, norms=False, heads=False, read=MIB),
     )
-    wish = replace(WISH, speculation="mtp")
-    found = placed(SPREAD, ahead)
-    made, _ = with_drafts(found, wish, SPREAD, footprint_with(ahead))
-    assert made.drafts_by == "mtp"
-    kept = 2 * made.run.drafts * 4096 * (len(ahead.layers) - 1)
+    request = replace(REQUEST, speculation="mtp")
+    placement = placement_of(SPREAD, ahead)
+    drafting, _ = with_drafts(placement, request, SPREAD, footprint_with(ahead))
+    assert drafting.drafts_by == "mtp"
+    kept = 2 * drafting.run.drafts * 4096 * (len(ahead.layers) - 1)
     of_own = 2048 * 2 * 2 * (256 + 256)
-    taken = [sum(share.state for share in (one.host, *one.shares)) for one in (made, found)]
+    taken = [
+        sum(share.state for share in (candidate.host, *candidate.shares))
+        for candidate in (drafting, placement)
+    ]
     assert taken[0] - taken[1] == kept + of_own
 
 
-def test_what_was_not_asked_for_is_not_spoken_of() -> None:
+def test_no_reason_is_given_if_drafting_was_not_requested() -> None:
     model, alone = shape(), fleet(machine(cpu("a", 4 * GIB), holds=True))
-    for wish in (replace(WISH, speculation="off"), replace(WISH, embedding=True)):
-        found = placed(alone, model, wish)
-        assert with_drafts(found, wish, alone, footprint_with(model)) == (found, "")
+    for request in (replace(REQUEST, speculation="off"), replace(REQUEST, embedding=True)):
+        placement = placement_of(alone, model, request)
+        assert with_drafts(placement, request, alone, footprint_with(model)) == (placement, "")
