@@ -280,8 +280,6 @@ def test_shared_memory_is_counted_once() -> None:
         Device("CPU", Kind.CPU, "cpu", 2 * GIB, GIB, 2 * GIB, 0, GIB, pool="ram", bandwidth=20e9),
         Device("Vulkan0", Kind.GPU, "gpu", 2 * GIB, GIB, 2 * GIB, 0, GIB, pool="ram", bandwidth=40e9),
     )
-    from sollold.cluster.gossip.record import Record
-
     record = Record("a", "host-a", 1, ("127.0.0.1",), 1, 2, "0", devices=record_devices)
     node = machine_of(record, holds=True, spare=0.0)
     assert node.room == GIB
@@ -292,8 +290,6 @@ def test_shared_memory_is_counted_once() -> None:
 
 
 def test_spare_memory_is_kept_free() -> None:
-    from sollold.cluster.gossip.record import Record
-
     device = Device("CPU", Kind.CPU, "cpu", 100 * GIB, 50 * GIB, 100 * GIB, 0, 400 * MIB)
     record = Record("a", "host-a", 1, (), 1, 2, "0", devices=(device,), links=(("b", 0.001, 1e8),))
     node = machine_of(record, holds=False, spare=0.05)
@@ -304,8 +300,6 @@ def test_spare_memory_is_kept_free() -> None:
 
 
 def test_cached_tensors_of_a_record_count_for_their_model() -> None:
-    from sollold.cluster.gossip.record import Record
-
     record = Record("a", "host-a", 1, (), 1, 2, "0", cached=(("ab" * 8, 5 * GIB),))
     assert machine_of(record, holds=False, spare=0.0, digest="ab" * 32).cached == 5 * GIB
     assert machine_of(record, holds=False, spare=0.0, digest="cd" * 32).cached == 0
@@ -313,8 +307,6 @@ def test_cached_tensors_of_a_record_count_for_their_model() -> None:
 
 
 def test_a_copy_of_the_file_counts_as_cached() -> None:
-    from sollold.cluster.gossip.record import Record
-
     record = Record("a", "host-a", 1, (), 1, 2, "0", cached=(("ab" * 8, 1 * GIB),))
     assert machine_of(record, holds=True, spare=0.0, digest="ab" * 32, copy=5 * GIB).cached == 5 * GIB
     assert machine_of(record, holds=True, spare=0.0, digest="ab" * 32).cached == 1 * GIB
