@@ -229,8 +229,8 @@ async def _show(nodes: list[_Node], out: Any) -> None:
 
 def _known_everywhere(state: dict[str, Any]) -> bool:
     """Whether all nodes know of the load, which gossip spreads shortly after it."""
-    ready = [found for found in state["deployments"] if found["state"] == "ready"]
-    holders = {share["node"] for found in ready for share in found["placed"]}
+    ready = [d for d in state["deployments"] if d["state"] == "ready"]
+    holders = {share["node"] for d in ready for share in d["placed"]}
     granted = {node["node"] for node in state["nodes"] if node["granted"]}
     return bool(ready) and holders <= granted
 

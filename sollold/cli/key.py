@@ -49,9 +49,9 @@ def _list(options: argparse.Namespace) -> int:
         print_json(found)
         return Exit.DONE
     if options.quiet:
-        for k in found["keys"]:
-            if not k["revoked"]:
-                print(harmless(k["name"]))
+        for entry in found["keys"]:
+            if not entry["revoked"]:
+                print(harmless(entry["name"]))
         return Exit.DONE
     if not found["keys"]:
         print("no keys yet; `sollold key new NAME` creates one")

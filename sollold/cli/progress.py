@@ -89,9 +89,9 @@ def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
     with on_screen(Progress(*columns, console=console(stderr=True), transient=True)) as bar:
         task = bar.add_task(model, total=None)
         while not done.is_set():
-            for found in _loads(daemon, model):
-                words = f"{model}: {found['state']} on {found['node_name']}"
-                bar.update(task, description=words, total=1.0, completed=found["progress"])
+            for deployment in _loads(daemon, model):
+                words = f"{model}: {deployment['state']} on {deployment['node_name']}"
+                bar.update(task, description=words, total=1.0, completed=deployment["progress"])
             done.wait(_INTERVAL)
 
 
@@ -142,14 +142,14 @@ def _emptied(daemon: BlockingClient, name: str) -> bool:
 
 def _remaining_work(state: dict[str, Any], node: str) -> str:
     """What a draining node is still doing."""
-    own = [found for found in state["deployments"] if found["node"] == node]
-    requests = sum(found["active"] + found["waiting"] for found in own)
+    own = [d for d in state["deployments"] if d["node"] == node]
+    requests = sum(d["active"] + d["waiting"] for d in own)
     lent = [
-        found
-        for found in state["deployments"]
-        if found["node"] != node and any(placed["node"] == node for placed in found["placed"])
+        d
+        for d in state["deployments"]
+        if d["node"] != node and any(placed["node"] == node for placed in d["placed"])
     ]
     words = f"draining: {requests} requests under way"
     if lent:
-        words += f", layers of {', '.join(sorted({found['model'] for found in lent}))} in use by other nodes"
+        words += f", layers of {', '.join(sorted({d['model'] for d in lent}))} in use by other nodes"
     return words

@@ -240,9 +240,9 @@ def _no_size(size: int) -> str:
     return ""
 
 
-def _until(found: dict[str, Any]) -> str:
-    if found["state"] == "failed":
+def _until(deployment: dict[str, Any]) -> str:
+    if deployment["state"] == "failed":
         return ""
-    if found["pinned"] or found["expires"] < 0:
+    if deployment["pinned"] or deployment["expires"] < 0:
         return "never expires"
-    return seconds_text(found["expires"]) if found["expires"] else ""
+    return seconds_text(deployment["expires"]) if deployment["expires"] else ""
