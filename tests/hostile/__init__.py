@@ -1,1 +1,1 @@
-"""A member of the cluster that lies: whatever it says, the others go on."""
+"""Tests against malicious clients, strangers on the network, and lying members of the cluster."""

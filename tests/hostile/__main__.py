@@ -1,4 +1,4 @@
-"""``python -m tests.hostile --requests 20000 --connections 1000``: the sweep; exit status 1 on any wrong."""
+"""``python -m tests.hostile --requests 20000 --connections 1000``: run the sweep, exit 1 on a failure."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from tests.hostile.sweep import sweep
 
 
 def main() -> int:
-    """See the module."""
+    """Run the sweep from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     llama, why = found_llama()
     if llama is None:
         print(why)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
-    print(f"seed {given.seed}, logs in {folder}", flush=True)
-    outcome = sweep(llama, folder, requests=given.requests, connected=given.connections, seed=given.seed)
+    print(f"seed {arguments.seed}, logs in {folder}", flush=True)
+    outcome = sweep(
+        llama, folder, requests=arguments.requests, connected=arguments.connections, seed=arguments.seed
+    )
     print("\n".join(outcome.report()))
     if outcome.wrong:
         print(f"the daemons' logs are kept in {folder}")

@@ -1,4 +1,4 @@
-"""Sends hostile requests from one place of the network, many at a time, and notes how each was answered."""
+"""Sends concurrent hostile requests from one machine and records the responses."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dataclasses import dataclass, field
 
 from tests.hostile.requests import Hostile, Requests
 
-AT_ONCE = 8
-READ = 256 * 1024
-"""Bytes of an answer after which the caller hangs up."""
-WAITS = 1.0
-"""Seconds for what may rightly be waited for; `LONGEST` for all else."""
-LONGEST = 30.0
-MEANT = {
+CONCURRENCY = 8
+MAX_ANSWER_BYTES = 256 * 1024
+"""Bytes of an answer after which the caller closes the connection."""
+UNANSWERED_LIMIT = 1.0
+"""Seconds to wait for a request that may legitimately stay unanswered; `ANSWER_LIMIT` for all others."""
+ANSWER_LIMIT = 30.0
+LEGITIMATE_ERRORS = {
     501: ("is not supported", "does not support", "needs an Ollama"),
     503: ("try again", "ask again", "drain", "stopping", "use --force", "later", "reached"),
     504: ("within", "deadline"),
     507: ("memory", "GiB", "MiB", "context"),
 }
-"""Errors of a server that may be right, and words that say why."""
+"""Legitimate server errors, and words that their messages must contain."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the requests.
+    """The results of the requests.
 
     Attributes:
-        statuses: how many got which; 0: the connection was ended without one, -1: none came in time.
-        excuses: the messages of answers above 500, with their digits left out.
-        wrong: those of them that must not be, with one of the requests.
+        statuses: number of answers by status; 0: closed without an answer, -1: no answer in time.
+        excuses: number of answers from 500 on by message, with digits masked.
+        wrong: illegitimate ones of these, each with one of the requests.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -42,7 +42,7 @@ class Tally:
     slowest: float = 0.0
 
     def add(self, sent: Hostile, status: int, body: bytes, took: float) -> None:
-        """Note one answer."""
+        """Count one answer."""
         self.statuses[status] += 1
         self.slowest = max(self.slowest, took)
         if status < 500 or (status == 505 and sent.kind.startswith("framing")):
@@ -50,36 +50,36 @@ class Tally:
         text = body.decode(errors="replace")
         excuse = f"{status} {re.sub('[0-9]+|[0-9a-f]{16}', '#', text)[:200]}"
         self.excuses[excuse] += 1
-        # What answers HEAD says nothing.
-        said = sent.method == "HEAD" or any(word in text for word in MEANT.get(status, ()))
-        if status not in MEANT or not said:
+        # Answers to HEAD have no message.
+        explained = sent.method == "HEAD" or any(word in text for word in LEGITIMATE_ERRORS.get(status, ()))
+        if status not in LEGITIMATE_ERRORS or not explained:
             self.wrong.setdefault(excuse, sent)
 
 
 async def attack(host: str, port: int, requests: Requests, count: int, tally: Tally) -> None:
-    """Send ``count`` requests to ``host``, `AT_ONCE` at a time."""
-    left = count
+    """Send ``count`` requests to ``host``, `CONCURRENCY` at a time."""
+    remaining = count
 
     async def caller() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
+        nonlocal remaining
+        while remaining > 0:
+            remaining -= 1
             sent = requests.next()
             began = time.monotonic()
             status, body = await exchange(host, port, sent)
             tally.add(sent, status, body, time.monotonic() - began)
 
-    await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
 
 
 async def exchange(host: str, port: int, sent: Hostile) -> tuple[int, bytes]:
-    """Send one request; its status and the beginning of the answer's body."""
+    """Send one request and return the status and the beginning of the body."""
     answer = bytearray()
-    reader, writer = await asyncio.open_connection(host, port, limit=READ)
+    reader, writer = await asyncio.open_connection(host, port, limit=MAX_ANSWER_BYTES)
     try:
         writer.write(sent.data)
-        async with asyncio.timeout(WAITS if sent.waits else LONGEST):
-            while len(answer) < READ and (piece := await reader.read(65536)):
+        async with asyncio.timeout(UNANSWERED_LIMIT if sent.waits else ANSWER_LIMIT):
+            while len(answer) < MAX_ANSWER_BYTES and (piece := await reader.read(65536)):
                 answer += piece
     except TimeoutError:
         if not answer:
@@ -90,8 +90,8 @@ async def exchange(host: str, port: int, sent: Hostile) -> tuple[int, bytes]:
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-    met = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
-    # After "100 Continue" comes the answer itself.
-    if met and met[1] == b"100":
-        met = re.search(rb"\r\n\r\nHTTP/1\.[01] (\d{3})", answer) or met
-    return int(met[1]) if met else 0, bytes(answer).partition(b"\r\n\r\n")[2]
+    status_line = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
+    # The final response follows "100 Continue".
+    if status_line and status_line[1] == b"100":
+        status_line = re.search(rb"\r\n\r\nHTTP/1\.[01] (\d{3})", answer) or status_line
+    return int(status_line[1]) if status_line else 0, bytes(answer).partition(b"\r\n\r\n")[2]

@@ -1,4 +1,4 @@
-"""Connections that no client means well with, to the people's port and to the nodes'."""
+"""Hostile connections to the HTTP port and to the peer port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A daemon's two ports, and a model that it serves."""
+    """A daemon's ports and a model that it serves."""
 
     host: str
     http: int
@@ -41,7 +41,7 @@ def _chat(target: Target, tokens: int) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection with RST."""
+    """Close a connection with RST."""
     link = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -100,7 +100,7 @@ async def reset_in_answer(target: Target, streams: Streams) -> None:
 
 
 async def never_reads(target: Target, streams: Streams) -> None:
-    """Many large answers are asked for at once, and none is read."""
+    """Request many large answers without reading any."""
     reader, writer = streams
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     for _ in range(200):
@@ -136,7 +136,7 @@ async def http_to_tls(target: Target, streams: Streams) -> None:
 
 
 async def handshake_then_garbage(target: Target, streams: Streams) -> None:
-    """TLS as any client speaks it, without a certificate of a member; then what comes to mind."""
+    """TLS without a member's certificate, followed by garbage."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(random.choice((["sollold"], ["h2"], ["sollold-join"], ["http/1.1"])))
@@ -157,31 +157,31 @@ async def half_a_handshake(target: Target, streams: Streams) -> None:
 
 
 Kind = Callable[[Target, Streams], Awaitable[None]]
-TO_PEOPLE: tuple[Kind, ...] = (
+HTTP_KINDS: tuple[Kind, ...] = (
     slow_header, slow_body, silent, closed_at_once, half_closed, reset_in_body, reset_in_answer, never_reads,
     pipelined, garbage, tls_to_http,
 )  # fmt: skip
-TO_NODES: tuple[Kind, ...] = (
+PEER_KINDS: tuple[Kind, ...] = (
     silent, closed_at_once, garbage, http_to_tls, handshake_then_garbage, half_a_handshake,
 )  # fmt: skip
 
 
 async def connect(target: Target, count: int, seed: int, held: float) -> dict[str, int]:
-    """Open ``count`` hostile connections, nearly all at once; how many of each kind there were.
+    """Open ``count`` hostile connections almost simultaneously and return their number by kind.
 
-    ``held``: seconds that each stays at the most.
+    ``held``: maximum duration of each in seconds.
     """
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # that a reset socket takes no more is known
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # writes to reset sockets are expected to fail
     choose = random.Random(seed)
     done: dict[str, int] = {}
 
-    async def one(number: int) -> None:
-        to_nodes = number % 4 == 0
-        kind = choose.choice(TO_NODES if to_nodes else TO_PEOPLE)
+    async def attempt(number: int) -> None:
+        to_peer = number % 4 == 0
+        kind = choose.choice(PEER_KINDS if to_peer else HTTP_KINDS)
         done[kind.__name__] = done.get(kind.__name__, 0) + 1
         await asyncio.sleep(choose.random() * held / 4)
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
-            port = target.peer if to_nodes else target.http
+            port = target.peer if to_peer else target.http
             async with asyncio.timeout(held):
                 streams = await asyncio.open_connection(target.host, port)
                 try:
@@ -189,5 +189,5 @@ async def connect(target: Target, count: int, seed: int, held: float) -> dict[st
                 finally:
                     streams[1].transport.abort()
 
-    await asyncio.gather(*(one(number) for number in range(count)))
+    await asyncio.gather(*(attempt(number) for number in range(count)))
     return done

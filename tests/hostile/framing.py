@@ -1,4 +1,4 @@
-"""Hostile ways to write a request: its text, its headers, its framing, its path and its method."""
+"""Hostile variations of a request: body text, headers, framing, path and method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import zlib
 from collections.abc import Callable
 
-# --- the body's text
+# --- body text
 
 
 def truncated(random: random.Random, text: bytes) -> bytes:
@@ -22,11 +22,11 @@ def flipped(random: random.Random, text: bytes) -> bytes:
 
 
 def invalid_utf8(random: random.Random, text: bytes) -> bytes:
-    at = random.randrange(len(text))
+    position = random.randrange(len(text))
     return (
-        text[:at]
+        text[:position]
         + random.choice((b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf8\x88", b"\x80" * 3000))
-        + text[at:]
+        + text[position:]
     )
 
 
@@ -164,7 +164,7 @@ CONTENTS: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
     ("gzip, gzip", lambda text: gzip.compress(gzip.compress(text))),
     ("nothing", bytes),
 )
-"""A body's encoding and how it is done."""
+"""Content encodings and the functions that produce them."""
 
 # --- framing
 
@@ -258,8 +258,8 @@ def odd_start(random: random.Random, method: str, path: str, body: bytes) -> byt
 
 
 def pipelined(random: random.Random, method: str, path: str, body: bytes) -> bytes:
-    one = _head(method, path, f"Content-Length: {len(body)}\r\n") + body
-    return one * random.choice((2, 10)) + _head("GET", "/api/version", "") * random.choice((1, 100))
+    single = _head(method, path, f"Content-Length: {len(body)}\r\n") + body
+    return single * random.choice((2, 10)) + _head("GET", "/api/version", "") * random.choice((1, 100))
 
 
 def cut(random: random.Random, method: str, path: str, body: bytes) -> bytes:
@@ -281,7 +281,7 @@ NAMES = (
     "resp_" + "0" * 32, "sha256:" + "0" * 64, "sha256-zz", "app.js", "-1", "99999999999999999999",
     "%0d%0aX:y", "a%2fb",
 )  # fmt: skip
-"""What stands where a path has a name."""
+"""Values for the names in paths."""
 
 PATHS: tuple[Callable[[random.Random, str], str], ...] = (
     lambda random, path: path + "/",

@@ -1,7 +1,7 @@
-"""Requests that no client means well with, as the bytes that are sent: for every route, without an end.
+"""An endless stream of hostile HTTP requests to all routes, as raw bytes.
 
-A request is a valid one with one thing made hostile: a value in its body, the body's text, its headers, the
-way it is framed, its path or its method. The same seed gives the same requests.
+Each is a valid request with one hostile part: a value in its body, the body's text, its headers, its framing,
+its path or its method. The same seed gives the same requests.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Hostile:
     """One request.
 
     Attributes:
-        kind: what of it is hostile.
-        data: all that is sent.
-        waits: the other side may rightly wait for more than what is sent.
-        deadline: it says itself until when it wants an answer.
+        kind: the hostile part.
+        data: the bytes to send.
+        waits: the server may legitimately wait for more data.
+        deadline: the request contains a deadline.
     """
 
     kind: str
@@ -46,9 +46,9 @@ class Requests:
     """A stream of hostile requests.
 
     Args:
-        routes: (method, path) of each, as in ``/openapi.json``.
-        model: one that is there.
-        header: lines that each request carries, a key for instance.
+        routes: (method, path) pairs as in ``/openapi.json``.
+        model: an existing model.
+        header: header lines of every request, for example a key.
     """
 
     routes: Sequence[tuple[str, str]]
@@ -61,16 +61,16 @@ class Requests:
         self._random = random.Random(self.seed)
 
     def next(self) -> Hostile:
-        """Another one."""
+        """Return the next request."""
         method, path = self._random.choice(self.routes)
         body = _body(path, self.model) if method in ("POST", "DELETE", "PUT") else None
         path = self._filled(path)
         kinds = ("header", "framing", "path", "method")
         kind = self._random.choice(kinds if body is None else ("value",) * 6 + ("text",) * 3 + kinds)
-        made: Hostile = getattr(self, f"_{kind}")(method, path, body)
-        return made
+        request: Hostile = getattr(self, f"_{kind}")(method, path, body)
+        return request
 
-    # --- what is made hostile
+    # --- hostile parts
 
     def _value(self, method: str, path: str, body: Body) -> Hostile:
         body = copy.deepcopy(body)
@@ -110,14 +110,14 @@ class Requests:
     # --- parts
 
     def _spoil(self, body: Body) -> None:
-        """Put a hostile value somewhere, or a field that the route does not have, or take one away."""
+        """Set a hostile value, add an unknown field, or remove a field."""
         places = list(_places(body))
         choice = self._random.random()
         if choice < 0.35 or not places:
             name = self._random.choice(EXTRA_FIELDS)
             target = body.setdefault("options", {}) if self._random.random() < 0.3 else body
             if isinstance(target, dict):
-                target[name] = self._one()
+                target[name] = self._hostile_value()
             return
         container, key = self._random.choice(places)
         if choice < 0.42:
@@ -125,9 +125,9 @@ class Requests:
         elif choice < 0.5 and isinstance(container, list):
             container.extend([container[key]] * self._random.choice((3, 300)))
         else:
-            container[key] = self._one()
+            container[key] = self._hostile_value()
 
-    def _one(self) -> Any:
+    def _hostile_value(self) -> Any:
         value = self._random.choice(VALUES)
         return value() if callable(value) else copy.deepcopy(value)
 
@@ -146,32 +146,32 @@ class Requests:
             if "\ncontent-type:" not in head.lower():
                 head += "Content-Type: application/json\r\n"
         data = head.encode("utf-8", "surrogateescape") + b"\r\n" + body
-        # A client that says CONNECT or asks for another protocol is answered or waited for.
+        # CONNECT, Expect and Upgrade may leave the server waiting for the client.
         waits = method == "CONNECT" or "expect" in lines.lower() or "upgrade" in lines.lower()
         return Hostile(kind, method, path, data, waits, "deadline" in lines.lower())
 
 
 def _json(body: Body | None) -> bytes:
-    """As JSON; NaN and infinity as many programs write them, halves of characters as bytes."""
+    """Return the body as JSON, with NaN and infinity as literals and lone surrogates as bytes."""
     if body is None:
         return b""
     try:
         return json.dumps(body).encode()
     except RecursionError:
-        # Deeper than this side can write; the other side is to bear it all the same.
+        # Too deep for this encoder. The server must handle it nevertheless.
         return b"[" * 100_000 + b"]" * 100_000
 
 
 def _places(value: Any, most: int = 400) -> list[tuple[Any, Any]]:
-    """Every place in a value, as its container and its key there."""
+    """Return every position in a value as (container, key)."""
     found: list[tuple[Any, Any]] = []
     waiting = [value]
     while waiting and len(found) < most:
-        one = waiting.pop()
-        for key in list(one) if isinstance(one, dict) else range(len(one)):
-            found.append((one, key))
-            if isinstance(one[key], dict | list):
-                waiting.append(one[key])
+        current = waiting.pop()
+        for key in list(current) if isinstance(current, dict) else range(len(current)):
+            found.append((current, key))
+            if isinstance(current[key], dict | list):
+                waiting.append(current[key])
     return found
 
 
@@ -195,37 +195,37 @@ _OPTIONS = {"num_predict": 4, "temperature": 0, "seed": 1, "stop": ["w0009"], "n
 
 
 def _body(path: str, model: str) -> Body:
-    """A body that the route takes, with much of what may stand in it."""
-    one = {"model": model}
+    """Return a valid body for the route with many of its fields."""
+    base = {"model": model}
     path = path.removeprefix("/v1") if path.startswith("/v1/api/") else path
     plain = [{**message} for message in _MESSAGES if isinstance(message["content"], str)]
     bodies: dict[str, Body] = {
-        "/api/chat": {**one, "messages": plain, "tools": _TOOLS, "options": _OPTIONS, "stream": False,
+        "/api/chat": {**base, "messages": plain, "tools": _TOOLS, "options": _OPTIONS, "stream": False,
                       "think": False, "keep_alive": "5m", "format": "", "truncate": True},
-        "/api/generate": {**one, "prompt": "Hello", "suffix": "", "system": "s", "template": "",
+        "/api/generate": {**base, "prompt": "Hello", "suffix": "", "system": "s", "template": "",
         "context": [1],
                           "raw": False, "options": _OPTIONS, "stream": False, "images": []},
-        "/api/embed": {**one, "input": ["a", "b"], "truncate": True, "dimensions": 8, "options": {}},
-        "/api/embeddings": {**one, "prompt": "a"},
-        "/api/show": {**one, "verbose": True},
+        "/api/embed": {**base, "input": ["a", "b"], "truncate": True, "dimensions": 8, "options": {}},
+        "/api/embeddings": {**base, "prompt": "a"},
+        "/api/show": {**base, "verbose": True},
         "/api/create": {"model": "made", "from": model, "parameters": _OPTIONS, "system": "s",
                         "template": "{{ .Prompt }}", "messages": plain[:2], "files": {"a.gguf": "sha256:00"}},
         "/api/copy": {"source": model, "destination": "other"},
-        "/api/cluster/plan": {**one, "context": 512, "slots": 2, "count": 2, "strategy": "auto"},
+        "/api/cluster/plan": {**base, "context": 512, "slots": 2, "count": 2, "strategy": "auto"},
         "/api/cluster/drain": {"node": "nobody", "drain": True},
         "/api/cluster/keys": {"name": "mine", "scope": "infer", "expires": "1d"},
         "/api/cluster/scan": {"hosts": ["127.0.0.1"], "port": 1},
-        "/api/batch/embed": {**one, "input": ["a", "b"], "inputs": ["a"]},
-        "/v1/chat/completions": {**one, "messages": _MESSAGES, "max_tokens": 4, "temperature": 0,
+        "/api/batch/embed": {**base, "input": ["a", "b"], "inputs": ["a"]},
+        "/v1/chat/completions": {**base, "messages": _MESSAGES, "max_tokens": 4, "temperature": 0,
         "stream": True,
                                  "tools": _TOOLS, "tool_choice": "auto", "response_format": _FORMAT,
                                  "logprobs": True, "top_logprobs": 2, "stop": ["w0009"],
                                  "logit_bias": {"5": -1},
                                  "stream_options": {"include_usage": True}, "n": 1, "metadata": {}},
-        "/v1/completions": {**one, "prompt": "Hello", "max_tokens": 4, "echo": False, "logprobs": 1, "n": 1,
+        "/v1/completions": {**base, "prompt": "Hello", "max_tokens": 4, "echo": False, "logprobs": 1, "n": 1,
                             "suffix": None, "stop": None, "stream": False},
-        "/v1/embeddings": {**one, "input": ["a", [1, 2]], "encoding_format": "float", "dimensions": 8},
-        "/v1/responses": {**one, "input": [{"role": "user", "content": "Hi"},
+        "/v1/embeddings": {**base, "input": ["a", [1, 2]], "encoding_format": "float", "dimensions": 8},
+        "/v1/responses": {**base, "input": [{"role": "user", "content": "Hi"},
                                           {"type": "function_call", "call_id": "c", "name": "get_time",
                                            "arguments": "{}"},
                                           {"type": "function_call_output", "call_id": "c", "output": "noon"}],
@@ -233,7 +233,7 @@ def _body(path: str, model: str) -> Body:
                           "stream": False,
                           "text": {"format": {"type": "text"}}, "reasoning": {"effort": "low"},
                           "previous_response_id": None, "include": []},
-        "/v1/messages": {**one, "max_tokens": 4, "system": [{"type": "text", "text": "s"}], "stream": False,
+        "/v1/messages": {**base, "max_tokens": 4, "system": [{"type": "text", "text": "s"}], "stream": False,
                          "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
                                       {"role": "assistant", "content": [
                                           {"type": "tool_use", "id": "t", "name": "get_time", "input": {}}]},
@@ -241,14 +241,14 @@ def _body(path: str, model: str) -> Body:
                                           {"type": "tool_result", "tool_use_id": "t", "content": "noon"}]}],
                          "tools": [{"name": "get_time", "input_schema": _PARAMETERS}],
                          "thinking": {"type": "disabled"}, "stop_sequences": ["w0009"], "metadata": {}},
-        "/v1/rerank": {**one, "query": "a", "documents": ["a", "b"], "top_n": 1},
-        "/tokenize": {**one, "content": "Hello", "with_pieces": True, "add_special": True},
-        "/detokenize": {**one, "tokens": [65, 66]},
-        "/infill": {**one, "input_prefix": "a", "input_suffix": "b", "prompt": "", "n_predict": 4,
+        "/v1/rerank": {**base, "query": "a", "documents": ["a", "b"], "top_n": 1},
+        "/tokenize": {**base, "content": "Hello", "with_pieces": True, "add_special": True},
+        "/detokenize": {**base, "tokens": [65, 66]},
+        "/infill": {**base, "input_prefix": "a", "input_suffix": "b", "prompt": "", "n_predict": 4,
                     "input_extra": [{"filename": "a", "text": "b"}]},
     }  # fmt: skip
     bodies["/v1/messages/count_tokens"] = bodies["/v1/messages"]
     bodies["/rerank"] = bodies["/v1/rerank"]
-    bodies["/apply-template"] = {**one, "messages": plain, "tools": _TOOLS}
+    bodies["/apply-template"] = {**base, "messages": plain, "tools": _TOOLS}
     bodies["/api/cluster/load"] = bodies["/api/cluster/route"] = bodies["/api/cluster/plan"]
-    return copy.deepcopy(bodies.get(path, {**one, "name": "nothing", "node": "nobody", "stream": False}))
+    return copy.deepcopy(bodies.get(path, {**base, "name": "nothing", "node": "nobody", "stream": False}))

@@ -1,7 +1,7 @@
-"""A machine of the LAN that is no member of the cluster and tries what it can on the members' port for nodes.
+"""A machine on the LAN that is not a member of the cluster and attacks the members' peer port.
 
-Each try returns what the member said that only members may hear: nothing, if all is well. What any stranger
-may hear (the greeting, and that it waits for admission) is checked here and not returned.
+Each attempt returns the data received that only members may receive, which should be empty. What any stranger
+may receive (the greeting, and the state of its admission) is checked and not returned.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ NAMED = (
     b"rotate",
 )
 _QUIET = 0.3
-"""Seconds of silence after which nothing more is expected; a member has ended nearly all of them by then."""
+"""Seconds of silence that end an attempt. A member has closed most connections by then."""
 
 
 @dataclass(slots=True)
 class Stranger:
-    """Tries things on one member.
+    """Makes attempts on one member.
 
     Attributes:
-        members: ids of all members, which anybody can see on the network.
-        tried: how often each was.
+        members: ids of all members, which are visible on the network.
+        tried: number of attempts by kind.
     """
 
     host: str
@@ -74,8 +74,8 @@ class Stranger:
     tried: Counter[str] = field(default_factory=Counter)
     key: NodeKey = field(default_factory=lambda: NodeKey(secrets.token_bytes(32)))
 
-    async def one(self) -> bytes:
-        """Try something; what was said that should not be."""
+    async def attempt(self) -> bytes:
+        """Make a random attempt and return what it received and should not have."""
         kind = self.random.choice(TRIES)
         self.tried[kind.__name__] += 1
         try:
@@ -86,33 +86,33 @@ class Stranger:
 
     # --- parts
 
-    async def said(self, context: ssl.SSLContext | None, *parts: bytes, name: str | None = None) -> bytes:
-        """Connect, say ``parts``, and read until the other side ends it or is quiet."""
+    async def exchange(self, context: ssl.SSLContext | None, *parts: bytes, name: str | None = None) -> bytes:
+        """Connect, send ``parts``, and read until the member closes the connection or is silent."""
         reader, writer = await asyncio.open_connection(
             self.host, self.port, ssl=context, server_hostname=name if context else None
         )
-        heard = b""
+        received = b""
         try:
             for part in parts:
                 writer.write(part)
             with contextlib.suppress(TimeoutError):
                 while piece := await asyncio.wait_for(reader.read(65536), _QUIET):
-                    heard += piece
+                    received += piece
         except OSError:
             pass
         finally:
             writer.transport.abort()
-        return heard
+        return received
 
-    def asked(self) -> bytes:
-        """Something that a member might ask."""
+    def member_request(self) -> bytes:
+        """Return a request that a member might send."""
         return self.random.choice(ASKED) % self.random.choice(NAMED)
 
     def garbage(self) -> bytes:
         return self.random.randbytes(self.random.choice((1, 4, 40, 1200, 20_000)))
 
     def identity(self) -> Identity:
-        """Its own key, with a secret that anybody knows or that nobody has."""
+        """Return an identity with the own key and a well-known or random secret."""
         secret = self.random.choice(("open", secrets.token_hex(32)))
         return Identity(self.key, Tokens.read(secret))
 
@@ -124,98 +124,114 @@ def _bare(protocol: str) -> ssl.SSLContext:
     return context
 
 
-async def no_certificate(me: Stranger) -> bytes:
-    return await me.said(_bare(me.random.choice(MEMBERS_ONLY)), me.asked(), me.garbage(), name="x")
+async def no_certificate(stranger: Stranger) -> bytes:
+    return await stranger.exchange(
+        _bare(stranger.random.choice(MEMBERS_ONLY)), stranger.member_request(), stranger.garbage(), name="x"
+    )
 
 
-async def no_protocol(me: Stranger) -> bytes:
+async def no_protocol(stranger: Stranger) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return await me.said(context, me.asked(), name="x")
+    return await stranger.exchange(context, stranger.member_request(), name="x")
 
 
-async def certificate_of_another_cluster(me: Stranger) -> bytes:
-    context = me.identity().client_context(me.random.choice(MEMBERS_ONLY), anyone=True)
+async def certificate_of_another_cluster(stranger: Stranger) -> bytes:
+    context = stranger.identity().client_context(stranger.random.choice(MEMBERS_ONLY), anyone=True)
     context.verify_mode = ssl.CERT_NONE
-    return await me.said(context, me.asked(), me.garbage(), name="x")
+    return await stranger.exchange(context, stranger.member_request(), stranger.garbage(), name="x")
 
 
-async def older_tls(me: Stranger) -> bytes:
-    context = _bare(me.random.choice((JOIN, *MEMBERS_ONLY)))
+async def older_tls(stranger: Stranger) -> bytes:
+    context = _bare(stranger.random.choice((JOIN, *MEMBERS_ONLY)))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    return await me.said(context, me.asked(), name="x")
+    return await stranger.exchange(context, stranger.member_request(), name="x")
 
 
-async def plain(me: Stranger) -> bytes:
-    # Without TLS there is nothing to be heard but its alert.
-    heard = await me.said(None, me.random.choice((me.asked(), me.garbage())))
-    return b"" if len(heard) < 16 else heard
+async def plain(stranger: Stranger) -> bytes:
+    # Without TLS, only a TLS alert may be received.
+    received = await stranger.exchange(
+        None, stranger.random.choice((stranger.member_request(), stranger.garbage()))
+    )
+    return b"" if len(received) < 16 else received
 
 
-async def asks_like_a_member_when_joining(me: Stranger) -> bytes:
-    """With the protocol of strangers, but what only members may say."""
-    return await me.said(_bare(me.random.choice((JOIN, INVITED))), me.asked(), me.garbage(), name="x")
+async def asks_like_a_member_when_joining(stranger: Stranger) -> bytes:
+    """Send requests of members over the protocol for strangers."""
+    return await stranger.exchange(
+        _bare(stranger.random.choice((JOIN, INVITED))),
+        stranger.member_request(),
+        stranger.garbage(),
+        name="x",
+    )
 
 
-async def nonsense_when_joining(me: Stranger) -> bytes:
+async def nonsense_when_joining(stranger: Stranger) -> bytes:
     hello = frame(msgspec.msgpack.encode(Hello(1)))
     broken = bytearray(hello)
-    broken[me.random.randrange(len(broken))] ^= 1 << me.random.randrange(8)
-    data = me.random.choice(
-        (bytes(broken), frame(me.garbage()[:4000]), b"\xff" * 9, frame(b"\xc1"), b"\0" * 400)
+    broken[stranger.random.randrange(len(broken))] ^= 1 << stranger.random.randrange(8)
+    data = stranger.random.choice(
+        (bytes(broken), frame(stranger.garbage()[:4000]), b"\xff" * 9, frame(b"\xc1"), b"\0" * 400)
     )
-    return _greeting(await me.said(_bare(JOIN), data, name="x"))
+    return _greeting(await stranger.exchange(_bare(JOIN), data, name="x"))
 
 
-async def joins(me: Stranger) -> bytes:
-    """As it should be done, or nearly: it waits, and is told nothing else."""
-    context = Identity(me.key, Tokens.read("open")).client_context(JOIN)
-    reader, writer = await asyncio.open_connection(me.host, me.port, ssl=context, server_hostname="x")
+async def joins(stranger: Stranger) -> bytes:
+    """Apply for admission, correctly or nearly so; the answer may only be that it waits."""
+    context = Identity(stranger.key, Tokens.read("open")).client_context(JOIN)
+    reader, writer = await asyncio.open_connection(
+        stranger.host, stranger.port, ssl=context, server_hostname="x"
+    )
     try:
-        writer.write(frame(msgspec.msgpack.encode(Hello(me.random.randrange(1, 65536)))))
+        writer.write(frame(msgspec.msgpack.encode(Hello(stranger.random.randrange(1, 65536)))))
         greeting = msgspec.msgpack.decode(await _framed(reader), type=Greeting)
         member = writer.get_extra_info("ssl_object").peer_key
-        key = me.random.choice((me.key, NodeKey(secrets.token_bytes(32))))
-        name = me.random.choice(("pc", "node0", "\x1b[2J", "x" * 64, "a\nb", "", "\u202e"))
-        number = me.random.choice((greeting.number, bytes(32)))
-        asked = Request(key.public, name, key.sign(request_content(member, number, name)))
-        if me.random.random() < 0.3:
-            asked = replace_one(asked, me.random)
-        writer.write(frame(msgspec.msgpack.encode(asked)))
-        said = await _framed(reader)
-        answer = msgspec.msgpack.decode(said, type=Answer)
-        told = answer.secret or answer.members or answer.evicted or answer.founder
-        return b"" if answer.state in (AdmissionState.WAITING, AdmissionState.BUSY) and not told else said
+        key = stranger.random.choice((stranger.key, NodeKey(secrets.token_bytes(32))))
+        name = stranger.random.choice(("pc", "node0", "\x1b[2J", "x" * 64, "a\nb", "", "\u202e"))
+        number = stranger.random.choice((greeting.number, bytes(32)))
+        request = Request(key.public, name, key.sign(request_content(member, number, name)))
+        if stranger.random.random() < 0.3:
+            request = corrupted(request, stranger.random)
+        writer.write(frame(msgspec.msgpack.encode(request)))
+        data = await _framed(reader)
+        answer = msgspec.msgpack.decode(data, type=Answer)
+        disclosed = answer.secret or answer.members or answer.evicted or answer.founder
+        return (
+            b"" if answer.state in (AdmissionState.WAITING, AdmissionState.BUSY) and not disclosed else data
+        )
     finally:
         writer.transport.abort()
 
 
-def replace_one(asked: Request, random: random.Random) -> Request:
-    """With one thing in it that is not what it was signed for."""
+def corrupted(request: Request, random: random.Random) -> Request:
+    """Return the request with one field that does not match its signature."""
     return random.choice(
         (
-            lambda: msgspec.structs.replace(asked, signature=bytes(64)),
-            lambda: msgspec.structs.replace(asked, signature=b""),
-            lambda: msgspec.structs.replace(asked, key=bytes(32)),
-            lambda: msgspec.structs.replace(asked, name=asked.name[:60] + "2"),
-            lambda: msgspec.structs.replace(asked, key=random.randbytes(31)),
+            lambda: msgspec.structs.replace(request, signature=bytes(64)),
+            lambda: msgspec.structs.replace(request, signature=b""),
+            lambda: msgspec.structs.replace(request, key=bytes(32)),
+            lambda: msgspec.structs.replace(request, name=request.name[:60] + "2"),
+            lambda: msgspec.structs.replace(request, key=random.randbytes(31)),
         )
     )()
 
 
-async def datagrams(me: Stranger) -> bytes:
-    """Nothing answers a packet that is not sealed with the cluster's secret."""
-    node = me.random.choice((me.key.node, *me.members))
-    sealer = Sealer((me.identity().tokens.accepted[0],), node=node, boot=me.random.getrandbits(48))
-    victim = me.random.choice(me.members)
+async def datagrams(stranger: Stranger) -> bytes:
+    """Send packets that are not sealed with the cluster's secret; none may be answered."""
+    node = stranger.random.choice((stranger.key.node, *stranger.members))
+    sealer = Sealer(
+        (stranger.identity().tokens.accepted[0],), node=node, boot=stranger.random.getrandbits(48)
+    )
+    victim = stranger.random.choice(stranger.members)
     lies: tuple[Message, ...] = (
-        Suspect(victim, 2**61, node), Dead(victim, 2**61, node), Left(victim, 2**61, me.random.randbytes(64)),
+        Suspect(victim, 2**61, node), Dead(victim, 2**61, node),
+        Left(victim, 2**61, stranger.random.randbytes(64)),
     )  # fmt: skip
     packets = [sealer.seal(compound(head(node, 1), [encode(lie)])) for lie in lies]
-    packets += [me.garbage()[:1200], packets[0][:-1], b"", b"\x01" * 33, packets[0], packets[0]]
+    packets += [stranger.garbage()[:1200], packets[0][:-1], b"", b"\x01" * 33, packets[0], packets[0]]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         link.setblocking(False)
-        link.connect((me.host, me.port))
+        link.connect((stranger.host, stranger.port))
         for packet in packets:
             with contextlib.suppress(BlockingIOError):
                 link.send(packet)
@@ -229,13 +245,13 @@ async def _framed(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
 
 
-def _greeting(heard: bytes) -> bytes:
-    """What of ``heard`` is more than the greeting that anybody gets."""
-    if not heard:
+def _greeting(received: bytes) -> bytes:
+    """Return the part of ``received`` after the greeting that any stranger gets."""
+    if not received:
         return b""
-    length = int.from_bytes(heard[:4], "big")
-    msgspec.msgpack.decode(heard[4 : 4 + length], type=Greeting)
-    return heard[4 + length :]
+    length = int.from_bytes(received[:4], "big")
+    msgspec.msgpack.decode(received[4 : 4 + length], type=Greeting)
+    return received[4 + length :]
 
 
 Try = Callable[[Stranger], Awaitable[bytes]]
@@ -246,17 +262,17 @@ TRIES: tuple[Try, ...] = (
 )  # fmt: skip
 
 
-async def try_all(strangers: list[Stranger], tries: int, at_once: int) -> list[str]:
-    """Try ``tries`` things, each on a member by turns; what strangers were told, in words."""
-    told: list[str] = []
-    left = list(range(tries))
+async def try_all(strangers: list[Stranger], tries: int, concurrency: int) -> list[str]:
+    """Make ``tries`` attempts on the members in turn and describe what strangers received."""
+    leaks: list[str] = []
+    remaining = list(range(tries))
 
     async def caller() -> None:
-        while left:
-            me = strangers[left.pop() % len(strangers)]
-            before = me.tried.copy()
-            if heard := await me.one():
-                told.append(f"{next(iter(me.tried - before), '?')} heard {heard[:200]!r}")
+        while remaining:
+            stranger = strangers[remaining.pop() % len(strangers)]
+            before = stranger.tried.copy()
+            if received := await stranger.attempt():
+                leaks.append(f"{next(iter(stranger.tried - before), '?')} heard {received[:200]!r}")
 
-    await asyncio.gather(*(caller() for _ in range(at_once)))
-    return told
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return leaks

@@ -1,10 +1,10 @@
 """Hostile requests and connections against real daemons that serve a real model meanwhile.
 
-Two daemons on machines of their own, each its own cluster, and a machine without one. ``well`` streams to
-callers of its own machine, while the stranger's machine sends it hostile requests to all routes and opens
-hostile connections. ``spare`` gets the same requests from its own machine, where a caller may do all: drain
-it, unload, delete. What must hold: no error that is the daemon's own fault, no stop of the loop, no growth,
-and every stream exact.
+Two daemons on separate machines, each a cluster of its own, and a machine without a daemon. ``well`` streams
+to local callers while the stranger's machine sends hostile requests to all its routes and opens hostile
+connections. ``spare`` gets the same requests from its own machine, where a caller may do anything: drain,
+unload, delete. Required: no error that is the daemon's fault, no stall of the event loop, no growth, and
+exact streams.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from tests.hostile.requests import Requests
 
 MODEL = "count"
 LONGEST_STOP = 0.05
-"""Seconds that one caller may stop the loop."""
+"""Seconds for which a caller may stall the event loop."""
 HELD = 12.0
-"""Seconds that hostile connections are kept: longer than there is for a header."""
+"""Seconds for which hostile connections are kept open: longer than the timeout for a header."""
 GROWTH = 96.0
-"""MB by which a daemon may grow from the first quarter of the requests to the end: it keeps responses of up
-to 64 MB."""
+"""MB by which a daemon may grow after the first quarter of the requests: it stores responses of 64 MB."""
 SETTINGS: dict[str, Any] = {"placement.context": 1024, "placement.slots": 4, "cluster.mdns": "off"}
 STREAMING = ("ollama chat", "openai chat", "anthropic")
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A stop of a daemon's loop. Seconds; of them at work, and of these at the collection of garbage."""
+    """A stall of a daemon's event loop: total seconds, CPU seconds, and those of garbage collection."""
 
     node: str
     stopped: float
@@ -59,12 +58,12 @@ class Stop:
 
 @dataclass(slots=True)
 class Outcome:
-    """All that a sweep found out.
+    """The results of a sweep.
 
     Attributes:
         memory: MB of each daemon after a quarter of the requests, after all, and after the connections.
-        files: as many that it has open.
-        at_first: stops of each before the first request.
+        files: open files at the same times.
+        at_first: number of stalls of each daemon before the first request.
     """
 
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class Outcome:
     longest_stop: float = LONGEST_STOP
 
     def report(self) -> list[str]:
-        """As lines to print."""
+        """Return the report as lines."""
         exact = sum(stream.done and not stream.what_is_wrong() for stream in self.streams)
         words = sum(len(stream.words) for stream in self.streams)
         lines = [f"{self.seconds:.0f} s; {exact} of {len(self.streams)} streams exact, {words} words"]
@@ -93,7 +92,7 @@ class Outcome:
         for name, sizes in self.memory.items():
             files = " → ".join(map(str, self.files[name]))
             lines.append(f"{name}: {' → '.join(f'{size:.0f}' for size in sizes)} MB, {files} open files")
-        longest = sorted(self.stops, key=lambda one: -one.worked)[:12]
+        longest = sorted(self.stops, key=lambda stop: -stop.worked)[:12]
         lines += ["longest stops:", *(f"  {stop}" for stop in longest)]
         return [*lines, *(f"WRONG {text}" for text in self.wrong)]
 
@@ -149,7 +148,7 @@ def _attack(
     held: float,
     say: Callable[[str], None],
 ) -> None:
-    """A quarter of the requests first, after which memory should not grow any more."""
+    """Send a quarter of the requests first, after which memory must not grow any more."""
     well, spare, stranger = cluster
     tallies = outcome.tallies = {"a stranger": Tally(), "a caller who may do all": Tally()}
     routes = _routes(well)
@@ -175,7 +174,7 @@ def _attack(
 
 
 class InNetwork(threading.Thread):
-    """Runs a coroutine on a loop of its own in a machine's network."""
+    """Runs a coroutine on its own event loop in a machine's network namespace."""
 
     def __init__(
         self, network: AbstractContextManager[None], make: Callable[[], Coroutine[Any, Any, Any]]
@@ -195,7 +194,7 @@ class InNetwork(threading.Thread):
             self._error = error
 
     def finish(self) -> Any:
-        """Wait for the end; what it returned or raised."""
+        """Wait for the end and return the result or raise the error."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -210,7 +209,7 @@ def _load(node: Node) -> None:
 
 
 def _routes(node: Node) -> list[tuple[str, str]]:
-    """Those of ``/openapi.json``, without those that end a test early: a stream of news has no end."""
+    """Return the routes of ``/openapi.json``."""
     paths = node.ask("GET", "/openapi.json").json["paths"]
     return [(method.upper(), path) for path, several in paths.items() for method in several]
 
@@ -237,7 +236,7 @@ def _note_size(outcome: Outcome, nodes: tuple[Node, ...]) -> None:
 
 
 def _settled(node: Node) -> None:
-    """Connections of hostile callers are over when theirs are."""
+    """Wait until the connections of the hostile callers are closed."""
     before = _open_files(node)
     until(lambda: _open_files(node) <= max(60, before // 4), "the connections are closed", 30)
 

@@ -1,4 +1,4 @@
-"""Real daemons on machines of their own found a cluster by themselves, and a stranger gets nothing."""
+"""Real daemons on separate machines found a cluster by themselves and admit others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.patient, pytes
 
 
 def sollold(node: Node, *words: str) -> str:
-    """A command typed on the machine of ``node``."""
+    """Run a command on the machine of ``node`` and return its output."""
     with node.network():
         done = subprocess.run(
             [sys.executable, "-m", "sollold", *words, "--node", node.url],
@@ -31,9 +31,9 @@ def names(node: Node) -> set[str]:
     return set(node.sees())
 
 
-def said(node: Node, key: str) -> list[str]:
-    """What the node itself says under ``key``."""
-    return [one[key] for one in node.state().get("nodes", []) if one["me"] and one[key]]
+def own_values(node: Node, key: str) -> list[str]:
+    """Return the non-empty values of ``key`` in the node's record of itself."""
+    return [record[key] for record in node.state().get("nodes", []) if record["me"] and record[key]]
 
 
 def test_a_machine_without_multicast_joins_by_a_code(folder: Path, llama: Llama) -> None:
@@ -53,23 +53,23 @@ def test_a_machine_without_multicast_joins_by_a_code(folder: Path, llama: Llama)
         assert "tried a wrong code, 2 tries left" in invites.log()
 
 
-def test_machines_found_a_cluster_shut_its_door_and_admit_one_more(folder: Path, llama: Llama) -> None:
+def test_machines_found_a_cluster_close_admission_and_admit_one_more(folder: Path, llama: Llama) -> None:
     with Cluster(4, folder, llama, settings={"cluster.door": "1h"}, start=False) as cluster:
         first, late = cluster.nodes[:3], cluster[3]
         for node in first:
             node.start()
         everybody = {node.name for node in first}
-        until(lambda: all(names(node) == everybody for node in first), "three are one")
+        until(lambda: all(names(node) == everybody for node in first), "the three form a cluster")
         assert "admitted by" in sollold(first[0], "cluster", "members")
         sollold(first[1], "cluster", "close")
         late.start()
-        seeking = until(lambda: said(late, "seeking"), "the fourth waits")[0]
+        seeking = until(lambda: own_values(late, "seeking"), "the fourth waits")[0]
         waits = until(
             lambda: [
-                one
+                machine
                 for node in first[0].state()["nodes"]
-                for one in node["waiting"]
-                if one["name"] == late.name
+                for machine in node["waiting"]
+                if machine["name"] == late.name
             ],
             "the others show it",
         )
@@ -77,7 +77,7 @@ def test_machines_found_a_cluster_shut_its_door_and_admit_one_more(folder: Path,
         for node in (first[0], late):
             assert waits[0]["code"] in sollold(node, "status")
         assert names(late) == {late.name} and names(first[0]) == everybody
-        # A stranger on the LAN does not open the door by HTTP.
+        # A stranger on the LAN can't admit itself over HTTP.
         with late.network():
             body = f'{{"machine": "{late.name}"}}'
             words = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", body]
@@ -88,7 +88,7 @@ def test_machines_found_a_cluster_shut_its_door_and_admit_one_more(folder: Path,
         assert "joins" in sollold(first[2], "admit", late.name)
         until(lambda: names(late) == everybody | {late.name}, "it is admitted", timeout=20)
         assert time.monotonic() - began < 15
-        # All come back after a restart, without being admitted again.
+        # After a restart, all return without new admission.
         for node in cluster:
             node.stop()
         for node in cluster:

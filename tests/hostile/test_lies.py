@@ -1,4 +1,4 @@
-"""One member of five lies in its packets: no other is lost, no leader, and no count is used up."""
+"""One of five members lies in its packets: no node and no leader is lost, and no counter exhausted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HUGE = 2**62 - 1
 
 
 class Liar:
-    """A member that has the cluster's secret and its own key, and says what it likes."""
+    """A member with the cluster's secret and its own key that sends arbitrary messages."""
 
     def __init__(self, world: World, machine: Machine) -> None:
         assert machine.process is not None
@@ -57,14 +57,14 @@ class Liar:
         self.signer = ToySigner(machine.node)
 
     def say(self, *messages: Message, to: Machine | None = None) -> None:
-        """Send a packet, to everybody where nobody is named."""
-        data = compound(head(self.machine.node, self.process.boot), [encode(one) for one in messages])
+        """Send a packet to one machine, or to all."""
+        data = compound(head(self.machine.node, self.process.boot), [encode(message) for message in messages])
         for machine in self.world.machines:
             if machine is not self.machine and machine.process is not None and to in (None, machine):
                 machine.process.receive(data, self.machine.address)
 
     def alive(self, node: str, boot: int, incarnation: int) -> Alive:
-        """A sign of life, signed with the liar's key."""
+        """Return an alive message signed with the liar's key."""
         where = (self.machine.address,)
         signature = self.signer.sign(alive_content(node, boot, incarnation, where))
         return Alive(node, boot, incarnation, where, self.signer.public, signature)
@@ -73,7 +73,7 @@ class Liar:
         return Left(node, incarnation, self.signer.sign(left_content(node, incarnation)))
 
     def delta(self, record: Record, boot: int, version: int) -> Delta:
-        """News of a record, signed with the liar's key: all of it."""
+        """Return a delta of the whole record signed with the liar's key."""
         names = [name for name in record.__slots__ if name not in ("node", "version")]
         parts = {name: encode(getattr(record, name)) for name in names}
         signature = self.signer.sign(record_content(record.node, boot, version, parts))
@@ -82,7 +82,7 @@ class Liar:
 
 
 def world_with_liar(seed: int) -> tuple[World, Liar]:
-    """Five machines that know each other and have a leader; the last one lies."""
+    """Return a world of five machines with a leader, of which the last is the liar."""
     world = World(seed, 5, signed=True)
     for machine in world.machines:
         machine.start()
@@ -97,20 +97,20 @@ def process(machine: Machine) -> Process:
     return machine.process
 
 
-def works(world: World) -> None:
-    """Nodes agree, someone leads, and what each says of itself still reaches all others."""
+def check_agreement(world: World) -> None:
+    """Check that the nodes agree, have a leader, and still receive each other's updates."""
     assert world.run_while(lambda: bool(world.disagreement()), 60.0), world.disagreement()
-    for one in world.running():
-        world.mark(one)
+    for running in world.running():
+        world.mark(running)
     assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
-    for one in world.running():
-        assert one.gossip.known.leader().counter < 2**20
-        assert one.gossip._membership.own.incarnation < 2**20
-        assert one.gossip.known.me.version < 2**40
+    for running in world.running():
+        assert running.gossip.known.leader().counter < 2**20
+        assert running.gossip._membership.own.incarnation < 2**20
+        assert running.gossip.known.me.version < 2**40
 
 
 def restart(world: World) -> None:
-    """Everybody stops at once and starts again."""
+    """Stop all machines at once and start them again."""
     for machine in world.machines:
         machine.crash()
     world.run_until(world.now + 1.0)
@@ -123,12 +123,12 @@ def suspect(liar: Liar, victim: Machine) -> None:
     liar.say(Suspect(victim.node, HUGE, liar.machine.node))
 
 
-def bury(liar: Liar, victim: Machine) -> None:
+def declare_dead(liar: Liar, victim: Machine) -> None:
     liar.say(Dead(victim.node, HUGE, liar.machine.node))
 
 
-def suspect_a_little_above(liar: Liar, victim: Machine) -> None:
-    """Each of them above the last, to the others alone: the victim would not dare to go so high at once."""
+def suspect_in_steps(liar: Liar, victim: Machine) -> None:
+    """Raise the incarnation step by step towards the others; the victim would refuse the total increase."""
     for step in range(1, 50):
         for other in liar.world.machines[1:-1]:
             liar.say(Suspect(victim.node, 1000 * step, liar.machine.node), to=other)
@@ -148,43 +148,43 @@ def claim_for_the_victim(liar: Liar, victim: Machine) -> None:
 
 
 def rewrite_the_record(liar: Liar, victim: Machine) -> None:
-    there = process(victim)
-    lie = replace(there.gossip.known.me, models="lie")
-    for boot in (there.boot, there.boot + 1):
+    state = process(victim)
+    lie = replace(state.gossip.known.me, models="lie")
+    for boot in (state.boot, state.boot + 1):
         liar.say(liar.delta(lie, boot, HUGE))
-        liar.say(liar.delta(lie, boot, there.gossip.known.me.version + 5))
+        liar.say(liar.delta(lie, boot, state.gossip.known.me.version + 5))
 
 
 def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
-    there = process(victim)
-    incarnation = there.gossip._membership.own.incarnation
+    state = process(victim)
+    incarnation = state.gossip._membership.own.incarnation
     for higher in (incarnation + 1, HUGE):
-        for boot in (there.boot, there.boot + 1):
+        for boot in (state.boot, state.boot + 1):
             liar.say(liar.alive(victim.node, boot, higher))
         liar.say(liar.left(victim.node, higher))
 
 
 def push_the_lies(liar: Liar, victim: Machine) -> None:
-    """The same in a push-pull: states and records of others."""
-    there = process(victim)
-    lie = liar.delta(replace(there.gossip.known.me, models="lie"), there.boot, HUGE)
+    """Send lies about states and records of others in a push-pull."""
+    state = process(victim)
+    lie = liar.delta(replace(state.gossip.known.me, models="lie"), state.boot, HUGE)
     held = [
-        MemberState(victim.node, there.boot, HUGE, status, (liar.machine.address,), HUGE, there.boot + 1)
+        MemberState(victim.node, state.boot, HUGE, status, (liar.machine.address,), HUGE, state.boot + 1)
         for status in Status
     ]
     whole = Whole(
-        victim.node, lie.boot, lie.version, encode(replace(there.gossip.known.me, models="lie")), b""
+        victim.node, lie.boot, lie.version, encode(replace(state.gossip.known.me, models="lie")), b""
     )  # type: ignore[arg-type]
     body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], [whole]))
     for machine in liar.world.machines[:-1]:
-        one = process(machine)
-        one.apply(one.gossip.push_pull(body, liar.machine.address, one.clock())[1])
+        receiver = process(machine)
+        receiver.apply(receiver.gossip.push_pull(body, liar.machine.address, receiver.clock())[1])
 
 
 ATTACKS: list[Callable[[Liar, Machine], None]] = [
     suspect,
-    bury,
-    suspect_a_little_above,
+    declare_dead,
+    suspect_in_steps,
     claim_and_leave,
     claim_for_the_victim,
     rewrite_the_record,
@@ -195,16 +195,16 @@ ATTACKS: list[Callable[[Liar, Machine], None]] = [
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 @pytest.mark.parametrize("seed", range(2))
-def test_the_others_go_on_at_once_and_after_a_restart_of_all(
+def test_the_others_agree_after_an_attack_and_after_a_restart(
     seed: int, attack: Callable[[Liar, Machine], None]
 ) -> None:
     world, liar = world_with_liar(seed)
     victim = world.machines[0]
     attack(liar, victim)
-    works(world)
+    check_agreement(world)
     assert process(victim).gossip.known.me.models != "lie"
     restart(world)
-    works(world)
+    check_agreement(world)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_others_go_on_at_once_and_after_a_restart_of_all(
     ],
     ids=repr,
 )
-def test_a_record_that_no_node_can_have_is_refused_and_counted(lie: dict[str, object]) -> None:
+def test_an_impossible_record_is_refused_and_counted(lie: dict[str, object]) -> None:
     world, liar = world_with_liar(1)
     me = liar.process.gossip.known.me
     liar.say(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
@@ -233,8 +233,8 @@ def test_a_record_that_no_node_can_have_is_refused_and_counted(lie: dict[str, ob
         assert gossip.refused["record"] == 1
 
 
-def test_no_default_of_a_record_is_refused() -> None:
-    """Some fields have a default below zero for what is not known; a new field must not cut its node off."""
+def test_a_record_with_default_values_is_accepted() -> None:
+    """Some fields have a negative default for unknown values. A new field must not make records invalid."""
     endpoint = Endpoint(
         "d", "m", "a" * 64, Backend.SHARDED, State.READY, placed=(Placed("b" * 16, "CPU", 0, 1, 1),)
     )
@@ -250,8 +250,8 @@ def test_no_default_of_a_record_is_refused() -> None:
     assert "resident is -2" in objection(replace(full, endpoints=(worse,)), Term())
 
 
-def test_invented_nodes_cost_a_bounded_time() -> None:
-    """A body names 4,000 nodes with signatures that are none: after a few no more is checked."""
+def test_invented_nodes_take_bounded_time() -> None:
+    """A body names 4,000 nodes with invalid signatures. Only the first few are checked."""
     world, liar = world_with_liar(1)
     checked = 0
 
@@ -273,7 +273,7 @@ def test_invented_nodes_cost_a_bounded_time() -> None:
     assert len(target.gossip.known.live()) == 5
 
 
-def test_invented_nodes_with_keys_of_their_own_push_out_nobody_who_lives() -> None:
+def test_invented_nodes_with_valid_keys_displace_no_live_node() -> None:
     world, liar = world_with_liar(1)
     target = process(world.machines[0])
     for start in range(0, 8192, 512):

@@ -1,4 +1,4 @@
-"""Orders to a node count from the leader alone, whatever the one who gives them claims to be."""
+"""A node accepts orders only from the leader, whatever the sender claims."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sollold.models.model import Model
 from sollold.settings.schema import MIB
 from tests.agent_cluster import TERM, plan, running_agents
 
-NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+NO_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 HUGE = 2**62 - 1
 
 
-async def test_a_member_orders_nothing_in_the_name_of_the_leader(folder: Path) -> None:
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_orders_of_a_member_in_the_leaders_name_are_refused(folder: Path) -> None:
+    async with running_agents(folder, NO_LLAMA, "a") as cluster:
         ask = Reserve(TERM, "d", "liar", {"CPU": MIB})
         assert not (await cluster.call("liar", "a", "reserve", ask)).ok
         assert cluster.agents["a"].grants.ledger.grants() == ()
@@ -37,9 +37,9 @@ async def test_a_member_orders_nothing_in_the_name_of_the_leader(folder: Path) -
 
 
 @pytest.mark.parametrize("counter", [HUGE, 2**40, TERM.counter + 2**21])
-async def test_a_term_that_no_election_reached_is_refused_and_forgotten(folder: Path, counter: int) -> None:
-    async with running_agents(folder, NOBODY, "a") as cluster:
-        # The view of the cluster knows who leads; the ledger has seen nothing yet.
+async def test_an_impossible_term_is_refused_and_not_stored(folder: Path, counter: int) -> None:
+    async with running_agents(folder, NO_LLAMA, "a") as cluster:
+        # The view knows the leader; the ledger has not seen any term yet.
         lie = Term(counter, "liar")
         for method, request in (
             ("release", Release(lie, "x", "x")),
@@ -48,7 +48,7 @@ async def test_a_term_that_no_election_reached_is_refused_and_forgotten(folder: 
         ):
             await cluster.call("liar", "a", method, request)
         assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, NO_LLAMA, "a") as cluster:
         done: Done = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
         assert done.ok
 
@@ -57,6 +57,6 @@ async def test_a_poisoned_term_on_disk_is_forgotten(folder: Path, caplog: pytest
     state = folder / "a/state"
     state.mkdir(parents=True)
     (state / "term.json").write_text(f'{{"counter": {HUGE}, "leader": "liar"}}')
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, NO_LLAMA, "a") as cluster:
         assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
     assert "which is impossible" in caplog.text

@@ -1,4 +1,4 @@
-"""Real daemons on machines of their own get a new secret, and turn a member out, while answers run."""
+"""Real daemons change their secret and evict a member while answers run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import netns
 from tests.chaos.callers import DIALECTS, Caller
 from tests.chaos.round import MEMORY, RECITAL, SETTINGS
 from tests.daemons import PEER, Cluster, Node, until
-from tests.hostile.test_door import names, said, sollold
+from tests.hostile.test_door import names, own_values, sollold
 
 pytestmark = [
     pytest.mark.cluster,
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture
 def three(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
-    """Three machines that founded a cluster, with a model that needs two of them."""
+    """Three machines that form a cluster, with a model that needs two of them."""
     model = tmp_path / "count.gguf"
     write(model, RECITAL)
     settings = SETTINGS | {"cluster.door": "1h"}
@@ -44,12 +44,12 @@ def three(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
 
 
 def ring(node: Node) -> dict[str, Any]:
-    """The keyring that the node has on disk."""
+    """Return the node's keyring on disk."""
     return dict(json.loads((node.folder / "state" / "keyring").read_bytes()))
 
 
 def connected(node: Node, other: Node) -> list[str]:
-    """The connections between nodes that one machine has with another."""
+    """Return the peer connections between two machines."""
     with node.network():
         words = ["ss", "-Htn", "state", "established", f"( dport = {PEER} or sport = {PEER} )"]
         listed = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout
@@ -59,13 +59,17 @@ def connected(node: Node, other: Node) -> list[str]:
 
 
 def holder(cluster: Cluster) -> Node:
-    """A node that holds layers for another one's answers."""
-    (found,) = [one for one in cluster[0].state()["deployments"] if one["model"].startswith("count")]
+    """Return a node that holds layers of another node's deployment."""
+    (found,) = [
+        deployment
+        for deployment in cluster[0].state()["deployments"]
+        if deployment["model"].startswith("count")
+    ]
     named = {placed["node_name"] for placed in found["placed"]} - {found["node_name"]}
     return next(node for node in cluster if node.name in named)
 
 
-def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> None:
+def test_changing_the_secret_and_evicting_a_node_while_answers_run(three: Cluster) -> None:
     callers = {node.name: Caller(node, DIALECTS[0], "count", (140, 160), node.index) for node in three}
     for caller in callers.values():
         caller.start()
@@ -74,13 +78,13 @@ def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> N
         return all(caller.last_word() > after for caller in callers.values())
 
     until(all_speak, "all run", 120)
-    # All get a new secret: no answer is interrupted, or even resumed.
+    # All get a new secret; no answer is interrupted or resumed.
     before = ring(three[0])["secret"]
     assert "new secret on node0, node1, node2" in sollold(three[1], "cluster", "rotate")
     until(lambda: len({before, *(ring(node)["secret"] for node in three)}) == 2, "it is on disk everywhere")
     rotated = time.monotonic()
     until(lambda: all_speak(rotated), "all go on", 60)
-    # A node with layers is evicted: its connections end at once, and what the others answer goes on.
+    # A node with layers is evicted: its connections end immediately and the others' answers continue.
     out = holder(three)
     stay = [node for node in three if node is not out]
     callers[out.name].stop()
@@ -102,13 +106,13 @@ def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> N
         for stream in callers[node.name].streams:
             assert stream.done and not stream.what_is_wrong(), (stream.what_is_wrong(), stream.error)
             assert not stream.resumed or stream.ended > began
-    # Some hundredths of a second where nothing else runs.
+    # Takes some hundredths of a second on an idle machine.
     assert took < 4.0
-    # It knows why, its key is shown, and the door that is open for an hour does not help.
-    until(lambda: "was evicted" in "".join(said(out, "seeking")), "it knows why", 30)
+    # It knows the reason, its key is shown, and the open admission does not apply to it.
+    until(lambda: "was evicted" in "".join(own_values(out, "seeking")), "it knows why", 30)
     assert f"{out.name}, which was evicted, waits" in sollold(stay[1], "status")
     assert names(out) == {out.name} and ring(out)["secret"] not in {ring(node)["secret"] for node in stay}
-    # An admin admits it. It is away while the secret is changed again, and fetches it by its key later.
+    # An admin admits it. It is offline during the next change of the secret and fetches it later by its key.
     assert stay[0].ask("POST", "/api/cluster/admit", {"machine": out.name}).status == 200
     until(lambda: all(len(names(node)) == 3 for node in three), "it is in again")
     out.stop()

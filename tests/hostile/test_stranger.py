@@ -1,6 +1,6 @@
-"""A thousand tries of a stranger on three real daemons whose door is shut, while a stream runs.
+"""Attempts of a stranger on three real daemons with closed admission while a stream runs.
 
-The tests try fewer; ``SOLLOLD_TEST_TRIES=1000`` all.
+``SOLLOLD_TEST_TRIES`` sets their number, for example 1000.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ MODEL = "count"
 ORDERS = ("load", "unload", "drain", "scan", "forget", "admit", "door", "keys")
 
 
-def seen(nodes: list[Node]) -> list[tuple[list[str], object, object]]:
-    """Who is there and who leads, as each sees it."""
+def membership(nodes: list[Node]) -> list[tuple[list[str], object, object]]:
+    """Return the members, leader and term as each node sees them."""
     states = [node.state() for node in nodes]
     return [
-        (sorted(one["node"] for one in state["nodes"]), state["leader"], state["term"]) for state in states
+        (sorted(member["node"] for member in state["nodes"]), state["leader"], state["term"])
+        for state in states
     ]
 
 
-def test_a_stranger_gets_nothing(folder: Path, llama: Llama) -> None:
+def test_a_stranger_learns_and_changes_nothing(folder: Path, llama: Llama) -> None:
     settings = {"cluster.door": "1h", "placement.context": 1024}
     with Cluster(4, folder, llama, settings=settings, start=False) as cluster:
         members, outside = cluster.nodes[:3], cluster[3]
         write(members[0].models / "count.gguf", Recital(counting(320), name=MODEL))
         for node in members:
             node.start()
-        until(lambda: all(len(node.sees()) == 3 for node in members), "three are one")
+        until(lambda: all(len(node.sees()) == 3 for node in members), "the three form a cluster")
         sollold(members[0], "cluster", "close")
         until(lambda: MODEL in members[1].ask("GET", "/api/tags").body.decode(), "the model is known")
         cluster.together()
-        before = seen(members)
+        before = membership(members)
         callers = [Caller(node, DIALECTS[0], MODEL, (60, 200), 1) for node in members[:2]]
         for caller in callers:
             caller.start()
@@ -57,9 +58,9 @@ def test_a_stranger_gets_nothing(folder: Path, llama: Llama) -> None:
             strangers = [
                 Stranger(node.address, node.peer, ids, random.Random(node.index)) for node in members
             ]
-            told = InNetwork(outside.network(), lambda: try_all(strangers, TRIES, 8)).finish()
-            assert not told
-            assert sum((one.tried for one in strangers), Counter()).total() == TRIES
+            leaks = InNetwork(outside.network(), lambda: try_all(strangers, TRIES, 8)).finish()
+            assert not leaks
+            assert sum((stranger.tried for stranger in strangers), Counter()).total() == TRIES
             with outside.network():
                 for order in ORDERS:
                     status = outside_status(members[0], f"/api/cluster/{order}")
@@ -72,16 +73,16 @@ def test_a_stranger_gets_nothing(folder: Path, llama: Llama) -> None:
         streams = [stream for caller in callers for stream in caller.streams]
         assert len(streams) > 3
         assert [stream.error or stream.what_is_wrong() for stream in streams] == [""] * len(streams)
-        # Nobody came, nobody was lost, nobody else leads, and few wait for admission.
-        assert seen(members) == before
+        # Members and leader are unchanged, and few machines wait for admission.
+        assert membership(members) == before
         for node in members:
-            waiting = [one for there in node.state()["nodes"] for one in there["waiting"]]
+            waiting = [machine for member in node.state()["nodes"] for machine in member["waiting"]]
             assert len(waiting) <= 100
             assert not [line for line in node.log().splitlines() if any(word in line for word in OWN_FAULTS)]
 
 
 def outside_status(node: Node, path: str) -> int:
-    """What a machine that is no member is answered; in its network."""
+    """Return the status of a POST; to be called in the network namespace of a non-member."""
     connection = http.client.HTTPConnection(node.address, node.http, timeout=20)
     try:
         connection.request("POST", path, b'{"model": "count"}', {"Content-Type": "application/json"})

@@ -1,4 +1,4 @@
-"""Values that a field of a request may be given by somebody who means harm."""
+"""Hostile values for fields of a request."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ VALUES: tuple[Any | Callable[[], Any], ...] = (
     lambda: "root ::= " + _repeated(random.choice(_REPEATED)),
     lambda: {"a": _repeated(random.choice(_REPEATED))},
 )  # fmt: skip
-"""Values, and functions that make large ones."""
+"""Values, and functions that create large values."""
 
 _EXTRA = """
     grammar json_schema response_format format tools tool_choice functions function_call stop n_predict
@@ -89,4 +89,4 @@ _EXTRA = """
     modelfile license files from parameters dimensions truncate encoding_format
 """
 EXTRA_FIELDS = tuple(_EXTRA.split())
-"""Fields that some route has, or an engine."""
+"""Fields of some route or engine."""

@@ -1,8 +1,7 @@
-"""A daemon that notes how long its event loop stood still: ``python -m tests.hostile.watched FILE run …``.
+"""A daemon that records stalls of its event loop: ``python -m tests.hostile.watched FILE run …``.
 
-A stop is the time between two beats of the loop in which its thread worked or waited for anything but the
-processor: what other processes took of it is no fault of the daemon. Each is a line of JSON in FILE with what
-the thread was doing.
+A stall is the time between two beats of the loop in which its thread ran or waited for anything but the CPU.
+CPU time of other processes does not count. Each stall is a line of JSON in FILE with the thread's stack.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from typing import Any, TextIO
 import uvloop
 
 BEAT = 0.005
-NOTED = 0.03
-"""Seconds of a stop from which it is noted."""
+MIN_STALL = 0.03
+"""Minimum length in seconds of a recorded stall."""
 
 
 class LoopWatch:
-    """Measures the loop that `beat` runs on."""
+    """Measures the event loop on which `beat` runs."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._thread = threading.get_ident()
-        # Nanoseconds of work, and of waiting for a processor.
+        # Nanoseconds of CPU time and of waiting for a CPU.
         self._account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._collecting = self._collected = 0.0
         gc.callbacks.append(self._collects)
@@ -44,14 +43,14 @@ class LoopWatch:
         threading.Thread(target=self._look, daemon=True, name="loop watch").start()
 
     async def beat(self) -> None:
-        """Until cancelled."""
+        """Record stalls until cancelled."""
         worked, waited = self._read()
         while True:
             await asyncio.sleep(BEAT)
             now = time.monotonic()
             worked_now, waited_now = self._read()
             stopped = now - self._last - (waited_now - waited) - BEAT
-            if stopped >= NOTED:
+            if stopped >= MIN_STALL:
                 self._note(stopped, worked_now - worked)
             self._seen, self._collected = {}, 0.0
             self._last, worked, waited = now, worked_now, waited_now
@@ -70,13 +69,13 @@ class LoopWatch:
         self._collecting = now
 
     def _look(self) -> None:
-        """What the loop's thread does when it is late; where that kept the interpreter's lock, after it."""
+        """Sample the loop thread's stack while it is late. If it holds the GIL, sample afterwards."""
         while True:
             time.sleep(0.01)
             if time.monotonic() - self._last > 0.02:
                 frames = traceback.extract_stack(sys._current_frames().get(self._thread))[-8:]
                 stack = " < ".join(
-                    f"{one.filename[-40:]}:{one.lineno} {one.name}" for one in reversed(frames)
+                    f"{entry.filename[-40:]}:{entry.lineno} {entry.name}" for entry in reversed(frames)
                 )
                 self._seen[stack] = self._seen.get(stack, 0) + 1
 
@@ -85,14 +84,14 @@ class LoopWatch:
         return int(worked) / 1e9, int(waited) / 1e9
 
 
-def give_back(number: int, frame: object) -> None:
-    """Return to the system what is not used, so that what is left is in use."""
+def release_memory(number: int, frame: object) -> None:
+    """Return unused memory to the system, so that RSS shows memory in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> int:
-    """Run the command line of sollold with a watched loop."""
+    """Run the command line of sollold with a monitored event loop."""
     name = sys.argv.pop(1)
     run = uvloop.run
 
@@ -109,7 +108,7 @@ def main() -> int:
         return run(both(), **options)
 
     uvloop.run = watched
-    signal.signal(signal.SIGUSR2, give_back)
+    signal.signal(signal.SIGUSR2, release_memory)
     from sollold.cli.main import main as command
 
     return command()

@@ -1,4 +1,4 @@
-"""Several engines' metrics as one set."""
+"""Metrics of several engines in one exposition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ llamacpp:requests_deferred 0
 """
 
 
-def test_each_sample_has_its_model_and_a_family_is_told_once() -> None:
+def test_samples_are_labelled_by_model_and_families_appear_once() -> None:
     texts = [EngineText("d1", "demo:latest", TEXT.format(7)), EngineText("d2", "big:70b", TEXT.format(5))]
     text = generate_latest(EngineFamilies(texts)).decode()
     assert text.count("# TYPE llamacpp:prompt_tokens_total counter") == 1
@@ -31,6 +31,6 @@ def test_each_sample_has_its_model_and_a_family_is_told_once() -> None:
     assert found["llamacpp:requests_deferred", "big:70b", "d2"] == 0
 
 
-def test_nonsense_of_an_engine_spoils_nothing() -> None:
+def test_invalid_metrics_of_one_engine_are_skipped() -> None:
     texts = [EngineText("d1", "demo", "{{{ no such thing"), EngineText("d2", "big", TEXT.format(5))]
     assert b'model="big"' in generate_latest(EngineFamilies(texts))

@@ -1,4 +1,4 @@
-"""What stands in packaging/monitoring asks only for what `/metrics` has, and Prometheus takes it."""
+"""packaging/monitoring uses only metrics of `/metrics` and is valid for Prometheus."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def promtool(*words: str, text: str = "") -> str:
 
 @pytest.fixture
 async def metrics(serve: Serve, http: ClientSession) -> str:
-    """``/metrics`` of a node that has done everything once."""
+    """Return ``/metrics`` of a node that has used every feature once."""
     given = parts(ScriptedService(chunk("a"), usage_chunk()))
     cluster: Any = given.cluster
     cluster.change(record(links=(("1" * 16, 0.001, 1e8),)), record("1" * 16, "beta"))
@@ -54,25 +54,25 @@ def names_of(metrics: str) -> set[str]:
     return set(re.findall(r"^(sollold_[a-z0-9_]+)", metrics, re.MULTILINE))
 
 
-async def test_every_metric_that_is_asked_for_is_there(metrics: str) -> None:
-    there = names_of(metrics)
+async def test_every_used_metric_exists(metrics: str) -> None:
+    existing = names_of(metrics)
     board = json.loads((FOLDER / "grafana-dashboard.json").read_text())
-    asked = {
+    used = {
         name
         for panel in board["panels"]
         for target in panel["targets"]
         for name in NAME.findall(target["expr"])
     }
-    asked |= set(NAME.findall((FOLDER / "alerts.yml").read_text()))
-    assert len(asked) > 20
-    assert asked - there == set()
+    used |= set(NAME.findall((FOLDER / "alerts.yml").read_text()))
+    assert len(used) > 20
+    assert used - existing == set()
 
 
-async def test_nodes_that_are_named_alike_have_series_of_their_own(serve: Serve, http: ClientSession) -> None:
+async def test_nodes_with_the_same_name_have_separate_series(serve: Serve, http: ClientSession) -> None:
     given = parts()
     cluster: Any = given.cluster
     twins = [record(digit * 16, "debian") for digit in "12"]
-    links = tuple((one.node, 0.001, 1e8) for one in (*twins, record("3" * 16, "debian")))
+    links = tuple((peer.node, 0.001, 1e8) for peer in (*twins, record("3" * 16, "debian")))
     cluster.change(record(links=links), *twins)
     await given.monitor.start()
     try:
@@ -85,11 +85,11 @@ async def test_nodes_that_are_named_alike_have_series_of_their_own(serve: Serve,
         await given.monitor.close()
     series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
     assert f'sollold_link_round_trip_seconds{{peer="debian ({"1" * 16})"}}' in series
-    assert [one for one in set(series) if series.count(one) > 1] == []
+    assert [name for name in set(series) if series.count(name) > 1] == []
 
 
-async def test_the_page_names_every_metric(metrics: str) -> None:
-    """And none besides: what it says of them in backticks, and what other pages mention."""
+async def test_the_page_lists_every_metric(metrics: str) -> None:
+    """The page lists exactly the existing metrics, and other pages mention no others."""
     kinds = dict(re.findall(r"^# TYPE (sollold_\w+) (\w+)$", metrics, re.MULTILINE))
     docs = FOLDER.parents[1] / "docs"
     rows = re.findall(
@@ -97,7 +97,7 @@ async def test_the_page_names_every_metric(metrics: str) -> None:
     )
     named = {name: kind.replace("info", "gauge") for cell, kind, _ in rows for name in NAME.findall(cell)}
     assert named == kinds
-    # Of those that have a series here: a label without its column is one that nobody can ask for.
+    # Check the labels of the metrics that have series here.
     labels = {
         name: set(re.findall(r"(?:^|, )(\w+)", re.sub(r"\(.*\)", "", cell)))
         for names, _, cell in rows
@@ -110,7 +110,7 @@ async def test_the_page_names_every_metric(metrics: str) -> None:
         assert set(re.findall(r"`(sollold_[a-z0-9_]+)`", page.read_text("utf-8"))) <= kinds.keys(), page
 
 
-def test_the_board_is_whole() -> None:
+def test_the_dashboard_is_valid() -> None:
     board = json.loads((FOLDER / "grafana-dashboard.json").read_text())
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))
@@ -119,11 +119,11 @@ def test_the_board_is_whole() -> None:
         assert place["x"] + place["w"] <= 24 and panel["targets"] and panel["title"]
 
 
-async def test_prometheus_takes_the_metrics(metrics: str) -> None:
+async def test_prometheus_accepts_the_metrics(metrics: str) -> None:
     promtool("check", "metrics", text=metrics)
 
 
-def test_prometheus_takes_the_rules_and_they_fire() -> None:
+def test_prometheus_accepts_the_rules_and_they_fire() -> None:
     promtool("check", "rules", "alerts.yml")
     promtool("test", "rules", "alerts_test.yml")
     promtool("check", "config", "--syntax-only", "prometheus.yml")

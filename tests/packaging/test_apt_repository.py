@@ -1,4 +1,4 @@
-"""The apt repository: apt itself reads it and finds the packages."""
+"""apt reads the repository and finds its packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def package(folder: Path, name: str, version: str, arch: str) -> None:
 
 @pytest.fixture
 def key() -> Iterator[str]:
-    """The id of a GnuPG key that is made for the test; its folder's path is short, as a socket's must be."""
+    """Yield the id of a GnuPG key made for the test. Its folder's path is short because of its sockets."""
     if not shutil.which("gpg"):
         pytest.skip("needs gnupg")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def test_apt_finds_the_packages(tmp_path: Path, request: pytest.FixtureRequest, 
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for step in done.stdout.splitlines()[1:]:
-        assert step.strip() in INSTALL.read_text(), "the page says what the recipe says"
+        assert step.strip() in INSTALL.read_text(), "the page agrees with the script"
     for folder in ("lists/partial", "cache/archives/partial", "etc/apt"):
         (state / folder).mkdir(parents=True)
     option = f"signed-by={out / 'sollold.asc'}" if signed else "trusted=yes"
@@ -81,7 +81,7 @@ def test_apt_finds_the_packages(tmp_path: Path, request: pytest.FixtureRequest, 
         assert "Candidate: 9.1" in shown
 
 
-def test_without_packages_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_packages_the_script_explains_what_to_do(tmp_path: Path) -> None:
     words = [sys.executable, str(BUILD), "--from", str(tmp_path), "--out", str(tmp_path / "apt")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "make deb" in done.stderr

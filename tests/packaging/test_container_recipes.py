@@ -1,4 +1,4 @@
-"""What the recipes of the container images say, without building one."""
+"""The Containerfiles, without building images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "packaging" / "container").glob("C
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_a_container_whose_daemon_does_not_answer_is_not_healthy(recipe: Path) -> None:
+def test_a_container_without_a_responding_daemon_is_unhealthy(recipe: Path) -> None:
     found = re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", recipe.read_text(), re.MULTILINE)
     assert found
     program, *words = json.loads(found[1])

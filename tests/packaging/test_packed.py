@@ -1,4 +1,4 @@
-"""The wheel and the source distribution, as pipx would install them."""
+"""The wheel and the source distribution, installed as by pipx."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(out.iterdir())
 
 
-def test_both_are_made(made: list[Path]) -> None:
+def test_wheel_and_sdist_are_built(made: list[Path]) -> None:
     assert [file.name.endswith(".whl") for file in made] == [True, False]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["wheel", "sdist"])
-def test_what_is_installed_runs(made: list[Path], which: int, tmp_path: Path) -> None:
+def test_the_installed_package_runs(made: list[Path], which: int, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     words += ["--no-index", "--target", str(tmp_path / "site"), str(made[which])]
     done = subprocess.run(words, capture_output=True, text=True, timeout=200)
@@ -44,5 +44,5 @@ def test_what_is_installed_runs(made: list[Path], which: int, tmp_path: Path) ->
         capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert where.stdout.startswith(str(tmp_path)), where.stderr
-    assert list((tmp_path / "site/sollold/api").rglob("*.html")), "the dashboard's page is packed"
+    assert list((tmp_path / "site/sollold/api").rglob("*.html")), "the dashboard's page is included"
     assert (tmp_path / "site/sollold/engines/install/build_tools.lock").is_file()

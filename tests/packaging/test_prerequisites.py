@@ -1,4 +1,4 @@
-"""What `make` says that a fresh machine lacks."""
+"""The report of missing prerequisites by `make`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "packaging" / "prerequisites"
 
 
 def look(folder: Path, *tools: str) -> subprocess.CompletedProcess[str]:
-    """On a machine that has ``tools`` and this Python."""
+    """Run the script on a machine that has only ``tools`` and this Python."""
     for tool in ("sh", "head", "ls"):
         (folder / tool).symlink_to(str(shutil.which(tool)))
     for tool in tools:
@@ -22,20 +22,20 @@ def look(folder: Path, *tools: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30)
 
 
-def test_all_that_is_missing_is_named_with_its_packages(tmp_path: Path) -> None:
+def test_all_missing_tools_are_named_with_their_packages(tmp_path: Path) -> None:
     done = look(tmp_path)
     assert done.returncode == 1
-    for what in ("make", "a C++ compiler", "git"):
-        assert f"  - {what}\n" in done.stderr
+    for prerequisite in ("make", "a C++ compiler", "git"):
+        assert f"  - {prerequisite}\n" in done.stderr
     assert "sudo apt install make g++ git curl" in done.stderr
 
 
-def test_curl_alone_is_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_missing_curl_is_not_an_error(tmp_path: Path) -> None:
     done = look(tmp_path, "make", "g++", "git")
     assert done.returncode == 0
     assert "no curl (package curl)" in done.stderr
 
 
-def test_nothing_is_said_where_nothing_is_missing(tmp_path: Path) -> None:
+def test_nothing_is_printed_if_nothing_is_missing(tmp_path: Path) -> None:
     done = look(tmp_path, "make", "clang++", "git", "curl")
     assert (done.returncode, done.stderr) == (0, "")

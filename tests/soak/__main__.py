@@ -1,9 +1,9 @@
-"""``python -m tests.soak --hours 2``: a cluster of three at work for hours, which must not grow.
+"""``python -m tests.soak --hours 2``: a cluster of three under load for hours, which must not grow.
 
-After the first ten minutes (a third of the time, when that is less), then every ten minutes and at the end
-the work rests, so that what is held can be compared: memory, descriptors, threads, tasks of the loop, files
-and logs of each daemon. All is drawn, and noted in ``soak.csv``. Exit status 1 when something at the end is
-more than 5 % above what it was at the first rest, or an answer was wrong.
+The load pauses after ten minutes (or a third of a shorter time), then every ten minutes and at the end, so
+that resources can be compared: memory, descriptors, threads, asyncio tasks, files and logs of each daemon.
+All samples are plotted and written to ``soak.csv``. The exit status is 1 if a quantity at the end is more
+than 5 % above its value at the first pause, or if an answer was wrong.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.chaos.round import MEMORY, RECITAL, SETTINGS
 from tests.daemons import Cluster
 from tests.found_llama import found_llama
-from tests.soak.samples import NAMES, Sample, drawn, grown, middle, take
+from tests.soak.samples import NAMES, Sample, grown, median_sample, sparkline, take
 from tests.soak.work import MODEL, SMALL, Work
 
 FIRST, PERIOD = 600.0, 600.0
-"""Seconds until the first rest, and between two rests."""
+"""Seconds before the first pause and between two pauses."""
 LOOK = 5.0
 CALM, LOOKS = 95.0, 5
-"""Seconds until connections that are kept for the next call are closed, and samples that are then taken."""
+"""Seconds until idle keep-alive connections are closed, and the number of samples taken then."""
 
 
 class Soak:
-    """One run."""
+    """One run of the soak test."""
 
     def __init__(self, cluster: Cluster, seed: int, table: TextIO) -> None:
         self.work = Work(cluster, cluster[3], seed)
@@ -46,7 +46,7 @@ class Soak:
         self._began = time.monotonic()
 
     def run(self, seconds: float) -> None:
-        """Work and rest by turns for so long."""
+        """Alternate load and pauses for ``seconds``."""
         end = self._began + seconds
         turn = min(FIRST, seconds / 3)
         period = min(PERIOD, seconds / 3)
@@ -77,7 +77,7 @@ class Soak:
                 self._note(node.name, looks[node.name][-1], rest=True)
             time.sleep(1.0)
         for name, samples in looks.items():
-            self.rests[name].append(middle(samples))
+            self.rests[name].append(median_sample(samples))
             found = zip(NAMES, astuple(self.rests[name][-1]), strict=True)
             print(f"{self._at():>6.0f} s {name}: " + ", ".join(f"{n} {v:.1f}" for n, v in found), flush=True)
 
@@ -89,11 +89,11 @@ class Soak:
         return time.monotonic() - self._began
 
     def report(self) -> list[str]:
-        """Draw it all; what must not be, in sentences."""
-        print(", ".join(f"{count} {what}" for what, count in sorted(self.work.done.items())))
+        """Plot all samples and return descriptions of the failures."""
+        print(", ".join(f"{count} {activity}" for activity, count in sorted(self.work.done.items())))
         for name, samples in self._seen.items():
-            for what in NAMES:
-                print(f"{name} {what:>12} {drawn([getattr(sample, what) for sample in samples])}")
+            for quantity in NAMES:
+                print(f"{name} {quantity:>12} {sparkline([getattr(sample, quantity) for sample in samples])}")
         wrong = list(self.work.wrong)
         for name, rests in self.rests.items():
             wrong += grown(name, rests[0], rests[-1])
@@ -101,19 +101,19 @@ class Soak:
 
 
 def main() -> int:
-    """See the module."""
+    """Run the soak test from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     llama, why = found_llama()
     if llama is None:
         print(why)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    print(f"seed {given.seed}; numbers and logs in {folder}", flush=True)
-    wrong = _soak(llama, folder, given.hours * 3600, given.seed)
+    print(f"seed {arguments.seed}; numbers and logs in {folder}", flush=True)
+    wrong = _soak(llama, folder, arguments.hours * 3600, arguments.seed)
     for sentence in wrong:
         print(f"WRONG: {sentence}")
     if not wrong:

@@ -1,4 +1,4 @@
-"""What a daemon holds at one moment, and whether it came to hold more."""
+"""Samples of a daemon's resources, and checks of their growth."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from sollold.engines.llamacpp.process_log import KEEP_DEPLOYMENTS, ROTATE_BYTES
 from tests.daemons import Node
 
 GROWTH = 0.05
-"""Share by which a quantity may have grown."""
+"""Fraction by which a quantity may grow."""
 SLACK = {"memory": 2.0, "descriptors": 2.0, "threads": 2.0, "tasks": 2.0, "files": 2.0}
-"""What it may have grown by in any case: 5 % of a few are none. Units as in `Sample`."""
+"""Absolute growth that is always allowed, since 5 % of a small number is below one. Units as in `Sample`."""
 LOG_LIMIT = 2 * ROTATE_BYTES / 1e6
-"""MB of logs that a deployment may have: the file, and the one before it, of each of its processes."""
+"""MB of logs that a deployment may have: the current and the previous file of each of its processes."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One daemon. ``memory``: MB resident; ``files``: below its state and cache, but for what has a limit of
-    its own: kept tensors, and the logs of ended engines. Of these ``deployments`` are how many, ``logs`` MB.
+    """One daemon. ``memory``: resident MB. ``files``: number of files in its state and cache folders, without
+    cached tensors and logs of ended engines, which have limits of their own. ``deployments``: number of
+    deployments with logs. ``logs``: MB of these logs.
     """
 
     memory: float
@@ -39,10 +40,10 @@ NAMES = tuple(field.name for field in fields(Sample))
 
 
 def take(node: Node) -> Sample:
-    """A sample of a running daemon.
+    """Take a sample of a running daemon.
 
     Raises:
-        OSError, AssertionError: it does not run or does not answer.
+        OSError, AssertionError: the daemon does not run or does not answer.
     """
     assert node.process is not None
     own = Path(f"/proc/{node.process.pid}")
@@ -76,30 +77,30 @@ def _size(file: Path) -> int:
     return 0
 
 
-def middle(samples: Sequence[Sample]) -> Sample:
-    """The median of each quantity."""
+def median_sample(samples: Sequence[Sample]) -> Sample:
+    """Return the median of each quantity."""
     return Sample(*(statistics.median(column) for column in zip(*map(astuple, samples), strict=True)))
 
 
 def grown(name: str, first: Sample, last: Sample) -> list[str]:
-    """Sentences for what grew too much on the node ``name``."""
+    """Describe the quantities that grew too much on node ``name``."""
     found = [
-        f"{name}: {what} went from {before:.1f} to {after:.1f}"
-        for what, before, after in zip(NAMES, astuple(first), astuple(last), strict=True)
-        if what in SLACK and after > before + max(before * GROWTH, SLACK[what])
+        f"{name}: {quantity} went from {before:.1f} to {after:.1f}"
+        for quantity, before, after in zip(NAMES, astuple(first), astuple(last), strict=True)
+        if quantity in SLACK and after > before + max(before * GROWTH, SLACK[quantity])
     ]
-    # The one that ended last is counted when the next one ends.
+    # The last ended deployment is removed only when the next one ends.
     if last.deployments > KEEP_DEPLOYMENTS + 1 or last.logs > last.deployments * LOG_LIMIT:
         found.append(f"{name}: {last.logs:.1f} MB of logs of {last.deployments:.0f} deployments are kept")
     return found
 
 
-def drawn(values: Sequence[float], width: int = 60) -> str:
-    """A line of bars from the least to the most, and both."""
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """Return a sparkline of the values with their minimum and maximum."""
     if not values:
         return ""
     step = max(1, -(-len(values) // width))
-    seen = [max(values[at : at + step]) for at in range(0, len(values), step)]
+    seen = [max(values[start : start + step]) for start in range(0, len(values), step)]
     least, most = min(seen), max(seen)
     span = (most - least) or 1.0
     bars = "".join(_BARS[int((value - least) / span * (len(_BARS) - 1))] for value in seen)

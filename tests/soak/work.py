@@ -1,4 +1,4 @@
-"""What a cluster is kept busy with: answers in all dialects, loads, unloads, deaths of engines, a guest."""
+"""The load of a soak test: answers in all dialects, loads, killed engines, a node that comes and goes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _UNLOADED = 90.0
 
 
 class Work:
-    """`begin` and `rest` by turns, from the main thread; in between `step` does one thing and takes its time.
+    """The load. Call `begin` and `rest` in turn from the main thread, and `step` repeatedly in between.
 
     Attributes:
         guest: a node that comes and goes; the others stay.
-        done: how often what was done. ``wrong``: answers that were not exact and had no excuse.
+        done: number of actions by kind. ``wrong``: descriptions of inexact answers.
     """
 
     def __init__(self, cluster: Cluster, guest: Node, seed: int) -> None:
@@ -34,7 +34,7 @@ class Work:
         self._callers: list[Caller] = []
 
     def begin(self) -> None:
-        """Callers ask from now on."""
+        """Start the callers."""
         for index, dialect in enumerate(DIALECTS):
             words = (40, 120) if dialect.streamed else (20, 60)
             self._seed += 1
@@ -44,13 +44,13 @@ class Work:
             caller.start()
 
     def step(self) -> None:
-        """One thing that happens to a cluster."""
+        """Do one random action and sleep 1 to 5 s."""
         kinds = (self._small_model, self._small_model, self._kill_engine, self._visit, self._hang_up)
         self._random.choice(kinds)()
         time.sleep(self._random.uniform(1, 5))
 
     def rest(self) -> None:
-        """Nothing is asked, nothing is loaded, the guest is gone."""
+        """Stop the callers and the guest, and wait until nothing is loaded."""
         for caller in self._callers:
             caller.stop()
         for caller in self._callers:
@@ -69,10 +69,10 @@ class Work:
         until(lambda: not any(map(engines, self.residents)), "every engine has ended", _UNLOADED, 0.5)
 
     def _unloaded(self) -> bool:
-        there = [one for one in self.cluster.deployments() if one["state"] != "failed"]
-        for one in there:
-            self.residents[0].ask("POST", "/api/cluster/unload", {"model": one["id"], "force": True})
-        return not there
+        deployments = [listed for listed in self.cluster.deployments() if listed["state"] != "failed"]
+        for deployment in deployments:
+            self.residents[0].ask("POST", "/api/cluster/unload", {"model": deployment["id"], "force": True})
+        return not deployments
 
     def _small_model(self) -> None:
         node = self._random.choice(self.residents)
@@ -85,7 +85,7 @@ class Work:
         self.done["deaths of engines"] += fault is not None
 
     def _hang_up(self) -> None:
-        """A caller that goes in the middle of an answer."""
+        """Close a connection in the middle of an answer."""
         node = self._random.choice(self.residents)
         body = DIALECTS[0].body(MODEL, 100)
         try:
@@ -96,9 +96,9 @@ class Work:
         self.done["callers that hung up"] += 1
 
     def _visit(self) -> None:
-        """The guest comes, or goes: by a good-bye or by a kill -9."""
-        there = self.guest.process is not None and self.guest.process.poll() is None
-        if not there:
+        """Start the guest, or end it by a stop or by SIGKILL."""
+        running = self.guest.process is not None and self.guest.process.poll() is None
+        if not running:
             self.guest.start()
             self.done["joins"] += 1
         elif self._random.random() < 0.5:

@@ -10,5 +10,5 @@ from tests.systemd.packages import build
 
 @pytest.fixture(scope="session")
 def packages(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """With the llama.cpp that is built here already: another for all processors takes as long again."""
+    """Build the packages with the existing llama.cpp, since a build for all CPUs would take as long again."""
     return build(tmp_path_factory.mktemp("debs"), "--llama", str(llama.server.parent))

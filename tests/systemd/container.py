@@ -1,7 +1,8 @@
-"""A Debian with a real systemd: debootstrap'd once, booted by ``systemd-nspawn -b`` on a cable of a `Lan`.
+"""Debian machines with a real systemd, booted by ``systemd-nspawn -b`` in the network of a `Lan` machine.
 
-The base tree is kept in the user's cache folder; each machine has an overlay of its own over it, which stays
-over a power cycle and goes with the machine. It has no compiler and no Python but Debian's.
+The base tree is made once by debootstrap and kept in the user's cache folder. Each machine has an overlay
+over it, which survives power cycles and is removed with the machine. It has no compiler and only Debian's
+Python.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MEMORY_V1 = Path("/sys/fs/cgroup/memory")
 
 
 def lacking() -> str:
-    """What keeps machines from being booted here; empty when nothing does."""
+    """Return why machines can't be booted here, or an empty string."""
     if os.geteuid() != 0:
         return "booting machines needs root"
     for tool, package in (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container")):
@@ -33,21 +34,21 @@ def lacking() -> str:
     return ""
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
+def until(condition: Callable[[], Any], description: str, timeout: float = 90) -> Any:
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"after {timeout} s still not: {what}"
+        assert time.monotonic() < deadline, f"after {timeout} s still not: {description}"
         time.sleep(0.3)
 
 
 def base(suite: str = "bookworm") -> Path:
-    """The base tree, made when it isn't there: two minutes the first time.
+    """Return the base tree and create it if necessary, which takes two minutes.
 
     Raises:
-        OSError: debootstrap failed (no mirror in reach, say).
+        OSError: debootstrap failed, for example because no mirror is reachable.
     """
     tree = CACHE / f"{suite}-2"
     if tree.is_dir():
@@ -66,19 +67,19 @@ def base(suite: str = "bookworm") -> Path:
         raise OSError(f"debootstrap failed: {done.stdout[-500:]}{done.stderr[-500:]}")
     try:
         making.rename(tree)
-    except OSError:  # another run was first
+    except OSError:  # another run was faster
         shutil.rmtree(making)
     return tree
 
 
 class Container:
-    """One machine: off at first.
+    """One machine, initially powered off.
 
     Args:
-        cable: the machine of a `Lan` whose network it gets.
-        folder: where its disk is laid.
+        cable: the machine of a `Lan` whose network namespace it uses.
+        folder: the folder of its disk.
         name: its host name.
-        memory: bytes of RAM it has (a cgroup's limit on the whole container); 0: as much as the host.
+        memory: bytes of RAM (the cgroup limit of the container); 0: unlimited.
     """
 
     def __init__(self, cable: Machine, folder: Path, name: str, memory: int = 0) -> None:
@@ -97,10 +98,10 @@ class Container:
         (self.root / "etc/machine-id").write_text("")
 
     def power_on(self, timeout: float = 90) -> None:
-        """Boot, and wait until systemd says that it is up.
+        """Boot and wait until systemd reports that the system is up.
 
         Raises:
-            TimeoutError: it did not come up.
+            TimeoutError: the machine did not boot in time.
         """
         words = [
             "systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}",
@@ -132,7 +133,7 @@ class Container:
 
     @property
     def init(self) -> int:
-        """Pid of the machine's own pid 1, seen from outside; 0 while there is none."""
+        """Return the host's PID of the machine's PID 1, or 0."""
         if self._process is None:
             return 0
         try:
@@ -143,10 +144,10 @@ class Container:
             return 0
 
     def run(self, words: Sequence[str | Path], *, timeout: float = 120, check: bool = True) -> str:
-        """Run a command on the machine; what it printed.
+        """Run a command on the machine and return its output.
 
         Raises:
-            AssertionError: it failed, and ``check``.
+            AssertionError: the command failed and ``check`` is set.
         """
         done = subprocess.run(
             ["nsenter", f"--target={self.init}", "--all", "--", *map(str, words)],
@@ -161,11 +162,11 @@ class Container:
         return done.stdout
 
     def type(self, line: str, *, timeout: float = 120) -> str:
-        """What a person types at the machine's shell."""
+        """Run a line in the machine's shell and return its output."""
         return self.run(["bash", "-c", line], timeout=timeout)
 
     def power_off(self) -> None:
-        """Pull the plug: everything on it is gone at once."""
+        """Kill all processes of the machine at once."""
         if self._process is None:
             return
         if init := self.init:
@@ -175,11 +176,11 @@ class Container:
         self._process = None
 
     def journal(self, lines: int = 60) -> str:
-        """The end of the machine's journal of the daemon."""
+        """Return the last lines of the daemon's journal."""
         return self.run(["journalctl", "-u", "sollold", "-n", str(lines), "--no-pager"], check=False)
 
     def remove(self) -> None:
-        """Power off and take the disk away."""
+        """Power off and delete the disk."""
         self.power_off()
         for _ in range(50):
             if subprocess.run(["umount", str(self.root)], capture_output=True).returncode == 0:

@@ -1,4 +1,4 @@
-"""The Debian packages, built by their recipe."""
+"""The Debian packages, built by their script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(out: Path, *words: str, **environment: str) -> list[Path]:
-    """Run the recipe; the packages it made. ``SOLLOLD_TEST_DEBS`` names a folder with some made before."""
+    """Build the packages and return them. ``SOLLOLD_TEST_DEBS`` names a folder with packages built before."""
     if before := os.environ.get("SOLLOLD_TEST_DEBS"):
         return sorted((Path(before) / ("newer" if environment else "")).glob("*.deb"))
     done = subprocess.run(

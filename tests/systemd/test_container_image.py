@@ -1,8 +1,8 @@
-"""The container images: built on a bare Debian, and a node in one answers.
+"""The container images are built on a minimal Debian, and a node in a container answers.
 
-llama.cpp is not compiled here: that takes from ten minutes to hours. ``SOLLOLD_TEST_IMAGES="vulkan cuda"``
-has images tried that were made by the commands of the page on installing: ``localhost/sollold-vulkan`` and so
-on, in the store that ``buildah`` uses by itself.
+llama.cpp is not compiled here, which would take from ten minutes to hours. Images built by the commands of
+the installation page (``localhost/sollold-vulkan`` etc.) in buildah's default store are tested if they are
+named: ``SOLLOLD_TEST_IMAGES="vulkan cuda"``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if os.geteuid() != 0 or not shutil.which("buildah"):
 
 
 class Builder:
-    """buildah, with a store of its own in ``folder``. It needs no daemon and no namespaces."""
+    """buildah with a separate store in ``folder``. It needs no daemon and no namespaces."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.words = ["buildah"]
         if folder is not None:
             self.words += ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
-            # It copies each layer whole where the kernel does not let it mount one over the other.
+            # vfs copies each layer; the kernel may not allow overlay mounts.
             driver = ["--storage-driver", "overlay"]
             tried = subprocess.run([*self.words, *driver, "info"], capture_output=True, timeout=60)
             self.words += driver if tried.returncode == 0 else ["--storage-driver", "vfs"]
@@ -58,7 +58,7 @@ class Builder:
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
-    """With a bare Debian in its store, localhost/debian."""
+    """Yield a builder with a minimal Debian, localhost/debian, in its store."""
     try:
         tree = container.base()
     except OSError as error:
@@ -68,7 +68,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     try:
         bare = builder("from", "scratch")
         builder("copy", "--quiet", bare, str(tree), "/")
-        # This machine's authorities: it may sit behind a proxy that inspects TLS.
+        # Use this machine's CA certificates, since it may be behind a TLS-inspecting proxy.
         builder("copy", "--quiet", bare, "/etc/ssl/certs/ca-certificates.crt", "/trust.crt")
         builder("config", "--env", "PIP_CERT=/trust.crt", bare)
         builder("commit", "--quiet", "--rm", bare, "localhost/debian")
@@ -78,7 +78,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
 
 
 def build(builder: Builder, recipe: str, context: Path, *words: str) -> str:
-    """An image from a recipe, on the bare Debian; its name."""
+    """Build an image from a recipe on the minimal Debian and return its name."""
     name = recipe.lower().replace("containerfile", "sollold").replace(".", "-")
     builder(
         "build", "--isolation", "chroot", "--network", "host", "--format", "docker",
@@ -98,7 +98,7 @@ def image(builder: Builder, packages: list[Path], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def gpu_image(builder: Builder, llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """For Vulkan; but its llama.cpp is the one that is built here already, for the processor."""
+    """Build the Vulkan image, but with the existing llama.cpp for CPUs."""
     bare = builder("from", "localhost/debian")
     builder("copy", "--quiet", bare, str(llama.server.parent), f"/build/llama.cpp/portable-vulkan-{TAG}/bin")
     builder("commit", "--quiet", "--rm", bare, "localhost/debian-llama")
@@ -118,36 +118,38 @@ def test_an_image_starts_as_a_user_and_answers(
     assert settings["User"] == "sollold" and settings["Entrypoint"] == ["sollold"]
     with node(builder, name) as port:
         body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
-        assert "sollold" in asked(port, "/api/chat", body)["message"]["content"]
+        assert "sollold" in answer_to(port, "/api/chat", body)["message"]["content"]
 
 
 @pytest.mark.parametrize("kind", KINDS or [""])
 @pytest.mark.skipif(not KINDS, reason="SOLLOLD_TEST_IMAGES names no image that was made by hand")
-def test_an_image_made_by_hand_computes_on_its_gpu_or_says_that_there_is_none(kind: str) -> None:
-    """Vulkan has one everywhere: Mesa's, in software."""
-    here = {"vulkan": {"GGML_VK_VISIBLE_DEVICES": "0"}}.get(kind, {})
+def test_a_manually_built_image_uses_its_gpu_or_reports_none(kind: str) -> None:
+    """Vulkan always has a device: Mesa's software renderer."""
+    environment = {"vulkan": {"GGML_VK_VISIBLE_DEVICES": "0"}}.get(kind, {})
     words = ("--set", "node.devices=Vulkan0") if kind == "vulkan" else ()
-    with node(Builder(), f"localhost/sollold-{kind}", *words, **here) as port:
+    with node(Builder(), f"localhost/sollold-{kind}", *words, **environment) as port:
 
         def listed() -> list[str]:
-            return [device["id"] for device in asked(port, "/api/cluster")["nodes"][0]["devices"]]
+            return [device["id"] for device in answer_to(port, "/api/cluster")["nodes"][0]["devices"]]
 
         devices = until(listed, "the devices that llama.cpp can use are known")
         body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
-        answer = asked(port, "/api/chat", body, timeout=300)  # software compiles its shaders for minutes
+        answer = answer_to(
+            port, "/api/chat", body, timeout=300
+        )  # the software renderer compiles shaders for minutes
         assert "sollold" in answer["message"]["content"]
         used = [device.partition("/")[2] for device in answer["_routing"]["devices"]]
-        findings = json.dumps(asked(port, "/api/doctor"))
+        findings = json.dumps(answer_to(port, "/api/doctor"))
         if kind == "vulkan":
             assert devices == used == ["Vulkan0"] and "no GPU was found" not in findings
         else:
             assert devices[-1] == "CPU" and (len(devices) > 1) != ("no GPU was found" in findings)
 
 
-def test_what_the_page_says_of_images_is_what_the_recipes_say() -> None:
+def test_the_installation_page_agrees_with_the_recipes() -> None:
     page = (ROOT / "docs/install.md").read_text()
-    said = (RECIPES / "Containerfile.gpu").read_text().partition("ARG")[0].replace(" \\\n#    ", "")
-    commands = re.findall(r"^#   podman (build .*)", said, re.MULTILINE)
+    recipe = (RECIPES / "Containerfile.gpu").read_text().partition("ARG")[0].replace(" \\\n#    ", "")
+    commands = re.findall(r"^#   podman (build .*)", recipe, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert set(command.split()) <= set(page.replace("--format docker ", "").split()), command
@@ -162,7 +164,7 @@ def test_what_the_page_says_of_images_is_what_the_recipes_say() -> None:
 
 @contextmanager
 def node(builder: Builder, image: str, *words: str, **environment: str) -> Iterator[int]:
-    """A node in a container of the image, with a model; its port."""
+    """Run a node with a model in a container of the image and yield its port."""
     inside = builder("from", image)
     port, peer = free_port(), free_port()
     run = [*builder.words, "run", "--isolation", "chroot", "--network", "host"]
@@ -171,7 +173,7 @@ def node(builder: Builder, image: str, *words: str, **environment: str) -> Itera
     run += ["--set", f"cluster.port={peer}", "--set", "cluster.mdns=off", *words]
     process = subprocess.Popen(run, start_new_session=True)
     try:
-        until(lambda: asked(port, "/api/cluster")["nodes"][0]["build"], "the node has its llama.cpp")
+        until(lambda: answer_to(port, "/api/cluster")["nodes"][0]["build"], "the node has its llama.cpp")
         yield port
     finally:
         os.killpg(process.pid, 15)
@@ -179,7 +181,9 @@ def node(builder: Builder, image: str, *words: str, **environment: str) -> Itera
         builder("rm", inside)
 
 
-def asked(port: int, path: str, body: dict[str, Any] | None = None, timeout: float = 60) -> dict[str, Any]:
+def answer_to(
+    port: int, path: str, body: dict[str, Any] | None = None, timeout: float = 60
+) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=timeout) as answer:

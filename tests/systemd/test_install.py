@@ -1,4 +1,4 @@
-"""The way people install it: Debian machines with a real systemd, both packages, the README's three lines."""
+"""Installation by the README's three lines on Debian machines with a real systemd."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.systemd.packages import build
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 1000 * MIB
-"""RAM of each machine: the daemon leaves 512 MiB of it to the rest."""
+"""RAM of each machine in bytes. The daemon leaves 512 MiB of it to other programs."""
 MODEL = "recital"
 WORDS = 1500
 
@@ -68,7 +68,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Containe
 
 @pytest.fixture(scope="module")
 def cluster(machines: list[Container], packages: list[Path]) -> list[Container]:
-    """The machines with what the README says typed on each, and nothing else."""
+    """Run the README's commands, and nothing else, on each machine."""
     lines = readme_lines()
     for machine in machines:
         for package in packages:
@@ -79,12 +79,12 @@ def cluster(machines: list[Container], packages: list[Path]) -> list[Container]:
 
 
 def readme_lines() -> list[str]:
-    """The shell lines of the README's section on installing, without sudo: root types them here."""
+    """Return the commands of the README's installation section without sudo, since they run as root."""
     section = (ROOT / "README.md").read_text().split("## Install it", 1)[1]
     block = section.split("```sh\n", 1)[1].split("```", 1)[0]
     lines = [line.removeprefix("sudo ") for line in block.strip().splitlines()]
     assert len(lines) == 3, "three lines, as the README promises"
-    # Nobody is there to answer apt's question.
+    # apt's question can't be answered.
     return [line.replace("apt install", "apt-get install -y") for line in lines]
 
 
@@ -111,14 +111,14 @@ def chat(machine: Container, words: int = 12) -> dict[str, Any]:
 
 
 def streamed(machine: Container, words: int, file: str) -> list[dict[str, Any]]:
-    """The lines of a streamed answer; ``file`` on the machine grows as they come."""
+    """Return the records of a streamed answer, which is written to ``file`` on the machine as it arrives."""
     line = f"curl -sSN --max-time 900 http://localhost:11435/api/chat -d {body(words, stream=True)} >{file}"
     machine.type(line, timeout=920)
     return lines_of(machine, file)
 
 
 def lines_of(machine: Container, file: str) -> list[dict[str, Any]]:
-    """The whole lines in a file of JSON lines on the machine, while it grows too."""
+    """Return the complete records of a growing file of JSON lines on the machine."""
     text = (machine.root / file.removeprefix("/")).read_bytes()
     return [json.loads(line) for line in text.split(b"\n")[:-1]]
 
@@ -134,7 +134,7 @@ def body(words: int, *, stream: bool) -> str:
 
 
 def put_model(machine: Container) -> None:
-    """A model that no machine holds alone, into the folder that the README names."""
+    """Put a model that does not fit on one machine into the folder named in the README."""
     folder = machine.root / "var/lib/sollold/models"
     recital = Recital(counting(WORDS), name=MODEL, layers=24, width=512, hidden=9216)
     made = machine.root / "root" / f"{MODEL}.gguf"
@@ -173,7 +173,7 @@ def test_a_model_too_big_for_one_answers_from_the_others(cluster: list[Container
     assert len({share["node"] for share in placed}) >= 2
 
 
-def test_children_are_the_units_and_the_journal_knows_their_deployment(cluster: list[Container]) -> None:
+def test_engines_belong_to_the_unit_and_journal_entries_name_the_deployment(cluster: list[Container]) -> None:
     together(cluster, 3)
     chat(cluster[1])
     (deployment,) = status(cluster[1])["deployments"]
@@ -182,18 +182,18 @@ def test_children_are_the_units_and_the_journal_knows_their_deployment(cluster: 
     pid = head.type("pgrep -o -x llama-server").strip()
     assert "sollold.service" in head.type(f"cat /proc/{pid}/cgroup")
     daemon = head.type("systemctl show -p MainPID --value sollold").strip()
-    scores = [int(head.type(f"cat /proc/{one}/oom_score_adj")) for one in (daemon, pid)]
+    scores = [int(head.type(f"cat /proc/{process}/oom_score_adj")) for process in (daemon, pid)]
     assert scores[0] < scores[1]
     shown = ["systemctl", "status", "sollold", "--no-pager"]
     until(lambda: f"loaded: {MODEL}" in head.run(shown, check=False), "systemctl status names what is loaded")
     entries = head.type("journalctl -u sollold -o json --no-pager").splitlines()
-    told = [
+    ready_entries = [
         entry for entry in map(json.loads, entries) if entry.get("SOLLOLD_DEPLOYMENT") == deployment["id"]
     ]
-    assert any("is ready after" in str(entry["MESSAGE"]) for entry in told), entries[-5:]
+    assert any("is ready after" in str(entry["MESSAGE"]) for entry in ready_entries), entries[-5:]
 
 
-def test_what_people_look_for_is_installed(cluster: list[Container]) -> None:
+def test_documentation_and_completions_are_installed(cluster: list[Container]) -> None:
     for file in (
         "usr/share/man/man1/sollold.1.gz",
         "usr/share/bash-completion/completions/sollold",
@@ -208,7 +208,7 @@ def test_what_people_look_for_is_installed(cluster: list[Container]) -> None:
         assert (cluster[0].root / file).is_file(), file
 
 
-def test_settings_are_read_again_and_those_held_are_named(cluster: list[Container]) -> None:
+def test_reload_names_settings_that_need_a_restart(cluster: list[Container]) -> None:
     machine = cluster[0]
     file = "/etc/sollold/sollold.toml"
     machine.type(
@@ -220,8 +220,8 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
         "what is held is named",
     )
     doctor = ["sollold", "doctor"]
-    held = "these settings were changed and need a restart: node.reserve"
-    until(lambda: held in machine.run(doctor, check=False), "the doctor names it")
+    pending = "these settings were changed and need a restart: node.reserve"
+    until(lambda: pending in machine.run(doctor, check=False), "the doctor names it")
     wrong = f"echo 'nonsense = 1' >>{file}; systemctl reload sollold || echo refused; mv {file}.before {file}"
     assert "refused" in machine.type(wrong)
     until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
@@ -232,7 +232,7 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
     assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
 
 
-def test_a_killed_daemon_comes_back_and_leaves_no_child(cluster: list[Container]) -> None:
+def test_a_killed_daemon_is_restarted_and_leaves_no_engines(cluster: list[Container]) -> None:
     together(cluster, 3)
     chat(cluster[1])
     machine = cluster[0]
@@ -245,8 +245,8 @@ def test_a_killed_daemon_comes_back_and_leaves_no_child(cluster: list[Container]
         return now not in ("0", before) and bool(status(machine))
 
     until(back, "the daemon is back")
-    left = set(machine.type("pgrep -f 'llama-server|rpc-server' || true").split())
-    assert not old & left
+    remaining = set(machine.type("pgrep -f 'llama-server|rpc-server' || true").split())
+    assert not old & remaining
     together(cluster, 3)
     assert chat(machine)["message"]["content"].startswith("w0001")
 
@@ -257,21 +257,24 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     state = status(cluster[1])
     names = {node["node"]: node["name"] for node in state["nodes"]}
     used = {share["node"] for share in state["deployments"][0]["placed"]}
-    # A machine that computes, but not the one that is asked.
+    # A machine that holds layers but does not receive the request.
     victim = next(m for m in cluster if m.name in {names[n] for n in used} and m.name != cluster[2].name)
-    asked, file = cluster[2], "/root/stream"
+    receiver, file = cluster[2], "/root/stream"
     victim.type("echo '# mine' >>/etc/sollold/sollold.toml")
     node = status(victim)["me"]
-    # Long enough to be under way when the daemon is told to stop. On a slow machine it is not over in the
-    # time for that, and goes on when the daemon is back.
+    # Long enough to be running when the daemon stops. On a slow machine it exceeds the drain limit and
+    # continues after the daemon's return.
     words = 400
     got: list[dict[str, Any]] = []
-    runner = threading.Thread(target=lambda: got.extend(streamed(asked, words, file)))
+    runner = threading.Thread(target=lambda: got.extend(streamed(receiver, words, file)))
     runner.start()
-    until(lambda: (asked.root / "root/stream").exists() and len(lines_of(asked, file)) > 3, "the stream runs")
+    until(
+        lambda: (receiver.root / "root/stream").exists() and len(lines_of(receiver, file)) > 3,
+        "the stream runs",
+    )
     shutil.copy(newer, victim.root / "root/newer.deb")
-    assert not lines_of(asked, file)[-1].get("done"), "the stream was over before the upgrade"
-    # Nobody is asked about the settings, which explain themselves anew and were changed here.
+    assert not lines_of(receiver, file)[-1].get("done"), "the stream was over before the upgrade"
+    # dpkg must not ask about the settings file, which has new comments and was changed here.
     victim.type("apt-get install -y /root/newer.deb", timeout=300)
     runner.join(940)
     assert not runner.is_alive()
@@ -286,9 +289,7 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     assert chat(victim)["message"]["content"].startswith("w0001")
 
 
-def test_settings_that_nobody_changed_are_those_of_the_new_release(
-    cluster: list[Container], newer: Path
-) -> None:
+def test_unchanged_settings_are_replaced_by_the_new_releases(cluster: list[Container], newer: Path) -> None:
     machine = cluster[2]
     assert "# As of sollold 99.0." not in machine.type("cat /etc/sollold/sollold.toml")
     shutil.copy(newer, machine.root / "root/newer.deb")
@@ -307,7 +308,7 @@ def test_a_machine_is_powered_off_and_on(cluster: list[Container]) -> None:
     assert chat(cluster[1])["message"]["content"].startswith("w0001")
 
 
-def test_settings_and_state_outlive_removal_and_purge_takes_all_but_models(cluster: list[Container]) -> None:
+def test_removal_keeps_settings_and_state_and_purge_keeps_only_models(cluster: list[Container]) -> None:
     machine = cluster[2]
     machine.type("echo '# mine' >> /etc/sollold/sollold.toml; touch /var/lib/sollold/models/mine.gguf")
     machine.type("apt-get remove -y sollold", timeout=200)
