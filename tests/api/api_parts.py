@@ -39,6 +39,11 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 """Route that generates text → its shortest valid request."""
 
+TRUSTED_PROXIES = ("127.0.0.1",)
+"""Trust the tests' own address as a proxy."""
+REMOTE = {"X-Forwarded-For": "192.168.1.77"}
+"""Headers of a request from another machine, forwarded by a trusted proxy."""
+
 
 def model(name: str = "demo:latest", **changes: Any) -> Model:
     facts: dict[str, Any] = {
@@ -200,6 +205,11 @@ def chunk(content: str | None = None, finish: str | None = None, **delta: Any) -
         "model": "demo:latest",
         "object": "chat.completion.chunk",
     }
+
+
+def text_service(text: str = "a") -> ScriptedService:
+    """A service whose answers are ``text``."""
+    return ScriptedService(chunk(text), chunk(finish="stop"), usage_chunk())
 
 
 def usage_chunk(prompt: int = 7, completion: int = 2) -> dict[str, Any]:

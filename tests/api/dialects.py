@@ -79,6 +79,13 @@ async def post(http: ClientSession, url: str, body: Any) -> tuple[int, Any, dict
         return answer.status, await answer.json(content_type=None), dict(answer.headers)
 
 
+async def status_of(http: ClientSession, url: str, body: Any) -> int:
+    """POST and return only the status."""
+    async with http.post(url, json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
 def text_of(path: str, answer: dict[str, Any]) -> str:
     """The text of the assistant's answer."""
     if path == "/api/chat":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ from sollold.control.keys import Keys, Scope
 from sollold.control.member_pass import MemberPasses
 from sollold.control.secret_change import Rolled
 from sollold.settings.schema import HttpSettings
-from tests.api.api_parts import CHAT, PlainCluster, ScriptedService, chunk, parts, usage_chunk
+from tests.api.api_parts import (
+    CHAT,
+    REMOTE,
+    TRUSTED_PROXIES,
+    PlainCluster,
+    ScriptedService,
+    chunk,
+    parts,
+    usage_chunk,
+)
+from tests.api.conftest import Serve
 from tests.docs.pages import routes
 from tests.doubles import FakeView, record
 from tests.models.fakes import FakeCalls
-
-Serve = Callable[..., Awaitable[str]]
-REMOTE = {"X-Forwarded-For": "192.168.1.77"}
-"""Headers of a request from another machine, forwarded by a trusted proxy: the tests' own address."""
-TRUSTED_PROXIES = ("127.0.0.1",)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import ScriptedService, call_of, model, parts, text_service
 from tests.api.conftest import Serve
 from tests.api.dialects import post
 
@@ -20,16 +20,12 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 FIND = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
 
 
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tools_that_run_at_anthropic_are_left_out_with_a_warning(
     serve: Serve, http: ClientSession, stream: bool
 ) -> None:
     """Claude Code offers a web search; its request can be answered without one."""
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     body = {**ASK, "stream": stream, "tools": [READ, SEARCH, FIND]}
     async with http.post(url, json=body) as answer:
@@ -48,7 +44,7 @@ async def test_tools_that_run_at_anthropic_are_left_out_with_a_warning(
 async def test_a_model_without_tools_answers_if_only_anthropics_tools_are_offered(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    service = ScriptedService({"input_tokens": 5}) if "count" in path else answers()
+    service = ScriptedService({"input_tokens": 5}) if "count" in path else text_service("Hello")
     url = await serve(parts(service)) + path
     assert (await post(http, url, {**ASK, "tools": [SEARCH]}))[0] == 200
 
@@ -68,7 +64,7 @@ async def test_a_model_without_tools_answers_if_only_anthropics_tools_are_offere
 async def test_invalid_tools_and_required_tools_that_are_missing_are_refused(
     serve: Serve, http: ClientSession, tools: Any, choice: Any, message: str
 ) -> None:
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     status, answer, _ = await post(http, url, {**ASK, "tools": tools, "tool_choice": choice})
     assert status == 400 and message in answer["error"]["message"]
@@ -87,7 +83,7 @@ async def test_invalid_tools_and_required_tools_that_are_missing_are_refused(
 async def test_anthropics_client_tools_get_their_schemas(
     serve: Serve, http: ClientSession, kind: str, name: str, argument: str
 ) -> None:
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     tool = {"type": kind, "name": name, "cache_control": {"type": "ephemeral"}, "display_width_px": 800}
     status, _, headers = await post(http, url, {**ASK, "tools": [tool]})
@@ -117,7 +113,7 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
     serve: Serve, http: ClientSession, in_result: bool
 ) -> None:
     """Claude Code sends a PDF that it has read again with each request."""
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [PDF] if in_result else "PDF read"}
@@ -147,7 +143,7 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
 async def test_a_failed_tool_result_is_marked_as_an_error(
     serve: Serve, http: ClientSession, content: Any, shown: str
 ) -> None:
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": content}

@@ -7,7 +7,6 @@ import gzip
 import json
 import socket
 import zlib
-from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
@@ -22,8 +21,7 @@ from tests.api.api_parts import (
     chunk,
     parts,
 )
-
-Serve = Callable[..., Awaitable[str]]
+from tests.api.conftest import Serve
 
 
 async def test_root_answers_as_ollama_does(serve: Serve, http: ClientSession) -> None:

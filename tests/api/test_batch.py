@@ -14,7 +14,7 @@ from sollold.control.keys import Keys, Scope
 from sollold.errors import Fault, Refusal
 from sollold.serving.batch import LARGEST, Batches, JobState
 from sollold.serving.request import Answer, Ask, Call, Engine
-from tests.api.api_parts import model, parts, routing, singly
+from tests.api.api_parts import TRUSTED_PROXIES, model, parts, routing, singly
 from tests.api.conftest import Serve
 from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls
@@ -325,7 +325,7 @@ async def test_a_batch_ends_when_its_key_is_revoked(
     service = EmbeddingService()
     service.gate.clear()
     services = parts(service, model("embed:latest", capabilities=("embedding",)), keys=keys)
-    url = await serve(services, trusted_proxies=("127.0.0.1",))
+    url = await serve(services, trusted_proxies=TRUSTED_PROXIES)
     _, secret = await keys.create("laptop", Scope.INFER)
     headers = {"X-Forwarded-For": "192.168.1.77", "X-Api-Key": secret}
     body = {"model": "embed", "input": ["a"] * 2000}

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollold.api.http.json_bounds import MOST_CONTAINERS, MOST_KEYS, MOST_VALUES, JsonBounds, TooManyValues
-from tests.api.api_parts import ScriptedService, chunk, model, parts
+from tests.api.api_parts import TRUSTED_PROXIES, ScriptedService, chunk, model, parts
+from tests.api.conftest import Serve
 from tests.api.watched_loop import watched
 from tests.doubles import until
 
-Serve = Callable[..., Awaitable[str]]
 MIB = 1 << 20
 
 VALUES = st.recursive(
@@ -237,7 +237,7 @@ async def test_announced_lengths_reserve_no_memory(serve: Serve, http: ClientSes
 async def test_one_client_can_not_use_the_whole_budget(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     service.gate = asyncio.Event()
-    url = await serve(parts(service), bodies=MIB, trusted_proxies=("127.0.0.1",))
+    url = await serve(parts(service), bodies=MIB, trusted_proxies=TRUSTED_PROXIES)
     body = {"model": "demo", "messages": [{"role": "user", "content": "x" * (300 << 10)}]}
 
     async def ask(address: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from aiohttp import ClientSession
@@ -23,8 +22,7 @@ from tests.api.api_parts import (
     parts,
     record,
 )
-
-Serve = Callable[..., Awaitable[str]]
+from tests.api.conftest import Serve
 
 
 async def test_cluster_state(serve: Serve, http: ClientSession) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import resource
 import ssl
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -22,9 +21,8 @@ from sollold.api.http.connections import (
 )
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import parts
+from tests.api.conftest import Serve
 from tests.doubles import until
-
-Serve = Callable[..., Awaitable[str]]
 
 
 def port_of(url: str) -> int:

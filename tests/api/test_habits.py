@@ -11,28 +11,18 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import CHAT, ScriptedService, call_of, model, parts, text_service
 from tests.api.conftest import Serve
-from tests.api.dialects import PATHS, body_of, error_of, post
+from tests.api.dialects import PATHS, body_of, error_of, post, status_of
 from tests.api.reciters import TOOL
 
 USER = [{"role": "user", "content": "a"}]
 TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 
 
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-
-
-async def status_of(http: ClientSession, url: str, body: Any) -> int:
-    async with http.post(url, json=body) as answer:
-        await answer.read()
-        return answer.status
-
-
 @pytest.mark.parametrize("path", PATHS)
 async def test_base_urls_with_wrong_prefixes_work(serve: Serve, http: ClientSession, path: str) -> None:
-    url = await serve(parts(answers()))
+    url = await serve(parts(text_service()))
     bare = path.removeprefix("/v1")
     odd_paths = [f"/api{path}", f"/v1{path}", f"/v1/v1{path}", f"/v1{path}/"]
     odd_paths += [f"/ollama{path}", f"/api/codex{path}", f"/openai{path}", f"/anthropic{path}"]
@@ -58,7 +48,7 @@ async def test_models_are_listed_under_any_prefix(serve: Serve, http: ClientSess
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_byte_order_mark_is_ignored(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     raw = b"\xef\xbb\xbf" + json.dumps(body_of(path, "demo", USER, stream=True)).encode()
     async with http.post(url + path, data=raw) as answer:
@@ -69,13 +59,13 @@ async def test_a_byte_order_mark_is_ignored(serve: Serve, http: ClientSession, p
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_null_model_is_missing(serve: Serve, http: ClientSession, path: str) -> None:
-    url = await serve(parts(answers()))
+    url = await serve(parts(text_service()))
     status, answer, _ = await post(http, url + path, {**body_of(path, "demo", USER), "model": None})
     assert status == 400 and error_of(path, answer) == "model is required"
 
 
 async def test_null_fields_of_ollamas_clients_are_ignored(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     message = {"role": None, "content": "a", "thinking": None, "images": None, "tool_calls": None}
     assert await status_of(http, f"{url}/api/chat", {**CHAT, "messages": [message]}) == 200
@@ -89,7 +79,7 @@ async def test_null_fields_of_ollamas_clients_are_ignored(serve: Serve, http: Cl
 async def test_max_tokens_precedes_max_completion_tokens_on_each_engine(
     serve: Serve, http: ClientSession
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     body = {**CHAT, "stream": True, "max_tokens": 3, "max_completion_tokens": 5}
     assert await status_of(http, f"{url}/v1/chat/completions", body) == 200
@@ -104,7 +94,7 @@ async def test_max_tokens_precedes_max_completion_tokens_on_each_engine(
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_huge_limit_is_clamped(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     more: dict[str, Any] = {
         "/api/chat": {"options": {"num_predict": 10**12}},
@@ -130,7 +120,7 @@ async def test_a_huge_limit_is_clamped(serve: Serve, http: ClientSession, path: 
 async def test_an_effort_may_be_in_a_reasoning_object(
     serve: Serve, http: ClientSession, reasoning: Any, effort: str | None
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     path = f"{url}/v1/chat/completions"
     assert await status_of(http, path, {**CHAT, "stream": True, "reasoning": reasoning}) == 200
@@ -151,7 +141,7 @@ async def test_efforts_are_mapped_for_each_engine(
     serve: Serve, http: ClientSession, path: str, effort: str, sent: str
 ) -> None:
     """Codex sends xhigh, which Ollama refuses."""
-    service = answers()
+    service = text_service()
     more: dict[str, Any] = {
         "/v1/responses": {"reasoning": {"effort": effort}},
         "/v1/messages": {"output_config": {"effort": effort}, "thinking": {"type": "adaptive"}},
@@ -192,7 +182,7 @@ async def test_ollama_answers_codex(at_ollama: str, http: ClientSession, path: s
 async def test_tool_choices_of_other_dialects_are_mapped(
     serve: Serve, http: ClientSession, path: str, choice: Any, sent: str
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     body = body_of(path, "demo", USER, stream=True, tools=[TOOL], tool_choice=choice)
     assert await status_of(http, url + path, body) == 200
@@ -204,7 +194,7 @@ async def test_tool_choices_of_other_dialects_are_mapped(
 
 async def test_a_chat_may_have_input_instead_of_messages(serve: Serve, http: ClientSession) -> None:
     """Cursor sends this to models that it believes to need the newer API."""
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     called = {"type": "function_call", "call_id": "c", "name": "get_time", "arguments": "{}"}
     body = {
@@ -245,7 +235,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.mark.parametrize("image", [base64.b64encode(PNG).decode(), list(PNG), node_buffer(PNG)])
 async def test_an_image_may_be_a_nodejs_buffer(serve: Serve, http: ClientSession, image: Any) -> None:
     """Ollama's provider for the AI SDK sends buffers unchanged."""
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, model(capabilities=("completion", "vision"))))
     messages = [{"role": "user", "content": "a", "images": [image]}]
     for path, body in (

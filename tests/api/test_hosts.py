@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import ClientSession
@@ -12,8 +11,7 @@ from sollold.api.http.cors import allowed
 from sollold.api.http.hosts import Hosts
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import PlainCluster, parts, record
-
-Serve = Callable[..., Awaitable[str]]
+from tests.api.conftest import Serve
 
 
 @pytest.mark.parametrize(

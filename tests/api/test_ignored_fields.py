@@ -8,17 +8,21 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import BODIES, CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import (
+    BODIES,
+    CHAT,
+    ScriptedService,
+    call_of,
+    model,
+    parts,
+    text_service,
+)
 from tests.api.conftest import Serve
 
 TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
 EMBEDDING_MODEL = model("words:latest", capabilities=("embedding",))
 ROUTES = {**BODIES, "/infill": {"model": "demo", "input_prefix": "a", "input_suffix": "b"}}
 V1 = tuple(path for path in ROUTES if path.startswith("/v1"))
-
-
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
 
 
 async def warning_for(http: ClientSession, url: str, body: dict[str, Any]) -> str:
@@ -29,7 +33,7 @@ async def warning_for(http: ClientSession, url: str, body: dict[str, Any]) -> st
 
 @pytest.mark.parametrize("path", ROUTES)
 async def test_unknown_fields_are_named(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     plain = ROUTES[path]
     assert "no effect" not in await warning_for(http, url + path, plain)
@@ -84,7 +88,7 @@ INERT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("path", INERT)
 async def test_fields_without_effect_are_named(serve: Serve, http: ClientSession, path: str) -> None:
-    url = await serve(parts(answers(), TOOL_MODEL))
+    url = await serve(parts(text_service(), TOOL_MODEL))
     for name, value in INERT[path].items():
         outer, _, inner = name.partition(".")
         nested = {outer: {**({"type": "disabled"} if outer == "thinking" else {}), inner: value}}
@@ -94,7 +98,7 @@ async def test_fields_without_effect_are_named(serve: Serve, http: ClientSession
 
 
 async def test_warnings_suggest_the_right_field(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answers()))
+    url = await serve(parts(text_service()))
     warned = await warning_for(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})
     assert "it belongs in options: options.temperature" in warned
     warned = await warning_for(http, f"{url}/api/chat", {**CHAT, "options": {"repetition_penalty": 1.1}})
@@ -138,13 +142,13 @@ QUIET: dict[str, dict[str, Any]] = {
 async def test_effective_and_neutral_fields_are_not_named(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    url = await serve(parts(answers(), TOOL_MODEL))
+    url = await serve(parts(text_service(), TOOL_MODEL))
     assert await warning_for(http, url + path, {**ROUTES[path], **QUIET[path]}) == ""
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/infill"])
 async def test_vllms_repetition_penalty_is_mapped(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     assert await warning_for(http, url + path, {**ROUTES[path], "repetition_penalty": "1.1"}) == ""
     sent = call_of(service).body
@@ -156,7 +160,7 @@ async def test_vllms_repetition_penalty_is_mapped(serve: Serve, http: ClientSess
 
 @pytest.mark.parametrize("path", V1)
 async def test_num_ctx_is_read_in_each_dialect(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     assert await warning_for(http, url + path, {**ROUTES[path], "num_ctx": 2048}) == ""
     assert service.asks[-1].context == 2048
@@ -168,7 +172,7 @@ async def test_num_ctx_is_read_in_each_dialect(serve: Serve, http: ClientSession
 async def test_ollama_gets_num_ctx_on_routes_that_have_it(serve: Serve, http: ClientSession) -> None:
     """On other routes there is a warning."""
     for path in V1:
-        service = answers()
+        service = text_service()
         url = await serve(parts(service))
         await warning_for(http, url + path, {**ROUTES[path], "num_ctx": 2048})
         call = call_of(service, Engine.OLLAMA)
@@ -181,7 +185,7 @@ async def test_ollama_gets_num_ctx_on_routes_that_have_it(serve: Serve, http: Cl
 async def test_thinking_is_disabled_by_fields_of_other_servers(
     serve: Serve, http: ClientSession, fields: dict[str, Any]
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     assert await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **fields}) == ""
     for engine in Engine:
@@ -190,7 +194,7 @@ async def test_thinking_is_disabled_by_fields_of_other_servers(
 
 
 async def test_fields_of_a_chat_that_ollama_ignores_are_named(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     fields = {"typical_p": 0.5, "dry_multiplier": 0.8, "repetition_penalty": 1.1, "mirostat": 2, "top_k": 4}
     await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **fields})
@@ -217,14 +221,14 @@ async def test_embeddings_and_token_counts_warn_too(serve: Serve, http: ClientSe
 
 
 async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answers()))
+    url = await serve(parts(text_service()))
     body = {**ROUTES["/v1/responses"], "truncation": "middle"}
     async with http.post(f"{url}/v1/responses", json=body) as answer:
         assert answer.status == 400 and (await answer.json())["error"]["param"] == "truncation"
 
 
 async def test_fields_passed_on_to_llama_server_cause_no_warning(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     fields = {"add_generation_prompt": False, "chat_template_kwargs": {"a": 1}, "reasoning_format": "none"}
     async with http.post(f"{url}/apply-template", json={**CHAT, **fields}) as answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,9 +11,9 @@ from aiohttp import ClientSession
 
 from sollold.api.engine.image_size import HEADS, MOST_PIXELS, pixels
 from tests.api.api_parts import ScriptedService, chunk, model, parts
+from tests.api.conftest import Serve
 from tests.api.picture import png
 
-Serve = Callable[..., Awaitable[str]]
 WIDTH, HEIGHT = 60_000, 50_000
 
 

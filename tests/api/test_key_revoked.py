@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ from sollold.api.cluster import monitor_routes
 from sollold.api.http import key_watch
 from sollold.control.keys import Keys, Scope
 from sollold.control.member_pass import MemberPasses
-from tests.api.api_parts import CHAT, ScriptedService, chunk, parts
+from tests.api.api_parts import CHAT, REMOTE, TRUSTED_PROXIES, ScriptedService, chunk, parts
+from tests.api.conftest import Serve
 from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls, FakeServer
 
-Serve = Callable[..., Awaitable[str]]
-REMOTE = {"X-Forwarded-For": "192.168.1.77"}
-TRUSTED_PROXIES = ("127.0.0.1",)
 USER = [{"role": "user", "content": "hi"}]
 
 

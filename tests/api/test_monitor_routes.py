@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from sollold.errors import Fault, Refusal
 from sollold.machine.gpus import GpuLoad
 from sollold.serving.request import Ask
 from tests.api.api_parts import (
+    CHAT,
     NoPeers,
     PlainCluster,
     ScriptedService,
@@ -30,10 +31,9 @@ from tests.api.api_parts import (
     record,
     usage_chunk,
 )
+from tests.api.conftest import Serve
 from tests.doubles import until
 
-Serve = Callable[..., Awaitable[str]]
-CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 BETA = record("1" * 16, "beta", endpoints=())
 
 

@@ -12,7 +12,7 @@ from aiohttp import ClientSession
 
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine
-from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, text_service, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, error_of, post
 from tests.api.picture import png
@@ -22,14 +22,10 @@ USER = [{"role": "user", "content": "a"}]
 PICTURE = base64.b64encode(png()).decode()
 
 
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-
-
 async def call_for_ollama(
     serve: Serve, http: ClientSession, path: str, body: Any, of: Any = TOOL_MODEL
 ) -> Call:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, of))
     async with http.post(url + path, json={"model": "demo", "stream": True, **body}) as answer:
         assert answer.status == 200, await answer.text()
@@ -130,7 +126,7 @@ async def test_ollama_applies_its_own_modelfile(serve: Serve, http: ClientSessio
 async def test_an_empty_system_text_does_not_override_the_modelfile(
     serve: Serve, http: ClientSession, system: Any
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, replace(TOOL_MODEL, system="SYS")))
     body = {**body_of("/v1/messages", "demo", USER, stream=True), "system": system}
     async with http.post(f"{url}/v1/messages", json=body) as answer:
@@ -176,7 +172,7 @@ async def test_a_chat_is_normalized_for_ollama(serve: Serve, http: ClientSession
     ],
 )
 async def test_text_parts_of_any_form_are_normalized(serve: Serve, http: ClientSession, parts_: Any) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     body = {"model": "demo", "messages": [{"role": "user", "content": parts_}], "stream": True}
     async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
@@ -200,7 +196,7 @@ async def test_text_parts_of_any_form_are_normalized(serve: Serve, http: ClientS
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 async def test_image_urls_are_normalized(serve: Serve, http: ClientSession, path: str, url_: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     part: dict[str, Any] = {"type": "image_url", "image_url": {"url": url_}}
     body: dict[str, Any] = {
@@ -222,7 +218,7 @@ async def test_image_urls_are_normalized(serve: Serve, http: ClientSession, path
     "url_", ["data:image/svg+xml;utf8,<svg/>", "data:image/png;base64,", "file:///x", None, 5]
 )
 async def test_invalid_images_are_refused(serve: Serve, http: ClientSession, url_: Any) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     content = [{"type": "image_url", "image_url": {"url": url_}}]
     body = {"model": "demo", "messages": [{"role": "user", "content": content}]}
@@ -300,7 +296,7 @@ async def test_a_stale_cached_image_is_retried_without_the_cache(serve: Serve, h
 async def test_a_tool_choice_limits_the_tools(
     serve: Serve, http: ClientSession, path: str, choice: Any
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
     body = {**body_of(path, "demo", USER, stream=True), "tools": tools, "tool_choice": choice}
@@ -323,7 +319,7 @@ async def test_an_unenforceable_schema_is_accepted_if_only_ollama_answers(
         serve, http, "/v1/chat/completions", body, replace(TOOL_MODEL, only_ollama="No files.")
     )
     assert call.body["response_format"] == format_
-    url = await serve(parts(answers(), TOOL_MODEL))
+    url = await serve(parts(text_service(), TOOL_MODEL))
     status, refusal, _ = await post(http, url + "/v1/chat/completions", {"model": "demo", **body})
     assert status == 400 and "strict" in error_of("/v1/chat/completions", refusal)
 
@@ -341,7 +337,7 @@ async def test_ollama_counts_tokens_if_only_it_can(serve: Serve, http: ClientSes
 async def test_unsupported_items_of_a_response_cause_a_warning_or_are_refused(
     serve: Serve, http: ClientSession
 ) -> None:
-    service = answers()
+    service = text_service()
     url = f"{await serve(parts(service, TOOL_MODEL))}/v1/responses"
     items: list[Any] = [{"type": "mcp_list_tools", "tools": []}, {"role": "user", "content": None}, *USER]
     async with http.post(url, json={"model": "demo", "input": items, "stream": True}) as answer:

@@ -8,7 +8,13 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import BODIES, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import (
+    BODIES,
+    call_of,
+    model,
+    parts,
+    text_service,
+)
 from tests.api.conftest import Serve
 from tests.api.dialects import error_of, post
 
@@ -35,10 +41,6 @@ SAMPLED = {
 COUNTED = {"n": (0, -1, 10**9, True, 1.5), "max_tokens": (-2, 2**63, True, 1.5)}
 
 
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-
-
 def request_body(path: str, **named: Any) -> dict[str, Any]:
     body = {**BODIES[path], "stream": True}
     return {**body, "options": named} if path.startswith("/api/") else {**body, **named}
@@ -61,7 +63,7 @@ def invalid_values(path: str) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, model(capabilities=("completion", "tools"))))
     for name, values in invalid_values(path).items():
         for value in values:
@@ -78,7 +80,7 @@ async def test_numbers_out_of_range_are_refused_by_name(serve: Serve, http: Clie
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: ClientSession, path: str) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     limit = LIMITS.get(path, "max_tokens")
     for named in ({"temperature": 0, "top_p": 1, limit: 1}, {"temperature": 2.5, "top_p": 0, limit: 10**12}):
@@ -92,7 +94,7 @@ async def test_numbers_at_the_bounds_reach_the_engine(serve: Serve, http: Client
 @pytest.mark.parametrize("path", [path for path in BODIES if path.endswith(("chat", "completions"))])
 async def test_seeds_are_reduced_to_32_bits(serve: Serve, http: ClientSession, path: str) -> None:
     """llama-server would read more than 64 bits as a float, and use the same seed for all of them."""
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     for seed, read in ((7, 7), (2**40 + 5, 5), (2**63 - 1, 2**32 - 1)):
         async with http.post(url + path, json=request_body(path, seed=seed)) as answer:
@@ -101,7 +103,7 @@ async def test_seeds_are_reduced_to_32_bits(serve: Serve, http: ClientSession, p
 
 
 async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     for path in ("/v1/chat/completions", "/v1/completions"):
         async with http.post(url + path, json=request_body(path, max_tokens=-1)) as answer:
@@ -110,7 +112,7 @@ async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSessi
 
 
 async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     async with http.post(
         f"{url}/v1/completions", json=request_body("/v1/completions", max_tokens=0)
@@ -123,7 +125,7 @@ async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSes
 async def test_invalid_parameters_of_a_modelfile_are_ignored(
     serve: Serve, http: ClientSession, path: str
 ) -> None:
-    service = answers()
+    service = text_service()
     params = '{"temperature":-1,"top_p":"much","top_k":7,"stop":["x"],"num_predict":true}'
     url = await serve(parts(service, model(params=params)))
     async with http.post(url + path, json=request_body(path, seed=1)) as answer:

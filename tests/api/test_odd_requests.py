@@ -22,10 +22,10 @@ from tests.api.api_parts import (
     chunk,
     model,
     parts,
-    usage_chunk,
+    text_service,
 )
 from tests.api.conftest import Serve
-from tests.api.dialects import PATHS, body_of, error_of, post
+from tests.api.dialects import PATHS, body_of, error_of, post, status_of
 
 TOOL_MODEL = model(capabilities=("completion", "tools", "insert"))
 USER = [{"role": "user", "content": "a"}]
@@ -38,16 +38,6 @@ def called(arguments: Any, **more: Any) -> list[dict[str, Any]]:
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c0", "content": "noon"},
     ]
-
-
-def answers() -> ScriptedService:
-    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-
-
-async def status_of(http: ClientSession, url: str, body: Any) -> int:
-    async with http.post(url, json=body) as answer:
-        await answer.read()
-        return answer.status
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -66,7 +56,7 @@ async def status_of(http: ClientSession, url: str, body: Any) -> int:
 async def test_arguments_of_earlier_calls_are_objects(
     serve: Serve, http: ClientSession, path: str, arguments: Any, sent: str
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     assert await status_of(http, url + path, body_of(path, "demo", called(arguments), stream=True)) == 200
     (call,) = call_of(service).body["messages"][1]["tool_calls"]
@@ -121,7 +111,7 @@ async def test_tools_in_unusual_forms_are_accepted(
 async def test_other_tools_are_refused_by_name(
     serve: Serve, http: ClientSession, path: str, tool: dict[str, Any], message: str
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     good = {"type": "function", "function": {"name": "get"}}
     status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[good, tool]))
@@ -140,7 +130,7 @@ async def test_other_tools_are_refused_by_name(
 async def test_chats_with_an_embedding_model_are_refused_without_a_load(
     serve: Serve, http: ClientSession, path: str, body: dict[str, Any]
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, model("emb:latest", capabilities=("embedding",))))
     status, answer, _ = await post(http, url + path, body)
     assert status == 400 and '"emb:latest" does not support' in error_of(path, answer)
@@ -149,7 +139,7 @@ async def test_chats_with_an_embedding_model_are_refused_without_a_load(
 
 @pytest.mark.parametrize("stop", ["", [""], ["", "x"]])
 async def test_empty_stop_sequences_are_ignored(serve: Serve, http: ClientSession, stop: Any) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     for path, body in (
         ("/v1/chat/completions", {**CHAT, "stop": stop, "stream": True}),
@@ -161,7 +151,7 @@ async def test_empty_stop_sequences_are_ignored(serve: Serve, http: ClientSessio
 
 
 async def test_numbers_as_strings_or_floats_are_converted(serve: Serve, http: ClientSession) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     body = {"max_tokens": "5", "temperature": "0.1", "seed": 1.0, "top_p": 1, "n": "1", "stream": "true"}
     for path, more in (("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "demo", "prompt": "a"})):
@@ -179,7 +169,7 @@ async def test_numbers_as_strings_or_floats_are_converted(serve: Serve, http: Cl
 
 async def test_empty_fields_are_ignored(serve: Serve, http: ClientSession) -> None:
     """Clients in Go (such as ``ollama run``) send zero values, as they can't omit fields."""
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, model(system="Be kind")))
     body = {
         "model": "demo",
@@ -222,7 +212,7 @@ async def test_extra_slashes_are_ignored(serve: Serve, http: ClientSession, path
 async def test_keys_ignore_case_and_invalid_utf8_is_replaced_as_in_go(
     serve: Serve, http: ClientSession
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service))
     body = b'{"Model":"demo","MESSAGES":[{"Role":"user","Content":"a \xff\xfe b \xc3\xa9"}],"Stream":true}'
     async with http.post(f"{url}/api/chat", data=body) as answer:
@@ -335,7 +325,7 @@ async def test_anthropics_client_gets_pages_of_models_and_errors_in_its_form(ser
 async def test_deprecated_fields_work_and_unsupported_ones_warn_or_are_refused(
     serve: Serve, http: ClientSession
 ) -> None:
-    service = answers()
+    service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
     path = f"{url}/v1/chat/completions"
     old = {
@@ -360,7 +350,7 @@ async def test_deprecated_fields_work_and_unsupported_ones_warn_or_are_refused(
 
 
 async def test_a_response_has_usage_from_its_first_event(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answers()))
+    url = await serve(parts(text_service()))
     async with http.post(
         f"{url}/v1/responses", json={"model": "demo", "input": "a", "stream": True}
     ) as answer:

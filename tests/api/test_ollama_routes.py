@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -27,9 +26,8 @@ from tests.api.api_parts import (
     parts,
     usage_chunk,
 )
+from tests.api.conftest import Serve
 from tests.doubles import until
-
-Serve = Callable[..., Awaitable[str]]
 
 
 async def test_chat_streams_lines_with_routing_in_the_last(serve: Serve, http: ClientSession) -> None:

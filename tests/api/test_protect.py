@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +14,7 @@ from sollold.api.engine.protect import FIELDS, protected
 from sollold.errors import Refusal
 from sollold.serving.request import Call, Engine
 from tests.api.api_parts import ScriptedService, chunk, model, parts
-
-Serve = Callable[..., Awaitable[str]]
+from tests.api.conftest import Serve
 
 
 def protected_body(engine: Engine = Engine.LLAMA, **body: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,10 @@ from aiohttp import ClientSession
 
 from sollold.control.keys import Keys, Scope
 from sollold.log import FIELDS, REQUEST_FIELDS
-from tests.api.api_parts import CHAT, ScriptedService, chunk, parts, usage_chunk
+from tests.api.api_parts import CHAT, REMOTE, TRUSTED_PROXIES, ScriptedService, chunk, parts, usage_chunk
+from tests.api.conftest import Serve
 from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls
-
-Serve = Callable[..., Awaitable[str]]
-REMOTE = {"X-Forwarded-For": "192.168.1.77"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +37,7 @@ async def test_a_request_has_one_line(
     keys = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
     _, secret = await keys.create("my laptop", Scope.INFER)
     service = ScriptedService(chunk("the answer"), chunk(finish="stop"), usage_chunk())
-    url = await serve(parts(service, keys=keys), trusted_proxies=("127.0.0.1",))
+    url = await serve(parts(service, keys=keys), trusted_proxies=TRUSTED_PROXIES)
     headers = REMOTE | {"Authorization": f"Bearer {secret}", "X-Request-Id": "abc"}
     body = {**CHAT, "messages": [{"role": "user", "content": "the question"}]}
     for path in ("/api/chat", "//api/chat/"):
@@ -71,7 +68,7 @@ async def test_which_requests_have_a_line(
     serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture, mode: str, count: int
 ) -> None:
     service = ScriptedService(chunk(finish="stop"))
-    url = await serve(parts(service), trusted_proxies=("127.0.0.1",), logged=mode)
+    url = await serve(parts(service), trusted_proxies=TRUSTED_PROXIES, logged=mode)
     for method, path, body, headers in (
         ("GET", "/api/tags", None, {}),
         ("POST", "/api/chat", CHAT, {}),

@@ -17,15 +17,11 @@ from sollold.control.responses import (
     ResponseStore,
     StoredResponse,
 )
-from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, text_service, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import post
 
 TOOL_MODEL = model(capabilities=("completion", "tools"))
-
-
-def answers(text: str = "Hello") -> ScriptedService:
-    return ScriptedService(chunk(text), chunk(finish="stop"), usage_chunk())
 
 
 def sent(service: ScriptedService) -> list[tuple[str, str]]:
@@ -33,7 +29,7 @@ def sent(service: ScriptedService) -> list[tuple[str, str]]:
 
 
 async def test_a_response_is_continued_by_its_id(serve: Serve) -> None:
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service))
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-mine", max_retries=0) as client:
         first = await client.responses.create(model="demo", input="one", instructions="Be brief.")
@@ -77,7 +73,7 @@ async def test_a_response_is_continued_by_its_id(serve: Serve) -> None:
 
 
 async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession) -> None:
-    url = await serve(parts(answers(), TOOL_MODEL))
+    url = await serve(parts(text_service("Hello"), TOOL_MODEL))
     given: list[dict[str, Any]] = [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},
@@ -124,7 +120,7 @@ async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
     serve: Serve, http: ClientSession
 ) -> None:
     """Vercel's AI SDK sends these two requests."""
-    service = answers()
+    service = text_service("Hello")
     url = await serve(parts(service))
     async with http.post(
         f"{url}/v1/responses", json={"model": "demo", "input": "a", "stream": True}

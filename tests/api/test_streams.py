@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -26,10 +26,8 @@ from tests.api.api_parts import (
     parts,
     usage_chunk,
 )
+from tests.api.conftest import Serve
 from tests.doubles import until
-
-Serve = Callable[..., Awaitable[str]]
-
 
 PATHS = {
     "/v1/chat/completions": CHAT,
