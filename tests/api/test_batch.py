@@ -28,9 +28,7 @@ async def batches() -> AsyncIterator[Batches]:
 
 
 async def ended(batches: Batches, id_: str) -> None:
-    async with asyncio.timeout(5):
-        while batches.job(id_).progress is JobState.RUNNING:  # noqa: ASYNC110 - it has no event to wait for
-            await asyncio.sleep(0.005)
+    await until(lambda: batches.job(id_).progress is not JobState.RUNNING, 5)
 
 
 async def lengths(texts: Sequence[str]) -> list[list[float]]:
@@ -209,9 +207,7 @@ async def test_vectors_of_running_batches_count_towards_the_limit(batches: Batch
         return [[1.0] * 100 for _ in texts]
 
     first = batches.submit("m", ["a"] * 9, wide)
-    async with asyncio.timeout(5):
-        while first.done < 8:  # noqa: ASYNC110 - it has no event to wait for
-            await asyncio.sleep(0.005)
+    await until(lambda: first.done >= 8, 5)
     # The limit is 1000 numbers, and the first batch has or reserves 900.
     second = batches.submit("m", ["a"] * 4, wide)
     await ended(batches, second.id)
@@ -273,6 +269,17 @@ class EmbeddingService:
         yield f'{{"data":[{rows}],"usage":{{"prompt_tokens":1}}}}'.encode()
 
 
+async def ended_job(http: ClientSession, url: str, id_: str) -> dict[str, Any]:
+    """Wait until the job has ended."""
+    async with asyncio.timeout(5):
+        while True:
+            async with http.get(f"{url}/api/batch/jobs/{id_}") as answer:
+                job: dict[str, Any] = await answer.json()
+            if job["status"] != "running":
+                return job
+            await asyncio.sleep(0.01)
+
+
 async def test_a_batch_over_http(serve: Serve, http: ClientSession) -> None:
     service = EmbeddingService()
     url = await serve(parts(service, model("embed:latest", capabilities=("embedding",))))
@@ -281,11 +288,7 @@ async def test_a_batch_over_http(serve: Serve, http: ClientSession) -> None:
         assert answer.status == 202
         job = await answer.json()
     assert job["total"] == 100
-    async with asyncio.timeout(5):
-        while job["status"] == "running":
-            await asyncio.sleep(0.01)
-            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
-                job = await answer.json()
+    job = await ended_job(http, url, job["job_id"])
     assert (job["status"], job["completed"], job["progress"]) == ("completed", 100, 1.0)
     assert len({ask.id for ask in service.asks}) == len(service.asks) == 4
     assert all(ask.priority == 1 and ask.embedding for ask in service.asks)
@@ -310,11 +313,7 @@ async def test_a_batch_fails_at_its_timeout(serve: Serve, http: ClientSession) -
     body = {"model": "embed", "input": ["a", "b"], "timeout": "100ms"}
     async with http.post(f"{url}/api/batch/embed", json=body) as answer:
         job = await answer.json()
-    async with asyncio.timeout(5):
-        while job["status"] == "running":
-            await asyncio.sleep(0.01)
-            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
-                job = await answer.json()
+    job = await ended_job(http, url, job["job_id"])
     assert (job["status"], job["failed"]) == ("failed", 2)
 
 
@@ -334,11 +333,7 @@ async def test_a_batch_ends_when_its_key_is_revoked(
     await until(lambda: service.asks)
     await keys.revoke("laptop")
     service.gate.set()
-    async with asyncio.timeout(5):
-        while job["status"] == "running":
-            await asyncio.sleep(0.01)
-            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
-                job = await answer.json()
+    job = await ended_job(http, url, job["job_id"])
     assert len(service.asks) <= 8 and job["failed"] >= 2000 - 8 * 32
     async with http.get(f"{url}/api/batch/results/{job['job_id']}?offset=1990") as answer:
         assert "the API key was revoked" in (await answer.json())["errors"]["1999"]

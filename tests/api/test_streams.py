@@ -224,9 +224,7 @@ async def test_bodies_of_waiting_requests_are_bounded_and_released(serve: Serve,
 
     raw = msgspec.json.encode(body)
     waiting = asyncio.create_task(post("/api/chat", raw))
-    async with asyncio.timeout(5):
-        while not service.asks:  # noqa: ASYNC110 - it has no event to wait for
-            await asyncio.sleep(0.005)
+    await until(lambda: service.asks)
     status, after, refusal = await post("/v1/chat/completions", raw)
     assert (status, after) == (503, "5") and "memory" in refusal["error"]["message"]
     # Also a body of unknown length.
