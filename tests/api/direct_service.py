@@ -52,14 +52,21 @@ class LlamaServer:
         return self._process.poll()
 
     def __enter__(self) -> LlamaServer:
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
                     if answer.status == 200:
-                        return self
+                        return
             time.sleep(0.05)
-        self.__exit__()
         raise RuntimeError("llama-server did not start")
 
     def __exit__(self, *_: Any) -> None:

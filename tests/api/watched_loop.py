@@ -39,4 +39,6 @@ async def watched() -> AsyncIterator[Loop]:
         yield loop
     finally:
         task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
         gc.unfreeze()
