@@ -78,10 +78,15 @@ async def test_which_requests_have_a_line(
     ):
         async with http.request(method, url + path, json=body, headers=headers) as answer:
             await answer.read()
-    await until(lambda: len(lines(caplog)) == count)
+    # The server logs a request before it reads the next one of the connection.
+    async with http.get(f"{url}/health") as answer:
+        assert answer.status == 200
+    await until(lambda: len(lines(caplog)) >= count)
+    logged = [line for line in lines(caplog) if "/health" not in line]
+    assert len(logged) == count
     if count:
-        assert fields(lines(caplog)[-1])["status"] == "401" and "key" not in fields(lines(caplog)[-1])
-        assert fields(lines(caplog)[-2])["key"] == "local"
+        assert fields(logged[-1])["status"] == "401" and "key" not in fields(logged[-1])
+        assert fields(logged[-2])["key"] == "local"
 
 
 async def test_a_path_cannot_forge_a_line(
