@@ -90,10 +90,10 @@ class MessageEvents(EventTranslator):
         events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
         return events
 
-    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+    def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
         """Add a piece of a tool call."""
         events: list[Event] = []
-        index = piece.number(place)
+        index = piece.number(position)
         if index != self._call:
             id_ = piece.id or "toolu_" + secrets.token_hex(12)
             events += self._open({"type": "tool_use", "id": id_, "name": piece.name, "input": {}})

@@ -226,8 +226,8 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
 def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:
     """Set thinking: off unless requested, as at Anthropic; ignored for a model that can't think.
 
-    Programs made for Anthropic's models (Claude Code) always request it, whatever the model. Ollama accepts
-    their requests too.
+    Programs made for Anthropic's models (Claude Code) request it for every model. Ollama accepts their
+    requests too.
     """
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):

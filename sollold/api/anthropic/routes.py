@@ -51,30 +51,30 @@ class AnthropicRoutes:
     async def messages(self, request: web.Request) -> web.StreamResponse:
         """``/v1/messages``."""
         body = await read_object(request)
-        asked = as_type(body, Messages)
-        listed = await find_placed(request, self._services, asked.placement, asked.model)
-        asked.model = asked.model or listed.model.name
+        parsed = as_type(body, Messages)
+        listed = await find_placed(request, self._services, parsed.placement, parsed.model)
+        parsed.model = parsed.model or listed.model.name
         require_completion(listed.model, "messages")
-        engine = messages_body(asked, listed.model)
-        plain = messages_body(asked, without_modelfile(listed.model))
+        engine = messages_body(parsed, listed.model)
+        plain = messages_body(parsed, without_modelfile(listed.model))
         shared = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
         messages = engine["messages"]
-        notes = (*tool_warnings(asked), *message_warnings(body), *left_out_warnings(messages))
-        native["model"] = asked.model
-        call = Call(CHAT_PATH, native, (*notes, *context_note(asked.num_ctx)))
-        caller = caller_of(request, asked.priority, asked.timeout)
+        notes = (*tool_warnings(parsed), *message_warnings(body), *left_out_warnings(messages))
+        native["model"] = parsed.model
+        call = Call(CHAT_PATH, native, (*notes, *context_note(parsed.num_ctx)))
+        caller = caller_of(request, parsed.priority, parsed.timeout)
         prefix = prefix_of(body.get("messages"))
         ask, prepared = await chat_ask(
-            request, body, asked, listed, engine, call, caller=caller, prefix=prefix
+            request, body, parsed, listed, engine, call, caller=caller, prefix=prefix
         )
 
         def encoder() -> EventEncoder:
-            omits = asked.thinking is not None and asked.thinking.omitted
-            events = MessageEvents(asked.model, asked.stop_sequences or (), omit_thinking=omits)
+            omits = parsed.thinking is not None and parsed.thinking.omitted
+            events = MessageEvents(parsed.model, parsed.stop_sequences or (), omit_thinking=omits)
             return EventEncoder(events, Dialect.ANTHROPIC)
 
-        gather = None if asked.stream else encoder
+        gather = None if parsed.stream else encoder
         return await Reply(
             request, self._context, ask, encoder(), gather=gather, warnings=(*notes, *prepared.warnings)
         ).run()
@@ -82,19 +82,19 @@ class AnthropicRoutes:
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:
         """``/v1/messages/count_tokens``: loads the model, whose own tokenizer counts the tokens."""
         body = await read_object(request)
-        asked = as_type(body, Tokens)
-        listed = await self._services.library.find(require_model(asked.model))
-        plain = {**prompt_body(asked, without_modelfile(listed.model)), "model": asked.model}
+        parsed = as_type(body, Tokens)
+        listed = await self._services.library.find(require_model(parsed.model))
+        plain = {**prompt_body(parsed, without_modelfile(listed.model)), "model": parsed.model}
         native = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
-        engine = prompt_body(asked, listed.model)
+        engine = prompt_body(parsed, listed.model)
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
 
         def build() -> Ask:
             calls = count_calls(listed.model, engine, native)
-            return build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
+            return build_ask(caller, parsed.model, listed, calls, keep_alive=body.get("keep_alive"))
 
         ask = await off_loop(request, body, build)
-        warnings = (*tool_warnings(asked), *message_warnings(body))
+        warnings = (*tool_warnings(parsed), *message_warnings(body))
         return await Reply(request, self._context, ask, _CountEncoder(_count_body), warnings=warnings).run()
 
 

@@ -96,7 +96,7 @@ class KeyRoutes:
         return json_response(key_object(await self._keys.revoke(body.name)))
 
     async def issue(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/pass``: only for programs of this machine, whatever key a remote caller has."""
+        """``POST /api/cluster/pass``: only for programs of this machine, also if the caller has a key."""
         passes = self._services.passes
         if passes is None:
             raise Refusal(Fault.ENGINE, "this node does not issue passes", status=501)

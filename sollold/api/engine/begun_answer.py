@@ -1,4 +1,4 @@
-"""Reads the beginning of an answer to tell whether it is a tool call or text."""
+"""Reads the beginning of an answer to determine whether it is a tool call or text."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _SIGN = "Chunk not found"
 
 
 class CachedImagesService(RevisingService):
-    """Asks once more without the cache of the previous prompt."""
+    """Retries once without the cache of the previous prompt."""
 
     tries = 1
 

@@ -72,19 +72,19 @@ def _ollama_message(message: Any) -> Any:
     return {"reasoning": message["reasoning_content"], **rest}
 
 
-def typed_body(body: dict[str, Any], asked: msgspec.Struct) -> dict[str, Any]:
-    """Return ``body`` with its numbers as decoded in ``asked``: ``"5"`` and ``5.0`` become 5."""
-    out, fields = dict(body), _fields(type(asked))
+def typed_body(body: dict[str, Any], parsed: msgspec.Struct) -> dict[str, Any]:
+    """Return ``body`` with its numbers as decoded in ``parsed``: ``"5"`` and ``5.0`` become 5."""
+    out, fields = dict(body), _fields(type(parsed))
     for name in body.keys() & fields:
-        value = getattr(asked, name)
+        value = getattr(parsed, name)
         if isinstance(value, (int, float)):
             out[name] = value
     return out
 
 
 @lru_cache(maxsize=256)
-def _fields(asked: type[msgspec.Struct]) -> frozenset[str]:
-    return frozenset(asked.__struct_fields__)
+def _fields(struct: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(struct.__struct_fields__)
 
 
 def calls_for(
@@ -96,7 +96,7 @@ def calls_for(
     ``operation`` names the request in the error.
 
     Raises:
-        Refusal: BAD_REQUEST if no engine is left, and whatever ``llama`` raises.
+        Refusal: BAD_REQUEST if no engine is left, and the exceptions of ``llama``.
     """
     calls: dict[Engine, Call] = {}
     if ollama is not None:
@@ -116,7 +116,7 @@ def chat_calls(
     ``llama`` makes the body for llama-server; as in `calls_for`, only for a model that llama.cpp can load.
 
     Raises:
-        Refusal: BAD_REQUEST, as `prepare_chat`, and whatever ``llama`` raises.
+        Refusal: BAD_REQUEST, as `prepare_chat`, and the exceptions of ``llama``.
     """
     calls = {Engine.OLLAMA: ollama}
     if model.only_ollama:

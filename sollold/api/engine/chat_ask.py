@@ -27,7 +27,7 @@ class ChatFields(Protocol):
 async def chat_ask(
     request: web.Request,
     body: dict[str, Any],
-    asked: ChatFields,
+    parsed: ChatFields,
     listed: Listed,
     engine: dict[str, Any],
     native: Call,
@@ -38,7 +38,7 @@ async def chat_ask(
     """Build the `Ask`, and return it with the results of preparing the chat for llama-server.
 
     Args:
-        body: the body of ``request``; ``asked``: the same, decoded.
+        body: the body of ``request``; ``parsed``: the same, decoded.
         engine: the body for llama-server; ``native``: the call to an Ollama.
 
     Raises:
@@ -49,14 +49,14 @@ async def chat_ask(
         calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)
         ask = build_ask(
             caller,
-            asked.model,
+            parsed.model,
             listed,
             calls,
             stream=True,
-            keep_alive=asked.keep_alive,
-            context=asked.num_ctx,
+            keep_alive=parsed.keep_alive,
+            context=parsed.num_ctx,
             prefix=prefix,
-            placement=asked.placement,
+            placement=parsed.placement,
         )
         return ask, prepared
 

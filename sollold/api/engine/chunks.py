@@ -42,9 +42,9 @@ class ToolPiece(msgspec.Struct):
     id: str | None = None
     function: ToolFunction | None = None
 
-    def number(self, place: int) -> int:
-        """Return the index of its call; ``place``, its position in the event, if the engine gives none."""
-        return self.index if self.index is not None else place
+    def number(self, position: int) -> int:
+        """Return the index of its call; ``position``, that in the event, if the engine gives none."""
+        return self.index if self.index is not None else position
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Reads plain-text documents in a conversation; for all others a note tells the model. Pure."""
+"""Reads plain-text documents in a conversation, and replaces all others by a note to the model. Pure."""
 
 from __future__ import annotations
 

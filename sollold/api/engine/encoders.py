@@ -94,8 +94,8 @@ class EventTranslator(ABC):
                 events += self._think(delta.thought)
             if delta.content:
                 events += self._say(delta.content)
-            for place, piece in enumerate(delta.tool_calls or ()):
-                events += self._tool(piece, place)
+            for position, piece in enumerate(delta.tool_calls or ()):
+                events += self._tool(piece, position)
         return events
 
     def _begin(self) -> list[Event]:
@@ -111,7 +111,7 @@ class EventTranslator(ABC):
         """Return the events for further text."""
 
     @abstractmethod
-    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+    def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
         """Return the events for a piece of a tool call."""
 
     @abstractmethod

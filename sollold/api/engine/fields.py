@@ -26,7 +26,7 @@ def parse_keep_alive(value: object) -> float | None:
     """Return how long a model stays loaded after its last request, in seconds.
 
     Negative: forever; ``None``: not given. A number means seconds, a string is a number or a duration in
-    Go's format. ``value`` is whatever was sent.
+    Go's format. ``value``: as sent, of any type.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -44,14 +44,14 @@ def parse_keep_alive(value: object) -> float | None:
     return -1.0 if seconds < 0 else min(seconds, 10.0 * 365 * 86400)
 
 
-def require_capability(model: Model, capability: str, what: str) -> None:
-    """Require a capability of ``model``; ``what`` names it in the error.
+def require_capability(model: Model, capability: str, feature: str) -> None:
+    """Require a capability of ``model``; ``feature`` names it in the error.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
     if capability not in model.capabilities:
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {what}')
+        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {feature}')
 
 
 def refuse_reranker(model: Model) -> None:
@@ -66,14 +66,14 @@ def refuse_reranker(model: Model) -> None:
         )
 
 
-def require_completion(model: Model, what: str) -> None:
+def require_completion(model: Model, feature: str) -> None:
     """Refuse to generate text with a model that only embeds or ranks, before it is loaded.
 
     Raises:
         Refusal: BAD_REQUEST.
     """
     if model.capabilities and "completion" not in model.capabilities:
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {what}')
+        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {feature}')
 
 
 def stop_list(stop: str | Sequence[str] | None) -> list[str]:

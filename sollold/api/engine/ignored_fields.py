@@ -15,7 +15,7 @@ _CALLER_FIELDS = """
 OF_THE_CALLER = frozenset(_CALLER_FIELDS.split())
 """Fields about the caller, billing, storage or speed elsewhere: the answer is the same without them."""
 
-_WHY = {
+_REASONS = {
     "container": "code runs only at Anthropic",
     "context_management": "shorten the conversation before you send it",
     "compaction": "shorten the conversation before you send it",
@@ -31,25 +31,25 @@ _WHY = {
 }
 _UNKNOWN = "it is not known here"
 _ALWAYS_TRUE = frozenset(("skip_special_tokens", "add_special_tokens", "spaces_between_special_tokens"))
-"""Flags that always act as if true; all others act as if false."""
+"""Flags that are always on; all others are always off."""
 _MAX_NAMED = 8
 _MAX_CHARACTERS = 40
 _MAX_GUESSES = 2
 
 
 def ignored_fields(
-    body: Mapping[str, Any], known: Set[str], why: Mapping[str, str] = _WHY, *, within: str = ""
+    body: Mapping[str, Any], known: Set[str], reasons: Mapping[str, str] = _REASONS, *, within: str = ""
 ) -> tuple[str, ...]:
     """Return a warning for each field of ``body`` that requests something and is not in ``known``.
 
-    ``why``: reasons, for fields that other servers know; ``within``: the field whose value ``body`` is.
+    ``reasons``: for fields that other servers know; ``within``: the field whose value ``body`` is.
     """
     names = [name for name, value in body.items() if name not in known and _has_effect(name, value)]
     warnings: list[str] = []
     guesses = 0
     for name in names[:_MAX_NAMED]:
         path = f"{within}.{name[:_MAX_CHARACTERS]}" if within else name[:_MAX_CHARACTERS]
-        reason = why.get(path)
+        reason = reasons.get(path)
         if reason is None:
             reason = _UNKNOWN
             if guesses < _MAX_GUESSES and len(name) <= _MAX_CHARACTERS:

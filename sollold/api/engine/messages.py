@@ -104,7 +104,7 @@ def image_url_part(image: object) -> dict[str, Any]:
 def result_image_part(image: Callable[[], dict[str, Any]], model: Model) -> dict[str, Any]:
     """Return the part for an image in a tool's result; for a model without vision, a text in its place.
 
-    An agent sends all results again with each request: refusing one would end its conversation for good.
+    An agent sends all results again with each request: if one were refused, it could never continue.
 
     Raises:
         Refusal: BAD_REQUEST, as ``image``.

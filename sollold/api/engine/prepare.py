@@ -142,7 +142,7 @@ def _convert_tool(
     """Return ``tool`` with a schema that has a grammar; add what is not enforced to ``warnings``.
 
     If the schemas are too wide together, the last ones are not enforced: agents offer the tools of many
-    servers in each request, and their conversations would end for good if it were refused.
+    servers in each request, and could never continue if it were refused.
     """
     function = tool["function"]
     if function.get("parameters") is None:

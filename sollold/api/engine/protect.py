@@ -35,7 +35,7 @@ _CHAT = """
     reasoning_format reasoning_effort reasoning_in_content reasoning_budget_tokens thinking_budget_tokens
     parse_tool_calls add_generation_prompt continue_final_message
 """
-_OTHER = """
+_OTHER_FIELDS = """
     prompt user metadata store echo suffix best_of thinking enable_thinking thinking_forced_open
     input content encoding_format dimensions embd_normalize query documents texts top_n tokens add_special
     parse_special with_pieces input_prefix input_suffix input_extra
@@ -44,7 +44,7 @@ SAMPLING = frozenset(_SAMPLING.split())
 GENERATION = frozenset(_GENERATION.split())
 """Fields of any generation."""
 CHAT = frozenset(_CHAT.split())
-FIELDS = SAMPLING | GENERATION | CHAT | {*_OTHER.split()}
+FIELDS = SAMPLING | GENERATION | CHAT | {*_OTHER_FIELDS.split()}
 """Fields that are passed to llama-server. It ignores unknown ones, but would act on some that are not listed:
 adapters for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
 
@@ -216,7 +216,7 @@ def _check_image(image: object, media: Media) -> None:
 
 
 def _urls(part: object) -> Iterable[str]:
-    """Yield the URLs in a part of a message, whatever its form."""
+    """Yield the URLs in a part of a message of any form."""
     if not isinstance(part, dict) or part.get("type") == "text":
         return
     for name, value in part.items():

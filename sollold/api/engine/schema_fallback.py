@@ -18,7 +18,7 @@ _SIGNS = (
 
 
 class SchemaFallbackService(RevisingService):
-    """Asks again with unconstrained arguments for the tools, and their schemas in the descriptions."""
+    """Retries with unconstrained arguments for the tools, and their schemas in the descriptions."""
 
     tries = 1
 

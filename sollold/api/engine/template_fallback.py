@@ -33,7 +33,7 @@ def _in_form(call: Call, form: Callable[[Sequence[Message]], list[Message]]) -> 
 
 
 class TemplateFallbackService(RevisingService):
-    """Asks again with the conversation in the next simpler form if a template rejects it."""
+    """Retries with the conversation in the next simpler form if a template rejects it."""
 
     tries = len(_FORMS)
 

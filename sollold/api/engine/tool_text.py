@@ -17,7 +17,7 @@ _END = msgspec.json.encode({"choices": [{"index": 0, "delta": {}, "finish_reason
 
 
 class ToolTextService:
-    """A `Service` that asks once more without tool calls; a stream that has begun ends with what it sent."""
+    """A `Service` that retries once without tool calls; a stream that has begun ends after its last event."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

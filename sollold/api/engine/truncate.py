@@ -43,7 +43,7 @@ def first_and_last(tokens: Sequence[int], keep: int, room: int) -> list[int]:
 
 
 class TruncatingService(RevisingService):
-    """A `Service` that asks again with a shortened prompt if an engine calls it too long."""
+    """A `Service` that retries with a shortened prompt if an engine rejects it as too long."""
 
     def __init__(self, service: Service, keep: int = 0) -> None:
         """``keep``: Ollama's ``num_keep``, the tokens to keep at the beginning of a plain prompt."""

@@ -29,7 +29,7 @@ _IPV6 = "|".join(
     (
         f"({_HEX}:){{7}}{_HEX}",
         f"({_HEX}:){{1,7}}:",
-        *(f"({_HEX}:){{1,{before}}}(:{_HEX}){{1,{7 - before}}}" for before in range(6, 0, -1)),
+        *(f"({_HEX}:){{1,{groups}}}(:{_HEX}){{1,{7 - groups}}}" for groups in range(6, 0, -1)),
         f":(:{_HEX}){{1,7}}",
         "::",
     )

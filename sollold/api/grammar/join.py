@@ -70,7 +70,7 @@ _UNEVALUATED = (("unevaluatedProperties", "additionalProperties"), ("unevaluated
 
 
 def all_of(first: Any, second: Any) -> Any:
-    """Return a schema that requires what both do, as an ``allOf`` that is yet to be joined."""
+    """Return a schema that requires what both do, as an ``allOf`` that is joined later."""
     if first is False or second is False:
         return False
     parts: list[Any] = []

@@ -1,4 +1,4 @@
-"""Tells whether a value may match two schemas of a ``oneOf``, which llama.cpp reads as ``anyOf``. Pure."""
+"""Finds whether a value may match two schemas of a ``oneOf``, which llama.cpp reads as ``anyOf``. Pure."""
 
 from __future__ import annotations
 

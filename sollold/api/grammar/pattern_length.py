@@ -52,7 +52,7 @@ def with_length(pattern: str, low_bound: float, high_bound: float) -> str | None
     if shortest > high_bound or longest < low_bound or not _SIMPLE.fullmatch(pattern):
         return None
     parts = [(atom, *times_of(times)) for atom, times in _PART.findall(pattern[1:-1])]
-    variable = [place for place, (_, low, high) in enumerate(parts) if low != high]
+    variable = [index for index, (_, low, high) in enumerate(parts) if low != high]
     if len(variable) != 1:
         return None
     atom, low, high = parts[variable[0]]

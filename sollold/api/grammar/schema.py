@@ -125,9 +125,9 @@ class _Converter:
         """Convert the targets in `_named`; return them by their new names."""
         definitions: dict[str, Schema] = {}
         while len(definitions) < len(self._named):
-            for name, target, place in tuple(self._named.values()):
+            for name, target, node in tuple(self._named.values()):
                 if name not in definitions:
-                    definitions[name] = self.node(place, target.removeprefix("#"), 0)
+                    definitions[name] = self.node(node, target.removeprefix("#"), 0)
         return definitions
 
     def _problem(self, pointer: str, keyword: str, reason: str) -> None:
@@ -252,13 +252,13 @@ class _Converter:
             self.refers_to_root = True
             return f"#/$defs/{self.root_name}"
         if target.startswith("#/"):
-            place = at_pointer(self._document, target)
-            if place is None:
+            node = at_pointer(self._document, target)
+            if node is None:
                 return None
             is_place = target.count("/") != 2 or target.split("/")[1] not in DEFINITIONS
             self.refers_to_places |= is_place
             unnamed = {"~", "%"} & {*target} or (is_place and self._name_places)
-            return self._name_target(target, place) if unnamed else target
+            return self._name_target(target, node) if unnamed else target
         if target.startswith("#"):
             if self._anchors is None:
                 self._anchors = anchors_in(self._document)
@@ -271,9 +271,9 @@ class _Converter:
                 return f"#/{keyword}/{name}"
         return None
 
-    def _name_target(self, target: str, place: Schema) -> str:
+    def _name_target(self, target: str, node: Schema) -> str:
         name = f"{self.root_name}_{len(self._named) + 1}"
-        return f"#/$defs/{self._named.setdefault(id(place), (name, target, place))[0]}"
+        return f"#/$defs/{self._named.setdefault(id(node), (name, target, node))[0]}"
 
     def _children(self, out: Schema, pointer: str, depth: int) -> None:
         for keyword in _MAPS:

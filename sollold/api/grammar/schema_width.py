@@ -75,8 +75,8 @@ class SchemaWidth:
                 values += len(listed) if isinstance(listed, list) and len(listed) > limit else 0
             properties, required = node.get("properties"), node.get("required")
             if isinstance(properties, dict):
-                named = required if isinstance(required, list) else []
-                squares += len(properties.keys() - {name for name in named if isinstance(name, str)}) ** 2
+                names = required if isinstance(required, list) else []
+                squares += len(properties.keys() - {name for name in names if isinstance(name, str)}) ** 2
                 is_open = node.get("additionalProperties", False) is not False
                 if is_open and sum(map(len, properties)) > _MAX_NAME_CHARACTERS:
                     raise TooWide(

@@ -89,26 +89,26 @@ def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
 def _bound_integer(settled: Settled) -> None:
     schema = settled.schema
     low, with_low, high, with_high = _range(settled)
-    least = None if low is None else math.ceil(low) if with_low else math.floor(low) + 1
-    most = None if high is None else math.floor(high) if with_high else math.ceil(high) - 1
-    if least is not None and most is not None and least > most:
+    lowest = None if low is None else math.ceil(low) if with_low else math.floor(low) + 1
+    highest = None if high is None else math.floor(high) if with_high else math.ceil(high) - 1
+    if lowest is not None and highest is not None and lowest > highest:
         raise Unsatisfiable("minimum", "no integer is within the bounds")
-    if len(schema.keys() & {*BOUNDS}) == (least is not None) + (most is not None) and all(
+    if len(schema.keys() & {*BOUNDS}) == (lowest is not None) + (highest is not None) and all(
         abs(schema[key]) < _MAX_BOUND for key in BOUNDS if key in schema
     ):
         return  # llama.cpp reads them as they are
-    if (least or 0) > _MAX_OF_TWO or (most or 0) < -_MAX_OF_TWO:
-        settled.problems.append(("minimum" if least else "maximum", "it is too large"))
+    if (lowest or 0) > _MAX_OF_TWO or (highest or 0) < -_MAX_OF_TWO:
+        settled.problems.append(("minimum" if lowest else "maximum", "it is too large"))
         settled.set(**dict.fromkeys(BOUNDS))
         return
     # llama.cpp generates no integers with that many digits.
-    least = None if least is not None and least < -_MAX_OF_TWO else least
-    most = None if most is not None and most > _MAX_OF_TWO else most
-    if least is not None and least >= _MAX_BOUND and most is None:
-        most = _MAX_OF_TWO
-    if most is not None and most <= -_MAX_BOUND and least is None:
-        least = -_MAX_OF_TWO
-    settled.set(minimum=least, maximum=most, exclusiveMinimum=None, exclusiveMaximum=None)
+    lowest = None if lowest is not None and lowest < -_MAX_OF_TWO else lowest
+    highest = None if highest is not None and highest > _MAX_OF_TWO else highest
+    if lowest is not None and lowest >= _MAX_BOUND and highest is None:
+        highest = _MAX_OF_TWO
+    if highest is not None and highest <= -_MAX_BOUND and lowest is None:
+        lowest = -_MAX_OF_TWO
+    settled.set(minimum=lowest, maximum=highest, exclusiveMinimum=None, exclusiveMaximum=None)
 
 
 def settle_text(settled: Settled, *, formats: bool = True) -> None:

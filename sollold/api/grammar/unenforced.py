@@ -67,8 +67,8 @@ def _unenforced(
             others = [*constraints, *(key for key in ("allOf", *CHOICES) if key in schema and key != join)]
             for keyword in others:
                 yield SchemaProblem(pointer, keyword, f'beside "{join}"')
-            for place, child in enumerate(schema[join] if join != "$ref" else ()):
-                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain, questions)
+            for index, child in enumerate(schema[join] if join != "$ref" else ()):
+                yield from _unenforced(child, f"{pointer}/{join}/{index}", plain, questions)
             return
     listed = next((key for key in ("const", "enum") if key in schema), None)
     if listed is not None:
@@ -168,8 +168,8 @@ def _part_problems(
         yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain, questions)
     for keyword in ("allOf", "prefixItems", "items"):
         children: Any = schema.get(keyword)
-        for place, child in enumerate(children if isinstance(children, list) else ()):
-            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain, questions)
+        for index, child in enumerate(children if isinstance(children, list) else ()):
+            yield from _unenforced(child, f"{pointer}/{keyword}/{index}", plain, questions)
     for keyword in ("items", "additionalProperties"):
         child = schema.get(keyword)
         if isinstance(child, dict):

@@ -1,4 +1,4 @@
-"""Access control for HTTP: callers on this machine, members of the cluster, keys, and everybody else."""
+"""Access control for HTTP: callers on this machine, members of the cluster, keys, and all other callers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Access:
     """Decides who may do what. ``mode`` and ``proxies`` may be changed later.
 
     Attributes:
-        mode: ``open``: everybody may use models and read; ``keys``: other machines need a key; empty: open
+        mode: ``open``: all callers may use models and read; ``keys``: other machines need a key; empty: open
             until the first key is created.
         proxies: addresses and networks whose ``X-Forwarded-For`` is trusted.
     """

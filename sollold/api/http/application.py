@@ -138,7 +138,7 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
             # For all routes, since any response may be large.
             response.body = sendable(response.body)
         if request.version < HttpVersion11 and response.content_length is None:
-            # Without chunks the response ends with the connection, whatever the caller requested.
+            # Without chunks the response ends with the connection, also if the caller requested keep-alive.
             response.force_close()
             response.headers["Connection"] = "close"
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
@@ -154,9 +154,9 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
             if request.method == "OPTIONS":
-                wanted = request.headers.get("Access-Control-Request-Headers", "")
+                requested = request.headers.get("Access-Control-Request-Headers", "")
                 response.headers["Access-Control-Allow-Methods"] = METHODS
-                response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization, Content-Type"
+                response.headers["Access-Control-Allow-Headers"] = requested or "Authorization, Content-Type"
                 response.headers["Access-Control-Max-Age"] = "600"
 
     return stamp

@@ -1,4 +1,4 @@
-"""Reads request bodies as JSON, whatever their Content-Type (bare curl declares a form)."""
+"""Reads request bodies as JSON, with any Content-Type (curl by default declares a form)."""
 
 from __future__ import annotations
 

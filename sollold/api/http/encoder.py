@@ -34,7 +34,7 @@ class Encoder(Protocol):
         ...
 
     def fail(self, refusal: Refusal) -> bytes:
-        """Return the bytes of an error in the stream, and whatever ends it."""
+        """Return the bytes of an error in the stream, and of the end of the stream."""
         ...
 
     def keep_alive(self, waiting: Waiting) -> bytes:

@@ -193,11 +193,11 @@ def _denied(dialect: Dialect, denied: Denied) -> web.Response:
 
 def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts) -> str:
     """Return why a request that a page of another site may have sent is refused; empty if it is not."""
-    named = [request.headers["Host"]] if "Host" in request.headers else []
+    names = [request.headers["Host"]] if "Host" in request.headers else []
     if not request.raw_path.startswith("/") and request.url.raw_authority:
         # The target is a whole URL, as for proxies: that name counts, too (RFC 9112, 3.2.2).
-        named.append(request.url.raw_authority)
-    for host in named:
+        names.append(request.url.raw_authority)
+    for host in names:
         if not hosts.accepts(host):
             return f"host {host[:200]} is not allowed; add it to hosts in sollold.toml, [http]"
     for origin in request.headers.getall("Origin", ()):

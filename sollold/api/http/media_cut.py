@@ -103,8 +103,8 @@ def _is_base64(raw: bytearray, position: int) -> bool:
 
 def _run_start(raw: bytearray, position: int, copied: int) -> int:
     """Return the start of the run of base64 that includes ``position``; not before ``copied``."""
-    before = raw[max(copied, position - _BLOCK_BYTES) : position]
-    return position - (len(before) - len(before.rstrip(_LETTERS)))
+    preceding = raw[max(copied, position - _BLOCK_BYTES) : position]
+    return position - (len(preceding) - len(preceding.rstrip(_LETTERS)))
 
 
 def _run_length(block: bytearray) -> int:

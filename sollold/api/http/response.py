@@ -54,7 +54,7 @@ class KeepAlive:
 
 @dataclass(frozen=True, slots=True)
 class ResponseContext:
-    """What all `Reply` objects share."""
+    """The services and settings that all `Reply` objects share."""
 
     service: Service
     keepalive: KeepAlive

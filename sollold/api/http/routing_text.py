@@ -1,4 +1,4 @@
-"""Tells callers which endpoint answers, or what they wait for: headers and ``_routing``. Pure."""
+"""Formats which endpoint answers, or what a caller is waiting for: headers and ``_routing``. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WARNING = "X-Sollold-Warning"
 
 
 def routing_headers(routing: Routing) -> dict[str, str]:
-    """Return the ``X-Sollold-`` headers that tell where an answer comes from."""
+    """Return the ``X-Sollold-`` headers that identify the endpoint of an answer."""
     headers = {
         "X-Sollold-Backend": str(routing.backend),
         "X-Sollold-Node": header_text(routing.node),

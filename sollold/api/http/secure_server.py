@@ -1,6 +1,6 @@
 """A listener for HTTPS on which programs on this machine may still use HTTP.
 
-The first byte tells them apart: a TLS handshake begins with 22 (RFC 8446, 5.1), no HTTP request does.
+The first byte distinguishes them: a TLS handshake begins with 22 (RFC 8446, 5.1), no HTTP request does.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ A prompt is one turn of a chat, so it goes to ``/v1/chat/completions`` with the 
 ``raw`` or a ``template`` of the caller's it goes to ``/v1/completions``, with a ``suffix`` to ``/infill``
 (unless the caller's template places the suffix itself).
 
-``context`` is Ollama's memory between calls: numbers that only the server interprets. Ours are the bytes of
-the conversation so far (compressed JSON), after a marker that is no valid token, so they survive a reload and
-a move to another node. Real tokens, from an Ollama, are prepended to the prompt unchanged.
+``context`` carries state between calls: numbers that only the server interprets. Here they are a marker that
+is no valid token, and the bytes of the conversation so far (compressed JSON), so they survive a reload and a
+move to another node. Real tokens, from an Ollama, are prepended to the prompt unchanged.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def pack_context(turns: list[PackedTurn]) -> list[int]:
 
 
 def unpack_context(context: list[int]) -> list[PackedTurn]:
-    """Return the conversation in a ``context`` of ours.
+    """Return the conversation in a ``context`` from `pack_context`.
 
     Raises:
         Refusal: BAD_REQUEST if it was modified.

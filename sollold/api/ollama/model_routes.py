@@ -84,14 +84,14 @@ class OllamaModelRoutes:
 
     async def show(self, request: web.Request) -> web.Response:
         """``/api/show``."""
-        _, named = await read_as(request, Named)
-        listed = await self._services.library.find(named.wanted)
+        _, parsed = await read_as(request, Named)
+        listed = await self._services.library.find(parsed.wanted)
         # `ollama run` sends a conversation's settings, and shows the model with them applied.
-        listed = replace(listed, model=with_settings(listed.model, named.system, named.options))
-        if not listed.model.files and (shown := await self._ask_ollama(listed, named)) is not None:
+        listed = replace(listed, model=with_settings(listed.model, parsed.system, parsed.options))
+        if not listed.model.files and (shown := await self._ask_ollama(listed, parsed)) is not None:
             return json_response({**shown, "nodes": self._services.library.node_names(listed)})
         library = self._services.library
-        if not named.verbose:
+        if not parsed.verbose:
             return json_response(
                 show(listed, library.node_names, await library.metadata(listed), verbose=False)
             )
@@ -102,16 +102,16 @@ class OllamaModelRoutes:
             body = await asyncio.to_thread(msgspec.json.encode, shown)
         return web.Response(body=body, headers={"Content-Type": JSON})
 
-    async def _ask_ollama(self, listed: Listed, named: Named) -> dict[str, Any] | None:
+    async def _ask_ollama(self, listed: Listed, parsed: Named) -> dict[str, Any] | None:
         """Return the answer of the Ollama that has the model, which alone has its files; None on failure."""
         relay = self._services.relay
         if relay is None:
             return None
-        settings = {"system": named.system, "options": named.options}
+        settings = {"system": parsed.system, "options": parsed.options}
         body = msgspec.json.encode(
             {
                 "model": listed.model.name,
-                "verbose": bool(named.verbose),
+                "verbose": bool(parsed.verbose),
                 **{key: value for key, value in settings.items() if value},
             }
         )
@@ -131,8 +131,8 @@ class OllamaModelRoutes:
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         """``/api/pull``."""
-        _, named = await read_as(request, Named)
-        name = named.wanted
+        _, parsed = await read_as(request, Named)
+        name = parsed.wanted
         try:
             parse(name)
         except ValueError as error:
@@ -140,8 +140,8 @@ class OllamaModelRoutes:
         puller = self._services.puller
         if puller is None:
             raise Refusal(Fault.BAD_REQUEST, "this node can't download models", status=501)
-        steps = puller.pull(name, insecure=bool(named.insecure))
-        if named.stream is False:
+        steps = puller.pull(name, insecure=bool(parsed.insecure))
+        if parsed.stream is False:
             last: dict[str, Any] = {}
             async with contextlib.aclosing(steps) as rest:
                 async for step in rest:
@@ -183,8 +183,8 @@ class OllamaModelRoutes:
         body: AsyncIterator[bytes] | bytes = request.content.iter_any()
         model = ""
         if not path.startswith("/api/blobs/"):
-            _, named = await read_as(request, Relayable)
-            body, model = bytes(await read_bytes(request)), named.needed(path)
+            _, parsed = await read_as(request, Relayable)
+            body, model = bytes(await read_bytes(request)), parsed.needed(path)
             if changed is not None:
                 body, model = msgspec.json.encode(changed), str(changed["from"])
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
@@ -249,23 +249,23 @@ class OllamaModelRoutes:
             require_model(create.model or create.name),
             told=name_overrides(create, base.model),
         )
-        done = {"status": "success"}
+        result = {"status": "success"}
         if create.stream is False:
-            return json_response(done)
-        return web.Response(body=msgspec.json.encode(done) + b"\n", headers={"Content-Type": NDJSON})
+            return json_response(result)
+        return web.Response(body=msgspec.json.encode(result) + b"\n", headers={"Content-Type": NDJSON})
 
     async def copy(self, request: web.Request) -> web.Response:
         """``/api/copy``."""
-        _, named = await read_as(request, Copy)
-        source = require_model(named.source, "source")
-        destination = require_model(named.destination, "destination")
-        await self._services.library.copy(source, destination, named.nodes or ())
+        _, parsed = await read_as(request, Copy)
+        source = require_model(parsed.source, "source")
+        destination = require_model(parsed.destination, "destination")
+        await self._services.library.copy(source, destination, parsed.nodes or ())
         return web.Response()
 
     async def delete(self, request: web.Request) -> web.Response:
         """``/api/delete``."""
-        _, named = await read_as(request, Delete)
-        await self._services.library.delete(named.wanted, named.nodes or ())
+        _, parsed = await read_as(request, Delete)
+        await self._services.library.delete(parsed.wanted, parsed.nodes or ())
         return web.Response()
 
 

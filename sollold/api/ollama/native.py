@@ -20,19 +20,19 @@ from sollold.api.ollama.request import Shared, format_of, parse_options, think_o
 _OWN_FIELDS = ("resume", "placement", "priority", "timeout")
 
 
-def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
-    """Return ``body``, from which ``asked`` was parsed, for an Ollama's ``/api/chat`` or ``/api/generate``.
+def native_body(body: dict[str, Any], parsed: Shared) -> dict[str, Any]:
+    """Return ``body``, decoded as ``parsed``, for an Ollama's ``/api/chat`` or ``/api/generate``.
 
     Raises:
         Refusal: BAD_REQUEST if the meaning of a field is unclear.
     """
     fields = {key: value for key, value in body.items() if value is not None and key not in _OWN_FIELDS}
-    out = typed_body(fields, asked)
-    _set(out, "options", _options(asked))
-    _set(out, "format", format_of(asked.format))
-    _set(out, "think", think_of(asked.think))
+    out = typed_body(fields, parsed)
+    _set(out, "options", _options(parsed))
+    _set(out, "format", format_of(parsed.format))
+    _set(out, "think", think_of(parsed.think))
     # Fields that this endpoint does not define were not checked; an Ollama ignores them.
-    checked = {name for name in asked.__struct_fields__ if out.get(name)}
+    checked = {name for name in parsed.__struct_fields__ if out.get(name)}
     if "images" in checked:
         out["images"] = [clean_base64(image) for image in out["images"]]
     if "tools" in checked:
@@ -49,11 +49,11 @@ def _set(body: dict[str, Any], name: str, value: Any) -> None:
         body[name] = value
 
 
-def _options(asked: Shared) -> dict[str, Any] | None:
-    if asked.options is None:
+def _options(parsed: Shared) -> dict[str, Any] | None:
+    if parsed.options is None:
         return None
-    typed = msgspec.to_builtins(parse_options(asked.options, None))
-    options = {key: value for key, value in asked.options.items() if value is not None} | typed
+    typed = msgspec.to_builtins(parse_options(parsed.options, None))
+    options = {key: value for key, value in parsed.options.items() if value is not None} | typed
     if "stop" in options:
         _set(options, "stop", stop_list(options["stop"]) or None)
     context = options.get("num_ctx")

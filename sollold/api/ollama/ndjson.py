@@ -132,7 +132,7 @@ class LoadEncoder(LineEncoder):
         return b"\n"
 
     def begin(self, routing: Routing) -> bytes:
-        """Return no bytes; whichever engine answers, the record is ours."""
+        """Return no bytes; the record is the same for both engines."""
         return b""
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:

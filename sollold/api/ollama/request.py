@@ -193,7 +193,7 @@ class Named(msgspec.Struct, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """The name, from whichever field is set.
+        """The name, from ``model`` or ``name``.
 
         Raises:
             Refusal: BAD_REQUEST when there is none.

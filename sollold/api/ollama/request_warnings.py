@@ -24,9 +24,9 @@ _REASONS = {
 }
 
 
-def request_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
-    """Return warnings for ``body``, from which ``asked`` was parsed, whichever engine answers."""
-    return ignored_fields(body, OF_THE_CALLER | {*asked.__struct_fields__}, _REASONS)
+def request_warnings(body: dict[str, Any], parsed: msgspec.Struct) -> tuple[str, ...]:
+    """Return warnings for ``body``, decoded as ``parsed``, that apply to both engines."""
+    return ignored_fields(body, OF_THE_CALLER | {*parsed.__struct_fields__}, _REASONS)
 
 
 def option_warnings(options: dict[str, Any] | None) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
 
 
 class InfillEncoder(ChunkEncoder):
-    """`Encoder` of a completion with a suffix: OpenAI's chunks, whichever engine answers."""
+    """`Encoder` of a completion with a suffix: OpenAI's chunks from either engine."""
 
     def __init__(self, ask: Completion, model: str) -> None:
         super().__init__(model)

@@ -66,14 +66,14 @@ class LlamaSampling(msgspec.Struct, kw_only=True):
     sse_ping_interval: Small | None = None
 
 
-def with_llamas_names(body: dict[str, Any], asked: LlamaSampling) -> dict[str, Any]:
-    """Return ``body``, from which ``asked`` was parsed, with other servers' field names replaced.
+def with_llamas_names(body: dict[str, Any], parsed: LlamaSampling) -> dict[str, Any]:
+    """Return ``body``, decoded as ``parsed``, with other servers' field names replaced.
 
     llama-server's own name takes precedence.
     """
-    if asked.repetition_penalty is None:
+    if parsed.repetition_penalty is None:
         return body
     out = {key: value for key, value in body.items() if key != "repetition_penalty"}
-    if asked.repeat_penalty is None:
-        out["repeat_penalty"] = asked.repetition_penalty
+    if parsed.repeat_penalty is None:
+        out["repeat_penalty"] = parsed.repetition_penalty
     return out

@@ -91,7 +91,7 @@ class _Record(msgspec.Struct):
 
 
 class RawCompletionEncoder(SseEncoder):
-    """`Encoder` of completions: OpenAI's chunks, whichever engine answers.
+    """`Encoder` of completions: OpenAI's chunks from either engine.
 
     ``chunks``: the encoder of llama-server's events.
     """

@@ -216,12 +216,12 @@ def _set_effort(out: dict[str, Any]) -> None:
     enabled = out.pop("enable_thinking", None)
     if out.get("reasoning_effort") is not None:
         return
-    off = enabled is False or (isinstance(thinking, dict) and thinking.get("type") == "disabled")
+    disabled = enabled is False or (isinstance(thinking, dict) and thinking.get("type") == "disabled")
     effort = None
     if isinstance(reasoning, dict):
-        off = off or reasoning.get("enabled") is False
+        disabled = disabled or reasoning.get("enabled") is False
         effort = reasoning.get("effort")
-    if off:
+    if disabled:
         effort = "none"
     if isinstance(effort, str) and effort:
         out["reasoning_effort"] = effort

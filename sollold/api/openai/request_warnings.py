@@ -39,14 +39,14 @@ def completion_warnings(body: dict[str, Any]) -> tuple[str, ...]:
     return ignored_fields(body, _COMPLETION_FIELDS) + ignored_parts(body, _PARTS)
 
 
-def llama_warnings(body: dict[str, Any], asked: msgspec.Struct) -> tuple[str, ...]:
+def llama_warnings(body: dict[str, Any], parsed: msgspec.Struct) -> tuple[str, ...]:
     """Return a warning for each field without effect on an endpoint that only llama-server has."""
     known: frozenset[str] = frozenset()
-    if isinstance(asked, LlamaSampling):
+    if isinstance(parsed, LlamaSampling):
         known = SAMPLING | GENERATION
-    elif isinstance(asked, ApplyTemplate):
+    elif isinstance(parsed, ApplyTemplate):
         known = CHAT
-    return ignored_fields(body, known | OWN_FIELDS | OF_THE_CALLER | {*asked.__struct_fields__})
+    return ignored_fields(body, known | OWN_FIELDS | OF_THE_CALLER | {*parsed.__struct_fields__})
 
 
 _PARTS = {"stream_options": ("include_usage", "include_obfuscation")}

@@ -126,10 +126,10 @@ class ResponseEvents(EventTranslator):
             events.append(self._event(kind, **self._place(), summary_index=0, part=part))
         return events
 
-    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+    def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
         """Add a piece of a tool call."""
         events: list[Event] = []
-        index = piece.number(place)
+        index = piece.number(position)
         if index != self._call:
             events += self._close()
             item = self._call_item(piece.name, piece.id or "call_" + secrets.token_hex(12))

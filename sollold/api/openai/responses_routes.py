@@ -73,67 +73,67 @@ class ResponsesRoutes:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/responses``."""
         body = await read_object(request)
-        asked = as_type(body, ResponseAsk)
-        listed = await find_placed(request, self._services, asked.placement, asked.model)
-        asked.model = asked.model or listed.model.name
+        parsed = as_type(body, ResponseAsk)
+        listed = await find_placed(request, self._services, parsed.placement, parsed.model)
+        parsed.model = parsed.model or listed.model.name
         require_completion(listed.model, "responses")
-        caller = caller_of(request, asked.priority, asked.timeout)
+        caller = caller_of(request, parsed.priority, parsed.timeout)
         holder = holder_of(request)
-        expanded, items = await self._expand(asked, holder)
+        expanded, items = await self._expand(parsed, holder)
         engine = response_body(expanded, listed.model)
         plain = response_body(expanded, without_modelfile(listed.model))
         messages = engine["messages"]
         notes = (*response_warnings(body, expanded), *left_out_warnings(messages))
-        ollama = ollama_body({**plain, "model": asked.model}, listed.model)
-        native = Call(CHAT_PATH, ollama, (*notes, *context_note(asked.num_ctx)))
+        ollama = ollama_body({**plain, "model": parsed.model}, listed.model)
+        native = Call(CHAT_PATH, ollama, (*notes, *context_note(parsed.num_ctx)))
         prefix = prefix_of(messages)
         ask, prepared = await chat_ask(
-            request, body, asked, listed, engine, native, caller=caller, prefix=prefix
+            request, body, parsed, listed, engine, native, caller=caller, prefix=prefix
         )
         responses = self._services.responses
 
         def keep(response: Event) -> None:
-            if asked.store is not False:
-                responses.put(StoredResponse(response, items, asked.previous_response_id or "", holder))
+            if parsed.store is not False:
+                responses.put(StoredResponse(response, items, parsed.previous_response_id or "", holder))
 
         def encoder() -> EventEncoder:
-            events = ResponseEvents(asked, own_tools(expanded), responses.new_id, keep)
+            events = ResponseEvents(parsed, own_tools(expanded), responses.new_id, keep)
             return EventEncoder(events, Dialect.OPENAI, b"data: [DONE]\n\n")
 
-        gather = None if asked.stream else encoder
+        gather = None if parsed.stream else encoder
         warnings = (*notes, *prepared.warnings)
         context = self._context
-        if asked.truncation == "auto":
+        if parsed.truncation == "auto":
             context = replace(context, service=TruncatingService(context.service))
         return await Reply(request, context, ask, encoder(), gather=gather, warnings=warnings).run()
 
     async def count(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/responses/input_tokens``."""
         body = await read_object(request)
-        asked = as_type(body, ResponseAsk)
-        listed = await self._services.library.find(require_model(asked.model))
-        expanded, _ = await self._expand(asked, holder_of(request))
-        plain = {**response_body(expanded, without_modelfile(listed.model)), "model": asked.model}
+        parsed = as_type(body, ResponseAsk)
+        listed = await self._services.library.find(require_model(parsed.model))
+        expanded, _ = await self._expand(parsed, holder_of(request))
+        plain = {**response_body(expanded, without_modelfile(listed.model)), "model": parsed.model}
         engine = response_body(expanded, listed.model)
-        caller = caller_of(request, asked.priority, asked.timeout)
+        caller = caller_of(request, parsed.priority, parsed.timeout)
 
         def build() -> Ask:
             calls = count_calls(listed.model, engine, plain)
-            return build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
+            return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
 
         ask = await off_loop(request, body, build)
         return await Reply(request, self._context, ask, PassThroughEncoder(_count_response)).run()
 
-    async def _expand(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
+    async def _expand(self, parsed: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
         """Return the request with the conversation that it continues, and its own items.
 
         Raises:
             Refusal: BAD_REQUEST if a referenced item or response no longer exists.
         """
-        items = await self._with_references(asked.input, holder)
-        history = await self._history(asked.previous_response_id, holder)
+        items = await self._with_references(parsed.input, holder)
+        history = await self._history(parsed.previous_response_id, holder)
         conversation = [*history, *items] if history else items
-        return msgspec.structs.replace(asked, input=conversation, previous_response_id=None), items
+        return msgspec.structs.replace(parsed, input=conversation, previous_response_id=None), items
 
     async def _with_references(self, source: str | list[Event] | None, client: str) -> list[Event]:
         """Return the items of an input, with references to earlier items resolved.

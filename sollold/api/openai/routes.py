@@ -410,14 +410,14 @@ class OpenAiRoutes:
         body: dict[str, Any],
         listed: Listed,
         path: str,
-        asked: msgspec.Struct,
+        parsed: msgspec.Struct,
         *,
         stream: bool = False,
         embedding: bool = False,
         change: Callable[[bytes], bytes] | None = None,
     ) -> web.StreamResponse:
         """Forward to an endpoint that only llama-server has; ``change`` is applied to its response."""
-        warnings = llama_warnings(body, asked)
+        warnings = llama_warnings(body, parsed)
         call = Call(path, engine_body(body))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, operation=path)
         return await self._respond(

@@ -28,7 +28,7 @@ class ChunkEncoder(SseEncoder):
         summed: SummedUsage | None = None,
     ) -> None:
         """``model``: the caller's name for it; ``prefix``: the beginning of the answer that the caller sent;
-        ``counted``: whether the caller wants the chunk with the usage, which Ollama is always asked for;
+        ``counted``: whether the caller wants the chunk with the usage, which is always requested of Ollama;
         ``summed``: the sum of the usage, for a streamed completion or a chat with several choices.
         """
         self._summed = summed
