@@ -1,4 +1,4 @@
-"""What the agent tells: the record without noise, and the route on which callers wait."""
+"""The agent's record, its commands, and the route that streams a deployment's progress."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from sollold.settings.schema import GIB, MIB
 from tests.agent_cluster import TERM, AgentCluster, plan, running_agents
 from tests.doubles import until
 
-NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 
 
-def test_small_moves_of_free_memory_are_no_news():
+def test_small_changes_of_free_memory_are_ignored():
     old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
     moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
     assert _ignore_small_changes((old,), (moved,), 200) == (old,)
     assert _ignore_small_changes((old,), (replace(moved, barred=5 * MIB),), 200) == (old,)
-    for news in (
+    for changed in (
         replace(old, free=old.free - GIB),
         replace(old, available=old.available - GIB),
         replace(moved, granted=1),
         replace(moved, id="CUDA0"),
     ):
-        assert _ignore_small_changes((old,), (news,), 200) == (news,)
+        assert _ignore_small_changes((old,), (changed,), 200) == (changed,)
     assert _ignore_small_changes((old,), (), 200) == ()
 
 
-async def test_free_memory_that_moved_a_little_is_told_later_or_when_it_was_too_little(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_small_memory_changes_are_published_later_or_after_a_refusal(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         agent, view = cluster.agents["a"], cluster.views["a"]
         publisher, ledger = agent._publisher, agent.grants.ledger
-        (told,) = view.me.devices
-        now = [told]
-        ledger.devices = lambda: tuple(now)  # type: ignore[method-assign]
-        now[0] = replace(told, free=told.free - max(36 * MIB, told.total // 100))
+        (published,) = view.me.devices
+        current = [published]
+        ledger.devices = lambda: tuple(current)  # type: ignore[method-assign]
+        current[0] = replace(published, free=published.free - max(36 * MIB, published.total // 100))
         publisher.publish()
-        assert view.me.devices == (told,)
+        assert view.me.devices == (published,)
         publisher._exact_at -= SMALL_SECONDS
         publisher.publish()
-        assert view.me.devices == tuple(now)
-        now[0] = replace(told, free=now[0].free - max(36 * MIB, told.total // 100))
+        assert view.me.devices == tuple(current)
+        current[0] = replace(published, free=current[0].free - max(36 * MIB, published.total // 100))
         publisher.publish()
-        assert view.me.devices != tuple(now)
+        assert view.me.devices != tuple(current)
         assert not (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": 1 << 60}))).ok
-        assert view.me.devices == tuple(now)
+        assert view.me.devices == tuple(current)
 
 
-async def test_the_record_carries_devices_grants_and_build(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_the_record_has_devices_grants_and_build(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         me = cluster.views["a"].me
         assert (me.build, me.setup) == ("b1", "ready")
         assert [device.id for device in me.devices] == ["CPU"]
@@ -75,30 +75,28 @@ async def test_the_record_carries_devices_grants_and_build(folder: Path):
         assert cluster.views["a"].me.devices[0].available == 1999 * MIB
 
 
-async def test_what_an_ollama_has_mapped_is_not_granted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_memory_mapped_by_ollama_is_not_granted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sollold.machine.memory._mapped", lambda root: 1 << 50)
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         agent = cluster.agents["a"]
         room = cluster.views["a"].me.devices[0].free - 512 * MIB
         held = {"CPU": room - 100 * MIB}
 
-        async def nothing(endpoint: str, force: bool) -> Done:
+        async def fake_unload(endpoint: str, force: bool) -> Done:
             return Done(True)
 
-        agent.account_for_ollama(nothing, lambda: held)
-        ask = Reserve(TERM, "d", "b", {"CPU": 1500 * MIB})
-        refused = await cluster.call("l", "a", "reserve", ask)
+        agent.account_for_ollama(fake_unload, lambda: held)
+        request = Reserve(TERM, "d", "b", {"CPU": 1500 * MIB})
+        refused = await cluster.call("l", "a", "reserve", request)
         assert not refused.ok and "free" in refused.reason
         held.clear()
-        assert (await cluster.call("l", "a", "reserve", ask)).ok, "it has unloaded its model"
+        assert (await cluster.call("l", "a", "reserve", request)).ok, "Ollama has unloaded its model"
 
 
 async def test_the_newest_term_outlives_a_restart(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         refused = await cluster.call("k", "a", "reserve", Reserve(Term(8, "k"), "e", "b", {"CPU": MIB}))
         assert not refused.ok
         assert "older than term 9 of l" in refused.reason
@@ -110,8 +108,8 @@ async def deploy(cluster: AgentCluster, term: Term = TERM, head: str = "a") -> D
     return await cluster.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
 
 
-async def test_a_deployment_that_can_not_be_is_refused_with_the_reason(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_an_impossible_deployment_is_refused_with_the_reason(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         assert "nothing is reserved for deployment d" in (await deploy(cluster)).reason
         await cluster.reserve("d", plan(MODEL, "a"))
         assert "the plan's head is b" in (await deploy(cluster, head="b")).reason
@@ -119,8 +117,8 @@ async def test_a_deployment_that_can_not_be_is_refused_with_the_reason(folder: P
         assert "older" in (await deploy(cluster, Term(0, "z"))).reason
 
 
-async def test_logs_of_ended_deployments_go_those_of_live_ones_stay(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_only_logs_of_old_ended_deployments_are_deleted(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         logs = folder / "a/state/logs"
         for number in range(KEEP_DEPLOYMENTS + 10):
             (logs / f"old{number}").mkdir(parents=True)
@@ -131,14 +129,14 @@ async def test_logs_of_ended_deployments_go_those_of_live_ones_stay(folder: Path
         failed = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not failed.ok
         await until(lambda: len(list(logs.iterdir())) == KEEP_DEPLOYMENTS + 2)
-        names = {one.name for one in logs.iterdir()}
+        names = {path.name for path in logs.iterdir()}
         assert {"old0", "d"} <= names and "old9" not in names and "old10" in names
 
 
-async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_grants_expire_even_if_memory_cannot_be_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for module in (grants, memory_monitor):
         monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         agent = cluster.agents["a"]
         agent.grants.ledger._reservation_seconds = 1.0
         assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
@@ -156,8 +154,8 @@ async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, mon
         await until(lambda: agent.grants.memory._measured_at > before)
 
 
-async def test_the_record_is_kept_true_after_a_publication_that_failed(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_the_record_is_correct_after_a_failed_publication(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         view, real = cluster.views["a"], cluster.views["a"].update_me
         failed: list[int] = []
 
@@ -173,8 +171,8 @@ async def test_the_record_is_kept_true_after_a_publication_that_failed(folder: P
         await until(lambda: {grant.deployment for grant in view.me.grants} == {"d", "e"})
 
 
-async def test_builds_do_not_mix(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_commits_of_other_builds_or_heads_are_refused(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b2"))
         assert done == Done(False, "this node has llama.cpp b1, the head b2: builds must match")
@@ -182,8 +180,8 @@ async def test_builds_do_not_mix(folder: Path):
         assert not done.ok
 
 
-async def test_a_worker_that_does_not_start_frees_its_bytes(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_a_worker_that_fails_to_start_releases_its_memory(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not done.ok
@@ -192,7 +190,7 @@ async def test_a_worker_that_does_not_start_frees_its_bytes(folder: Path):
 
 
 async def test_a_draining_node_grants_nothing(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         cluster.views["a"].update_me(draining=True)
         refused = await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         assert "draining" in refused.reason
@@ -201,7 +199,7 @@ async def test_a_draining_node_grants_nothing(folder: Path):
 
 
 @pytest.mark.llama
-async def test_who_waits_is_told_until_it_is_ready_or_failed(folder: Path, llama: Llama, tiny: Model):
+async def test_the_wait_route_streams_states_until_ready_or_failed(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
         app = web.Application()
@@ -210,12 +208,15 @@ async def test_who_waits_is_told_until_it_is_ready_or_failed(folder: Path, llama
             assert (await client.get("/deployments/none/wait")).status == 404
             await cluster.deploy("d", plan(tiny, "a"))
             async with client.get("/deployments/d/wait") as reply:
-                told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
-            states = [one.state for one in told]
+                endpoints = [msgspec.json.decode(line, type=Endpoint) async for line in reply.content]
+            states = [endpoint.state for endpoint in endpoints]
             assert states[0] in (State.STARTING, State.LOADING)
             assert states[-1] is State.READY
-            assert [one.progress for one in told] == sorted(one.progress for one in told)
+            progress = [endpoint.progress for endpoint in endpoints]
+            assert progress == sorted(progress)
             cluster.agents["a"].deployments.fail("d", "for a test")
             async with client.get("/deployments/d/wait") as reply:
-                told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
-            assert [(one.state, one.reason) for one in told] == [(State.FAILED, "for a test")]
+                endpoints = [msgspec.json.decode(line, type=Endpoint) async for line in reply.content]
+            assert [(endpoint.state, endpoint.reason) for endpoint in endpoints] == [
+                (State.FAILED, "for a test")
+            ]

@@ -1,4 +1,4 @@
-"""Tensors come to a worker from its own disk or from several nodes, and only those that the head has."""
+"""A worker's tensor cache is filled from its own disk or from other nodes, with verified tensors only."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from tests.doubles import until
 
 DATA = bytes(range(256)) * 400
 SHAPE = (10, 10, 1, 1)
-TENSORS = tuple(WantedTensor(f"t{at}", 0, 1000 + at * 20_000, 20_000, 8, SHAPE) for at in range(4))
+TENSORS = tuple(WantedTensor(f"t{index}", 0, 1000 + index * 20_000, 20_000, 8, SHAPE) for index in range(4))
 SHA = hashlib.sha256(DATA).hexdigest()
 
 
-def asked(one: WantedTensor, hash: str, **other: Any) -> HeldHash:
+def held_hash(tensor: WantedTensor, hash: str, **other: Any) -> HeldHash:
     return HeldHash(
-        **{"name": one.name, "type": one.type, "shape": one.shape, "offset": 0, "hash": hash} | other
+        **{"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "offset": 0, "hash": hash} | other
     )
 
 
 @dataclass
 class Calls:
-    """What the head and other nodes answer: they have ``data``."""
+    """The calls of the head and other nodes, which have ``data``."""
 
     data: bytes = DATA
     sha: str = ""
@@ -50,7 +50,7 @@ class Calls:
     away: set[str] = field(default_factory=set)
     dies: bool = False
     old: bool = False
-    """The head is of a release that knows sha256 alone."""
+    """The head runs a release that only knows SHA-256."""
 
     async def call(self, node: str, method: str, request: Any, reply: type, *, timeout: float) -> Any:
         if node in self.away:
@@ -71,7 +71,7 @@ class Calls:
 
 @dataclass
 class Source:
-    """A node's files."""
+    """The files of a node."""
 
     name: str
     data: bytes = DATA
@@ -85,7 +85,7 @@ class Source:
         if self.hang:
             stop.pause(60)
         if self.broken:
-            raise SourceError(f"{self.name} broke off")
+            raise SourceError(f"{self.name} disconnected")
         stop.pause(0.002)
         self.given += end - start
         write(start, memoryview(self.data[start:end]))
@@ -108,19 +108,19 @@ class Bench:
         self.fills: list[CacheFill] = []
 
     def fill(self, local: Path | None = None, *sources: Source) -> CacheFill:
-        self.sources = {one.name: one for one in sources}
+        self.sources = {source.name: source for source in sources}
         request = FillCache("d1", "head", MODEL.digest, TENSORS, tuple(self.sources))
         model = Model("m", MODEL.digest, "folder", (str(local),), len(DATA), 0.0) if local else None
-        made = CacheFill(
+        fill = CacheFill(
             request,
             self.cache,
             model,
             self.calls,  # type: ignore[arg-type]
             lambda node, digest: self.sources[node],
         )
-        self.fills.append(made)
-        made.start()
-        return made
+        self.fills.append(fill)
+        fill.start()
+        return fill
 
     def found(self, name: str) -> bytes:
         file = self.worker / name
@@ -131,9 +131,9 @@ class Bench:
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
     monkeypatch.setattr(cache_fill, "_CHUNK", 3000)
-    made = Bench(tmp_path)
-    yield made
-    for fill in made.fills:
+    bench = Bench(tmp_path)
+    yield bench
+    for fill in bench.fills:
         await fill.close()
 
 
@@ -144,18 +144,18 @@ def copy(tmp_path: Path) -> Path:
     return file
 
 
-def bytes_of(one: WantedTensor, data: bytes = DATA) -> bytes:
-    return data[one.start : one.start + one.size]
+def bytes_of(tensor: WantedTensor, data: bytes = DATA) -> bytes:
+    return data[tensor.start : tensor.start + tensor.size]
 
 
-async def test_a_copy_that_does_not_answer_holds_up_no_end(
+async def test_a_hanging_read_does_not_delay_closing(
     bench: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, back = threading.Event(), threading.Event()
+    reading, release = threading.Event(), threading.Event()
 
     def hanging(*arguments: Any) -> None:
         reading.set()
-        back.wait()
+        release.wait()
 
     monkeypatch.setattr(cache_fill, "_copy_and_digest", hanging)
     monkeypatch.setattr(cache_fill, "_CLOSE_SECONDS", 0.05)
@@ -165,59 +165,59 @@ async def test_a_copy_that_does_not_answer_holds_up_no_end(
         async with asyncio.timeout(10):
             await fill.close()
     finally:
-        back.set()
+        release.set()
 
 
-async def test_a_copy_on_the_machine_is_offered_by_the_hash_that_is_asked_for(
-    bench: Bench, copy: Path
-) -> None:
+async def test_a_local_copy_is_offered_under_the_requested_hash(bench: Bench, copy: Path) -> None:
     fill = bench.fill(copy)
-    for at, one in enumerate(TENSORS):
-        await fill.offer(asked(one, f"{at:016x}"))
-        assert bench.found(f"{at:016x}") == bytes_of(one)
-    assert bench.calls.parts == len(TENSORS), "the head was asked what it has"
+    for index, tensor in enumerate(TENSORS):
+        await fill.offer(held_hash(tensor, f"{index:016x}"))
+        assert bench.found(f"{index:016x}") == bytes_of(tensor)
+    assert bench.calls.parts == len(TENSORS), "the head was asked for its digests"
     await fill.close()
     bench.cache.keep("d1", MODEL.digest)
     bench.cache.remove_folder("d1")
     assert bench.cache.make_folder("d1", 0) is not None
-    assert bench.cache.offered("d1", MODEL.digest).keys() == {tensor_key(one) for one in TENSORS}
+    assert bench.cache.offered("d1", MODEL.digest).keys() == {tensor_key(tensor) for tensor in TENSORS}
 
 
-async def test_what_is_in_the_cache_is_not_made_again(bench: Bench, copy: Path) -> None:
+async def test_cached_tensors_are_not_copied_again(bench: Bench, copy: Path) -> None:
     fill = bench.fill(copy)
-    await fill.offer(asked(TENSORS[0], "a" * 16))
+    await fill.offer(held_hash(TENSORS[0], "a" * 16))
     await fill.close()
     bench.cache.keep("d1", MODEL.digest)
     bench.cache.remove_folder("d1")
     bench.cache.make_folder("d1", 0)
     again = bench.fill(copy)
-    await again.offer(asked(TENSORS[0], "a" * 16))
-    await again.offer(asked(TENSORS[1], "b" * 16))
+    await again.offer(held_hash(TENSORS[0], "a" * 16))
+    await again.offer(held_hash(TENSORS[1], "b" * 16))
     assert not (bench.worker.parent / "fill" / "0").exists()
     assert bench.found("a" * 16) == bytes_of(TENSORS[0])
     assert bench.found("b" * 16) == bytes_of(TENSORS[1])
 
 
-async def test_a_large_tensor_is_copied_and_compared_in_pieces(
+async def test_a_large_tensor_is_copied_and_verified_in_parts(
     bench: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_fill, "LARGEST", 7000)
     fill = bench.fill(copy)
-    for one in TENSORS:
-        assert await fill.offer(asked(one, one.name[1] * 16))
-        assert bench.found(one.name[1] * 16) == bytes_of(one)
+    for tensor in TENSORS:
+        assert await fill.offer(held_hash(tensor, tensor.name[1] * 16))
+        assert bench.found(tensor.name[1] * 16) == bytes_of(tensor)
     assert bench.calls.parts == 3 * len(TENSORS)
 
 
 @pytest.mark.parametrize("old", [False, True])
-async def test_a_tensor_that_is_not_the_heads_is_not_offered(bench: Bench, copy: Path, old: bool) -> None:
+async def test_a_tensor_that_differs_from_the_heads_is_not_offered(
+    bench: Bench, copy: Path, old: bool
+) -> None:
     bench.calls.old = old
     other = bytearray(DATA)
     other[TENSORS[1].start + 5] ^= 1
     copy.write_bytes(other)  # noqa: ASYNC240
     fill = bench.fill(copy)
-    for one in TENSORS[:3]:
-        await fill.offer(asked(one, f"{one.name[1] * 16}"))
+    for tensor in TENSORS[:3]:
+        await fill.offer(held_hash(tensor, f"{tensor.name[1] * 16}"))
     assert bench.found("0" * 16) and bench.found("2" * 16) and not bench.found("1" * 16)
 
 
@@ -225,94 +225,92 @@ async def test_a_tensor_that_is_not_the_heads_is_not_offered(bench: Bench, copy:
     ("name", "known"),
     [(f"blobs/sha256-{SHA}", True), (f"blobs/{SHA}", True), (SHA, False), (f"blobs/{SHA[:40]}", False)],
 )
-async def test_files_of_one_sha256_are_not_read_again(
+async def test_files_with_a_known_sha256_are_not_verified_again(
     bench: Bench, tmp_path: Path, name: str, known: bool
 ) -> None:
-    """Those whose store names them by it: Ollama's, and large ones of Hugging Face's cache."""
+    """Ollama's blobs, and large files of the Hugging Face cache, have their SHA-256 as name."""
     blob, link = tmp_path / name, tmp_path / "model.gguf"
     blob.parent.mkdir(exist_ok=True)
     blob.write_bytes(DATA)
     link.symlink_to(blob)
     bench.calls.sha = SHA
     fill = bench.fill(link)
-    await fill.offer(asked(TENSORS[0], "0" * 16))
+    await fill.offer(held_hash(TENSORS[0], "0" * 16))
     assert bench.found("0" * 16) == bytes_of(TENSORS[0])
     assert (bench.calls.parts == 0) == known
 
 
-async def test_what_is_asked_for_in_other_words_is_left_to_the_head(bench: Bench, copy: Path) -> None:
+async def test_requests_that_differ_from_the_wanted_tensor_are_ignored(bench: Bench, copy: Path) -> None:
     fill = bench.fill(copy)
     for other in ({"type": 1}, {"shape": (5, 20, 1, 1)}, {"offset": 32}, {"name": "t9"}):
-        await fill.offer(asked(TENSORS[0], "0" * 16, **other))
-    await fill.offer(asked(TENSORS[0], "../../escape"))
+        await fill.offer(held_hash(TENSORS[0], "0" * 16, **other))
+    await fill.offer(held_hash(TENSORS[0], "../../escape"))
     assert not list(bench.worker.iterdir())
 
 
-async def test_several_nodes_give_their_parts(bench: Bench) -> None:
+async def test_several_nodes_send_parts(bench: Bench) -> None:
     head, other = Source("head"), Source("other")
     fill = bench.fill(None, head, other)
-    for one in TENSORS:
-        await fill.offer(asked(one, one.name[1] * 16))
-        assert bench.found(one.name[1] * 16) == bytes_of(one)
+    for tensor in TENSORS:
+        await fill.offer(held_hash(tensor, tensor.name[1] * 16))
+        assert bench.found(tensor.name[1] * 16) == bytes_of(tensor)
     assert head.given and other.given
-    assert head.given + other.given == sum(one.size for one in TENSORS)
+    assert head.given + other.given == sum(tensor.size for tensor in TENSORS)
 
 
-async def test_a_node_that_breaks_off_is_made_up_for(bench: Bench) -> None:
+async def test_other_nodes_replace_one_that_disconnects(bench: Bench) -> None:
     fill = bench.fill(None, Source("head", broken=True), Source("other"))
-    for one in TENSORS:
-        await fill.offer(asked(one, one.name[1] * 16))
-        assert bench.found(one.name[1] * 16) == bytes_of(one)
+    for tensor in TENSORS:
+        await fill.offer(held_hash(tensor, tensor.name[1] * 16))
+        assert bench.found(tensor.name[1] * 16) == bytes_of(tensor)
 
 
-async def test_what_a_node_gives_wrongly_is_not_offered(bench: Bench) -> None:
+async def test_wrong_data_of_a_node_is_not_offered(bench: Bench) -> None:
     fill = bench.fill(None, Source("head"), Source("other", data=bytes(len(DATA))))
-    for one in TENSORS:
-        await fill.offer(asked(one, one.name[1] * 16))
-        assert bench.found(one.name[1] * 16) in (b"", bytes_of(one))
+    for tensor in TENSORS:
+        await fill.offer(held_hash(tensor, tensor.name[1] * 16))
+        assert bench.found(tensor.name[1] * 16) in (b"", bytes_of(tensor))
 
 
-async def test_the_heads_cable_alone_is_no_gain(bench: Bench) -> None:
+async def test_nothing_is_fetched_from_the_head_alone(bench: Bench) -> None:
     head = Source("head")
     bench.calls.away = {"other"}
     fill = bench.fill(None, head, Source("other"))
-    await fill.offer(asked(TENSORS[0], "0" * 16))
+    await fill.offer(held_hash(TENSORS[0], "0" * 16))
     assert not head.given and not bench.found("0" * 16)
 
 
-async def test_nodes_that_send_nothing_are_not_waited_for(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nodes_that_send_nothing_time_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_fill, "PATIENCE", 0.05)
     fill = bench.fill(None, Source("head", hang=True), Source("other", hang=True))
     async with asyncio.timeout(5):
-        await fill.offer(asked(TENSORS[0], "0" * 16))
+        await fill.offer(held_hash(TENSORS[0], "0" * 16))
         await fill.close()
     assert not bench.found("0" * 16)
 
 
 @pytest.mark.parametrize("local", [True, False])
-async def test_a_head_that_dies_meanwhile_is_no_fault(
+async def test_a_dead_head_is_logged_without_an_error(
     bench: Bench, copy: Path, local: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "sollold.agent")
     bench.calls.dies = True
     fill = bench.fill(copy) if local else bench.fill(None, Source("head"), Source("other"))
-    await fill.offer(asked(TENSORS[0], "0" * 16))
+    await fill.offer(held_hash(TENSORS[0], "0" * 16))
     assert not bench.found("0" * 16)
-    assert [one.levelname for one in caplog.records] == ["INFO"]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
     assert "the worker's cache is not filled: " in caplog.text and "nothing listens there" in caplog.text
 
 
-async def test_a_head_that_can_not_be_asked_sends_all_itself(bench: Bench, copy: Path) -> None:
+async def test_an_unreachable_head_disables_the_fill(bench: Bench, copy: Path) -> None:
     bench.calls.away = {"head"}
     fill = bench.fill(copy)
-    await fill.offer(asked(TENSORS[0], "0" * 16))
+    await fill.offer(held_hash(TENSORS[0], "0" * 16))
     assert not bench.found("0" * 16)
     await until(lambda: fill._task is not None and fill._task.done())
 
 
-def test_a_file_that_is_too_short_is_not_copied(tmp_path: Path, copy: Path) -> None:
+def test_a_short_file_and_a_stopped_copy_raise(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(OSError, match="too short"):
         copy_bytes(str(copy), len(DATA) - 10, 20, tmp_path / "part", Stop())
     stopped = Stop()

@@ -1,4 +1,4 @@
-"""The head-to-be gets a file: from other nodes alone, while somebody waits for it, where there is room."""
+"""Fetching a model's file for a future head: only from other nodes, on request, if the disk has space."""
 
 from __future__ import annotations
 
@@ -23,110 +23,112 @@ TERM = Term(1, "l")
 
 
 @pytest.fixture
-async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ThreeNodes]:
+async def three_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ThreeNodes]:
     monkeypatch.setattr(PartialFile.__init__, "__defaults__", (PART,))
     monkeypatch.setattr(fetcher, "LEFT", 0)
-    three = ThreeNodes(tmp_path)
-    yield three
-    for node in three.nodes:
+    three_nodes = ThreeNodes(tmp_path)
+    yield three_nodes
+    for node in three_nodes.nodes:
         await node.close()
 
 
-def fetching(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
+def register_fetcher(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
     async def obey(caller: str, term: Term) -> str:
         return refusal
 
-    made = Fetcher(
+    fetcher_ = Fetcher(
         node.puller,
         lambda digest: node.catalogue.with_digest(digest) is not None,
         obey,
         node.catalogue.own,
         allowed,
     )
-    made.register(node.server)  # type: ignore[arg-type]
-    return made
+    fetcher_.register(node.server)  # type: ignore[arg-type]
+    return fetcher_
 
 
-async def order(three: ThreeNodes, digest: str) -> Fetched:
-    """What a says to b's order."""
-    b = three.nodes[1]
+async def order(three_nodes: ThreeNodes, digest: str) -> Fetched:
+    """The response of a to a fetch command of b."""
+    b = three_nodes.nodes[1]
     return await b.calls.call("a", "fetch", Fetch(TERM, "tiny:F16", digest), Fetched, timeout=1.0)
 
 
-async def until_told(three: ThreeNodes, digest: str, told: Callable[[Fetched], object]) -> Fetched:
-    """Order it again and again, as the leader does, until what a says is what is waited for."""
+async def order_until(
+    three_nodes: ThreeNodes, digest: str, condition: Callable[[Fetched], object]
+) -> Fetched:
+    """Repeat the command, as the leader does, until the response fulfils ``condition``; return it."""
     for _ in range(1000):
-        state = await order(three, digest)
-        if told(state):
+        state = await order(three_nodes, digest)
+        if condition(state):
             return state
         assert not state.failed and not state.done, state
         await asyncio.sleep(0.01)
-    raise AssertionError("it never said so")
+    raise AssertionError("the condition was never fulfilled")
 
 
-async def known(three: ThreeNodes) -> str:
-    """The digest of ``tiny``, which b has and a knows of."""
-    a = three.nodes[0]
-    await three.start()
+async def digest_of_tiny(three_nodes: ThreeNodes) -> str:
+    """Start the nodes; return the digest of ``tiny``, which b has and a sees."""
+    a = three_nodes.nodes[0]
+    await three_nodes.start()
     await until(lambda: a.library.find("tiny"))
     return a.library.find("tiny")[0][1].digest
 
 
-async def test_it_comes_and_the_leader_hears_how_far_it_is(three: ThreeNodes) -> None:
-    a, b, _ = three.nodes
+async def test_a_file_is_fetched_and_its_progress_reported(three_nodes: ThreeNodes) -> None:
+    a, b, _ = three_nodes.nodes
     path = big(b.folder / "m" / "tiny-F16.gguf")
-    fetching(a)
-    digest = await known(three)
+    register_fetcher(a)
+    digest = await digest_of_tiny(three_nodes)
     gate = asyncio.Event()
 
     async def wait(request: object) -> None:
         await gate.wait()
 
     b.server.fault = wait
-    assert await order(three, digest) == Fetched()
-    state = await until_told(three, digest, lambda state: state.total)
+    assert await order(three_nodes, digest) == Fetched()
+    state = await order_until(three_nodes, digest, lambda state: state.total)
     assert state == Fetched(completed=0, total=path.stat().st_size)
     gate.set()
-    await until_told(three, digest, lambda state: state.done)
+    await order_until(three_nodes, digest, lambda state: state.done)
     model = a.catalogue.with_digest(digest)
     assert model is not None and model.source == "own"
     assert await asyncio.to_thread(Path(model.files[0]).read_bytes) == path.read_bytes()
-    assert (await order(three, digest)).done, "and what is there is not fetched again"
+    assert (await order(three_nodes, digest)).done, "an existing model is not fetched again"
 
 
-async def test_what_nobody_asks_about_any_more_is_given_up(
-    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+async def test_a_fetch_without_further_requests_is_cancelled(
+    three_nodes: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetcher, "UNASKED_SECONDS", -1.0)
-    a, b, _ = three.nodes
+    a, b, _ = three_nodes.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
-    made = fetching(a)
-    digest = await known(three)
-    assert await order(three, digest) == Fetched()
-    (fetch,) = made._fetches.values()
+    fetcher_ = register_fetcher(a)
+    digest = await digest_of_tiny(three_nodes)
+    assert await order(three_nodes, digest) == Fetched()
+    (fetch,) = fetcher_._fetches.values()
     await until(lambda: fetch.failed)
-    await until(lambda: not a.puller._pulls, story=lambda: "it runs on behind it")
-    assert (await order(three, digest)).failed == "no request needs it any more"
+    await until(lambda: not a.puller._pulls, story=lambda: "the pull is still running")
+    assert (await order(three_nodes, digest)).failed == "no request needs it any more"
     assert a.catalogue.with_digest(digest) is None
 
 
-async def test_an_order_ends_it_at_once_and_what_has_come_is_kept(three: ThreeNodes) -> None:
-    a, b, _ = three.nodes
+async def test_a_stop_command_ends_a_fetch_at_once(three_nodes: ThreeNodes) -> None:
+    a, b, _ = three_nodes.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
-    made = fetching(a)
-    digest = await known(three)
+    fetcher_ = register_fetcher(a)
+    digest = await digest_of_tiny(three_nodes)
 
     async def hang(request: object) -> None:
         await asyncio.Event().wait()
 
     b.server.fault = hang
-    await until_told(three, digest, lambda state: state.total)
+    await order_until(three_nodes, digest, lambda state: state.total)
     stop = Fetch(TERM, "tiny:F16", digest, stop=True)
-    told = await b.calls.call("a", "fetch", stop, Fetched, timeout=1.0)
-    assert told.failed == "its load was cancelled"
-    assert not made._fetches and not a.puller._pulls
+    response = await b.calls.call("a", "fetch", stop, Fetched, timeout=1.0)
+    assert response.failed == "its load was cancelled"
+    assert not fetcher_._fetches and not a.puller._pulls
     assert (await b.calls.call("a", "fetch", stop, Fetched, timeout=1.0)).failed
-    assert not made._fetches, "a stop begins nothing"
+    assert not fetcher_._fetches, "a stop starts no fetch"
 
 
 @pytest.mark.parametrize(
@@ -137,20 +139,25 @@ async def test_an_order_ends_it_at_once_and_what_has_come_is_kept(three: ThreeNo
         (0, True, "the term is over", "the term is over"),
     ],
 )
-async def test_a_node_may_refuse(
-    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, left: int, allowed: bool, refusal: str, words: str
+async def test_a_node_can_refuse_to_fetch(
+    three_nodes: ThreeNodes,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int,
+    allowed: bool,
+    refusal: str,
+    words: str,
 ) -> None:
     monkeypatch.setattr(fetcher, "LEFT", left)
-    a, b, _ = three.nodes
+    a, b, _ = three_nodes.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
-    fetching(a, allowed=allowed, refusal=refusal)
-    digest = await known(three)
-    assert words in (await order(three, digest)).failed
+    register_fetcher(a, allowed=allowed, refusal=refusal)
+    digest = await digest_of_tiny(three_nodes)
+    assert words in (await order(three_nodes, digest)).failed
     assert not unfinished(a)
 
 
-class Endless:
-    """Fetches models of 10 GiB each, and never ends."""
+class EndlessPuller:
+    """A puller of models of 10 GiB each that never finishes."""
 
     def __init__(self, *steps: dict[str, Any], error: Exception | None = None) -> None:
         self.steps = steps
@@ -167,36 +174,38 @@ class Endless:
         await asyncio.Event().wait()
 
 
-async def alone(puller: Endless, folder: Path) -> AsyncIterator[Callable[[str], Awaitable[Fetched]]]:
+async def fetch_of(puller: EndlessPuller, folder: Path) -> AsyncIterator[Callable[[str], Awaitable[Fetched]]]:
     async def obey(caller: str, term: Term) -> str:
         return ""
 
-    made = Fetcher(puller, lambda digest: False, obey, folder, True)
-    yield lambda name: made._fetch("l", Fetch(TERM, name, name))
-    await made.close()
+    fetcher_ = Fetcher(puller, lambda digest: False, obey, folder, True)
+    yield lambda name: fetcher_._fetch("l", Fetch(TERM, name, name))
+    await fetcher_.close()
 
 
-async def test_what_another_fetch_will_write_is_not_there_for_a_second(
+async def test_space_reserved_by_a_fetch_is_not_available_to_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetcher, "_free", lambda folder: 16 * GIB)
-    async for fetch in alone(Endless({"digest": "x", "total": 10 * GIB, "completed": 4 * GIB}), tmp_path):
+    async for fetch in fetch_of(
+        EndlessPuller({"digest": "x", "total": 10 * GIB, "completed": 4 * GIB}), tmp_path
+    ):
         assert not (await fetch("one")).failed
         assert (await fetch("two")).failed == "its disk has no space for two"
-        heard = Fetched()
-        while not heard.completed:
+        state = Fetched()
+        while not state.completed:
             await asyncio.sleep(0)
-            heard = await fetch("one")
+            state = await fetch("one")
         monkeypatch.setattr(fetcher, "_free", lambda folder: 20 * GIB)
-        assert "no space" in (await fetch("two")).failed, "6 of 20 GiB are the first one's, 5 stay free"
+        assert "no space" in (await fetch("two")).failed, "6 of 20 GiB belong to the first, 5 stay free"
         monkeypatch.setattr(fetcher, "_free", lambda folder: 21 * GIB)
         assert not (await fetch("two")).failed
         monkeypatch.setattr(fetcher, "_free", lambda folder: 99 * GIB)
         assert (await fetch("three")).failed == "other models are being downloaded here"
 
 
-async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) -> None:
-    async for fetch in alone(Endless(error=RuntimeError("no thread left")), tmp_path):
+async def test_an_internal_error_is_reported_as_such(tmp_path: Path) -> None:
+    async for fetch in fetch_of(EndlessPuller(error=RuntimeError("no thread left")), tmp_path):
         states = [await fetch("one")]
         while not states[-1].failed:
             await asyncio.sleep(0)
@@ -204,15 +213,15 @@ async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) ->
         assert states[-1].failed == "internal error: no thread left"
 
 
-async def test_it_comes_from_nodes_and_from_nowhere_else(three: ThreeNodes) -> None:
-    a, b, _ = three.nodes
+async def test_files_are_fetched_only_from_nodes(three_nodes: ThreeNodes) -> None:
+    a, b, _ = three_nodes.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
-    made = fetching(a)
-    digest = await known(three)
-    assert "does not know yet" in (await order(three, "0" * 64)).failed
+    fetcher_ = register_fetcher(a)
+    digest = await digest_of_tiny(three_nodes)
+    assert "does not know yet" in (await order(three_nodes, "0" * 64)).failed
     a.ollama = "http://127.0.0.1:9"
     a.calls.cut.add("b")
-    await order(three, digest)
-    state = await until_told(three, digest, lambda state: state.failed)
+    await order(three_nodes, digest)
+    state = await order_until(three_nodes, digest, lambda state: state.failed)
     assert "could not be reached" in state.failed and "Ollama" not in state.failed
-    await made.close()
+    await fetcher_.close()

@@ -1,4 +1,4 @@
-"""The owner's shell: the newest term on disk before any answer, and a measurement that hangs."""
+"""The owner's grants: the term is saved before a response; hanging disks and measurements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sollold.settings.schema import MIB
 from tests.agent_cluster import AgentCluster, running_agents
 from tests.doubles import until
 
-NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 
 
 @pytest.fixture
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The disk takes nothing until the event is set."""
+    """Writes block until the event is set."""
     ready = threading.Event()
     write = term_file.write_whole
 
@@ -42,7 +42,7 @@ def reserve(cluster: AgentCluster, term: Term, deployment: str) -> asyncio.Task[
     return asyncio.create_task(cluster.call(term.leader, "a", "reserve", request))
 
 
-async def test_terms_that_come_at_once_are_kept_and_the_newest_stays(folder: Path):
+async def test_concurrent_writes_keep_the_newest_term(folder: Path):
     file = TermFile(folder)
     for turn in range(1, 25):
         terms = [Term(turn, "k"), Term(turn, "l"), Term(turn, "m")]
@@ -51,10 +51,8 @@ async def test_terms_that_come_at_once_are_kept_and_the_newest_stays(folder: Pat
     assert await asyncio.to_thread(lambda: [path.name for path in folder.iterdir()]) == ["term.json"]
 
 
-async def test_no_command_of_a_new_term_is_answered_before_the_term_is_on_disk(
-    folder: Path, slow_disk: threading.Event
-):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_a_command_is_answered_only_after_its_term_is_saved(folder: Path, slow_disk: threading.Event):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         first = reserve(cluster, Term(9, "l"), "d")
         await until(lambda: cluster.agents["a"].grants.ledger.term == Term(9, "l"))
         second = reserve(cluster, Term(9, "l"), "e")
@@ -66,24 +64,22 @@ async def test_no_command_of_a_new_term_is_answered_before_the_term_is_on_disk(
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 
 
-async def test_time_in_which_the_daemon_was_stopped_ends_no_grant(folder: Path):
-    async with running_agents(folder, NOBODY, "a") as cluster:
+async def test_a_suspension_of_the_daemon_expires_no_grant(folder: Path):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         assert (await reserve(cluster, Term(9, "l"), "d")).ok
-        held = cluster.agents["a"].grants
-        # Ten minutes went by since it last looked at the clock.
-        held._clock_read -= 600.0
-        held.ledger.postpone(-600.0)
-        held._apply(held.ledger.expire(held._now()))
-        assert held.ledger.holds("d")
-        # It ran all the while, and nobody committed.
-        held.ledger.postpone(-600.0)
-        held._apply(held.ledger.expire(held._now()))
-        assert not held.ledger.holds("d")
+        owner = cluster.agents["a"].grants
+        # The process was suspended for ten minutes.
+        owner._clock_read -= 600.0
+        owner.ledger.postpone(-600.0)
+        owner._apply(owner.ledger.expire(owner._now()))
+        assert owner.ledger.holds("d")
+        # The process ran, but nobody committed.
+        owner.ledger.postpone(-600.0)
+        owner._apply(owner.ledger.expire(owner._now()))
+        assert not owner.ledger.holds("d")
 
 
-async def test_who_gives_up_does_not_end_the_write_that_others_wait_for(
-    folder: Path, slow_disk: threading.Event
-):
+async def test_a_cancelled_write_does_not_cancel_those_of_others(folder: Path, slow_disk: threading.Event):
     file = TermFile(folder)
     first = asyncio.create_task(file.keep(Term(3, "l")))
     second = asyncio.create_task(file.keep(Term(4, "l")))
@@ -94,13 +90,13 @@ async def test_who_gives_up_does_not_end_the_write_that_others_wait_for(
     assert TermFile(folder).read() == Term(4, "l")
 
 
-async def test_after_a_write_that_failed_the_term_is_still_to_be_written(
+async def test_a_failed_write_of_the_term_is_repeated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    async with running_agents(folder, NOBODY, "a") as cluster:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         with monkeypatch.context() as patch:
             patch.setattr(term_file, "write_whole", full)
             for deployment in ("d", "e"):
@@ -113,56 +109,54 @@ async def test_after_a_write_that_failed_the_term_is_still_to_be_written(
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 
 
-async def test_a_measurement_that_hangs_does_not_keep_a_node_from_its_start(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_hanging_measurement_does_not_delay_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
     monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
-    go_on = threading.Event()
+    release = threading.Event()
     measure = DeviceMeter.measure
 
     def hang(meter: DeviceMeter) -> object:
-        assert go_on.wait(30)
+        assert release.wait(30)
         return measure(meter)
 
     monkeypatch.setattr(DeviceMeter, "measure", hang)
     try:
-        async with asyncio.timeout(20), running_agents(folder, NOBODY, "a") as cluster:
+        async with asyncio.timeout(20), running_agents(folder, MISSING_LLAMA, "a") as cluster:
             assert cluster.views["a"].me.build == "b1"
             assert not (await reserve(cluster, Term(9, "l"), "d")).ok
-            go_on.set()
+            release.set()
             await until(lambda: cluster.views["a"].me.devices != ())
             assert (await reserve(cluster, Term(9, "l"), "d")).ok
     finally:
-        go_on.set()
+        release.set()
 
 
-async def test_a_measurement_that_hangs_stops_no_expiry_and_grants_nothing(
+async def test_a_hanging_measurement_stops_grants_but_not_expiry(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(grants, "MEASURE_SECONDS", 0.2)
     monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
-    hanging, go_on = threading.Event(), threading.Event()
-    async with running_agents(folder, NOBODY, "a") as cluster:
-        one = cluster.agents["a"].grants
-        measure = one.memory._meter.measure
+    hanging, release = threading.Event(), threading.Event()
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
+        owner = cluster.agents["a"].grants
+        measure = owner.memory._meter.measure
 
         def hang() -> object:
             hanging.set()
-            assert go_on.wait(30)
+            assert release.wait(30)
             return measure()
 
-        monkeypatch.setattr(one.ledger, "_reservation_seconds", 1.0)
+        monkeypatch.setattr(owner.ledger, "_reservation_seconds", 1.0)
         try:
             assert (await reserve(cluster, Term(9, "l"), "d")).ok
             monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
-            monkeypatch.setattr(one.memory._meter, "measure", hang)
+            monkeypatch.setattr(owner.memory._meter, "measure", hang)
             await until(hanging.is_set)
-            await until(lambda: not one.ledger.grants(), 5.0)
+            await until(lambda: not owner.ledger.grants(), 5.0)
             refused = await asyncio.wait_for(reserve(cluster, Term(9, "l"), "e"), 5.0)
             assert not refused.ok
             assert "can't be measured" in refused.reason
         finally:
-            go_on.set()
-        await until(lambda: one.memory._measuring is None or one.memory._measuring.done())
+            release.set()
+        await until(lambda: owner.memory._measuring is None or owner.memory._measuring.done())
         assert (await reserve(cluster, Term(9, "l"), "f")).ok

@@ -38,7 +38,7 @@ def commit(deployment: str = "d") -> Commit:
     return Commit(deployment, "head", ("CPU",), "b1")
 
 
-def test_reasons_name_the_nodes():
+def test_reasons_contain_node_names():
     book = ledger(name=lambda node: node and f"pc-{node}")
     book.reserve(ask(), 0.0)
     assert book.commit(commit(), 1.0)[0].ok
@@ -51,7 +51,7 @@ def test_reasons_name_the_nodes():
     assert KillWorker("e", "released by pc-head") in book.release(Release(T1, "e", "head"), "head", 1003.0)[1]
 
 
-def test_reserve_commit_release_and_every_byte_is_back():
+def test_a_released_grant_returns_its_memory_once_the_worker_ended():
     book = ledger()
     reserved, actions = book.reserve(ask(size=600), 0.0)
     assert reserved.ok
@@ -68,7 +68,7 @@ def test_reserve_commit_release_and_every_byte_is_back():
     assert book.available("CPU") == 1000
 
 
-def test_no_more_than_there_is_and_the_refusal_has_the_arithmetic():
+def test_a_refusal_states_the_requested_and_available_memory():
     book = ledger(device(total=4 * 1024**3))
     refused, _ = book.reserve(ask(size=5 * 1024**3), 0.0)
     assert not refused.ok
@@ -77,7 +77,7 @@ def test_no_more_than_there_is_and_the_refusal_has_the_arithmetic():
     assert book.grants() == ()
 
 
-def test_all_or_nothing_over_devices():
+def test_a_reservation_over_devices_is_atomic():
     book = ledger(device("CUDA0"), device("CUDA1"))
     refused, _ = book.reserve(Reserve(T1, "d", "head", {"CUDA0": 500, "CUDA1": 1001}), 0.0)
     assert not refused.ok
@@ -85,7 +85,7 @@ def test_all_or_nothing_over_devices():
 
 
 @pytest.mark.parametrize("name", ["", "..", "../../home", "/home/me", "a/b", "a\0b", ".", "x" * 201, "-"])
-def test_an_id_that_could_lead_out_of_our_folders_gets_nothing(name: str):
+def test_ids_that_are_unsafe_as_file_names_are_refused(name: str):
     book = ledger()
     refused, _ = book.reserve(ask(name), 0.0)
     assert not refused.ok and "id" in refused.reason
@@ -93,11 +93,11 @@ def test_an_id_that_could_lead_out_of_our_folders_gets_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", ["llama-3-1-70b-0a1b2c3d", "d_1", "模型-0a1b2c3d"])
-def test_the_ids_that_leaders_give_are_good(name: str):
+def test_ids_of_leaders_are_accepted(name: str):
     assert ledger().reserve(ask(name), 0.0)[0].ok
 
 
-def test_node_limit_spans_devices():
+def test_the_node_limit_applies_to_all_devices_together():
     book = ledger(device("CUDA0"), device("CUDA1"), node_limit=1200)
     assert book.reserve(Reserve(T1, "d", "head", {"CUDA0": 900}), 0.0)[0].ok
     assert book.available("CUDA1") == 300
@@ -117,15 +117,15 @@ def test_other_programs_and_the_reserve_are_respected():
     assert book.available("CPU") == 400
     assert book.reserve(ask(size=300), 0.0)[0].ok
     assert book.available("CPU") == 100
-    # The engine has allocated 250 of its 300 by now, and another program took 50.
+    # The engine has allocated 250 of its 300, and another program 50.
     book.measured(MeasuredMemory((device(free=200),), {"d": {"CPU": 250}}, {"CPU": 100}))
     assert book.available("CPU") == 50
-    # More allocated than was granted is no gain for anybody.
+    # Allocating more than granted does not increase the available memory.
     book.measured(MeasuredMemory((device(free=100),), {"d": {"CPU": 400}}, {"CPU": 100}))
     assert book.available("CPU") == 0
 
 
-def test_a_pool_is_one_memory():
+def test_devices_of_a_pool_share_memory():
     book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
     assert book.reserve(ask(size=700, on="Vulkan0"), 0.0)[0].ok
     assert book.available("CPU") == 300
@@ -133,12 +133,12 @@ def test_a_pool_is_one_memory():
     assert not refused.ok
 
 
-def test_what_a_pool_has_given_counts_whoever_of_its_members_was_named():
+def test_usage_of_a_pool_counts_for_all_its_devices():
     book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
     book.reserve(ask(size=700, on="Vulkan0"), 0.0)
     shared = (device("CPU", free=400, pool="ram"), device("Vulkan0", free=400, pool="ram"))
     book.measured(MeasuredMemory(shared, {"d": {"CPU": 600}}))
-    assert {one.id: one.available for one in book.devices()} == {"CPU": 300, "Vulkan0": 300}
+    assert {device.id: device.available for device in book.devices()} == {"CPU": 300, "Vulkan0": 300}
 
 
 def test_a_reservation_expires_and_a_late_commit_is_refused():
@@ -153,7 +153,7 @@ def test_a_reservation_expires_and_a_late_commit_is_refused():
     assert not book.holds("e")
 
 
-def test_a_grant_lives_while_its_head_renews():
+def test_a_grant_expires_without_renewals():
     book = ledger()
     book.reserve(ask(), 0.0)
     book.commit(commit(), 1.0)
@@ -167,7 +167,7 @@ def test_a_grant_lives_while_its_head_renews():
     assert not book.live("d")
 
 
-def test_only_its_head_commits_and_renews():
+def test_only_the_head_can_commit_and_renew():
     book = ledger()
     book.reserve(ask(), 0.0)
     assert not book.commit(replace(commit(), head="thief"), 0.0)[0].ok
@@ -175,7 +175,7 @@ def test_only_its_head_commits_and_renews():
     assert not book.renew(Renew("d", "thief"), 1.0)[0].ok
 
 
-def test_an_old_leader_is_not_obeyed_but_a_head_always_releases_its_own():
+def test_commands_of_an_old_term_are_refused_except_releases_by_the_head():
     book = ledger()
     book.reserve(ask(term=Term(5, "b")), 0.0)
     book.commit(commit(), 0.0)
@@ -200,13 +200,13 @@ def test_commands_are_idempotent():
     assert book.available("CPU") == 400
     for _ in range(3):
         assert book.release(Release(T1, "d", "head"), "head", 2.0)[0].ok
-    assert not book.reserve(ask(size=600), 2.0)[0].ok, "not while the old worker is dying"
+    assert not book.reserve(ask(size=600), 2.0)[0].ok, "the old worker is still ending"
     book.ended("d")
     book.ended("d")
     assert book.release(Release(T1, "d", "head"), "head", 2.0)[0].ok
 
 
-def test_a_reservation_can_be_replaced_but_is_kept_when_the_new_one_does_not_fit():
+def test_a_reservation_is_replaced_only_if_the_new_one_fits():
     book = ledger()
     book.reserve(ask(size=600), 0.0)
     assert not book.reserve(ask(size=1600), 0.0)[0].ok
@@ -215,7 +215,7 @@ def test_a_reservation_can_be_replaced_but_is_kept_when_the_new_one_does_not_fit
     assert book.bytes_of("d") == {"CPU": 900}
 
 
-def test_nothing_is_granted_before_the_last_run_is_cleared_up():
+def test_nothing_is_granted_before_reconciliation():
     book = Ledger()
     book.measured(MeasuredMemory((device(),)))
     assert not book.reserve(ask(), 0.0)[0].ok
@@ -223,14 +223,14 @@ def test_nothing_is_granted_before_the_last_run_is_cleared_up():
     assert book.reserve(ask(), 0.0)[0].ok
 
 
-def test_a_draining_node_takes_nothing_new():
+def test_a_draining_node_refuses_reservations():
     book = ledger()
     book.draining = True
     assert "draining" in book.reserve(ask(), 0.0)[0].reason
 
 
-class Owners(RuleBasedStateMachine):
-    """Any commands, from any leader and head, in any order, with any measurements between."""
+class LedgerMachine(RuleBasedStateMachine):
+    """Random commands of leaders and heads, with random measurements in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Owners(RuleBasedStateMachine):
         )
         self.book.measured(MeasuredMemory(tuple(devices)))
 
-    def took(self, actions: tuple[Action, ...]) -> None:
+    def apply(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             if isinstance(action, KillWorker):
                 self.dying.add(action.deployment)
@@ -269,7 +269,7 @@ class Owners(RuleBasedStateMachine):
         before = {key: self.book.available(key) for key in self.totals}
         known = self.book.holds(name)
         reserved, actions = self.book.reserve(Reserve(term, name, head, sizes), self.now)
-        self.took(actions)
+        self.apply(actions)
         assert not (old and reserved.ok)
         if reserved.ok and not known:
             assert all(size <= before[key] for key, size in sizes.items())
@@ -278,21 +278,21 @@ class Owners(RuleBasedStateMachine):
     def commit(self, name: str, head: str) -> None:
         owner = next((g.head for g in self.book.grants() if g.deployment == name), head)
         done, actions = self.book.commit(Commit(name, head, (), "b"), self.now)
-        self.took(actions)
+        self.apply(actions)
         assert not (done.ok and owner != head)
 
     @rule(name=names, head=heads)
     def renew(self, name: str, head: str) -> None:
-        self.took(self.book.renew(Renew(name, head), self.now)[1])
+        self.apply(self.book.renew(Renew(name, head), self.now)[1])
 
     @rule(term=terms, name=names, caller=heads)
     def release(self, term: Term, name: str, caller: str) -> None:
-        self.took(self.book.release(Release(term, name, caller), caller, self.now)[1])
+        self.apply(self.book.release(Release(term, name, caller), caller, self.now)[1])
 
     @rule(step=st.floats(0, 20))
     def wait(self, step: float) -> None:
         self.now += step
-        self.took(self.book.expire(self.now))
+        self.apply(self.book.expire(self.now))
 
     @rule()
     def die(self) -> None:
@@ -305,7 +305,7 @@ class Owners(RuleBasedStateMachine):
         self.measure(others)
 
     @invariant()
-    def never_more_than_there_is(self) -> None:
+    def grants_stay_within_limits(self) -> None:
         granted = dict.fromkeys(self.totals, 0)
         for grant in self.book.grants():
             granted[grant.device] += grant.bytes
@@ -315,52 +315,52 @@ class Owners(RuleBasedStateMachine):
         assert sum(granted.values()) <= 1500
 
     @invariant()
-    def the_record_agrees(self) -> None:
+    def devices_agree_with_grants(self) -> None:
         for known in self.book.devices():
             assert known.granted == sum(g.bytes for g in self.book.grants() if g.device == known.id)
             assert 0 <= known.available <= known.limit - known.granted
 
     @invariant()
-    def what_ends_is_known(self) -> None:
+    def ending_deployments_are_being_killed(self) -> None:
         ending = {g.deployment for g in self.book.grants() if not self.book.live(g.deployment)}
         assert ending <= self.dying
 
     @invariant()
-    def terms_only_rise(self) -> None:
+    def the_newest_term_is_persisted(self) -> None:
         assert self.book.term == self.newest
 
 
-Owners.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
-TestOwners = Owners.TestCase
+LedgerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+TestLedgerMachine = LedgerMachine.TestCase
 
 
-def plain(name: str = "pc:50052", total: int = 1000) -> Device:
+def external(name: str = "pc:50052", total: int = 1000) -> Device:
     return Device(name, Kind.EXTERNAL, name, total, total, total, 0, 0)
 
 
-def test_a_plain_worker_is_one_deployments_at_a_time_with_all_its_devices():
-    book = ledger(device(), plain("pc:50052#1/2"), plain("pc:50052#2/2"), plain("pc:50053"))
+def test_an_external_worker_serves_one_deployment_with_all_its_devices():
+    book = ledger(device(), external("pc:50052#1/2"), external("pc:50052#2/2"), external("pc:50053"))
     assert book.reserve(ask("d", 100, on="pc:50052#1/2"), 0.0)[0].ok
-    assert [book.available(one) for one in ("pc:50052#1/2", "pc:50052#2/2", "pc:50053")] == [0, 0, 1000]
+    assert [book.available(device) for device in ("pc:50052#1/2", "pc:50052#2/2", "pc:50053")] == [0, 0, 1000]
     refused, _ = book.reserve(ask("e", 100, on="pc:50052#2/2"), 0.0)
     assert not refused.ok and "one deployment at a time, and d has it" in refused.reason
     book.release(Release(T1, "d", "head"), "head", 1.0)
     assert book.reserve(ask("e", 100, on="pc:50052#2/2"), 1.0)[0].ok
 
 
-def test_the_nodes_limit_does_not_count_what_is_elsewhere():
-    book = ledger(device(), plain(), node_limit=300)
+def test_the_node_limit_excludes_external_workers():
+    book = ledger(device(), external(), node_limit=300)
     assert book.reserve(ask("far", 900, on="pc:50052"), 0.0)[0].ok
     assert book.available("CPU") == 300
     assert book.reserve(ask("near", 300), 0.0)[0].ok
     assert not book.reserve(ask("more", 1), 0.0)[0].ok
 
 
-def test_what_others_have_mapped_is_not_granted_though_it_counts_as_free():
+def test_memory_mapped_by_others_is_not_granted():
     book = ledger()
     book.measured(MeasuredMemory((device(free=900),), taken={"CPU": 500}))
     assert book.available("CPU") == 400
     assert not book.reserve(ask("d", 401), 0.0)[0].ok
     assert book.reserve(ask("d", 400), 0.0)[0].ok
     book.measured(MeasuredMemory((device(free=900),)))
-    assert book.available("CPU") == 500, "it was unloaded"
+    assert book.available("CPU") == 500, "the other program released it"

@@ -1,4 +1,4 @@
-"""Files are read ahead of a worker, and not too far."""
+"""Reading tensor files ahead of a worker, within a window."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from sollold.agent.read_ahead import ReadAhead
 
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that the system was told of, in order."""
-    told: list[str] = []
+    """The names of the files passed to posix_fadvise, in order."""
+    names: list[str] = []
 
     def fadvise(handle: int, start: int, length: int, advice: int) -> None:
         assert (start, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
-        told.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
 
     monkeypatch.setattr(os, "posix_fadvise", fadvise)
-    return told
+    return names
 
 
 def files(folder: Path) -> dict[str, Path]:
-    made = {}
+    paths = {}
     for name in "abcdef":
-        made[f"tensor {name}"] = folder / name
+        paths[f"tensor {name}"] = folder / name
         (folder / name).write_bytes(bytes(100))
-    return made
+    return paths
 
 
 def test_a_window_of_bytes_is_read_ahead(tmp_path: Path, advised: list[str]) -> None:
@@ -40,15 +40,15 @@ def test_a_window_of_bytes_is_read_ahead(tmp_path: Path, advised: list[str]) -> 
     ahead.reached("another model's")
     ahead.reached("tensor a")
     assert advised == ["a", "b", "c"]
-    # What the worker has read already is not read for it.
+    # Files that the worker has already read are skipped.
     ahead.reached("tensor e")
     assert advised == ["a", "b", "c", "f"]
     ahead.reached("tensor f")
     assert advised == ["a", "b", "c", "f"]
 
 
-def test_a_file_that_is_gone_hinders_no_other(tmp_path: Path, advised: list[str]) -> None:
-    made = files(tmp_path)
-    made["tensor a"].unlink()
-    ReadAhead(made, window=150).reached("")
+def test_a_missing_file_is_skipped(tmp_path: Path, advised: list[str]) -> None:
+    paths = files(tmp_path)
+    paths["tensor a"].unlink()
+    ReadAhead(paths, window=150).reached("")
     assert advised == ["b", "c"]
