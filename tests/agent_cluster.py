@@ -29,6 +29,8 @@ from sollold.settings.schema import MIB, LlamaSettings, NodeSettings, ServingSet
 from tests.doubles import FakeView, World, until
 
 TERM = Term(1, "l")
+MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+"""For agents that load no model."""
 
 
 class Server:

@@ -22,10 +22,9 @@ from sollold.engines.llamacpp.process_log import KEEP_DEPLOYMENTS
 from sollold.machine.device import Device, Kind
 from sollold.models.model import Model
 from sollold.settings.schema import GIB, MIB
-from tests.agent_cluster import TERM, AgentCluster, plan, running_agents
+from tests.agent_cluster import MISSING_LLAMA, TERM, AgentCluster, plan, running_agents
 from tests.doubles import until
 
-MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 
 

@@ -13,13 +13,10 @@ from sollold.agent import grants, memory_monitor, term_file
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Reserve, Reserved
-from sollold.engines.install.find import Llama
 from sollold.machine.devices import DeviceMeter
 from sollold.settings.schema import MIB
-from tests.agent_cluster import AgentCluster, running_agents
+from tests.agent_cluster import MISSING_LLAMA, AgentCluster, running_agents
 from tests.doubles import until
-
-MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 
 
 @pytest.fixture
