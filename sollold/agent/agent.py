@@ -162,11 +162,11 @@ class Agent:
         await asyncio.to_thread(remove_leftovers, self._keys)
         await asyncio.to_thread(self._prompts.open)
         self._publisher.publish()
-        self._unsubscribe = self._view.subscribe(self._look)
+        self._unsubscribe = self._view.subscribe(self._view_changed)
         self._tasks = [
             asyncio.create_task(self.grants.run(), name="grants"),
             asyncio.create_task(self._publisher.run(), name="publishing"),
-            asyncio.create_task(self._unloading(), name="unloading"),
+            asyncio.create_task(self._unload_idle(), name="unloading"),
         ]
         for task in self._tasks:
             task.add_done_callback(_must_not_end)
@@ -310,12 +310,12 @@ class Agent:
 
     # Internal
 
-    def _look(self) -> None:
+    def _view_changed(self) -> None:
         """Handle a change in the cluster."""
         self._stale_grants.release_stale()
         self.deployments.check_participants()
 
-    async def _unloading(self) -> None:
+    async def _unload_idle(self) -> None:
         """Unload what has been idle for too long; forget old failures."""
         retrying = LogAndRetry("the unloading of idle models", log)
         while True:

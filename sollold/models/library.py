@@ -83,11 +83,11 @@ class Library:
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
-        self._meant: dict[str, Resolved] = {}
+        self._resolved: dict[str, Resolved] = {}
         """Cached results of `resolve` for the models known now."""
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: dict[str, Shape] = {}
-        self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
+        self._merged_lists: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
         self._subscribers = Subscribers("the models of the cluster")
         server.method("shape", ShapeRequest, self._answer_shape)
         server.method("metadata", MetadataRequest, self._answer_metadata)
@@ -99,7 +99,7 @@ class Library:
     def use_aliases(self, aliases: Mapping[str, str]) -> None:
         """Replace the user's aliases."""
         self._aliases = dict(aliases)
-        self._meant.clear()
+        self._resolved.clear()
 
     def all(self) -> tuple[Listed, ...]:
         """Return every model once, sorted by name.
@@ -107,11 +107,11 @@ class Library:
         Different content under a name that is already taken is distinguished by its tag
         (`sollold.models.listing.merge`).
         """
-        return tuple(self._shelves()[0].values())
+        return tuple(self._merged()[0].values())
 
     def resolve(self, name: str) -> Resolved:
         """Resolve a caller's name to a model."""
-        return self._or_away(self._here(name))
+        return self._with_offline(self._resolve_live(name))
 
     async def awaited(self, name: str) -> Resolved:
         """Resolve a name, but wait before reporting that there is no such model.
@@ -139,18 +139,18 @@ class Library:
         listed = self.get(name)
         if listed is None:
             resolved = await self.awaited(name)
-            listed = self._shelves()[0].get(resolved.name)
+            listed = self._merged()[0].get(resolved.name)
             if listed is None:
                 raise unresolved(resolved)
         return listed
 
     def get(self, name: str) -> Listed | None:
         """Return the model that a caller means by ``name``, or None unless it is exactly one."""
-        return self._shelves()[0].get(self._here(name).name)
+        return self._merged()[0].get(self._resolve_live(name).name)
 
     def exact(self, name: str) -> Resolved:
         """Resolve ``name`` without guessing (only aliases and case), for models to be pulled or deleted."""
-        return self._or_away(exact(name, self._shelves()[0], self._aliases))
+        return self._with_offline(exact(name, self._merged()[0], self._aliases))
 
     def behind_alias(self, name: str) -> str:
         """Return the target if ``name`` is an alias in this node's settings, else an empty string."""
@@ -159,14 +159,14 @@ class Library:
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
         """Like `find`, for a name exactly as in `all`."""
-        return self._shelves()[1].get(listed, ())
+        return self._merged()[1].get(listed, ())
 
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
         """Return (node, model) for each live node that has the content; each model has its node's own paths.
 
         Empty when the name is not exactly one model; `resolve` says why.
         """
-        return self._shelves()[1].get(self._here(name).name, ())
+        return self._merged()[1].get(self._resolve_live(name).name, ())
 
     def nodes_with(self, digest: str) -> tuple[str, ...]:
         """Return the live nodes that have usable files of a model with this content digest."""
@@ -181,7 +181,7 @@ class Library:
         """Return the holders, as `find` does, of each model with a vocabulary similar to ``vocabulary``."""
         return tuple(
             holders
-            for holders in self._shelves()[1].values()
+            for holders in self._merged()[1].values()
             if holders and compatible(holders[0][1].vocabulary, vocabulary)
         )
 
@@ -193,7 +193,7 @@ class Library:
         """
         shape = self._shapes.get(model.digest)
         if shape is None:
-            shape = await self._ask_shape(node, model)
+            shape = await self._fetch_shape(node, model)
             while len(self._shapes) >= _MAX_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             self._shapes[model.digest] = shape
@@ -213,7 +213,7 @@ class Library:
                 return dict(answer.pairs)
         return {}
 
-    async def _ask_shape(self, node: str, model: Model) -> Shape:
+    async def _fetch_shape(self, node: str, model: Model) -> Shape:
         name = self.name_at(node, model)
         if node == self._view.me.node:
             return await self._catalogue.shape(name)
@@ -239,17 +239,17 @@ class Library:
                 return entry.name
         return ""
 
-    def _here(self, name: str) -> Resolved:
-        models = self._shelves()[0]
-        found = self._meant.get(name)
+    def _resolve_live(self, name: str) -> Resolved:
+        models = self._merged()[0]
+        found = self._resolved.get(name)
         if found is None:
             found = resolve(name, models, self._aliases)
-            if len(self._meant) >= _MAX_RESOLVED:
-                self._meant.clear()
-            self._meant[name] = found
+            if len(self._resolved) >= _MAX_RESOLVED:
+                self._resolved.clear()
+            self._resolved[name] = found
         return found
 
-    def _or_away(self, resolved: Resolved) -> Resolved:
+    def _with_offline(self, resolved: Resolved) -> Resolved:
         """Fill in which offline nodes have the model: it is then temporarily unavailable, not unknown.
 
         Lists of offline nodes are kept as long as their records are.
@@ -265,14 +265,14 @@ class Library:
         return replace(resolved, away=tuple(away))
 
     def _changed(self) -> None:
-        self._shelf = None
+        self._merged_lists = None
         self._subscribers.notify()
 
-    def _shelves(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
-        if self._shelf is None:
-            self._shelf = merge(self.lists.live())
-            self._meant.clear()
-        return self._shelf
+    def _merged(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
+        if self._merged_lists is None:
+            self._merged_lists = merge(self.lists.live())
+            self._resolved.clear()
+        return self._merged_lists
 
     async def _answer_shape(self, caller: str, request: ShapeRequest) -> Shape:
         try:

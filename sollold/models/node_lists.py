@@ -85,7 +85,7 @@ class NodeLists:
 
     async def start(self) -> None:
         """Publish the digest of this node's list and start fetching the others. Start the catalogue first."""
-        self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._look)]
+        self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._view_changed)]
         self._publish()
         self._wanted.set()
         self._task = asyncio.create_task(self._run(), name="models of all nodes")
@@ -147,7 +147,7 @@ class NodeLists:
         self._view.update_me(models=self._catalogue.digest)
         self._changed()
 
-    def _look(self) -> None:
+    def _view_changed(self) -> None:
         """React to a change of the view.
 
         When a node returns, its last known models are listed again at once: a request that comes before
@@ -207,10 +207,10 @@ class NodeLists:
 
     def _learn(self, node: str, fresh: ModelList) -> None:
         # An invalid entry from a node of another release must not hide that node's other models.
-        self._lists[node] = replace(fresh, models=tuple(m for m in fresh.models if not self._odd(node, m)))
+        self._lists[node] = replace(fresh, models=tuple(m for m in fresh.models if not self._bad(node, m)))
         self._changed()
 
-    def _odd(self, node: str, model: Model) -> bool:
+    def _bad(self, node: str, model: Model) -> bool:
         reason = objection(model)
         if reason:
             log.info("a model of %s is left out: %s", name_of(self._view, node), reason)

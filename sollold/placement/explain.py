@@ -168,22 +168,22 @@ def _remedies(
     ) -> Candidate | None:
         return choose(attempt, trial, footprint_with, correction).candidate
 
-    found = _by_settings(request, fits)
+    found = _settings_remedies(request, fits)
 
     def fits_on(trial: Fleet) -> bool:
         return fits(request, trial) is not None
 
-    if limits := _within_limits(fleet, fits_on):
+    if limits := _limit_remedy(fleet, fits_on):
         found.append(limits)
-    if limits := _within_group(fleet, fits_on):
+    if limits := _group_remedy(fleet, fits_on):
         found.append(limits)
-    for group in _releasing(request, fleet, busy, fits_on):
+    for group in _release_remedies(request, fleet, busy, fits_on):
         held = bytes_text(sum(sum(part.bytes.values()) for part in group))
         models = " and ".join(part.model for part in group)
         found.append(f"{models} releasing {'its' if len(group) == 1 else 'their'} {held} ({group[0].reason})")
-    found += _taking_part(fleet, away, fits_on)
-    found += filter(None, (_without_others(fleet, fits_on), _without_reserve(fleet, fits_on)))
-    if size := _quantized(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
+    found += _machine_remedies(fleet, away, fits_on)
+    found += filter(None, (_programs_remedy(fleet, fits_on), _reserve_remedy(fleet, fits_on)))
+    if size := _max_size(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
         size = _additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
@@ -194,7 +194,7 @@ def _remedies(
     return found
 
 
-def _by_settings(
+def _settings_remedies(
     request: PlacementRequest, fits: Callable[[PlacementRequest], Candidate | None]
 ) -> list[str]:
     """Return the changes to the request or settings that help: each alone, or else the fewest together."""
@@ -233,26 +233,26 @@ def _setting(change: dict[str, object], request: PlacementRequest, candidate: Ca
     return "spreading it over machines (enable_distributed in the settings)"
 
 
-def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+def _limit_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising limits on the fewest machines, starting with those that hold back most."""
     amount = _amounts(fleet, lambda capacity: capacity.held_back, 1.0, fits_on)
     return f"raising node.memory_limit (or node.device_limits): it holds back {amount}" if amount else ""
 
 
-def _within_group(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+def _group_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising the limits that the system sets for the daemons."""
     amount = _amounts(fleet, lambda capacity: capacity.barred, 1.0, fits_on)
     remedy = "raising MemoryMax of the daemon's service, or the memory limit of its container"
     return f"{remedy}: it blocks {amount}" if amount else ""
 
 
-def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+def _programs_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of closing other programs. They include the system, so half of it must suffice."""
     amount = _amounts(fleet, lambda capacity: capacity.others, 0.5, fits_on, "")
     return f"closing other programs: they use {amount}" if amount else ""
 
 
-def _without_reserve(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+def _reserve_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of reserving less for the rest of a machine; half of the reserve must suffice."""
     amount = _amounts(fleet, lambda capacity: capacity.reserved, 0.5, fits_on)
     return f"lowering node.reserve (or node.gpu_reserve): it keeps {amount}" if amount else ""
@@ -284,7 +284,7 @@ def _amounts(
     return ""
 
 
-def _releasing(
+def _release_remedies(
     request: PlacementRequest, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
 ) -> list[tuple[Busy, ...]]:
     """Return the smallest busy deployment whose end would make room, or else the fewest of the smallest."""
@@ -300,7 +300,7 @@ def _releasing(
     return []
 
 
-def _taking_part(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fleet], bool]) -> list[str]:
+def _machine_remedies(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fleet], bool]) -> list[str]:
     """Return what lets each machine take part that would suffice alone, or else the fewest, largest first."""
     single = [a.how for a in away if fits_on(replace(fleet, machines=(*fleet.machines, a.machine)))]
     if single:
@@ -314,7 +314,7 @@ def _taking_part(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fleet], 
     return []
 
 
-def _quantized(
+def _max_size(
     request: PlacementRequest,
     footprint: Footprint,
     fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],

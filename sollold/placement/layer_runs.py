@@ -102,14 +102,14 @@ class Layers:
     mem: list[int] = field(init=False)
     act: list[int] = field(init=False)
     load: list[int] = field(init=False)
-    _most: int = field(init=False)
+    _max_tensor: int = field(init=False)
     _peaks: dict[tuple[int, int], int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mem = [0, *accumulate(self.memory)]
         self.act = [0, *accumulate(self.active)]
         self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
-        self._most = max(self.largest, default=0)
+        self._max_tensor = max(self.largest, default=0)
 
     def _loads(self, device: Bin, start: int, end: int) -> bool:
         """Return whether the run's weights fit while they are loaded."""
@@ -118,7 +118,7 @@ class Layers:
             return True
         size = self.load[end] - self.load[start]
         # This decides nearly all cases.
-        if size + self._most <= limit or device.first or size > limit:
+        if size + self._max_tensor <= limit or device.first or size > limit:
             return size <= limit
         peak = self._peaks.get((start, end))
         if peak is None:

@@ -70,7 +70,7 @@ def choose(
             )
             alone = on_one_machine(search)
             if alone is not None:
-                found = _against_split(search, alone), search.lost
+                found = _prefer_split(search, alone), search.lost
                 break
     if found is None:
 
@@ -132,7 +132,7 @@ def _widen(
     return found
 
 
-def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
+def _prefer_split(search: SearchContext, alone: Candidate) -> Candidate:
     """Return the split instead if the machine alone would compute on its processor and is clearly slower."""
     if not search.request.distributed or not alone.on_host or len(search.numbers) == 1:
         return alone

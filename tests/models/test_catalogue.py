@@ -556,10 +556,10 @@ async def test_unchanged_stores_are_checked_in_a_single_thread(
         return in_own_thread(work, name=name)
 
     monkeypatch.setattr("sollold.models.stores.store_watcher.in_own_thread", counted)
-    assert not await catalogue._look_if_changed()
+    assert not await catalogue._scan_if_changed()
     assert len(catalogue._stores) > 2 and started == ["look at the stores"]
     write_gguf(tmp_path / "folder" / "b.gguf")
-    assert await catalogue._look_if_changed()
+    assert await catalogue._scan_if_changed()
     assert started[1:] == ["look at the stores", f"look at {tmp_path / 'folder'}"]
     assert set(named(catalogue)) == {"a:latest", "b:latest"}
 

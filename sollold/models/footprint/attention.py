@@ -69,7 +69,7 @@ def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> i
     """Add DeepSeek's multi-head latent attention with its output matrix; return its result."""
     unit = batch.tokens * FLOAT
     source = graph.add(block.q_rank * unit, normed) if block.q_rank else normed
-    chosen = _chosen(graph, block, batch, source) if block.indexer else None
+    chosen = _select_tokens(graph, block, batch, source) if block.indexer else None
     query = graph.add(block.q * unit, source)
     absorbed = graph.add(block.heads * block.latent * unit, query)
     rotated = graph.add(block.heads * block.rope * unit, query)
@@ -98,7 +98,7 @@ def latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> i
     return graph.add(block.embd * unit, result)
 
 
-def _chosen(graph: Graph, block: Block, batch: Batch, source: int) -> int:
+def _select_tokens(graph: Graph, block: Block, batch: Batch, source: int) -> int:
     """Add the selection of the tokens to attend to, by scores of its own (DeepSeek 3.2)."""
     unit = batch.tokens * FLOAT
     query = graph.add(block.indexer * unit, graph.add(block.indexer * unit, source))

@@ -40,8 +40,8 @@ class MixedLayers:
     slack: int
     raw: int
     scaled: bool
-    _far: dict[tuple[bool, bool], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
-    _known: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
+    _middle: dict[tuple[bool, bool], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _peaks: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, row: block_graph.Row, *, slack: int, raw: int, scaled: bool) -> MixedLayers | None:
@@ -70,19 +70,19 @@ class MixedLayers:
             ends=ends,
         )
         if start_end < last:
-            peak = max(peak, *self._within(piped, first == 0)[start_end:last])
+            peak = max(peak, *self._middle_peaks(piped, first == 0)[start_end:last])
         if start_end < last and not piped:
             peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True, opened=first == 0))
         return self.slack + peak
 
-    def _within(self, piped: bool, opened: bool) -> tuple[int, ...]:
+    def _middle_peaks(self, piped: bool, opened: bool) -> tuple[int, ...]:
         """Return the need of each layer far from where its device begins and ends."""
-        if (piped, opened) not in self._far:
-            self._far[piped, opened] = tuple(
+        if (piped, opened) not in self._middle:
+            self._middle[piped, opened] = tuple(
                 self._peak(max(index - NEAR, 0), index + 1, piped, opened=opened)
                 for index in range(len(self.row))
             )
-        return self._far[piped, opened]
+        return self._middle[piped, opened]
 
     def passed(self, index: int) -> tuple[int, int]:
         """Return the bytes transferred to and from a device that begins at a layer, besides the hidden state.
@@ -146,7 +146,7 @@ class MixedLayers:
             self.kinds[begin:end],
             self.kinds[end : end + NEAR],
         )
-        if key not in self._known:
+        if key not in self._peaks:
             needs = block_graph.peaks(
                 self.row[begin:end],
                 self.row[end : end + NEAR],
@@ -159,8 +159,8 @@ class MixedLayers:
                 opening=opening,
                 handed=self._handed(begin, layer, begins.hosted) if begins is not None and handed else None,
             )
-            self._known[key] = needs[-1] if begins is None and not ends else max(needs)
-        return self._known[key]
+            self._peaks[key] = needs[-1] if begins is None and not ends else max(needs)
+        return self._peaks[key]
 
     def _handed(self, begin: int, layer: int | None, hosted: bool) -> Handed:
         interrupted: Block | None = None

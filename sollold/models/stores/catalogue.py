@@ -93,8 +93,8 @@ class Catalogue:
         self._subscribers = Subscribers("the models of this node")
         self._headers = HeaderReader(self._publish)
         self._task: asyncio.Task[None] | None = None
-        self._looking = asyncio.Lock()
-        self._said = ""
+        self._scan_lock = asyncio.Lock()
+        self._last_error = ""
         """The last error of a scan; it is logged once."""
 
     async def start(self) -> None:
@@ -137,7 +137,11 @@ class Catalogue:
         silent = [Path(store.place) for store in self._stores.values() if store.silent]
         unread = [path for path in sorted(self._headers.silent) if not any(map(path.is_relative_to, silent))]
         effect = ", so its models can't be used"
-        fault = (Problem(f"the folders with models can't be read now: {self._said}"),) if self._said else ()
+        fault = (
+            (Problem(f"the folders with models can't be read now: {self._last_error}"),)
+            if self._last_error
+            else ()
+        )
         return (*fault, *self._problems, *(Problem(shown(no_answer(path, effect))) for path in unread))
 
     def get(self, name: str) -> Model | None:
@@ -164,10 +168,10 @@ class Catalogue:
 
         A store that does not respond, or takes long, is not waited for.
         """
-        async with self._looking:
+        async with self._scan_lock:
             # A scan under way may have begun before the change that the caller wants to see.
             await self._wait([store for store in self._stores.values() if not store.silent])
-            await self._look(force=True)
+            await self._scan(force=True)
 
     async def use_settings(self, settings: ModelSettings) -> None:
         """Use other folders and stores from now on. The folder for pulled models stays."""
@@ -250,7 +254,7 @@ class Catalogue:
     async def _watch(self, first: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         tried = loop.time()
-        await self._try(self._look_first)
+        await self._try(self._first_scan)
         first.set()
         while True:
             await next_turn(self._interval)
@@ -258,18 +262,18 @@ class Catalogue:
             if retry and loop.time() - tried >= _RETRY_SECONDS:
                 tried = loop.time()
                 await self._try(self.refresh)
-            elif await self._try(self._look_if_changed):
+            elif await self._try(self._scan_if_changed):
                 tried = loop.time()
 
-    async def _look_first(self) -> None:
+    async def _first_scan(self) -> None:
         await self.refresh()
         complete = all(store.seen is not None for store in self._stores.values())
         if self._demo is not None and complete and not any(not model.unusable for model in self._models):
             await self._write_demo(self._demo)
 
-    async def _look_if_changed(self) -> bool:
-        async with self._looking:
-            return await self._look(force=False)
+    async def _scan_if_changed(self) -> bool:
+        async with self._scan_lock:
+            return await self._scan(force=False)
 
     async def _try(self, scan: Callable[[], Awaitable[object]]) -> bool:
         """Run a scan; return False if it failed or found nothing new.
@@ -279,12 +283,12 @@ class Catalogue:
         try:
             found = await scan() is not False
         except Exception as error:
-            if str(error) != self._said:
-                self._said = str(error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
                 unforeseen = not isinstance(error, OSError)
                 log.warning("the folders with models can't be read now: %s", error, exc_info=unforeseen)
             return False
-        self._said = ""
+        self._last_error = ""
         return found
 
     def _some_unread(self) -> bool:
@@ -294,7 +298,7 @@ class Catalogue:
         names = {model.name.lower() for model in self._local}
         offered = [model for model in self._offered if model.name.lower() not in names]
         silent = self._headers.silent
-        local = [_as_read(self._as_probed(model), silent) for model in self._local]
+        local = [_mark_unreadable(self._as_probed(model), silent) for model in self._local]
         models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
         if models == self._models and self._digest:
             return
@@ -313,7 +317,7 @@ class Catalogue:
         )
         return replace(model, only_ollama=reason)
 
-    async def _look(self, *, force: bool) -> bool:
+    async def _scan(self, *, force: bool) -> bool:
         """Scan each store in its own thread and use the available results; return whether there were any.
 
         ``force``: scan even stores that have not changed.
@@ -391,7 +395,7 @@ class Catalogue:
                 log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
 
 
-def _as_read(model: Model, silent: frozenset[Path]) -> Model:
+def _mark_unreadable(model: Model, silent: frozenset[Path]) -> Model:
     """Mark a model as unusable if reads in its folder, one of ``silent``, do not end."""
     if model.unusable or not silent or not model.files:
         return model

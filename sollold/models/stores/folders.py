@@ -71,7 +71,7 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
         for model in group(files):
             result.see_files(model.files, model.projector)
             if card is not None:
-                result.found.append(_carded(model, card))
+                result.found.append(_from_card(model, card))
             elif folder == root and model.stem == demo:
                 result.found.append(model.found(f"{demo}:latest", "demo"))
             else:
@@ -97,7 +97,7 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     return card if is_name(card.name) else None
 
 
-def _carded(model: ShardedFile, card: Model) -> FoundModel:
+def _from_card(model: ShardedFile, card: Model) -> FoundModel:
     return FoundModel(
         card.name,
         "own",

@@ -135,13 +135,13 @@ def _manifests(manifests: Path, root: Path, result: Scan) -> Iterator[tuple[Path
     """Yield every manifest and the name given by its path: host, namespace, model, tag."""
     paths: Iterable[Path] = [manifests]
     for _ in ("host", "namespace", "model", "tag"):
-        paths = _below(paths, root, result)
+        paths = _all_children(paths, root, result)
     for tag in paths:
         if tag.is_file() and not tag.name.startswith("."):
             yield tag, Name(*tag.relative_to(manifests).parts)
 
 
-def _below(folders: Iterable[Path], root: Path, result: Scan) -> Iterator[Path]:
+def _all_children(folders: Iterable[Path], root: Path, result: Scan) -> Iterator[Path]:
     for folder in folders:
         yield from _children(folder, root, result)
 

@@ -76,14 +76,14 @@ class PatientThreads:
             pool.shutdown(wait=False)
             self._pool = self._new_pool()
         loop = asyncio.get_running_loop()
-        job.add_done_callback(lambda ended: self._answers(loop, place))
+        job.add_done_callback(lambda ended: self._read_ended(loop, place))
         raise LookupError(no_answer(place))
 
     def _check(self, place: str) -> None:
         if self._silent[place] > 0:
             raise LookupError(no_answer(place))
 
-    def _answers(self, loop: asyncio.AbstractEventLoop, place: str) -> None:
+    def _read_ended(self, loop: asyncio.AbstractEventLoop, place: str) -> None:
         """Called in the read's thread when a read that had timed out has ended."""
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._silent.subtract, {place: 1})

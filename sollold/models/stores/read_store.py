@@ -26,7 +26,7 @@ class Reader:
         """``links``: folder of the daemon for links to shards that lack proper names."""
         self._facts = facts
         self._links = links
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def seen(self, scan: Callable[[], Scan], on_progress: Callable[[], None]) -> Seen:
         """Run ``scan`` on a store and read the headers of changed files; a `Look` once ``scan`` is bound."""
@@ -60,7 +60,7 @@ class Reader:
         projector = found.projector if projector_facts is not None else ""
         digests = [facts.digest, *([projector_facts.digest] if projector_facts is not None else [])]
         digests += [self._facts.of((path,), used).digest for path in found.adapters]
-        files = self._proper(facts) if len(facts.files) > 1 else facts.files
+        files = self._linked_shards(facts) if len(facts.files) > 1 else facts.files
         capabilities = [*facts.capabilities, *template_capabilities(found.template), *found.capabilities]
         if projector_facts is not None:
             capabilities.append("vision")
@@ -68,7 +68,7 @@ class Reader:
         if not template and not facts.chat_template and "completion" in capabilities:
             template = RAW
             notice = f"{found.name} has no chat template: the user's message alone is its prompt"
-            self._tell(found.name, facts.digest, notice)
+            self._log_once(found.name, facts.digest, notice)
         return Model(
             name=found.name,
             digest=joined(digests),
@@ -106,17 +106,17 @@ class Reader:
             return None
         if not fits(facts, projector):
             notice = f"{found.projector} does not fit {found.name}, which runs without it"
-            self._tell(found.name, found.projector, notice)
+            self._log_once(found.name, found.projector, notice)
             return None
         return projector
 
-    def _tell(self, name: str, subject: str, message: str) -> None:
+    def _log_once(self, name: str, subject: str, message: str) -> None:
         """Log a message once per name and subject."""
-        if (name, subject) not in self._told:
-            self._told.add((name, subject))
+        if (name, subject) not in self._logged:
+            self._logged.add((name, subject))
             log.info("%s", message)
 
-    def _proper(self, facts: HeaderFacts) -> tuple[str, ...]:
+    def _linked_shards(self, facts: HeaderFacts) -> tuple[str, ...]:
         """Return shard paths that llama.cpp recognizes: links to the files if their own names don't fit.
 
         llama.cpp finds the other shards by the first one's name, so each needs the suffix and its number.

@@ -47,9 +47,9 @@ class Store:
         """Result of the last successful scan."""
         self.fault: Exception | None = None
         """Exception of the last scan, if it failed."""
-        self._look = look
+        self._scan = look
         self._job: asyncio.Future[Seen | None] | None = None
-        self._sign = 0.0
+        self._progress_at = 0.0
 
     @property
     def job(self) -> asyncio.Future[Seen | None] | None:
@@ -59,7 +59,7 @@ class Store:
     @property
     def silent(self) -> bool:
         """Whether the store does not respond."""
-        return self._job is not None and time.monotonic() - self._sign > SILENT
+        return self._job is not None and time.monotonic() - self._progress_at > SILENT
 
     @property
     def unread(self) -> bool:
@@ -70,9 +70,9 @@ class Store:
         """Start a scan if anything has changed, or anyway (``force``); return False if one is under way."""
         if self._job is not None:
             return False
-        self._get_on()
+        self._note_progress()
         seen = None if force else self.seen
-        self._job = in_own_thread(lambda: self._looked(seen), name=f"look at {self.place}")
+        self._job = in_own_thread(lambda: self._scan_if_changed(seen), name=f"look at {self.place}")
         return True
 
     def take_result(self) -> bool:
@@ -107,14 +107,14 @@ class Store:
         reason = no_answer(self.place)
         return tuple(replace(model, unusable=model.unusable or reason) for model in models)
 
-    def _looked(self, seen: Seen | None) -> Seen | None:
+    def _scan_if_changed(self, seen: Seen | None) -> Seen | None:
         """Scan in a thread; return None if nothing has changed."""
         if seen is not None and not seen.scan.changed():
             return None
-        return self._look(self._get_on)
+        return self._scan(self._note_progress)
 
-    def _get_on(self) -> None:
-        self._sign = time.monotonic()
+    def _note_progress(self) -> None:
+        self._progress_at = time.monotonic()
 
 
 async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:

@@ -262,15 +262,15 @@ class _Tokens:
             spaced = match.start(match.lastgroup) > place or place == 0
             self._tokens.append((match.lastgroup, token, spaced))
             place = match.end()
-        self._at = 0
+        self._position = 0
         self._depth = 0
 
     def peek(self, ahead: int = 0) -> tuple[str, str]:
-        place = self._at + ahead
+        place = self._position + ahead
         return self._tokens[place][:2] if place < len(self._tokens) else ("", "")
 
     def skip(self, count: int) -> None:
-        self._at += count
+        self._position += count
 
     def declared(self) -> tuple[str, ...]:
         """Consume and return the variables before a ``:=``; if there are none, consume nothing."""
@@ -290,8 +290,8 @@ class _Tokens:
     def whole(self) -> Expression:
         """Parse the rest as one pipeline."""
         value = self._pipeline()
-        if self._at < len(self._tokens):
-            raise self._odd()
+        if self._position < len(self._tokens):
+            raise self._error()
         return value
 
     def _pipeline(self) -> Expression:
@@ -300,7 +300,7 @@ class _Tokens:
             self.skip(1)
             call = self._command()
             if not isinstance(call, FunctionCall) or not call.name:
-                raise self._odd()
+                raise self._error()
             value = FunctionCall(call.name, (*call.arguments, value))
         return value
 
@@ -338,24 +338,24 @@ class _Tokens:
                     raise TemplateError("it is nested too deeply")
                 inner = self._pipeline()
                 if self.peek() != ("sign", ")"):
-                    raise self._odd()
+                    raise self._error()
                 self.skip(1)
                 self._depth -= 1
                 fields = self._fields()
                 return Operand(FunctionCall("", (inner,)), fields) if fields else inner
-        raise self._odd()
+        raise self._error()
 
     def _fields(self) -> tuple[str, ...]:
         """Parse the fields that follow without a space."""
         names: list[str] = []
-        while self._at < len(self._tokens) and self._tokens[self._at][0] == "field":
-            if self._tokens[self._at][2]:
+        while self._position < len(self._tokens) and self._tokens[self._position][0] == "field":
+            if self._tokens[self._position][2]:
                 break
-            names.append(self._tokens[self._at][1][1:])
+            names.append(self._tokens[self._position][1][1:])
             self.skip(1)
         return tuple(names)
 
-    def _odd(self) -> TemplateError:
+    def _error(self) -> TemplateError:
         return TemplateError(f"{{{{ {self._text[:60]} }}}} is not supported")
 
 

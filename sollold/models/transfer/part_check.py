@@ -98,7 +98,7 @@ class PartCheck:
             return True
         start, end = self._partial.span(index, part)
         return await same_bytes(
-            lambda key: self._told(PartDigestRequest(self._digest, index, start, end, key)),
+            lambda key: self._remote_digest(PartDigestRequest(self._digest, index, start, end, key)),
             lambda key: in_thread(self._threads, self._partial.digest_of, index, part, key),
         )
 
@@ -114,7 +114,7 @@ class PartCheck:
                     await in_thread(self._threads, self._partial.forget, index, part)
             self._partial.measure = self.node
 
-    async def _told(self, request: PartDigestRequest) -> PartHash:
+    async def _remote_digest(self, request: PartDigestRequest) -> PartHash:
         for attempt in range(_ATTEMPTS):
             try:
                 response = await self._calls.call(self.node, "part", request, PartHash, timeout=_TIMEOUT)

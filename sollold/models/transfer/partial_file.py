@@ -66,7 +66,7 @@ class PartialFile:
         self.folder = folder / PARTS / key
         self._own = folder
         self._files: dict[int, int] = {}
-        self._noting = threading.Lock()
+        self._notes_lock = threading.Lock()
         self._stopped = threading.Event()
         self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
         self.measure = ""
@@ -80,7 +80,7 @@ class PartialFile:
             OSError: they can't be created.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._recall()
+        self._read_notes()
         needed = sum(item.size for item in self.items) - self.completed
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -147,9 +147,9 @@ class PartialFile:
 
     def forget(self, index: int, part: int) -> None:
         """Discard a completed part, so that it is fetched again."""
-        with self._noting:
+        with self._notes_lock:
             self._done[index].discard(part)
-            self._note()
+            self._write_notes()
 
     def write(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes to one file at an offset.
@@ -162,9 +162,9 @@ class PartialFile:
     def finish_part(self, index: int, part: int) -> None:
         """Sync a part whose bytes have all been written to the disk, and record it."""
         os.fdatasync(self._files[index])
-        with self._noting:
+        with self._notes_lock:
             self._done[index].add(part)
-            self._note()
+            self._write_notes()
 
     def digest_of(self, index: int, part: int, key: str) -> str:
         """Return `digest_between` of a part's bytes on the disk.
@@ -225,7 +225,7 @@ class PartialFile:
     def _sha256(self, index: int, size: int) -> str:
         return sha256_between(self._files[index], 0, size, self._stopped.is_set)
 
-    def _note(self) -> None:
+    def _write_notes(self) -> None:
         notes = Notes(
             self.part,
             [(i.name, i.size) for i in self.items],
@@ -237,7 +237,7 @@ class PartialFile:
         new.write_bytes(msgspec.json.encode(notes))
         new.replace(self.folder / NOTES)
 
-    def _recall(self) -> None:
+    def _read_notes(self) -> None:
         notes = read_notes(self.folder)
         if notes is None:
             return

@@ -208,7 +208,7 @@ class Puller:
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
         if self._ollama_url():
             try:
-                existed = any(model.source == "ollama" for model in self._named_here(parsed))
+                existed = any(model.source == "ollama" for model in self._own_models(parsed))
                 await pull_through_ollama(
                     self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure
                 )
@@ -292,7 +292,7 @@ class Puller:
                     source.close()
         await self._catalogue.refresh()
 
-    def _named_here(self, name: Name) -> list[Model]:
+    def _own_models(self, name: Name) -> list[Model]:
         models = self._library.lists.of(self._node)
         return [model for model in models if parse(model.name).key == name.key]
 

@@ -16,7 +16,7 @@ class RateLimit:
     def __init__(self, rate: int) -> None:
         """``rate``: bytes per second; 0: no limit. It may be changed at any time."""
         self.rate = rate
-        self._at = 0.0
+        self._busy_until = 0.0
         self._lock = threading.Lock()
 
     def wait(self, count: int, now: float) -> float:
@@ -24,8 +24,8 @@ class RateLimit:
         if not self.rate:
             return 0.0
         with self._lock:
-            self._at = max(self._at, now - 0.25) + count / self.rate
-            return max(0.0, self._at - now)
+            self._busy_until = max(self._busy_until, now - 0.25) + count / self.rate
+            return max(0.0, self._busy_until - now)
 
     def piece(self, most: int) -> int:
         """Return the number of bytes to move at a time, at most ``most``: few enough to keep pauses short."""
