@@ -31,7 +31,7 @@ class Blocked:
 
 
 @dataclass(slots=True)
-class _Story:
+class _History:
     failures: int
     last: float
     reason: str
@@ -47,32 +47,32 @@ class Backoff:
 
     def __init__(self, free: int, first: float = FIRST_PAUSE) -> None:
         self._free, self._first = free, first
-        self._stories: OrderedDict[str, _Story] = OrderedDict()
+        self._histories: OrderedDict[str, _History] = OrderedDict()
 
     def failed(self, key: str, reason: str, now: float, *, least: int = 1) -> None:
         """Count one more failure, as at least the ``least``-th in a row."""
-        story = self._stories.pop(key, None)
-        failures = story.failures + 1 if story is not None and now - story.last < FORGET else 1
+        history = self._histories.pop(key, None)
+        failures = history.failures + 1 if history is not None and now - history.last < FORGET else 1
         failures = max(failures, least)
-        self._stories[key] = _Story(failures, now, reason)
-        while len(self._stories) > MOST:
-            self._stories.popitem(last=False)
+        self._histories[key] = _History(failures, now, reason)
+        while len(self._histories) > MOST:
+            self._histories.popitem(last=False)
 
     def succeeded(self, key: str) -> None:
         """Forget the failures of ``key``: it works."""
-        self._stories.pop(key, None)
+        self._histories.pop(key, None)
 
     def known(self, key: str, now: float) -> bool:
         """Return whether ``key`` has failed recently and not succeeded since."""
-        story = self._stories.get(key)
-        return story is not None and now - story.last < FORGET
+        history = self._histories.get(key)
+        return history is not None and now - history.last < FORGET
 
     def blocked(self, key: str, now: float) -> Blocked | None:
         """Return why and for how long ``key`` is blocked now; None if it is not."""
-        story = self._stories.get(key)
-        if story is None or story.failures <= self._free:
+        history = self._histories.get(key)
+        if history is None or history.failures <= self._free:
             return None
-        pause = min(self._first * 2 ** min(story.failures - self._free - 1, 30), LONGEST_PAUSE)
-        since = now - story.last
+        pause = min(self._first * 2 ** min(history.failures - self._free - 1, 30), LONGEST_PAUSE)
+        since = now - history.last
         left = pause - since
-        return Blocked(left, story.failures, story.reason, since) if left > 0 else None
+        return Blocked(left, history.failures, history.reason, since) if left > 0 else None

@@ -366,7 +366,7 @@ class Leader:
                     )
         if fetch is not None:
             return await self._have_fetched(fetch)
-        why = self._story(excluded) or "memory changed while planning"
+        why = self._exclusion_text(excluded) or "memory changed while planning"
         return Ensured(
             Verdict.REFUSED,
             fault=Fault.UNAVAILABLE.value,
@@ -380,7 +380,7 @@ class Leader:
 
     # Inside
 
-    def _story(self, excluded: dict[str, str]) -> str:
+    def _exclusion_text(self, excluded: dict[str, str]) -> str:
         return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in excluded.items())
 
     def _observe(self) -> None:

@@ -48,7 +48,7 @@ class Observations:
 
     def __init__(self, leaving: float) -> None:
         self._absences = Absences(leaving)
-        self._unasked: dict[str, float] = {}
+        self._unreachable: dict[str, float] = {}
         self.models = Backoff(free=1)
         self.nodes = Backoff(free=2)
         """Failed loads by node; a blocked node takes no part. Only one load of each model counts (unless it
@@ -64,7 +64,7 @@ class Observations:
         self._pooled: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
         self._failed: set[str] = set()
-        self._here: dict[str, float] = {}
+        self._last_seen: dict[str, float] = {}
         """Time each node was last seen, if within `BACK_WITHIN`."""
         self._departed: frozenset[str] = frozenset()
         self._ready: dict[str, float] = {}
@@ -100,16 +100,16 @@ class Observations:
 
     def unreachable(self, node: str, reason: str, now: float) -> None:
         """Note that an owner or head could not be reached: soon the records show it gone, or it is back."""
-        self._unasked[node] = now + SHOWN_WITHIN
+        self._unreachable[node] = now + SHOWN_WITHIN
         self.nodes.failed(node, reason, now)
 
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records what is there now, what failed and what works."""
         self._absences.observe(records, now)
         live = {record.node for record in records}
-        self._here = {node: seen for node, seen in self._here.items() if now - seen < BACK_WITHIN}
-        self._here |= dict.fromkeys(live, now)
-        self._departed = frozenset(self._here.keys() - live)
+        self._last_seen = {node: seen for node, seen in self._last_seen.items() if now - seen < BACK_WITHIN}
+        self._last_seen |= dict.fromkeys(live, now)
+        self._departed = frozenset(self._last_seen.keys() - live)
         self._note_lost(records, now)
         present: set[str] = set()
         for record in records:
@@ -197,7 +197,7 @@ class Observations:
         self._unwilling = {key: until for key, until in self._unwilling.items() if now < until}
         self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
         self._pooled = {key: until for key, until in self._pooled.items() if now < until}
-        self._unasked = {key: until for key, until in self._unasked.items() if now < until}
+        self._unreachable = {key: until for key, until in self._unreachable.items() if now < until}
 
     def forget(self, *names: str) -> None:
         """Forget lost deployments of these names (of models or deployments): they are being unloaded."""
@@ -248,8 +248,8 @@ class Observations:
             truth={key: size for key, (size, _) in self._truth.items()},
             blocked=self.models.blocked(digest, now),
             avoided={node: why_blocked(block) for node, block in avoided.items() if block is not None},
-            passing=frozenset((brief | self._unasked.keys()) - (blocked.keys() - brief)),
-            last_resort=frozenset(fallback - self._unasked.keys() - excluded.keys()),
+            passing=frozenset((brief | self._unreachable.keys()) - (blocked.keys() - brief)),
+            last_resort=frozenset(fallback - self._unreachable.keys() - excluded.keys()),
             expected=self.expected(now),
             absent=self._absences.absent(now),
             departed=self._departed,

@@ -179,7 +179,7 @@ class ClusterSnapshot:
                 continue
             machines.append(
                 machine_of(
-                    self._true(record),
+                    self._updated(record),
                     holds=record.node in have or (anywhere and record.node not in self.unfetched),
                     spare=self.settings.placement.spare,
                     freed=give.get(record.node),
@@ -251,7 +251,7 @@ class ClusterSnapshot:
             return f"it has llama.cpp {record.build}, and the others {build}"
         return ""
 
-    def _true(self, record: Record) -> Record:
+    def _updated(self, record: Record) -> Record:
         """Return the record, updated with the bytes its owner has reported since."""
         if not any((record.node, device.id) in self.truth for device in record.devices):
             return record

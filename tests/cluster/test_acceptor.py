@@ -70,6 +70,6 @@ async def test_the_total_number_of_handshakes_is_limited(
     await until(lambda: sum(task.done() for task in ended) == 4)
     for _, writer in opened:
         writer.close()
-    await until(lambda: not peers._server._beginning)  # type: ignore[union-attr]
+    await until(lambda: not peers._server._handshakes)  # type: ignore[union-attr]
     for task in ended:
         task.cancel()

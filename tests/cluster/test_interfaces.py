@@ -151,12 +151,12 @@ async def test_both_cluster_names_are_accepted_while_the_token_changes(
     discovery = make([])
     for name, cluster in (("bb", "decaf"), ("cc", "c0ffee"), ("dd", "another")):
         monkeypatch.setitem(FakeServiceInfo.decoded_properties, "c", cluster)
-        discovery._heard(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
         await until(lambda: not discovery._asking)
     assert discovery.status().found == ("bb", "cc")
     assert discovery.status().foreign == 1
     monkeypatch.setitem(FakeServiceInfo.decoded_properties, "c", "decaf")
-    discovery._heard(cast(Zeroconf, None), SERVICE, f"dd.{SERVICE}", ServiceStateChange.Updated)
+    discovery._on_change(cast(Zeroconf, None), SERVICE, f"dd.{SERVICE}", ServiceStateChange.Updated)
     await until(lambda: discovery.status().found == ("bb", "cc", "dd"))
     assert discovery.status().foreign == 0
 
@@ -169,7 +169,7 @@ async def test_a_node_with_another_protocol_is_reported_until_it_is_upgraded(
 
     async def announce(version: str, change: ServiceStateChange) -> tuple[str, ...]:
         monkeypatch.setitem(FakeServiceInfo.decoded_properties, "v", version)
-        discovery._heard(cast(Zeroconf, None), SERVICE, f"bb.{SERVICE}", change)
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"bb.{SERVICE}", change)
         await until(lambda: not discovery._asking)
         return discovery.status().unlike
 
@@ -193,7 +193,7 @@ async def test_a_node_that_withdrew_its_announcement_stays_known_without_address
         (ServiceStateChange.Removed, ()),
         (ServiceStateChange.Added, (("10.0.0.2", 11436),)),
     ):
-        discovery._heard(cast(Zeroconf, None), SERVICE, f"{other}.{SERVICE}", change)
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"{other}.{SERVICE}", change)
         await until(lambda: discovery.seen() == {other: addresses} and not discovery._asking)  # noqa: B023
     assert len(found) == 2
 

@@ -107,4 +107,4 @@ def test_the_number_of_introductions_is_limited() -> None:
     gossip = core()
     for number in range(3000):
         gossip.introduce(((f"10.9.{number >> 8}.{number & 255}", 1),), 1.0, keep=True)
-    assert len(gossip._joins._all) <= 1024
+    assert len(gossip._joins._introductions) <= 1024

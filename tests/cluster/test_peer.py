@@ -203,16 +203,16 @@ async def test_a_call_to_a_node_that_dies_ends_at_once(pair: Pair) -> None:
     calls = [
         asyncio.create_task(pair.calls[1].call(IDS[0], "never", Sum(1), Total, timeout=60)) for _ in range(2)
     ]
-    await until(lambda: len(pair.calls[1]._asked.get(IDS[0], ())) == 2)
+    await until(lambda: len(pair.calls[1]._unanswered.get(IDS[0], ())) == 2)
     pair.calls[1].drop_node(IDS[0])
     pair.calls[1].drop_node(IDS[0])
     for call in calls:
         with pytest.raises(PeerError, match="is gone") as gone:
             await asyncio.wait_for(call, 5)
         assert not gone.value.transport, "the call may still complete"
-    assert not pair.calls[1]._asked
+    assert not pair.calls[1]._unanswered
     assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
-    assert not pair.calls[1]._asked
+    assert not pair.calls[1]._unanswered
 
 
 async def test_a_port_in_use_is_named(pair: Pair) -> None:

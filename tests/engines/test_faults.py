@@ -70,7 +70,7 @@ async def test_nothing_is_left_over(folder: Path, llama: Llama, tiny: Model, see
             await until(lambda: processes() == [], 20.0, lambda: f"left over: {processes()}")
         for agent in cluster.agents.values():
             assert agent.grants.ledger.available("CPU") == agent.grants.ledger.devices()[0].available
-            assert agent._ports._given == agent.grants._ports._given == set()
+            assert agent._ports._taken == agent.grants._ports._taken == set()
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 

@@ -174,7 +174,7 @@ async def test_the_machine_of_a_worker_that_others_started_is_watched(way: Way) 
     reader, writer = await way.connect(tunnel)
     writer.write(b"token")
     assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
-    (line,) = way.pair.peers[0]._lines._open
+    (line,) = way.pair.peers[0]._tunnels._open
     assert line._transport is not None
     worker = line._transport.get_protocol()._other.transport  # type: ignore[attr-defined]
     assert worker.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

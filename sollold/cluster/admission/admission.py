@@ -106,7 +106,7 @@ class Admission:
             candidates=candidates,
             present=present,
             announced=announced,
-            got=self._got,
+            got=self._receive_secret,
             changed=changed,
         )
         self._open = False
@@ -154,7 +154,7 @@ class Admission:
         name = printable_name(name) or node
         method = ""
         if node in self.ring.refused:
-            self._waits(node, name, key, address)
+            self._add_waiting(node, name, key, address)
             return Answer(AdmissionState.EVICTED)
         if node in self.ring.known:
             method = "known"
@@ -163,7 +163,7 @@ class Admission:
         elif self._waiting.approved(node, now):
             method = "admin"
         if not method:
-            self._waits(node, name, key, address)
+            self._add_waiting(node, name, key, address)
             return Answer(AdmissionState.WAITING)
         return self.let_in(node, name, method)
 
@@ -196,7 +196,7 @@ class Admission:
             ring.closed,
         )
 
-    def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
+    def _add_waiting(self, node: str, name: str, key: bytes, address: str) -> None:
         """Show a machine that is not admitted as waiting."""
         evicted = node in self.ring.refused
         if self._waiting.add(WaitingMachine(node, name, code_of(key), evicted), address, time.monotonic()):
@@ -325,7 +325,9 @@ class Admission:
             self._save()
             self._changed()
 
-    async def _got(self, node: str, name: str, address: Address, ring: Keyring, newer: bool) -> None:
+    async def _receive_secret(
+        self, node: str, name: str, address: Address, ring: Keyring, newer: bool
+    ) -> None:
         """Handle a secret received from a member. ``newer``: it is a later one of our own cluster."""
         if not (newer and ring.founder == self.ring.founder):
             await self._join(node, name, address, ring)

@@ -50,7 +50,7 @@ class AntiEntropy:
         self._actions = actions
         self._marks: dict[str, int] = {}
         self._differing = 0
-        self._spared = 0
+        self._skipped = 0
         self._compare_at = now
         self._compare_pause = tuning.sync_interval
         self._fetch_at = now
@@ -119,9 +119,9 @@ class AntiEntropy:
         if self._membership.own.leaving:
             return
         for member in self._membership.sample(1):
-            if now - member.agreed < pause and self._spared < _MAX_SKIPPED:
+            if now - member.agreed < pause and self._skipped < _MAX_SKIPPED:
                 # An exchange takes a TLS connection, which costs more than a minute's pings.
-                self._spared += 1
+                self._skipped += 1
             else:
-                self._spared = 0
+                self._skipped = 0
                 self._actions.append(PushPullWith(member.node, member.everywhere()))

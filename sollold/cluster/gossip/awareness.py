@@ -10,12 +10,12 @@ class Awareness:
     """
 
     def __init__(self, limit: int) -> None:
-        self._most = limit
+        self._limit = limit
         self.score = 0
 
     def worse(self, amount: int = 1) -> None:
         """Raise the score: a probe failed, a nack is missing, or an accusation had to be refuted."""
-        self.score = min(self.score + amount, self._most - 1)
+        self.score = min(self.score + amount, self._limit - 1)
 
     def better(self) -> None:
         """Lower the score: a probe was answered."""

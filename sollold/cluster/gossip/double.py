@@ -88,7 +88,7 @@ class Processes:
             return False
         self._returns = self._returns + 1 if new_boot in self._former else 0
         if self._returns >= _MIN_RETURNS:
-            self._part(boot, new_boot, hosts, new_hosts, now)
+            self._bar(boot, new_boot, hosts, new_hosts, now)
             if new_boot in self._barred:
                 return False
         if boot not in self._former:
@@ -113,7 +113,7 @@ class Processes:
         if entry is None:
             if other not in self._former or now - self._followed < _LATE_SECONDS or source is None:
                 return False
-            self._part(boot, other, hosts, (source,), now)
+            self._bar(boot, other, hosts, (source,), now)
             return True
         if now - max(heard, entry.since) > _SILENT_SECONDS:
             del self._barred[other]
@@ -123,7 +123,7 @@ class Processes:
             entry.host = source[0]
         return False
 
-    def _part(
+    def _bar(
         self, boot: int, other: int, hosts: tuple[Address, ...], others: tuple[Address, ...], now: float
     ) -> None:
         """Ignore the process that started later."""

@@ -144,7 +144,7 @@ class Gossip:
             tuning=tuning,
             timers=self._timers,
             persist=self._persist,
-            elected=lambda term: self._tell(Change.LEADER, term.leader, term),
+            elected=lambda term: self._emit(Change.LEADER, term.leader, term),
         )
         self.known = Known(self._membership, self._registry, self._leadership)
         self._anti_entropy = AntiEntropy(
@@ -169,7 +169,7 @@ class Gossip:
         self._kept = PersistedState()
         self._anti_entropy.note(self._me)
         self._membership.own.announce()
-        self._say_record()
+        self._publish_record()
         self._persist()
         self._prober.start(now + random.random() * tuning.probe_interval)
         self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
@@ -400,16 +400,16 @@ class Gossip:
 
     # Records
 
-    def _say_record(self) -> None:
+    def _publish_record(self) -> None:
         if self._membership.own.withdrawn:
             return
         self._news.add("record", self._me, self._registry.delta(self._outbox.room, self._outbox.room // 3))
 
     def _own_changed(self) -> None:
-        self._say_record()
+        self._publish_record()
         self._anti_entropy.note(self._me)
         self._persist()
-        self._tell(Change.UPDATED, self._me)
+        self._emit(Change.UPDATED, self._me)
 
     def _merged(self, node: str, merge: Merge) -> None:
         if merge is Merge.NEWER:
@@ -418,7 +418,7 @@ class Gossip:
                 self._registry.leader_may_change = False
                 self._leadership.observe(self._registry.highest)
                 self._leadership.due = True
-            self._tell(Change.UPDATED, node)
+            self._emit(Change.UPDATED, node)
         elif merge is Merge.RAISED:
             self._own_changed()
         elif merge is Merge.BROKEN:
@@ -430,7 +430,7 @@ class Gossip:
 
     # Changes
 
-    def _tell(self, change: Change, node: str, term: Term | None = None) -> None:
+    def _emit(self, change: Change, node: str, term: Term | None = None) -> None:
         self._actions.append(NodeEvent(change, node, term or Term()))
 
     def _changed(self, change: Change, node: str) -> None:
@@ -442,7 +442,7 @@ class Gossip:
             self._registry.forget_barred(node)
         if change is not Change.SUSPECTED:
             self._leadership.due = True
-        self._tell(change, node)
+        self._emit(change, node)
 
     def _persist(self) -> None:
         kept = PersistedState(

@@ -57,7 +57,7 @@ class Joins:
         self._send = send
         self._sequence = sequence
         self._actions = actions
-        self._all: dict[str | frozenset[Address], _Introduction] = {}
+        self._introductions: dict[str | frozenset[Address], _Introduction] = {}
         self._pinged: dict[int, _Introduction] = {}
 
     def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool, source: str) -> None:
@@ -67,14 +67,14 @@ class Joins:
             return
         # Name servers return the same addresses in varying order.
         key = source or frozenset(addresses)
-        known = self._all.get(key)
+        known = self._introductions.get(key)
         if known is not None and set(known.addresses) == set(addresses):
             known.keep = known.keep or keep
             known.tries = min(known.tries, 1)
             return
-        if known is None and len(self._all) >= _MAX_INTRODUCTIONS:
+        if known is None and len(self._introductions) >= _MAX_INTRODUCTIONS:
             return
-        introduction = self._all[key] = _Introduction(key, addresses, keep)
+        introduction = self._introductions[key] = _Introduction(key, addresses, keep)
         self._try(introduction, now)
 
     def _known(self, introduction: _Introduction) -> bool:
@@ -89,7 +89,7 @@ class Joins:
 
     def _try(self, introduction: _Introduction, now: float) -> None:
         self._pinged.pop(introduction.sequence, None)
-        if self._membership.own.leaving or self._all.get(introduction.key) is not introduction:
+        if self._membership.own.leaving or self._introductions.get(introduction.key) is not introduction:
             return
         tuning = self._tuning
         known = self._known(introduction)
@@ -103,7 +103,7 @@ class Joins:
             self._timers.at(now + tuning.introduce_timeout, self._fall_back, introduction)
             introduction.tries += 1
         if not introduction.keep and (known or introduction.tries >= _MAX_TRIES):
-            self._all.pop(introduction.key, None)
+            self._introductions.pop(introduction.key, None)
             return
         # While a live node is there an occasional check is enough: dead nodes are retried elsewhere.
         pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)

@@ -63,7 +63,7 @@ class Membership:
         self.order = ProbeOrder(random)
         self.retransmits = tuning.retransmits(1)
         """How often each message is sent in a cluster of this size."""
-        self._place: dict[str, int] = {}
+        self._positions: dict[str, int] = {}
         self._random = random
         self._tuning = tuning
         self._timers = timers
@@ -354,16 +354,16 @@ class Membership:
 
     def _enter(self, member: Member) -> None:
         self._gone.pop(member.node, None)
-        self._place[member.node] = len(self.live)
+        self._positions[member.node] = len(self.live)
         self.live.append(member.node)
         self.order.add(member.node)
         self.retransmits = self._tuning.retransmits(self.size)
 
     def _exit(self, member: Member) -> None:
         self._gone[member.node] = None
-        index, last = self._place.pop(member.node), self.live.pop()
+        index, last = self._positions.pop(member.node), self.live.pop()
         if last != member.node:
             self.live[index] = last
-            self._place[last] = index
+            self._positions[last] = index
         self.order.remove(member.node)
         self.retransmits = self._tuning.retransmits(self.size)

@@ -12,7 +12,7 @@ class ProbeOrder:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._nodes: list[str] = []
-        self._at = 0
+        self._index = 0
         self._urgent: dict[str, None] = {}
 
     def add(self, node: str) -> None:
@@ -23,8 +23,8 @@ class ProbeOrder:
         """Stop probing ``node``."""
         index = self._nodes.index(node)
         del self._nodes[index]
-        if index < self._at:
-            self._at -= 1
+        if index < self._index:
+            self._index -= 1
         self._urgent.pop(node, None)
 
     def hurry(self, node: str) -> None:
@@ -41,11 +41,11 @@ class ProbeOrder:
             del self._urgent[node]
             return node
         for _ in range(len(self._nodes)):
-            if self._at >= len(self._nodes):
+            if self._index >= len(self._nodes):
                 self._random.shuffle(self._nodes)
-                self._at = 0
-            node = self._nodes[self._at]
-            self._at += 1
+                self._index = 0
+            node = self._nodes[self._index]
+            self._index += 1
             if due(node):
                 return node
         return None

@@ -63,10 +63,10 @@ class Acceptor:
         self._choose = choose
         self._handshake = handshake
         self._shutdown = shutdown
-        self._beginning: dict[str, int] = {}
+        self._handshakes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for listener in sockets:
-            self._own(self._accept(listener))
+            self._spawn(self._accept(listener))
 
     async def close(self) -> None:
         """Stop accepting and close connections during their handshake; established ones stay open."""
@@ -75,7 +75,7 @@ class Acceptor:
         for listener in self._sockets:
             listener.close()
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -90,14 +90,14 @@ class Acceptor:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             address = str(peer[0]).removeprefix("::ffff:")
-            pending = self._beginning.get(address, 0)
+            pending = self._handshakes.get(address, 0)
             # This machine also reaches itself by its own addresses.
             local = is_loopback(address) or peer[0] == connection.getsockname()[0]
-            if (pending >= PER_ADDRESS and not local) or sum(self._beginning.values()) >= MOST:
+            if (pending >= PER_ADDRESS and not local) or sum(self._handshakes.values()) >= MOST:
                 connection.close()
                 continue
-            self._beginning[address] = pending + 1
-            self._own(self._begin(connection, address, local))
+            self._handshakes[address] = pending + 1
+            self._spawn(self._begin(connection, address, local))
 
     async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
         """Complete the handshake and pass the connection to its protocol, or close it."""
@@ -123,9 +123,9 @@ class Acceptor:
         except (OSError, TimeoutError) as error:
             log.debug("connection from %s closed: %s", address, error)
         finally:
-            self._beginning[address] -= 1
-            if not self._beginning[address]:
-                del self._beginning[address]
+            self._handshakes[address] -= 1
+            if not self._handshakes[address]:
+                del self._handshakes[address]
             if not kept:
                 connection.close()
 

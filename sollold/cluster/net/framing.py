@@ -22,11 +22,11 @@ class Unframer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
-        self._held += data
+        self._buffer += data
 
     def take_message(self) -> bytes | None:
         """Return the next complete message; None if there is none yet.
@@ -34,19 +34,19 @@ class Unframer:
         Raises:
             FrameError: the announced message is longer than the limit.
         """
-        if len(self._held) < HEADER:
+        if len(self._buffer) < HEADER:
             return None
-        (length,) = _LENGTH.unpack_from(self._held)
+        (length,) = _LENGTH.unpack_from(self._buffer)
         if length > self._limit:
             raise FrameError(f"a message of {length} bytes; the limit is {self._limit}")
-        if len(self._held) < HEADER + length:
+        if len(self._buffer) < HEADER + length:
             return None
-        data = bytes(self._held[HEADER : HEADER + length])
-        del self._held[: HEADER + length]
+        data = bytes(self._buffer[HEADER : HEADER + length])
+        del self._buffer[: HEADER + length]
         return data
 
     def rest(self) -> bytes:
         """Remove and return the bytes after the last message taken."""
-        left = bytes(self._held)
-        self._held.clear()
+        left = bytes(self._buffer)
+        self._buffer.clear()
         return left

@@ -99,7 +99,7 @@ class HttpConnection(asyncio.Protocol):
                 return False
         if self._paused:
             # Even after a complete response: another may follow on this connection.
-            self._read_on()
+            self._resume()
         if self._parser.done:
             return True
         if self._error is not None:
@@ -110,7 +110,7 @@ class HttpConnection(asyncio.Protocol):
         finally:
             self._receive = None
 
-    def _read_on(self) -> None:
+    def _resume(self) -> None:
         """Resume reading: nothing is buffered."""
         if self._transport is not None and not self._transport.is_closing():
             self._paused = False
@@ -171,11 +171,11 @@ class HttpConnection(asyncio.Protocol):
             self.close()
             return
         if body:
-            self._hand_on(body)
+            self._deliver(body)
         if parser.status != status or (parser.done and self._receive is not None):
             self._wake(True)
 
-    def _hand_on(self, body: bytes) -> None:
+    def _deliver(self, body: bytes) -> None:
         receive = self._receive
         if receive is None:
             self._unread.append(body)

@@ -144,7 +144,7 @@ class InterfaceWatch:
         self._chosen = tuple(chosen)
         self._changed = changed
         self._lost = lost
-        self._here: frozenset[str] = frozenset()
+        self._addresses: frozenset[str] = frozenset()
         self._known: tuple[Interface, ...] | None = None
         self._news = asyncio.Event()
         self._socket: socket.socket | None = None
@@ -175,13 +175,13 @@ class InterfaceWatch:
         try:
             netlink.setblocking(False)
             netlink.bind((0, 0x1 | 0x10 | 0x100))
-            asyncio.get_running_loop().add_reader(netlink.fileno(), self._told)
+            asyncio.get_running_loop().add_reader(netlink.fileno(), self._drain)
         except OSError:
             netlink.close()
             return
         self._socket = netlink
 
-    def _told(self) -> None:
+    def _drain(self) -> None:
         assert self._socket is not None
         with contextlib.suppress(OSError):
             while self._socket.recv(65536):
@@ -205,6 +205,6 @@ class InterfaceWatch:
         if found != self._known:
             self._known = found
             self._changed(found)
-        gone, self._here = self._here - addresses, addresses
+        gone, self._addresses = self._addresses - addresses, addresses
         if gone:
             self._lost(gone)

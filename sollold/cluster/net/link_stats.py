@@ -19,8 +19,8 @@ class LinkStats:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float]] = {}
-        self._untold = False
-        self._told_at = float("-inf")
+        self._unannounced = False
+        self._announced_at = float("-inf")
 
     def note(self, node: str, trip: float, rate: float, now: float) -> bool:
         """Note round trip in seconds and rate in bytes per second. Returns whether to announce `told` now.
@@ -31,11 +31,11 @@ class LinkStats:
         first = before is None or (rate > 0.0 and before[1] == 0.0)
         if before is None or _differs(before[0], trip, _MIN_TRIP) or _differs(before[1], rate, _MIN_RATE):
             self._known[node] = (trip, rate)
-            self._untold = True
-        if not self._untold or not (first or now - self._told_at >= _TELL_SECONDS):
+            self._unannounced = True
+        if not self._unannounced or not (first or now - self._announced_at >= _TELL_SECONDS):
             return False
-        self._untold = False
-        self._told_at = now
+        self._unannounced = False
+        self._announced_at = now
         return True
 
     def keep(self, alive: Collection[str]) -> bool:

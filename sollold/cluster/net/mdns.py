@@ -84,7 +84,7 @@ class Discovery:
         self._found = found
         self._ipv6 = ipv6
         self._named = tuple(named)
-        self._more = {"https": "1"} if https else {}
+        self._extra = {"https": "1"} if https else {}
         self._interfaces: tuple[str, ...] = ()
         self._reason = "not started"
         self._seen: dict[str, tuple[Address, ...]] = {}
@@ -188,9 +188,9 @@ class Discovery:
                 port=self._port,
                 server=f"{self._node}.local.",
                 parsed_addresses=list(addresses),
-                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0], **self._more},
+                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0], **self._extra},
             )
-            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._on_change])
             # Node ids are unique, so the name is not probed first: that takes seconds.
             announced = await zeroconf.async_register_service(info, cooperating_responders=True)
             self._interfaces, self._reason = used, ""
@@ -209,7 +209,7 @@ class Discovery:
                         await browser.async_cancel()
                     await zeroconf.async_close()
 
-    def _heard(
+    def _on_change(
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
         """Handle a change; called on the loop by zeroconf. Must not wait or raise."""

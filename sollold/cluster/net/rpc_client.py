@@ -57,7 +57,7 @@ class RpcClient:
         self._own = own
         self._session: aiohttp.ClientSession | None = None
         self._streams: dict[str, set[ClientResponse]] = {}
-        self._asked: dict[str, set[asyncio.Timeout]] = {}
+        self._unanswered: dict[str, set[asyncio.Timeout]] = {}
         """Timeouts of exchanges without any response yet."""
         self._connections = KeptConnections(_IDLE_SECONDS)
         """Connections made by `connect`."""
@@ -75,7 +75,7 @@ class RpcClient:
             _abort(response)
         self._connections.close(lambda key: bool(key[0] == node))
         now = asyncio.get_running_loop().time()
-        for pending in self._asked.pop(node, ()):
+        for pending in self._unanswered.pop(node, ()):
             pending.reschedule(now)
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
@@ -218,7 +218,7 @@ class RpcClient:
         """
         dropped = asyncio.timeout(None)
         try:
-            with _tracked(self._asked, node, dropped):
+            with _tracked(self._unanswered, node, dropped):
                 async with dropped:
                     yield
         except TimeoutError:

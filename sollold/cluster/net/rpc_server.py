@@ -70,10 +70,10 @@ class RpcServer:
         self._runner: web.AppRunner | None = None
         self._server: Acceptor | None = None
         self._context: ssl.SSLContext | None = None
-        self._lines = WorkerTunnels()
-        self._spoken: dict[str, Callable[[str], asyncio.Protocol | None]] = {
+        self._tunnels = WorkerTunnels()
+        self._protocols: dict[str, Callable[[str], asyncio.Protocol | None]] = {
             HTTP: self._http,
-            TUNNEL: lambda peer: TunnelServer(peer, self._lines),
+            TUNNEL: lambda peer: TunnelServer(peer, self._tunnels),
         }
         self._tasks: set[asyncio.Task[object]] = set()
         self._connections: dict[str, list[asyncio.Transport]] = {}
@@ -92,14 +92,14 @@ class RpcServer:
 
     def tunnel(self, workers: Workers) -> None:
         """Set the workers that members' tunnels lead to."""
-        self._lines.workers = workers
+        self._tunnels.workers = workers
 
     def speak(self, protocol: str, make: Callable[[str], asyncio.Protocol | None]) -> None:
         """Let ``make(caller)`` return the protocol of connections with the ALPN name ``protocol``.
 
         ``caller`` is empty for a stranger, with `STRANGERS` only. None closes the connection.
         """
-        self._spoken[protocol] = make
+        self._protocols[protocol] = make
 
     async def start(self, host: str, port: int) -> int:
         """Start to listen; ``port`` 0: any free one. Returns the port.
@@ -121,10 +121,10 @@ class RpcServer:
             self._runner = None
             raise
         self.port = int(listener.getsockname()[1])
-        self._context = self._identity.server_context(tuple(self._spoken))
+        self._context = self._identity.server_context(tuple(self._protocols))
         self._server = Acceptor(
             [listener],
-            lambda: _Handshaken(self._protocol, self._entered),
+            lambda: _Handshaken(self._protocol, self._add_connection),
             self._chosen,
             handshake=_HANDSHAKE_SECONDS,
             shutdown=_SHUTDOWN_SECONDS,
@@ -137,13 +137,13 @@ class RpcServer:
 
     def change_identity(self) -> None:
         """Use the cluster's changed secret for new connections. Existing ones stay."""
-        self._context = self._identity.server_context(tuple(self._spoken))
+        self._context = self._identity.server_context(tuple(self._protocols))
 
     async def close(self) -> None:
         """Stop listening, close all connections and cancel all calls."""
         if self._server is not None:
             await self._server.close()
-        self._lines.close()
+        self._tunnels.close()
         await cancel_and_wait(*self._tasks)
         if self._runner is not None:
             with contextlib.suppress(TimeoutError):
@@ -154,7 +154,7 @@ class RpcServer:
 
     def drop_node(self, node: str) -> None:
         """End the tunnels of the dead ``node``."""
-        self._lines.drop_node(node)
+        self._tunnels.drop_node(node)
 
     def cut(self, node: str) -> None:
         """Abort all connections opened by ``node``."""
@@ -165,7 +165,7 @@ class RpcServer:
         """Return the nodes that have opened connections."""
         return frozenset(self._connections)
 
-    def _entered(self, peer: str, transport: asyncio.Transport) -> None:
+    def _add_connection(self, peer: str, transport: asyncio.Transport) -> None:
         """Register a connection opened by ``peer``."""
         self._connections = {
             node: kept
@@ -194,7 +194,7 @@ class RpcServer:
             ) from error
 
     def _protocol(self, alpn: str | None, peer: str) -> asyncio.Protocol | None:
-        make = self._spoken.get(alpn or "")
+        make = self._protocols.get(alpn or "")
         return make(peer) if make is not None and (peer or alpn in STRANGERS) else None
 
     def _http(self, peer: str) -> asyncio.Protocol:
@@ -273,7 +273,7 @@ class _Handshaken(asyncio.Protocol):
         entered: Callable[[str, asyncio.Transport], None],
     ) -> None:
         self._choose = choose
-        self._entered = entered
+        self._add_connection = entered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)
@@ -284,7 +284,7 @@ class _Handshaken(asyncio.Protocol):
             transport.abort()
             return
         if peer:
-            self._entered(peer, transport)
+            self._add_connection(peer, transport)
         keep_watch(transport)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

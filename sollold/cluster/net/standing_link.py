@@ -265,8 +265,8 @@ class StandingLink(asyncio.Protocol):
         self._trip = 0.0
         self._rate = 0.0
         self._rates = BestRate()
-        self._took: list[float] = []
-        self._all_took: asyncio.Future[None] | None = None
+        self._arrivals: list[float] = []
+        self._all_arrived: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the hello."""
@@ -274,7 +274,7 @@ class StandingLink(asyncio.Protocol):
         keep_watch(transport, seconds=SILENT_SECONDS, always=True)
         self._timer = self._loop.call_later(_HELLO_SECONDS, self.bye)
         if self.dialed:
-            self._say(Hello(self._links.port, self._links.boot))
+            self._send(Hello(self._links.port, self._links.boot))
 
     def data_received(self, data: bytes) -> None:
         """Handle complete messages."""
@@ -304,7 +304,7 @@ class StandingLink(asyncio.Protocol):
     def bye(self) -> None:
         """Close this link on purpose, so that the other side does not take it for a death."""
         self.said_bye = True
-        self._say(Bye())
+        self._send(Bye())
         self._transport.close()
 
     async def watch(self) -> None:
@@ -327,21 +327,21 @@ class StandingLink(asyncio.Protocol):
         self._sequence += 1
         self._answered = self._loop.create_future()
         self._sent = time.perf_counter()  # event loops count in milliseconds
-        self._say(Ping(self._sequence, self._trip, self._rate))
+        self._send(Ping(self._sequence, self._trip, self._rate))
         await self._done(self._answered, 10.0)
 
     async def _measure_rate(self) -> None:
         if self._transport.is_closing():
             return
-        self._took = []
-        self._all_took = self._loop.create_future()
+        self._arrivals = []
+        self._all_arrived = self._loop.create_future()
         piece = frame(msgspec.msgpack.encode(Load(random.randbytes(_LOAD_PIECE))))
         for _ in range(_LOAD_PIECES):
             self._transport.write(piece)
-        await self._done(self._all_took, 10.0)
-        if len(self._took) == _LOAD_PIECES and self._took[-1] > self._took[0]:
+        await self._done(self._all_arrived, 10.0)
+        if len(self._arrivals) == _LOAD_PIECES and self._arrivals[-1] > self._arrivals[0]:
             # The first response marks the first piece's arrival; from there on only the rate counts.
-            rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
+            rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._arrivals[-1] - self._arrivals[0])
             self._rate = self._rates.add(rate)
             self._links.measure(self.node, self._trip, self._rate)
 
@@ -357,17 +357,17 @@ class StandingLink(asyncio.Protocol):
         elif not self._hello:
             self.bye()
         elif isinstance(message, Ping):
-            self._say(Pong(message.sequence))
+            self._send(Pong(message.sequence))
             if message.trip > 0:
                 self._links.measure(self.node, message.trip, message.rate)
         elif isinstance(message, Pong):
             self._ponged(message)
         elif isinstance(message, Load):
-            self._say(Took())
-        elif self._all_took is not None and not self._all_took.done():
-            self._took.append(time.perf_counter())
-            if len(self._took) == _LOAD_PIECES:
-                self._all_took.set_result(None)
+            self._send(Took())
+        elif self._all_arrived is not None and not self._all_arrived.done():
+            self._arrivals.append(time.perf_counter())
+            if len(self._arrivals) == _LOAD_PIECES:
+                self._all_arrived.set_result(None)
 
     def _greeted(self, hello: Hello) -> None:
         if self._hello or not 0 < hello.port < 65536:
@@ -377,7 +377,7 @@ class StandingLink(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if not self.dialed:
-            self._say(Hello(self._links.port, self._links.boot))
+            self._send(Hello(self._links.port, self._links.boot))
         peer = self._transport.get_extra_info("peername")
         self._links.link_up(self, (literal(peer)[0], hello.port))
 
@@ -395,6 +395,6 @@ class StandingLink(asyncio.Protocol):
         if self._sequence >= _FIRST_PINGS:
             self._links.measure(self.node, self._trip, self._rate)
 
-    def _say(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
+    def _send(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
         if not self._transport.is_closing():
             self._transport.write(frame(msgspec.msgpack.encode(message)))

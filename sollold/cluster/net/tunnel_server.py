@@ -91,9 +91,9 @@ class WorkerTunnels:
 class TunnelServer(asyncio.Protocol):
     """The member's connection until its greeting is processed; then a `ProxyEnd` takes over."""
 
-    def __init__(self, peer: str, lines: WorkerTunnels) -> None:
+    def __init__(self, peer: str, tunnels: WorkerTunnels) -> None:
         self.peer = peer
-        self._lines = lines
+        self._tunnels = tunnels
         self._greeting = Unframer(GREETING_LIMIT)
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +126,7 @@ class TunnelServer(asyncio.Protocol):
         self._stop_timer()
         if self._task is not None:
             self._task.cancel()
-        self._lines.leave(self)
+        self._tunnels.leave(self)
 
     def abort(self) -> None:
         """Abort the tunnel."""
@@ -134,7 +134,7 @@ class TunnelServer(asyncio.Protocol):
             self._transport.abort()
 
     async def _begin(self, request: Open) -> None:
-        workers, traffic = self._lines.workers, Traffic()
+        workers, traffic = self._tunnels.workers, Traffic()
         if workers is None:
             self._refuse("this node has no workers")
             return
@@ -149,7 +149,7 @@ class TunnelServer(asyncio.Protocol):
             return
         assert self._transport is not None
         self._stop_timer()
-        self._lines.enter(self, request)
+        self._tunnels.enter(self, request)
         transport = self._transport
         transport.write(frame(msgspec.msgpack.encode(Opened(True))))
         front = _HeadEnd(self, traffic, None if request.plain else workers.gate(request.deployment), worker)
@@ -169,7 +169,7 @@ class TunnelServer(asyncio.Protocol):
         deployment = request.deployment
         for _ in range(_MAX_TRIES):
             host, port = await workers.address(self.peer, deployment, request.plain)
-            worker = _WorkerEnd(traffic, self._lines)
+            worker = _WorkerEnd(traffic, self._tunnels)
             try:
                 async with asyncio.timeout(OPEN_SECONDS):
                     await asyncio.get_running_loop().create_connection(partial(_identity, worker), host, port)
@@ -211,33 +211,33 @@ class _WorkerEnd(ProxyEnd):
     be predicted, the head gets it at once and hashes the next tensor meanwhile.
     """
 
-    def __init__(self, traffic: Traffic, lines: WorkerTunnels) -> None:
+    def __init__(self, traffic: Traffic, tunnels: WorkerTunnels) -> None:
         super().__init__(traffic, up=False)
-        self._lines = lines
-        self._said: deque[bytes] = deque()
+        self._tunnels = tunnels
+        self._predicted: deque[bytes] = deque()
         """Responses already sent to the head, which the worker has yet to give."""
-        self._heard = b""
+        self._received = b""
         """Received part of the first of these."""
 
     def answer(self, data: bytes) -> None:
         """Send the head the worker's predicted response, unless the worker is too far behind."""
-        if self._lines.ahead and len(self._said) < _MAX_AHEAD:
-            self._said.append(data)
+        if self._tunnels.ahead and len(self._predicted) < _MAX_AHEAD:
+            self._predicted.append(data)
             super().data_received(data)
 
     def data_received(self, data: bytes) -> None:
-        while self._said and data:
-            wanted = self._said[0]
-            left = len(wanted) - len(self._heard)
-            self._heard, data = self._heard + data[:left], data[left:]
-            if not wanted.startswith(self._heard):
+        while self._predicted and data:
+            wanted = self._predicted[0]
+            left = len(wanted) - len(self._received)
+            self._received, data = self._received + data[:left], data[left:]
+            if not wanted.startswith(self._received):
                 log.warning("a worker did not read a tensor from its cache: the model is loaded again")
-                self._lines.ahead = False
+                self._tunnels.ahead = False
                 self.abort()
                 return
-            if self._heard == wanted:
-                self._said.popleft()
-                self._heard = b""
+            if self._received == wanted:
+                self._predicted.popleft()
+                self._received = b""
         if data:
             super().data_received(data)
 

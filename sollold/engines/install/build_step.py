@@ -41,7 +41,7 @@ class Steps:
 
     def __init__(self, log: BinaryIO, path: Path) -> None:
         self._log = log
-        self._where = path
+        self._path = path
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._expired: subprocess.Popen[bytes] | None = None
@@ -111,7 +111,7 @@ class Steps:
                 self._running = None
         self.check()
         if self._expired is popen:
-            raise SetupFailed(f"{step}: timed out after {timeout:.0f} s (full log: {self._where})")
+            raise SetupFailed(f"{step}: timed out after {timeout:.0f} s (full log: {self._path})")
         if code != 0:
             raise SetupFailed(self._failure_message(step, code, lines))
         return "\n".join(lines)
@@ -123,7 +123,7 @@ class Steps:
             cause = next((line for line in rest if line.strip()), cause)
         if not cause:
             cause = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-        return f"{step} failed: {cause.strip()[:300]} (full log: {self._where})"
+        return f"{step} failed: {cause.strip()[:300]} (full log: {self._path})"
 
     def _expire(self, popen: subprocess.Popen[bytes]) -> None:
         with self._lock:

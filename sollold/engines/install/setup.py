@@ -131,7 +131,7 @@ class Setup:
     def __init__(self, settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> None:
         self._settings = settings
         self._cache = cache
-        self._tell_all = tell
+        self._callback = tell
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._steps: Steps | None = None
@@ -262,7 +262,7 @@ class Setup:
             raise SetupFailed(f"llama.cpp can't be built without {' and '.join(absent)}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._only_one() as waited:
+            with self._locked() as waited:
                 if waited and (found := existing()) is not None:
                     return found
                 return self._build(wanted)
@@ -333,7 +333,7 @@ class Setup:
         return look_at(target / "bin" / "llama-server", target / "bin" / "ggml-rpc-server")
 
     @contextmanager
-    def _only_one(self) -> Iterator[bool]:
+    def _locked(self) -> Iterator[bool]:
         """Hold the lock shared by all processes that use this cache; yields whether we had to wait for it."""
         waited = False
         with (self._folder / "lock").open("a+b") as file:
@@ -356,7 +356,7 @@ class Setup:
             yield waited
 
     def _tell(self, stage: str, fraction: float, message: str) -> None:
-        self._tell_all(Progress(stage, fraction, message))
+        self._callback(Progress(stage, fraction, message))
 
 
 def _memory_full(error: SetupFailed) -> str:

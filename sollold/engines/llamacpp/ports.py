@@ -19,7 +19,7 @@ class Ports:
 
     def __init__(self, first: int) -> None:
         self._first = first
-        self._given: set[int] = set()
+        self._taken: set[int] = set()
 
     def take_port(self) -> int:
         """Return a free port and reserve it until `give_back`.
@@ -29,11 +29,11 @@ class Ports:
         """
         if self._first == 0:
             # The system may return a port again that we gave to a child which has not bound it yet.
-            port = next(port for port in iter(lambda: _bind(0), 0) if port not in self._given)
-            self._given.add(port)
+            port = next(port for port in iter(lambda: _bind(0), 0) if port not in self._taken)
+            self._taken.add(port)
             return port
         for port in range(self._first, min(self._first + _MAX_PORTS, 65536)):
-            if port in self._given:
+            if port in self._taken:
                 continue
             try:
                 _bind(port)
@@ -41,13 +41,13 @@ class Ports:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     continue
                 raise
-            self._given.add(port)
+            self._taken.add(port)
             return port
         raise OSError(errno.EADDRINUSE, f"no free port on {LOOPBACK} from {self._first} upwards")
 
     def give_back(self, port: int) -> None:
         """Free the port of a child that has exited."""
-        self._given.discard(port)
+        self._taken.discard(port)
 
 
 def _bind(port: int) -> int:

@@ -187,7 +187,7 @@ class Tunnel:
     async def _serve(self, end: _LocalEnd) -> None:
         """Connect a local connection to the worker."""
         try:
-            if not await self._is_ours(end):
+            if not await self._is_own_user(end):
                 end.abort()
                 return
             try:
@@ -224,7 +224,7 @@ class Tunnel:
             end.abort()
             raise
 
-    async def _is_ours(self, end: _LocalEnd) -> bool:
+    async def _is_own_user(self, end: _LocalEnd) -> bool:
         """Return whether the connection comes from a program of this daemon's own user."""
         user = None
         async with self._lookup_lock:  # at most one look-up thread per tunnel
