@@ -13,7 +13,7 @@ from sollold.facts import dataclass
 
 LIMIT = 32_768
 """Default limit on tokens when the user sets no ``num_predict``, so that every answer ends."""
-_REPEATS = 40
+_MIN_REPEATS = 40
 """Consecutive repetitions of a piece of text that count as a loop."""
 _MAX_LOOP = 400
 
@@ -126,10 +126,10 @@ class _Printed:
 
 
 def loops(text: str) -> bool:
-    """Whether ``text`` ends in `_REPEATS` repetitions of a short piece that contains a letter or a digit."""
+    """Whether ``text`` ends in `_MIN_REPEATS` repetitions of a short piece with a letter or a digit."""
     for length in range(1, 9):
         piece = text[-length:]
-        if any(c.isalnum() for c in piece) and text.endswith(piece * _REPEATS):
+        if any(c.isalnum() for c in piece) and text.endswith(piece * _MIN_REPEATS):
             return True
     lines = text.rstrip("\n").split("\n")
     # For repeated whole lines fewer repetitions are enough, since they are longer.

@@ -17,7 +17,7 @@ from sollold.cli.service import journalctl
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 
-_INTERVAL = 1.0
+_INTERVAL_SECONDS = 1.0
 _NO_ENTRIES = b"-- No entries --"
 _MAX_LINES = 2000
 """Maximum lines per response of a node; if more are written in a second, some are missed."""
@@ -61,7 +61,7 @@ def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> i
                 _print_fresh(log, fresh, titled=engine != last)
             last = engine if fresh else last
         sys.stdout.flush()
-        time.sleep(_INTERVAL)
+        time.sleep(_INTERVAL_SECONDS)
 
 
 def _print_fresh(log: dict[str, Any], lines: list[str], *, titled: bool) -> None:

@@ -9,7 +9,7 @@ from sollold import __version__
 
 _PACKAGE = Path(__file__).parents[1]
 """Folder in which a build stores its commit, in a file ``commit``."""
-_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 def own_version() -> str:
@@ -41,7 +41,7 @@ def _checked_out(folder: Path) -> str:
         "--exclude=*",
     )
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

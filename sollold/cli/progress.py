@@ -16,8 +16,8 @@ from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
 
-_INTERVAL = 0.5
-_DELAY = 0.4
+_INTERVAL_SECONDS = 0.5
+_DELAY_SECONDS = 0.4
 """Delay before a bar is shown, in seconds; a loaded model responds sooner."""
 _STATUS_SECONDS = 3.0
 """Timeout of a status request, in seconds; Ctrl-C waits for it."""
@@ -76,7 +76,7 @@ def _bar(daemon: BlockingClient, model: str) -> Waiting:
 
 
 def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
-    if done.wait(_DELAY):
+    if done.wait(_DELAY_SECONDS):
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -92,7 +92,7 @@ def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
             for deployment in _loads(daemon, model):
                 words = f"{model}: {deployment['state']} on {deployment['node_name']}"
                 bar.update(task, description=words, total=1.0, completed=deployment["progress"])
-            done.wait(_INTERVAL)
+            done.wait(_INTERVAL_SECONDS)
 
 
 def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def _emptied(daemon: BlockingClient, name: str) -> bool:
             return False
         else:
             polls -= 1
-            time.sleep(_INTERVAL)
+            time.sleep(_INTERVAL_SECONDS)
             continue
         if node["empty"]:
             return True
@@ -137,7 +137,7 @@ def _emptied(daemon: BlockingClient, name: str) -> bool:
         if words != printed:
             print(harmless(words), file=sys.stderr)
             printed = words
-        time.sleep(_INTERVAL)
+        time.sleep(_INTERVAL_SECONDS)
 
 
 def _remaining_work(state: dict[str, Any], node: str) -> str:

@@ -9,12 +9,12 @@ from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.units import bytes_text
 
-_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 
 
 def scan(options: argparse.Namespace) -> int:
     """Have a node scan, and print the workers found and how to use them."""
-    daemon = client(options, timeout=_SECONDS)
+    daemon = client(options, timeout=_TIMEOUT_SECONDS)
     found = (daemon.post("/api/cluster/scan", {}))["workers"]
     if options.json:
         print_json(found)

@@ -24,7 +24,7 @@ from sollold.settings.document import in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.load import load
 
-_LINES = 5000
+_MAX_LINES = 5000
 """Maximum journal lines in the archive."""
 
 
@@ -113,6 +113,6 @@ def _settings() -> str:
 
 
 def _journal() -> str:
-    words = [*journalctl(), "-n", str(_LINES), "--no-pager", "-o", "short-iso-precise"]
+    words = [*journalctl(), "-n", str(_MAX_LINES), "--no-pager", "-o", "short-iso-precise"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout or done.stderr

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from sollold.client.blocking import BlockingClient
 
-_INTERVAL = 1.0
+_INTERVAL_SECONDS = 1.0
 VIEWS = {"a": "all", "n": "nodes", "m": "models", "r": "requests", "e": "events"}
 """Keys, and the view that each selects."""
 HELP = "q quit  a all  n nodes  m models  r requests  e events  space pause"
-_SECONDS = 60
-_FEW, _MANY = 5, 30
+_HISTORY_SECONDS = 60
+_FEW_EVENTS, _MANY_EVENTS = 5, 30
 """Events shown in the overview, and in their own view."""
 _STEPS = "▁▂▃▄▅▆▇█"
 
@@ -44,7 +44,7 @@ def top(options: argparse.Namespace) -> int:
     with _keys(), on_screen(Live(console=console(), screen=True, auto_refresh=False)) as screen:
         while True:
             screen.update(frame(state, view, paused=paused), refresh=True)
-            key = _pressed(_INTERVAL)
+            key = _pressed(_INTERVAL_SECONDS)
             if key in ("q", "\x03", "\x04"):
                 return Exit.DONE
             if key == " ":
@@ -60,8 +60,8 @@ def top(options: argparse.Namespace) -> int:
 def _fetch(daemon: BlockingClient) -> dict[str, Any]:
     """The cluster's status with its speed over the last minute, and its last events."""
     state: dict[str, Any] = daemon.get("/api/cluster")
-    history = daemon.get(f"/api/cluster/history?seconds={_SECONDS}&step=1")
-    events = [event for _, event in daemon.events(f"/api/cluster/events?last={_MANY}", stall=5.0)]
+    history = daemon.get(f"/api/cluster/history?seconds={_HISTORY_SECONDS}&step=1")
+    events = [event for _, event in daemon.events(f"/api/cluster/events?last={_MANY_EVENTS}", stall=5.0)]
     return {**state, "speeds": history["total"]["tokens_per_second"], "events": events}
 
 
@@ -85,7 +85,7 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
     if view in ("all", "requests"):
         parts += [_requests(state), Text()]
     if view in ("all", "events"):
-        latest = state["events"][-(_FEW if view == "all" else _MANY) :]
+        latest = state["events"][-(_FEW_EVENTS if view == "all" else _MANY_EVENTS) :]
         parts += [
             Text(f"{clock(event['time'])}  {event['message']}", style="dim") for event in reversed(latest)
         ]
@@ -94,7 +94,7 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
 
 def speed_line(speeds: list[float | None]) -> str:
     """Current tokens per second of the cluster, with a sparkline of the last minute."""
-    numbers = [speed or 0.0 for speed in speeds[-_SECONDS:]]
+    numbers = [speed or 0.0 for speed in speeds[-_HISTORY_SECONDS:]]
     # An average, since the current second is incomplete.
     current = sum(numbers[-5:]) / max(1, len(numbers[-5:]))
     peak = max([1.0, *numbers])

@@ -165,7 +165,7 @@ class Activity:
 _GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
 _PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
 _PROMPT_READ = re.compile(rb'"(?<!\\")(?:prompt_n|cache_n)":\s*(\d{1,9})')
-_TAIL = 4096
+_TAIL_BYTES = 4096
 """Bytes at the end of a response that contain its token counts."""
 
 
@@ -175,7 +175,7 @@ def token_counts(*events: bytes) -> tuple[int, int] | None:
     Text inside a JSON string has its quotation marks escaped, so it is not mistaken for the counts.
     """
     # Slice before joining, so as not to copy a long response.
-    tail = b"\n".join([event[-_TAIL:] for event in events])[-_TAIL:]
+    tail = b"\n".join([event[-_TAIL_BYTES:] for event in events])[-_TAIL_BYTES:]
     generated = _GENERATED.findall(tail)
     prompt = _PROMPT.findall(tail)
     if not prompt:

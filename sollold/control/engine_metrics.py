@@ -15,7 +15,7 @@ from sollold.models.transfer.bounded_answer import read_whole
 
 log = logging.getLogger("sollold.control")
 
-_SECONDS = 1.0
+_TIMEOUT_SECONDS = 1.0
 """Timeout for all engines, which are asked concurrently: the scraper waits, and an engine that computes a
 long batch responds late."""
 _MAX_BYTES = 256 << 10
@@ -65,7 +65,7 @@ class EngineMetrics:
             self._session = aiohttp.ClientSession()
         try:
             async with (
-                asyncio.timeout(_SECONDS),
+                asyncio.timeout(_TIMEOUT_SECONDS),
                 self._session.get(f"{engine.url}/metrics", headers=engine.headers) as answer,
             ):
                 # A truncated text would be invalid in that format.

@@ -18,7 +18,7 @@ from sollold.models.names import Resolved
 
 MOST_LINES = 2000
 _TAIL_BYTES = 512 * 1024
-_TIMEOUT = 5.0
+_CALL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class LogService:
             if node == self._view.me.node:
                 answer = await self._on_logs(node, order)
             else:
-                answer = await self._calls.call(node, "logs", order, EngineLogs, timeout=_TIMEOUT)
+                answer = await self._calls.call(node, "logs", order, EngineLogs, timeout=_CALL_SECONDS)
         except PeerError as error:
             return (NodeLog(deployment, name, "", "", str(error)),)
         return tuple(NodeLog(deployment, name, log.process, log.text) for log in answer.logs)

@@ -28,7 +28,7 @@ from sollold.facts import dataclass
 _CONNECT = 5.0
 _SILENCE = 600.0
 _ASK = 3.0
-_PIECE = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
 _PREFIX = "/ollama"
 _CREATE = "/api/create"
 _PATHS = re.compile(r"/api/(push|create|show|blobs/sha256[:-][0-9a-f]{64})")
@@ -76,7 +76,7 @@ class Relayed:
             Refusal: INTERRUPTED when the response breaks off.
         """
         try:
-            async for piece in self._answer.content.iter_chunked(_PIECE):
+            async for piece in self._answer.content.iter_chunked(_CHUNK_BYTES):
                 if b'"success"' in piece and self.done is not None:
                     done, self.done = self.done, None
                     await done()

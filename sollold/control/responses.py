@@ -17,7 +17,7 @@ from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.facts import dataclass
 
-_TIMEOUT = 10.0
+_CALL_SECONDS = 10.0
 _MAX_CHAIN = 1000
 _NODE_DIGITS = 16
 _DIGITS = "0123456789abcdef"
@@ -147,7 +147,7 @@ class ResponseService:
             return self._take(id_, client, delete=delete)
         try:
             request = ResponseRequest(id_, client, delete)
-            reply = await self._calls.call(holder, "response", request, ResponseReply, timeout=_TIMEOUT)
+            reply = await self._calls.call(holder, "response", request, ResponseReply, timeout=_CALL_SECONDS)
             return msgspec.json.decode(reply.stored, type=StoredResponse) if reply.stored else None
         except (PeerError, msgspec.MsgspecError):
             return None

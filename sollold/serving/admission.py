@@ -148,7 +148,7 @@ def _level(ticket: Ticket, now: float) -> int:
     return ticket.priority + int(max(0.0, now - ticket.arrival) / STEP)
 
 
-_RECOUNT = 0.5
+_REPORT_SECONDS = 0.5
 """Interval of reporting positions, in seconds: they change by waiting alone."""
 
 
@@ -259,7 +259,7 @@ class AdmissionQueue:
                 self._reported[id] = position
                 waiter[1](position)
         if self._recount is None and self._waiters:
-            self._recount = loop.call_later(_RECOUNT, self._report_again)
+            self._recount = loop.call_later(_REPORT_SECONDS, self._report_again)
 
     def _report_again(self) -> None:
         self._recount = None

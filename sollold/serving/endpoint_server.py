@@ -36,7 +36,7 @@ log = logging.getLogger("sollold.serving")
 
 CHECK_EVERY = 1.0
 """Interval of the checks of running requests, in seconds."""
-_REPORT = 0.25
+_REPORT_SECONDS = 0.25
 """Delay for which changes of the counts are collected before the record is updated, in seconds."""
 _UNREAD_SECONDS = 300.0
 """Seconds after which a caller that reads nothing loses its slot."""
@@ -53,7 +53,7 @@ _PATHS = (
     "/detokenize",
     "/apply-template",
 )
-_FULL_RETRY = 5.0
+_FULL_RETRY_SECONDS = 5.0
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-]+)+")
 _MIN_SPEED_TOKENS = 16
 """Minimum tokens for measuring an answer's speed: the first few are faster or slower than the rest."""
@@ -192,7 +192,7 @@ class EndpointServer:
         size = len(request.body)
         if not self._bodies.reserve(size):
             message = "the requests queued on this node already hold too much memory; try again later"
-            raise StreamError(ErrorKind.FULL, message, _FULL_RETRY)
+            raise StreamError(ErrorKind.FULL, message, _FULL_RETRY_SECONDS)
         state = self._state(endpoint, host)
         traced = self._traced(request, endpoint) if tracing.on() else None
 
@@ -277,7 +277,7 @@ class EndpointServer:
                     stream.alone = False
         if id not in self._reports:
             loop = asyncio.get_running_loop()
-            self._reports[id] = loop.call_later(_REPORT, self._report, id)
+            self._reports[id] = loop.call_later(_REPORT_SECONDS, self._report, id)
 
     def _report(self, id: str) -> None:
         self._reports.pop(id, None)

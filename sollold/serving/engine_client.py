@@ -12,8 +12,8 @@ from sollold.cluster.net.http_connection import HttpConnection, KeptConnections
 from sollold.cluster.net.pour import pulled
 from sollold.facts import dataclass
 
-_CONNECT = 5.0
-_IDLE = 4.0
+_CONNECT_SECONDS = 5.0
+_IDLE_SECONDS = 4.0
 """Seconds for which an idle connection is kept; llama-server closes it after five."""
 
 
@@ -44,7 +44,7 @@ class EngineClient(KeptConnections):
     """The connections to this machine's engines, by URL. The owner calls `close`."""
 
     def __init__(self) -> None:
-        super().__init__(_IDLE)
+        super().__init__(_IDLE_SECONDS)
 
     async def connect(self, url: str) -> HttpConnection:
         """Open a new connection to ``url``, whose path is prepended to that of each request.
@@ -56,12 +56,12 @@ class EngineClient(KeptConnections):
         # In a thread, since it reads files.
         tls = await asyncio.to_thread(ssl.create_default_context) if address.tls else None
         try:
-            async with asyncio.timeout(_CONNECT):
+            async with asyncio.timeout(_CONNECT_SECONDS):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: HttpConnection(address.name, address.prefix), address.host, address.port, ssl=tls
                 )
         except (OSError, TimeoutError) as error:
-            reason = str(error) or f"no answer within {_CONNECT:g} s"
+            reason = str(error) or f"no answer within {_CONNECT_SECONDS:g} s"
             raise EngineUnreachable(f"can't connect to {address.name}: {reason}") from None
         self.add(url, connection)
         return connection

@@ -9,7 +9,7 @@ import msgspec
 from sollold.engines.address import EngineAddress
 from sollold.serving.engine_client import EngineClient
 
-_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 async def work_of_slots(client: EngineClient, engine: EngineAddress) -> int | None:
@@ -18,7 +18,7 @@ async def work_of_slots(client: EngineClient, engine: EngineAddress) -> int | No
     None if the engine does not respond, which proves nothing: it may be busy with one long batch.
     """
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             status, body = await client.get(engine.url, "/slots", engine.headers)
         slots = msgspec.json.decode(body, type=list[_Slot]) if status == 200 else None
     except (OSError, TimeoutError, msgspec.MsgspecError):

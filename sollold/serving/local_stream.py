@@ -26,7 +26,7 @@ log = logging.getLogger("sollold.serving")
 _LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*([0-9.eE+-]+)', re.DOTALL)
 _LLAMA_DRAFTS = re.compile(rb'"draft_n":\s*(\d{1,12}),\s*"draft_n_accepted":\s*(\d{1,12})')
 _OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
-_TAIL = 4096
+_TAIL_BYTES = 4096
 """Bytes at the end of a response that contain the engine's own figures."""
 _COMMENT = ord(":")
 """First byte of a comment line in an event stream."""
@@ -232,7 +232,7 @@ class LocalStream:
             raise self._error
         if not self._measured:
             self._measured = True
-            figures = figures_in((self._previous[-_TAIL:] + self._last)[-_TAIL:])
+            figures = figures_in((self._previous[-_TAIL_BYTES:] + self._last)[-_TAIL_BYTES:])
             if figures is not None:
                 self._on_speed(self, figures)
         return True

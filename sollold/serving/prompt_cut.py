@@ -20,7 +20,7 @@ _MAX_CHARACTERS = 6
 """Maximum characters per token in a long text; English has about 4, code 3."""
 _CUT_CHARACTERS = 10
 """Characters per token processed from which on a prompt was certainly cut."""
-_SHORT = 4000
+_SHORT_CHARACTERS = 4000
 """Length in characters up to which a prompt is not cut unless a smaller context was requested."""
 _COUNTS = (b'"prompt_eval_count"', b'"prompt_tokens"')
 
@@ -71,7 +71,7 @@ def was_cut(size: int, read: int, context: int) -> bool:
     if read <= 0:
         return False
     if context <= 0:
-        return size > max(_SHORT, _CUT_CHARACTERS * read)
+        return size > max(_SHORT_CHARACTERS, _CUT_CHARACTERS * read)
     # Up to two tokens are left free for the answer.
     full = read >= context - 2
     return full or size > _MAX_CHARACTERS * context or (size > 3 * context and size > _CUT_CHARACTERS * read)

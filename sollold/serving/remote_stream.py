@@ -29,9 +29,9 @@ from sollold.serving.protocol import (
     request_parts,
 )
 
-_CONNECT = 3.0
+_CONNECT_SECONDS = 3.0
 """Timeout for connecting to the endpoint's node, in seconds."""
-_SILENCE = 7.0
+_SILENCE_SECONDS = 7.0
 """Seconds without data after which the endpoint's node counts as dead; it sends a frame every 2 s."""
 _CONNECTION_ERRORS = (OSError, TimeoutError, PeerError, msgspec.MsgspecError)
 _HEADERS = {"Content-Type": "application/msgpack"}
@@ -74,8 +74,8 @@ class RemoteStream:
             raise
 
     async def _open(self, on_position: Callable[[int], None]) -> None:
-        connection = self._connection = await self._calls.connect(self._node, timeout=_CONNECT)
-        connection.silence = _SILENCE
+        connection = self._connection = await self._calls.connect(self._node, timeout=_CONNECT_SECONDS)
+        connection.silence = _SILENCE_SECONDS
         status = await connection.ask("POST", PATH, _HEADERS, *request_parts(self._request))
         if status != 200:
             raise StreamError(ErrorKind.ENGINE, f"{self._name} answered {status}")

@@ -32,7 +32,7 @@ from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
-_CLOSE = 2.0
+_CLOSE_SECONDS = 2.0
 """Seconds that callers have to read the error when this node stops."""
 
 
@@ -103,7 +103,7 @@ class Serving:
         if self._executors:
             # Each ends by itself when its caller reads on; the others are closed below.
             self._idle = asyncio.Event()
-            await sleep_until_set(self._idle, _CLOSE)
+            await sleep_until_set(self._idle, _CLOSE_SECONDS)
         for executor in tuple(self._executors):
             await executor.close()
 

@@ -20,7 +20,7 @@ import msgspec
 
 from sollold.serving.request import Call, Delivered
 
-_UNREAD = 512
+_MAX_UNREAD = 512
 """Maximum number of events kept unparsed."""
 
 JsonObject = dict[str, Any]
@@ -54,7 +54,7 @@ class Continuation(ABC):
         """Record events that are delivered to the caller unchanged."""
         self._unread += events
         self.delivered = True
-        if len(self._unread) >= _UNREAD:
+        if len(self._unread) >= _MAX_UNREAD:
             self.fold()
 
     def restore(self, delivered: Delivered) -> None:
