@@ -268,7 +268,7 @@ def endpoint(**changes: Any) -> Endpoint:
 
 
 class PlainLogs:
-    """Each model has one engine, whose log is the number of lines asked for."""
+    """Logs with one engine per model; the text only states the requested number of lines."""
 
     async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
         return (NodeLog(f"{model}-1", "alpha", "llama-server", f"{lines} lines"),)

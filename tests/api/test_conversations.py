@@ -27,7 +27,7 @@ ODD_ORDERS = {
     "late system": [turn("user", "a"), turn("assistant", "b"), turn("system", "c"), turn("user", "d")],
     "two systems": [turn("system", "a"), turn("system", "b"), turn("user", "c")],
     "two assistants": [turn("user", "a"), turn("assistant", "b"), turn("assistant", "c"), turn("user", "d")],
-    "tools that the template does not know": [
+    "tools without support in the template": [
         turn("user", "a"),
         turn("assistant", "", tool_calls=[CALL]),
         turn("tool", "noon", tool_call_id="c0"),
@@ -100,7 +100,7 @@ def test_tidy_and_flatten() -> None:
     # Messages of different names are not merged; calls stay before their results.
     named = [turn("user", "a", name="x"), turn("user", "b", name="y")]
     assert tidy(named) == named
-    called = ODD_ORDERS["tools that the template does not know"]
+    called = ODD_ORDERS["tools without support in the template"]
     assert tidy(called) == called
     assert [(m["role"], m["content"]) for m in flatten([turn("system", "s"), *called])] == [
         ("user", "s\n\na"),

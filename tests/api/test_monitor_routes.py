@@ -296,7 +296,7 @@ async def test_polling_is_counted_separately_from_requests(serve: Serve, http: C
 
 
 async def test_metrics_of_many_models_are_short(serve: Serve, http: ClientSession) -> None:
-    """Empty series are left out, and metrics independent of the route have no such label."""
+    """Empty series are left out, and metrics that don't depend on the route have no label for it."""
     services = parts()
     for number in range(17):
         for path in ("/api/chat", "/v1/chat/completions", "/v1/embeddings"):

@@ -181,9 +181,7 @@ async def test_routes_that_need_ollama_answer_501_without_one(serve: Serve, http
         assert answer.status == 400
 
 
-async def test_a_model_that_only_other_nodes_have_gets_a_specific_error(
-    serve: Serve, http: ClientSession
-) -> None:
+async def test_a_model_that_no_ollama_has_gets_a_specific_error(serve: Serve, http: ClientSession) -> None:
     answer = PlainRelayed(b'{"error":"model not found"}', status=404)
     url = await serve(parts(relay=ScriptedRelay(answer)))
     create: dict[str, Any] = {"model": "mine", "from": "demo", "quantize": "q4_K_M"}

@@ -43,13 +43,13 @@ HOSTILE = {
         "required": ["a"],
         "$defs": {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{(n + 1) % 30}"}] * 4} for n in range(30)},
     },
-    "a circle of references": {
+    "circular references": {
         "$ref": "#/$defs/A",
         "maxLength": 3,
         "$defs": {"A": {"$ref": "#/$defs/B", "minLength": 1}, "B": {"$ref": "#/$defs/A", "type": "string"}},
     },
     "itself": {"$ref": "#", "type": "object", "allOf": [{"$ref": "#"}]},
-    "two that contain themselves": {
+    "two recursive schemas": {
         "allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
         "$defs": {
             name: object_schema(**{name.lower(): STRING}, n={"$ref": f"#/$defs/{name}"})
@@ -58,12 +58,12 @@ HOSTILE = {
     },
     "doubling": doubling(30),
     "many values": {"enum": [{"a": [n]} for n in range(20_000)], "properties": {"a": {"items": INTEGER}}},
-    "many names that depend": {
+    "many dependent names": {
         **object_schema(**{f"p{n}": STRING for n in range(60)}),
         "dependentRequired": {f"p{n}": [f"p{n + 1}"] for n in range(59)},
     },
     "a large multiple": {"type": "integer", "multipleOf": 3, "minimum": 0, "maximum": 10**300},
-    "many single items": {"type": "array", "prefixItems": [STRING], "minItems": 10**9},
+    "many prefixItems": {"type": "array", "prefixItems": [STRING], "minItems": 10**9},
     "large numbers": {
         "type": "integer",
         "minimum": -(10**400),
@@ -87,7 +87,7 @@ def test_a_hostile_schema_takes_bounded_time_and_space(case: str) -> None:
     assert found or case in ("a large multiple", "large numbers")
 
 
-def test_tools_share_a_time_limit() -> None:
+def test_tools_share_one_conversion_budget() -> None:
     tools = [
         {
             "type": "function",

@@ -43,11 +43,11 @@ A, B = {"enum": ["a"]}, {"enum": ["b"]}
 KIND = {**object_schema(kind={"enum": ["a", "b"]}, x=STRING), "required": ["kind"]}
 
 REWRITTEN = {
-    "what is beside anyOf": (
+    "keywords beside anyOf": (
         {**object_schema(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
         {"anyOf": [{**object_schema(a=STRING, b=INTEGER), "required": [name]} for name in ("a", "b")]},
     ),
-    "what is beside a reference": (
+    "keywords beside $ref": (
         {"$ref": "#/$defs/S", "maxLength": 3, "$defs": {"S": {"type": "string", "minLength": 1}}},
         {
             "type": "string",
@@ -56,7 +56,7 @@ REWRITTEN = {
             "$defs": {"S": {"type": "string", "minLength": 1}},
         },
     ),
-    "one of two names": (
+    "oneOf with two required names": (
         {**object_schema(a=STRING, b=INTEGER), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
         {
             "anyOf": [
@@ -65,7 +65,7 @@ REWRITTEN = {
             ]
         },
     ),
-    "a type that says nothing more": (
+    "a redundant type": (
         {
             "type": ["object", "null"],
             "anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}],
@@ -73,17 +73,20 @@ REWRITTEN = {
         },
         {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}], "$defs": {"A": object_schema()}},
     ),
-    "alternatives that nothing meets": (
+    "unsatisfiable alternatives": (
         {"type": "string", "anyOf": [{"type": "integer"}, {"minLength": 2}]},
         {"type": "string", "minLength": 2},
     ),
-    "values of another type": ({"type": "string", "enum": ["a", 1, None]}, {"type": "string", "enum": ["a"]}),
-    "values beyond bounds": (
+    "enum values of another type": (
+        {"type": "string", "enum": ["a", 1, None]},
+        {"type": "string", "enum": ["a"]},
+    ),
+    "enum values out of bounds": (
         {"enum": [1, 5, 9, "abc"], "minimum": 2, "maximum": 5, "maxLength": 2},
         {"enum": [5]},
     ),
-    "a const among values": ({"const": "a", "enum": ["a", "b"]}, {"const": "a"}),
-    "values that are denied": ({"enum": ["a", "b"], "not": {"const": "a"}}, {"enum": ["b"]}),
+    "const beside enum": ({"const": "a", "enum": ["a", "b"]}, {"const": "a"}),
+    "enum values excluded by not": ({"enum": ["a", "b"], "not": {"const": "a"}}, {"enum": ["b"]}),
     "both lower bounds": (
         {"type": "integer", "minimum": 1, "exclusiveMinimum": 4, "maximum": 9},
         {"type": "integer", "minimum": 5, "maximum": 9},
@@ -96,7 +99,7 @@ REWRITTEN = {
         {"type": ["number", "null"], "multipleOf": 1, "minimum": 0},
         {"type": ["integer", "null"], "minimum": 0},
     ),
-    "a property that a branch denies": (
+    "a property excluded by a branch": (
         {
             **KIND,
             "if": {"properties": {"kind": {"const": "a"}}},
@@ -125,15 +128,15 @@ REWRITTEN = {
         {"type": "string", "pattern": "^[a-z][a-z0-9]*$", "minLength": 3, "maxLength": 8},
         {"type": "string", "pattern": "^[a-z][a-z0-9]{2,7}$", "minLength": 3, "maxLength": 8},
     ),
-    "fewer single items": (
+    "fewer prefixItems": (
         {"type": "array", "prefixItems": [STRING, INTEGER], "maxItems": 1},
         {"type": "array", "prefixItems": [STRING], "maxItems": 1},
     ),
-    "more items than single ones": (
+    "more required items than prefixItems": (
         {"type": "array", "prefixItems": [STRING], "minItems": 2, "items": False, "maxItems": 1},
         None,
     ),
-    "items behind single ones": (
+    "items after prefixItems": (
         {"type": "array", "prefixItems": [STRING], "items": INTEGER, "minItems": 1, "maxItems": 2},
         {
             "anyOf": [
@@ -142,20 +145,20 @@ REWRITTEN = {
             ]
         },
     ),
-    "single items of draft 7": (
+    "prefixItems of draft 7": (
         {"type": "array", "items": [STRING], "additionalItems": INTEGER, "minItems": 2, "maxItems": 2},
         {"type": "array", "minItems": 2, "maxItems": 2, "prefixItems": [STRING, INTEGER]},
     ),
-    "lengths without a type": ({"minItems": 2}, {"type": "array", "minItems": 2}),
+    "minItems without a type": ({"minItems": 2}, {"type": "array", "minItems": 2}),
     "required without properties": (
         {"type": "object", "required": ["a"], "additionalProperties": INTEGER},
         {**object_schema(a=INTEGER), "required": ["a"], "additionalProperties": INTEGER},
     ),
-    "a pattern of any name": (
+    "patternProperties that match any name": (
         {"type": "object", "patternProperties": {"^.*$": INTEGER}},
         {"type": "object", "additionalProperties": INTEGER},
     ),
-    "names that are listed": (
+    "propertyNames with enum": (
         {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": INTEGER},
         {**object_schema(a=INTEGER, b=INTEGER), "additionalProperties": False},
     ),
@@ -163,7 +166,7 @@ REWRITTEN = {
         {**object_schema(a=STRING, b=STRING), "minProperties": 1},
         {"anyOf": [{**object_schema(a=STRING, b=STRING), "required": [name]} for name in ("a", "b")]},
     ),
-    "what depends on a name": (
+    "dependentRequired": (
         {**object_schema(a=STRING, b=STRING), "dependentRequired": {"a": ["b"]}},
         {
             "anyOf": [
@@ -172,7 +175,7 @@ REWRITTEN = {
             ]
         },
     ),
-    "what depends on a name, in draft 7": (
+    "dependencies of draft 7": (
         {
             **object_schema(a=STRING, b={}),
             "required": ["a"],
@@ -180,15 +183,15 @@ REWRITTEN = {
         },
         {**object_schema(a=STRING, b=INTEGER), "required": ["a"]},
     ),
-    "what depends on a name brings another": (
+    "dependentRequired adds a name": (
         {**object_schema(a=STRING), "maxProperties": 1, "dependentRequired": {"a": ["b"]}},
         {"anyOf": [{**object_schema(b={}), "additionalProperties": False}]},
     ),
-    "what is not evaluated": (
+    "unevaluatedProperties": (
         {"allOf": [object_schema(a=STRING), object_schema(b=STRING)], "unevaluatedProperties": False},
         {**object_schema(a=STRING, b=STRING), "additionalProperties": False},
     ),
-    "what is not evaluated within": (
+    "nested unevaluatedProperties": (
         {
             **object_schema(a=STRING, b=STRING),
             "anyOf": [{"unevaluatedProperties": False}, {"required": ["b"]}],
@@ -221,7 +224,7 @@ REWRITTEN = {
             "$defs": {"A": {**object_schema(a=STRING), "description": "An A."}},
         },
     ),
-    "a reference to a place that moves": (
+    "a reference to a rewritten schema": (
         {
             **object_schema(a={"maxLength": 2, "type": "string"}, b={"$ref": "#/properties/a"}),
             "anyOf": [{"required": ["a"]}, {"required": ["b"]}],

@@ -43,8 +43,8 @@ EQUAL = {
         object_schema(a=True, b=False),
         {**object_schema(a={}), "additionalProperties": False},
     ),
-    "a type's name": (object_schema(a="string"), object_schema(a={"type": "string"})),
-    "no value in an enum": (
+    "a type name as a schema": (object_schema(a="string"), object_schema(a={"type": "string"})),
+    "an empty enum": (
         object_schema(a={"type": "string", "enum": []}),
         object_schema(a={"type": "string"}),
     ),
@@ -52,7 +52,7 @@ EQUAL = {
         object_schema(a={"type": "string", "enum": ["x"], "nullable": True}),
         object_schema(a={"type": ["string", "null"], "enum": ["x", None]}),
     ),
-    "numbers as texts": (
+    "numbers as strings": (
         object_schema(a={"type": "string", "minLength": "1", "maxLength": 5.0}),
         object_schema(a={"type": "string", "minLength": 1, "maxLength": 5}),
     ),
@@ -68,8 +68,8 @@ EQUAL = {
         {**object_schema(a={"type": "array", "items": None}), "additionalProperties": None, "$defs": None},
         object_schema(a={"type": "array"}),
     ),
-    "no alternative": (object_schema(a={"anyOf": [], "type": "string"}), object_schema(a={"type": "string"})),
-    "a name of a definition": (
+    "an empty anyOf": (object_schema(a={"anyOf": [], "type": "string"}), object_schema(a={"type": "string"})),
+    "a reference to a definition's name": (
         {**object_schema(a={"$ref": "#Node"}), "$defs": {"Node": {"type": "string"}}},
         {**object_schema(a={"$ref": "#/$defs/Node"}), "$defs": {"Node": {"type": "string"}}},
     ),
@@ -97,7 +97,7 @@ EQUAL = {
         {**object_schema(a={}), "required": ["b"]},
         {**object_schema(a={}, b={}), "required": ["b"]},
     ),
-    "a reference in percent": (
+    "a percent-encoded reference": (
         {**object_schema(a={"$ref": "#/$defs/A%20B"}), "$defs": {"A B": {"type": "int"}}},
         {
             **object_schema(a={"$ref": "#/$defs/root_1"}),
@@ -111,7 +111,7 @@ EQUAL = {
             "$defs": {key: {"$anchor": "c", "type": "integer"} for key in ("C", "root_1")},
         },
     ),
-    "a whole reference": (
+    "an absolute reference": (
         {
             "$id": "http://x/s",
             **object_schema(a={"$ref": "http://x/s#/$defs/A"}),
@@ -145,16 +145,16 @@ def test_a_reference_to_the_root_becomes_one_to_a_definition() -> None:
 BROKEN = {
     "an unknown type": (object_schema(a={"type": "spam"}), "/properties/a", "type"),
     "an unresolved reference": (object_schema(a={"$ref": "#/$defs/no"}), "/properties/a", "$ref"),
-    "a reference elsewhere": (object_schema(a={"$ref": "http://x/y"}), "/properties/a", "$ref"),
-    "a look-around": (object_schema(a={"type": "string", "pattern": "^(?=a)b$"}), "/properties/a", "pattern"),
-    "properties that are a text": ({"type": "object", "properties": "x"}, "", "properties"),
-    "a bound that is none": (
+    "an external reference": (object_schema(a={"$ref": "http://x/y"}), "/properties/a", "$ref"),
+    "a lookaround": (object_schema(a={"type": "string", "pattern": "^(?=a)b$"}), "/properties/a", "pattern"),
+    "properties that are a string": ({"type": "object", "properties": "x"}, "", "properties"),
+    "an invalid bound": (
         object_schema(**{"a/b": {"type": "integer", "minimum": "x"}}),
         "/properties/a~1b",
         "minimum",
     ),
-    "a number for a schema": (object_schema(a=5), "/properties/a", "schema"),
-    "allOf that is no one schema": (
+    "a number as a schema": (object_schema(a=5), "/properties/a", "schema"),
+    "allOf that can't be merged": (
         object_schema(a={"allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}),
         "/properties/a",
         "allOf",

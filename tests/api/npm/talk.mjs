@@ -1,4 +1,4 @@
-// Talks with a node through the npm clients and prints what they understood as JSON: feature → [whole, streamed].
+// Calls a node through the npm clients and prints their results as JSON: client → feature → [whole, streamed].
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
@@ -17,20 +17,20 @@ const schema = {
 };
 
 async function all(parts, read) {
-  const found = [];
-  for await (const part of await parts) found.push(read(part));
-  return found.filter((one) => one !== undefined && one !== null);
+  const values = [];
+  for await (const part of await parts) values.push(read(part));
+  return values.filter((value) => value !== undefined && value !== null);
 }
 const joined = async (parts, read) => (await all(parts, read)).join("");
 
 async function withOllama() {
   const client = new Ollama({ host: url });
-  const chat = (wish) => client.chat({ messages, ...wish });
-  const streamed = (wish) => client.chat({ messages, ...wish, stream: true });
-  const shown = [{ ...messages[0], images: [picture] }];
+  const chat = (options) => client.chat({ messages, ...options });
+  const streamed = (options) => client.chat({ messages, ...options, stream: true });
+  const withImage = [{ ...messages[0], images: [picture] }];
   const out = {};
   out.version = (await client.version()).version;
-  out.models = (await client.list()).models.map((one) => one.name);
+  out.models = (await client.list()).models.map((model) => model.name);
   out.chat = [
     (await chat({ model: "demo" })).message.content,
     await joined(streamed({ model: "demo" }), (part) => part.message.content),
@@ -55,7 +55,7 @@ async function withOllama() {
     JSON.parse((await chat(random)).message.content),
     JSON.parse(await joined(streamed(random), (part) => part.message.content)),
   ];
-  const see = { model: "see", messages: shown };
+  const see = { model: "see", messages: withImage };
   out.images = [
     (await chat(see)).message.content,
     await joined(streamed(see), (part) => part.message.content),
@@ -67,11 +67,11 @@ async function withOllama() {
 
 async function withOpenai() {
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0 });
-  const chat = (wish) => client.chat.completions.create({ messages, ...wish });
-  const said = async (wish) => (await chat(wish)).choices[0].message;
-  const deltas = (wish, read) => joined(chat({ ...wish, stream: true }), (part) => read(part.choices[0]?.delta ?? {}));
+  const chat = (options) => client.chat.completions.create({ messages, ...options });
+  const message = async (options) => (await chat(options)).choices[0].message;
+  const deltas = (options, read) => joined(chat({ ...options, stream: true }), (part) => read(part.choices[0]?.delta ?? {}));
   const content = (delta) => delta.content;
-  const shown = [
+  const withImage = [
     {
       role: "user",
       content: [
@@ -81,7 +81,7 @@ async function withOpenai() {
     },
   ];
   const out = {};
-  out.chat = [(await said({ model: "demo" })).content, await deltas({ model: "demo" }, content)];
+  out.chat = [(await message({ model: "demo" })).content, await deltas({ model: "demo" }, content)];
   out.tokens = [
     (await chat({ model: "demo" })).usage.completion_tokens,
     (await all(
@@ -91,29 +91,29 @@ async function withOpenai() {
   ];
   const call = { model: "call", tools: [tool] };
   out.tools = [
-    JSON.parse((await said(call)).tool_calls[0].function.arguments),
+    JSON.parse((await message(call)).tool_calls[0].function.arguments),
     JSON.parse(await deltas(call, (delta) => delta.tool_calls?.[0]?.function?.arguments)),
   ];
   out.thinking = [
-    (await said({ model: "think" })).reasoning_content,
+    (await message({ model: "think" })).reasoning_content,
     await deltas({ model: "think" }, (delta) => delta.reasoning_content),
   ];
   const random = {
     model: "random",
     response_format: { type: "json_schema", json_schema: { name: "person", schema } },
   };
-  out.schema = [JSON.parse((await said(random)).content), JSON.parse(await deltas(random, content))];
-  const see = { model: "see", messages: shown };
-  out.images = [(await said(see)).content, await deltas(see, content)];
-  const asked = { model: "demo", input: "Who are you?" };
+  out.schema = [JSON.parse((await message(random)).content), JSON.parse(await deltas(random, content))];
+  const see = { model: "see", messages: withImage };
+  out.images = [(await message(see)).content, await deltas(see, content)];
+  const request = { model: "demo", input: "Who are you?" };
   out.responses = [
-    (await client.responses.create(asked)).output_text,
-    await joined(client.responses.create({ ...asked, stream: true }), (event) =>
+    (await client.responses.create(request)).output_text,
+    await joined(client.responses.create({ ...request, stream: true }), (event) =>
       event.type === "response.output_text.delta" ? event.delta : undefined,
     ),
   ];
   out.embedded = (await client.embeddings.create({ model: "embed", input: "one" })).data[0].embedding.length;
-  out.models = (await all(client.models.list(), (one) => one.id));
+  out.models = (await all(client.models.list(), (model) => model.id));
   out.missing = await chat({ model: "nothing" }).catch((error) => error.status);
   return out;
 }
