@@ -220,18 +220,19 @@ async def test_tokenize_with_pieces_limits_the_length(serve: Serve, http: Client
 
 async def test_announced_lengths_reserve_no_memory(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(chunk(finish="stop"))), bodies=MIB)
-    head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n{"
+    head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n"
     async with contextlib.AsyncExitStack() as held:
         for _ in range(20):
-            _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
             held.callback(writer.close)
-            writer.write(head)
-            await writer.drain()
+            writer.write(head + b"Expect: 100-continue\r\n\r\n")
+            async with asyncio.timeout(5):
+                assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"{")
         body = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
         for _ in range(5):
             async with http.post(url + "/api/chat", json=body) as answer:
                 assert answer.status == 200
-            await asyncio.sleep(0.02)
 
 
 async def test_one_client_can_not_use_the_whole_budget(serve: Serve, http: ClientSession) -> None:

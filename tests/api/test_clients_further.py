@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -220,6 +221,7 @@ async def test_ollama_keep_alive(url: str, way: str) -> None:
         deadline = time.monotonic() + 30
         while not await never_expires(client):
             assert time.monotonic() < deadline, "the last keep_alive has not arrived"
+            await asyncio.sleep(0.05)
 
 
 async def never_expires(client: ollama.AsyncClient) -> bool:
