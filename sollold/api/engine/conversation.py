@@ -102,7 +102,7 @@ def oldest_exchanges(messages: Sequence[Message]) -> list[list[int]]:
     """Return the exchanges that may be left out of ``messages``, as lists of indexes, oldest first.
 
     An exchange is a user's turn with everything that answers it. System messages and the last user turn
-    belong to none; of the steps that answer that turn (a call with its results), all but the last may go too.
+    are in none; of the steps that answer that turn (a call with its results), all but the last are included.
     """
     last = max((index for index, message in enumerate(messages) if message.get("role") == "user"), default=-1)
     exchanges: list[list[int]] = []

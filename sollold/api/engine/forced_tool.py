@@ -1,8 +1,8 @@
 """Enforces ``tool_choice: required`` from the first token: llama-server alone allows text before the call.
 
-The model is first asked for a call in its own format. If it begins with text, or ends without a call, it is
-asked again with the call as the response format, a JSON object of the tool's name and arguments, which is
-converted to a tool call in the answer. The tools stay in the prompt.
+The request is first sent for a call in the model's own format. If the answer begins with text, or ends
+without a call, it is sent again with the call as the response format, a JSON object of the tool's name and
+arguments, which is converted to a tool call in the answer. The tools stay in the prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Allows a response format beside tools: engines enforce it from the first token, so no tool could be called.
 
-The model is first asked without the format. If it begins with a call, that is the answer; if with text, it
-is asked again with the format and without calls.
+The request is first sent without the format. If the answer begins with a call, it is returned; if with text,
+the request is sent again with the format and without calls.
 """
 
 from __future__ import annotations

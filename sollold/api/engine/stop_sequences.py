@@ -13,7 +13,7 @@ class StopSequences:
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = tuple(word for word in words if word)
-        self._longest = max((len(word) for word in self._words), default=0)
+        self._max_length = max((len(word) for word in self._words), default=0)
         self._pending = ""
         self.found: str | None = None
         """The sequence that was found; None if none was yet."""
@@ -35,7 +35,7 @@ class StopSequences:
             self._pending = ""
             return text[: first[0]]
         keep = 0
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
+        for length in range(min(self._max_length - 1, len(text)), 0, -1):
             tail = text[-length:]
             if any(word.startswith(tail) for word in self._words):
                 keep = length

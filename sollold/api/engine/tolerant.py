@@ -1,4 +1,4 @@
-"""A `Service` that makes engines accept more of what callers send; see each of its parts for its case."""
+"""A `Service` that makes engines accept more requests; the services that it combines describe the cases."""
 
 from __future__ import annotations
 

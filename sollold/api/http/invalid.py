@@ -1,4 +1,4 @@
-"""Explains what is wrong with a field of a request, in words for people instead of a decoder's."""
+"""Explains what is wrong with a field of a request, in plain words instead of a decoder's."""
 
 from __future__ import annotations
 

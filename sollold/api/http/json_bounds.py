@@ -26,8 +26,8 @@ class JsonBounds:
 
     def __init__(self, containers: int = MOST_CONTAINERS, values: int = MOST_VALUES) -> None:
         """``containers``, ``values``: the limits."""
-        self._most_containers = containers
-        self._most_values = values
+        self._max_containers = containers
+        self._max_values = values
         self.cost = 0
         """Approximate bytes that the decoded values take besides their text."""
         self._containers = 0
@@ -49,13 +49,13 @@ class JsonBounds:
         self.cost = self._containers * _CONTAINER_BYTES + self._commas * _VALUE_BYTES
         if self._keys > MOST_KEYS:
             raise TooManyValues(f"the JSON body has more than {MOST_KEYS} names in its objects")
-        if self._containers > self._most_containers:
-            raise TooManyValues(f"the JSON body has more than {self._most_containers} objects and arrays")
-        if self._commas + self._containers > self._most_values:
-            raise TooManyValues(f"the JSON body has more than {self._most_values} values")
+        if self._containers > self._max_containers:
+            raise TooManyValues(f"the JSON body has more than {self._max_containers} objects and arrays")
+        if self._commas + self._containers > self._max_values:
+            raise TooManyValues(f"the JSON body has more than {self._max_values} values")
 
     def _outside(self, piece: bytes) -> bytes:
-        """Return what of ``piece`` is outside of strings."""
+        """Return the bytes of ``piece`` that are outside of strings."""
         if self._escaped:
             piece, self._escaped = piece[1:], not piece
         if b"\\" in piece:

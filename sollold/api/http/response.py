@@ -92,8 +92,8 @@ class Reply:
         gather: Callable[[], Encoder] | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        """``gather`` makes another encoder like ``encoder``: the engine streams the answer, which is put
-        together here for a caller that does not stream. ``warnings``: apply if a llama-server answers."""
+        """``gather`` makes another encoder like ``encoder``: the engine streams the answer, which is
+        assembled here for a caller that does not stream. ``warnings``: apply if a llama-server answers."""
         self._request = request
         self._context = context
         self._service = context.service

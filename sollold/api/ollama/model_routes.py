@@ -209,10 +209,10 @@ class OllamaModelRoutes:
             await answer.close()
 
     async def _check_unknown(self, model: str) -> None:
-        """Let an Ollama's "not found" stand unless ``model`` exists elsewhere in the cluster.
+        """Check that no node has ``model``, for which an Ollama returned 404.
 
         Raises:
-            Refusal: NOT_FOUND, if it does; the message says how to create it at the Ollama.
+            Refusal: NOT_FOUND, if one does; the message says how to create it at the Ollama.
         """
         try:
             name = (await self._services.library.find(model)).model.name
