@@ -1,1 +1,1 @@
-"""The deterministic simulator: the daemon's own state machines under a virtual clock and any fault."""
+"""A deterministic simulator: the daemon's state machines with a virtual clock and injected faults."""

@@ -1,7 +1,7 @@
-"""Deployments in the simulated cluster: the real ledgers, driven by simple leaders and heads.
+"""Deployments in the simulated cluster: real ledgers with simplified leaders and heads.
 
-Every machine has memory and worker processes of its own, which outlive their daemon as real ones do. So
-what is checked here does not rest on the ledger's own arithmetic.
+Each machine has its own memory and worker processes, which outlive their daemon as real ones do. The checks
+therefore do not depend on the ledger's own arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sollold.machine.device import Device, Kind
 from .world import Machine, Process, World
 
 TTL = 6.0
-"""Of reservations and grants; short, so that pauses outlast it within a schedule."""
+"""Seconds a reservation or grant is valid; short, so that they expire during pauses of a schedule."""
 MEMORY = 1000
 DEVICE = "CUDA0"
 _MODELS = ("a", "b", "c")
@@ -28,12 +28,12 @@ _RENEW = 1.5
 
 
 class Broken(AssertionError):
-    """An invariant does not hold."""
+    """An invariant is violated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """Leader → head, with what the simulation needs of a plan."""
+    """A command of the leader to a head, with the parts of a plan that the simulation needs."""
 
     term: Term
     deployment: str
@@ -42,7 +42,7 @@ class Deploy:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Leader → head."""
+    """A command of the leader to a head."""
 
     term: Term
     deployment: str
@@ -50,12 +50,12 @@ class Unload:
 
 @dataclass(slots=True)
 class Disk:
-    """What the agent of a machine keeps, and its worker processes."""
+    """The saved state of a machine's agent, and its worker processes."""
 
     term: Term = field(default_factory=Term)
     workers: dict[str, int] = field(default_factory=dict)
     obeyed: Term = field(default_factory=Term)
-    """The newest term of any command that was carried out; for the check alone."""
+    """The newest term of any executed command; only for the check."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class _Headed:
 
 
 class Agent:
-    """What runs beside the gossip in one process: owner, head and (when it leads) leader."""
+    """The rest of a daemon besides the gossip: owner, head and, if elected, leader."""
 
     def __init__(self, cluster: Deployments, process: Process) -> None:
         self.cluster = cluster
@@ -78,7 +78,7 @@ class Agent:
         self.ledger = Ledger(term=self.disk.term, reservation_seconds=TTL, grant_seconds=TTL)
         self._placing: set[str] = set()
         self._measure()
-        # As the daemon's start: first what an earlier run left is ended, then grants are given.
+        # Like the daemon: it first ends the workers of an earlier run, then grants memory.
         process.later(0.2 + self.world.random.random(), self._reconcile)
         process.later(1.0, self._turn)
 
@@ -104,7 +104,7 @@ class Agent:
             elif isinstance(action, GrantsChanged):
                 self.cluster.check(self)
         if actions:
-            self._say()
+            self._publish()
 
     def _killed(self, deployment: str) -> None:
         self.disk.workers.pop(deployment, None)
@@ -112,7 +112,7 @@ class Agent:
         self._measure()
         self._apply(self.ledger.ended(deployment))
 
-    def _say(self) -> None:
+    def _publish(self) -> None:
         gossip = self.process.gossip
         endpoints = tuple(
             Endpoint(
@@ -127,19 +127,19 @@ class Agent:
         record = replace(gossip.known.me, grants=self.ledger.grants(), endpoints=endpoints)
         self.process.apply(gossip.update_record(record, self.process.clock()))
 
-    def _obeyed(self, term: Term) -> None:
+    def _note_term(self, term: Term) -> None:
         if term < self.disk.obeyed:
             raise Broken(f"{self.process.machine.name} obeyed {term} after {self.disk.obeyed}")
         self.disk.obeyed = term
 
     def answer(self, caller: str, command: Any) -> Done | Reserved:
-        """Carry out a command; the answer."""
+        """Execute a command; return the response."""
         now = self.process.clock()
         ledger = self.ledger
         if isinstance(command, Reserve):
             reserved, actions = ledger.reserve(command, now)
             if reserved.ok:
-                self._obeyed(command.term)
+                self._note_term(command.term)
             self._apply(actions)
             return reserved
         if isinstance(command, Commit):
@@ -158,14 +158,14 @@ class Agent:
             own = any(g.deployment == command.deployment and g.head == caller for g in ledger.grants())
             done, actions = ledger.release(command, caller, now)
             if done.ok and not own:
-                self._obeyed(command.term)
+                self._note_term(command.term)
             self._apply(actions)
             return done
         refusal, actions = ledger.see(command.term)
         self._apply(actions)
         if refusal:
             return Done(False, refusal)
-        self._obeyed(command.term)
+        self._note_term(command.term)
         if isinstance(command, Deploy):
             self._deploy(command)
         elif command.deployment in self.headed:
@@ -180,10 +180,10 @@ class Agent:
         now = self.process.clock()
         headed = self.headed[command.deployment] = _Headed(command.owners, dict.fromkeys(command.owners, now))
         waiting = set(command.owners)
-        self._say()
+        self._publish()
 
         def committed(owner: str) -> Callable[[Any, bool], None]:
-            def then(reply: Any, ok: bool) -> None:
+            def done(reply: Any, ok: bool) -> None:
                 if self.headed.get(command.deployment) is not headed:
                     return
                 if not ok or not reply.ok:
@@ -192,10 +192,10 @@ class Agent:
                 waiting.discard(owner)
                 if not waiting:
                     headed.ready = True
-                    self.world.say(f"  {self.process.machine.name}: {command.deployment} is ready")
-                    self._say()
+                    self.world.log(f"  {self.process.machine.name}: {command.deployment} is ready")
+                    self._publish()
 
-            return then
+            return done
 
         for owner in command.owners:
             self.call(owner, Commit(command.deployment, self.node, (DEVICE,), ""), committed(owner))
@@ -211,25 +211,25 @@ class Agent:
             return
 
         def renewed(owner: str) -> Callable[[Any, bool], None]:
-            def then(reply: Any, ok: bool) -> None:
+            def done(reply: Any, ok: bool) -> None:
                 if ok and self.headed.get(deployment) is headed:
                     if reply.ok:
                         headed.heard[owner] = self.process.clock()
                     elif headed.ready:
                         self._end(deployment, f"{self.world.name(owner)} has ended it")
 
-            return then
+            return done
 
         for owner in headed.owners:
             self.call(owner, Renew(deployment, self.node), renewed(owner))
         self.process.later(_RENEW, self._renew, deployment, headed)
 
-    def _end(self, deployment: str, why: str) -> None:
+    def _end(self, deployment: str, reason: str) -> None:
         headed = self.headed.pop(deployment)
-        self.world.say(f"  {self.process.machine.name}: {deployment} ends: {why}")
+        self.world.log(f"  {self.process.machine.name}: {deployment} ends: {reason}")
         for owner in headed.owners:
-            self.call(owner, Release(self.ledger.term, deployment, self.node), _whatever)
-        self._say()
+            self.call(owner, Release(self.ledger.term, deployment, self.node), _ignore_reply)
+        self._publish()
 
     # The leader
 
@@ -248,7 +248,7 @@ class Agent:
                 self._place(model, term)
             elif len(endpoints) > 1 or (endpoints and self.world.random.random() < 0.05):
                 deployment, head = max(endpoints)
-                self.call(head, Unload(term, deployment), _whatever)
+                self.call(head, Unload(term, deployment), _ignore_reply)
 
     def _place(self, model: str, term: Term) -> None:
         random = self.world.random
@@ -258,26 +258,26 @@ class Agent:
         size = random.randint(200, 600)
         deployment = f"{model}-{self.cluster.fresh()}"
         self._placing.add(model)
-        self.world.say(
+        self.world.log(
             f"  {self.process.machine.name}: places {deployment} on {[self.world.name(o) for o in owners]}"
         )
 
-        def reserve(at: int) -> None:
-            if at == len(owners):
-                self.call(head, Deploy(term, deployment, owners), over)
+        def reserve(index: int) -> None:
+            if index == len(owners):
+                self.call(head, Deploy(term, deployment, owners), finished)
                 return
 
-            def then(reply: Any, ok: bool) -> None:
+            def reserved(reply: Any, ok: bool) -> None:
                 if ok and reply.ok:
-                    reserve(at + 1)
+                    reserve(index + 1)
                     return
-                for owner in owners[: at + 1]:
-                    self.call(owner, Release(term, deployment, head), _whatever)
-                over(None, False)
+                for owner in owners[: index + 1]:
+                    self.call(owner, Release(term, deployment, head), _ignore_reply)
+                finished(None, False)
 
-            self.call(owners[at], Reserve(term, deployment, head, {DEVICE: size}), then)
+            self.call(owners[index], Reserve(term, deployment, head, {DEVICE: size}), reserved)
 
-        def over(reply: Any, ok: bool) -> None:
+        def finished(reply: Any, ok: bool) -> None:
             self._placing.discard(model)
 
         reserve(0)
@@ -285,7 +285,7 @@ class Agent:
     # Calls
 
     def call(self, node: str, command: Any, then: Callable[[Any, bool], None]) -> None:
-        """A peer call; now and then the same one arrives twice."""
+        """A peer call; sometimes it arrives twice."""
         if node == self.node:
             then(self.answer(node, command), True)
             return
@@ -297,34 +297,34 @@ class Agent:
         def answer(process: Process, body: Any) -> Any:
             agent = self.cluster.agents[process]
             if agent.node != node:
-                # As TLS does: an address may be another machine's by now, or this one's own.
-                return _ELSEWHERE
+                # Like TLS: the address may belong to another machine now, or to this one.
+                return _WRONG_NODE
             if self.world.random.random() < 0.1:
                 process.later(self.world.random.random() * 10, agent.answer, self.node, body)
             return agent.answer(self.node, body)
 
         def check(reply: Any, ok: bool) -> None:
             if self.process.alive:
-                then(None if reply is _ELSEWHERE else reply, ok and reply is not _ELSEWHERE)
+                then(None if reply is _WRONG_NODE else reply, ok and reply is not _WRONG_NODE)
 
         self.world.call(self.process, addresses[0], command, answer, check)
 
 
-_ELSEWHERE = object()
-"""The answer of a node that was not meant."""
+_WRONG_NODE = object()
+"""The response of a node that was not called."""
 
 
-def _whatever(reply: Any, ok: bool) -> None:
+def _ignore_reply(reply: Any, ok: bool) -> None:
     pass
 
 
 class Deployments:
-    """The agents of a world, and what must always hold of them."""
+    """The agents of a world, and their invariants."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.frozen = False
-        """Leaders place and unload nothing more."""
+        """Leaders no longer place and unload."""
         self.disks = {machine.node: Disk() for machine in world.machines}
         self.agents: dict[Process, Agent] = {}
         self.ready = 0
@@ -339,7 +339,7 @@ class Deployments:
         del self.agents[process]
 
     def lose_disk(self, machine: Machine) -> None:
-        """The state is gone; processes and the check's memory of what was obeyed: the latter too."""
+        """Lose the saved term, also for the check; worker processes stay."""
         disk = self.disks[machine.node]
         disk.term = disk.obeyed = Term()
 
@@ -348,14 +348,14 @@ class Deployments:
         return self._last
 
     def check(self, agent: Agent) -> None:
-        """No byte twice: neither in the ledger nor in the machine."""
+        """Check that neither the grants nor the workers exceed the machine's memory."""
         granted = sum(grant.bytes for grant in agent.ledger.grants())
         used = sum(agent.disk.workers.values())
         if granted > MEMORY or used > MEMORY:
             raise Broken(f"{agent.process.machine.name} granted {granted}, uses {used} of {MEMORY}")
 
     def strays(self) -> str:
-        """A grant without a head that lives and knows of it, or a head without its grants; or empty."""
+        """Return a grant or worker without its head, or a head without a grant; or an empty string."""
         by_node = {agent.node: agent for agent in self.agents.values()}
         for agent in self.agents.values():
             name = agent.process.machine.name

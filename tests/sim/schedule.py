@@ -1,4 +1,4 @@
-"""One random history of a cluster, from a seed: faults, then healing; the invariants are always checked."""
+"""A random schedule of a cluster from a seed: faults, then healing, with invariants checked throughout."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sollold.cluster.net.standing_link import SILENT_SECONDS
 from .deployments import Broken, Deployments
 from .world import Machine, Process, Weather, World
 
-HEAL = 30.0
+HEAL_SECONDS = 30.0
 """Seconds after the last fault within which all must agree again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a schedule went. ``fault``: what did not hold, or empty; ``healed``: seconds to agreement."""
+    """The result of a schedule. ``fault``: the violated invariant or ""; ``healed``: seconds to agreement."""
 
     seed: int
     machines: int
@@ -29,7 +29,7 @@ class Outcome:
 
 
 class Schedule:
-    """The faults of one seed."""
+    """The schedule of a seed."""
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         random = self.random = Random(f"schedule {seed}")
@@ -45,7 +45,7 @@ class Schedule:
         self.deployments = Deployments(self.world)
         self.world.watch = self._watch
         self._remembering = random.random() < 0.5
-        """Everybody is introduced to all at its start, and never again."""
+        """Whether a node is introduced to all others when it starts, and never again."""
         self._claims: dict[Term, int] = {}
         self._forgetful: set[str] = set()
         for machine in self.world.machines:
@@ -79,7 +79,7 @@ class Schedule:
             self.change,
         )
 
-    # Always
+    # Invariants
 
     def _watch(self, process: Process, event: NodeEvent) -> None:
         if event.change is not Change.LEADER or event.term.leader != process.machine.node:
@@ -142,62 +142,62 @@ class Schedule:
         if machine is not None and machine.process is not None and not machine.process.stopped:
             process = machine.process
             seconds = self.random.choice((0.5, 2.0, 5.0, 12.0))
-            self.world.say(f"{machine.name} stands still for {seconds} s")
+            self.world.log(f"{machine.name} is stopped for {seconds} s")
             process.stop()
-            self.world.at(self.world.now + seconds, process.go_on)
+            self.world.call_at(self.world.now + seconds, process.resume)
 
-    def _sides(self, one: list[Machine]) -> None:
-        self.world.say(f"the network is split: {[machine.name for machine in one]} apart")
-        for here in one:
+    def _split(self, side: list[Machine]) -> None:
+        self.world.log(f"the network is split: {[machine.name for machine in side]} are separated")
+        for here in side:
             for there in self.world.machines:
-                if there not in one:
+                if there not in side:
                     self.world.cut |= {(here.number, there.number), (there.number, here.number)}
                     if self.world.links:
-                        self.world.at(self.world.now + SILENT_SECONDS, self._fall_silent, here, there)
+                        self.world.call_at(self.world.now + SILENT_SECONDS, self._time_out_link, here, there)
 
-    def _fall_silent(self, one: Machine, other: Machine) -> None:
-        """What keep-alive finds, if they are still cut off."""
-        if self.world.is_cut(one, other):
-            one.break_link(other)
+    def _time_out_link(self, machine: Machine, other: Machine) -> None:
+        """Time the link out, as keep-alives do, if the two are still separated."""
+        if self.world.is_cut(machine, other):
+            machine.break_link(other)
 
     def partition(self) -> None:
         machines = self.world.machines
-        self._sides(self.random.sample(machines, self.random.randint(1, len(machines) - 1)))
+        self._split(self.random.sample(machines, self.random.randint(1, len(machines) - 1)))
 
     def isolate(self) -> None:
-        self._sides([self.random.choice(self.world.machines)])
+        self._split([self.random.choice(self.world.machines)])
 
     def one_way(self) -> None:
-        one, other = self.random.sample(self.world.machines, 2)
-        self.world.say(f"nothing gets from {one.name} to {other.name}")
-        self.world.cut.add((one.number, other.number))
+        sender, receiver = self.random.sample(self.world.machines, 2)
+        self.world.log(f"nothing gets from {sender.name} to {receiver.name}")
+        self.world.cut.add((sender.number, receiver.number))
 
     def ring(self) -> None:
-        self.world.say("each machine reaches its neighbours alone")
+        self.world.log("each machine reaches only its neighbours")
         numbers = [machine.number for machine in self.world.machines]
         count = len(numbers)
         self.world.cut = {
-            (one, other)
-            for a, one in enumerate(numbers)
-            for b, other in enumerate(numbers)
+            (sender, receiver)
+            for a, sender in enumerate(numbers)
+            for b, receiver in enumerate(numbers)
             if (a - b) % count not in (0, 1, count - 1)
         }
 
     def swizzle(self) -> None:
-        """Machines are cut off one by one and come back in another order."""
+        """Separate machines one by one and reconnect them in another order."""
         chosen = self.random.sample(self.world.machines, self.random.randint(1, len(self.world.machines)))
-        for at, machine in enumerate(chosen):
-            self.world.at(self.world.now + at * 0.7, self._sides, [machine])
+        for index, machine in enumerate(chosen):
+            self.world.call_at(self.world.now + index * 0.7, self._split, [machine])
         self.random.shuffle(chosen)
-        for at, machine in enumerate(chosen):
-            self.world.at(self.world.now + 6.0 + at * 0.7, self._rejoin, machine)
+        for index, machine in enumerate(chosen):
+            self.world.call_at(self.world.now + 6.0 + index * 0.7, self._rejoin, machine)
 
     def _rejoin(self, machine: Machine) -> None:
-        self.world.say(f"{machine.name} is connected again")
+        self.world.log(f"{machine.name} is connected again")
         self.world.cut = {pair for pair in self.world.cut if machine.number not in pair}
 
     def heal(self) -> None:
-        self.world.say("the network is whole")
+        self.world.log("the network is whole")
         self.world.cut.clear()
 
     def weather(self) -> None:
@@ -209,19 +209,19 @@ class Schedule:
             double=random.choice((0.0, 0.1)),
             damage=random.choice((0.0, 0.05)) if self.world.sealed else 0.0,
         )
-        self.world.say(f"{self.world.weather}")
+        self.world.log(f"{self.world.weather}")
 
     def late(self) -> None:
         machine = self._pick()
         if machine is not None and machine.process is not None:
             machine.process.lateness = self.random.choice((0.0, 0.1, 0.4, 0.8))
-            self.world.say(f"{machine.name} is late by {machine.process.lateness} s")
+            self.world.log(f"{machine.name} is late by {machine.process.lateness} s")
 
     def jump(self) -> None:
         machine = self._pick()
         if machine is not None and machine.process is not None:
             seconds = self.random.choice((1.5, 10.0, 100000.0))
-            self.world.say(f"the clock of {machine.name} jumps {seconds} s")
+            self.world.log(f"the clock of {machine.name} jumps {seconds} s")
             machine.process.jump(seconds)
 
     def drift(self) -> None:
@@ -236,34 +236,34 @@ class Schedule:
     def fill(self) -> None:
         machine = self.random.choice(self.world.machines)
         machine.full = not machine.full
-        self.world.say(f"the disk of {machine.name} is {'full' if machine.full else 'free again'}")
-        # What it claims now may be claimed again after a restart, by the same node: that is allowed.
+        self.world.log(f"the disk of {machine.name} is {'full' if machine.full else 'free again'}")
+        # A node with a full disk may claim the same term again after a restart.
         self._forgetful.add(machine.node)
 
     def break_link(self) -> None:
         if self.world.links:
-            one, other = self.random.sample(self.world.machines, 2)
-            self.world.say(f"the connection of {one.name} and {other.name} breaks")
-            one.break_link(other)
+            machine, other = self.random.sample(self.world.machines, 2)
+            self.world.log(f"the connection of {machine.name} and {other.name} breaks")
+            machine.break_link(other)
 
     def slow_disk(self) -> None:
         machine = self.random.choice(self.world.machines)
         machine.disk_seconds = self.random.choice((0.0, 0.5, 3.0, 20.0))
-        self.world.say(f"the disk of {machine.name} takes {machine.disk_seconds} s to write")
+        self.world.log(f"the disk of {machine.name} takes {machine.disk_seconds} s to write")
 
     def change(self) -> None:
         machine = self._pick()
         if machine is not None and machine.process is not None:
             self.world.mark(machine.process)
 
-    # The whole
+    # The schedule
 
     def run(self) -> Outcome:
-        """Play it."""
+        """Run the schedule."""
         world = self.world
         try:
             for machine in world.machines:
-                world.at(self.random.random() * 2, self._begin, machine)
+                world.call_at(self.random.random() * 2, self._begin, machine)
             world.run_until(self.random.choice((1.0, 5.0, 8.0)))
             for _ in range(self.random.randint(2, 14)):
                 self.random.choice(self._faults)()
@@ -280,9 +280,9 @@ class Schedule:
 
     def _heal(self) -> float:
         world = self.world
-        # What is under way (a machine that stands still, a swizzle) ends first.
+        # Pending faults (a stopped machine, a swizzle) end first.
         world.run_until(world.now + 12.0)
-        world.say("all faults end")
+        world.log("all faults end")
         world.cut.clear()
         world.weather = Weather()
         self.deployments.frozen = True
@@ -298,11 +298,11 @@ class Schedule:
         if not self._up():
             self._start(world.machines[0])
         began = world.now
-        if not world.run_while(lambda: bool(world.disagreement() or self.deployments.strays()), HEAL):
-            raise Broken(f"after {HEAL} s: {world.disagreement() or self.deployments.strays()}")
+        if not world.run_while(lambda: bool(world.disagreement() or self.deployments.strays()), HEAL_SECONDS):
+            raise Broken(f"after {HEAL_SECONDS} s: {world.disagreement() or self.deployments.strays()}")
         return world.now - began
 
 
 def run(seed: int, trace: Callable[[str], None] | None = None) -> Outcome:
-    """Play the schedule of ``seed``."""
+    """Run the schedule of ``seed``."""
     return Schedule(seed, trace).run()

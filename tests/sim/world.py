@@ -1,8 +1,8 @@
-"""A whole network in one process: virtual time, seeded chance, faults of every kind.
+"""A simulated network in one process, with virtual time, seeded randomness and faults.
 
-Machines have addresses and a disk. A machine's daemon is a `Process`: the very `Gossip` that runs in the
-daemon, with its own clock, which may run fast or slow and may jump. Datagrams may be lost, delayed,
-doubled, reordered and damaged; any direction between two machines may be cut.
+Machines have addresses and a disk. A machine's daemon is a `Process`: the daemon's own `Gossip` with a clock
+that may run fast or slow, or jump. Datagrams may be lost, delayed, duplicated, reordered and damaged; each
+direction between two machines may be cut.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from tests.keys import ToySigner, Unsigned
 
 PORT = 11436
 BRIDGE = "172.17.0.1"
-"""Every machine has it: packets for it never leave the sender's machine."""
+"""An address that several machines have: packets to it never leave the sender's machine."""
 TOKEN = bytes(range(32))
-_TCP_PATIENCE = 3.0
+_TCP_TIMEOUT = 3.0
 _BUFFERED = 200
-"""Datagrams that the system keeps for a stopped process."""
+"""Datagrams that the system buffers for a stopped process."""
 
 
 @dataclass(slots=True)
 class Weather:
-    """What the network does to datagrams. Shares and seconds."""
+    """What the network does to datagrams: fractions of them, and delays in seconds."""
 
     loss: float = 0.0
     delay: float = 0.001
     jitter: float = 0.0
     slow: float = 0.0
-    """Share of datagrams that are late by up to a second: they overtake each other."""
+    """Fraction of datagrams that are delayed by up to a second, and so reordered."""
     double: float = 0.0
     damage: float = 0.0
 
 
 class Process:
-    """One run of a daemon: its gossip core, and its clock."""
+    """One run of a daemon, with its gossip core and clock."""
 
     def __init__(self, machine: Machine, boot: int, tuning: Tuning) -> None:
         world = machine.world
@@ -64,7 +64,7 @@ class Process:
         self.alive = True
         self.stopped = False
         self.fuse = -1
-        """Actions left until the process dies in the middle of them; negative: it does not."""
+        """Number of actions after which the process dies; negative: never."""
         self.rate = 1.0
         self._base = world.random.random() * 1000 - world.now
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
@@ -73,7 +73,7 @@ class Process:
         self._unwritten: PersistedState | None = None
         self.sealer = Sealer((TOKEN,), node=machine.node, boot=boot) if world.sealed else None
         self.lateness = 0.0
-        """Seconds by which this process is late with everything: a machine with too much to do."""
+        """Seconds by which everything in this process is delayed, as on an overloaded machine."""
         record = Record(machine.node, machine.name, 0, (machine.address[0],), 11435, PORT, "0.1.0")
         self.gossip = Gossip(
             record,
@@ -88,16 +88,16 @@ class Process:
         self.on_change: Callable[[NodeEvent], None] = _ignore
 
     def clock(self) -> float:
-        """This process's monotonic seconds."""
+        """The monotonic time of this process, in seconds."""
         return self._base + self.world.now * self.rate
 
     def jump(self, seconds: float) -> None:
-        """Its clock goes on from further ahead (the machine slept, or a hypervisor did)."""
+        """Advance its clock, as after a suspension of the machine."""
         self._base += seconds
         self.arm()
 
     def drift(self, rate: float) -> None:
-        """Its clock runs fast or slow from now on."""
+        """Change the speed of its clock."""
         self._base += self.world.now * (self.rate - rate)
         self.rate = rate
         self.arm()
@@ -105,8 +105,8 @@ class Process:
     # Running
 
     def later(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
-        """Call back after so long, if it still runs then; held back while it is stopped."""
-        self.world.at(self.world.now + seconds, self.run, call, *args)
+        """Call back after ``seconds`` if it is still running; deferred while it is stopped."""
+        self.world.call_at(self.world.now + seconds, self.run, call, *args)
 
     def run(self, call: Callable[..., Any], *args: Any) -> None:
         if self.stopped:
@@ -116,13 +116,13 @@ class Process:
             call(*args)
 
     def arm(self) -> None:
-        """See to it that the core is ticked when it wants to be."""
+        """Schedule the next tick of the core."""
         if not self.alive:
             return
         wake = self.world.now + max(0.0, (self.gossip.next_wake() - self.clock()) / self.rate) + self.lateness
         if wake < self._wake - 1e-9:
             self._wake = wake
-            self.world.at(wake, self._tick, wake)
+            self.world.call_at(wake, self._tick, wake)
 
     def _tick(self, wake: float) -> None:
         if wake != self._wake or not self.alive:
@@ -138,8 +138,8 @@ class Process:
         """SIGSTOP."""
         self.stopped = True
 
-    def go_on(self) -> None:
-        """SIGCONT: what waited comes first."""
+    def resume(self) -> None:
+        """SIGCONT: deferred calls run first."""
         self.stopped = False
         held, self._held = self._held, []
         for call, args in held:
@@ -169,7 +169,7 @@ class Process:
         self.arm()
 
     def _keep(self, kept: PersistedState) -> None:
-        """One write at a time, always the newest, as the daemon does."""
+        """Write the newest state, one write at a time, like the daemon."""
         self._unwritten = kept
         if not self._writing:
             self._write()
@@ -187,7 +187,7 @@ class Process:
         self._write()
 
     def receive(self, data: bytes, source: Address) -> None:
-        """A datagram came."""
+        """Handle a datagram."""
         if self.sealer is not None:
             opened = self.sealer.open(data)
             if opened is None:
@@ -212,41 +212,40 @@ class Machine:
         self.bridge = False
         self.kept = PersistedState()
         self.full = False
-        """Its disk: nothing is written any more, and the daemon goes on."""
+        """Whether its disk is full: nothing is written, but the daemon continues."""
         self.disk_seconds = 0.0
-        """How long its disk takes to write."""
+        """Seconds that its disk takes to write."""
         self.process: Process | None = None
         self.boots = 0
 
     def advertised(self) -> tuple[Address, ...]:
-        """What the daemon believes are its addresses."""
+        """The addresses that the daemon advertises."""
         return ((BRIDGE, PORT), self.address) if self.bridge else (self.address,)
 
     def start(self, *, tuning: Tuning | None = None) -> Process:
-        """Start the daemon."""
         assert self.process is None
         self.boots += 1
         world = self.world
         boot = world.random.getrandbits(62)
         self.process = Process(self, boot, tuning or world.tuning)
-        world.say(f"{self.name} starts (version {self.process.gossip.known.me.version})")
+        world.log(f"{self.name} starts (version {self.process.gossip.known.me.version})")
         self.process.arm()
         world.started(self.process)
         return self.process
 
     def introduce_all(self) -> None:
-        """mDNS and memory: everybody's address."""
+        """Introduce all other machines, as mDNS and remembered peers do."""
         for other in self.world.machines:
             if other is not self and self.process is not None:
                 process = self.process
                 process.apply(process.gossip.introduce(other.advertised(), process.clock(), keep=True))
 
     def crash(self, how: str = "killed") -> None:
-        """kill -9: the system ends its connections, so all that have one and can be reached see it break."""
+        """kill -9: the system closes its connections, which reachable peers notice."""
         process = self.process
         if process is None:
             return
-        self.world.say(f"{self.name} dies ({how})")
+        self.world.log(f"{self.name} dies ({how})")
         process.alive = False
         self.process = None
         self.world.ended(process)
@@ -260,13 +259,13 @@ class Machine:
                 peer.later(0.001, self._link_lost, peer, process)
 
     def break_link(self, other: Machine) -> None:
-        """The connection with ``other`` is given up on both sides for silence; both daemons go on."""
+        """The connection with ``other`` times out on both sides; both daemons continue."""
         for here, there in ((self, other), (other, self)):
             process = here.process
             if process is not None:
-                process.later(process.lateness, here._fell_silent, process, there.node)
+                process.later(process.lateness, here._link_timed_out, process, there.node)
 
-    def _fell_silent(self, process: Process, node: str) -> None:
+    def _link_timed_out(self, process: Process, node: str) -> None:
         process.apply(process.gossip.link_lost(node, process.clock(), silent=True))
 
     def _link_lost(self, peer: Process, dead: Process) -> None:
@@ -275,13 +274,13 @@ class Machine:
             peer.apply(gossip.link_lost(self.node, peer.clock()))
 
     def leave(self) -> None:
-        """Stop in good order."""
+        """Leave the cluster and stop."""
         process = self.process
         if process is None:
             return
-        self.world.say(f"{self.name} leaves")
+        self.world.log(f"{self.name} leaves")
         process.apply(process.gossip.leave(process.clock()))
-        self.world.at(self.world.now + 0.5, self._gone, process)
+        self.world.call_at(self.world.now + 0.5, self._gone, process)
 
     def _gone(self, process: Process) -> None:
         if self.process is process:
@@ -290,11 +289,11 @@ class Machine:
             self.world.ended(process)
 
     def renumber(self) -> None:
-        """Another address (DHCP)."""
+        """Change the address, as DHCP may."""
         number = self.world.fresh_number()
         self.address = (f"10.1.{number >> 8}.{number & 255}", PORT)
         self.world.index()
-        self.world.say(f"{self.name} moves to {self.address[0]}")
+        self.world.log(f"{self.name} moves to {self.address[0]}")
         process = self.process
         if process is not None:
             process.apply(process.gossip.set_addresses(self.advertised(), process.clock()))
@@ -304,10 +303,10 @@ class World:
     """Machines, the network between them, and time.
 
     Args:
-        trace: called with a line for each thing that happens; None: quiet.
-        sealed: datagrams are sealed as in the daemon (slower).
-        links: machines have standing connections, which break at once when a process dies.
-        signed: nodes sign what they say of themselves, and believe nothing else.
+        trace: called with a line for each event, if given.
+        sealed: whether datagrams are sealed as in the daemon (slower).
+        links: whether machines have standing connections, which end at once when a process dies.
+        signed: whether nodes sign their own state and reject unsigned state.
     """
 
     def __init__(
@@ -330,15 +329,15 @@ class World:
         self.signed = signed
         self.weather = Weather()
         self.cut: set[tuple[int, int]] = set()
-        """Directions (machine number, machine number) in which nothing passes."""
+        """Pairs (sender, receiver) of machine numbers between which nothing passes."""
         self.big = 0.0
-        """Share of changes of records that are big."""
+        """Fraction of record changes that exceed a datagram."""
         self.packets = 0
         self.bytes = 0
         self.tcp_bytes = 0
         self.watch: Callable[[Process, NodeEvent], None] | None = None
-        self.started: Callable[[Process], None] = _nothing
-        self.ended: Callable[[Process], None] = _nothing
+        self.started: Callable[[Process], None] = _ignore_process
+        self.ended: Callable[[Process], None] = _ignore_process
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._numbers = machines
@@ -353,17 +352,17 @@ class World:
         self._numbers += 1
         return self._numbers
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.trace is not None:
             self.trace(f"{self.now:9.3f}  {text}")
 
     def name(self, node: str) -> str:
-        """For the trace."""
+        """The name of a node, for the trace."""
         return f"m{int(node, 16)}" if node else "nobody"
 
     # Time
 
-    def at(self, when: float, call: Callable[..., None], *args: Any) -> None:
+    def call_at(self, when: float, call: Callable[..., None], *args: Any) -> None:
         self._order += 1
         heappush(self._heap, (when, self._order, call, args))
 
@@ -375,7 +374,7 @@ class World:
         self.now = when
 
     def run_while(self, busy: Callable[[], bool], limit: float, step: float = 0.25) -> bool:
-        """Run until ``busy`` is no longer so; False when that takes more than ``limit`` seconds."""
+        """Run until ``busy`` returns false; return False if that takes more than ``limit`` seconds."""
         end = self.now + limit
         while busy():
             if self.now >= end:
@@ -386,7 +385,7 @@ class World:
     # Network
 
     def is_cut(self, source: Machine, target: Machine) -> bool:
-        """Whether a connection from one to the other can't work: it needs both ways."""
+        """Return whether no connection is possible, since that needs both directions."""
         cut = self.cut
         return bool(cut) and ((source.number, target.number) in cut or (target.number, source.number) in cut)
 
@@ -414,23 +413,23 @@ class World:
             delay += random.expovariate(1 / weather.jitter)
         if weather.slow and random.random() < weather.slow:
             delay += random.random()
-        self.at(self.now + delay, self._arrive, target, data, machine.address)
+        self.call_at(self.now + delay, self._arrive, target, data, machine.address)
         if weather.double and random.random() < weather.double:
-            self.at(self.now + delay + random.random(), self._arrive, target, data, machine.address)
+            self.call_at(self.now + delay + random.random(), self._arrive, target, data, machine.address)
 
     def _arrive(self, target: Machine, data: bytes, source: Address) -> None:
         process = target.process
         if process is None:
             return
         if process.lateness:
-            self.at(self.now + process.lateness, process.run, process.receive, data, source)
+            self.call_at(self.now + process.lateness, process.run, process.receive, data, source)
         elif process.stopped:
             process.run(process.receive, data, source)
         else:
             process.receive(data, source)
 
     def hop(self) -> float:
-        """Seconds of one way over TCP: what is lost is sent again."""
+        """Seconds of one way over TCP, with retransmissions."""
         weather, random = self.weather, self.random
         delay = weather.delay + weather.jitter * random.random()
         while weather.loss and random.random() < weather.loss:
@@ -443,12 +442,12 @@ class World:
         address: Address,
         body: Any,
         answer: Callable[[Process, Any], Any],
-        then: Callable[[Any, bool], None],
-        patience: float = _TCP_PATIENCE,
+        done: Callable[[Any, bool], None],
+        timeout: float = _TCP_TIMEOUT,
     ) -> None:
-        """A request over TCP: ``answer`` at the other side, then ``then(reply, ok)`` at this one.
+        """A request over TCP: ``answer`` runs at the other side, then ``done(reply, ok)`` at this one.
 
-        When it fails it may have been carried out, as in life.
+        A failed request may have been executed.
         """
         settled = False
 
@@ -456,7 +455,7 @@ class World:
             nonlocal settled
             if not settled:
                 settled = True
-                then(reply, ok)
+                done(reply, ok)
 
         def arrive() -> None:
             target = self.find(sender.machine, address)
@@ -467,14 +466,14 @@ class World:
 
         def serve(process: Process) -> None:
             reply = answer(process, body)
-            sender.later(self.hop() + process.lateness, back, process, reply)
+            sender.later(self.hop() + process.lateness, respond, process, reply)
 
-        def back(process: Process, reply: Any) -> None:
+        def respond(process: Process, reply: Any) -> None:
             if not self.is_cut(sender.machine, process.machine):
                 settle(reply, True)
 
-        self.at(self.now + self.hop() + sender.lateness, arrive)
-        sender.later(patience, settle, None, False)
+        self.call_at(self.now + self.hop() + sender.lateness, arrive)
+        sender.later(timeout, settle, None, False)
 
     def push_pull(self, sender: Process, action: PushPullWith) -> None:
         def answer(process: Process, body: bytes) -> bytes:
@@ -484,7 +483,7 @@ class World:
             return reply
 
         def attempt(addresses: tuple[Address, ...], body: bytes) -> None:
-            def then(reply: bytes | None, ok: bool) -> None:
+            def done(reply: bytes | None, ok: bool) -> None:
                 gossip = sender.gossip
                 if not ok and len(addresses) > 1:
                     attempt(addresses[1:], body)
@@ -498,20 +497,20 @@ class World:
                 if sender.alive:
                     sender.apply(gossip.push_pull_done(action.node, ok, sender.clock()))
 
-            self.call(sender, addresses[0], body, answer, then)
+            self.call(sender, addresses[0], body, answer, done)
 
         if action.addresses:
             attempt(action.addresses, sender.gossip.push_pull_open())
 
     def tcp_ping(self, sender: Process, action: TcpPing) -> None:
-        def then(reply: str | None, ok: bool) -> None:
+        def done(reply: str | None, ok: bool) -> None:
             if ok and reply == action.node:
                 sender.apply(sender.gossip.tcp_pong(action.sequence, sender.clock()))
 
         for address in action.addresses[:2]:
-            self.call(sender, address, None, lambda process, _: process.machine.node, then, action.timeout)
+            self.call(sender, address, None, lambda process, _: process.machine.node, done, action.timeout)
 
-    # What happens
+    # Events
 
     def changed(self, process: Process, event: NodeEvent) -> None:
         if self.watch is not None:
@@ -519,18 +518,18 @@ class World:
         if self.trace is not None and event.change is not Change.UPDATED:
             name = process.machine.name
             if event.change is Change.LEADER:
-                self.say(f"  {name}: term {event.term.counter} of {self.name(event.term.leader)} holds")
+                self.log(f"  {name}: term {event.term.counter} of {self.name(event.term.leader)} holds")
             else:
-                self.say(f"  {name}: {self.name(event.node)} {event.change}")
+                self.log(f"  {name}: {self.name(event.node)} {event.change}")
 
-    # What is so
+    # State
 
     def running(self) -> list[Process]:
-        """Every process that runs."""
+        """All running processes."""
         return [machine.process for machine in self.machines if machine.process is not None]
 
     def disagreement(self) -> str:
-        """What the running nodes do not agree on, or empty."""
+        """Return a difference between the views of the running nodes, or an empty string."""
         processes = self.running()
         nodes = {process.machine.node for process in processes}
         versions = {process.machine.node: process.gossip.known.me for process in processes}
@@ -560,7 +559,7 @@ class World:
         gossip = process.gossip
         record = replace(gossip.known.me, models=f"{self.random.getrandbits(32):08x}")
         if self.random.random() < self.big:
-            # Does not fit a datagram, however compressed.
+            # Does not fit into a datagram, even compressed.
             record = replace(record, setup=f"{self.random.getrandbits(16000):x}")
         process.apply(gossip.update_record(record, process.clock()))
 
@@ -572,5 +571,5 @@ def _damage(data: bytes, random: Random) -> bytes:
     return bytes(damaged[: random.randint(1, len(damaged))]) if random.random() < 0.2 else bytes(damaged)
 
 
-def _nothing(process: Process) -> None:
+def _ignore_process(process: Process) -> None:
     pass
