@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, each a table with a reference measured in the same run.
+"""Run the benchmarks one after another. Each prints a table with a reference measured in the same run.
 
 python -m tests.bench [NAME …]
 """

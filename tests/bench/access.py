@@ -1,7 +1,7 @@
-"""What the checks of the Host header and of a key cost a request: `python -m tests.bench.access`.
+"""The cost per request of checking the Host header and an API key: `python -m tests.bench.access`.
 
-Two nodes that are open and one that asks for a key get requests by turns in one run. The difference of the
-open ones is noise.
+Two open nodes and one that requires a key get requests in turn in one run. The difference between the open
+ones is noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMES = ("open", "open again", "with a key")
 
 @contextlib.contextmanager
 def nodes(folder: Path) -> Iterator[list[tuple[int, psutil.Process, str]]]:
-    """The three: port, process, and the header that their callers send."""
+    """Run the three nodes and yield the port, process and request header of each."""
     engine, *ports = free_ports(7)
     children = [subprocess.Popen([sys.executable, "-m", "tests.bench.relay_engine", str(engine)])]
     try:
@@ -55,22 +55,22 @@ def nodes(folder: Path) -> Iterator[list[tuple[int, psutil.Process, str]]]:
 
 
 async def compare(found: list[tuple[int, psutil.Process, str]]) -> None:
-    """Ask by turns, and print the medians of the differences in each round."""
+    """Query the nodes in turn and print the medians of the differences in each round."""
     connections = [await Connection.open(port, header) for port, _, header in found]
-    asked = body(stream=True, max_tokens=1)
+    request = body(stream=True, max_tokens=1)
     first: list[list[float]] = [[] for _ in found]
     spent: list[list[float]] = [[] for _ in found]
     for turn in range(ROUNDS + 2):
-        for place in sorted(range(len(found)), key=lambda one: (one + turn) % len(found)):
+        for place in sorted(range(len(found)), key=lambda index: (index + turn) % len(found)):
             process = found[place][1]
             before = sum(process.cpu_times()[:2])
-            times = [(await connections[place].ask(asked))[0] * 1e6 for _ in range(REQUESTS)]
-            # The first two rounds warm up.
+            times = [(await connections[place].ask(request))[0] * 1e6 for _ in range(REQUESTS)]
+            # The first two rounds are a warm-up.
             if turn >= 2:
                 first[place].append(statistics.median(times))
                 spent[place].append((sum(process.cpu_times()[:2]) - before) * 1e6 / REQUESTS)
-    for one in connections:
-        one.close()
+    for connection in connections:
+        connection.close()
 
     def beside(numbers: list[list[float]], place: int) -> str:
         return f"{statistics.median(a - b for a, b in zip(numbers[place], numbers[0], strict=True)):+.0f}"
@@ -91,7 +91,7 @@ async def compare(found: list[tuple[int, psutil.Process, str]]) -> None:
 
 
 def host_check() -> None:
-    """The check of the Host header alone: it is always on, so there is nothing to put beside it."""
+    """Time the check of the Host header alone. It can't be disabled, so there is no reference."""
     hosts = Hosts(("*.example.com",), lambda: [f"node{number}" for number in range(20)])
     rows = [("Host", "µs")]
     for name in ("localhost:11435", "192.168.1.7:11435", "node19:11435", "a.example.com"):

@@ -1,7 +1,7 @@
-"""A deployment's engines once more, as somebody would start them without us.
+"""A deployment's engines started manually, without sollold.
 
-The very command lines of the deployment's workers and llama-server, but the workers listen on the machines'
-own addresses and llama-server calls them there in the clear.
+The command lines are those of the deployment's workers and llama-server, except that the workers listen on
+the machines' own addresses and llama-server connects to them there without encryption.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tests.daemons import Cluster, Node, until
 from tests.gguf.llama_run import listens
 
 PORT = 61080
-"""Where llama-server listens, at its node's loopback address."""
+"""Port of llama-server on its node's loopback address."""
 _WORKER = 60052
 
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Command lines, as the daemons have started them.
+    """Command lines of a deployment's engines.
 
     Attributes:
-        head, server: llama-server's node and words, without the ports of the tunnels, new with each load.
-        workers: nodes and words, in the order of their layers.
-        layers: how many each device holds, as ``5+6+5``.
+        head, server: node and command line of llama-server, without the ports of the tunnels.
+        workers: nodes and command lines in the order of their layers.
+        layers: number of layers of each device, for example ``5+6+5``.
     """
 
     head: Node
@@ -41,23 +41,23 @@ class Engines:
 
 
 def engines(cluster: Cluster) -> Engines:
-    """Those of the only deployment."""
+    """Return the command lines of the only deployment."""
     (deployment,) = cluster.deployments()
     placed = deployment["placed"]
     nodes = {node.state()["me"]: node for node in cluster}
     head, server = next((n, words) for n in cluster if (words := command_line(n, "llama-server")))
-    # Device order is what the placement says.
+    # The order of devices is that of the placement.
     order = [nodes[share["node"]] for share in placed if nodes[share["node"]] is not head]
     workers = tuple((node, command_line(node, "rpc-server")) for node in order)
     layers = "+".join(str(share["last"] - share["first"]) for share in placed)
-    # The key is gone with the deployment.
-    at = server.index("--api-key-file")
-    server = with_option((*server[:at], *server[at + 2 :]), "--rpc", "")
+    # The key file is deleted with the deployment.
+    index = server.index("--api-key-file")
+    server = with_option((*server[:index], *server[index + 2 :]), "--rpc", "")
     return Engines(head, server, workers, layers)
 
 
 def command_line(node: Node, program: str) -> tuple[str, ...]:
-    """The command line of this node's engine; empty when it has none."""
+    """Return the command line of the node's engine, or an empty tuple."""
     for process in processes(node):
         with contextlib.suppress(psutil.NoSuchProcess):
             words = process.cmdline()
@@ -67,19 +67,19 @@ def command_line(node: Node, program: str) -> tuple[str, ...]:
 
 
 def processes(node: Node) -> list[psutil.Process]:
-    """What the node's daemon has started and lives. By parentage: engines by hand name its files, too."""
+    """Return the running child processes of the node's daemon; manually started engines are not children."""
     return psutil.Process(node.process.pid).children() if node.process else []
 
 
 def with_option(words: tuple[str, ...], name: str, value: str) -> tuple[str, ...]:
-    """The same command line with another value of one option."""
-    at = words.index(name)
-    return (*words[: at + 1], value, *words[at + 2 :])
+    """Return the command line with another value of one option."""
+    index = words.index(name)
+    return (*words[: index + 1], value, *words[index + 2 :])
 
 
 @contextlib.contextmanager
 def by_hand(engines: Engines) -> Iterator[list[int]]:
-    """The engines run and are ready; their process ids. llama-server answers at `PORT`."""
+    """Run the engines until ready and yield their process ids. llama-server listens on `PORT`."""
     children: list[subprocess.Popen[bytes]] = []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     head = engines.head
@@ -117,7 +117,7 @@ def _healthy(node: Node) -> bool:
 
 
 def bind(pid: int, cores: set[int]) -> None:
-    """Let all threads of a process run on ``cores`` alone."""
+    """Restrict all threads of a process to ``cores``."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), cores)

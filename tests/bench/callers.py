@@ -1,7 +1,7 @@
-"""Tokens per second of a sharded model for 1, 2, 4 and 8 callers at once, through a node and by hand.
+"""Tokens per second of a sharded model for 1, 2, 4 and 8 concurrent callers, with and without sollold.
 
-The same engines are started by hand without us, with the same slots; cores are shared as in
-`tests.bench.decode`. The sides take turns; the medians are shown.
+The same engines are also started manually with the same slots. Cores are shared as in `tests.bench.decode`.
+The two sides are measured in turn, and medians are shown.
 
     python -m tests.bench.callers [--pairs 3] [--tokens 48] [--bytes 0.4e9]
 """
@@ -30,7 +30,7 @@ SLOTS = max(CALLERS)
 
 
 def together(node: Node, port: int, callers: int, tokens: int) -> float:
-    """Tokens per second of so many streams at once, the reading of their prompts included."""
+    """Return the tokens per second of concurrent streams, including prompt processing."""
     failed: list[BaseException] = []
 
     def call() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
         return
     llama = required_llama()
     halves = Halves()
-    os.sched_setaffinity(0, halves.others)  # the daemons inherit it
+    os.sched_setaffinity(0, halves.others)  # inherited by the daemons
     size = writer.sized("llama", options.bytes, Size(layers=16, embd=1024, heads=16, heads_kv=4, vocab=4096))
     settings = {"placement.context": 512, "placement.slots": SLOTS, "placement.keep_alive": -1}
     settings["llama.threads"] = len(halves.engines)
@@ -86,14 +86,14 @@ def main() -> None:
 
 
 def measure(asked: Node, head: Node, callers: int, pairs: int, tokens: int) -> list[tuple[float, float]]:
-    """Speeds through a node and by hand, each first half of the times."""
+    """Return speeds through a node and of the manual engines, each measured first half of the times."""
     sides = {asked: asked.http, head: PORT}
     found = []
     for turn in range(pairs + 1):
         order = reversed(sides) if turn % 2 else iter(sides)
         speeds = {node: together(node, sides[node], callers, tokens) for node in order}
         found.append((speeds[asked], speeds[head]))
-    # The first fills caches.
+    # The first request fills caches.
     return found[1:]
 
 

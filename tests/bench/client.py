@@ -1,4 +1,4 @@
-"""What the Python client costs, beside `ollama`'s own: its import, and a blocking call to the same server.
+"""Cost of the Python client compared with the `ollama` package: import, and a blocking call.
 
 ``python -m tests.bench.client``
 """
@@ -27,7 +27,7 @@ _MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 def _import_seconds(code: str, cache: str) -> tuple[float, float]:
-    """Best seconds, by the clock and of processor time, that an interpreter takes for ``code`` alone."""
+    """Return the least wall-clock and CPU seconds that an interpreter takes for ``code`` alone."""
     timed = f"import time; a, b = time.perf_counter(), time.process_time()\n{code}\n"
     timed += "print(time.perf_counter() - a, time.process_time() - b)"
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
@@ -38,12 +38,12 @@ def _import_seconds(code: str, cache: str) -> tuple[float, float]:
             [sys.executable, "-c", timed], capture_output=True, text=True, check=True, env=environment
         )
         found.append([float(number) for number in done.stdout.split()])
-    return min(one[0] for one in found), min(one[1] for one in found)
+    return min(seconds[0] for seconds in found), min(seconds[1] for seconds in found)
 
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """A stand-in for an Ollama that answers at once."""
+    """Run an Ollama double that answers immediately and yield its URL."""
     port = free_port()
     words = [sys.executable, "-m", "tests.ollama_standin", "--port", str(port), "--model", _MODEL]
     words += ["--speed", "1e9", "--text", "Hello! How can I help you today?"]

@@ -1,12 +1,12 @@
-"""Decode speed of a sharded model through a node, against the same engines started by hand without us.
+"""Decode speed of a sharded model through a node, compared with the same engines started manually.
 
-All nodes share this machine, where each would have one of its own, whose processor is idle while another
-computes its layers. So the engines of both sides get half of its cores, and the daemons and callers the
-other half. Both sides are loaded several times, by turns in either order: two loads of the very same engines
-differ by some per cent for as long as they live, by where their memory came to lie.
+All nodes share this machine. In reality each has its own, whose CPU is idle while another computes its
+layers. So the engines of both sides get half of the cores, and the daemons and callers the other half. Both
+sides are loaded several times in alternating order, since two loads of the same engines differ by some per
+cent for their whole lifetime, depending on their memory layout.
 
-And how fast the plan says that the model answers, once one answer has been seen, against how fast it does.
-Exits 1 when that is off by more than a quarter.
+Also compares the speed predicted by the plan after one answer with the measured one. Exits with 1 if the
+prediction is off by more than a quarter.
 
     python -m tests.bench.decode [--loads 6] [--pairs 4] [--tokens 64] [--bytes 0.8e9]
 """
@@ -35,12 +35,12 @@ MODEL = "bench"
 WANTED = 0.97
 ERROR = 0.25
 STEADY = 8
-"""Looks at a prediction, half a second apart, that must agree."""
+"""Number of consecutive predictions, half a second apart, that must be equal."""
 PROMPT = {"role": "user", "content": "Tell me a story about a lighthouse."}
 
 
 class Halves:
-    """This machine's cores: one half for engines, one for all else. One core is not divided."""
+    """The machine's cores: one half for engines, one for everything else. A single core is shared."""
 
     def __init__(self) -> None:
         cores = sorted(os.sched_getaffinity(0))
@@ -49,7 +49,7 @@ class Halves:
 
 
 def speed(node: Node, port: int, tokens: int) -> float:
-    """Tokens per second between the first and the last event of a stream."""
+    """Return the tokens per second between the first and the last event of a stream."""
     body: dict[str, Any] = {"model": MODEL, "messages": [PROMPT], "stream": True, "max_tokens": tokens}
     body |= {"temperature": 0, "seed": 1, "ignore_eos": True, "cache_prompt": False}
     with node.network():
@@ -64,19 +64,19 @@ def speed(node: Node, port: int, tokens: int) -> float:
 
 
 def predicted(node: Node) -> float:
-    """Tokens per second that a plan for the model says now."""
+    """Return the tokens per second that a new plan predicts."""
     reply = node.ask("POST", "/api/cluster/plan", {"model": MODEL})
     assert reply.status == 200, reply.body
     return float(reply.json["plan"]["tokens_per_second"])
 
 
-def learned(cluster: Cluster, asked: Node) -> float:
-    """The same once an answer was seen: every node learns from it by itself, within some seconds."""
+def learned(cluster: Cluster, node: Node) -> float:
+    """Return the prediction after an answer, which every node evaluates within some seconds."""
     until(lambda: cluster.deployments()[0]["speed"] > 0, "it is known how fast it answers")
     seen: list[float] = []
 
     def steady() -> bool:
-        seen.append(predicted(asked))
+        seen.append(predicted(node))
         return len(seen) > STEADY and len(set(seen[-STEADY:])) == 1
 
     until(steady, "the prediction is steady", step=0.5)
@@ -84,7 +84,7 @@ def learned(cluster: Cluster, asked: Node) -> float:
 
 
 def load(cluster: Cluster, halves: Halves) -> Engines:
-    """Load the model; where its layers went."""
+    """Load the model and return its engines."""
     loaded = cluster[0].ask("POST", "/api/cluster/load", {"model": MODEL}, timeout=300)
     assert loaded.status == 200, loaded.body
     for node in cluster:
@@ -94,22 +94,22 @@ def load(cluster: Cluster, halves: Halves) -> Engines:
 
 
 def start(stack: contextlib.ExitStack, ours: Engines, halves: Halves) -> None:
-    """The same engines by hand, until ``stack`` is closed."""
+    """Start the same engines manually until ``stack`` is closed."""
     for process in stack.enter_context(by_hand(ours)):
         bind(process, halves.engines)
 
 
 def unload(cluster: Cluster) -> None:
-    """And wait until every byte is given back."""
+    """Unload the model and wait until all memory is released."""
     body = {"model": MODEL, "force": True}
     ended = cluster[0].ask("POST", "/api/cluster/unload", body, timeout=60)
     assert ended.status == 200, ended.body
     until(lambda: not cluster.deployments() and not any(map(processes, cluster)), "it is unloaded")
 
 
-def pairs(asked: Node, head: Node, count: int, tokens: int) -> list[tuple[float, float]]:
-    """Speeds through a node and by hand, each first half of the times."""
-    sides = {asked: asked.http, head: PORT}
+def pairs(queried: Node, head: Node, count: int, tokens: int) -> list[tuple[float, float]]:
+    """Return speeds through a node and of the manual engines, each measured first half of the times."""
+    sides = {queried: queried.http, head: PORT}
     for node, port in sides.items():
         speed(node, port, max(tokens, 24))
     found = []
@@ -117,7 +117,7 @@ def pairs(asked: Node, head: Node, count: int, tokens: int) -> list[tuple[float,
         speeds = {
             node: speed(node, sides[node], tokens) for node in (reversed(sides) if turn % 2 else iter(sides))
         }
-        found.append((speeds[asked], speeds[head]))
+        found.append((speeds[queried], speeds[head]))
     return found
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         return
     llama = required_llama()
     halves = Halves()
-    os.sched_setaffinity(0, halves.others)  # the daemons inherit it
+    os.sched_setaffinity(0, halves.others)  # inherited by the daemons
     found: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         size = writer.sized(
@@ -149,10 +149,10 @@ def main() -> None:
             cluster.together()
             until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "the model is listed")
             ours = load(cluster, halves)
-            asked = next(node for node in cluster if node is not ours.head)
-            blind = predicted(asked)
-            speed(asked, asked.http, max(options.tokens, 24))
-            told = learned(cluster, asked)
+            caller = next(node for node in cluster if node is not ours.head)
+            blind = predicted(caller)
+            speed(caller, caller.http, max(options.tokens, 24))
+            latest = learned(cluster, caller)
             seconds = 0
             for turn in range(options.loads):
                 unload(cluster)
@@ -162,29 +162,29 @@ def main() -> None:
                         start(stack, ours, halves)
                     now = load(cluster, halves)
                     if second and now != ours:
-                        stack.close()  # the leader placed it otherwise this time
+                        stack.close()  # the leader chose another placement this time
                         second = False
                     if not second:
                         start(stack, now, halves)
                     ours = now
-                    row = pairs(asked, ours.head, options.pairs, options.tokens)
+                    row = pairs(caller, ours.head, options.pairs, options.tokens)
                 found += row
                 seconds += second
                 words = ", ".join(f"{through:.1f}/{direct:.1f}" for through, direct in row)
                 print(f"layers {ours.layers}, loaded {'second' if second else 'first'}: {words}", flush=True)
-    report(found, blind, told)
+    report(found, blind, latest)
 
 
-def report(found: list[tuple[float, float]], blind: float, told: float) -> None:
-    """Print the table; exit with 1 when a goal is missed."""
+def report(found: list[tuple[float, float]], blind: float, latest: float) -> None:
+    """Print the table and exit with 1 if a goal is missed."""
     through, direct = (statistics.median(side) for side in zip(*found, strict=True))
     ratio = statistics.median(a / b for a, b in found)
     print(f"{'through a node':>18} {'by hand':>10} {'ratio':>6}")
     print(f"{through:>14.2f} t/s {direct:>6.2f} t/s {ratio:>6.3f}   (at least {WANTED} wanted)")
     print(
-        f"predicted before any answer {blind:.2f} t/s, after one {told:.2f} t/s; measured {through:.2f} t/s"
+        f"predicted before any answer {blind:.2f} t/s, after one {latest:.2f} t/s; measured {through:.2f} t/s"
     )
-    error = told / through - 1
+    error = latest / through - 1
     print(f"the prediction is off by {error:+.0%}   (at most 25 % wanted)")
     if abs(error) > ERROR:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Predicted and real memory of every architecture, in many ways to run: a table.
+"""Print a table of predicted and measured memory for every architecture in many configurations.
 
 ``python -m tests.bench.footprint [ARCHITECTURE ...]``
 """
@@ -40,11 +40,11 @@ _RUNS: dict[str, tuple[tuple[int, ...], Run]] = {
 }
 _LAYERS = {"gemma3n": 24}
 _PREDICTING = ("glm4moe", "deepseek2", "qwen35", "qwen35moe")
-"""Those that llama.cpp can draft by, with a layer of their own for next-token prediction."""
+"""Architectures with a next-token-prediction layer that llama.cpp can use for drafts."""
 
 
 def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool, str]]:
-    """Whether it is within the goal, and the row; one of each model and way to run."""
+    """Yield (goal met, row) for each model and configuration."""
     for name in names:
         for kind, size in _SIZES.items():
             for predicts in (False, True) if name in _PREDICTING else (False,):
@@ -62,7 +62,7 @@ def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool
 
 def _row(ready: Workers, model: Path, title: str, run: Run, split: tuple[int, ...]) -> tuple[bool, str]:
     if run.flash == "auto":
-        # As plans do: left to itself llama.cpp turns it off for some splits.
+        # As in plans; by default llama.cpp disables it for some splits.
         run = dataclasses.replace(run, flash="on")
     try:
         found = compare(model, run, ready, split)

@@ -1,4 +1,4 @@
-"""How long reading a GGUF header takes, with a vocabulary of 128,256 tokens and 280,147 merges.
+"""Time to read a GGUF header with a vocabulary of 128,256 tokens and 280,147 merges.
 
 ``python -m tests.bench.header``
 """

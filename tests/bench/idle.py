@@ -1,4 +1,4 @@
-"""What an idle daemon in a cluster of three costs: processor time and memory.
+"""CPU time and memory of an idle daemon in a cluster of three.
 
 python -m tests.bench.idle [--seconds 30]
 """
@@ -25,8 +25,7 @@ def main() -> None:
     llama = required_llama()
     with tempfile.TemporaryDirectory() as folder, Cluster(3, Path(folder), llama) as cluster:
         cluster.together()
-        # What is measured once at the start (the processor's speed, the links) is over by then, and the
-        # memory that it took is given back.
+        # By then the initial measurements (CPU speed, links) are complete and their memory is released.
         time.sleep(60)
         daemons = [psutil.Process(node.process.pid) for node in cluster if node.process]
         before = [sum(daemon.cpu_times()[:2]) for daemon in daemons]

@@ -1,13 +1,13 @@
-"""First load of a sharded model over links of 1 Gbit/s, against the same engines started by hand.
+"""First load of a sharded model over links of 1 Gbit/s, compared with the same engines started manually.
 
-Once where every machine has the model's file, once where two have it and the workers have not. The caches of
-the workers are empty before each load; files lie in the machines' memory on both sides. Each machine sends
-1 Gbit/s at the most (its interface's queue is limited), so what comes to one from two others comes quicker
-than that. The time is from the order until the model answers; by hand from the first process' start on.
+Measured with the model's file on every machine, and with the file on two machines that are not the workers.
+The workers' caches are empty before each load, and files are in memory on both sides. Each machine sends at
+most 1 Gbit/s (its interface's queue is limited), so data from two machines arrives faster than that. The time
+is from the command until the model answers; for the manual engines, from the start of the first process.
 
-All machines share this one's cores, and the head reads and hashes every byte on both sides: on machines of
-their own both sides would be quicker by the same seconds. A busy machine therefore tells little of the times;
-what the head sends over its cable it tells all the same. Exits 1 when a goal is missed.
+All machines share the cores of this one, and the head reads and hashes every byte on both sides. On separate
+machines both sides would be faster by the same number of seconds. On a busy machine the times mean little,
+but the bytes sent by the head do. Exits with 1 if a goal is missed.
 
     python -m tests.bench.load [--pairs 3] [--bytes 0.8e9] [--rate 1gbit]
 """
@@ -37,7 +37,7 @@ GOALS = {"copies": 0.35, "two sources": 0.6}
 
 
 def ours(cluster: Cluster) -> tuple[float, Engines]:
-    """Seconds of a first load by the cluster, and its engines."""
+    """Return the seconds of a first load by the cluster, and its engines."""
     for node in cluster:
         shutil.rmtree(node.folder / "cache" / "tensors" / "whole", ignore_errors=True)
     begin = time.perf_counter()
@@ -53,21 +53,21 @@ def ours(cluster: Cluster) -> tuple[float, Engines]:
 
 
 def reference(same: Engines) -> float:
-    """Seconds of the same load by hand."""
+    """Return the seconds of the same load with manual engines."""
     begin = time.perf_counter()
     with by_hand(same):
         return time.perf_counter() - begin
 
 
 def sent(node: Node) -> int:
-    """Bytes that a machine has sent over its cable."""
+    """Return the bytes that a machine has sent over its network interface."""
     assert node.machine is not None
-    told = node.machine.run(["ip", "-s", "-j", "link", "show", "eth0"]).stdout
-    return int(json.loads(told)[0]["stats64"]["tx"]["bytes"])
+    link_statistics = node.machine.run(["ip", "-s", "-j", "link", "show", "eth0"]).stdout
+    return int(json.loads(link_statistics)[0]["stats64"]["tx"]["bytes"])
 
 
 def limited(cluster: Cluster, rate: str) -> None:
-    """Let every machine send at this rate."""
+    """Limit the send rate of every machine."""
     assert cluster.lan is not None
     for machine in cluster.lan:
         limit = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate]
@@ -75,11 +75,11 @@ def limited(cluster: Cluster, rate: str) -> None:
 
 
 def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, llama: Llama) -> bool:
-    """Print one row; whether its goal is met."""
+    """Print one row and return whether its goal is met."""
     size = writer.sized("llama", options.bytes, Size(layers=8, embd=1024, heads=16, heads_kv=4, vocab=4096))
     settings: dict[str, Any] = {"placement.context": 512, "placement.slots": 1, "placement.keep_alive": -1}
     share = f"{int(options.bytes / 1.9e6)} MB"
-    # The one that is a source alone has no memory for layers.
+    # The machine that is only a source has no memory for layers.
     each = [
         {"node.memory_limit": share if index < 3 else "20 MB"}
         for index in range(4 if max(holders) > 2 else 3)
@@ -96,18 +96,18 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
         cluster.together()
         known = [cluster[index] for index in holders]
         until(lambda: all(MODEL in n.ask("GET", "/api/tags").body.decode() for n in known), "it is listed")
-        time.sleep(8)  # What nodes measure once at their start is over, and they have told each other.
+        time.sleep(8)  # The nodes' initial measurements are complete and exchanged.
         limited(cluster, options.rate)
         rows = []
         for _ in range(options.pairs):
             before = {node.name: sent(node) for node in cluster}
             taken, same = ours(cluster)
             cable = sent(same.head) - before[same.head.name]
-            by = reference(same)
+            manual = reference(same)
             by_cable = sent(same.head) - before[same.head.name] - cable
-            rows.append((taken, by))
+            rows.append((taken, manual))
             print(
-                f"  {taken:.2f} s / {by:.2f} s by hand, layers {same.layers}; "
+                f"  {taken:.2f} s / {manual:.2f} s by hand, layers {same.layers}; "
                 f"the head sent {cable / 1e6:.0f} / {by_cable / 1e6:.0f} MB",
                 flush=True,
             )
@@ -119,10 +119,11 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
                     )
                 )
     ratio = statistics.median(a / b for a, b in rows)
-    taken, by = (statistics.median(side) for side in zip(*rows, strict=True))
+    taken, manual = (statistics.median(side) for side in zip(*rows, strict=True))
     met = ratio <= GOALS[name]
     print(
-        f"{name:<12} {taken:>8.2f} s {by:>8.2f} s {ratio:>6.2f}   (at most {GOALS[name]} wanted)", flush=True
+        f"{name:<12} {taken:>8.2f} s {manual:>8.2f} s {ratio:>6.2f}   (at most {GOALS[name]} wanted)",
+        flush=True,
     )
     return met
 

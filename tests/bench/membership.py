@@ -1,7 +1,7 @@
-"""How soon a cluster knows, what that costs, and how often it errs: membership in the simulator.
+"""Membership in the simulator: detection times, network load, and false positives.
 
-``python -m tests.bench.membership [--quick]``. The same state machines as in the daemon, virtual time,
-fixed seeds: the figures are the same on every machine.
+``python -m tests.bench.membership [--quick]``. It uses the state machines of the daemon, virtual time
+and fixed seeds, so the figures are the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sollold.cluster.gossip.registry import Register
 from tests.sim.world import Machine, Process, Weather, World
 
 MEMBERLIST = replace(LAN, suspicion_multiplier=4.0, probes=1)
-"""Its LAN defaults; what remains of ours are the probes of hearers, broken links and digests."""
+"""memberlist's LAN defaults. Probes on suspicion, broken links and digests remain those of sollold."""
 _LAN_WEATHER = Weather(delay=0.0003, jitter=0.0005)
 _LIMIT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A distribution of seconds until nodes knew of something.
+    """A distribution of the seconds until nodes learned of an event.
 
     Attributes:
-        median, p99: of all nodes in all trials.
-        last: until the last node of a trial knew, the median of the trials; ``worst``: the longest.
+        median, p99: over all nodes in all trials.
+        last: median over the trials of the time of the last node; ``worst``: the maximum.
     """
 
     median: float
@@ -46,14 +46,14 @@ class Spread:
 
 
 def spread_of(trials: list[list[float]]) -> Spread:
-    """Of the seconds that each node took in each trial: few trials are still many nodes."""
-    cuts = quantiles([one for trial in trials for one in trial], n=100, method="inclusive")
+    """Return the distribution of the seconds of each node in each trial."""
+    cuts = quantiles([seconds for trial in trials for seconds in trial], n=100, method="inclusive")
     lasts = [max(trial) for trial in trials]
     return Spread(cuts[49], cuts[98], median(lasts), max(lasts))
 
 
 class Cluster:
-    """A cluster in which everybody already knows everybody, with some machines in reserve."""
+    """A cluster whose nodes already know each other, with some spare machines."""
 
     def __init__(self, nodes: int, *, spare: int = 0, seed: int = 1, tuning: Tuning = LAN) -> None:
         self.world = World(seed, nodes + spare, tuning=tuning, links=False)
@@ -62,18 +62,18 @@ class Cluster:
         self.spare = machines[nodes:]
         for machine in machines[:nodes]:
             machine.start()
-        self._acquaint(machines[:nodes])
+        self._introduce_all(machines[:nodes])
         self.deaths = 0
         self.world.watch = self._watch
         self._waiting: tuple[str, Change] = ("", Change.JOINED)
         self._heard: dict[str, float] = {}
-        # The first leader is elected, and what is left of the news goes round.
+        # The first leader is elected and the remaining updates spread.
         self.world.run_until(20.0)
 
-    def _acquaint(self, machines: list[Machine]) -> None:
-        """What a long life together would bring about, put straight into the tables."""
+    def _introduce_all(self, machines: list[Machine]) -> None:
+        """Write the state that a long-running cluster would have directly into the tables."""
         gossips = [machine.process.gossip for machine in machines if machine.process is not None]
-        said = [
+        messages = [
             Alive(
                 g.known.me.node,
                 g._membership.own.boot,
@@ -82,7 +82,7 @@ class Cluster:
             )
             for g in gossips
         ]
-        # A copy: the writer changes its own register in place.
+        # Copies, since a node changes its own register in place.
         registers = {
             g.known.me.node: Register(
                 g._membership.own.boot, g.known.me.version, g.known.me, g._registry._parts, b""
@@ -93,9 +93,9 @@ class Cluster:
         digest = reduce(xor, marks.values())
         for machine, gossip in zip(machines, gossips, strict=True):
             membership = gossip._membership
-            for one in said:
-                if one.node != machine.node:
-                    member = membership.members[one.node] = Member(one, 0.0)
+            for alive in messages:
+                if alive.node != machine.node:
+                    member = membership.members[alive.node] = Member(alive, 0.0)
                     membership._enter(member)
             gossip._registry._registers.update(
                 (node, register) for node, register in registers.items() if node != machine.node
@@ -114,7 +114,7 @@ class Cluster:
             self._heard.setdefault(process.machine.node, self.world.now)
 
     def _all_hear(self, node: str, change: Change) -> list[float]:
-        """Seconds until each of the others has told of this change."""
+        """Return the seconds until each of the other nodes has reported this change."""
         began = self.world.now
         self._waiting = (node, change)
         self._heard = {}
@@ -124,7 +124,7 @@ class Cluster:
         return [heard - began for heard in self._heard.values()]
 
     def join(self) -> list[float]:
-        """Seconds from the start of a machine until each of the others has its record."""
+        """Return the seconds from the start of a machine until each other node has its record."""
         machine = self.spare.pop()
         other = self.world.random.choice(self.world.running()).machine
         process = machine.start()
@@ -132,7 +132,7 @@ class Cluster:
         return self._all_hear(machine.node, Change.UPDATED)
 
     def crash(self, *, links: bool) -> list[float]:
-        """Seconds from the death of a machine until each of the others knows."""
+        """Return the seconds from the crash of a machine until each other node knows."""
         world = self.world
         world.run_until(world.now + world.random.random())
         machine = world.random.choice(world.running()).machine
@@ -144,7 +144,7 @@ class Cluster:
         return seconds
 
     def load(self, seconds: float, *, every: float = 0.0) -> tuple[float, float]:
-        """Messages and bytes each node sends a second; ``every``: each changes its record so often."""
+        """Return messages and bytes per second and node. ``every``: seconds between changes of a record."""
         world = self.world
         packets, sent, began = world.packets, world.bytes + world.tcp_bytes, world.now
         running = world.running()
@@ -158,7 +158,7 @@ class Cluster:
 
 
 def speed(plan: list[tuple[int, int]], tuning: Tuning) -> Iterator[str]:
-    """Lines of the table of times and loads."""
+    """Yield the lines of the table of times and loads."""
     yield "  Seconds until a node knows: median and 99th percentile of all nodes in all trials;"
     yield "  until the last of a trial knows: median and worst of the trials"
     yield (
@@ -186,7 +186,7 @@ def speed(plan: list[tuple[int, int]], tuning: Tuning) -> Iterator[str]:
 
 
 def mistakes(plan: list[tuple[int, float, float]], tuning: Tuning) -> Iterator[str]:
-    """Lines of the table of false deaths: (nodes, seconds at 5 % loss, seconds of the other trials)."""
+    """Yield the lines of the table of false deaths. ``plan``: (nodes, seconds at 5 % loss, other seconds)."""
     yield "  False deaths in so many seconds of virtual time (the target: none in an hour at 5 % loss)"
     yield "  nodes                  0 % loss        5 % loss       20 % loss    10 % of the nodes 0.5 s late"
     for nodes, long, short in plan:
@@ -208,7 +208,7 @@ def mistakes(plan: list[tuple[int, float, float]], tuning: Tuning) -> Iterator[s
 
 
 def busy(plan: list[int]) -> Iterator[str]:
-    """Lines of the table of loads while records change."""
+    """Yield the lines of the table of loads while records change."""
     yield "  nodes   every node changes its record once in 5 s: msg/s   bytes/s per node"
     for nodes in plan:
         packets, size = Cluster(nodes).load(30.0, every=5.0)
@@ -236,7 +236,7 @@ def main() -> None:
         print(line, flush=True)
     errors = [(8, 600.0, 600.0), (64, 60.0, 60.0)]
     if not quick:
-        # An hour of a thousand nodes would take an hour of a processor.
+        # One hour of a thousand nodes would take an hour of CPU time.
         errors = [(8, 3600.0, 3600.0), (64, 3600.0, 3600.0), (256, 3600.0, 600.0), (1000, 300.0, 60.0)]
     for line in mistakes(errors, LAN):
         print(line, flush=True)

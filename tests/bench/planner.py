@@ -1,6 +1,6 @@
-"""How much processor time planning takes: `python -m tests.bench.planner` footprint_with a table.
+"""CPU time of planning with the default settings: `python -m tests.bench.planner` prints a table.
 
-With the default settings. Exits 1 when a median misses its goal.
+Exits with 1 if a median misses its goal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def row(kind: str, machines: int, layers: int, goal: float) -> bool:
-    """One kind of cluster; whether the median meets the goal."""
+    """Measure one kind of cluster and return whether the median meets the goal."""
     times = []
     devices: list[int] = []
     for seed in range(30):
@@ -38,8 +38,8 @@ def row(kind: str, machines: int, layers: int, goal: float) -> bool:
         if kind != "uneven":
             sizes = [500 * MIB] * layers
         model = shape(layers, 500 * MIB, 1 * GIB, sizes=sizes, n_embd=8192, n_vocab=128000)
-        fleet = made(kind, seed, machines, sum(sizes))
-        devices.append(sum(len(one.devices) for one in fleet.machines))
+        fleet = fleet_of(kind, seed, machines, sum(sizes))
+        devices.append(sum(len(node.devices) for node in fleet.machines))
         prints_of = footprint_with(model)
         begun = time.process_time()
         choose(PlacementRequest("model", "digest"), fleet, prints_of)
@@ -52,10 +52,10 @@ def row(kind: str, machines: int, layers: int, goal: float) -> bool:
     return times[len(times) // 2] <= goal
 
 
-def made(kind: str, seed: int, machines: int, needed: int) -> Fleet:
+def fleet_of(kind: str, seed: int, machines: int, needed: int) -> Fleet:
     dice = random.Random(seed)
     if kind in ("random", "uneven"):
-        # About eight devices: half of the machines have two.
+        # About eight devices, since half of the machines have two.
         return random_fleet(seed, needed, machines)
     if kind == "gpus":
         return Fleet(

@@ -1,7 +1,7 @@
-"""How well the pool shares 200 requests over Ollamas of speed 1, 1 and ½: ``python -m tests.bench.pool``.
+"""Distribution of 200 requests over Ollamas of speed 1, 1 and ½: ``python -m tests.bench.pool``.
 
-Three daemons with a stand-in Ollama each; all requests go to the first daemon. The best schedule there can be
-gives each Ollama requests in proportion to its speed, from first to last without a pause.
+Three daemons have an Ollama double each, and all requests go to the first daemon. The optimal schedule gives
+each Ollama requests in proportion to its speed without pauses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HTTP, _NODES = 28635, 28735
 
 @contextlib.asynccontextmanager
 async def cluster(folder: Path, urls: list[str]) -> AsyncIterator[None]:
-    """A daemon for each Ollama."""
+    """Run a daemon for each Ollama."""
     started = []
     try:
         for index, url in enumerate(urls):
@@ -67,7 +67,7 @@ async def cluster(folder: Path, urls: list[str]) -> AsyncIterator[None]:
                 await process.wait()
 
 
-async def known(session: aiohttp.ClientSession) -> None:
+async def wait_for_endpoints(session: aiohttp.ClientSession) -> None:
     """Wait until the first daemon sees all endpoints."""
     for _ in range(200):
         with contextlib.suppress(aiohttp.ClientError, ValueError):
@@ -79,8 +79,8 @@ async def known(session: aiohttp.ClientSession) -> None:
     raise SystemExit("the daemons did not find each other's Ollamas")
 
 
-async def run(requests: int, at_once: int, seconds: float) -> tuple[float, float, Counter[str]]:
-    """Seconds taken, the best possible, and how many each node answered."""
+async def run(requests: int, concurrency: int, seconds: float) -> tuple[float, float, Counter[str]]:
+    """Return the seconds taken, the seconds of the optimal schedule, and the number of answers by node."""
     text = "word " * WORDS
     async with contextlib.AsyncExitStack() as stack:
         urls = []
@@ -93,30 +93,30 @@ async def run(requests: int, at_once: int, seconds: float) -> tuple[float, float
         timeout = aiohttp.ClientTimeout(total=600)
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
-        await known(session)
-        turns = asyncio.Semaphore(at_once)
+        await wait_for_endpoints(session)
+        turns = asyncio.Semaphore(concurrency)
         nodes: Counter[str] = Counter()
 
-        async def one(number: int) -> None:
+        async def send(number: int) -> None:
             body = {"model": "pool", "prompt": f"question {number}", "stream": False}
             async with turns:
                 async with session.post(f"http://127.0.0.1:{_HTTP}/api/generate", json=body) as answer:
-                    told = await answer.json()
+                    reply = await answer.json()
                     if answer.status != 200:
-                        raise SystemExit(f"a request failed: {told}")
-                    nodes[told.get("_routing", {}).get("node", "?")] += 1
+                        raise SystemExit(f"a request failed: {reply}")
+                    nodes[reply.get("_routing", {}).get("node", "?")] += 1
 
-        # Each Ollama has answered once: its speed is known, as it is in a pool that is in use.
+        # Let each Ollama answer once, so that its speed is known as in a pool in use.
         for _ in range(2):
-            await asyncio.gather(*(one(-k) for k in range(2 * len(SPEEDS))))
+            await asyncio.gather(*(send(-k) for k in range(2 * len(SPEEDS))))
         nodes.clear()
         begun = time.perf_counter()
-        await asyncio.gather(*(one(number) for number in range(requests)))
+        await asyncio.gather(*(send(number) for number in range(requests)))
         return time.perf_counter() - begun, best(requests, seconds), nodes
 
 
 def best(requests: int, seconds: float) -> float:
-    """The shortest time in which whole requests can be done by Ollamas of these speeds."""
+    """Return the shortest possible time of ``requests`` on Ollamas of these speeds."""
     low = requests * seconds / sum(SPEEDS)
     while sum(math.floor(low * speed / seconds + 1e-9) for speed in SPEEDS) < requests:
         low = min((math.floor(low * speed / seconds + 1e-9) + 1) * seconds / speed for speed in SPEEDS)
@@ -124,16 +124,16 @@ def best(requests: int, seconds: float) -> float:
 
 
 async def table(requests: int, seconds: float) -> bool:
-    """Whether the goal is met, however many requests come at once."""
+    """Print the table and return whether the goal is met for every concurrency."""
     all_met = True
     print(f"{'at once':>8} {'best s':>8} {'pool s':>8} {'ratio':>6} {'goal':>6}  {'':6}  requests by node")
-    for at_once in (requests, 16):
-        taken, ideal, nodes = await run(requests, at_once, seconds)
+    for concurrency in (requests, 16):
+        taken, ideal, nodes = await run(requests, concurrency, seconds)
         met = taken / ideal <= GOAL
         all_met = all_met and met
         shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
         print(
-            f"{at_once:>8} {ideal:>8.2f} {taken:>8.2f} {taken / ideal:>6.2f} {GOAL:>6.2f}"
+            f"{concurrency:>8} {ideal:>8.2f} {taken:>8.2f} {taken / ideal:>6.2f} {GOAL:>6.2f}"
             f"  {'met   ' if met else 'MISSED'}  {shares}",
             flush=True,
         )
@@ -141,7 +141,7 @@ async def table(requests: int, seconds: float) -> bool:
 
 
 def main() -> int:
-    """Exit status 1 when the goal is missed."""
+    """Return exit status 1 if the goal is missed."""
     parser = argparse.ArgumentParser(prog="tests.bench.pool", description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=0.25, help="a request at an Ollama of speed 1")

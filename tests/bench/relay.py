@@ -1,10 +1,10 @@
-"""What the relay adds to an answer, beside nginx and beside nothing: `python -m tests.bench.relay`.
+"""Overhead of the relay compared with nginx and with no proxy: `python -m tests.bench.relay`.
 
-llama-swap is measured as well where it is installed.
+llama-swap is measured too if it is installed.
 
-In one run: 64 streams at once at a steady rate (every stream checked), processor time per streamed token
-of what stands between, time to the first byte of one request after the other, and requests per second.
-Each beside nginx's, with the verdict on the aim.
+One run measures 64 concurrent streams at a steady rate (each stream is checked), the proxy's CPU time per
+streamed token, the time to the first byte of consecutive requests, and requests per second. Each value is
+compared with that of nginx and with the goal.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ STREAMS = 64
 TOKENS = 150
 FIRST_BYTES = 300
 REQUESTS = 1500
-AIM = 1.5
-"""Times what a compiled reverse proxy adds that are aimed for."""
+GOAL = 1.5
+"""Goal: the maximum ratio to a compiled reverse proxy."""
 _NOTHING = 0.01
-"""Less than this, in µs or ms, is not told from nothing."""
+"""Values below this, in µs or ms, are too small to measure."""
 
 _NGINX = """
 worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
@@ -67,15 +67,15 @@ models:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests are sent, and the processes whose time counts."""
+    """A port to send requests to, and the processes whose CPU time counts."""
 
     name: str
     port: int
     between: tuple[psutil.Process, ...]
 
     def spent(self) -> float:
-        """Processor seconds so far."""
-        everyone = [p for one in self.between for p in (one, *one.children(recursive=True))]
+        """Return the CPU seconds used so far."""
+        everyone = [p for process in self.between for p in (process, *process.children(recursive=True))]
         return sum(sum(p.cpu_times()[:2]) for p in everyone)
 
 
@@ -85,10 +85,10 @@ def body(**fields: object) -> bytes:
 
 
 class Connection:
-    """A client as lean as can be: one connection, one request at a time."""
+    """A minimal client: one connection, one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, header: str) -> None:
-        """``header``: lines that each request carries."""
+        """``header``: header lines of every request."""
         self._reader = reader
         self._writer = writer
         self._header = header.encode()
@@ -101,7 +101,7 @@ class Connection:
         self._writer.close()
 
     async def ask(self, data: bytes) -> tuple[float, bytes]:
-        """(seconds to the first byte of the body, the body)."""
+        """Send a request and return (seconds to the first byte of the body, body)."""
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         begun = time.perf_counter()
         self._writer.write(head + self._header + b"Content-Length: %d\r\n\r\n" % len(data) + data)
@@ -122,15 +122,15 @@ class Connection:
 
 
 async def streams(target: Target) -> tuple[float, float]:
-    """(processor µs per token, seconds): all streams at once, each looked through."""
-    asked = body(stream=True, max_tokens=TOKENS)
+    """Run all streams concurrently, check them, and return (CPU µs per token, seconds)."""
+    request = body(stream=True, max_tokens=TOKENS)
     connections = [await Connection.open(target.port) for _ in range(STREAMS)]
     before, begun = target.spent(), time.perf_counter()
-    answers = await asyncio.gather(*(one.ask(asked) for one in connections))
+    answers = await asyncio.gather(*(link.ask(request) for link in connections))
     took, spent = time.perf_counter() - begun, target.spent() - before
-    assert took > (TOKENS - 1) * PACE, "the engine's rate was not kept"
-    for one in connections:
-        one.close()
+    assert took > (TOKENS - 1) * PACE, "the streams were faster than the engine"
+    for opened in connections:
+        opened.close()
     expected = [json.loads(event[6:]) for event in EVENTS[:TOKENS]]
     for _, answer in answers:
         events = [line[6:] for line in answer.split(b"\n\n") if line.startswith(b"data: ")]
@@ -140,27 +140,27 @@ async def streams(target: Target) -> tuple[float, float]:
 
 
 async def first_byte(target: Target) -> tuple[float, float]:
-    """(median, 99th percentile) in ms, one request after the other."""
+    """Return (median, 99th percentile) in ms for consecutive requests."""
     connection = await Connection.open(target.port)
-    asked = body(stream=True, max_tokens=1)
+    request = body(stream=True, max_tokens=1)
     for _ in range(20):
-        await connection.ask(asked)
-    times = [(await connection.ask(asked))[0] * 1000 for _ in range(FIRST_BYTES)]
+        await connection.ask(request)
+    times = [(await connection.ask(request))[0] * 1000 for _ in range(FIRST_BYTES)]
     connection.close()
     return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
 
 async def requests(target: Target) -> float:
-    """Requests per second, not streamed, 64 callers."""
-    asked = body(stream=False, max_tokens=1)
-    left = REQUESTS
+    """Return non-streamed requests per second with 64 callers."""
+    request = body(stream=False, max_tokens=1)
+    remaining = REQUESTS
 
     async def caller() -> None:
-        nonlocal left
+        nonlocal remaining
         connection = await Connection.open(target.port)
-        while left > 0:
-            left -= 1
-            await connection.ask(asked)
+        while remaining > 0:
+            remaining -= 1
+            await connection.ask(request)
         connection.close()
 
     begun = time.perf_counter()
@@ -170,7 +170,7 @@ async def requests(target: Target) -> float:
 
 @contextlib.contextmanager
 def targets(folder: Path) -> Iterator[list[Target]]:
-    """Everything that is compared, running."""
+    """Start and yield all targets."""
     engine, nginx, a, b, peer_a, peer_b, swap = free_ports(7)
     (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, engine=engine, port=nginx))
     children: list[subprocess.Popen[bytes]] = []
@@ -193,7 +193,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
             (folder / "swap.yaml").write_text(_SWAP.format(engine=engine))
             place = ("--config", str(folder / "swap.yaml"), "--listen", f"127.0.0.1:{swap}")
             others.append(Target("llama-swap", swap, (start(program, *place),)))
-        for port in (engine, nginx, a, b, *(one.port for one in others)):
+        for port in (engine, nginx, a, b, *(target.port for target in others)):
             await_port(port)
         yield [
             Target("direct", engine, ()),
@@ -220,7 +220,7 @@ def await_port(port: int) -> None:
 
 
 def show(rows: Sequence[Sequence[str]]) -> None:
-    """A table."""
+    """Print a table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
@@ -228,7 +228,7 @@ def show(rows: Sequence[Sequence[str]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One target's numbers. ``added``: ms to the first byte more than without anything between."""
+    """The values of one target. ``added``: ms to the first byte in addition to those without a proxy."""
 
     name: str
     per_token: float
@@ -239,29 +239,29 @@ class Measured:
     rate: float
 
     def row(self) -> tuple[str, ...]:
-        """As it is shown."""
+        """Return the values as cells of a table."""
         numbers = (self.took, self.first, self.worst, self.added)
         return (self.name, f"{self.per_token:.1f}", *(f"{n:.2f}" for n in numbers), f"{self.rate:.0f}")
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times nginx's a number is; more is worse."""
+    """The ratio of a value to that of nginx. Larger is worse."""
 
-    what: str
+    quantity: str
     value: float
 
     @property
-    def kept(self) -> bool:
-        """Whether it is within the aim."""
-        return self.value <= AIM
+    def met(self) -> bool:
+        """Return whether the ratio meets the goal."""
+        return self.value <= GOAL
 
 
 def ratios(measured: Measured, nginx: Measured) -> tuple[Ratio, ...]:
-    """A target beside nginx, in each of what is aimed for."""
+    """Compare a target with nginx in each quantity with a goal."""
 
     def times(mine: float, its: float) -> float:
-        # Less than can be measured is nothing; nothing beside nothing is the same.
+        # Values too small to measure count as equal.
         mine, its = max(mine, _NOTHING), max(its, _NOTHING)
         return mine / its
 
@@ -273,7 +273,7 @@ def ratios(measured: Measured, nginx: Measured) -> tuple[Ratio, ...]:
 
 
 async def measure(target: Target, base: float) -> Measured:
-    """All numbers of a target; ``base``: ms to the first byte with nothing between, 0: this target is it."""
+    """Measure a target. ``base``: ms to the first byte without a proxy; 0: this target has no proxy."""
     await streams(target)
     per_token, took = await streams(target)
     first, worst = await first_byte(target)
@@ -282,20 +282,24 @@ async def measure(target: Target, base: float) -> Measured:
 
 
 async def compare(found: list[Target]) -> None:
-    """Measure and print, with the verdict."""
+    """Measure the targets and print the values with the verdict."""
     measured: list[Measured] = []
     for target in found:
         measured.append(await measure(target, measured[0].first if measured else 0.0))
     print(f"{STREAMS} streams at once, {TOKENS} tokens each, {1 / PACE:.0f} tokens per second and stream")
     head = ("", "µs cpu/token", "stream s", "1st byte ms", "p99 ms", "added ms", "requests/s")
-    show([head, *(one.row() for one in measured)])
-    print(f"\ntimes nginx's (more is worse; the aim is {AIM:g} at the most)")
+    show([head, *(values.row() for values in measured)])
+    print(f"\ntimes nginx's (more is worse; the aim is {GOAL:g} at the most)")
     nginx, ours = measured[1], measured[2:]
-    beside = [ratios(one, nginx) for one in ours]
-    names = ("", *(ratio.what for ratio in beside[0]), "verdict")
+    beside = [ratios(target, nginx) for target in ours]
+    names = ("", *(ratio.quantity for ratio in beside[0]), "verdict")
     rows = [
-        (one.name, *(f"{r.value:.2f}" for r in told), "kept" if all(r.kept for r in told) else "missed")
-        for one, told in zip(ours, beside, strict=True)
+        (
+            target.name,
+            *(f"{r.value:.2f}" for r in compared),
+            "kept" if all(r.met for r in compared) else "missed",
+        )
+        for target, compared in zip(ours, beside, strict=True)
     ]
     show([names, *rows])
 

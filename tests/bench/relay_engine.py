@@ -1,7 +1,7 @@
-"""A quick stand-in for llama-server: `python -m tests.bench.relay_engine PORT`.
+"""A fast double of llama-server: `python -m tests.bench.relay_engine PORT`.
 
-It sends chunks of llama-server's size at a steady rate, a chunk of HTTP for each event, as that does. It
-costs next to nothing itself, so that what is measured is what stands between.
+Like llama-server it sends one HTTP chunk per event, of the same size, at a steady rate. Its own cost is
+negligible compared with that of the proxies.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import cast
 import uvloop
 
 PACE = 0.03
-"""Seconds between two tokens of a stream. Not the request's own: what is no parameter is not passed on."""
+"""Seconds between two tokens of a stream. Fixed, since the API does not pass on unknown parameters."""
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\n%s\r\n\r\n"
 
 
 def event(number: int) -> bytes:
-    """One chunk of a chat, with its place in it."""
+    """Return chunk ``number`` of a chat."""
     choice = {"finish_reason": None, "index": 0, "delta": {"content": f"w{number:05} "}}
     chunk = {
         "choices": [choice],
@@ -67,11 +67,11 @@ class Engine(asyncio.Protocol):
         if len(body) < length:
             return
         self._data = body[length:]
-        asked = json.loads(body[:length])
+        request = json.loads(body[:length])
         assert self._transport is not None
-        if asked.get("stream"):
+        if request.get("stream"):
             self._transport.write(_HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked"))
-            self._task = asyncio.create_task(self._stream(asked["max_tokens"]))
+            self._task = asyncio.create_task(self._stream(request["max_tokens"]))
         else:
             kind = b"application/json", b"Content-Length: %d" % len(WHOLE)
             self._transport.write(_HEAD % kind + WHOLE)

@@ -1,7 +1,8 @@
 """A node for the relay's benchmark: `python -m tests.bench.relay_node NAME HTTP PEER OTHER ENGINE [KEY]`.
 
-The real API, serving room and peer transport; records and models are given. Node ``b`` has the endpoint,
-so asking it measures one hop, asking ``a`` two. With KEY, a file where it writes one, other machines need it.
+It uses the real API, serving component and peer transport, with fixed records and models. Node ``b`` has the
+endpoint, so requests to it measure one hop and requests to ``a`` two. KEY is a file to which it writes an API
+key that other machines then need.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from tests.keys import key
 MODEL = "bench:latest"
 KEYS = {"a": key(1), "b": key(2)}
 ENGINE_KEY = "k" * 43
-"""As long as a real one. The stand-in does not look at it."""
-IDS = {name: one.node for name, one in KEYS.items()}
+"""A key of realistic length, which the engine double ignores."""
+IDS = {name: node_key.node for name, node_key in KEYS.items()}
 
 
-class Given:
-    """The view, the engines and the names, all fixed."""
+class FixedCluster:
+    """A fixed view with fixed engines and names."""
 
     def __init__(self, name: str, engine: str) -> None:
         self._engine = EngineAddress(engine, ENGINE_KEY)
@@ -50,8 +51,10 @@ class Given:
             "d1", MODEL, "", Backend.LOCAL, State.READY, context=8192, slots=64, speed=50.0
         )
         self._records = {
-            id: Record(id, one, 1, ("127.0.0.1",), 1, 1, "0", endpoints=(self._endpoint,) * (one == "b"))
-            for one, id in IDS.items()
+            id: Record(
+                id, node_name, 1, ("127.0.0.1",), 1, 1, "0", endpoints=(self._endpoint,) * (node_name == "b")
+            )
+            for node_name, id in IDS.items()
         }
         self.me = self._records[IDS[name]]
 
@@ -68,9 +71,9 @@ class Given:
         return lambda: None
 
     def update_me(self, **changes: Any) -> None:
-        """The record stays as it is."""
+        """Do nothing: the record is fixed."""
 
-    def of(self, endpoint: str) -> Given:
+    def of(self, endpoint: str) -> FixedCluster:
         return self
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
@@ -87,18 +90,18 @@ class Given:
         raise AssertionError(reason)
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
-        """The record stays as it is."""
+        """Do nothing: the record is fixed."""
 
     async def named(self, name: str) -> Listed:
         return Listed(model(MODEL), tuple(self._records))
 
 
 async def main(name: str, http: int, peer: int, other: int, engine: str, key_file: str = "") -> None:
-    given = Given(name, engine)
+    given = FixedCluster(name, engine)
     identity = Identity(KEYS[name], Tokens.read(""))
     peers = RpcServer(identity)
-    there = IDS["b" if name == "a" else "a"]
-    reach = Dialer(identity, lambda node: (("127.0.0.1", other),) if node == there else ())
+    peer_id = IDS["b" if name == "a" else "a"]
+    reach = Dialer(identity, lambda node: (("127.0.0.1", other),) if node == peer_id else ())
     calls = RpcClient(reach, peers)
     settings = ServingSettings()
     server = EndpointServer(given, given, settings, peers)
@@ -108,7 +111,7 @@ async def main(name: str, http: int, peer: int, other: int, engine: str, key_fil
     await peers.start("127.0.0.1", peer)
     await server.start()
     await serving.start()
-    # Its own address counts as a proxy's, so that a caller can pass for another machine.
+    # The own address is a trusted proxy, so that callers can claim to be another machine.
     facts = HttpSettings(auth="keys" if key_file else "open", trusted_proxies=("127.0.0.1",))
     keys = Keys(given, calls, Path(f"{key_file}.json")) if key_file else None
     if keys is not None:

@@ -1,4 +1,4 @@
-"""A TCP port behind which another is, some milliseconds further away. Not every kernel can delay packets."""
+"""A TCP proxy that adds latency, since not every kernel can delay packets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE = 256 * 1024
 
 @contextlib.contextmanager
 def slow_link(target: int, round_trip: float) -> Iterator[int]:
-    """The port of a way to ``target`` on loopback with so many seconds of round trip more."""
+    """Run a proxy to port ``target`` on loopback that adds ``round_trip`` seconds, and yield its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     links: list[socket.socket] = []
 
@@ -40,7 +40,7 @@ def slow_link(target: int, round_trip: float) -> Iterator[int]:
 
 
 def _carry(source: socket.socket, sink: socket.socket, delay: float) -> None:
-    """Bytes go on ``delay`` seconds after they came; how many are on their way does not matter."""
+    """Forward bytes ``delay`` seconds after their arrival, regardless of their number."""
     pieces: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
 
     def read() -> None:

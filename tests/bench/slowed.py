@@ -1,4 +1,4 @@
-"""A process and its children with a share of one core: by a cgroup's quota where there is one."""
+"""Limit a process and its children to a share of one core, with a cgroup quota if possible."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 import psutil
 
 PERIOD = 0.03
-"""Seconds: short beside a token, so that each is slowed alike."""
+"""Seconds. Short compared with a token, so that all tokens are slowed equally."""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 @contextlib.contextmanager
 def slowed(pid: int, share: float) -> Iterator[str]:
-    """The process, and what it starts from now on, runs ``share`` of the time. Yields by what means."""
+    """Let the process and its future children run for ``share`` of the time. Yield the method used."""
     group = _group(f"sollold-bench-{os.getpid()}", share)
     if group is None:
-        with _stopped_now_and_then(pid, share):
+        with _stopped_periodically(pid, share):
             yield "SIGSTOP"
         return
     try:
@@ -36,7 +36,7 @@ def slowed(pid: int, share: float) -> Iterator[str]:
 
 
 def _group(name: str, share: float) -> Path | None:
-    """A new cgroup with the quota (version 1 or 2); None where none can be made."""
+    """Create a cgroup with the quota (version 1 or 2). Return None if that is impossible."""
     period, quota = f"{PERIOD * 1e6:.0f}", f"{PERIOD * 1e6 * share:.0f}"
     ways = (
         (_CGROUPS / "cpu", (("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota))),
@@ -61,7 +61,7 @@ def _group(name: str, share: float) -> Path | None:
 
 
 @contextlib.contextmanager
-def _stopped_now_and_then(pid: int, share: float) -> Iterator[None]:
+def _stopped_periodically(pid: int, share: float) -> Iterator[None]:
     end = threading.Event()
     root = psutil.Process(pid)
 

@@ -1,13 +1,13 @@
-"""Decode speed with drafts against the same engines without: `python -m tests.bench.speculation`.
+"""Decode speed with and without speculative decoding: `python -m tests.bench.speculation`.
 
-A model lies on two workers, each so many milliseconds away, and is answered by the command line of our plan,
-once with speculation and once without; both have workers of their own and the same delays. Random weights
-accept nothing, so llama-server is told how many tokens a round gives (``--spec-synth-len``) that a draft
-model drafts, or the model's own layer, where the layers end on the head or on the second worker.
-The model is small: what its batches cost this machine's processor would else hide the trips, which on GPUs
-are most of a token. N-grams draft for a model that repeats its prompt, for one whose answer repeats nothing,
-and for a real one (where it can be had), for which ``auto`` would not: a batch costs a processor too much.
-Exits 1 when a goal is missed.
+A model is split over two workers at a given distance in milliseconds, and runs with the command line of the
+plan, once with speculation and once without. Both have their own workers and the same delays. Random weights
+would accept no drafts, so ``--spec-synth-len`` tells llama-server how many tokens a round gives. Drafts come
+from a draft model or from the model's own layer, with the last layers on the head or on the second worker.
+The model is small, since the CPU time of larger batches would hide the round trips, which are most of a
+token's time on GPUs. N-gram drafts are measured for a model that repeats its prompt, for one that repeats
+nothing, and for a real one if available, for which ``auto`` would not draft because batches are too expensive
+on a CPU. Exits with 1 if a goal is missed.
 
     python -m tests.bench.speculation [--pairs 12] [--tokens 48] [--only TEXT]
 """
@@ -55,9 +55,9 @@ from tests.gguf.size import Size
 from tests.real_model import gemma
 
 SYNTHETIC = 3
-"""Tokens that a round gives in the mean."""
+"""Mean number of tokens per round."""
 STATS = DraftStats(1.0, 1 - 1 / SYNTHETIC)
-"""With which rounds of endless drafts would do so."""
+"""Statistics with which rounds of unlimited drafts give `SYNTHETIC` tokens."""
 CODE = "".join(
     f"def area_of_{name}(width: float, height: float) -> float:\n"
     f'    """Area of a {name}, in square metres."""\n'
@@ -71,7 +71,7 @@ STORY = "The old lighthouse keeper looked at the sea. He remembered the winter w
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured. ``plain``, ``drafting``: plans."""
+    """One measurement. ``plain`` and ``drafting`` are the plans without and with speculation."""
 
     name: str
     model: Path
@@ -92,9 +92,9 @@ def plans(
     draft: Path | None = None,
     nodes: str = "bc",
 ) -> tuple[Plan, Plan]:
-    """The plan without and with speculation, the model's layers on two machines so far away.
+    """Return the plans without and with speculation for a model on two machines at a distance.
 
-    ``here``: how fast they are. ``nodes``: the machines, of which "a" is the head.
+    ``here``: the speed of the machines. ``nodes``: the machines; "a" is the head.
     """
     shape = shape_of(reader.read(model))
     links = tuple((name, Link(round_trip, 110e6)) for name in "bc")
@@ -124,26 +124,31 @@ def plans(
         fixed=((nodes[0], count // 2), (nodes[1], count - count // 2)),
         speculation=speculation,
     )
-    of = partial(footprint, shape)
-    found = choose(request, fleet, of).candidate
+    footprint_of = partial(footprint, shape)
+    found = choose(request, fleet, footprint_of).candidate
     assert found is not None
     drafters = []
     if draft is not None:
         drafters.append(Drafter("small:latest", "d2", shape_of(reader.read(draft)), frozenset("a")))
     made, _ = with_drafts(
-        found, request, fleet, of, drafters, lambda by: STATS if by in ("d2", MTP) else None
+        found,
+        request,
+        fleet,
+        footprint_of,
+        drafters,
+        lambda drafter: STATS if drafter in ("d2", MTP) else None,
     )
     return found.plan(request, count - 1, ()), made.plan(request, count - 1, ())
 
 
 class Server:
-    """A llama-server that runs."""
+    """A running llama-server."""
 
     def __init__(self, port: int, key: str) -> None:
         self.port, self._key = port, key
 
     def ask(self, prompt: str, tokens: int) -> dict[str, float]:
-        """One answer; its timings."""
+        """Request an answer and return its timings."""
         body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/completion",
@@ -156,7 +161,7 @@ class Server:
 
 @contextlib.contextmanager
 def server(case: Case, plan: Plan, llama: Llama, folder: Path) -> Iterator[Server]:
-    """llama-server as ``plan`` has it, its workers as far away as the case says."""
+    """Run llama-server by ``plan`` with workers at the distance of ``case``."""
     port = free_port()
     key = folder / f"key{port}"
     key.write_text("bench")
@@ -170,10 +175,12 @@ def server(case: Case, plan: Plan, llama: Llama, folder: Path) -> Iterator[Serve
         reach = [
             WorkerAddress(
                 node,
-                at if node == plan.head else stack.enter_context(slow_link(at, case.round_trip)),
+                worker_port
+                if node == plan.head
+                else stack.enter_context(slow_link(worker_port, case.round_trip)),
                 ("CPU",),
             )
-            for node, at in zip(worker_nodes(plan), ports, strict=True)
+            for node, worker_port in zip(worker_nodes(plan), ports, strict=True)
         ]
         assert models[0] is not None
         words = command_line(
@@ -203,18 +210,18 @@ def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def measured(case: Case, llama: Llama, folder: Path, pairs: int, tokens: int) -> float:
-    """The median of the ratios; a row is printed."""
+    """Measure a case, print a row and return the median ratio."""
     rows: list[tuple[float, float]] = []
     drafted = accepted = 0.0
     with (
         server(case, case.plain, llama, folder) as plain,
         server(case, case.drafting, llama, folder) as fast,
     ):
-        for one in (plain, fast):
-            one.ask(case.prompt, 16)
+        for running in (plain, fast):
+            running.ask(case.prompt, 16)
         for turn in range(pairs):
             order = (plain, fast) if turn % 2 else (fast, plain)
-            timings = {one.port: one.ask(case.prompt, tokens) for one in order}
+            timings = {target.port: target.ask(case.prompt, tokens) for target in order}
             rows.append(
                 (timings[plain.port]["predicted_per_second"], timings[fast.port]["predicted_per_second"])
             )
@@ -233,7 +240,7 @@ def measured(case: Case, llama: Llama, folder: Path, pairs: int, tokens: int) ->
 
 
 def cases(folder: Path, here: Speed) -> Iterator[Case]:
-    """All, the models written where they are needed."""
+    """Yield all cases, writing their models when needed."""
     size = Size(layers=8, embd=256, heads=4, heads_kv=2, vocab=2048)
     model = writer.write(folder / "model.gguf", "llama", size)
     draft = writer.write(folder / "draft.gguf", "llama", replace(size, layers=1, embd=128, ff=128), seed=2)

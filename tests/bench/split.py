@@ -1,9 +1,9 @@
-"""The chosen split against llama.cpp's own, one machine slowed to a third: `python -m tests.bench.split`.
+"""The planned split compared with llama.cpp's default: `python -m tests.bench.split`.
 
-Three real daemons in network namespaces, of which none holds the model alone; one has a third of a core. How
-fast each is the daemons find out by themselves: when they are set up, and from one answer. llama.cpp's
-default splits by memory, of which all have the same (policy ``spread``). Tokens per second of both, and
-what was predicted, in one run. Exits 1 when the chosen split is not the faster one.
+Three real daemons in network namespaces, none of which can hold the model alone; one has a third of a core.
+The daemons measure the speed of each machine at the start and from one answer. llama.cpp's default is to
+split by memory, which is the same for all (policy ``spread``). One run measures the tokens per second of both
+splits and shows the predictions. Exits with 1 if the planned split is not faster.
 
     python -m tests.bench.split [--rounds 3] [--tokens 32] [--bytes 0.4e9]
 """
@@ -27,14 +27,14 @@ from tests.gguf.size import Size
 
 MODEL = "bench"
 SLOW = 2
-"""Which of the nodes is slowed; the first is the head."""
+"""Index of the slowed node. Node 0 is the head."""
 SHARE = 1 / 3
 PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A split: layers of each node in order, tokens per second."""
+    """A split: layers of each node, predicted and measured tokens per second."""
 
     layers: tuple[int, ...]
     predicted: float
@@ -63,7 +63,7 @@ def main() -> None:
         with cluster, contextlib.ExitStack() as stack:
             writer.write(cluster[0].models / f"{MODEL}.gguf", "llama", size)
             for index, node in enumerate(cluster):
-                # One after the other: each measures how fast it is, and they share this machine's cores.
+                # Sequentially, since each measures its speed and they share this machine's cores.
                 node.start()
                 assert node.process is not None
                 if index == SLOW:
@@ -74,7 +74,7 @@ def main() -> None:
             rates = ", ".join(f"{node.name} {bandwidth(node) / 1e9:.1f} GB/s" for node in cluster)
             print(f"as they have measured themselves: {rates}")
             until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "it is listed")
-            # In turn: whatever else this machine does meets both.
+            # Alternating, so that other load on this machine affects both.
             pairs = [
                 (
                     measured(cluster, "spread", options.rounds, options.tokens),
@@ -86,25 +86,25 @@ def main() -> None:
     gain = statistics.median(chosen.speed / default.speed for default, chosen in pairs)
     print(f"{'split':<9} {'layers':>10} {'predicted':>11} {'measured':>10}")
     for name, found in (("default", defaults), ("chosen", choices)):
-        for one in found:
-            counts = "+".join(map(str, one.layers))
-            print(f"{name:<9} {counts:>10} {one.predicted:>7.2f} t/s {one.speed:>6.2f} t/s")
+        for split in found:
+            counts = "+".join(map(str, split.layers))
+            print(f"{name:<9} {counts:>10} {split.predicted:>7.2f} t/s {split.speed:>6.2f} t/s")
     print(f"the chosen split is {gain:.2f} times as fast as the default one")
     if gain <= 1:
         raise SystemExit(1)
 
 
 def measured(cluster: Cluster, policy: str, rounds: int, tokens: int) -> Measured:
-    """Load it by a policy, let the daemons see an answer, and measure."""
+    """Load the model with a policy, let the daemons measure one answer, and measure the speed."""
     head = cluster[0]
     request = {"model": MODEL, "policy": policy}
     loaded = head.ask("POST", "/api/cluster/load", request, timeout=300)
     assert loaded.status == 200, loaded.body
-    one_answer(head, tokens)
+    answer_speed(head, tokens)
     (deployment,) = cluster.deployments()
-    # The leader has heard of it: so the next plan knows how fast these devices really are.
+    # Wait for the leader, so that the next plan uses the measured speed of the devices.
     until(lambda: cluster.deployments()[0]["speed"] > 0, "the daemons have measured it")
-    speed = statistics.median(one_answer(head, tokens) for _ in range(rounds))
+    speed = statistics.median(answer_speed(head, tokens) for _ in range(rounds))
     reply = head.ask("POST", "/api/cluster/plan", request)
     unloaded = head.ask("POST", "/api/cluster/unload", {"model": MODEL, "force": True})
     assert unloaded.status == 200, unloaded.body
@@ -116,16 +116,16 @@ def measured(cluster: Cluster, policy: str, rounds: int, tokens: int) -> Measure
 
 
 def bandwidth(node: Node) -> float:
-    """Bytes per second that the node says its processor reads; 0.0 while it does not."""
+    """Return the CPU memory bandwidth that the node reports in bytes per second, or 0.0."""
     state = node.state()
-    for one in state.get("nodes", []):
-        if one["node"] == state["me"]:
-            return float(next((d["bandwidth"] for d in one["devices"] if d["kind"] == "cpu"), 0.0))
+    for record in state.get("nodes", []):
+        if record["node"] == state["me"]:
+            return float(next((d["bandwidth"] for d in record["devices"] if d["kind"] == "cpu"), 0.0))
     return 0.0
 
 
-def one_answer(node: Node, tokens: int) -> float:
-    """Tokens per second of one answer, by the engine's own account."""
+def answer_speed(node: Node, tokens: int) -> float:
+    """Request an answer and return the engine's tokens per second."""
     body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}]}
     body |= {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
     reply = node.ask("POST", "/v1/chat/completions", body, timeout=300)

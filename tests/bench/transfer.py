@@ -1,10 +1,10 @@
-"""How fast a 1 GB model moves between two nodes: ``python -m tests.bench.transfer`` prints a table.
+"""Speed of copying a 1 GB model between two nodes: ``python -m tests.bench.transfer`` prints a table.
 
-The measure is what plain sockets reach between the same two machines in the same run. Where namespaces can be
-made, the machines are two of them, joined by links as quick as those of networks are: the goal is for these.
-Without a limit their link is memory, and both ends share this machine's processors, which encrypt, decrypt
-and hash twice what plain sockets only copy: that row shows how quick a network may be and still be used up.
-Else both are on loopback.
+The reference is the speed of plain sockets between the same two machines in the same run. If possible, the
+machines are network namespaces joined by links with the speed of real networks, to which the goal applies.
+Without a speed limit, the link is memory, and both ends share this machine's CPUs, which encrypt, decrypt and
+hash twice the data that plain sockets only copy; that row shows up to which network speed a link can be
+saturated. Without namespaces both nodes are on loopback.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ print(got / (time.perf_counter() - begun))
 
 
 class Host:
-    """Where a process runs: a namespace, or this machine."""
+    """The place of a process: a network namespace or this machine."""
 
     def __init__(self, machine: netns.Machine | None) -> None:
         self.machine = machine
@@ -66,7 +66,7 @@ class Host:
 
 
 def plain(give: Host, take: Host, size: int) -> float:
-    """Bytes per second of plain sockets."""
+    """Return the bytes per second of plain sockets."""
     giver = give.popen([sys.executable, "-c", _PLAIN, give.address, str(size)], stdout=subprocess.PIPE)
     try:
         port = giver.stdout.readline().decode().strip()
@@ -81,7 +81,7 @@ def plain(give: Host, take: Host, size: int) -> float:
 
 @contextlib.contextmanager
 def daemons(give: Host, take: Host, folder: Path, model: Path, ports: tuple[int, int]) -> Iterator[int]:
-    """Two daemons that know each other, the first with the model; gives the second one's HTTP port."""
+    """Run two daemons that know each other, the first with the model. Yield the second one's HTTP port."""
     started = []
     try:
         for index, host in enumerate((give, take)):
@@ -116,7 +116,7 @@ def daemons(give: Host, take: Host, folder: Path, model: Path, ports: tuple[int,
 
 
 def pull(take: Host, port: int, name: str) -> float:
-    """Seconds that ``/api/pull`` takes, once the model is known there and no node measures itself."""
+    """Return the seconds of ``/api/pull`` once the model is known and both nodes are measured."""
     end = time.monotonic() + 120
     while not (name in _ask(take, port, "GET", "/api/tags", None) and _measured(take, port)):
         if time.monotonic() > end:
@@ -131,9 +131,11 @@ def pull(take: Host, port: int, name: str) -> float:
 
 
 def _measured(host: Host, port: int) -> bool:
-    """Whether both nodes say how quick their memory is."""
+    """Return whether both nodes have measured their memory bandwidth."""
     nodes = json.loads(_ask(host, port, "GET", "/api/cluster", None))["nodes"]
-    devices = [[one["bandwidth"] for one in node["devices"] if one["kind"] == "cpu"] for node in nodes]
+    devices = [
+        [device["bandwidth"] for device in node["devices"] if device["kind"] == "cpu"] for node in nodes
+    ]
     return len(devices) == 2 and all(rates and min(rates) > 0 for rates in devices)
 
 
@@ -155,7 +157,7 @@ def _ask(host: Host, port: int, method: str, path: str, body: object) -> str:
 
 
 def write_model(path: Path, size: int) -> None:
-    """A model of about ``size`` bytes whose weights are no holes."""
+    """Write a model of about ``size`` bytes without sparse regions."""
     path.parent.mkdir(parents=True)
     rows = 4096
     count = max(1, size // (2 * 4096 * rows))
@@ -169,7 +171,7 @@ def write_model(path: Path, size: int) -> None:
 
 
 def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int], *, goal: bool = True) -> bool:
-    # In memory where there is room: a disk is slower than a quick link, and not what is measured.
+    # Use tmpfs if it has room, since a disk would be slower than a fast link.
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 3 * size
     with tempfile.TemporaryDirectory(prefix="sollold-bench-", dir=memory if roomy else None) as made:
@@ -189,7 +191,7 @@ def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int], *,
 
 
 def main() -> int:
-    """Exit status 1 when the goal is missed on any link of a network."""
+    """Return exit status 1 if the goal is missed on any network link."""
     parser = argparse.ArgumentParser(prog="tests.bench.transfer", description=__doc__)
     parser.add_argument("--size", type=float, default=1.0, help="GB")
     options = parser.parse_args()

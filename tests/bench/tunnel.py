@@ -1,8 +1,8 @@
-"""What the tunnel adds: `python -m tests.bench.tunnel`.
+"""Overhead of the tunnel: `python -m tests.bench.tunnel`.
 
-A worker's stand-in, its owner's daemon and the head's daemon are processes of their own on this machine.
-One program asks the stand-in directly and through the tunnel, in turns, so that a busy machine slows both.
-A round trip sends as many bytes as it gets back.
+A worker double, its owner's daemon and the head's daemon are separate processes on this machine. A client
+sends requests directly and through the tunnel in turn, so that load on the machine affects both. A round trip
+sends and receives the same number of bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIPS = {64: 1500, 4096: 1500, 65536: 500, 1 << 20: 60}
 BULK = 512 << 20
 
 
-class _Everybody:
+class _View:
     def live(self) -> tuple[object, ...]:
         return ()
 
@@ -39,8 +39,8 @@ class _Everybody:
         return lambda: None
 
 
-def _stand_in() -> None:
-    """Answers requests like a worker: eight bytes of length and eight of the answer's length, then bytes."""
+def _worker_double() -> None:
+    """Answer like a worker. A request is its length, the answer's length (8 bytes each), and data."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     buffer = bytearray(1 << 20)
@@ -50,9 +50,9 @@ def _stand_in() -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with client:
             while head := client.recv(16, socket.MSG_WAITALL):
-                left, wanted = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
-                while left and (got := client.recv_into(buffer, min(left, len(buffer)))):
-                    left -= got
+                unread, wanted = int.from_bytes(head[:8], "big"), int.from_bytes(head[8:], "big")
+                while unread and (got := client.recv_into(buffer, min(unread, len(buffer)))):
+                    unread -= got
                 client.sendall(answer[:wanted])
 
 
@@ -79,14 +79,14 @@ async def _owner(worker: int) -> None:
 
 async def _head(owner: int) -> None:
     reach = Dialer(Identity(HEAD, Tokens.read("")), lambda node: [("127.0.0.1", owner)])
-    tunnel = await Tunnels(reach, _Everybody()).open("bench", OWNER.node)  # type: ignore[arg-type]
+    tunnel = await Tunnels(reach, _View()).open("bench", OWNER.node)  # type: ignore[arg-type]
     print(tunnel.port, flush=True)
     await asyncio.Event().wait()
 
 
 @contextmanager
 def _part(name: str, *arguments: int) -> Iterator[tuple[int, int]]:
-    """A process of this file. Gives its port and pid; ended with the block."""
+    """Run a process of this module until the end of the block. Yield its port and pid."""
     command = [sys.executable, "-m", "tests.bench.tunnel", name, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -105,14 +105,14 @@ def _connect(port: int) -> socket.socket:
 def _trip(client: socket.socket, size: int, wanted: int) -> float:
     began = time.perf_counter()
     client.sendall(size.to_bytes(8, "big") + wanted.to_bytes(8, "big") + bytes(size))
-    left = wanted
-    while left:
-        left -= len(client.recv(min(left, 1 << 20)))
+    unread = wanted
+    while unread:
+        unread -= len(client.recv(min(unread, 1 << 20)))
     return time.perf_counter() - began
 
 
 def _bulk(port: int) -> float:
-    """Bytes per second of one large write that is confirmed at its end."""
+    """Return the bytes per second of one large write with a final confirmation."""
     piece = os.urandom(1 << 20)
     with _connect(port) as client:
         _trip(client, 64, 1)
@@ -140,7 +140,7 @@ def main() -> None:
         print(f"{'bytes':>9}  {'direct':>16}  {'tunnel':>16}  {'added':>7}")
         for size in SIZES:
             taken: dict[str, list[float]] = {way: [] for way in ways}
-            # The stand-in, like a worker, serves one client at a time: blocks in turns.
+            # The double, like a worker, serves one client at a time, so blocks alternate.
             for _ in range(5):
                 for way, port in ways.items():
                     with _connect(port) as client:
@@ -148,8 +148,8 @@ def main() -> None:
                         taken[way] += [_trip(client, size, size) for _ in range(TRIPS[size] // 5)]
             middle = {way: statistics.median(times) * 1e6 for way, times in taken.items()}
             high = {way: statistics.quantiles(times, n=10)[-1] * 1e6 for way, times in taken.items()}
-            told = "  ".join(f"{middle[way]:7.0f} ({high[way]:6.0f})" for way in ways)
-            print(f"{size:>9}  {told}  {middle['tunnel'] - middle['direct']:7.0f}")
+            columns = "  ".join(f"{middle[way]:7.0f} ({high[way]:6.0f})" for way in ways)
+            print(f"{size:>9}  {columns}  {middle['tunnel'] - middle['direct']:7.0f}")
         rates = {way: max(_bulk(port) for _ in range(2)) for way, port in ways.items()}
         before = _cpu(owner_pid) + _cpu(head_pid)
         _bulk(tunnel)
@@ -164,6 +164,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     elif sys.argv[1] == "worker":
-        _stand_in()
+        _worker_double()
     else:
         uvloop.run({"owner": _owner, "head": _head}[sys.argv[1]](int(sys.argv[2])))

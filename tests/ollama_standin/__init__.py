@@ -1,4 +1,4 @@
-"""A stand-in for an Ollama server, for tests: it keeps to the documented behaviour of its HTTP API."""
+"""A test double of an Ollama server with the documented behaviour of its HTTP API."""
 
 from tests.ollama_standin.server import Known, Standin
 

@@ -1,6 +1,6 @@
 """``python -m tests.ollama_standin --port 11434 --model llama3.2:3b --speed 50``.
 
-As ``ollama serve`` it takes its address from ``OLLAMA_HOST`` when no ``--port`` is given.
+Like ``ollama serve``, it takes its address from ``OLLAMA_HOST`` if ``--port`` is not given.
 """
 
 from __future__ import annotations

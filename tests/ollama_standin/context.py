@@ -1,4 +1,4 @@
-"""How much of a conversation a runner gets: `num_ctx` is exact; what is longer is cut or refused. Pure."""
+"""The context of a runner: `num_ctx` is exact, and longer conversations are truncated or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USUAL = 4096
 
 
 def asked(params: dict[str, Any], body: dict[str, Any]) -> int:
-    """Tokens of the context that a request wants: its own option, else the model's PARAMETER."""
+    """Return the context of a request in tokens: its own option or the model's PARAMETER."""
     return int((body.get("options") or {}).get("num_ctx") or params.get("num_ctx") or USUAL)
 
 
@@ -22,7 +22,7 @@ _FRACTIONS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty")
 
 
 def wrong_option(options: dict[str, Any]) -> str:
-    """What Ollama says of an option of a wrong type; empty: there is none."""
+    """Return Ollama's error message for an option of a wrong type, or an empty string."""
     for name, value in options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and name in (*_WHOLE, *_FRACTIONS) and not number:
@@ -33,30 +33,33 @@ def wrong_option(options: dict[str, Any]) -> str:
 
 
 def fitted(body: dict[str, Any], context: int) -> dict[str, Any]:
-    """``body``, its oldest messages or the prompt's beginning left out where the context does not hold it.
+    """Return ``body`` truncated to ``context`` by its oldest messages or the beginning of the prompt.
 
-    Words stand for tokens.
+    Words count as tokens.
 
     Raises:
-        HTTPBadRequest: it does not, and ``truncate`` is false.
+        HTTPBadRequest: the body is too long and ``truncate`` is false.
     """
     if _words(body) <= context:
         return body
     if body.get("truncate") is False:
-        said = (
+        error_text = (
             f"request ({_words(body)} tokens) exceeds the available context size ({context} tokens), "
             "try increasing it"
         )
         counts = {"n_prompt_tokens": _words(body), "n_ctx": context}
-        error = json.dumps({"error": engines_words(said, "exceed_context_size_error", **counts)})
+        error = json.dumps({"error": engines_words(error_text, "exceed_context_size_error", **counts)})
         raise web.HTTPBadRequest(text=error, content_type="application/json")
     if "messages" not in body:
         words = str(body.get("prompt") or "").split()
         return {**body, "prompt": " ".join(words[len(words) - context :])}
     messages = list(body["messages"])
     while len(messages) > 1 and _words({"messages": messages}) > context:
-        # The system's text stays, and the last message.
-        oldest = next((at for at, one in enumerate(messages[:-1]) if one.get("role") != "system"), None)
+        # The system message and the last message are kept.
+        oldest = next(
+            (index for index, candidate in enumerate(messages[:-1]) if candidate.get("role") != "system"),
+            None,
+        )
         if oldest is None:
             break
         del messages[oldest]

@@ -1,6 +1,6 @@
-"""A real llama-server behind the stand-in: what Ollama's API asks for, in llama-server's words, and back.
+"""Translation of Ollama's API to a real llama-server and back.
 
-Only what Ollama documents is passed on; any other field is ignored, as it does.
+As in Ollama, only documented fields are passed on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _V1 = (
 
 
 class EngineError(Exception):
-    """The engine refused: ``status`` and its message."""
+    """The engine refused a request with ``status``."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class EngineError(Exception):
 
 @dataclass
 class Piece:
-    """A piece of an answer; the last has a ``reason``."""
+    """A part of an answer. The last part has a ``reason``."""
 
     text: str = ""
     thinking: str = ""
@@ -65,7 +65,7 @@ class Piece:
 
 
 async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
-    """``/api/chat``."""
+    """Answer ``/api/chat``."""
     ask = _shared(body) | {"messages": _messages(body["messages"])}
     if body.get("tools"):
         ask["tools"] = body["tools"]
@@ -78,7 +78,7 @@ async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
 
 
 async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
-    """``/api/generate``."""
+    """Answer ``/api/generate``."""
     if body.get("suffix"):
         gap = {"input_prefix": body["prompt"], "input_suffix": body["suffix"]}
         async with aclosing(_complete(url, _shared(body) | gap, "/infill")) as pieces:
@@ -101,36 +101,36 @@ async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
             answer = _complete(url, _shared(body) | {"prompt": [*before, *tokens]})
         else:
             answer = _talk(url, _shared(body) | {"messages": messages})
-        said = ""
+        generated = ""
         async with aclosing(answer) as pieces:
             async for piece in pieces:
-                said += piece.text
+                generated += piece.text
                 if piece.reason and not body.get("raw"):
-                    added = (await _post(session, "/tokenize", {"content": said}))["tokens"]
+                    added = (await _post(session, "/tokenize", {"content": generated}))["tokens"]
                     piece.context = [*before, *tokens, *added]
                 yield piece
 
 
 def printed(template: str, messages: list[dict[str, Any]]) -> str:
-    """A conversation by a template of one exchange, its fields in braces and nothing more to it."""
-    out, said = "", {"System": "", "Prompt": "", "Response": ""}
+    """Render a conversation with a template of one exchange that only has field references."""
+    out, values = "", {"System": "", "Prompt": "", "Response": ""}
     fields = {"system": "System", "user": "Prompt", "assistant": "Response"}
     for message in messages:
-        if message["role"] != "assistant" and said["Response"]:
-            out += _filled(template, said)
-            said = dict.fromkeys(said, "")
-        said[fields[message["role"]]] = message.get("content") or ""
-    return out + _filled(template.split("{{ .Response }}")[0], said)
+        if message["role"] != "assistant" and values["Response"]:
+            out += _filled(template, values)
+            values = dict.fromkeys(values, "")
+        values[fields[message["role"]]] = message.get("content") or ""
+    return out + _filled(template.split("{{ .Response }}")[0], values)
 
 
-def _filled(template: str, said: dict[str, str]) -> str:
-    for name, text in said.items():
+def _filled(template: str, values: dict[str, str]) -> str:
+    for name, text in values.items():
         template = template.replace(f"{{{{ .{name} }}}}", text)
     return template
 
 
 async def embed(url: str, texts: list[str], most: int, *, truncate: bool = True) -> list[list[float]]:
-    """Vectors as the engine gives them. A text of more than ``most`` tokens is cut, or refused with 400."""
+    """Return the engine's vectors. Texts of more than ``most`` tokens are truncated or refused with 400."""
     async with ClientSession(url) as session:
         given: list[list[int]] = []
         for text in texts:
@@ -139,18 +139,18 @@ async def embed(url: str, texts: list[str], most: int, *, truncate: bool = True)
                 raise EngineError(400, "the input length exceeds the context length")
             given.append(tokens[:most])
         answer = await _post(session, "/v1/embeddings", {"input": given})
-    return [one["embedding"] for one in answer["data"]]
+    return [item["embedding"] for item in answer["data"]]
 
 
 def at_length_one(vector: list[float], dimensions: int | None) -> list[float]:
-    """The first ``dimensions``, or all, normalised."""
+    """Return the first ``dimensions`` of the vector, or all, normalized."""
     vector = vector[:dimensions] if dimensions else vector
     length = math.sqrt(sum(x * x for x in vector)) or 1.0
     return [x / length for x in vector]
 
 
 async def v1_chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
-    """``/v1/chat/completions``; the calls' arguments are strings here too."""
+    """Answer ``/v1/chat/completions``. Arguments of tool calls are strings here too."""
     ask = {key: body[key] for key in _V1 if body.get(key) is not None}
     for message in ask["messages"]:
         if "reasoning" in message:
@@ -266,9 +266,9 @@ async def _complete(url: str, ask: dict[str, Any], path: str = "/completion") ->
 def _logprobs(given: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     keys = ("token", "logprob", "bytes")
     return [
-        {key: one[key] for key in keys}
-        | {"top_logprobs": [{key: rival[key] for key in keys} for rival in one["top_logprobs"]]}
-        for one in given or ()
+        {key: token[key] for key in keys}
+        | {"top_logprobs": [{key: rival[key] for key in keys} for rival in token["top_logprobs"]]}
+        for token in given or ()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Ollama's ``/v1/messages`` and ``/v1/responses``: the conversation, and an answer in each form. Pure."""
+"""Ollama's ``/v1/messages`` and ``/v1/responses``: translation of conversations and answers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tests.ollama_standin.records import packed
 
 
 class Form(Protocol):
-    """One of the two."""
+    """One of the two formats."""
 
     def conversation(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The request as ``/v1/chat/completions`` has it."""
+        """Translate the request to that of ``/v1/chat/completions``."""
         ...
 
     def whole(self, model: str, answer: Piece) -> dict[str, Any]:
-        """An answer that is not streamed."""
+        """Return a non-streamed answer."""
         ...
 
     def begin(self, model: str) -> Iterator[bytes]:
-        """The first events of one that is."""
+        """Yield the first events of a streamed answer."""
         ...
 
     def delta(self, text: str) -> Iterator[bytes]:
-        """More of its text."""
+        """Yield the events of a text delta."""
         ...
 
     def end(self, model: str, answer: Piece) -> Iterator[bytes]:
-        """Its last events."""
+        """Yield the last events."""
         ...
 
 
@@ -58,7 +58,7 @@ def _without_nothing(**fields: Any) -> dict[str, Any]:
 
 
 class Messages:
-    """Anthropic's."""
+    """Anthropic's format."""
 
     def conversation(self, body: dict[str, Any]) -> dict[str, Any]:
         turns: list[dict[str, Any]] = []
@@ -136,7 +136,7 @@ class Messages:
 
 
 class Responses:
-    """OpenAI's newer form."""
+    """OpenAI's Responses format."""
 
     def conversation(self, body: dict[str, Any]) -> dict[str, Any]:
         turns: list[dict[str, Any]] = []

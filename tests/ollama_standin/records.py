@@ -1,4 +1,4 @@
-"""The records of an answer, in both of the forms that an Ollama writes. Pure; ``model``: its name."""
+"""The records of an answer in Ollama's and OpenAI's formats. ``model`` is the name of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.ollama_standin.engine import Piece
 
 
 def add(whole: Piece, piece: Piece) -> None:
-    """The pieces so far as one answer."""
+    """Add a piece to the accumulated answer."""
     whole.text += piece.text
     whole.thinking += piece.thinking
     whole.calls += piece.calls
@@ -39,25 +39,25 @@ def delta(model: str, chat: bool, piece: Piece) -> dict[str, Any]:
                 }
                 for index, call in enumerate(piece.calls)
             ]
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": piece.text} | more}
+        fields: dict[str, Any] = {"message": {"role": "assistant", "content": piece.text} | more}
     else:
-        said = {"response": piece.text} | more
+        fields = {"response": piece.text} | more
     if piece.logprobs:
-        said["logprobs"] = piece.logprobs
-    return {"model": model, "created_at": now(), **said, "done": False}
+        fields["logprobs"] = piece.logprobs
+    return {"model": model, "created_at": now(), **fields, "done": False}
 
 
 def final(model: str, chat: bool, reason: str) -> dict[str, Any]:
     return delta(model, chat, Piece()) | {"done": True, "done_reason": reason}
 
 
-def v1_said(piece: Piece) -> dict[str, Any]:
-    """A message or a delta; thinking is called reasoning here."""
-    said: dict[str, Any] = {"role": "assistant", "content": piece.text}
+def v1_message(piece: Piece) -> dict[str, Any]:
+    """Return a message or delta in OpenAI's format, where thinking is called reasoning."""
+    message: dict[str, Any] = {"role": "assistant", "content": piece.text}
     if piece.thinking:
-        said["reasoning"] = piece.thinking
+        message["reasoning"] = piece.thinking
     if piece.calls:
-        said["tool_calls"] = [
+        message["tool_calls"] = [
             {
                 "id": call["id"],
                 "index": index,
@@ -66,7 +66,7 @@ def v1_said(piece: Piece) -> dict[str, Any]:
             }
             for index, call in enumerate(piece.calls)
         ]
-    return said
+    return message
 
 
 def v1_logprobs(piece: Piece) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def line(value: dict[str, Any]) -> bytes:
 
 
 def packed(value: dict[str, Any]) -> str:
-    """Without spaces, as Go writes it."""
+    """Return JSON without spaces, as Go writes it."""
     return json.dumps(value, separators=(",", ":"))
 
 

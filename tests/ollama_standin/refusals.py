@@ -1,6 +1,6 @@
-"""What a real Ollama refuses of a body, in its own words: status and text, or None. Pure.
+"""Refusals of a real Ollama by status and text, or None for a valid body.
 
-Seen on one that runs a llama-server. What that says comes as JSON within the text.
+They were observed on an Ollama that runs llama-server, whose errors appear as JSON within the text.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 _THINK = ("high", "medium", "low", "max")
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "ultra", "max", "none")
-"""What ``reasoning_effort`` may be."""
+"""Valid values of ``reasoning_effort``."""
 Wrong = tuple[int, str] | None
 
 
 def engines_words(message: str, kind: str = "invalid_request_error", **more: Any) -> str:
-    """What its llama-server answers."""
+    """Return an error of Ollama's llama-server as JSON."""
     error = {"code": 400, "message": message, "type": kind, **more}
     return json.dumps({"error": error}, separators=(",", ":"))
 
 
 def of_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
-    """Of a chat or a prompt. ``sees``: the model takes pictures."""
+    """Check a chat or a prompt. ``sees``: the model accepts images."""
     think, format_, rivals = body.get("think"), body.get("format"), body.get("top_logprobs") or 0
     if isinstance(think, str) and think not in _THINK:
         known = ", ".join(f'"{level}"' for level in _THINK)
@@ -39,37 +39,37 @@ def of_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
 
 
 def of_pictures(body: dict[str, Any], *, sees: bool) -> Wrong:
-    """Of ``images``, of the body and its messages."""
-    for one in (body, *(body.get("messages") or ())):
-        for image in one.get("images") or ():
+    """Check the images of the body and its messages."""
+    for holder in (body, *(body.get("messages") or ())):
+        for image in holder.get("images") or ():
             try:
                 base64.b64decode(image, validate=True)
             except (binascii.Error, ValueError):
                 return 400, f"illegal base64 data at input byte {_first_wrong(image)}"
             if not sees:
-                said = "Multimodal data provided, but model does not support multimodal requests."
-                return 400, engines_words(said)
+                message = "Multimodal data provided, but model does not support multimodal requests."
+                return 400, engines_words(message)
     return None
 
 
 def _first_wrong(text: str) -> int:
-    fine = (at for at, letter in enumerate(text) if not (letter.isalnum() or letter in "+/="))
+    fine = (index for index, letter in enumerate(text) if not (letter.isalnum() or letter in "+/="))
     return next(fine, len(text))
 
 
 def of_tools(tools: Any) -> Wrong:
-    """Of tools: what is not named becomes null on its way to the engine, which wants properties."""
+    """Check tools. Missing fields reach the engine as null, and it requires properties."""
     for tool in tools or ():
         parameters = tool["function"].get("parameters") or {}
         if not isinstance(parameters.get("properties"), dict):
-            said = "JSON schema error at #: properties must be an object"
+            message = "JSON schema error at #: properties must be an object"
             reason = "Unable to generate parser for this template. Automatic parser generation failed"
-            return 400, engines_words(f"{reason}: {said}")
+            return 400, engines_words(f"{reason}: {message}")
     return None
 
 
 def of_embedding(texts: Any) -> Wrong:
-    """Of ``input``."""
+    """Check ``input`` of an embedding request."""
     several = texts if isinstance(texts, list) else [texts]
     if texts is not None and not all(isinstance(text, str) for text in several):
         return 400, "invalid input type"

@@ -1,4 +1,4 @@
-"""The stand-in's server. What it does is what Ollama's API documentation says, nothing cleverer."""
+"""The server of the Ollama double. It follows Ollama's API documentation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.ollama_standin.engine import EngineError, Piece, at_length_one
 from tests.ollama_standin.newer import Form, Messages, Responses
 
 _ALIKE = 30
-"""Repetitions of one token after which an answer is ended."""
+"""Repetitions of one token that end an answer."""
 _NAME = re.compile(
     r"([A-Za-z0-9_.\-]+(:\d+)?/)?([A-Za-z0-9_.\-]+/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*(:[A-Za-z0-9_.\-]+)?"
 )
@@ -31,13 +31,13 @@ _GO = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass
 class Known:
-    """A model that the stand-in has."""
+    """A model of the double."""
 
     name: str
     size: int = 1_000_000
     capabilities: tuple[str, ...] = ("completion", "tools")
     listed: tuple[str, ...] | None = None
-    """What ``/api/tags`` says of them, where that is less."""
+    """The capabilities in ``/api/tags``, if they are fewer."""
     family: str = "llama"
     parameter_size: str = "8.0B"
     quantization: str = "Q4_K_M"
@@ -45,14 +45,14 @@ class Known:
     text: str = "Hello from the stand-in. I count: one two three four five six seven eight nine ten."
     context: int = 4096
     engine: str = ""
-    """URL of a llama-server that answers instead of the text."""
+    """URL of a llama-server that answers instead of `text`."""
     blob: str = ""
-    """The weights: names with the same ones share a runner. Empty: its own."""
+    """Id of the weights. Names with the same weights share a runner. Empty: weights of its own."""
     template: str = ""
     system: str = ""
     params: dict[str, Any] = field(default_factory=dict)
     messages: tuple[tuple[str, str], ...] = ()
-    """The layers of this name alone."""
+    """MESSAGE layers as (role, content)."""
     parent: str = ""
 
     @property
@@ -64,18 +64,18 @@ class Known:
         return self.blob or self.name
 
     def with_layers(self, body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
-        """A request with what this name's layers add to it."""
+        """Return the request with the additions of this model's layers."""
         body = dict(body)
         body["options"] = {**self.params, **(body.get("options") or {})}
-        told = [{"role": role, "content": content} for role, content in self.messages]
+        layer_messages = [{"role": role, "content": content} for role, content in self.messages]
         if chat:
             given = body.get("messages") or []
             first = given[0].get("role") if given else ""
             system = [{"role": "system", "content": self.system}] if self.system and first != "system" else []
-            body["messages"] = [*system, *told, *given]
+            body["messages"] = [*system, *layer_messages, *given]
         elif not body.get("raw"):
             body["system"] = body.get("system") or self.system
-            body["before"] = [] if body.get("context") else told
+            body["before"] = [] if body.get("context") else layer_messages
         if self.template and not body.get("raw"):
             body["template"] = body.get("template") or self.template
         return body
@@ -91,7 +91,7 @@ class _Loaded:
 
 
 class Standin:
-    """One server. ``requests`` lists what was asked: (path, body)."""
+    """An Ollama server. ``requests`` lists its requests as (path, body)."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Standin:
         parallel: int = 1,
         version: str = "0.33.0",
     ) -> None:
-        """``speed``: tokens per second of one request, where no engine answers."""
+        """``speed``: tokens per second of one request without an engine."""
         self.models = {model.name: model for model in models}
         self.speed = speed
         self.load_seconds = load_seconds
@@ -111,21 +111,21 @@ class Standin:
         self.loaded: dict[str, _Loaded] = {}
         self.loads = 0
         self.awake = asyncio.Event()
-        """Cleared: it takes connections and never answers."""
+        """Cleared: the server accepts connections and never answers."""
         self.awake.set()
         self.ps_free = asyncio.Event()
         """Cleared: ``/api/ps`` does not answer, as during some loads."""
         self.ps_free.set()
         self.breaks_off = False
-        """Set: a connection is cut after the first line of a push or a creation."""
+        """Set: a connection is closed after the first line of a push or a creation."""
         self.blobs: dict[str, bytes] = {}
         self.polls = 0
-        """Times that ``/api/ps`` was asked for."""
+        """Number of requests of ``/api/ps``."""
         self.refuses_pulls = False
         """Set: no model can be pulled."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.shown: list[str] = []
-        """Models that were asked for by ``/api/show``."""
+        """Models requested from ``/api/show``."""
         self.under_way = 0
         self.most_under_way = 0
         self.url = ""
@@ -236,17 +236,17 @@ class Standin:
             {
                 "models": [
                     {
-                        # The name by which the runner was loaded, whoever uses it now.
-                        "name": one.model.name,
-                        "model": one.model.name,
-                        "size": one.model.size,
-                        "digest": one.model.digest,
-                        "details": self._details(one.model),
-                        "expires_at": datetime.fromtimestamp(min(one.expires, 4e9), tz=UTC).isoformat(),
+                        # The name by which the runner was loaded, even if another name uses it.
+                        "name": loaded.model.name,
+                        "model": loaded.model.name,
+                        "size": loaded.model.size,
+                        "digest": loaded.model.digest,
+                        "details": self._details(loaded.model),
+                        "expires_at": datetime.fromtimestamp(min(loaded.expires, 4e9), tz=UTC).isoformat(),
                         "size_vram": 0,
-                        "context_length": one.context,
+                        "context_length": loaded.context,
                     }
-                    for one in self.loaded.values()
+                    for loaded in self.loaded.values()
                 ]
             }
         )
@@ -308,7 +308,7 @@ class Standin:
             template=body.get("template") or (base.template if base else ""),
             system=body.get("system") or (base.system if base else ""),
             params={**(base.params if base else {}), **(body.get("parameters") or {})},
-            messages=tuple((one["role"], one["content"]) for one in body.get("messages") or ())
+            messages=tuple((message["role"], message["content"]) for message in body.get("messages") or ())
             or (base.messages if base else ()),
             parent=base.name if base else "",
         )
@@ -419,7 +419,7 @@ class Standin:
                 raise _refused(error.status, str(error)) from None
             taken = time.monotonic_ns() - started
         if not whole.reason:
-            # It went in circles: the body ends, and says no more.
+            # The answer was ended as a loop: the body ends without a final record.
             if not streamed:
                 return web.json_response(records.delta(model.name, chat, whole))
             return response
@@ -485,7 +485,7 @@ class Standin:
                     if body.get("stream") and not piece.reason:
                         if not response.prepared:
                             await response.prepare(request)
-                        shown = {"delta": records.v1_said(piece)} if chat else {"text": piece.text}
+                        shown = {"delta": records.v1_message(piece)} if chat else {"text": piece.text}
                         shown |= records.v1_logprobs(piece)
                         await response.write(
                             records.event(model.name, {"index": 0, "finish_reason": None} | shown, chat)
@@ -501,7 +501,7 @@ class Standin:
             "total_tokens": whole.prompt + whole.count,
         }
         if not body.get("stream"):
-            choice = {"message": records.v1_said(whole)} if chat else {"text": whole.text}
+            choice = {"message": records.v1_message(whole)} if chat else {"text": whole.text}
             choice |= records.v1_logprobs(whole)
             return _v1_json(
                 records.v1(model.name, [{"index": 0, "finish_reason": reason} | choice], chat)
@@ -518,7 +518,7 @@ class Standin:
         return response
 
     def _v1_conversation(self, model: Known, body: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
-        """``body`` with the layers of the name, as far as the context holds it."""
+        """Return ``body`` with the model's layers, truncated to the context."""
         body = context.fitted(model.with_layers(body, chat=True), loaded.context)
         named = body.pop("options")
         return {**{key: value for key, value in named.items() if key in _V1_PARAMS}, **body}
@@ -536,12 +536,12 @@ class Standin:
         if body.get("tools") and "tools" not in model.capabilities:
             raise _refused(400, f"{model.name} does not support tools", v1=True)
         loaded = await self._load(model, context.asked(model.params, {}))
-        asked = self._v1_conversation(model, form.conversation(body), loaded)
+        conversation = self._v1_conversation(model, form.conversation(body), loaded)
         whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         async with self._working(loaded, None):
             try:
-                async for piece in self._pieces(model, asked, True, v1=True):
+                async for piece in self._pieces(model, conversation, True, v1=True):
                     records.add(whole, piece)
                     if body.get("stream") and piece.text:
                         if not response.prepared:
@@ -569,9 +569,12 @@ class Standin:
         if refused := refusals.of_embedding([given] if isinstance(given, str) else given):
             raise _refused(*refused, v1=True)
         texts = [given] if isinstance(given, str) else given
-        vectors = [at_length_one(one, body.get("dimensions")) for one in await self._vectors(model, texts)]
+        vectors = [
+            at_length_one(vector, body.get("dimensions")) for vector in await self._vectors(model, texts)
+        ]
         data = [
-            {"object": "embedding", "embedding": one, "index": index} for index, one in enumerate(vectors)
+            {"object": "embedding", "embedding": vector, "index": index}
+            for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": 2 * len(texts), "total_tokens": 2 * len(texts)}
         return _v1_json({"object": "list", "data": data, "model": model.name, "usage": usage})
@@ -587,7 +590,7 @@ class Standin:
         texts = [texts] if isinstance(texts, str) else texts
         async with self._working(loaded, _seconds(body.get("keep_alive"))):
             found = await self._vectors(model, texts, truncate=body.get("truncate") is not False)
-            vectors = [at_length_one(one, body.get("dimensions")) for one in found]
+            vectors = [at_length_one(vector, body.get("dimensions")) for vector in found]
         return web.json_response(
             {
                 "model": model.name,
@@ -617,16 +620,16 @@ class Standin:
     # The scheduler
 
     def _known(self, body: dict[str, Any], *, v1: bool = False, pulling: bool = False) -> Known:
-        asked = str(body.get("model") or body.get("name") or "")
-        model = self.models.get(_full(asked))
+        wanted = str(body.get("model") or body.get("name") or "")
+        model = self.models.get(_full(wanted))
         if model is None:
             model = next(
-                (one for name, one in self.models.items() if name.lower() == _full(asked).lower()), None
+                (known for name, known in self.models.items() if name.lower() == _full(wanted).lower()), None
             )
         if model is None:
-            message = f"model '{asked}' not found"
+            message = f"model '{wanted}' not found"
             if pulling:
-                message = f'model "{asked}" not found, try pulling it first'
+                message = f'model "{wanted}" not found, try pulling it first'
             error: Any = {"message": message, "type": "not_found_error"} if v1 else message
             raise web.HTTPNotFound(text=json.dumps({"error": error}), content_type="application/json")
         return model
@@ -662,7 +665,9 @@ class Standin:
 
     def _expire(self) -> None:
         now = time.time()
-        self.loaded = {name: one for name, one in self.loaded.items() if one.using or one.expires > now}
+        self.loaded = {
+            name: loaded for name, loaded in self.loaded.items() if loaded.using or loaded.expires > now
+        }
 
     async def _pieces(
         self, model: Known, body: dict[str, Any], chat: bool, *, v1: bool = False
@@ -676,7 +681,7 @@ class Standin:
                 if alike >= _ALIKE:
                     return
                 yield Piece(word)
-            yield Piece(reason="stop", prompt=7 + _told(body), count=count)
+            yield Piece(reason="stop", prompt=7 + _history_words(body), count=count)
             return
         if v1 and not chat:
             # This route fills in the model's template, as /api/generate does.
@@ -696,22 +701,22 @@ class Standin:
         for count, word in enumerate(re.findall(r"\S+\s*", model.text)):
             if count >= limit:
                 return
-            # By the clock, so that a busy machine does not make it slower than it says.
+            # Paced by the clock, so that a busy machine does not lower the speed.
             due += 1.0 / self.speed
             await asyncio.sleep(due - time.monotonic())
             yield word
 
 
 def _texts_for_arguments(body: dict[str, Any]) -> bool:
-    """Whether a call in the history has its arguments as a text, as OpenAI has them."""
-    calls = [call for one in body.get("messages", ()) for call in one.get("tool_calls") or ()]
+    """Return whether a tool call in the history has its arguments as a string, as in OpenAI's format."""
+    calls = [call for message in body.get("messages", ()) for call in message.get("tool_calls") or ()]
     return any(isinstance(call["function"].get("arguments"), str) for call in calls)
 
 
-def _told(body: dict[str, Any]) -> int:
-    """Words that the layers of a name have added to a prompt, and all but the last message."""
-    texts = [one.get("content") or "" for one in (body.get("messages") or [])[:-1]]
-    texts += [one["content"] for one in body.get("before") or ()]
+def _history_words(body: dict[str, Any]) -> int:
+    """Count the words of the messages before the last and of those added by the model's layers."""
+    texts = [message.get("content") or "" for message in (body.get("messages") or [])[:-1]]
+    texts += [message["content"] for message in body.get("before") or ()]
     return sum(len(text.split()) for text in texts)
 
 
@@ -750,7 +755,7 @@ def _full(name: str) -> str:
 
 
 def _seconds(value: object) -> float | None:
-    """Ollama's keep_alive: a number of seconds or a Go duration."""
+    """Return keep_alive in seconds: a number or a Go duration."""
     if value is None:
         return None
     if isinstance(value, (int, float)):
