@@ -1,3 +1,5 @@
+"""Deployments of agents with real llama.cpp processes."""
+
 from __future__ import annotations
 
 import asyncio
@@ -37,30 +39,31 @@ pytestmark = pytest.mark.llama
 
 
 async def answer(agent: Agent, name: str) -> str:
+    """The text of a completion of 24 tokens by a deployment."""
     body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
     with agent.deployments.busy(name):
         engine = agent.deployments.address(name)
         async with aiohttp.ClientSession(headers=engine.headers) as http:
             async with http.post(engine.url + "/completion", json=body) as reply:
                 assert reply.status == 200
-                told = await reply.json()
-    assert told["tokens_predicted"] == 24
-    return str(told["content"])
+                completion = await reply.json()
+    assert completion["tokens_predicted"] == 24
+    return str(completion["content"])
 
 
 def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: Llama, tiny: Model):
+async def test_a_spread_model_gives_the_same_answer_as_a_local_one(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
         cluster.models[tiny.digest] = tiny
         assert (await cluster.deploy("whole", plan(tiny, "a"))).ok
         assert (await cluster.deploy("spread", plan(tiny, "a", ("b", 3), ("c", 2), ("a", 2)))).ok
-        one = await cluster.until("a", "whole", State.READY)
-        three = await cluster.until("a", "spread", State.READY)
-        assert (one.backend, three.backend) == (Backend.LOCAL, Backend.SHARDED)
-        assert [(p.node, p.first, p.last) for p in three.placed] == [
+        local = await cluster.until("a", "whole", State.READY)
+        sharded = await cluster.until("a", "spread", State.READY)
+        assert (local.backend, sharded.backend) == (Backend.LOCAL, Backend.SHARDED)
+        assert [(p.node, p.first, p.last) for p in sharded.placed] == [
             ("a", 0, 0),
             ("b", 0, 3),
             ("c", 3, 5),
@@ -79,8 +82,8 @@ async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: L
         await until(lambda: cluster.views["a"].me.endpoints == ())
 
 
-async def test_a_record_tells_of_the_models_whose_tensors_a_worker_keeps(folder: Path, llama: Llama):
-    # Workers keep tensors over 10 MiB.
+async def test_a_record_lists_the_models_with_cached_tensors(folder: Path, llama: Llama):
+    # Workers cache tensors larger than 10 MiB.
     file = write(folder / "wide.gguf", "llama", Size(layers=2, embd=1024, ff=16384))
     wide = Model("wide:latest", "e" * 64, "folder", (str(file),), file.stat().st_size, 0.0, layers=2)
     async with running_agents(folder, llama, "a", "b") as cluster:
@@ -91,11 +94,11 @@ async def test_a_record_tells_of_the_models_whose_tensors_a_worker_keeps(folder:
         ((digest, size),) = cluster.views["b"].me.cached
         assert digest == "e" * 16
         assert size > 20 * MIB
-        # The head's own worker reads the file, which is here.
+        # The head's own worker reads the local file and needs no cache.
         assert cluster.views["a"].me.cached == ()
 
 
-async def test_everything_listens_on_loopback_alone(folder: Path, llama: Llama, tiny: Model):
+async def test_engines_listen_only_on_loopback(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -109,7 +112,7 @@ async def test_everything_listens_on_loopback_alone(folder: Path, llama: Llama, 
         assert listening == ["127.0.0.1", "127.0.0.1"]
 
 
-async def test_who_does_not_know_an_engines_key_gets_no_answer(folder: Path, llama: Llama, tiny: Model):
+async def test_requests_without_an_engines_key_are_refused(folder: Path, llama: Llama, tiny: Model):
     keys = folder / "a/state/engine_keys"
     keys.mkdir(parents=True)
     (keys / "18080.key").write_text("left by an earlier run")
@@ -129,21 +132,21 @@ async def test_who_does_not_know_an_engines_key_gets_no_answer(folder: Path, lla
                     assert reply.status == status
         (file,) = keys.iterdir()
         assert file.read_text() == f"{engine.key}\n"
-        files = [one for one in (folder / "a/state").rglob("*") if one.is_file()]
+        files = [path for path in (folder / "a/state").rglob("*") if path.is_file()]
         assert {file, folder / "a/state/children.json", folder / "a/state/logs/d/llama-server.log"} <= {
             *files
         }
-        assert [one for one in files if one.stat().st_mode & 0o077] == []
-        told = repr(engine) + (folder / "a/state/logs/d/llama-server.log").read_text()
-        told += "".join(word for child in children() for word in child.cmdline())
-        told += "".join(f"{child.environ()}" for child in children())
-        assert engine.key not in told
+        assert [path for path in files if path.stat().st_mode & 0o077] == []
+        visible = repr(engine) + (folder / "a/state/logs/d/llama-server.log").read_text()
+        visible += "".join(argument for child in children() for argument in child.cmdline())
+        visible += "".join(f"{child.environ()}" for child in children())
+        assert engine.key not in visible
         assert await cluster.call("l", "a", "unload", Unload(TERM, "d")) == Done(True)
         assert list(keys.iterdir()) == []
 
 
 @pytest.mark.parametrize("stays", [True, False])
-async def test_a_worker_that_another_user_has_reached_is_started_again(
+async def test_a_worker_is_restarted_after_a_connection_of_another_user(
     folder: Path, llama: Llama, stays: bool
 ):
     async with running_agents(folder, llama, "b") as cluster:
@@ -163,7 +166,7 @@ async def test_a_worker_that_another_user_has_reached_is_started_again(
             with socket.create_connection((host, port)) as mine:
                 assert await workers.connected("d")
                 again = await asyncio.to_thread(stack.enter_context, stranger(port))
-                assert not await workers.connected("d"), "and he would be next"
+                assert not await workers.connected("d"), "another user is waiting for the worker"
                 assert await asyncio.to_thread(again.outcome) == "refused"
                 assert mine.recv(1) == b""
         host, port = await workers.address("a", "d", "")
@@ -172,7 +175,7 @@ async def test_a_worker_that_another_user_has_reached_is_started_again(
         assert cluster.agents["b"].grants.ledger.live("d")
 
 
-async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
+async def test_a_killed_worker_ends_the_deployment_and_releases_all_grants(
     folder: Path, llama: Llama, tiny: Model
 ):
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
@@ -189,9 +192,7 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
         assert cluster.agents["a"].deployments.address("d") is None
 
 
-async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes_live(
-    folder: Path, llama: Llama, tiny: Model
-):
+async def test_a_broken_tunnel_ends_the_deployment(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -203,7 +204,7 @@ async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes
         await until(lambda: not children())
 
 
-async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_with_a_hanging_worker_can_be_ended(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -216,7 +217,7 @@ async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama
         await until(lambda: not any(agent.grants.ledger.grants() for agent in cluster.agents.values()))
 
 
-async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_ends_when_an_owner_leaves(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -229,12 +230,10 @@ async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: M
         assert failed.reason == "pc-b left the cluster; it held layers of this model"
         await until(lambda: not cluster.tunnels[0].open)
         await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
-        assert cluster.agents["b"].grants.ledger.grants(), (
-            "b has heard nothing yet: its time to live frees it"
-        )
+        assert cluster.agents["b"].grants.ledger.grants(), "b was not notified; its grant expires later"
 
 
-async def test_a_tunnel_leads_its_head_alone_to_the_worker(folder: Path, llama: Llama, tiny: Model):
+async def test_only_the_head_gets_the_address_of_a_worker(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -246,10 +245,10 @@ async def test_a_tunnel_leads_its_head_alone_to_the_worker(folder: Path, llama: 
             await cluster.servers["b"].workers.address("a", "e", "")
 
 
-async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Model):
+async def test_a_failed_load_is_reported_with_its_cause(folder: Path, llama: Llama, tiny: Model):
     broken = folder / "broken.gguf"
-    whole = await asyncio.to_thread(Path(tiny.files[0]).read_bytes)
-    await asyncio.to_thread(broken.write_bytes, whole[:100_000])
+    content = await asyncio.to_thread(Path(tiny.files[0]).read_bytes)
+    await asyncio.to_thread(broken.write_bytes, content[:100_000])
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = Model(
             "x:latest", tiny.digest, "folder", (str(broken),), 1, 0.0, layers=6
@@ -258,11 +257,11 @@ async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Mode
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.culprit == "a"
         assert "llama-server: it exited with code 1" in failed.reason
-        assert "not within the file bounds" in failed.reason, "the cause, not only that it failed"
+        assert "not within the file bounds" in failed.reason, "the cause is included"
         await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
 
 
-async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
+async def test_a_deployment_is_unloaded_when_idle_but_not_during_a_request(
     folder: Path, llama: Llama, tiny: Model
 ):
     async with running_agents(folder, llama, "a") as cluster:
@@ -278,7 +277,7 @@ async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
         assert cluster.agents["a"].grants.ledger.grants() == ()
 
 
-async def test_who_waited_for_the_load_may_come_however_short_it_is_kept(
+async def test_the_request_that_waited_for_the_load_is_served_also_without_keep_alive(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
 ):
     async with running_agents(folder, llama, "a") as cluster:
@@ -296,20 +295,20 @@ async def test_who_waited_for_the_load_may_come_however_short_it_is_kept(
         await until(lambda: agent.deployments.endpoint("e") is None)
 
 
-async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: Model):
+async def test_a_load_is_aborted_only_if_forced(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"))
         refused = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
         assert refused == Done(False, "tiny:latest is being loaded for a waiting request")
-        one = cluster.agents["a"].deployments.all["d"]
+        deployed = cluster.agents["a"].deployments.all["d"]
         assert await cluster.call("l", "a", "unload", Unload(TERM, "d", force=True)) == Done(True)
-        assert one.endpoint().forced, "who waits for it is not to have it loaded anew"
+        assert deployed.endpoint().forced, "waiting requests must not load it again"
         assert cluster.agents["a"].deployments.endpoint("d") is None
         assert cluster.agents["a"].grants.ledger.grants() == ()
 
 
-async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_fails_when_an_owner_does_not_commit(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.reserve("d", plan(tiny, "a", ("b", 4)))
@@ -323,7 +322,7 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
 
 
 @pytest.mark.parametrize("slow", ["a", "b"])
-async def test_a_grant_does_not_run_out_while_a_worker_starts(
+async def test_a_grant_does_not_expire_while_a_worker_starts(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, slow: str
 ):
     monkeypatch.setattr(participants, "RENEW_SECONDS", 0.2)
@@ -345,26 +344,28 @@ async def test_a_grant_does_not_run_out_while_a_worker_starts(
         assert (endpoint.state, endpoint.reason) == (State.READY, "")
 
 
-@pytest.mark.parametrize("at, waiting", [(0.0, False), (0.0, True), (1.0, False)])
-async def test_a_load_that_stands_still_is_given_up(
-    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float, waiting: bool
+@pytest.mark.parametrize("fraction, waiting", [(0.0, False), (0.0, True), (1.0, False)])
+async def test_a_stalled_load_fails(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, fraction: float, waiting: bool
 ):
     monkeypatch.setattr(Process, "waits_for_disk", lambda self: waiting)
     monkeypatch.setattr(load_progress, "stall_seconds", lambda model, progress: 1.5)
-    known = llama_server.progress_in
-    monkeypatch.setattr(llama_server, "progress_in", lambda line: at if known(line) is not None else None)
+    progress_in = llama_server.progress_in
+    monkeypatch.setattr(
+        llama_server, "progress_in", lambda line: fraction if progress_in(line) is not None else None
+    )
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         monkeypatch.setattr(deployment.Head, "ready", lambda self, http: asyncio.sleep(600))
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
         failed = await cluster.until("a", "d", State.FAILED)
-        assert failed.reason.startswith(f"loading stalled at {at:.0%}: no progress for")
+        assert failed.reason.startswith(f"loading stalled at {fraction:.0%}: no progress for")
         assert ("llama-server waits for a file" in failed.reason) == waiting
-        assert not failed.hung, "it may be b's part"
+        assert not failed.hung, "the cause may be on b"
         await until(lambda: children() == [])
 
 
-async def test_a_llama_server_that_hangs_before_its_first_word_is_given_up(
+async def test_a_llama_server_that_hangs_without_output_fails(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(load_progress, "FIRST_WORD_SECONDS", 3.0)
@@ -380,28 +381,26 @@ async def test_a_llama_server_that_hangs_before_its_first_word_is_given_up(
         await until(lambda: children() == [])
 
 
-def test_time_in_which_the_daemon_was_stopped_is_no_standstill(tiny: Model, monkeypatch: pytest.MonkeyPatch):
+def test_time_while_the_daemon_was_suspended_is_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch):
     now = 1000.0
     monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
-    for told in (False, True):
+    for reported in (False, True):
         progress = load_progress.LoadProgress(tiny)
-        if told:
+        if reported:
             progress.advance(0.5)
         assert not progress.stalled(7, False)
-        now += 180.0  # both were stopped
+        now += 180.0  # the daemon and llama-server were suspended
         assert not progress.stalled(7, False)
         for _ in range(50):
             now += 1.0
             assert not progress.stalled(7, False)
         for _ in range(20):
             now += 1.0
-            still = progress.stalled(7, False)
-        assert 60.0 < still < 80.0
+            seconds = progress.stalled(7, False)
+        assert 60.0 < seconds < 80.0
 
 
-def test_a_start_that_works_or_waits_for_a_disk_is_no_standstill(
-    tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+def test_cpu_use_and_disk_waits_are_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch):
     now = 1000.0
     monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
     working, disk, unknown = (load_progress.LoadProgress(tiny) for _ in range(3))
@@ -412,35 +411,38 @@ def test_a_start_that_works_or_waits_for_a_disk_is_no_standstill(
         assert not unknown.stalled(None, False)
     for _ in range(20):
         now += 1.0
-        still = disk.stalled(1, True)
-    assert still
+        seconds = disk.stalled(1, True)
+    assert seconds
 
 
-class Contested(Ports):
-    """Gives first a port that another program has taken in the meantime."""
+class TakenPort(Ports):
+    """Returns first a port that another program uses."""
 
     def __init__(self, taken: int) -> None:
         super().__init__(0)
-        self._contested = [taken]
+        self._taken = [taken]
 
     def take_port(self) -> int:
-        return self._contested.pop() if self._contested else super().take_port()
+        return self._taken.pop() if self._taken else super().take_port()
 
 
-async def test_a_port_that_another_program_takes_first_costs_another_try(
-    folder: Path, llama: Llama, tiny: Model
-):
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+async def test_an_engine_is_started_again_if_its_port_is_in_use(folder: Path, llama: Llama, tiny: Model):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as worker_port,
+        socket.create_server(("127.0.0.1", 0)) as server_port,
+    ):
         async with running_agents(folder, llama, "a", "b") as cluster:
             cluster.models[tiny.digest] = tiny
-            cluster.agents["b"].grants._ports = Contested(one.getsockname()[1])
-            cluster.agents["a"]._ports = Contested(two.getsockname()[1])
+            cluster.agents["b"].grants._ports = TakenPort(worker_port.getsockname()[1])
+            cluster.agents["a"]._ports = TakenPort(server_port.getsockname()[1])
             await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
             await cluster.until("a", "d", State.READY)
             assert await answer(cluster.agents["a"], "d")
 
 
-async def test_a_port_that_another_program_answers_costs_another_try(folder: Path, llama: Llama, tiny: Model):
+async def test_an_engine_is_started_again_if_another_program_answers_on_its_port(
+    folder: Path, llama: Llama, tiny: Model
+):
     async def welcome(request: web.BaseRequest) -> web.Response:
         return web.Response(text="welcome")
 
@@ -451,7 +453,7 @@ async def test_a_port_that_another_program_answers_costs_another_try(folder: Pat
         async with running_agents(folder, llama, "a") as cluster:
             cluster.models[tiny.digest] = tiny
             taken = other.addresses[0][1]
-            cluster.agents["a"]._ports = Contested(taken)
+            cluster.agents["a"]._ports = TakenPort(taken)
             await cluster.deploy("d", plan(tiny, "a"))
             await cluster.until("a", "d", State.READY)
             assert await answer(cluster.agents["a"], "d")
@@ -460,9 +462,7 @@ async def test_a_port_that_another_program_answers_costs_another_try(folder: Pat
         await other.cleanup()
 
 
-async def test_a_deployment_ends_when_idle_once_a_node_that_holds_layers_drains(
-    folder: Path, llama: Llama, tiny: Model
-):
+async def test_a_deployment_ends_when_idle_if_an_owner_drains(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         agent = cluster.agents["a"]
@@ -476,14 +476,14 @@ async def test_a_deployment_ends_when_idle_once_a_node_that_holds_layers_drains(
             endpoint = agent.deployments.endpoint("d")
             assert endpoint is not None and not endpoint.closing
             cluster.drains("b")
-            # What is in it goes on, with the worker that drains.
+            # Running requests continue with the draining worker.
             assert len(await answer(agent, "d")) > 0
             assert cluster.agents["b"].grants.ledger.holds("d")
         await until(lambda: agent.deployments.endpoint("d") is None)
         assert not cluster.agents["b"].grants.ledger.holds("d")
 
 
-async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, llama: Llama, tiny: Model):
+async def test_a_busy_deployment_ends_at_the_drain_limit(folder: Path, llama: Llama, tiny: Model):
     async with running_agents(folder, llama, "b") as cluster:
         agent = await cluster.add("a", serving=ServingSettings(drain_limit=0.3))
         cluster.models[tiny.digest] = tiny
@@ -496,9 +496,7 @@ async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, l
 
 
 @pytest.mark.parametrize("program", ["worker", "head"])
-async def test_a_process_that_ends_by_its_own_fault_has_crashed(
-    folder: Path, llama: Llama, tiny: Model, program: str
-):
+async def test_a_segmentation_fault_counts_as_a_crash(folder: Path, llama: Llama, tiny: Model, program: str):
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -511,16 +509,16 @@ async def test_a_process_that_ends_by_its_own_fault_has_crashed(
         assert (failed.culprit, failed.crashed) == ("b" if program == "worker" else "a", True)
 
 
-async def test_a_draft_model_that_can_not_be_loaded_is_left_out(
+async def test_an_unloadable_draft_model_is_left_out(
     folder: Path, llama: Llama, tiny: Model, tmp_path: Path
 ) -> None:
     bad = tmp_path / "draft.gguf"
     bad.write_bytes(b"GGUF and no more")
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models |= {tiny.digest: tiny, "d2": replace(tiny, digest="d2", files=(str(bad),))}
-        made = plan(tiny, "a")
-        run = replace(made.run, drafts=3)
-        drafting = replace(made, run=run, drafts_by="bad:latest", draft_digest="d2", draft_device="CPU")
+        base = plan(tiny, "a")
+        run = replace(base.run, drafts=3)
+        drafting = replace(base, run=run, drafts_by="bad:latest", draft_digest="d2", draft_device="CPU")
         done = await cluster.deploy("d", drafting)
         assert done.ok, done.reason
         ready = await cluster.until("a", "d", State.READY)
@@ -528,7 +526,7 @@ async def test_a_draft_model_that_can_not_be_loaded_is_left_out(
         assert await answer(cluster.agents["a"], "d")
 
 
-async def test_a_projector_that_can_not_be_loaded_is_left_out(
+async def test_an_unloadable_projector_is_left_out(
     folder: Path, llama: Llama, tiny: Model, tmp_path: Path
 ) -> None:
     bad = tmp_path / "mmproj.gguf"
@@ -541,7 +539,7 @@ async def test_a_projector_that_can_not_be_loaded_is_left_out(
         assert await answer(cluster.agents["a"], "d")
 
 
-async def test_a_model_whose_file_does_not_answer_is_not_loaded(
+async def test_a_model_on_a_hanging_share_is_not_loaded(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
 ):
     async def header(model: Model) -> Header:

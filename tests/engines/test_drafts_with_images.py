@@ -1,4 +1,4 @@
-"""Models that see images are drafted for: a real daemon, real llama-servers, tiny projectors."""
+"""Speculative decoding for models with projectors, with a real daemon and llama-server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gguf import projector, writer
 from tests.gguf.size import Size
 
 WORDS = counting(1500)
-BLIND = "it reads images, which llama.cpp can't combine with drafts by"
+REFUSAL = "it reads images, which llama.cpp can't combine with drafts by"
 
 pytestmark = [pytest.mark.llama, pytest.mark.cluster]
 
@@ -27,41 +27,42 @@ def node(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Nod
     with Cluster(1, tmp_path_factory.mktemp("seeing"), llama, settings={"placement.slots": 1}) as cluster:
         models = cluster[0].models
         see = Recital(WORDS, name="see")
-        _with_eyes(models / "see", lambda file: write(file, see), see.width)
+        _write_with_projector(models / "see", lambda file: write(file, see), see.width)
         small = Recital(WORDS, name="small", layers=1, width=192)
-        _with_eyes(models / "small", lambda file: write(file, small), small.width)
+        _write_with_projector(models / "small", lambda file: write(file, small), small.width)
         for name in ("qwen35", "deepseek2"):
             size = Size(layers=5, nextn=1)
-            _with_eyes(
+            _write_with_projector(
                 models / name,
                 lambda file, n=name, s=size: writer.write(file, n, s),
                 size.embd,
                 name == "qwen35",
             )
-        fourfold = Size(layers=3)
-        _with_eyes(
-            models / "qwen2vl", lambda file: writer.write(file, "qwen2vl", fourfold), fourfold.embd, True
+        qwen2vl = Size(layers=3)
+        _write_with_projector(
+            models / "qwen2vl", lambda file: writer.write(file, "qwen2vl", qwen2vl), qwen2vl.embd, True
         )
         writer.write(models / "qwen2.gguf", "qwen2", Size(layers=1))
         cluster.together()
         yield cluster[0]
 
 
-def _with_eyes(folder: Path, write_model: Any, width: int, merging: bool = False) -> None:
+def _write_with_projector(folder: Path, write_model: Any, width: int, merging: bool = False) -> None:
+    """Write a model and its projector; ``merging``: one for images of any size."""
     folder.mkdir(parents=True)
     write_model(folder / f"{folder.name}.gguf")
     (projector.write_merging if merging else projector.write)(folder / "mmproj.gguf", width)
 
 
 def load(node: Node, model: str, speculation: str) -> None:
-    wish = {"model": model, "speculation": speculation}
-    loaded = node.ask("POST", "/api/cluster/load", wish, timeout=120)
+    request = {"model": model, "speculation": speculation}
+    loaded = node.ask("POST", "/api/cluster/load", request, timeout=120)
     assert loaded.status == 200, loaded.body
 
 
-def look(node: Node, model: str, tokens: int) -> dict[str, Any]:
-    shown = {"role": "user", "content": "What is this?", "images": [PICTURE]}
-    body = {"model": model, "messages": [shown], "stream": False}
+def describe_image(node: Node, model: str, tokens: int) -> dict[str, Any]:
+    message = {"role": "user", "content": "What is this?", "images": [PICTURE]}
+    body = {"model": model, "messages": [message], "stream": False}
     answer = node.ask("POST", "/api/chat", {**body, "options": {"num_predict": tokens, "temperature": 0}})
     assert answer.status == 200, answer.body
     return dict(answer.json)
@@ -69,14 +70,16 @@ def look(node: Node, model: str, tokens: int) -> dict[str, Any]:
 
 def drafts(node: Node, model: str) -> dict[str, Any]:
     return next(
-        dict(one["speculation"]) for one in node.state()["deployments"] if one["model"] == f"{model}:latest"
+        dict(deployment["speculation"])
+        for deployment in node.state()["deployments"]
+        if deployment["model"] == f"{model}:latest"
     )
 
 
 @pytest.mark.parametrize("speculation", ["ngram", "small"])
-def test_an_answer_on_an_image_is_drafted(node: Node, speculation: str) -> None:
+def test_an_answer_to_an_image_is_drafted(node: Node, speculation: str) -> None:
     load(node, "see", speculation)
-    answer = look(node, "see", 60)
+    answer = describe_image(node, "see", 60)
     assert answer["message"]["content"] == "".join(WORDS[:60])
     assert answer["prompt_eval_count"] > PATCHES
     until(lambda: drafts(node, "see")["tokens"], "the answer is counted")
@@ -85,16 +88,16 @@ def test_an_answer_on_an_image_is_drafted(node: Node, speculation: str) -> None:
         assert drafts(node, "see")["accepted"] >= 30
 
 
-def test_a_layer_of_its_own_drafts_for_an_answer_on_an_image(node: Node) -> None:
+def test_an_answer_to_an_image_is_drafted_by_the_models_own_layer(node: Node) -> None:
     load(node, "qwen35", "mtp")
-    assert look(node, "qwen35", 24)["eval_count"] > 0
+    assert describe_image(node, "qwen35", 24)["eval_count"] > 0
     until(lambda: drafts(node, "qwen35")["drafted"], "the answer is counted")
     assert drafts(node, "qwen35")["by"] == "mtp"
 
 
 @pytest.mark.parametrize(("model", "speculation"), [("deepseek2", "mtp"), ("qwen2vl", "qwen2")])
-def test_drafts_that_would_lose_count_at_an_image_are_not_made(
+def test_kinds_of_drafting_that_can_not_handle_images_are_refused(
     node: Node, model: str, speculation: str
 ) -> None:
     planned = node.ask("POST", "/api/cluster/plan", {"model": model, "speculation": speculation}).json
-    assert any(BLIND in reason for reason in planned["plan"]["reasons"]), planned["plan"]["reasons"]
+    assert any(REFUSAL in reason for reason in planned["plan"]["reasons"]), planned["plan"]["reasons"]

@@ -1,4 +1,4 @@
-"""A seeded row of faults on real processes: whatever dies when, nothing is left over."""
+"""Random faults of real processes must not leave processes, grants or tasks behind."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def processes() -> list[psutil.Process]:
 
 
 async def harm(cluster: AgentCluster, deployment: str, chance: random.Random) -> None:
-    """One fault, or an end that somebody wants."""
+    """Cause one random fault or unload of a deployment."""
     await asyncio.sleep(chance.choice([0.0, 0.02, 0.1, 0.3]))
-    what = chance.choice(["kill", "stop", "fail", "unload", "release at owner", "lost calls"])
+    fault = chance.choice(["kill", "stop", "fail", "unload", "release at owner", "lost calls"])
     running = processes()
-    match what:
+    match fault:
         case "kill" | "stop" if running:
-            one = chance.choice(running)
-            os.kill(one.pid, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+            victim = chance.choice(running)
+            os.kill(victim.pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
             await asyncio.sleep(0.1)
             cluster.agents["a"].deployments.fail(deployment, "it makes no token")
         case "unload":
@@ -50,12 +50,14 @@ async def harm(cluster: AgentCluster, deployment: str, chance: random.Random) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_nothing_is_left_over(folder: Path, llama: Llama, tiny: Model, seed: int):
+async def test_no_processes_grants_or_tasks_remain_after_faults(
+    folder: Path, llama: Llama, tiny: Model, seed: int
+):
     chance = random.Random(seed)
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
         cluster.models[tiny.digest] = tiny
-        for turn in range(6):
-            name = f"d{turn}"
+        for number in range(6):
+            name = f"d{number}"
             await cluster.deploy(name, plan(tiny, "a", ("b", 3), ("c", 2), ("a", 2)))
             if chance.random() < 0.6:
                 await cluster.until("a", name, State.READY, State.FAILED)
@@ -63,7 +65,7 @@ async def test_nothing_is_left_over(folder: Path, llama: Llama, tiny: Model, see
             await until(lambda: not cluster.agents["a"].grants.ledger.grants(), 20.0)
             await until(lambda: not cluster.agents["c"].grants.ledger.grants(), 20.0)
             if ("a", "b") in cluster.cut:
-                # b was not told: it holds its worker until its head has not renewed it in time.
+                # b was not notified: it would keep its worker until the grant expires.
                 cluster.cut.clear()
                 await cluster.call("a", "b", "release", Release(TERM, name, "a"))
             await until(lambda: not cluster.agents["b"].grants.ledger.grants(), 20.0)
@@ -74,7 +76,7 @@ async def test_nothing_is_left_over(folder: Path, llama: Llama, tiny: Model, see
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
-async def test_a_silent_head_loses_its_grant_and_the_worker_ends(folder: Path, llama: Llama):
+async def test_the_worker_ends_when_its_grant_is_not_renewed(folder: Path, llama: Llama):
     async with running_agents(folder, llama, "b") as cluster:
         cluster.agents["b"].grants.ledger._grant_seconds = 1.0
         plan_bytes = {"CPU": 1 << 20}
@@ -84,8 +86,8 @@ async def test_a_silent_head_loses_its_grant_and_the_worker_ends(folder: Path, l
         await until(lambda: processes() == [] and not cluster.agents["b"].grants.ledger.grants(), 10.0)
 
 
-def test_nothing_blocks_the_daemons_loop(folder: Path, llama: Llama, tiny: Model):
-    async def life() -> None:
+def test_a_deployment_does_not_block_the_event_loop(folder: Path, llama: Llama, tiny: Model):
+    async def run() -> None:
         with blockbuster_ctx():
             async with running_agents(folder, llama, "a", "b") as cluster:
                 cluster.models[tiny.digest] = tiny
@@ -93,4 +95,4 @@ def test_nothing_blocks_the_daemons_loop(folder: Path, llama: Llama, tiny: Model
                 await cluster.until("a", "d", State.READY)
                 assert (await cluster.agents["a"].deployments.unload("d", "for a test")).ok
 
-    uvloop.run(life())
+    uvloop.run(run())

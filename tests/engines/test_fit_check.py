@@ -1,4 +1,4 @@
-"""llama.cpp is asked what a model takes whose architecture our table does not know."""
+"""Memory requirements of models with unknown architectures, as reported by llama.cpp."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.gguf.writer import write
 
 RUN = Run(context=4096, slots=2, flash="on")
 LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", frozenset())
-STRANGE = Model("strange:latest", "e" * 64, "folder", ("/m/strange.gguf",), 1, 0.0, layers=8)
+UNKNOWN = Model("strange:latest", "e" * 64, "folder", ("/m/strange.gguf",), 1, 0.0, layers=8)
 
 
-def made(model: Model, run: Run, weights: int, state: int, compute: int) -> Plan:
+def plan_with(model: Model, run: Run, weights: int, state: int, compute: int) -> Plan:
     host = Share("a", "CPU", 0, model.layers + 1, weights, state, compute)
     return Plan(model.name, model.digest, "a", model.layers, run, host, (), estimate=True)
 
@@ -36,67 +36,67 @@ def estimated(model: Model, run: Run) -> Plan:
     guess = footprint(shape_of(reader.read(model.files[0])), run)
     assert guess.estimate
     compute = guess.host_compute(devices=0, offloaded=0) + guess.host_buffers
-    return made(model, run, guess.host_weights + sum(guess.weights), sum(guess.state), compute)
+    return plan_with(model, run, guess.host_weights + sum(guess.weights), sum(guess.state), compute)
 
 
-def test_the_question_is_put_for_the_whole_on_the_processor():
-    words = question(RUN, STRANGE, LLAMA)
-    assert words[:3] == ["/l/llama-fit-params", "--model", "/m/strange.gguf"]
-    assert words[words.index("--device") + 1] == "none"
-    assert words[words.index("--ctx-size") + 1] == "4096"
-    assert "--lora" not in words
-    adapted = question(RUN, replace(STRANGE, adapters=("/m/a.gguf", "/m/b.gguf")), LLAMA)
+def test_the_program_is_run_for_the_whole_model_on_the_cpu():
+    arguments = question(RUN, UNKNOWN, LLAMA)
+    assert arguments[:3] == ["/l/llama-fit-params", "--model", "/m/strange.gguf"]
+    assert arguments[arguments.index("--device") + 1] == "none"
+    assert arguments[arguments.index("--ctx-size") + 1] == "4096"
+    assert "--lora" not in arguments
+    adapted = question(RUN, replace(UNKNOWN, adapters=("/m/a.gguf", "/m/b.gguf")), LLAMA)
     assert adapted[adapted.index("--lora") + 1] == "/m/a.gguf,/m/b.gguf"
 
 
-def test_its_answer():
+def test_the_programs_output_is_parsed():
     assert answer("noise\nHost 141 32 64 \n") == ReportedMemory(141 * MIB, 32 * MIB, 64 * MIB)
     assert answer("error: invalid argument\n") is None
     assert answer("Host x 1 2") is None
 
 
-def test_a_plan_that_sets_too_little_aside_is_refused_with_the_sizes():
+def test_a_plan_with_too_little_memory_is_refused_with_the_sizes():
     logits = 1000 * RUN.ubatch * 4
-    told = ReportedMemory(100 * MIB, 20 * MIB, 10 * MIB + logits)
-    assert compare(made(STRANGE, RUN, 100 * MIB, 20 * MIB, 10 * MIB), told, 1000) == ""
-    said = compare(made(STRANGE, RUN, 100 * MIB, 5 * MIB, 10 * MIB), told, 1000)
-    assert "130 MiB" in said
-    assert "115 MiB" in said
-    assert "strange:latest" in said
+    reported = ReportedMemory(100 * MIB, 20 * MIB, 10 * MIB + logits)
+    assert compare(plan_with(UNKNOWN, RUN, 100 * MIB, 20 * MIB, 10 * MIB), reported, 1000) == ""
+    reason = compare(plan_with(UNKNOWN, RUN, 100 * MIB, 5 * MIB, 10 * MIB), reported, 1000)
+    assert "130 MiB" in reason
+    assert "115 MiB" in reason
+    assert "strange:latest" in reason
 
 
-async def test_nothing_is_asked_for_a_model_that_the_table_knows(tmp_path: Path):
-    known = replace(made(STRANGE, RUN, 0, 0, 0), estimate=False)
-    assert await FitCheck(tmp_path / "oracle.json").check(known, STRANGE, LLAMA) == ""
+async def test_a_plan_that_is_not_an_estimate_is_not_checked(tmp_path: Path):
+    known = replace(plan_with(UNKNOWN, RUN, 0, 0, 0), estimate=False)
+    assert await FitCheck(tmp_path / "oracle.json").check(known, UNKNOWN, LLAMA) == ""
 
 
-async def test_without_the_program_nobody_objects(tmp_path: Path):
+async def test_without_the_program_every_plan_is_accepted(tmp_path: Path):
     nowhere = replace(LLAMA, server=tmp_path / "llama-server")
-    asked = FitCheck(tmp_path / "oracle.json")
-    assert await asked.check(made(STRANGE, RUN, 0, 0, 0), STRANGE, nowhere) == ""
+    check = FitCheck(tmp_path / "oracle.json")
+    assert await check.check(plan_with(UNKNOWN, RUN, 0, 0, 0), UNKNOWN, nowhere) == ""
     assert not (tmp_path / "oracle.json").exists()
 
 
 @pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["kimi-linear", "minimax-01", "deepseek32", "bailingmoe2"])
-async def test_the_real_one_has_no_objection_to_an_estimate(tmp_path: Path, llama: Llama, architecture: str):
+async def test_the_real_program_accepts_the_estimate(tmp_path: Path, llama: Llama, architecture: str):
     file = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=4096))
-    model = replace(STRANGE, files=(str(file),))
-    asked = FitCheck(tmp_path / "oracle.json")
-    assert await asked.check(estimated(model, RUN), model, llama) == ""
+    model = replace(UNKNOWN, files=(str(file),))
+    check = FitCheck(tmp_path / "oracle.json")
+    assert await check.check(estimated(model, RUN), model, llama) == ""
     assert (tmp_path / "oracle.json").is_file()
     host = estimated(model, RUN).host
-    short = made(model, RUN, host.weights // 4, host.state // 4, host.compute // 4)
-    assert "its architecture is unknown" in await asked.check(short, model, llama)
+    short = plan_with(model, RUN, host.weights // 4, host.state // 4, host.compute // 4)
+    assert "its architecture is unknown" in await check.check(short, model, llama)
 
 
 @pytest.mark.llama
-async def test_it_is_asked_once_for_a_file_and_a_way_to_run(
+async def test_the_program_runs_once_for_each_file_and_run(
     tmp_path: Path, llama: Llama, monkeypatch: pytest.MonkeyPatch
 ):
     file = write(tmp_path / "a.gguf", "kimi-linear", Size(layers=4))
-    model = replace(STRANGE, files=(str(file),), layers=4)
-    little = made(model, RUN, 0, 0, 0)
+    model = replace(UNKNOWN, files=(str(file),), layers=4)
+    little = plan_with(model, RUN, 0, 0, 0)
     first = await FitCheck(tmp_path / "oracle.json").check(little, model, llama)
     assert first
     monkeypatch.setattr(fit_check, "PROGRAM", "not-there")
@@ -105,17 +105,17 @@ async def test_it_is_asked_once_for_a_file_and_a_way_to_run(
     assert await FitCheck(tmp_path / "oracle.json").check(other, model, llama) == ""
 
 
-async def test_a_spoilt_file_of_answers_is_begun_anew(tmp_path: Path):
+async def test_a_damaged_file_of_results_is_ignored(tmp_path: Path):
     (tmp_path / "oracle.json").write_text("[")
-    asked = FitCheck(tmp_path / "oracle.json")
+    check = FitCheck(tmp_path / "oracle.json")
     nowhere = replace(LLAMA, server=tmp_path / "llama-server")
-    assert await asked.check(made(STRANGE, RUN, 0, 0, 0), STRANGE, nowhere) == ""
+    assert await check.check(plan_with(UNKNOWN, RUN, 0, 0, 0), UNKNOWN, nowhere) == ""
 
 
 @pytest.mark.llama
-async def test_a_deployment_that_would_not_fit_is_not_begun(folder: Path, llama: Llama):
+async def test_a_deployment_that_would_not_fit_is_not_started(folder: Path, llama: Llama):
     file = write(folder / "a.gguf", "kimi-linear", Size(layers=6))
-    model = replace(STRANGE, files=(str(file),), layers=6)
+    model = replace(UNKNOWN, files=(str(file),), layers=6)
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[model.digest] = model
         short = replace(plan(model, "a", ("b", 3), size=MIB), estimate=True)

@@ -1,4 +1,4 @@
-"""What a head says to its worker passes untouched, but the hash of a tensor waits until it is released."""
+"""Hash requests from a head to its worker are held back until released; all other bytes pass unchanged."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ HELLO, DATA, COMPUTE = request(14, bytes(24)), request(6, bytes(5000)), request(
 
 
 @given(st.integers(1, 5400))
-def test_a_hash_waits_in_whatever_pieces_it_comes(piece: int) -> None:
+def test_a_hash_request_is_held_in_chunks_of_any_size(size: int) -> None:
     frames, passed = HashFrames(), b""
-    said = HELLO + DATA + hash_of("blk.1.ffn_up.weight", 255) + DATA
-    for at in range(0, len(said), piece):
-        passed += frames.feed(said[at : at + piece])
+    stream = HELLO + DATA + hash_of("blk.1.ffn_up.weight", 255) + DATA
+    for start in range(0, len(stream), size):
+        passed += frames.feed(stream[start : start + size])
     assert passed == HELLO + DATA
     assert frames.asked == HeldHash("blk.1.ffn_up.weight", 8, (64, 32, 1, 1), 0, "00000000000000ff")
-    assert frames.held == len(said) - len(passed)
-    assert passed + frames.release() == said
+    assert frames.held == len(stream) - len(passed)
+    assert passed + frames.release() == stream
     assert frames.asked is None and not frames.over
 
 
-def test_one_after_the_other_waits() -> None:
+def test_hash_requests_are_released_one_by_one() -> None:
     frames = HashFrames()
     first, second = hash_of("a", 1), hash_of("b", 2)
     assert frames.feed(first + second + DATA) == b""
@@ -49,27 +49,27 @@ def test_one_after_the_other_waits() -> None:
     assert frames.release() == second + DATA
 
 
-def test_from_the_first_computation_on_everything_passes() -> None:
+def test_everything_passes_after_the_first_computation() -> None:
     frames = HashFrames()
     assert frames.feed(COMPUTE + hash_of("a", 1)) == COMPUTE + hash_of("a", 1)
     assert frames.over and frames.feed(hash_of("b", 2)) == hash_of("b", 2)
 
 
-def test_a_hash_of_another_size_is_none_that_we_know() -> None:
+def test_a_hash_request_of_unknown_size_passes() -> None:
     frames = HashFrames()
     assert frames.feed(request(7, bytes(400))) == request(7, bytes(400))
     assert frames.asked is None
 
 
-def test_what_is_ended_passes_as_a_whole() -> None:
+def test_all_held_bytes_can_be_released() -> None:
     frames = HashFrames()
-    said = hash_of("a", 1) + hash_of("b", 2)
-    assert frames.feed(said) == b""
-    assert frames.release_all() == said
+    stream = hash_of("a", 1) + hash_of("b", 2)
+    assert frames.feed(stream) == b""
+    assert frames.release_all() == stream
 
 
 @given(st.binary(max_size=4000))
-def test_any_bytes_pass_but_for_an_end_that_may_become_a_hash(said: bytes) -> None:
+def test_any_bytes_are_passed_or_released_unchanged(stream: bytes) -> None:
     frames = HashFrames()
-    passed = frames.feed(said)
-    assert passed + frames.release_all() == said
+    passed = frames.feed(stream)
+    assert passed + frames.release_all() == stream

@@ -1,4 +1,4 @@
-"""What was read of a prompt is not read again after its model was unloaded meanwhile."""
+"""Processed prompts are saved when a model is unloaded and restored when it is loaded again."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ def ask(node: Node, text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def cluster(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
-    """Two daemons, which only together hold the model."""
+    """Two daemons that only together have enough memory for the model."""
     settings = {"placement.context": 1024, "placement.slots": 2, "placement.ubatch": 32}
-    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, start=False, loopback=True) as made:
-        write(made[0].models / "count.gguf", BIG)
-        for node in made:
+    with Cluster(
+        2, tmp_path, llama, memory="125 MiB", settings=settings, start=False, loopback=True
+    ) as nodes:
+        write(nodes[0].models / "count.gguf", BIG)
+        for node in nodes:
             node.start()
-        made.together()
-        until(lambda: b"count" in made[1].ask("GET", "/api/tags").body, "the model is known")
-        yield made
+        nodes.together()
+        until(lambda: b"count" in nodes[1].ask("GET", "/api/tags").body, "the model is known")
+        yield nodes
 
 
 @pytest.mark.llama
 @pytest.mark.cluster
-def test_a_conversation_that_comes_back_after_an_unload_is_not_read_again(cluster: Cluster) -> None:
+def test_a_conversation_is_not_processed_again_after_an_unload(cluster: Cluster) -> None:
     text = "w0001 " * 500
     first = ask(cluster[0], text)
     assert first["prompt_tokens"] > 500
@@ -69,29 +71,29 @@ def test_a_conversation_that_comes_back_after_an_unload_is_not_read_again(cluste
 
 @pytest.mark.llama
 @pytest.mark.cluster
-def test_what_would_be_read_anew_is_not_kept(tmp_path: Path, llama: Llama) -> None:
+def test_prompts_that_can_not_be_reused_are_not_saved(tmp_path: Path, llama: Llama) -> None:
     settings = {"placement.context": 1024, "placement.slots": 1}
-    with Cluster(1, tmp_path, llama, settings=settings, loopback=True) as made:
-        (node,) = made
+    with Cluster(1, tmp_path, llama, settings=settings, loopback=True) as nodes:
+        (node,) = nodes
         writer.write(node.models / "slides.gguf", "gemma3", Size(layers=6))
         write(node.models / "drafts.gguf", Recital(counting(320), name="drafts", layers=2))
         write(node.models / "small.gguf", Recital(counting(320), name="small", layers=1, width=192))
-        made.together()
+        nodes.together()
         until(lambda: b"slides" in node.ask("GET", "/api/tags").body, "the models are known")
-        for model, wish in (("slides", {}), ("drafts", {"speculation": "small"})):
-            loaded = node.ask("POST", "/api/cluster/load", {"model": model, **wish})
-            assert loaded.status == 200 and bool(loaded.json["speculation"]) == bool(wish), loaded.body
+        for model, options in (("slides", {}), ("drafts", {"speculation": "small"})):
+            loaded = node.ask("POST", "/api/cluster/load", {"model": model, **options})
+            assert loaded.status == 200 and bool(loaded.json["speculation"]) == bool(options), loaded.body
             body = {"model": model, "prompt": "w0001 w0002 w0003 " * 100, "max_tokens": 2}
             answer = node.ask("POST", "/v1/completions", body)
             assert answer.json["usage"]["prompt_tokens"] > 256, answer.body
             assert node.ask("POST", "/api/cluster/unload", {"model": model}).status == 200
-            until(lambda: not made.deployments(), "it is unloaded")
+            until(lambda: not nodes.deployments(), "it is unloaded")
         assert "processed prompts" not in node.log()
         assert list((node.folder / "cache" / "prompts").iterdir()) == []
 
 
 class Engine(HttpDouble):
-    """A llama-server's slots."""
+    """A double of llama-server with endpoints for its slots."""
 
     def __init__(self, tokens: tuple[int, ...], folder: Path, size: int = 1000) -> None:
         self.tokens, self.folder, self.size = tokens, folder, size
@@ -124,72 +126,72 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_long_prompts_alone_are_kept_within_the_limit(tmp_path: Path) -> None:
+async def test_only_long_prompts_are_saved_within_the_limit(tmp_path: Path) -> None:
     kept = KeptPrompts(tmp_path / "prompts", 2500)
     kept.open()
     folder = kept.folder
     assert folder is not None
     engine = Engine((10, 300, 4000), folder)
-    where = await engine.start()
+    address = await engine.start()
     async with aiohttp.ClientSession() as http:
-        await kept.save(http, where, "a", 2000, 8000)
+        await kept.save(http, address, "a", 2000, 8000)
         assert names(folder) == ["a-1", "a-2"]
-        await kept.save(http, where, "b", 2000, 8000)
+        await kept.save(http, address, "b", 2000, 8000)
         assert names(folder) == ["b-1", "b-2"]
         engine.fails = True
-        await kept.save(http, where, "d", 2000, 8000)
+        await kept.save(http, address, "d", 2000, 8000)
         assert names(folder) == ["b-1", "b-2"]
         engine.fails = False
-        await kept.restore(http, where, "other")
+        await kept.restore(http, address, "other")
         assert engine.restored == []
-        await kept.restore(http, where, "b")
+        await kept.restore(http, address, "b")
         assert sorted(engine.restored) == ["b-1", "b-2"] and names(folder) == []
         kept.close()
-        await kept.save(http, where, "e", 2000, 8000)
+        await kept.save(http, address, "e", 2000, 8000)
     assert not folder.exists()
     await engine.close()
 
 
-async def test_a_disk_that_can_be_written_no_more_costs_only_what_was_kept(
+async def test_a_disk_that_becomes_read_only_does_not_fail_loads_and_unloads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that the system mounts read-only after an error: a load and an unload go on."""
+    """As when the system remounts the disk read-only after an error."""
     kept = KeptPrompts(tmp_path / "prompts", 2500)
     kept.open()
     engine = Engine((300, 4000), kept.folder or tmp_path)
-    where = await engine.start()
+    address = await engine.start()
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     async with aiohttp.ClientSession() as http:
-        await kept.save(http, where, "a", 2000, 8000)
+        await kept.save(http, address, "a", 2000, 8000)
         monkeypatch.setattr(os, "unlink", refused)
         monkeypatch.setattr(os, "rmdir", refused)
-        await kept.restore(http, where, "a")
+        await kept.restore(http, address, "a")
         assert sorted(engine.restored) == ["a-0", "a-1"]
-        await kept.save(http, where, "b", 20_000, 8000)
+        await kept.save(http, address, "b", 20_000, 8000)
         kept.close()
     monkeypatch.undo()
     await engine.close()
 
 
-async def test_what_is_kept_of_a_cache_that_is_larger_than_the_limit(tmp_path: Path) -> None:
+async def test_prompts_that_fit_are_saved_if_all_together_exceed_the_limit(tmp_path: Path) -> None:
     kept = KeptPrompts(tmp_path / "prompts", 2500)
     kept.open()
     engine = Engine((300, 4000, 500), kept.folder or tmp_path)
-    where = await engine.start()
+    address = await engine.start()
     async with aiohttp.ClientSession() as http:
-        await kept.save(http, where, "a", 20_000, 8000)
-    assert names(tmp_path / "prompts") == ["a-0", "a-2"], "those prompts that fit"
+        await kept.save(http, address, "a", 20_000, 8000)
+    assert names(tmp_path / "prompts") == ["a-0", "a-2"], "only the prompts that fit"
     await engine.close()
 
 
-def test_none_are_kept_where_the_settings_say_so_or_the_folder_cannot_be_made(tmp_path: Path) -> None:
+def test_no_prompts_are_saved_if_disabled_or_without_a_folder(tmp_path: Path) -> None:
     off = KeptPrompts(tmp_path / "off", 0)
     off.open()
     assert off.folder is None and not (tmp_path / "off").exists()
     (tmp_path / "file").touch()
-    hindered = KeptPrompts(tmp_path / "file" / "prompts", 1000)
-    hindered.open()
-    assert hindered.folder is None
+    without_folder = KeptPrompts(tmp_path / "file" / "prompts", 1000)
+    without_folder.open()
+    assert without_folder.folder is None
