@@ -259,10 +259,10 @@ def _letters(atom: str) -> list[str]:
     return [letter for letter in _LETTERS if re.fullmatch(atom, letter)]
 
 
-def _repeats(found: re.Match[str] | None) -> tuple[int, int]:
-    if found is None:
+def _repeats(quantifier: re.Match[str] | None) -> tuple[int, int]:
+    if quantifier is None:
         return 1, 1
-    if found[1] is None:
-        return int(found[0] == "+"), 1 if found[0] == "?" else 4
-    low = int(found[1])
-    return low, low if found[2] is None else int(found[3]) if found[3] else low + 4
+    if quantifier[1] is None:
+        return int(quantifier[0] == "+"), 1 if quantifier[0] == "?" else 4
+    low = int(quantifier[1])
+    return low, low if quantifier[2] is None else int(quantifier[3]) if quantifier[3] else low + 4

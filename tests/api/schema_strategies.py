@@ -91,14 +91,14 @@ class Schemas:
             return self._array(depth)
         chance = self._chance
         if kind == "string":
-            found = {
+            keywords = {
                 "minLength": chance.randint(0, 2),
                 "maxLength": chance.randint(2, 4),
                 "pattern": chance.choice(_PATTERNS),
                 "format": chance.choice(("email", "ipv4", "uuid", "unknown")),
             }
         elif kind in ("integer", "number"):
-            found = {
+            keywords = {
                 "minimum": chance.choice((0, 1, -3, 0.5)),
                 "maximum": chance.choice((4, 5, 7.5, 10)),
                 "exclusiveMinimum": chance.choice((0, 1, 0.5)),
@@ -107,7 +107,7 @@ class Schemas:
             }
         else:
             return {}
-        return {key: value for key, value in found.items() if self._includes(key, 0.4)}
+        return {key: value for key, value in keywords.items() if self._includes(key, 0.4)}
 
     def _array(self, depth: int) -> dict[str, Any]:
         chance = self._chance

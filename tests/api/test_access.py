@@ -41,10 +41,10 @@ from tests.models.fakes import FakeCalls
 
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[Keys]:
-    found = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
-    await found.start()
-    yield found
-    await found.close()
+    store = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
+    await store.start()
+    yield store
+    await store.close()
 
 
 REQUESTS = [
@@ -409,5 +409,5 @@ def test_client_addresses_behind_proxies(
     names = {"peername": (peer, 1), "sockname": (own_address, 2)}
     request.transport.get_extra_info.side_effect = names.get
     request = request.clone(remote=peer)
-    found = address_of(request, networks(["10.0.0.0/24"]))
-    assert (found.address, found.local) == (address, local)
+    client = address_of(request, networks(["10.0.0.0/24"]))
+    assert (client.address, client.local) == (address, local)

@@ -77,8 +77,8 @@ async def test_tools_are_added_and_removed_during_a_conversation(ask: Client) ->
     status, warned, _ = await ask(messages=conversation, tools=[tool("Read"), tool("Write")])
     assert (status, warned) == (200, "") and ask.names() == ["Read", "Late"]
     assert "Late can be called." in str(call_of(ask.service).body["messages"])
-    again = [*conversation, {"role": "system", "content": [reference("tool_addition", "Write")]}]
-    assert (await ask(messages=again, tools=[tool("Read"), tool("Write")]))[0] == 200
+    extended = [*conversation, {"role": "system", "content": [reference("tool_addition", "Write")]}]
+    assert (await ask(messages=extended, tools=[tool("Read"), tool("Write")]))[0] == 200
     assert ask.names() == ["Read", "Late", "Write"]
     # A message that only changes tools is not sent to the model.
     assert len(call_of(ask.service).body["messages"]) == len(conversation)
@@ -98,8 +98,10 @@ async def test_a_redefined_tool_is_offered_once_and_a_compaction_keeps_tool_chan
     status, _, _ = await ask(messages=conversation, tools=[tool("Read")], tool_choice=chosen)
     assert status == 200 and ask.names() == ["Read"]
     assert call_of(ask.service).body["tools"][0]["function"]["description"] == "newer"
-    gone = [USER, {"role": "system", "content": [reference("tool_removal", "Read")]}]
-    status, _, text = await ask(messages=gone, tools=[tool("Read"), tool("Write")], tool_choice=chosen)
+    without_read = [USER, {"role": "system", "content": [reference("tool_removal", "Read")]}]
+    status, _, text = await ask(
+        messages=without_read, tools=[tool("Read"), tool("Write")], tool_choice=chosen
+    )
     assert status == 400 and "not among the tools" in text
 
 

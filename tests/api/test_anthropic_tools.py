@@ -117,20 +117,20 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [PDF] if in_result else "PDF read"}
-    shown = [result] if in_result else [result, PDF]
-    turns = [*ASK["messages"], call, {"role": "user", "content": shown}]  # type: ignore[misc]
+    blocks = [result] if in_result else [result, PDF]
+    turns = [*ASK["messages"], call, {"role": "user", "content": blocks}]  # type: ignore[misc]
     body = {**ASK, "messages": turns, "tools": [READ], "stream": True}
     async with http.post(url, json=body) as answer:
         assert answer.status == 200 and "document" in answer.headers["X-Sollold-Warning"]
     assert "(a.pdf) was left out" in call_of(service).body["messages"][-1]["content"]
     for source in (None, {}, "x"):
         bad = {**ASK, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
-        status, answered, _ = await post(http, url, bad)
-        assert status == 400 and "document" in answered["error"]["message"]
+        status, refusal, _ = await post(http, url, bad)
+        assert status == 400 and "document" in refusal["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("content", "shown"),
+    ("content", "expected_error"),
     [
         ("boom", "Error: boom"),
         ("", "Error"),
@@ -141,13 +141,13 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
     ],
 )
 async def test_a_failed_tool_result_is_marked_as_an_error(
-    serve: Serve, http: ClientSession, content: Any, shown: str
+    serve: Serve, http: ClientSession, content: Any, expected_error: str
 ) -> None:
     service = text_service("Hello")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": content}
-    for failed, expected in ((True, shown), (False, content if isinstance(content, str) else None)):
+    for failed, expected in ((True, expected_error), (False, content if isinstance(content, str) else None)):
         turns = [*ASK["messages"], call, {"role": "user", "content": [{**result, "is_error": failed}]}]  # type: ignore[misc]
         assert (await post(http, url, {**ASK, "messages": turns, "tools": [READ]}))[0] == 200
         if expected is not None:

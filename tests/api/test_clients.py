@@ -40,8 +40,8 @@ async def test_ollama_generate_and_context(url: str) -> None:
     whole = await client.generate("demo", "Hi", options={"num_predict": 3})
     assert GREETING.startswith(whole.response) and whole.done_reason == "length" and whole.eval_count == 3
     assert whole.context
-    again = await client.generate("demo", "more", context=whole.context, options={"num_predict": 3})
-    assert again.prompt_eval_count > (whole.prompt_eval_count or 0)
+    continued = await client.generate("demo", "more", context=whole.context, options={"num_predict": 3})
+    assert continued.prompt_eval_count > (whole.prompt_eval_count or 0)
     parts = [part async for part in await client.generate("demo", "Hi", stream=True)]
     assert "".join(part.response for part in parts) == GREETING
     raw = await client.generate("demo", "Hello!", raw=True, options={"num_predict": 2})
@@ -114,13 +114,13 @@ async def test_ollama_embed(url: str) -> None:
 async def test_ollama_list_show_load(url: str) -> None:
     client = ollama.AsyncClient(host=url)
     assert "demo:latest" in [found.model for found in (await client.list()).models]
-    shown = await client.show("demo")
-    assert shown.capabilities == ["completion"] and shown.modelinfo
+    details = await client.show("demo")
+    assert details.capabilities == ["completion"] and details.modelinfo
     await client.ps()
     loaded = await client.generate("demo", keep_alive="5m")
     assert loaded.done_reason == "load" and loaded.response == ""
-    gone = await client.generate("demo", keep_alive=0)
-    assert gone.done_reason == "unload"
+    unloaded = await client.generate("demo", keep_alive=0)
+    assert unloaded.done_reason == "unload"
     with pytest.raises(ollama.ResponseError, match="not found") as refused:
         await client.chat("nothing", ASK)
     assert refused.value.status_code == 404
@@ -220,13 +220,13 @@ async def test_openai_schema(url: str) -> None:
 async def test_openai_completions_and_embeddings(url: str) -> None:
     async with chatgpt(url) as client:
         # Both engines get a raw prompt, so the answer continues it.
-        begun = "Hello!"
+        prefix = "Hello!"
         whole = await client.completions.create(model="demo", prompt="Hello!", max_tokens=2)
-        assert whole.choices[0].text and GREETING.startswith(begun + whole.choices[0].text)
+        assert whole.choices[0].text and GREETING.startswith(prefix + whole.choices[0].text)
         text = ""
         async for part in await client.completions.create(model="demo", prompt="Hello!", stream=True):
             text += part.choices[0].text
-        assert begun + text == GREETING
+        assert prefix + text == GREETING
         vectors = await client.embeddings.create(model="embed", input=["one", "two"])
         assert len(vectors.data) == 2 and len(vectors.data[0].embedding) > 8
         short = await client.embeddings.create(model="embed", input="one", dimensions=8)
@@ -353,8 +353,8 @@ async def test_anthropic_thinking(url: str) -> None:
 
 async def test_anthropic_counting_and_errors(url: str) -> None:
     async with claude(url) as client:
-        counted = await client.messages.count_tokens(model="demo", messages=ASK)
-        assert counted.input_tokens > 0
+        counts = await client.messages.count_tokens(model="demo", messages=ASK)
+        assert counts.input_tokens > 0
         with pytest.raises(anthropic.NotFoundError) as refused:
             await client.messages.create(model="nothing", max_tokens=9, messages=ASK)
         body: Any = refused.value.body
@@ -424,14 +424,14 @@ async def test_litellm(url: str, route: str, uncollected: None, monkeypatch: pyt
 
     def embed() -> int:
         kind = "ollama" if route == "ollama_chat" else route
-        found = litellm.embedding(
+        response = litellm.embedding(
             model=f"{kind}/embed",
             input=["one", "two"],
             api_base=base,
             api_key="none",
             encoding_format="float",
         )
-        return len(found.data)
+        return len(response.data)
 
     # In a thread, since it calls /api/show synchronously from its callbacks.
     assert await asyncio.to_thread(chat) == (GREETING, GREETING)

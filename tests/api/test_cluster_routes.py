@@ -31,13 +31,13 @@ async def test_cluster_state(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(service, cluster=cluster))
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         await answer.content.readline()
-        async with http.get(f"{url}/api/cluster") as shown:
-            state = await shown.json()
+        async with http.get(f"{url}/api/cluster") as response:
+            state = await response.json()
     assert state["open"] is True and state["term"] == 3 and state["leader_name"] == "alpha"
     assert [node["name"] for node in state["nodes"]] == ["alpha", "beta"]
     assert state["nodes"][0]["leader"] and state["nodes"][0]["devices"][0]["granted"] == 100
-    (found,) = state["deployments"]
-    assert [(share["node_name"], share["first"], share["last"]) for share in found["placed"]] == [
+    (deployment,) = state["deployments"]
+    assert [(share["node_name"], share["first"], share["last"]) for share in deployment["placed"]] == [
         ("alpha", 0, 2),
         ("beta", 2, 5),
     ]

@@ -80,23 +80,26 @@ def fake_transport(address: str = "192.168.1.9") -> asyncio.Transport:
 
 
 def test_connections_are_limited_per_address_except_loopback() -> None:
-    counted = Connections(1000, per_address=3)
+    connection_limits = Connections(1000, per_address=3)
     transports = [fake_transport() for _ in range(4)]
-    assert [counted.admits(transport) for transport in transports] == [True, True, True, False]
-    assert counted.admits(fake_transport("192.168.1.10"))
+    assert [connection_limits.admits(transport) for transport in transports] == [True, True, True, False]
+    assert connection_limits.admits(fake_transport("192.168.1.10"))
     transports[0].close()
-    assert counted.admits(fake_transport()) and not counted.admits(fake_transport())
+    assert connection_limits.admits(fake_transport()) and not connection_limits.admits(fake_transport())
     assert all(
-        counted.admits(fake_transport(address)) for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 5
+        connection_limits.admits(fake_transport(address))
+        for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1") * 5
     )
 
 
 def test_connections_are_limited_in_total() -> None:
-    counted = Connections(5, per_address=10)
+    connection_limits = Connections(5, per_address=10)
     transports = [fake_transport(f"10.0.0.{number}") for number in range(6)]
-    assert [counted.admits(transport) for transport in transports] == [True] * 5 + [False]
+    assert [connection_limits.admits(transport) for transport in transports] == [True] * 5 + [False]
     transports[2].close()
-    assert counted.admits(fake_transport("10.0.0.9")) and not counted.admits(fake_transport("10.0.0.9"))
+    assert connection_limits.admits(fake_transport("10.0.0.9")) and not connection_limits.admits(
+        fake_transport("10.0.0.9")
+    )
 
 
 async def test_a_header_is_passed_on_when_complete() -> None:
@@ -207,16 +210,18 @@ def test_the_soft_limit_of_descriptors_is_raised(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_closed_connection_is_not_counted() -> None:
-    counted = Connections(1)
+    connection_limits = Connections(1)
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(Handler, counted), "127.0.0.1", 0
+        lambda: ClientConnection(Handler, connection_limits), "127.0.0.1", 0
     )
     try:
         for _ in range(3):
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            await until(lambda: counted._open)
+            await until(lambda: connection_limits._open)
             writer.close()
-            await until(lambda: all(transport.is_closing() for transport in counted._open["127.0.0.1"]))
+            await until(
+                lambda: all(transport.is_closing() for transport in connection_limits._open["127.0.0.1"])
+            )
             assert await reader.read() == b""
     finally:
         server.close()

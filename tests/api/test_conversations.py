@@ -95,8 +95,8 @@ def test_tidy_and_flatten() -> None:
     assert tidy(ODD_ORDERS["assistant first"]) == [turn("user"), *ODD_ORDERS["assistant first"]]
     assert tidy(ODD_ORDERS["a result without its call"]) == [turn("user", "noon")]
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
-    both = tidy([turn("user", "a"), turn("user", [picture])])
-    assert both == [turn("user", [{"type": "text", "text": "a"}, picture])]
+    merged = tidy([turn("user", "a"), turn("user", [picture])])
+    assert merged == [turn("user", [{"type": "text", "text": "a"}, picture])]
     # Messages of different names are not merged; calls stay before their results.
     named = [turn("user", "a", name="x"), turn("user", "b", name="y")]
     assert tidy(named) == named
@@ -191,5 +191,7 @@ async def test_messages_are_reordered_for_another_nodes_template(
         assert status == 200, answer
         assert text_of(path, answer).startswith("Hello")
     # Refusals of a template don't count as faults of the endpoint.
-    async with http.get(f"{far}/api/cluster") as shown:
-        assert not [deployment for deployment in (await shown.json())["deployments"] if deployment["reason"]]
+    async with http.get(f"{far}/api/cluster") as response:
+        assert not [
+            deployment for deployment in (await response.json())["deployments"] if deployment["reason"]
+        ]

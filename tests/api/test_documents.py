@@ -23,15 +23,15 @@ def request_with(path: str, file: dict[str, Any], *, in_result: bool = False) ->
     if path == CHAT:
         part = {"type": "file", "file": file}
         content = [{"type": "text", "text": "Sum this up"}, part]
-        said: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if in_result:
             call = {"id": "c", "type": "function", "function": {"name": "read", "arguments": "{}"}}
-            said = [
+            conversation = [
                 {"role": "user", "content": "go"},
                 {"role": "assistant", "content": None, "tool_calls": [call]},
                 {"role": "tool", "tool_call_id": "c", "content": [part]},
             ]
-        return {"model": "demo", "messages": said}
+        return {"model": "demo", "messages": conversation}
     part = {"type": "input_file", **file}
     items: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "input_text", "text": "Sum this up"}, part]}

@@ -42,10 +42,10 @@ def test_problems_come_before_notices() -> None:
     old = replace(BERT, build="b0")
     new = replace(BERT, node="cc", name="cleo", build="b1")
     facts = Facts(me, (me, old, new), (bad,), (("no multicast", "set seeds"),), "no g++", GIB, "/cache")
-    found = examine(facts)
-    grades = [finding.grade for finding in found]
+    findings = examine(facts)
+    grades = [finding.grade for finding in findings]
     assert grades == sorted(grades, key=lambda grade: grade is Grade.NOTICE)
-    text = "\n".join(f"{finding.what} → {finding.fix}" for finding in found)
+    text = "\n".join(f"{finding.what} → {finding.fix}" for finding in findings)
     for expected in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
                   "sollold cluster secure", "1.00 GiB free"):  # fmt: skip
         assert expected in text
@@ -66,9 +66,9 @@ def test_the_limit_of_a_control_group_is_named() -> None:
 
 def test_findings_about_files_are_limited() -> None:
     files = tuple((f"m is /a/{number}.gguf", "rename one of the files") for number in range(3000))
-    found = examine(replace(HEALTHY, files=files))
-    assert len(found) == 21
-    assert found[-1].what == "2980 more problems with models' files and folders" and found[-1].fix
+    findings = examine(replace(HEALTHY, files=files))
+    assert len(findings) == 21
+    assert findings[-1].what == "2980 more problems with models' files and folders" and findings[-1].fix
 
 
 def test_repeated_failures_are_one_finding_and_a_notice_once_the_model_runs_again() -> None:
@@ -106,11 +106,14 @@ def test_findings_about_unusable_models_are_limited() -> None:
     many = tuple(
         Model(f"m{k}:latest", f"{k}", "folder", (), 1, 0.0, unusable="no model") for k in range(5000)
     )
-    found = examine(replace(HEALTHY, models=many))
-    assert len(found) < 50
-    assert found[-1].what.endswith(" more models can't be used") and found[-1].fix == "sollold models --all"
-    named = sum("m" in finding.what and "no model" in finding.what for finding in found)
-    assert found[-1].what.startswith(str(5000 - named))
+    findings = examine(replace(HEALTHY, models=many))
+    assert len(findings) < 50
+    assert (
+        findings[-1].what.endswith(" more models can't be used")
+        and findings[-1].fix == "sollold models --all"
+    )
+    named_count = sum("m" in finding.what and "no model" in finding.what for finding in findings)
+    assert findings[-1].what.startswith(str(5000 - named_count))
 
 
 def test_nodes_of_one_release_are_not_told_to_upgrade_for_the_same_llama_cpp() -> None:
@@ -225,8 +228,8 @@ def test_reasons_why_nodes_do_not_find_each_other() -> None:
 
 def test_an_open_door_is_found_despite_clock_differences() -> None:
     for until, ending in ((900.0, "to the cluster"), (1e9, "to the cluster"), (0.0, "")):
-        found = examine(replace(HEALTHY, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
-        assert [finding.what.endswith(ending) for finding in found] == [True] * bool(ending)
+        findings = examine(replace(HEALTHY, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
+        assert [finding.what.endswith(ending) for finding in findings] == [True] * bool(ending)
     me = replace(ANNA, door_until=1000.0 + 660)
     (finding,) = examine(replace(HEALTHY, me=me, live=(me, replace(BERT, door_until=1e9)), now=1000.0))
     assert finding.what.endswith("for another 11 min") and "cluster close" in finding.fix

@@ -59,12 +59,12 @@ async def read(http: ClientSession, url: str, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("thought", ["", "I think"])
+@pytest.mark.parametrize("reasoning", ["", "I think"])
 async def test_a_tool_can_be_called_despite_a_format(
-    serve: Serve, http: ClientSession, path: str, thought: str
+    serve: Serve, http: ClientSession, path: str, reasoning: str
 ) -> None:
     """Agents with typed output do this (OpenAI's Agents SDK, Pydantic AI)."""
-    thinks = [chunk(reasoning_content=thought)] if thought else []
+    thinks = [chunk(reasoning_content=reasoning)] if reasoning else []
     service = SequenceService([*thinks, chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
     url = await serve(parts(service, TOOL_MODEL))
     assert "get_time" in await read(http, url + path, request_body(path))
@@ -127,8 +127,8 @@ async def test_ollama_gets_two_requests_too(
     service = SequenceService(free) if calls else SequenceService(text, formed)
     service.engine = Engine.OLLAMA
     url = await serve(parts(service, TOOL_MODEL))
-    said = await read(http, url + path, request_body(path))
-    assert ("get_time" in said) if calls else ("tall" in said and "Well" not in said)
+    output = await read(http, url + path, request_body(path))
+    assert ("get_time" in output) if calls else ("tall" in output and "Well" not in output)
     bodies = [ask.calls[Engine.OLLAMA].body for ask in service.asks]
     sent = [(bool(body.get("format") or body.get("response_format")), "tools" in body) for body in bodies]
     assert sent == ([(False, True)] if calls else [(False, True), (True, False)])

@@ -72,8 +72,8 @@ async def test_null_fields_of_ollamas_clients_are_ignored(serve: Serve, http: Cl
     for engine in Engine:
         (sent,) = call_of(service, engine).body["messages"]
         assert sent["role"] == "user" and None not in sent.values()
-    status, shown, _ = await post(http, f"{url}/api/show", {"model": None, "name": "demo"})
-    assert status == 200 and shown["details"]
+    status, details, _ = await post(http, f"{url}/api/show", {"model": None, "name": "demo"})
+    assert status == 200 and details["details"]
 
 
 async def test_max_tokens_precedes_max_completion_tokens_on_each_engine(
@@ -243,8 +243,8 @@ async def test_an_image_may_be_a_nodejs_buffer(serve: Serve, http: ClientSession
         ("/api/generate", {"model": "demo", "prompt": "a", "images": [image]}),
     ):
         assert await status_of(http, url + path, body) == 200
-        shown = call_of(service).body["messages"][0]["content"][1]["image_url"]["url"]
-        assert base64.b64decode(shown.split(",")[1]) == PNG
+        image_url = call_of(service).body["messages"][0]["content"][1]["image_url"]["url"]
+        assert base64.b64decode(image_url.split(",")[1]) == PNG
         sent_to_ollama = call_of(service, Engine.OLLAMA).body
         assert (
             sent_to_ollama["images"]

@@ -57,14 +57,14 @@ def logprobs_in(value: Any, key: str = "") -> list[float]:
     if isinstance(value, dict):
         columns = value.get("token_logprobs") or []
         top_values = (
-            [each for alternatives in value.get("top_logprobs") or () for each in alternatives.values()]
+            [logprob for alternatives in value.get("top_logprobs") or () for logprob in alternatives.values()]
             if columns
             else []
         )
-        inner = [each for name, member in value.items() for each in logprobs_in(member, name)]
+        inner = [logprob for name, member in value.items() for logprob in logprobs_in(member, name)]
         return [*inner, *columns, *top_values]
     if isinstance(value, list):
-        return [each for item in value for each in logprobs_in(item)]
+        return [logprob for item in value for logprob in logprobs_in(item)]
     return [value] if key == "logprob" else []
 
 

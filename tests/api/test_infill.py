@@ -39,8 +39,8 @@ async def url(infill_server: str, serve: Serve) -> str:
 async def events(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     async with http.post(url, json=body) as answer:
         assert answer.status == 200, await answer.text()
-        found = [line.removeprefix("data: ") for line in (await answer.text()).splitlines()]
-    return [json.loads(line) for line in found if line.startswith("{")]
+        payloads = [line.removeprefix("data: ") for line in (await answer.text()).splitlines()]
+    return [json.loads(line) for line in payloads if line.startswith("{")]
 
 
 def test_an_unreadable_event_is_an_engine_error() -> None:

@@ -43,10 +43,10 @@ def clock() -> Clock:
 @pytest.fixture
 async def keys(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Keys]:
     monkeypatch.setattr(key_watch, "CHECK_SECONDS", 0.02)
-    found = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json", clock)
-    await found.start()
-    yield found
-    await found.close()
+    store = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json", clock)
+    await store.start()
+    yield store
+    await store.close()
 
 
 STREAMS: list[tuple[str, dict[str, Any]]] = [
@@ -159,9 +159,9 @@ async def test_a_follower_without_a_key_is_disconnected_when_keys_become_require
     member_passes.register(server)
     passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}))
     url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES)
-    shown = {"Authorization": f"Bearer {await member_passes.issue('127.0.0.1')}"} if member else {}
+    credentials = {"Authorization": f"Bearer {await member_passes.issue('127.0.0.1')}"} if member else {}
     async with (
-        http.get(url + "/api/cluster/events?follow=1", headers=REMOTE | shown) as answer,
+        http.get(url + "/api/cluster/events?follow=1", headers=REMOTE | credentials) as answer,
         http.get(url + "/api/cluster/events?follow=1") as local,
         asyncio.timeout(10),
     ):

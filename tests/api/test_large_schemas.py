@@ -57,15 +57,15 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Ids of the threads that convert schemas."""
-    found: set[int] = set()
+    thread_ids: set[int] = set()
     convert = prepare.convert_schema
 
-    def recording(*given: Any, **more: Any) -> Any:
-        found.add(threading.get_ident())
-        return convert(*given, **more)
+    def recording(*arguments: Any, **more: Any) -> Any:
+        thread_ids.add(threading.get_ident())
+        return convert(*arguments, **more)
 
     monkeypatch.setattr(prepare, "convert_schema", recording)
-    return found
+    return thread_ids
 
 
 @pytest.mark.parametrize("case", BODIES)

@@ -23,17 +23,17 @@ PICTURE = base64.b64encode(png()).decode()
 
 
 async def call_for_ollama(
-    serve: Serve, http: ClientSession, path: str, body: Any, of: Any = TOOL_MODEL
+    serve: Serve, http: ClientSession, path: str, body: Any, served: Any = TOOL_MODEL
 ) -> Call:
     service = text_service()
-    url = await serve(parts(service, of))
+    url = await serve(parts(service, served))
     async with http.post(url + path, json={"model": "demo", "stream": True, **body}) as answer:
         assert answer.status == 200, await answer.text()
     return call_of(service, Engine.OLLAMA)
 
 
 @pytest.mark.parametrize(
-    ("given", "sent"),
+    ("options", "sent"),
     [
         (
             {"num_ctx": "4096", "seed": 1.0, "temperature": "0.1"},
@@ -48,15 +48,15 @@ async def call_for_ollama(
 )
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 async def test_options_have_the_types_that_ollama_requires(
-    serve: Serve, http: ClientSession, path: str, given: dict[str, Any], sent: dict[str, Any]
+    serve: Serve, http: ClientSession, path: str, options: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    call = await call_for_ollama(serve, http, path, {"messages": USER, "prompt": "a", "options": given})
+    call = await call_for_ollama(serve, http, path, {"messages": USER, "prompt": "a", "options": options})
     assert call.body["options"] == sent
     assert all(type(call.body["options"][name]) is type(value) for name, value in sent.items())
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "sent"),
+    ("field", "value", "sent"),
     [
         ("think", "", None),
         ("think", "True", True),
@@ -70,22 +70,22 @@ async def test_options_have_the_types_that_ollama_requires(
     ],
 )
 async def test_fields_have_the_types_that_ollama_requires(
-    serve: Serve, http: ClientSession, field: str, given: Any, sent: Any
+    serve: Serve, http: ClientSession, field: str, value: Any, sent: Any
 ) -> None:
-    call = await call_for_ollama(serve, http, "/api/chat", {"messages": USER, field: given})
+    call = await call_for_ollama(serve, http, "/api/chat", {"messages": USER, field: value})
     assert call.body.get(field) == sent and (sent is not None or field not in call.body)
 
 
-@pytest.mark.parametrize("odd", [5, "x", {"a": 1}, ["x"], [5], [[{}]], True])
+@pytest.mark.parametrize("invalid", [5, "x", {"a": 1}, ["x"], [5], [[{}]], True])
 @pytest.mark.parametrize(
     ("path", "fields"),
     [("/api/generate", ("messages", "tools")), ("/api/chat", ("images", "prompt", "suffix"))],
 )
 async def test_unknown_fields_of_a_route_are_not_validated(
-    serve: Serve, http: ClientSession, path: str, fields: tuple[str, ...], odd: Any
+    serve: Serve, http: ClientSession, path: str, fields: tuple[str, ...], invalid: Any
 ) -> None:
     known = {"messages": USER} if path == "/api/chat" else {"prompt": "a"}
-    call = await call_for_ollama(serve, http, path, {**known, **dict.fromkeys(fields, odd)})
+    call = await call_for_ollama(serve, http, path, {**known, **dict.fromkeys(fields, invalid)})
     assert all(call.body[name] == value for name, value in known.items())
 
 
@@ -112,12 +112,12 @@ async def test_messages_have_the_form_that_ollama_requires(serve: Serve, http: C
 @pytest.mark.parametrize("path", PATHS[1:])
 async def test_ollama_applies_its_own_modelfile(serve: Serve, http: ClientSession, path: str) -> None:
     """Ollama adds its SYSTEM, MESSAGEs and PARAMETERs on each route, so they must not be sent too."""
-    named = replace(
+    configured = replace(
         TOOL_MODEL, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"temperature":1}'
     )
     body = body_of(path, "demo", USER)
     del body["temperature"]
-    call = await call_for_ollama(serve, http, path, {**body, "stream": True}, named)
+    call = await call_for_ollama(serve, http, path, {**body, "stream": True}, configured)
     assert [message["content"] for message in call.body["messages"]] == ["a"]
     assert "temperature" not in call.body
 
@@ -230,8 +230,8 @@ async def test_invalid_images_are_refused(serve: Serve, http: ClientSession, url
 async def test_token_inputs_of_embeddings_are_not_sent_to_ollama(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"object": "list", "data": [{"embedding": [1.0], "index": 0}]})
     url = await serve(parts(service, model(capabilities=("embedding",))))
-    for given, supported in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
-        body = {"model": "demo", "input": given, "encoding_format": "", "dimensions": "1"}
+    for texts, supported in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
+        body = {"model": "demo", "input": texts, "encoding_format": "", "dimensions": "1"}
         status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
         assert status == 200, answer
         assert (Engine.OLLAMA in service.asks[-1].calls) is supported
@@ -304,8 +304,8 @@ async def test_a_tool_choice_limits_the_tools(
         assert answer.status == 200, await answer.text()
     sent = service.asks[0].calls[Engine.LLAMA].body
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["g"] and sent["tool_choice"] == "required"
-    for odd in ("bogus", {"type": "function", "name": "h"}, {"type": "allowed_tools"}):
-        status, refusal, _ = await post(http, url + path, {**body, "tool_choice": odd})
+    for invalid in ("bogus", {"type": "function", "name": "h"}, {"type": "allowed_tools"}):
+        status, refusal, _ = await post(http, url + path, {**body, "tool_choice": invalid})
         assert status == 400 and "tool_choice" in error_of(path, refusal)
 
 

@@ -47,18 +47,18 @@ def request_body(path: str, **named: Any) -> dict[str, Any]:
 
 
 def invalid_values(path: str) -> dict[str, tuple[Any, ...]]:
-    found = dict(WRONG)
+    values = dict(WRONG)
     if path not in ("/v1/responses", "/v1/messages"):
-        found |= SAMPLED
+        values |= SAMPLED
     if path in ("/v1/chat/completions", "/v1/completions"):
-        found |= COUNTED
+        values |= COUNTED
     if path == "/v1/messages":
-        found |= {"max_tokens": (0, -1, 2**63, True), "top_k": (2**31, True)}
+        values |= {"max_tokens": (0, -1, 2**63, True), "top_k": (2**31, True)}
     if path == "/v1/responses":
-        found |= {"max_output_tokens": (0, -1, 2**63, True), "top_logprobs": (-1, 21, True)}
+        values |= {"max_output_tokens": (0, -1, 2**63, True), "top_logprobs": (-1, 21, True)}
     if path == "/v1/chat/completions":
-        found |= {"max_completion_tokens": (0, -2), "top_logprobs": (-1, 21)}
-    return found
+        values |= {"max_completion_tokens": (0, -2), "top_logprobs": (-1, 21)}
+    return values
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -113,8 +113,8 @@ async def test_other_tools_are_refused_by_name(
 ) -> None:
     service = text_service()
     url = await serve(parts(service, TOOL_MODEL))
-    good = {"type": "function", "function": {"name": "get"}}
-    status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[good, tool]))
+    valid = {"type": "function", "function": {"name": "get"}}
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[valid, tool]))
     assert status == 400 and message in error_of(path, answer)
     assert not service.asks
 

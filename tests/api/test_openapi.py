@@ -108,8 +108,8 @@ class RefusingService:
 
 
 def any_model_library() -> AnyModelLibrary:
-    able = ("completion", "tools", "thinking", "vision", "insert", "embedding")
-    library = AnyModelLibrary(model("demo:latest", capabilities=able))
+    all_capabilities = ("completion", "tools", "thinking", "vision", "insert", "embedding")
+    library = AnyModelLibrary(model("demo:latest", capabilities=all_capabilities))
     library.loaded = (Running(endpoint(), "alpha"),)
     return library
 

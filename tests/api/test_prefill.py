@@ -48,8 +48,8 @@ async def lines(http: ClientSession, url: str, body: dict[str, Any]) -> list[dic
     async with http.post(url, json=body) as answer:
         assert answer.status == 200, await answer.text()
         text = (await answer.read()).decode()
-    found = [line.removeprefix("data: ") for line in text.splitlines()]
-    return [json.loads(line) for line in found if line.startswith("{")]
+    payloads = [line.removeprefix("data: ") for line in text.splitlines()]
+    return [json.loads(line) for line in payloads if line.startswith("{")]
 
 
 @pytest.mark.llama
@@ -59,10 +59,10 @@ async def test_the_prefix_is_not_repeated(real: str, http: ClientSession, stream
     answers = await lines(http, f"{real}/api/chat", body)
     assert "".join(event["message"]["content"] for event in answers) == REST
     answers = await lines(http, f"{real}/v1/chat/completions", body)
-    said = [
+    parts = [
         choice.get("delta") or choice.get("message") or {} for event in answers for choice in event["choices"]
     ]
-    assert "".join(delta.get("content") or "" for delta in said) == REST
+    assert "".join(delta.get("content") or "" for delta in parts) == REST
     answers = await lines(http, f"{real}/v1/messages", body)
     blocks = [part for event in answers for part in event.get("content", [])]
     deltas = [event["delta"] for event in answers if event["type"] == "content_block_delta"]
@@ -79,8 +79,8 @@ async def test_the_prefix_is_not_repeated(real: str, http: ClientSession, stream
 async def test_a_prefix_in_several_parts_is_not_repeated(
     real: str, http: ClientSession, pieces: list[str]
 ) -> None:
-    begun = {"role": "assistant", "content": [{"type": "text", "text": piece} for piece in pieces]}
-    body = {"model": "demo", "messages": [MESSAGES[0], begun], "stream": False, "max_tokens": 3}
+    prefix = {"role": "assistant", "content": [{"type": "text", "text": piece} for piece in pieces]}
+    body = {"model": "demo", "messages": [MESSAGES[0], prefix], "stream": False, "max_tokens": 3}
     (answers,) = await lines(http, f"{real}/v1/chat/completions", body)
     assert answers["choices"][0]["message"]["content"].startswith("Hello! This")
     (answers,) = await lines(http, f"{real}/v1/messages", body)

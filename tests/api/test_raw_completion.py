@@ -108,8 +108,8 @@ async def test_a_whole_answer_has_openais_form(http: ClientSession, serve: Serve
 
 
 def row(token: str, logprob: float, *alternatives: str) -> dict[str, Any]:
-    others = [{"token": rival, "logprob": -9.0} for rival in alternatives]
-    return {"token": token, "logprob": logprob, "top_logprobs": others}
+    top_logprobs = [{"token": rival, "logprob": -9.0} for rival in alternatives]
+    return {"token": token, "logprob": logprob, "top_logprobs": top_logprobs}
 
 
 @pytest.mark.parametrize("engine", Engine)

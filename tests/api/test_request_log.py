@@ -45,22 +45,22 @@ async def test_a_request_has_one_line(
             await answer.read()
     await until(lambda: len(lines(caplog)) == 2)
     first, second = lines(caplog)
-    found = fields(first)
-    assert found["client"] == "192.168.1.77" and found["key"] == "my laptop"
-    assert found["route"] == "POST /api/chat" and found["status"] == "200" and found["outcome"] == "ok"
-    assert found["model"] == "demo:latest" and found["node"] == "beta" and found["resumed"] == "0"
-    assert int(found["prompt_tokens"]) > 0 and int(found["tokens"]) > 0
-    assert 0 <= float(found["first_token"]) <= float(found["seconds"])
+    logged = fields(first)
+    assert logged["client"] == "192.168.1.77" and logged["key"] == "my laptop"
+    assert logged["route"] == "POST /api/chat" and logged["status"] == "200" and logged["outcome"] == "ok"
+    assert logged["model"] == "demo:latest" and logged["node"] == "beta" and logged["resumed"] == "0"
+    assert int(logged["prompt_tokens"]) > 0 and int(logged["tokens"]) > 0
+    assert 0 <= float(logged["first_token"]) <= float(logged["seconds"])
     assert fields(second)["model"] == "demo:latest" and fields(second)["key"] == "my laptop"
     for secret_text in ("the question", "the answer", secret):
         assert secret_text not in caplog.text
     line = caplog.records[-1]
     assert line.__dict__["request"] == "abc" and line.__dict__["key"] == "my laptop"
-    assert set(found) | {"request"} <= {*FIELDS, *REQUEST_FIELDS}
+    assert set(logged) | {"request"} <= {*FIELDS, *REQUEST_FIELDS}
     async with http.get(url + "/metrics", headers=headers) as answer:
         metrics = await answer.text()
     assert 'sollold_key_requests_total{key="my laptop"} 2.0' in metrics
-    assert f'sollold_key_generated_tokens_total{{key="my laptop"}} {2 * int(found["tokens"])}.0' in metrics
+    assert f'sollold_key_generated_tokens_total{{key="my laptop"}} {2 * int(logged["tokens"])}.0' in metrics
 
 
 @pytest.mark.parametrize(("mode", "count"), [("off", 0), ("inference", 4), ("all", 5)])

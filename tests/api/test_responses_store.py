@@ -41,15 +41,15 @@ async def test_a_response_is_continued_by_its_id(serve: Serve) -> None:
         assert sent(service) == [("user", "one"), ("assistant", "Hello"), ("user", "two")]
         await client.responses.create(model="demo", input="three", previous_response_id=second.id)
         assert [content for _, content in sent(service)] == ["one", "Hello", "two", "Hello", "three"]
-        again = await client.responses.retrieve(first.id)
-        assert again.output_text == "Hello" and again.usage is not None
+        retrieved = await client.responses.retrieve(first.id)
+        assert retrieved.output_text == "Hello" and retrieved.usage is not None
         items = await client.responses.input_items.list(first.id)
         (item,) = items.data
         assert item.type == "message" and item.id and items.first_id == item.id  # type: ignore[attr-defined]
         assert [part.text for part in item.content] == ["one"]  # type: ignore[union-attr]
         for reference in ({"type": "item_reference", "id": item.id}, {"id": item.id}):
-            given: Any = [reference, {"role": "user", "content": "more"}]
-            await client.responses.create(model="demo", input=given)
+            items_sent: Any = [reference, {"role": "user", "content": "more"}]
+            await client.responses.create(model="demo", input=items_sent)
             assert sent(service) == [("user", "one"), ("user", "more")]
         # Only synchronous responses are stored.
         with pytest.raises(BadRequestError, match="Cannot cancel a synchronous response"):
@@ -74,14 +74,14 @@ async def test_a_response_is_continued_by_its_id(serve: Serve) -> None:
 
 async def test_input_items_are_listed_in_pages(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(text_service("Hello"), TOOL_MODEL))
-    given: list[dict[str, Any]] = [
+    items_sent: list[dict[str, Any]] = [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},
         {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "get", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": "noon"},
         {"role": "user", "content": [{"type": "input_text", "text": "three"}]},
     ]
-    _, answer, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+    _, answer, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": items_sent})
     path = f"{url}/v1/responses/{answer['id']}/input_items"
 
     async def input_items(query: str) -> Any:
@@ -128,11 +128,11 @@ async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
         events = [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
     item = events[-1]["response"]["output"][0]["id"]
     for reference in ({"type": "item_reference", "id": item}, {"id": item}):
-        given = [{"role": "user", "content": "a"}, reference, {"role": "user", "content": "b"}]
-        status, _, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+        items_sent = [{"role": "user", "content": "a"}, reference, {"role": "user", "content": "b"}]
+        status, _, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": items_sent})
         assert status == 200 and sent(service) == [("user", "a"), ("assistant", "Hello"), ("user", "b")]
-    given = [{"type": "item_reference", "id": "msg_none"}]
-    status, refusal, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+    items_sent = [{"type": "item_reference", "id": "msg_none"}]
+    status, refusal, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": items_sent})
     assert status == 404 and "msg_none" in refusal["error"]["message"]
     body = {"model": "demo", "input": "a", "previous_response_id": "resp_none"}
     status, refusal, _ = await post(http, f"{url}/v1/responses", body)
@@ -162,7 +162,7 @@ async def test_custom_tools_are_called_with_text_input(serve: Serve, http: Clien
     done = next(event for event in events if event["type"] == "response.custom_tool_call_input.done")
     assert done["input"] == "*** Begin" and done["output_index"] == 0
     # The next request has the call, its result and items of other servers.
-    given = [
+    items_sent = [
         {"role": "user", "content": "go"},
         {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x"}},
         {"type": "compaction", "id": "cmp_1", "encrypted_content": "…"},
@@ -173,7 +173,7 @@ async def test_custom_tools_are_called_with_text_input(serve: Serve, http: Clien
             "output": [{"type": "input_text", "text": "done"}],
         },
     ]
-    status, _, headers = await post(http, f"{url}/v1/responses", {**body, "input": given})
+    status, _, headers = await post(http, f"{url}/v1/responses", {**body, "input": items_sent})
     assert status == 200 and "compaction" in headers["X-Sollold-Warning"]
     user, assistant, result = call_of(service).body["messages"]
     assert user["content"] == "go" and result == {"role": "tool", "tool_call_id": "c1", "content": "done"}

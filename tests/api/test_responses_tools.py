@@ -87,9 +87,9 @@ async def test_tool_search_runs_in_the_client(serve: Serve, http: ClientSession)
     assert call["arguments"] == {"query": "time"} and call["call_id"] == "c1"
     assert "X-Sollold-Warning" not in headers
     # Tools that were found can be called in the next request.
-    found = {"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [CLOCK]}
-    given = [{"role": "user", "content": "go"}, call, found]
-    status, _, headers = await post(http, url, {**body, "input": given})
+    search_output = {"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [CLOCK]}
+    items = [{"role": "user", "content": "go"}, call, search_output]
+    status, _, headers = await post(http, url, {**body, "input": items})
     assert status == 200 and "X-Sollold-Warning" not in headers
     sent = call_of(service).body
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["tool_search", NAME]
@@ -152,8 +152,8 @@ async def test_an_agent_message_reaches_the_model(
         "recipient": "/root/a",
         "content": content,
     }
-    for given in ([task], [{"role": "user", "content": "go"}, task]):
-        status, _, headers = await post(http, url, {"model": "demo", "input": given})
+    for items in ([task], [{"role": "user", "content": "go"}, task]):
+        status, _, headers = await post(http, url, {"model": "demo", "input": items})
         assert status == 200 and "X-Sollold-Warning" not in headers
         assert call_of(service).body["messages"][-1] == {"role": "user", "content": text}
 
@@ -162,8 +162,8 @@ async def test_an_unknown_item_is_left_out_with_a_warning(serve: Serve, http: Cl
     service = calls("x")
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     unknown = {"type": "ghost_snapshot", "ghost_commit": {}}
-    given = [{"role": "user", "content": "go"}, unknown]
-    status, _, headers = await post(http, url, {"model": "demo", "input": given})
+    items = [{"role": "user", "content": "go"}, unknown]
+    status, _, headers = await post(http, url, {"model": "demo", "input": items})
     assert status == 200 and "ghost_snapshot" in headers["X-Sollold-Warning"]
     assert len(call_of(service).body["messages"]) == 1
     status, answer, _ = await post(http, url, {"model": "demo", "input": [unknown]})
@@ -194,15 +194,15 @@ async def test_reasoning_is_a_summary_on_request(serve: Serve, http: ClientSessi
 
 
 @pytest.mark.parametrize("summary", ["auto", None])
-@pytest.mark.parametrize("kept", [("summary",), ("encrypted_content", "summary"), ("content",)])
+@pytest.mark.parametrize("kept_fields", [("summary",), ("encrypted_content", "summary"), ("content",)])
 async def test_reasoning_is_restored_from_stored_items(
-    serve: Serve, http: ClientSession, summary: str | None, kept: tuple[str, ...]
+    serve: Serve, http: ClientSession, summary: str | None, kept_fields: tuple[str, ...]
 ) -> None:
     service = thinks()
     url = await serve(parts(service, TOOL_MODEL)) + PATH
     body = {"model": "demo", "include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}}
     _, answer, _ = await post(http, url, {**body, "input": "go"})
-    item = {key: answer["output"][0][key] for key in ("id", "type", *kept)}
+    item = {key: answer["output"][0][key] for key in ("id", "type", *kept_fields)}
     conversation = [
         {"role": "user", "content": "go"},
         item,
@@ -210,9 +210,11 @@ async def test_reasoning_is_restored_from_stored_items(
         {"role": "user", "content": "on"},
     ]
     await post(http, url, {**body, "input": conversation})
-    lost = (summary is None and kept == ("summary",)) or (summary and kept == ("content",))
+    expect_lost = (summary is None and kept_fields == ("summary",)) or (
+        summary and kept_fields == ("content",)
+    )
     message = call_of(service).body["messages"][1]
-    assert message.get("reasoning_content") == (None if lost else "I think")
+    assert message.get("reasoning_content") == (None if expect_lost else "I think")
     # Encrypted content of another server can't be read.
     foreign = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
     await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, foreign, *conversation[2:]]})
@@ -221,8 +223,8 @@ async def test_reasoning_is_restored_from_stored_items(
 
 @pytest.mark.parametrize("engine", Engine)
 async def test_input_tokens_are_counted(serve: Serve, http: ClientSession, engine: Engine) -> None:
-    counted = {"input_tokens": 7} if engine is Engine.LLAMA else {"usage": {"prompt_tokens": 7}}
-    service = ScriptedService(counted, engine=engine)
+    count_event = {"input_tokens": 7} if engine is Engine.LLAMA else {"usage": {"prompt_tokens": 7}}
+    service = ScriptedService(count_event, engine=engine)
     only = "Its files can't be read." if engine is Engine.OLLAMA else ""
     url = await serve(parts(service, model(capabilities=TOOL_MODEL.capabilities, only_ollama=only)))
     body = {"model": "demo", "input": "go", "instructions": "Be kind.", "tools": [CLOCK], "stream": True}

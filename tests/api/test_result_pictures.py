@@ -69,21 +69,21 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", REQUESTS)
-@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("has_vision", [True, False])
 async def test_an_image_in_a_result_is_left_out_for_a_model_without_vision(
-    serve: Serve, http: ClientSession, path: str, sees: bool
+    serve: Serve, http: ClientSession, path: str, has_vision: bool
 ) -> None:
     """Claude Code and Codex send images to any model."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-    able = ("completion", "tools", "vision") if sees else ("completion", "tools")
-    url = await serve(parts(service, model(capabilities=able)))
+    supported = ("completion", "tools", "vision") if has_vision else ("completion", "tools")
+    url = await serve(parts(service, model(capabilities=supported)))
     async with http.post(url + path, json={"model": "demo", "stream": True, **REQUESTS[path]}) as answer:
         assert answer.status == 200, await answer.text()
-        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
+        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not has_vision
     for engine in Engine:
         content = str(call_of(service, engine).body["messages"][2]["content"])
         assert "shot" in content
-        assert ("image_url" in content) is sees and ("can't see" in content) is not sees
+        assert ("image_url" in content) is has_vision and ("can't see" in content) is not has_vision
 
 
 IMAGE_PART = {"type": "image_url", "image_url": {"url": URL}}
@@ -94,25 +94,25 @@ CALL: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("has_vision", [True, False])
 @pytest.mark.parametrize(
     "content", [[IMAGE_PART], [{"type": "text", "text": "Attached image(s):"}, IMAGE_PART]]
 )
 async def test_an_image_after_a_result_is_left_out_for_a_model_without_vision(
-    serve: Serve, http: ClientSession, content: list[Any], sees: bool
+    serve: Serve, http: ClientSession, content: list[Any], has_vision: bool
 ) -> None:
     """Cline and pi send images of a tool in a user message, as OpenAI's tool messages can't have any."""
     service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
-    able = ("completion", "tools", "vision") if sees else ("completion", "tools")
-    url = f"{await serve(parts(service, model(capabilities=able)))}/v1/chat/completions"
+    supported = ("completion", "tools", "vision") if has_vision else ("completion", "tools")
+    url = f"{await serve(parts(service, model(capabilities=supported)))}/v1/chat/completions"
     conversation = [*CALL, {"role": "user", "content": content}, {"role": "assistant", "content": "Seen."}]
     body = {"model": "demo", "stream": True, "messages": [*conversation, {"role": "user", "content": "and?"}]}
     async with http.post(url, json=body) as answer:
         assert answer.status == 200, await answer.text()
-        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
+        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not has_vision
     for engine in Engine:
         sent = str(call_of(service, engine).body["messages"][3]["content"])
-        assert ("image_url" in sent) is sees and ("can't see" in sent) is not sees
+        assert ("image_url" in sent) is has_vision and ("can't see" in sent) is not has_vision
 
 
 async def test_a_later_image_of_the_user_is_refused(serve: Serve, http: ClientSession) -> None:

@@ -36,8 +36,8 @@ async def test_resume_reaches_the_service_but_not_the_engine(
             f"{url}/api/generate", json={"model": "demo", "prompt": "and?", "context": lines[-1]["context"]}
         ) as further:
             await further.read()
-        said = call_of(service, Engine.LLAMA).body["messages"]
-        assert {"role": "assistant", "content": "Hello"} in said
+        sent = call_of(service, Engine.LLAMA).body["messages"]
+        assert {"role": "assistant", "content": "Hello"} in sent
 
 
 @pytest.mark.parametrize(

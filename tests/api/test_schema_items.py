@@ -84,17 +84,17 @@ def test_keywords_that_would_need_too_many_values_are_not_enforced(
     schema: dict[str, Any], keyword: str
 ) -> None:
     converted = convert_schema(schema)
-    found = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
-    assert keyword in [problem.keyword for problem in found]
+    problems_found = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
+    assert keyword in [problem.keyword for problem in problems_found]
 
 
 def test_tools_are_not_made_much_longer() -> None:
-    named = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     four = {"type": "array", "items": {"enum": [*"abcd"]}, "uniqueItems": True}
     three = {**four, "items": {"enum": [*"abc"]}}
     for items, listed in ((four, False), (three, True)):
-        function = {**named["function"], "parameters": {"type": "object", "properties": {"x": items}}}
-        body = {"messages": [{"role": "user", "content": "a"}], "tools": [{**named, "function": function}]}
+        function = {**tool["function"], "parameters": {"type": "object", "properties": {"x": items}}}
+        body = {"messages": [{"role": "user", "content": "a"}], "tools": [{**tool, "function": function}]}
         warned = prepare_chat(body).warnings
         sent = body["tools"][0]["function"]["parameters"]["properties"]["x"]  # type: ignore[index]
         assert ("enum" in sent) is listed and bool(warned) is not listed

@@ -339,8 +339,8 @@ def test_keywords_that_can_not_be_enforced_are_reported(schema: Schema, keyword:
         ("/properties/a", object_schema(a=schema)),
         ("/items", {"type": "array", "items": schema}),
     ):
-        found = unenforced_keywords(convert_schema(outer))
-        assert {(problem.pointer, problem.keyword) for problem in found} == {(place, keyword)}
+        problems = unenforced_keywords(convert_schema(outer))
+        assert {(problem.pointer, problem.keyword) for problem in problems} == {(place, keyword)}
 
 
 def test_keywords_that_can_not_be_merged_are_reported() -> None:

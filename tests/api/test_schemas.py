@@ -191,10 +191,10 @@ def formatted(path: str, schema: Any, *, strict: bool) -> dict[str, Any]:
         return {"format": schema}
     if path == "/v1/messages":
         return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
-    named = {"name": "x", "schema": schema, "strict": strict}
+    named_schema = {"name": "x", "schema": schema, "strict": strict}
     if path == "/v1/responses":
-        return {"text": {"format": {"type": "json_schema", **named}}}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+        return {"text": {"format": {"type": "json_schema", **named_schema}}}
+    return {"response_format": {"type": "json_schema", "json_schema": named_schema}}
 
 
 @pytest.mark.llama
@@ -238,8 +238,8 @@ def test_keywords_that_llama_cpp_ignores_are_reported() -> None:
     schema = object_schema(
         a={"type": "array", "items": {"type": "number", "minimum": 1}, "uniqueItems": True}
     )
-    found = [(problem.pointer, problem.keyword) for problem in unenforced(convert_schema(schema).schema)]
-    assert found == [("/properties/a", "uniqueItems"), ("/properties/a/items", "minimum")]
+    pointers = [(problem.pointer, problem.keyword) for problem in unenforced(convert_schema(schema).schema)]
+    assert pointers == [("/properties/a", "uniqueItems"), ("/properties/a/items", "minimum")]
     schema = object_schema(a={"type": "string", "pattern": "^(a|bc)+$", "minLength": 2})
     assert [problem.keyword for problem in unenforced(convert_schema(schema).schema)] == ["minLength"]
 

@@ -54,10 +54,10 @@ class EchoServer:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=trust)
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
-        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
-        found = x509.load_der_x509_certificate(shown).extensions
-        return found.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+        extensions = x509.load_der_x509_certificate(certificate).extensions
+        return extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
             x509.DNSName
         )
 

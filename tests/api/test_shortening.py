@@ -80,8 +80,8 @@ class RecordingService(DirectService):
         return await super().open(ask, on_wait)
 
     def last(self, path: str) -> dict[str, Any]:
-        found = [ask.calls[Engine.LLAMA] for ask in self.asks]
-        return next(call.body for call in reversed(found) if call.path == path)
+        calls = [ask.calls[Engine.LLAMA] for ask in self.asks]
+        return next(call.body for call in reversed(calls) if call.path == path)
 
 
 @pytest.fixture
@@ -168,9 +168,11 @@ async def test_inputs_of_embeddings_are_truncated_in_both_dialects(
     url = await serve(services_of(service))
     long = "two " * 300
     texts = ["one", long, [5, 6, 7] * 100]
-    for given in (texts, long, [5, 6] * 200):
-        status, answer = await post(http, f"{url}/v1/embeddings", {"model": "embed", "input": given})
-        assert status == 200 and len(answer["data"]) == (3 if given is texts else 1)
+    for embedding_input in (texts, long, [5, 6] * 200):
+        status, answer = await post(
+            http, f"{url}/v1/embeddings", {"model": "embed", "input": embedding_input}
+        )
+        assert status == 200 and len(answer["data"]) == (3 if embedding_input is texts else 1)
     paths = [call.path for call in (ask.calls[Engine.LLAMA] for ask in service.asks)]
     # Short texts are not tokenized.
     assert paths.count("/tokenize") == 4

@@ -107,8 +107,8 @@ async def test_truncated_and_missing_calls_keep_their_text(serve: Serve, http: C
     body = {"model": "talker", "messages": USER, "tools": [TOOL], "tool_choice": "required"}
 
     async def message(text: str, finish: str) -> dict[str, Any]:
-        said = {"role": "assistant", "content": text}
-        service.events = ({"choices": [{"index": 0, "finish_reason": finish, "message": said}]},)
+        assistant = {"role": "assistant", "content": text}
+        service.events = ({"choices": [{"index": 0, "finish_reason": finish, "message": assistant}]},)
         _, answer, _ = await post(http, f"{url}/v1/chat/completions", body)
         choice: dict[str, Any] = answer["choices"][0]
         return choice
@@ -151,8 +151,8 @@ async def test_a_call_that_can_not_be_parsed_is_returned_as_text(
     url = await serve(parts(service, TALKER))
     body = body_of(path, "talker", USER, tools=tools_of(path, TOOL), stream=True)
     async with http.post(url + path, json=body) as response:
-        said = await response.text()
-    assert "lo" in said and "does not match" not in said and '"error": {' not in said
+        output = await response.text()
+    assert "lo" in output and "does not match" not in output and '"error": {' not in output
     service.events = (chunk("Hel"), Refusal(Fault.ENGINE, "boom", status=500))
     async with http.post(url + path, json=body) as response:
         assert "boom" in await response.text()
