@@ -1,4 +1,7 @@
-"""``python -m tests.chaos --faults 200 --seed 1``: faults on a real cluster; exit status 1 on any wrong."""
+"""Inject faults into a real cluster: ``python -m tests.chaos --faults 200 --seed 1``.
+
+The exit status is 1 if there are violations.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,38 @@ from tests.found_llama import found_llama
 
 
 def main() -> int:
-    """See the module."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="strike no longer than that")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="maximum duration of the faults")
     parser.add_argument("--short", action="store_true", help="only the faults that the tests use")
-    given = parser.parse_args()
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    llama, why = found_llama()
+    llama, reason = found_llama()
     if llama is None:
-        print(why)
+        print(reason)
         return 1
-    rounds = [(given.faults, False), (max(4, given.faults // 10), True)]
-    ends = [_round(llama, given, faults, needs_all=needs_all) for faults, needs_all in rounds]
-    return max(ends)
+    rounds = [(options.faults, False), (max(4, options.faults // 10), True)]
+    statuses = [_round(llama, options, faults, needs_all=needs_all) for faults, needs_all in rounds]
+    return max(statuses)
 
 
-def _round(llama: Llama, given: argparse.Namespace, faults: int, *, needs_all: bool) -> int:
+def _round(llama: Llama, options: argparse.Namespace, faults: int, *, needs_all: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    say(
-        f"seed {given.seed}, the model needs {'all' if needs_all else 'two'} of three nodes, logs in {folder}"
-    )
+    say(f"seed {options.seed}, the model needs {'all' if needs_all else 'two'} of 3 nodes, logs in {folder}")
     outcome = run(
         llama,
         folder,
         faults=faults,
-        seed=given.seed,
-        short=given.short,
+        seed=options.seed,
+        short=options.short,
         needs_all=needs_all,
-        seconds=given.seconds,
+        seconds=options.seconds,
         say=say,
     )
     for line in report(outcome):

@@ -1,4 +1,4 @@
-"""Callers that stream without an end, in every dialect, and check each answer word by word."""
+"""Callers that send streaming requests in every dialect and check each response word by word."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from tests.daemons import Node
 
 HUNG = 200.0
 """Seconds without a word after which a stream counts as hung: longer than the daemons wait for a recovery."""
-
-
 CLEAR = (502, 503, 504, 507)
-"""Statuses of errors that a fault may bring about: interrupted, unavailable, too late, too little memory."""
+"""Statuses of errors that a fault may cause: interrupted, unavailable, timeout, insufficient memory."""
 UNCLEAR = ("internal error", "did not expect", "not found", "not_found", "invalid_request")
-"""Words of errors in a stream that no fault may bring about."""
+"""Words of errors in a stream that no fault may cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one dialect asks and what it answers. ``text``: the text in one event, '' when there is none."""
+    """The requests and responses of a dialect. ``text`` returns the text of an event, or ""."""
 
     name: str
     path: str
@@ -108,15 +106,15 @@ DIALECTS = (
 
 @dataclass(slots=True)
 class Stream:
-    """One answer and how it ended.
+    """A response and how it ended.
 
     Attributes:
-        wanted: words asked for.
-        times: when each piece of text came, on the monotonic clock.
-        counted: how many tokens the answer says it has; -1 when it does not say.
-        error: why it ended before its end; empty when it did not.
-        broken: the connection broke, so that no error could be told.
-        hung: nothing came for `HUNG` seconds.
+        wanted: number of requested words.
+        times: when each chunk of text arrived, on the monotonic clock.
+        counted: number of tokens according to the response; -1 if it has none.
+        error: why it ended early; empty if it did not.
+        broken: the connection was lost, so no error could be sent.
+        hung: nothing arrived for `HUNG` seconds.
     """
 
     dialect: Dialect
@@ -136,26 +134,26 @@ class Stream:
 
     @property
     def clear(self) -> bool:
-        """Whether the error says that something is gone or missing for now, as a hurt node's may."""
+        """Whether the error is one that a fault of the called node may cause."""
         if self.broken:
             return True
         return self.status in CLEAR if self.status != 200 else not any(word in self.error for word in UNCLEAR)
 
     def what_is_wrong(self) -> str:
-        """Empty when what was said is the count from its start, every word once, and whole if it ended."""
-        said = [f"w{number:04d}" for number in range(1, len(self.words) + 1)]
-        if self.words != said:
-            wrong = next(at for at, word in enumerate(self.words) if word != said[at])
+        """Describe the first wrong word, or a wrong number of words; empty if all is correct."""
+        expected = [f"w{number:04d}" for number in range(1, len(self.words) + 1)]
+        if self.words != expected:
+            wrong = next(index for index, word in enumerate(self.words) if word != expected[index])
             return f"word {wrong + 1} is {self.words[wrong]}, after {self.words[max(0, wrong - 3) : wrong]}"
         if self.done and len(self.words) != self.wanted:
             return f"{len(self.words)} words instead of {self.wanted}"
         if self.done and self.counted not in (-1, self.wanted):
-            return f"it says that it has {self.counted} tokens, it has {self.wanted}"
+            return f"it reports {self.counted} tokens instead of {self.wanted}"
         return ""
 
 
 class Caller(threading.Thread):
-    """Asks one node again and again until told to stop; ``streams`` are those that ended."""
+    """Sends requests to one node until it is stopped; ``streams`` are those that ended."""
 
     def __init__(self, node: Node, dialect: Dialect, model: str, words: tuple[int, int], seed: int) -> None:
         super().__init__(daemon=True, name=f"{node.name} {dialect.name}")
@@ -166,14 +164,14 @@ class Caller(threading.Thread):
         self.current: Stream | None = None
         self._words = words
         self._random = random.Random(seed)
-        self._stop_asked = threading.Event()
+        self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """After the answer under way."""
-        self._stop_asked.set()
+        """Stop after the current response."""
+        self._stopping.set()
 
     def last_word(self) -> float:
-        """When the newest word came, or the newest answer ended well."""
+        """The time of the newest word, or of the end of the newest complete response."""
         current = self.current
         times = [stream.ended for stream in self.streams[-1:] if stream.done]
         if current is not None and current.times:
@@ -181,7 +179,7 @@ class Caller(threading.Thread):
         return max(times, default=0.0)
 
     def run(self) -> None:
-        while not self._stop_asked.is_set():
+        while not self._stopping.is_set():
             wanted = self._random.randint(*self._words)
             stream = self.current = Stream(self.dialect, self.node, wanted, time.monotonic())
             self._ask(stream)
@@ -189,11 +187,11 @@ class Caller(threading.Thread):
             self.streams.append(stream)
             self.current = None
             if stream.error:
-                self._stop_asked.wait(0.5)
+                self._stopping.wait(0.5)
 
     def _ask(self, stream: Stream) -> None:
         body = self.dialect.body(self.model, stream.wanted)
-        text: list[str] = []
+        chunks: list[str] = []
         try:
             with self.node.open("POST", self.dialect.path, body, timeout=HUNG) as response:
                 if response.status != 200:
@@ -205,19 +203,19 @@ class Caller(threading.Thread):
                     if "error" in item:
                         stream.error = json.dumps(item["error"])[:400]
                         break
-                    if piece := self.dialect.text(item):
+                    if chunk := self.dialect.text(item):
                         stream.times.append(time.monotonic())
-                        text.append(piece)
+                        chunks.append(chunk)
                     self._account(stream, item)
         except TimeoutError:
             stream.error, stream.hung = f"no word for {HUNG:.0f} s", True
         except (OSError, http.client.HTTPException) as error:
             stream.error, stream.broken = f"{type(error).__name__}: {error}", True
         except ValueError as error:
-            stream.error = f"an event is no JSON: {error}"
-        stream.words = "".join(text).split()
+            stream.error = f"an event is not JSON: {error}"
+        stream.words = "".join(chunks).split()
         if not stream.error and not stream.done:
-            stream.error, stream.broken = "the stream ended without its end", True
+            stream.error, stream.broken = "the stream has no final event", True
 
     def _account(self, stream: Stream, item: dict[str, Any]) -> None:
         usage = item.get("usage") or {}

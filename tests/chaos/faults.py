@@ -1,4 +1,4 @@
-"""Faults done to a running cluster, each undone by itself after a while."""
+"""Faults injected into a running cluster; most end by themselves after some seconds."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from pathlib import Path
 from tests.daemons import MARK, Cluster, Node
 
 SMALL_DISK = 1400 << 20
-"""Bytes of a node's cache disk: somewhat more than what the cache wants free at the least."""
+"""Bytes of a node's cache disk: slightly more than the minimum that the cache leaves free."""
 
 STOP_SECONDS = 30.0
-"""A daemon that is told to stop must be gone by then: the limit of draining here is 3 s."""
+"""The time within which a daemon must stop; its drain limit is 3 s here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A fault that was done.
+    """A fault that was injected.
 
     Attributes:
-        hurt: nodes whose own callers may get an error, or lose their connection.
-        at: when it struck, on the monotonic clock.
-        undo: to be called when the others have recovered; the others are undone by themselves.
+        target: the affected node, or what was affected.
+        hurt: nodes whose own callers may get an error or lose their connection.
+        time: when it was injected, on the monotonic clock.
+        undo: to be called when the other nodes have recovered; if None, the fault ended by itself.
     """
 
     kind: str
-    what: str
+    target: str
     hurt: frozenset[str]
-    at: float
+    time: float
     undo: Callable[[], None] | None = None
 
 
 def engines(node: Node, program: str = "") -> list[int]:
-    """Pids of this node's engines: ``llama-server`` or ``rpc-server``; without a name all."""
+    """Return the pids of this node's engines: ``llama-server``, ``rpc-server`` or, by default, both."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -49,8 +50,8 @@ def engines(node: Node, program: str = "") -> list[int]:
             name = (entry / "cmdline").read_bytes().split(b"\0")[0]
             if not name.endswith((b"llama-server", b"rpc-server")) or program.encode() not in name:
                 continue
-            started_here = f"{MARK}={node.folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
-            if started_here or f"{node.folder}/".encode() in (entry / "cmdline").read_bytes():
+            is_child = f"{MARK}={node.folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            if is_child or f"{node.folder}/".encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
 
@@ -61,10 +62,10 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 class Faults:
-    """Chooses and does faults; everything from one seed."""
+    """Chooses and injects faults at random, from one seed."""
 
     def __init__(self, cluster: Cluster, seed: int, *, short: bool = False, needs_all: bool = False) -> None:
-        """``short``: without those that take their time; ``needs_all``: whole nodes go and come back."""
+        """``short``: no slow faults; ``needs_all``: only faults of whole nodes that come back."""
         self._cluster = cluster
         self._random = random.Random(seed)
         self._longest = 3.0 if short else 6.0
@@ -88,7 +89,7 @@ class Faults:
         self._left: list[Callable[[], Done | None]] = []
 
     def strike(self) -> Done:
-        """Do the next fault; all kinds come in turn, in an order that changes."""
+        """Inject the next fault. Each round uses all kinds in random order."""
         while True:
             if not self._left:
                 self._left = self._random.sample(self._kinds, len(self._kinds))
@@ -102,68 +103,68 @@ class Faults:
         time.sleep(self._random.uniform(least, min(most, self._longest)))
 
     def _engine(self, program: str) -> tuple[Node, int] | None:
-        there = [(node, pid) for node in self._cluster for pid in engines(node, program)]
-        return self._random.choice(there) if there else None
+        candidates = [(node, pid) for node in self._cluster for pid in engines(node, program)]
+        return self._random.choice(candidates) if candidates else None
 
-    def _to_engine(self, program: str, number: signal.Signals, kind: str) -> Done | None:
+    def _signal_engine(self, program: str, number: signal.Signals, kind: str) -> Done | None:
         if (found := self._engine(program)) is None:
             return None
-        at = time.monotonic()
+        began = time.monotonic()
         _signal(found[1], number)
-        return Done(kind, found[0].name, frozenset(), at)
+        return Done(kind, found[0].name, frozenset(), began)
 
     def kill_worker(self) -> Done | None:
-        return self._to_engine("rpc-server", signal.SIGKILL, "kill -9 of a worker")
+        return self._signal_engine("rpc-server", signal.SIGKILL, "kill -9 of a worker")
 
     def kill_server(self) -> Done | None:
-        return self._to_engine("llama-server", signal.SIGKILL, "kill -9 of llama-server")
+        return self._signal_engine("llama-server", signal.SIGKILL, "kill -9 of llama-server")
 
     def stop_worker(self) -> Done | None:
-        """A worker hangs: nobody wakes it, the daemon has to find out."""
-        return self._to_engine("rpc-server", signal.SIGSTOP, "SIGSTOP of a worker")
+        """Suspend a worker for good; the daemon must detect it."""
+        return self._signal_engine("rpc-server", signal.SIGSTOP, "SIGSTOP of a worker")
 
     def stop_server(self) -> Done | None:
-        return self._to_engine("llama-server", signal.SIGSTOP, "SIGSTOP of llama-server")
+        return self._signal_engine("llama-server", signal.SIGSTOP, "SIGSTOP of llama-server")
 
     def kill_daemon(self) -> Done:
-        node, at = self._node(), time.monotonic()
+        node, began = self._node(), time.monotonic()
         node.kill()
         self._pause(0.2, 3)
         node.start()
-        return Done("kill -9 of a daemon", node.name, frozenset((node.name,)), at)
+        return Done("kill -9 of a daemon", node.name, frozenset((node.name,)), began)
 
     def stop_daemon(self) -> Done:
-        node, at = self._node(), time.monotonic()
+        node, began = self._node(), time.monotonic()
         assert node.process is not None
         _signal(node.process.pid, signal.SIGSTOP)
         self._pause(1, 12)
         _signal(node.process.pid, signal.SIGCONT)
-        return Done("SIGSTOP of a daemon", node.name, frozenset((node.name,)), at)
+        return Done("SIGSTOP of a daemon", node.name, frozenset((node.name,)), began)
 
     def restart_daemon(self) -> Done:
-        """As for an upgrade."""
-        node, at = self._node(), time.monotonic()
+        """Restart a daemon, as an upgrade does."""
+        node, began = self._node(), time.monotonic()
         try:
             node.stop(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.wrong.append(f"{node.name} did not stop within {STOP_SECONDS:.0f} s")
             node.kill()
         node.start()
-        return Done("a daemon is restarted", node.name, frozenset((node.name,)), at)
+        return Done("a daemon is restarted", node.name, frozenset((node.name,)), began)
 
     def cut_cable(self) -> Done | None:
-        node, at = self._node(), time.monotonic()
+        node, began = self._node(), time.monotonic()
         if node.machine is None:
             return None
         node.machine.cut()
         self._pause(1, 12)
         node.machine.restore()
-        return Done("a cable is cut", node.name, frozenset((node.name,)), at)
+        return Done("a cable is cut", node.name, frozenset((node.name,)), began)
 
     def machine_vanishes(self) -> Done | None:
-        """Cut off and dead at once, so that nothing tells its end; it comes back when the rest goes on."""
+        """Cut a node off and kill it, so that no connection is closed; it returns after the recovery."""
         holders = [node for node in self._cluster if engines(node)]
-        node, at = self._random.choice(holders or self._cluster.nodes), time.monotonic()
+        node, began = self._random.choice(holders or self._cluster.nodes), time.monotonic()
         if node.machine is None:
             return None
         node.machine.cut()
@@ -174,10 +175,10 @@ class Faults:
             machine.restore()
             node.start()
 
-        return Done("a machine vanishes", node.name, frozenset((node.name,)), at, undo)
+        return Done("a machine vanishes", node.name, frozenset((node.name,)), began, undo)
 
     def partition(self) -> Done | None:
-        lan, at = self._cluster.lan, time.monotonic()
+        lan, began = self._cluster.lan, time.monotonic()
         if lan is None:
             return None
         alone = self._random.randrange(len(self._cluster))
@@ -185,10 +186,10 @@ class Faults:
         self._pause(3, 12)
         lan.heal()
         name = self._cluster[alone].name
-        return Done("a partition", f"{name} alone", frozenset((name,)), at)
+        return Done("a partition", f"{name} alone", frozenset((name,)), began)
 
     def truncate_cache(self) -> Done | None:
-        """Files of the workers' cache are cut short, then a worker dies: the next load meets them."""
+        """Truncate the files of the tensor caches and kill a worker, so that the next load finds them."""
         files = [file for node in self._cluster for file in node.tensors()]
         if not files or not any(engines(node, "rpc-server") for node in self._cluster):
             return None
@@ -196,11 +197,11 @@ class Faults:
             with contextlib.suppress(OSError):
                 os.truncate(file, self._random.randrange(file.stat().st_size))
         killed = self.kill_worker()
-        at = killed.at if killed else time.monotonic()
-        return Done("cache files cut short", f"{len(files)} files", frozenset(), at)
+        began = killed.time if killed else time.monotonic()
+        return Done("cache files cut short", f"{len(files)} files", frozenset(), began)
 
     def fill_cache(self) -> Done | None:
-        """A cache is emptied and its disk is full, before the model loads anew or while it does."""
+        """Empty a tensor cache and fill its disk, before or while the model is loaded again."""
         node = self._node()
         if not node.small_disk:
             return None
@@ -209,34 +210,34 @@ class Faults:
         shutil.rmtree(folder / "tensors" / "whole", ignore_errors=True)
         if early:
             _fill(folder / "filler")
-        at = time.monotonic()
+        began = time.monotonic()
         self.kill_worker()
         if not early:
             self._pause(0.1, 1)
             _fill(folder / "filler")
         self._pause(2, 6)
         (folder / "filler").unlink(missing_ok=True)
-        return Done("the cache's disk is full", node.name, frozenset(), at)
+        return Done("the cache's disk is full", node.name, frozenset(), began)
 
     def kill_leader_in_a_plan(self) -> Done | None:
-        """The engine dies, and so does the leader that would place it anew."""
+        """Kill llama-server, and then the leader that would place the model again."""
         leader = next(
             (state["leader"] for node in self._cluster if (state := node.state()).get("leader")), ""
         )
-        node = next((one for one in self._cluster if one.state().get("me") == leader), None)
+        node = next((node for node in self._cluster if node.state().get("me") == leader), None)
         if node is None:
             return None
-        at = time.monotonic()
+        began = time.monotonic()
         self.kill_server()
         self._pause(0, 1.0)
         node.kill()
         self._pause(0.2, 2)
         node.start()
-        return Done("the leader dies in a plan", node.name, frozenset((node.name,)), at)
+        return Done("the leader dies in a plan", node.name, frozenset((node.name,)), began)
 
 
 def _fill(file: Path) -> None:
-    """Take every byte that is left on the disk."""
+    """Fill the disk of ``file``."""
     with file.open("wb") as out, contextlib.suppress(OSError):
         size = shutil.disk_usage(file.parent).free
         while size >= 4096:

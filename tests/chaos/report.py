@@ -1,4 +1,4 @@
-"""What a chaos run says at its end."""
+"""The report of a chaos run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from tests.chaos.round import Outcome, Struck
 
 LIMITS = {"kill -9 of a worker": 2.0, "a machine vanishes": 8.0}
-"""Seconds until the next word, besides the time to load the model, that are aimed at."""
+"""The intended maximum of seconds until the next word, in addition to the time to load the model."""
 ENOUGH = 5
-"""Faults of a kind from which their median says anything."""
+"""The number of faults of a kind that makes their median meaningful."""
 _GOOD = ("exact", "resumed", "allowed")
 
 
 def forbidden(outcome: Outcome) -> list[str]:
-    """Streams that ended as none may, in sentences, and what else must not be."""
+    """Return descriptions of all violations, including those of single streams."""
     found = list(outcome.wrong)
     for kind, limit in LIMITS.items():
         waits = waits_of(outcome, kind)
-        # What was said has to be read again besides: a matter of the model and the machine.
-        most = limit + outcome.load + outcome.read
+        # Words sent before the fault are processed again, which depends on the model and the machine.
+        maximum = limit + outcome.load + outcome.read
         times = sum(struck.fault.kind == kind for struck in outcome.struck)
-        if times >= ENOUGH and waits and statistics.median(waits) > most:
-            found.append(f"{kind}: the median of {statistics.median(waits):.1f} s is above {most:.1f} s")
+        if times >= ENOUGH and waits and statistics.median(waits) > maximum:
+            found.append(f"{kind}: the median of {statistics.median(waits):.1f} s is above {maximum:.1f} s")
     for stream in outcome.streams:
         verdict = outcome.verdict(stream)
         if verdict not in _GOOD:
@@ -33,33 +33,33 @@ def forbidden(outcome: Outcome) -> list[str]:
 
 
 def waits_of(outcome: Outcome, kind: str) -> list[float]:
-    """Seconds until the next word after the faults of one kind."""
+    """The seconds until the next word after each fault of one kind."""
     return [wait for struck in outcome.struck if struck.fault.kind == kind for wait in struck.waits]
 
 
 def report(outcome: Outcome) -> Iterator[str]:
-    """Lines."""
+    """Yield the lines of the report."""
     kinds: dict[str, list[Struck]] = {}
     last: dict[int, Struck] = {}
     for struck in outcome.struck:
         kinds.setdefault(struck.fault.kind, []).append(struck)
-        last.update({id(stream): struck for stream in struck.under_way})
+        last.update({id(stream): struck for stream in struck.active})
     yield ""
     yield f"{len(outcome.struck)} faults in {outcome.seconds:.0f} s, {len(outcome.streams)} streams"
     yield _row("fault", "times", "next word: median", "worst", "streams", "exact", "allowed", "forbidden")
-    for kind, all_of in sorted(kinds.items()):
-        waits = [wait for one in all_of for wait in one.waits]
+    for kind, strikes in sorted(kinds.items()):
+        waits = [wait for struck in strikes for wait in struck.waits]
         ends = Counter(
             verdict if (verdict := outcome.verdict(stream)) in _GOOD else "forbidden"
-            for one in all_of
-            for stream in one.under_way
-            # How it ended is put down to the last fault that it met.
-            if last[id(stream)] is one
+            for struck in strikes
+            for stream in struck.active
+            # The end of a stream is attributed to the last fault during it.
+            if last[id(stream)] is struck
         )
-        middle, worst = (f"{statistics.median(waits):.1f} s", f"{max(waits):.1f} s") if waits else ("-", "-")
+        median, worst = (f"{statistics.median(waits):.1f} s", f"{max(waits):.1f} s") if waits else ("-", "-")
         exact = ends["exact"] + ends["resumed"]
         counts = (sum(ends.values()), exact, ends["allowed"], ends["forbidden"])
-        yield _row(kind, len(all_of), middle, worst, *counts)
+        yield _row(kind, len(strikes), median, worst, *counts)
     ends = Counter(
         verdict if (verdict := outcome.verdict(stream)) in _GOOD else "forbidden"
         for stream in outcome.streams
@@ -71,8 +71,8 @@ def report(outcome: Outcome) -> Iterator[str]:
             aim = limit + outcome.load
             within = sum(wait <= aim for wait in waits)
             yield (
-                f"{kind}: next word aimed at {aim:.1f} s ({limit:g} s + {outcome.load:.1f} s to load, not "
-                f"the {outcome.read:.1f} s to read again what was said); "
+                f"{kind}: next word expected within {aim:.1f} s ({limit:g} s + {outcome.load:.1f} s to load, "
+                f"without the {outcome.read:.1f} s to process the earlier words again); "
                 f"median {statistics.median(waits):.1f} s, worst {max(waits):.1f} s, "
                 f"{within} of {len(waits)} within"
             )

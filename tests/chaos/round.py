@@ -1,4 +1,4 @@
-"""One chaos run: a cluster, callers, faults one after the other, and what must hold at the end."""
+"""A chaos run: a cluster, callers, successive faults, and checks at the end."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.daemons import Cluster, Node, until
 MODEL = "count"
 TEXT = 320
 RECITAL = Recital(counting(TEXT), name=MODEL, layers=3, width=256, hidden=40_960, heavy=True)
-"""Some 100 MB; each matrix of its feed-forward is large enough for the workers' cache."""
+"""About 100 MB; each feed-forward matrix is large enough for the workers' cache."""
 MEMORY = "125 MiB"
-"""What a node may grant: the model needs two."""
+"""Memory that a node may grant: the model needs two nodes."""
 MEMORY_OF_ALL = "75 MiB"
-"""The same, when the model is to need all three."""
-GROWTH = 64.0
-"""MB by which a daemon may have grown at the end."""
+"""The same if the model is to need all three nodes."""
+MAX_GROWTH = 64.0
+"""MB by which a daemon may grow until the end."""
 SETTINGS: dict[str, Any] = {
     "placement.context": 768,
     "placement.slots": len(DIALECTS),
@@ -40,59 +40,59 @@ SETTINGS: dict[str, Any] = {
     "serving.drain_limit": 3,
     "serving.recover_limit": 150,
 }
-STREAMS, SAID = sum(dialect.streamed for dialect in DIALECTS), 100
-"""Streams at a time, and how many words of each have been said when a fault hits, more or less."""
-SETTLED_WITHIN = 170.0
+STREAMS, WORDS_BEFORE = sum(dialect.streamed for dialect in DIALECTS), 100
+"""Concurrent streams, and roughly the number of words of each before a fault."""
+SETTLE_SECONDS = 170.0
 OWN_FAULTS = ("internal error", "Traceback (most recent call last)", "never retrieved", "never awaited")
-"""What must not be in a daemon's log."""
+"""Words that must not occur in a daemon's log."""
 PAUSE = 1.0
-"""Silence from which a stream counts as hit by a fault."""
+"""Seconds of silence from which a stream counts as affected by a fault."""
 
 
 @dataclass(slots=True)
 class Struck:
-    """One fault and what came of it. Seconds.
+    """A fault and its effects, in seconds.
 
     Attributes:
-        under_way: streams that were being answered when it struck.
-        waits: from the fault to the next word, of the streams at well nodes that it made wait.
-        settled: from the fault until every caller got words again; infinite when they never did.
+        active: streams that were running when it was injected.
+        waits: from the fault to the next word, of the affected streams at nodes that were not hurt.
+        settled: from the fault until every caller received words again; infinite if that never happened.
     """
 
     fault: Done
-    under_way: list[Stream]
+    active: list[Stream]
     waits: list[float] = field(default_factory=list)
     settled: float = 0.0
 
 
 @dataclass(slots=True)
 class Outcome:
-    """All that a run found out."""
+    """The results of a run."""
 
     load: float
-    """Seconds that a llama-server alone needs to load the model."""
+    """Seconds that a single llama-server needs to load the model."""
     read: float
-    """Seconds that it then needs to read what as many streams as are hit had been given, half of it said."""
+    """Seconds that it then needs to process the prompts of resumed streams."""
     struck: list[Struck] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     hurt: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
-    """What must not be, in sentences."""
+    """Descriptions of violations."""
     seconds: float = 0.0
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """MB of each daemon at first and at last."""
+    """MB of each daemon at the start and at the end."""
 
     def may_err(self, stream: Stream) -> bool:
-        """Whether the node that was asked was itself hurt meanwhile."""
+        """Return whether the called node was hurt during the stream."""
         spans = self.hurt.get(stream.node.name, [])
         return any(begin <= stream.ended and stream.began <= end for begin, end in spans)
 
     def verdict(self, stream: Stream) -> str:
-        """``exact``, ``resumed`` (and exact), ``allowed`` (an error that may be) or why it must not be."""
+        """``exact``, ``resumed`` (and exact), ``allowed`` (a permitted error), or the violation."""
         if stream.hung:
             return stream.error
-        if why := stream.what_is_wrong():
-            return why
+        if problem := stream.what_is_wrong():
+            return problem
         if not stream.error:
             return "resumed" if stream.resumed else "exact"
         return "allowed" if self.may_err(stream) and stream.clear else stream.error
@@ -109,18 +109,18 @@ def run(
     seconds: float = float("inf"),
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Strike ``faults`` times, or for so many ``seconds``, and answer what was found.
+    """Inject ``faults`` faults, for at most ``seconds``, and return the outcome.
 
-    ``needs_all``: the model needs every node, so that each fault has to be waited out.
+    ``needs_all``: the model needs every node, so that each fault interrupts it until the node is back.
 
-    Call it in the main thread: the daemons die with the thread that started them.
+    Call it in the main thread, since the daemons end with the thread that started them.
     """
     model = folder / "count.gguf"
     write(model, RECITAL)
-    alone = [_load_alone(llama, model) for _ in range(3)]
-    outcome = Outcome(*(statistics.median(column) for column in zip(*alone, strict=True)))
-    said = f"and reads {STREAMS} answers of {SAID} words in {outcome.read:.2f} s"
-    say(f"a llama-server alone loads the model in {outcome.load:.2f} s {said}")
+    single = [_measure_single(llama, model) for _ in range(3)]
+    outcome = Outcome(*(statistics.median(column) for column in zip(*single, strict=True)))
+    reads = f"and reads {STREAMS} answers of {WORDS_BEFORE} words in {outcome.read:.2f} s"
+    say(f"a single llama-server loads the model in {outcome.load:.2f} s {reads}")
     settings = SETTINGS | {"llama.worker_cache_limit": "200 MB"}
     memory = MEMORY_OF_ALL if needs_all else MEMORY
     with Cluster(3, folder, llama, memory=memory, settings=settings, start=False) as cluster:
@@ -156,11 +156,13 @@ def run(
             for caller in callers:
                 caller.join(max(0.1, limit - time.monotonic()))
         outcome.streams = [stream for caller in callers for stream in caller.streams]
-        outcome.wrong += [f"the caller {one.name} still waits" for one in callers if one.is_alive()]
-        _look_at_the_end(cluster, outcome)
+        outcome.wrong += [
+            f"the caller {caller.name} is still waiting" for caller in callers if caller.is_alive()
+        ]
+        _check_end(cluster, outcome)
         outcome.seconds = time.monotonic() - began
-    # The machine may have become slower meanwhile: others may use it too.
-    load, read = _load_alone(llama, model)
+    # The machine may have become slower, since others may use it too.
+    load, read = _measure_single(llama, model)
     outcome.load, outcome.read = max(outcome.load, load), max(outcome.read, read)
     return outcome
 
@@ -177,84 +179,86 @@ def _strike_all(
     end = time.monotonic() + seconds
     first = _wait_for_words(callers, time.monotonic(), set())
     if first == float("inf"):
-        outcome.wrong.append(f"no answers within {SETTLED_WITHIN:.0f} s from the start")
+        outcome.wrong.append(f"no answers within {SETTLE_SECONDS:.0f} s from the start")
         return
     outcome.memory = [(_memory(node), 0.0) for node in cluster]
     while len(outcome.struck) < count and time.monotonic() < end:
-        under_way = [stream for caller in callers if (stream := caller.current) is not None]
-        before = {id(stream): len(stream.times) for stream in under_way}
+        active = [stream for caller in callers if (stream := caller.current) is not None]
+        before = {id(stream): len(stream.times) for stream in active}
         fault = faults.strike()
-        struck = Struck(fault, under_way)
+        struck = Struck(fault, active)
         outcome.struck.append(struck)
         away = set(fault.hurt) if fault.undo else set()
-        struck.settled = _wait_for_words(callers, fault.at, away)
+        struck.settled = _wait_for_words(callers, fault.time, away)
         if fault.undo:
             fault.undo()
         if fault.hurt:
             with contextlib.suppress(AssertionError):
                 cluster.together(60)
             for name in fault.hurt:
-                outcome.hurt.setdefault(name, []).append((fault.at, time.monotonic() + 1.0))
+                outcome.hurt.setdefault(name, []).append((fault.time, time.monotonic() + 1.0))
             if fault.undo:
                 _wait_for_words(callers, time.monotonic(), set())
         struck.waits = [
             wait
-            for stream in under_way
+            for stream in active
             if stream.node.name not in fault.hurt and stream.dialect.streamed and before[id(stream)]
-            if (wait := _wait_of(stream, fault.at)) is not None
+            if (wait := _wait_of(stream, fault.time)) is not None
         ]
         say(_line(len(outcome.struck), struck))
         if struck.settled == float("inf"):
             outcome.wrong.append(
-                f"fault {len(outcome.struck)} ({fault.kind}): no answers within {SETTLED_WITHIN:.0f} s; "
-                + "; ".join(_where(caller) for caller in callers)
+                f"fault {len(outcome.struck)} ({fault.kind}): no answers within {SETTLE_SECONDS:.0f} s; "
+                + "; ".join(_progress(caller) for caller in callers)
             )
-            if sum(one.settled == float("inf") for one in outcome.struck) >= 3:
+            if sum(struck.settled == float("inf") for struck in outcome.struck) >= 3:
                 return
 
 
-def _where(caller: Caller) -> str:
+def _progress(caller: Caller) -> str:
     stream = caller.current
     words = len(stream.times) if stream else 0
     return f"{caller.name}: {words} words, before {caller.streams[-1].error if caller.streams else 'nothing'}"
 
 
 def _wait_for_words(callers: list[Caller], since: float, away: set[str]) -> float:
-    """Wait until each caller has a word that is newer than the fault; the seconds that took since it."""
-    asked = [one for one in callers if one.node.name not in away and one.dialect.streamed]
-    # A word that was on its way already is no sign of life.
+    """Wait until each caller has a word newer than the fault; return the seconds since the fault."""
+    relevant = [c for c in callers if c.node.name not in away and c.dialect.streamed]
+    # A word that was already in transit does not count.
     fresh = max(time.monotonic(), since) + 0.5
-    while any(one.last_word() <= fresh for one in asked):
-        if time.monotonic() - fresh > SETTLED_WITHIN:
+    while any(caller.last_word() <= fresh for caller in relevant):
+        if time.monotonic() - fresh > SETTLE_SECONDS:
             return float("inf")
         time.sleep(0.05)
     return time.monotonic() - since
 
 
-def _wait_of(stream: Stream, at: float) -> float | None:
-    """From the fault to the end of the longest silence that came of it; None when there was none."""
+def _wait_of(stream: Stream, time_: float) -> float | None:
+    """Seconds from the fault to the end of the longest pause after it; None if there was none."""
     times = list(stream.times)
-    pauses = [(later - sooner, later) for sooner, later in itertools.pairwise(times) if later > at]
+    pauses = [(later - sooner, later) for sooner, later in itertools.pairwise(times) if later > time_]
     pause, end = max(pauses, default=(0.0, 0.0))
-    return end - at if pause >= PAUSE else None
+    return end - time_ if pause >= PAUSE else None
 
 
 def _line(number: int, struck: Struck) -> str:
     fault = struck.fault
-    waits = "nobody waited"
+    waits = "no stream waited"
     if struck.waits:
         waits = (
             f"next word after {statistics.median(struck.waits):5.1f} s, worst {max(struck.waits):5.1f} s, "
             f"{len(struck.waits)} streams"
         )
-    settled = f"all go on after {struck.settled:5.1f} s" if struck.settled != float("inf") else "NO ANSWERS"
-    return f"{number:4} {fault.kind:26} {fault.what:12} {settled}; {waits}"
+    settled = (
+        f"all continue after {struck.settled:5.1f} s" if struck.settled != float("inf") else "NO ANSWERS"
+    )
+    return f"{number:4} {fault.kind:26} {fault.target:12} {settled}; {waits}"
 
 
-def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
-    """Nothing is granted, no engine runs: neither after unloading, nor after the daemons' end."""
+def _check_end(cluster: Cluster, outcome: Outcome) -> None:
+    """Check that memory is released and engines end, after unloading and after stopping the daemons."""
     wrong = outcome.wrong
-    with _noted(wrong):
+    with _recording_errors(wrong):
         cluster.together(60)
     outcome.memory = [
         (first, _memory(node)) for (first, _), node in zip(outcome.memory, cluster, strict=False)
@@ -262,34 +266,34 @@ def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
     wrong.extend(
         f"{node.name} has grown from {first:.0f} MB to {last:.0f} MB"
         for (first, last), node in zip(outcome.memory, cluster, strict=False)
-        if last - first > GROWTH
+        if last - first > MAX_GROWTH
     )
 
     def unloaded() -> bool:
-        # Those that failed are told of for a while.
-        there = [found for found in cluster.deployments() if found["state"] != "failed"]
-        for found in there:
-            cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
-        return not there
+        # Failed deployments stay listed for a while.
+        remaining = [item for item in cluster.deployments() if item["state"] != "failed"]
+        for deployment in remaining:
+            cluster[0].ask("POST", "/api/cluster/unload", {"model": deployment["id"], "force": True})
+        return not remaining
 
     def granted() -> int:
-        """Bytes, as every node sees every other; -1 while one does not answer or does not see all."""
+        """Granted bytes as seen by all nodes; -1 while a node does not respond or does not see all."""
         states = [node.state().get("nodes", []) for node in cluster]
-        if any(len(seen) != len(cluster) for seen in states):
+        if any(len(nodes) != len(cluster) for nodes in states):
             return -1
-        return sum(device["granted"] for seen in states for one in seen for device in one["devices"])
+        return sum(device["granted"] for nodes in states for node in nodes for device in node["devices"])
 
-    with _noted(wrong):
+    with _recording_errors(wrong):
         until(unloaded, "every deployment is unloaded", 60, 0.5)
-    with _noted(wrong):
-        until(lambda: granted() == 0, "every byte is given back", 30, 0.5)
-    with _noted(wrong):
+    with _recording_errors(wrong):
+        until(lambda: granted() == 0, "all memory is released", 30, 0.5)
+    with _recording_errors(wrong):
         until(lambda: not any(engines(node) for node in cluster), "every engine has ended", 30, 0.5)
     for node in cluster:
-        with _noted(wrong):
+        with _recording_errors(wrong):
             if (code := node.stop(STOP_SECONDS)) != 0:
                 wrong.append(f"{node.name} ended with {code}")
-    wrong.extend(f"engines of {node.name} outlive it" for node in cluster if engines(node))
+    wrong.extend(f"engines of {node.name} are still running" for node in cluster if engines(node))
     for node in cluster:
         wrong.extend(
             f"{node.name} logged: {line}"
@@ -299,7 +303,7 @@ def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def _noted(wrong: list[str]) -> Iterator[None]:
+def _recording_errors(wrong: list[str]) -> Iterator[None]:
     try:
         yield
     except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
@@ -307,14 +311,14 @@ def _noted(wrong: list[str]) -> Iterator[None]:
 
 
 def _memory(node: Node) -> float:
-    """MB of RAM that the daemon holds."""
+    """The resident memory of the daemon, in MB."""
     assert node.process is not None
     text = Path(f"/proc/{node.process.pid}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmRSS"))
 
 
-def _load_alone(llama: Llama, model: Path) -> tuple[float, float]:
-    """Seconds to load the model, and to read what streams that go on would have to be read again."""
+def _measure_single(llama: Llama, model: Path) -> tuple[float, float]:
+    """Seconds that a single llama-server needs to load the model, and to process resumed prompts."""
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]
@@ -334,11 +338,11 @@ def _load_alone(llama: Llama, model: Path) -> tuple[float, float]:
 
         until(healthy, "llama-server is ready", 120, 0.02)
         loaded = time.monotonic()
-        body = json.dumps({"prompt": "".join(RECITAL.pieces[:SAID]), "n_predict": 1}).encode()
+        body = json.dumps({"prompt": "".join(RECITAL.pieces[:WORDS_BEFORE]), "n_predict": 1}).encode()
 
         def ask(_: int) -> None:
-            asked = urllib.request.Request(f"http://127.0.0.1:{port}/completion", body)
-            with urllib.request.urlopen(asked, timeout=120) as answer:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/completion", body)
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 answer.read()
 
         with ThreadPoolExecutor(STREAMS) as pool:

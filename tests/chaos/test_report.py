@@ -1,4 +1,4 @@
-"""What a chaos run calls wrong, from made-up outcomes."""
+"""The violations that a chaos run reports for invented outcomes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def struck(wait: float) -> Struck:
     return Struck(Done("kill -9 of a worker", "node0", frozenset(), 0.0), [], [wait])
 
 
-def test_a_median_above_the_limit_is_wrong_once_there_are_enough_faults() -> None:
+def test_a_median_above_the_limit_is_a_violation_with_enough_faults() -> None:
     outcome = Outcome(load=1.0, read=1.0, struck=[struck(9.0) for _ in range(ENOUGH - 1)])
     assert not forbidden(outcome)
     outcome.struck.append(struck(9.0))
@@ -27,7 +27,7 @@ def test_a_median_above_the_limit_is_wrong_once_there_are_enough_faults() -> Non
 
 
 @pytest.mark.parametrize(
-    ("error", "fine"),
+    ("error", "allowed"),
     [
         ({"status": 503, "error": "503 stopping"}, True),
         ({"status": 404, "error": "404 not found"}, False),
@@ -37,10 +37,10 @@ def test_a_median_above_the_limit_is_wrong_once_there_are_enough_faults() -> Non
         ({"error": "ConnectionResetError", "broken": True}, True),
     ],
 )
-def test_a_hurt_node_may_give_clear_errors_alone(error: dict[str, Any], fine: bool) -> None:
+def test_a_hurt_node_may_only_return_clear_errors(error: dict[str, Any], allowed: bool) -> None:
     node: Any = SimpleNamespace(name="node0")
     stream = Stream(DIALECTS[0], node, 10, began=5.0, ended=6.0, **error)
     outcome = Outcome(load=1.0, read=1.0, streams=[stream], hurt={"node0": [(4.0, 7.0)]})
-    assert bool(forbidden(outcome)) is not fine
+    assert bool(forbidden(outcome)) is not allowed
     outcome.hurt = {}
     assert forbidden(outcome)

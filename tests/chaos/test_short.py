@@ -1,4 +1,4 @@
-"""A short round of faults; `make chaos` runs the long one."""
+"""A short chaos run; `make chaos` runs a long one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.chaos.round import run
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.patient, pytest.mark.timeout(900)]
 
 
-def test_every_answer_is_exact_whatever_dies(tmp_path: Path, llama: Llama) -> None:
+def test_every_response_is_exact_despite_faults(tmp_path: Path, llama: Llama) -> None:
     outcome = run(llama, tmp_path, faults=7, seed=1, short=True, seconds=240)
     print("\n".join(report(outcome)))
     assert len(outcome.struck) >= 5
     assert not forbidden(outcome)
 
 
-def test_a_model_that_needs_every_node_outlasts_each_ones_absence(tmp_path: Path, llama: Llama) -> None:
+def test_a_model_that_needs_every_node_survives_the_absence_of_each(tmp_path: Path, llama: Llama) -> None:
     outcome = run(llama, tmp_path, faults=3, seed=1, short=True, needs_all=True, seconds=180)
     print("\n".join(report(outcome)))
     assert len(outcome.struck) >= 2
