@@ -76,7 +76,7 @@ class Source:
     name: str
     data: bytes = DATA
     broken: bool = False
-    given: int = 0
+    sent: int = 0
     hang: bool = False
 
     def fetch_range(
@@ -87,7 +87,7 @@ class Source:
         if self.broken:
             raise SourceError(f"{self.name} disconnected")
         stop.pause(0.002)
-        self.given += end - start
+        self.sent += end - start
         write(start, memoryview(self.data[start:end]))
 
     def close(self) -> None:
@@ -188,9 +188,9 @@ async def test_cached_tensors_are_not_copied_again(bench: Bench, copy: Path) -> 
     bench.cache.keep("d1", MODEL.digest)
     bench.cache.remove_folder("d1")
     bench.cache.make_folder("d1", 0)
-    again = bench.fill(copy)
-    await again.offer(held_hash(TENSORS[0], "a" * 16))
-    await again.offer(held_hash(TENSORS[1], "b" * 16))
+    second = bench.fill(copy)
+    await second.offer(held_hash(TENSORS[0], "a" * 16))
+    await second.offer(held_hash(TENSORS[1], "b" * 16))
     assert not (bench.worker.parent / "fill" / "0").exists()
     assert bench.found("a" * 16) == bytes_of(TENSORS[0])
     assert bench.found("b" * 16) == bytes_of(TENSORS[1])
@@ -254,8 +254,8 @@ async def test_several_nodes_send_parts(bench: Bench) -> None:
     for tensor in TENSORS:
         await fill.offer(held_hash(tensor, tensor.name[1] * 16))
         assert bench.found(tensor.name[1] * 16) == bytes_of(tensor)
-    assert head.given and other.given
-    assert head.given + other.given == sum(tensor.size for tensor in TENSORS)
+    assert head.sent and other.sent
+    assert head.sent + other.sent == sum(tensor.size for tensor in TENSORS)
 
 
 async def test_other_nodes_replace_one_that_disconnects(bench: Bench) -> None:
@@ -277,7 +277,7 @@ async def test_nothing_is_fetched_from_the_head_alone(bench: Bench) -> None:
     bench.calls.away = {"other"}
     fill = bench.fill(None, head, Source("other"))
     await fill.offer(held_hash(TENSORS[0], "0" * 16))
-    assert not head.given and not bench.found("0" * 16)
+    assert not head.sent and not bench.found("0" * 16)
 
 
 async def test_nodes_that_send_nothing_time_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

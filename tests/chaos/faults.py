@@ -42,7 +42,7 @@ class Done:
 
 def engines(node: Node, program: str = "") -> list[int]:
     """Return the pids of this node's engines: ``llama-server``, ``rpc-server`` or, by default, both."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -52,8 +52,8 @@ def engines(node: Node, program: str = "") -> list[int]:
                 continue
             is_child = f"{MARK}={node.folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
             if is_child or f"{node.folder}/".encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -107,11 +107,11 @@ class Faults:
         return self._random.choice(candidates) if candidates else None
 
     def _signal_engine(self, program: str, number: signal.Signals, kind: str) -> Done | None:
-        if (found := self._engine(program)) is None:
+        if (engine := self._engine(program)) is None:
             return None
         began = time.monotonic()
-        _signal(found[1], number)
-        return Done(kind, found[0].name, frozenset(), began)
+        _signal(engine[1], number)
+        return Done(kind, engine[0].name, frozenset(), began)
 
     def kill_worker(self) -> Done | None:
         return self._signal_engine("rpc-server", signal.SIGKILL, "kill -9 of a worker")

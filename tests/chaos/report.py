@@ -16,20 +16,24 @@ _GOOD = ("exact", "resumed", "allowed")
 
 
 def forbidden(outcome: Outcome) -> list[str]:
-    """Return descriptions of all violations, including those of single streams."""
-    found = list(outcome.wrong)
+    """Return descriptions of all problems, including those of single streams."""
+    problems = list(outcome.wrong)
     for kind, limit in LIMITS.items():
         waits = waits_of(outcome, kind)
         # Words sent before the fault are processed again, which depends on the model and the machine.
         maximum = limit + outcome.load + outcome.read
         times = sum(struck.fault.kind == kind for struck in outcome.struck)
         if times >= ENOUGH and waits and statistics.median(waits) > maximum:
-            found.append(f"{kind}: the median of {statistics.median(waits):.1f} s is above {maximum:.1f} s")
+            problems.append(
+                f"{kind}: the median of {statistics.median(waits):.1f} s is above {maximum:.1f} s"
+            )
     for stream in outcome.streams:
         verdict = outcome.verdict(stream)
         if verdict not in _GOOD:
-            found.append(f"{stream.dialect.name} at {stream.node.name}, {len(stream.words)} words: {verdict}")
-    return found
+            problems.append(
+                f"{stream.dialect.name} at {stream.node.name}, {len(stream.words)} words: {verdict}"
+            )
+    return problems
 
 
 def waits_of(outcome: Outcome, kind: str) -> list[float]:

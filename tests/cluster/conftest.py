@@ -10,13 +10,13 @@ from tests.cluster.shells import Nodes, Pair
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    made = Pair()
-    yield made
-    await made.close()
+    pair = Pair()
+    yield pair
+    await pair.close()
 
 
 @pytest.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
-    made = Nodes(tmp_path)
-    yield made
-    await made.close()
+    nodes = Nodes(tmp_path)
+    yield nodes
+    await nodes.close()

@@ -60,9 +60,9 @@ class Lan:
         await self.running.pop(number).close()
 
     def ring(self, number: int) -> Keyring:
-        found = self.running[number].admission
-        assert found is not None
-        return found.ring
+        admission = self.running[number].admission
+        assert admission is not None
+        return admission.ring
 
     def joined(self, *numbers: int) -> bool:
         """Return whether all nodes, or those with these numbers, form one cluster."""

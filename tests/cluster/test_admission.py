@@ -133,10 +133,10 @@ def test_a_keyring_of_root_with_wide_permissions_is_used_with_a_warning(
         raise PermissionError(1, "Operation not permitted", str(path))
 
     settings = ClusterSettings(door="1h")
-    made = secret_of(settings, tmp_path, "a" * 16)
+    created = secret_of(settings, tmp_path, "a" * 16)
     (tmp_path / "keyring").chmod(0o644)
     monkeypatch.setattr(Path, "chmod", refuse)
-    assert secret_of(settings, tmp_path, "a" * 16) == made
+    assert secret_of(settings, tmp_path, "a" * 16) == created
     assert "sudo chmod 600" in caplog.text
 
 

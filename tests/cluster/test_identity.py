@@ -52,10 +52,10 @@ def test_a_damaged_key_is_replaced(tmp_path: Path) -> None:
 def test_the_state_of_an_earlier_release_gets_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     (tmp_path / "node-id").write_text("00ff" * 4 + "\n")
-    made = NodeKey.load(tmp_path).node
-    assert made != "00ff" * 4 and NodeKey.load(tmp_path).node == made
+    node = NodeKey.load(tmp_path).node
+    assert node != "00ff" * 4 and NodeKey.load(tmp_path).node == node
     assert not (tmp_path / "node-id").exists()
-    assert "00ff" * 4 in caplog.text and made in caplog.text
+    assert "00ff" * 4 in caplog.text and node in caplog.text
 
 
 def test_a_key_readable_by_others_is_made_private(tmp_path: Path) -> None:

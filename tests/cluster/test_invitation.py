@@ -55,10 +55,10 @@ def test_a_wrong_code_or_a_man_in_the_middle_gets_another_key(ends: tuple[Agreed
 def test_any_bytes_are_refused(message: bytes) -> None:
     side = Side(CODE, A, B, joins=False)
     try:
-        made = side.finish(message)
+        agreed_keys = side.finish(message)
     except BadExchange:
         return
-    assert made != side  # a valid point by chance, but its sender does not know the key
+    assert agreed_keys != side  # a valid point by chance, but its sender does not know the key
 
 
 def test_codes_are_accepted_in_all_usual_spellings() -> None:
@@ -103,41 +103,41 @@ def other_than(code: str) -> str:
 async def test_a_code_admits_one_machine_once(two: Two) -> None:
     with pytest.raises(Refusal, match="no invitation is open on m0"):
         await two.joins.join(CODE, two.seed)
-    made = two.invites.invite()
-    assert made.seed == two.seed and "3 tries left" in two.lan.running[0].me.inviting
+    offer = two.invites.invite()
+    assert offer.seed == two.seed and "3 tries left" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal, match="2 tries are left"):
-        await two.joins.join(other_than(made.code), two.seed)
+        await two.joins.join(other_than(offer.code), two.seed)
     assert "2 tries left" in two.lan.running[0].me.inviting
-    assert await two.joins.join(made.code, two.seed) == "m0"
+    assert await two.joins.join(offer.code, two.seed) == "m0"
     await until(two.lan.joined)
     assert two.lan.ring(0).secret == two.lan.ring(1).secret
     assert [admitted.by for admitted in two.lan.ring(0).admitted] == ["invitation"]
     assert two.lan.running[0].me.inviting == ""
     with pytest.raises(Refusal, match="already a member of a cluster with m0"):
-        await two.joins.join(made.code, two.seed)
+        await two.joins.join(offer.code, two.seed)
     third = await two.lan.start(2)
     service = AdmissionService(third, third.calls, two.lan.changes[2])
     with pytest.raises(Refusal, match="it was used, has expired"):
-        await service.join(made.code, two.seed)
+        await service.join(offer.code, two.seed)
 
 
 async def test_three_wrong_codes_withdraw_the_invitation(two: Two) -> None:
-    made = two.invites.invite()
+    offer = two.invites.invite()
     for words in ("2 tries are left", "one try is left", "withdrawn"):
         with pytest.raises(Refusal, match=words):
-            await two.joins.join(other_than(made.code), two.seed)
+            await two.joins.join(other_than(offer.code), two.seed)
     assert "withdrew an invitation" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal) as refused:
-        await two.joins.join(made.code, two.seed)
+        await two.joins.join(offer.code, two.seed)
     assert refused.value.fault is Fault.NOT_FOUND and two.lan.ring(0).admitted == ()
 
 
 async def test_an_invitation_expires(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invitation, "INVITATION_SECONDS", 0.2)
-    made = two.invites.invite()
+    offer = two.invites.invite()
     await until(lambda: not two.lan.running[0].me.inviting)
     with pytest.raises(Refusal, match="no invitation is open"):
-        await two.joins.join(made.code, two.seed)
+        await two.joins.join(offer.code, two.seed)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ async def test_errors_while_joining_are_explained(two: Two, code: str, seed: str
 
 async def test_a_machine_without_the_private_key_is_not_admitted(two: Two) -> None:
     """A machine with the code asks for admission with the public key of another."""
-    made = two.invites.invite()
+    offer = two.invites.invite()
     thief, victim = key(6), key(7)
     reach = Dialer(Identity(thief, Tokens.read("cd" * 32)), lambda node: [])
     where = (("127.0.0.1", two.lan.ports[0]),)
     connection, _, _ = await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
-    side = Side(plain_code(made.code), victim.public, two.lan.running[0]._identity.key.public, joins=True)
+    side = Side(plain_code(offer.code), victim.public, two.lan.running[0]._identity.key.public, joins=True)
     opening = msgspec.msgpack.encode(Opening(victim.public, "x", side.message))
     reply = msgspec.msgpack.decode(await connection.exchange(opening), type=Reply)
     proof = Proof(side.finish(reply.message).newcomer, thief.sign(b"something"))
@@ -173,7 +173,7 @@ async def test_a_machine_without_the_private_key_is_not_admitted(two: Two) -> No
 
 
 async def test_junk_and_idle_connections_keep_the_invitation(two: Two) -> None:
-    made = two.invites.invite()
+    offer = two.invites.invite()
     reach = Dialer(Identity(key(7), Tokens.read("cd" * 32)), lambda node: [])
     where = (("127.0.0.1", two.lan.ports[0]),)
     for junk in (b"", b"\xff" * 40, msgspec.msgpack.encode(Opening(A, "x", b"A" * 33))):
@@ -185,9 +185,9 @@ async def test_junk_and_idle_connections_keep_the_invitation(two: Two) -> None:
         for _ in range(invitation._MAX_CONCURRENT)
     ]
     with pytest.raises(PeerError):
-        await use_code(reach, key(7), "x", plain_code(made.code), where)
+        await use_code(reach, key(7), "x", plain_code(offer.code), where)
     for connection, _, _ in idle:
         connection.transport.abort()
     await until(lambda: two.lan.running[0].admission.invitations._speaking == 0)  # type: ignore[union-attr]
-    assert await two.joins.join(made.code, two.seed) == "m0"
+    assert await two.joins.join(offer.code, two.seed) == "m0"
     await until(two.lan.joined)

@@ -63,9 +63,9 @@ def test_administration_from_other_machines_needs_a_key(cluster: Cluster) -> Non
     done = sollold(b, "undrain", "--node", a.url, a.name)
     assert done.returncode == 0, done.stderr
 
-    made = sollold(a, "key", "new", "laptop", "--scope", "admin")
-    assert made.returncode == 0, made.stderr
-    secret = made.stdout.strip()
+    created = sollold(a, "key", "new", "laptop", "--scope", "admin")
+    assert created.returncode == 0, created.stderr
+    secret = created.stdout.strip()
     until(lambda: ask(b, a, "GET", "/api/tags")[0] == 401, "node0 requires a key", 10)
     until(lambda: ask(a, b, "GET", "/api/tags")[0] == 401, "node1 requires it too", 10)
     shown = {"Authorization": f"Bearer {secret}"}

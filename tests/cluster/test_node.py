@@ -91,13 +91,13 @@ async def test_peers_and_the_term_survive_a_restart(nodes: Nodes, tmp_path: Path
     remembered = json.loads((tmp_path / "state2" / "peers.json").read_text())
     assert [peer["node"] for peer in remembered] == [first.me.node]
     # Without a seed.
-    again = await nodes.start(2, port=port)
-    assert again.me.node == me
-    await until(lambda: len(again.live()) == 2 and len(first.live()) == 2)
-    await until(lambda: again.leader() == first.leader() and again.leader().leader != "")
-    assert again.leader().counter >= term
-    again.update_me(setup="again")
-    assert again.me.version > version
+    restarted = await nodes.start(2, port=port)
+    assert restarted.me.node == me
+    await until(lambda: len(restarted.live()) == 2 and len(first.live()) == 2)
+    await until(lambda: restarted.leader() == first.leader() and restarted.leader().leader != "")
+    assert restarted.leader().counter >= term
+    restarted.update_me(setup="again")
+    assert restarted.me.version > version
 
 
 def test_an_address_is_remembered_only_for_its_current_node() -> None:

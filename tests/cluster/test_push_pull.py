@@ -123,13 +123,13 @@ def test_a_failed_push_pull_is_retried_with_another_peer() -> None:
 
 def exchanges(gossip: Gossip, digest: Callable[[], int], *, until: float) -> list[float]:
     """The times at which ``gossip`` opens an exchange with B, which answers each ping with ``digest()``."""
-    found, now = [], 1.0
+    times, now = [], 1.0
     while (now := max(now, gossip.next_wake())) < until:
         actions = gossip.tick(now)
         for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
             actions += receive(gossip, B, Ack(ping.sequence, digest()), now=now)
-        found += [now for _ in only(PushPullWith, actions)]
-    return found
+        times += [now for _ in only(PushPullWith, actions)]
+    return times
 
 
 def test_equal_digests_make_exchanges_rarer() -> None:
@@ -139,13 +139,13 @@ def test_equal_digests_make_exchanges_rarer() -> None:
 
 
 def test_exchanges_without_digests_keep_their_interval() -> None:
-    gossip, found, now = with_members(core(), B), [], 1.0
+    gossip, push_pulls, now = with_members(core(), B), [], 1.0
     while (now := max(now, gossip.next_wake())) < 300.0:
         actions = gossip.tick(now)
         for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
             actions += gossip.tcp_pong(ping.sequence, now)
-        found += only(PushPullWith, actions)
-    assert 7 <= len(found) <= 13
+        push_pulls += only(PushPullWith, actions)
+    assert 7 <= len(push_pulls) <= 13
 
 
 def test_an_answered_probe_leaves_no_timer() -> None:

@@ -14,13 +14,13 @@ from tests.doubles import FakeView, World, free_port, record
 def checks(pair: Pair) -> list[ReachCheck]:
     """A check for each of two nodes that see each other alive."""
     records = [record(node) for node in IDS[:2]]
-    made = []
+    result = []
     world = World()
     for index, me in enumerate(records):
         check = ReachCheck(FakeView(me, world), pair.reach[index], pair.calls[index])
         check.register(pair.peers[index])
-        made.append(check)
-    return made
+        result.append(check)
+    return result
 
 
 async def test_nodes_that_reach_each_other_have_no_findings(pair: Pair) -> None:

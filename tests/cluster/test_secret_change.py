@@ -202,8 +202,8 @@ def links(lan: Lan, *numbers: int) -> dict[tuple[int, str], object]:
 
 def leader(lan: Lan, *numbers: int) -> int:
     """The number of the leader."""
-    found = lan.running[(numbers or (0,))[0]].leader().leader
-    return next(number for number, node in lan.running.items() if node.me.node == found)
+    leader_id = lan.running[(numbers or (0,))[0]].leader().leader
+    return next(number for number, node in lan.running.items() if node.me.node == leader_id)
 
 
 def connected(lan: Lan, number: int, host: str) -> list[object]:
