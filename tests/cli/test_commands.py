@@ -469,7 +469,7 @@ def test_the_progress_bar_ends_before_the_first_token(
 
 
 @pytest.mark.parametrize(
-    ("states", "said"),
+    ("states", "continues"),
     [
         (("failed", "draining"), False),
         (("ready",), False),
@@ -478,7 +478,7 @@ def test_the_progress_bar_ends_before_the_first_token(
     ],
 )
 def test_ctrl_c_reports_whether_the_load_continues(
-    states: tuple[str, ...], said: bool, capsys: pytest.CaptureFixture[str]
+    states: tuple[str, ...], continues: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Daemon:
         def get(self, path: str, **_: object) -> dict[str, Any]:
@@ -486,7 +486,7 @@ def test_ctrl_c_reports_whether_the_load_continues(
 
     with pytest.raises(KeyboardInterrupt), progress.loading(cast("BlockingClient", Daemon()), "big"):
         raise KeyboardInterrupt
-    assert ("continues" in capsys.readouterr().err) is said
+    assert ("continues" in capsys.readouterr().err) is continues
 
 
 def test_an_answer_stopped_by_ctrl_c_exits_with_130(

@@ -48,7 +48,7 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("states", "what", "fix"),
+    ("states", "finding", "fix"),
     [
         ("LoadState=loaded\\nActiveState=inactive\\n", "not started", "sudo systemctl enable --now sollold"),
         ("LoadState=loaded\\nActiveState=failed\\n", "has failed", "journalctl -u sollold -n 30"),
@@ -59,9 +59,9 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
         ("", "not installed", "sollold run"),
     ],
 )
-def test_the_state_of_the_service_is_reported(tmp_path: Path, states: str, what: str, fix: str) -> None:
+def test_the_state_of_the_service_is_reported(tmp_path: Path, states: str, finding: str, fix: str) -> None:
     (found,) = findings(tmp_path, states)
-    assert what in found["what"] and found["fix"] == fix
+    assert finding in found["what"] and found["fix"] == fix
 
 
 def test_settings_that_prevent_a_start_are_reported(tmp_path: Path) -> None:

@@ -50,18 +50,18 @@ def fails(words: list[str]) -> str:
     return last
 
 
-@pytest.mark.parametrize("what", ["http.port", "cluster.port"])
-def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("port_setting", ["http.port", "cluster.port"])
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, port_setting: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = fails(command(tmp_path, **{what: port}))
-    assert f"port {port}" in line and "on 127.0.0.1" in line and what in line and "in use" in line
+        line = fails(command(tmp_path, **{port_setting: port}))
+    assert f"port {port}" in line and "on 127.0.0.1" in line and port_setting in line and "in use" in line
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "what"),
+    ("setting", "value", "message"),
     [
         ("http.host", "192.0.2.254", "http.host"),
         ("http.host", "a..b", "http.host"),
@@ -71,10 +71,10 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path, what: str) -> Non
     ],
 )
 def test_an_unusable_setting_is_reported_in_one_line(
-    tmp_path: Path, setting: str, value: str, what: str
+    tmp_path: Path, setting: str, value: str, message: str
 ) -> None:
     line = fails(command(tmp_path, **{setting: value}))
-    assert what in line and value in line
+    assert message in line and value in line
 
 
 @contextlib.contextmanager

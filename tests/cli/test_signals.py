@@ -170,7 +170,7 @@ def test_the_terminal_is_restored(url: str, words: tuple[str, ...], number: sign
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("load", "big"), b"the load of big continues; to cancel it: sollold unload --force big"),
         (("chat", "big", "hi"), b"the load of big continues; to cancel it: sollold unload --force big"),
@@ -178,12 +178,14 @@ def test_the_terminal_is_restored(url: str, words: tuple[str, ...], number: sign
         (("pull", "big"), b"the downloaded part is kept, resume with: sollold pull big"),
     ],
 )
-def test_an_interrupted_command_reports_what_continues(url: str, words: tuple[str, ...], said: bytes) -> None:
+def test_an_interrupted_command_reports_what_continues(
+    url: str, words: tuple[str, ...], message: bytes
+) -> None:
     typed = Typed("--node", url, *words)
     try:
         typed.send(signal.SIGINT)
         assert typed.exit_status() == 130
-        assert said in b" ".join(typed.output.split())
+        assert message in b" ".join(typed.output.split())
     finally:
         typed.close()
 

@@ -145,14 +145,14 @@ def test_help_after_options(words: list[str], capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ("two", "several nodes are named 'two'; name one by its id: b2 (http://a), b3 (http://b)"),
         ("nowhere", "there is no node 'nowhere' and no machine of that name; nodes: two, two"),
     ],
 )
 def test_an_ambiguous_or_unknown_node_is_reported(
-    named: str, said: str, monkeypatch: pytest.MonkeyPatch
+    named: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [
         {"name": "two", "node": f"b{number}", "url": url}
@@ -160,5 +160,5 @@ def test_an_ambiguous_or_unknown_node_is_reported(
     ]
     monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
     monkeypatch.setattr(asking, "_is_host", lambda name: False)
-    with pytest.raises(ClientError, match=re.escape(said)):
+    with pytest.raises(ClientError, match=re.escape(message)):
         client(argparse.Namespace(node=named))

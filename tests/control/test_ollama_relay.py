@@ -78,7 +78,7 @@ ThreeNodes = tuple[Node, Node, Node]
 
 
 @pytest.fixture
-async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
+async def three_nodes(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
     ports: dict[str, int] = {}
     for number in range(3):
         (tmp_path / str(number)).mkdir()
@@ -92,11 +92,11 @@ async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
 
 
 @pytest.fixture
-async def two(three: ThreeNodes) -> AsyncIterator[ThreeNodes]:
+async def with_two_ollamas(three_nodes: ThreeNodes) -> AsyncIterator[ThreeNodes]:
     """Three nodes with Ollamas on b and c."""
     async with Standin([Known("base:7b")]) as first, Standin([Known("other:7b")]) as second:
-        three[1].ollama.standin, three[2].ollama.standin = first, second
-        yield three
+        three_nodes[1].ollama.standin, three_nodes[2].ollama.standin = first, second
+        yield three_nodes
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -105,9 +105,9 @@ async def pieces() -> AsyncIterator[bytes]:
 
 
 async def test_a_node_without_an_ollama_forwards_blobs_and_creation_to_one_with_it(
-    two: ThreeNodes,
+    with_two_ollamas: ThreeNodes,
 ) -> None:
-    a, b, c = two
+    a, b, c = with_two_ollamas
     assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 404
     assert (await a.ask("POST", f"/api/blobs/{DIGEST}", pieces()))[0] == 201
     assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 200
@@ -121,16 +121,18 @@ async def test_a_node_without_an_ollama_forwards_blobs_and_creation_to_one_with_
     assert "base:7b" not in b.ollama.created
 
 
-async def test_models_that_an_ollama_had_before_remain_the_users(two: ThreeNodes) -> None:
-    _, b, _ = two
+async def test_models_that_an_ollama_had_before_remain_the_users(with_two_ollamas: ThreeNodes) -> None:
+    _, b, _ = with_two_ollamas
     made = json.dumps({"model": "base:7b", "from": "base:7b"}).encode()
     assert (await b.ask("POST", "/api/create", made, "base:7b"))[0] == 200
     assert "base:7b" not in b.ollama.created
     assert b.learned == [b.id]
 
 
-async def test_creation_follows_its_blobs_even_if_a_nearer_ollama_appears(two: ThreeNodes) -> None:
-    a, b, _ = two
+async def test_creation_follows_its_blobs_even_if_a_nearer_ollama_appears(
+    with_two_ollamas: ThreeNodes,
+) -> None:
+    a, b, _ = with_two_ollamas
     await a.ask("POST", f"/api/blobs/{DIGEST}", GGUF)
     await a.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
     async with Standin([]) as late:
@@ -140,8 +142,8 @@ async def test_creation_follows_its_blobs_even_if_a_nearer_ollama_appears(two: T
     assert "mine:latest" in b.ollama.standin.models
 
 
-async def test_requests_about_a_model_go_to_its_node(two: ThreeNodes) -> None:
-    a, b, _ = two
+async def test_requests_about_a_model_go_to_its_node(with_two_ollamas: ThreeNodes) -> None:
+    a, b, _ = with_two_ollamas
     for node in (a, b):
         status, _ = await node.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
         assert status == 200, "the node's own Ollama does not have the model"
@@ -152,20 +154,20 @@ async def test_requests_about_a_model_go_to_its_node(two: ThreeNodes) -> None:
     assert (status, json.loads(answer)) == (404, {"error": "model 'none' not found"})
 
 
-async def test_without_any_ollama_nothing_is_forwarded(three: ThreeNodes) -> None:
-    assert await three[0].relay.forward("POST", "/api/push", b"{}", "x") is None
+async def test_without_any_ollama_nothing_is_forwarded(three_nodes: ThreeNodes) -> None:
+    assert await three_nodes[0].relay.forward("POST", "/api/push", b"{}", "x") is None
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-async def test_an_interrupted_answer_is_an_error(two: ThreeNodes, asked: int) -> None:
-    two[1].ollama.standin.breaks_off = True
+async def test_an_interrupted_answer_is_an_error(with_two_ollamas: ThreeNodes, asked: int) -> None:
+    with_two_ollamas[1].ollama.standin.breaks_off = True
     with pytest.raises(Refusal) as caught:
-        await two[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")
+        await with_two_ollamas[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")
     assert caught.value.fault in (Fault.INTERRUPTED, Fault.UNAVAILABLE)
 
 
-async def test_other_routes_of_an_ollama_are_closed(two: ThreeNodes) -> None:
-    a, b, _ = two
+async def test_other_routes_of_an_ollama_are_closed(with_two_ollamas: ThreeNodes) -> None:
+    a, b, _ = with_two_ollamas
     for path in ("/ollama/api/delete", "/ollama/api/blobs/..%2F..%2Fx", "/ollama/api/generate"):
         async with a.calls.stream(b.id, "POST", path, data=b"{}") as answer:
             assert answer.status == 404

@@ -22,7 +22,7 @@ from tests.serving.reciter import TEXT, Reciter
 USUAL = PlacementSettings().context
 
 
-async def give(node: Node, **more: object) -> tuple[str, Answer]:
+async def fetch(node: Node, **more: object) -> tuple[str, Answer]:
     answer = await node.serving.open(ask(**more), lambda _: None)
     events = [json.loads(event) async for event in answer.events]
     return text_of(events), answer
@@ -82,7 +82,7 @@ async def test_a_too_long_prompt_is_retried_with_a_larger_context(cluster: Clust
         return Ready("a", a.view.me.endpoints[-1])
 
     a.loader.load = load
-    text, _ = await give(a)
+    text, _ = await fetch(a)
     assert text == TEXT
     (need,) = a.loader.needs
     assert need.ask.context == 36_000 + ANSWER_TOKENS
@@ -93,7 +93,7 @@ async def test_an_explicit_context_is_not_enlarged(cluster: Cluster) -> None:
     a, small = await node_with_endpoint(cluster, 4096, asked=4096)
     small.prompt = 6000
     with pytest.raises(Refusal, match=r"6000 tokens\) exceeds"):
-        await give(a, context=4096)
+        await fetch(a, context=4096)
     assert a.loader.loads == 0
 
 
@@ -111,7 +111,7 @@ async def test_a_prompt_too_long_for_every_node_is_refused_with_the_setting_name
 
     a.loader.load = load
     with pytest.raises(Refusal) as refused:
-        await give(a)
+        await fetch(a)
     why = "does not fit anywhere" if given else "3 GiB are missing"
     assert why in refused.value.message and "placement.context" in refused.value.message
     assert "exceeds the available context size (8192 tokens)" in refused.value.message
@@ -134,7 +134,7 @@ async def test_if_a_long_answer_does_not_fit_the_context_fits_the_prompt(cluster
         return Ready("a", a.view.me.endpoints[-1])
 
     a.loader.load = load
-    assert (await give(a))[0] == TEXT
+    assert (await fetch(a))[0] == TEXT
     assert [need.ask.context for need in a.loader.needs] == [36_000 + ANSWER_TOKENS, 36_256]
 
 
@@ -145,11 +145,11 @@ async def test_a_smaller_context_than_requested_is_a_warning(cluster: Cluster) -
         return Ready("a", a.view.me.endpoints[0], ("a context of 100000 tokens does not fit anywhere",))
 
     a.loader.load = load
-    text, answer = await give(a, context=100_000)
+    text, answer = await fetch(a, context=100_000)
     assert text == TEXT
     (warning,) = answer.routing.warnings
     assert "4096 tokens instead of the requested 100000" in warning
-    _, answer = await give(a, context=4096)
+    _, answer = await fetch(a, context=4096)
     assert answer.routing.warnings == ()
 
 
@@ -164,7 +164,7 @@ def test_larger_context_for_a_long_prompt() -> None:
 
 async def test_the_default_context_follows_reloaded_settings(cluster: Cluster) -> None:
     a, _ = await node_with_endpoint(cluster, USUAL, asked=USUAL)
-    assert (await give(a))[0] == TEXT and not a.loader.loads
+    assert (await fetch(a))[0] == TEXT and not a.loader.loads
 
     async def refused() -> None:
         raise Refusal(Fault.TOO_BIG, "no room")
@@ -173,5 +173,5 @@ async def test_the_default_context_follows_reloaded_settings(cluster: Cluster) -
     more = replace(PlacementSettings(), context=2 * USUAL)
     a.serving.use_settings(cluster.settings, HttpSettings(), more)
     with pytest.raises(Refusal):
-        await give(a)
+        await fetch(a)
     assert a.loader.loads == 1

@@ -28,12 +28,12 @@ async def read(answer: Answer) -> list[dict]:
     return [json.loads(event) async for event in answer.events]
 
 
-async def give(node: Node, *args, waits: list[Waiting] | None = None, **more) -> tuple[list[dict], Answer]:
+async def fetch(node: Node, *args, waits: list[Waiting] | None = None, **more) -> tuple[list[dict], Answer]:
     answer = await node.serving.open(ask(*args, **more), (waits if waits is not None else []).append)
     return await read(answer), answer
 
 
-async def two(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
+async def two_nodes(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
     """Node a, which receives the request, and node b, which has the endpoint."""
     a, b = await cluster.node("a"), await cluster.node("b")
     reciter = await cluster.reciter()
@@ -44,8 +44,8 @@ async def two(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
 @pytest.mark.parametrize("form", ["chat", "text", "native"])
 @pytest.mark.parametrize("asked", ["a", "b"])
 async def test_a_streamed_answer_is_complete_and_in_order(cluster: Cluster, form: str, asked: str) -> None:
-    a, b, _ = await two(cluster)
-    events, answer = await give(a if asked == "a" else b, form)
+    a, b, _ = await two_nodes(cluster)
+    events, answer = await fetch(a if asked == "a" else b, form)
     assert text_of(events) == TEXT
     assert answer.routing.node == "host-b"
     assert answer.routing.backend is Backend.LOCAL
@@ -55,10 +55,10 @@ async def test_a_streamed_answer_is_complete_and_in_order(cluster: Cluster, form
 
 
 async def test_an_engine_that_closes_idle_connections_is_not_considered_dead(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster)
+    a, b, reciter = await two_nodes(cluster)
     reciter.once = True
     for _ in range(4):
-        given = [give(node, id=f"{node.name}-{n}", stream=False) for node in (a, b) for n in range(4)]
+        given = [fetch(node, id=f"{node.name}-{n}", stream=False) for node in (a, b) for n in range(4)]
         for events, answer in await asyncio.gather(*given):
             assert text_of(events) == TEXT and answer.routing.resumed == 0
     assert len(reciter.requests) == 32
@@ -66,7 +66,7 @@ async def test_an_engine_that_closes_idle_connections_is_not_considered_dead(clu
 
 
 async def test_events_are_the_engines_unchanged_bytes(cluster: Cluster) -> None:
-    a, _, _ = await two(cluster)
+    a, _, _ = await two_nodes(cluster)
     answer = await a.serving.open(ask("chat"), lambda _: None)
     events = [event async for event in answer.events]
     assert events[0].startswith(b'{"choices":[{"finish_reason":null')
@@ -76,24 +76,24 @@ async def test_events_are_the_engines_unchanged_bytes(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("asked", ["a", "b"])
 async def test_a_non_streamed_answer_is_one_event(cluster: Cluster, asked: str) -> None:
-    a, b, _ = await two(cluster)
-    events, _ = await give(a if asked == "a" else b, "chat", stream=False)
+    a, b, _ = await two_nodes(cluster)
+    events, _ = await fetch(a if asked == "a" else b, "chat", stream=False)
     assert len(events) == 1
     assert text_of(events) == TEXT
 
 
 async def test_a_big_request_reaches_the_engine_without_the_callers_headers(cluster: Cluster) -> None:
-    a, _, reciter = await two(cluster)
-    await give(a, "chat", max_tokens=1, padding="x" * 9_000_000)
+    a, _, reciter = await two_nodes(cluster)
+    await fetch(a, "chat", max_tokens=1, padding="x" * 9_000_000)
     _, body, headers = reciter.requests[0]
     assert len(body["padding"]) == 9_000_000
     assert "X-Conversation-Id" not in headers
 
 
 async def test_before_discovery_ends_no_model_is_reported_missing(cluster: Cluster) -> None:
-    a, _, _ = await two(cluster)
+    a, _, _ = await two_nodes(cluster)
     a.names.late.add("reciter")
-    asking = asyncio.create_task(give(a, model="reciter"))
+    asking = asyncio.create_task(fetch(a, model="reciter"))
     done, _ = await asyncio.wait([asking], timeout=0.3)
     assert not done
     a.names.learned.set()
@@ -103,10 +103,10 @@ async def test_before_discovery_ends_no_model_is_reported_missing(cluster: Clust
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     a = await cluster.node("a")
     with pytest.raises(Refusal) as unknown:
-        await give(a, model="nothing")
+        await fetch(a, model="nothing")
     assert unknown.value.fault is Fault.NOT_FOUND
     with pytest.raises(Refusal) as ambiguous:
-        await give(a, model="two")
+        await fetch(a, model="two")
     assert ambiguous.value.fault is Fault.AMBIGUOUS
     assert "two:a" in ambiguous.value.message
 
@@ -114,16 +114,16 @@ async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
 async def test_a_model_of_an_offline_node_is_unavailable_and_not_missing(cluster: Cluster) -> None:
     a = await cluster.node("a")
     with pytest.raises(Refusal) as away:
-        await give(a, model="elsewhere")
+        await fetch(a, model="elsewhere")
     assert away.value.fault is Fault.UNAVAILABLE and away.value.retry_after > 0
     assert "is only on host-z, which is offline" in away.value.message
 
 
 async def test_an_engine_error_keeps_status_and_message(cluster: Cluster) -> None:
-    a, _, reciter = await two(cluster)
+    a, _, reciter = await two_nodes(cluster)
     reciter.status = 400
     with pytest.raises(Refusal) as refused:
-        await give(a)
+        await fetch(a)
     assert (refused.value.fault, refused.value.status) == (Fault.ENGINE, 400)
     assert refused.value.message == "status 400"
 
@@ -154,7 +154,7 @@ async def test_after_an_ollama_failure_the_leader_is_asked_for_a_distributed_loa
         return Ready("c", c.view.me.endpoints[0])
 
     a.loader.load = load
-    events, answer = await give(a, calls=CHAT)
+    events, answer = await fetch(a, calls=CHAT)
     assert text_of(events) == TEXT and answer.routing.engine is Engine.LLAMA
     (need,) = a.loader.needs
     assert (need.ask.llama, need.ask.ollama) == (True, False), "the Ollama has failed already"
@@ -175,13 +175,13 @@ async def test_if_the_distributed_load_fails_too_the_better_reason_is_reported(
 
     a.loader.load = load
     with pytest.raises(Refusal, match=words):
-        await give(a, calls=CHAT)
+        await fetch(a, calls=CHAT)
 
 
 async def test_a_resolved_model_is_not_looked_up_again(cluster: Cluster) -> None:
-    a, _, _ = await two(cluster)
+    a, _, _ = await two_nodes(cluster)
     listed = await a.names.named("reciter")
-    events, _ = await give(a, model="a name that only the caller knows", resolved=listed)
+    events, _ = await fetch(a, model="a name that only the caller knows", resolved=listed)
     assert text_of(events) == TEXT
 
 
@@ -189,7 +189,7 @@ async def test_a_request_refused_by_an_ollama_causes_no_load(cluster: Cluster) -
     a, at_ollama, _ = await ollama_and_llama(cluster)
     at_ollama.status = 400
     with pytest.raises(Refusal, match="status 400"):
-        await give(a, calls=CHAT)
+        await fetch(a, calls=CHAT)
     assert a.loader.loads == 0
 
 
@@ -207,10 +207,10 @@ async def test_the_leader_decides_about_a_model_that_an_ollama_has_no_memory_for
         return Ready("b", endpoint)
 
     a.loader.load = load
-    events, _ = await give(a, calls=CHAT)
+    events, _ = await fetch(a, calls=CHAT)
     assert text_of(events) == TEXT and a.loader.loads == 1
     a.names.size = 80
-    await give(a, calls=CHAT, id="r2")
+    await fetch(a, calls=CHAT, id="r2")
     assert a.loader.loads == 1, "a model that certainly fits needs no decision of the leader"
 
 
@@ -219,7 +219,7 @@ async def test_a_non_streamed_answer_interrupted_at_an_ollama_is_repeated_on_lla
 ) -> None:
     a, at_ollama, at_llama = await ollama_and_llama(cluster)
     at_ollama.gate.clear()
-    task = asyncio.create_task(give(a, calls=WHOLE, stream=False))
+    task = asyncio.create_task(fetch(a, calls=WHOLE, stream=False))
     await until(lambda: at_ollama.running == 1)
     c = await cluster.node("c")
     c.engines.serve("d1", at_llama)
@@ -232,18 +232,18 @@ async def test_a_non_streamed_answer_interrupted_at_an_ollama_is_repeated_on_lla
 
 
 async def test_queue_positions_are_reported_and_kept(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    first = asyncio.create_task(give(a, id="first", user="first"))
+    first = asyncio.create_task(fetch(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
     waits: list[Waiting] = []
-    second = asyncio.create_task(give(a, id="second", user="second", waits=waits))
+    second = asyncio.create_task(fetch(a, id="second", user="second", waits=waits))
     await until(lambda: Waiting("queued", position=1) in waits)
     low: list[Waiting] = []
-    third = asyncio.create_task(give(b, id="third", user="third", waits=low, priority=1))
+    third = asyncio.create_task(fetch(b, id="third", user="third", waits=low, priority=1))
     await until(lambda: Waiting("queued", position=2) in low)
     high: list[Waiting] = []
-    fourth = asyncio.create_task(give(a, id="fourth", user="fourth", waits=high, priority=9))
+    fourth = asyncio.create_task(fetch(a, id="fourth", user="fourth", waits=high, priority=9))
     await until(lambda: Waiting("queued", position=1) in high)
     await until(lambda: waits[-1].position == 2 and low[-1].position == 3)
     reciter.gate.set()
@@ -256,14 +256,14 @@ async def test_queue_positions_are_reported_and_kept(cluster: Cluster) -> None:
 async def test_a_request_is_reported_as_answering_before_the_engines_first_byte(
     cluster: Cluster, asked: str
 ) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     node = a if asked == "a" else b
     reciter.gate.clear()
     first, second = list[Waiting](), list[Waiting]()
-    first_task = asyncio.create_task(give(node, id="first", stream=False, waits=first))
+    first_task = asyncio.create_task(fetch(node, id="first", stream=False, waits=first))
     await until(lambda: reciter.running == 1)
     assert (first[-1].stage, first[-1].node) == ("answering", "host-b")
-    second_task = asyncio.create_task(give(node, id="second", stream=False, waits=second))
+    second_task = asyncio.create_task(fetch(node, id="second", stream=False, waits=second))
     await until(lambda: second and second[-1].stage == "queued")
     assert second[-1].node == ""
     reciter.gate.set()
@@ -273,13 +273,13 @@ async def test_a_request_is_reported_as_answering_before_the_engines_first_byte(
 
 @pytest.mark.parametrize("asked", ["a", "b"])
 async def test_a_cancelled_request_leaves_the_queue(cluster: Cluster, asked: str) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     node = a if asked == "a" else b
     reciter.gate.clear()
-    first = asyncio.create_task(give(node, id="first"))
+    first = asyncio.create_task(fetch(node, id="first"))
     await until(lambda: reciter.running == 1)
     waits: list[Waiting] = []
-    second = asyncio.create_task(give(node, id="second", waits=waits))
+    second = asyncio.create_task(fetch(node, id="second", waits=waits))
     await until(lambda: any(wait.stage == "queued" for wait in waits))
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
@@ -293,7 +293,7 @@ async def test_a_cancelled_request_leaves_the_queue(cluster: Cluster, asked: str
 
 @pytest.mark.parametrize("asked", ["a", "b"])
 async def test_closing_the_answer_ends_the_generation(cluster: Cluster, asked: str) -> None:
-    a, b, reciter = await two(cluster)
+    a, b, reciter = await two_nodes(cluster)
     reciter.pause = 0.01
     node = a if asked == "a" else b
     answer = await node.serving.open(ask(), lambda _: None)
@@ -319,7 +319,7 @@ async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(clu
     waits: list[Waiting] = []
     tasks = []
     for n in range(5):
-        tasks.append(asyncio.create_task(give(a, id=f"r{n}", waits=waits, max_tokens=3, user=str(n))))
+        tasks.append(asyncio.create_task(fetch(a, id=f"r{n}", waits=waits, max_tokens=3, user=str(n))))
         await asyncio.sleep(0.01)
     await until(lambda: len([w for w in waits if w.stage == "loading"]) == 5)
     go.set()
@@ -332,10 +332,10 @@ async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(clu
 
 
 async def test_an_unreachable_endpoint_is_replaced(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster)
+    a, b, reciter = await two_nodes(cluster)
     await reciter.stop()
     good = await cluster.reciter()
-    task = asyncio.create_task(give(a))
+    task = asyncio.create_task(fetch(a))
     await until(lambda: a.router._memory)
     b.engines.drop("d1")
     b.engines.serve("d2", good)
@@ -344,25 +344,25 @@ async def test_an_unreachable_endpoint_is_replaced(cluster: Cluster) -> None:
 
 
 async def test_an_unreachable_node_is_skipped(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster)
+    a, b, reciter = await two_nodes(cluster)
     c = await cluster.node("c")
     c.engines.serve("d2", reciter)
     await b.peers.stop()
     for _ in range(4):
-        events, answer = await give(a)
+        events, answer = await fetch(a)
         assert text_of(events) == TEXT
         assert answer.routing.node == "host-c"
 
 
 @pytest.mark.parametrize("path", ["/detokenize", "/apply-template", "/v1/chat/completions/input_tokens"])
 async def test_token_requests_are_answered_while_every_slot_is_busy(cluster: Cluster, path: str) -> None:
-    a, _, reciter = await two(cluster, slots=1)
+    a, _, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    busy = asyncio.create_task(give(a))
+    busy = asyncio.create_task(fetch(a))
     await until(lambda: reciter.running == 1)
     calls = {Engine.LLAMA: Call(path, {})}
     async with asyncio.timeout(5):
-        events, _ = await give(a, id="aside", calls=calls, stream=False)
+        events, _ = await fetch(a, id="aside", calls=calls, stream=False)
     assert events == [{"path": path}] and not busy.done()
     reciter.gate.set()
     await busy
@@ -377,29 +377,29 @@ def test_a_text_too_long_to_embed_is_a_caller_error() -> None:
 
 async def test_the_total_size_of_waiting_bodies_is_limited(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(bodies=5000)
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    first = asyncio.create_task(give(a, id="1", padding="x" * 3000))
+    first = asyncio.create_task(fetch(a, id="1", padding="x" * 3000))
     await until(lambda: reciter.running == 1)
     with pytest.raises(Refusal) as refused:
-        await give(a, id="2", padding="x" * 3000)
+        await fetch(a, id="2", padding="x" * 3000)
     assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
-    small = asyncio.create_task(give(a, id="3"))
+    small = asyncio.create_task(fetch(a, id="3"))
     await until(lambda: b.server.under_way == 2)
     reciter.gate.set()
     await asyncio.gather(first, small)
     # A single request is accepted whatever its size.
-    await give(a, id="4", padding="x" * 9000)
+    await fetch(a, id="4", padding="x" * 9000)
 
 
 async def test_a_full_queue_is_refused_with_a_retry_time(cluster: Cluster) -> None:
     cluster.settings = type(cluster.settings)(queue=1)
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    tasks = [asyncio.create_task(give(a, id=f"r{n}")) for n in range(2)]
+    tasks = [asyncio.create_task(fetch(a, id=f"r{n}")) for n in range(2)]
     await until(lambda: b.server.under_way == 2)
     with pytest.raises(Refusal) as full:
-        await give(a, id="one too many")
+        await fetch(a, id="one too many")
     assert full.value.fault is Fault.UNAVAILABLE
     assert full.value.retry_after >= 1
     reciter.gate.set()
@@ -407,18 +407,18 @@ async def test_a_full_queue_is_refused_with_a_retry_time(cluster: Cluster) -> No
 
 
 async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.pause = 0.05
     with pytest.raises(Refusal) as late:
-        await give(a, deadline=0.3)
+        await fetch(a, deadline=0.3)
     assert late.value.fault is Fault.TIMEOUT
     await until(lambda: not reciter.running)
     reciter.gate.clear()
-    first = asyncio.create_task(give(a, id="first", user="first"))
+    first = asyncio.create_task(fetch(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
     with pytest.raises(Refusal, match="deadline of 200 ms") as waited:
         # The rest of 200 ms after the caller's own overhead.
-        await give(a, id="second", user="second", deadline=0.199834)
+        await fetch(a, id="second", user="second", deadline=0.199834)
     assert waited.value.fault is Fault.TIMEOUT
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
@@ -426,12 +426,12 @@ async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
 
 
 async def test_a_queued_request_moves_to_a_free_endpoint(cluster: Cluster) -> None:
-    a, b, slow = await two(cluster, slots=1)
+    a, b, slow = await two_nodes(cluster, slots=1)
     slow.gate.clear()
-    first = asyncio.create_task(give(a, id="first", user="first"))
+    first = asyncio.create_task(fetch(a, id="first", user="first"))
     await until(lambda: slow.running == 1)
     waits: list[Waiting] = []
-    second = asyncio.create_task(give(a, id="second", user="second", waits=waits))
+    second = asyncio.create_task(fetch(a, id="second", user="second", waits=waits))
     await until(lambda: any(wait.stage == "queued" for wait in waits))
     c = await cluster.node("c")
     c.engines.serve("d2", await cluster.reciter())
@@ -446,12 +446,12 @@ async def test_a_queued_request_moves_to_a_free_endpoint(cluster: Cluster) -> No
 async def test_a_request_cancelled_while_moving_is_counted_on_no_endpoint(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, _, slow = await two(cluster, slots=1)
+    a, _, slow = await two_nodes(cluster, slots=1)
     slow.gate.clear()
-    first = asyncio.create_task(give(a, id="first"))
+    first = asyncio.create_task(fetch(a, id="first"))
     await until(lambda: slow.running == 1)
     waits: list[Waiting] = []
-    second = asyncio.create_task(give(a, id="second", waits=waits))
+    second = asyncio.create_task(fetch(a, id="second", waits=waits))
     await until(lambda: any(wait.stage == "queued" for wait in waits))
     cancel = opening.StreamOpening.cancel
 
@@ -474,13 +474,13 @@ async def test_a_request_cancelled_while_moving_is_counted_on_no_endpoint(
 async def test_a_stopping_node_refuses_requests_and_interrupts_streams_with_a_reason(
     cluster: Cluster,
 ) -> None:
-    a, _, reciter = await two(cluster)
+    a, _, reciter = await two_nodes(cluster)
     reciter.pause = 0.05
     answer = await a.serving.open(ask(id="running"), lambda _: None)
     running = asyncio.create_task(read(answer))
     a.serving.refuse("this node is stopping")
     with pytest.raises(Refusal) as late:
-        await give(a, id="late")
+        await fetch(a, id="late")
     assert late.value.fault is Fault.UNAVAILABLE and late.value.retry_after > 0
     assert reciter.running == 1
     await a.serving.close()
@@ -493,14 +493,14 @@ async def test_a_stopping_node_refuses_requests_and_interrupts_streams_with_a_re
 async def test_a_stopping_node_refuses_waiting_requests_with_a_reason(
     cluster: Cluster, waits_for: str
 ) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    first = asyncio.create_task(give(b, id="first"))
+    first = asyncio.create_task(fetch(b, id="first"))
     await until(lambda: reciter.running == 1)
     if waits_for == "a load":
         b.engines.drop("d1")
     waits: list[Waiting] = []
-    waiting = asyncio.create_task(give(a, id="waiting", waits=waits))
+    waiting = asyncio.create_task(fetch(a, id="waiting", waits=waits))
     await until(lambda: waits)
     for executor in tuple(a.serving._executors):
         executor.stop("this node is stopping")
@@ -521,7 +521,7 @@ async def test_reloaded_limits_apply_to_the_next_request(cluster: Cluster) -> No
     a.loader.load = nothing_yet
     with pytest.raises(Refusal) as late:
         async with asyncio.timeout(4):
-            await give(a)
+            await fetch(a)
     assert late.value.fault is Fault.UNAVAILABLE
 
 
@@ -531,7 +531,7 @@ async def nothing_yet() -> None:
 
 
 async def test_load_only_and_unload(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster)
+    a, b, reciter = await two_nodes(cluster)
     answer = await a.serving.open(ask(load_only=True, keep_alive=60.0), lambda _: None)
     assert [event async for event in answer.events] == []
     assert b.engines.keep_alives[-1] == 60.0
@@ -551,7 +551,7 @@ async def test_every_ollama_is_told_to_unload_even_if_its_slots_are_busy(cluster
     assert await anext(answering.events)
     c.engines.serve(OLLAMA, idle, slots=1, backend=Backend.OLLAMA)
     async with asyncio.timeout(3):
-        await give(a, "generate", id="stop", load_only=True, keep_alive=0.0, stream=False, prompt="")
+        await fetch(a, "generate", id="stop", load_only=True, keep_alive=0.0, stream=False, prompt="")
     for reciter in (busy, idle):
         assert reciter.requests[-1][1]["prompt"] == ""
     await answering.close()
@@ -567,14 +567,14 @@ async def test_a_failed_unload_is_reported(cluster: Cluster) -> None:
     b.engines.serve(OLLAMA, reciter, backend=Backend.OLLAMA)
     reciter.status = 500
     with pytest.raises(Refusal) as refused:
-        await give(a, "generate", load_only=True, keep_alive=0.0, stream=False, prompt="")
+        await fetch(a, "generate", load_only=True, keep_alive=0.0, stream=False, prompt="")
     assert refused.value.message == "status 500"
     await until(lambda: b.server.under_way == 0)
 
 
 async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:
-    a, _, _ = await two(cluster)
-    _, answer = await give(a, explain=True)
+    a, _, _ = await two_nodes(cluster)
+    _, answer = await fetch(a, explain=True)
     ((endpoint, score, why),) = answer.routing.scores
     assert endpoint == "b/d1"
     assert score > 0
@@ -582,11 +582,11 @@ async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:
 
 
 async def test_a_draining_node_moves_queued_requests_and_finishes_streams(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    first = asyncio.create_task(give(a, id="first", user="first"))
+    first = asyncio.create_task(fetch(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
-    second = asyncio.create_task(give(a, id="second", user="second"))
+    second = asyncio.create_task(fetch(a, id="second", user="second"))
     await until(lambda: b.server.under_way == 2)
     c = await cluster.node("c")
     draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
@@ -612,9 +612,9 @@ async def test_a_stopping_node_does_not_wait_for_requests_that_no_node_can_answe
     b.names.having = set(having)
     c = await cluster.node("c") if others else None
     reciter.gate.clear()
-    first = asyncio.create_task(give(b, id="first", user="first"))
+    first = asyncio.create_task(fetch(b, id="first", user="first"))
     await until(lambda: reciter.running == 1)
-    second = asyncio.create_task(give(b, id="second", user="second"))
+    second = asyncio.create_task(fetch(b, id="second", user="second"))
     await until(lambda: b.server.under_way == 2)
     b.serving.refuse("this node is stopping")
     draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
@@ -649,18 +649,18 @@ async def test_drain_waits_for_remote_deployments_with_local_grants(cluster: Clu
 
 
 async def test_a_closing_endpoint_finishes_streams_and_moves_queued_requests(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
-    first = asyncio.create_task(give(a, id="first", user="first"))
+    first = asyncio.create_task(fetch(a, id="first", user="first"))
     await until(lambda: reciter.running == 1)
-    second = asyncio.create_task(give(a, id="second", user="second"))
+    second = asyncio.create_task(fetch(a, id="second", user="second"))
     await until(lambda: b.server.under_way == 2)
     b.view.update_me(endpoints=tuple(replace(endpoint, closing=True) for endpoint in b.view.me.endpoints))
     await until(lambda: b.server.under_way == 1)
     c = await cluster.node("c")
     c.engines.serve("d2", await cluster.reciter())
     assert (await second)[1].routing.node == "host-c"
-    third = await give(a, id="third", user="third")
+    third = await fetch(a, id="third", user="third")
     assert third[1].routing.node == "host-c"
     reciter.gate.set()
     events, answer = await first
@@ -669,9 +669,9 @@ async def test_a_closing_endpoint_finishes_streams_and_moves_queued_requests(clu
 
 
 async def test_64_streams_are_complete_and_in_order(cluster: Cluster) -> None:
-    a, b, reciter = await two(cluster, slots=64)
+    a, b, reciter = await two_nodes(cluster, slots=64)
     reciter.gate.clear()
-    giving = [asyncio.create_task(give(a, id=f"r{n}")) for n in range(64)]
+    giving = [asyncio.create_task(fetch(a, id=f"r{n}")) for n in range(64)]
     await until(lambda: ("d1", 64, 0, 0.0) in b.engines.reports)
     reciter.gate.set()
     results = await asyncio.gather(*giving)
@@ -689,7 +689,7 @@ async def test_requests_are_distributed_by_the_speed_of_the_ollamas(cluster: Clu
         reciter.pause = pace
         node.engines.serve("ollama:m", reciter, slots=1, backend=Backend.OLLAMA)
     count = 60
-    tasks = [give(a, "ollama", id=f"r{n}", options={"num_predict": 10}) for n in range(count)]
+    tasks = [fetch(a, "ollama", id=f"r{n}", options={"num_predict": 10}) for n in range(count)]
     results = await asyncio.gather(*tasks)
     assert all(text_of(events) == "".join(WORDS[:10]) for events, _ in results)
     served = [answer.routing.node for _, answer in results]
@@ -699,7 +699,7 @@ async def test_requests_are_distributed_by_the_speed_of_the_ollamas(cluster: Clu
 
 
 async def test_a_local_endpoint_with_a_free_slot_needs_no_extra_task(cluster: Cluster) -> None:
-    a, b, _ = await two(cluster, slots=1)
+    a, b, _ = await two_nodes(cluster, slots=1)
     tasks: list[str] = []
 
     def noted(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
@@ -707,34 +707,34 @@ async def test_a_local_endpoint_with_a_free_slot_needs_no_extra_task(cluster: Cl
         return asyncio.Task(coroutine, loop=loop, **more)
 
     asyncio.get_running_loop().set_task_factory(noted)
-    await give(b, id="here")
+    await fetch(b, id="here")
     assert "StreamOpening.open" not in tasks
-    await give(a, id="elsewhere")
+    await fetch(a, id="elsewhere")
     assert "StreamOpening.open" in tasks
 
 
 async def test_cancelling_before_the_first_byte_frees_the_slot(cluster: Cluster) -> None:
-    _, b, reciter = await two(cluster, slots=1)
+    _, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
     for _ in range(2):
-        asked = asyncio.create_task(give(b, id="gone"))
+        asked = asyncio.create_task(fetch(b, id="gone"))
         await until(lambda: reciter.running == 1)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await until(lambda: reciter.running == 0 and not b.server.under_way)
     reciter.gate.set()
-    assert await give(b, id="stays")
+    assert await fetch(b, id="stays")
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
 async def test_a_forced_unload_interrupts_running_and_queued_requests(cluster: Cluster, asked: str) -> None:
-    a, b, reciter = await two(cluster, slots=1)
+    a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.pause = 0.01
     node = a if asked == "a" else b
     answer = await node.serving.open(ask(id="first"), lambda _: None)
     assert await anext(answer.events)
     waits: list[Waiting] = []
-    queued = asyncio.create_task(give(node, id="second", waits=waits))
+    queued = asyncio.create_task(fetch(node, id="second", waits=waits))
     await until(lambda: Waiting("queued", position=1) in waits)
     b.engines.force_out("d1")
     for ended in (read(answer), queued):

@@ -23,12 +23,12 @@ from tests.serving.cluster_double import Cluster, Node, ask, text_of
 from tests.serving.reciter import TEXT, Reciter
 
 
-async def give(node: Node, *args: Any, **more: Any) -> list[dict[str, Any]]:
+async def fetch(node: Node, *args: Any, **more: Any) -> list[dict[str, Any]]:
     answer: Answer = await node.serving.open(ask(*args, **more), lambda _: None)
     return [json.loads(event) async for event in answer.events]
 
 
-async def three(
+async def three_nodes(
     cluster: Cluster, reason: str = "it was terminated by SIGSEGV"
 ) -> tuple[Node, Reciter, Reciter]:
     """Node a, which receives requests; b and c have an engine each, which crashes on ``deadly``."""
@@ -51,26 +51,26 @@ async def three(
 async def test_a_request_that_crashes_an_engine_is_not_retried(
     cluster: Cluster, stream: bool, asked: str
 ) -> None:
-    await three(cluster)
+    await three_nodes(cluster)
     node = cluster.nodes["abc".index(asked)]
     first, second = cluster.reciters
     for id in ("first", "again"):
         with pytest.raises(Refusal) as refused:
-            await give(node, stream=stream, id=id, grammar="deadly")
+            await fetch(node, stream=stream, id=id, grammar="deadly")
         assert (refused.value.fault, refused.value.status) == (Fault.BAD_REQUEST, 422)
         assert "crashed" in refused.value.message
     assert first.deaths + second.deaths == 1
-    assert text_of(await give(node, id="other")) == TEXT
+    assert text_of(await fetch(node, id="other")) == TEXT
 
 
 async def test_other_requests_of_a_crashed_engine_are_answered_elsewhere(cluster: Cluster) -> None:
-    a, first, second = await three(cluster)
+    a, first, second = await three_nodes(cluster)
     first.gate.clear()
     second.gate.clear()
-    waiting = [asyncio.create_task(give(a, id=f"good{n}")) for n in range(4)]
+    waiting = [asyncio.create_task(fetch(a, id=f"good{n}")) for n in range(4)]
     await until(lambda: first.running + second.running == 4)
     with pytest.raises(Refusal) as refused:
-        await give(a, grammar="deadly")
+        await fetch(a, grammar="deadly")
     assert refused.value.status == 422
     for reciter in (first, second):
         reciter.gate.set()
@@ -80,12 +80,12 @@ async def test_other_requests_of_a_crashed_engine_are_answered_elsewhere(cluster
 
 
 async def test_a_crash_for_lack_of_memory_is_not_blamed_on_the_request(cluster: Cluster) -> None:
-    a, first, second = await three(cluster, reason="it ran out of memory (CUDA error: out of memory)")
+    a, first, second = await three_nodes(cluster, reason="it ran out of memory (CUDA error: out of memory)")
     second.poison = first.poison
     first.on_death, second.poison = first.on_death, ""
     node_c = cluster.nodes[2].view
     node_c.update_me(endpoints=tuple(e for e in node_c.me.endpoints if e.id != "d2"))
-    asking = asyncio.create_task(give(a, prompt_note="deadly"))
+    asking = asyncio.create_task(fetch(a, prompt_note="deadly"))
     await until(lambda: first.deaths == 1)
     cluster.nodes[2].engines.serve("d3", second)
     assert text_of(await asking) == TEXT
@@ -116,7 +116,7 @@ async def test_a_request_that_crashes_an_ollama_runner_is_not_retried(
     for reciter in (first, second):
         reciter.status, reciter.error = 500, error
     with pytest.raises(Refusal) as refused:
-        await give(a, "ollama")
+        await fetch(a, "ollama")
     assert len(first.requests) + len(second.requests) == asked
     assert refused.value.status == (422 if asked == 1 else 500)
 
@@ -174,10 +174,10 @@ async def test_a_grammar_that_crashes_llama_server_reaches_one_of_two_servers(
             grammar = "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000
             for id in ("first", "again"):
                 with pytest.raises(Refusal) as refused:
-                    await give(a, "native", id=id, grammar=grammar)
+                    await fetch(a, "native", id=id, grammar=grammar)
                 assert refused.value.status == 422
             assert [first.exit_code, second.exit_code].count(None) == 1
-            assert text_of(await give(a, "native", id="good", n_predict=20))
+            assert text_of(await fetch(a, "native", id="good", n_predict=20))
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)

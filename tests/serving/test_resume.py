@@ -33,7 +33,7 @@ async def read(answer: Answer) -> list[dict[str, Any]]:
     return [json.loads(event) async for event in answer.events]
 
 
-async def three(cluster: Cluster, form: str = "chat") -> tuple[Node, Reciter, Reciter]:
+async def three_nodes(cluster: Cluster, form: str = "chat") -> tuple[Node, Reciter, Reciter]:
     """Node a, which receives the request; b and c have an endpoint each."""
     a, b, c = [await cluster.node(name) for name in "abc"]
     engine_b, engine_c = await cluster.reciter(), await cluster.reciter()
@@ -49,7 +49,7 @@ async def three(cluster: Cluster, form: str = "chat") -> tuple[Node, Reciter, Re
 async def test_an_interrupted_stream_equals_the_uninterrupted_one(
     cluster: Cluster, form: str, cut: int
 ) -> None:
-    a, engine_b, engine_c = await three(cluster, form)
+    a, engine_b, engine_c = await three_nodes(cluster, form)
     whole = [json.loads(e) async for e in (await a.serving.open(ask(form, id="w"), lambda _: None)).events]
     engine_b.die_after = engine_c.die_after = None
     engine_b.die_after = cut
@@ -80,7 +80,7 @@ async def test_an_interrupted_stream_equals_the_uninterrupted_one(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cut", [3, 7, 10])
 async def test_the_token_limit_holds_across_an_interruption(cluster: Cluster, form: str, cut: int) -> None:
-    a, engine_b, _ = await three(cluster, form)
+    a, engine_b, _ = await three_nodes(cluster, form)
     engine_b.die_after = cut
     limit: dict[str, Any] = {"max_tokens": 10}
     if form in ("ollama", "generate"):
@@ -93,7 +93,7 @@ async def test_the_token_limit_holds_across_an_interruption(cluster: Cluster, fo
 
 
 async def test_repeated_engine_failures(cluster: Cluster) -> None:
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
     engine_b.die_after, engine_c.die_after = 20, 30
     answer = await a.serving.open(ask(), lambda _: None)
     got = []
@@ -107,7 +107,7 @@ async def test_repeated_engine_failures(cluster: Cluster) -> None:
 
 
 async def test_a_non_streamed_request_is_repeated(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.gate.clear()
     asking = asyncio.create_task(a.serving.open(ask(stream=False), lambda _: None))
     await until(lambda: engine_b.running == 1)
@@ -119,7 +119,7 @@ async def test_a_non_streamed_request_is_repeated(cluster: Cluster) -> None:
 async def test_a_node_failure_after_the_complete_answer_is_harmless(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
 
     async def dying(caller: peer_handler.PeerCaller) -> None:
         # Everything but the end of the HTTP response has been sent.
@@ -134,7 +134,7 @@ async def test_a_node_failure_after_the_complete_answer_is_harmless(
 
 
 async def test_a_non_streamed_request_reports_the_length_of_the_interruption(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.cut_whole = True
     answer = await a.serving.open(ask(stream=False), lambda _: None)
     assert text_of(await read(answer)) == TEXT
@@ -212,7 +212,7 @@ async def test_a_full_queue_does_not_end_a_begun_answer(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, freed: bool
 ) -> None:
     cluster.settings = ServingSettings(recover_limit=5.0 if freed else 0.5, queue=1)
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
     c = cluster.nodes[2]
     engine_c.gate.clear()
     streams = [
@@ -321,7 +321,7 @@ async def test_a_model_that_was_not_loaded_before_does_not_wait_for_memory(clust
 async def test_a_stream_that_cant_be_continued_ends_with_a_clear_error(
     cluster: Cluster, more: dict[str, Any]
 ) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.die_after = 9
     answer = await a.serving.open(ask(**more), lambda _: None)
     with pytest.raises(Refusal) as refusal:
@@ -332,7 +332,7 @@ async def test_a_stream_that_cant_be_continued_ends_with_a_clear_error(
 
 
 async def test_a_gathered_answer_that_cant_be_continued_is_restarted(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.die_after = 9
     answer = await a.serving.open(ask(n=2, gathered=True), lambda _: None)
     events = [event async for event in answer.events]
@@ -343,7 +343,7 @@ async def test_a_gathered_answer_that_cant_be_continued_is_restarted(cluster: Cl
 
 
 async def test_a_stream_leaves_a_dead_node_immediately(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.hang_after = 30
     answer = await a.serving.open(ask(), lambda _: None)
     events = [json.loads(await anext(answer.events)) for _ in range(30)]
@@ -361,7 +361,7 @@ async def test_a_hung_engine_is_distinguished_from_a_slow_one(
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=1.5)
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     b = cluster.nodes[1]
     engine_b.hang_after = 30
 
@@ -388,7 +388,7 @@ async def test_time_in_which_the_daemon_was_suspended_does_not_count_as_a_hang(
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
     monkeypatch.setattr("sollold.serving.watchdog.STOOD_STILL", 2.0)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=2.0)
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.hang_after = 30
     answer = await a.serving.open(ask(), lambda _: None)
     reading = asyncio.create_task(read(answer))
@@ -407,7 +407,7 @@ async def test_a_hung_engine_that_sends_pings_is_detected(
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=0.5)
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.hang_after = after
     engine_b.pings = True
     async with asyncio.timeout(8):
@@ -436,7 +436,7 @@ async def test_an_idle_engine_is_left_before_the_stall_limit(
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=600, still=0.5)
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     b = cluster.nodes[1]
     engine_b.hang_after = 30
     b.engines.done = Work(0, 0)
@@ -460,7 +460,7 @@ async def test_an_idle_engine_is_left_before_the_stall_limit(
 
 async def test_a_draining_node_moves_its_streams_at_the_limit(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(recover_limit=5.0, drain_limit=0.2)
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.hang_after = 30
     answer = await a.serving.open(ask(), lambda _: None)
     events = [json.loads(await anext(answer.events)) for _ in range(30)]
@@ -494,7 +494,7 @@ async def test_a_slow_reader_is_not_mistaken_for_a_hung_engine(
 ) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=0.2)
-    await three(cluster)
+    await three_nodes(cluster)
     a, b, _ = cluster.nodes
     answer = await (a if asked == "a" else b).serving.open(ask(), lambda _: None)
     events = [json.loads(await anext(answer.events))]
@@ -507,7 +507,7 @@ async def test_a_slow_reader_is_not_mistaken_for_a_hung_engine(
 async def test_a_stopped_reader_releases_its_slot(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
     monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD_SECONDS", 0.2)
-    _, engine_b, _ = await three(cluster)
+    _, engine_b, _ = await three_nodes(cluster)
     engine_b.pause = 0.02
     b = cluster.nodes[1]
     answer = await b.serving.open(ask(), lambda _: None)
@@ -556,7 +556,7 @@ async def test_an_engine_that_dies_during_an_error_response_releases_its_slot(cl
 async def test_a_request_aborted_as_it_begins_continues_elsewhere(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, engine_b, _ = await three(cluster)
+    _, engine_b, _ = await three_nodes(cluster)
     b = cluster.nodes[1]
     engine_b.hang_after = 3
     asked = HttpConnection.ask
@@ -575,7 +575,7 @@ async def test_a_request_aborted_as_it_begins_continues_elsewhere(
 
 
 async def test_the_slot_of_a_vanished_node_is_released(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.hang_after = 20
     b = cluster.nodes[1]
     answer = await a.serving.open(ask(), lambda _: None)
@@ -587,7 +587,7 @@ async def test_the_slot_of_a_vanished_node_is_released(cluster: Cluster) -> None
 
 
 async def test_a_request_that_kills_engines_is_retried_three_times(cluster: Cluster) -> None:
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
     engine_b.poison = engine_c.poison = "recite"
     with pytest.raises(Refusal) as refusal:
         await read(await a.serving.open(ask(), lambda _: None))
@@ -642,7 +642,7 @@ async def test_a_stream_continues_although_the_engine_does_not_count_its_tokens(
 ) -> None:
     for room in (attempts, recovery):
         monkeypatch.setattr(room, "BYPASS_LIMIT", 0.3)
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
     engine_b.die_after, engine_c.deaf = 50, True
     events = await read(await a.serving.open(ask(), lambda _: None))
     assert text_of(events) == TEXT
@@ -652,7 +652,7 @@ async def test_a_load_only_request_to_an_unresponsive_engine_times_out(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "BYPASS_LIMIT", 0.3)
-    a, engine_b, engine_c = await three(cluster)
+    a, engine_b, engine_c = await three_nodes(cluster)
     engine_b.deaf = engine_c.deaf = True
     with pytest.raises(Refusal, match="small request") as refusal:
         await a.serving.open(ask(load_only=True), lambda _: None)
@@ -677,7 +677,7 @@ async def test_an_unreachable_remote_engine_is_avoided(cluster: Cluster) -> None
 async def test_an_ollama_that_ends_its_answer_cleanly_is_not_resumed(
     cluster: Cluster, form: str, asked: str
 ) -> None:
-    a, engine_b, engine_c = await three(cluster, "ollama")
+    a, engine_b, engine_c = await three_nodes(cluster, "ollama")
     engine_b.end_after = engine_c.end_after = 40
     (call,) = ask(form).calls.values()
     node = a if asked == "a" else cluster.nodes[1]
@@ -697,7 +697,7 @@ async def test_an_ollama_that_ends_its_answer_cleanly_is_not_resumed(
 
 
 async def test_a_llama_server_that_ends_its_answer_early_is_resumed(cluster: Cluster) -> None:
-    a, engine_b, _ = await three(cluster)
+    a, engine_b, _ = await three_nodes(cluster)
     engine_b.end_after = 40
     answer = await a.serving.open(ask(), lambda _: None)
     assert text_of(await read(answer)) == TEXT and answer.routing.resumed == 1

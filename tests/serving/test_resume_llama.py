@@ -126,13 +126,15 @@ async def pair(cluster: Cluster, llama: Llama, model: Path, *words: str) -> Asyn
             await engine.stop()
 
 
-async def cut(pair: Pair, at: int, how: signal.Signals, form: str, **more: Any) -> tuple[list[Any], Answer]:
-    """Return the events of an answer whose engine is killed after ``at`` events."""
+async def cut(
+    pair: Pair, count: int, how: signal.Signals, form: str, **more: Any
+) -> tuple[list[Any], Answer]:
+    """Return the events of an answer whose engine is killed after ``count`` events."""
     answer = await pair.asked.serving.open(ask(form, **more), lambda _: None)
     events = []
     async for event in answer.events:
         events.append(json.loads(event))
-        if len(events) == at:
+        if len(events) == count:
             pair.kill(how)
     return events, answer
 
@@ -174,29 +176,29 @@ async def test_an_interrupted_answer_reaches_its_end_token(
         assert events[-1]["usage"]["completion_tokens"] == len(COUNTING) + 1
 
 
-@pytest.mark.parametrize("at", [100, 1100])
+@pytest.mark.parametrize("count", [100, 1100])
 async def test_reasoning_and_content_continue(
-    cluster: Cluster, llama: Llama, models: dict[str, Path], at: int
+    cluster: Cluster, llama: Llama, models: dict[str, Path], count: int
 ) -> None:
     async with pair(cluster, llama, models["thinking"], "--chat-template-file", str(TEMPLATE)) as both:
-        events, answer = await cut(both, at, signal.SIGKILL, "chat", max_tokens=1500)
+        events, answer = await cut(both, count, signal.SIGKILL, "chat", max_tokens=1500)
         assert answer.routing.resumed == 1
         assert reasoning_of(events).rstrip() == "".join(THINKING[1:1001]).rstrip()
         assert text_of(events) == "".join(THINKING[1002:1500])
         assert events[-1]["usage"]["completion_tokens"] == 1500
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("instructed", [False, True])
 async def test_a_prefilled_answer_continues(
-    cluster: Cluster, llama: Llama, models: dict[str, Path], told: bool
+    cluster: Cluster, llama: Llama, models: dict[str, Path], instructed: bool
 ) -> None:
     begun = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "w0001 w0002 "}]
-    words = {"continue_final_message": "content", "add_generation_prompt": False} if told else {}
+    words = {"continue_final_message": "content", "add_generation_prompt": False} if instructed else {}
     async with pair(cluster, llama, models["counting"]) as both:
         events, answer = await cut(both, 60, signal.SIGKILL, "chat", messages=begun, max_tokens=700, **words)
         assert answer.routing.resumed == 1
         # llama-server repeats the prefilled text unless it is told to continue it.
-        assert text_of(events) == "".join(COUNTING[2 if told else 0 : 702])
+        assert text_of(events) == "".join(COUNTING[2 if instructed else 0 : 702])
         assert events[-1]["usage"]["completion_tokens"] == 700
 
 
