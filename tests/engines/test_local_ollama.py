@@ -1,3 +1,5 @@
+"""The local Ollama: its models as endpoints, and its process if managed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -43,10 +45,10 @@ def view() -> FakeView:
 async def catalogue(tmp_path: Path) -> AsyncIterator[Catalogue]:
     OllamaStore(tmp_path / "store").model("huge:latest", tmp_path)
     settings = ModelSettings(ollama_stores=(str(tmp_path / "store"),), huggingface=False)
-    one = Catalogue(settings, tmp_path / "state", environ={}, home=tmp_path)
-    await one.start()
-    yield one
-    await one.close()
+    catalogue = Catalogue(settings, tmp_path / "state", environ={}, home=tmp_path)
+    await catalogue.start()
+    yield catalogue
+    await catalogue.close()
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ async def standin() -> AsyncIterator[Standin]:
         Known("far:120b-cloud", 10, remote_host="https://ollama.com"),
         Known("embed:latest", 100, ("embedding",)),
     ]
-    async with Standin(models) as one:
-        yield one
+    async with Standin(models) as server:
+        yield server
 
 
 @pytest.fixture
@@ -68,13 +70,13 @@ async def make(
     monkeypatch.setattr("sollold.engines.ollama.service._RETRY_SECONDS", (0.05, 0.1))
     made: list[LocalOllama] = []
 
-    def ollama(url: str, **options: Any) -> LocalOllama:
+    def make_ollama(url: str, **options: Any) -> LocalOllama:
         environ = options.pop("environ", {})
         port = options.pop("own_port", 0)
         more = {key: options.pop(key) for key in ("stores", "service") if key in options}
         settings = OllamaSettings(url=url, **options)
         journal = Journal(tmp_path / "journal")
-        one = LocalOllama(
+        ollama = LocalOllama(
             settings,
             view,
             catalogue,
@@ -85,26 +87,28 @@ async def make(
             poll=0.05,
             **({"service": {}} | more),
         )
-        made.append(one)
-        return one
+        made.append(ollama)
+        return ollama
 
-    yield ollama
-    for one in made:
-        await one.close()
+    yield make_ollama
+    for ollama in made:
+        await ollama.close()
 
 
 def names(ollama: LocalOllama) -> dict[str, Endpoint]:
     return {endpoint.model: endpoint for endpoint in ollama.endpoints()}
 
 
-async def test_models_as_endpoints(
+async def test_ollamas_models_are_endpoints(
     make: Make, standin: Standin, view: FakeView, catalogue: Catalogue
 ) -> None:
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
     assert ollama.version == "0.33.0"
-    assert set(names(ollama)) == {"small:latest", "embed:latest"}, "too big and cloud models are left out"
+    assert set(names(ollama)) == {"small:latest", "embed:latest"}, (
+        "models that are too large and cloud models are left out"
+    )
     small = names(ollama)["small:latest"]
     assert (small.id, small.backend, small.state) == ("ollama:small:latest", Backend.OLLAMA, State.READY)
     assert (small.loaded, small.bytes) == (False, 0)
@@ -115,14 +119,14 @@ async def test_models_as_endpoints(
     offered = {model.name: model for model in catalogue.models}
     assert offered["small:latest"].parameters == 8_000_000_000
     assert offered["small:latest"].only_ollama
-    # Clients ask for no more than it says that there is room for.
+    # The context length that Ollama reports limits requests.
     assert (offered["small:latest"].context_train, offered["small:latest"].width) == (4096, 64)
 
 
-async def test_what_its_list_leaves_out_of_what_models_can_do(
+async def test_capabilities_missing_in_ollamas_list_are_requested_once(
     make: Make, standin: Standin, catalogue: Catalogue
 ) -> None:
-    """An older Ollama does not list it; a newer one not what a GGUF file's own chat template has."""
+    """Older Ollamas list no capabilities, newer ones not those of a GGUF file's own chat template."""
     standin.models = {
         "new:latest": Known("new:latest", 1000, ("tools", "thinking", "completion"), listed=("completion",)),
         "old:latest": Known("old:latest", 1000, ("embedding",), listed=()),
@@ -131,23 +135,23 @@ async def test_what_its_list_leaves_out_of_what_models_can_do(
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: len(names(ollama)) == 2)
-    can = {model.name: model.capabilities for model in catalogue.models}
-    assert can["new:latest"] == ("tools", "thinking", "completion")
-    assert can["old:latest"] == ("embedding",)
+    capabilities = {model.name: model.capabilities for model in catalogue.models}
+    assert capabilities["new:latest"] == ("tools", "thinking", "completion")
+    assert capabilities["old:latest"] == ("embedding",)
     assert names(ollama)["old:latest"].embedding
     polls = standin.polls
     await until(lambda: standin.polls > polls + 12)
-    assert standin.shown == ["new:latest", "old:latest"], "once, and not of a model that is read here"
+    assert standin.shown == ["new:latest", "old:latest"], "once, and not for a model whose file is readable"
 
 
 async def test_an_older_list_does_not_replace_a_newer_one(view: FakeView, catalogue: Catalogue) -> None:
-    """The older one waits for what its models can do, while another is deleted."""
+    """The older one waits for capabilities while a model is deleted."""
     asked, answered = asyncio.Event(), asyncio.Event()
-    there = [Tag("kept:latest", size=1000, digest="k"), Tag("deleted:latest", size=1000, digest="d")]
+    tags = [Tag("kept:latest", size=1000, digest="k"), Tag("deleted:latest", size=1000, digest="d")]
 
     class Api(OllamaApi):
         async def tags(self) -> list[Tag]:
-            return list(there)
+            return list(tags)
 
         async def capabilities(self, model: str) -> list[str]:
             if not asked.is_set():
@@ -159,7 +163,7 @@ async def test_an_older_list_does_not_replace_a_newer_one(view: FakeView, catalo
         api, models = Api(session, "http://127.0.0.1:1"), OllamaEndpoints(view, catalogue, lambda: 1)
         older = asyncio.create_task(models.read_tags(api))
         await asked.wait()
-        there.pop()
+        tags.pop()
         newer = asyncio.create_task(models.read_tags(api))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -168,7 +172,7 @@ async def test_an_older_list_does_not_replace_a_newer_one(view: FakeView, catalo
     assert models.has("kept:latest") and not models.has("deleted:latest")
 
 
-async def test_memory_that_a_gpu_shares_is_there_once(
+async def test_memory_shared_with_a_gpu_is_counted_once(
     make: Make, view: FakeView, catalogue: Catalogue
 ) -> None:
     shared = replace(cpu(), pool="ram")
@@ -182,7 +186,7 @@ async def test_memory_that_a_gpu_shares_is_there_once(
         await until(lambda: "huge:latest" in names(ollama))
 
 
-async def test_only_ollama_runs_it_though_it_is_big(
+async def test_a_large_model_that_only_ollama_supports_is_an_endpoint(
     make: Make, standin: Standin, catalogue: Catalogue, tmp_path: Path
 ) -> None:
     OllamaStore(tmp_path / "store").model("huge:latest", tmp_path, architecture="gptoss")
@@ -192,7 +196,7 @@ async def test_only_ollama_runs_it_though_it_is_big(
     await until(lambda: "huge:latest" in names(ollama))
 
 
-async def test_slots_and_address_are_those_of_ollamas_own_unit(make: Make, standin: Standin) -> None:
+async def test_slots_and_address_are_read_from_ollamas_systemd_unit(make: Make, standin: Standin) -> None:
     service = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_HOST": standin.url.removeprefix("http://")}
     ollama = make("", service=service, environ={"OLLAMA_NUM_PARALLEL": "2"})
     await ollama.start()
@@ -204,7 +208,7 @@ async def test_slots_and_address_are_those_of_ollamas_own_unit(make: Make, stand
     assert names(ours)["small:latest"].slots == 2
 
 
-async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+async def test_other_endpoints_of_the_record_are_kept(make: Make, standin: Standin, view: FakeView) -> None:
     head = Endpoint("d1", "m", "x", Backend.LOCAL, State.READY)
     view.update_me(endpoints=(head,))
     ollama = make(standin.url)
@@ -215,7 +219,7 @@ async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, 
     await until(lambda: view.me.endpoints == (head,))
 
 
-async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
+async def test_loaded_models_are_reported_and_can_be_unloaded(make: Make, standin: Standin) -> None:
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
@@ -231,7 +235,7 @@ async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
     assert not names(ollama)["small:latest"].loaded
 
 
-async def test_how_long_a_model_stays_is_told(
+async def test_the_expiry_of_a_loaded_model_is_reported(
     make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ollama = make(standin.url)
@@ -244,20 +248,20 @@ async def test_how_long_a_model_stays_is_told(
     version = view.me.version
     polls = standin.polls
     await until(lambda: standin.polls > polls + 3)
-    assert view.me.version == version, "time that passes is no news"
+    assert view.me.version == version, "elapsed time alone does not change the record"
     monkeypatch.setattr("sollold.engines.ollama.endpoints._EXPIRY_SECONDS", 0.0)
-    told = names(ollama)["small:latest"].expires
-    await until(lambda: names(ollama)["small:latest"].expires < told)
+    expires = names(ollama)["small:latest"].expires
+    await until(lambda: names(ollama)["small:latest"].expires < expires)
     await ask(standin, "small", keep_alive=-1)
     await until(lambda: names(ollama)["small:latest"].expires == -1.0)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0001-01-01T00:00:00Z"])
-def test_a_time_that_tells_nothing_is_now(text: str) -> None:
+def test_an_invalid_expiry_time_counts_as_now(text: str) -> None:
     assert seconds_left(text, 1e9) == 0.0
 
 
-async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
+async def test_a_model_used_by_other_clients_is_not_unloaded(make: Make, standin: Standin) -> None:
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
@@ -266,7 +270,7 @@ async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None
     assert not (await ollama.unload("ollama:small:latest")).ok
 
 
-async def test_it_says_what_memory_its_models_hold(make: Make, standin: Standin) -> None:
+async def test_the_memory_of_loaded_models_is_reported(make: Make, standin: Standin) -> None:
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
@@ -286,7 +290,7 @@ async def test_eviction_can_be_forbidden(make: Make, standin: Standin) -> None:
     assert standin.loaded
 
 
-async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+async def test_reported_requests_are_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
@@ -296,10 +300,10 @@ async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeV
     assert (endpoint.waiting, endpoint.speed) == (3, 41.5)
     ollama.report("ollama:small:latest", 0, 0, 0.0)
     await until(lambda: names(ollama)["small:latest"].active == 0)
-    assert names(ollama)["small:latest"].speed == 41.5, "unknown speed does not wipe out a known one"
+    assert names(ollama)["small:latest"].speed == 41.5, "an unknown speed does not replace a known one"
 
 
-async def test_busy_with_a_load_is_not_hung(
+async def test_an_ollama_that_loads_a_model_is_not_considered_hung(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.engines.ollama.api._PS_TIMEOUT", 0.1)
@@ -313,7 +317,7 @@ async def test_busy_with_a_load_is_not_hung(
     standin.ps_free.set()
 
 
-async def test_hung_is_gone_and_comes_back(
+async def test_a_hung_ollama_is_removed_until_it_answers(
     make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.engines.ollama.api._TIMEOUT", 0.1)
@@ -327,7 +331,7 @@ async def test_hung_is_gone_and_comes_back(
     await until(lambda: names(ollama))
 
 
-async def test_nothing_there(make: Make) -> None:
+async def test_a_missing_ollama_is_no_problem(make: Make) -> None:
     ollama = make("http://127.0.0.1:9")
     await ollama.start()
     await asyncio.sleep(0.2)
@@ -335,7 +339,7 @@ async def test_nothing_there(make: Make) -> None:
     assert ollama.trouble == ""
 
 
-async def test_our_own_port_is_no_ollama(make: Make, standin: Standin) -> None:
+async def test_the_daemons_own_port_is_refused(make: Make, standin: Standin) -> None:
     ollama = make(standin.url, own_port=int(standin.url.rsplit(":", 1)[1]))
     await ollama.start()
     await until(lambda: ollama.trouble)
@@ -343,19 +347,19 @@ async def test_our_own_port_is_no_ollama(make: Make, standin: Standin) -> None:
     assert ollama.endpoints() == ()
 
 
-async def test_turned_off(make: Make, standin: Standin) -> None:
+async def test_a_disabled_ollama_has_no_endpoints(make: Make, standin: Standin) -> None:
     ollama = make(standin.url, enabled=False)
     await ollama.start()
     await asyncio.sleep(0.2)
     assert ollama.endpoints() == ()
 
 
-async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
+async def test_a_managed_ollama_is_started_restarted_and_ended(make: Make, tmp_path: Path) -> None:
     port = free_port()
     binary = tmp_path / "ollama"
-    noted = tmp_path / "environment"
+    environment_file = tmp_path / "environment"
     binary.write_text(
-        f"#!/bin/sh\nenv > {noted}\ncd {ROOT}\n"
+        f"#!/bin/sh\nenv > {environment_file}\ncd {ROOT}\n"
         f'exec {sys.executable} -m tests.ollama_standin --model tiny:latest "$@"\n'
     )
     binary.chmod(0o755)
@@ -370,7 +374,7 @@ async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
     await ollama.start()
     await until(lambda: names(ollama))
     assert names(ollama)["tiny:latest"].slots == 3
-    environment = noted.read_text()
+    environment = environment_file.read_text()
     assert f"OLLAMA_HOST=127.0.0.1:{port}" in environment
     assert "OLLAMA_NO_CLOUD=1" in environment
     assert f"OLLAMA_MODELS={tmp_path}/mine\n" in environment
@@ -406,7 +410,7 @@ server.serve_forever()
 """
 
 
-async def test_one_that_looks_for_gpus_before_it_answers_is_waited_for(
+async def test_a_managed_ollama_that_starts_slowly_is_not_restarted(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.engines.ollama.api._TIMEOUT", 0.1)
@@ -414,24 +418,24 @@ async def test_one_that_looks_for_gpus_before_it_answers_is_waited_for(
     binary = tmp_path / "ollama"
     binary.write_text(SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready)))
     binary.chmod(0o755)
-    asked: list[bool] = []
+    results: list[bool] = []
     answers = LocalOllama._answers
 
-    async def ask(ollama: LocalOllama) -> bool:
-        asked.append(await answers(ollama))
-        return asked[-1]
+    async def recorded(ollama: LocalOllama) -> bool:
+        results.append(await answers(ollama))
+        return results[-1]
 
-    monkeypatch.setattr(LocalOllama, "_answers", ask)
+    monkeypatch.setattr(LocalOllama, "_answers", recorded)
     ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
     await ollama.start()
-    await until(lambda: starts.exists() and len(asked) > 5)
+    await until(lambda: starts.exists() and len(results) > 5)
     assert ollama.version == ""
     ready.touch()
     await until(lambda: ollama.version)
     assert starts.read_text() == "x", "started once"
 
 
-async def test_one_that_ends_again_and_again_is_not_started_without_a_pause(
+async def test_a_managed_ollama_that_crashes_repeatedly_is_restarted_with_a_backoff(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
@@ -458,7 +462,7 @@ async def test_one_that_ends_again_and_again_is_not_started_without_a_pause(
     assert pauses[:3] == [5.0, 10.0, 20.0]
 
 
-async def test_managed_without_a_binary_says_so(make: Make) -> None:
+async def test_a_missing_binary_of_a_managed_ollama_is_reported(make: Make) -> None:
     ollama = make("http://127.0.0.1:9", manage=True, binary="/nowhere/ollama")
     await ollama.start()
     await until(lambda: ollama.trouble)
@@ -479,17 +483,17 @@ async def test_managed_without_a_binary_says_so(make: Make) -> None:
         ("http://[::1", "", "http://127.0.0.1:11434"),
     ],
 )
-def test_address(url: str, host: str, expected: str) -> None:
+def test_ollamas_address_from_setting_and_environment(url: str, host: str, expected: str) -> None:
     assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
 
 
-def test_is_here() -> None:
+def test_addresses_of_this_machine_are_recognized() -> None:
     assert is_here("http://127.0.0.1:11434") and is_here("http://localhost")
     assert is_here(f"http://{socket.gethostname()}:1") and is_here("http://no-such-name.invalid:1")
     assert not is_here("http://192.0.2.1:11434") and not is_here("http://[2001:db8::1]:11434")
 
 
-async def test_another_machines_ollama_is_not_taken_for_this_ones(
+async def test_an_ollama_host_of_another_machine_is_not_used(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.engines.ollama.connect.is_here", lambda url: False)
@@ -512,7 +516,7 @@ async def ask(standin: Standin, model: str, **more: Any) -> None:
         assert answer.status == 200
 
 
-async def test_what_was_created_through_us_is_known_at_once_and_deleted_again(
+async def test_only_models_created_through_the_daemon_can_be_deleted(
     make: Make, standin: Standin, catalogue: Catalogue
 ) -> None:
     ollama = make(standin.url)
@@ -522,7 +526,7 @@ async def test_what_was_created_through_us_is_known_at_once_and_deleted_again(
     standin.models["mine:latest"] = Known("mine:latest")
     await ollama.refresh()
     assert "mine:latest" in names(ollama)
-    assert not await ollama.delete("mine:latest"), "nobody said that we made it"
+    assert not await ollama.delete("mine:latest"), "it was not created through the daemon"
     ollama.created.add("mine")
     assert await ollama.delete("mine:latest")
     assert "mine:latest" not in standin.models

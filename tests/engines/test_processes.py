@@ -1,3 +1,5 @@
+"""Child processes: start, output, end, journal, logs and ports."""
+
 from __future__ import annotations
 
 import asyncio
@@ -34,7 +36,7 @@ async def begin(folder: Path, *command: str, **more: object) -> Process:
     )
 
 
-async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
+async def test_output_and_exit_status_are_logged(folder: Path):
     lines: list[str] = []
     process = await begin(folder, "/bin/sh", "-c", "echo one; echo two >&2; exit 3", on_line=lines.append)
     assert await asyncio.wait_for(process.exited, 10) == 3
@@ -43,10 +45,10 @@ async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
     assert (folder / "children.json").read_text() == "[]"
 
 
-async def test_only_lines_that_are_heard_reach_the_loop_however_they_come(folder: Path):
+async def test_only_lines_with_the_prefix_reach_the_callback(folder: Path):
     lines: list[str] = []
-    said = "printf 'a\\nstate: 1\\n\\nb\\nsta'; sleep 0.1; printf 'te: 2\\nlast'"
-    process = await begin(folder, "/bin/sh", "-c", said, on_line=lines.append, prefix="state:", gather=0.02)
+    script = "printf 'a\\nstate: 1\\n\\nb\\nsta'; sleep 0.1; printf 'te: 2\\nlast'"
+    process = await begin(folder, "/bin/sh", "-c", script, on_line=lines.append, prefix="state:", gather=0.02)
     assert await asyncio.wait_for(process.exited, 10) == 0
     assert lines == ["state: 1", "state: 2"]
     assert process.last_lines() == ["a", "state: 1", "b", "state: 2", "last"]
@@ -54,24 +56,24 @@ async def test_only_lines_that_are_heard_reach_the_loop_however_they_come(folder
     assert "a\nstate: 1\n\nb\nstate: 2\nlast" in log
 
 
-async def test_a_line_without_end_is_taken_in_parts(folder: Path):
+async def test_a_very_long_line_is_split(folder: Path):
     process = await begin(folder, "/bin/sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x")
     assert await asyncio.wait_for(process.exited, 10) == 0
     assert sum(map(len, process.last_lines())) == 300_000
 
 
-def readiness_to_go(pid: int) -> int:
+def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def test_it_goes_before_the_daemon_when_memory_ends(folder: Path):
+async def test_a_child_is_killed_before_the_daemon_when_memory_runs_out(folder: Path):
     process = await begin(folder, "/bin/sh", "-c", "echo ready; exec sleep 60")
     await until(lambda: process.last_lines() == ["ready"])
-    assert readiness_to_go(process.pid) > readiness_to_go(os.getpid())
+    assert oom_score(process.pid) > oom_score(os.getpid())
     await process.stop(grace=0.0)
 
 
-async def test_one_that_ignores_sigterm_is_killed(folder: Path):
+async def test_a_child_that_ignores_sigterm_is_killed(folder: Path):
     process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
     await until(lambda: process.last_lines() == ["ready"])
     await process.stop(grace=0.2)
@@ -79,42 +81,42 @@ async def test_one_that_ignores_sigterm_is_killed(folder: Path):
 
 
 PARENT = "sleep 600 & echo $!; exec sleep 600"
-"""Starts one of its own, which holds its output open as an Ollama's runner does."""
+"""Starts a child that keeps the output open, as Ollama's runner does."""
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_what_a_child_has_started_ends_with_it(folder: Path, alone: bool):
+async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool):
     process = await begin(folder, "/bin/sh", "-c", PARENT)
     await until(lambda: process.last_lines())
-    descendants = int(process.last_lines()[0])
-    then = started(descendants)
-    assert then
+    descendant = int(process.last_lines()[0])
+    start_time = started(descendant)
+    assert start_time
     if alone:
         os.kill(process.pid, signal.SIGKILL)
     else:
         process.kill()
     assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
-    await until(lambda: started(descendants) != then)
+    await until(lambda: started(descendant) != start_time)
 
 
-def test_what_a_child_of_a_killed_daemon_has_started_is_ended(folder: Path):
+def test_processes_with_the_journals_mark_are_killed(folder: Path):
     path = folder / "children.json"
     mine = {**os.environ, MARK: Journal(path).mark}
     others = {**os.environ, MARK: Journal(folder / "other" / "children.json").mark}
-    left = subprocess.Popen(["/bin/sleep", "600"], env=mine)
-    stranger = subprocess.Popen(["/bin/sleep", "600"], env=others)
+    leftover = subprocess.Popen(["/bin/sleep", "600"], env=mine)
+    foreign = subprocess.Popen(["/bin/sleep", "600"], env=others)
     try:
         Journal(path).kill_leftovers()
-        assert left.wait(10) == -signal.SIGKILL
-        assert stranger.poll() is None
+        assert leftover.wait(10) == -signal.SIGKILL
+        assert foreign.poll() is None
     finally:
-        for one in (left, stranger):
-            one.kill()
-            one.wait(10)
+        for process in (leftover, foreign):
+            process.kill()
+            process.wait(10)
 
 
-def test_another_folder_of_the_same_name_has_another_mark(folder: Path):
-    """As in two containers that share the numbers of processes."""
+def test_a_folder_with_the_same_path_has_another_mark(folder: Path):
+    """As in two containers with a common PID namespace."""
     path = folder / "state" / "children.json"
     path.parent.mkdir()
     first = Journal(path).mark
@@ -124,47 +126,49 @@ def test_another_folder_of_the_same_name_has_another_mark(folder: Path):
     assert Journal(path).mark != first
 
 
-async def test_it_gets_no_secret_and_no_hidden_option(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_child_inherits_no_secrets_and_no_llama_arguments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "hush hush")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
     process = await begin(folder, "/usr/bin/env", env={"LLAMA_CACHE": "/x"})
     await process.exited
-    told = (folder / "logs/d/test.log").read_text()
-    assert "hush hush" not in told
-    assert "LLAMA_ARG" not in told
-    assert "LLAMA_CACHE=/x" in told
+    environment = (folder / "logs/d/test.log").read_text()
+    assert "hush hush" not in environment
+    assert "LLAMA_ARG" not in environment
+    assert "LLAMA_CACHE=/x" in environment
 
 
-async def test_sigpipe_is_ignored_in_it(folder: Path):
+async def test_a_child_ignores_sigpipe(folder: Path):
     process = await begin(folder, "/bin/grep", "SigIgn", "/proc/self/status")
     await process.exited
     mask = int(process.last_lines()[0].split()[1], 16)
     assert mask >> (signal.SIGPIPE - 1) & 1
 
 
-async def test_what_can_not_be_started_ends_with_a_reason(folder: Path):
+async def test_a_missing_program_gives_a_reason(folder: Path):
     process = await begin(folder, str(folder / "nothing"))
     assert await process.exited != 0
     assert "No such file" in exit_reason(process.exited.result(), process.last_lines())
 
 
-async def test_a_system_without_a_thread_more_is_a_reason_too(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def none(thread: threading.Thread) -> None:
+async def test_a_failed_thread_start_gives_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", none)
+    monkeypatch.setattr(threading.Thread, "start", fail)
     with pytest.raises(OSError, match="test can't be started: the system allows this user no more threads"):
         await begin(folder, "true")
 
 
-async def test_a_name_in_bytes_of_another_encoding_is_passed_on(folder: Path):
+async def test_arguments_in_another_encoding_are_passed_unchanged(folder: Path):
     process = await asyncio.wait_for(begin(folder, "/bin/echo", "caf\udce9.gguf"), 10)
     assert await process.exited == 0
     assert b"caf\xe9.gguf\n" in (folder / "logs/d/test.log").read_bytes()
 
 
 @pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
-async def test_a_command_that_can_not_be_given_is_an_error_and_no_hang(folder: Path, argument: str):
+async def test_an_invalid_command_is_an_error(folder: Path, argument: str):
     with pytest.raises(OSError, match="invalid command"):
         await asyncio.wait_for(begin(folder, "/bin/echo", argument), 10)
 
@@ -177,7 +181,7 @@ async def test_a_cancelled_start_leaves_no_child(folder: Path):
     await until(lambda: psutil.Process().children(recursive=True) == [])
 
 
-def test_a_killed_daemon_takes_its_children_with_it(folder: Path):
+def test_children_end_with_a_killed_daemon(folder: Path):
     code = (
         "import asyncio, time; from pathlib import Path\n"
         "from sollold.engines.llamacpp.child_journal import Journal\n"
@@ -199,45 +203,45 @@ def test_a_killed_daemon_takes_its_children_with_it(folder: Path):
     try:
         assert daemon.stdout is not None
         pid = int(daemon.stdout.readline())
-        before = started(pid)
-        assert before
+        start_time = started(pid)
+        assert start_time
         daemon.kill()
         daemon.wait(10)
-        asyncio.run(until(lambda: started(pid) != before))
+        asyncio.run(until(lambda: started(pid) != start_time))
     finally:
         daemon.kill()
         daemon.wait(10)
 
 
-def test_the_journal_ends_what_was_left_and_nobody_else(folder: Path):
-    left = subprocess.Popen(["/bin/sleep", "600"])
-    stranger = subprocess.Popen(["/bin/sleep", "600"])
+def test_the_journal_kills_only_leftover_children(folder: Path):
+    leftover = subprocess.Popen(["/bin/sleep", "600"])
+    foreign = subprocess.Popen(["/bin/sleep", "600"])
     try:
         journal = Journal(folder / "children.json")
-        journal.add(left.pid, "worker", "d")
-        journal.add(stranger.pid, "worker", "d")
+        journal.add(leftover.pid, "worker", "d")
+        journal.add(foreign.pid, "worker", "d")
         entries = json.loads((folder / "children.json").read_text())
-        # The stranger got the pid of one that has ended since.
+        # The other process has the reused pid of an ended child.
         entries[1]["started"] = started(os.getpid())
         (folder / "children.json").write_text(json.dumps(entries))
         killed = Journal(folder / "children.json").kill_leftovers()
-        assert [one.pid for one in killed] == [left.pid]
-        assert left.wait(10) == -signal.SIGKILL
-        assert stranger.poll() is None
+        assert [child.pid for child in killed] == [leftover.pid]
+        assert leftover.wait(10) == -signal.SIGKILL
+        assert foreign.poll() is None
         assert Journal(folder / "children.json").kill_leftovers() == []
     finally:
-        for one in (left, stranger):
-            one.kill()
-            one.wait(10)
+        for process in (leftover, foreign):
+            process.kill()
+            process.wait(10)
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", '[{"pid": "x"}]', "\x00"])
-def test_a_journal_that_can_not_be_read_is_no_obstacle(folder: Path, text: str):
+def test_a_damaged_journal_is_ignored(folder: Path, text: str):
     (folder / "children.json").write_text(text)
     assert Journal(folder / "children.json").kill_leftovers() == []
 
 
-def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_logs_are_rotated_and_old_ones_removed(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process_log, "ROTATE_BYTES", 100)
     with ProcessLog(folder / "logs/d/x.log") as log:
         for _ in range(30):
@@ -251,19 +255,19 @@ def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.Monk
             (folder / "logs/old0/folder").mkdir()
         os.utime(folder / f"logs/old{number}", (number, number))
     prune(folder / "logs", spare=["old2"], keep=2)
-    # What can't be removed is left, and keeps nothing else.
-    assert sorted(one.name for one in (folder / "logs").iterdir()) == ["d", "old0", "old2", "old4"]
+    # A folder that can't be removed is skipped.
+    assert sorted(entry.name for entry in (folder / "logs").iterdir()) == ["d", "old0", "old2", "old4"]
 
 
-def test_ports_are_given_once():
+def test_each_port_is_given_once():
     ports = Ports(0)
     taken = {ports.take_port() for _ in range(2000)}
     assert len(taken) == 2000
     first = min(taken)
     assert Ports(first).take_port() >= first
     same = Ports(first)
-    one = same.take_port()
-    assert same.take_port() != one
+    port = same.take_port()
+    assert same.take_port() != port
 
 
 @pytest.mark.parametrize(
@@ -319,10 +323,10 @@ def test_ports_are_given_once():
         (-99, ["x"], "it was terminated by signal 99: x"),
     ],
 )  # fmt: skip
-def test_last_words(code: int, lines: list[str], words: str):
+def test_exit_reasons(code: int, lines: list[str], words: str):
     assert words in exit_reason(code, lines)
 
 
-def test_a_file_that_is_cut_short_under_an_engine_is_no_fault_of_a_request():
+def test_sigbus_does_not_count_as_a_crash():
     assert crashed(-signal.SIGSEGV) and crashed(-signal.SIGABRT) and crashed(1)
     assert not crashed(-signal.SIGBUS)

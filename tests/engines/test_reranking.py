@@ -1,4 +1,4 @@
-"""A reranker is known by its file, started as one by the agent, and orders documents over the API."""
+"""Rerankers: recognition by the header, start by the agent, and the API."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_of(file: Path) -> Model:
     )
 
 
-def test_a_reranker_is_known_by_its_header_or_its_head(tmp_path: Path) -> None:
+def test_a_reranker_is_recognized_by_its_pooling_type_or_its_head(tmp_path: Path) -> None:
     for says_so in (True, False):
         file = write_reranker(tmp_path / f"{says_so}.gguf", says_so=says_so)
         assert model_of(file).capabilities == ("embedding", "rerank")
@@ -48,9 +48,9 @@ async def test_documents_are_ordered_by_a_query(folder: Path, llama: Llama, tmp_
     model = model_of(write_reranker(tmp_path / "rank.gguf"))
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[model.digest] = model
-        wanted = plan(model, "a")
-        wanted = replace(wanted, run=replace(wanted.run, embedding=True))
-        assert (await cluster.deploy("rank", wanted)).ok
+        embedding_plan = plan(model, "a")
+        embedding_plan = replace(embedding_plan, run=replace(embedding_plan.run, embedding=True))
+        assert (await cluster.deploy("rank", embedding_plan)).ok
         await cluster.until("a", "rank", State.READY)
         engine = cluster.agents["a"].deployments.address("rank")
         service = DirectService({model.name: engine.url}, key=engine.key)
@@ -62,14 +62,16 @@ async def test_documents_are_ordered_by_a_query(folder: Path, llama: Llama, tmp_
             async with aiohttp.ClientSession() as http:
                 body = {"model": "rank", "query": "one", "documents": ["two", "three four", "five"]}
                 async with http.post(f"{url}/v1/rerank", json=body) as answer:
-                    told = await answer.json()
-                    assert answer.status == 200, told
-                results = told["results"]
-                assert sorted(one["index"] for one in results) == [0, 1, 2]
-                scores = [one["relevance_score"] for one in results]
+                    ranking = await answer.json()
+                    assert answer.status == 200, ranking
+                results = ranking["results"]
+                assert sorted(result["index"] for result in results) == [0, 1, 2]
+                scores = [result["relevance_score"] for result in results]
                 assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
                 async with http.post(f"{url}/v1/rerank", json={**body, "top_n": 1}) as answer:
-                    assert [one["index"] for one in (await answer.json())["results"]] == [results[0]["index"]]
+                    assert [result["index"] for result in (await answer.json())["results"]] == [
+                        results[0]["index"]
+                    ]
                 async with http.post(
                     f"{url}/v1/embeddings", json={"model": "rank", "input": "one"}
                 ) as answer:

@@ -1,4 +1,4 @@
-"""The greeting of a worker, byte by byte, and whatever else may answer on its port."""
+"""The handshake with an RPC worker, and answers of other programs."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ TWO_DEVICES = reply(struct.pack("<I", 2))
 MEMORY = reply(struct.pack("<QQ", 5, 10))
 
 
-def test_all_devices_are_asked_for_their_memory_in_turn() -> None:
-    talk = Handshake(Version(7, 0, 0))
-    assert talk.begin() == bytes([14]) + struct.pack("<Q", 24) + bytes(24)
-    assert talk.feed(HELLO) == bytes([15]) + struct.pack("<Q", 0)
-    assert talk.feed(TWO_DEVICES) == bytes([11]) + struct.pack("<QI", 4, 0)
-    assert talk.feed(MEMORY) == bytes([11]) + struct.pack("<QI", 4, 1)
-    assert not talk.done
-    assert talk.feed(reply(struct.pack("<QQ", 99, 20))) == b""
-    assert talk.done and str(talk.version) == "7.0.1"
-    assert talk.memories == [DeviceMemory(5, 10), DeviceMemory(20, 20)], "none has more free than it has"
+def test_the_memory_of_all_devices_is_requested_in_order() -> None:
+    handshake = Handshake(Version(7, 0, 0))
+    assert handshake.begin() == bytes([14]) + struct.pack("<Q", 24) + bytes(24)
+    assert handshake.feed(HELLO) == bytes([15]) + struct.pack("<Q", 0)
+    assert handshake.feed(TWO_DEVICES) == bytes([11]) + struct.pack("<QI", 4, 0)
+    assert handshake.feed(MEMORY) == bytes([11]) + struct.pack("<QI", 4, 1)
+    assert not handshake.done
+    assert handshake.feed(reply(struct.pack("<QQ", 99, 20))) == b""
+    assert handshake.done and str(handshake.version) == "7.0.1"
+    assert handshake.memories == [DeviceMemory(5, 10), DeviceMemory(20, 20)], (
+        "free memory is limited to the total"
+    )
 
 
-def test_it_does_not_matter_in_what_pieces_answers_come() -> None:
-    talk, sent = Handshake(), b""
+def test_answers_may_arrive_in_any_chunks() -> None:
+    handshake, sent = Handshake(), b""
     for byte in HELLO + TWO_DEVICES + MEMORY + MEMORY:
-        sent += talk.feed(bytes([byte]))
-    assert talk.done and len(talk.memories) == 2
+        sent += handshake.feed(bytes([byte]))
+    assert handshake.done and len(handshake.memories) == 2
     assert sent.count(struct.pack("<QI", 4, 1)) == 1
 
 
-def test_with_another_version_nothing_more_is_said() -> None:
-    talk = Handshake(Version(6, 0, 0))
-    assert talk.feed(HELLO) == b""
-    assert talk.done and talk.version == Version(7, 0, 1) and talk.memories == []
+def test_the_handshake_ends_after_another_version() -> None:
+    handshake = Handshake(Version(6, 0, 0))
+    assert handshake.feed(HELLO) == b""
+    assert handshake.done and handshake.version == Version(7, 0, 1) and handshake.memories == []
 
 
-def test_a_patch_makes_no_other_version() -> None:
+def test_patch_versions_are_compatible() -> None:
     assert Version(7, 0, 0).mixes(Version(7, 0, 3))
     assert not Version(7, 0, 0).mixes(Version(7, 1, 0))
 
@@ -62,16 +64,16 @@ def test_a_patch_makes_no_other_version() -> None:
         HELLO + TWO_DEVICES + reply(struct.pack("<QQ", 1, 1 << 63)),
     ],
 )
-def test_what_is_no_worker_is_told_from_one(answers: bytes) -> None:
+def test_answers_of_other_programs_are_recognized(answers: bytes) -> None:
     with pytest.raises(NotAWorker):
         Handshake().feed(answers)
 
 
 @given(st.lists(st.binary(max_size=64), max_size=20))
-def test_no_bytes_break_it_in_another_way(pieces: list[bytes]) -> None:
-    talk = Handshake()
+def test_any_bytes_are_accepted_or_refused(pieces: list[bytes]) -> None:
+    handshake = Handshake()
     try:
         for piece in pieces:
-            talk.feed(piece)
+            handshake.feed(piece)
     except NotAWorker:
         pass

@@ -1,4 +1,4 @@
-"""What an Ollama's runner really holds is read off its process."""
+"""Resident memory of Ollama's runners, read from their processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOLD = "import sys; held = b'x' * (80 << 20); print('ready', flush=True); sys.st
 
 @pytest.fixture
 def ollama(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process named ``ollama`` with a child that has the blob on its command line and holds 80 MiB."""
+    """A process named ``ollama`` with a child that has the blob in its arguments and 80 MiB of memory."""
     script = tmp_path / "ollama"
     script.write_text(f'#!/bin/sh\n"{sys.executable}" -c "{HOLD}" --model {BLOB}\nexit 0\n')
     script.chmod(0o755)
@@ -36,7 +36,7 @@ def ollama(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def test_a_runner_is_found_by_its_file(ollama: subprocess.Popen[bytes]) -> None:
+def test_a_runner_is_found_by_its_blob(ollama: subprocess.Popen[bytes]) -> None:
     memory = RunnerMemory()
     resident = memory.resident([BLOB, "/models/blobs/sha256-other"], 0.0)
     assert list(resident) == [BLOB]
@@ -46,16 +46,16 @@ def test_a_runner_is_found_by_its_file(ollama: subprocess.Popen[bytes]) -> None:
     assert memory.resident([BLOB], 1.0 + SCAN_SECONDS) == {}
 
 
-def test_what_reads_the_same_file_for_this_daemon_is_no_runner() -> None:
+def test_a_child_of_this_daemon_is_not_a_runner() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, "--model", BLOB], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as ours:
-        assert ours.stdout is not None and ours.stdout.readline() == b"ready\n"
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
         assert RunnerMemory().resident([BLOB], 0.0) == {}
-        ours.communicate()
+        child.communicate()
 
 
-def test_what_is_freed_is_what_is_held_and_no_more() -> None:
+def test_freed_memory_is_limited_to_resident_memory() -> None:
     me = replace(record("a"), devices=(cpu_device(8 * GIB),))
     loaded = Loaded(name="m", size=4 * GIB, size_vram=0)
     (known,) = placement(me, loaded, None, 1500 * MIB)
@@ -66,7 +66,7 @@ def test_what_is_freed_is_what_is_held_and_no_more() -> None:
     assert Placed("a", "CPU", 0, 1, GIB, resident=2 * GIB).freed == GIB
 
 
-def test_an_ollama_makes_no_more_room_than_its_runners_hold() -> None:
+def test_the_room_of_an_ollama_counts_only_resident_memory() -> None:
     device = replace(cpu_device(8 * GIB), free=2 * GIB)
     placed = Placed("a", "CPU", 0, 1, 4 * GIB, resident=GIB)
     idle = Endpoint("ollama:m", "m", "", Backend.OLLAMA, State.READY, bytes=4 * GIB, placed=(placed,))

@@ -1,4 +1,4 @@
-"""Drafted tokens: a real daemon and llama-server, told to draft from the conversation's own text."""
+"""Speculative decoding by n-grams and by a draft model, with a real daemon and llama-server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.daemons import Cluster, Node, until
 
 WORDS = counting(1500)
 KNOWN = 200
-"""Words that stand in the question already."""
+"""Number of words of the answer that are already in the question."""
 
 
-def test_what_an_answer_says_of_its_drafts() -> None:
+def test_figures_of_an_answer_include_its_drafts() -> None:
     timings = b'"timings":{"predicted_n":40,"predicted_per_second":8.5'
     assert figures_in(timings + b"}}") == Figures(8.5, 40)
     drafts = b',"draft_n":32,"draft_n_accepted":24}}\n\ndata: [DONE]\n\n'
@@ -38,17 +38,17 @@ def node(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Nod
         write(cluster[0].models / "count.gguf", Recital(WORDS, name="count"))
         write(cluster[0].models / "small.gguf", Recital(WORDS, name="small", layers=1, width=192))
         cluster.together()
-        wish = {"model": "count", "speculation": "ngram"}
-        planned = cluster[0].ask("POST", "/api/cluster/plan", wish)
+        request = {"model": "count", "speculation": "ngram"}
+        planned = cluster[0].ask("POST", "/api/cluster/plan", request)
         assert "drafted from repeats" in " ".join(planned.json["plan"]["reasons"])
-        loaded = cluster[0].ask("POST", "/api/cluster/load", wish, timeout=120)
+        loaded = cluster[0].ask("POST", "/api/cluster/load", request, timeout=120)
         assert loaded.status == 200, loaded.body
         yield cluster[0]
 
 
 def question(tokens: int) -> dict[str, Any]:
-    said = "".join(WORDS[:KNOWN])
-    return {"model": "count", "messages": [{"role": "user", "content": said}], "max_tokens": tokens}
+    text = "".join(WORDS[:KNOWN])
+    return {"model": "count", "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
 
 
 def drafts(node: Node) -> dict[str, Any]:
@@ -77,11 +77,11 @@ def test_drafts_are_accepted_and_counted(node: Node) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.llama
-def test_another_model_drafts(node: Node) -> None:
-    wish = {"model": "count", "speculation": "small"}
-    loaded = node.ask("POST", "/api/cluster/load", wish, timeout=120)
+def test_a_draft_model_drafts(node: Node) -> None:
+    request = {"model": "count", "speculation": "small"}
+    loaded = node.ask("POST", "/api/cluster/load", request, timeout=120)
     assert loaded.status == 200, loaded.body
-    until(lambda: drafts(node)["by"] == "small:latest", "it is loaded anew")
+    until(lambda: drafts(node)["by"] == "small:latest", "it is loaded again")
     body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "max_tokens": 50}
     answer = node.ask("POST", "/v1/chat/completions", body)
     assert answer.json["choices"][0]["message"]["content"] == "".join(WORDS[:50])
@@ -91,7 +91,7 @@ def test_another_model_drafts(node: Node) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.llama
-def test_an_answer_with_drafts_goes_on_after_a_fault(node: Node) -> None:
+def test_an_answer_with_drafts_is_resumed_after_a_crash(node: Node) -> None:
     parts: list[str] = []
     killed = False
     with node.open("POST", "/api/chat", {**question(0), "options": {"num_predict": 1400}}) as response:
@@ -110,30 +110,32 @@ def test_an_answer_with_drafts_goes_on_after_a_fault(node: Node) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.llama
-def test_a_request_that_gets_no_other_drafts_reloads_nothing(node: Node) -> None:
-    def asked(path: str, how: str) -> list[str]:
+def test_a_request_with_the_same_kind_of_drafting_reloads_nothing(node: Node) -> None:
+    def warnings(path: str, speculation: str) -> list[str]:
         body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
-        reply = node.ask("POST", path, {**body, "placement": {"speculation": how}})
+        reply = node.ask("POST", path, {**body, "placement": {"speculation": speculation}})
         assert reply.status == 200, reply.body
         return [reply.headers.get("X-Sollold-Warning", "")]
 
     def running() -> tuple[str, str]:
-        (found,) = [one for one in node.state()["deployments"] if one["state"] == "ready"]
-        return found["id"], (found["speculation"] or {}).get("by", "")
+        (ready,) = [
+            deployment for deployment in node.state()["deployments"] if deployment["state"] == "ready"
+        ]
+        return ready["id"], (ready["speculation"] or {}).get("by", "")
 
-    assert asked("/v1/chat/completions", "small") == [""]
+    assert warnings("/v1/chat/completions", "small") == [""]
     before = running()
     assert before[1] == "small:latest"
     for path, how in (("/v1/messages", "SMALL"), ("/v1/chat/completions", "small:latest")):
-        assert asked(path, how) == [""] and running() == before
-    (told,) = asked("/v1/messages", "ngram")
-    assert not told and running()[1] == "ngram"
+        assert warnings(path, how) == [""] and running() == before
+    (warning,) = warnings("/v1/messages", "ngram")
+    assert not warning and running()[1] == "ngram"
     body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "stream": False}
     routing = node.ask("POST", "/api/chat", {**body, "options": {"num_predict": 2}}).json["_routing"]
-    assert routing["speculation"] == {"by": "ngram"}, "nothing was drafted yet: no share of it is accepted"
-    assert asked("/v1/chat/completions", "Off") == [""]
+    assert routing["speculation"] == {"by": "ngram"}, "no acceptance before the first draft"
+    assert warnings("/v1/chat/completions", "Off") == [""]
     before = running()
     assert before[1] == ""
     for how, words in (("off", ""), ("auto", ""), ("nobody", "speculation nobody")):
-        (told,) = asked("/v1/messages", how)
-        assert words in told and bool(words) == bool(told) and running() == before
+        (warning,) = warnings("/v1/messages", how)
+        assert words in warning and bool(words) == bool(warning) and running() == before

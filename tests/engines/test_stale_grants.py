@@ -1,4 +1,4 @@
-"""What a head that was killed and started again has left at others."""
+"""Grants on other nodes that an earlier run of a killed head left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.doubles import FakeView, record
 
 
 class Owners:
-    """Answers no call before ``free`` is set."""
+    """Calls to owners, answered only after ``free`` is set."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Release]] = []
@@ -30,10 +30,10 @@ def grant(deployment: str, head: str = "me", state: GrantState = GrantState.COMM
     return Grant(deployment, "cpu", 1 << 20, head, state)
 
 
-async def test_grants_that_only_an_earlier_run_can_have_are_given_back_once() -> None:
+async def test_grants_of_an_earlier_run_are_released_once() -> None:
     view, owners = FakeView(record("me")), Owners()
-    strays = StaleGrants(view, owners)  # type: ignore[arg-type]
-    strays.register_own("ours")
+    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants.register_own("ours")
     view.world.records["b"] = record(
         "b",
         grants=(
@@ -44,24 +44,26 @@ async def test_grants_that_only_an_earlier_run_can_have_are_given_back_once() ->
         ),
     )
     for _ in range(3):
-        strays.release_stale()
+        stale_grants.release_stale()
         await asyncio.sleep(0)
-    assert [(node, one.deployment, one.head) for node, one in owners.asked] == [("b", "old", "me")]
-    # It may come again: another owner of the same deployment, say.
+    assert [(node, request.deployment, request.head) for node, request in owners.asked] == [
+        ("b", "old", "me")
+    ]
+    # Another owner of the same deployment may appear later.
     view.world.records["c"] = replace(record("c"), grants=(grant("old"),))
     owners.free.set()
-    strays.release_stale()
+    stale_grants.release_stale()
     await asyncio.sleep(0)
     assert [node for node, _ in owners.asked] == ["b", "c"]
-    await strays.close()
-    assert not strays._tasks
+    await stale_grants.close()
+    assert not stale_grants._tasks
 
 
-async def test_the_end_waits_for_no_owner() -> None:
+async def test_closing_does_not_wait_for_owners() -> None:
     view, owners = FakeView(record("me")), Owners()
-    strays = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
     view.world.records["b"] = record("b", grants=(grant("old"),))
-    strays.release_stale()
+    stale_grants.release_stale()
     await asyncio.sleep(0)
-    await strays.close()
-    assert owners.asked and not strays._tasks
+    await stale_grants.close()
+    assert owners.asked and not stale_grants._tasks

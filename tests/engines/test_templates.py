@@ -1,4 +1,4 @@
-"""A model's TEMPLATE on a real llama-server, and a real model whose file has none."""
+"""A model's template on a real llama-server, and a real model without a template."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.llama
 
 
 def listed(folder: Path) -> Model:
-    """The one model of a folder, as the catalogue knows it."""
+    """The only model of a folder, as the catalogue lists it."""
     reader = Reader(HeaderFactsCache(folder / "headers.json"), folder / "links")
     (model,) = reader.seen(lambda: folders.scan_folder(folder), lambda: None).models
     return model
@@ -40,21 +40,21 @@ def listed(folder: Path) -> Model:
 async def served(folder: Path, llama: Llama, model: Model) -> AsyncIterator[EngineAddress]:
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[model.digest] = model
-        wanted = replace(plan(model, "a", context=2048, size=1 << 30), template=model.template)
-        assert (await cluster.deploy("d", wanted)).ok
+        templated = replace(plan(model, "a", context=2048, size=1 << 30), template=model.template)
+        assert (await cluster.deploy("d", templated)).ok
         endpoint = await cluster.until("a", "d", State.READY, seconds=120.0)
         assert endpoint.template == fingerprint(model.template)
         yield cluster.agents["a"].deployments.address("d")
 
 
-async def posted(engine: EngineAddress, path: str, body: dict[str, Any]) -> dict[str, Any]:
+async def post(engine: EngineAddress, path: str, body: dict[str, Any]) -> dict[str, Any]:
     async with (
         aiohttp.ClientSession(headers=engine.headers) as http,
         http.post(engine.url + path, json=body) as answer,
     ):
-        found = await answer.json()
-        assert answer.status == 200, found
-        return dict(found)
+        reply = await answer.json()
+        assert answer.status == 200, reply
+        return dict(reply)
 
 
 @pytest.mark.parametrize(
@@ -65,40 +65,40 @@ async def posted(engine: EngineAddress, path: str, body: dict[str, Any]) -> dict
         (TOOLED, {"messages": CALLED, "tools": TOOLS}, "42<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
-async def test_a_template_makes_the_prompt(
+async def test_the_prompt_is_rendered_by_the_template(
     folder: Path, llama: Llama, tmp_path: Path, template: str, body: dict[str, Any], ending: str
 ) -> None:
     write(tmp_path / "tiny.gguf", "llama", Size(layers=2))
     model = replace(listed(tmp_path), template=template)
     async with served(folder, llama, model) as engine:
-        assert (await posted(engine, "/apply-template", body))["prompt"].endswith(ending)
+        assert (await post(engine, "/apply-template", body))["prompt"].endswith(ending)
 
 
-async def test_a_strict_template_refuses_turns_out_of_order(
+async def test_a_strict_template_refuses_roles_that_do_not_alternate(
     folder: Path, llama: Llama, tmp_path: Path
 ) -> None:
     write(tmp_path / "tiny.gguf", "llama", Size(layers=2), template="strict")
     model = listed(tmp_path)
-    assert model.template == "", "the file's own is used"
+    assert model.template == "", "the file's own template is used"
     async with served(folder, llama, model) as engine:
-        fine = await posted(engine, "/apply-template", {"messages": CHAT[:-1]})
+        fine = await post(engine, "/apply-template", {"messages": CHAT[:-1]})
         assert fine["prompt"].endswith("<|user|>\na<|end|>\n<|assistant|>\n")
         async with aiohttp.ClientSession(headers=engine.headers) as http:
             async with http.post(f"{engine.url}/apply-template", json={"messages": CHAT}) as answer:
                 assert answer.status != 200 and "must alternate" in await answer.text()
 
 
-async def test_a_real_model_without_a_template_is_given_what_the_user_says(
+async def test_a_real_model_without_a_template_completes_the_users_text(
     folder: Path, llama: Llama, tmp_path: Path
 ) -> None:
     (tmp_path / "gemma-3-270m-Q4_K_M.gguf").symlink_to(await asyncio.to_thread(gemma))
     model = listed(tmp_path)
     assert (model.template, model.capabilities) == (RAW, ("completion",))
     async with served(folder, llama, model) as engine:
-        words = "The capital of France is"
-        chat = {"messages": [{"role": "user", "content": words}], "max_tokens": 8, "temperature": 0}
-        said = await posted(engine, "/v1/chat/completions", chat)
-        raw = await posted(engine, "/v1/completions", {"prompt": words, "max_tokens": 8, "temperature": 0})
-        assert said["choices"][0]["message"]["content"] == raw["choices"][0]["text"]
+        text = "The capital of France is"
+        chat = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0}
+        chat_reply = await post(engine, "/v1/chat/completions", chat)
+        raw = await post(engine, "/v1/completions", {"prompt": text, "max_tokens": 8, "temperature": 0})
+        assert chat_reply["choices"][0]["message"]["content"] == raw["choices"][0]["text"]
         assert "France" in raw["choices"][0]["text"]
-        assert said["usage"]["prompt_tokens"] == raw["usage"]["prompt_tokens"] < 10
+        assert chat_reply["usage"]["prompt_tokens"] == raw["usage"]["prompt_tokens"] < 10

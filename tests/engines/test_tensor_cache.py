@@ -1,3 +1,5 @@
+"""The cache of tensors that workers received."""
+
 from __future__ import annotations
 
 import os
@@ -31,14 +33,14 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_what_a_loaded_deployment_wrote_is_there_for_the_next(cache: TensorCache):
+def test_tensors_of_a_loaded_deployment_are_available_to_the_next(cache: TensorCache):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     cache.remove_folder("a")
     assert names(load(cache, "b")) == [ONE]
 
 
-def test_what_a_load_cut_short_wrote_is_not(cache: TensorCache):
+def test_tensors_of_an_aborted_load_are_discarded(cache: TensorCache):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.remove_folder("a")
     assert names(load(cache, "b")) == []
@@ -47,7 +49,7 @@ def test_what_a_load_cut_short_wrote_is_not(cache: TensorCache):
 
 
 @pytest.mark.parametrize("harm", ["truncate", "write", "extra"])
-def test_a_file_that_changed_since_is_not_offered(cache: TensorCache, tmp_path: Path, harm: str):
+def test_changed_files_are_discarded(cache: TensorCache, tmp_path: Path, harm: str):
     load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 10})
     cache.keep("a")
     whole = tmp_path / "tensors/whole"
@@ -63,7 +65,7 @@ def test_a_file_that_changed_since_is_not_offered(cache: TensorCache, tmp_path: 
     assert names(whole) == expected
 
 
-def test_the_longest_unread_go_when_the_limit_is_passed(cache: TensorCache, tmp_path: Path):
+def test_the_least_recently_read_files_are_evicted_at_the_limit(cache: TensorCache, tmp_path: Path):
     load(cache, "a", **{"_" + ONE: b"x" * 400, "_" + TWO: b"x" * 400})
     cache.keep("a")
     whole = tmp_path / "tensors/whole"
@@ -75,7 +77,7 @@ def test_the_longest_unread_go_when_the_limit_is_passed(cache: TensorCache, tmp_
     assert names(whole) == [TWO, THREE]
 
 
-def test_names_that_no_worker_gives_are_not_taken_over(cache: TensorCache):
+def test_files_with_other_names_and_empty_files_are_not_kept(cache: TensorCache):
     load(cache, "a", _readme=b"x", **{"_" + ONE: b""})
     cache.keep("a")
     assert names(load(cache, "b")) == []
@@ -101,7 +103,7 @@ def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path):
     assert names(load(cache, "b")) == []
 
 
-def test_a_cache_that_a_user_empties_fills_again(cache: TensorCache, tmp_path: Path):
+def test_a_cache_emptied_by_the_user_is_filled_again(cache: TensorCache, tmp_path: Path):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     load(cache, "b", **{"_" + TWO: b"y" * 10})
@@ -110,9 +112,7 @@ def test_a_cache_that_a_user_empties_fills_again(cache: TensorCache, tmp_path: P
     assert names(load(cache, "c")) == [ONE, TWO]
 
 
-def test_a_file_that_is_changed_while_a_worker_has_it_is_not_taken_for_its_work(
-    cache: TensorCache, tmp_path: Path
-):
+def test_a_file_changed_during_a_deployment_is_discarded(cache: TensorCache, tmp_path: Path):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     load(cache, "b")
@@ -121,12 +121,12 @@ def test_a_file_that_is_changed_while_a_worker_has_it_is_not_taken_for_its_work(
     assert names(load(cache, "c")) == []
 
 
-def test_it_tells_of_which_models_it_keeps_how_much(cache: TensorCache):
+def test_the_cached_bytes_of_each_model_are_listed(cache: TensorCache):
     assert cache.models() == ()
     load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 20})
     cache.keep("a", "d1" * 32)
     cache.remove_folder("a")
-    # What is there already was the first model's; the second is counted with what is new.
+    # Files that exist already count for the first model; only new files count for the second.
     folder = load(cache, "b", **{"_" + THREE: b"z" * 40})
     os.utime(folder / THREE, (2e9, 2e9))
     cache.keep("b", "d2" * 32)
@@ -135,7 +135,7 @@ def test_it_tells_of_which_models_it_keeps_how_much(cache: TensorCache):
     assert names(load(cache, "c")) == [ONE, TWO, THREE]
 
 
-def test_it_tells_of_a_few_models_only(cache: TensorCache):
+def test_the_list_of_cached_models_is_limited(cache: TensorCache):
     for number in range(20):
         load(cache, f"d{number}", **{f"_{number:016x}": b"x"})
         cache.keep(f"d{number}", f"{number:02}" * 32)

@@ -1,3 +1,5 @@
+"""Tunnels between the head of a deployment and the workers on other nodes."""
+
 from __future__ import annotations
 
 import asyncio
@@ -23,14 +25,14 @@ from tests.strangers import stranger
 
 
 @dataclass
-class Live:
-    """A view that knows who lives and nothing else."""
+class LiveView:
+    """A view that knows only which nodes are alive."""
 
     nodes: list[str] = field(default_factory=lambda: list(IDS))
     callbacks: list[Callable[[], None]] = field(default_factory=list)
 
-    def live(self) -> tuple[Live.Node, ...]:
-        return tuple(Live.Node(node) for node in self.nodes)
+    def live(self) -> tuple[LiveView.Node, ...]:
+        return tuple(LiveView.Node(node) for node in self.nodes)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         self.callbacks.append(callback)
@@ -43,7 +45,15 @@ class Live:
 
 @dataclass
 class Worker:
-    """A loopback server that serves one client at a time, as a worker does; it echoes."""
+    """A loopback server that echoes what its clients send.
+
+    Attributes:
+        clients: number of clients so far.
+        ended: number of clients that have ended.
+        silent: answer nothing.
+        dies_after: close the connection after this many bytes; 0: never.
+        gate: the server reads while this is set.
+    """
 
     port: int = 0
     clients: int = 0
@@ -51,7 +61,6 @@ class Worker:
     silent: bool = False
     dies_after: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
-    """It reads while this is set."""
     server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -77,8 +86,8 @@ class Worker:
             writer.close()
 
 
-class Held(HashFrames):
-    """Lets a hash pass when ``free`` is set; ``known``: what the worker will answer."""
+class HeldFrames(HashFrames):
+    """Releases a hash request when ``free`` is set; ``known``: the expected answer of the worker."""
 
     def __init__(self, known: bytes = b"") -> None:
         super().__init__()
@@ -91,21 +100,26 @@ class Held(HashFrames):
 
 
 @dataclass
-class Way:
-    """Head on one node, worker on the other."""
+class Route:
+    """A head on one node and a worker on another.
+
+    Attributes:
+        asked: caller and deployment of each request for the worker's address.
+        plain: address of the external worker of each such request.
+        others: how many more times the worker has another client than the tunnel.
+        gate_of_d1: holds back hash requests of the deployment d1.
+    """
 
     pair: Pair
-    view: Live
+    view: LiveView
     worker: Worker
     tunnels: Tunnels
     asked: list[tuple[str, str]] = field(default_factory=list)
     plain: list[str] = field(default_factory=list)
     others: int = 0
-    """How often the worker still has another client than the tunnel."""
+    gate_of_d1: HeldFrames | None = None
 
-    gate_of_d1: Held | None = None
-
-    def gate(self, deployment: str) -> Held | None:
+    def gate(self, deployment: str) -> HeldFrames | None:
         return self.gate_of_d1
 
     async def address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
@@ -124,116 +138,117 @@ class Way:
 
 
 @pytest.fixture
-async def way() -> AsyncIterator[Way]:
-    pair, view, worker = Pair(), Live(), Worker()
-    made = Way(pair, view, worker, Tunnels(pair.reach[1], view))  # type: ignore[arg-type]
-    pair.peers[0].tunnel(made)
+async def route() -> AsyncIterator[Route]:
+    pair, view, worker = Pair(), LiveView(), Worker()
+    route = Route(pair, view, worker, Tunnels(pair.reach[1], view))  # type: ignore[arg-type]
+    pair.peers[0].tunnel(route)
     await worker.start()
     await pair.start()
-    yield made
-    await made.tunnels.close()
+    yield route
+    await route.tunnels.close()
     await pair.close()
     assert worker.server is not None
     worker.server.close()
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:
+    """Read until the connection is closed; empty if it is reset."""
     try:
         return await asyncio.wait_for(reader.read(), 5)
     except ConnectionError:
         return b""
 
 
-async def test_bytes_go_up_and_come_back(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_bytes_are_forwarded_in_both_directions(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     for _ in range(3):
         writer.write(b"token")
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
-    assert way.asked == [(IDS[1], "d1")]
+    assert route.asked == [(IDS[1], "d1")]
     assert (tunnel.traffic.up, tunnel.traffic.down) == (15, 15)
-    assert way.tunnels.all() == (tunnel,)
+    assert route.tunnels.all() == (tunnel,)
     writer.close()
-    await until(lambda: way.worker.ended == 1)
+    await until(lambda: route.worker.ended == 1)
 
 
-async def test_the_owner_is_told_which_worker_that_others_started_is_meant(way: Way) -> None:
-    own = await way.tunnels.open("d1", IDS[0])
-    plain = await way.tunnels.open("d1", IDS[0], external="10.0.0.9:50052")
-    lines = [await way.connect(one) for one in (own, plain)]
+async def test_the_owner_receives_the_address_of_an_external_worker(route: Route) -> None:
+    own = await route.tunnels.open("d1", IDS[0])
+    plain = await route.tunnels.open("d1", IDS[0], external="10.0.0.9:50052")
+    lines = [await route.connect(tunnel) for tunnel in (own, plain)]
     for reader, writer in lines:
         writer.write(b"token")
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
-    assert sorted(way.plain) == ["", "10.0.0.9:50052"], "and the second did not end the first"
+    assert sorted(route.plain) == ["", "10.0.0.9:50052"], "the second tunnel does not close the first"
     for _, writer in lines:
         writer.close()
 
 
-async def test_the_machine_of_a_worker_that_others_started_is_watched(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0], external="10.0.0.9:50052")
-    reader, writer = await way.connect(tunnel)
+async def test_the_connection_to_an_external_worker_uses_keepalive(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0], external="10.0.0.9:50052")
+    reader, writer = await route.connect(tunnel)
     writer.write(b"token")
     assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
-    (line,) = way.pair.peers[0]._tunnels._open
+    (line,) = route.pair.peers[0]._tunnels._open
     assert line._transport is not None
     worker = line._transport.get_protocol()._other.transport  # type: ignore[attr-defined]
     assert worker.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     writer.close()
 
 
-async def test_much_goes_through_unharmed_and_waits_with_the_sender(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_large_transfers_are_unchanged_and_have_backpressure(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     sent = os.urandom(96 << 20)
-    way.worker.gate.clear()
+    route.worker.gate.clear()
 
     async def send() -> None:
         view = memoryview(sent)
-        for at in range(0, len(sent), 1 << 18):
-            writer.write(view[at : at + (1 << 18)])
+        for start in range(0, len(sent), 1 << 18):
+            writer.write(view[start : start + (1 << 18)])
             await writer.drain()
 
     sending = asyncio.create_task(send())
-    taken = 0
-    while not taken or taken != tunnel.traffic.up:
-        taken = tunnel.traffic.up
+    forwarded = 0
+    while not forwarded or forwarded != tunnel.traffic.up:
+        forwarded = tunnel.traffic.up
         await asyncio.sleep(0.5)
-    assert 0 < taken < len(sent), "what the worker does not read must not pile up in our memory"
+    assert 0 < forwarded < len(sent), "unread bytes must not accumulate in the daemons' memory"
     assert not sending.done()
-    way.worker.gate.set()
-    got = hashlib.sha256()
-    left = len(sent)
-    while left:
-        piece = await asyncio.wait_for(reader.read(1 << 20), 20)
-        assert piece
-        got.update(piece)
-        left -= len(piece)
+    route.worker.gate.set()
+    received = hashlib.sha256()
+    remaining = len(sent)
+    while remaining:
+        chunk = await asyncio.wait_for(reader.read(1 << 20), 20)
+        assert chunk
+        received.update(chunk)
+        remaining -= len(chunk)
     await sending
-    assert got.digest() == hashlib.sha256(sent).digest()
+    assert received.digest() == hashlib.sha256(sent).digest()
     writer.close()
 
 
-async def test_the_workers_end_is_told_after_its_last_bytes(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
-    way.worker.dies_after = 1_000_000
+async def test_the_workers_end_is_forwarded_after_its_last_bytes(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
+    route.worker.dies_after = 1_000_000
     writer.write(b"x" * 1_000_000)
     assert await asyncio.wait_for(reader.readexactly(1_000_000), 5) == b"x" * 1_000_000
     assert await end_of(reader) == b""
     writer.close()
 
 
-async def test_a_break_is_told_and_a_clients_end_is_none(way: Way) -> None:
+async def test_the_workers_end_is_reported_as_a_break_and_the_clients_is_not(route: Route) -> None:
     breaks: list[str] = []
-    tunnel = await way.tunnels.open("d1", IDS[0], breaks.append)
-    _, writer = await way.connect(tunnel)
+    tunnel = await route.tunnels.open("d1", IDS[0], breaks.append)
+    _, writer = await route.connect(tunnel)
     writer.write(b"hello")
     await until(lambda: tunnel.traffic.down == 5)
     writer.close()
-    await until(lambda: way.worker.ended == 1)
+    await until(lambda: route.worker.ended == 1)
 
-    reader, writer = await way.connect(tunnel)
-    way.worker.dies_after = 5
+    reader, writer = await route.connect(tunnel)
+    route.worker.dies_after = 5
     writer.write(b"hello")
     assert await end_of(reader) == b"hello"
     await until(lambda: breaks)
@@ -241,52 +256,52 @@ async def test_a_break_is_told_and_a_clients_end_is_none(way: Way) -> None:
     writer.close()
 
 
-async def test_a_refusal_closes_and_says_why(way: Way) -> None:
-    tunnel = await way.tunnels.open("d2", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_a_refusal_closes_the_connection_with_a_reason(route: Route) -> None:
+    tunnel = await route.tunnels.open("d2", IDS[0])
+    reader, writer = await route.connect(tunnel)
     assert await end_of(reader) == b""
     assert "no worker for d2" in tunnel.failure
     writer.close()
 
 
-async def test_a_worker_that_does_not_listen(way: Way) -> None:
-    way.worker.port = 1
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_a_worker_that_does_not_listen_is_reported(route: Route) -> None:
+    route.worker.port = 1
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     assert await end_of(reader) == b""
     assert "does not answer on 127.0.0.1:1" in tunnel.failure
     writer.close()
 
 
-async def test_a_node_that_is_not_there(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[2])
-    reader, writer = await way.connect(tunnel)
+async def test_an_unknown_node_is_reported(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[2])
+    reader, writer = await route.connect(tunnel)
     assert await end_of(reader) == b""
     assert "no address" in tunnel.failure
     writer.close()
 
 
-async def test_one_client_after_the_other(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    for turn in range(3):
-        reader, writer = await way.connect(tunnel)
+async def test_a_tunnel_serves_successive_clients(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    for number in range(3):
+        reader, writer = await route.connect(tunnel)
         writer.write(b"hello")
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
         writer.close()
-        await until(lambda turn=turn: way.worker.ended == turn + 1)
+        await until(lambda number=number: route.worker.ended == number + 1)
 
 
-async def token(way: Way, tunnel: Tunnel) -> asyncio.StreamWriter:
-    """A connection through which a token has gone."""
-    reader, writer = await way.connect(tunnel)
+async def connected(route: Route, tunnel: Tunnel) -> asyncio.StreamWriter:
+    """A connection through the tunnel that has been used once."""
+    reader, writer = await route.connect(tunnel)
     writer.write(b"token")
     assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
     return writer
 
 
 @dataclass
-class Dials:
-    """What the head connects to the owner with."""
+class RecordingDialer:
+    """Records the transports of the head's connections to the owner; ``stuck``: never connects."""
 
     reach: Dialer
     made: list[Any] = field(default_factory=list)
@@ -298,179 +313,182 @@ class Dials:
     async def connect(self, *arguments: Any, **more: Any) -> Any:
         if self.stuck:
             await asyncio.Event().wait()
-        found = await self.reach.connect(*arguments, **more)
-        self.made.append(found[0].transport)
-        return found
+        connection = await self.reach.connect(*arguments, **more)
+        self.made.append(connection[0].transport)
+        return connection
 
 
-async def test_the_next_connection_is_made_before_it_is_asked_for(way: Way) -> None:
-    dials = Dials(way.pair.reach[1])
-    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+async def test_the_next_connection_is_prepared_in_advance(route: Route) -> None:
+    dialer = RecordingDialer(route.pair.reach[1])
+    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
     tunnel = await tunnels.open("d1", IDS[0])
-    for turn in range(1, 4):
-        await until(lambda turn=turn: len(dials.made) == turn)
-        (await token(way, tunnel)).close()
-        await until(lambda turn=turn: way.worker.ended == turn)
-    await until(lambda: len(dials.made) == 4)
-    dials.stuck = True
-    (await token(way, tunnel)).close()
+    for number in range(1, 4):
+        await until(lambda number=number: len(dialer.made) == number)
+        (await connected(route, tunnel)).close()
+        await until(lambda number=number: route.worker.ended == number)
+    await until(lambda: len(dialer.made) == 4)
+    dialer.stuck = True
+    (await connected(route, tunnel)).close()
     await tunnels.close()
-    await until(lambda: all(one.is_closing() for one in dials.made))
-    assert way.worker.clients == len(dials.made) == 4
+    await until(lambda: all(transport.is_closing() for transport in dialer.made))
+    assert route.worker.clients == len(dialer.made) == 4
 
 
-async def test_a_connection_that_nobody_asked_for_is_closed_and_made_anew(
-    way: Way, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_an_unused_prepared_connection_is_closed_and_replaced(
+    route: Route, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sollold.engines.llamacpp.tunnel_dialer._PREPARED_SECONDS", 0.05)
-    dials = Dials(way.pair.reach[1])
-    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+    dialer = RecordingDialer(route.pair.reach[1])
+    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
     tunnel = await tunnels.open("d1", IDS[0])
-    await until(lambda: dials.made and dials.made[0].is_closing())
-    (await token(way, tunnel)).close()
-    assert len(dials.made) >= 2 and not tunnel.failure
+    await until(lambda: dialer.made and dialer.made[0].is_closing())
+    (await connected(route, tunnel)).close()
+    assert len(dialer.made) >= 2 and not tunnel.failure
     await tunnels.close()
     assert not caplog.records
 
 
-async def test_an_owner_that_has_closed_what_nobody_asked_for_is_dialled_anew(way: Way) -> None:
-    dials = Dials(way.pair.reach[1])
-    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+async def test_a_prepared_connection_closed_by_the_owner_is_replaced(route: Route) -> None:
+    dialer = RecordingDialer(route.pair.reach[1])
+    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
     tunnel = await tunnels.open("d1", IDS[0])
-    await until(lambda: dials.made)
-    way.pair.peers[0].cut(IDS[1])
-    await until(lambda: dials.made[0].is_closing())
-    (await token(way, tunnel)).close()
+    await until(lambda: dialer.made)
+    route.pair.peers[0].cut(IDS[1])
+    await until(lambda: dialer.made[0].is_closing())
+    (await connected(route, tunnel)).close()
     await tunnels.close()
 
 
-async def test_a_tunnel_that_is_closed_leaves_no_connection(way: Way) -> None:
-    dials = Dials(way.pair.reach[1])
-    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
-    made, dialling = [await tunnels.open("d1", IDS[0]) for _ in range(2)], Dials(way.pair.reach[1])
-    await until(lambda: len(dials.made) == 2)
-    way.view.nodes.remove(IDS[0])
-    for callback in list(way.view.callbacks):
+async def test_a_closed_tunnel_leaves_no_prepared_connection(route: Route) -> None:
+    dialer = RecordingDialer(route.pair.reach[1])
+    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
+    opened, stuck_dialer = (
+        [await tunnels.open("d1", IDS[0]) for _ in range(2)],
+        RecordingDialer(route.pair.reach[1]),
+    )
+    await until(lambda: len(dialer.made) == 2)
+    route.view.nodes.remove(IDS[0])
+    for callback in list(route.view.callbacks):
         callback()
-    await until(lambda: all(one.is_closing() for one in dials.made))
-    dialling.stuck = True
-    late = Tunnels(dialling, way.view)  # type: ignore[arg-type]
+    await until(lambda: all(transport.is_closing() for transport in dialer.made))
+    stuck_dialer.stuck = True
+    late = Tunnels(stuck_dialer, route.view)  # type: ignore[arg-type]
     await late.open("d1", IDS[0])
     await asyncio.wait_for(late.close(), 2)
     await tunnels.close()
-    assert not dialling.made and not any(one.failure for one in made)
+    assert not stuck_dialer.made and not any(tunnel.failure for tunnel in opened)
 
 
-async def test_a_second_client_does_not_disturb_the_first(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_a_second_client_does_not_disturb_the_first(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     writer.write(b"mine")
     assert await asyncio.wait_for(reader.readexactly(4), 5) == b"mine"
-    other, its_writer = await way.connect(tunnel)
+    other, its_writer = await route.connect(tunnel)
     assert await end_of(other) == b""
-    assert way.worker.clients == 1
+    assert route.worker.clients == 1
     writer.write(b"still")
     assert await asyncio.wait_for(reader.readexactly(5), 5) == b"still"
-    for one in (writer, its_writer):
-        one.close()
+    for stream in (writer, its_writer):
+        stream.close()
 
 
-async def test_another_user_of_this_machine_gets_no_tunnel(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
+async def test_another_local_user_is_refused(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
     with ExitStack() as stack:
         other = await asyncio.to_thread(stack.enter_context, stranger(tunnel.port))
         assert await asyncio.to_thread(other.outcome) == "refused"
-    assert way.worker.clients == 0 and way.asked == []
-    reader, writer = await way.connect(tunnel)
+    assert route.worker.clients == 0 and route.asked == []
+    reader, writer = await route.connect(tunnel)
     writer.write(b"mine")
     assert await asyncio.wait_for(reader.readexactly(4), 5) == b"mine"
     writer.close()
 
 
-async def test_a_worker_with_another_client_is_asked_for_anew_a_few_times(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    way.others = 2
-    reader, writer = await way.connect(tunnel)
+async def test_the_worker_is_requested_again_a_few_times_if_it_has_another_client(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    route.others = 2
+    reader, writer = await route.connect(tunnel)
     writer.write(b"mine")
     assert await asyncio.wait_for(reader.readexactly(4), 5) == b"mine"
-    assert len(way.asked) == 3
+    assert len(route.asked) == 3
     writer.close()
-    await until(lambda: way.worker.ended == way.worker.clients)
-    way.others = 100
-    reader, writer = await way.connect(tunnel)
+    await until(lambda: route.worker.ended == route.worker.clients)
+    route.others = 100
+    reader, writer = await route.connect(tunnel)
     assert await end_of(reader) == b""
     assert "other programs on this machine connect to the worker of d1" in tunnel.failure
     writer.close()
 
 
-async def test_a_new_tunnel_takes_the_place_of_a_forgotten_one(way: Way) -> None:
-    first = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(first)
+async def test_a_new_tunnel_replaces_an_abandoned_one(route: Route) -> None:
+    first = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(first)
     writer.write(b"one")
     await asyncio.wait_for(reader.readexactly(3), 5)
-    second = await way.tunnels.open("d1", IDS[0])
-    new_reader, new_writer = await way.connect(second)
+    second = await route.tunnels.open("d1", IDS[0])
+    new_reader, new_writer = await route.connect(second)
     new_writer.write(b"two")
     assert await asyncio.wait_for(new_reader.readexactly(3), 5) == b"two"
     assert await end_of(reader) == b""
-    for one in (writer, new_writer):
-        one.close()
+    for stream in (writer, new_writer):
+        stream.close()
 
 
-async def test_a_dead_node_breaks_its_tunnels_at_once(way: Way) -> None:
-    way.worker.silent = True
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_tunnels_to_a_dead_node_break_immediately(route: Route) -> None:
+    route.worker.silent = True
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     writer.write(b"anybody?")
-    await until(lambda: way.worker.clients == 1)
-    way.view.nodes.remove(IDS[0])
-    for callback in list(way.view.callbacks):
+    await until(lambda: route.worker.clients == 1)
+    route.view.nodes.remove(IDS[0])
+    for callback in list(route.view.callbacks):
         callback()
     assert await end_of(reader) == b""
     assert "left or failed" in tunnel.failure
-    await until(lambda: way.worker.ended == 1)
+    await until(lambda: route.worker.ended == 1)
     writer.close()
 
 
-async def test_the_owner_lets_go_of_a_dead_heads_worker(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    _, writer = await way.connect(tunnel)
+async def test_the_owner_disconnects_the_worker_of_a_dead_head(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    _, writer = await route.connect(tunnel)
     writer.write(b"x")
-    await until(lambda: way.worker.clients == 1)
-    way.pair.peers[0].drop_node(IDS[1])
-    await until(lambda: way.worker.ended == 1)
+    await until(lambda: route.worker.clients == 1)
+    route.pair.peers[0].drop_node(IDS[1])
+    await until(lambda: route.worker.ended == 1)
     writer.close()
 
 
-async def test_closing_gives_the_port_back_and_ends_the_connection(way: Way) -> None:
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_closing_releases_the_port_and_ends_the_connection(route: Route) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     writer.write(b"x")
     await asyncio.wait_for(reader.readexactly(1), 5)
     await tunnel.close()
     assert await end_of(reader) == b""
     with pytest.raises(ConnectionError):
-        await way.connect(tunnel)
-    assert way.tunnels.all() == ()
+        await route.connect(tunnel)
+    assert route.tunnels.all() == ()
     writer.close()
 
 
-async def test_rubbish_as_a_greeting_is_refused(way: Way) -> None:
+async def test_an_invalid_greeting_is_refused(route: Route) -> None:
     reader, writer = await asyncio.open_connection(
-        *way.pair.where[IDS[0]][0],
-        ssl=way.pair.reach[1].context("sollold-tunnel"),
+        *route.pair.where[IDS[0]][0],
+        ssl=route.pair.reach[1].context("sollold-tunnel"),
         server_hostname=f"{IDS[0]}.sollold",
     )
     writer.write(b"\xff\xff\xff\xff" + b"rubbish" * 100)
     assert b"greeting is invalid" in await asyncio.wait_for(reader.read(), 5)
     writer.close()
-    assert way.worker.clients == 0
+    assert route.worker.clients == 0
 
 
-async def test_the_delay_of_a_slow_network(way: Way) -> None:
-    slow = Tunnels(way.pair.reach[1], way.view, delay=0.05)  # type: ignore[arg-type]
+async def test_the_delay_of_a_slow_network_is_simulated(route: Route) -> None:
+    slow = Tunnels(route.pair.reach[1], route.view, delay=0.05)  # type: ignore[arg-type]
     tunnel = await slow.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+    reader, writer = await route.connect(tunnel)
     writer.write(b"warm")
     await asyncio.wait_for(reader.readexactly(4), 5)
     began = time.monotonic()
@@ -481,10 +499,10 @@ async def test_the_delay_of_a_slow_network(way: Way) -> None:
     await slow.close()
 
 
-async def test_a_request_that_the_owner_holds_back_comes_to_the_worker_later(way: Way) -> None:
-    gate = way.gate_of_d1 = Held()
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+async def test_a_held_request_reaches_the_worker_after_its_release(route: Route) -> None:
+    gate = route.gate_of_d1 = HeldFrames()
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     hello, hash = b"\x0e" + struct.pack("<Q", 3) + b"abc", b"\x07" + struct.pack("<Q", 312) + bytes(312)
     writer.write(hello + hash[:100])
     assert await asyncio.wait_for(reader.readexactly(len(hello)), 5) == hello
@@ -499,35 +517,35 @@ async def test_a_request_that_the_owner_holds_back_comes_to_the_worker_later(way
     writer.close()
 
 
-async def test_a_head_that_sends_on_while_a_request_is_held_back_is_not_gathered_for_ever(way: Way) -> None:
-    way.gate_of_d1 = Held()
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
-    said = b"\x07" + struct.pack("<Q", 312) + bytes(312) + bytes(1 << 21)
-    writer.write(said)
-    assert await asyncio.wait_for(reader.readexactly(len(said)), 10) == said
+async def test_the_buffer_behind_a_held_request_is_limited(route: Route) -> None:
+    route.gate_of_d1 = HeldFrames()
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
+    stream = b"\x07" + struct.pack("<Q", 312) + bytes(312) + bytes(1 << 21)
+    writer.write(stream)
+    assert await asyncio.wait_for(reader.readexactly(len(stream)), 10) == stream
     writer.close()
 
 
 HASH = b"\x07" + struct.pack("<Q", 312) + bytes(312)
 
 
-async def test_a_head_has_an_answer_that_is_known_before_the_worker_gives_it(way: Way) -> None:
-    gate = way.gate_of_d1 = Held(known=HASH)  # The worker says what it hears.
+async def test_a_known_answer_is_sent_before_the_worker_answers(route: Route) -> None:
+    gate = route.gate_of_d1 = HeldFrames(known=HASH)  # The worker echoes the request.
     gate.free.set()
-    tunnel = await way.tunnels.open("d1", IDS[0])
-    reader, writer = await way.connect(tunnel)
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    reader, writer = await route.connect(tunnel)
     writer.write(HASH)
     assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
-    way.worker.gate.clear()
+    route.worker.gate.clear()
     for _ in range(5):
-        # The first is being read by the worker already.
+        # The worker is already reading the first request.
         writer.write(HASH)
         assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
     writer.write(HASH)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.readexactly(1), 0.3)
-    way.worker.gate.set()
+    route.worker.gate.set()
     assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
     hello = b"\x0e" + struct.pack("<Q", 3) + b"abc"
     writer.write(hello)
@@ -537,17 +555,17 @@ async def test_a_head_has_an_answer_that_is_known_before_the_worker_gives_it(way
     writer.close()
 
 
-async def test_a_worker_that_answers_otherwise_is_left_and_from_then_on_waited_for(way: Way) -> None:
-    gate = way.gate_of_d1 = Held(known=b"found")
+async def test_known_answers_are_not_used_after_a_worker_answered_differently(route: Route) -> None:
+    gate = route.gate_of_d1 = HeldFrames(known=b"found")
     gate.free.set()
-    reader, writer = await way.connect(await way.tunnels.open("d1", IDS[0]))
+    reader, writer = await route.connect(await route.tunnels.open("d1", IDS[0]))
     writer.write(HASH)
     assert await end_of(reader) == b"found"
     writer.close()
-    await until(lambda: way.worker.ended == 1)
-    again = way.gate_of_d1 = Held(known=b"found")
+    await until(lambda: route.worker.ended == 1)
+    again = route.gate_of_d1 = HeldFrames(known=b"found")
     again.free.set()
-    reader, writer = await way.connect(await way.tunnels.open("d1", IDS[0]))
+    reader, writer = await route.connect(await route.tunnels.open("d1", IDS[0]))
     writer.write(HASH)
     assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
     writer.close()

@@ -1,4 +1,4 @@
-"""Which tensors a worker will be asked for: the large ones of its layers."""
+"""The tensors that a worker will need: the large ones of its layers."""
 
 from __future__ import annotations
 
@@ -37,35 +37,41 @@ PLAN = Plan("m", "d", "a", 3, Run(512, 1), share("a", 0, 1), (share("b", 1, 2), 
 
 
 def names(node: str, plan: Plan = PLAN, header: Header = HEADER) -> list[str]:
-    return [one.name for one in wanted_tensors(plan, node, header, FILES)]
+    return [item.name for item in wanted_tensors(plan, node, header, FILES)]
 
 
-def test_the_large_ones_of_its_layers_in_the_order_of_the_files() -> None:
+def test_large_tensors_of_the_layers_are_listed_in_file_order() -> None:
     assert names("b") == ["blk.1.ffn_up.weight"]
     assert names("c") == ["output.weight", "blk.2.ffn_down.weight", "blk.2.ffn_up_exps.weight"]
     assert names("d") == []
-    (one,) = wanted_tensors(PLAN, "b", HEADER, FILES)
-    assert (one.file, one.start, one.size, one.type, one.shape) == (0, 200, BIG, 8, (1024, BIG // 1024, 1, 1))
+    (item,) = wanted_tensors(PLAN, "b", HEADER, FILES)
+    assert (item.file, item.start, item.size, item.type, item.shape) == (
+        0,
+        200,
+        BIG,
+        8,
+        (1024, BIG // 1024, 1, 1),
+    )
 
 
-def test_without_an_output_matrix_the_embedding_goes_with_the_output() -> None:
+def test_a_tied_embedding_is_listed_with_the_output() -> None:
     tied = replace(HEADER, tensors=TENSORS[:-1])
     assert names("c", header=tied)[0] == "token_embd.weight"
     assert "token_embd.weight" not in names("b", header=tied)
 
 
-def test_experts_that_stay_with_the_head_are_not_asked_for() -> None:
+def test_experts_on_the_head_are_not_listed() -> None:
     assert names("c", replace(PLAN, cpu_moe=3)) == ["output.weight", "blk.2.ffn_down.weight"]
 
 
-def test_layers_that_predict_further_tokens_are_not_loaded() -> None:
-    said = {"general.architecture": "glm4moe", "glm4moe.nextn_predict_layers": 1}
-    header = replace(HEADER, metadata=said)
+def test_unused_layers_for_next_token_prediction_are_not_listed() -> None:
+    metadata = {"general.architecture": "glm4moe", "glm4moe.nextn_predict_layers": 1}
+    header = replace(HEADER, metadata=metadata)
     assert names("c", header=header) == ["output.weight"]
     drafts = replace(PLAN, run=replace(PLAN.run, drafts=2, predicts=True))
     assert names("c", drafts, header) == names("c"), "unless they draft"
 
 
-def test_a_worker_that_others_started_has_no_cache_of_ours() -> None:
+def test_external_workers_need_no_tensors() -> None:
     plan = replace(PLAN, shares=(share("b", 1, 2, "RPC0@10.0.0.9:50052"), share("c", 2, 4)))
     assert names("b", plan) == []
