@@ -1,3 +1,5 @@
+"""The devices of a machine, from llama-server's list, NVML and the system."""
+
 from __future__ import annotations
 
 import threading
@@ -42,11 +44,11 @@ def gpu(index: int, uuid: str = "GPU-0000", **processes: int) -> Gpu:
     return Gpu(index, uuid, "RTX 4090", 24257 * MIB, 20000 * MIB, 1e12, 8e13, used)
 
 
-def test_a_second_backend_does_not_offer_a_gpu_again():
-    assert [one.id for one in parse(CUDA)] == ["CUDA0", "CUDA1"]
+def test_a_gpu_is_listed_once_for_several_backends():
+    assert [device.id for device in parse(CUDA)] == ["CUDA0", "CUDA1"]
 
 
-def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
+def test_vulkan_devices_with_unified_memory_are_marked_and_software_renderers_skipped():
     assert parse(VULKAN) == [
         ListedDevice("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * MIB, 24000 * MIB, False),
         ListedDevice("Vulkan1", "AMD Ryzen 9 (RADV RAPHAEL)", 16000 * MIB, 9000 * MIB, True),
@@ -64,19 +66,21 @@ def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
         ("AMD Radeon RX 7900 XTX", False),
     ],
 )
-def test_a_name_tells_a_card_from_a_part_of_the_processor(name: str, unified: bool):
-    (one,) = parse(f"Available devices:\n  Vulkan0: {name} (16000 MiB, 15000 MiB free)\n")
-    assert one.unified == unified
+def test_integrated_gpus_are_recognized_by_their_name(name: str, unified: bool):
+    (device,) = parse(f"Available devices:\n  Vulkan0: {name} (16000 MiB, 15000 MiB free)\n")
+    assert device.unified == unified
 
 
-def test_what_vulkan_says_itself_goes_before_the_name():
-    said = "ggml_vulkan: 0 = AMD Radeon Graphics (radv) | uma: 0 | fp16: 1\n"
-    (one,) = parse(f"{said}Available devices:\n  Vulkan0: AMD Radeon Graphics (16000 MiB, 15000 MiB free)\n")
-    assert not one.unified
+def test_vulkans_uma_flag_takes_precedence_over_the_name():
+    flags = "ggml_vulkan: 0 = AMD Radeon Graphics (radv) | uma: 0 | fp16: 1\n"
+    (device,) = parse(
+        f"{flags}Available devices:\n  Vulkan0: AMD Radeon Graphics (16000 MiB, 15000 MiB free)\n"
+    )
+    assert not device.unified
 
 
-def test_metal_shares_the_ram():
-    assert [(one.id, one.unified) for one in parse(METAL)] == [("MTL0", True)]
+def test_metal_devices_have_unified_memory():
+    assert [(device.id, device.unified) for device in parse(METAL)] == [("MTL0", True)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_other_output_lists_nothing(text: str):
     assert parse(text) == []
 
 
-def test_a_program_that_does_not_run_says_nothing_of_the_devices(tmp_path: Path):
+def test_a_program_that_fails_is_distinguished_from_an_empty_list(tmp_path: Path):
     assert backends.listed(tmp_path / "nothing") is None
     server = lister(tmp_path, "")
     assert backends.listed(server) == []
@@ -95,16 +99,16 @@ def test_a_program_that_does_not_run_says_nothing_of_the_devices(tmp_path: Path)
 
 
 def lister(folder: Path, text: str) -> Path:
-    """A llama-server that lists the devices of ``text``."""
+    """Write a fake llama-server that prints ``text`` as its list of devices."""
     server = folder / "llama-server"
     server.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
     server.chmod(0o755)
     return server
 
 
-def test_nvml_measures_what_llama_offers():
-    made = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [gpu(0, p77=5 * MIB), gpu(1)])
-    first, second, processor = made.devices
+def test_listed_gpus_are_measured_by_nvml():
+    combined = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [gpu(0, p77=5 * MIB), gpu(1)])
+    first, second, processor = combined.devices
     assert (first.id, first.kind, first.free, first.bandwidth) == ("CUDA0", Kind.GPU, 20000 * MIB, 1e12)
     assert first.overhead == 512 * MIB
     assert (processor.id, processor.total, processor.free, processor.overhead) == (
@@ -114,18 +118,18 @@ def test_nvml_measures_what_llama_offers():
         PROCESS,
     )
     assert {device.pool for device in (first, second, processor)} == {""}
-    assert made.processes == {77: {"CUDA0": 5 * MIB}}
+    assert combined.processes == {77: {"CUDA0": 5 * MIB}}
 
 
-def test_a_gpu_that_can_not_be_read_leaves_the_others_their_names():
+def test_an_unreadable_gpu_does_not_shift_the_others():
     lost = Gpu(0, "", "GPU 0", 0, 0, 0.0, 0.0, {})
     first, second, _ = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [lost, gpu(1, p77=5)]).devices
-    assert (first.id, first.free, first.bandwidth) == ("CUDA0", 23800 * MIB, 0.0), "as it was listed"
+    assert (first.id, first.free, first.bandwidth) == ("CUDA0", 23800 * MIB, 0.0), "the listed value"
     assert (second.id, second.free, second.bandwidth) == ("CUDA1", 20000 * MIB, 1e12)
 
 
 class Driver:
-    """NVML of two GPUs, the first of which does not tell its memory."""
+    """A double of NVML with two GPUs; reading the memory of the first fails."""
 
     class NVMLError(Exception):
         pass
@@ -163,9 +167,7 @@ class Driver:
         return []
 
 
-def test_a_gpu_that_does_not_tell_its_memory_is_warned_of_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+def test_an_unreadable_gpu_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     nvml = Nvml()
     nvml._nvml = Driver()
@@ -176,7 +178,7 @@ def test_a_gpu_that_does_not_tell_its_memory_is_warned_of_once(
     assert [record.getMessage() for record in caplog.records] == ["GPU 0 can't be read: Not Supported"]
 
 
-def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_nothing(
+def test_devices_unknown_to_nvml_are_listed_again_and_kept_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(devices, "LIST_SECONDS", 0.0)
@@ -185,13 +187,13 @@ def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_
     server = lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 23000 MiB free)")
 
     def free() -> list[int]:
-        return [one.free // MIB for one in machine.measure().devices if one.kind is Kind.GPU]
+        return [device.free // MIB for device in machine.measure().devices if device.kind is Kind.GPU]
 
     try:
         machine.use_server(server)
         assert free() == [23000]
         lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 500 MiB free)")
-        assert free() == [500], "another program took the rest"
+        assert free() == [500], "another program uses the rest"
         server.write_text("#!/bin/sh\nexit 1\n")
         assert free() == [500]
         lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 900 MiB free)")
@@ -202,19 +204,19 @@ def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_
         machine.close()
 
 
-def test_a_gpu_that_llama_can_not_use_is_none():
-    made = combine(NodeSettings(), RAM, SPEED, [], [gpu(0)])
-    assert [device.id for device in made.devices] == ["CPU"]
+def test_a_gpu_that_llama_server_does_not_list_is_not_a_device():
+    combined = combine(NodeSettings(), RAM, SPEED, [], [gpu(0)])
+    assert [device.id for device in combined.devices] == ["CPU"]
 
 
-def test_unified_memory_is_in_one_pool_and_no_bigger_than_it_is():
+def test_unified_memory_is_one_pool_limited_to_the_ram():
     apple, processor = combine(NodeSettings(), RAM, SPEED, parse(METAL), []).devices
     assert (apple.pool, processor.pool) == ("ram", "ram")
     assert (apple.total, apple.free) == (RAM.total, RAM.free)
     assert apple.bandwidth == SPEED.bandwidth
 
 
-def test_limits_and_the_choice_of_devices():
+def test_device_limits_and_selection_by_settings():
     settings = NodeSettings(device_limits={"CUDA0": 20 * GIB, "CPU": 99 * GIB}, devices=("CPU", "CUDA0"))
     first, processor = combine(settings, RAM, SPEED, parse(CUDA), [gpu(0), gpu(1)]).devices
     assert (first.id, first.limit) == ("CUDA0", 20 * GIB)
@@ -227,23 +229,23 @@ def test_limits_and_the_choice_of_devices():
     ("variable", "indices"),
     [(None, [0, 1]), ("1,0", [1, 0]), ("", []), ("1", [1]), ("0,9,1", [0]), ("GPU-bb", [1]), ("-1", [])],
 )
-def test_visible_gpus_as_cuda_sees_them(variable: str | None, indices: list[int]):
-    both = [gpu(0, "GPU-aa11"), gpu(1, "GPU-bb22")]
-    assert [one.index for one in visible(both, variable)] == indices
+def test_cuda_visible_devices_is_interpreted_as_by_cuda(variable: str | None, indices: list[int]):
+    gpus = [gpu(0, "GPU-aa11"), gpu(1, "GPU-bb22")]
+    assert [visible_gpu.index for visible_gpu in visible(gpus, variable)] == indices
 
 
-def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    kept = tmp_path / "speed.json"
-    first = speed.speed(kept)
+def test_the_speed_is_measured_once_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "speed.json"
+    first = speed.speed(file)
     assert first.bandwidth > 1e8
     assert first.compute > 1e8
     monkeypatch.setattr(speed, "bandwidth", lambda threads, free: 1.0)
-    assert speed.speed(kept) == first
-    kept.write_text("{}")
-    assert speed.speed(kept).bandwidth == 1.0
+    assert speed.speed(file) == first
+    file.write_text("{}")
+    assert speed.speed(file).bandwidth == 1.0
 
 
-def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_that_llama_server_does_not_list_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     server = lister(tmp_path, "Available devices:")
     machine = DeviceMeter(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
@@ -269,7 +271,7 @@ def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pyte
         ("lib/libggml-cpu-haswell.so", ()),
     ],
 )
-def test_a_llama_built_for_gpus_that_finds_none_is_told_once(
+def test_a_gpu_build_without_gpus_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, kinds: tuple[str, ...]
 ):
     folder = (tmp_path / file).parent
@@ -290,22 +292,20 @@ def test_a_llama_built_for_gpus_that_finds_none_is_told_once(
         machine.close()
 
 
-def test_a_software_renderer_is_a_device_for_those_who_chose_it(monkeypatch: pytest.MonkeyPatch):
+def test_a_software_renderer_is_a_device_if_selected_by_the_environment(monkeypatch: pytest.MonkeyPatch):
     text = "Available devices:\n  Vulkan0: llvmpipe (LLVM 19.1.7, 256 bits) (16000 MiB, 15000 MiB free)\n"
     assert parse(text) == []
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
-    assert [(one.id, one.unified) for one in parse(text)] == [("Vulkan0", True)], "its memory is the RAM"
+    assert [(device.id, device.unified) for device in parse(text)] == [("Vulkan0", True)], "it uses the RAM"
 
 
-def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_hanging_driver_blocks_only_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
-    hanging, go_on = threading.Event(), threading.Event()
+    hanging, proceed = threading.Event(), threading.Event()
 
     def hang() -> list[Gpu]:
         hanging.set()
-        assert go_on.wait(30)
+        assert proceed.wait(30)
         return []
 
     monkeypatch.setattr(machine._nvml, "gpus", hang)
@@ -314,15 +314,15 @@ def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
         try:
             measured = threads.submit(machine.measure)
             assert hanging.wait(30)
-            asked = [threads.submit(call) for call in others]
-            assert not wait(asked, 10).not_done
+            calls = [threads.submit(call) for call in others]
+            assert not wait(calls, 10).not_done
         finally:
-            go_on.set()
+            proceed.set()
         assert measured.result(30).devices
     machine.close()
 
 
-def test_the_machine_as_it_is(tmp_path: Path):
+def test_the_real_machine_is_measured(tmp_path: Path):
     machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
     try:
         (*_, processor) = machine.measure().devices

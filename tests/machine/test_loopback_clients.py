@@ -1,3 +1,5 @@
+"""The users of the processes that are connected to a loopback port."""
+
 from __future__ import annotations
 
 import asyncio
@@ -23,7 +25,7 @@ async def by_table(port: int) -> Mapping[int, int] | None:
 
 
 @pytest.mark.parametrize("users_of", [client_users, by_netlink, by_table])
-async def test_the_users_of_a_ports_clients(
+async def test_users_of_a_ports_clients_are_found(
     users_of: Callable[[int], Awaitable[Mapping[int, int] | None]],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
@@ -31,7 +33,7 @@ async def test_the_users_of_a_ports_clients(
         assert await users_of(port) == {}
         mine.connect(("127.0.0.1", port))
         own = mine.getsockname()[1]
-        assert await users_of(port) == {own: os.geteuid()}, "nobody has accepted it yet"
+        assert await users_of(port) == {own: os.geteuid()}, "also before the connection is accepted"
         assert await users_of(own) in ({port: os.geteuid()}, {port: 0})
         with stranger(port), stranger(port, "::ffff:127.0.0.1"):
             users = dict(await users_of(port) or {})
@@ -41,17 +43,17 @@ async def test_the_users_of_a_ports_clients(
         assert own not in (await users_of(port) or {})
 
 
-async def test_many_clients_come_in_several_messages() -> None:
+async def test_many_clients_need_several_netlink_messages() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=600) as server, ExitStack() as stack:
         port = server.getsockname()[1]
         own = set()
         for _ in range(500):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            own.add(one.getsockname()[1])
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            own.add(client.getsockname()[1])
         assert sock_diag.users_of_clients(port) == dict.fromkeys(own, os.geteuid())
 
 
-async def test_a_kernel_that_does_not_answer_netlink_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proc_is_read_if_netlink_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sock_diag, "_BY_FAMILY", 77)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
         port = server.getsockname()[1]
@@ -61,7 +63,7 @@ async def test_a_kernel_that_does_not_answer_netlink_is_read(monkeypatch: pytest
         assert await client_users(port) == {mine.getsockname()[1]: os.geteuid()}
 
 
-def test_what_does_not_lead_to_the_port_does_not_count(tmp_path: Path) -> None:
+def test_connections_of_other_ports_addresses_and_states_are_ignored(tmp_path: Path) -> None:
     head = (
         b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     )
@@ -73,5 +75,5 @@ def test_what_does_not_lead_to_the_port_does_not_count(tmp_path: Path) -> None:
         row % (4, "0100007F", 18080, "06"),
     ]
     (tmp_path / "tcp").write_bytes(head + "".join(rows).encode())
-    assert listed_users(18080, tmp_path) == {1: 1000}, "without a table for IPv6"
+    assert listed_users(18080, tmp_path) == {1: 1000}, "also without a table for IPv6"
     assert listed_users(18080, tmp_path / "nowhere") is None

@@ -1,4 +1,4 @@
-"""The settings: layers, refusals, and the file that documents them."""
+"""Settings: sources and their order, validation, and documentation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
-def test_nothing_set_gives_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load(write(tmp_path, ""), {}).settings == Settings()
 
 
-def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+def test_flags_override_the_environment_which_overrides_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, '[http]\nport = 1000\nhost = "::"\n[node]\nmemory_limit = "2 GiB"\n')
     environment = {"SOLLOLD_HTTP_PORT": "2000", "SOLLOLD_NODE_NAME": "pc"}
     loaded = load(file, environment, [("http.port", "3000", "--port")])
@@ -45,7 +45,7 @@ def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None
     }
 
 
-def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
+def test_the_environment_can_set_lists_tables_and_units(tmp_path: Path) -> None:
     environment = {
         "SOLLOLD_CLUSTER_SEEDS": "a:1, b:2",
         "SOLLOLD_NODE_DEVICE_LIMITS": "CUDA0=20 GiB,CPU=400 MiB",
@@ -59,17 +59,17 @@ def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
     assert settings.cluster.mdns is False
 
 
-def test_workers_that_others_started_are_named_by_the_variable_that_is_usual(tmp_path: Path) -> None:
+def test_external_workers_can_be_set_by_rpc_backends(tmp_path: Path) -> None:
     file = write(tmp_path, '[llama]\nrpc_backends = ["x:1"]\n')
     loaded = load(file, {"RPC_BACKENDS": "10.0.0.5:50052, pc:50053"})
     assert loaded.settings.llama.rpc_backends == ("10.0.0.5:50052", "pc:50053")
     assert loaded.origins["llama.rpc_backends"] == "RPC_BACKENDS"
     own = load(file, {"RPC_BACKENDS": "a:1", "SOLLOLD_LLAMA_RPC_BACKENDS": "b:2"})
-    assert own.settings.llama.rpc_backends == ("b:2",), "our own variable goes before it"
+    assert own.settings.llama.rpc_backends == ("b:2",), "sollold's own variable takes precedence"
     assert not own.settings.llama.allow_plain_workers
 
 
-def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tmp_path: Path) -> None:
+def test_model_profiles_are_tables_and_are_shown_as_valid_toml(tmp_path: Path) -> None:
     text = '[models.profiles."big:1t"]\nparameters = 1000\nmemory = "600 GiB"\nrequires_distributed = true\n'
     loaded = load(write(tmp_path, text), {})
     profile = loaded.settings.models.profiles["big:1t"]
@@ -113,7 +113,7 @@ def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tm
         (f"[node]\nmemory_limit = {2**63}", 2, "must be at most "),
     ],
 )
-def test_a_wrong_key_or_value_is_refused_with_its_line(
+def test_an_invalid_key_or_value_is_refused_with_its_line(
     tmp_path: Path, text: str, line: int, words: str
 ) -> None:
     file = write(tmp_path, text)
@@ -124,12 +124,12 @@ def test_a_wrong_key_or_value_is_refused_with_its_line(
     assert not {"abc", "123"} & set(re.findall(r"\w+", str(refused.value))), "secrets are not shown"
 
 
-def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not TOML"):
         load(write(tmp_path, "[http"), {})
 
 
-def test_a_file_of_an_editor_of_windows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_a_bom_and_crlf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "sollold.toml"
     file.write_bytes(b"\xef\xbb\xbf[http]\r\nport = 1234\r\n")
     assert load(file, {}).settings.http.port == 1234
@@ -139,8 +139,8 @@ def test_a_file_of_an_editor_of_windows_is_read(tmp_path: Path, monkeypatch: pyt
         load(file, {})
 
 
-def test_who_has_no_home_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the user of a container that is named by its number."""
+def test_settings_work_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a container's user that is given by its number."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 77)
     with pytest.raises(RuntimeError):
@@ -152,7 +152,7 @@ def test_who_has_no_home_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~nobody-of-this-name/models") == Path("~nobody-of-this-name/models")
 
 
-def test_a_file_that_only_the_service_may_read_says_what_to_do(
+def test_an_unreadable_file_is_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(file: Path) -> bytes:
@@ -163,7 +163,7 @@ def test_a_file_that_only_the_service_may_read_says_what_to_do(
         load(tmp_path / "sollold.toml", {})
 
 
-def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Path) -> None:
+def test_only_unknown_sollold_variables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
         load(write(tmp_path, ""), {"SOLLOLD_HTTP_PRT": "1"})
     with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
@@ -171,7 +171,7 @@ def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Pat
     load(write(tmp_path, ""), {"SOLLOLD_CONFIG": "x", "SOLLOLD_NODE_URL": "y", "HTTP_PRT": "1"})
 
 
-def test_a_variable_names_the_file(tmp_path: Path) -> None:
+def test_sollold_config_names_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "[http]\nport = 1\n")
     loaded = load(None, {"SOLLOLD_CONFIG": str(file)})
     assert (loaded.settings.http.port, loaded.file) == (1, file)
@@ -180,7 +180,7 @@ def test_a_variable_names_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", ["pc", "pc:11436", "10.0.0.1:5", "[fe80::1%eth0]:11436", "fd00::7", "[::1]"])
-def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
+def test_valid_seeds_are_accepted(tmp_path: Path, seed: str) -> None:
     assert load(None, {"SOLLOLD_CONFIG": "/dev/null", "SOLLOLD_CLUSTER_SEEDS": seed}).settings.cluster.seeds
 
 
@@ -200,7 +200,7 @@ def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
         ("cluster.door", "9" * 400, "a time such as 1h"),
     ],
 )
-def test_what_would_never_apply_is_refused(key: str, text: str, words: str) -> None:
+def test_values_that_can_never_match_are_refused(key: str, text: str, words: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(words)):
         load(None, {}, [(key, text, f"--set {key}={text}")])
 
@@ -219,30 +219,30 @@ def test_what_would_never_apply_is_refused(key: str, text: str, words: str) -> N
         ("cluster.door", "0"),
     ],
 )
-def test_what_people_write_is_taken(key: str, text: str) -> None:
+def test_common_notations_are_accepted(key: str, text: str) -> None:
     found = load(None, {}, [(key, text, "--set")]).settings
-    assert '["' not in str(found) and "{ " not in str(found), "a list as the file has it is one"
+    assert '["' not in str(found) and "{ " not in str(found), "TOML lists and tables are parsed"
 
 
-def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:
+def test_every_setting_is_documented_and_the_example_has_the_defaults(tmp_path: Path) -> None:
     texts = documentation()
     assert [key for key in catalogue() if key not in texts] == []
     assert all(texts[name] for name in Settings.__slots__)
     assert set(catalogue()) >= LIVE_KEYS
     assert "# (restart)\n#port = 11435\n" in example() and "# (restart)\n#level" not in example()
-    set_again = re.sub(r"(?m)^#(\w+ = )", r"\1", example())
-    assert sum(len(table) for table in tomllib.loads(set_again).values()) == len(catalogue())
-    assert load(write(tmp_path, set_again), {}).settings == Settings()
+    uncommented = re.sub(r"(?m)^#(\w+ = )", r"\1", example())
+    assert sum(len(table) for table in tomllib.loads(uncommented).values()) == len(catalogue())
+    assert load(write(tmp_path, uncommented), {}).settings == Settings()
 
 
-def test_a_secret_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_world_readable_secret_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path, f'[cluster]\ntoken = "{"ab" * 32}"\n')
     tmp_path.chmod(0o755)
     file.chmod(0o644)
     with pytest.raises(SettingsError, match="every user of this machine can read it") as refused:
         load(file, {})
     assert f"chmod o-rwx {file}" in str(refused.value) and "abab" not in str(refused.value)
-    # A command that only asks a daemon does not mind, nor does a daemon whose folder is closed.
+    # Accepted for commands that only query a daemon, and if the folder or the file is closed to others.
     assert load(file, {}, skip_unreadable=True).settings.cluster.token == "ab" * 32
     tmp_path.chmod(0o750)
     assert load(file, {}).settings.cluster.token == "ab" * 32
@@ -252,7 +252,7 @@ def test_a_secret_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[http]\nport = 1\n", '[cluster]\ntoken = "open"\n'])
-def test_settings_without_a_secret_may_be_read_by_everybody(tmp_path: Path, text: str) -> None:
+def test_settings_without_a_secret_may_be_world_readable(tmp_path: Path, text: str) -> None:
     file = write(tmp_path, text)
     tmp_path.chmod(0o755)
     file.chmod(0o644)
@@ -272,7 +272,7 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_passwords_and_keys_within_a_setting_are_not_shown(tmp_path: Path) -> None:
+def test_secrets_within_a_setting_are_not_shown(tmp_path: Path) -> None:
     text = """
 [llama]
 extra_args = ["--api-key", "S1", "--hf-token=S2", "-hft", "S3", "--api-key-file", "/k", "--min-tokens", "9"]
@@ -293,24 +293,24 @@ traces = "https://collector:4318/in?token=S5&board=7"
     assert rows["http.port"] == ("11435", "default")
 
 
-def test_differences_are_named(tmp_path: Path) -> None:
+def test_differences_are_listed(tmp_path: Path) -> None:
     new = load(write(tmp_path, '[log]\nlevel = "debug"\n[http]\nport = 1\n'), {}).settings
     assert differences(Settings(), new) == ["http.port", "log.level"]
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_an_unreadable_file_is_skipped_by_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
 ) -> None:
     secret, own = tmp_path / "etc" / "sollold.toml", write(tmp_path, "[http]\nport = 1000\n")
     secret.parent.mkdir()
     secret.write_text("[http]\nport = 2000\n")
     monkeypatch.setattr("sollold.settings.load.candidates", lambda: [secret, own])
-    # As for an ordinary user, also where the tests are run by root.
+    # Simulates an ordinary user, also when the tests run as root.
     real_is_file, real_read = Path.is_file, settings_load.read_file
 
     def is_file(path: Path) -> bool:
-        if path == secret and what == "folder":
+        if path == secret and closed == "folder":
             raise PermissionError(13, "Permission denied", str(path))
         return real_is_file(path)
 
@@ -329,39 +329,39 @@ def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
 
 def test_only_the_named_keys_are_merged(tmp_path: Path) -> None:
     new = load(write(tmp_path, '[http]\nport = 1000\nwait_limit = 5\n[log]\nlevel = "debug"\n'), {}).settings
-    both = merged(Settings(), new, ["http.wait_limit", "log.level"])
-    assert differences(Settings(), both) == ["http.wait_limit", "log.level"]
-    assert differences(both, new) == ["http.port"]
+    result = merged(Settings(), new, ["http.wait_limit", "log.level"])
+    assert differences(Settings(), result) == ["http.wait_limit", "log.level"]
+    assert differences(result, new) == ["http.port"]
 
 
-def test_what_an_older_version_left_open_in_the_state_folder_is_closed(tmp_path: Path) -> None:
+def test_permissions_in_an_existing_state_folder_are_restricted(tmp_path: Path) -> None:
     places = Places(tmp_path / "state", tmp_path / "cache")
     (places.state / "logs/d").mkdir(parents=True)
     (places.state / "models").mkdir()
     (places.state / "speed.json").write_text("{}")
     places.make()
-    modes = {one.name: one.stat().st_mode & 0o777 for one in places.state.iterdir()}
+    modes = {entry.name: entry.stat().st_mode & 0o777 for entry in places.state.iterdir()}
     assert modes == {"logs": 0o700, "models": 0o755, "speed.json": 0o600}
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "means"),
+    ("key", "text", "value"),
     [
         ("placement.type_k", "Q8_0", "q8_0"),
         ("placement.policy", " Even", "even"),
         ("http.tls", "OFF", "off"),
     ],
 )
-def test_a_word_of_a_few_is_taken_in_any_case(tmp_path: Path, key: str, text: str, means: str) -> None:
+def test_choices_are_case_insensitive(tmp_path: Path, key: str, text: str, value: str) -> None:
     section, name = key.split(".")
     for loaded in (
         load(write(tmp_path, f'[{section}]\n{name} = "{text}"\n'), {}),
         load(write(tmp_path, ""), {}, [(key, text, "--set")]),
     ):
-        assert getattr(getattr(loaded.settings, section), name) == means
+        assert getattr(getattr(loaded.settings, section), name) == value
 
 
-def test_a_pipe_is_read_when_somebody_writes_it_and_else_not_waited_for(
+def test_a_pipe_is_read_and_times_out_without_a_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -378,6 +378,6 @@ def test_a_pipe_is_read_when_somebody_writes_it_and_else_not_waited_for(
         assert written.result(10) == len(text)
 
 
-def test_what_has_no_end_is_no_settings_file() -> None:
+def test_a_file_that_is_too_large_is_refused() -> None:
     with pytest.raises(SettingsError, match="larger than 16 MiB"):
         load(Path("/dev/zero"), {})

@@ -1,4 +1,4 @@
-"""Whether the state folder takes what is to be kept."""
+"""Whether the state folder is writable."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from sollold.settings.state_file import why_not_writable
 
 
-class Full:
-    """A file on a disk that is full: it can be made, and not be written."""
+class FileOnFullDisk:
+    """A file that can be created, and whose data can't be written."""
 
-    def __enter__(self) -> Full:
+    def __enter__(self) -> FileOnFullDisk:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -25,13 +25,13 @@ class Full:
         return len(data)
 
 
-def test_a_folder_that_takes_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not_writable(tmp_path) == ""
     assert not list(tmp_path.iterdir())
     assert why_not_writable(tmp_path / "gone") == "No such file or directory"
 
-    def full(**options: Any) -> Full:
-        return Full()
+    def full(**options: Any) -> FileOnFullDisk:
+        return FileOnFullDisk()
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert why_not_writable(tmp_path) == "No space left on device"
