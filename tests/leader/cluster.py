@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from sollold.models.gguf.vocabulary import compatible
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
+from tests.doubles import until
 from tests.placement.fleets import MIB, shape
 
 T = TypeVar("T")
@@ -298,6 +299,26 @@ async def load(cluster: Cluster, ask: Ensure = ENSURE, **changes: Any) -> str:
     assert answer.verdict is Verdict.WAIT, answer
     cluster.ready(answer.deployment, **changes)
     return answer.deployment
+
+
+async def let_leader_look(cluster: Cluster, seconds: float) -> None:
+    """Advance the clock, and wait until the leader has run a whole periodic check at the new time."""
+    cluster.now += seconds
+    cluster.changed()
+    policy = cluster.planner._replica_policy
+    observe, checks = policy.observe, 0
+
+    def counting_observe(records: Iterable[Record], now: float) -> list[tuple[str, str, bool]]:
+        nonlocal checks
+        checks += 1
+        return observe(records, now)
+
+    policy.observe = counting_observe  # type: ignore[method-assign]
+    try:
+        # A check begins with this call: the second one follows the end of the first.
+        await until(lambda: checks >= 2)
+    finally:
+        policy.observe = observe  # type: ignore[method-assign]
 
 
 def remove_for_good(cluster: Cluster, node: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from tests.leader.cluster import (
     SETTINGS,
     Cluster,
     cpu_device,
+    let_leader_look,
     model,
     offer_in_ollama,
 )
@@ -144,7 +144,7 @@ async def test_a_long_ollama_queue_adds_a_replica_and_exceptions_do_not_end_the_
     cluster.shape = broken  # type: ignore[method-assign]
     await cluster.planner.start()
     try:
-        await asyncio.sleep(0.05)
+        await let_leader_look(cluster, 0.0)
         cluster.now += 11.0
         await until(lambda: cluster.requests("deploy"))
         plans = [request.plan for _, request in cluster.requests("deploy") if isinstance(request, Deploy)]

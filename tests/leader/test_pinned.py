@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from sollold.leader.pinned import (
     PinnedPolicy,
     redundant_pins,
 )
-from tests.leader.cluster import Cluster, load, model
+from tests.leader.cluster import Cluster, let_leader_look, load, model
 from tests.placement.fleets import GIB, MIB
 
 PINNED = Endpoint("x", "m", "d", Backend.LOCAL, State.READY, pinned=True)
@@ -240,7 +239,10 @@ async def test_the_leader_reloads_a_lost_model_with_its_options(
         await cluster.planner.close()
 
 
-async def test_a_request_that_reloads_a_lost_model_pins_it_until_an_unload() -> None:
+async def test_a_request_that_reloads_a_lost_model_pins_it_until_an_unload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
     cluster = Cluster()
     cluster.add("a", 400 * MIB, model())
     for node in "bcd":
@@ -290,10 +292,3 @@ async def test_an_unload_of_a_lost_model_reaches_possible_leaders() -> None:
 
 def deploys(cluster: Cluster) -> list[Deploy]:
     return [request for _, request in cluster.requests("deploy") if isinstance(request, Deploy)]
-
-
-async def let_leader_look(cluster: Cluster, later: float) -> None:
-    """Advance the clock by ``later`` seconds and let the leader run its periodic check."""
-    cluster.now += later
-    cluster.changed()
-    await asyncio.sleep(0.05)
