@@ -63,7 +63,7 @@ def test_a_request_after_a_node_has_moved_does_not_wait_for_the_old_address(
 
 
 async def test_connections_are_cut_by_the_address_of_either_end() -> None:
-    sockets, watched, ended = OpenSockets(), [], []
+    sockets, servers, watched, ended = OpenSockets(), [], [], []
 
     async def serve(name: str) -> tuple[str, int]:
         async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,6 +71,7 @@ async def test_connections_are_cut_by_the_address_of_either_end() -> None:
             writer.close()
 
         server = await asyncio.start_server(hold, name, 0)
+        servers.append(server)
         return name, int(server.sockets[0].getsockname()[1])
 
     async def connect(name: str, own: str) -> None:
@@ -95,6 +96,8 @@ async def test_connections_are_cut_by_the_address_of_either_end() -> None:
     await waiting[2]
     assert ended == [("127.0.0.1", "127.0.0.2"), ("127.0.0.9", "127.0.0.4")]
     waiting[1].cancel()
+    for server in servers:
+        server.close()
 
 
 @pytest.mark.cluster
