@@ -70,6 +70,7 @@ class CacheFill:
         self._connect = connect
         loop = asyncio.get_running_loop()
         self._tensors = {tensor.name: tensor for tensor in request.tensors}
+        self._numbers = {name: str(number) for number, name in enumerate(self._tensors)}
         self._files: dict[str, asyncio.Future[Path | None]] = {n: loop.create_future() for n in self._tensors}
         self._whole: frozenset[int] = frozenset()
         self._stops: list[Stop] = []
@@ -170,12 +171,15 @@ class CacheFill:
     async def _fill(self, folder: Path, threads: ThreadPoolExecutor) -> None:
         request = self._request
         offered = await asyncio.to_thread(self._cache.offered, request.deployment, request.digest)
-        wanted = [tensor for tensor in request.tensors if tensor_key(tensor) not in offered]
-        for tensor in request.tensors:
-            if tensor not in wanted:
-                self._files[tensor.name].set_result(None)
-        keys = (tensor_key(tensor) for tensor in request.tensors)
-        self._kept = ReadAhead({key: offered[key] for key in keys if key in offered})
+        kept, wanted = {}, []
+        for tensor in tuple(self._tensors.values()):
+            key = tensor_key(tensor)
+            if key in offered:
+                kept[key] = offered[key]
+                self._set(tensor, None)
+            else:
+                wanted.append(tensor)
+        self._kept = ReadAhead(kept)
         self._read_ahead("")
         if not wanted:
             return
@@ -209,7 +213,7 @@ class CacheFill:
             self._stops.append(stop)
             while remaining:
                 tensor = remaining.popleft()
-                file = folder / str(self._request.tensors.index(tensor))
+                file = folder / self._numbers[tensor.name]
                 try:
                     source, matches = paths[tensor.file], True
                     if tensor.file in self._whole:
@@ -253,7 +257,7 @@ class CacheFill:
             failures = 0
             while chunks and failures < _MAX_FAILURES:
                 tensor, start, end = chunk = chunks.popleft()
-                file = folder / str(self._request.tensors.index(tensor))
+                file = folder / self._numbers[tensor.name]
                 try:
                     await in_thread(threads, _fetch_chunk, source, tensor, start, end, file, stop)
                 except (SourceError, OSError) as error:

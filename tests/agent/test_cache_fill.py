@@ -317,3 +317,50 @@ def test_a_short_file_and_a_stopped_copy_raise(tmp_path: Path, copy: Path) -> No
     stopped.stop()
     with pytest.raises(InterruptedError):
         copy_bytes(str(copy), 0, 20, tmp_path / "part", stopped)
+
+
+async def test_tensors_that_the_head_has_given_up_waiting_for_are_left_out(
+    bench: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.fill(copy)
+    for index, tensor in enumerate(TENSORS):
+        await first.offer(held_hash(tensor, f"{index:016x}"))
+    await first.close()
+    asked, go_on = threading.Event(), threading.Event()
+    offered = bench.cache.offered
+
+    def slow(*arguments: Any) -> dict[str, Path]:
+        asked.set()
+        go_on.wait()
+        return offered(*arguments)
+
+    monkeypatch.setattr(bench.cache, "offered", slow)
+    monkeypatch.setattr(cache_fill, "PATIENCE", 0.01)
+    second = bench.fill(copy)
+    await asyncio.to_thread(asked.wait)
+    await second.offer(held_hash(TENSORS[0], "f" * 16))
+    go_on.set()
+    assert second._task is not None
+    await second._task
+    assert second._files[TENSORS[1].name].done()
+
+
+async def test_a_model_of_many_tensors_does_not_block_the_loop(bench: Bench) -> None:
+    shape = (1, 1, 1, 1)
+    tensors = tuple(WantedTensor(f"t{index}", 0, index, 1, 8, shape) for index in range(16_000))
+    request = FillCache("d1", "head", MODEL.digest, tensors, ())
+    fill = CacheFill(request, bench.cache, None, bench.calls, lambda node, digest: Source(node))  # type: ignore[arg-type]
+    bench.fills.append(fill)
+    compared = 0
+
+    def count(self: WantedTensor, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return self is other
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WantedTensor, "__eq__", count)
+        fill.start()
+        assert fill._task is not None
+        await fill._task
+    assert compared < 2 * len(tensors)
