@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from sollold.models.gguf import reader as gguf
 from sollold.models.gguf.header import GgufError
 from sollold.models.transfer import remote_header
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
 from tests.gguf.size import Size
 from tests.gguf.writer import write
@@ -145,3 +146,21 @@ def test_a_prefix_with_the_whole_header_can_be_read(file: Path) -> None:
 def test_names_of_the_hub_are_recognized() -> None:
     assert on_hub("hf.co/org/repo:Q4_0") and on_hub("https://huggingface.co/org/repo")
     assert not on_hub("llama3.1:70b") and not on_hub("///")
+
+
+async def test_a_server_that_ignores_the_range_is_read_no_further_than_needed(tmp_path: Path) -> None:
+    content = write(tmp_path / "m.gguf", size=Size(layers=1)).read_bytes()
+    sent = 0
+
+    class WholeFile:
+        name = "mirror"
+
+        async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes, None]:
+            nonlocal sent
+            for piece in (content, *(bytes(1 << 20) for _ in range(64))):
+                sent += len(piece)
+                yield piece
+
+    header = await remote_header._header(WholeFile(), 0, Item("m.gguf", 1 << 40, ""))
+    assert header.files
+    assert sent <= len(content) + 5 * (1 << 20)

@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol, runtime_checkable
 
@@ -40,7 +40,7 @@ class Source(Protocol):
 
     name: str
 
-    def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+    def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield bytes of one file, in order.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -113,7 +113,7 @@ class HubSource:
         self._urls = urls
         self._headers = headers
 
-    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield bytes of one file, in order.
 
         Raises:

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from aiohttp import web
@@ -246,7 +246,7 @@ class NodeSource:
             self._node, "parcel", ReadPartRequest(self._digest), ModelFiles, timeout=_TIMEOUT
         )
 
-    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield bytes of one file, in order.
 
         Raises:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -309,7 +309,7 @@ class _Guarded:
         self.name = source.name
         self._source = source
 
-    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
         try:
             async for piece in self._source.read(index, start, end):
                 yield piece

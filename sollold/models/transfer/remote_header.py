@@ -6,6 +6,7 @@ A header has some megabytes, so a plan for hundreds of gigabytes is made within 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import aiohttp
@@ -143,13 +144,16 @@ class RemoteHeaders:
 
 
 async def _header(source: Source, index: int, item: Item) -> Header:
-    data = b""
+    data = bytearray()
     wanted = _FIRST_BYTES
     while True:
         end = min(wanted, item.size)
-        async for piece in source.read(index, len(data), end):
-            data += piece
-        header = await asyncio.to_thread(read_prefix, data, item.name, item.size)
+        async with contextlib.aclosing(source.read(index, len(data), end)) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) >= end:
+                    break  # A server that ignores the range sends the whole file.
+        header = await asyncio.to_thread(read_prefix, bytes(data), item.name, item.size)
         if header is not None:
             return header
         if len(data) >= min(item.size, _MAX_HEADER_BYTES):
