@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import tempfile
+import threading
 from pathlib import Path
 
 from sollold.errors import system_reason
@@ -24,7 +25,8 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises:
         OSError: it could not be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    # Two threads may write the same file: the later one's content stays.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)

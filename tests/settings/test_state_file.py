@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sollold.settings.state_file import why_not_writable
+from sollold.settings.state_file import why_not_writable, write_whole
 
 
 class FileOnFullDisk:
@@ -35,3 +38,21 @@ def test_an_unwritable_folder_is_recognized(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert why_not_writable(tmp_path) == "No space left on device"
+
+
+def test_two_threads_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, both_written = tmp_path / "kept.json", threading.Barrier(2)
+    fsync, files = os.fsync, []
+
+    def wait(file: int) -> None:
+        if len(files) < 2:
+            files.append(file)
+            both_written.wait(10)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    with ThreadPoolExecutor(2) as threads:
+        contents = [b"a" * 10, b"b" * 20]
+        list(threads.map(lambda content: write_whole(path, content), contents))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]
