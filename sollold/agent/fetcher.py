@@ -96,9 +96,13 @@ class Fetcher:
             size = next(
                 (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
             )
-            if refusal := await self._refusal(request, size):
-                return Fetched(failed=refusal)
-            fetch = self._fetches.setdefault(request.digest, _Fetch(size))
+            free = await asyncio.to_thread(_free, self._folder)
+            # From here to its registration nothing is awaited: other requests must count it.
+            fetch = self._fetches.get(request.digest)
+            if fetch is None:
+                if refusal := self._refusal(request, size, free):
+                    return Fetched(failed=refusal)
+                fetch = self._fetches[request.digest] = _Fetch(size)
         fetch.asked = now
         if fetch.task is None:
             log.info("fetching %s to run it here", request.model)
@@ -118,12 +122,11 @@ class Fetcher:
             await cancel_and_wait(fetch.task)
         return Fetched(failed="its load was cancelled")
 
-    async def _refusal(self, request: Fetch, size: int) -> str:
+    def _refusal(self, request: Fetch, size: int, free: int) -> str:
         if not self._allowed:
             return "models.fetch_seconds is 0 on this node: the leader may not start downloads here"
         if not size:
             return f"this node does not know yet which node has {request.model}"
-        free = await asyncio.to_thread(_free, self._folder)
         others = [fetch for id, fetch in self._fetches.items() if fetch.under_way and id != request.digest]
         if len(others) >= AT_A_TIME:
             return "other models are being downloaded here"

@@ -225,3 +225,13 @@ async def test_files_are_fetched_only_from_nodes(three_nodes: ThreeNodes) -> Non
     state = await order_until(three_nodes, digest, lambda state: state.failed)
     assert "could not be reached" in state.failed and "Ollama" not in state.failed
     await fetcher_.close()
+
+
+async def test_requests_at_the_same_time_count_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "_free", lambda folder: 16 * GIB)
+    async for fetch in fetch_of(EndlessPuller(), tmp_path):
+        states = await asyncio.gather(*(fetch(name) for name in ("one", "two", "one")))
+        assert sorted(state.failed for state in states)[:2] == ["", ""]
+        assert sum("no space" in state.failed for state in states) == 1
