@@ -31,6 +31,7 @@ _ASK = 3.0
 _CHUNK_BYTES = 64 * 1024
 _PREFIX = "/ollama"
 _CREATE = "/api/create"
+_SUCCESS = b'"success"'
 _PATHS = re.compile(r"/api/(push|create|show|blobs/sha256[:-][0-9a-f]{64})")
 
 Body = AsyncIterator[bytes] | bytes
@@ -75,11 +76,15 @@ class Relayed:
         Raises:
             Refusal: INTERRUPTED when the response breaks off.
         """
+        end = b""
         try:
             async for piece in self._answer.content.iter_chunked(_CHUNK_BYTES):
-                if b'"success"' in piece and self.done is not None:
-                    done, self.done = self.done, None
-                    await done()
+                if self.done is not None:
+                    # The word may be split between two pieces.
+                    if _SUCCESS in end + piece:
+                        done, self.done = self.done, None
+                        await done()
+                    end = (end + piece)[1 - len(_SUCCESS) :]
                 yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or "timed out"

@@ -14,6 +14,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
+from sollold.control import ollama_relay
 from sollold.control.ollama_relay import Body, OllamaRelay
 from sollold.engines.ollama.created_models import CreatedModels
 from sollold.errors import Fault, Refusal
@@ -119,6 +120,16 @@ async def test_a_node_without_an_ollama_forwards_blobs_and_creation_to_one_with_
     assert a.learned == [b.id], "the queried node learns the new model"
     assert "mine:latest" in b.ollama.created and "mine" not in a.ollama.created
     assert "base:7b" not in b.ollama.created
+
+
+async def test_success_is_noticed_when_its_message_is_split(
+    with_two_ollamas: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama_relay, "_CHUNK_BYTES", 5)
+    a, b, _ = with_two_ollamas
+    await a.ask("POST", f"/api/blobs/{DIGEST}", GGUF)
+    assert (await a.ask("POST", "/api/create", CREATE))[0] == 200
+    assert a.learned == [b.id] and "mine:latest" in b.ollama.created
 
 
 async def test_models_that_an_ollama_had_before_remain_the_users(with_two_ollamas: ThreeNodes) -> None:
