@@ -137,14 +137,22 @@ def _udp_blocked(facts: Facts, status: ClusterStatus) -> list[Finding]:
     names = sorted(status.unanswered, key=natural)
     if not names:
         return []
-    port = facts.me.peer_port
+    ports = {record.name: record.peer_port for record in facts.live}
+    all_nodes = len(names) > 1 and len(names) == len(facts.live) - 1
+    machines: dict[int, list[str]] = {}
+    for name in () if all_nodes else names:
+        machines.setdefault(ports.get(name, facts.me.peer_port), []).append(name)
+    machines.setdefault(facts.me.peer_port, []).append("this machine")
+    lost = " or ".join(f"{port}/udp" for port in sorted({ports[name] for name in names if name in ports}))
     text = (
-        f"{', '.join(names)}: datagrams to port {port}/udp, or the answers to them, get lost, and only "
+        f"{', '.join(names)}: datagrams to port {lost}, or the answers to them, get lost, and only "
         "connections get through: nodes know up to half a minute later what changes"
     )
-    all_nodes = len(names) > 1 and len(names) == len(facts.live) - 1
-    machines = "this machine" if all_nodes else f"{', '.join(names)} and of this machine"
-    return [Finding(Grade.PROBLEM, text, f"let {port}/udp in through the firewall of {machines}")]
+    fixes = []
+    for port, owners in sorted(machines.items()):
+        owner = ", ".join(owners).replace(", this machine", " and of this machine")
+        fixes.append(f"let {port}/udp in through the firewall of {owner}")
+    return [Finding(Grade.PROBLEM, text, "; ".join(fixes))]
 
 
 def _duplicates(facts: Facts, status: ClusterStatus) -> list[Finding]:

@@ -261,8 +261,14 @@ def test_an_unreachable_live_node_is_named_with_its_port() -> None:
 
 def test_nodes_that_udp_does_not_reach_are_named() -> None:
     local = replace(ANNA, peer_port=11436)
-    cleo = replace(BERT, node="cc", name="cleo")
-    facts = replace(HEALTHY, me=local, live=(local, BERT, cleo))
+    bert = replace(BERT, peer_port=12000)
+    cleo = replace(BERT, node="cc", name="cleo", peer_port=11436)
+    facts = replace(HEALTHY, me=local, live=(local, bert, cleo))
+    (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("bert",))))
+    assert finding.what.startswith("bert: datagrams to port 12000/udp")
+    assert finding.fix == (
+        "let 11436/udp in through the firewall of this machine; let 12000/udp in through the firewall of bert"
+    )
     (finding,) = examine(replace(facts, network=replace(NETWORK, unanswered=("cleo",))))
     assert finding.what.startswith("cleo: datagrams to port 11436/udp")
     assert finding.fix.endswith("cleo and of this machine")
