@@ -145,19 +145,26 @@ class ClusterClient:
     async def get_all(self, path: str, *, timeout: float = 5.0) -> dict[str, Any]:
         """Get the JSON at ``path`` from every reachable node, by node name.
 
+        Of nodes with the same name, all but the first are keyed by name and id.
+
         Raises:
             ClientError: no node responded.
         """
         await self.get("/api/version")
         await self.learn()
 
-        async def fetch(known: KnownNode) -> tuple[str, Any]:
-            return known.name or known.url, await self._client(known.url).get(path, timeout=timeout)
+        async def fetch(known: KnownNode) -> tuple[KnownNode, Any]:
+            return known, await self._client(known.url).get(path, timeout=timeout)
 
         answers = await asyncio.gather(
             *(fetch(known) for known in self.nodes if not known.failures), return_exceptions=True
         )
-        found = dict(answer for answer in answers if not isinstance(answer, BaseException))
+        found: dict[str, Any] = {}
+        for answer in answers:
+            if not isinstance(answer, BaseException):
+                known, data = answer
+                name = known.name or known.url
+                found[f"{name} ({known.node})" if name in found else name] = data
         if not found:
             raise next(error for error in answers if isinstance(error, BaseException))
         return found

@@ -8,8 +8,8 @@ from typing import Any
 from sollold.client.login import split_login
 from sollold.facts import dataclass
 
-MOST_NODES = 64
-"""Maximum number of remembered addresses."""
+MOST_NODES = 256
+"""Maximum number of remembered addresses: as many nodes as a cluster may have."""
 _FIRST_RETRY, _MAX_RETRY = 1.0, 30.0
 
 

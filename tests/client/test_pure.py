@@ -65,7 +65,7 @@ def test_other_nodes_are_learned_from_one_node() -> None:
     assert [known.name for known in nodes] == ["n1", "n2"], "the queried node keeps the address that works"
     nodes.learn("http://10.0.0.2:11435", {"nodes": [node("2", me=True), node("1")]})
     assert len(nodes) == 2
-    nodes.learn("http://10.0.0.2:11435", {"nodes": [node(str(number)) for number in range(3, 200)]})
+    nodes.learn("http://10.0.0.2:11435", {"nodes": [node(str(number)) for number in range(3, 300)]})
     assert len(nodes) == MOST_NODES
 
 
