@@ -268,6 +268,7 @@ class Batches:
     async def _work(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         while pieces:
             pieces += reversed(await self._embed(job, pieces.pop(), embed))
+            job.waiting = ""
 
     async def _embed(self, job: Job, piece: _Piece, embed: Embed) -> list[_Piece]:
         """Store the vectors of a piece, or the error. Return the pieces to request instead, if any."""
@@ -295,7 +296,6 @@ class Batches:
                 log.exception("a piece of batch %s failed", job.id)
                 self._note(job, piece, "internal error; the node's log has the details")
                 return []
-        job.waiting = ""
         if len(vectors) != len(piece.texts):
             self._note(job, piece, f"the engine gave {len(vectors)} embeddings for {len(piece.texts)} texts")
             return []

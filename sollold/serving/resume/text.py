@@ -140,7 +140,6 @@ class NativeContinuation(_TextContinuation):
         self._ids: list[int] = []
         self._pending: list[int] = []
         self._exact = True
-        self._before = 0
 
     def check(self) -> None:
         """Raise `NotResumable` if the stream can't be continued exactly."""
@@ -154,7 +153,7 @@ class NativeContinuation(_TextContinuation):
         tokens = event.get("tokens") or []
         if not event.get("stop"):
             self._pending += tokens
-            if event.get("tokens_predicted") != self._before + len(self._ids) + len(self._pending):
+            if event.get("tokens_predicted") != len(self._ids) + len(self._pending):
                 # A character of several tokens is sent as one event, without some of their ids.
                 self._exact = False
         if content:
