@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import select
 import signal
@@ -11,8 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,8 @@ import pytest
 from aiohttp import web
 
 from sollold.cli.exit import Exit
+from tests.cli.terminal import HIDE, SHOW, TerminalCommand
 from tests.cli.test_commands import STATE
-
-HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
 
 
 async def _never(request: web.Request) -> web.StreamResponse:
@@ -90,83 +87,21 @@ def url() -> Iterator[str]:
     loop.close()
 
 
-class Typed:
-    """A command on its own pseudo-terminal."""
-
-    def __init__(self, *words: str) -> None:
-        self.controller, self.tty = os.openpty()
-        self.before = termios.tcgetattr(self.tty)
-        self.output = b""
-
-        def take_the_terminal() -> None:
-            fcntl.ioctl(self.tty, termios.TIOCSCTTY, 0)
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)  # background jobs inherit ignored signals
-
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sollold", *words],
-            stdin=self.tty,
-            stdout=self.tty,
-            stderr=self.tty,
-            start_new_session=True,
-            preexec_fn=take_the_terminal,
-            env={**os.environ, "TERM": "xterm"},
-        )
-
-    def shows(self) -> bool:
-        """Return whether the command draws on the terminal and hides the cursor."""
-        return HIDE in self.output and bool(self.output.rpartition(HIDE)[2].strip())
-
-    def read_until(self, done: Callable[[], bool]) -> None:
-        end = time.monotonic() + 30
-        while not done():
-            assert time.monotonic() < end, self.output
-            if select.select([self.controller], [], [], 0.05)[0]:
-                self.output += os.read(self.controller, 1 << 16)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal once the process sleeps; an earlier signal takes effect at the next input only."""
-        asleep = 0
-
-        def waits() -> bool:
-            nonlocal asleep
-            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2][0]
-            asleep = asleep + 1 if state == "S" else 0
-            return asleep >= 5
-
-        self.read_until(self.shows)
-        self.read_until(waits)
-        self.process.send_signal(number)
-
-    def exit_status(self) -> int:
-        """Read the rest of the output and return the exit status."""
-        self.read_until(lambda: self.process.poll() is not None)
-        while select.select([self.controller], [], [], 0)[0]:
-            self.output += os.read(self.controller, 1 << 16)
-        return int(self.process.returncode)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        os.close(self.controller)
-        os.close(self.tty)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("words", [("top",), ("status", "--watch"), ("pull", "big"), ("load", "big")])
 def test_the_terminal_is_restored(url: str, words: tuple[str, ...], number: signal.Signals) -> None:
-    typed = Typed("--node", url, *words)
+    command = TerminalCommand("--node", url, *words)
     try:
-        typed.send(number)
-        assert typed.exit_status() == 128 + number, typed.output[-3000:].decode()
-        assert termios.tcgetattr(typed.tty) == typed.before
-        assert typed.output.rfind(SHOW) > typed.output.rfind(HIDE), "the cursor is visible again"
-        assert typed.output.count(b"\x1b[?1049h") == typed.output.count(b"\x1b[?1049l"), (
+        command.send(number)
+        assert command.exit_status() == 128 + number, command.output[-3000:].decode()
+        assert termios.tcgetattr(command.tty) == command.before
+        assert command.output.rfind(SHOW) > command.output.rfind(HIDE), "the cursor is visible again"
+        assert command.output.count(b"\x1b[?1049h") == command.output.count(b"\x1b[?1049l"), (
             "the alternate screen is closed"
         )
-        assert b"Traceback" not in typed.output
+        assert b"Traceback" not in command.output
     finally:
-        typed.close()
+        command.close()
 
 
 @pytest.mark.parametrize(
@@ -181,13 +116,13 @@ def test_the_terminal_is_restored(url: str, words: tuple[str, ...], number: sign
 def test_an_interrupted_command_reports_what_continues(
     url: str, words: tuple[str, ...], message: bytes
 ) -> None:
-    typed = Typed("--node", url, *words)
+    command = TerminalCommand("--node", url, *words)
     try:
-        typed.send(signal.SIGINT)
-        assert typed.exit_status() == 130
-        assert message in b" ".join(typed.output.split())
+        command.send(signal.SIGINT)
+        assert command.exit_status() == 130
+        assert message in b" ".join(command.output.split())
     finally:
-        typed.close()
+        command.close()
 
 
 def test_json_lines_are_flushed_immediately(url: str) -> None:
