@@ -135,7 +135,7 @@ def exchanges(gossip: Gossip, digest: Callable[[], int], *, until: float) -> lis
 def test_equal_digests_make_exchanges_rarer() -> None:
     gossip = with_members(core(), B)
     regular = exchanges(gossip, lambda: gossip._anti_entropy.digest, until=1200.0)
-    assert 3 <= len(regular) <= 6  # first tenth of about 40
+    assert 3 <= len(regular) <= 6  # one tenth of about 40
 
 
 def test_exchanges_without_digests_keep_their_interval() -> None:
@@ -156,5 +156,5 @@ def test_an_answered_probe_leaves_no_timer() -> None:
         actions = gossip.tick(now)
         for ping in [message for message in sent(actions, address_of(B)) if isinstance(message, Ping)]:
             receive(gossip, B, Ack(ping.sequence, gossip._anti_entropy.digest), now=now)
-    # Two ticks per second, first attempt per 5 s to reach dead nodes, and a few others: none for a ping.
+    # Two ticks per second, one attempt per 5 s to reach dead nodes, and a few others: none for a ping.
     assert len(wakes) <= 40 + 4 + 6
