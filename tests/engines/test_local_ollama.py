@@ -331,10 +331,19 @@ async def test_a_hung_ollama_is_removed_until_it_answers(
     await until(lambda: names(ollama))
 
 
-async def test_a_missing_ollama_is_no_problem(make: Make) -> None:
+async def test_a_missing_ollama_is_no_problem(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[bool] = []
+    connect = LocalOllama._connect
+
+    async def recorded(ollama: LocalOllama) -> bool:
+        attempts.append(await connect(ollama))
+        return attempts[-1]
+
+    monkeypatch.setattr(LocalOllama, "_connect", recorded)
     ollama = make("http://127.0.0.1:9")
     await ollama.start()
-    await asyncio.sleep(0.2)
+    await until(lambda: len(attempts) > 1)
+    assert not any(attempts)
     assert ollama.endpoints() == ()
     assert ollama.trouble == ""
 
@@ -350,8 +359,7 @@ async def test_the_daemons_own_port_is_refused(make: Make, standin: Standin) -> 
 async def test_a_disabled_ollama_has_no_endpoints(make: Make, standin: Standin) -> None:
     ollama = make(standin.url, enabled=False)
     await ollama.start()
-    await asyncio.sleep(0.2)
-    assert ollama.endpoints() == ()
+    assert ollama._task is None and ollama.endpoints() == ()
 
 
 async def test_a_managed_ollama_is_started_restarted_and_ended(make: Make, tmp_path: Path) -> None:
