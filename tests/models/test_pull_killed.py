@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.bench.transfer import write_model
+from tests.daemons import until
 from tests.doubles import free_ports
 
 pytestmark = pytest.mark.cluster
@@ -105,13 +105,6 @@ def nodes(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
             node.child.wait()
 
 
-def wait(condition: Any) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
-
-
 def test_a_transfer_survives_kills_of_sender_and_receiver(nodes: tuple[Node, Node]) -> None:
     sender, receiver = nodes
     source = sender.folder / "m" / "big.gguf"
@@ -119,22 +112,26 @@ def test_a_transfer_survives_kills_of_sender_and_receiver(nodes: tuple[Node, Nod
     chance = random.Random(7)
     sender.start()
     receiver.start()
-    wait(lambda: receiver.sees("big:latest"))
+    until(lambda: receiver.sees("big:latest"), "the receiver lists the model")
     for victim in (receiver, sender, receiver):
         before = parts_received(receiver)
         client = receiver.pulling("big")
-        while parts_received(receiver) == before:
-            if client.poll() is not None:
-                # The sender was just killed, and the receiver had not noticed it yet.
-                client = receiver.pulling("big")
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 0.3))
-        victim.kill()
-        client.kill()
-        client.wait()
+        try:
+            deadline = time.monotonic() + 60
+            while parts_received(receiver) == before:
+                assert time.monotonic() < deadline, "no part was received"
+                if client.poll() is not None:
+                    # The sender was just killed, and the receiver had not noticed it yet.
+                    client = receiver.pulling("big")
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0.0, 0.3))
+            victim.kill()
+        finally:
+            client.kill()
+            client.wait()
         assert receiver.files() == [], "no incomplete file in place"
         victim.start()
-        wait(lambda: receiver.sees("big:latest"))
+        until(lambda: receiver.sees("big:latest"), "the receiver lists the model")
     lines = receiver.ask("/api/pull", {"model": "big"}).splitlines()
     assert json.loads(lines[-1]) == {"status": "success"}
     (file,) = receiver.files()
