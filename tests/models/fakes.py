@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError, Workers
+from tests.http_double import HttpDouble
 
 
 class FakeServer:
@@ -28,7 +29,7 @@ class FakeServer:
         self.url = ""
         self.asked = 0
         self.fault: Callable[[web.Request], Awaitable[None]] | None = None
-        self._runner: web.AppRunner | None = None
+        self._http = HttpDouble()
 
     def method(self, name: str, request: type[Any], handler: Callable[[str, Any], Awaitable[object]]) -> None:
         self.methods[name] = (request, handler)
@@ -44,16 +45,11 @@ class FakeServer:
         app = web.Application(middlewares=[self._faults])
         for method, path, handler in self.routes:
             app.router.add_route(method, path, handler)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.url = await self._http.serve(app)
 
     async def close(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner, self.url = None, ""
+        await self._http.close()
+        self.url = ""
 
     @web.middleware
     async def _faults(self, request: web.Request, handler: Any) -> web.StreamResponse:
