@@ -503,17 +503,20 @@ async def test_a_held_request_reaches_the_worker_after_its_release(route: Route)
     gate = route.gate_of_d1 = HeldFrames()
     tunnel = await route.tunnels.open("d1", IDS[0])
     reader, writer = await route.connect(tunnel)
-    hello, hash = b"\x0e" + struct.pack("<Q", 3) + b"abc", b"\x07" + struct.pack("<Q", 312) + bytes(312)
-    writer.write(hello + hash[:100])
+    hello, hash_request = (
+        b"\x0e" + struct.pack("<Q", 3) + b"abc",
+        b"\x07" + struct.pack("<Q", 312) + bytes(312),
+    )
+    writer.write(hello + hash_request[:100])
     assert await asyncio.wait_for(reader.readexactly(len(hello)), 5) == hello
-    writer.write(hash[100:] + hello)
+    writer.write(hash_request[100:] + hello)
     await until(lambda: gate.asked is not None)
     gate.free.set()
-    assert await asyncio.wait_for(reader.readexactly(len(hash + hello)), 5) == hash + hello
+    assert await asyncio.wait_for(reader.readexactly(len(hash_request + hello)), 5) == hash_request + hello
     graph = b"\x0a" + struct.pack("<Q", 1) + b"g"
     gate.free.clear()
-    writer.write(graph + hash)
-    assert await asyncio.wait_for(reader.readexactly(len(graph + hash)), 5) == graph + hash
+    writer.write(graph + hash_request)
+    assert await asyncio.wait_for(reader.readexactly(len(graph + hash_request)), 5) == graph + hash_request
     writer.close()
 
 
