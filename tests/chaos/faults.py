@@ -88,7 +88,7 @@ class Faults:
         self.wrong: list[str] = []
         self._left: list[Callable[[], Done | None]] = []
 
-    def strike(self) -> Done:
+    def inject_next(self) -> Done:
         """Inject the next fault. Each round uses all kinds in random order."""
         while True:
             if not self._left:

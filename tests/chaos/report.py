@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.chaos.round import Outcome, Struck
+from tests.chaos.round import FaultResult, Outcome
 
 LIMITS = {"kill -9 of a worker": 2.0, "a machine vanishes": 8.0}
 """The intended maximum of seconds until the next word, in addition to the time to load the model."""
@@ -22,7 +22,7 @@ def forbidden(outcome: Outcome) -> list[str]:
         waits = waits_of(outcome, kind)
         # Words sent before the fault are processed again, which depends on the model and the machine.
         maximum = limit + outcome.load + outcome.read
-        times = sum(struck.fault.kind == kind for struck in outcome.struck)
+        times = sum(result.fault.kind == kind for result in outcome.results)
         if times >= ENOUGH and waits and statistics.median(waits) > maximum:
             problems.append(
                 f"{kind}: the median of {statistics.median(waits):.1f} s is above {maximum:.1f} s"
@@ -38,32 +38,32 @@ def forbidden(outcome: Outcome) -> list[str]:
 
 def waits_of(outcome: Outcome, kind: str) -> list[float]:
     """The seconds until the next word after each fault of one kind."""
-    return [wait for struck in outcome.struck if struck.fault.kind == kind for wait in struck.waits]
+    return [wait for result in outcome.results if result.fault.kind == kind for wait in result.waits]
 
 
 def report(outcome: Outcome) -> Iterator[str]:
     """Yield the lines of the report."""
-    kinds: dict[str, list[Struck]] = {}
-    last: dict[int, Struck] = {}
-    for struck in outcome.struck:
-        kinds.setdefault(struck.fault.kind, []).append(struck)
-        last.update({id(stream): struck for stream in struck.active})
+    kinds: dict[str, list[FaultResult]] = {}
+    last: dict[int, FaultResult] = {}
+    for result in outcome.results:
+        kinds.setdefault(result.fault.kind, []).append(result)
+        last.update({id(stream): result for stream in result.active})
     yield ""
-    yield f"{len(outcome.struck)} faults in {outcome.seconds:.0f} s, {len(outcome.streams)} streams"
+    yield f"{len(outcome.results)} faults in {outcome.seconds:.0f} s, {len(outcome.streams)} streams"
     yield _row("fault", "times", "next word: median", "worst", "streams", "exact", "allowed", "forbidden")
-    for kind, strikes in sorted(kinds.items()):
-        waits = [wait for struck in strikes for wait in struck.waits]
+    for kind, results in sorted(kinds.items()):
+        waits = [wait for result in results for wait in result.waits]
         ends = Counter(
             verdict if (verdict := outcome.verdict(stream)) in _GOOD else "forbidden"
-            for struck in strikes
-            for stream in struck.active
+            for result in results
+            for stream in result.active
             # The end of a stream is attributed to the last fault during it.
-            if last[id(stream)] is struck
+            if last[id(stream)] is result
         )
         median, worst = (f"{statistics.median(waits):.1f} s", f"{max(waits):.1f} s") if waits else ("-", "-")
         exact = ends["exact"] + ends["resumed"]
         counts = (sum(ends.values()), exact, ends["allowed"], ends["forbidden"])
-        yield _row(kind, len(strikes), median, worst, *counts)
+        yield _row(kind, len(results), median, worst, *counts)
     ends = Counter(
         verdict if (verdict := outcome.verdict(stream)) in _GOOD else "forbidden"
         for stream in outcome.streams

@@ -50,7 +50,7 @@ PAUSE = 1.0
 
 
 @dataclass(slots=True)
-class Struck:
+class FaultResult:
     """A fault and its effects, in seconds.
 
     Attributes:
@@ -73,7 +73,7 @@ class Outcome:
     """Seconds that a single llama-server needs to load the model."""
     read: float
     """Seconds that it then needs to process the prompts of resumed streams."""
-    struck: list[Struck] = field(default_factory=list)
+    results: list[FaultResult] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     hurt: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -146,9 +146,9 @@ def run(
         for caller in callers:
             caller.start()
         try:
-            strikes = Faults(cluster, seed, short=short, needs_all=needs_all)
-            _strike_all(cluster, callers, outcome, strikes, faults, seconds, say)
-            outcome.wrong += strikes.wrong
+            injector = Faults(cluster, seed, short=short, needs_all=needs_all)
+            _inject_all(cluster, callers, outcome, injector, faults, seconds, say)
+            outcome.wrong += injector.wrong
         finally:
             for caller in callers:
                 caller.stop()
@@ -167,7 +167,7 @@ def run(
     return outcome
 
 
-def _strike_all(
+def _inject_all(
     cluster: Cluster,
     callers: list[Caller],
     outcome: Outcome,
@@ -182,14 +182,14 @@ def _strike_all(
         outcome.wrong.append(f"no answers within {SETTLE_SECONDS:.0f} s from the start")
         return
     outcome.memory = [(_memory(node), 0.0) for node in cluster]
-    while len(outcome.struck) < count and time.monotonic() < end:
+    while len(outcome.results) < count and time.monotonic() < end:
         active = [stream for caller in callers if (stream := caller.current) is not None]
         before = {id(stream): len(stream.times) for stream in active}
-        fault = faults.strike()
-        struck = Struck(fault, active)
-        outcome.struck.append(struck)
+        fault = faults.inject_next()
+        result = FaultResult(fault, active)
+        outcome.results.append(result)
         away = set(fault.hurt) if fault.undo else set()
-        struck.settled = _wait_for_words(callers, fault.time, away)
+        result.settled = _wait_for_words(callers, fault.time, away)
         if fault.undo:
             fault.undo()
         if fault.hurt:
@@ -199,19 +199,19 @@ def _strike_all(
                 outcome.hurt.setdefault(name, []).append((fault.time, time.monotonic() + 1.0))
             if fault.undo:
                 _wait_for_words(callers, time.monotonic(), set())
-        struck.waits = [
+        result.waits = [
             wait
             for stream in active
             if stream.node.name not in fault.hurt and stream.dialect.streamed and before[id(stream)]
             if (wait := _wait_of(stream, fault.time)) is not None
         ]
-        say(_line(len(outcome.struck), struck))
-        if struck.settled == float("inf"):
+        say(_line(len(outcome.results), result))
+        if result.settled == float("inf"):
             outcome.wrong.append(
-                f"fault {len(outcome.struck)} ({fault.kind}): no answers within {SETTLE_SECONDS:.0f} s; "
+                f"fault {len(outcome.results)} ({fault.kind}): no answers within {SETTLE_SECONDS:.0f} s; "
                 + "; ".join(_progress(caller) for caller in callers)
             )
-            if sum(struck.settled == float("inf") for struck in outcome.struck) >= 3:
+            if sum(result.settled == float("inf") for result in outcome.results) >= 3:
                 return
 
 
@@ -241,16 +241,16 @@ def _wait_of(stream: Stream, time_: float) -> float | None:
     return end - time_ if pause >= PAUSE else None
 
 
-def _line(number: int, struck: Struck) -> str:
-    fault = struck.fault
+def _line(number: int, result: FaultResult) -> str:
+    fault = result.fault
     waits = "no stream waited"
-    if struck.waits:
+    if result.waits:
         waits = (
-            f"next word after {statistics.median(struck.waits):5.1f} s, worst {max(struck.waits):5.1f} s, "
-            f"{len(struck.waits)} streams"
+            f"next word after {statistics.median(result.waits):5.1f} s, worst {max(result.waits):5.1f} s, "
+            f"{len(result.waits)} streams"
         )
     settled = (
-        f"all continue after {struck.settled:5.1f} s" if struck.settled != float("inf") else "NO ANSWERS"
+        f"all continue after {result.settled:5.1f} s" if result.settled != float("inf") else "NO ANSWERS"
     )
     return f"{number:4} {fault.kind:26} {fault.target:12} {settled}; {waits}"
 

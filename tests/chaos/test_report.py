@@ -10,19 +10,19 @@ import pytest
 from tests.chaos.callers import DIALECTS, Stream
 from tests.chaos.faults import Done
 from tests.chaos.report import ENOUGH, forbidden
-from tests.chaos.round import Outcome, Struck
+from tests.chaos.round import FaultResult, Outcome
 
 
-def struck(wait: float) -> Struck:
-    return Struck(Done("kill -9 of a worker", "node0", frozenset(), 0.0), [], [wait])
+def fault_result(wait: float) -> FaultResult:
+    return FaultResult(Done("kill -9 of a worker", "node0", frozenset(), 0.0), [], [wait])
 
 
 def test_a_median_above_the_limit_is_a_violation_with_enough_faults() -> None:
-    outcome = Outcome(load=1.0, read=1.0, struck=[struck(9.0) for _ in range(ENOUGH - 1)])
+    outcome = Outcome(load=1.0, read=1.0, results=[fault_result(9.0) for _ in range(ENOUGH - 1)])
     assert not forbidden(outcome)
-    outcome.struck.append(struck(9.0))
+    outcome.results.append(fault_result(9.0))
     assert "above 4.0 s" in forbidden(outcome)[0]
-    outcome.struck = [struck(3.0) for _ in range(ENOUGH)]
+    outcome.results = [fault_result(3.0) for _ in range(ENOUGH)]
     assert not forbidden(outcome)
 
 

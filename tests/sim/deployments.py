@@ -27,7 +27,7 @@ _MODELS = ("a", "b", "c")
 _RENEW = 1.5
 
 
-class Broken(AssertionError):
+class InvariantError(AssertionError):
     """An invariant is violated."""
 
 
@@ -80,7 +80,7 @@ class Agent:
         self._measure()
         # Like the daemon: it first ends the workers of an earlier run, then grants memory.
         process.later(0.2 + self.world.random.random(), self._reconcile)
-        process.later(1.0, self._turn)
+        process.later(1.0, self._tick)
 
     # The owner
 
@@ -129,7 +129,7 @@ class Agent:
 
     def _note_term(self, term: Term) -> None:
         if term < self.disk.obeyed:
-            raise Broken(f"{self.process.machine.name} obeyed {term} after {self.disk.obeyed}")
+            raise InvariantError(f"{self.process.machine.name} obeyed {term} after {self.disk.obeyed}")
         self.disk.obeyed = term
 
     def answer(self, caller: str, command: Any) -> Done | Reserved:
@@ -233,8 +233,8 @@ class Agent:
 
     # The leader
 
-    def _turn(self) -> None:
-        self.process.later(1.0, self._turn)
+    def _tick(self) -> None:
+        self.process.later(1.0, self._tick)
         self._apply(self.ledger.expire(self.process.clock()))
         term = self.process.gossip.known.leader()
         if term.leader != self.node or self.cluster.frozen:
@@ -256,7 +256,7 @@ class Agent:
         owners = tuple(sorted(random.sample(nodes, min(len(nodes), random.randint(1, 3)))))
         head = random.choice(owners)
         size = random.randint(200, 600)
-        deployment = f"{model}-{self.cluster.fresh()}"
+        deployment = f"{model}-{self.cluster.next_number()}"
         self._placing.add(model)
         self.world.log(
             f"  {self.process.machine.name}: places {deployment} on {[self.world.name(o) for o in owners]}"
@@ -343,7 +343,7 @@ class Deployments:
         disk = self.disks[machine.node]
         disk.term = disk.obeyed = Term()
 
-    def fresh(self) -> int:
+    def next_number(self) -> int:
         self._last += 1
         return self._last
 
@@ -352,9 +352,9 @@ class Deployments:
         granted = sum(grant.bytes for grant in agent.ledger.grants())
         used = sum(agent.disk.workers.values())
         if granted > MEMORY or used > MEMORY:
-            raise Broken(f"{agent.process.machine.name} granted {granted}, uses {used} of {MEMORY}")
+            raise InvariantError(f"{agent.process.machine.name} granted {granted}, uses {used} of {MEMORY}")
 
-    def strays(self) -> str:
+    def inconsistency(self) -> str:
         """Return a grant or worker without its head, or a head without a grant; or an empty string."""
         by_node = {agent.node: agent for agent in self.agents.values()}
         for agent in self.agents.values():

@@ -10,7 +10,7 @@ from sollold.cluster.gossip.actions import Change, NodeEvent, PersistedState
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.standing_link import SILENT_SECONDS
 
-from .deployments import Broken, Deployments
+from .deployments import Deployments, InvariantError
 from .world import Machine, Process, Weather, World
 
 HEAL_SECONDS = 30.0
@@ -88,7 +88,7 @@ class Schedule:
             return
         boot = self._claims.setdefault(event.term, process.boot)
         if boot != process.boot:
-            raise Broken(f"{event.term} was claimed by two runs of {process.machine.name}")
+            raise InvariantError(f"{event.term} was claimed by two runs of {process.machine.name}")
 
     # Faults
 
@@ -270,8 +270,8 @@ class Schedule:
                 world.run_until(world.now + self.random.choice((0.1, 0.5, 1.0, 3.0, 6.0)))
             healed = self._heal()
             fault = ""
-        except Broken as broken:
-            fault, healed = str(broken), 0.0
+        except InvariantError as error:
+            fault, healed = str(error), 0.0
         return Outcome(self.seed, len(world.machines), fault, healed, world.packets)
 
     def _begin(self, machine: Machine) -> None:
@@ -298,8 +298,12 @@ class Schedule:
         if not self._up():
             self._start(world.machines[0])
         began = world.now
-        if not world.run_while(lambda: bool(world.disagreement() or self.deployments.strays()), HEAL_SECONDS):
-            raise Broken(f"after {HEAL_SECONDS} s: {world.disagreement() or self.deployments.strays()}")
+        if not world.run_while(
+            lambda: bool(world.disagreement() or self.deployments.inconsistency()), HEAL_SECONDS
+        ):
+            raise InvariantError(
+                f"after {HEAL_SECONDS} s: {world.disagreement() or self.deployments.inconsistency()}"
+            )
         return world.now - began
 
 

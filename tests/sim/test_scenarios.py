@@ -331,8 +331,8 @@ def test_twenty_partitions_end_with_one_leader_and_exact_grants() -> None:
         world.run_until(world.now + world.random.choice((3.0, 12.0)))
         world.cut.clear()
         deployments.frozen = True
-        consistent = world.run_while(lambda: bool(world.disagreement() or deployments.strays()), 25.0)
-        assert consistent, f"{turn}: {world.disagreement() or deployments.strays()}"
+        consistent = world.run_while(lambda: bool(world.disagreement() or deployments.inconsistency()), 25.0)
+        assert consistent, f"{turn}: {world.disagreement() or deployments.inconsistency()}"
         deployments.frozen = False
         world.run_until(world.now + 5.0)
 
@@ -358,4 +358,4 @@ def test_the_death_of_the_leader_ends_no_deployment_of_others() -> None:
     world.run_until(world.now + 30.0)
     after = {name for agent in deployments.agents.values() for name in agent.headed}
     assert before <= after
-    assert not deployments.strays()
+    assert not deployments.inconsistency()
