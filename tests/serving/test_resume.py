@@ -348,7 +348,7 @@ async def test_a_stream_leaves_a_dead_node_immediately(cluster: Cluster) -> None
     answer = await a.serving.open(ask(), lambda _: None)
     events = [json.loads(await anext(answer.events)) for _ in range(30)]
     reading = asyncio.create_task(read(answer))
-    await asyncio.sleep(0.05)
+    await until(lambda: engine_b.hang_after is None)
     cluster.world.dead.add("b")
     cluster.world.changed()
     events += await reading
@@ -392,7 +392,7 @@ async def test_time_in_which_the_daemon_was_suspended_does_not_count_as_a_hang(
     engine_b.hang_after = 30
     answer = await a.serving.open(ask(), lambda _: None)
     reading = asyncio.create_task(read(answer))
-    await asyncio.sleep(0.2)
+    await until(lambda: engine_b.hang_after is None)
     time.sleep(2.5)  # noqa: ASYNC251
     await asyncio.sleep(0.5)
     failed = cluster.nodes[1].engines.failed
