@@ -13,8 +13,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.messages import Ensure
 from sollold.leader.speed_calibration import SpeedCalibration, terms_of
 from tests.doubles import until
-from tests.leader.cluster import Cluster, model
-from tests.leader.test_leader import SETTINGS
+from tests.leader.cluster import SETTINGS, Cluster, model
 from tests.placement.fleets import MIB, shape
 
 
