@@ -96,7 +96,9 @@ async def test_zero_and_negative_num_predict_mean_no_limit(standin: Standin) -> 
         ("/api/chat", {"model": "base:7b", **CHAT, "keep_alive": ""}, 400, 'invalid duration ""'),
     ],
 )
-async def test_errors(standin: Standin, path: str, body: Any, status: int, error: str) -> None:
+async def test_errors_are_those_of_ollama(
+    standin: Standin, path: str, body: Any, status: int, error: str
+) -> None:
     received, text, _ = await send(standin, path, body)
     assert (received, error in error_of(text)) == (status, True), text
 

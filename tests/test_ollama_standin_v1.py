@@ -24,9 +24,9 @@ async def standin() -> AsyncIterator[Standin]:
 async def test_messages(standin: Standin) -> None:
     async with anthropic.AsyncAnthropic(base_url=standin.url, api_key="x") as client:
         ask = {"model": "base:7b", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
-        whole = await client.messages.create(**ask)  # type: ignore[call-overload]
-        assert whole.content[0].text == TEXT and whole.stop_reason == "end_turn"
-        assert whole.usage.input_tokens and whole.usage.output_tokens == 4
+        response = await client.messages.create(**ask)  # type: ignore[call-overload]
+        assert response.content[0].text == TEXT and response.stop_reason == "end_turn"
+        assert response.usage.input_tokens and response.usage.output_tokens == 4
         async with client.messages.stream(**ask, system="Be brief.") as stream:  # type: ignore[arg-type]
             assert "".join([text async for text in stream.text_stream]) == TEXT
             assert (await stream.get_final_message()).usage.output_tokens == 4
@@ -39,9 +39,9 @@ async def test_messages(standin: Standin) -> None:
 
 async def test_responses(standin: Standin) -> None:
     async with openai.AsyncOpenAI(base_url=f"{standin.url}/v1", api_key="x") as client:
-        whole = await client.responses.create(model="base:7b", input="Hi", instructions="Be brief.")
-        assert whole.output_text == TEXT and whole.status == "completed"
-        assert whole.usage and whole.usage.output_tokens == 4
+        response = await client.responses.create(model="base:7b", input="Hi", instructions="Be brief.")
+        assert response.output_text == TEXT and response.status == "completed"
+        assert response.usage and response.usage.output_tokens == 4
         items = [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]
         async with client.responses.stream(model="base:7b", input=items) as stream:  # type: ignore[arg-type]
             pieces = [event.delta async for event in stream if event.type == "response.output_text.delta"]

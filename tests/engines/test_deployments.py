@@ -165,9 +165,9 @@ async def test_a_worker_is_restarted_after_a_connection_of_another_user(
             assert not first.running
             with socket.create_connection((host, port)) as mine:
                 assert await workers.connected("d")
-                again = await asyncio.to_thread(stack.enter_context, stranger(port))
+                second = await asyncio.to_thread(stack.enter_context, stranger(port))
                 assert not await workers.connected("d"), "another user is waiting for the worker"
-                assert await asyncio.to_thread(again.outcome) == "refused"
+                assert await asyncio.to_thread(second.outcome) == "refused"
                 assert mine.recv(1) == b""
         host, port = await workers.address("a", "d", "")
         with socket.create_connection((host, port)):

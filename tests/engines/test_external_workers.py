@@ -230,8 +230,8 @@ async def test_a_head_on_another_node_uses_an_external_worker_through_a_tunnel(
         await until(lambda: cluster.views["a"].me.external[0].state is ExternalState.TAKEN)
         # It serves one client, so the rest of its memory is not available.
         assert offers(cluster, "a") == []
-        again = await cluster.call("l", "a", "reserve", Reserve(TERM, "more", "a", {address: MIB}))
-        assert not again.ok and "one deployment at a time" in again.reason
+        second = await cluster.call("l", "a", "reserve", Reserve(TERM, "more", "a", {address: MIB}))
+        assert not second.ok and "one deployment at a time" in second.reason
         with pytest.raises(PeerError):
             await cluster.servers["a"].workers.address("b", "alone", address)
         assert (await cluster.agents["b"].deployments.unload("far", "done")).ok

@@ -61,8 +61,8 @@ def test_a_conversation_is_not_processed_again_after_an_unload(cluster: Cluster)
     kept = [file for node in cluster for file in (node.folder / "cache" / "prompts").iterdir()]
     assert len(kept) == 1 and kept[0].stat().st_size > 10_000
     assert kept[0].parent.stat().st_mode & 0o77 == 0 and kept[0].stat().st_mode & 0o77 == 0
-    again = ask(cluster[0], text + "w0002")
-    cached = again["prompt_tokens_details"]["cached_tokens"]
+    second = ask(cluster[0], text + "w0002")
+    cached = second["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["prompt_tokens"] - 16
     assert not kept[0].exists()
     assert head.stop() == 0

@@ -115,12 +115,14 @@ async def test_a_model_keeps_its_name_when_another_claims_it(make: Make, tmp_pat
         "models of Ollama stores are distinguished by their digest"
     )
     await catalogue.close()
-    again = make()
-    await again.start()
-    assert again.models == catalogue.models, "after a restart"
+    restarted = make()
+    await restarted.start()
+    assert restarted.models == catalogue.models, "after a restart"
     (tmp_path / "folder" / "tiny-F16.gguf").unlink()
-    await again.refresh()
-    assert [model.name for model in again.models] == ["Tiny:f16"], "the name of a removed model is free again"
+    await restarted.refresh()
+    assert [model.name for model in restarted.models] == ["Tiny:f16"], (
+        "the name of a removed model is free again"
+    )
 
 
 async def test_a_damaged_file_of_name_owners_is_ignored(make: Make, tmp_path: Path) -> None:
@@ -335,8 +337,8 @@ async def test_the_demo_model_is_written_only_without_other_models(make: Make, t
     await catalogue.start()
     assert named(catalogue)["demo:latest"].source == "demo"
     await catalogue.close()
-    again = make(demo=demo)
-    await again.start()
+    restarted = make(demo=demo)
+    await restarted.start()
     assert calls == [tmp_path / "state" / "models" / "demo.gguf"]
 
 
@@ -367,12 +369,12 @@ async def test_a_failed_load_is_remembered_for_the_content_and_the_build(make: M
     )
     await first.load_failed(digest, log)
     assert "missing tensor" in first.models[0].only_ollama
-    again = make()
-    await again.start()
-    again.use_build("b1")
-    assert "b1 refused" in again.models[0].only_ollama
-    again.use_build("b2")
-    assert again.models[0].only_ollama == "", "another build may support it"
+    restarted = make()
+    await restarted.start()
+    restarted.use_build("b1")
+    assert "b1 refused" in restarted.models[0].only_ollama
+    restarted.use_build("b2")
+    assert restarted.models[0].only_ollama == "", "another build may support it"
 
 
 async def test_watching_continues_after_an_unexpected_error(
@@ -476,10 +478,10 @@ async def test_a_refresh_after_a_cancelled_one_finds_models_added_meanwhile(
     refresh.cancel()
     await asyncio.gather(refresh, return_exceptions=True)
     write_gguf(tmp_path / "folder" / "new.gguf")
-    again = asyncio.create_task(catalogue.refresh())
+    second_refresh = asyncio.create_task(catalogue.refresh())
     await asyncio.sleep(0)
     hang_share(False)
-    await again
+    await second_refresh
     assert set(named(catalogue)) == {"new:latest"}
 
 

@@ -58,10 +58,10 @@ def test_a_model_is_restored_after_an_interrupted_replacement(
     assert not place.exists()
     sweep(tmp_path, NOW)
     assert (place / "model.gguf").read_bytes() == b"old"
-    again = PartialFile(tmp_path, KEY, partial.items, part=4)
-    again.open()
-    assert again.missing() == [], "the received parts are kept"
-    again.settle(place.name, {"sollold.json": b"{}"})
+    resumed = PartialFile(tmp_path, KEY, partial.items, part=4)
+    resumed.open()
+    assert resumed.missing() == [], "the received parts are kept"
+    resumed.settle(place.name, {"sollold.json": b"{}"})
     assert (place / "model.gguf").read_bytes() == b"goodgood"
     assert names(place) == ["model.gguf", "sollold.json"]
     assert names(tmp_path / ".parts") == []

@@ -73,7 +73,7 @@ def test_a_written_header_is_read_back(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def valid_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = write(
         tmp_path_factory.mktemp("whole") / "a.gguf", "llama", Size(layers=1, embd=64, heads=2, ff=64)
     )
@@ -94,23 +94,23 @@ def _refused(path: Path) -> GgufError:
 @_KEEP_FIXTURE
 @given(data=st.data())
 def test_corrupt_bytes_give_a_header_or_a_gguf_error(
-    tmp_path: Path, whole: bytes, data: st.DataObject
+    tmp_path: Path, valid_file: bytes, data: st.DataObject
 ) -> None:
-    changed = bytearray(whole)
+    changed = bytearray(valid_file)
     for _ in range(data.draw(st.integers(1, 4))):
-        offset = data.draw(st.integers(0, min(len(whole), 14_000) - 1))
+        offset = data.draw(st.integers(0, min(len(valid_file), 14_000) - 1))
         size = data.draw(st.sampled_from((1, 4, 8)))
         changed[offset : offset + size] = (
             data.draw(st.sampled_from((b"\0", b"\x01", b"\x7f", b"\xff"))) * size
         )
     path = tmp_path / "a.gguf"
-    path.write_bytes(changed[: len(whole)])
+    path.write_bytes(changed[: len(valid_file)])
     try:
         header = gguf.read(path)
     except GgufError as error:
         assert error.path == str(path)
     else:
-        assert sum(tensor.size for tensor in header.tensors) <= 2 * len(whole) * len(header.tensors)
+        assert sum(tensor.size for tensor in header.tensors) <= 2 * len(valid_file) * len(header.tensors)
         # The footprint of any header can be computed.
         guess = footprint(shape_of(header), Run(context=4096, slots=2))
         assert len(guess.weights) == guess.layers + 1
@@ -119,11 +119,11 @@ def test_corrupt_bytes_give_a_header_or_a_gguf_error(
 
 @_KEEP_FIXTURE
 @given(part=st.floats(0, 0.999))
-def test_every_truncation_is_detected(tmp_path: Path, whole: bytes, part: float) -> None:
+def test_every_truncation_is_detected(tmp_path: Path, valid_file: bytes, part: float) -> None:
     path = tmp_path / "a.gguf"
-    path.write_bytes(whole[: int(len(whole) * part)])
+    path.write_bytes(valid_file[: int(len(valid_file) * part)])
     error = _refused(path)
-    assert error.offset <= len(whole)
+    assert error.offset <= len(valid_file)
 
 
 @_KEEP_FIXTURE

@@ -63,9 +63,9 @@ async def test_only_own_names_can_be_replaced(three: ThreeNodes) -> None:
         mine = a.catalogue.get("mine:latest")
         assert mine is not None and (mine.system, mine.unusable) == (system, "")
     await a.own.copy(mine, "mine", NameOverrides(license="MIT"), replace=True)
-    again = a.catalogue.get("mine:latest")
-    assert again is not None
-    assert (again.system, again.license, again.unusable) == ("two", "MIT", "")
+    replaced = a.catalogue.get("mine:latest")
+    assert replaced is not None
+    assert (replaced.system, replaced.license, replaced.unusable) == ("two", "MIT", "")
     with pytest.raises(OwnError, match="already exists"):
         await a.own.copy(mine, "tiny", NameOverrides(system="x"), replace=True)
     assert await a.own.delete("mine:latest")

@@ -44,8 +44,8 @@ async def test_a_model_is_pulled_from_a_node(three: ThreeNodes) -> None:
     assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
     assert unfinished(a) == []
     assert [node for node, _ in a.library.find("tiny")] == ["a", "b"]
-    again = await a.pull("tiny:F16")
-    assert [line["status"] for line in again] == ["pulling manifest", "success"]
+    repeated = await a.pull("tiny:F16")
+    assert [line["status"] for line in repeated] == ["pulling manifest", "success"]
 
 
 async def test_names_of_pulls_are_not_guessed(three: ThreeNodes) -> None:
@@ -187,9 +187,9 @@ async def test_a_pull_without_sources_fails_and_keeps_the_received_parts(
     assert unfinished(a)
 
 
-@pytest.mark.parametrize("how", ["removed", "grown"])
+@pytest.mark.parametrize("change", ["removed", "grown"])
 async def test_a_file_that_changes_while_it_is_sent_is_reported_with_the_node(
-    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.download._MAX_FAILURES", 1)
     monkeypatch.setattr("sollold.models.transfer.part_check._PAUSE", 0.01)
@@ -201,7 +201,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_reported_with_the_node(
 
     def goes(*args: Any) -> bytes:
         if b.server.asked > 3 and path.exists():
-            if how == "removed":
+            if change == "removed":
                 path.unlink()
             else:
                 path.write_bytes(path.read_bytes() + b"more")
@@ -384,12 +384,12 @@ async def test_a_new_pull_waits_for_the_end_of_an_abandoned_one(
     monkeypatch.setattr(PartialFile, "open", recorded_open)
     leaving = asyncio.create_task(first.aclose())
     await asyncio.sleep(0)
-    again = asyncio.create_task(a.pull("tiny"))
+    second = asyncio.create_task(a.pull("tiny"))
     for _ in range(100):
         await asyncio.sleep(0)
     proceed.set()
     await leaving
-    assert (await again)[-1]["status"] == "success"
+    assert (await second)[-1]["status"] == "success"
     assert calls[0] == "settled", "two transfers used the same files"
     assert sole(a.catalogue.own)
 

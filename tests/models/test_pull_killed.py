@@ -136,7 +136,7 @@ def test_a_transfer_survives_kills_of_sender_and_receiver(nodes: tuple[Node, Nod
     assert json.loads(lines[-1]) == {"status": "success"}
     (file,) = receiver.files()
     assert file.read_bytes() == source.read_bytes()
-    begun = next(line for line in map(json.loads, lines) if "completed" in line)
-    assert begun["completed"] > 0, "parts received before the kills are not fetched again"
+    first_progress = next(line for line in map(json.loads, lines) if "completed" in line)
+    assert first_progress["completed"] > 0, "parts received before the kills are not fetched again"
     for node in nodes:
         node.kill(signal.SIGTERM)

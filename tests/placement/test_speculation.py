@@ -225,21 +225,21 @@ def test_stats_are_estimated_from_counts() -> None:
 
 
 def test_measurements_are_accumulated_and_expire() -> None:
-    known = AcceptanceHistory()
+    history = AcceptanceHistory()
     measured = Measured("m", "d", 4, 200, 100, 80, at=1000.0)
-    known.learn(measured)
-    assert known.stats("m", "d", 1001.0) is None, "too few tokens"
-    known.learn(measured)
-    assert known.facts()[0].tokens == 400
-    assert known.stats("m", "d", 1001.0) and not known.stats("m", "other", 1001.0)
-    assert known.stats("m", "d", 1000.0 + 8 * 86400) is None
-    again = AcceptanceHistory(known.facts())
+    history.learn(measured)
+    assert history.stats("m", "d", 1001.0) is None, "too few tokens"
+    history.learn(measured)
+    assert history.facts()[0].tokens == 400
+    assert history.stats("m", "d", 1001.0) and not history.stats("m", "other", 1001.0)
+    assert history.stats("m", "d", 1000.0 + 8 * 86400) is None
+    restored = AcceptanceHistory(history.facts())
     for _ in range(200):
-        again.learn(measured)
-    assert again.facts()[0].tokens <= 20_000
-    again.learn(replace(measured, accepted=101))
-    again.learn(replace(measured, length=0))
-    assert again.facts() == AcceptanceHistory(again.facts()).facts()
+        restored.learn(measured)
+    assert restored.facts()[0].tokens <= 20_000
+    restored.learn(replace(measured, accepted=101))
+    restored.learn(replace(measured, length=0))
+    assert restored.facts() == AcceptanceHistory(restored.facts()).facts()
 
 
 def test_models_with_a_recurrent_state_can_only_draft_with_their_own_layer() -> None:
@@ -256,13 +256,13 @@ def test_models_with_a_recurrent_state_can_only_draft_with_their_own_layer() -> 
     placement = placement_of(SPREAD, ahead)
     drafting, _ = with_drafts(placement, request, SPREAD, footprint_with(ahead))
     assert drafting.drafts_by == "mtp"
-    kept = 2 * drafting.run.drafts * 4096 * (len(ahead.layers) - 1)
-    of_own = 2048 * 2 * 2 * (256 + 256)
+    copies = 2 * drafting.run.drafts * 4096 * (len(ahead.layers) - 1)
+    own_cache = 2048 * 2 * 2 * (256 + 256)
     taken = [
         sum(share.state for share in (candidate.host, *candidate.shares))
         for candidate in (drafting, placement)
     ]
-    assert taken[0] - taken[1] == kept + of_own
+    assert taken[0] - taken[1] == copies + own_cache
 
 
 def test_no_reason_is_given_if_drafting_was_not_requested() -> None:

@@ -1,4 +1,4 @@
-"""Whether the state folder is writable."""
+"""Writing of state files, and whether their folder is writable."""
 
 from __future__ import annotations
 
