@@ -72,7 +72,7 @@ async def compare(found: list[tuple[int, psutil.Process, str]]) -> None:
     for connection in connections:
         connection.close()
 
-    def beside(numbers: list[list[float]], place: int) -> str:
+    def difference(numbers: list[list[float]], place: int) -> str:
         return f"{statistics.median(a - b for a, b in zip(numbers[place], numbers[0], strict=True)):+.0f}"
 
     rows = [("", "1st byte µs", "beside open", "cpu µs/request", "beside open")]
@@ -81,7 +81,7 @@ async def compare(found: list[tuple[int, psutil.Process, str]]) -> None:
             (
                 name,
                 f"{statistics.median(first[place]):.0f}",
-                beside(first, place),
+                difference(first, place),
                 f"{statistics.mean(spent[place]):.0f}",
                 f"{statistics.mean(spent[place]) - statistics.mean(spent[0]):+.0f}",
             )

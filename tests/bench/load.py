@@ -36,7 +36,7 @@ MODEL = "bench"
 GOALS = {"copies": 0.35, "two sources": 0.6}
 
 
-def ours(cluster: Cluster) -> tuple[float, Engines]:
+def first_load(cluster: Cluster) -> tuple[float, Engines]:
     """Return the seconds of a first load by the cluster, and its engines."""
     for node in cluster:
         shutil.rmtree(node.folder / "cache" / "tensors" / "whole", ignore_errors=True)
@@ -52,21 +52,21 @@ def ours(cluster: Cluster) -> tuple[float, Engines]:
     return taken, found
 
 
-def reference(same: Engines) -> float:
+def manual_load(same: Engines) -> float:
     """Return the seconds of the same load with manual engines."""
     begin = time.perf_counter()
     with by_hand(same):
         return time.perf_counter() - begin
 
 
-def sent(node: Node) -> int:
+def sent_bytes(node: Node) -> int:
     """Return the bytes that a machine has sent over its network interface."""
     assert node.machine is not None
     link_statistics = node.machine.run(["ip", "-s", "-j", "link", "show", "eth0"]).stdout
     return int(json.loads(link_statistics)[0]["stats64"]["tx"]["bytes"])
 
 
-def limited(cluster: Cluster, rate: str) -> None:
+def limit_rate(cluster: Cluster, rate: str) -> None:
     """Limit the send rate of every machine."""
     assert cluster.lan is not None
     for machine in cluster.lan:
@@ -97,14 +97,14 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
         known = [cluster[index] for index in holders]
         until(lambda: all(MODEL in n.ask("GET", "/api/tags").body.decode() for n in known), "it is listed")
         time.sleep(8)  # The nodes' initial measurements are complete and exchanged.
-        limited(cluster, options.rate)
+        limit_rate(cluster, options.rate)
         rows = []
         for _ in range(options.pairs):
-            before = {node.name: sent(node) for node in cluster}
-            taken, same = ours(cluster)
-            cable = sent(same.head) - before[same.head.name]
-            manual = reference(same)
-            by_cable = sent(same.head) - before[same.head.name] - cable
+            before = {node.name: sent_bytes(node) for node in cluster}
+            taken, same = first_load(cluster)
+            cable = sent_bytes(same.head) - before[same.head.name]
+            manual = manual_load(same)
+            by_cable = sent_bytes(same.head) - before[same.head.name] - cable
             rows.append((taken, manual))
             print(
                 f"  {taken:.2f} s / {manual:.2f} s by hand, layers {same.layers}; "

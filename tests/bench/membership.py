@@ -113,7 +113,7 @@ class Cluster:
         if (event.node, event.change) == self._waiting:
             self._heard.setdefault(process.machine.node, self.world.now)
 
-    def _all_hear(self, node: str, change: Change) -> list[float]:
+    def _wait_for_all(self, node: str, change: Change) -> list[float]:
         """Return the seconds until each of the other nodes has reported this change."""
         began = self.world.now
         self._waiting = (node, change)
@@ -129,7 +129,7 @@ class Cluster:
         other = self.world.random.choice(self.world.running()).machine
         process = machine.start()
         process.apply(process.gossip.introduce((other.address,), process.clock(), keep=True))
-        return self._all_hear(machine.node, Change.UPDATED)
+        return self._wait_for_all(machine.node, Change.UPDATED)
 
     def crash(self, *, links: bool) -> list[float]:
         """Return the seconds from the crash of a machine until each other node knows."""
@@ -139,7 +139,7 @@ class Cluster:
         world.links = links
         machine.crash()
         world.links = False
-        seconds = self._all_hear(machine.node, Change.DIED)
+        seconds = self._wait_for_all(machine.node, Change.DIED)
         self.spare.append(machine)
         return seconds
 

@@ -65,7 +65,7 @@ def _stopped_periodically(pid: int, share: float) -> Iterator[None]:
     end = threading.Event()
     root = psutil.Process(pid)
 
-    def all_now() -> list[int]:
+    def current_members() -> list[int]:
         with contextlib.suppress(psutil.Error):
             return [pid, *(child.pid for child in root.children(recursive=True))]
         return []
@@ -80,7 +80,7 @@ def _stopped_periodically(pid: int, share: float) -> Iterator[None]:
         members: list[int] = []
         while not end.wait(PERIOD * share):
             if count % 10 == 0:
-                members = all_now()
+                members = current_members()
             count += 1
             signal_all(signal.SIGSTOP, members)
             end.wait(PERIOD * (1 - share))
@@ -93,4 +93,4 @@ def _stopped_periodically(pid: int, share: float) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
-        signal_all(signal.SIGCONT, all_now())
+        signal_all(signal.SIGCONT, current_members())

@@ -49,7 +49,7 @@ def start(folder: Path, words: list[str], **more: Any) -> subprocess.Popen[str]:
         )  # fmt: skip
 
 
-def left(folder: Path) -> list[str]:
+def remains(folder: Path) -> list[str]:
     """Return the remaining processes and folders of a demo in ``folder``."""
     running = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     return [words for words in running if f"{folder}/sollold-demo-" in words] + [
@@ -70,7 +70,7 @@ def test_the_demo_distributes_a_model_over_three_nodes_and_queries_each(tmp_path
         assert re.search(rf"^{name} \(http://127\.0\.0\.1:\d+\), \d+ tokens/s:$", out, re.MULTILINE), out
         assert re.search(rf"{name} CPU +\d", out), out
     assert "demo-12-layers" in out and "ready" in out
-    assert left(tmp_path) == []
+    assert remains(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -80,11 +80,11 @@ def test_a_terminated_demo_leaves_nothing_behind(
     process = start(tmp_path, command(llama, "demo", "--keep"))
     try:
         # Two of its daemons run; the third may be starting.
-        until(lambda: len([entry for entry in left(tmp_path) if " run " in entry]) > 1, "daemons run")
+        until(lambda: len([entry for entry in remains(tmp_path) if " run " in entry]) > 1, "daemons run")
         process.send_signal(number)
         assert process.wait(60) == 128 + number, (tmp_path / "errors").read_text()
         assert "Traceback" not in (tmp_path / "errors").read_text()
-        assert left(tmp_path) == []
+        assert remains(tmp_path) == []
     finally:
         process.kill()
         process.communicate()

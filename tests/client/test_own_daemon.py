@@ -24,7 +24,7 @@ from tests.doubles import free_ports
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
 
 
-def words(folder: Path, llama: Llama) -> tuple[str, list[str]]:
+def daemon_arguments(folder: Path, llama: Llama) -> tuple[str, list[str]]:
     """Return the daemon's URL and arguments that isolate it from other daemons."""
     http, peer = free_ports(2)
     values = {
@@ -71,7 +71,7 @@ async def test_a_daemon_is_started_once_and_ended(
     tmp_path: Path, llama: Llama, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "sollold.client")
-    url, given = words(tmp_path, llama)
+    url, given = daemon_arguments(tmp_path, llama)
     first, second = DaemonProcess(url=url, words=given), DaemonProcess(url=url, words=given)
     assert not await answers(url)
     try:
@@ -90,7 +90,7 @@ async def test_a_daemon_is_started_once_and_ended(
 
 
 async def test_a_failed_start_gives_its_reason(tmp_path: Path, llama: Llama) -> None:
-    url, given = words(tmp_path, llama)
+    url, given = daemon_arguments(tmp_path, llama)
     (tmp_path / "file").touch()
     given += ["--set", f"node.state_dir={tmp_path}/file/state"]
     with pytest.raises(ClientError, match="could not be started") as failed:
@@ -110,7 +110,7 @@ asyncio.run(main())
 
 
 def test_a_daemon_does_not_outlive_its_program(tmp_path: Path, llama: Llama) -> None:
-    url, given = words(tmp_path, llama)
+    url, given = daemon_arguments(tmp_path, llama)
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, url, *given], stdout=subprocess.PIPE)
     try:
         assert program.stdout is not None and program.stdout.readline() == b"ready\n"

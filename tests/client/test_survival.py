@@ -21,13 +21,15 @@ KILLS = int(os.environ.get("SOLLOLD_TEST_KILLS", "4"))
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 
 
-def recited(records: Iterator[dict[str, Any]], at: int, strike: Callable[[], None]) -> dict[str, Any]:
+def check_recital(
+    records: Iterator[dict[str, Any]], at: int, inject_fault: Callable[[], None]
+) -> dict[str, Any]:
     """Read a stream, call ``strike`` after ``at`` records, check the text, and return the last record."""
     text: list[str] = []
     last: dict[str, Any] = {}
     for number, record in enumerate(records, 1):
         if number == at:
-            strike()
+            inject_fault()
         text.append(record["message"]["content"] if "message" in record else record["response"])
         last = record
     words = "".join(text).split()
@@ -62,7 +64,7 @@ def test_a_stream_continues_when_its_node_is_killed(cluster: Cluster, path: str)
             records = router.route_request(BIG, messages, stream=True, **OPTIONS)
         else:
             records = router.generate(BIG, "count", stream=True, **OPTIONS)
-        last = recited(records, 60, other.kill)
+        last = check_recital(records, 60, other.kill)
         assert last["_routing"]["lost_nodes"] == [other.name]
         assert last["_routing"]["resumed"] >= 1
         assert last["_routing"]["backend"] == "llama.cpp-distributed"
@@ -85,7 +87,7 @@ def test_a_stream_continues_when_the_head_is_the_clients_node(cluster: Cluster) 
     with OllamaPool(nodes=head.url) as pool:
         pool.list()
         records = pool.chat(SMALL, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
-        last = recited(records, 10, head.kill)
+        last = check_recital(records, 10, head.kill)
         assert last["_routing"]["lost_nodes"] == [head.name]
         assert last["_routing"]["node"] != head.name
 
@@ -99,7 +101,7 @@ def test_a_stream_continues_when_its_node_hangs(cluster: Cluster) -> None:
         pool.list()
         records = pool.chat(BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
         try:
-            last = recited(records, 40, lambda: process.send_signal(signal.SIGSTOP))
+            last = check_recital(records, 40, lambda: process.send_signal(signal.SIGSTOP))
         finally:
             process.send_signal(signal.SIGCONT)
         assert last["_routing"]["lost_nodes"] == [other.name]
@@ -111,7 +113,7 @@ def test_a_stream_leaves_a_node_that_shuts_down(cluster: Cluster) -> None:
         router.route_request(BIG, [{"role": "user", "content": "count"}], max_tokens=1)
         stopping = threading.Thread(target=cluster[2].stop)
         records = router.route_request(BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS)
-        recited(records, 30, stopping.start)
+        check_recital(records, 30, stopping.start)
         stopping.join(60)
 
 
@@ -143,7 +145,7 @@ def test_many_kills(cluster: Cluster) -> None:
             records = router.route_request(
                 BIG, [{"role": "user", "content": "count"}], stream=True, **OPTIONS
             )
-            last = recited(records, chance.randrange(2, 150), victim.kill)
+            last = check_recital(records, chance.randrange(2, 150), victim.kill)
             assert last["_routing"]["lost_nodes"] == [victim.name], turn
             gaps.append(last["_routing"]["gap_ms"])
             victim.start()

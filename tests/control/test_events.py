@@ -31,10 +31,10 @@ class Scene:
             self.log, "aa", self.left.__contains__, self.loads.append, self.evicted.__contains__
         )
         self.now = 100.0
-        self.see(*records)
+        self.update(*records)
         self.seen = self.log.newest
 
-    def see(self, *records: Record, leader: Term = LEAD) -> list[tuple[EventKind, str]]:
+    def update(self, *records: Record, leader: Term = LEAD) -> list[tuple[EventKind, str]]:
         self.now += 1
         before = self.log.newest
         self.watcher.observe(records, leader, self.now)
@@ -48,33 +48,33 @@ def test_the_first_view_gives_no_events() -> None:
 
 def test_nodes_join_stop_get_lost_and_return() -> None:
     scene = Scene(ANNA)
-    assert scene.see(ANNA, BERT) == [(EventKind.NODE_JOINED, "bert joined")]
-    assert scene.see(ANNA) == [(EventKind.NODE_LOST, "bert stopped responding")]
+    assert scene.update(ANNA, BERT) == [(EventKind.NODE_JOINED, "bert joined")]
+    assert scene.update(ANNA) == [(EventKind.NODE_LOST, "bert stopped responding")]
     (missing,) = scene.watcher.offline()
     assert (missing.record.name, missing.stopped, missing.since) == ("bert", False, scene.now)
-    assert scene.see(ANNA, BERT) == [(EventKind.NODE_RETURNED, "bert is back")]
+    assert scene.update(ANNA, BERT) == [(EventKind.NODE_RETURNED, "bert is back")]
     assert not scene.watcher.offline()
     scene.left.add("bb")
-    assert scene.see(ANNA) == [(EventKind.NODE_STOPPED, "bert stopped")]
+    assert scene.update(ANNA) == [(EventKind.NODE_STOPPED, "bert stopped")]
     assert scene.watcher.offline()[0].stopped
 
 
 def test_an_evicted_node_is_not_reported_missing() -> None:
     scene = Scene(ANNA, BERT)
-    scene.see(ANNA)
+    scene.update(ANNA)
     assert scene.watcher.offline()
     scene.evicted.add("bb")
-    assert scene.see(ANNA) == [] and not scene.watcher.offline()
+    assert scene.update(ANNA) == [] and not scene.watcher.offline()
     scene = Scene(ANNA, BERT)
     scene.evicted.add("bb")
-    assert scene.see(ANNA) == [(EventKind.NODE_EVICTED, "bert was evicted from the cluster")]
+    assert scene.update(ANNA) == [(EventKind.NODE_EVICTED, "bert was evicted from the cluster")]
     assert not scene.watcher.offline()
 
 
 def test_a_lost_node_is_remembered_with_its_layers() -> None:
     head = replace(ANNA, endpoints=(replace(SPREAD, state=State.READY),))
     scene = Scene(head, BERT)
-    ((kind, message),) = scene.see(head)
+    ((kind, message),) = scene.update(head)
     assert kind is EventKind.NODE_LOST and "2.00 KiB of big:latest" in message
     (missing,) = scene.watcher.offline()
     assert [(held.model, held.first, held.last) for held in missing.held] == [("big:latest", 2, 5)]
@@ -82,7 +82,7 @@ def test_a_lost_node_is_remembered_with_its_layers() -> None:
 
 def test_a_missing_node_can_be_removed_by_name_or_id() -> None:
     scene = Scene(ANNA, BERT)
-    scene.see(ANNA)
+    scene.update(ANNA)
     assert not scene.watcher.remove("cleo", 1.0)
     assert scene.watcher.remove("bert", 1.0) and not scene.watcher.offline()
     assert scene.log.after(0)[-1].kind is EventKind.NODE_REMOVED
@@ -92,14 +92,14 @@ def test_a_missing_node_can_be_removed_by_name_or_id() -> None:
 def test_drains_and_elections_are_events() -> None:
     scene = Scene(ANNA, BERT)
     draining = replace(BERT, draining=True)
-    assert [kind for kind, _ in scene.see(ANNA, draining)] == [EventKind.NODE_DRAINING]
-    drained = scene.see(ANNA, replace(draining, empty=True))
+    assert [kind for kind, _ in scene.update(ANNA, draining)] == [EventKind.NODE_DRAINING]
+    drained = scene.update(ANNA, replace(draining, empty=True))
     assert drained == [(EventKind.NODE_DRAINED, "bert is drained; safe to stop")]
-    assert [kind for kind, _ in scene.see(ANNA, BERT)] == [EventKind.NODE_UNDRAINED]
-    elected = scene.see(ANNA, BERT, leader=Term(2, "bb"))
+    assert [kind for kind, _ in scene.update(ANNA, BERT)] == [EventKind.NODE_UNDRAINED]
+    elected = scene.update(ANNA, BERT, leader=Term(2, "bb"))
     assert elected == [(EventKind.LEADER_CHANGED, "bert is the leader (term 2)")]
     # A new term of the same leader is not an event.
-    assert scene.see(ANNA, BERT, leader=Term(3, "bb")) == []
+    assert scene.update(ANNA, BERT, leader=Term(3, "bb")) == []
 
 
 def test_events_of_a_model_from_load_to_failure() -> None:
@@ -108,37 +108,37 @@ def test_events_of_a_model_from_load_to_failure() -> None:
     def with_state(state: State, **changes: object) -> Record:
         return replace(ANNA, endpoints=(replace(SPREAD, state=state, **changes),))  # type: ignore[arg-type]
 
-    assert scene.see(with_state(State.STARTING), BERT) == [
+    assert scene.update(with_state(State.STARTING), BERT) == [
         (EventKind.MODEL_LOADING, "big:latest is being loaded by anna, spread over 2 machines")
     ]
-    assert scene.see(with_state(State.LOADING), BERT) == []
-    assert scene.see(with_state(State.READY), BERT) == [
+    assert scene.update(with_state(State.LOADING), BERT) == []
+    assert scene.update(with_state(State.READY), BERT) == [
         (EventKind.MODEL_LOADED, "big:latest is loaded on anna after 2.0 s")
     ]
-    assert scene.see(with_state(State.READY, active=3), BERT) == []
-    failed = scene.see(with_state(State.FAILED, reason="a worker died"), BERT)
+    assert scene.update(with_state(State.READY, active=3), BERT) == []
+    failed = scene.update(with_state(State.FAILED, reason="a worker died"), BERT)
     assert failed == [(EventKind.MODEL_FAILED, "big:latest failed on anna: a worker died")]
-    assert scene.see(ANNA, BERT) == [], "a failure is not followed by an unload event"
+    assert scene.update(ANNA, BERT) == [], "a failure is not followed by an unload event"
     assert scene.loads == [LoadTime("big:latest", 2.0, True), LoadTime("big:latest", 0.0, False)]
 
 
 def test_a_model_that_is_unloaded_or_lost_with_its_node() -> None:
     head = replace(BERT, endpoints=(replace(SPREAD, state=State.READY),))
     scene = Scene(ANNA, head)
-    assert scene.see(ANNA, BERT) == [(EventKind.MODEL_UNLOADED, "big:latest was unloaded from bert")]
-    scene.see(ANNA, head)
-    kinds = [kind for kind, _ in scene.see(ANNA)]
+    assert scene.update(ANNA, BERT) == [(EventKind.MODEL_UNLOADED, "big:latest was unloaded from bert")]
+    scene.update(ANNA, head)
+    kinds = [kind for kind, _ in scene.update(ANNA)]
     assert kinds == [EventKind.NODE_LOST, EventKind.MODEL_LOST]
 
 
 def test_an_ollama_model_counts_once_it_is_loaded() -> None:
     idle = Endpoint("ollama:x", "x", "", Backend.OLLAMA, State.READY, loaded=False)
     scene = Scene(ANNA)
-    assert scene.see(replace(ANNA, endpoints=(idle,))) == []
-    assert [kind for kind, _ in scene.see(replace(ANNA, endpoints=(replace(idle, loaded=True),)))] == [
+    assert scene.update(replace(ANNA, endpoints=(idle,))) == []
+    assert [kind for kind, _ in scene.update(replace(ANNA, endpoints=(replace(idle, loaded=True),)))] == [
         EventKind.MODEL_LOADED
     ]
-    assert [kind for kind, _ in scene.see(replace(ANNA, endpoints=(idle,)))] == [EventKind.MODEL_UNLOADED]
+    assert [kind for kind, _ in scene.update(replace(ANNA, endpoints=(idle,)))] == [EventKind.MODEL_UNLOADED]
 
 
 def test_the_numbers_of_events_and_missing_nodes_are_bounded() -> None:
@@ -152,7 +152,7 @@ def test_the_numbers_of_events_and_missing_nodes_are_bounded() -> None:
     scene = Scene(
         ANNA, *(replace(BERT, node=f"n{number}", name=f"n{number}") for number in range(MOST_OFFLINE + 9))
     )
-    scene.see(ANNA)
+    scene.update(ANNA)
     assert len(scene.watcher.offline()) == MOST_OFFLINE
 
 

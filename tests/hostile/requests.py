@@ -75,7 +75,7 @@ class Requests:
     def _value(self, method: str, path: str, body: Body) -> Hostile:
         body = copy.deepcopy(body)
         for _ in range(self._random.choice((1, 1, 1, 2, 4))):
-            self._spoil(body)
+            self._corrupt(body)
         return self._sent("value", method, path, _json(body))
 
     def _text(self, method: str, path: str, body: Body) -> Hostile:
@@ -109,7 +109,7 @@ class Requests:
 
     # --- parts
 
-    def _spoil(self, body: Body) -> None:
+    def _corrupt(self, body: Body) -> None:
         """Set a hostile value, add an unknown field, or remove a field."""
         places = list(_places(body))
         choice = self._random.random()

@@ -135,7 +135,7 @@ def sweep(
                 caller.join(120)
         outcome.seconds = time.monotonic() - began
         outcome.streams = [stream for caller in callers for stream in caller.streams]
-        _judge(outcome, (well, spare), [caller.name for caller in callers if caller.is_alive()])
+        _evaluate(outcome, (well, spare), [caller.name for caller in callers if caller.is_alive()])
     return outcome
 
 
@@ -164,13 +164,13 @@ def _attack(
         ]  # fmt: skip
         for thread in threads:
             thread.finish()
-        _note_size(outcome, (well, spare))
+        _record_size(outcome, (well, spare))
         say(f"{sum(tally.statuses.total() for tally in tallies.values())} requests")
     target = connections.Target(well.address, well.http, well.peer, MODEL)
     done = InNetwork(stranger.network(), lambda: connections.connect(target, connected, seed, held)).finish()
     outcome.kinds = Counter(done)
     _settled(well)
-    _note_size(outcome, (well, spare))
+    _record_size(outcome, (well, spare))
 
 
 class InNetwork(threading.Thread):
@@ -225,7 +225,7 @@ def _open_files(node: Node) -> int:
     return len(list(Path(f"/proc/{node.process.pid}/fd").iterdir()))
 
 
-def _note_size(outcome: Outcome, nodes: tuple[Node, ...]) -> None:
+def _record_size(outcome: Outcome, nodes: tuple[Node, ...]) -> None:
     for node in nodes:
         assert node.process is not None
         node.process.send_signal(signal.SIGUSR2)
@@ -241,7 +241,7 @@ def _settled(node: Node) -> None:
     until(lambda: _open_files(node) <= max(60, before // 4), "the connections are closed", 30)
 
 
-def _judge(outcome: Outcome, nodes: tuple[Node, ...], hanging: list[str]) -> None:
+def _evaluate(outcome: Outcome, nodes: tuple[Node, ...], hanging: list[str]) -> None:
     wrong = outcome.wrong
     wrong += [f"{name} still waits" for name in hanging]
     for tally in outcome.tallies.values():

@@ -58,8 +58,8 @@ def test_machines_found_a_cluster_close_admission_and_admit_one_more(folder: Pat
         first, late = cluster.nodes[:3], cluster[3]
         for node in first:
             node.start()
-        everybody = {node.name for node in first}
-        until(lambda: all(names(node) == everybody for node in first), "the three form a cluster")
+        founders = {node.name for node in first}
+        until(lambda: all(names(node) == founders for node in first), "the three form a cluster")
         assert "admitted by" in sollold(first[0], "cluster", "members")
         sollold(first[1], "cluster", "close")
         late.start()
@@ -76,7 +76,7 @@ def test_machines_found_a_cluster_close_admission_and_admit_one_more(folder: Pat
         assert waits[0]["code"] in seeking
         for node in (first[0], late):
             assert waits[0]["code"] in sollold(node, "status")
-        assert names(late) == {late.name} and names(first[0]) == everybody
+        assert names(late) == {late.name} and names(first[0]) == founders
         # A stranger on the LAN can't admit itself over HTTP.
         with late.network():
             body = f'{{"machine": "{late.name}"}}'
@@ -86,7 +86,7 @@ def test_machines_found_a_cluster_close_admission_and_admit_one_more(folder: Pat
         assert asked.stdout == "401"
         began = time.monotonic()
         assert "joins" in sollold(first[2], "admit", late.name)
-        until(lambda: names(late) == everybody | {late.name}, "it is admitted", timeout=20)
+        until(lambda: names(late) == founders | {late.name}, "it is admitted", timeout=20)
         assert time.monotonic() - began < 15
         # After a restart, all return without new admission.
         for node in cluster:
@@ -94,6 +94,6 @@ def test_machines_found_a_cluster_close_admission_and_admit_one_more(folder: Pat
         for node in cluster:
             node.start()
         until(
-            lambda: all(names(node) == everybody | {late.name} for node in cluster),
+            lambda: all(names(node) == founders | {late.name} for node in cluster),
             "all are back",
         )

@@ -56,7 +56,7 @@ class Liar:
         self.process = machine.process
         self.signer = ToySigner(machine.node)
 
-    def say(self, *messages: Message, to: Machine | None = None) -> None:
+    def send(self, *messages: Message, to: Machine | None = None) -> None:
         """Send a packet to one machine, or to all."""
         data = compound(head(self.machine.node, self.process.boot), [encode(message) for message in messages])
         for machine in self.world.machines:
@@ -120,51 +120,51 @@ def restart(world: World) -> None:
 
 
 def suspect(liar: Liar, victim: Machine) -> None:
-    liar.say(Suspect(victim.node, HUGE, liar.machine.node))
+    liar.send(Suspect(victim.node, HUGE, liar.machine.node))
 
 
 def declare_dead(liar: Liar, victim: Machine) -> None:
-    liar.say(Dead(victim.node, HUGE, liar.machine.node))
+    liar.send(Dead(victim.node, HUGE, liar.machine.node))
 
 
 def suspect_in_steps(liar: Liar, victim: Machine) -> None:
     """Raise the incarnation step by step towards the others; the victim would refuse the total increase."""
     for step in range(1, 50):
         for other in liar.world.machines[1:-1]:
-            liar.say(Suspect(victim.node, 1000 * step, liar.machine.node), to=other)
-    liar.say(Suspect(victim.node, 50_000, liar.machine.node), to=victim)
+            liar.send(Suspect(victim.node, 1000 * step, liar.machine.node), to=other)
+    liar.send(Suspect(victim.node, 50_000, liar.machine.node), to=victim)
 
 
 def claim_and_leave(liar: Liar, victim: Machine) -> None:
     me = liar.process.gossip.known.me
-    liar.say(liar.delta(replace(me, claim=Term(HUGE, me.node)), liar.process.boot, me.version + 1))
-    liar.say(liar.left(me.node, liar.process.gossip._membership.own.incarnation))
+    liar.send(liar.delta(replace(me, claim=Term(HUGE, me.node)), liar.process.boot, me.version + 1))
+    liar.send(liar.left(me.node, liar.process.gossip._membership.own.incarnation))
     liar.machine.crash()
 
 
 def claim_for_the_victim(liar: Liar, victim: Machine) -> None:
     me = liar.process.gossip.known.me
-    liar.say(liar.delta(replace(me, claim=Term(1000, victim.node)), liar.process.boot, me.version + 1))
+    liar.send(liar.delta(replace(me, claim=Term(1000, victim.node)), liar.process.boot, me.version + 1))
 
 
 def rewrite_the_record(liar: Liar, victim: Machine) -> None:
     state = process(victim)
     lie = replace(state.gossip.known.me, models="lie")
     for boot in (state.boot, state.boot + 1):
-        liar.say(liar.delta(lie, boot, HUGE))
-        liar.say(liar.delta(lie, boot, state.gossip.known.me.version + 5))
+        liar.send(liar.delta(lie, boot, HUGE))
+        liar.send(liar.delta(lie, boot, state.gossip.known.me.version + 5))
 
 
-def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
+def impersonate_victim(liar: Liar, victim: Machine) -> None:
     state = process(victim)
     incarnation = state.gossip._membership.own.incarnation
     for higher in (incarnation + 1, HUGE):
         for boot in (state.boot, state.boot + 1):
-            liar.say(liar.alive(victim.node, boot, higher))
-        liar.say(liar.left(victim.node, higher))
+            liar.send(liar.alive(victim.node, boot, higher))
+        liar.send(liar.left(victim.node, higher))
 
 
-def push_the_lies(liar: Liar, victim: Machine) -> None:
+def push_false_states(liar: Liar, victim: Machine) -> None:
     """Send lies about states and records of others in a push-pull."""
     state = process(victim)
     lie = liar.delta(replace(state.gossip.known.me, models="lie"), state.boot, HUGE)
@@ -188,8 +188,8 @@ ATTACKS: list[Callable[[Liar, Machine], None]] = [
     claim_and_leave,
     claim_for_the_victim,
     rewrite_the_record,
-    speak_for_the_victim,
-    push_the_lies,
+    impersonate_victim,
+    push_false_states,
 ]
 
 
@@ -226,7 +226,7 @@ def test_the_others_agree_after_an_attack_and_after_a_restart(
 def test_an_impossible_record_is_refused_and_counted(lie: dict[str, object]) -> None:
     world, liar = world_with_liar(1)
     me = liar.process.gossip.known.me
-    liar.say(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
+    liar.send(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
     for machine in world.machines[:-1]:
         gossip = process(machine).gossip
         assert gossip.known.record(me.node) == me

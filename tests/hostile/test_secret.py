@@ -74,16 +74,16 @@ def test_changing_the_secret_and_evicting_a_node_while_answers_run(three: Cluste
     for caller in callers.values():
         caller.start()
 
-    def all_speak(after: float = 0.0) -> bool:
+    def all_streaming(after: float = 0.0) -> bool:
         return all(caller.last_word() > after for caller in callers.values())
 
-    until(all_speak, "all run", 120)
+    until(all_streaming, "all run", 120)
     # All get a new secret; no answer is interrupted or resumed.
     before = ring(three[0])["secret"]
     assert "new secret on node0, node1, node2" in sollold(three[1], "cluster", "rotate")
     until(lambda: len({before, *(ring(node)["secret"] for node in three)}) == 2, "it is on disk everywhere")
     rotated = time.monotonic()
-    until(lambda: all_speak(rotated), "all go on", 60)
+    until(lambda: all_streaming(rotated), "all go on", 60)
     # A node with layers is evicted: its connections end immediately and the others' answers continue.
     out = holder(three)
     stay = [node for node in three if node is not out]

@@ -37,10 +37,10 @@ class LoopWatch:
         # Nanoseconds of CPU time and of waiting for a CPU.
         self._account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._collecting = self._collected = 0.0
-        gc.callbacks.append(self._collects)
+        gc.callbacks.append(self._on_gc)
         self._last = time.monotonic()
         self._seen: dict[str, int] = {}
-        threading.Thread(target=self._look, daemon=True, name="loop watch").start()
+        threading.Thread(target=self._sample_stacks, daemon=True, name="loop watch").start()
 
     async def beat(self) -> None:
         """Record stalls until cancelled."""
@@ -51,24 +51,24 @@ class LoopWatch:
             worked_now, waited_now = self._read()
             stopped = now - self._last - (waited_now - waited) - BEAT
             if stopped >= MIN_STALL:
-                self._note(stopped, worked_now - worked)
+                self._record(stopped, worked_now - worked)
             self._seen, self._collected = {}, 0.0
             self._last, worked, waited = now, worked_now, waited_now
 
-    def _note(self, stopped: float, worked: float) -> None:
+    def _record(self, stopped: float, worked: float) -> None:
         where = max(self._seen, key=lambda stack: self._seen[stack], default="")
         line = {"stopped": stopped, "worked": worked, "collected": self._collected, "where": where}
         with contextlib.suppress(ValueError):
             self._out.write(json.dumps(line) + "\n")
             self._out.flush()
 
-    def _collects(self, phase: str, info: dict[str, int]) -> None:
+    def _on_gc(self, phase: str, info: dict[str, int]) -> None:
         now = time.thread_time()
         if threading.get_ident() == self._thread and phase == "stop":
             self._collected += now - self._collecting
         self._collecting = now
 
-    def _look(self) -> None:
+    def _sample_stacks(self) -> None:
         """Sample the loop thread's stack while it is late. If it holds the GIL, sample afterwards."""
         while True:
             time.sleep(0.01)

@@ -7,12 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.ollama_standin.refusals import engines_words
+from tests.ollama_standin.refusals import engine_error
 
 USUAL = 4096
 
 
-def asked(params: dict[str, Any], body: dict[str, Any]) -> int:
+def requested_context(params: dict[str, Any], body: dict[str, Any]) -> int:
     """Return the context of a request in tokens: its own option or the model's PARAMETER."""
     return int((body.get("options") or {}).get("num_ctx") or params.get("num_ctx") or USUAL)
 
@@ -21,7 +21,7 @@ _WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n"
 _FRACTIONS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty")
 
 
-def wrong_option(options: dict[str, Any]) -> str:
+def option_error(options: dict[str, Any]) -> str:
     """Return Ollama's error message for an option of a wrong type, or an empty string."""
     for name, value in options.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -48,7 +48,7 @@ def fitted(body: dict[str, Any], context: int) -> dict[str, Any]:
             "try increasing it"
         )
         counts = {"n_prompt_tokens": _words(body), "n_ctx": context}
-        error = json.dumps({"error": engines_words(error_text, "exceed_context_size_error", **counts)})
+        error = json.dumps({"error": engine_error(error_text, "exceed_context_size_error", **counts)})
         raise web.HTTPBadRequest(text=error, content_type="application/json")
     if "messages" not in body:
         words = str(body.get("prompt") or "").split()

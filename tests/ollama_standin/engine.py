@@ -142,7 +142,7 @@ async def embed(url: str, texts: list[str], most: int, *, truncate: bool = True)
     return [item["embedding"] for item in answer["data"]]
 
 
-def at_length_one(vector: list[float], dimensions: int | None) -> list[float]:
+def normalized(vector: list[float], dimensions: int | None) -> list[float]:
     """Return the first ``dimensions`` of the vector, or all, normalized."""
     vector = vector[:dimensions] if dimensions else vector
     length = math.sqrt(sum(x * x for x in vector)) or 1.0

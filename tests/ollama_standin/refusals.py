@@ -16,13 +16,13 @@ EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "ultra", "max", "none")
 Wrong = tuple[int, str] | None
 
 
-def engines_words(message: str, kind: str = "invalid_request_error", **more: Any) -> str:
+def engine_error(message: str, kind: str = "invalid_request_error", **more: Any) -> str:
     """Return an error of Ollama's llama-server as JSON."""
     error = {"code": 400, "message": message, "type": kind, **more}
     return json.dumps({"error": error}, separators=(",", ":"))
 
 
-def of_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
+def check_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
     """Check a chat or a prompt. ``sees``: the model accepts images."""
     think, format_, rivals = body.get("think"), body.get("format"), body.get("top_logprobs") or 0
     if isinstance(think, str) and think not in _THINK:
@@ -35,40 +35,40 @@ def of_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
     if format_ not in (None, "", "json") and not isinstance(format_, dict):
         named = json.dumps(json.dumps(format_))
         return 500, f'invalid format: {named}; expected "json" or a valid JSON Schema object'
-    return of_pictures(body, sees=sees) or of_tools(body.get("tools"))
+    return check_images(body, sees=sees) or check_tools(body.get("tools"))
 
 
-def of_pictures(body: dict[str, Any], *, sees: bool) -> Wrong:
+def check_images(body: dict[str, Any], *, sees: bool) -> Wrong:
     """Check the images of the body and its messages."""
     for holder in (body, *(body.get("messages") or ())):
         for image in holder.get("images") or ():
             try:
                 base64.b64decode(image, validate=True)
             except (binascii.Error, ValueError):
-                return 400, f"illegal base64 data at input byte {_first_wrong(image)}"
+                return 400, f"illegal base64 data at input byte {_invalid_position(image)}"
             if not sees:
                 message = "Multimodal data provided, but model does not support multimodal requests."
-                return 400, engines_words(message)
+                return 400, engine_error(message)
     return None
 
 
-def _first_wrong(text: str) -> int:
+def _invalid_position(text: str) -> int:
     fine = (index for index, letter in enumerate(text) if not (letter.isalnum() or letter in "+/="))
     return next(fine, len(text))
 
 
-def of_tools(tools: Any) -> Wrong:
+def check_tools(tools: Any) -> Wrong:
     """Check tools. Missing fields reach the engine as null, and it requires properties."""
     for tool in tools or ():
         parameters = tool["function"].get("parameters") or {}
         if not isinstance(parameters.get("properties"), dict):
             message = "JSON schema error at #: properties must be an object"
             reason = "Unable to generate parser for this template. Automatic parser generation failed"
-            return 400, engines_words(f"{reason}: {message}")
+            return 400, engine_error(f"{reason}: {message}")
     return None
 
 
-def of_embedding(texts: Any) -> Wrong:
+def check_embedding(texts: Any) -> Wrong:
     """Check ``input`` of an embedding request."""
     several = texts if isinstance(texts, list) else [texts]
     if texts is not None and not all(isinstance(text, str) for text in several):

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.ollama_standin import context, engine, records, refusals
-from tests.ollama_standin.engine import EngineError, Piece, at_length_one
+from tests.ollama_standin.engine import EngineError, Piece, normalized
 from tests.ollama_standin.newer import Form, Messages, Responses
 
 _ALIKE = 30
@@ -384,7 +384,7 @@ class Standin:
         if empty and keep == 0:
             self.loaded.pop(model.weights, None)
             return web.json_response(records.final(model.name, chat, "unload"))
-        if refused := refusals.of_inference(body, sees="vision" in model.capabilities):
+        if refused := refusals.check_inference(body, sees="vision" in model.capabilities):
             raise _refused(*refused)
         if body.get("think") and "thinking" not in model.capabilities:
             raise _refused(400, f'"{body["model"]}" does not support thinking')
@@ -392,12 +392,12 @@ class Standin:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools")
         if body.get("suffix") and "insert" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support insert")
-        if wrong := context.wrong_option(body.get("options") or {}):
+        if wrong := context.option_error(body.get("options") or {}):
             raise _refused(500, wrong)
         if _texts_for_arguments(body):
             raise _refused(400, "json: cannot unmarshal string into Go struct field .arguments")
         begun = time.monotonic_ns()
-        loaded = await self._load(model, context.asked(model.params, body))
+        loaded = await self._load(model, context.requested_context(model.params, body))
         load_ns = time.monotonic_ns() - begun
         if empty:
             self._put_off(loaded, keep)
@@ -459,7 +459,7 @@ class Standin:
         body = await _json(request)
         self.requests.append((request.path, body))
         model = self._known(body, v1=True)
-        loaded = await self._load(model, context.asked(model.params, {}))
+        loaded = await self._load(model, context.requested_context(model.params, {}))
         chat = "chat" in request.path
         effort = body.get("reasoning_effort")
         if chat and not body.get("messages"):
@@ -468,7 +468,7 @@ class Standin:
             raise _refused(400, "json: cannot unmarshal array into Go struct field .prompt", v1=True)
         if body.get("tools") and "tools" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools", v1=True)
-        if refused := refusals.of_tools(body.get("tools")):
+        if refused := refusals.check_tools(body.get("tools")):
             raise _refused(*refused, v1=True)
         if effort is not None and effort not in refusals.EFFORTS:
             raise _refused(400, f'invalid reasoning value: "{effort}"', v1=True)
@@ -535,7 +535,7 @@ class Standin:
         model = self._known(body, v1=True)
         if body.get("tools") and "tools" not in model.capabilities:
             raise _refused(400, f"{model.name} does not support tools", v1=True)
-        loaded = await self._load(model, context.asked(model.params, {}))
+        loaded = await self._load(model, context.requested_context(model.params, {}))
         conversation = self._v1_conversation(model, form.conversation(body), loaded)
         whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -566,12 +566,10 @@ class Standin:
         given = body.get("input")
         if not given and given != "":
             raise _refused(400, "invalid input", v1=True)
-        if refused := refusals.of_embedding([given] if isinstance(given, str) else given):
+        if refused := refusals.check_embedding([given] if isinstance(given, str) else given):
             raise _refused(*refused, v1=True)
         texts = [given] if isinstance(given, str) else given
-        vectors = [
-            at_length_one(vector, body.get("dimensions")) for vector in await self._vectors(model, texts)
-        ]
+        vectors = [normalized(vector, body.get("dimensions")) for vector in await self._vectors(model, texts)]
         data = [
             {"object": "embedding", "embedding": vector, "index": index}
             for index, vector in enumerate(vectors)
@@ -584,13 +582,13 @@ class Standin:
         self.requests.append(("/api/embed", body))
         model = self._known(body, pulling=True)
         loaded = await self._load(model, 4096)
-        if refused := refusals.of_embedding(body.get("input")):
+        if refused := refusals.check_embedding(body.get("input")):
             raise _refused(*refused)
         texts = body.get("input") or []
         texts = [texts] if isinstance(texts, str) else texts
         async with self._working(loaded, _seconds(body.get("keep_alive"))):
             found = await self._vectors(model, texts, truncate=body.get("truncate") is not False)
-            vectors = [at_length_one(vector, body.get("dimensions")) for vector in found]
+            vectors = [normalized(vector, body.get("dimensions")) for vector in found]
         return web.json_response(
             {
                 "model": model.name,

@@ -34,7 +34,7 @@ class Written(asyncio.Transport):
         return False
 
 
-async def asked(*body: bytes) -> list[bytes]:
+async def request_writes(*body: bytes) -> list[bytes]:
     connection, transport = HttpConnection("there"), Written()
     connection.connection_made(transport)
     asking = asyncio.ensure_future(connection.ask("POST", "/", {}, *body))
@@ -45,13 +45,13 @@ async def asked(*body: bytes) -> list[bytes]:
 
 
 async def test_a_small_request_is_one_write() -> None:
-    (sent,) = await asked(b"head", b"body")
+    (sent,) = await request_writes(b"head", b"body")
     assert sent.startswith(b"POST / HTTP/1.1\r\n") and sent.endswith(b"Content-Length: 8\r\n\r\nheadbody")
 
 
 async def test_a_large_request_is_not_copied() -> None:
     body = b"x" * (3 * PIECE)
-    first, *rest = await asked(b"head", body)
+    first, *rest = await request_writes(b"head", body)
     assert first.endswith(b"\r\n\r\n") and b"".join(rest) == b"head" + body
     assert max(map(len, rest)) <= PIECE
 

@@ -51,20 +51,20 @@ class Soak:
         turn = min(FIRST, seconds / 3)
         period = min(PERIOD, seconds / 3)
         while True:
-            self._busy(min(turn, max(end - time.monotonic(), turn / 2)))
+            self._apply_load(min(turn, max(end - time.monotonic(), turn / 2)))
             self._rest()
             if time.monotonic() >= end:
                 return
             turn = period
 
-    def _busy(self, seconds: float) -> None:
+    def _apply_load(self, seconds: float) -> None:
         end, look = time.monotonic() + seconds, 0.0
         self.work.begin()
         while time.monotonic() < end:
             if time.monotonic() >= look:
                 look = time.monotonic() + LOOK
                 for node in self.work.residents:
-                    self._note(node.name, take(node), rest=False)
+                    self._record(node.name, take(node), rest=False)
             self.work.step()
 
     def _rest(self) -> None:
@@ -74,18 +74,23 @@ class Soak:
         for _ in range(LOOKS):
             for node in self.work.residents:
                 looks[node.name].append(take(node))
-                self._note(node.name, looks[node.name][-1], rest=True)
+                self._record(node.name, looks[node.name][-1], rest=True)
             time.sleep(1.0)
         for name, samples in looks.items():
             self.rests[name].append(median_sample(samples))
             found = zip(NAMES, astuple(self.rests[name][-1]), strict=True)
-            print(f"{self._at():>6.0f} s {name}: " + ", ".join(f"{n} {v:.1f}" for n, v in found), flush=True)
+            print(
+                f"{self._elapsed():>6.0f} s {name}: " + ", ".join(f"{n} {v:.1f}" for n, v in found),
+                flush=True,
+            )
 
-    def _note(self, name: str, sample: Sample, *, rest: bool) -> None:
+    def _record(self, name: str, sample: Sample, *, rest: bool) -> None:
         self._seen[name].append(sample)
-        self._table.writerow([f"{self._at():.0f}", name, int(rest), *(f"{v:.2f}" for v in astuple(sample))])
+        self._table.writerow(
+            [f"{self._elapsed():.0f}", name, int(rest), *(f"{v:.2f}" for v in astuple(sample))]
+        )
 
-    def _at(self) -> float:
+    def _elapsed(self) -> float:
         return time.monotonic() - self._began
 
     def report(self) -> list[str]:

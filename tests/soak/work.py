@@ -45,7 +45,13 @@ class Work:
 
     def step(self) -> None:
         """Do one random action and sleep 1 to 5 s."""
-        kinds = (self._small_model, self._small_model, self._kill_engine, self._visit, self._hang_up)
+        kinds = (
+            self._small_model,
+            self._small_model,
+            self._kill_engine,
+            self._toggle_guest,
+            self._close_early,
+        )
         self._random.choice(kinds)()
         time.sleep(self._random.uniform(1, 5))
 
@@ -84,7 +90,7 @@ class Work:
         fault = self._random.choice((self._faults.kill_worker, self._faults.kill_server))()
         self.done["deaths of engines"] += fault is not None
 
-    def _hang_up(self) -> None:
+    def _close_early(self) -> None:
         """Close a connection in the middle of an answer."""
         node = self._random.choice(self.residents)
         body = DIALECTS[0].body(MODEL, 100)
@@ -95,7 +101,7 @@ class Work:
             pass
         self.done["callers that hung up"] += 1
 
-    def _visit(self) -> None:
+    def _toggle_guest(self) -> None:
         """Start the guest, or end it by a stop or by SIGKILL."""
         running = self.guest.process is not None and self.guest.process.poll() is None
         if not running:

@@ -37,7 +37,7 @@ LEADERLESS = VIEWS[-1]
 LOOKS = {"light": (1180, 820, False), "dark": (1180, 820, True), "phone": (390, 844, False)}
 
 
-async def settle(page: Page, view: str) -> None:
+async def prepare(page: Page, view: str) -> None:
     """Bring a view into the state to be shown."""
     await page.until("document.querySelector('h1')")
     await page.until("Number(document.querySelector('#finding-count').textContent) > 0")
@@ -76,7 +76,7 @@ async def settle(page: Page, view: str) -> None:
     await asyncio.sleep(0.2)
 
 
-def lose_the_leader(given: AppServices) -> None:
+def remove_majority(given: AppServices) -> None:
     """Remove three of five machines, including the leader."""
     cluster: PlainCluster = given.cluster  # type: ignore[assignment]
     cluster.leads = False
@@ -102,11 +102,11 @@ async def take(devtools: str, folder: Path, views: tuple[str, ...] = VIEWS) -> N
         try:
             for view, (look, (width, height, dark)) in itertools.product(views, LOOKS.items()):
                 if view == LEADERLESS:
-                    lose_the_leader(given)
+                    remove_majority(given)
                 async with browser.page() as page:
                     await page.size(width, height, dark=dark)
                     await page.open(f"http://127.0.0.1:{listener.port}/#/{view}")
-                    await settle(page, view)
+                    await prepare(page, view)
                     await page.screenshot(folder / f"{view.split('/')[0]}-{look}.png")
         finally:
             await listener.close()

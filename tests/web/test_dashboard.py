@@ -50,7 +50,7 @@ def cluster_of(given: Any) -> PlainCluster:
     return cluster
 
 
-async def forget_the_dead(page: Page) -> None:
+async def drop_network_errors(page: Page) -> None:
     """Leave the page and drop the console errors about unreachable nodes."""
     await page.call("Page.navigate", url="about:blank")
     await page.until("location.href === 'about:blank'")
@@ -123,7 +123,7 @@ async def test_the_page_keeps_its_contents_when_its_node_dies(
         # The page links to another node.
         await page.click("#trouble a")
         await page.until(f"location.href === '{nodes[1].url}/' && document.querySelector('.machine')")
-        await forget_the_dead(page)
+        await drop_network_errors(page)
 
 
 async def test_every_view_handles_the_absence_of_models(page: Page, show: Show) -> None:
@@ -221,7 +221,7 @@ async def test_the_loss_of_a_majority_is_shown(page: Page, tmp_path: Path, llama
         await page.open(f"{last.url}/#/models")
         await page.click("[data-act=Load]")
         await page.until("document.querySelector('.model .tags').innerText.includes('ready')", 60)
-        await forget_the_dead(page)
+        await drop_network_errors(page)
 
 
 @pytest.mark.parametrize("width", [390, 1180])
