@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import socket
 import statistics
 import subprocess
 import time
@@ -21,6 +20,7 @@ from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.chaos.callers import DIALECTS, HUNG, Caller, Stream
 from tests.chaos.faults import SMALL_DISK, STOP_SECONDS, Done, Faults, engines
 from tests.daemons import Cluster, Node, until
+from tests.single_server import single_server
 
 MODEL = "count"
 TEXT = 320
@@ -319,35 +319,16 @@ def _memory(node: Node) -> float:
 
 def _measure_single(llama: Llama, model: Path) -> tuple[float, float]:
     """Seconds that a single llama-server needs to load the model, and to process resumed prompts."""
-    with socket.socket() as link:
-        link.bind(("127.0.0.1", 0))
-        port = link.getsockname()[1]
-    slots, context = str(STREAMS), str(768 * STREAMS)
-    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", context, "-np", slots, "-t", "1"]
-    words += ["-ub", str(SETTINGS["placement.ubatch"])]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    slots, context, ubatch = str(STREAMS), str(768 * STREAMS), str(SETTINGS["placement.ubatch"])
     began = time.monotonic()
-    try:
-
-        def healthy() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                return False
-
-        until(healthy, "llama-server is ready", 120, 0.02)
+    with single_server(llama, model, "-c", context, "-np", slots, "-t", "1", "-ub", ubatch) as url:
         loaded = time.monotonic()
         body = json.dumps({"prompt": "".join(RECITAL.pieces[:WORDS_BEFORE]), "n_predict": 1}).encode()
 
         def ask(_: int) -> None:
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/completion", body)
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(f"{url}/completion", body, 120) as answer:
                 answer.read()
 
         with ThreadPoolExecutor(STREAMS) as pool:
             list(pool.map(ask, range(STREAMS)))
         return loaded - began, time.monotonic() - loaded
-    finally:
-        server.kill()
-        server.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.daemons import Cluster, Node, until
 from tests.gguf import writer
 from tests.gguf.size import Size
+from tests.single_server import single_server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(600)]
 
@@ -159,32 +159,13 @@ def test_the_sharded_answer_equals_the_unsharded_one(empty: Cluster, big: Path, 
 
 def answer_of_one_server(llama: Llama, model: Path, tokens: int) -> str:
     """The answer of a single llama-server with the whole model."""
-    with socket.socket() as link:
-        link.bind(("127.0.0.1", 0))
-        port = link.getsockname()[1]
-    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", "1024", "-np", "1", "--jinja"]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-
-        def healthy() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-                    return bool(answer.status == 200)
-            except OSError:
-                return False
-
-        until(healthy, "llama-server is ready", 120)
-        body = {"messages": [PROMPT], "temperature": 0, "max_tokens": tokens, "seed": 1}
+    body = {"messages": [PROMPT], "temperature": 0, "max_tokens": tokens, "seed": 1}
+    with single_server(llama, model, "-c", "1024", "-np", "1", "--jinja") as url:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return str(json.load(answer)["choices"][0]["message"]["content"])
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_two_models_load_and_answer_concurrently(empty: Cluster) -> None:
