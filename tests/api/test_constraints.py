@@ -27,6 +27,7 @@ MAPPED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"structured_outputs": {"choice": ["yes", 'n"o']}}, {"grammar": CHOICES}),
     ({"guided_regex": r"^\d{3}-(?:[a-c]+|x)$"}, {"grammar": REGEX}),
     ({"response_format": {"type": "regex", "value": r"\d{3}-([a-c]+|x)"}}, {"grammar": REGEX}),
+    ({"guided_regex": r"^a\$$|^b$"}, {"grammar": 'root ::= ( "a" "$" | "b" )'}),
     ({"guided_grammar": 'root ::= "a"'}, {"grammar": 'root ::= "a"'}),
     ({"guided_json": None, "guided_choice": None}, {}),
 ]

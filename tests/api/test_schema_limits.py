@@ -235,14 +235,24 @@ def test_a_huge_schema_takes_bounded_time(case: str) -> None:
     "definitions",
     [
         {"A": {"$ref": "#/$defs/A"}},
+        {"A": {"allOf": [{"$ref": "#/$defs/A/allOf/0"}]}},
+        {"A": {"allOf": [{"$ref": "#/$defs/A/allOf/ +00x"}]}},
         {"A": {"allOf": [{"$ref": "#/$defs/B"}]}, "B": {"allOf": [{"$ref": "#/$defs/A"}, INTEGER]}},
         {f"A{n or ''}": {"$ref": f"#/$defs/A{n + 1}"} for n in range(1000)},
     ],
-    ids=["itself", "another", "far"],
+    ids=["itself", "an index", "an odd index", "another", "far"],
 )
 def test_endless_references_are_refused(definitions: Schema) -> None:
     schema = {**object_schema(b={"allOf": [{"$ref": "#/$defs/A"}, INTEGER]}), "$defs": definitions}
     with pytest.raises(TooWide):
+        check_schema(schema)
+
+
+@pytest.mark.parametrize("index", ["0", "000000000000", "0th"])
+def test_choices_behind_an_index_are_counted(index: str) -> None:
+    defs = {"e": {"anyOf": [{"enum": list(range(1900))}]}}
+    schema = {"anyOf": [{"$ref": f"#/$defs/e/anyOf/{index}"}] * 2, "$defs": defs}
+    with pytest.raises(TooWide, match="choices"):
         check_schema(schema)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeGuard
 
 from sollold.api.grammar.formats import FORMATS
@@ -35,6 +36,7 @@ _MAX_LENGTH = 2**31 - 1
 _MAX_BOUND = 10**15
 """Maximum of an integer's only bound: from a larger one, llama.cpp makes a repetition with min > max."""
 _MAX_STEPS = 50_000
+_INDEX = re.compile(r"[ \t\n\v\f\r]*\+?0*([0-9]+)")
 _MAX_DEPTH = 200
 """Maximum depth of references that lead to one another."""
 
@@ -206,7 +208,12 @@ class _Choices:
 
 
 def _resolve(root: object, reference: str) -> object:
+    """Return what an engine takes the reference for: llama.cpp reads an index as ``std::stoul`` does."""
     node: Any = root
     for part in reference.removeprefix("#").split("/")[1:]:
-        node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, list) and (match := _INDEX.match(part)):
+            index = int(match[1][:10])  # of a longer number the beginning is beyond any list
+            node = node[index] if index < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
     return node

@@ -97,13 +97,28 @@ def _grammar(kind: str, value: Any) -> str:
                 Fault.BAD_REQUEST, "a grammar must be in llama.cpp's format (GBNF), with a rule root ::= …"
             )
         return value
-    pattern = value.removeprefix("^")
-    if pattern.endswith("$") and not pattern.endswith("\\$"):
-        pattern = pattern[:-1]
     try:
-        return f"root ::= {_pattern_rule(convertible_pattern(f'^({pattern})$'))}"
+        return f"root ::= {_pattern_rule(convertible_pattern(f'^({_without_anchors(value)})$'))}"
     except Unsupported as error:
         raise Refusal(Fault.BAD_REQUEST, f"the regular expression can't be enforced: {error}") from None
+
+
+def _without_anchors(pattern: str) -> str:
+    """Return a pattern without the anchors at the ends of its alternatives: it must match the whole text."""
+    alternatives: list[list[str]] = [[]]
+    depth = 0
+    for token in _TOKEN.findall(pattern):
+        depth += (token == "(") - (token == ")")
+        if token == "|" and not depth:
+            alternatives.append([])
+        else:
+            alternatives[-1].append(token)
+    for tokens in alternatives:
+        if tokens[:1] == ["^"]:
+            del tokens[0]
+        if tokens[-1:] == ["$"]:
+            del tokens[-1]
+    return "|".join("".join(tokens) for tokens in alternatives)
 
 
 def _pattern_rule(pattern: str) -> str:
