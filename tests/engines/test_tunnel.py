@@ -19,6 +19,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.llamacpp.hash_frames import HashFrames
 from sollold.engines.llamacpp.tunnel import Tunnel, Tunnels
+from sollold.engines.llamacpp.tunnel_dialer import TunnelClient
 from tests.cluster.shells import IDS, Pair
 from tests.doubles import until
 from tests.strangers import stranger
@@ -447,6 +448,30 @@ async def test_tunnels_to_a_dead_node_break_immediately(route: Route) -> None:
     assert await end_of(reader) == b""
     assert "left or failed" in tunnel.failure
     await until(lambda: route.worker.ended == 1)
+    writer.close()
+
+
+async def test_a_tunnel_that_is_cut_while_it_opens_stays_closed(
+    route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tunnel = await route.tunnels.open("d1", IDS[0])
+    opened, go_on = asyncio.Event(), asyncio.Event()
+    dial = tunnel._remote.open
+
+    async def slow() -> TunnelClient:
+        client = await dial()
+        opened.set()
+        await go_on.wait()
+        return client
+
+    monkeypatch.setattr(tunnel._remote, "open", slow)
+    reader, writer = await route.connect(tunnel)
+    await opened.wait()
+    tunnel.cut()
+    go_on.set()
+    assert await end_of(reader) == b""
+    await until(lambda: route.worker.ended == route.worker.clients)
+    assert "left or failed" in tunnel.failure
     writer.close()
 
 

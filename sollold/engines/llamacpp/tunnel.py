@@ -206,6 +206,10 @@ class Tunnel:
             self._turn.clear()
             end.has_turn = True
             greeter = await self._remote.open()
+            if end.ended or end.transport.is_closing():
+                # Meanwhile llama-server hung up, or `cut` or `close` was called.
+                greeter.transport.abort()
+                return
             remote = _RemoteEnd(self, end, self._delay)
             transport = greeter.transport
             transport.set_protocol(remote)
