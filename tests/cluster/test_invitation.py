@@ -132,6 +132,14 @@ async def test_three_wrong_codes_withdraw_the_invitation(two: Two) -> None:
     assert refused.value.fault is Fault.NOT_FOUND and two.lan.ring(0).admitted == ()
 
 
+async def test_the_last_exchange_that_may_begin_can_succeed(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invitation, "_MAX_EXCHANGES", 1)
+    offer = two.invites.invite()
+    assert await two.joins.join(offer.code, two.seed) == "m0"
+
+
 async def test_an_invitation_expires(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(invitation, "INVITATION_SECONDS", 0.2)
     offer = two.invites.invite()

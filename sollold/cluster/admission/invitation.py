@@ -118,9 +118,13 @@ class Invitation:
     tries: int = TRIES
     begun: int = 0
 
+    def valid(self, now: float) -> bool:
+        """Whether its code still admits, in an exchange that has begun."""
+        return now < self.until and self.tries > 0
+
     def usable(self, now: float) -> bool:
-        """Whether it may still be tried."""
-        return now < self.until and self.tries > 0 and self.begun < _MAX_EXCHANGES
+        """Whether another exchange may begin."""
+        return self.valid(now) and self.begun < _MAX_EXCHANGES
 
 
 class Invitations:
@@ -216,6 +220,7 @@ class Invitations:
         invitation.begun += 1
         if invitation.begun == _MAX_EXCHANGES:
             log.warning("the invitation is withdrawn after %d connections", _MAX_EXCHANGES)
+            self._changed()
         public = self._key.public
 
         def respond() -> tuple[bytes, Agreed]:
@@ -233,7 +238,7 @@ class Invitations:
         await _write(writer, outcome)
 
     def _outcome(self, invitation: Invitation, node: str, name: str, valid: bool, agreed: Agreed) -> Outcome:
-        if self._open() is not invitation:
+        if self._invitation is not invitation or not invitation.valid(time.monotonic()):
             return Outcome(InvitationVerdict.NONE)
         name = printable_name(name) or node
         if not valid:
