@@ -33,12 +33,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[
 def run(here: Node, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program on the machine of ``here``."""
     assert here.machine is not None
-    process = here.machine.popen(
-        list(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "SOLLOLD_CONFIG": "", **environment},
-    )  # fmt: skip
-    out, error = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+    environment = {**os.environ, "SOLLOLD_CONFIG": "", **environment}
+    return here.machine.run(words, timeout=120, check=False, env=environment)
 
 
 def sollold(here: Node, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -40,16 +40,11 @@ def ask(here: Node, there: Node, method: str, path: str, body: Any = None, **hea
         connection.close()
 
 
-def sollold(here: Node, *words: str, key: str = "") -> subprocess.CompletedProcess[str]:
+def sollold(here: Node, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line on the machine of ``here``."""
     assert here.machine is not None
-    environment = {**os.environ, "SOLLOLD_API_KEY": key, "SOLLOLD_CONFIG": ""}
-    process = here.machine.popen(
-        [sys.executable, "-m", "sollold", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    out, error = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+    environment = {**os.environ, "SOLLOLD_API_KEY": "", "SOLLOLD_CONFIG": ""}
+    return here.machine.run([sys.executable, "-m", "sollold", *words], check=False, env=environment)
 
 
 def test_administration_from_other_machines_needs_a_key(cluster: Cluster) -> None:
