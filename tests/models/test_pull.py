@@ -238,7 +238,7 @@ async def test_changed_content_is_discarded(three: ThreeNodes) -> None:
 
 
 def alike(three: ThreeNodes) -> tuple[bytes, bytes]:
-    """Write files on nodes b and c that differ everywhere except where the sampled digest reads.
+    """Write files on nodes b and c with the same sampled digest that differ in bytes all over their data.
 
     Returns their contents.
     """
