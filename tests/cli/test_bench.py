@@ -8,6 +8,8 @@ import sys
 
 from aiohttp import web
 
+from tests.http_double import HttpDouble
+
 
 async def test_ctrl_c_ends_it_during_an_answer() -> None:
     responses: asyncio.Queue[web.StreamResponse] = asyncio.Queue()
@@ -24,11 +26,9 @@ async def test_ctrl_c_ends_it_during_an_answer() -> None:
 
     app = web.Application()
     app.router.add_post("/api/generate", generate)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    words = ("-m", "sollold", "--node", f"127.0.0.1:{runner.addresses[0][1]}", "bench", "m", "--callers", "2")
+    node = HttpDouble()
+    url = await node.serve(app)
+    words = ("-m", "sollold", "--node", url, "bench", "m", "--callers", "2")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *words,
@@ -44,4 +44,4 @@ async def test_ctrl_c_ends_it_during_an_answer() -> None:
     finally:
         if process.returncode is None:
             process.kill()
-        await runner.cleanup()
+        await node.close()

@@ -19,6 +19,7 @@ from sollold.cli.following import Follower
 from sollold.cli.logs import logs
 from sollold.cli.status import status
 from sollold.client.errors import ClientError
+from tests.http_double import HttpDouble
 
 STATE = {
     "nodes": [],
@@ -81,17 +82,14 @@ async def test_following_continues_after_a_node_was_offline(
     node = _Restarted(enough=7)
     app = web.Application()
     app.router.add_get("/{path:.*}", node.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    server = HttpDouble()
+    url = await server.serve(app)
     try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         options = argparse.Namespace(node=url, json=False, **more)
         with pytest.raises(ClientError, match="enough"):
             await asyncio.to_thread(command, options)
     finally:
-        await runner.cleanup()
+        await server.close()
     captured = capsys.readouterr()
     for text in words:
         assert text in captured.out
@@ -117,14 +115,11 @@ async def test_following_ends_with_its_reader_without_new_output(words: tuple[st
 
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    server = HttpDouble()
+    url = await server.serve(app)
     reader, writer = os.pipe()
     command = None
     try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         command = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sollold", *words, "--node", url),
             stdout=writer,
@@ -138,7 +133,7 @@ async def test_following_ends_with_its_reader_without_new_output(words: tuple[st
     finally:
         if command is not None and command.returncode is None:
             command.kill()
-        await runner.cleanup()
+        await server.close()
 
 
 def test_a_node_that_never_answered_is_not_retried() -> None:

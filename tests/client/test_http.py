@@ -10,6 +10,7 @@ from aiohttp import web
 from sollold.client import OllamaPool, RequestTimeout
 from sollold.client.errors import ClientError
 from sollold.client.http import Client
+from tests.http_double import HttpDouble
 
 
 async def test_a_node_that_reports_a_timeout_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,16 +25,14 @@ async def test_a_node_that_reports_a_timeout_is_not_lost(caplog: pytest.LogCaptu
 
     app = web.Application()
     app.router.add_post("/api/chat", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    node = HttpDouble()
+    url = await node.serve(app)
     try:
-        async with OllamaPool(f"http://127.0.0.1:{runner.addresses[0][1]}") as pool:
+        async with OllamaPool(url) as pool:
             with pytest.raises(RequestTimeout, match=r"^not complete within the deadline$"):
                 await pool.chat("m", [{"role": "user", "content": "hi"}], timeout=30)
     finally:
-        await runner.cleanup()
+        await node.close()
     assert paths == ["/api/chat"] and "lost" not in caplog.text
 
 

@@ -13,10 +13,11 @@ from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.protocol import EngineRequest
 from sollold.settings.schema import ServingSettings
 from tests.doubles import FakeView, record, until
+from tests.http_double import HttpDouble
 from tests.serving.cluster_double import FakeEngines
 
 
-class Bench:
+class Bench(HttpDouble):
     """An endpoint whose engine reports the token count and speed given in each request."""
 
     def __init__(self) -> None:
@@ -29,16 +30,13 @@ class Bench:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/completions", self._engine)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.engines.urls["d"] = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.engines.urls["d"] = await self.serve(app)
         self.view.update_me(endpoints=(Endpoint("d", "m", "x", Backend.LOCAL, State.READY, slots=4),))
         await self.server.start()
 
     async def close(self) -> None:
         await self.server.close()
-        await self._runner.cleanup()
+        await super().close()
 
     async def _engine(self, request: web.Request) -> web.Response:
         tokens, speed = (await request.text()).split()
