@@ -151,7 +151,9 @@ class Cluster:
         if every:
             changes = int(seconds / every * len(running))
             for _ in range(changes):
-                world.at(began + world.random.random() * seconds, world.mark, world.random.choice(running))
+                world.call_at(
+                    began + world.random.random() * seconds, world.mark, world.random.choice(running)
+                )
         world.run_until(began + seconds)
         per = seconds * len(running)
         return (world.packets - packets) / per, (world.bytes + world.tcp_bytes - sent) / per
