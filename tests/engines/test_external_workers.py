@@ -227,7 +227,7 @@ async def test_a_head_on_another_node_uses_an_external_worker_through_a_tunnel(
         assert len(cluster.tunnels) == 1 and cluster.tunnels[0].open
         await cluster.until("b", "alone", State.READY)
         assert await answer(cluster.agents["b"], "far") == await answer(cluster.agents["b"], "alone")
-        await until(lambda: cluster.views["a"].me.external[0].state is ExternalState.TAKEN)
+        await until(lambda: cluster.views["a"].me.plain[0].state is ExternalState.TAKEN)
         # It serves one client, so the rest of its memory is not available.
         assert offers(cluster, "a") == []
         second = await cluster.call("l", "a", "reserve", Reserve(TERM, "more", "a", {address: MIB}))
@@ -264,7 +264,7 @@ async def test_a_deployment_on_a_busy_worker_fails_with_the_reason(
             await cluster.deploy("d", plan_with_worker(tiny, "a", "a", address, 4))
             failed = await cluster.until("a", "d", State.FAILED)
             assert "serves another client" in failed.reason
-            await until(lambda: cluster.views["a"].me.external[0].state is ExternalState.BUSY)
+            await until(lambda: cluster.views["a"].me.plain[0].state is ExternalState.BUSY)
             assert offers(cluster, "a") == []
 
 
@@ -274,7 +274,7 @@ async def test_a_worker_that_is_not_allowed_is_not_a_device(
 ) -> None:
     async with started(llama, folder) as address:
         await add_with_worker(cluster, "a", address, allowed=False)
-        await until(lambda: cluster.views["a"].me.external[0].state is ExternalState.REFUSED)
+        await until(lambda: cluster.views["a"].me.plain[0].state is ExternalState.REFUSED)
         assert offers(cluster, "a") == []
         refused = await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "a", {address: MIB}))
         assert not refused.ok
