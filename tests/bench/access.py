@@ -86,7 +86,7 @@ async def compare(found: list[tuple[int, psutil.Process, str]]) -> None:
                 f"{statistics.mean(spent[place]) - statistics.mean(spent[0]):+.0f}",
             )
         )
-    print(f"{ROUNDS} rounds of {REQUESTS} requests to each, by turns")
+    print(f"{ROUNDS} rounds of {REQUESTS} requests to each, in turn")
     show(rows)
 
 

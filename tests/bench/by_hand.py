@@ -90,13 +90,18 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
             words = with_option(with_option(words, "-H", "0.0.0.0"), "-p", str(_WORKER))
             children.append(node.machine.popen([word for word in words if word != "-c"], **quiet))
             pid = children[-1].pid
-            until(lambda pid=pid: listens(pid, _WORKER), "a worker by hand listens", 30)
+            until(lambda pid=pid: listens(pid, _WORKER), "a manually started worker listens", 30)
         addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
         words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
         server = head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet)
         children.append(server)
-        until(lambda: server.poll() is not None or _healthy(head), "the engines by hand are ready", 300, 0.05)
-        assert server.poll() is None, f"llama-server by hand ended with {server.returncode}"
+        until(
+            lambda: server.poll() is not None or _healthy(head),
+            "the manually started engines are ready",
+            300,
+            0.05,
+        )
+        assert server.poll() is None, f"the manually started llama-server ended with {server.returncode}"
         yield [child.pid for child in children]
     finally:
         for child in children:

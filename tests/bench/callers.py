@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=3, help="of measurements for each number of callers")
+    parser.add_argument("--pairs", type=int, default=3, help="measurements for each number of callers")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--bytes", type=float, default=0.4e9)
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         start(stack, ours, halves)
         asked = next(node for node in cluster if node is not ours.head)
         print(f"layers {ours.layers}, {SLOTS} slots")
-        print(f"{'callers':>8} {'through a node':>16} {'by hand':>12} {'ratio':>6}")
+        print(f"{'callers':>8} {'through a node':>16} {'manual':>12} {'ratio':>6}")
         for callers in CALLERS:
             found = measure(asked, ours.head, callers, options.pairs, options.tokens)
             through, direct = (statistics.median(side) for side in zip(*found, strict=True))

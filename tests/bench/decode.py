@@ -1,6 +1,6 @@
 """Decode speed of a sharded model through a node, compared with the same engines started manually.
 
-All nodes share this machine. In reality each has its own, whose CPU is idle while another computes its
+All nodes share this machine. In reality each has its own, with an idle CPU while another computes its
 layers. So the engines of both sides get half of the cores, and the daemons and callers the other half. Both
 sides are loaded several times in alternating order, since two loads of the same engines differ by some per
 cent for their whole lifetime, depending on their memory layout.
@@ -72,7 +72,7 @@ def predicted(node: Node) -> float:
 
 def learned(cluster: Cluster, node: Node) -> float:
     """Return the prediction after an answer, which every node evaluates within some seconds."""
-    until(lambda: cluster.deployments()[0]["speed"] > 0, "it is known how fast it answers")
+    until(lambda: cluster.deployments()[0]["speed"] > 0, "the speed is measured")
     seen: list[float] = []
 
     def steady() -> bool:
@@ -125,8 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--loads", type=int, default=6, help="of each side")
-    parser.add_argument("--pairs", type=int, default=4, help="of measurements after each")
+    parser.add_argument("--loads", type=int, default=6, help="loads of each side")
+    parser.add_argument("--pairs", type=int, default=4, help="measurements after each load")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--bytes", type=float, default=0.8e9)
     options = parser.parse_args()
@@ -179,13 +179,13 @@ def report(found: list[tuple[float, float]], blind: float, latest: float) -> Non
     """Print the table and exit with 1 if a goal is missed."""
     through, direct = (statistics.median(side) for side in zip(*found, strict=True))
     ratio = statistics.median(a / b for a, b in found)
-    print(f"{'through a node':>18} {'by hand':>10} {'ratio':>6}")
-    print(f"{through:>14.2f} t/s {direct:>6.2f} t/s {ratio:>6.3f}   (at least {WANTED} wanted)")
+    print(f"{'through a node':>18} {'manual':>10} {'ratio':>6}")
+    print(f"{through:>14.2f} t/s {direct:>6.2f} t/s {ratio:>6.3f}   (goal: at least {WANTED})")
     print(
         f"predicted before any answer {blind:.2f} t/s, after one {latest:.2f} t/s; measured {through:.2f} t/s"
     )
     error = latest / through - 1
-    print(f"the prediction is off by {error:+.0%}   (at most 25 % wanted)")
+    print(f"the prediction is off by {error:+.0%}   (goal: at most 25 %)")
     if abs(error) > ERROR:
         raise SystemExit(1)
 

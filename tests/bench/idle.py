@@ -30,7 +30,7 @@ def main() -> None:
         daemons = [psutil.Process(node.process.pid) for node in cluster if node.process]
         before = [sum(daemon.cpu_times()[:2]) for daemon in daemons]
         time.sleep(options.seconds)
-        print(f"{'node':>6} {'of a core':>10} {'resident':>9} {'its own':>9}   (wanted: 0.3 %, 50 MB)")
+        print(f"{'node':>6} {'of a core':>10} {'resident':>9} {'its own':>9}   (goal: 0.3 %, 50 MB)")
         for node, daemon, then in zip(cluster, daemons, before, strict=True):
             share = (sum(daemon.cpu_times()[:2]) - then) / options.seconds
             memory = daemon.memory_full_info()

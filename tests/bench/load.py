@@ -107,7 +107,7 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
             by_cable = sent_bytes(same.head) - before[same.head.name] - cable
             rows.append((taken, manual))
             print(
-                f"  {taken:.2f} s / {manual:.2f} s by hand, layers {same.layers}; "
+                f"  {taken:.2f} s / {manual:.2f} s manually, layers {same.layers}; "
                 f"the head sent {cable / 1e6:.0f} / {by_cable / 1e6:.0f} MB",
                 flush=True,
             )
@@ -122,7 +122,7 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
     taken, manual = (statistics.median(side) for side in zip(*rows, strict=True))
     met = ratio <= GOALS[name]
     print(
-        f"{name:<12} {taken:>8.2f} s {manual:>8.2f} s {ratio:>6.2f}   (at most {GOALS[name]} wanted)",
+        f"{name:<12} {taken:>8.2f} s {manual:>8.2f} s {ratio:>6.2f}   (goal: at most {GOALS[name]})",
         flush=True,
     )
     return met
@@ -134,15 +134,15 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--bytes", type=float, default=0.8e9)
-    parser.add_argument("--rate", default="1gbit", help="of each machine's cable, as tc says it")
+    parser.add_argument("--rate", default="1gbit", help="send rate of each machine in the notation of tc")
     parser.add_argument("--only", choices=tuple(GOALS))
-    parser.add_argument("--logs", action="store_true", help="what the nodes said of their caches")
+    parser.add_argument("--logs", action="store_true", help="print the log lines about caches")
     options = parser.parse_args()
     if reason := netns.available() or ("" if shutil.which("tc") else "tc is not here"):
         print(f"skipped: {reason}")
         return
     llama = required_llama()
-    print(f"{'':<12} {'cluster':>10} {'by hand':>10} {'ratio':>6}")
+    print(f"{'':<12} {'cluster':>10} {'manual':>10} {'ratio':>6}")
     holders = {"copies": (0, 1, 2), "two sources": (0, 3)}
 
     def run(name: str) -> bool:

@@ -53,7 +53,7 @@ def spread_of(trials: list[list[float]]) -> Spread:
 
 
 class Cluster:
-    """A cluster whose nodes already know each other, with some spare machines."""
+    """A cluster of nodes that already know each other, with some spare machines."""
 
     def __init__(self, nodes: int, *, spare: int = 0, seed: int = 1, tuning: Tuning = LAN) -> None:
         self.world = World(seed, nodes + spare, tuning=tuning, links=False)

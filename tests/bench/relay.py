@@ -67,7 +67,7 @@ models:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A port to send requests to, and the processes whose CPU time counts."""
+    """A port to send requests to, and the processes between it and the engine."""
 
     name: str
     port: int
@@ -286,10 +286,10 @@ async def compare(found: list[Target]) -> None:
     measured: list[Measured] = []
     for target in found:
         measured.append(await measure(target, measured[0].first if measured else 0.0))
-    print(f"{STREAMS} streams at once, {TOKENS} tokens each, {1 / PACE:.0f} tokens per second and stream")
+    print(f"{STREAMS} concurrent streams, {TOKENS} tokens each, {1 / PACE:.0f} tokens per second and stream")
     head = ("", "µs cpu/token", "stream s", "1st byte ms", "p99 ms", "added ms", "requests/s")
     show([head, *(values.row() for values in measured)])
-    print(f"\ntimes nginx's (more is worse; the aim is {GOAL:g} at the most)")
+    print(f"\nratio to nginx (more is worse; goal: at most {GOAL:g})")
     nginx, ours = measured[1], measured[2:]
     beside = [ratios(target, nginx) for target in ours]
     names = ("", *(ratio.quantity for ratio in beside[0]), "verdict")
@@ -297,7 +297,7 @@ async def compare(found: list[Target]) -> None:
         (
             target.name,
             *(f"{r.value:.2f}" for r in compared),
-            "kept" if all(r.met for r in compared) else "missed",
+            "met" if all(r.met for r in compared) else "missed",
         )
         for target, compared in zip(ours, beside, strict=True)
     ]

@@ -206,7 +206,7 @@ def _until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
                 if answer.status == 200:
                     return
         time.sleep(0.1)
-    raise SystemExit("llama-server did not get ready")
+    raise SystemExit("llama-server did not become ready")
 
 
 def measured(case: Case, llama: Llama, folder: Path, pairs: int, tokens: int) -> float:
@@ -279,7 +279,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--only", default="", help="cases in whose names this stands")
+    parser.add_argument("--only", default="", help="run only cases with this text in their names")
     options = parser.parse_args()
     llama = required_llama()
     titles: Sequence[str] = ("trip", "without", "with", "ratio", "goal", "predicted")

@@ -72,7 +72,7 @@ def main() -> None:
                 until(lambda node=node: bandwidth(node) > 0, f"{node.name} has measured itself", 180)
             cluster.together(timeout=180)
             rates = ", ".join(f"{node.name} {bandwidth(node) / 1e9:.1f} GB/s" for node in cluster)
-            print(f"as they have measured themselves: {rates}")
+            print(f"measured memory bandwidth: {rates}")
             until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "it is listed")
             # Alternating, so that other load on this machine affects both.
             pairs = [

@@ -120,7 +120,9 @@ def pull(take: Host, port: int, name: str) -> float:
     end = time.monotonic() + 120
     while not (name in _ask(take, port, "GET", "/api/tags", None) and _measured(take, port)):
         if time.monotonic() > end:
-            raise SystemExit("the second daemon never heard of the model, or the nodes measure for ever")
+            raise SystemExit(
+                "the second daemon did not learn of the model, or the initial measurements did not end"
+            )
         time.sleep(0.3)
     begun = time.perf_counter()
     lines = _ask(take, port, "POST", "/api/pull", {"model": name}).splitlines()

@@ -52,7 +52,7 @@ async def _no_events(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A node whose loads, pulls and answers never end, running in a separate thread."""
+    """Run a node with endless loads, pulls and answers in a separate thread, and yield its URL."""
     app = web.Application()
     app.router.add_post("/api/cluster/load", _never)
     app.router.add_post("/api/chat", _never)

@@ -29,7 +29,7 @@ from tests.http_double import HttpDouble
 
 
 class Slow(HttpDouble):
-    """A node whose streams last until `end` is set."""
+    """A node with streams that last until `end` is set."""
 
     def __init__(self) -> None:
         self.open = 0

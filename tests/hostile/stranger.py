@@ -272,7 +272,7 @@ async def try_all(strangers: list[Stranger], tries: int, concurrency: int) -> li
             stranger = strangers[remaining.pop() % len(strangers)]
             before = stranger.tried.copy()
             if received := await stranger.attempt():
-                leaks.append(f"{next(iter(stranger.tried - before), '?')} heard {received[:200]!r}")
+                leaks.append(f"{next(iter(stranger.tried - before), '?')} received {received[:200]!r}")
 
     await asyncio.gather(*(caller() for _ in range(concurrency)))
     return leaks

@@ -52,8 +52,8 @@ class Stop:
     where: str
 
     def __str__(self) -> str:
-        spent = f"{self.worked * 1000:.0f} at work, {self.collected * 1000:.0f} collecting garbage"
-        return f"{self.node} stood still for {self.stopped * 1000:.0f} ms ({spent}): {self.where}"
+        spent = f"{self.worked * 1000:.0f} CPU, {self.collected * 1000:.0f} garbage collection"
+        return f"{self.node} stalled for {self.stopped * 1000:.0f} ms ({spent}): {self.where}"
 
 
 @dataclass(slots=True)
@@ -243,7 +243,7 @@ def _settled(node: Node) -> None:
 
 def _evaluate(outcome: Outcome, nodes: tuple[Node, ...], hanging: list[str]) -> None:
     wrong = outcome.wrong
-    wrong += [f"{name} still waits" for name in hanging]
+    wrong += [f"{name} is still waiting" for name in hanging]
     for tally in outcome.tallies.values():
         wrong += [
             f"{tally.excuses[excuse]} × {excuse}, once for {sent}" for excuse, sent in tally.wrong.items()

@@ -77,13 +77,13 @@ def test_changing_the_secret_and_evicting_a_node_while_answers_run(three: Cluste
     def all_streaming(after: float = 0.0) -> bool:
         return all(caller.last_word() > after for caller in callers.values())
 
-    until(all_streaming, "all run", 120)
+    until(all_streaming, "all streams run", 120)
     # All get a new secret; no answer is interrupted or resumed.
     before = ring(three[0])["secret"]
     assert "new secret on node0, node1, node2" in sollold(three[1], "cluster", "rotate")
     until(lambda: len({before, *(ring(node)["secret"] for node in three)}) == 2, "it is on disk everywhere")
     rotated = time.monotonic()
-    until(lambda: all_streaming(rotated), "all go on", 60)
+    until(lambda: all_streaming(rotated), "all streams continue", 60)
     # A node with layers is evicted: its connections end immediately and the others' answers continue.
     out = holder(three)
     stay = [node for node in three if node is not out]
@@ -91,12 +91,12 @@ def test_changing_the_secret_and_evicting_a_node_while_answers_run(three: Cluste
     began = time.monotonic()
     with ThreadPoolExecutor(1) as thread:
         order = thread.submit(stay[0].ask, "POST", "/api/cluster/evict", {"machine": out.name})
-        until(lambda: all(out.name not in names(node) for node in stay), "it is gone", 20, 0.02)
-        until(lambda: not any(connected(node, out) for node in stay), "it has no connections", 20, 0.02)
+        until(lambda: all(out.name not in names(node) for node in stay), "the node is evicted", 20, 0.02)
+        until(lambda: not any(connected(node, out) for node in stay), "its connections are closed", 20, 0.02)
         took = time.monotonic() - began
         answer = order.result()
     assert answer.status == 200 and set(answer.json["done"]) == {node.name for node in stay}
-    print(f"the node was out after {took:.2f} s")
+    print(f"evicted after {took:.2f} s")
     for caller in callers.values():
         caller.stop()
     for caller in callers.values():
@@ -109,15 +109,15 @@ def test_changing_the_secret_and_evicting_a_node_while_answers_run(three: Cluste
     # Takes some hundredths of a second on an idle machine.
     assert took < 4.0
     # It knows the reason, its key is shown, and the open admission does not apply to it.
-    until(lambda: "was evicted" in "".join(own_values(out, "seeking")), "it knows why", 30)
+    until(lambda: "was evicted" in "".join(own_values(out, "seeking")), "the node knows the reason", 30)
     assert f"{out.name}, which was evicted, waits" in sollold(stay[1], "status")
     assert names(out) == {out.name} and ring(out)["secret"] not in {ring(node)["secret"] for node in stay}
     # An admin admits it. It is offline during the next change of the secret and fetches it later by its key.
     assert stay[0].ask("POST", "/api/cluster/admit", {"machine": out.name}).status == 200
-    until(lambda: all(len(names(node)) == 3 for node in three), "it is in again")
+    until(lambda: all(len(names(node)) == 3 for node in three), "the node has rejoined")
     out.stop()
-    until(lambda: all(out.name not in names(node) for node in stay), "it is off", 20)
+    until(lambda: all(out.name not in names(node) for node in stay), "the node is offline", 20)
     assert stay[1].ask("POST", "/api/cluster/rotate", {}).json["away"] == [out.name]
     out.start()
-    until(lambda: all(len(names(node)) == 3 for node in three), "it is back")
-    until(lambda: len({ring(node)["secret"] for node in three}) == 1, "it has the new secret")
+    until(lambda: all(len(names(node)) == 3 for node in three), "the node is online again")
+    until(lambda: len({ring(node)["secret"] for node in three}) == 1, "all nodes have the new secret")

@@ -34,15 +34,15 @@ async def _serve(options: argparse.Namespace) -> None:
 def main() -> None:
     host, _, port = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434").rpartition(":")
     parser = argparse.ArgumentParser(prog="tests.ollama_standin")
-    parser.add_argument("serve", nargs="?", help="taken and ignored, as ollama is started with it")
+    parser.add_argument("serve", nargs="?", help="ignored; for compatibility with `ollama serve`")
     parser.add_argument("--host", default=host or "127.0.0.1")
     parser.add_argument("--port", type=int, default=int(port))
-    parser.add_argument("--model", action="append", help="a model it has; may be given again")
-    parser.add_argument("--text", default="", help="what they say")
+    parser.add_argument("--model", action="append", help="name of a model; repeatable")
+    parser.add_argument("--text", default="", help="the text of every answer")
     parser.add_argument("--speed", type=float, default=100.0, help="tokens per second")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--engine", default="", help="a llama-server that answers")
+    parser.add_argument("--engine", default="", help="URL of a llama-server that generates the answers")
     asyncio.run(_serve(parser.parse_args()))
 
 

@@ -1,6 +1,6 @@
 """Refusals of a real Ollama by status and text, or None for a valid body.
 
-They were observed on an Ollama that runs llama-server, whose errors appear as JSON within the text.
+They were observed on an Ollama that runs llama-server, which reports errors as JSON within the text.
 """
 
 from __future__ import annotations

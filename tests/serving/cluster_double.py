@@ -136,7 +136,7 @@ class FakePeers:
 
 
 class FakeConnection(HttpConnection):
-    """A connection whose header names the calling node."""
+    """A connection that names the calling node in a header."""
 
     caller = ""
 

@@ -18,7 +18,7 @@ from tests.serving.cluster_double import FakeEngines
 
 
 class Bench(HttpDouble):
-    """An endpoint whose engine reports the token count and speed given in each request."""
+    """An endpoint with an engine that reports the token count and speed given in each request."""
 
     def __init__(self) -> None:
         self.view = FakeView(record("a"))

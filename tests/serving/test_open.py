@@ -131,7 +131,7 @@ async def test_an_engine_error_keeps_status_and_message(cluster: Cluster) -> Non
 OLLAMA = "ollama:m"
 CHAT = {**ask("chat").calls, **ask("ollama").calls}
 WHOLE = {**CHAT, **ask("chat", stream=False).calls}
-"""Calls of a non-streamed request whose call of Ollama is streamed."""
+"""Calls of a non-streamed request, with a streamed call of Ollama."""
 
 
 async def ollama_and_llama(cluster: Cluster) -> tuple[Node, Reciter, Reciter]:

@@ -129,7 +129,7 @@ async def pair(cluster: Cluster, llama: Llama, model: Path, *words: str) -> Asyn
 async def cut(
     pair: Pair, count: int, how: signal.Signals, form: str, **more: Any
 ) -> tuple[list[Any], Answer]:
-    """Return the events of an answer whose engine is killed after ``count`` events."""
+    """Request an answer, kill its engine after ``count`` events, and return all events."""
     answer = await pair.asked.serving.open(ask(form, **more), lambda _: None)
     events = []
     async for event in answer.events:

@@ -62,7 +62,7 @@ class Work:
         for caller in self._callers:
             caller.join(300)
             if caller.is_alive():
-                self.wrong.append(f"{caller.name} still waits")
+                self.wrong.append(f"{caller.name} is still waiting")
             for stream in caller.streams:
                 self.done["answers"] += not stream.error
                 self.done["answers with an error"] += bool(stream.error)

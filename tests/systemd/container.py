@@ -76,7 +76,7 @@ class Container:
     """One machine, initially powered off.
 
     Args:
-        cable: the machine of a `Lan` whose network namespace it uses.
+        cable: the machine of a `Lan` that provides its network namespace.
         folder: the folder of its disk.
         name: its host name.
         memory: bytes of RAM (the cgroup limit of the container); 0: unlimited.

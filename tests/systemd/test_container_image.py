@@ -122,7 +122,7 @@ def test_an_image_starts_as_a_user_and_answers(
 
 
 @pytest.mark.parametrize("kind", KINDS or [""])
-@pytest.mark.skipif(not KINDS, reason="SOLLOLD_TEST_IMAGES names no image that was made by hand")
+@pytest.mark.skipif(not KINDS, reason="SOLLOLD_TEST_IMAGES names no manually built image")
 def test_a_manually_built_image_uses_its_gpu_or_reports_none(kind: str) -> None:
     """Vulkan always has a device: Mesa's software renderer."""
     environment = {"vulkan": {"GGML_VK_VISIBLE_DEVICES": "0"}}.get(kind, {})

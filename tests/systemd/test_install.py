@@ -185,7 +185,9 @@ def test_engines_belong_to_the_unit_and_journal_entries_name_the_deployment(clus
     scores = [int(head.type(f"cat /proc/{process}/oom_score_adj")) for process in (daemon, pid)]
     assert scores[0] < scores[1]
     shown = ["systemctl", "status", "sollold", "--no-pager"]
-    until(lambda: f"loaded: {MODEL}" in head.run(shown, check=False), "systemctl status names what is loaded")
+    until(
+        lambda: f"loaded: {MODEL}" in head.run(shown, check=False), "systemctl status shows the loaded model"
+    )
     entries = head.type("journalctl -u sollold -o json --no-pager").splitlines()
     ready_entries = [
         entry for entry in map(json.loads, entries) if entry.get("SOLLOLD_DEPLOYMENT") == deployment["id"]
@@ -217,18 +219,18 @@ def test_reload_names_settings_that_need_a_restart(cluster: list[Container]) -> 
     machine.type("systemctl reload sollold")
     until(
         lambda: "these settings need a restart: node.reserve" in machine.journal(200),
-        "what is held is named",
+        "the setting is named in the journal",
     )
     doctor = ["sollold", "doctor"]
     pending = "these settings were changed and need a restart: node.reserve"
-    until(lambda: pending in machine.run(doctor, check=False), "the doctor names it")
+    until(lambda: pending in machine.run(doctor, check=False), "the doctor reports the setting")
     wrong = f"echo 'nonsense = 1' >>{file}; systemctl reload sollold || echo refused; mv {file}.before {file}"
     assert "refused" in machine.type(wrong)
     until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
     unread = "the settings could not be reloaded"
-    until(lambda: unread in machine.run(doctor, check=False), "the doctor tells of the file")
+    until(lambda: unread in machine.run(doctor, check=False), "the doctor reports the file")
     machine.type("systemctl reload sollold")
-    until(lambda: "settings" not in machine.run(doctor, check=False), "nothing is left to tell")
+    until(lambda: "settings" not in machine.run(doctor, check=False), "the doctor reports nothing")
     assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
 
 

@@ -1,4 +1,4 @@
-"""Check every view of the dashboard with axe, on whose rules Lighthouse's accessibility score is based."""
+"""Check every view of the dashboard with axe, which Lighthouse's accessibility score is based on."""
 
 from __future__ import annotations
 
