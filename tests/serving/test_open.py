@@ -320,8 +320,7 @@ async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(clu
     tasks = []
     for n in range(5):
         tasks.append(asyncio.create_task(fetch(a, id=f"r{n}", waits=waits, max_tokens=3, user=str(n))))
-        await asyncio.sleep(0.01)
-    await until(lambda: len([w for w in waits if w.stage == "loading"]) == 5)
+        await until(lambda count=n + 1: [wait.stage for wait in waits].count("loading") == count)
     go.set()
     results = await asyncio.gather(*tasks)
     assert all(text_of(events) == "".join(WORDS[:3]) for events, _ in results)
