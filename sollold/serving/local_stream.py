@@ -30,9 +30,20 @@ _TAIL_BYTES = 4096
 """Bytes at the end of a response that contain the engine's own figures."""
 _COMMENT = ord(":")
 """First byte of a comment line in an event stream."""
+_EVENT_END = b"\n\n"
 _CRASH_SECONDS = 0.4
 """Time within which an engine's crash is noticed after its connection broke, in seconds."""
 _HEADERS = {"Content-Type": "application/json"}
+
+
+def _are_comments(piece: bytes, previous: bytes) -> bool:
+    """Whether a piece that begins with a colon is whole comments of an event stream; ``previous``: the one
+    before it, empty for none.
+
+    A piece ends anywhere: it may begin with the colon, or end within the name, of a field.
+    """
+    starts_event = not previous or previous.endswith(_EVENT_END)
+    return starts_event and piece.endswith(_EVENT_END) and b"data:" not in piece
 
 
 def has_crashed(endpoint: Endpoint) -> bool:
@@ -209,7 +220,7 @@ class LocalStream:
         now = self._loop.time
 
         def forward(chunk: bytes) -> bool:
-            if chunk[0] == _COMMENT and b"data:" not in chunk:
+            if chunk[0] == _COMMENT and _are_comments(chunk, self._last):
                 # llama-server sends such keep-alives every half minute even if its workers hang. They are
                 # dropped: sollold sends its own keep-alives to nodes and callers.
                 return True

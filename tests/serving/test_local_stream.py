@@ -1,4 +1,4 @@
-"""A request on the endpoint's node that is cancelled before it reaches the engine."""
+"""A request on the endpoint's node: cancelled before it reaches the engine, and answered in pieces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from sollold.cluster.net.http_connection import HttpConnection
+from sollold.cluster.net.pour import Receiver
 from sollold.engines.address import EngineAddress
 from sollold.serving.admission import AdmissionQueue
 from sollold.serving.engine_client import EngineClient
@@ -93,3 +94,60 @@ async def test_close_while_connecting() -> None:
     with pytest.raises(StreamError, match="cancelled"):
         await asyncio.wait_for(opening, 5)
     assert engine.connecting == engine.users == queue.active == 0
+
+
+class Answered(Unreachable):
+    """An engine whose answer arrives in these pieces."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        super().__init__()
+        self.pieces = list(pieces)
+
+    async def connect(self, url: str) -> HttpConnection:
+        return cast(HttpConnection, self)
+
+    async def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
+        return 200
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        while self.pieces:
+            if not receive(self.pieces.pop(0)):
+                return False
+        return True
+
+    def close(self) -> None:
+        self.pieces.clear()
+
+
+async def received(*pieces: bytes) -> bytes:
+    """Return what a stream passes on of an engine's answer."""
+    stream = local_stream(Answered(*pieces), AdmissionQueue(1, 1))
+    out = bytearray()
+
+    def receive(piece: bytes) -> bool:
+        out.extend(piece)
+        return True
+
+    await stream.open(lambda position: None)
+    assert await stream.pour(receive)
+    await stream.close()
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b'{"data"', b': [{"embedding"', b":[1.5]}]}"),
+        (b'data: {"content"', b':"a"}\n\n'),
+        (b"data: 1\n\n", b": ping\n\nda", b"ta: 2\n\n"),
+        (b"data: 1\n\n", b": pi", b"ng\n\n"),
+    ],
+)
+async def test_a_piece_that_begins_with_a_colon_is_passed_on(pieces: tuple[bytes, ...]) -> None:
+    assert await received(*pieces) == b"".join(pieces)
+
+
+async def test_comments_are_dropped() -> None:
+    assert await received(b":\n\n", b"data: 1\n\n", b": ping\n\n:\n\n", b"data: 2\n\n") == (
+        b"data: 1\n\ndata: 2\n\n"
+    )
