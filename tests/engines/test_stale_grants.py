@@ -8,7 +8,7 @@ from typing import Any
 
 from sollold.cluster.gossip.record import Grant, GrantState
 from sollold.engines.commands import Done, Release
-from sollold.engines.llamacpp.stale_grants import StaleGrants
+from sollold.engines.llamacpp.stale_grants import _MAX_DEPLOYMENTS, StaleGrants
 from tests.doubles import FakeView, record
 
 
@@ -57,6 +57,20 @@ async def test_grants_of_an_earlier_run_are_released_once() -> None:
     assert [node for node, _ in owners.asked] == ["b", "c"]
     await stale_grants.close()
     assert not stale_grants._tasks
+
+
+async def test_grants_of_a_deployment_older_than_many_others_are_kept() -> None:
+    view, owners = FakeView(record("me")), Owners()
+    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants.register_own("pinned")
+    view.world.records["b"] = record("b", grants=(grant("pinned"),))
+    for number in range(3 * _MAX_DEPLOYMENTS):
+        stale_grants.register_own(f"d{number}")
+        stale_grants.release_stale()
+    await asyncio.sleep(0)
+    assert not owners.asked
+    assert len(stale_grants._own) == _MAX_DEPLOYMENTS
+    await stale_grants.close()
 
 
 async def test_closing_does_not_wait_for_owners() -> None:

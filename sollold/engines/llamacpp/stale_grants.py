@@ -34,7 +34,10 @@ class StaleGrants:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def register_own(self, deployment: str) -> None:
-        """Record that this run is the head of ``deployment`` and releases its grants itself."""
+        """Record that this run is the head of ``deployment`` and releases its grants itself.
+
+        Beyond `_MAX_DEPLOYMENTS` the ones whose grants were last seen the longest ago are forgotten.
+        """
         self._own[deployment] = None
         while len(self._own) > _MAX_DEPLOYMENTS:
             self._own.popitem(last=False)
@@ -43,15 +46,18 @@ class StaleGrants:
         """Release the grants of deployments unknown to this head. Called when the records change."""
         me = self._view.me.node
         # Only a head commits: a mere reservation may belong to a plan that is on its way to us.
-        stale = {
+        committed = {
             (record.node, grant.deployment)
             for record in self._view.live()
             for grant in record.grants
-            if grant.head == me
-            and record.node != me
-            and grant.state is GrantState.COMMITTED
-            and grant.deployment not in self._own
+            if grant.head == me and record.node != me and grant.state is GrantState.COMMITTED
         }
+        stale = set()
+        for node, deployment in committed:
+            if deployment in self._own:
+                self._own.move_to_end(deployment)
+            else:
+                stale.add((node, deployment))
         for node, deployment in sorted(stale - self._asked):
             task = asyncio.create_task(self._give_back(node, deployment), name=f"stale grant {deployment}")
             self._tasks.add(task)
