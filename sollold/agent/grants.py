@@ -101,6 +101,8 @@ class GrantManager:
         self._checked: set[str] = set()
         """Deployments whose external workers were free when they took them."""
         self._reports: set[asyncio.Task[None]] = set()
+        self._keeping: dict[str, asyncio.Task[None]] = {}
+        """Tasks that take over the tensors of loaded deployments."""
         self._reserved = asyncio.Event()
         """Set when there may be a reservation, which can expire."""
         self._clock_read = time.monotonic()
@@ -164,7 +166,7 @@ class GrantManager:
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
-        await cancel_and_wait(*self._reports)
+        await cancel_and_wait(*self._reports, *self._keeping.values())
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
@@ -267,8 +269,7 @@ class GrantManager:
         self._apply(actions)
         if done.ok and request.loaded:
             worker = self.workers.get(request.deployment)
-            if await self.workers.loaded(request.deployment):
-                self._changed()
+            self._keep_tensors(request.deployment)
             return replace(done, work=worker.process.work() if worker is not None else 0)
         return done
 
@@ -376,6 +377,26 @@ class GrantManager:
         start = self._starting[deployment] = asyncio.create_task(work)
         start.add_done_callback(lambda _: self._starting.pop(deployment, None))
         return start
+
+    def _keep_tensors(self, deployment: str) -> None:
+        """Start to take over the tensors of a loaded deployment, unless that is in progress.
+
+        In a task: a head whose renewals are not answered in time ends the deployment, and the disk may be
+        slow or not respond at all.
+        """
+        if deployment in self._keeping:
+            return
+        task = self._keeping[deployment] = asyncio.create_task(
+            self._keep(deployment), name=f"tensors of {deployment}"
+        )
+        task.add_done_callback(lambda _: self._keeping.pop(deployment, None))
+
+    async def _keep(self, deployment: str) -> None:
+        try:
+            if await self.workers.loaded(deployment):
+                self._changed()
+        except Exception:
+            log.exception("the tensors of %s are not cached", deployment, extra={"deployment": deployment})
 
     def _worker_exited(self, deployment: str, worker: Worker) -> None:
         if self.ledger.live(deployment):

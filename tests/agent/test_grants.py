@@ -12,7 +12,7 @@ import pytest
 from sollold.agent import grants, memory_monitor, term_file
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
-from sollold.engines.commands import Reserve, Reserved
+from sollold.engines.commands import Commit, Renew, Reserve, Reserved
 from sollold.machine.devices import DeviceMeter
 from sollold.settings.schema import MIB
 from tests.agent_cluster import MISSING_LLAMA, AgentCluster, running_agents
@@ -157,3 +157,24 @@ async def test_a_hanging_measurement_stops_grants_but_not_expiry(
             release.set()
         await until(lambda: owner.memory._measuring is None or owner.memory._measuring.done())
         assert (await reserve(cluster, Term(9, "l"), "f")).ok
+
+
+async def test_a_renewal_is_answered_while_the_disk_of_the_tensor_cache_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
+        owner = cluster.agents["a"].grants
+        asked: list[str] = []
+
+        async def hang(deployment: str) -> bool:
+            asked.append(deployment)
+            await asyncio.Event().wait()
+            return True
+
+        monkeypatch.setattr(owner.workers, "loaded", hang)
+        assert (await reserve(cluster, Term(9, "l"), "d")).ok
+        assert (await cluster.call("b", "a", "commit", Commit("d", "b", (), MISSING_LLAMA.build))).ok
+        for _ in range(3):
+            renewal = Renew("d", "b", loaded=True)
+            assert (await asyncio.wait_for(cluster.call("b", "a", "renew", renewal), 5.0)).ok
+        assert asked == ["d"]
