@@ -176,6 +176,19 @@ async def test_a_disk_that_becomes_read_only_does_not_fail_loads_and_unloads(
     await engine.close()
 
 
+async def test_files_that_another_engine_still_writes_are_kept(tmp_path: Path) -> None:
+    kept = KeptPrompts(tmp_path / "prompts", 2500)
+    kept.open()
+    engine = Engine((300,), kept.folder or tmp_path)
+    address = await engine.start()
+    (tmp_path / "prompts" / "other-0.part").write_bytes(b"x")
+    (tmp_path / "prompts" / "a-1.part").write_bytes(b"x")
+    async with aiohttp.ClientSession() as http:
+        await kept.save(http, address, "a", 2000, 8000)
+    assert names(tmp_path / "prompts") == ["a-0", "other-0.part"]
+    await engine.close()
+
+
 async def test_prompts_that_fit_are_saved_if_all_together_exceed_the_limit(tmp_path: Path) -> None:
     kept = KeptPrompts(tmp_path / "prompts", 2500)
     kept.open()

@@ -112,7 +112,7 @@ class KeptPrompts:
         except _FAILURES as error:
             log.debug("an engine's prompts were not saved: %s", error or "it took too long")
         finally:
-            await asyncio.to_thread(self._prune)
+            await asyncio.to_thread(self._prune, key)
         if saved:
             log.info("saved %d tokens of processed prompts", saved)
 
@@ -152,12 +152,16 @@ class KeptPrompts:
                     found.append(_File(path, number, status.st_size, status.st_mtime))
         return sorted(found, key=lambda file: file.modified, reverse=True)
 
-    def _prune(self) -> None:
-        """Delete incomplete files, and the oldest ones beyond the limit."""
+    def _prune(self, key: str) -> None:
+        """Delete what ``key`` has left incomplete, and the oldest files beyond the limit.
+
+        Another engine may still write its incomplete files.
+        """
         total = 0
         for file in self._files():
             total += file.size
-            if file.slot < 0 or total > self._limit:
+            incomplete = file.slot < 0
+            if file.path.name.startswith(f"{key}-") if incomplete else total > self._limit:
                 _remove(file.path)
 
 
