@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -257,6 +258,24 @@ def test_logs_are_rotated_and_old_ones_removed(folder: Path, monkeypatch: pytest
     prune(folder / "logs", spare=["old2"], keep=2)
     # A folder that can't be removed is skipped.
     assert sorted(entry.name for entry in (folder / "logs").iterdir()) == ["d", "old0", "old2", "old4"]
+
+
+def test_a_log_that_could_not_be_opened_again_is_continued_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(process_log, "ROTATE_BYTES", 10)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with ProcessLog(folder / "x.log") as log:
+        log.write(b"0123456789ab\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(process_log, "_open", refuse)
+            log.write(b"lost\n")
+        log.write(b"kept\n")
+    assert (folder / "x.log").read_bytes() == b"kept\n"
+    assert (folder / "x.log.1").read_bytes() == b"0123456789ab\n"
 
 
 def test_each_port_is_given_once():

@@ -51,7 +51,8 @@ class ProcessLog:
         try:
             if self._size > ROTATE_BYTES:
                 self._file.close()
-                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                with contextlib.suppress(FileNotFoundError):  # renamed before, but not opened again
+                    self._path.replace(self._path.with_name(self._path.name + ".1"))
                 self._file = _open(self._path)
                 self._size = 0
             self._size += self._file.write(data) or 0
