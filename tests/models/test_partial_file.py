@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,20 @@ def test_completed_bytes_are_counted_without_iterating_over_parts(
 def test_a_file_larger_than_the_free_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PartialFileError, match="it needs 1048576 TiB"):
         PartialFile(tmp_path, "k", (Item("a.gguf", 1 << 60),)).open()
+
+
+def test_received_bytes_that_were_deleted_need_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(tmp_path, "k", (Item("a.gguf", 1 << 20),), part=1 << 20)
+    partial.open()
+    partial.finish_part(0, 0)
+    partial.close()
+    (partial.folder / "a.gguf").unlink()
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(PartialFileError, match=r"it needs 1\.00 MiB"):
+        PartialFile(tmp_path, "k", (Item("a.gguf", 1 << 20),), part=1 << 20).open()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ class PartialFile:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._read_notes()
+        for index, item in enumerate(self.items):
+            if not _has_size(self.folder / item.name, item.size):
+                self._done[index] = set()
         needed = sum(item.size for item in self.items) - self.completed
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -93,9 +96,7 @@ class PartialFile:
         for index, item in enumerate(self.items):
             path = self.folder / item.name
             self._files[index] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if os.fstat(self._files[index]).st_size != item.size:
-                self._done[index] = set()
-                os.ftruncate(self._files[index], item.size)
+            os.ftruncate(self._files[index], item.size)
 
     def stop(self) -> None:
         """Stop a `verify` or digest in another thread: hundreds of gigabytes take minutes."""
@@ -266,6 +267,13 @@ def read_notes(folder: Path) -> Notes | None:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
     except (OSError, *UNDECODABLE):
         return None
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def write_all(handle: int, offset: int, data: bytes | bytearray | memoryview) -> None:

@@ -21,12 +21,14 @@ class RateLimit:
 
     def wait(self, count: int, now: float) -> float:
         """Take ``count`` bytes at the time ``now``; return how long to sleep for them."""
-        if not self.rate:
+        rate = self.rate
+        if not rate:
             return 0.0
         with self._lock:
-            self._busy_until = max(self._busy_until, now - 0.25) + count / self.rate
+            self._busy_until = max(self._busy_until, now - 0.25) + count / rate
             return max(0.0, self._busy_until - now)
 
     def piece(self, most: int) -> int:
         """Return the number of bytes to move at a time, at most ``most``: few enough to keep pauses short."""
-        return min(most, max(_MIN_BYTES, self.rate // 4)) if self.rate else most
+        rate = self.rate
+        return min(most, max(_MIN_BYTES, rate // 4)) if rate else most
