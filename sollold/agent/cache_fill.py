@@ -87,8 +87,7 @@ class CacheFill:
 
     async def close(self) -> None:
         """Stop all work."""
-        for stop in self._stops:
-            stop.stop()
+        self._stop()
         tasks = [task for task in (self._task, self._reading) if task is not None]
         for task in tasks:
             task.cancel()
@@ -120,6 +119,7 @@ class CacheFill:
             if not ready.done() and self._chunks == chunks:
                 log.info("no tensor received for %.0f s: the head sends the rest", PATIENCE)
                 self._give_up()
+                self._stop()
         self._waited += time.monotonic() - started
         self._read_ahead(tensor_key(tensor))
         file = ready.result()
@@ -143,6 +143,13 @@ class CacheFill:
     def _count_chunk(self) -> None:
         """Count a chunk. Called in any thread: a lost increment is harmless."""
         self._chunks += 1
+
+    def _stop(self) -> None:
+        """Stop collecting tensors."""
+        for stop in self._stops:
+            stop.stop()
+        if self._task is not None:
+            self._task.cancel()
 
     def _give_up(self) -> None:
         for ready in self._files.values():

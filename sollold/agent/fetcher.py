@@ -33,6 +33,8 @@ class _Fetch:
     size: int
     task: asyncio.Task[None] | None = None
     asked: float = 0.0
+    unasked: asyncio.Timeout | None = None
+    """Expires when the leader no longer asks for it."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     failed: str = ""
 
@@ -104,6 +106,9 @@ class Fetcher:
                     return Fetched(failed=refusal)
                 fetch = self._fetches[request.digest] = _Fetch(size)
         fetch.asked = now
+        if fetch.unasked is not None and fetch.under_way:
+            with contextlib.suppress(RuntimeError):  # it has just expired
+                fetch.unasked.reschedule(now + UNASKED_SECONDS)
         if fetch.task is None:
             log.info("fetching %s to run it here", request.model)
             fetch.task = asyncio.create_task(self._run(fetch, request), name=f"fetch {request.model}")
@@ -136,17 +141,16 @@ class Fetcher:
         return ""
 
     async def _run(self, fetch: _Fetch, request: Fetch) -> None:
-        loop = asyncio.get_running_loop()
         steps = self._puller.pull(request.model, nodes_only=True)
         try:
-            async with contextlib.aclosing(steps):
-                async for step in steps:
-                    if total := int(step.get("total", 0)):
-                        fetch.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
-                    if loop.time() - fetch.asked > UNASKED_SECONDS:
-                        fetch.failed = "no request needs it any more"
-                        log.info("download of %s cancelled: %s", request.model, fetch.failed)
-                        return
+            async with asyncio.timeout_at(fetch.asked + UNASKED_SECONDS) as fetch.unasked:
+                async with contextlib.aclosing(steps):
+                    async for step in steps:
+                        if total := int(step.get("total", 0)):
+                            fetch.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
+        except TimeoutError:
+            fetch.failed = "no request needs it any more"
+            log.info("download of %s cancelled: %s", request.model, fetch.failed)
         except PullError as error:
             fetch.failed = str(error)
             log.warning("download of %s failed: %s", request.model, error)

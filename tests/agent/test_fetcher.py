@@ -204,6 +204,18 @@ async def test_space_reserved_by_a_fetch_is_not_available_to_another(
         assert (await fetch("three")).failed == "other models are being downloaded here"
 
 
+async def test_a_stalled_fetch_without_further_requests_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "_free", lambda folder: 99 * GIB)
+    monkeypatch.setattr(fetcher, "UNASKED_SECONDS", 0.05)
+    async for fetch in fetch_of(EndlessPuller(), tmp_path):
+        for name in ("one", "two"):
+            assert not (await fetch(name)).failed
+        await asyncio.sleep(0.1)
+        assert not (await fetch("three")).failed, "the abandoned ones no longer count"
+
+
 async def test_an_internal_error_is_reported_as_such(tmp_path: Path) -> None:
     async for fetch in fetch_of(EndlessPuller(error=RuntimeError("no thread left")), tmp_path):
         states = [await fetch("one")]
