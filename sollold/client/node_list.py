@@ -11,6 +11,8 @@ from sollold.facts import dataclass
 MOST_NODES = 256
 """Maximum number of remembered addresses: as many nodes as a cluster may have."""
 _FIRST_RETRY, _MAX_RETRY = 1.0, 30.0
+_MAX_DOUBLINGS = 5
+"""Doublings after which the delay has reached its maximum; a thousand would be too large for a float."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,9 @@ class NodeList:
         """Note that the node did not respond, or broke off."""
         if (known := self._by_url(url)) is not None:
             known.failures += 1
-            known.retry_at = now + min(_MAX_RETRY, _FIRST_RETRY * 2 ** (known.failures - 1))
+            known.retry_at = now + min(
+                _MAX_RETRY, _FIRST_RETRY * 2 ** min(known.failures - 1, _MAX_DOUBLINGS)
+            )
 
     def answered(self, url: str) -> None:
         """Note that the node responded, which restores its place in the order."""

@@ -54,6 +54,9 @@ def test_failed_nodes_come_last_until_they_answer() -> None:
     for _ in range(20):
         nodes.failed("http://a", 20.0)
     assert nodes.due(50.0), "the delay is limited"
+    for _ in range(2000):
+        nodes.failed("http://a", 60.0)
+    assert nodes.due(90.0), "also of a node that is away for a day"
     nodes.answered("http://a")
     assert [known.url for known in nodes.order()] == ["http://a", "http://b"]
 
