@@ -181,6 +181,10 @@ def test_output_before_a_break_or_continue_is_kept(body: str, expected: str) -> 
         ("{{ if .Prompt }}" * 60 + "{{ end }}" * 60, "nested"),
         ("{{ " + "(" * 5000 + ".Prompt" + ")" * 5000 + " }}", "nested"),
         ("x" * 200_000, "longer than"),
+        ("{{ .Prompt" + " | html" * 5000 + " }}", "nested"),
+        ("{{ if " + "(eq " * 45 + ".Prompt" + ' "a" "b")' * 45 + " }}x{{ end }}", "translation is too long"),
+        ("{{ if eq .Prompt " + "9" * 5000 + " }}x{{ end }}", "is not supported"),
+        ("{{ range .Messages }}" + "{{ if .Role }}{{ continue }}{{ end }}" * 2000 + "{{ end }}", "continues"),
     ],
 )
 def test_unsupported_templates_are_refused_with_the_reason(template: str, reason: str) -> None:

@@ -15,6 +15,10 @@ from sollold.facts import dataclass
 
 _MAX_CHARACTERS = 100_000
 _MAX_DEPTH = 50
+_MAX_PIPES = 50
+"""Maximum number of ``|`` in one action: each nests the value before it one level deeper."""
+_MAX_NUMBER_CHARACTERS = 19
+"""Maximum length of a number: Go's have 64 bits."""
 _ACTION = re.compile(r"\{\{(- )?")
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -264,6 +268,7 @@ class _Tokens:
             place = match.end()
         self._position = 0
         self._depth = 0
+        self._pipes = 0
 
     def peek(self, ahead: int = 0) -> tuple[str, str]:
         place = self._position + ahead
@@ -298,6 +303,9 @@ class _Tokens:
         value = self._command()
         while self.peek() == ("sign", "|"):
             self.skip(1)
+            self._pipes += 1
+            if self._pipes > _MAX_PIPES:
+                raise TemplateError("it is nested too deeply")
             call = self._command()
             if not isinstance(call, FunctionCall) or not call.name:
                 raise self._error()
@@ -320,7 +328,7 @@ class _Tokens:
         match kind:
             case "string":
                 return Literal(_unquoted(text))
-            case "number":
+            case "number" if len(text) <= _MAX_NUMBER_CHARACTERS:
                 return Literal(float(text) if "." in text else int(text))
             case "word" if text in ("true", "false", "nil"):
                 return Literal({"true": True, "false": False, "nil": None}[text])

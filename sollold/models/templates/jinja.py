@@ -30,6 +30,10 @@ from sollold.models.templates.go_parser import (
     parse_template,
 )
 
+_MAX_CHARACTERS = 1_000_000
+"""Maximum length of a translated template, in characters: some constructs repeat their operands."""
+_MAX_GUARDS = 50
+"""Maximum number of nodes after which the rest of one loop's body is conditional, each nested in the last."""
 RAW = "{{ .Prompt }}"
 """Ollama's template for a model whose file has none: the user's message and nothing around it."""
 
@@ -90,13 +94,15 @@ class _Scope:
     """The meaning of ``.`` and the variables.
 
     ``root``: the root fields; ``loop``: the namespace that says whether the innermost loop continues, if it
-    has ``break`` or ``continue``."""
+    has ``break`` or ``continue``; ``guards``: number of conditions on that around the present node.
+    """
 
     root: dict[str, _Value]
     dot: _Value | None
     variables: dict[str, _Value]
     depth: int = 0
     loop: str = ""
+    guards: int = 0
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,7 +121,7 @@ def to_jinja(template: str) -> str:
     return _exchanges(nodes)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def untranslatable(template: str) -> str:
     """Return why a template can't be given to llama-server, as the end of a sentence; empty if it can."""
     try:
@@ -204,8 +210,13 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
 
 
 def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
-    out = []
+    if scope.guards > _MAX_GUARDS:
+        raise TemplateError("it has too many breaks and continues")
+    out: list[str] = []
+    size = 0
     for index, node in enumerate(nodes):
+        size += len(out[-1]) if out else 0
+        _check_size(size)
         match node:
             case Text(text):
                 out.append(f"{{{{- {_quoted(text)} -}}}}")
@@ -228,9 +239,15 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
             case Branch():
                 out.append(_branch(node, scope))
         if _leaves((node,)) and nodes[index + 1 :]:
-            out.append(f"{{%- if {scope.loop}.go -%}}{_body(nodes[index + 1 :], scope)}{{%- endif -%}}")
+            rest = _body(nodes[index + 1 :], replace(scope, guards=scope.guards + 1))
+            out.append(f"{{%- if {scope.loop}.go -%}}{rest}{{%- endif -%}}")
             break
     return "".join(out)
+
+
+def _check_size(characters: int) -> None:
+    if characters > _MAX_CHARACTERS:
+        raise TemplateError("its translation is too long")
 
 
 def _leaves(nodes: tuple[Node, ...]) -> bool:
@@ -319,6 +336,7 @@ def _call(name: str, arguments: list[_Value]) -> _Value:
     codes = [argument.code for argument in arguments]
     match name, len(arguments):
         case ("eq", count) if count > 2:
+            _check_size(len(codes[0]) * count + sum(map(len, codes)))
             return _Value("(" + " or ".join(f"{codes[0]} == {code}" for code in codes[1:]) + ")")
         case (("eq" | "ne" | "lt" | "le" | "gt" | "ge"), 2):
             return _Value(f"({codes[0]} {_COMPARED[name]} {codes[1]})")
