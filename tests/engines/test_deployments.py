@@ -23,6 +23,7 @@ from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp import deployment, llama_server, load_progress, participants
+from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.rpc_worker import Worker
@@ -215,6 +216,40 @@ async def test_a_deployment_with_a_hanging_worker_can_be_ended(folder: Path, lla
         assert failed.reason == "no token for 120 s"
         await until(lambda: children() == [])
         await until(lambda: not any(agent.grants.ledger.grants() for agent in cluster.agents.values()))
+
+
+async def test_a_deployment_that_fails_to_save_its_prompts_releases_everything(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(KeptPrompts, "save", fail)
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        assert (await cluster.call("l", "a", "unload", Unload(TERM, "d"))).ok
+        assert children() == []
+        assert not any(agent.grants.ledger.grants() for agent in cluster.agents.values())
+
+
+async def test_a_load_that_completes_while_it_is_ended_does_not_become_ready(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    states: list[State] = []
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = tiny
+
+        async def end(*arguments: object) -> None:
+            loading = cluster.agents["a"].deployments.all["d"]
+            loading.subscribe(lambda: states.append(loading.state))
+            loading.end("evicted", state=State.DRAINING)
+
+        monkeypatch.setattr(KeptPrompts, "restore", end)
+        await cluster.deploy("d", plan(tiny, "a"))
+        await until(lambda: states != [] and not cluster.agents["a"].deployments.all)
+    assert set(states) == {State.DRAINING}
 
 
 async def test_a_deployment_ends_when_an_owner_leaves(folder: Path, llama: Llama, tiny: Model):

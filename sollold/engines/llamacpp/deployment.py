@@ -382,14 +382,21 @@ class Deployment:
 
     async def _end_all(self) -> None:
         """Stop all processes and release all memory. Failures do not stop the rest."""
-        await self._keep_prompts()
-        if self.head is not None:
-            # A failed one has nothing to finish, and others are waiting for its memory.
-            await self.head.stop(_STOP_SECONDS if self.state is State.DRAINING else 0.0)
-        self._head_gone.set()
-        await self._participants.release_grants(self.term)
-        self.ended_at = time.monotonic()
-        self._changed()
+        try:
+            await self._keep_prompts()
+        except Exception:
+            log.exception("the processed prompts of %s were not saved", self.id)
+        try:
+            if self.head is not None:
+                # A failed one has nothing to finish, and others are waiting for its memory.
+                await self.head.stop(_STOP_SECONDS if self.state is State.DRAINING else 0.0)
+        finally:
+            self._head_gone.set()
+            try:
+                await self._participants.release_grants(self.term)
+            finally:
+                self.ended_at = time.monotonic()
+                self._changed()
 
     async def _keep_prompts(self) -> None:
         """Save processed prompts if it ends in an orderly way."""
@@ -409,7 +416,8 @@ class Deployment:
             self._tell()
 
     def _become(self, state: State, *, reason: str = "") -> None:
-        if self.state is State.FAILED:
+        # A load may complete in the turn of the loop in which it is ended: an end is final.
+        if self.state in (State.FAILED, State.DRAINING):
             return
         self.state = state
         self.reason = _NODE.sub(lambda match: self._names.get(match[1], match[0]), reason)

@@ -232,5 +232,7 @@ class Head:
     async def stop(self, grace: float) -> None:
         """Stop it, by SIGKILL after ``grace`` seconds: it ignores SIGTERM while it waits for a worker."""
         await self.process.stop(grace)
-        await asyncio.to_thread(self._key.remove)
-        self._ports.give_back(self.port)
+        try:
+            await asyncio.to_thread(self._key.remove)
+        finally:
+            self._ports.give_back(self.port)
