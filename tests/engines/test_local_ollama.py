@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,8 +17,9 @@ import pytest
 
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.engines.address import EngineAddress
-from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.ollama.api import OllamaApi, Tag, address, is_here
+from sollold.engines.llamacpp.child_journal import MARK, Journal
+from sollold.engines.llamacpp.process import Process
+from sollold.engines.ollama.api import OllamaApi, OllamaError, Tag, address, is_here
 from sollold.engines.ollama.convert import seconds_left
 from sollold.engines.ollama.endpoints import OllamaEndpoints
 from sollold.engines.ollama.service import _MAX_HANGS, LocalOllama
@@ -397,6 +399,52 @@ async def test_a_managed_ollama_is_started_restarted_and_ended(make: Make, tmp_p
     await ollama.close()
     with pytest.raises(ProcessLookupError):
         os.kill(second, 0)
+
+
+async def test_runners_left_by_a_killed_daemon_are_ended(make: Make, tmp_path: Path) -> None:
+    mark = {**os.environ, MARK: Journal(tmp_path / "journal").mark}
+    runner = await asyncio.create_subprocess_exec("/bin/sleep", "600", env=mark)
+    try:
+        await make("http://127.0.0.1:9", manage=True, binary="/nowhere/ollama").start()
+        assert await asyncio.wait_for(runner.wait(), 10) == -signal.SIGKILL
+    finally:
+        if runner.returncode is None:
+            runner.kill()
+            await runner.wait()
+
+
+async def test_another_ollama_at_the_address_of_a_managed_one_that_exited_is_used(
+    make: Make, standin: Standin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ollama = make(standin.url, manage=True, binary="/nowhere/ollama")
+    assert ollama._own is not None
+    journal, log_file = Journal(tmp_path / "own"), tmp_path / "own.log"
+    exited = await Process.start("ollama", ["/bin/true"], deployment="o", journal=journal, log_file=log_file)
+    await exited.exited
+    ollama._own._process = exited
+    await ollama.start()
+    await until(lambda: not ollama._own.ended and names(ollama))
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 6)
+    assert names(ollama)
+    assert caplog.text.count("stopped answering") == 1
+
+
+async def test_a_list_of_an_ollama_that_is_gone_is_not_used(make: Make) -> None:
+    ollama = make("http://127.0.0.1:9")
+
+    class Api(OllamaApi):
+        async def tags(self) -> list[Tag]:
+            ollama._mark_gone()
+            return [Tag("small:latest", size=1000, digest="s", capabilities=["completion"])]
+
+        async def capabilities(self, model: str) -> list[str]:
+            raise OllamaError("it is gone")
+
+    async with aiohttp.ClientSession() as session:
+        ollama._api = Api(session, "http://127.0.0.1:9")
+        await ollama.refresh()
+    assert not names(ollama) and not ollama.has("small:latest")
 
 
 SLOW = """#!{python}

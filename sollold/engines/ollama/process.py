@@ -59,6 +59,14 @@ class OwnOllama:
         """Whether the process started here has exited by itself."""
         return self._process is not None and not self._process.running
 
+    async def kill_leftovers(self) -> None:
+        """Kill what an Ollama of an earlier run left behind; call it before `start`.
+
+        If the daemon is killed, so is its Ollama, but not the runners that this has started: they would keep
+        the memory of their models.
+        """
+        await asyncio.to_thread(self._journal.kill_leftovers)
+
     async def start(self, answers: Callable[[], Awaitable[bool]]) -> bool:
         """Start Ollama and wait until it ``answers``; return False on failure, see `trouble`."""
         await self.stop()

@@ -124,9 +124,13 @@ class LocalOllama:
 
     async def refresh(self) -> None:
         """Fetch the list of models now, after one was created, pulled or deleted."""
-        if self._api is not None:
+        api = self._api
+        if api is not None:
             with contextlib.suppress(OllamaError):
-                await self._models.read_tags(self._api)
+                await self._models.read_tags(api)
+                if self._api is None:
+                    # It is gone since it gave the list.
+                    self._models.clear()
                 self._models.publish()
 
     async def copy(self, name: str, second: str) -> None:
@@ -235,6 +239,9 @@ class LocalOllama:
     async def _run(self) -> None:
         attempt = LogAndRetry("polling Ollama", log)
         wait = _RETRY_SECONDS[0]
+        if self._own is not None:
+            with attempt:
+                await self._own.kill_leftovers()
         while True:
             retry, steady = False, False
             with attempt:
@@ -252,6 +259,9 @@ class LocalOllama:
             start = loop.time()
             await self._follow()
             self._mark_gone()
+            if self._own is not None and self._own.ended:
+                # Else another Ollama that answers at its address would be taken for it, and left at once.
+                await self._own.stop()
             # One that keeps exiting is restarted only after a pause.
             steady = self._own is None or loop.time() - start > _STEADY_SECONDS
             return self._own is not None and steady, steady
