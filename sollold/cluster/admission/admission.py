@@ -342,7 +342,10 @@ class Admission:
         async with self._steps:
             self.ring = ring
             self.search.wait_no_more()
+            # An admin's decisions were about the former cluster.
             self._waiting.clear()
+            self._opened_until = 0.0
+            self.invitations.close()
             self._save()
             log.info("admitted to the cluster of %s (%s)", name, node)
             await self._moved(node, address)

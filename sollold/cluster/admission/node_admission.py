@@ -98,6 +98,9 @@ class NodeAdmission:
 
     async def _move(self, node: str, address: Address) -> None:
         """Switch to another cluster, of which ``node`` at ``address`` is a member."""
+        # Before anything is awaited: the nodes of the former cluster would be remembered as members of this
+        # one, and announced to it.
+        self._runner.forget_others()
         await self._use_secret()
         await self._connections.leave_cluster()
         self._meet(node, address)

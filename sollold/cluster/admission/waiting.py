@@ -59,8 +59,9 @@ class WaitingList:
         self._approved.pop(node, None)
 
     def clear(self) -> None:
-        """Remove all waiting machines."""
+        """Remove all waiting machines, and their approvals."""
         self._strangers.clear()
+        self._approved.clear()
 
     def forget(self, now: float) -> bool:
         """Drop machines that have not asked for long; True if there were any."""

@@ -28,6 +28,11 @@ class BroadcastQueue:
         if tier is not None:
             del self._tiers[tier][kind, node]
 
+    def clear(self) -> None:
+        """Remove all queued messages."""
+        self._tiers.clear()
+        self._tier.clear()
+
     def take_messages(self, room: int, limit: int) -> list[bytes]:
         """Return messages of at most ``room`` bytes in total for a packet; each is sent ``limit`` times."""
         if not self._tier:

@@ -326,6 +326,14 @@ class Gossip:
         self._membership.evict(nodes, now)
         return self._done(now)
 
+    def forget_others(self, now: float) -> list[Action]:
+        """Forget all other nodes: this node changes to another cluster, where they are no members."""
+        self._awake(now)
+        self._membership.forget_others()
+        self._membership.own.announce()
+        self._publish_record()
+        return self._done(now)
+
     def observe_term(self, term: Term, now: float) -> list[Action]:
         """Note a term seen outside of records (an owner refused ours as outdated): never claim below it."""
         self._awake(now)

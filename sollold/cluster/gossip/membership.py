@@ -258,6 +258,15 @@ class Membership:
             if member is not None and member.live:
                 self._end(member, Status.DEAD, now)
 
+    def forget_others(self) -> None:
+        """Drop all other nodes and the news of them: this node changes to another cluster."""
+        for node in tuple(self.live):
+            self._exit(self.members.pop(node))
+            self._changed(Change.LEFT, node)
+        self.members.clear()
+        self._gone.clear()
+        self._news.clear()
+
     def relax(self, node: str) -> None:
         """Restore the normal suspicion time of ``node``: it responded after its connection broke."""
         member = self.members.get(node)

@@ -61,7 +61,9 @@ class NodeConnections:
         self._peers.change_identity()
 
     async def leave_cluster(self) -> None:
-        """Close links and calls, which lead to nodes of a cluster that this one has left."""
+        """Close all connections: they lead to nodes of a cluster that this one has left."""
         for node in self._links.up():
             self._links.drop_node(node)
+        for node in self._peers.callers():
+            self._peers.cut(node)
         await self._calls.close()

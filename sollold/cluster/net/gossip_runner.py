@@ -70,6 +70,7 @@ class GossipRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._exchanges: set[asyncio.Task[None]] = set()
         self._exchanging = self._unknown = 0
         self._leaving = False
 
@@ -118,11 +119,19 @@ class GossipRunner:
             delay = max(0.0, wake - time.monotonic()) + _EXACT_SECONDS
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task that `close_tasks` cancels; its failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
+
+    def forget_others(self) -> None:
+        """Forget all other nodes, and cancel exchanges with them: this node changes to another cluster."""
+        for task in self._exchanges:
+            task.cancel()
+        if self.gossip is not None:
+            self.do(self.gossip.forget_others(time.monotonic()))
 
     def handle_packet(self, data: bytes, source: Address) -> None:
         """Handle a received, decrypted datagram."""
@@ -151,7 +160,9 @@ class GossipRunner:
             self._kept = action.kept
             self._writer.request()
         elif isinstance(action, PushPullWith):
-            self.spawn(self._push_pull(action))
+            task = self.spawn(self._push_pull(action))
+            self._exchanges.add(task)
+            task.add_done_callback(self._exchanges.discard)
         elif self._exchanging < _MAX_EXCHANGES:
             self.spawn(self._tcp_ping(action))
 
