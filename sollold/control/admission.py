@@ -99,8 +99,8 @@ class AdmissionService:
         failed = [str(r) for r in results if isinstance(r, Refusal)]
         done = [record.name for record, r in zip(live, results, strict=True) if not isinstance(r, Exception)]
         if failed:
-            state = "open" if seconds else "shut"
-            prefix = f"the door is {state} at {', '.join(done)}; " if done else ""
+            admitted = "are" if seconds else "are no longer"
+            prefix = f"new machines {admitted} admitted at {', '.join(done)}; " if done else ""
             raise Refusal(Fault.UNAVAILABLE, f"{prefix}failed: {'; '.join(failed)}", retry_after=2.0)
         return done
 

@@ -108,8 +108,8 @@ async def test_admission_opened_on_some_nodes_only_is_reported() -> None:
     admitter = Admitter()
     admitter.view.others = {OTHER: record(OTHER, name="bert")}
     for seconds, words in (
-        (600.0, "the door is open at name-0000000000000000; failed: bert: "),
-        (0.0, "the door is shut at name-0000000000000000; "),
+        (600.0, "new machines are admitted at name-0000000000000000; failed: bert: "),
+        (0.0, "new machines are no longer admitted at name-0000000000000000; "),
     ):
         with pytest.raises(Refusal, match=words) as refused:
             await admitter.service.open_door(seconds)
