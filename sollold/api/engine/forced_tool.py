@@ -21,7 +21,7 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.DOTALL)
-_FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
+_OPENING_FENCE = re.compile(r"\s*+```(?:json)?\s*+")
 
 
 class ForcedToolService:
@@ -129,9 +129,16 @@ def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None
         choice["finish_reason"] = "tool_calls"
 
 
+def _without_fences(text: str) -> str:
+    if opening := _OPENING_FENCE.match(text):
+        text = text[opening.end() :]
+    stripped = text.rstrip()
+    return stripped.removesuffix("```").rstrip() if stripped.endswith("```") else text
+
+
 def _call_in(text: str) -> dict[str, Any] | str:
     """Return the call in ``text``, even if it was cut off; the text without code fences if it is none."""
-    text = _FENCE.sub("", _FENCE.sub("", text))
+    text = _without_fences(text)
     beginning = _BEGINNING.match(text)
     if beginning is None:
         return text

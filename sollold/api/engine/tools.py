@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.http.json_text import decode_text
 from sollold.errors import Fault, Refusal
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
@@ -55,7 +56,7 @@ _TOOL_FIELDS = ("type", "name", "description", "parameters", "input_schema", "fu
 def _schema_of(schema: Any, location: str) -> dict[str, Any]:
     if isinstance(schema, str) and schema.strip():
         try:
-            schema = msgspec.json.decode(schema)
+            schema = decode_text(schema)
         except msgspec.DecodeError:
             raise Refusal(Fault.BAD_REQUEST, f"{location}: parameters are not a JSON schema") from None
     if schema is True or schema in ("", [], {}):
@@ -109,8 +110,8 @@ def arguments_text(arguments: Any) -> str:
         if not arguments.strip():
             return "{}"
         try:
-            value = msgspec.json.decode(arguments)
-        except (msgspec.DecodeError, RecursionError):
+            value = decode_text(arguments)
+        except msgspec.DecodeError:
             value = {"arguments": arguments}
         else:
             if isinstance(value, dict):

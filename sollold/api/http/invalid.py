@@ -13,12 +13,14 @@ from sollold.out_of_range import out_of_range
 
 _LOCATED = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
+_KEPT_CHARACTERS = 500
+"""Characters that are kept at either end of a long message."""
 _BAD_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
 def explain(error: msgspec.ValidationError, type_: type) -> str:
     """Return why a value can't become a ``type_``, as ``field: what was expected``."""
-    text = str(error)
+    text = _text_of(error)
     located = _LOCATED.fullmatch(text)
     problem, field = (located[1], located[2]) if located else (text, "")
     if wrong := _BAD_CHOICE.fullmatch(problem):
@@ -36,8 +38,16 @@ def explain(error: msgspec.ValidationError, type_: type) -> str:
 
 def wrong_field(error: msgspec.ValidationError) -> str:
     """Return the name of the field whose value was refused; empty if there is none."""
-    located = _LOCATED.fullmatch(str(error))
+    located = _LOCATED.fullmatch(_text_of(error))
     return located[2] if located else ""
+
+
+def _text_of(error: msgspec.ValidationError) -> str:
+    """Return the decoder's message, shortened in the middle: it may quote megabytes of the request."""
+    text = str(error)
+    return (
+        text if len(text) <= 2 * _KEPT_CHARACTERS else f"{text[:_KEPT_CHARACTERS]}…{text[-_KEPT_CHARACTERS:]}"
+    )
 
 
 def _choices(hint: Any) -> list[str]:

@@ -27,6 +27,7 @@ from sollold.api.engine.number_ranges import (
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.invalid import explain, wrong_field
+from sollold.api.http.json_text import decode_text
 from sollold.cluster.gossip.record import Backend
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -348,7 +349,7 @@ def format_of(format_: Any) -> str | dict[str, Any] | None:
     if isinstance(format_, str):
         # Some clients send the schema as a string.
         try:
-            format_ = msgspec.json.decode(format_)
+            format_ = decode_text(format_)
         except msgspec.DecodeError:
             format_ = None
     if isinstance(format_, dict):

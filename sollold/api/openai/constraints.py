@@ -12,14 +12,20 @@ from typing import Any
 import msgspec
 
 from sollold.api.grammar.pattern import Unsupported, convertible_pattern
+from sollold.api.http.json_text import decode_text
 from sollold.errors import Fault, Refusal
 
 _GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar", "json_object")}
 _IGNORED = ("guided_decoding_backend", "guided_whitespace_pattern", "structural_tag")
 _KINDS = {"json": "json", "json_schema": "json", "regex": "regex"}
 _FIELDS = frozenset(("structured_outputs", "grammar", "response_format", *_GUIDED, *_IGNORED))
-_TOKEN = re.compile(r"\[(?:[^\]\\]|\\.)*+\]|\\.|[()|]|[*+?]|\{\d+(?:,\d*)?\}|.", re.DOTALL)
+_TOKEN = re.compile(r"\[(?:[^\]\\]|\\.)*+\]?|\\.|[()|]|[*+?]|\{\d+(?:,\d*)?\}|.", re.DOTALL)
+"""Parts of a regular expression. An unterminated class extends to the end of the text; otherwise matching
+would scan to the end from each bracket."""
+_ROOT = re.compile(r"^[^\S\n]*+root\s*+::=", re.MULTILINE)
 _MAX_CHOICES = 1000
+_MAX_CHARACTERS = 64 * 1024
+"""Maximum length of choices or of a pattern: engines get no longer grammar."""
 
 
 def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -73,7 +79,7 @@ def _requested(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _schema(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            value = msgspec.json.decode(value)
+            value = decode_text(value)
         except msgspec.DecodeError:
             raise Refusal(Fault.BAD_REQUEST, "the schema is a string that is not JSON") from None
     if not isinstance(value, dict):
@@ -88,11 +94,13 @@ def _grammar(kind: str, value: Any) -> str:
             raise Refusal(Fault.BAD_REQUEST, "choices must be a list of strings")
         if len(value) > _MAX_CHOICES:
             raise Refusal(Fault.BAD_REQUEST, f"there are more than {_MAX_CHOICES} choices")
+        _check_length(sum(map(len, value)), "choices")
         return "root ::= " + " | ".join(map(_literal, value))
     if not isinstance(value, str):
         raise Refusal(Fault.BAD_REQUEST, f"a {kind} must be a string")
+    _check_length(len(value), kind)
     if kind == "grammar":
-        if not re.search(r"^\s*root\s*::=", value, re.MULTILINE):
+        if not _ROOT.search(value):
             raise Refusal(
                 Fault.BAD_REQUEST, "a grammar must be in llama.cpp's format (GBNF), with a rule root ::= …"
             )
@@ -101,6 +109,11 @@ def _grammar(kind: str, value: Any) -> str:
         return f"root ::= {_pattern_rule(convertible_pattern(f'^({_without_anchors(value)})$'))}"
     except Unsupported as error:
         raise Refusal(Fault.BAD_REQUEST, f"the regular expression can't be enforced: {error}") from None
+
+
+def _check_length(length: int, kind: str) -> None:
+    if length > _MAX_CHARACTERS:
+        raise Refusal(Fault.BAD_REQUEST, f"{kind}: longer than {_MAX_CHARACTERS} characters")
 
 
 def _without_anchors(pattern: str) -> str:

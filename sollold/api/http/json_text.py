@@ -1,0 +1,43 @@
+"""Decodes JSON that a request contains as a string, such as a schema or the arguments of a tool call. Pure.
+
+The limits of the body (`json_bounds`) do not count what is within strings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.http.json_bounds import JsonBounds, TooManyValues
+from sollold.errors import Fault, Refusal
+
+_SMALL_CHARACTERS = 64 * 1024
+"""Maximum length of a text that is decoded quickly, whatever it contains."""
+_syntax = msgspec.json.Decoder(msgspec.Raw)
+
+
+def decode_text(text: str) -> Any:
+    """Return the value in ``text``.
+
+    Raises:
+        msgspec.DecodeError: it is not JSON, or nested too deeply.
+        Refusal: BAD_REQUEST: it has more objects, arrays or values than a body may have.
+    """
+    try:
+        if len(text) > _SMALL_CHARACTERS:
+            _check_values(text)
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise msgspec.DecodeError("JSON is nested too deeply") from None
+    except TooManyValues as error:
+        raise Refusal(Fault.BAD_REQUEST, f"within a string: {error}") from None
+
+
+def _check_values(text: str) -> None:
+    """Raise `TooManyValues`, or `msgspec.DecodeError` before that takes long for text that is not JSON."""
+    raw = text.encode()
+    _syntax.decode(raw)
+    bounds = JsonBounds()
+    for start in range(0, len(raw), _SMALL_CHARACTERS):
+        bounds.feed(raw[start : start + _SMALL_CHARACTERS])
