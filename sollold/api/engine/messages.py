@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,24 +18,52 @@ def link_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Calls and results are matched by id or name, else in their order.
     """
-    open_calls: list[tuple[str, str]] = []
+    open_calls = _OpenCalls()
     for message in messages:
-        open_calls += [(call["id"], call["function"]["name"]) for call in message.get("tool_calls", ())]
+        for call in message.get("tool_calls", ()):
+            open_calls.add(call["id"], call["function"]["name"])
         if message["role"] != "tool":
             continue
-        name = message.get("name")
-        id_ = message.get("tool_call_id")
-        match = next(
-            (c for c in open_calls if (c[0] == id_ if id_ else c[1] == name)),
-            open_calls[0] if open_calls else None,
-        )
+        match = open_calls.take(message.get("tool_call_id"), message.get("name"))
         if match is not None:
-            open_calls.remove(match)
             message.setdefault("tool_call_id", match[0])
             message.setdefault("name", match[1])
         else:
             message.setdefault("tool_call_id", "call_0")
     return messages
+
+
+class _OpenCalls:
+    """The calls without a result. Found by key, since a conversation may have thousands."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[str, str]] = {}
+        self._numbers: dict[tuple[str, str | None], deque[int]] = {}
+        """Numbers of calls by ("id", id), by ("name", name) and for all, in their order."""
+        self._count = 0
+
+    def add(self, id_: str, name: str) -> None:
+        """Add a call."""
+        self._calls[self._count] = id_, name
+        for key in (("id", id_), ("name", name), _ALL_CALLS):
+            self._numbers.setdefault(key, deque()).append(self._count)
+        self._count += 1
+
+    def take(self, id_: str | None, name: str | None) -> tuple[str, str] | None:
+        """Remove the call with this id, without an id with this name, else the first; None for no call."""
+        number = self._first(("id", id_) if id_ else ("name", name))
+        if number is None:
+            number = self._first(_ALL_CALLS)
+        return self._calls.pop(number) if number is not None else None
+
+    def _first(self, key: tuple[str, str | None]) -> int | None:
+        numbers = self._numbers.get(key, ())
+        while numbers and numbers[0] not in self._calls:
+            numbers.popleft()
+        return numbers[0] if numbers else None
+
+
+_ALL_CALLS = ("", None)
 
 
 def clean_base64(image: object) -> str:

@@ -26,7 +26,7 @@ def decode_text(text: str) -> Any:
     """
     try:
         if len(text) > _SMALL_CHARACTERS:
-            _check_values(text)
+            check_values(text.encode())
         return msgspec.json.decode(text)
     except RecursionError:
         raise msgspec.DecodeError("JSON is nested too deeply") from None
@@ -34,9 +34,14 @@ def decode_text(text: str) -> Any:
         raise Refusal(Fault.BAD_REQUEST, f"within a string: {error}") from None
 
 
-def _check_values(text: str) -> None:
-    """Raise `TooManyValues`, or `msgspec.DecodeError` before that takes long for text that is not JSON."""
-    raw = text.encode()
+def check_values(raw: bytes) -> None:
+    """Check that JSON has no more values than a body may have.
+
+    Raises:
+        TooManyValues: it has more.
+        msgspec.DecodeError: it is not JSON, for which counting could take long.
+        RecursionError: it is nested too deeply.
+    """
     _syntax.decode(raw)
     bounds = JsonBounds()
     for start in range(0, len(raw), _SMALL_CHARACTERS):

@@ -23,6 +23,8 @@ from sollold.api.engine.fields import require_capability
 from sollold.api.engine.infill_events import read_infilled
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.modelfile import own_messages
+from sollold.api.http.json_bounds import TooManyValues
+from sollold.api.http.json_text import check_values
 from sollold.api.ollama.chat import (
     add_logprobs,
     add_shared,
@@ -71,15 +73,16 @@ def unpack_context(context: list[int]) -> list[PackedTurn]:
     """Return the conversation in a ``context`` from `pack_context`.
 
     Raises:
-        Refusal: BAD_REQUEST if it was modified.
+        Refusal: BAD_REQUEST if it was modified, or has more turns than a body may have lists.
     """
     try:
         packer = zlib.decompressobj()
         raw = packer.decompress(bytes(context[1:]), _MAX_BYTES)
         if not packer.eof:
             raise ValueError("too long or cut off")
+        check_values(raw)
         return _turns.decode(raw)
-    except (ValueError, zlib.error, msgspec.MsgspecError):
+    except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError, TooManyValues):
         raise Refusal(
             Fault.BAD_REQUEST, "invalid context: send it back exactly as received, or omit it"
         ) from None

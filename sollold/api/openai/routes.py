@@ -315,7 +315,8 @@ class OpenAiRoutes:
         if ask.dimensions is not None or ask.encoding_format == "base64":
             change = partial(convert_embeddings, ask=ask)
         # An Ollama takes no tokens, and they can't be converted to text here.
-        ollama = native if all(isinstance(part, str) for part in call.body["input"]) else None
+        texts = isinstance(ask.input, str) or all(isinstance(part, str) for part in ask.input or ())
+        ollama = native if texts else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=ollama, operation="an input of tokens")
         return await self._respond(
             request,

@@ -1,21 +1,31 @@
-"""JSON and patterns in strings of a request: decoded within limits, without blocking the event loop."""
+"""Parts of a request that are small as JSON, but costly to process: they do not block the event loop."""
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from aiohttp import ClientSession
 
 from sollold.api.engine.forced_tool import _call_in
+from sollold.api.engine.messages import link_tool_results
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.engine.tools import arguments_text, normalize_tools
 from sollold.api.http.body import as_type
+from sollold.api.ollama.generate import unpack_context
 from sollold.api.ollama.request import format_of
 from sollold.api.openai.constraints import with_own_constraints
 from sollold.errors import Fault, Refusal
+from tests.api.api_parts import ScriptedService, parts
+from tests.api.conftest import Serve
+from tests.api.watched_loop import watched
 
+LIMIT_SECONDS = 0.25
+"""CPU time for one part; without limits these took from half a second to hours."""
 MILLIONS_OF_VALUES = "[" + "{}," * 2_000_000 + "{}]"
 NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
 
@@ -37,7 +47,7 @@ def test_a_schema_in_a_string_is_refused_if_it_is_too_large(read: Callable[[str]
     started = time.thread_time()
     with pytest.raises(Refusal) as refused:
         read(text)
-    assert refused.value.fault is Fault.BAD_REQUEST and time.thread_time() - started < 0.15
+    assert refused.value.fault is Fault.BAD_REQUEST and time.thread_time() - started < LIMIT_SECONDS
 
 
 def test_arguments_are_limited_like_a_body() -> None:
@@ -62,7 +72,7 @@ def test_a_long_constraint_is_refused_quickly(kind: str, value: Any) -> None:
     started = time.thread_time()
     with pytest.raises(Refusal):
         guided(kind)(value)
-    assert time.thread_time() - started < 0.15
+    assert time.thread_time() - started < LIMIT_SECONDS
 
 
 def test_a_grammar_may_begin_with_blank_lines() -> None:
@@ -74,13 +84,47 @@ def test_a_long_name_of_an_unknown_field_is_refused_quickly() -> None:
     started = time.thread_time()
     with pytest.raises(Refusal, match="unknown field aaa") as refused:
         as_type({"a" * 8_000_000: 1}, PlacementBody)
-    assert time.thread_time() - started < 0.15 and len(refused.value.message) < 2000
+    assert time.thread_time() - started < LIMIT_SECONDS and len(refused.value.message) < 2000
 
 
 def test_a_forced_call_with_a_long_run_of_spaces_is_read_quickly() -> None:
     text = '{"name":"f","arguments":{"x":"' + " " * 100_000 + '"}}'
     started = time.thread_time()
     call = _call_in(text)
-    assert isinstance(call, dict) and time.thread_time() - started < 0.15
+    assert isinstance(call, dict) and time.thread_time() - started < LIMIT_SECONDS
     assert _call_in("```\nno call \n``` ") == "no call"
     assert _call_in(" no call ") == " no call "
+
+
+def test_a_context_of_hundreds_of_thousands_of_turns_is_refused() -> None:
+    turns = b"[" + b'["",""],' * 900_000 + b'["",""]]'
+    context = [-7301, *zlib.compress(turns, 1)]
+    started = time.thread_time()
+    with pytest.raises(Refusal, match="invalid context"):
+        unpack_context(context)
+    assert time.thread_time() - started < LIMIT_SECONDS
+
+
+def test_thousands_of_calls_and_results_are_linked_quickly() -> None:
+    def calls() -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [call(f"c{n}", f"f{n}") for n in range(6000)]}
+
+    def call(id_: str, name: str) -> dict[str, Any]:
+        return {"id": id_, "function": {"name": name}}
+
+    results: list[dict[str, Any]] = [{"role": "tool", "tool_call_id": "x"} for _ in range(2000)]
+    results += [{"role": "tool", "name": f"f{5999 - n}"} for n in range(2000)]
+    started = time.thread_time()
+    linked = link_tool_results([calls(), *results])
+    assert time.thread_time() - started < LIMIT_SECONDS
+    # Results without their call answer the first ones.
+    assert [linked[1]["name"], linked[2000]["name"]] == ["f0", "f1999"]
+    assert [message["tool_call_id"] for message in linked[2001:]] == [f"c{5999 - n}" for n in range(2000)]
+
+
+async def test_one_long_text_to_embed_does_not_block_the_loop(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ScriptedService(b'{"data": [{"embedding": [1.0], "index": 0}]}')))
+    body = msgspec.json.encode({"model": "demo", "input": "a" * (8 << 20)})
+    async with watched() as loop, http.post(url + "/v1/embeddings", data=body) as answer:
+        assert answer.status == 200, await answer.text()
+    assert loop.longest < LIMIT_SECONDS
