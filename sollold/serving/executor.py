@@ -246,6 +246,7 @@ class RequestExecutor:
 
     async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver a response that is not streamed, as one event. After a fault the request is repeated."""
+        self._check_interrupted()
         attempt = self._attempt
         while attempt is not None:
             try:
@@ -265,6 +266,7 @@ class RequestExecutor:
 
     async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver the events of a stream, across all faults, as described in `sollold.cluster.net.pour`."""
+        self._check_interrupted()
         while self._attempt is not None:
             if self._continuation is None:
                 self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)
@@ -272,6 +274,15 @@ class RequestExecutor:
                 return False
         await self.close()
         return True
+
+    def _check_interrupted(self) -> None:
+        """Check that the answer was not stopped and closed before its caller had read all of it.
+
+        Raises:
+            Refusal: it was.
+        """
+        if self._stopped is not None and self._attempt is None:
+            raise self._stopped
 
     async def _pour_from(
         self, attempt: Attempt, continuation: Continuation, receive: Receiver[list[bytes]]

@@ -488,6 +488,21 @@ async def test_a_stopping_node_refuses_requests_and_interrupts_streams_with_a_re
     assert broken.value.fault is Fault.INTERRUPTED and "this node is stopping" in broken.value.message
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_caller_that_reads_only_after_the_stop_gets_an_error(
+    cluster: Cluster, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.service._CLOSE_SECONDS", 0.05)
+    a, _, _ = await two_nodes(cluster)
+    answer = await a.serving.open(ask(stream=stream), lambda _: None)
+    if stream:
+        assert not await answer.pour(lambda events: False)
+    await a.serving.close()
+    with pytest.raises(Refusal, match="this node is stopping") as interrupted:
+        await answer.pour(lambda events: True)
+    assert interrupted.value.fault is Fault.INTERRUPTED
+
+
 @pytest.mark.parametrize("waits_for", ["a load", "a place"])
 async def test_a_stopping_node_refuses_waiting_requests_with_a_reason(
     cluster: Cluster, waits_for: str
