@@ -19,6 +19,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.rpc_server import caller as proved_caller
 from sollold.cluster.net.view import View
+from sollold.retry import LogAndRetry
 from sollold.serving.admission import AdmissionQueue
 from sollold.serving.byte_budget import ByteBudget
 from sollold.serving.counters import Counters
@@ -300,15 +301,17 @@ class EndpointServer:
     async def _check_periodically(self) -> None:
         loop = asyncio.get_running_loop()
         pauses = OwnPauses(loop.time())
+        retrying = LogAndRetry("the check of running requests", log)
         while True:
             await next_turn(CHECK_EVERY)
             now = loop.time()
             pauses.check((s.progress for state in self._states.values() for s in state.streams), now)
-            self._peer_requests.check(now)
-            if self._client is not None:
-                self._client.close_idle()
-            for state in tuple(self._states.values()):
-                self._check(state, now)
+            with retrying:
+                self._peer_requests.check(now)
+                if self._client is not None:
+                    self._client.close_idle()
+                for state in tuple(self._states.values()):
+                    self._check(state, now)
             if self._is_idle():
                 self._work.clear()
                 await self._work.wait()
@@ -332,7 +335,7 @@ class EndpointServer:
             state.idle.observe(work.processes, work.bytes, now)
         if not state.streams:
             if state.endpoint is None:
-                del self._states[state.id]
+                self._states.pop(state.id, None)
             return
         idle = state.idle.seconds(now) > self._settings.still
         for stream in working:

@@ -416,6 +416,27 @@ async def test_a_hung_engine_that_sends_pings_is_detected(
     assert "no token" in cluster.nodes[1].engines.failed[0][1]
 
 
+async def test_a_failed_check_does_not_end_the_checks(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=0.5)
+    a, engine_b, _ = await three_nodes(cluster)
+    engine_b.hang_after = 30
+    failures: list[str] = []
+
+    def fail_once(endpoint: str) -> None:
+        if not failures:
+            failures.append(endpoint)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(cluster.nodes[1].engines, "work", fail_once)
+    async with asyncio.timeout(8):
+        answer = await a.serving.open(ask(), lambda _: None)
+        assert text_of(await read(answer)) == TEXT
+    assert failures and "no token" in cluster.nodes[1].engines.failed[0][1]
+
+
 async def test_a_loading_ollama_has_a_longer_time_limit(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(stall=100.0)
     b = await cluster.node("b")
