@@ -197,6 +197,22 @@ async def test_a_header_with_wrong_types_does_not_hide_other_models(make: Make, 
     assert len(decoded) == 3, "other nodes must be able to decode the list"
 
 
+async def test_numbers_beyond_64_bits_in_a_manifest_do_not_hide_other_models(
+    make: Make, tmp_path: Path
+) -> None:
+    store = OllamaStore(tmp_path / "store")
+    store.model("fine:latest", tmp_path)
+    weights = store.layer("model", write_gguf(tmp_path / "x.gguf", seed=1).read_bytes())
+    store.manifest("huge:latest", [weights, {**store.layer("license", b"MIT"), "size": 10**30}])
+    store.manifest("sum:latest", [weights, *[{**store.layer("license", b"MIT"), "size": 2**63 - 1}] * 3])
+    store.manifest("long:latest", [], {"model_format": "safetensors", "context_length": 10**30})
+    catalogue = make()
+    await catalogue.start()
+    assert named(catalogue).keys() == {"fine:latest", "huge:latest", "sum:latest", "long:latest"}
+    assert "damaged" in named(catalogue)["huge:latest"].unusable
+    assert msgspec.msgpack.encode(catalogue.models)
+
+
 async def test_a_file_name_in_another_encoding_does_not_hide_other_models(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "fine.gguf")
     write_gguf(tmp_path / "folder" / os.fsdecode(b"mod\xe8le-F16.gguf"))

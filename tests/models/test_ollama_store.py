@@ -53,6 +53,13 @@ def test_layers_are_read(store: OllamaStore, tmp_path: Path) -> None:
     assert model.unusable == ""
 
 
+def test_a_manifest_with_thousands_of_licenses_takes_little_memory(
+    store: OllamaStore, tmp_path: Path
+) -> None:
+    store.model("wordy:latest", tmp_path, extra=[store.layer("license", b"x" * 100_000)] * 3000)
+    assert len(found(store)["wordy:latest"].license) < 2_000_000
+
+
 def test_old_blob_names_are_read(store: OllamaStore, tmp_path: Path) -> None:
     content = write_gguf(tmp_path / "x.gguf").read_bytes()
     layers = [store.layer("model", content, old=True), store.layer("prompt", b"{{ .Prompt }}", old=True)]

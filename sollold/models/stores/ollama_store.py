@@ -13,8 +13,10 @@ import pwd
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from sollold.errors import system_reason
 from sollold.models.names import Name, is_name
@@ -29,12 +31,15 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODELS = 20_000
+_MAX_LICENSES = 16
+_Size = Annotated[int, Meta(le=1 << 50)]
+"""Bytes of a layer. The sum over a manifest's layers must fit into 64 bits, since lists of models are sent."""
 
 
 class _Layer(msgspec.Struct):
     mediaType: str = ""
     digest: str = ""
-    size: int = 0
+    size: _Size = 0
     from_: str | None = msgspec.field(name="from", default="")
 
 
@@ -49,7 +54,7 @@ class _Config(msgspec.Struct):
     file_type: str | None = ""
     remote_host: str | None = ""
     capabilities: list[str] | None = None
-    context_length: int | None = 0
+    context_length: Annotated[int, Meta(le=1 << 60)] | None = 0
     renderer: str | None = ""
 
 
@@ -199,7 +204,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
-    licenses = [read_text(path) for path in _blobs(root, layers, "license")]
+    licenses = [read_text(path) for path in _blobs(root, layers, "license")[:_MAX_LICENSES]]
     kind = "gguf"
     if name.cloud or config.remote_host:
         kind = "cloud"
