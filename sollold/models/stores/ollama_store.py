@@ -33,7 +33,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODELS = 20_000
 _MAX_LICENSES = 16
 _Size = Annotated[int, Meta(le=1 << 50)]
-"""Bytes of a layer. The sum over a manifest's layers must fit into 64 bits, since lists of models are sent."""
+"""Bytes of a layer. The sum over a manifest must fit into 64 bits, since lists of models are sent."""
 
 
 class _Layer(msgspec.Struct):
