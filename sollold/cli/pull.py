@@ -84,10 +84,13 @@ def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
     )
     with on_screen(Progress(*columns, console=console(stderr=stderr))) as bar:
         tasks = {}
+        last = ""
         for step in steps:
             digest = step.get("digest", "")
             if not digest:
-                bar.console.print(step.get("status", ""))
+                if step.get("status") != last:
+                    last = step.get("status", "")
+                    bar.console.print(last)
                 continue
             if digest not in tasks:
                 tasks[digest] = bar.add_task(step.get("status", digest[:19]), total=step.get("total"))

@@ -337,6 +337,20 @@ async def test_simultaneous_pulls_share_one_transfer(three: ThreeNodes) -> None:
     assert b.server.asked == -(-path.stat().st_size // PART)
 
 
+async def test_simultaneous_pulls_of_two_names_for_one_content_transfer_it_once(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
+    store = OllamaStore(b.folder / "store")
+    content = big(b.folder / "x.gguf").read_bytes()
+    for name in ("tiny:1b", "tiny:latest"):
+        store.manifest(name, [store.layer("model", content)])
+    await three.start()
+    await until(lambda: a.library.find("tiny:1b"))
+    for lines in await asyncio.gather(a.pull("tiny:1b"), a.pull("tiny")):
+        assert lines[-1]["status"] == "success"
+    assert sole(a.catalogue.own).read_bytes() == content
+    assert b.server.asked == -(-len(content) // PART)
+
+
 async def test_a_failed_transfer_is_not_reused_while_a_slow_reader_remains(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
@@ -438,6 +452,25 @@ async def test_aborting_a_pull_ends_the_verification_of_its_files(
     assert unfinished(a), "the received parts are kept"
     monkeypatch.undo()
     assert (await a.pull("tiny"))[-1]["status"] == "success"
+
+
+async def test_the_last_line_is_repeated_during_a_long_verification(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = three.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    await until(lambda: a.library.find("tiny"))
+    proceed = threading.Event()
+    monkeypatch.setattr(PartialFile, "verify", lambda *_: proceed.wait(30))
+    monkeypatch.setattr("sollold.models.transfer.pull._REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr("sollold.models.transfer.pull._CHECK_SECONDS", 0.01)
+    statuses: list[str] = []
+    async for line in a.puller.pull("tiny"):
+        statuses.append(line["status"])
+        if statuses.count("verifying sha256 digest") == 3:
+            proceed.set()
+    assert statuses[-2:] == ["writing manifest", "success"]
 
 
 async def test_a_pull_that_joins_one_restricted_to_nodes_falls_back_to_ollama(three: ThreeNodes) -> None:

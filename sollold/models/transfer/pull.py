@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 
@@ -39,6 +40,9 @@ log = logging.getLogger("sollold.models")
 
 _CHECK_SECONDS = 0.5
 """Maximum seconds between two checks for new progress."""
+_REPEAT_SECONDS = 30.0
+"""Seconds without progress after which the last line is repeated: callers give up a silent connection, and a
+pull that its caller has left is cancelled. Verifying a large model is silent for longer than they wait."""
 _THREADS = 16
 """Number of threads for all pulls together; if they are busy, only pulls wait."""
 
@@ -95,6 +99,8 @@ class Puller:
         self._pulled_here = pulled
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
         self._pulls: dict[str, _Pull] = {}
+        self._transfers = WeakValueDictionary[str, asyncio.Lock]()
+        """Content digest → held while that content is fetched from nodes."""
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -135,15 +141,18 @@ class Puller:
         pull.watchers += 1
         pull.nodes_only = pull.nodes_only and nodes_only
         pull.insecure = pull.insecure or insecure
+        loop = asyncio.get_running_loop()
         sent: dict[str, Progress] = {}
+        sent_at = loop.time()
         try:
             assert pull.task is not None
             while True:
                 ended = pull.task.done()
-                for id, line in list(pull.lines.items()):
-                    if sent.get(id) != line:
-                        sent[id] = line
-                        yield line
+                lines = list(pull.lines.items())
+                repeated = lines[-1:] if loop.time() - sent_at >= _REPEAT_SECONDS else []
+                for id, line in [pair for pair in lines if sent.get(pair[0]) != pair[1]] or repeated:
+                    sent[id], sent_at = line, loop.time()
+                    yield line
                 if ended:
                     break
                 pull.changed.clear()
@@ -234,6 +243,13 @@ class Puller:
     # From nodes
 
     async def _from_nodes(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
+        digest = holders[0][1].digest
+        # Another name of the same content may be pulled too: its partial download is the same folder.
+        async with self._transfers.setdefault(digest, asyncio.Lock()):
+            if self._node not in self._library.nodes_with(digest):
+                await self._transfer(pull, holders)
+
+    async def _transfer(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
         model = holders[0][1]
         sources: list[Source | BlockingSource] = []
         parcel: ModelFiles | None = None
