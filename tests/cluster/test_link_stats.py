@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
+import pytest
+
 from sollold.cluster.net.link_stats import LinkStats
 
 B, C = "b" * 16, "c" * 16
@@ -44,3 +48,14 @@ def test_a_pending_change_is_published_with_the_next_measurement_of_any_link() -
     assert stats.note(C, 0.001, 1e8, 15.0)
     assert stats.told()[0] == (B, 0.1, 1e8)
     assert not stats.note(B, 0.1, 1e8, 31.0)
+
+
+@pytest.mark.parametrize(
+    ("trip", "rate"), [(inf, 0.0), (1e300, 0.0), (nan, 0.0), (0.001, nan), (0.001, inf), (0.001, -1.0)]
+)
+def test_impossible_measurements_of_a_peer_are_not_published(trip: float, rate: float) -> None:
+    stats = LinkStats()
+    assert not stats.note(B, trip, rate, 0.0) and stats.told() == ()
+    assert stats.note(B, 0.001, 1e8, 1.0)
+    assert not stats.note(B, trip, rate, 100.0)
+    assert stats.told() == ((B, 0.001, 1e8),)

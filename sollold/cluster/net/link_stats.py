@@ -7,6 +7,10 @@ from collections.abc import Collection
 
 _MIN_TRIP = 250e-6
 _MIN_RATE = 1e6
+_MAX_TRIP = 3600.0
+_MAX_RATE = 1e15
+"""Limits in seconds and bytes per second. A peer that reports other values must not make this node publish a
+record that all others reject."""
 _RATES = 3
 _SHARE = 0.25
 """Relative differences up to this are noise: every change of a record is sent to all nodes."""
@@ -25,8 +29,11 @@ class LinkStats:
     def note(self, node: str, trip: float, rate: float, now: float) -> bool:
         """Note round trip in seconds and rate in bytes per second. Returns whether to announce `told` now.
 
-        A pending change is announced with a later measurement: each link is measured again and again.
+        Impossible values are ignored. A pending change is announced with a later measurement: each link is
+        measured again and again.
         """
+        if not (0.0 < trip <= _MAX_TRIP and 0.0 <= rate <= _MAX_RATE):
+            return False
         before = self._known.get(node)
         first = before is None or (rate > 0.0 and before[1] == 0.0)
         if before is None or _differs(before[0], trip, _MIN_TRIP) or _differs(before[1], rate, _MIN_RATE):
