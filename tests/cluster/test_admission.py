@@ -77,6 +77,7 @@ def test_a_waiting_node_asks_only_the_cluster_where_it_waits() -> None:
     mine = standing("a", age=OLD)
     assert asks(mine, standing("z", cluster="z", age=OLD, alone=False), "z")
     assert not asks(mine, standing("y", cluster="y", age=OLD, alone=False), "z")
+    assert not asks(mine, replace(standing("y", age=OLD, alone=False), founder=""))
 
 
 def test_two_nodes_never_ask_each_other() -> None:
@@ -240,6 +241,18 @@ async def test_a_machine_waits_for_admission_while_the_door_is_closed(lan: Lan) 
     assert time.monotonic() - began < 5
     await until(lambda: not older.me.waiting and not newer.me.seeking)
     assert newer.me.admitted_by == older.me.node
+
+
+async def test_a_machine_that_waits_for_long_survives_a_change_of_the_secret(lan: Lan) -> None:
+    first = await lan.start(0, door="closed")
+    second = await lan.start(1, 0, door="closed")
+    await until(lambda: first.me.waiting and lan.led(0))
+    waiting = second.admission
+    assert waiting is not None
+    waiting.ring = replace(waiting.ring, founded=time.time() - OLD)
+    assert not (await lan.changes[0].rotate()).refusal
+    assert await first.calls.call(first.me.node, "admit", AdmitOrder(second.me.node), bool, timeout=3)
+    await until(lan.joined)
 
 
 async def test_an_admin_can_open_the_door(lan: Lan) -> None:

@@ -65,7 +65,8 @@ def asks(own: Standing, other: Standing, waits_at: str = "") -> bool:
     """Whether this node must ask that one to be admitted.
 
     Args:
-        waits_at: the cluster that this node already asked and that has not admitted it yet.
+        waits_at: founder of the cluster that this node already asked and that has not admitted it yet; its
+            secret, and so its name, may have changed since.
     """
     if other.cluster == own.cluster:
         return False
@@ -73,7 +74,7 @@ def asks(own: Standing, other: Standing, waits_at: str = "") -> bool:
         if own.alone != other.alone:
             return own.alone
         return other.founder < own.founder
-    return own.alone and (own.young or other.cluster == waits_at)
+    return own.alone and (own.young or (bool(waits_at) and other.founder == waits_at))
 
 
 def behind(own: Standing, other: Standing, known: Container[str]) -> bool:

@@ -117,7 +117,7 @@ class ClusterSearch:
         candidates = dict.fromkeys([*self._candidates(), *((address,) for address in self._heard)])
         targets = [*candidates][:_MAX_CANDIDATES]
         replies = await asyncio.gather(*(greeted(self._reach, self._port(), group) for group in targets))
-        waits_at = self.waits_at.cluster if self.waits_at is not None else ""
+        waits_at = self.waits_at.founder if self.waits_at is not None else ""
         known = self._ring().known - {self._key.node}
         askable = {
             standing: address
@@ -143,7 +143,7 @@ class ClusterSearch:
     async def _answered(self, member: Standing, address: Address, answer: Answer, *, newer: bool) -> None:
         if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
             self.turned_out = answer.state is AdmissionState.EVICTED
-            new = self.waits_at is None or self.waits_at.cluster != member.cluster
+            new = self.waits_at is None or self.waits_at.founder != member.founder
             self.waits_at = member
             if new:
                 log.warning("%s: sollold admit %s there", member.name, shlex.quote(self._name))
