@@ -331,11 +331,13 @@ class Admission:
         """Handle a secret received from a member. ``newer``: it is a later one of our own cluster."""
         if not (newer and ring.founder == self.ring.founder):
             await self._join(node, name, address, ring)
-        elif ring.generation >= self.ring.generation:
+            return
+        async with self._steps:
+            if ring.generation < self.ring.generation:
+                return
             log.info("the secret was changed while this node was away: fetched from %s", name)
-            async with self._steps:
-                await self._take(caught_up(self.ring, ring))
-            self._met(node, address)
+            await self._take(caught_up(self.ring, ring))
+        self._met(node, address)
 
     async def _join(self, node: str, name: str, address: Address, ring: Keyring) -> None:
         """Switch to another cluster, whose member ``node`` gave this one ``ring``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Container, Sequence
@@ -77,6 +78,7 @@ class ClusterSearch:
         self._got = got
         self._changed = changed
         self._heard: dict[Address, float] = {}
+        self._waits_address: Address | None = None
         self._turn = 0
 
     @property
@@ -114,9 +116,11 @@ class ClusterSearch:
 
     async def look(self, own: Standing) -> None:
         """Contact the candidates, and ask the best one."""
-        candidates = dict.fromkeys([*self._candidates(), *((address,) for address in self._heard)])
-        targets = [*candidates][:_MAX_CANDIDATES]
+        before = self._ring()
+        targets = self._targets()
         replies = await asyncio.gather(*(greeted(self._reach, self._port(), group) for group in targets))
+        if self._differs(before):
+            return
         waits_at = self.waits_at.founder if self.waits_at is not None else ""
         known = self._ring().known - {self._key.node}
         askable = {
@@ -136,15 +140,30 @@ class ClusterSearch:
         try:
             with contextlib.suppress(PeerError, TimeoutError, OSError):
                 answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, address)
-                await self._answered(chosen, address, answer, newer=bool(newer))
+                if not self._differs(before):
+                    await self._answered(chosen, address, answer, newer=bool(newer))
         finally:
             self.asking = False
+
+    def _differs(self, before: Keyring) -> bool:
+        """Whether this node admitted a machine, which it must not leave alone, or got another secret."""
+        ring = self._ring()
+        return (ring.alone, ring.secret) != (before.alone, before.secret)
+
+    def _targets(self) -> list[tuple[Address, ...]]:
+        """Return the candidates to contact, grouped by machine; of too many a random selection."""
+        found = [*dict.fromkeys([*self._candidates(), *((address,) for address in self._heard)])]
+        # An admin sees this node as waiting there only while it keeps asking.
+        kept = [group for group in found if self._waits_address in group][:1]
+        others = [group for group in found if group not in kept]
+        room = _MAX_CANDIDATES - len(kept)
+        return kept + (random.sample(others, room) if len(others) > room else others)
 
     async def _answered(self, member: Standing, address: Address, answer: Answer, *, newer: bool) -> None:
         if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
             self.turned_out = answer.state is AdmissionState.EVICTED
             new = self.waits_at is None or self.waits_at.founder != member.founder
-            self.waits_at = member
+            self.waits_at, self._waits_address = member, address
             if new:
                 log.warning("%s: sollold admit %s there", member.name, shlex.quote(self._name))
                 log.warning("this node %s", self.seeking)
@@ -172,4 +191,4 @@ class ClusterSearch:
 
     def wait_no_more(self) -> None:
         """Stop waiting: this node was admitted, or has admitted another machine to its own cluster."""
-        self.waits_at, self.turned_out = None, False
+        self.waits_at, self._waits_address, self.turned_out = None, None, False
