@@ -17,6 +17,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, ClassVar, TypeVar, cast
 
@@ -213,7 +214,9 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
             connection.transport.abort()
     if greeting.standing.node != found:
         raise PeerError(found, "it reports another node's id", transport=True)
-    return greeting.standing, address
+    # A stranger chose the name, which this node displays, logs and publishes.
+    name = printable_name(greeting.standing.name) or found
+    return replace(greeting.standing, name=name), address
 
 
 async def greeted(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address] | None:

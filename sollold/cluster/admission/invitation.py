@@ -294,18 +294,19 @@ async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, hosts: Seq
             side = await asyncio.to_thread(Side, code, key.public, public, joins=True)
             opening = Opening(key.public, printable_name(name), side.message)
             reply = decoded(await connection.exchange(msgspec.msgpack.encode(opening)), Reply)
+            shown = printable_name(reply.name) or member
             if reply.verdict is not InvitationVerdict.OPEN:
-                return Invited(reply.verdict, member, reply.name, address)
+                return Invited(reply.verdict, member, shown, address)
             agreed = await asyncio.to_thread(side.finish, reply.message)
             signature = key.sign(signed_content(public, side.message, reply.message))
             proof = msgspec.msgpack.encode(Proof(agreed.newcomer, signature))
             outcome = decoded(await connection.exchange(proof), Outcome)
             if outcome.verdict is not InvitationVerdict.ADMITTED:
-                return Invited(outcome.verdict, member, reply.name, address, outcome.tries)
+                return Invited(outcome.verdict, member, shown, address, outcome.tries)
             if not same(outcome.proof, agreed.member):
                 raise PeerError(member, "it does not know the code itself", transport=True)
             answer = decoded(agreed.unseal(outcome.sealed), Answer)
-            return Invited(outcome.verdict, member, reply.name, address, 0, answer)
+            return Invited(outcome.verdict, member, shown, address, 0, answer)
         except BadExchange as error:
             raise PeerError(member, str(error), transport=True) from None
         finally:
