@@ -69,17 +69,17 @@ def after(arguments: list[str], option: str) -> str:
     return arguments[arguments.index(option) + 1]
 
 
-def test_workers_are_started_on_all_nodes_with_remote_or_cpu_layers():
+def test_workers_are_started_on_all_nodes_with_remote_or_cpu_layers() -> None:
     assert worker_nodes(PLAN) == ("c", "b", "a")
     assert worker_devices(PLAN, "c") == ("CUDA1", "CUDA0")
     assert worker_devices(PLAN, "a") == ("CPU",), "the head's GPU needs no worker"
 
 
-def test_devices_are_in_the_order_of_layers():
+def test_devices_are_in_the_order_of_layers() -> None:
     assert device_names(PLAN, WORKERS) == ("RPC0", "RPC2", "RPC1", "CUDA0", "RPC3")
 
 
-def test_the_arguments_of_a_spread_plan():
+def test_the_arguments_of_a_spread_plan() -> None:
     arguments = line(extra=("--mlock",))
     assert after(arguments, "--rpc") == "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"
     assert arguments.index("--rpc") < arguments.index("--device")
@@ -99,7 +99,7 @@ def test_the_arguments_of_a_spread_plan():
     assert arguments[-1] == "--mlock"
 
 
-def test_external_workers_keep_their_address_and_all_their_devices_are_counted():
+def test_external_workers_keep_their_address_and_all_their_devices_are_counted() -> None:
     shares = (share("a", "pc:50052#2/3", 1, 4), share("b", "CPU", 4, 6), share("b", "10.0.0.7:1", 6, 9))
     mixed = replace(PLAN, shares=shares)
     assert worker_nodes(mixed) == ("b",)
@@ -121,7 +121,7 @@ def test_external_workers_keep_their_address_and_all_their_devices_are_counted()
     assert "--no-mmproj-offload" in arguments, "an external worker is not a GPU of the head"
 
 
-def test_the_arguments_of_a_plan_for_the_hosts_cpu():
+def test_the_arguments_of_a_plan_for_the_hosts_cpu() -> None:
     arguments = line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()))
     assert after(arguments, "--device") == "none"
     assert after(arguments, "--gpu-layers") == "0"
@@ -129,17 +129,17 @@ def test_the_arguments_of_a_plan_for_the_hosts_cpu():
     assert "--tensor-split" not in arguments
 
 
-def test_the_number_of_checkpoints_is_that_of_the_plan():
+def test_the_number_of_checkpoints_is_that_of_the_plan() -> None:
     arguments = line(replace(PLAN, run=replace(RUN, checkpoints=3)))
     assert after(arguments, "--ctx-checkpoints") == "3"
 
 
-def test_the_number_of_layers_with_experts_on_the_cpu():
+def test_the_number_of_layers_with_experts_on_the_cpu() -> None:
     assert after(line(replace(PLAN, cpu_moe=5)), "--n-cpu-moe") == "5"
     assert "--n-cpu-moe" not in line()
 
 
-def test_drafting_by_ngrams():
+def test_drafting_by_ngrams() -> None:
     plan = replace(PLAN, run=replace(RUN, drafts=8), drafts_by="ngram")
     assert "--spec-type" not in line(plan), "the build does not support it"
     arguments = line(plan, llama=replace(LLAMA, flags=FLAGS | {"--spec-ngram-simple-size-m"}))
@@ -147,7 +147,7 @@ def test_drafting_by_ngrams():
     assert after(arguments, "--spec-ngram-simple-size-m") == "8"
 
 
-def test_drafting_by_the_models_own_layer():
+def test_drafting_by_the_models_own_layer() -> None:
     plan = replace(PLAN, run=replace(RUN, drafts=2, predicts=True), drafts_by="mtp")
     assert "--spec-type" not in line(plan)
     flags = FLAGS | {"--spec-ngram-simple-size-m"}
@@ -160,7 +160,7 @@ def test_drafting_by_the_models_own_layer():
     assert "--spec-draft-model" not in arguments and "--spec-draft-device" not in arguments
 
 
-def test_drafting_by_another_model_on_the_heads_own_device():
+def test_drafting_by_another_model_on_the_heads_own_device() -> None:
     llama = replace(LLAMA, flags=FLAGS | {"--spec-ngram-simple-size-m"})
     draft = replace(MODEL, files=("/m/small.gguf",))
     plan = replace(PLAN, run=replace(RUN, drafts=3), drafts_by="small", draft_digest="d2")
@@ -173,12 +173,12 @@ def test_drafting_by_another_model_on_the_heads_own_device():
     assert (after(arguments, "--spec-draft-device"), after(arguments, "--spec-draft-ngl")) == ("none", "0")
 
 
-def test_options_that_the_build_does_not_support_are_left_out():
+def test_options_that_the_build_does_not_support_are_left_out() -> None:
     arguments = line(llama=replace(LLAMA, flags=frozenset()))
     assert not {"--fit", "--cache-ram", "--no-webui", "--slots"} & set(arguments)
 
 
-def test_the_arguments_for_projector_adapters_and_embeddings():
+def test_the_arguments_for_projector_adapters_and_embeddings() -> None:
     model = replace(MODEL, projector="/m/eyes.gguf", adapters=("/m/a.gguf", "/m/b,c.gguf"))
     arguments = line(replace(PLAN, run=replace(RUN, embedding=True, unified=True)), model)
     assert after(arguments, "--mmproj") == "/m/eyes.gguf"
@@ -187,7 +187,7 @@ def test_the_arguments_for_projector_adapters_and_embeddings():
     assert "--kv-unified" in arguments
 
 
-def test_the_projector_stays_on_the_head():
+def test_the_projector_stays_on_the_head() -> None:
     model = replace(MODEL, projector="/m/eyes.gguf")
     old = replace(LLAMA, flags=frozenset())
     first = replace(PLAN, shares=PLAN.shares[3:])
@@ -200,13 +200,13 @@ def test_the_projector_stays_on_the_head():
     assert "--no-mmproj-offload" in line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()), model)
 
 
-def test_the_argument_for_a_reranker():
+def test_the_argument_for_a_reranker() -> None:
     run = replace(RUN, embedding=True)
     arguments = line(replace(PLAN, run=run), replace(MODEL, capabilities=("embedding", "rerank")))
     assert "--reranking" in arguments and "--embedding" not in arguments and "--pooling" not in arguments
 
 
-def test_progress_is_read_from_llama_servers_output():
+def test_progress_is_read_from_llama_servers_output() -> None:
     line_format = 'cmd_child_to_router:state:{"state":"loading","payload":{"stages":["text","eyes"],'
     line_format += '"current":"%s","value":%s}}'
     assert progress_in(line_format % ("text", 0.5)) == 0.25

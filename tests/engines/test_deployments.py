@@ -56,7 +56,9 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-async def test_a_spread_model_gives_the_same_answer_as_a_local_one(folder: Path, llama: Llama, tiny: Model):
+async def test_a_spread_model_gives_the_same_answer_as_a_local_one(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
         cluster.models[tiny.digest] = tiny
         assert (await cluster.deploy("whole", plan(tiny, "a"))).ok
@@ -83,7 +85,7 @@ async def test_a_spread_model_gives_the_same_answer_as_a_local_one(folder: Path,
         await until(lambda: cluster.views["a"].me.endpoints == ())
 
 
-async def test_a_record_lists_the_models_with_cached_tensors(folder: Path, llama: Llama):
+async def test_a_record_lists_the_models_with_cached_tensors(folder: Path, llama: Llama) -> None:
     # Workers cache tensors larger than 10 MiB.
     file = write(folder / "wide.gguf", "llama", Size(layers=2, embd=1024, ff=16384))
     wide = Model("wide:latest", "e" * 64, "folder", (str(file),), file.stat().st_size, 0.0, layers=2)
@@ -99,7 +101,7 @@ async def test_a_record_lists_the_models_with_cached_tensors(folder: Path, llama
         assert cluster.views["a"].me.cached == ()
 
 
-async def test_engines_listen_only_on_loopback(folder: Path, llama: Llama, tiny: Model):
+async def test_engines_listen_only_on_loopback(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -113,7 +115,7 @@ async def test_engines_listen_only_on_loopback(folder: Path, llama: Llama, tiny:
         assert listening == ["127.0.0.1", "127.0.0.1"]
 
 
-async def test_requests_without_an_engines_key_are_refused(folder: Path, llama: Llama, tiny: Model):
+async def test_requests_without_an_engines_key_are_refused(folder: Path, llama: Llama, tiny: Model) -> None:
     keys = folder / "a/state/engine_keys"
     keys.mkdir(parents=True)
     (keys / "18080.key").write_text("left by an earlier run")
@@ -149,7 +151,7 @@ async def test_requests_without_an_engines_key_are_refused(folder: Path, llama: 
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_worker_is_restarted_after_a_connection_of_another_user(
     folder: Path, llama: Llama, stays: bool
-):
+) -> None:
     async with running_agents(folder, llama, "b") as cluster:
         assert (await cluster.call("l", "b", "reserve", Reserve(TERM, "d", "a", {"CPU": 40 * MIB}))).ok
         commit = Commit("d", "a", ("CPU",), llama.build, "d" * 64)
@@ -178,7 +180,7 @@ async def test_a_worker_is_restarted_after_a_connection_of_another_user(
 
 async def test_a_killed_worker_ends_the_deployment_and_releases_all_grants(
     folder: Path, llama: Llama, tiny: Model
-):
+) -> None:
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4), ("c", 3)))
@@ -193,7 +195,7 @@ async def test_a_killed_worker_ends_the_deployment_and_releases_all_grants(
         assert cluster.agents["a"].deployments.address("d") is None
 
 
-async def test_a_broken_tunnel_ends_the_deployment(folder: Path, llama: Llama, tiny: Model):
+async def test_a_broken_tunnel_ends_the_deployment(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -205,7 +207,9 @@ async def test_a_broken_tunnel_ends_the_deployment(folder: Path, llama: Llama, t
         await until(lambda: not children())
 
 
-async def test_a_deployment_with_a_hanging_worker_can_be_ended(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_with_a_hanging_worker_can_be_ended(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -220,7 +224,7 @@ async def test_a_deployment_with_a_hanging_worker_can_be_ended(folder: Path, lla
 
 async def test_a_deployment_that_fails_to_save_its_prompts_releases_everything(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def fail(*arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -236,7 +240,7 @@ async def test_a_deployment_that_fails_to_save_its_prompts_releases_everything(
 
 async def test_a_load_that_completes_while_it_is_ended_does_not_become_ready(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     states: list[State] = []
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
@@ -252,7 +256,7 @@ async def test_a_load_that_completes_while_it_is_ended_does_not_become_ready(
     assert set(states) == {State.DRAINING}
 
 
-async def test_a_deployment_ends_when_an_owner_leaves(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_ends_when_an_owner_leaves(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -268,7 +272,7 @@ async def test_a_deployment_ends_when_an_owner_leaves(folder: Path, llama: Llama
         assert cluster.agents["b"].grants.ledger.grants(), "b was not notified; its grant expires later"
 
 
-async def test_only_the_head_gets_the_address_of_a_worker(folder: Path, llama: Llama, tiny: Model):
+async def test_only_the_head_gets_the_address_of_a_worker(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -280,7 +284,7 @@ async def test_only_the_head_gets_the_address_of_a_worker(folder: Path, llama: L
             await cluster.servers["b"].workers.address("a", "e", "")
 
 
-async def test_a_failed_load_is_reported_with_its_cause(folder: Path, llama: Llama, tiny: Model):
+async def test_a_failed_load_is_reported_with_its_cause(folder: Path, llama: Llama, tiny: Model) -> None:
     broken = folder / "broken.gguf"
     content = await asyncio.to_thread(Path(tiny.files[0]).read_bytes)
     await asyncio.to_thread(broken.write_bytes, content[:100_000])
@@ -298,7 +302,7 @@ async def test_a_failed_load_is_reported_with_its_cause(folder: Path, llama: Lla
 
 async def test_a_deployment_is_unloaded_when_idle_but_not_during_a_request(
     folder: Path, llama: Llama, tiny: Model
-):
+) -> None:
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"), keep_alive=0.5)
@@ -314,7 +318,7 @@ async def test_a_deployment_is_unloaded_when_idle_but_not_during_a_request(
 
 async def test_the_request_that_waited_for_the_load_is_served_also_without_keep_alive(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async with running_agents(folder, llama, "a") as cluster:
         agent = cluster.agents["a"]
         cluster.models[tiny.digest] = tiny
@@ -330,7 +334,7 @@ async def test_the_request_that_waited_for_the_load_is_served_also_without_keep_
         await until(lambda: agent.deployments.endpoint("e") is None)
 
 
-async def test_a_load_is_aborted_only_if_forced(folder: Path, llama: Llama, tiny: Model):
+async def test_a_load_is_aborted_only_if_forced(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"))
@@ -343,7 +347,9 @@ async def test_a_load_is_aborted_only_if_forced(folder: Path, llama: Llama, tiny
         assert cluster.agents["a"].grants.ledger.grants() == ()
 
 
-async def test_a_deployment_fails_when_an_owner_does_not_commit(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_fails_when_an_owner_does_not_commit(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.reserve("d", plan(tiny, "a", ("b", 4)))
@@ -359,7 +365,7 @@ async def test_a_deployment_fails_when_an_owner_does_not_commit(folder: Path, ll
 @pytest.mark.parametrize("slow", ["a", "b"])
 async def test_a_grant_does_not_expire_while_a_worker_starts(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, slow: str
-):
+) -> None:
     monkeypatch.setattr(participants, "RENEW_SECONDS", 0.2)
     start = Worker.start
 
@@ -382,7 +388,7 @@ async def test_a_grant_does_not_expire_while_a_worker_starts(
 @pytest.mark.parametrize("fraction, waiting", [(0.0, False), (0.0, True), (1.0, False)])
 async def test_a_stalled_load_fails(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, fraction: float, waiting: bool
-):
+) -> None:
     monkeypatch.setattr(Process, "waits_for_disk", lambda self: waiting)
     monkeypatch.setattr(load_progress, "stall_seconds", lambda model, progress: 1.5)
     progress_in = llama_server.progress_in
@@ -402,7 +408,7 @@ async def test_a_stalled_load_fails(
 
 async def test_a_llama_server_that_hangs_without_output_fails(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(load_progress, "FIRST_WORD_SECONDS", 3.0)
     hangs = folder / "llama-server"
     hangs.write_text(f'#!/bin/sh\ncase "$*" in *--port*) exec sleep 600;; esac\nexec {llama.server} "$@"\n')
@@ -416,7 +422,9 @@ async def test_a_llama_server_that_hangs_without_output_fails(
         await until(lambda: children() == [])
 
 
-def test_time_while_the_daemon_was_suspended_is_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch):
+def test_time_while_the_daemon_was_suspended_is_not_a_stall(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 1000.0
     monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
     for reported in (False, True):
@@ -435,7 +443,7 @@ def test_time_while_the_daemon_was_suspended_is_not_a_stall(tiny: Model, monkeyp
         assert 60.0 < seconds < 80.0
 
 
-def test_cpu_use_and_disk_waits_are_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch):
+def test_cpu_use_and_disk_waits_are_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
     working, disk, unknown = (load_progress.LoadProgress(tiny) for _ in range(3))
@@ -461,7 +469,9 @@ class TakenPort(Ports):
         return self._taken.pop() if self._taken else super().take_port()
 
 
-async def test_an_engine_is_started_again_if_its_port_is_in_use(folder: Path, llama: Llama, tiny: Model):
+async def test_an_engine_is_started_again_if_its_port_is_in_use(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as worker_port,
         socket.create_server(("127.0.0.1", 0)) as server_port,
@@ -477,7 +487,7 @@ async def test_an_engine_is_started_again_if_its_port_is_in_use(folder: Path, ll
 
 async def test_an_engine_is_started_again_if_another_program_answers_on_its_port(
     folder: Path, llama: Llama, tiny: Model
-):
+) -> None:
     async def welcome(request: web.BaseRequest) -> web.Response:
         return web.Response(text="welcome")
 
@@ -497,7 +507,9 @@ async def test_an_engine_is_started_again_if_another_program_answers_on_its_port
         await other.cleanup()
 
 
-async def test_a_deployment_ends_when_idle_if_an_owner_drains(folder: Path, llama: Llama, tiny: Model):
+async def test_a_deployment_ends_when_idle_if_an_owner_drains(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         agent = cluster.agents["a"]
@@ -518,7 +530,7 @@ async def test_a_deployment_ends_when_idle_if_an_owner_drains(folder: Path, llam
         assert not cluster.agents["b"].grants.ledger.holds("d")
 
 
-async def test_a_busy_deployment_ends_at_the_drain_limit(folder: Path, llama: Llama, tiny: Model):
+async def test_a_busy_deployment_ends_at_the_drain_limit(folder: Path, llama: Llama, tiny: Model) -> None:
     async with running_agents(folder, llama, "b") as cluster:
         agent = await cluster.add("a", serving=ServingSettings(drain_limit=0.3))
         cluster.models[tiny.digest] = tiny
@@ -531,7 +543,9 @@ async def test_a_busy_deployment_ends_at_the_drain_limit(folder: Path, llama: Ll
 
 
 @pytest.mark.parametrize("program", ["worker", "head"])
-async def test_a_segmentation_fault_counts_as_a_crash(folder: Path, llama: Llama, tiny: Model, program: str):
+async def test_a_segmentation_fault_counts_as_a_crash(
+    folder: Path, llama: Llama, tiny: Model, program: str
+) -> None:
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
@@ -576,7 +590,7 @@ async def test_an_unloadable_projector_is_left_out(
 
 async def test_a_model_on_a_hanging_share_is_not_loaded(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async def header(model: Model) -> Header:
         raise LookupError("/mnt/models does not answer")
 

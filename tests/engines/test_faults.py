@@ -52,7 +52,7 @@ async def harm(cluster: AgentCluster, deployment: str, chance: random.Random) ->
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_processes_grants_or_tasks_remain_after_faults(
     folder: Path, llama: Llama, tiny: Model, seed: int
-):
+) -> None:
     chance = random.Random(seed)
     async with running_agents(folder, llama, "a", "b", "c") as cluster:
         cluster.models[tiny.digest] = tiny
@@ -76,7 +76,7 @@ async def test_no_processes_grants_or_tasks_remain_after_faults(
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
 
-async def test_the_worker_ends_when_its_grant_is_not_renewed(folder: Path, llama: Llama):
+async def test_the_worker_ends_when_its_grant_is_not_renewed(folder: Path, llama: Llama) -> None:
     async with running_agents(folder, llama, "b") as cluster:
         cluster.agents["b"].grants.ledger._grant_seconds = 1.0
         plan_bytes = {"CPU": 1 << 20}
@@ -86,7 +86,7 @@ async def test_the_worker_ends_when_its_grant_is_not_renewed(folder: Path, llama
         await until(lambda: processes() == [] and not cluster.agents["b"].grants.ledger.grants(), 10.0)
 
 
-def test_a_deployment_does_not_block_the_event_loop(folder: Path, llama: Llama, tiny: Model):
+def test_a_deployment_does_not_block_the_event_loop(folder: Path, llama: Llama, tiny: Model) -> None:
     async def run() -> None:
         with blockbuster_ctx():
             async with running_agents(folder, llama, "a", "b") as cluster:

@@ -39,7 +39,7 @@ def estimated(model: Model, run: Run) -> Plan:
     return plan_with(model, run, guess.host_weights + sum(guess.weights), sum(guess.state), compute)
 
 
-def test_the_program_is_run_for_the_whole_model_on_the_cpu():
+def test_the_program_is_run_for_the_whole_model_on_the_cpu() -> None:
     arguments = question(RUN, UNKNOWN, LLAMA)
     assert arguments[:3] == ["/l/llama-fit-params", "--model", "/m/strange.gguf"]
     assert arguments[arguments.index("--device") + 1] == "none"
@@ -49,13 +49,13 @@ def test_the_program_is_run_for_the_whole_model_on_the_cpu():
     assert adapted[adapted.index("--lora") + 1] == "/m/a.gguf,/m/b.gguf"
 
 
-def test_the_programs_output_is_parsed():
+def test_the_programs_output_is_parsed() -> None:
     assert answer("noise\nHost 141 32 64 \n") == ReportedMemory(141 * MIB, 32 * MIB, 64 * MIB)
     assert answer("error: invalid argument\n") is None
     assert answer("Host x 1 2") is None
 
 
-def test_a_plan_with_too_little_memory_is_refused_with_the_sizes():
+def test_a_plan_with_too_little_memory_is_refused_with_the_sizes() -> None:
     logits = 1000 * RUN.ubatch * 4
     reported = ReportedMemory(100 * MIB, 20 * MIB, 10 * MIB + logits)
     assert compare(plan_with(UNKNOWN, RUN, 100 * MIB, 20 * MIB, 10 * MIB), reported, 1000) == ""
@@ -65,12 +65,12 @@ def test_a_plan_with_too_little_memory_is_refused_with_the_sizes():
     assert "strange:latest" in reason
 
 
-async def test_a_plan_that_is_not_an_estimate_is_not_checked(tmp_path: Path):
+async def test_a_plan_that_is_not_an_estimate_is_not_checked(tmp_path: Path) -> None:
     known = replace(plan_with(UNKNOWN, RUN, 0, 0, 0), estimate=False)
     assert await FitCheck(tmp_path / "oracle.json").check(known, UNKNOWN, LLAMA) == ""
 
 
-async def test_without_the_program_every_plan_is_accepted(tmp_path: Path):
+async def test_without_the_program_every_plan_is_accepted(tmp_path: Path) -> None:
     nowhere = replace(LLAMA, server=tmp_path / "llama-server")
     check = FitCheck(tmp_path / "oracle.json")
     assert await check.check(plan_with(UNKNOWN, RUN, 0, 0, 0), UNKNOWN, nowhere) == ""
@@ -79,7 +79,7 @@ async def test_without_the_program_every_plan_is_accepted(tmp_path: Path):
 
 @pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["kimi-linear", "minimax-01", "deepseek32", "bailingmoe2"])
-async def test_the_real_program_accepts_the_estimate(tmp_path: Path, llama: Llama, architecture: str):
+async def test_the_real_program_accepts_the_estimate(tmp_path: Path, llama: Llama, architecture: str) -> None:
     file = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=4096))
     model = replace(UNKNOWN, files=(str(file),))
     check = FitCheck(tmp_path / "oracle.json")
@@ -93,7 +93,7 @@ async def test_the_real_program_accepts_the_estimate(tmp_path: Path, llama: Llam
 @pytest.mark.llama
 async def test_the_program_runs_once_for_each_file_and_run(
     tmp_path: Path, llama: Llama, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     file = write(tmp_path / "a.gguf", "kimi-linear", Size(layers=4))
     model = replace(UNKNOWN, files=(str(file),), layers=4)
     little = plan_with(model, RUN, 0, 0, 0)
@@ -105,7 +105,7 @@ async def test_the_program_runs_once_for_each_file_and_run(
     assert await FitCheck(tmp_path / "oracle.json").check(other, model, llama) == ""
 
 
-async def test_a_damaged_file_of_results_is_ignored(tmp_path: Path):
+async def test_a_damaged_file_of_results_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "oracle.json").write_text("[")
     check = FitCheck(tmp_path / "oracle.json")
     nowhere = replace(LLAMA, server=tmp_path / "llama-server")
@@ -113,7 +113,7 @@ async def test_a_damaged_file_of_results_is_ignored(tmp_path: Path):
 
 
 @pytest.mark.llama
-async def test_a_deployment_that_would_not_fit_is_not_started(folder: Path, llama: Llama):
+async def test_a_deployment_that_would_not_fit_is_not_started(folder: Path, llama: Llama) -> None:
     file = write(folder / "a.gguf", "kimi-linear", Size(layers=6))
     model = replace(UNKNOWN, files=(str(file),), layers=6)
     async with running_agents(folder, llama, "a", "b") as cluster:

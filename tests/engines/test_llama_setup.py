@@ -132,7 +132,7 @@ def install(folder: Path, server: str = SERVER, worker: str = "ggml-rpc-server")
     return folder / "llama-server"
 
 
-def test_a_build_in_the_home_folder_is_used(workshop: Workshop):
+def test_a_build_in_the_home_folder_is_used(workshop: Workshop) -> None:
     server = install(workshop.folder / "home/llama.cpp/build/bin", worker="rpc-server")
     found = workshop.setup().run()
     assert (found.server, found.worker.name, found.build) == (server, "rpc-server", "b11434")
@@ -140,7 +140,7 @@ def test_a_build_in_the_home_folder_is_used(workshop: Workshop):
     assert not workshop.cache.exists()
 
 
-def test_the_order_of_the_search(workshop: Workshop):
+def test_the_order_of_the_search(workshop: Workshop) -> None:
     places = [
         workshop.cache / "llama.cpp/b11434-cpu/bin",
         workshop.folder / "packaged",
@@ -153,7 +153,9 @@ def test_the_order_of_the_search(workshop: Workshop):
         assert workshop.setup().run().server == server
 
 
-def test_builds_without_rpc_or_worker_are_skipped(workshop: Workshop, caplog: pytest.LogCaptureFixture):
+def test_builds_without_rpc_or_worker_are_skipped(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
     install(workshop.folder / "home/llama.cpp/build/bin", SERVER.replace("--rpc SERVERS", ""))
     install(workshop.cache / "llama.cpp/b1-cpu/bin", worker="another")
     caplog.set_level("INFO")
@@ -161,7 +163,7 @@ def test_builds_without_rpc_or_worker_are_skipped(workshop: Workshop, caplog: py
     assert "was built without RPC" in caplog.text
 
 
-def test_programs_named_by_settings_are_used_or_refused(workshop: Workshop):
+def test_programs_named_by_settings_are_used_or_refused(workshop: Workshop) -> None:
     server = install(workshop.folder / "mine")
     assert workshop.setup(server=str(server)).run().server == server
     assert workshop.setup(rpc_server=str(server.parent / "ggml-rpc-server")).run().server == server
@@ -174,7 +176,7 @@ def test_programs_named_by_settings_are_used_or_refused(workshop: Workshop):
 @pytest.mark.parametrize("beside", [True, False])
 def test_an_inaccessible_folder_is_skipped_or_named_in_the_error(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, beside: bool
-):
+) -> None:
     closed = workshop.folder / "home"
     stat = os.stat
 
@@ -190,7 +192,7 @@ def test_an_inaccessible_folder_is_skipped_or_named_in_the_error(
         workshop.setup(server=str(closed / "llama-server"), **more).run()
 
 
-def test_a_build_reports_progress_and_writes_a_log(workshop: Workshop):
+def test_a_build_reports_progress_and_writes_a_log(workshop: Workshop) -> None:
     found = workshop.setup().run()
     assert found.server == workshop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
     assert workshop.entries() == ["b11434-cpu"]
@@ -204,7 +206,7 @@ def test_a_build_reports_progress_and_writes_a_log(workshop: Workshop):
     assert workshop.runs() == 1
 
 
-def test_a_compiler_error_is_named_and_the_build_removed(workshop: Workshop):
+def test_a_compiler_error_is_named_and_the_build_removed(workshop: Workshop) -> None:
     workshop.ninja(
         'echo "FAILED: [code=1] b.o"; echo "c++ -c b.cpp"; echo "b.cpp:7:1: error: no such thing"; exit 1'
     )
@@ -218,7 +220,7 @@ def test_a_compiler_error_is_named_and_the_build_removed(workshop: Workshop):
 
 def test_a_backend_that_fails_to_build_is_replaced_by_the_cpu(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     refuse = 'case "$*" in *CUDA=ON*) echo "CMake Error at x:1"; exit 1;; esac'
@@ -234,7 +236,7 @@ def test_a_backend_that_fails_to_build_is_replaced_by_the_cpu(
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_a_full_disk_does_not_count_as_a_failure_of_the_backend(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, where: str
-):
+) -> None:
     """Otherwise the machine would not use its GPU until the next upgrade."""
     cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
@@ -267,7 +269,7 @@ def test_a_full_disk_does_not_count_as_a_failure_of_the_backend(
 )
 def test_running_out_of_memory_does_not_count_as_a_failure_of_the_backend(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, error: str
-):
+) -> None:
     cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     workshop.ninja(f'echo "{error}"; exit 1')
@@ -279,7 +281,7 @@ def test_running_out_of_memory_does_not_count_as_a_failure_of_the_backend(
 
 def test_the_next_backend_is_built_if_a_toolkit_is_too_old(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """As with Debian 13's ROCm, if Vulkan is installed as well."""
     names = ("hip", "vulkan")
     hip, vulkan = (llama_setup.BuildBackend(name, (f"-DGGML_{name.upper()}=ON",)) for name in names)
@@ -304,7 +306,7 @@ def test_the_next_backend_is_built_if_a_toolkit_is_too_old(
     )
 
 
-def test_subprojects_find_the_ninja_in_use(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_subprojects_find_the_ninja_in_use(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """As llama.cpp's subproject for Vulkan's shaders, which searches PATH."""
     fetched = workshop.folder / "env/bin"
     fetched.mkdir(parents=True)
@@ -318,7 +320,7 @@ def test_subprojects_find_the_ninja_in_use(workshop: Workshop, monkeypatch: pyte
 
 def test_a_portable_build_has_loadable_backends_for_gpu_and_cpu(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     with pytest.raises(SetupFailed, match="can't be built for cuda: its toolkit isn't installed here"):
         monkeypatch.setattr(toolchain, "_program", lambda *words, **named: "")
         workshop.setup().run_portable("cuda")
@@ -359,7 +361,7 @@ def test_the_command_offers_all_gpu_backends(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cpu_build_is_replaced_if_a_gpu_toolkit_is_installed(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     packaged = install(workshop.folder / "packaged")
     mine = install(workshop.folder / "mine")
     cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
@@ -370,7 +372,9 @@ def test_a_cpu_build_is_replaced_if_a_gpu_toolkit_is_installed(
     assert workshop.runs() == 1
 
 
-def test_a_build_of_an_earlier_release_is_replaced(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_a_build_of_an_earlier_release_is_replaced(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builds = workshop.cache / "llama.cpp"
     install(builds / "b9999-cpu/bin")
     old = install(builds / "b10000-cpu/bin")
@@ -390,7 +394,7 @@ def test_a_build_of_an_earlier_release_is_replaced(workshop: Workshop, monkeypat
 
 def test_an_earlier_gpu_build_is_replaced_only_by_a_gpu_build(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     old = install(workshop.cache / "llama.cpp/b10000-cuda/bin")
     assert workshop.setup().run().server == old, "its toolkit is not installed any more"
     cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
@@ -398,7 +402,9 @@ def test_an_earlier_gpu_build_is_replaced_only_by_a_gpu_build(
     assert workshop.setup().run().server.parent.parent.name == "b11434-cuda"
 
 
-def test_a_missing_compiler_is_reported_with_the_remedy(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_compiler_is_reported_with_the_remedy(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(workshop.path))
     for name in ("c++", "cc"):
         (workshop.path / name).unlink()
@@ -406,14 +412,16 @@ def test_a_missing_compiler_is_reported_with_the_remedy(workshop: Workshop, monk
         workshop.setup().run()
 
 
-def test_a_missing_source_is_reported_with_both_reasons(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_source_is_reported_with_both_reasons(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workshop.git('echo "fatal: could not resolve host"; exit 128')
     with pytest.raises(SetupFailed, match=r"could not resolve host.*pip could not fetch.*llama.server"):
         workshop.setup().run()
     assert workshop.entries() == []
 
 
-def test_a_failed_download_names_the_proxy(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_download_names_the_proxy(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop.git('echo "fatal: proxy is $HTTPS_PROXY"; exit 128')
     monkeypatch.delenv("https_proxy", raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:secret@proxy.example:3128")
@@ -422,7 +430,7 @@ def test_a_failed_download_names_the_proxy(workshop: Workshop, monkeypatch: pyte
         workshop.setup().run()
 
 
-def test_a_step_that_times_out_is_reported(tmp_path: Path):
+def test_a_step_that_times_out_is_reported(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as out:
         steps = Steps(out, tmp_path / "log")
         with pytest.raises(SetupFailed, match=r"^git could not fetch it: timed out after 0 s \(full log: "):
@@ -430,7 +438,7 @@ def test_a_step_that_times_out_is_reported(tmp_path: Path):
         assert steps.run("echo", ["/bin/echo", "well"], timeout=30) == "well"
 
 
-def test_a_wrong_commit_is_refused(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_commit_is_refused(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "badbadbad")
     monkeypatch.setattr(
         build.Build, "_unpack", lambda self: (_ for _ in ()).throw(SetupFailed("no pip here"))
@@ -439,7 +447,7 @@ def test_a_wrong_commit_is_refused(workshop: Workshop, monkeypatch: pytest.Monke
         workshop.setup().run()
 
 
-def test_downloads_of_a_build_are_pinned_by_hashes():
+def test_downloads_of_a_build_are_pinned_by_hashes() -> None:
     assert re.fullmatch("[0-9a-f]{40}", build.COMMIT) and re.fullmatch("[0-9a-f]{64}", build.SDIST[2])
     text = build.TOOLS.read_text().replace("\\\n", "")
     lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -448,27 +456,27 @@ def test_downloads_of_a_build_are_pinned_by_hashes():
         assert "==" in words[0] and any(word.startswith("--hash=sha256:") for word in words), words
 
 
-def test_a_build_that_does_not_run_is_not_installed(workshop: Workshop):
+def test_a_build_that_does_not_run_is_not_installed(workshop: Workshop) -> None:
     workshop.program(workshop.folder / "made/llama-server", "#!/bin/sh\nexit 1\n")
     with pytest.raises(SetupFailed, match="does not run"):
         workshop.setup().run()
     assert workshop.entries() == []
 
 
-def test_building_can_be_turned_off(workshop: Workshop):
+def test_building_can_be_turned_off(workshop: Workshop) -> None:
     with pytest.raises(SetupFailed, match=r"llama.build is off"):
         workshop.setup(build=False).run()
 
 
 def test_too_little_disk_space_is_reported_before_the_build(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(llama_setup, "NEEDED_BYTES", 1 << 60)
     with pytest.raises(SetupFailed, match=r"free some space or set node\.cache_dir"):
         workshop.setup().run()
 
 
-def test_leftovers_of_an_interrupted_build_are_removed(workshop: Workshop):
+def test_leftovers_of_an_interrupted_build_are_removed(workshop: Workshop) -> None:
     stale = workshop.cache / "llama.cpp/tmp-dead"
     stale.mkdir(parents=True)
     (stale / "half").write_text("x")
@@ -476,7 +484,7 @@ def test_leftovers_of_an_interrupted_build_are_removed(workshop: Workshop):
     assert workshop.entries() == ["b11434-cpu"]
 
 
-def test_cancelling_ends_the_compiler_and_removes_the_build(workshop: Workshop):
+def test_cancelling_ends_the_compiler_and_removes_the_build(workshop: Workshop) -> None:
     workshop.ninja(f'echo $$ > "{workshop.folder}/ninja.pid"; sleep 600')
     setup = workshop.setup()
     raised: list[BaseException] = []
@@ -498,7 +506,7 @@ def test_cancelling_ends_the_compiler_and_removes_the_build(workshop: Workshop):
         os.kill(pid, 0)
 
 
-async def test_cancelling_the_task_ends_the_build(workshop: Workshop):
+async def test_cancelling_the_task_ends_the_build(workshop: Workshop) -> None:
     workshop.ninja(f'echo $$ > "{workshop.folder}/ninja.pid"; sleep 600')
     task = asyncio.create_task(set_up(LlamaSettings(), workshop.cache, lambda progress: None))
     await asyncio.to_thread(wait_for_pid, workshop.folder / "ninja.pid")
@@ -508,7 +516,7 @@ async def test_cancelling_the_task_ends_the_build(workshop: Workshop):
     assert workshop.entries() == []
 
 
-async def test_a_failed_setup_is_repeated(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+async def test_a_failed_setup_is_repeated(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_setup, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(llama_setup, "BUILD_AFTER", 2)
     workshop.ninja("exit 1")
@@ -525,7 +533,7 @@ async def test_a_failed_setup_is_repeated(workshop: Workshop, monkeypatch: pytes
     assert (await asyncio.wait_for(work, 30)).server == server
 
 
-def test_two_simultaneous_setups_build_once(workshop: Workshop):
+def test_two_simultaneous_setups_build_once(workshop: Workshop) -> None:
     gate = workshop.folder / "gate"
     workshop.ninja(f'while [ ! -e "{gate}" ]; do sleep 0.05; done')
     code = (

@@ -37,7 +37,7 @@ async def begin(folder: Path, *command: str, **more: object) -> Process:
     )
 
 
-async def test_output_and_exit_status_are_logged(folder: Path):
+async def test_output_and_exit_status_are_logged(folder: Path) -> None:
     lines: list[str] = []
     process = await begin(folder, "/bin/sh", "-c", "echo one; echo two >&2; exit 3", on_line=lines.append)
     assert await asyncio.wait_for(process.exited, 10) == 3
@@ -46,7 +46,7 @@ async def test_output_and_exit_status_are_logged(folder: Path):
     assert (folder / "children.json").read_text() == "[]"
 
 
-async def test_only_lines_with_the_prefix_reach_the_callback(folder: Path):
+async def test_only_lines_with_the_prefix_reach_the_callback(folder: Path) -> None:
     lines: list[str] = []
     script = "printf 'a\\nstate: 1\\n\\nb\\nsta'; sleep 0.1; printf 'te: 2\\nlast'"
     process = await begin(folder, "/bin/sh", "-c", script, on_line=lines.append, prefix="state:", gather=0.02)
@@ -57,7 +57,7 @@ async def test_only_lines_with_the_prefix_reach_the_callback(folder: Path):
     assert "a\nstate: 1\n\nb\nstate: 2\nlast" in log
 
 
-async def test_a_very_long_line_is_split(folder: Path):
+async def test_a_very_long_line_is_split(folder: Path) -> None:
     process = await begin(folder, "/bin/sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x")
     assert await asyncio.wait_for(process.exited, 10) == 0
     assert sum(map(len, process.last_lines())) == 300_000
@@ -67,14 +67,14 @@ def oom_score(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-async def test_a_child_is_killed_before_the_daemon_when_memory_runs_out(folder: Path):
+async def test_a_child_is_killed_before_the_daemon_when_memory_runs_out(folder: Path) -> None:
     process = await begin(folder, "/bin/sh", "-c", "echo ready; exec sleep 60")
     await until(lambda: process.last_lines() == ["ready"])
     assert oom_score(process.pid) > oom_score(os.getpid())
     await process.stop(grace=0.0)
 
 
-async def test_a_child_that_ignores_sigterm_is_killed(folder: Path):
+async def test_a_child_that_ignores_sigterm_is_killed(folder: Path) -> None:
     process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
     await until(lambda: process.last_lines() == ["ready"])
     await process.stop(grace=0.2)
@@ -86,7 +86,7 @@ PARENT = "sleep 600 & echo $!; exec sleep 600"
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool):
+async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool) -> None:
     process = await begin(folder, "/bin/sh", "-c", PARENT)
     await until(lambda: process.last_lines())
     descendant = int(process.last_lines()[0])
@@ -100,7 +100,7 @@ async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool):
     await until(lambda: started(descendant) != start_time)
 
 
-def test_processes_with_the_journals_mark_are_killed(folder: Path):
+def test_processes_with_the_journals_mark_are_killed(folder: Path) -> None:
     path = folder / "children.json"
     mine = {**os.environ, MARK: Journal(path).mark}
     others = {**os.environ, MARK: Journal(folder / "other" / "children.json").mark}
@@ -116,7 +116,7 @@ def test_processes_with_the_journals_mark_are_killed(folder: Path):
             process.wait(10)
 
 
-def test_a_folder_with_the_same_path_has_another_mark(folder: Path):
+def test_a_folder_with_the_same_path_has_another_mark(folder: Path) -> None:
     """As in two containers with a common PID namespace."""
     path = folder / "state" / "children.json"
     path.parent.mkdir()
@@ -129,7 +129,7 @@ def test_a_folder_with_the_same_path_has_another_mark(folder: Path):
 
 async def test_a_child_inherits_no_secrets_and_no_llama_arguments(
     folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "hush hush")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
     process = await begin(folder, "/usr/bin/env", env={"LLAMA_CACHE": "/x"})
@@ -140,20 +140,20 @@ async def test_a_child_inherits_no_secrets_and_no_llama_arguments(
     assert "LLAMA_CACHE=/x" in environment
 
 
-async def test_a_child_ignores_sigpipe(folder: Path):
+async def test_a_child_ignores_sigpipe(folder: Path) -> None:
     process = await begin(folder, "/bin/grep", "SigIgn", "/proc/self/status")
     await process.exited
     mask = int(process.last_lines()[0].split()[1], 16)
     assert mask >> (signal.SIGPIPE - 1) & 1
 
 
-async def test_a_missing_program_gives_a_reason(folder: Path):
+async def test_a_missing_program_gives_a_reason(folder: Path) -> None:
     process = await begin(folder, str(folder / "nothing"))
     assert await process.exited != 0
     assert "No such file" in exit_reason(process.exited.result(), process.last_lines())
 
 
-async def test_a_failed_thread_start_gives_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_failed_thread_start_gives_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -162,19 +162,19 @@ async def test_a_failed_thread_start_gives_a_reason(folder: Path, monkeypatch: p
         await begin(folder, "true")
 
 
-async def test_arguments_in_another_encoding_are_passed_unchanged(folder: Path):
+async def test_arguments_in_another_encoding_are_passed_unchanged(folder: Path) -> None:
     process = await asyncio.wait_for(begin(folder, "/bin/echo", "caf\udce9.gguf"), 10)
     assert await process.exited == 0
     assert b"caf\xe9.gguf\n" in (folder / "logs/d/test.log").read_bytes()
 
 
 @pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
-async def test_an_invalid_command_is_an_error(folder: Path, argument: str):
+async def test_an_invalid_command_is_an_error(folder: Path, argument: str) -> None:
     with pytest.raises(OSError, match="invalid command"):
         await asyncio.wait_for(begin(folder, "/bin/echo", argument), 10)
 
 
-async def test_a_cancelled_start_leaves_no_child(folder: Path):
+async def test_a_cancelled_start_leaves_no_child(folder: Path) -> None:
     start = asyncio.create_task(begin(folder, "/bin/sleep", "600"))
     await asyncio.sleep(0)
     start.cancel()
@@ -182,7 +182,7 @@ async def test_a_cancelled_start_leaves_no_child(folder: Path):
     await until(lambda: psutil.Process().children(recursive=True) == [])
 
 
-def test_children_end_with_a_killed_daemon(folder: Path):
+def test_children_end_with_a_killed_daemon(folder: Path) -> None:
     code = (
         "import asyncio, time; from pathlib import Path\n"
         "from sollold.engines.llamacpp.child_journal import Journal\n"
@@ -214,7 +214,7 @@ def test_children_end_with_a_killed_daemon(folder: Path):
         daemon.wait(10)
 
 
-def test_the_journal_kills_only_leftover_children(folder: Path):
+def test_the_journal_kills_only_leftover_children(folder: Path) -> None:
     leftover = subprocess.Popen(["/bin/sleep", "600"])
     foreign = subprocess.Popen(["/bin/sleep", "600"])
     try:
@@ -237,12 +237,12 @@ def test_the_journal_kills_only_leftover_children(folder: Path):
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", '[{"pid": "x"}]', "\x00"])
-def test_a_damaged_journal_is_ignored(folder: Path, text: str):
+def test_a_damaged_journal_is_ignored(folder: Path, text: str) -> None:
     (folder / "children.json").write_text(text)
     assert Journal(folder / "children.json").kill_leftovers() == []
 
 
-def test_logs_are_rotated_and_old_ones_removed(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_logs_are_rotated_and_old_ones_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_log, "ROTATE_BYTES", 100)
     with ProcessLog(folder / "logs/d/x.log") as log:
         for _ in range(30):
@@ -262,7 +262,7 @@ def test_logs_are_rotated_and_old_ones_removed(folder: Path, monkeypatch: pytest
 
 def test_a_log_that_could_not_be_opened_again_is_continued_later(
     folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(process_log, "ROTATE_BYTES", 10)
 
     def refuse(path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_log_that_could_not_be_opened_again_is_continued_later(
     assert (folder / "x.log.1").read_bytes() == b"0123456789ab\n"
 
 
-def test_each_port_is_given_once():
+def test_each_port_is_given_once() -> None:
     ports = Ports(0)
     taken = {ports.take_port() for _ in range(2000)}
     assert len(taken) == 2000
@@ -342,10 +342,10 @@ def test_each_port_is_given_once():
         (-99, ["x"], "it was terminated by signal 99: x"),
     ],
 )  # fmt: skip
-def test_exit_reasons(code: int, lines: list[str], words: str):
+def test_exit_reasons(code: int, lines: list[str], words: str) -> None:
     assert words in exit_reason(code, lines)
 
 
-def test_sigbus_does_not_count_as_a_crash():
+def test_sigbus_does_not_count_as_a_crash() -> None:
     assert crashed(-signal.SIGSEGV) and crashed(-signal.SIGABRT) and crashed(1)
     assert not crashed(-signal.SIGBUS)

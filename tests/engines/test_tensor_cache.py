@@ -33,14 +33,14 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_tensors_of_a_loaded_deployment_are_available_to_the_next(cache: TensorCache):
+def test_tensors_of_a_loaded_deployment_are_available_to_the_next(cache: TensorCache) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     cache.remove_folder("a")
     assert names(load(cache, "b")) == [ONE]
 
 
-def test_tensors_of_an_aborted_load_are_discarded(cache: TensorCache):
+def test_tensors_of_an_aborted_load_are_discarded(cache: TensorCache) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.remove_folder("a")
     assert names(load(cache, "b")) == []
@@ -49,7 +49,7 @@ def test_tensors_of_an_aborted_load_are_discarded(cache: TensorCache):
 
 
 @pytest.mark.parametrize("harm", ["truncate", "write", "extra"])
-def test_changed_files_are_discarded(cache: TensorCache, tmp_path: Path, harm: str):
+def test_changed_files_are_discarded(cache: TensorCache, tmp_path: Path, harm: str) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 10})
     cache.keep("a")
     whole = tmp_path / "tensors/whole"
@@ -65,7 +65,7 @@ def test_changed_files_are_discarded(cache: TensorCache, tmp_path: Path, harm: s
     assert names(whole) == expected
 
 
-def test_the_least_recently_read_files_are_evicted_at_the_limit(cache: TensorCache, tmp_path: Path):
+def test_the_least_recently_read_files_are_evicted_at_the_limit(cache: TensorCache, tmp_path: Path) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 400, "_" + TWO: b"x" * 400})
     cache.keep("a")
     whole = tmp_path / "tensors/whole"
@@ -77,18 +77,18 @@ def test_the_least_recently_read_files_are_evicted_at_the_limit(cache: TensorCac
     assert names(whole) == [TWO, THREE]
 
 
-def test_files_with_other_names_and_empty_files_are_not_kept(cache: TensorCache):
+def test_files_with_other_names_and_empty_files_are_not_kept(cache: TensorCache) -> None:
     load(cache, "a", _readme=b"x", **{"_" + ONE: b""})
     cache.keep("a")
     assert names(load(cache, "b")) == []
 
 
-def test_a_full_disk_means_no_cache(tmp_path: Path):
+def test_a_full_disk_means_no_cache(tmp_path: Path) -> None:
     assert TensorCache(tmp_path, 1000).make_folder("a", 1 << 60) is None
     assert not (tmp_path / "work/a").exists()
 
 
-def test_a_folder_that_can_not_be_written_means_no_cache(tmp_path: Path):
+def test_a_folder_that_can_not_be_written_means_no_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = TensorCache(tmp_path / "file", 1000)
     assert cache.make_folder("a", 1) is None
@@ -96,14 +96,14 @@ def test_a_folder_that_can_not_be_written_means_no_cache(tmp_path: Path):
     cache.remove_folder("a")
 
 
-def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path):
+def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path) -> None:
     load(cache, "a", **{"_" + ONE: b"x"})
     cache.keep("a")
     (tmp_path / "tensors/whole.json").write_text("[")
     assert names(load(cache, "b")) == []
 
 
-def test_a_cache_emptied_by_the_user_is_filled_again(cache: TensorCache, tmp_path: Path):
+def test_a_cache_emptied_by_the_user_is_filled_again(cache: TensorCache, tmp_path: Path) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     load(cache, "b", **{"_" + TWO: b"y" * 10})
@@ -112,7 +112,7 @@ def test_a_cache_emptied_by_the_user_is_filled_again(cache: TensorCache, tmp_pat
     assert names(load(cache, "c")) == [ONE, TWO]
 
 
-def test_a_file_changed_during_a_deployment_is_discarded(cache: TensorCache, tmp_path: Path):
+def test_a_file_changed_during_a_deployment_is_discarded(cache: TensorCache, tmp_path: Path) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
     load(cache, "b")
@@ -121,7 +121,7 @@ def test_a_file_changed_during_a_deployment_is_discarded(cache: TensorCache, tmp
     assert names(load(cache, "c")) == []
 
 
-def test_the_cached_bytes_of_each_model_are_listed(cache: TensorCache):
+def test_the_cached_bytes_of_each_model_are_listed(cache: TensorCache) -> None:
     assert cache.models() == ()
     load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 20})
     cache.keep("a", "d1" * 32)
@@ -135,7 +135,7 @@ def test_the_cached_bytes_of_each_model_are_listed(cache: TensorCache):
     assert names(load(cache, "c")) == [ONE, TWO, THREE]
 
 
-def test_the_list_of_cached_models_is_limited(cache: TensorCache):
+def test_the_list_of_cached_models_is_limited(cache: TensorCache) -> None:
     for number in range(20):
         load(cache, f"d{number}", **{f"_{number:016x}": b"x"})
         cache.keep(f"d{number}", f"{number:02}" * 32)

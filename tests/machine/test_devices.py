@@ -44,11 +44,11 @@ def gpu(index: int, uuid: str = "GPU-0000", **processes: int) -> Gpu:
     return Gpu(index, uuid, "RTX 4090", 24257 * MIB, 20000 * MIB, 1e12, 8e13, used)
 
 
-def test_a_gpu_is_listed_once_for_several_backends():
+def test_a_gpu_is_listed_once_for_several_backends() -> None:
     assert [device.id for device in parse(CUDA)] == ["CUDA0", "CUDA1"]
 
 
-def test_vulkan_devices_with_unified_memory_are_marked_and_software_renderers_skipped():
+def test_vulkan_devices_with_unified_memory_are_marked_and_software_renderers_skipped() -> None:
     assert parse(VULKAN) == [
         ListedDevice("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * MIB, 24000 * MIB, False),
         ListedDevice("Vulkan1", "AMD Ryzen 9 (RADV RAPHAEL)", 16000 * MIB, 9000 * MIB, True),
@@ -66,12 +66,12 @@ def test_vulkan_devices_with_unified_memory_are_marked_and_software_renderers_sk
         ("AMD Radeon RX 7900 XTX", False),
     ],
 )
-def test_integrated_gpus_are_recognized_by_their_name(name: str, unified: bool):
+def test_integrated_gpus_are_recognized_by_their_name(name: str, unified: bool) -> None:
     (device,) = parse(f"Available devices:\n  Vulkan0: {name} (16000 MiB, 15000 MiB free)\n")
     assert device.unified == unified
 
 
-def test_vulkans_uma_flag_takes_precedence_over_the_name():
+def test_vulkans_uma_flag_takes_precedence_over_the_name() -> None:
     flags = "ggml_vulkan: 0 = AMD Radeon Graphics (radv) | uma: 0 | fp16: 1\n"
     (device,) = parse(
         f"{flags}Available devices:\n  Vulkan0: AMD Radeon Graphics (16000 MiB, 15000 MiB free)\n"
@@ -79,18 +79,18 @@ def test_vulkans_uma_flag_takes_precedence_over_the_name():
     assert not device.unified
 
 
-def test_metal_devices_have_unified_memory():
+def test_metal_devices_have_unified_memory() -> None:
     assert [(device.id, device.unified) for device in parse(METAL)] == [("MTL0", True)]
 
 
 @pytest.mark.parametrize(
     "text", ["", "Available devices:\n  (none)\n", "  : (x MiB, y MiB free)\n", "\x00" * 99]
 )
-def test_other_output_lists_nothing(text: str):
+def test_other_output_lists_nothing(text: str) -> None:
     assert parse(text) == []
 
 
-def test_a_program_that_fails_is_distinguished_from_an_empty_list(tmp_path: Path):
+def test_a_program_that_fails_is_distinguished_from_an_empty_list(tmp_path: Path) -> None:
     assert backends.listed(tmp_path / "nothing") is None
     server = lister(tmp_path, "")
     assert backends.listed(server) == []
@@ -106,7 +106,7 @@ def lister(folder: Path, text: str) -> Path:
     return server
 
 
-def test_listed_gpus_are_measured_by_nvml():
+def test_listed_gpus_are_measured_by_nvml() -> None:
     combined = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [gpu(0, p77=5 * MIB), gpu(1)])
     first, second, processor = combined.devices
     assert (first.id, first.kind, first.free, first.bandwidth) == ("CUDA0", Kind.GPU, 20000 * MIB, 1e12)
@@ -121,7 +121,7 @@ def test_listed_gpus_are_measured_by_nvml():
     assert combined.processes == {77: {"CUDA0": 5 * MIB}}
 
 
-def test_an_unreadable_gpu_does_not_shift_the_others():
+def test_an_unreadable_gpu_does_not_shift_the_others() -> None:
     lost = Gpu(0, "", "GPU 0", 0, 0, 0.0, 0.0, {})
     first, second, _ = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [lost, gpu(1, p77=5)]).devices
     assert (first.id, first.free, first.bandwidth) == ("CUDA0", 23800 * MIB, 0.0), "the listed value"
@@ -167,7 +167,9 @@ class Driver:
         return []
 
 
-def test_an_unreadable_gpu_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_an_unreadable_gpu_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     nvml = Nvml()
     nvml._nvml = Driver()
@@ -180,7 +182,7 @@ def test_an_unreadable_gpu_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplo
 
 def test_devices_unknown_to_nvml_are_listed_again_and_kept_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(devices, "LIST_SECONDS", 0.0)
     machine = DeviceMeter(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", list)
@@ -204,19 +206,19 @@ def test_devices_unknown_to_nvml_are_listed_again_and_kept_after_a_failure(
         machine.close()
 
 
-def test_a_gpu_that_llama_server_does_not_list_is_not_a_device():
+def test_a_gpu_that_llama_server_does_not_list_is_not_a_device() -> None:
     combined = combine(NodeSettings(), RAM, SPEED, [], [gpu(0)])
     assert [device.id for device in combined.devices] == ["CPU"]
 
 
-def test_unified_memory_is_one_pool_limited_to_the_ram():
+def test_unified_memory_is_one_pool_limited_to_the_ram() -> None:
     apple, processor = combine(NodeSettings(), RAM, SPEED, parse(METAL), []).devices
     assert (apple.pool, processor.pool) == ("ram", "ram")
     assert (apple.total, apple.free) == (RAM.total, RAM.free)
     assert apple.bandwidth == SPEED.bandwidth
 
 
-def test_device_limits_and_selection_by_settings():
+def test_device_limits_and_selection_by_settings() -> None:
     settings = NodeSettings(device_limits={"CUDA0": 20 * GIB, "CPU": 99 * GIB}, devices=("CPU", "CUDA0"))
     first, processor = combine(settings, RAM, SPEED, parse(CUDA), [gpu(0), gpu(1)]).devices
     assert (first.id, first.limit) == ("CUDA0", 20 * GIB)
@@ -229,12 +231,12 @@ def test_device_limits_and_selection_by_settings():
     ("variable", "indices"),
     [(None, [0, 1]), ("1,0", [1, 0]), ("", []), ("1", [1]), ("0,9,1", [0]), ("GPU-bb", [1]), ("-1", [])],
 )
-def test_cuda_visible_devices_is_interpreted_as_by_cuda(variable: str | None, indices: list[int]):
+def test_cuda_visible_devices_is_interpreted_as_by_cuda(variable: str | None, indices: list[int]) -> None:
     gpus = [gpu(0, "GPU-aa11"), gpu(1, "GPU-bb22")]
     assert [visible_gpu.index for visible_gpu in visible(gpus, variable)] == indices
 
 
-def test_the_speed_is_measured_once_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_speed_is_measured_once_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "speed.json"
     first = speed.speed(file)
     assert first.bandwidth > 1e8
@@ -245,7 +247,9 @@ def test_the_speed_is_measured_once_and_saved(tmp_path: Path, monkeypatch: pytes
     assert speed.speed(file).bandwidth == 1.0
 
 
-def test_gpus_that_llama_server_does_not_list_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_that_llama_server_does_not_list_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = lister(tmp_path, "Available devices:")
     machine = DeviceMeter(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
@@ -273,7 +277,7 @@ def test_gpus_that_llama_server_does_not_list_are_named(tmp_path: Path, monkeypa
 )
 def test_a_gpu_build_without_gpus_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, kinds: tuple[str, ...]
-):
+) -> None:
     folder = (tmp_path / file).parent
     folder.mkdir(parents=True)
     (tmp_path / file).touch()
@@ -292,14 +296,18 @@ def test_a_gpu_build_without_gpus_is_logged_once(
         machine.close()
 
 
-def test_a_software_renderer_is_a_device_if_selected_by_the_environment(monkeypatch: pytest.MonkeyPatch):
+def test_a_software_renderer_is_a_device_if_selected_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "Available devices:\n  Vulkan0: llvmpipe (LLVM 19.1.7, 256 bits) (16000 MiB, 15000 MiB free)\n"
     assert parse(text) == []
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
     assert [(device.id, device.unified) for device in parse(text)] == [("Vulkan0", True)], "it uses the RAM"
 
 
-def test_a_hanging_driver_blocks_only_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hanging_driver_blocks_only_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
     hanging, proceed = threading.Event(), threading.Event()
 
@@ -322,7 +330,7 @@ def test_a_hanging_driver_blocks_only_the_measurement(tmp_path: Path, monkeypatc
     machine.close()
 
 
-def test_the_real_machine_is_measured(tmp_path: Path):
+def test_the_real_machine_is_measured(tmp_path: Path) -> None:
     machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
     try:
         (*_, processor) = machine.measure().devices

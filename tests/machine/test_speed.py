@@ -30,14 +30,14 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_buffers_use_at_most_a_quarter_of_the_free_memory(mapped: list[int]):
+def test_buffers_use_at_most_a_quarter_of_the_free_memory(mapped: list[int]) -> None:
     assert bandwidth(2, 64 * MIB) > 0
     assert len(mapped) == 4 and sum(mapped) <= 16 * MIB
 
 
 def test_buffers_respect_the_limit_of_a_control_group(
     mapped: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(speed_module, "cores", lambda: 2)
     monkeypatch.setattr(speed_module, "memory", lambda: Memory(256 * MIB, 64 * MIB))
     assert speed(tmp_path / "speed.json").bandwidth > 0
@@ -46,13 +46,13 @@ def test_buffers_respect_the_limit_of_a_control_group(
 
 def test_without_memory_nothing_is_measured_or_saved(
     mapped: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(speed_module, "memory", lambda: Memory(256 * MIB, MIB))
     assert speed(tmp_path / "speed.json").bandwidth == 0.0
     assert mapped == [] and not (tmp_path / "speed.json").exists()
 
 
-def test_a_failed_buffer_allocation_does_not_block_other_threads(monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_buffer_allocation_does_not_block_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     real = mmap.mmap
     taken: list[int] = []
 
@@ -68,7 +68,7 @@ def test_a_failed_buffer_allocation_does_not_block_other_threads(monkeypatch: py
 
 def test_a_failed_thread_start_does_not_block_other_threads(
     mapped: list[int], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     real = threading.Thread.start
     started: list[threading.Thread] = []
 
