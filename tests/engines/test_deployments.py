@@ -463,10 +463,10 @@ class TakenPort(Ports):
 
     def __init__(self, taken: int) -> None:
         super().__init__(0)
-        self._taken = [taken]
+        self._first_ports = [taken]
 
     def take_port(self) -> int:
-        return self._taken.pop() if self._taken else super().take_port()
+        return self._first_ports.pop() if self._first_ports else super().take_port()
 
 
 async def test_an_engine_is_started_again_if_its_port_is_in_use(
