@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ async def answer(agent: Agent, name: str) -> str:
     body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
     with agent.deployments.busy(name):
         engine = agent.deployments.address(name)
+        assert engine is not None
         async with aiohttp.ClientSession(headers=engine.headers) as http:
             async with http.post(engine.url + "/completion", json=body) as reply:
                 assert reply.status == 200
@@ -397,7 +399,7 @@ async def test_a_stalled_load_fails(
     )
     async with running_agents(folder, llama, "a", "b") as cluster:
         cluster.models[tiny.digest] = tiny
-        monkeypatch.setattr(deployment.Head, "ready", lambda self, http: asyncio.sleep(600))
+        monkeypatch.setattr(llama_server.Head, "ready", lambda self, http: asyncio.sleep(600))
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.reason.startswith(f"loading stalled at {fraction:.0%}: no progress for")
@@ -426,7 +428,7 @@ def test_time_while_the_daemon_was_suspended_is_not_a_stall(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     for reported in (False, True):
         progress = load_progress.LoadProgress(tiny)
         if reported:
@@ -445,7 +447,7 @@ def test_time_while_the_daemon_was_suspended_is_not_a_stall(
 
 def test_cpu_use_and_disk_waits_are_not_a_stall(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     working, disk, unknown = (load_progress.LoadProgress(tiny) for _ in range(3))
     for work in range(170):
         now += 1.0

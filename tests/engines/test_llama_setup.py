@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -180,10 +181,10 @@ def test_an_inaccessible_folder_is_skipped_or_named_in_the_error(
     closed = workshop.folder / "home"
     stat = os.stat
 
-    def refuse(path: object, **more: object) -> object:
+    def refuse(path: int | str | Path, **options: Any) -> os.stat_result:
         if str(path).startswith(f"{closed}/"):
             raise PermissionError(13, "Permission denied")
-        return stat(path, **more)  # type: ignore[call-overload]
+        return stat(path, **options)
 
     monkeypatch.setattr(os, "stat", refuse)
     assert workshop.setup().run().server == workshop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
@@ -221,7 +222,7 @@ def test_a_compiler_error_is_named_and_the_build_removed(workshop: Workshop) -> 
 def test_a_backend_that_fails_to_build_is_replaced_by_the_cpu(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = toolchain.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     refuse = 'case "$*" in *CUDA=ON*) echo "CMake Error at x:1"; exit 1;; esac'
     workshop.tool("cmake", CMAKE.replace("while [", refuse + "\nwhile ["))
@@ -238,7 +239,7 @@ def test_a_full_disk_does_not_count_as_a_failure_of_the_backend(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Otherwise the machine would not use its GPU until the next upgrade."""
-    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = toolchain.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     error = "cc1plus: fatal error: error writing to /tmp/x.s: No space left on device"
     error = error if where == "elsewhere" else "collect2: error: ld returned 1 exit status"
@@ -249,7 +250,7 @@ def test_a_full_disk_does_not_count_as_a_failure_of_the_backend(
         full = where == "here" and (workshop.folder / "full").exists()
         return SimpleNamespace(free=0) if full else usage(path)
 
-    monkeypatch.setattr(llama_setup.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     with pytest.raises(SetupFailed, match=r"the disk became full while building llama\.cpp"):
         workshop.setup().run()
     assert workshop.entries() == [] and workshop.runs() == 1
@@ -270,7 +271,7 @@ def test_a_full_disk_does_not_count_as_a_failure_of_the_backend(
 def test_running_out_of_memory_does_not_count_as_a_failure_of_the_backend(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
-    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = toolchain.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     workshop.ninja(f'echo "{error}"; exit 1')
     with pytest.raises(SetupFailed, match=r"memory ran out .* lower llama\.jobs"):
@@ -284,7 +285,7 @@ def test_the_next_backend_is_built_if_a_toolkit_is_too_old(
 ) -> None:
     """As with Debian 13's ROCm, if Vulkan is installed as well."""
     names = ("hip", "vulkan")
-    hip, vulkan = (llama_setup.BuildBackend(name, (f"-DGGML_{name.upper()}=ON",)) for name in names)
+    hip, vulkan = (toolchain.BuildBackend(name, (f"-DGGML_{name.upper()}=ON",)) for name in names)
     packaged = install(workshop.folder / "packaged")
     monkeypatch.setattr(llama_setup, "backends", lambda: [hip, vulkan, toolchain.CPU])
     error = "CMake Error at ggml-hip/CMakeLists.txt:57 (message):\n\n  At least ROCM/HIP V6.1 is required\n"
@@ -364,7 +365,7 @@ def test_a_cpu_build_is_replaced_if_a_gpu_toolkit_is_installed(
 ) -> None:
     packaged = install(workshop.folder / "packaged")
     mine = install(workshop.folder / "mine")
-    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = toolchain.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     assert workshop.setup(build=False).run().server == packaged
     assert workshop.setup(server=str(mine)).run().server == mine
@@ -397,7 +398,7 @@ def test_an_earlier_gpu_build_is_replaced_only_by_a_gpu_build(
 ) -> None:
     old = install(workshop.cache / "llama.cpp/b10000-cuda/bin")
     assert workshop.setup().run().server == old, "its toolkit is not installed any more"
-    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = toolchain.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     assert workshop.setup().run().server.parent.parent.name == "b11434-cuda"
 

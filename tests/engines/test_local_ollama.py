@@ -75,7 +75,7 @@ async def make(
     def make_ollama(url: str, **options: Any) -> LocalOllama:
         environ = options.pop("environ", {})
         port = options.pop("own_port", 0)
-        more = {key: options.pop(key) for key in ("stores", "service") if key in options}
+        more: dict[str, Any] = {key: options.pop(key) for key in ("stores", "service") if key in options}
         settings = OllamaSettings(url=url, **options)
         journal = Journal(tmp_path / "journal")
         ollama = LocalOllama(
@@ -389,13 +389,14 @@ async def test_a_managed_ollama_is_started_restarted_and_ended(make: Make, tmp_p
     assert "OLLAMA_NO_CLOUD=1" in environment
     assert f"OLLAMA_MODELS={tmp_path}/mine\n" in environment
     assert "OLLAMA_NOPRUNE=1" in environment
-    assert ollama._own is not None
-    assert ollama._own._process is not None
-    first = ollama._own._process.pid
+    own = ollama._own
+    assert own is not None
+    assert own._process is not None
+    first = own._process.pid
     ollama.fail("ollama:tiny:latest", "no token for two minutes")
-    await until(lambda: ollama._own._process is not None and ollama._own._process.pid != first)
+    await until(lambda: own._process is not None and own._process.pid != first)
     await until(lambda: names(ollama))
-    second = ollama._own._process.pid
+    second = own._process.pid
     await ollama.close()
     with pytest.raises(ProcessLookupError):
         os.kill(second, 0)
@@ -417,13 +418,14 @@ async def test_another_ollama_at_the_address_of_a_managed_one_that_exited_is_use
     make: Make, standin: Standin, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ollama = make(standin.url, manage=True, binary="/nowhere/ollama")
-    assert ollama._own is not None
+    own = ollama._own
+    assert own is not None
     journal, log_file = Journal(tmp_path / "own"), tmp_path / "own.log"
     exited = await Process.start("ollama", ["/bin/true"], deployment="o", journal=journal, log_file=log_file)
     await exited.exited
-    ollama._own._process = exited
+    own._process = exited
     await ollama.start()
-    await until(lambda: not ollama._own.ended and names(ollama))
+    await until(lambda: not own.ended and names(ollama))
     polls = standin.polls
     await until(lambda: standin.polls > polls + 6)
     assert names(ollama)

@@ -282,6 +282,11 @@ async def test_an_unknown_node_is_reported(route: Route) -> None:
     writer.close()
 
 
+async def until_ended(route: Route, connections: int) -> None:
+    """Wait until as many connections to the worker have ended."""
+    await until(lambda: route.worker.ended == connections)
+
+
 async def test_a_tunnel_serves_successive_clients(route: Route) -> None:
     tunnel = await route.tunnels.open("d1", IDS[0])
     for number in range(3):
@@ -289,7 +294,7 @@ async def test_a_tunnel_serves_successive_clients(route: Route) -> None:
         writer.write(b"hello")
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
         writer.close()
-        await until(lambda number=number: route.worker.ended == number + 1)
+        await until_ended(route, number + 1)
 
 
 async def connected(route: Route, tunnel: Tunnel) -> asyncio.StreamWriter:
@@ -319,15 +324,20 @@ class RecordingDialer:
         return connection
 
 
+async def until_made(dialer: RecordingDialer, connections: int) -> None:
+    """Wait until the dialer has made as many connections."""
+    await until(lambda: len(dialer.made) == connections)
+
+
 async def test_the_next_connection_is_prepared_in_advance(route: Route) -> None:
     dialer = RecordingDialer(route.pair.reach[1])
     tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
     tunnel = await tunnels.open("d1", IDS[0])
     for number in range(1, 4):
-        await until(lambda number=number: len(dialer.made) == number)
+        await until_made(dialer, number)
         (await connected(route, tunnel)).close()
-        await until(lambda number=number: route.worker.ended == number)
-    await until(lambda: len(dialer.made) == 4)
+        await until_ended(route, number)
+    await until_made(dialer, 4)
     dialer.stuck = True
     (await connected(route, tunnel)).close()
     await tunnels.close()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
 from sollold.models.footprint.run_options import Run
-from sollold.models.gguf.header import Header, Tensor
+from sollold.models.gguf.header import Header, Tensor, Value
 from sollold.placement.plan import Plan, Share
 
 BIG, SMALL = 11 << 20, 10 << 20
@@ -65,7 +65,7 @@ def test_experts_on_the_head_are_not_listed() -> None:
 
 
 def test_unused_layers_for_next_token_prediction_are_not_listed() -> None:
-    metadata = {"general.architecture": "glm4moe", "glm4moe.nextn_predict_layers": 1}
+    metadata: dict[str, Value] = {"general.architecture": "glm4moe", "glm4moe.nextn_predict_layers": 1}
     header = replace(HEADER, metadata=metadata)
     assert names("c", header=header) == ["output.weight"]
     drafts = replace(PLAN, run=replace(PLAN.run, drafts=2, predicts=True))

@@ -25,7 +25,7 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(size)
         return real(file, size)
 
-    monkeypatch.setattr(speed_module.mmap, "mmap", record_mmap)
+    monkeypatch.setattr(mmap, "mmap", record_mmap)
     monkeypatch.setattr(speed_module, "_MEASURE_SECONDS", 0.01)
     return sizes
 
@@ -62,7 +62,7 @@ def test_a_failed_buffer_allocation_does_not_block_other_threads(monkeypatch: py
             raise OSError(12, "Cannot allocate memory")
         return real(file, size)
 
-    monkeypatch.setattr(speed_module.mmap, "mmap", record_mmap)
+    monkeypatch.setattr(mmap, "mmap", record_mmap)
     assert bandwidth(3, 64 * MIB) == 0.0
 
 
