@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import msgspec
 import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from sollold.control.activity import FinishedRequest
-from tests.api.api_parts import PlainCluster, ScriptedService, monitor_of, parts
+from sollold.serving.request import Engine
+from tests.api.api_parts import PlainCluster, ScriptedService, model, monitor_of, parts
 from tests.api.conftest import Serve
+from tests.api.test_batch import ended_job
 from tests.api.watched_loop import watched
 
 LARGE = 32 << 20
@@ -62,3 +65,36 @@ async def test_metrics_of_many_models_do_not_block_the_loop(serve: Serve, http: 
             family for family in text_string_to_metric_families(text) if family.name == "sollold_requests"
         ]
         assert sum(sample.value for sample in counts[0].samples) == 500
+
+
+def vectors_of(texts: int, width: int) -> list[list[float]]:
+    return [[(row * 7 + column) % 1000 / 1001 for column in range(width)] for row in range(texts)]
+
+
+async def test_a_page_of_a_batchs_vectors_does_not_block_the_loop(serve: Serve, http: ClientSession) -> None:
+    rows = vectors_of(32, 2048)
+    data = {"embeddings": rows}
+    service = ScriptedService(msgspec.json.encode(data), engine=Engine.OLLAMA)
+    url = await serve(parts(service, model(source="ollama", capabilities=("embedding",))))
+    batch = {"model": "demo", "input": ["a"] * 960}
+    async with http.post(url + "/api/batch/embed", json=batch) as answer:
+        job = (await answer.json())["job_id"]
+    assert (await ended_job(http, url, job))["completed"] == 960
+    async with watched() as loop, http.get(f"{url}/api/batch/results/{job}") as answer:
+        raw = await answer.read()
+    page = msgspec.json.decode(raw)["embeddings"]
+    assert len(page) == 960 and len(page[959]) == 2048 and page[0][1] > 0
+    assert loop.longest < 0.1
+
+
+async def test_an_ollamas_vectors_are_passed_on_unchanged(serve: Serve, http: ClientSession) -> None:
+    rows = vectors_of(256, 2048)
+    data = {"model": "demo", "embeddings": rows, "prompt_eval_count": 3}
+    service = ScriptedService(msgspec.json.encode(data), engine=Engine.OLLAMA)
+    url = await serve(parts(service, model(source="ollama", capabilities=("embedding",))))
+    body = {"model": "demo", "input": ["a"] * 1024}
+    async with watched() as loop, http.post(url + "/api/embed", json=body) as answer:
+        raw = await answer.read()
+    assert loop.longest < 0.1
+    whole = msgspec.json.decode(raw)
+    assert whole["embeddings"] == rows * 4 and whole["prompt_eval_count"] == 12

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.engine.calls import build_ask
-from sollold.api.engine.embeddings import Embedder, shortened
+from sollold.api.engine.embeddings import Embedder, rows_as_json, shortened
 from sollold.api.engine.fields import refuse_reranker, require_model
 from sollold.api.http.access import ACCESS, Client, client_of
 from sollold.api.http.body import as_type, read_object
@@ -126,8 +126,7 @@ class BatchRoutes:
             embedded = await self._embedder.embed(
                 piece_ask, model, piece, Call("/api/embed", native), truncate=truncate
             )
-            vectors = embedded.vectors if embedded.native is None else embedded.native.get("embeddings", [])
-            return [shortened(vector, dimensions) for vector in vectors]
+            return [shortened(vector, dimensions) for vector in embedded.decoded()]
 
         job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)
         response = json_response(job_object(job), {"Location": f"/api/batch/jobs/{job.id}"})
@@ -158,7 +157,7 @@ class BatchRoutes:
         value = {
             **job_object(job),
             "offset": offset,
-            "embeddings": [None if vector is None else list(vector) for vector in page],
+            "embeddings": await rows_as_json(page),
             "errors": {str(index): text for index, text in job.errors.items() if offset <= index < end},
             "next_offset": end if end < job.total else None,
         }

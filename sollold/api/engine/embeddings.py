@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine, Routing, Service, longest_input
 
+T = TypeVar("T")
+
 _MAX_PIECE = 256
 """Maximum texts in one request to an engine."""
 _MAX_ON_LOOP = 8
@@ -28,12 +30,28 @@ _MAX_TEXTS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Embeddings. ``native``: an Ollama's own response; else None, and ``vectors`` has the texts' order."""
+    """Embeddings. ``native``: an Ollama's own response; else None, and ``vectors`` has the texts' order.
+
+    The vectors of ``native`` are not decoded: they may be megabytes, and are usually passed on as they are.
+    """
 
     vectors: list[list[float]]
     tokens: int
     routing: Routing
     native: dict[str, Any] | None = None
+
+    def decoded(self) -> list[list[float]]:
+        """Return the vectors of either engine.
+
+        Raises:
+            Refusal: ENGINE if Ollama's are unreadable.
+        """
+        if self.native is None:
+            return self.vectors
+        try:
+            return [_vector.decode(vector) for vector in self.native.get("embeddings") or ()]
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise _unreadable(error) from None
 
 
 class Embedder:
@@ -89,10 +107,7 @@ class Embedder:
             message = f"the input length exceeds the context length: context size ({limit} tokens)"
             raise Refusal(refusal.fault, message, status=refusal.status) from None
         if routing.engine is Engine.OLLAMA:
-            try:
-                return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
-            except msgspec.MsgspecError as error:
-                raise Refusal(Fault.ENGINE, f"unreadable embeddings from Ollama: {error}") from None
+            return Embedded([], 0, routing, _read_native(raw))
         if len(raw) < _MAX_ON_LOOP_BYTES:
             vectors, tokens = _read(raw, normalize)
         else:
@@ -134,13 +149,56 @@ def _read(raw: bytes, normalize: bool) -> tuple[list[list[float]], int]:
     return [normalized(vector) for vector in vectors] if normalize else vectors, tokens
 
 
+def _read_native(raw: bytes) -> dict[str, Any]:
+    """Return an Ollama's response, with the JSON of its vectors.
+
+    Raises:
+        Refusal: ENGINE if it is unreadable.
+    """
+    try:
+        fields = _fields.decode(raw)
+        return {
+            name: value if name == "embedding" else (_list if name == "embeddings" else _any).decode(value)
+            for name, value in fields.items()
+        }
+    except msgspec.MsgspecError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> Refusal:
+    return Refusal(Fault.ENGINE, f"unreadable embeddings from Ollama: {error}")
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list = msgspec.json.Decoder(list[msgspec.Raw] | None)
+_any = msgspec.json.Decoder()
+_vector = msgspec.json.Decoder(list[float])
+
+
 async def as_json(vectors: Sequence[list[float]], dimensions: int | None) -> list[msgspec.Raw]:
     """Encode `shortened` vectors as JSON, in a thread if there are many."""
 
     def encoded() -> list[msgspec.Raw]:
         return [msgspec.Raw(msgspec.json.encode(shortened(vector, dimensions))) for vector in vectors]
 
-    return encoded() if len(vectors) <= _MAX_ON_LOOP else await asyncio.to_thread(encoded)
+    return await _run_off_loop(encoded, len(vectors))
+
+
+async def rows_as_json(vectors: Sequence[Sequence[float] | None]) -> list[msgspec.Raw | None]:
+    """Encode vectors unchanged as JSON, in a thread if there are many; None stays."""
+
+    def encoded() -> list[msgspec.Raw | None]:
+        return [None if row is None else msgspec.Raw(msgspec.json.encode(list(row))) for row in vectors]
+
+    return await _run_off_loop(encoded, len(vectors))
+
+
+async def _run_off_loop(work: Callable[[], T], vectors: int) -> T:
+    """Return the result of ``work``, done in a thread if there are many ``vectors``.
+
+    It encodes them one by one, since encoding keeps other threads from running.
+    """
+    return work() if vectors <= _MAX_ON_LOOP else await asyncio.to_thread(work)
 
 
 def _call(model: Model, texts: Sequence[str], *, normalize: bool) -> Call:
