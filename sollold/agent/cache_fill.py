@@ -127,7 +127,12 @@ class CacheFill:
         self._tensors.pop(tensor.name, None)
         try:
             placed = await asyncio.to_thread(
-                self._cache.place, self._request.deployment, held.hash, tensor_key(tensor), file
+                self._cache.place,
+                self._request.deployment,
+                held.hash,
+                tensor_key(tensor),
+                tensor.size,
+                file,
             )
         except OSError as error:
             log.info("%s is not offered to the worker: %s", tensor.name, error)

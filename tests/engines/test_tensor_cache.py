@@ -141,3 +141,26 @@ def test_the_list_of_cached_models_is_limited(cache: TensorCache) -> None:
         cache.keep(f"d{number}", f"{number:02}" * 32)
         cache.remove_folder(f"d{number}")
     assert len(cache.models()) == MOST_CACHED
+
+
+def test_a_file_that_a_worker_wrote_only_in_part_is_not_kept(cache: TensorCache, tmp_path: Path):
+    """Workers do not report a full disk; by the end of the load there may be space again."""
+    folder = load(cache, "a")
+    for name in (ONE, TWO):
+        assert cache.place("a", name, f"tensor {name}", 10, None) == 0
+    (folder / ONE).write_bytes(b"x" * 10)
+    (folder / TWO).write_bytes(b"y" * 4)
+    cache.keep("a", "model")
+    assert names(tmp_path / "tensors/whole") == [ONE]
+
+
+def test_an_incomplete_file_is_not_offered_for_a_tensor(cache: TensorCache, tmp_path: Path):
+    load(cache, "a", **{"_" + ONE: b"x" * 4})
+    cache.keep("a")
+    folder = load(cache, "b")
+    assert names(folder) == [ONE]
+    assert cache.place("b", ONE, "tensor", 10, None) == 0
+    assert names(folder) == []
+    (folder / ONE).write_bytes(b"x" * 10)
+    cache.keep("b")
+    assert (tmp_path / "tensors/whole" / ONE).read_bytes() == b"x" * 10

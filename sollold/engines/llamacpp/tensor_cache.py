@@ -61,7 +61,8 @@ class TensorCache:
         self._lock = threading.Lock()
         self._kept_deployments: set[str] = set()
         self._offered: dict[str, dict[str, _Known]] = {}
-        self._tensors: dict[str, dict[str, str]] = {}
+        self._tensors: dict[str, dict[str, tuple[str, int]]] = {}
+        """Deployment → name of a file → name and size in bytes of the tensor that its head asked for."""
 
     def remove_leftovers(self) -> None:
         """Delete what an earlier run's workers wrote and was not taken over."""
@@ -116,8 +117,10 @@ class TensorCache:
                 if entry.model == model and entry.tensor
             }
 
-    def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> int:
+    def place(self, deployment: str, name: str, tensor: str, size: int, file: Path | None) -> int:
         """Give the worker ``file`` as ``name``, the hash of ``tensor``, unless it has that already.
+
+        A file of this name that does not have the tensor's ``size`` in bytes is deleted from the cache.
 
         Returns:
             Size in bytes of the file that the worker finds now; 0 without one.
@@ -129,9 +132,14 @@ class TensorCache:
             if deployment not in self._offered or not _NAME.match(name):
                 return 0
             path = self._work / deployment / "rpc" / name
+            if path.exists() and path.stat().st_size != size:
+                log.warning("removed the cached tensor %s: it is incomplete", name)
+                path.unlink()
+                (self._whole / name).unlink(missing_ok=True)
+                self._offered[deployment].pop(name, None)
             if file is not None and not path.exists():
                 file.rename(path)
-            self._tensors.setdefault(deployment, {})[name] = tensor
+            self._tensors.setdefault(deployment, {})[name] = tensor, size
             return path.stat().st_size if path.exists() else 0
 
     def models(self) -> tuple[tuple[str, int], ...]:
@@ -169,18 +177,20 @@ class TensorCache:
                 tensors = self._tensors.get(deployment, {})
                 for name, entry in known.items():
                     if not entry.tensor and name in tensors and entry.model == digest[:DIGEST_LENGTH]:
-                        known[name] = replace(entry, tensor=tensors[name])
+                        known[name] = replace(entry, tensor=tensors[name][0])
                 for file in folder.iterdir():
                     if not _NAME.match(file.name) or file.name in known or not file.stat().st_size:
                         continue
                     if offered.get(file.name, _state_of(file)) != _state_of(file):
                         continue  # We offered this file, and it has been written to.
+                    tensor, size = tensors.get(file.name, ("", 0))
+                    if size and file.stat().st_size != size:
+                        log.warning("the tensor %s is not cached: its file is incomplete", file.name)
+                        continue  # The disk or a quota was full for a moment.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
                         state = _state_of(self._whole / file.name)
-                        known[file.name] = replace(
-                            state, model=digest[:DIGEST_LENGTH], tensor=tensors.get(file.name, "")
-                        )
+                        known[file.name] = replace(state, model=digest[:DIGEST_LENGTH], tensor=tensor)
                 self._prune(known)
             except OSError as error:
                 log.warning("the tensors of %s are not cached: %s", deployment, error)
