@@ -58,7 +58,8 @@ class Own:
 
 
 def test_facts_compare_by_their_fields_and_their_class() -> None:
-    assert Point(1) == Point(1, 0.5, [7]) != Point(2) and Point(1) != Named(1) and Point(1) != (1, 0.5)
+    fields: object = (1, 0.5)
+    assert Point(1) == Point(1, 0.5, [7]) != Point(2) and Point(1) != Named(1) and Point(1) != fields
     assert {Point(1), Point(1, seen=[3]), Named(1), Named(1, name="a")} == {
         Named(1),
         Point(1),

@@ -169,5 +169,5 @@ def test_notify_fails_quietly_without_free_file_descriptors(monkeypatch: pytest.
         raise OSError(24, "Too many open files")
 
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
-    monkeypatch.setattr(systemd.socket, "socket", fail)
+    monkeypatch.setattr(socket, "socket", fail)
     assert systemd.notify(watchdog=True) is False

@@ -18,6 +18,7 @@ from sollold.models.model import Model
 from sollold.models.names import parse
 from sollold.models.stores import folders, header_facts, scan_result
 from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.header_facts import HeaderFacts
 from sollold.models.stores.name_owners import name_with_digest
 from sollold.models.stores.scan_result import Scan
 from sollold.models.stores.threads import in_own_thread
@@ -299,7 +300,12 @@ async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: py
     write_gguf(tmp_path / "folder" / "a.gguf")
     reads: list[tuple[str, ...]] = []
     real = header_facts.read_facts
-    monkeypatch.setattr(header_facts, "read_facts", lambda files: reads.append(files) or real(files))
+
+    def record_read(files: tuple[str, ...]) -> HeaderFacts:
+        reads.append(files)
+        return real(files)
+
+    monkeypatch.setattr(header_facts, "read_facts", record_read)
     first = make()
     await first.start()
     await first.refresh()

@@ -17,6 +17,7 @@ from sollold.models.gguf import demo_model
 from sollold.models.gguf import reader as gguf
 from sollold.models.gguf.demo_model import Recital
 from sollold.models.gguf.header import Array
+from tests.doubles import free_port
 from tests.gguf import llama_run
 
 
@@ -97,7 +98,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("llama.cpp is not built")
     folder = tmp_path_factory.mktemp("demo")
     demo_model.write(folder / "a.gguf", Recital(demo_model.counting(600), width=256))
-    port = llama_run.free_port()
+    port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [program, "-m", folder / "a.gguf", "--port", str(port), "-c", "4096", "-np", "1", "-t", "1"],

@@ -16,7 +16,7 @@ from sollold.models.footprint.run_options import Run
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf import reader as gguf
 from sollold.models.gguf import writer
-from sollold.models.gguf.writer import NewTensor
+from sollold.models.gguf.writer import MetadataValue, NewTensor
 from tests.gguf import adapter, projector
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
@@ -305,7 +305,7 @@ def test_a_projector_is_counted_on_the_head(tmp_path: Path) -> None:
 
 def test_a_projectors_memory_follows_from_its_largest_image(tmp_path: Path) -> None:
     def projector_bytes(kind: str, image: int, **more: int) -> int:
-        metadata = {
+        metadata: dict[str, MetadataValue] = {
             "general.architecture": "clip",
             "clip.projector_type": kind,
             "clip.vision.image_size": image,
@@ -313,7 +313,8 @@ def test_a_projectors_memory_follows_from_its_largest_image(tmp_path: Path) -> N
             "clip.vision.embedding_length": 1024,
             "clip.vision.feed_forward_length": 4096,
             "clip.vision.attention.head_count": 16,
-        } | {f"clip.vision.{key}": value for key, value in more.items()}
+            **{f"clip.vision.{key}": value for key, value in more.items()},
+        }
         path = tmp_path / f"{kind}.gguf"
         writer.write(path, metadata, [NewTensor("v.class_embd", (64,), 0)])
         return with_projector(_shape(tmp_path, "llama", Size(layers=1)), gguf.read(path)).projector

@@ -116,7 +116,7 @@ def test_wide_layers_of_different_kinds(
 def test_memory_for_the_results_of_drafts(tmp_path: Path, rpc_workers: Workers, architecture: str) -> None:
     model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
     run = Run(context=4096, slots=4, flash="on", drafts=16)
-    options = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "8")
+    options: tuple[str, ...] = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "8")
     *workers, host = compare(
         model, run, rpc_workers, (4, 5), more=(*options, "--spec-ngram-simple-size-m", "16")
     )
@@ -130,7 +130,7 @@ def test_a_draft_model_on_the_heads_cpu(tmp_path: Path, rpc_workers: Workers, ar
     model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
     small = write(tmp_path / "b.gguf", architecture, Size(layers=4, embd=128, vocab=32000), seed=2)
     run = Run(context=4096, slots=2, flash="on", drafts=4)
-    options = ("--spec-type", "draft-simple", "--spec-draft-model", str(small), "--spec-draft-n-max", "4")
+    options = ["--spec-type", "draft-simple", "--spec-draft-model", str(small), "--spec-draft-n-max", "4"]
     options += ("--spec-draft-device", "none", "--spec-draft-ngl", "0", "--no-spec-draft-backend-sampling")
     log = llama_run.loaded(model, run, rpc_workers, (4, 5), *options, prompt=[5, 6, 7])
     actual = llama_log.buffers(log.partition("loading draft model")[2], list(rpc_workers.endpoints))["CPU"]

@@ -28,7 +28,7 @@ _KEEP_FIXTURE = settings(
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-_TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _VALUES = st.one_of(
     _TEXT,
     st.booleans(),

@@ -18,6 +18,7 @@ from sollold.models.library import Library
 from sollold.models.listing import merge
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
+from sollold.models.node_lists import ModelList
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.templates.jinja import fingerprint
 from sollold.settings.schema import ModelSettings
@@ -86,6 +87,11 @@ async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
         await node.close()
 
 
+async def until_listed(node: Node, *names: str) -> None:
+    """Wait until a node lists exactly these models."""
+    await until(lambda: node.names() == list(names))
+
+
 async def test_all_nodes_list_each_model_once(three: ThreeNodes, tmp_path: Path) -> None:
     a, b, c = three.nodes
     write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
@@ -94,7 +100,7 @@ async def test_all_nodes_list_each_model_once(three: ThreeNodes, tmp_path: Path)
     OllamaStore(c.folder / "store").model("alpha:F16", tmp_path, seed=1)
     await three.start()
     for node in three.nodes:
-        await until(lambda node=node: node.names() == ["alpha:F16", "beta:F16", "gamma:7b"])
+        await until_listed(node, "alpha:F16", "beta:F16", "gamma:7b")
         pairs = node.library.find("alpha")
         assert [name for name, _ in pairs] == ["a", "c"]
         assert pairs[0][1].files != pairs[1][1].files
@@ -257,7 +263,7 @@ async def test_a_refresh_lists_new_models_of_a_node_immediately(three: ThreeNode
     await a.library.lists.refresh("b")
 
 
-def model(name: str, digest: str, **changes: object) -> Model:
+def model(name: str, digest: str, **changes: Any) -> Model:
     return replace(Model(name, digest * 64, "folder", (f"/{digest}.gguf",), 1, 0.0), **changes)
 
 
@@ -337,6 +343,7 @@ async def test_an_invalid_name_from_another_node_hides_no_model(three: ThreeNode
 
     async def with_invalid_name(caller: str, request: object) -> object:
         reply = await handler(caller, request)
+        assert isinstance(reply, ModelList)
         return replace(reply, models=(replace(reply.models[0], name="latest~ of/no:"), *reply.models))
 
     b.server.methods["models"] = (kind, with_invalid_name)

@@ -62,6 +62,7 @@ async def test_only_own_names_can_be_replaced(three: ThreeNodes) -> None:
         await a.own.copy(tiny, "mine", NameOverrides(system=system), replace=True)
         mine = a.catalogue.get("mine:latest")
         assert mine is not None and (mine.system, mine.unusable) == (system, "")
+    assert mine is not None
     await a.own.copy(mine, "mine", NameOverrides(license="MIT"), replace=True)
     replaced = a.catalogue.get("mine:latest")
     assert replaced is not None

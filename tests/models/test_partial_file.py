@@ -32,6 +32,9 @@ async def test_a_full_disk_is_not_a_failure_of_the_source(
             except OSError as error:
                 raise SourceError(f"node b broke off: {error}") from None
 
+        def close(self) -> None:
+            pass
+
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -94,7 +97,12 @@ def test_completed_bytes_are_counted_without_iterating_over_parts(
     for part in range(10):
         partial.finish_part(0, part)
     calls: list[int] = []
-    monkeypatch.setattr(PartialFile, "span", lambda self, index, part: calls.append(part) or (0, 8))
+
+    def record_span(self: PartialFile, index: int, part: int) -> tuple[int, int]:
+        calls.append(part)
+        return (0, 8)
+
+    monkeypatch.setattr(PartialFile, "span", record_span)
     assert partial.completed_of(0) == 80
     assert calls == []
     partial.close()

@@ -17,8 +17,10 @@ from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.models.gguf import reader as gguf
+from sollold.models.node_lists import ModelList
 from sollold.models.transfer import peer_source
 from sollold.models.transfer.partial_file import Item, PartialFile
+from sollold.models.transfer.peer_source import ModelFiles
 from sollold.models.transfer.pull_progress import PullError
 from tests.doubles import until
 from tests.models.pulling import PART, ThreeNodes, big, sole, unfinished, until_completed
@@ -440,9 +442,12 @@ async def test_aborting_a_pull_ends_the_verification_of_its_files(
             break
     await until(reading.is_set)
     checked: list[str] = []
-    monkeypatch.setattr(
-        "sollold.models.transfer.pull.fault_of", lambda *_: checked.append("all was read") or ""
-    )
+
+    def record_check(*_: object) -> str:
+        checked.append("all was read")
+        return ""
+
+    monkeypatch.setattr("sollold.models.transfer.pull.fault_of", record_check)
     leaving = asyncio.create_task(stream.aclose())
     for _ in range(20):
         await asyncio.sleep(0)
@@ -510,7 +515,8 @@ async def test_file_names_from_another_node_cannot_leave_the_folder(three: Three
 
     async def evil(caller: str, request: Any) -> Any:
         parcel = await handler(caller, request)
-        return type(parcel)(parcel.model, (Item(names.pop(), 5),))
+        assert isinstance(parcel, ModelFiles)
+        return ModelFiles(parcel.model, (Item(names.pop(), 5),))
 
     b.server.methods["parcel"] = (kind, evil)
     while names:
@@ -539,6 +545,7 @@ async def test_facts_from_another_node_are_validated(three: ThreeNodes, lie: dic
 
     async def lying(caller: str, request: Any) -> Any:
         reply = await handler(caller, request)
+        assert isinstance(reply, ModelList)
         lies = [replace(model, **lie) if model.name == "tiny:latest" else model for model in reply.models]
         return replace(reply, models=tuple(lies))
 

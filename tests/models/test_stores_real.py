@@ -80,7 +80,7 @@ def refusal(path: str) -> str:
     """Start a llama-server that can't load the model. Returns its log."""
     program = binary("llama-server")
     assert program is not None
-    command = [program, "-m", path, "--port", str(free_port()), "-c", "512", "-t", "1"]
+    command = [str(program), "-m", path, "--port", str(free_port()), "-c", "512", "-t", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode != 0
     return ended.stdout + ended.stderr

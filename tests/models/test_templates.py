@@ -18,7 +18,7 @@ CHAT = [
     {"role": "user", "content": "a"},
     {"role": "user", "content": "b"},
 ]
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "hi"},
     {
         "role": "assistant",
@@ -75,7 +75,8 @@ TOOLED = """{{- if or .System .Tools }}<|im_start|>system
 
 def rendered(template: str, messages: list[dict[str, Any]], **more: Any) -> str:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    return environment.from_string(to_jinja(template)).render(messages=messages, **more)
+    text: str = environment.from_string(to_jinja(template)).render(messages=messages, **more)
+    return text
 
 
 def test_a_template_of_one_exchange_is_rendered_for_each_exchange() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_a_small_difference_in_padding_is_compatible(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [{"model": "other"}, {"add_eos_token": True}, {"bos_token_id": 7}])
-def test_other_special_tokens_are_incompatible(tmp_path: Path, more: dict[str, MetadataValue]) -> None:
+def test_other_special_tokens_are_incompatible(tmp_path: Path, more: dict[str, Any]) -> None:
     assert not compatible(
         write_vocabulary(tmp_path / "a.gguf"), write_vocabulary(tmp_path / "b.gguf", **more)
     )

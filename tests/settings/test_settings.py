@@ -307,7 +307,7 @@ def test_an_unreadable_file_is_skipped_by_commands(
     secret.write_text("[http]\nport = 2000\n")
     monkeypatch.setattr("sollold.settings.load.candidates", lambda: [secret, own])
     # Simulates an ordinary user, also when the tests run as root.
-    real_is_file, real_read = Path.is_file, settings_load.read_file
+    real_is_file, real_read = Path.is_file, read_file.read_file
 
     def is_file(path: Path) -> bool:
         if path == secret and closed == "folder":

@@ -42,7 +42,8 @@ def test_an_unwritable_folder_is_recognized(tmp_path: Path, monkeypatch: pytest.
 
 def test_two_threads_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, both_written = tmp_path / "kept.json", threading.Barrier(2)
-    fsync, files = os.fsync, []
+    fsync = os.fsync
+    files: list[int] = []
 
     def wait(file: int) -> None:
         if len(files) < 2:
