@@ -285,6 +285,9 @@ class EndpointServer:
         state = self._states.get(id)
         if state is not None:
             state.host.report(id, state.queue.active, state.queue.waiting, state.speed)
+        else:
+            # Its last requests ended with it. It may return: an Ollama keeps its endpoints' ids.
+            self._engines.of(id).report(id, 0, 0, 0.0)
 
     def _measured(self, state: EndpointState, stream: LocalStream, figures: Figures) -> None:
         """Update the counters and the speed, which is that of a single stream: concurrent ones are slower."""

@@ -303,6 +303,19 @@ async def test_closing_the_answer_ends_the_generation(cluster: Cluster, asked: s
     assert node.serving.under_way == 0
 
 
+async def test_an_endpoint_that_vanishes_with_its_last_request_counts_none(cluster: Cluster) -> None:
+    _, b, reciter = await two_nodes(cluster)
+    reciter.pause = 0.01
+    answer = await b.serving.open(ask(), lambda _: None)
+    assert await anext(answer.events)
+    await until(lambda: b.engines.reports and b.engines.reports[-1][:2] == ("d1", 1))
+    b.engines.drop("d1")
+    await answer.close()
+    cluster.world.changed()
+    assert not b.server._states
+    await until(lambda: b.engines.reports[-1][:3] == ("d1", 0, 0))
+
+
 async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(cluster: Cluster) -> None:
     a = await cluster.node("a")
     reciter = await cluster.reciter()
