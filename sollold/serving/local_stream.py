@@ -260,8 +260,7 @@ class LocalStream:
         if self._ended:
             return
         self._ended = True
-        if self._connecting is not None:
-            self._connecting.reschedule(self._loop.time())
+        self._stop_connecting()
         if self._connection is not None:
             if self.request.stream:
                 # llama-server closes it after a stream; a request sent on it before that is noticed is lost.
@@ -277,7 +276,11 @@ class LocalStream:
     def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        elif self._connecting is not None:
+        else:
+            self._stop_connecting()
+
+    def _stop_connecting(self) -> None:
+        if self._connecting is not None and not self._connecting.expired():
             self._connecting.reschedule(self._loop.time())
 
     async def _broken(self, message: str, taken: bool, suspect: bool) -> StreamError:

@@ -75,6 +75,21 @@ async def test_abort_while_connecting() -> None:
     assert engine.connecting == engine.users == queue.active == 0
 
 
+async def test_second_abort_while_the_first_takes_effect() -> None:
+    """As when an engine that hangs is ended: the change of the record follows in the loop's next turn."""
+    engine, queue = Unreachable(), AdmissionQueue(1, 1)
+    stream = local_stream(engine, queue)
+    opening = asyncio.ensure_future(stream.open(lambda position: None))
+    await until(lambda: engine.connecting)
+    stream.abort(StreamError(ErrorKind.ENGINE, "the engine hangs"))
+    await asyncio.sleep(0)
+    stream.abort(StreamError(ErrorKind.ENGINE, "the engine was ended"))
+    await stream.close()
+    with pytest.raises(StreamError, match="the engine was ended"):
+        await asyncio.wait_for(opening, 5)
+    assert engine.connecting == engine.users == queue.active == 0
+
+
 async def test_caller_cancels_while_connecting() -> None:
     engine, queue = Unreachable(), AdmissionQueue(1, 1)
     opening = asyncio.ensure_future(local_stream(engine, queue).open(lambda position: None))
