@@ -560,3 +560,31 @@ async def test_facts_from_another_node_are_validated(three: ThreeNodes, lie: dic
         "the digest is part of a folder's path, which is removed after a failed transfer"
     )
     assert [listed.model.name for listed in a.library.all()] == ["honest:latest"]
+
+
+async def test_a_hanging_adapter_does_not_make_the_folder_of_the_weights_unresponsive(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, b, _ = three.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    (model,) = b.catalogue.models
+    adapted = replace(model, digest="0" * 64, adapters=(str(b.folder / "share" / "adapter.gguf"),))
+    b.catalogue._models = (model, adapted)
+    b.sender._threads._seconds = 0.1
+    reachable = threading.Event()
+    item = peer_source._item
+
+    def hanging(name: str, path: str) -> Item:
+        if path in adapted.adapters:
+            reachable.wait(30)
+        return item(name, path)
+
+    monkeypatch.setattr(peer_source, "_item", hanging)
+    try:
+        with pytest.raises(PeerError, match="/share does not answer"):
+            await b.sender._parcel("a", peer_source.ReadPartRequest(adapted.digest))
+        files = await b.sender._parcel("a", peer_source.ReadPartRequest(model.digest))
+        assert [item.name for item in files.items] == ["model.gguf"]
+    finally:
+        reachable.set()

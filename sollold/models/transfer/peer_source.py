@@ -75,17 +75,21 @@ def items_of(model: Model) -> tuple[Item, ...]:
     Raises:
         OSError: a file is missing.
     """
+    return tuple(_item(name, path) for name, path in zip(_names_of(model), paths_of(model), strict=True))
+
+
+def _names_of(model: Model) -> list[str]:
     count = len(model.files)
     names = (
         ["model.gguf"] if count == 1 else [f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
     )
     if model.projector:
         names.append("mmproj.gguf")
-    names += [f"adapter-{k}.gguf" for k in range(1, len(model.adapters) + 1)]
-    items = []
-    for name, path in zip(names, paths_of(model), strict=True):
-        items.append(Item(name, Path(path).stat().st_size, _sha256_in_name(path)))
-    return tuple(items)
+    return names + [f"adapter-{k}.gguf" for k in range(1, len(model.adapters) + 1)]
+
+
+def _item(name: str, path: str) -> Item:
+    return Item(name, Path(path).stat().st_size, _sha256_in_name(path))
 
 
 def _sha256_in_name(path: str) -> str:
@@ -146,7 +150,12 @@ class Sender:
         if model is None or model.unusable:
             raise PeerError(self._node, "the model is no longer on this node", transport=False)
         try:
-            return ModelFiles(model, await self._threads.run(model.files[0], items_of, model), hashes=True)
+            # One by one: the files may be on several shares, of which one may hang.
+            items = [
+                await self._threads.run(path, _item, name, path)
+                for name, path in zip(_names_of(model), paths_of(model), strict=True)
+            ]
+            return ModelFiles(model, tuple(items), hashes=True)
         except OSError as error:
             raise PeerError(
                 self._node, f"{error.filename}: {system_reason(error)}", transport=False
