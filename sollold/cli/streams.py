@@ -27,6 +27,8 @@ def forgive() -> None:
     # They are None if the program was started with them closed (`>&-`).
     sys.stdin = sys.stdin or _null("r")
     sys.stdout = sys.stdout or _null("w")
+    # Without one, `print` would write messages to standard output.
+    sys.stderr = sys.stderr or _null("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):

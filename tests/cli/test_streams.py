@@ -81,6 +81,13 @@ def test_a_command_with_closed_output_works() -> None:
     assert (done.returncode, done.stderr) == (Exit.DONE, "")
 
 
+@pytest.mark.parametrize("words", [("load", "any"), ("status",)])
+def test_a_command_with_closed_standard_error_works(words: tuple[str, ...]) -> None:
+    line = f"{' '.join(command(*words))} --node 127.0.0.1:9 2>&-"
+    done = subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (Exit.UNREACHABLE, "")
+
+
 def test_piped_lines_are_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     long = Path("/" + "far " * 100)
     words = ["config", "--config", "/dev/null", "--set", f"node.state_dir={long}"]
