@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def pictures_of(text: str) -> tuple[str, list[Path]]:
 
     def take(found: re.Match[str]) -> str:
         file = expanded(found["path"].replace("\\ ", " "))
-        if not file.is_file():
+        # Unlike `Path.is_file`, false for a name that is too long, or in a folder of another user.
+        if not os.path.isfile(file):  # noqa: PTH113
             return found[0]
         files.append(file)
         return ""

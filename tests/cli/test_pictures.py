@@ -42,6 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (r"Compare ./cat.png ./a\ dog.JPG", "Compare", ["cat.png", "a dog.JPG"]),
         ("Is './cat.png' fine", "Is  fine", ["cat.png"]),
         ("./mouse.png", "./mouse.png", []),
+        (f"/{'9j4AAQ' * 99}.png", f"/{'9j4AAQ' * 99}.png", []),
         ("cat.png and http://x/cat.png", "cat.png and http://x/cat.png", []),
     ],
 )
