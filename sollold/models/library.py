@@ -258,7 +258,7 @@ class Library:
             return resolved
         away = []
         for node, models in self.lists.away().items():
-            match = resolve(resolved.asked, [model.name for model in models])
+            match = resolve(resolved.asked, [model.name for model in models], suggest=False)
             record = self._view.record(node)
             if record is not None and (match.name or match.candidates):
                 away.append(record.name)

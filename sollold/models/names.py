@@ -176,8 +176,12 @@ class Resolved:
         return message
 
 
-def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
+def resolve(
+    asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, *, suggest: bool = True
+) -> Resolved:
     """Resolve a name among the ``known`` (canonical) names.
+
+    ``suggest``: look for similar names if none matches, which takes longer than all the rest.
 
     Order: an alias; the name as written; the name ignoring case; without a tag, the model's only tag; without
     host and namespace, the only model of that name anywhere; a file name.
@@ -188,7 +192,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     try:
         name = parse(wanted)
     except ValueError:
-        return _by_file_name(asked, wanted, names)
+        return _by_file_name(asked, wanted, names, suggest=suggest)
     if str(name) in names:
         return Resolved(asked, str(name))
     parsed = {text: parse(text) for text in names}
@@ -206,10 +210,10 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
         return Resolved(asked, fitting[0])
     if fitting:
         return Resolved(asked, candidates=tuple(sorted(fitting)))
-    return Resolved(asked, suggestions=_similar(str(parse(wanted)), names))
+    return Resolved(asked, suggestions=_similar(str(parse(wanted)), names) if suggest else ())
 
 
-def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
+def _by_file_name(asked: str, wanted: str, names: tuple[str, ...], *, suggest: bool) -> Resolved:
     """Resolve a file name, which may contain characters that are invalid in model names."""
     stem = wanted.rsplit("/", 1)[-1].strip()
     if not stem:
@@ -221,6 +225,8 @@ def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
     # If no character of the name is valid in a model name, there is nothing left to compare.
     if len(fitting) == 1 and model != NAMELESS:
         return Resolved(asked, fitting[0])
+    if not suggest:
+        return Resolved(asked)
     return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _similar(f"{model}:{tag}", names))
 
 
