@@ -108,3 +108,11 @@ def test_the_number_of_introductions_is_limited() -> None:
     for number in range(3000):
         gossip.introduce(((f"10.9.{number >> 8}.{number & 255}", 1),), 1.0, keep=True)
     assert len(gossip._joins._introductions) <= 1024
+
+
+def test_nothing_is_kept_of_introductions_that_were_given_up() -> None:
+    gossip = core()
+    for number in range(20):
+        gossip.introduce(((f"10.8.0.{number + 1}", 1),), 100.0 * number)
+        run(gossip, 100.0 * number, 100.0 * (number + 1))
+    assert not gossip._joins._pinged and not gossip._joins._introductions

@@ -104,11 +104,16 @@ class Joins:
             introduction.tries += 1
         if not introduction.keep and (known or introduction.tries >= _MAX_TRIES):
             self._introductions.pop(introduction.key, None)
+            self._timers.at(now + tuning.retry_max, self._forget, introduction)
             return
         # While a live node is there an occasional check is enough: dead nodes are retried elsewhere.
         pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)
         pause = min(pause, tuning.retry_max)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
+
+    def _forget(self, introduction: _Introduction, now: float) -> None:
+        """Ignore acks to the last ping of an introduction that was given up."""
+        self._pinged.pop(introduction.sequence, None)
 
     def _fall_back(self, introduction: _Introduction, now: float) -> None:
         if not introduction.answered and not self._known(introduction):
