@@ -7,14 +7,17 @@ import contextlib
 import ipaddress
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
-from sollold.cluster.net.dialer import _attempt
+from sollold.cluster.net import dialer
+from sollold.cluster.net.dialer import Dialer, _attempt
 from sollold.cluster.net.identity import Identity, Tokens, tls_name
 from sollold.cluster.net.rpc_server import HTTP, RpcServer
-from tests import netns
+from sollold.tasks import cancel_and_wait
+from tests import doubles, netns
 from tests.daemons import until
 from tests.keys import key
 
@@ -78,3 +81,30 @@ async def test_an_attempt_cancelled_at_any_moment_leaks_no_descriptor(
             ended += 1
         assert not transports_without_socket(), f"cancelled after {turns} turns of the loop"
     assert ended < 60
+
+
+async def test_a_connection_made_while_its_caller_is_cancelled_is_closed(
+    peers: RpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is cancelled while the attempts at the other addresses are ended."""
+
+    async def cancelled_and_wait(*tasks: asyncio.Future[Any] | None) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        await cancel_and_wait(*tasks)
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(hold, "127.0.0.1", 0)
+    addresses = [("127.0.0.1", silent.sockets[0].getsockname()[1]), ("127.0.0.1", peers.port)]
+    reach = Dialer(Identity(key(2), TOKENS), lambda node: addresses)
+    monkeypatch.setattr(dialer, "cancel_and_wait", cancelled_and_wait)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(reach.connect(key(1).node, HTTP, asyncio.Protocol, timeout=3))
+    opened = [transport for transports in peers._connections.values() for transport in transports]
+    assert len(opened) == 1
+    await doubles.until(lambda: opened[0].is_closing())
+    silent.close()

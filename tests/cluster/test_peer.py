@@ -44,6 +44,17 @@ async def test_a_call_returns_its_result_and_names_its_caller(pair: Pair) -> Non
     assert await pair.calls[0].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[0])
 
 
+async def test_a_call_made_while_the_connections_are_closed_succeeds(pair: Pair) -> None:
+    """A node that changes to another cluster closes its connections and goes on."""
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    await pair.calls[1].call(IDS[0], "add", Sum(1, 2), Total, timeout=3)
+    closing = asyncio.create_task(pair.calls[1].close())
+    await asyncio.sleep(0)
+    assert await pair.calls[1].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[1])
+    await closing
+
+
 async def test_refusals_and_exceptions_reach_the_caller(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     for server in pair.peers:
         server.method("add", Sum, add)

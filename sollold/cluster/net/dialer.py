@@ -106,11 +106,12 @@ class Dialer:
         context = self.context(protocol, anyone=not node)
         failures: list[str] = []
         running: dict[asyncio.Task[_Handshake], Address] = {}
+        winner: tuple[_Handshake, Address] | None = None
         waiting = list(targets)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         try:
-            while waiting or running:
+            while winner is None and (waiting or running):
                 if waiting:
                     attempt = _attempt(waiting[0], context, tls_name(node or "member"), self.sockets.watch)
                     running[asyncio.create_task(attempt)] = waiting.pop(0)
@@ -124,6 +125,8 @@ class Dialer:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
+                    if winner is not None:
+                        break
                     address = running.pop(task)
                     try:
                         handshake = task.result()
@@ -134,12 +137,24 @@ class Dialer:
                         # The new protocol's `connection_lost` would never be called.
                         failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
                         continue
-                    found = peer_of(handshake.transport.get_extra_info("ssl_object"))
-                    self.worked(found, address)
-                    return handshake.hand_over(make()), found, address
+                    winner = handshake, address
         finally:
-            await _cancel_attempts(running)
-        raise PeerError(node, f"{name} could not be reached ({'; '.join(failures)})", transport=True)
+            try:
+                await _cancel_attempts(running)
+            except BaseException:
+                if winner is not None:
+                    winner[0].transport.abort()
+                raise
+        if winner is not None and winner[0].lost:
+            failures.append(f"{winner[1][0]}:{winner[1][1]}: it closed the connection at once")
+            winner = None
+        if winner is None:
+            raise PeerError(node, f"{name} could not be reached ({'; '.join(failures)})", transport=True)
+        # Last, without a pause before the return: from here on the connection is the caller's.
+        handshake, address = winner
+        found = peer_of(handshake.transport.get_extra_info("ssl_object"))
+        self.worked(found, address)
+        return handshake.hand_over(make()), found, address
 
 
 class _Handshake(asyncio.Protocol):

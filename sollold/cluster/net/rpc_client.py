@@ -65,9 +65,10 @@ class RpcClient:
     async def close(self) -> None:
         """Close all connections."""
         self._connections.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        # Calls made meanwhile need a new session.
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def drop_node(self, node: str) -> None:
         """End all exchanges with the dead ``node`` now instead of after a timeout."""
