@@ -21,12 +21,18 @@ from sollold.cluster.admission.orders import DoorOrder, SecretAnswer, SecretOrde
 from sollold.cluster.admission.policy import Standing, behind
 from sollold.cluster.gossip.config import LAN
 from sollold.cluster.gossip.gossip import Gossip
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control import secret_change
 from sollold.control.admission import AdmissionService
 from sollold.errors import Refusal
 from sollold.settings.schema import ClusterSettings
 from tests.cluster.lan import SORTED, Lan
 from tests.doubles import until
+from tests.keys import key
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
 RING = Keyring("11" * 32, A, 0.0, alone=False)
@@ -47,6 +53,13 @@ def test_a_new_secret_is_accepted_then_used_then_exclusive() -> None:
     assert (ring.secret, ring.generation, ring.old) == ("22" * 32, 1, (RING.secret,))
     ring = obeyed(ring, order(Step.REMOVE), B)
     assert ring.tokens.accepted == (bytes.fromhex("22" * 32),)
+
+
+def test_the_last_step_of_a_change_may_arrive_during_the_next() -> None:
+    ring = obeyed(obeyed(RING, order(Step.INSTALL), B), order(Step.USE), B)
+    ring = obeyed(ring, order(Step.INSTALL, 2, "33" * 32), B)
+    ring = obeyed(ring, order(Step.REMOVE), B)
+    assert ring.tokens.accepted == (bytes.fromhex("22" * 32), bytes.fromhex("33" * 32))
 
 
 @given(st.lists(st.sampled_from(list(Step)), max_size=8))
@@ -236,6 +249,18 @@ async def test_rotating_the_secret_keeps_all_connections(lan: Lan) -> None:
         await lan.start(number)
     await until(lan.joined, 30)
     assert lan.ring(2).secret == secret
+
+
+async def test_a_holder_of_the_former_secret_alone_loses_its_connections(lan: Lan) -> None:
+    """It never took part in the cluster, so no admin can see and evict it."""
+    thief = Identity(key(9), Tokens.read(lan.ring(0).secret))
+    there = lan.running[0].me.node
+    calls = RpcClient(Dialer(thief, lambda node: [("127.0.0.1", lan.ports[0])]), RpcServer(thief))
+    assert await calls.call(there, "door", DoorOrder(0), bool, timeout=3)
+    assert not (await lan.changes[leader(lan)].rotate()).refusal
+    with pytest.raises(PeerError):
+        await calls.call(there, "door", DoorOrder(0), bool, timeout=3)
+    await calls.close()
 
 
 async def test_an_interrupted_change_completes_by_itself(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ def obeyed(ring: Keyring, order: SecretOrder, me: str) -> Keyring:
     if not current:
         raise Refused(f"it still uses generation {ring.generation} of the secret")
     members = merged(order.members, ring.members, without=order.evicted)
-    return replace(ring, old=(), pending=None, members=members, evicted=order.evicted)
+    # What is pending belongs to the next change: this step arrived late.
+    return replace(ring, old=(), members=members, evicted=order.evicted)
 
 
 def _installed(ring: Keyring, order: SecretOrder) -> Keyring:

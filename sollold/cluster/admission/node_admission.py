@@ -110,7 +110,10 @@ class NodeAdmission:
         self._finder.introduce((address,), node)
 
     async def _use_secret(self) -> None:
-        """Use the keyring for new connections; existing ones stay, except those of evicted nodes."""
+        """Use the keyring for new connections; existing ones stay, except those of evicted nodes.
+
+        If a secret is not accepted any more, only members keep theirs.
+        """
         gossip = self._runner.gossip
         assert gossip is not None
         ring, identity = self.admission.ring, self._identity
@@ -119,13 +122,17 @@ class NodeAdmission:
             # The well-known secret is accepted for a moment longer, but not from nodes without the new one.
             connected = {record.node for record in self._view.live()} | self._connections.callers()
             refused |= connected - ring.known - {identity.node}
+        closed = refused
+        if not set(identity.tokens.accepted) <= set(ring.tokens.accepted):
+            # Somebody who only had the former secret would otherwise keep the rights of a member.
+            closed |= self._connections.callers() - ring.known - {identity.node}
         identity.refused.clear()
         identity.refused |= refused
         identity.change_tokens(ring.tokens)
         self._sealer.change_tokens(ring.tokens.accepted)
         self._sealer.evict(refused)
         # Before the links send goodbye: the evicted node notices at once a link that breaks without one.
-        self._connections.change_secret({node: gossip.known.addresses(node) for node in refused})
+        self._connections.change_secret({node: gossip.known.addresses(node) for node in closed})
         self._runner.do(gossip.evict(refused, time.monotonic()))
         self._finder.change_clusters(ring.tokens.clusters)
         self._view.update_me(open=ring.open)

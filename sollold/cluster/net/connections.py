@@ -52,10 +52,10 @@ class NodeConnections:
         """Return the nodes that have opened a connection to this one."""
         return self._peers.callers()
 
-    def change_secret(self, evicted: Mapping[str, Collection[Address]]) -> None:
-        """Use the changed secret for new connections; abort those of evicted nodes (id → addresses)."""
+    def change_secret(self, closed: Mapping[str, Collection[Address]]) -> None:
+        """Use the changed secret for new connections; abort those with some nodes (id → addresses)."""
         self.reach.forget_contexts()
-        for node, addresses in evicted.items():
+        for node, addresses in closed.items():
             self._peers.cut(node)
             self.reach.sockets.cut_peers(addresses)
         self._peers.change_identity()
