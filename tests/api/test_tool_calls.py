@@ -26,6 +26,7 @@ from tests.api.api_parts import (
 from tests.api.conftest import Serve
 from tests.api.dialects import body_of, post, tools_of
 from tests.api.direct_service import DirectService, LlamaServer
+from tests.api.llama_grammars import Grammar
 
 USER = [{"role": "user", "content": "What time is it?"}]
 ZONES = {"type": "string", "enum": ["utc", "cet"]}
@@ -99,6 +100,38 @@ async def test_a_required_call_is_streamed(url: str, http: ClientSession) -> Non
     (call,) = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
     assert call["index"] == 0 and json.loads(call["function"]["arguments"])["zone"]
     assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def linked(kind: str, definitions: str) -> dict[str, Any]:
+    """Return a tool's schema: a list of values of this type, linked by a definition of the same name."""
+    link = {"$ref": f"#/{definitions}/Link"}
+    values = {"type": "object", "properties": {"value": {"type": kind}, "next": link}, "required": ["value"]}
+    schema = {"type": "object", "properties": {"first": link}, "required": ["first"]}
+    return {**schema, definitions: {"Link": values}}
+
+
+@pytest.mark.parametrize("definitions", ["$defs", "definitions"])
+async def test_a_required_call_follows_the_schema_of_its_own_tool(
+    serve: Serve, http: ClientSession, definitions: str
+) -> None:
+    message = {"content": ""}
+    service = ScriptedService({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
+    url = await serve(parts(service, TALKER))
+    kinds = {"text": "string", "number": "integer"}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": linked(kind, definitions)}}
+        for name, kind in kinds.items()
+    ]
+    for offered in (tools, tools[:1]):
+        body = {"model": "talker", "messages": USER, "tools": offered, "tool_choice": "required"}
+        await post(http, f"{url}/v1/chat/completions", body)
+        schema = call_of(service).body["response_format"]["json_schema"]["schema"]
+        grammar = Grammar(schema)
+        for tool in offered:
+            name = tool["function"]["name"]
+            for kind, value in (("string", "a"), ("integer", 1)):
+                call = {"name": name, "arguments": {"first": {"value": value, "next": {"value": value}}}}
+                assert grammar.accepts(schema, call) == (kinds[name] == kind), (call, schema)
 
 
 async def test_truncated_and_missing_calls_keep_their_text(serve: Serve, http: ClientSession) -> None:

@@ -70,26 +70,40 @@ def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
 
 
 def _as_format(body: dict[str, Any]) -> dict[str, Any]:
-    calls = [_call_schema(tool["function"]) for tool in body["tools"]]
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    definitions = {name: schema for call in calls for name, schema in call.pop("$defs", {}).items()}
-    if definitions:
-        schema = {**schema, "$defs": definitions}
+    tools = body["tools"]
+    if len(tools) == 1:
+        schema = _call_schema(tools[0]["function"], "#")
+    else:
+        schema = {"anyOf": [_call_schema(t["function"], f"#/anyOf/{i}") for i, t in enumerate(tools)]}
     format_ = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
     return {**body, "tool_choice": "none", "response_format": format_}
 
 
-def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
+def _call_schema(function: dict[str, Any], location: str) -> dict[str, Any]:
+    """Return the schema of a call; ``location``: its pointer in the document."""
     arguments = function.get("parameters") or {"type": "object"}
-    definitions = arguments.get("$defs")
-    arguments = {key: value for key, value in arguments.items() if key != "$defs"}
-    schema: dict[str, Any] = {
+    return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
+        "properties": {
+            "name": {"const": function["name"]},
+            "arguments": _moved(arguments, f"{location}/properties/arguments"),
+        },
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
-    return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _moved(schema: Any, location: str) -> Any:
+    """Return a schema that was a document, with its references as at ``location`` in another document."""
+    if isinstance(schema, list):
+        return [_moved(part, location) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(part, location) for name, part in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = location + reference[1:]
+    return moved
 
 
 async def _translated(batches: AsyncIterator[list[bytes]], part: str) -> AsyncIterator[list[bytes]]:
