@@ -28,7 +28,8 @@ class BlockingClient:
         url: URL of the node (``http://pc2:11435``); may include a login for a proxy in front of it.
         timeout: limit for a response that is not streamed, in seconds.
         key: API key, if the node requires one.
-        credentials: called for a key if the node requires one and ``key`` is empty; may return "".
+        credentials: called for a key if the node requires one and ``key`` is empty, and again whenever that
+            key has expired; may return "".
         authority: called for an additional CA certificate in PEM for HTTPS; may return "".
 
     Raises:
@@ -47,7 +48,7 @@ class BlockingClient:
         self.url, self._login = split_login(url.rstrip("/"))
         self._timeout = timeout
         self._key = key
-        self._credentials = credentials
+        self._credentials = credentials if not key else None
         self._authority = authority
         self._context: ssl.SSLContext | None = None
         try:
@@ -154,7 +155,7 @@ class BlockingClient:
         return self._object(data, answer.status) if data.strip() else None
 
     def _open(
-        self, method: str, path: str, body: object, timeout: float
+        self, method: str, path: str, body: object, timeout: float, *, renew: bool = True
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         headers = headers_of(self._login, self._key)
@@ -173,11 +174,12 @@ class BlockingClient:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
-        if answer.status == 401 and not self._key and self._credentials is not None:
-            self._key, self._credentials = self._credentials(), None
+        if answer.status == 401 and renew and self._credentials is not None:
+            self._key = self._credentials()
             if self._key:
                 connection.close()
-                return self._open(method, path, body, timeout)
+                return self._open(method, path, body, timeout, renew=False)
+            self._credentials = None
         if answer.status >= 400:
             with closing(connection):
                 raise self._refused(answer)

@@ -96,3 +96,29 @@ async def test_the_login_appears_in_no_message(caplog: pytest.LogCaptureFixture)
     assert all("127.0.0.1:9/llm" in text or "host" in text for text in texts)
     assert not any("geheim" in text for text in texts)
     await router.close()
+
+
+async def test_an_expired_key_is_renewed() -> None:
+    valid = ["key-1"]
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {valid[-1]}":
+            return web.json_response({"error": "a key is needed"}, status=401)
+        return web.json_response({"ok": True})
+
+    app = web.Application()
+    app.router.add_post("/", handle)
+    double = HttpDouble()
+    url = await double.serve(app)
+    try:
+        client = BlockingClient(url, credentials=lambda: valid[-1])
+        for key in ("key-1", "key-2", "key-3"):
+            valid.append(key)
+            assert await asyncio.to_thread(client.post, "/", {}) == {"ok": True}
+        issued: list[str] = []
+        client = BlockingClient(url, credentials=lambda: issued.append("wrong") or "wrong")
+        with pytest.raises(ClientError, match="a key is needed"):
+            await asyncio.to_thread(client.post, "/", {})
+        assert len(issued) == 1
+    finally:
+        await double.close()
