@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,36 @@ async def test_the_real_program_accepts_the_estimate(tmp_path: Path, llama: Llam
     host = estimated(model, RUN).host
     short = plan_with(model, RUN, host.weights // 4, host.state // 4, host.compute // 4)
     assert "its architecture is unknown" in await check.check(short, model, llama)
+
+
+class Stuck:
+    """A program that waits in the kernel for a disk: it gives no output and can't be killed."""
+
+    returncode = None
+
+    def kill(self) -> None:
+        pass
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+    async def communicate(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_program_that_can_not_be_killed_does_not_hold_up_the_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(*command: str, **options: object) -> Stuck:
+        return Stuck()
+
+    monkeypatch.setattr(fit_check.asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(fit_check, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(fit_check, "_KILL_SECONDS", 0.01)
+    (tmp_path / fit_check.PROGRAM).touch()
+    llama = Llama(tmp_path / "llama-server", tmp_path / "ggml-rpc-server", "b1", "c", frozenset())
+    check = FitCheck(tmp_path / "oracle.json").check(plan_with(UNKNOWN, RUN, 0, 0, 0), UNKNOWN, llama)
+    assert await asyncio.wait_for(check, 5.0) == ""
 
 
 @pytest.mark.llama

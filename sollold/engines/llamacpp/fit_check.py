@@ -40,6 +40,8 @@ log = logging.getLogger("sollold.engines")
 PROGRAM = "llama-fit-params"
 ASK_SECONDS = 30.0
 """Timeout: it reads only the header and the vocabulary; a slow disk gets time, a hang does not."""
+_KILL_SECONDS = 2.0
+"""Timeout for its end after it was killed, in seconds."""
 _MAX_RESULTS = 256
 """Maximum number of cached results; the oldest is dropped."""
 _ROW = re.compile(r"^(?:Host|CPU)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", re.MULTILINE)
@@ -164,7 +166,10 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        with contextlib.suppress(TimeoutError):
+            # It does not end while it waits in the kernel for a disk or network share.
+            async with asyncio.timeout(_KILL_SECONDS):
+                await process.wait()
     reported = answer(output[:65536].decode("utf-8", "replace"))
     if reported is None:
         log.info("%s gave no usable answer for %s (exit %s)", PROGRAM, model.name, process.returncode)
