@@ -70,6 +70,28 @@ async def test_a_text_file_is_inlined(path: str, data: str, serve: Serve, http: 
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prefix", ["data:text/plain;base64,", ""])
+async def test_a_long_text_file_is_inlined(path: str, prefix: str, serve: Serve, http: ClientSession) -> None:
+    service = service_for(path)
+    url = await serve(parts(service))
+    text = "grün und blau, " * 50_000
+    data = prefix + base64.b64encode(text.encode()).decode()
+    status, answer, headers = await post(http, f"{url}{path}", request_with(path, {"file_data": data}))
+    assert status == 200, answer
+    assert text in last_text(service) and "X-Sollold-Warning" not in headers
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_long_file_of_another_kind_is_left_out(path: str, serve: Serve, http: ClientSession) -> None:
+    service = service_for(path)
+    url = await serve(parts(service))
+    data = base64.b64encode(b"%PDF-1.7" + bytes(range(256)) * 60_000).decode()
+    status, answer, headers = await post(http, f"{url}{path}", request_with(path, {"file_data": data}))
+    assert status == 200, answer
+    assert "document was left out" in last_text(service) and "X-Sollold-Warning" in headers
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("in_result", [False, True])
 @pytest.mark.parametrize(
     "file",

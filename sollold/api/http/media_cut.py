@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import codecs
 import string
 from typing import Any
 
@@ -22,6 +24,9 @@ _LETTERS = (string.ascii_letters + string.digits + "+/=-_\\").encode()
 _BACKSLASH = ord("\\")
 _FIELDS = frozenset(("images", "image_url", "url", "data", "file_data", "video_url"))
 """Fields that hold images or audio, in any dialect."""
+_FILE = "file_data"
+"""The field that may hold plain text in base64 instead, which is read here."""
+_FILE_HEAD_CHARACTERS = 4096
 
 
 async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
@@ -64,7 +69,7 @@ async def cut_media(raw: bytearray) -> tuple[bytes | bytearray, Media | None]:
 
 
 async def restore_texts(value: Any, media: Media) -> Any:
-    """Restore other strings that were cut out of ``value``, in place; images and audio stay cut out.
+    """Restore strings of ``value`` that are read here, in place; images, audio and other files stay cut out.
 
     Raises:
         Refusal: BAD_REQUEST with status 413: these strings are longer than `LONGEST_TEXT`.
@@ -80,11 +85,29 @@ async def restore_texts(value: Any, media: Media) -> Any:
                 await asyncio.sleep(0)
             if isinstance(item, dict | list):
                 waiting.append((item, field))
-            elif isinstance(item, str) and field.lower() not in _FIELDS and (marks := media.marks_in(item)):
+            elif isinstance(item, str) and _is_read(field, item, media) and (marks := media.marks_in(item)):
                 restored += sum(map(media.size, marks))
                 _check_size(restored)
                 holder[key] = media.restored(item)
     return value
+
+
+def _is_read(field: str, item: str, media: Media) -> bool:
+    """Whether the text of a field is read here, not only passed on."""
+    name = field.lower()
+    return name not in _FIELDS or (name == _FILE and _is_plain_text(media.head(item, _FILE_HEAD_CHARACTERS)))
+
+
+def _is_plain_text(head: str) -> bool:
+    """Whether base64, bare or as a ``data:`` URL, begins with plain text."""
+    encoded = head.partition(",")[2] if head[:5].lower() == "data:" else head
+    try:
+        decoded = base64.b64decode(encoded[: len(encoded) // 4 * 4])
+        # The last character may be cut off.
+        text = codecs.getincrementaldecoder("utf-8")().decode(decoded)
+    except ValueError:
+        return False
+    return not text.startswith("%PDF") and "\0" not in text
 
 
 def _check_size(size: int) -> None:
