@@ -228,7 +228,7 @@ class Deployments:
 async def _is_unused(deployment: Deployment) -> bool:
     """Return whether it has no requests. Waits briefly: an answered request still counts for a moment."""
     for _ in range(_UNUSED_CHECKS):
-        if not (deployment.busy or deployment.active or deployment.waiting):
+        if not deployment.in_use:
             return True
         await asyncio.sleep(_CHECK_SECONDS)
     return False

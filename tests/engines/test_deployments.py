@@ -329,6 +329,7 @@ async def test_the_request_that_waited_for_the_load_is_served_also_without_keep_
         agent.deployments.unload_idle()
         with agent.deployments.busy("d"):
             agent.deployments.unload_idle()
+            assert agent.deployments.address("d"), "it has a request"
         agent.deployments.unload_idle()
         assert agent.deployments.address("d") is None
         monkeypatch.setattr(deployment, "FIRST_SECONDS", 0.0)

@@ -139,9 +139,14 @@ class Deployment:
         """The address of its ``llama-server``; None before that is started."""
         return self.head.address if self.head is not None else None
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a request in it or in its queue."""
+        return bool(self.busy or self.active or self.waiting)
+
     def idle(self) -> float:
         """Return the seconds since the last request ended; 0.0 while there is one."""
-        return 0.0 if self.busy or self.active or self.waiting else time.monotonic() - self._last_used
+        return 0.0 if self.in_use else time.monotonic() - self._last_used
 
     def work(self) -> Work | None:
         """Return its work counters; None if unknown."""
@@ -159,7 +164,9 @@ class Deployment:
     def overdue(self) -> bool:
         """Return whether it has been idle for longer than its keep_alive."""
         limit = self.keep_alive if self._was_used else max(self.keep_alive, FIRST_SECONDS)
-        return self.keep_alive >= 0 and self.state is State.READY and self.idle() >= limit
+        # With a keep_alive of 0 the limit is 0, too, which is also the idle time during a request.
+        unused = self.state is State.READY and not self.in_use
+        return unused and self.keep_alive >= 0 and self.idle() >= limit
 
     def used(self) -> None:
         """Restart the idle time, since a request has started or ended."""
