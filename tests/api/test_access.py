@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import anthropic
 import ollama
@@ -404,10 +405,9 @@ async def test_only_a_valid_key_identifies_a_client(serve: Serve, http: ClientSe
 def test_client_addresses_behind_proxies(
     peer: str, own_address: str, headers: dict[str, str], address: str, local: bool
 ) -> None:
-    request = make_mocked_request("GET", "/", headers=headers)
-    assert request.transport is not None
     names = {"peername": (peer, 1), "sockname": (own_address, 2)}
-    request.transport.get_extra_info.side_effect = names.get
-    request = request.clone(remote=peer)
+    transport = Mock()
+    transport.get_extra_info.side_effect = names.get
+    request = make_mocked_request("GET", "/", headers=headers, transport=transport).clone(remote=peer)
     client = address_of(request, networks(["10.0.0.0/24"]))
     assert (client.address, client.local) == (address, local)

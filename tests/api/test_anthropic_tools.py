@@ -123,6 +123,7 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
     async with http.post(url, json=body) as answer:
         assert answer.status == 200 and "document" in answer.headers["X-Sollold-Warning"]
     assert "(a.pdf) was left out" in call_of(service).body["messages"][-1]["content"]
+    source: object
     for source in (None, {}, "x"):
         bad = {**ASK, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
         status, refusal, _ = await post(http, url, bad)

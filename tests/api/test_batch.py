@@ -301,6 +301,7 @@ async def test_a_batch_over_http(serve: Serve, http: ClientSession) -> None:
         assert (await answer.json())["status"] == "completed"
     async with http.get(f"{url}/api/batch/jobs/none") as answer:
         assert answer.status == 404
+    wrong: dict[str, Any]
     for wrong in ({"input": []}, {"input": ["a"], "timeout": "soon"}):
         async with http.post(f"{url}/api/batch/embed", json={"model": "embed", **wrong}) as answer:
             assert answer.status == 400

@@ -38,14 +38,16 @@ async def test_ollama_chat(url: str) -> None:
 async def test_ollama_generate_and_context(url: str) -> None:
     client = ollama.AsyncClient(host=url)
     whole = await client.generate("demo", "Hi", options={"num_predict": 3})
-    assert GREETING.startswith(whole.response) and whole.done_reason == "length" and whole.eval_count == 3
+    assert whole.response is not None and GREETING.startswith(whole.response)
+    assert whole.done_reason == "length" and whole.eval_count == 3
     assert whole.context
     continued = await client.generate("demo", "more", context=whole.context, options={"num_predict": 3})
-    assert continued.prompt_eval_count > (whole.prompt_eval_count or 0)
+    assert (continued.prompt_eval_count or 0) > (whole.prompt_eval_count or 0)
     parts = [part async for part in await client.generate("demo", "Hi", stream=True)]
-    assert "".join(part.response for part in parts) == GREETING
+    assert "".join(part.response or "" for part in parts) == GREETING
     raw = await client.generate("demo", "Hello!", raw=True, options={"num_predict": 2})
-    assert GREETING.startswith("Hello!" + raw.response) and raw.context is None
+    assert raw.response is not None and GREETING.startswith("Hello!" + raw.response)
+    assert raw.context is None
     shaped = await client.generate("demo", "x", template="{{ .Prompt }}Hello!", options={"num_predict": 2})
     assert shaped.response == raw.response
 
@@ -56,7 +58,7 @@ async def test_ollama_tools(url: str) -> None:
     assert whole.message.tool_calls
     assert whole.message.tool_calls[0].function.name == "get_time"
     assert whole.message.tool_calls[0].function.arguments == {"zone": "utc"}
-    calls = []
+    calls: list[ollama.Message.ToolCall] = []
     async for part in await client.chat("call", ASK, tools=[TOOL], stream=True):
         calls += part.message.tool_calls or []
     assert [(call.function.name, dict(call.function.arguments)) for call in calls] == [
@@ -88,7 +90,7 @@ async def test_ollama_schema(url: str) -> None:
     whole = await client.chat("random", ASK, format=SCHEMA)
     assert set(json.loads(whole.message.content or "")) == {"age", "tall"}
     written = await client.generate("random", "x", format=SCHEMA, raw=True)
-    assert set(json.loads(written.response)) == {"age", "tall"}
+    assert set(json.loads(written.response or "")) == {"age", "tall"}
 
 
 async def test_ollama_logprobs(url: str) -> None:
@@ -171,23 +173,16 @@ async def test_openai_several_answers_and_logprobs(url: str, way: str) -> None:
 
 async def test_openai_tools(url: str) -> None:
     async with chatgpt(url) as client:
+        tools: Any = [TOOL]
         choice: Any = {"type": "function", "function": {"name": "get_time"}}
         for wanted in ("auto", "required", choice):
             whole = await client.chat.completions.create(
-                model="call",
-                messages=ASK,
-                tools=[TOOL],  # type: ignore[list-item]
-                tool_choice=wanted,
+                model="call", messages=ASK, tools=tools, tool_choice=wanted
             )
             (call,) = whole.choices[0].message.tool_calls or []
             assert call.type == "function" and json.loads(call.function.arguments) == {"zone": "utc"}
         name = arguments = ""
-        stream = await client.chat.completions.create(
-            model="call",
-            messages=ASK,
-            tools=[TOOL],  # type: ignore[list-item]
-            stream=True,
-        )
+        stream = await client.chat.completions.create(model="call", messages=ASK, tools=tools, stream=True)
         async for part in stream:
             for piece in (part.choices[0].delta.tool_calls or []) if part.choices else []:
                 name += (piece.function.name or "") if piece.function else ""

@@ -33,7 +33,7 @@ async def test_ollama_schema_streamed(url: str) -> None:
     parts = [part async for part in await client.chat("random", ASK, format=SCHEMA, stream=True)]
     assert keys("".join(part.message.content or "" for part in parts)) == {"age", "tall"}
     written = await client.generate("random", "x", format=SCHEMA, stream=True)
-    assert keys("".join([part.response async for part in written])) == {"age", "tall"}
+    assert keys("".join([part.response or "" async for part in written])) == {"age", "tall"}
 
 
 async def test_ollama_json(url: str) -> None:
@@ -168,7 +168,7 @@ async def test_ollama_suffix(url: str) -> None:
     whole = await client.generate("fill", "one ", **options)
     assert whole.response and whole.done_reason == "length" and whole.eval_count == 6
     parts = [part async for part in await client.generate("fill", "one ", stream=True, **options)]
-    assert "".join(part.response for part in parts) == whole.response
+    assert "".join(part.response or "" for part in parts) == whole.response
     with pytest.raises(ollama.ResponseError, match="does not support") as refused:
         await client.generate("demo", "one ", suffix=" three")
     assert refused.value.status_code == 400
@@ -228,7 +228,8 @@ async def never_expires(client: ollama.AsyncClient) -> bool:
     expirations = [
         running.expires_at for running in (await client.ps()).models if running.model == "demo:latest"
     ]
-    return bool(expirations and expirations[0]) and expirations[0].timestamp() > time.time() + 10**8
+    expiration = expirations[0] if expirations else None
+    return expiration is not None and expiration.timestamp() > time.time() + 10**8
 
 
 async def test_ollama_keep_alive_that_is_none(url: str) -> None:

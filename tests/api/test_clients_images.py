@@ -49,7 +49,7 @@ async def test_ollama_generate_with_an_image(url: str) -> None:
     assert whole.response == SEEN
     assert (whole.prompt_eval_count or 0) - (without_image.prompt_eval_count or 0) == PATCHES
     parts = [part async for part in await client.generate("see", PROMPT, images=[PICTURE], stream=True)]
-    assert "".join(part.response for part in parts) == SEEN
+    assert "".join(part.response or "" for part in parts) == SEEN
     assert parts[-1].prompt_eval_count == whole.prompt_eval_count
 
 

@@ -134,14 +134,22 @@ async def test_ollama_gets_two_requests_too(
     assert sent == ([(False, True)] if calls else [(False, True), (True, False)])
 
 
+def token_limit(path: str) -> dict[str, Any]:
+    """The field that limits an answer to 60 tokens."""
+    limits: dict[str, dict[str, Any]] = {
+        "/api/chat": {"options": {"num_predict": 60}},
+        "/v1/responses": {"max_output_tokens": 60},
+    }
+    return limits.get(path, {"max_tokens": 60})
+
+
 @pytest.mark.llama
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", PATHS)
 async def test_llama_cpp_calls_a_tool_beside_a_format(
     real: str, http: ClientSession, path: str, stream: bool
 ) -> None:
-    limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
-    body = {**request_body(path), "model": "call", "stream": stream, **limit.get(path, {"max_tokens": 60})}
+    body = {**request_body(path), "model": "call", "stream": stream, **token_limit(path)}
     assert "get_time" in await read(http, real + path, body)
 
 
@@ -149,6 +157,5 @@ async def test_llama_cpp_calls_a_tool_beside_a_format(
 @pytest.mark.clients
 @pytest.mark.parametrize("path", PATHS)
 async def test_ollama_calls_a_tool_beside_a_format(at_ollama: str, http: ClientSession, path: str) -> None:
-    limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
-    body = {**request_body(path), "model": "call", **limit.get(path, {"max_tokens": 60})}
+    body = {**request_body(path), "model": "call", **token_limit(path)}
     assert "get_time" in await read(http, at_ollama + path, body)

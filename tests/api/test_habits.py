@@ -96,10 +96,11 @@ async def test_max_tokens_precedes_max_completion_tokens_on_each_engine(
 async def test_a_huge_limit_is_clamped(serve: Serve, http: ClientSession, path: str) -> None:
     service = text_service()
     url = await serve(parts(service))
-    more: dict[str, Any] = {
+    limits: dict[str, dict[str, Any]] = {
         "/api/chat": {"options": {"num_predict": 10**12}},
         "/v1/responses": {"max_output_tokens": 10**12},
-    }.get(path, {"max_tokens": 10**12})
+    }
+    more = limits.get(path, {"max_tokens": 10**12})
     assert await status_of(http, url + path, body_of(path, "demo", USER, stream=True, **more)) == 200
     sent = call_of(service).body
     assert sent.get("max_tokens", sent.get("n_predict")) == 2**31 - 1

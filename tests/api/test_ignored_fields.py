@@ -42,6 +42,7 @@ async def test_unknown_fields_are_named(serve: Serve, http: ClientSession, path:
         assert warning in await warning_for(http, url + path, {**plain, name: value})
         if path != "/infill":
             assert any(note.startswith(warning) for note in call_of(service, Engine.OLLAMA).notes)
+    nothing: object
     for nothing in (None, "", [], {}, False):
         assert "no effect" not in await warning_for(http, url + path, {**plain, "use_beam_search": nothing})
     assert "skip_special_tokens" in await warning_for(
@@ -215,8 +216,8 @@ async def test_embeddings_and_token_counts_warn_too(serve: Serve, http: ClientSe
             path
         )
     url = await serve(parts(ScriptedService(b'{"input_tokens":3}')))
-    body = {**CHAT, "context_management": {"edits": [1]}}
-    warned = await warning_for(http, f"{url}/v1/messages/count_tokens", {**body, "stream": None})
+    count = {**CHAT, "context_management": {"edits": [1]}, "stream": None}
+    warned = await warning_for(http, f"{url}/v1/messages/count_tokens", count)
     assert "context_management has no effect" in warned
 
 

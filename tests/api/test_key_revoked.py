@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 from aiohttp import ClientPayloadError, ClientSession
+from openai.types.chat import ChatCompletionMessageParam
 
 from sollold.api.cluster import monitor_routes
 from sollold.api.http import key_watch
@@ -22,7 +23,7 @@ from tests.api.conftest import Serve
 from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls, FakeServer
 
-USER = [{"role": "user", "content": "hi"}]
+USER: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 class Clock:
@@ -101,7 +102,7 @@ async def test_openais_client_raises_when_its_key_is_revoked(serve: Serve, keys:
     async with openai.AsyncOpenAI(
         base_url=f"{url}/v1", api_key=secret, max_retries=0, default_headers=REMOTE
     ) as client:
-        stream = await client.chat.completions.create(model="demo", messages=USER, stream=True)  # type: ignore[call-overload]
+        stream = await client.chat.completions.create(model="demo", messages=USER, stream=True)
         with pytest.raises(openai.APIError, match="revoked"):
             async for _ in stream:
                 await keys.revoke("laptop") if keys.all()[0].revoked == 0 else None

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.api.engine import prepare
+from sollold.api.grammar.schema import convert_schema
 from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 
@@ -58,7 +59,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Ids of the threads that convert schemas."""
     thread_ids: set[int] = set()
-    convert = prepare.convert_schema
+    convert = convert_schema
 
     def recording(*arguments: Any, **more: Any) -> Any:
         thread_ids.add(threading.get_ident())

@@ -64,6 +64,11 @@ async def events(http: ClientSession, url: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
 
+async def until_newer(monitor: Monitor, newest: int) -> None:
+    """Wait for an event after the one with this id."""
+    await until(lambda: monitor.events.newest > newest)
+
+
 async def test_a_follower_gets_a_lost_node_immediately(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), BETA)
     monitor = monitor_of(cluster)
@@ -77,9 +82,9 @@ async def test_a_follower_gets_a_lost_node_immediately(serve: Serve, http: Clien
         assert b"event: node.lost" in received and b"beta stopped responding" in received
         cluster.change(record(), BETA)
         assert b"node.returned" in await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
-    received = await events(http, f"{url}/api/cluster/events")
-    assert [event["kind"] for event in received] == ["node.lost", "node.returned"]
-    first, second = (event["id"] for event in received)
+    listed = await events(http, f"{url}/api/cluster/events")
+    assert [event["kind"] for event in listed] == ["node.lost", "node.returned"]
+    first, second = (event["id"] for event in listed)
     assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?last=1")] == [second]
     assert [event["id"] for event in await events(http, f"{url}/api/cluster/events?after={first}")] == [
         second
@@ -108,8 +113,7 @@ async def test_a_follower_continues_after_a_restart_without_loss_or_repetition(
         async with watching(monitor):
             for kind in kinds:
                 cluster.change(*((record(),) if kind == "node.lost" else (record(), BETA)))
-                newest = monitor.events.newest
-                await until(lambda newest=newest, monitor=monitor: monitor.events.newest > newest)
+                await until_newer(monitor, monitor.events.newest)
             async with http.get(url, headers={"Last-Event-ID": str(seen)}) as answer:
                 text = await answer.text()
             received = await events(http, f"{url}?after={seen}")
@@ -246,9 +250,8 @@ def test_disconnecting_after_the_whole_answer_is_no_cancellation() -> None:
 
 async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), BETA)
-    monitor = Monitor(
-        cluster, NoPeers(), Activity(), lambda _: False, lambda: [GpuLoad("CUDA0", 0.5, 60.0, float("nan"))]
-    )  # type: ignore[arg-type]
+    gpus = [GpuLoad("CUDA0", 0.5, 60.0, float("nan"))]
+    monitor = Monitor(cluster, NoPeers(), Activity(), lambda _: False, lambda: gpus)
     url = await serve(parts(ScriptedService(chunk("a"), usage_chunk()), cluster=cluster, monitor=monitor))
     async with watching(monitor):
         async with http.post(f"{url}/api/chat", json=CHAT) as answer:

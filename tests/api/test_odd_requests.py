@@ -171,7 +171,7 @@ async def test_empty_fields_are_ignored(serve: Serve, http: ClientSession) -> No
     """Clients in Go (such as ``ollama run``) send zero values, as they can't omit fields."""
     service = text_service()
     url = await serve(parts(service, model(system="Be kind")))
-    body = {
+    body: dict[str, Any] = {
         "model": "demo",
         "prompt": "hi",
         "suffix": "",
@@ -253,8 +253,9 @@ async def test_errors_have_the_texts_that_ollamas_clients_match(serve: Serve, ht
     ):
         actual_status, answer, _ = await post(http, f"{url}/api/pull", {"model": name})
         assert (actual_status, answer) == (400, {"error": f"invalid model name: {why}"})
-    for body in ({"model": "demo"}, {"model": "demo", "input": None}, {"model": "demo", "input": []}):
-        status, answer, _ = await post(http, f"{url}/api/embed", body)
+    more: dict[str, Any]
+    for more in ({}, {"input": None}, {"input": []}):
+        status, answer, _ = await post(http, f"{url}/api/embed", {"model": "demo", **more})
         assert (status, answer) == (200, {"model": "demo", "embeddings": []})
     assert (await post(http, f"{url}/api/me", {}))[0] == 401
     assert (await post(http, f"{url}/api/signout", {}))[0] == 200

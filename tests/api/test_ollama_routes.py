@@ -297,6 +297,7 @@ async def test_create_without_ollama_makes_a_name_with_overrides(serve: Serve, h
     assert library.told == NameOverrides(
         template="{{ .Prompt }}!", messages=(("user", "Who?"), ("assistant", "I."))
     )
+    more: dict[str, Any]
     for more in ({"files": {"a.gguf": "sha256:0"}}, {"quantize": "q4_0"}):
         async with http.post(f"{url}/api/create", json={**body, **more}) as answer:
             assert answer.status == 501 and "Ollama" in (await answer.json())["error"]

@@ -28,7 +28,7 @@ UNUSUAL_SCHEMA: dict[str, Any] = {
         "list": {"type": "array", "items": {"type": "string"}},
     },
 }
-READABLE_SCHEMA = {
+READABLE_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "any": {},

@@ -224,7 +224,7 @@ def test_patterns_are_checked_in_linear_time(text: str) -> None:
 
 
 def test_realistic_requests_pass() -> None:
-    body = {
+    body: dict[str, Any] = {
         "grammar": 'root ::= ("(" | "[" x{0,20} "]")+ # (((((\nx ::= [()]*',
         "tools": [{"type": "function", "function": {"name": "f", "parameters": nested(20)}}] * 100,
         "logit_bias": {"15": -100},
@@ -238,7 +238,13 @@ def test_realistic_requests_pass() -> None:
 
 
 def test_only_listed_fields_reach_llama_server() -> None:
-    sent = {"prompt": "x", "id_slot": 0, "lora": [{"id": 0, "scale": 9}], "speculative.n_max": 99, "new": 1}
+    sent: dict[str, Any] = {
+        "prompt": "x",
+        "id_slot": 0,
+        "lora": [{"id": 0, "scale": 9}],
+        "speculative.n_max": 99,
+        "new": 1,
+    }
     assert protected_body(**sent) == {"prompt": "x"}
     assert not FIELDS & {"id_slot", "lora", "chat_template", "slot_id", "system_prompt"}
 

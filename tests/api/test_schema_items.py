@@ -89,14 +89,15 @@ def test_keywords_that_would_need_too_many_values_are_not_enforced(
 
 
 def test_tools_are_not_made_much_longer() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {}}}
     four = {"type": "array", "items": {"enum": [*"abcd"]}, "uniqueItems": True}
     three = {**four, "items": {"enum": [*"abc"]}}
     for items, listed in ((four, False), (three, True)):
         function = {**tool["function"], "parameters": {"type": "object", "properties": {"x": items}}}
-        body = {"messages": [{"role": "user", "content": "a"}], "tools": [{**tool, "function": function}]}
+        tools: list[dict[str, Any]] = [{**tool, "function": function}]
+        body = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
         warned = prepare_chat(body).warnings
-        sent = body["tools"][0]["function"]["parameters"]["properties"]["x"]  # type: ignore[index]
+        sent = body["tools"][0]["function"]["parameters"]["properties"]["x"]
         assert ("enum" in sent) is listed and bool(warned) is not listed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -426,7 +427,7 @@ def _is_host(text: str) -> bool:
     return len(text) <= 253 and all(re.fullmatch("(?!-)[A-Za-z0-9-]{1,63}(?<!-)", label) for label in labels)
 
 
-CHECKS = {
+CHECKS: dict[str, Callable[[str], bool]] = {
     "email": lambda text: len(text) <= 254 and _is_host(text.split("@")[1]),
     "hostname": _is_host,
     "ipv4": lambda text: all(int(part) < 256 for part in text.split(".")),
@@ -485,13 +486,13 @@ def test_arguments_of_a_tool_stay_a_single_object() -> None:
     given_schema = {**object_schema(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
     referred = {"$ref": "#/$defs/A", "$defs": {"A": object_schema(a=STRING)}}
     functions = [{"name": "f", "parameters": schema} for schema in (given_schema, referred)]
-    body = {
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "a"}],
         "tools": [{"type": "function", "function": function} for function in functions],
     }
     (warning,) = prepare_chat(body).warnings
     assert 'tool "f"' in warning and '"anyOf" at /' in warning
-    first, second = (tool["function"]["parameters"] for tool in body["tools"])  # type: ignore[index]
+    first, second = (tool["function"]["parameters"] for tool in body["tools"])
     assert first == object_schema(a=STRING, b=INTEGER) and second == {
         **object_schema(a=STRING),
         "$defs": {"A": object_schema(a=STRING)},

@@ -253,7 +253,7 @@ def test_keywords_that_llama_cpp_ignores_are_reported() -> None:
     ],
 )
 def test_arguments_of_a_tool_are_always_an_object(schema: Any, sent: Any, keyword: str) -> None:
-    body = {
+    body: dict[str, Any] = {
         "messages": USER,
         "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
     }

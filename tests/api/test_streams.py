@@ -29,7 +29,7 @@ from tests.api.api_parts import (
 from tests.api.conftest import Serve
 from tests.doubles import until
 
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT,
     "/v1/messages": {**CHAT, "max_tokens": 9},
     "/v1/responses": {"model": "demo", "input": "hi"},

@@ -22,7 +22,7 @@ from sollold.api.engine.fields import parse_keep_alive
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.stop_sequences import StopSequences
 from sollold.api.http.body import as_type
-from sollold.api.http.caller import NAMES, ROLES, parse_priority, prefix_of, priority_of
+from sollold.api.http.caller import parse_priority, prefix_of, priority_of
 from sollold.api.http.cors import allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_object, status_of
 from sollold.api.ollama.chat import ChatLines, chat_body
@@ -44,6 +44,7 @@ from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
+from sollold.priority import NAMES, ROLES
 from sollold.serving.request import longest_input
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import chunk, model, routing, usage_chunk
@@ -647,6 +648,7 @@ def test_priorities() -> None:
     assert priority_of(None, None, "Researcher") == 8 and priority_of(None, None, "juggler") == 5
     assert {parse_priority(name) for name in NAMES} == set(range(1, 11))
     assert set(ROLES.values()) <= set(range(1, 11))
+    wrong: object
     for wrong in (0, 11, "0", "urgently", True, 2.5, [], "９"):
         refused(lambda wrong=wrong: parse_priority(wrong))
 

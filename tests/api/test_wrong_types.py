@@ -94,6 +94,7 @@ async def test_wrong_types_in_the_engines_own_fields_are_refused(
         async with http.post(url + path, json={**ROUTES[path], name: value}) as answer:
             assert answer.status == 200, await answer.read()
         assert call_of(service).body[name] == value
+        wrong: Any
         for wrong in (5.5, "x", [[1]], {"a": []}, True):
             if isinstance(wrong, type(value)) and wrong != {"a": []}:
                 continue

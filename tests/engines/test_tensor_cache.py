@@ -143,7 +143,7 @@ def test_the_list_of_cached_models_is_limited(cache: TensorCache) -> None:
     assert len(cache.models()) == MOST_CACHED
 
 
-def test_a_file_that_a_worker_wrote_only_in_part_is_not_kept(cache: TensorCache, tmp_path: Path):
+def test_a_file_that_a_worker_wrote_only_in_part_is_not_kept(cache: TensorCache, tmp_path: Path) -> None:
     """Workers do not report a full disk; by the end of the load there may be space again."""
     folder = load(cache, "a")
     for name in (ONE, TWO):
@@ -154,7 +154,7 @@ def test_a_file_that_a_worker_wrote_only_in_part_is_not_kept(cache: TensorCache,
     assert names(tmp_path / "tensors/whole") == [ONE]
 
 
-def test_an_incomplete_file_is_not_offered_for_a_tensor(cache: TensorCache, tmp_path: Path):
+def test_an_incomplete_file_is_not_offered_for_a_tensor(cache: TensorCache, tmp_path: Path) -> None:
     load(cache, "a", **{"_" + ONE: b"x" * 4})
     cache.keep("a")
     folder = load(cache, "b")
