@@ -92,6 +92,8 @@ class OwnModels:
 
     def __init__(self, catalogue: Catalogue, server: RpcServer) -> None:
         self._catalogue = catalogue
+        self._changing = asyncio.Lock()
+        """Held during each change: two callers may want the same name, or delete what is being linked."""
         self.delete_from_ollama: Callable[[str], Awaitable[bool]] | None = None
         """Deletes a model of the local Ollama if the daemon may; raises `OllamaError` if Ollama refuses."""
         self.copy_in_ollama: Callable[[str, str], Awaitable[None]] | None = None
@@ -118,6 +120,10 @@ class OwnModels:
             name = canonical(destination)
         except ValueError as error:
             raise OwnError(str(error)) from None
+        async with self._changing:
+            await self._copy(model, name, told, replace=replace)
+
+    async def _copy(self, model: Model, name: str, told: NameOverrides, *, replace: bool) -> None:
         existing = self._catalogue.get(name)
         if existing is not None and told == _NO_OVERRIDES and _is_same(existing, model):
             return
@@ -152,8 +158,13 @@ class OwnModels:
             real = await read_patiently(lambda: _readable(path), path, PATIENCE)
         except LookupError as error:
             raise OwnError(str(error)) from None
+        # Asked first without the lock: a request may name a file that is listed already.
         if name := await self._model_in(real):
             return name
+        async with self._changing:
+            return await self._model_in(real) or await self._add(path, real)
+
+    async def _add(self, path: str, real: str) -> str:
         try:
             await asyncio.to_thread(_link_file, self._catalogue.own, real)
         except OSError as error:
@@ -183,6 +194,10 @@ class OwnModels:
         Raises:
             OwnError: it can't be deleted.
         """
+        async with self._changing:
+            return await self._delete(name, digest)
+
+    async def _delete(self, name: str, digest: str) -> bool:
         model = self._catalogue.get(name)
         if model is not None and digest and model.digest != digest:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import shutil
 import time
@@ -49,6 +50,22 @@ async def test_models_are_copied_and_only_own_ones_deleted(three: ThreeNodes) ->
     assert a.catalogue.get("mine:latest") is None
     assert not await a.own.delete("tiny:latest"), "files of the user are never deleted"
     assert path.exists()
+
+
+async def test_simultaneous_copies_to_one_name_all_succeed(three: ThreeNodes) -> None:
+    a, _, _ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    await three.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    await asyncio.gather(*(a.own.copy(tiny, "mine") for _ in range(5)))
+    changed = [NameOverrides(system=str(number)) for number in range(5)]
+    await asyncio.gather(*(a.own.copy(tiny, "brief", told, replace=True) for told in changed))
+    assert [(model.name, model.unusable) for model in a.catalogue.models] == [
+        ("brief:latest", ""),
+        ("mine:latest", ""),
+        ("tiny:latest", ""),
+    ]
 
 
 async def test_only_own_names_can_be_replaced(three: ThreeNodes) -> None:
