@@ -102,6 +102,20 @@ def test_connections_are_limited_in_total() -> None:
     )
 
 
+async def test_line_breaks_before_a_request_are_ignored(serve: Serve) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(await serve(parts())))
+    for piece in (
+        b"\r\n",
+        b"\r",
+        b"\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ):
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
 async def test_a_header_is_passed_on_when_complete() -> None:
     handlers: list[Handler] = []
 
@@ -123,14 +137,15 @@ async def test_a_header_is_passed_on_when_complete() -> None:
         assert handlers[0].data.endswith(b"more") and handlers[0].over
 
 
+@pytest.mark.parametrize("before", [b"", b"\r\n\r\n", b"\n\n"])
 async def test_a_slow_header_times_out_with_408(
-    serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
     monkeypatch.setattr("sollold.api.http.connections._HEADER_SECONDS", 0.3)
     url = await serve(parts())
     slow = [await asyncio.open_connection("127.0.0.1", port_of(url)) for _ in range(50)]
     for _, writer in slow:
-        writer.write(b"GET / HTTP/1.1\r\nX-A: b\r\n")
+        writer.write(before + b"GET / HTTP/1.1\r\nX-A: b\r\n")
     async with http.get(url + "/api/version") as answer:
         assert answer.status == 200
     for reader, writer in slow:

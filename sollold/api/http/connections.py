@@ -26,6 +26,7 @@ PIECE = 16 * 1024
 """Maximum bytes that are read from a connection at once."""
 _RESERVED = 2048
 """Descriptors reserved for other nodes, engines and files."""
+_LINE_BREAKS = b"\r\n"
 _HANDSHAKE = 22
 """First byte of a TLS handshake (RFC 8446, 5.1), but of no HTTP request."""
 _HTTP_ONLY = (
@@ -167,6 +168,11 @@ class ClientConnection(asyncio.BufferedProtocol):
         # The end of the header may have begun in earlier bytes.
         start = max(0, len(self._head) - 3)
         self._head += data
+        if self._head[0] in _LINE_BREAKS:
+            # They are ignored before a request (RFC 9112, 2.2), so they end no header.
+            self._head, start = self._head.lstrip(_LINE_BREAKS), 0
+            if not self._head:
+                return
         if self._head[0] == _HANDSHAKE:
             # The end of a header would never arrive.
             self._refuse(_HTTP_ONLY)
