@@ -198,6 +198,23 @@ async def test_a_node_that_withdrew_its_announcement_stays_known_without_address
     assert len(found) == 2
 
 
+async def test_many_withdrawn_announcements_do_not_hide_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", FakeServiceInfo)
+    monkeypatch.setattr(discovery_module, "_MAX_INSTANCES", 2)
+    found: list[tuple[str, object]] = []
+    discovery = make(found)
+    for name, change in (
+        ("bb", ServiceStateChange.Added),
+        ("cc", ServiceStateChange.Added),
+        ("dd", ServiceStateChange.Added),
+        ("bb", ServiceStateChange.Removed),
+        ("ee", ServiceStateChange.Added),
+    ):
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", change)
+        await until(lambda: not discovery._asking)
+    assert [name for name, _ in found] == ["bb", "cc", "ee"] and len(discovery.seen()) == 2
+
+
 _DISCOVER = """
 import asyncio, sys
 from sollold.cluster.net.mdns import SERVICE, Discovery

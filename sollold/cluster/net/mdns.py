@@ -228,6 +228,15 @@ class Discovery:
         self._asking[name] = task
         task.add_done_callback(lambda _: self._asking.pop(name, None))
 
+    def _has_room(self, node: str) -> bool:
+        """Whether ``node`` can be noted as seen; if there are too many, one that withdrew is forgotten."""
+        if node in self._seen or len(self._seen) < _MAX_INSTANCES:
+            return True
+        withdrawn = next((other for other, addresses in self._seen.items() if not addresses), None)
+        if withdrawn is not None:
+            del self._seen[withdrawn]
+        return withdrawn is not None
+
     async def _ask(self, zeroconf: Zeroconf, name: str, node: str) -> None:
         try:
             info = AsyncServiceInfo(SERVICE, name)
@@ -249,7 +258,7 @@ class Discovery:
                 return
             if node == self._node and properties.get("boot") == f"{self._boot:x}":
                 return
-            if not addresses or (node not in self._seen and len(self._seen) >= _MAX_INSTANCES):
+            if not addresses or not self._has_room(node):
                 return
             self._foreign.pop(node, None)
             if node != self._node:
