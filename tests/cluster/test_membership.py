@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from sollold.cluster.gossip.actions import Action, Change, PersistedState, Send
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import (
@@ -168,9 +170,10 @@ def test_the_source_address_of_a_peer_is_preferred() -> None:
     assert gossip.known.addresses(B)[0] == address_of(B)
 
 
-def test_invalid_ids_and_addresses_are_ignored() -> None:
+@pytest.mark.parametrize("host", ["example.org", "fe80::1%.."])
+def test_invalid_ids_and_addresses_are_ignored(host: str) -> None:
     gossip = core()
-    receive(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, (("example.org", 1),)))
+    receive(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, ((host, 1),)))
     assert not gossip.known.alive(B)
     assert gossip.known.contacts() == ()
 

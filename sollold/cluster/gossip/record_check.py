@@ -103,6 +103,9 @@ def is_ip(host: str) -> bool:
     """Whether ``host`` is an IP literal. A host name would have to be looked up at the sender's will."""
     try:
         ip_address(host)
+        # The scope of an IPv6 address may be any text here, but not for `socket.getaddrinfo`, which would
+        # raise an error that no caller expects.
+        host.encode("idna")
     except ValueError:
         return False
     return True
