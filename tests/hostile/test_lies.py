@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from hashlib import blake2b
 
+import msgspec
 import pytest
 
 from sollold.cluster.gossip.member import Status
@@ -172,9 +173,8 @@ def push_false_states(liar: Liar, victim: Machine) -> None:
         MemberState(victim.node, state.boot, HUGE, status, (liar.machine.address,), HUGE, state.boot + 1)
         for status in Status
     ]
-    whole = Whole(
-        victim.node, lie.boot, lie.version, encode(replace(state.gossip.known.me, models="lie")), b""
-    )  # type: ignore[arg-type]
+    record = msgspec.Raw(encode(replace(state.gossip.known.me, models="lie")))
+    whole = Whole(victim.node, lie.boot, lie.version, record)
     body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], [whole]))
     for machine in liar.world.machines[:-1]:
         receiver = process(machine)
