@@ -53,12 +53,13 @@ def test_a_wrong_code_or_a_man_in_the_middle_gets_another_key(ends: tuple[Agreed
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_refused(message: bytes) -> None:
-    side = Side(CODE, A, B, joins=False)
+    joining, inviting = Side(CODE, A, B, joins=True), Side(CODE, A, B, joins=False)
     try:
-        agreed_keys = side.finish(message)
+        keys = inviting.finish(message)
     except BadExchange:
         return
-    assert agreed_keys != side  # a valid point by chance, but its sender does not know the key
+    # It is a valid point by chance, but does not lead to the key of the one who knows the code.
+    assert keys != joining.finish(inviting.message)
 
 
 def test_codes_are_accepted_in_all_usual_spellings() -> None:
