@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sollold.engines.install.find import Llama
-from tests.daemons import Cluster, until
+from tests.daemons import Cluster, Node, until
 from tests.external_worker import address_of, begun
 from tests.gguf import writer
 from tests.gguf.size import Size
@@ -35,6 +36,10 @@ def worker(tmp_path: Path, llama: Llama) -> Iterator[str]:
         process.wait()
 
 
+def lists_wide(node: Node) -> bool:
+    return b"wide" in node.ask("GET", "/api/tags").body
+
+
 def test_a_model_runs_on_an_external_worker_of_another_node(
     tmp_path: Path, llama: Llama, worker: str
 ) -> None:
@@ -48,7 +53,7 @@ def test_a_model_runs_on_an_external_worker_of_another_node(
         writer.write(cluster[1].models / "wide.gguf", "llama", size)
         cluster.together()
         for node in cluster:
-            until(lambda node=node: b"wide" in node.ask("GET", "/api/tags").body, "the model is listed")
+            until(partial(lists_wide, node), "the model is listed")
 
         def worker_states() -> list[str]:
             nodes = cluster[1].state()["nodes"]

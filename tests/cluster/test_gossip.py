@@ -7,7 +7,7 @@ from dataclasses import replace
 from sollold.cluster.gossip.actions import Change, NodeEvent, Persist, PersistedState
 from sollold.cluster.gossip.config import LAN
 from sollold.cluster.gossip.gossip import Gossip
-from sollold.cluster.gossip.packet import Ack, Ping
+from sollold.cluster.gossip.packet import Ack, Delta, Ping
 from sollold.cluster.gossip.term import Term
 from tests.cluster.gossip_core import (
     ME,
@@ -55,7 +55,7 @@ def test_a_claim_is_persisted_before_it_is_published() -> None:
     )
     assert persisted < published
     assert not any(
-        getattr(message, "node", "") == ME and type(message).__name__ == "Delta" and message.version > 1
+        isinstance(message, Delta) and message.node == ME and message.version > 1
         for message in sent(actions[:persisted])
     )
 

@@ -6,7 +6,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -197,7 +197,7 @@ def test_error_messages_of_the_system_replace_those_of_asyncio() -> None:
 
 class _Silent(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
 
 def test_addresses_are_resolved_once_unless_they_name_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:

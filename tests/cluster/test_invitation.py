@@ -93,7 +93,7 @@ async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         AdmissionService(lan.running[number], lan.running[number].calls, lan.changes[number])
         for number in range(2)
     ]
-    yield Two(lan, *services, f"127.0.0.1:{lan.ports[0]}")
+    yield Two(lan, services[0], services[1], f"127.0.0.1:{lan.ports[0]}")
     await lan.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def ask(node: Node, text: str) -> None:
     body = {"model": "count", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
     reply = node.ask("POST", "/v1/chat/completions", body)
     assert reply.status == 200, reply.body
+
+
+def noticed(node: Node, old_address: str) -> bool:
+    return f"lost the address {old_address}" in node.log()
 
 
 @pytest.mark.llama
@@ -53,9 +58,7 @@ def test_a_request_after_a_node_has_moved_does_not_wait_for_the_old_address(
             moved.machine.remove_address(f"{before}/24")
             moved.machine.add_address(f"{moved.address}/24")
             for node in cluster:
-                until(
-                    lambda log=node.log, old=before: f"lost the address {old}" in log(), "the move is noticed"
-                )
+                until(partial(noticed, node, before), "the move is noticed")
             began = time.monotonic()
             ask(cluster[1 - moved.index], "two")
             assert time.monotonic() - began < MAX_SECONDS

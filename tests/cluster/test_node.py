@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from sollold.cluster.gossip.actions import PersistedState, PushPullWith
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net import gossip_runner
 from sollold.cluster.net.mdns import Discovery
+from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import PortTaken
 from sollold.cluster.net.seeds import BadSeed, Seed
@@ -41,10 +43,9 @@ async def test_three_nodes_join_through_one_seed(nodes: Nodes) -> None:
     first = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
     second = await nodes.start(2, first)
     third = await nodes.start(3, first)
-    for node in nodes.running:
-        await until(lambda node=node: len(node.live()) == 3)
-        await until(lambda node=node: len(node.status().links) == 2)
-        await until(lambda node=node: node.leader().leader != "")
+    await until(lambda: all(len(node.live()) == 3 for node in nodes.running))
+    await until(lambda: all(len(node.status().links) == 2 for node in nodes.running))
+    await until(lambda: all(node.leader().leader != "" for node in nodes.running))
     assert len({node.leader() for node in nodes.running}) == 1
     me = third.me.node
     answer = await third.calls.call(first.me.node, "greet", Hello("hello"), Hello, timeout=3)
@@ -59,11 +60,13 @@ async def test_three_nodes_join_through_one_seed(nodes: Nodes) -> None:
     version = third.me.version
     third.update_me(build="b1")
     assert third.me.version == version
-    # Links are measured and published.
+
+    def publishes_links(node: ClusterNode) -> bool:
+        measured = {peer for peer, trip, _ in node.me.links if 0 < trip < 1}
+        return measured == {other.me.node for other in nodes.running if other is not node}
+
     for node in nodes.running:
-        await until(lambda node=node: {node for node, trip, _ in node.me.links if 0 < trip < 1} == {
-            other.me.node for other in nodes.running if other is not node
-        })  # fmt: skip
+        await until(partial(publishes_links, node))
 
 
 async def test_a_node_that_left_is_removed_at_once_and_calls_to_it_fail(nodes: Nodes) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sollold.cluster.gossip import push_pull as push_pull_module
 from sollold.cluster.gossip.actions import Action, Change, PersistedState, PushPullWith
 from sollold.cluster.gossip.gossip import Gossip
-from sollold.cluster.gossip.packet import Ack, Ping
+from sollold.cluster.gossip.packet import Ack, Delta, Ping
 from tests.cluster.gossip_core import (
     BOOT,
     ME,
@@ -97,7 +97,7 @@ def test_a_restart_without_its_state_ends_above_the_old_version() -> None:
 def test_a_record_received_over_tcp_is_gossiped() -> None:
     first, second = with_members(core(ME), C), core(B, boot=3)
     exchange(first, second, 2.0)
-    deltas = [m for m in sent(run(first, 2.0, 3.0)) if type(m).__name__ == "Delta" and m.node == B]
+    deltas = [m for m in sent(run(first, 2.0, 3.0)) if isinstance(m, Delta) and m.node == B]
     assert deltas
 
 
