@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
@@ -16,9 +16,12 @@ from sollold.agent.agent import Agent
 from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.splice import Traffic
 from sollold.engines.commands import Deploy, Done, Reserve, Reserved
 from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp import tunnel
 from sollold.machine.devices import DeviceMeter
 from sollold.models.footprint.run_options import Run
 from sollold.models.model import Model
@@ -28,12 +31,13 @@ from sollold.settings.paths import Places
 from sollold.settings.schema import MIB, LlamaSettings, NodeSettings, ServingSettings, Settings
 from tests.doubles import FakeView, World, until
 
+T = TypeVar("T")
 TERM = Term(1, "l")
 MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 """For agents that load no model."""
 
 
-class Server:
+class Server(RpcServer):
     """Records the registered handlers."""
 
     def __init__(self) -> None:
@@ -51,7 +55,7 @@ class Server:
 
 
 @dataclass
-class Tunnel:
+class Tunnel(tunnel.Tunnel):
     port: int
     on_break: Callable[[str], None]
     open: bool = True
@@ -132,7 +136,9 @@ class AgentCluster:
     async def deploy(self, deployment: str, plan: Plan, keep_alive: float = -1.0) -> Done:
         for reserved in await self.reserve(deployment, plan):
             assert reserved.ok, reserved.reason
-        return await self.call("l", plan.head, "deploy", Deploy(TERM, deployment, plan, keep_alive))
+        done = await self.call("l", plan.head, "deploy", Deploy(TERM, deployment, plan, keep_alive))
+        assert isinstance(done, Done)
+        return done
 
     async def until(self, node: str, deployment: str, *states: State, seconds: float = 30.0) -> Endpoint:
         """Wait until the endpoint in the node's record is in one of ``states``; return it."""
@@ -150,11 +156,11 @@ class AgentCluster:
             await agent.shutdown()
 
 
-class Calls:
+class Calls(RpcClient):
     def __init__(self, cluster: AgentCluster, node: str) -> None:
         self._cluster, self._node = cluster, node
 
-    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Any:
+    async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         try:
             async with asyncio.timeout(timeout):
                 answer = await self._cluster.call(self._node, node, method, request)
@@ -167,14 +173,18 @@ class Calls:
         raise NotImplementedError
 
 
-class Tunnels:
+class Tunnels(tunnel.Tunnels):
     """Connects directly to the worker, since all nodes are on this machine."""
 
     def __init__(self, cluster: AgentCluster, node: str) -> None:
         self._cluster, self._node = cluster, node
 
     async def open(
-        self, deployment: str, node: str, on_break: Callable[[str], None], external: str = ""
+        self,
+        deployment: str,
+        node: str,
+        on_break: Callable[[str], None] = lambda reason: None,
+        external: str = "",
     ) -> Tunnel:
         _, port = await self._cluster.servers[node].workers.address(self._node, deployment, external)
         self._cluster.tunnels.append(Tunnel(port, on_break))
@@ -196,7 +206,7 @@ def plan(model: Model, head: str, *counts: tuple[str, int], size: int = 40 * MIB
 
 
 @contextlib.asynccontextmanager
-async def running_agents(folder: Path, llama: Llama, *nodes: str):  # type: ignore[no-untyped-def]
+async def running_agents(folder: Path, llama: Llama, *nodes: str) -> AsyncIterator[AgentCluster]:
     cluster = AgentCluster(folder, llama)
     try:
         for node in nodes:

@@ -28,7 +28,7 @@ from tests.doubles import until
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 
 
-def test_small_changes_of_free_memory_are_ignored():
+def test_small_changes_of_free_memory_are_ignored() -> None:
     old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
     moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
     assert _ignore_small_changes((old,), (moved,), 200) == (old,)
@@ -43,7 +43,7 @@ def test_small_changes_of_free_memory_are_ignored():
     assert _ignore_small_changes((old,), (), 200) == ()
 
 
-async def test_small_memory_changes_are_published_later_or_after_a_refusal(folder: Path):
+async def test_small_memory_changes_are_published_later_or_after_a_refusal(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         agent, view = cluster.agents["a"], cluster.views["a"]
         publisher, ledger = agent._publisher, agent.grants.ledger
@@ -63,7 +63,7 @@ async def test_small_memory_changes_are_published_later_or_after_a_refusal(folde
         assert view.me.devices == tuple(current)
 
 
-async def test_the_record_has_devices_grants_and_build(folder: Path):
+async def test_the_record_has_devices_grants_and_build(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         me = cluster.views["a"].me
         assert (me.build, me.setup) == ("b1", "ready")
@@ -92,7 +92,7 @@ async def test_memory_mapped_by_ollama_is_not_granted(folder: Path, monkeypatch:
         assert (await cluster.call("l", "a", "reserve", request)).ok, "Ollama has unloaded its model"
 
 
-async def test_the_newest_term_outlives_a_restart(folder: Path):
+async def test_the_newest_term_outlives_a_restart(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
@@ -104,10 +104,12 @@ async def test_the_newest_term_outlives_a_restart(folder: Path):
 
 
 async def deploy(cluster: AgentCluster, term: Term = TERM, head: str = "a") -> Done:
-    return await cluster.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
+    done = await cluster.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
+    assert isinstance(done, Done)
+    return done
 
 
-async def test_an_impossible_deployment_is_refused_with_the_reason(folder: Path):
+async def test_an_impossible_deployment_is_refused_with_the_reason(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         assert "nothing is reserved for deployment d" in (await deploy(cluster)).reason
         await cluster.reserve("d", plan(MODEL, "a"))
@@ -116,7 +118,7 @@ async def test_an_impossible_deployment_is_refused_with_the_reason(folder: Path)
         assert "older" in (await deploy(cluster, Term(0, "z"))).reason
 
 
-async def test_only_logs_of_old_ended_deployments_are_deleted(folder: Path):
+async def test_only_logs_of_old_ended_deployments_are_deleted(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         logs = folder / "a/state/logs"
         for number in range(KEEP_DEPLOYMENTS + 10):
@@ -132,7 +134,9 @@ async def test_only_logs_of_old_ended_deployments_are_deleted(folder: Path):
         assert {"old0", "d"} <= names and "old9" not in names and "old10" in names
 
 
-async def test_grants_expire_even_if_memory_cannot_be_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_grants_expire_even_if_memory_cannot_be_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (grants, memory_monitor):
         monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
@@ -153,7 +157,7 @@ async def test_grants_expire_even_if_memory_cannot_be_measured(folder: Path, mon
         await until(lambda: agent.grants.memory._measured_at > before)
 
 
-async def test_the_record_is_correct_after_a_failed_publication(folder: Path):
+async def test_the_record_is_correct_after_a_failed_publication(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         view, real = cluster.views["a"], cluster.views["a"].update_me
         failed: list[int] = []
@@ -170,7 +174,7 @@ async def test_the_record_is_correct_after_a_failed_publication(folder: Path):
         await until(lambda: {grant.deployment for grant in view.me.grants} == {"d", "e"})
 
 
-async def test_commits_of_other_builds_or_heads_are_refused(folder: Path):
+async def test_commits_of_other_builds_or_heads_are_refused(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b2"))
@@ -179,7 +183,7 @@ async def test_commits_of_other_builds_or_heads_are_refused(folder: Path):
         assert not done.ok
 
 
-async def test_a_worker_that_fails_to_start_releases_its_memory(folder: Path):
+async def test_a_worker_that_fails_to_start_releases_its_memory(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
@@ -188,7 +192,7 @@ async def test_a_worker_that_fails_to_start_releases_its_memory(folder: Path):
         await until(lambda: not cluster.agents["a"].grants.ledger.holds("d"))
 
 
-async def test_a_draining_node_grants_nothing(folder: Path):
+async def test_a_draining_node_grants_nothing(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         cluster.views["a"].update_me(draining=True)
         refused = await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
@@ -198,7 +202,9 @@ async def test_a_draining_node_grants_nothing(folder: Path):
 
 
 @pytest.mark.llama
-async def test_the_wait_route_streams_states_until_ready_or_failed(folder: Path, llama: Llama, tiny: Model):
+async def test_the_wait_route_streams_states_until_ready_or_failed(
+    folder: Path, llama: Llama, tiny: Model
+) -> None:
     async with running_agents(folder, llama, "a") as cluster:
         cluster.models[tiny.digest] = tiny
         app = web.Application()

@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,7 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 def held_hash(tensor: WantedTensor, hash: str, **other: Any) -> HeldHash:
-    return HeldHash(
-        **{"name": tensor.name, "type": tensor.type, "shape": tensor.shape, "offset": 0, "hash": hash} | other
-    )
+    return replace(HeldHash(tensor.name, tensor.type, tensor.shape, 0, hash), **other)
 
 
 @dataclass

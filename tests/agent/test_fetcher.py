@@ -15,6 +15,8 @@ from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Fetch, Fetched
 from sollold.models.model import Model
 from sollold.models.transfer.partial_file import PartialFile
+from sollold.models.transfer.pull import Puller
+from sollold.models.transfer.pull_progress import Progress
 from sollold.settings.schema import GIB
 from tests.doubles import until
 from tests.models.pulling import PART, Node, ThreeNodes, big, unfinished
@@ -43,7 +45,7 @@ def register_fetcher(node: Node, *, allowed: bool = True, refusal: str = "") -> 
         node.catalogue.own,
         allowed,
     )
-    fetcher_.register(node.server)  # type: ignore[arg-type]
+    fetcher_.register(node.server)
     return fetcher_
 
 
@@ -156,7 +158,7 @@ async def test_a_node_can_refuse_to_fetch(
     assert not unfinished(a)
 
 
-class EndlessPuller:
+class EndlessPuller(Puller):
     """A puller of models of 10 GiB each that never finishes."""
 
     def __init__(self, *steps: dict[str, Any], error: Exception | None = None) -> None:
@@ -166,7 +168,9 @@ class EndlessPuller:
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
         return (("b", Model(name, name, "folder", ("x",), 10 * GIB, 0.0)),)
 
-    async def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[dict[str, Any], None]:
+    async def pull(
+        self, name: str, *, nodes_only: bool = False, insecure: bool = False
+    ) -> AsyncGenerator[Progress, None]:
         for step in self.steps:
             yield step
         if self.error is not None:

@@ -15,6 +15,7 @@ from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Renew, Reserve, Reserved
 from sollold.machine.devices import DeviceMeter
 from sollold.settings.schema import MIB
+from sollold.settings.state_file import write_whole
 from tests.agent_cluster import MISSING_LLAMA, AgentCluster, running_agents
 from tests.doubles import until
 
@@ -23,7 +24,7 @@ from tests.doubles import until
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Writes block until the event is set."""
     ready = threading.Event()
-    write = term_file.write_whole
+    write = write_whole
 
     def wait(path: Path, data: bytes) -> None:
         assert ready.wait(30)
@@ -39,7 +40,7 @@ def reserve(cluster: AgentCluster, term: Term, deployment: str) -> asyncio.Task[
     return asyncio.create_task(cluster.call(term.leader, "a", "reserve", request))
 
 
-async def test_concurrent_writes_keep_the_newest_term(folder: Path):
+async def test_concurrent_writes_keep_the_newest_term(folder: Path) -> None:
     file = TermFile(folder)
     for turn in range(1, 25):
         terms = [Term(turn, "k"), Term(turn, "l"), Term(turn, "m")]
@@ -48,7 +49,9 @@ async def test_concurrent_writes_keep_the_newest_term(folder: Path):
     assert await asyncio.to_thread(lambda: [path.name for path in folder.iterdir()]) == ["term.json"]
 
 
-async def test_a_command_is_answered_only_after_its_term_is_saved(folder: Path, slow_disk: threading.Event):
+async def test_a_command_is_answered_only_after_its_term_is_saved(
+    folder: Path, slow_disk: threading.Event
+) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         first = reserve(cluster, Term(9, "l"), "d")
         await until(lambda: cluster.agents["a"].grants.ledger.term == Term(9, "l"))
@@ -61,7 +64,7 @@ async def test_a_command_is_answered_only_after_its_term_is_saved(folder: Path, 
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 
 
-async def test_a_suspension_of_the_daemon_expires_no_grant(folder: Path):
+async def test_a_suspension_of_the_daemon_expires_no_grant(folder: Path) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         assert (await reserve(cluster, Term(9, "l"), "d")).ok
         owner = cluster.agents["a"].grants
@@ -76,7 +79,9 @@ async def test_a_suspension_of_the_daemon_expires_no_grant(folder: Path):
         assert not owner.ledger.holds("d")
 
 
-async def test_a_cancelled_write_does_not_cancel_those_of_others(folder: Path, slow_disk: threading.Event):
+async def test_a_cancelled_write_does_not_cancel_those_of_others(
+    folder: Path, slow_disk: threading.Event
+) -> None:
     file = TermFile(folder)
     first = asyncio.create_task(file.keep(Term(3, "l")))
     second = asyncio.create_task(file.keep(Term(4, "l")))
@@ -89,7 +94,7 @@ async def test_a_cancelled_write_does_not_cancel_those_of_others(folder: Path, s
 
 async def test_a_failed_write_of_the_term_is_repeated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
@@ -106,7 +111,9 @@ async def test_a_failed_write_of_the_term_is_repeated(
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 
 
-async def test_a_hanging_measurement_does_not_delay_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_hanging_measurement_does_not_delay_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
     monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
     release = threading.Event()
@@ -130,7 +137,7 @@ async def test_a_hanging_measurement_does_not_delay_the_start(folder: Path, monk
 
 async def test_a_hanging_measurement_stops_grants_but_not_expiry(
     folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(grants, "MEASURE_SECONDS", 0.2)
     monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
     hanging, release = threading.Event(), threading.Event()
@@ -161,7 +168,7 @@ async def test_a_hanging_measurement_stops_grants_but_not_expiry(
 
 async def test_a_renewal_is_answered_while_the_disk_of_the_tensor_cache_hangs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
         owner = cluster.agents["a"].grants
         asked: list[str] = []

@@ -38,7 +38,7 @@ def commit(deployment: str = "d") -> Commit:
     return Commit(deployment, "head", ("CPU",), "b1")
 
 
-def test_reasons_contain_node_names():
+def test_reasons_contain_node_names() -> None:
     book = ledger(name=lambda node: node and f"pc-{node}")
     book.reserve(ask(), 0.0)
     assert book.commit(commit(), 1.0)[0].ok
@@ -51,7 +51,7 @@ def test_reasons_contain_node_names():
     assert KillWorker("e", "released by pc-head") in book.release(Release(T1, "e", "head"), "head", 1003.0)[1]
 
 
-def test_a_released_grant_returns_its_memory_once_the_worker_ended():
+def test_a_released_grant_returns_its_memory_once_the_worker_ended() -> None:
     book = ledger()
     reserved, actions = book.reserve(ask(size=600), 0.0)
     assert reserved.ok
@@ -68,7 +68,7 @@ def test_a_released_grant_returns_its_memory_once_the_worker_ended():
     assert book.available("CPU") == 1000
 
 
-def test_a_refusal_states_the_requested_and_available_memory():
+def test_a_refusal_states_the_requested_and_available_memory() -> None:
     book = ledger(device(total=4 * 1024**3))
     refused, _ = book.reserve(ask(size=5 * 1024**3), 0.0)
     assert not refused.ok
@@ -77,7 +77,7 @@ def test_a_refusal_states_the_requested_and_available_memory():
     assert book.grants() == ()
 
 
-def test_a_reservation_over_devices_is_atomic():
+def test_a_reservation_over_devices_is_atomic() -> None:
     book = ledger(device("CUDA0"), device("CUDA1"))
     refused, _ = book.reserve(Reserve(T1, "d", "head", {"CUDA0": 500, "CUDA1": 1001}), 0.0)
     assert not refused.ok
@@ -85,7 +85,7 @@ def test_a_reservation_over_devices_is_atomic():
 
 
 @pytest.mark.parametrize("name", ["", "..", "../../home", "/home/me", "a/b", "a\0b", ".", "x" * 201, "-"])
-def test_ids_that_are_unsafe_as_file_names_are_refused(name: str):
+def test_ids_that_are_unsafe_as_file_names_are_refused(name: str) -> None:
     book = ledger()
     refused, _ = book.reserve(ask(name), 0.0)
     assert not refused.ok and "id" in refused.reason
@@ -93,11 +93,11 @@ def test_ids_that_are_unsafe_as_file_names_are_refused(name: str):
 
 
 @pytest.mark.parametrize("name", ["llama-3-1-70b-0a1b2c3d", "d_1", "模型-0a1b2c3d"])
-def test_ids_of_leaders_are_accepted(name: str):
+def test_ids_of_leaders_are_accepted(name: str) -> None:
     assert ledger().reserve(ask(name), 0.0)[0].ok
 
 
-def test_the_node_limit_applies_to_all_devices_together():
+def test_the_node_limit_applies_to_all_devices_together() -> None:
     book = ledger(device("CUDA0"), device("CUDA1"), node_limit=1200)
     assert book.reserve(Reserve(T1, "d", "head", {"CUDA0": 900}), 0.0)[0].ok
     assert book.available("CUDA1") == 300
@@ -106,12 +106,12 @@ def test_the_node_limit_applies_to_all_devices_together():
     assert book.reserve(ask("e", 300, on="CUDA1"), 0.0)[0].ok
 
 
-def test_an_unknown_device_is_refused():
+def test_an_unknown_device_is_refused() -> None:
     refused, _ = ledger().reserve(ask(on="CUDA7"), 0.0)
     assert refused.reason == "there is no device CUDA7 here"
 
 
-def test_other_programs_and_the_reserve_are_respected():
+def test_other_programs_and_the_reserve_are_respected() -> None:
     book = ledger()
     book.measured(MeasuredMemory((device(free=500),), reserves={"CPU": 100}))
     assert book.available("CPU") == 400
@@ -125,7 +125,7 @@ def test_other_programs_and_the_reserve_are_respected():
     assert book.available("CPU") == 0
 
 
-def test_devices_of_a_pool_share_memory():
+def test_devices_of_a_pool_share_memory() -> None:
     book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
     assert book.reserve(ask(size=700, on="Vulkan0"), 0.0)[0].ok
     assert book.available("CPU") == 300
@@ -133,7 +133,7 @@ def test_devices_of_a_pool_share_memory():
     assert not refused.ok
 
 
-def test_usage_of_a_pool_counts_for_all_its_devices():
+def test_usage_of_a_pool_counts_for_all_its_devices() -> None:
     book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
     book.reserve(ask(size=700, on="Vulkan0"), 0.0)
     shared = (device("CPU", free=400, pool="ram"), device("Vulkan0", free=400, pool="ram"))
@@ -141,7 +141,7 @@ def test_usage_of_a_pool_counts_for_all_its_devices():
     assert {device.id: device.available for device in book.devices()} == {"CPU": 300, "Vulkan0": 300}
 
 
-def test_a_reservation_expires_and_a_late_commit_is_refused():
+def test_a_reservation_expires_and_a_late_commit_is_refused() -> None:
     book = ledger()
     book.reserve(ask(), 0.0)
     assert book.next_deadline() == 15.0
@@ -153,7 +153,7 @@ def test_a_reservation_expires_and_a_late_commit_is_refused():
     assert not book.holds("e")
 
 
-def test_a_grant_expires_without_renewals():
+def test_a_grant_expires_without_renewals() -> None:
     book = ledger()
     book.reserve(ask(), 0.0)
     book.commit(commit(), 1.0)
@@ -167,7 +167,7 @@ def test_a_grant_expires_without_renewals():
     assert not book.live("d")
 
 
-def test_only_the_head_can_commit_and_renew():
+def test_only_the_head_can_commit_and_renew() -> None:
     book = ledger()
     book.reserve(ask(), 0.0)
     assert not book.commit(replace(commit(), head="thief"), 0.0)[0].ok
@@ -175,7 +175,7 @@ def test_only_the_head_can_commit_and_renew():
     assert not book.renew(Renew("d", "thief"), 1.0)[0].ok
 
 
-def test_commands_of_an_old_term_are_refused_except_releases_by_the_head():
+def test_commands_of_an_old_term_are_refused_except_releases_by_the_head() -> None:
     book = ledger()
     book.reserve(ask(term=Term(5, "b")), 0.0)
     book.commit(commit(), 0.0)
@@ -189,7 +189,7 @@ def test_commands_of_an_old_term_are_refused_except_releases_by_the_head():
     assert book.term == Term(5, "b")
 
 
-def test_commands_are_idempotent():
+def test_commands_are_idempotent() -> None:
     book = ledger()
     for _ in range(3):
         assert book.reserve(ask(size=600), 0.0)[0].ok
@@ -206,7 +206,7 @@ def test_commands_are_idempotent():
     assert book.release(Release(T1, "d", "head"), "head", 2.0)[0].ok
 
 
-def test_a_reservation_is_replaced_only_if_the_new_one_fits():
+def test_a_reservation_is_replaced_only_if_the_new_one_fits() -> None:
     book = ledger()
     book.reserve(ask(size=600), 0.0)
     assert not book.reserve(ask(size=1600), 0.0)[0].ok
@@ -215,7 +215,7 @@ def test_a_reservation_is_replaced_only_if_the_new_one_fits():
     assert book.bytes_of("d") == {"CPU": 900}
 
 
-def test_nothing_is_granted_before_reconciliation():
+def test_nothing_is_granted_before_reconciliation() -> None:
     book = Ledger()
     book.measured(MeasuredMemory((device(),)))
     assert not book.reserve(ask(), 0.0)[0].ok
@@ -223,7 +223,7 @@ def test_nothing_is_granted_before_reconciliation():
     assert book.reserve(ask(), 0.0)[0].ok
 
 
-def test_a_draining_node_refuses_reservations():
+def test_a_draining_node_refuses_reservations() -> None:
     book = ledger()
     book.draining = True
     assert "draining" in book.reserve(ask(), 0.0)[0].reason
@@ -338,7 +338,7 @@ def external(name: str = "pc:50052", total: int = 1000) -> Device:
     return Device(name, Kind.EXTERNAL, name, total, total, total, 0, 0)
 
 
-def test_an_external_worker_serves_one_deployment_with_all_its_devices():
+def test_an_external_worker_serves_one_deployment_with_all_its_devices() -> None:
     book = ledger(device(), external("pc:50052#1/2"), external("pc:50052#2/2"), external("pc:50053"))
     assert book.reserve(ask("d", 100, on="pc:50052#1/2"), 0.0)[0].ok
     assert [book.available(device) for device in ("pc:50052#1/2", "pc:50052#2/2", "pc:50053")] == [0, 0, 1000]
@@ -348,7 +348,7 @@ def test_an_external_worker_serves_one_deployment_with_all_its_devices():
     assert book.reserve(ask("e", 100, on="pc:50052#2/2"), 1.0)[0].ok
 
 
-def test_the_node_limit_excludes_external_workers():
+def test_the_node_limit_excludes_external_workers() -> None:
     book = ledger(device(), external(), node_limit=300)
     assert book.reserve(ask("far", 900, on="pc:50052"), 0.0)[0].ok
     assert book.available("CPU") == 300
@@ -356,7 +356,7 @@ def test_the_node_limit_excludes_external_workers():
     assert not book.reserve(ask("more", 1), 0.0)[0].ok
 
 
-def test_memory_mapped_by_others_is_not_granted():
+def test_memory_mapped_by_others_is_not_granted() -> None:
     book = ledger()
     book.measured(MeasuredMemory((device(free=900),), taken={"CPU": 500}))
     assert book.available("CPU") == 400

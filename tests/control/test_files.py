@@ -53,7 +53,7 @@ async def test_a_file_is_listed_once_under_its_own_name(node: Node, tmp_path: Pa
     assert await service(node).add_file(str(link)) == name
     assert len(node.catalogue.models) == 1
     await service(node).delete(name)
-    assert node.catalogue.models == ()
+    assert not node.catalogue.models
     assert write_state(file) == before
 
 

@@ -84,8 +84,10 @@ class Newcomer:
             self.libraries.append(Library(catalogue, view, self.calls, self.servers[name]))
 
     async def start(self) -> str:
-        for part in (*self.catalogues, *(library.lists for library in self.libraries)):
-            await part.start()
+        for catalogue in self.catalogues:
+            await catalogue.start()
+        for library in self.libraries:
+            await library.lists.start()
         view, library = self.views["a"], self.libraries[0]
         self.servers["a"].method("ensure", Ensure, refuse)
         self.servers["a"].method("drop", Drop, refuse)
@@ -125,8 +127,10 @@ class Newcomer:
 
     async def close(self) -> None:
         await self.listener.close()
-        for part in (*(library.lists for library in self.libraries), *self.catalogues):
-            await part.close()
+        for library in self.libraries:
+            await library.lists.close()
+        for catalogue in self.catalogues:
+            await catalogue.close()
 
 
 @pytest.fixture

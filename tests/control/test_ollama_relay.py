@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control import ollama_relay
 from sollold.control.ollama_relay import Body, OllamaRelay
 from sollold.engines.ollama.created_models import CreatedModels
+from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
 from tests.doubles import FakeView, record
 from tests.keys import key, key_of
@@ -27,7 +27,7 @@ DIGEST = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
 CREATE = json.dumps({"model": "mine", "files": {"m.gguf": DIGEST}}).encode()
 
 
-class FakeOllama:
+class FakeOllama(LocalOllama):
     """A double of a node's knowledge of its Ollama."""
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class FakeOllama:
 class Node:
     def __init__(self, id: str, ports: dict[str, int], folder: Path) -> None:
         self.id, self.ports = id, ports
-        self.ollama: Any = FakeOllama(folder)
+        self.ollama = FakeOllama(folder)
         self.learned: list[str] = []
         self.view = FakeView(record(id))
         identity = Identity(key_of(id), Tokens.read(""))
@@ -54,6 +54,12 @@ class Node:
         self.calls = RpcClient(reach, self.peers)
         self.relay = OllamaRelay(self.ollama, self.view, self.calls, self.learn)
         self.relay.register(self.peers)
+
+    @property
+    def standin(self) -> Standin:
+        """Its Ollama, which must be there."""
+        assert self.ollama.standin is not None
+        return self.ollama.standin
 
     async def learn(self, node: str) -> None:
         self.learned.append(node)
@@ -115,8 +121,8 @@ async def test_a_node_without_an_ollama_forwards_blobs_and_creation_to_one_with_
     status, answer = await a.ask("POST", "/api/create", CREATE)
     assert status == 200
     assert json.loads(answer.splitlines()[-1]) == {"status": "success"}
-    assert "mine:latest" in b.ollama.standin.models
-    assert not c.ollama.standin.blobs
+    assert "mine:latest" in b.standin.models
+    assert not c.standin.blobs
     assert a.learned == [b.id], "the queried node learns the new model"
     assert "mine:latest" in b.ollama.created and "mine" not in a.ollama.created
     assert "base:7b" not in b.ollama.created
@@ -150,7 +156,7 @@ async def test_creation_follows_its_blobs_even_if_a_nearer_ollama_appears(
         a.ollama.standin = late
         assert (await a.ask("POST", "/api/create", CREATE))[0] == 200
         assert not late.models
-    assert "mine:latest" in b.ollama.standin.models
+    assert "mine:latest" in b.standin.models
 
 
 async def test_requests_about_a_model_go_to_its_node(with_two_ollamas: ThreeNodes) -> None:
@@ -171,7 +177,7 @@ async def test_without_any_ollama_nothing_is_forwarded(three_nodes: ThreeNodes) 
 
 @pytest.mark.parametrize("asked", [0, 1])
 async def test_an_interrupted_answer_is_an_error(with_two_ollamas: ThreeNodes, asked: int) -> None:
-    with_two_ollamas[1].ollama.standin.breaks_off = True
+    with_two_ollamas[1].standin.breaks_off = True
     with pytest.raises(Refusal) as caught:
         await with_two_ollamas[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")
     assert caught.value.fault in (Fault.INTERRUPTED, Fault.UNAVAILABLE)

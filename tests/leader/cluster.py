@@ -13,6 +13,7 @@ from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.leader.absent_nodes import BACK_WITHIN
 from sollold.leader.leader import Leader
@@ -20,6 +21,7 @@ from sollold.leader.messages import Ensure, Verdict
 from sollold.machine.device import Device, Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import compatible
+from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
@@ -155,7 +157,7 @@ class Node:
         return Done(True)
 
 
-class Cluster:
+class Cluster(RpcClient, Library):
     """The view, calls and library of a leader on node ``a``."""
 
     def __init__(self, settings: Settings | None = None) -> None:

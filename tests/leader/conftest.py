@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.leader.cluster import MIB, SETTINGS, Cluster, model
+from tests.leader.cluster import SETTINGS, Cluster, model
+from tests.placement.fleets import MIB
 
 
 @pytest.fixture

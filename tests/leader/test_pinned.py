@@ -28,7 +28,7 @@ PINNED = Endpoint("x", "m", "d", Backend.LOCAL, State.READY, pinned=True)
 MINE = Record("a", "a", 1, (), 1, 2, "0")
 
 
-def head(*endpoints: Endpoint, **changes: bool) -> Record:
+def head(*endpoints: Endpoint, **changes: Any) -> Record:
     return replace(MINE, node="b", name="b", endpoints=endpoints, **changes)
 
 

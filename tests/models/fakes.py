@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
 from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.cluster.net.rpc_client import RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from tests.http_double import HttpDouble
 
+T = TypeVar("T")
 
-class FakeServer:
+
+class FakeServer(RpcServer):
     """Collects registered methods and routes; serves the routes over HTTP if started.
 
     Attributes:
@@ -29,7 +33,7 @@ class FakeServer:
         self.url = ""
         self.asked = 0
         self.fault: Callable[[web.Request], Awaitable[None]] | None = None
-        self._http = HttpDouble()
+        self._double = HttpDouble()
 
     def method(self, name: str, request: type[Any], handler: Callable[[str, Any], Awaitable[object]]) -> None:
         self.methods[name] = (request, handler)
@@ -45,10 +49,10 @@ class FakeServer:
         app = web.Application(middlewares=[self._faults])
         for method, path, handler in self.routes:
             app.router.add_route(method, path, handler)
-        self.url = await self._http.serve(app)
+        self.url = await self._double.serve(app)
 
     async def close(self) -> None:
-        await self._http.close()
+        await self._double.close()
         self.url = ""
 
     @web.middleware
@@ -56,10 +60,11 @@ class FakeServer:
         self.asked += 1
         if self.fault is not None:
             await self.fault(request)
-        return await handler(request)
+        answer: web.StreamResponse = await handler(request)
+        return answer
 
 
-class FakeCalls:
+class FakeCalls(RpcClient):
     """Calls to the fake servers of other nodes, with requests and replies encoded as msgpack.
 
     Attributes:
@@ -73,7 +78,7 @@ class FakeCalls:
         self.cut: set[str] = set()
         self.made: list[tuple[str, str]] = []
 
-    async def call(self, node: str, method: str, request: object, reply: type[Any], *, timeout: float) -> Any:
+    async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         self.made.append((node, method))
         await asyncio.sleep(0)
         if node in self.cut or node not in self.servers:
