@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,13 +17,17 @@ from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.cluster.net.rpc_client import CONNECT_SECONDS, RpcClient
+from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.address import EngineAddress
 from sollold.engines.llamacpp.deployment import Work
+from sollold.models.library import Library
 from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.models.names import Resolved, unresolved
 from sollold.serving.endpoint_server import EndpointServer
-from sollold.serving.loader import Need, Ready
+from sollold.serving.engines import Engines
+from sollold.serving.loader import Loader, Need, Ready
 from sollold.serving.request import Ask, Call, Engine, Waiting
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
@@ -34,7 +38,14 @@ from tests.serving.reciter import Reciter
 MODEL = "reciter:latest"
 
 
-class FakeEngines:
+class HasUrl(Protocol):
+    """An engine that answers at a URL."""
+
+    @property
+    def url(self) -> str: ...
+
+
+class FakeEngines(Engines):
     def __init__(self, view: FakeView) -> None:
         self._view = view
         self.urls: dict[str, str] = {}
@@ -78,15 +89,15 @@ class FakeEngines:
         self.reports.append((endpoint, active, waiting, speed))
 
     def serve(
-        self, id: str, reciter: Reciter, *, slots: int = 4, backend: Backend = Backend.LOCAL, **more: Any
+        self, id: str, engine: HasUrl, *, slots: int = 4, backend: Backend = Backend.LOCAL, **more: Any
     ) -> None:
-        self.urls[id] = reciter.url
+        self.urls[id] = engine.url
         endpoint = Endpoint(id, MODEL, "", backend, State.READY, context=4096, slots=slots, **more)
         self._view.update_me(endpoints=(*self._view.me.endpoints, endpoint))
 
     def crash(self, id: str, reason: str = "it was terminated by SIGSEGV") -> None:
         """Report that the engine of deployment ``id`` crashed."""
-        ended = {"state": State.FAILED, "crashed": True, "reason": reason}
+        ended: dict[str, Any] = {"state": State.FAILED, "crashed": True, "reason": reason}
         endpoints = [
             replace(candidate, **ended) if candidate.id == id else candidate
             for candidate in self._view.me.endpoints
@@ -95,7 +106,7 @@ class FakeEngines:
 
     def force_out(self, id: str) -> None:
         """Report that deployment ``id`` was unloaded with ``--force`` while it had requests."""
-        ended = {"state": State.DRAINING, "forced": True, "reason": "asked for"}
+        ended: dict[str, Any] = {"state": State.DRAINING, "forced": True, "reason": "asked for"}
         endpoints = [
             replace(candidate, **ended) if candidate.id == id else candidate
             for candidate in self._view.me.endpoints
@@ -107,7 +118,7 @@ class FakeEngines:
         self._view.update_me(endpoints=tuple(e for e in self._view.me.endpoints if e.id != id))
 
 
-class FakePeers:
+class FakePeers(RpcServer):
     """A node's peer server on loopback HTTP, without TLS."""
 
     def __init__(self) -> None:
@@ -124,11 +135,13 @@ class FakePeers:
     def tunnel(self, workers: Workers) -> None:
         raise NotImplementedError
 
-    async def start(self) -> None:
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         self._runner = web.AppRunner(self.app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, host, port).start()
+        self.port = int(self._runner.addresses[0][1])
+        self.url = f"http://{host}:{self.port}"
+        return self.port
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -144,7 +157,7 @@ class FakeConnection(HttpConnection):
         return await super().ask(method, path, {"X-Peer": self.caller, **headers}, *body)
 
 
-class FakeCalls:
+class FakeCalls(RpcClient):
     def __init__(self, name: str, peers: dict[str, FakePeers]) -> None:
         self._name = name
         self._peers = peers
@@ -156,8 +169,9 @@ class FakeCalls:
             raise PeerError(node, "no such method", transport=True)
         return self.answers[method](node, request)
 
-    async def connect(self, node: str, *, timeout: float) -> HttpConnection:
+    async def connect(self, node: str, *, timeout: float = CONNECT_SECONDS) -> HttpConnection:
         address = urlsplit(self._peers[node].url)
+        assert address.hostname is not None and address.port is not None
         try:
             _, made = await asyncio.get_running_loop().create_connection(
                 lambda: FakeConnection("peer"), address.hostname, address.port
@@ -196,7 +210,7 @@ class FakeCalls:
             response.close()
 
 
-class FakeLoader:
+class FakeLoader(Loader):
     """Calls the test's `load` function, or waits for a change of the view if there is none."""
 
     def __init__(self, world: World) -> None:
@@ -226,7 +240,7 @@ class FakeLoader:
         self.dropped.append(wish.model)
 
 
-class FakeNames:
+class FakeNames(Library):
     """Names in ``late`` are resolved only after ``learned`` is set."""
 
     def __init__(self) -> None:
@@ -349,10 +363,13 @@ def ask(form: str = "chat", *, stream: bool = True, id: str = "r1", **more: Any)
         body["raw"] = True
     body |= more
     engine = Engine.OLLAMA if form in ("ollama", "generate") else Engine.LLAMA
-    return Ask(
-        **{"id": id, "model": "reciter", "calls": {engine: Call(_PATHS[form], body)}, "stream": stream}
-        | fields
-    )
+    facts: dict[str, Any] = {
+        "id": id,
+        "model": "reciter",
+        "calls": {engine: Call(_PATHS[form], body)},
+        "stream": stream,
+    }
+    return Ask(**facts | fields)
 
 
 def text_of(events: list[dict[str, Any]]) -> str:

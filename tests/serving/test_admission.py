@@ -25,7 +25,9 @@ EVENTS = st.lists(
 
 @settings(max_examples=200)
 @given(EVENTS, st.integers(1, 4), st.integers(0, 10))
-def test_running_and_waiting_counts_stay_consistent(events: list, slots: int, limit: int) -> None:
+def test_running_and_waiting_counts_stay_consistent(
+    events: list[tuple[str, int, str]], slots: int, limit: int
+) -> None:
     queue = FairQueue(slots, limit)
     now, numbers = 0.0, itertools.count()
     waiting: set[str] = set()
@@ -73,10 +75,12 @@ def test_low_priority_does_not_starve_under_higher_priority_load(
     priority: int, pace: float, slots: int
 ) -> None:
     queue = FairQueue(slots, 10_000)
-    now, running, numbers = 0.0, [], itertools.count()
-    running += queue.offer(Ticket("old", 10, "flood", now), now)
-    for _ in range(slots - 1):
-        running += queue.offer(Ticket(f"f{next(numbers)}", 10, "flood", now), now)
+    now, numbers = 0.0, itertools.count()
+    running: list[str] = []
+    for name in ("old", *(f"f{next(numbers)}" for _ in range(slots - 1))):
+        admitted = queue.offer(Ticket(name, 10, "flood", now), now)
+        assert not isinstance(admitted, Full)
+        running += admitted
     queue.offer(Ticket("low", priority, "patient", now), now)
     longest = (11 - priority) * STEP + 2 * STEP
     while "low" not in running:

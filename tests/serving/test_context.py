@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.serving.reciter import TEXT, Reciter
 USUAL = PlacementSettings().context
 
 
-async def fetch(node: Node, **more: object) -> tuple[str, Answer]:
+async def fetch(node: Node, **more: Any) -> tuple[str, Answer]:
     answer = await node.serving.open(ask(**more), lambda _: None)
     events = [json.loads(event) async for event in answer.events]
     return text_of(events), answer
@@ -37,7 +38,7 @@ async def node_with_endpoint(cluster: Cluster, context: int, *, asked: int) -> t
     return a, reciter
 
 
-def change(node: Node, deployment: str, **changes: object) -> None:
+def change(node: Node, deployment: str, **changes: Any) -> None:
     endpoints = [
         replace(endpoint, **changes) if endpoint.id == deployment else endpoint
         for endpoint in node.view.me.endpoints
@@ -164,7 +165,7 @@ def test_larger_context_for_a_long_prompt() -> None:
 
 async def test_the_default_context_follows_reloaded_settings(cluster: Cluster) -> None:
     a, _ = await node_with_endpoint(cluster, USUAL, asked=USUAL)
-    assert (await fetch(a))[0] == TEXT and not a.loader.loads
+    assert (await fetch(a))[0] == TEXT and a.loader.loads == 0
 
     async def refused() -> None:
         raise Refusal(Fault.TOO_BIG, "no room")

@@ -32,7 +32,7 @@ class Scene:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.answers: list[Any] = []
+        self.answers: list[Ensured | Exception] = []
         self.asked: list[tuple[str, Ensure]] = []
         self.endpoint = LOADING
         self.changed = asyncio.Event()
@@ -78,7 +78,7 @@ async def test_many_callers_share_one_load_with_progress(scene: Scene) -> None:
     scene.tell(replace(LOADING, progress=0.75))
     await until(lambda: all(heard[-1].progress == 0.75 for heard in waits))
     scene.tell(replace(LOADING, state=State.READY))
-    assert [ready.node for ready in await asyncio.gather(*tasks)] == ["h"] * 5
+    assert [ready and ready.node for ready in await asyncio.gather(*tasks)] == ["h"] * 5
     assert len(scene.asked) == 1
     assert scene.loader._loads == {}
 

@@ -72,7 +72,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_the_watchdog_is_idle_without_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[float] = []
     monkeypatch.setattr(bench.server._peer_requests, "check", checked.append)
-    await until(lambda: bool(bench.server._work._waiters))  # type: ignore[attr-defined]
+    await until(lambda: bool(bench.server._work._waiters))
     before = len(checked)
     bench.go.set()
     await bench.answer(100, 40.0)

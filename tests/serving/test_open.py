@@ -24,11 +24,13 @@ from tests.serving.cluster_double import MODEL, Cluster, Node, ask, text_of
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
 
-async def read(answer: Answer) -> list[dict]:
+async def read(answer: Answer) -> list[dict[str, Any]]:
     return [json.loads(event) async for event in answer.events]
 
 
-async def fetch(node: Node, *args, waits: list[Waiting] | None = None, **more) -> tuple[list[dict], Answer]:
+async def fetch(
+    node: Node, *args: str, waits: list[Waiting] | None = None, **more: Any
+) -> tuple[list[dict[str, Any]], Answer]:
     answer = await node.serving.open(ask(*args, **more), (waits if waits is not None else []).append)
     return await read(answer), answer
 
@@ -330,10 +332,14 @@ async def test_an_unloaded_model_is_loaded_once_and_callers_keep_their_order(clu
 
     a.loader.load = load
     waits: list[Waiting] = []
-    tasks = []
+    tasks: list[asyncio.Task[tuple[list[dict[str, Any]], Answer]]] = []
+
+    def all_wait() -> bool:
+        return [wait.stage for wait in waits].count("loading") == len(tasks)
+
     for n in range(5):
         tasks.append(asyncio.create_task(fetch(a, id=f"r{n}", waits=waits, max_tokens=3, user=str(n))))
-        await until(lambda count=n + 1: [wait.stage for wait in waits].count("loading") == count)
+        await until(all_wait)
     go.set()
     results = await asyncio.gather(*tasks)
     assert all(text_of(events) == "".join(WORDS[:3]) for events, _ in results)

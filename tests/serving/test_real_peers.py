@@ -63,7 +63,8 @@ class RealNode:
 
 @pytest.fixture
 async def nodes() -> AsyncIterator[tuple[RealNode, RealNode, Reciter]]:
-    world, ports = World(), {}
+    world = World()
+    ports: dict[str, int] = {}
     a, b = RealNode(world, A, ports), RealNode(world, B, ports)
     reciter = Reciter()
     for part in (reciter, a, b):

@@ -169,7 +169,7 @@ async def test_a_stream_waits_for_its_model_to_be_loaded_again(cluster: Cluster)
     a.engines.serve("d1", engine_b)
     engine_b.die_after = 40
     engine_b.pause = 0.001
-    waits = []
+    waits: list[Waiting] = []
     answer = await a.serving.open(ask(), waits.append)
     events = [json.loads(await anext(answer.events)) for _ in range(40)]
     going_on = asyncio.create_task(read(answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -104,7 +105,9 @@ def ollama(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
     return [*(line(word) for word in made), {**line(""), **done, **counts}]
 
 
-ENGINES = {
+ENGINES: dict[
+    str, tuple[Callable[[dict[str, Any], int], list[dict[str, Any]]], Engine, str, dict[str, Any]]
+] = {
     "chat": (chat, Engine.LLAMA, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
     "text": (text, Engine.LLAMA, "/v1/completions", {"prompt": "Say:"}),
     "native": (native, Engine.LLAMA, "/completion", {"prompt": "Say:"}),

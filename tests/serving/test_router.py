@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_an_ollama_answers_only_compatible_requests() -> None:
         ),
     ],
 )
-def test_scoring_rules(better: dict, worse: dict) -> None:
+def test_scoring_rules(better: dict[str, Any], worse: dict[str, Any]) -> None:
     router = Router("me")
     for first_node, second_node in (("a", "b"), ("b", "a")):
         records = [
