@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -90,7 +91,7 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
             words = with_option(with_option(words, "-H", "0.0.0.0"), "-p", str(_WORKER))
             children.append(node.machine.popen([word for word in words if word != "-c"], **quiet))
             pid = children[-1].pid
-            until(lambda pid=pid: listens(pid, _WORKER), "a manually started worker listens", 30)
+            until(partial(listens, pid, _WORKER), "a manually started worker listens", 30)
         addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
         words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
         server = head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.control.keys import Keys, Scope
 from sollold.engines.address import EngineAddress
+from sollold.models.library import Library
 from sollold.models.listing import Listed
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.engines import Engines
 from sollold.serving.loader import Loader
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
@@ -42,7 +44,7 @@ ENGINE_KEY = "k" * 43
 IDS = {name: node_key.node for name, node_key in KEYS.items()}
 
 
-class FixedCluster:
+class FixedCluster(Engines, Library):
     """A fixed view with fixed engines and names."""
 
     def __init__(self, name: str, engine: str) -> None:
@@ -89,6 +91,12 @@ class FixedCluster:
     def fail(self, endpoint: str, reason: str) -> None:
         raise AssertionError(reason)
 
+    def work(self, endpoint: str) -> None:
+        """Return None: unknown."""
+
+    def answered(self, endpoint: str, tokens: int, drafted: int, accepted: int) -> None:
+        """Do nothing: the record is fixed."""
+
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """Do nothing: the record is fixed."""
 
@@ -96,7 +104,8 @@ class FixedCluster:
         return Listed(model(MODEL), tuple(self._records))
 
 
-async def main(name: str, http: int, peer: int, other: int, engine: str, key_file: str = "") -> None:
+async def main(name: str, ports: Sequence[int], engine: str, key_file: str = "") -> None:
+    http, peer, other = ports
     given = FixedCluster(name, engine)
     identity = Identity(KEYS[name], Tokens.read(""))
     peers = RpcServer(identity)
@@ -125,4 +134,4 @@ async def main(name: str, http: int, peer: int, other: int, engine: str, key_fil
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], *(int(word) for word in sys.argv[2:5]), *sys.argv[5:]))
+    uvloop.run(main(sys.argv[1], [int(word) for word in sys.argv[2:5]], *sys.argv[5:]))

@@ -15,6 +15,7 @@ import contextlib
 import statistics
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def main() -> None:
                 if index == SLOW:
                     means = stack.enter_context(slowed(node.process.pid, SHARE))
                     print(f"{node.name} has {SHARE:.2f} of a core (by {means})")
-                until(lambda node=node: bandwidth(node) > 0, f"{node.name} has measured itself", 180)
+                until(partial(bandwidth, node), f"{node.name} has measured itself", 180)
             cluster.together(timeout=180)
             rates = ", ".join(f"{node.name} {bandwidth(node) / 1e9:.1f} GB/s" for node in cluster)
             print(f"measured memory bandwidth: {rates}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sollold.models.gguf import writer
-from sollold.models.gguf.writer import NewTensor
+from sollold.models.gguf.writer import MetadataValue, NewTensor
 from tests import netns
 
 GB = 10**9
@@ -69,6 +69,7 @@ def plain(give: Host, take: Host, size: int) -> float:
     """Return the bytes per second of plain sockets."""
     giver = give.popen([sys.executable, "-c", _PLAIN, give.address, str(size)], stdout=subprocess.PIPE)
     try:
+        assert giver.stdout is not None
         port = giver.stdout.readline().decode().strip()
         taker = take.popen([sys.executable, "-c", _TAKE, give.address, port], stdout=subprocess.PIPE)
         answer = taker.communicate(timeout=300)[0]
@@ -155,7 +156,8 @@ def _ask(host: Host, port: int, method: str, path: str, body: object) -> str:
     asked = host.popen(
         [sys.executable, "-c", _ASK, method, url, raw], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    return asked.communicate(timeout=600)[0].decode()
+    answer: bytes = asked.communicate(timeout=600)[0]
+    return answer.decode()
 
 
 def write_model(path: Path, size: int) -> None:
@@ -168,7 +170,11 @@ def write_model(path: Path, size: int) -> None:
     tensors = [
         NewTensor(f"blk.{k}.x.weight", (4096, rows), 1, lambda: [noise] * pieces) for k in range(count)
     ]
-    metadata = {"general.architecture": "llama", "llama.block_count": count, "llama.embedding_length": 4096}
+    metadata: dict[str, MetadataValue] = {
+        "general.architecture": "llama",
+        "llama.block_count": count,
+        "llama.embedding_length": 4096,
+    }
     writer.write(path, metadata, tensors)
 
 
