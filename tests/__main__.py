@@ -112,8 +112,13 @@ def main(arguments: Sequence[str]) -> int:
             ("patient", f"{PATIENT} and not ({MACHINES})", NICE),
         ]
         lanes = [Lane(daemons, command, folder), Lane(others, command, folder, output.fileno())]
+
+        def end_all(*_: object) -> None:
+            for lane in lanes:
+                lane.end()
+
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: [lane.end() for lane in lanes])
+            signal.signal(number, end_all)
         codes = finish(lanes)
         print("\nThe other lane:\n", flush=True)
         output.seek(0)

@@ -15,10 +15,10 @@ from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.pour import Pour, pushed
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.activity import Activity
-from sollold.control.cluster import Planned, Scored
+from sollold.control.cluster import ClusterService, Planned, Scored
 from sollold.control.local_models import NameOverrides
-from sollold.control.logs import NodeLog
-from sollold.control.models import Running
+from sollold.control.logs import LogService, NodeLog
+from sollold.control.models import ModelService, Running
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Dropped
@@ -73,7 +73,7 @@ def singly(events: AsyncIterator[bytes]) -> Pour[list[bytes]]:
     return pushed(batches())
 
 
-class PlainLibrary:
+class PlainLibrary(ModelService):
     """A library with fixed models."""
 
     def __init__(self, *models: Model) -> None:
@@ -267,14 +267,17 @@ def endpoint(**changes: Any) -> Endpoint:
     return Endpoint(**{**facts, **changes})
 
 
-class PlainLogs:
+class PlainLogs(LogService):
     """Logs with one engine per model; the text only states the requested number of lines."""
+
+    def __init__(self) -> None:
+        pass
 
     async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
         return (NodeLog(f"{model}-1", "alpha", "llama-server", f"{lines} lines"),)
 
 
-class PlainCluster:
+class PlainCluster(ClusterService):
     """A cluster with fixed records; it appends each request to ``asked``."""
 
     def __init__(self, *records: Record) -> None:

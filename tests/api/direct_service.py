@@ -114,8 +114,8 @@ class DirectService:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for nothing in ():
-        yield nothing
+    return
+    yield b""
 
 
 async def _events(answer: aiohttp.ClientResponse, stream: bool) -> AsyncIterator[bytes]:

@@ -100,7 +100,7 @@ GROWING: list[str] = []
 BOTH: dict[str, Any] = {"name": "both:latest", "size": GIB, "nodes": ["anna", "bert"]}
 
 
-async def answer(request: web.Request) -> web.StreamResponse:
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
     path, body = request.path, await request.read()
     asked = json.loads(body) if body else {}
     if path == "/api/cluster":
@@ -117,9 +117,9 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if path == "/api/cluster/drain":
         return web.json_response({"node": asked["node"], "draining": asked["on"]})
     if path == "/api/cluster/scan":
-        found = {"devices": 1, "total": GIB, "version": "7.0.0", "reason": "", "named": False}
-        free = {**found, "address": "pc:50052", "state": "usable"}
-        busy = {**found, "address": "tv:50052", "state": "busy", "reason": "it serves another client"}
+        facts = {"devices": 1, "total": GIB, "version": "7.0.0", "reason": "", "named": False}
+        free = {**facts, "address": "pc:50052", "state": "usable"}
+        busy = {**facts, "address": "tv:50052", "state": "busy", "reason": "it serves another client"}
         return web.json_response({"workers": [free, busy]})
     if path == "/api/cluster/unload":
         lost = {"unloaded": 0, "forgotten": True}
@@ -214,9 +214,10 @@ async def test_watch_continues_when_the_output_is_a_pipe(url: str, more: tuple[s
 @pytest.mark.parametrize("width", [70, 80, 100, 160])
 def test_bars_keep_their_proportion_on_a_narrow_terminal(width: int) -> None:
     nodes = [STATE["nodes"][0] | {"addresses": ["192.168.1.11"]}]
-    out = Console(width=width, file=io.StringIO(), color_system=None)
+    file = io.StringIO()
+    out = Console(width=width, file=file, color_system=None)
     out.print(node_table(STATE | {"nodes": nodes}))
-    text = out.file.getvalue()
+    text = file.getvalue()
     line = next(line for line in text.splitlines() if "anna" in line)
     assert line.count("█") == pytest.approx(line.count("·"), abs=1) and "█" in line
     assert "192.168.1.11:11435" in line and line.count("4.00 GiB") == 1 and "…" not in text
@@ -231,9 +232,10 @@ def test_the_speed_of_the_last_minute_is_a_sparkline() -> None:
 def test_a_narrow_terminal_breaks_no_words_or_numbers(width: int) -> None:
     nodes = [node | {"addresses": ["192.168.1.11"]} for node in STATE["nodes"]]
     state = STATE | {"nodes": nodes, "requests": [], "speeds": [0.0, 4.5, None] * 20, "events": []}
-    out = Console(width=width, file=io.StringIO(), color_system=None)
+    file = io.StringIO()
+    out = Console(width=width, file=file, color_system=None)
     out.print(frame(state, "all", paused=False))
-    lines = out.file.getvalue().splitlines()
+    lines = file.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
     # The keys are visible on every screen size.
     assert lines[1].startswith("q quit")
@@ -377,7 +379,7 @@ async def test_an_empty_list_of_events_is_reported(url: str) -> None:
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)
 @pytest.mark.parametrize("words", [("status",), ("chat", "big", "hello"), ("load", "big"), ("doctor",)])
 async def test_a_server_that_is_not_sollold_is_recognized(words: tuple[str, ...], body: bytes) -> None:
-    async def welcome(request: web.Request) -> web.Response:
+    async def welcome(request: web.BaseRequest) -> web.Response:
         return web.Response(body=body)
 
     runner = web.ServerRunner(web.Server(welcome))

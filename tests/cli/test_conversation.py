@@ -7,7 +7,7 @@ import pytest
 from sollold.cli.answer import Sampling, loops
 from sollold.cli.chat_parameters import FRACTIONS, WHOLE
 from sollold.cli.conversation import Conversation, Quit
-from sollold.client.bodies import OPTIONS
+from sollold.client.request_arguments import OPTIONS
 
 
 def test_messages_are_kept_and_the_system_prompt_comes_first() -> None:

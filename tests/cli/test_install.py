@@ -24,7 +24,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(install_command.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(install_command, "_systemctl", lambda *words: 0)
     return tmp_path / "config/systemd/user/sollold.service"
 
@@ -52,7 +52,7 @@ def test_only_a_unit_of_sollold_is_replaced_or_removed(user: Path) -> None:
 def test_root_is_referred_to_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install_command.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert main(["install", "--user"]) == Exit.USAGE
     assert "apt install" in capsys.readouterr().err
 

@@ -17,7 +17,8 @@ class Daemon:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         shares = [SHARE | {"node": "aa"}, SHARE | {"node": "bb"}]
-        made = {"head": "aa", "host": SHARE | {"node": "aa", "first": 0, "last": 0}, "shares": shares}
+        host = SHARE | {"node": "aa", "first": 0, "last": 0}
+        made: dict[str, Any] = {"head": "aa", "host": host, "shares": shares}
         made |= {"layers": 6, "tokens_per_second": 1.0, "load_seconds": 1.0, "reasons": []}
         return {"ok": True, "plan": made, "reason": "it waits for bert", "context": 768, "free": []} | {
             kind: 1 for kind, _, _ in plan.KINDS

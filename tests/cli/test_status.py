@@ -24,7 +24,8 @@ def test_a_failed_deployment_uses_no_memory_and_its_reason_is_shown_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     placed = {"node_name": "anna", "device": "CPU", "first": 0, "last": 3, "bytes": 3 << 20}
-    failed = {"model": "big:7b", "state": "failed", "reason": "it was killed", "node_name": "anna"}
+    failed: dict[str, Any] = {"model": "big:7b", "state": "failed", "reason": "it was killed"}
+    failed |= {"node_name": "anna"}
     failed |= {"active": 0, "waiting": 0, "speed": 0.0, "context": 768, "layers": 2, "placed": [placed]}
     failed |= {"pinned": False, "expires": 299.0, "bytes": 3 << 20}
     runs = failed | {"state": "ready", "reason": "", "expires": 120.0}

@@ -62,7 +62,7 @@ def test_unencodable_characters_are_replaced() -> None:
 
 
 def test_undecodable_arguments_are_refused() -> None:
-    words = [*command("chat", "any"), b"\xff", "--node", "127.0.0.1:9"]
+    words: list[str | bytes] = [*command("chat", "any"), b"\xff", "--node", "127.0.0.1:9"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == Exit.USAGE
     assert "encoding" in done.stderr and len(done.stderr.splitlines()) == 1

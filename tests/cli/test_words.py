@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sollold.cli import asking
 from sollold.cli.asking import client
 from sollold.cli.exit import Exit
 from sollold.cli.parser import parser, read, subcommands
+from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
 
 
@@ -115,8 +117,8 @@ def test_the_node_option_accepts_urls_addresses_and_names(
     named: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [{"name": "Bert", "node": "b1", "url": "http://192.168.1.12:11435"}]
-    monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
-    monkeypatch.setattr(asking.socket, "getaddrinfo", lambda host, port: [host])
+    monkeypatch.setattr(BlockingClient, "get", lambda self, path: {"nodes": nodes})
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [host])
     assert client(argparse.Namespace(node=named)).url == url
 
 
@@ -125,11 +127,11 @@ def test_a_node_name_is_looked_up_in_the_cluster_of_the_environment(
 ) -> None:
     asked: list[str] = []
 
-    def get(self: asking.BlockingClient, path: str) -> dict[str, object]:
+    def get(self: BlockingClient, path: str) -> dict[str, object]:
         asked.append(self.url)
         return {"nodes": [{"name": "bert", "node": "b1", "url": "http://192.168.1.12:11435"}]}
 
-    monkeypatch.setattr(asking.BlockingClient, "get", get)
+    monkeypatch.setattr(BlockingClient, "get", get)
     monkeypatch.setenv("SOLLOLD_NODE_URL", "http://server:8080")
     assert client(argparse.Namespace(node="bert")).url == "http://192.168.1.12:11435"
     assert asked == ["http://server:8080"]
@@ -158,7 +160,7 @@ def test_an_ambiguous_or_unknown_node_is_reported(
         {"name": "two", "node": f"b{number}", "url": url}
         for number, url in ((2, "http://a"), (3, "http://b"))
     ]
-    monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
+    monkeypatch.setattr(BlockingClient, "get", lambda self, path: {"nodes": nodes})
     monkeypatch.setattr(asking, "_is_host", lambda name: False)
     with pytest.raises(ClientError, match=re.escape(message)):
         client(argparse.Namespace(node=named))

@@ -117,7 +117,7 @@ def test_a_routers_arguments_become_its_placement(monkeypatch: pytest.MonkeyPatc
     assert given.placement("other") == {"distributed": False}
     for wrong in ({"num_rpc_backends": 0}, {"layer_strategy": "best"}, {"rpc_backends": [{"port": 1}]}):
         with pytest.raises(ValueError):
-            HybridRouter(**wrong)  # type: ignore[arg-type]
+            HybridRouter(**wrong)
 
 
 def test_arguments_become_the_body_of_the_request() -> None:

@@ -38,7 +38,12 @@ def deployment(id: str = "d1", **more: Any) -> dict[str, Any]:
         }
         for number, device, first, last in parts
     ]
-    facts = {"backend": "llama.cpp-distributed", "state": "ready", "node": "id1", "node_name": "n1"}
+    facts: dict[str, Any] = {
+        "backend": "llama.cpp-distributed",
+        "state": "ready",
+        "node": "id1",
+        "node_name": "n1",
+    }
     facts |= {"model": "big:latest", "context": 512, "speed": 2.5, "placed": placed}
     return {"id": id, **facts, **more}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sollold.models.gguf.writer import MetadataValue
 from tests.gguf.size import (
     Architecture,
     Metadata,
@@ -96,9 +97,9 @@ def sparse(
     return tensors
 
 
-def with_keys(base: Callable[[Size], Metadata], **keys: object) -> Callable[[Size], Metadata]:
+def with_keys(base: Callable[[Size], Metadata], **keys: MetadataValue) -> Callable[[Size], Metadata]:
     """``base`` with further keys; ``__`` in a keyword means a dot."""
-    return lambda size: base(size) | {key.replace("__", "."): value for key, value in keys.items()}  # type: ignore[dict-item]
+    return lambda size: base(size) | {key.replace("__", "."): value for key, value in keys.items()}
 
 
 def windowed(base: Callable[[Size], Metadata], pattern: int = 0) -> Callable[[Size], Metadata]:

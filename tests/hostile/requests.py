@@ -182,7 +182,7 @@ _PARAMETERS = {
 }
 _FUNCTION = {"name": "get_time", "description": "what time it is", "parameters": _PARAMETERS}
 _CALL = {"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "utc"}'}}
-_MESSAGES = [
+_MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Be short."},
     {"role": "user", "content": "Hello"},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,7 @@ def _attack(
     ]
     for share in (requests // 4, requests - requests // 4):
         threads = [
-            InNetwork(place.network(), lambda host=host, node=node, made=made, tally=tally, share=share: (
-                attack(host, node.http, made, share // 2, tally)))
+            InNetwork(place.network(), partial(attack, host, node.http, made, share // 2, tally))
             for (place, node, host, made), tally in zip(places, tallies.values(), strict=True)
         ]  # fmt: skip
         for thread in threads:

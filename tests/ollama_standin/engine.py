@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +64,7 @@ class Piece:
     context: list[int] | None = None
 
 
-async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
+async def chat(url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
     """Answer ``/api/chat``."""
     ask = _shared(body) | {"messages": _messages(body["messages"])}
     if body.get("tools"):
@@ -77,7 +77,7 @@ async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
             yield piece
 
 
-async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
+async def generate(url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
     """Answer ``/api/generate``."""
     if body.get("suffix"):
         gap = {"input_prefix": body["prompt"], "input_suffix": body["suffix"]}
@@ -149,7 +149,7 @@ def normalized(vector: list[float], dimensions: int | None) -> list[float]:
     return [x / length for x in vector]
 
 
-async def v1_chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
+async def v1_chat(url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
     """Answer ``/v1/chat/completions``. Arguments of tool calls are strings here too."""
     ask = {key: body[key] for key in _V1 if body.get(key) is not None}
     for message in ask["messages"]:
@@ -215,7 +215,7 @@ def _messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-async def _talk(url: str, ask: dict[str, Any]) -> AsyncIterator[Piece]:
+async def _talk(url: str, ask: dict[str, Any]) -> AsyncGenerator[Piece, None]:
     last = Piece(reason="stop")
     calls: dict[int, dict[str, Any]] = {}
     ask = {**ask, "stream": True, "stream_options": {"include_usage": True}}
@@ -245,7 +245,7 @@ async def _talk(url: str, ask: dict[str, Any]) -> AsyncIterator[Piece]:
     yield last
 
 
-async def _complete(url: str, ask: dict[str, Any], path: str = "/completion") -> AsyncIterator[Piece]:
+async def _complete(url: str, ask: dict[str, Any], path: str = "/completion") -> AsyncGenerator[Piece, None]:
     last = Piece(reason="stop")
     ask = {**ask, "stream": True}
     ask.pop("response_format", None)
@@ -272,7 +272,7 @@ def _logprobs(given: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     ]
 
 
-async def _events(url: str, path: str, ask: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+async def _events(url: str, path: str, ask: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     async with ClientSession(url) as session:
         async with session.post(path, json=ask) as answer:
             await _check(answer)

@@ -509,7 +509,7 @@ class Standin:
             )
         if not response.prepared:
             await response.prepare(request)
-        last = {"delta": {}} if chat else {"text": ""}
+        last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         await response.write(records.event(model.name, {"index": 0, "finish_reason": reason} | last, chat))
         if (body.get("stream_options") or {}).get("include_usage"):
             raw = records.packed(records.v1(model.name, [], chat, chunk=True) | {"usage": usage})

@@ -37,7 +37,7 @@ def _best_with_head(
     cpu = head.cpu
     assert cpu is not None
     total = footprint.layers + 1
-    empty = [(0.0, 0, ())]
+    empty: list[Partial] = [(0.0, 0, ())]
     if host_share(head, footprint, 0, 1).total <= cpu.room:
         yield from _best_completion(head, footprint, capacities, links, empty, devices=1, offloaded=total)
     if host_share(head, footprint, 0, 2).total <= cpu.room:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from sollold.machine.device import Kind
-from sollold.models.footprint.block_graph import Block
+from sollold.models.footprint.block import Block
 from sollold.models.footprint.footprint import Footprint, footprint
 from sollold.models.footprint.run_options import Run
 from sollold.models.footprint.shape import Layer, Shape

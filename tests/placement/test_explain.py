@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from sollold.cluster.gossip.record import Record
 from sollold.machine.device import Device, Kind
@@ -206,13 +207,15 @@ def test_held_back_memory_is_the_free_memory_above_the_limit() -> None:
 
 def test_memory_of_other_programs_or_of_the_reserve_is_named_if_half_of_it_suffices() -> None:
     small = cpu("a", 500 * MIB)
-    for change, words in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"others": 2 * GIB}, "closing other programs: they use 2.00 GiB on host-a"),
         ({"reserved": 2 * GIB}, "node.gpu_reserve): it keeps 2.00 GiB of free memory on host-a"),
-    ):
+    )
+    for change, words in cases:
         remedies = shortfall_of(REQUEST, fleet(machine(replace(small, **change), holds=True))).remedies
         assert sum(words in remedy for remedy in remedies) == 1
-        little = replace(small, **dict.fromkeys(change, 500 * MIB))
+        less: dict[str, Any] = dict.fromkeys(change, 500 * MIB)
+        little = replace(small, **less)
         assert not any(
             words[:12] in remedy
             for remedy in shortfall_of(REQUEST, fleet(machine(little, holds=True))).remedies
@@ -240,7 +243,8 @@ def test_unavailable_memory_is_attributed_to_the_binding_constraint() -> None:
 
 def test_a_quantized_cache_is_named_for_all_wider_types() -> None:
     cluster = fleet(machine(cpu("a", 1600 * MIB), holds=True))
-    for wide in ({"type_k": "f32", "type_v": "f32"}, {"type_v": "bf16"}):
+    types: tuple[dict[str, Any], ...] = ({"type_k": "f32", "type_v": "f32"}, {"type_v": "bf16"})
+    for wide in types:
         remedies = shortfall_of(replace(REQUEST, context=50_000, **wide), cluster).remedies
         assert any(remedy.startswith("a KV cache in q8_0 (`--kv q8_0`") for remedy in remedies), wide
     remedies = shortfall_of(replace(REQUEST, context=131_000, type_k="q8_0", type_v="q5_1"), cluster).remedies

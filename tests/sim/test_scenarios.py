@@ -141,9 +141,9 @@ def test_two_separate_clusters_merge() -> None:
             )
     world.run_until(20.0)
     assert len({process.gossip.known.leader() for process in world.running()}) == 2
-    process = left[1].process
-    assert process is not None
-    process.apply(process.gossip.introduce((right[1].address,), process.clock()))
+    meeting = left[1].process
+    assert meeting is not None
+    meeting.apply(meeting.gossip.introduce((right[1].address,), meeting.clock()))
     assert world.run_while(lambda: bool(world.disagreement()), 10.0), world.disagreement()
 
 

@@ -104,7 +104,7 @@ class Process:
 
     # Running
 
-    def later(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
+    def later(self, seconds: float, call: Callable[..., object], *args: Any) -> None:
         """Call back after ``seconds`` if it is still running; deferred while it is stopped."""
         self.world.call_at(self.world.now + seconds, self.run, call, *args)
 

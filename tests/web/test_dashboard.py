@@ -15,9 +15,11 @@ from aiohttp.test_utils import TestServer
 
 from sollold.cluster.gossip.record import Placed, WaitingMachine
 from sollold.control.cluster import Planned
+from sollold.control.events import Event
 from sollold.control.keys import Scope
 from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Dropped
 from sollold.models.gguf import demo_model
 from tests.api.api_parts import PlainCluster
 from tests.daemons import Cluster
@@ -181,10 +183,10 @@ async def test_repeated_clicks_send_a_command_once(page: Page, show: Show) -> No
     cluster = cluster_of(given)
     goes_on = asyncio.Event()
 
-    async def unload(model: str, *, force: bool) -> int:
+    async def unload(model: str, *, force: bool) -> Dropped:
         cluster.asked.append(("unload", model, force))
         await goes_on.wait()
-        return 1
+        return Dropped(ended=("d1",))
 
     cluster.unload = unload  # type: ignore[method-assign]
     await page.open(url)
@@ -570,11 +572,11 @@ async def test_a_hidden_tab_holds_no_connection(page: Page, show: Show) -> None:
     followed = 0
     next_events = given.monitor.next_events
 
-    async def counted(after: int, patience: float) -> Any:
+    async def counted(seen: int, timeout: float) -> list[Event]:
         nonlocal followed
         followed += 1
         try:
-            return await next_events(after, patience)
+            return await next_events(seen, timeout)
         finally:
             followed -= 1
 
@@ -653,6 +655,7 @@ async def test_keys_are_created_shown_once_and_revoked(page: Page, show: Show) -
     await page.run("document.querySelector('#key-end').value = '30d'")
     await page.press("Enter")
     secret = await page.until("document.querySelector('.fix code')?.textContent")
+    assert given.keys is not None
     (key,) = given.keys.all()
     assert (
         given.keys.find(secret) == key
