@@ -48,6 +48,8 @@ async def test_documents_are_texts_or_objects_and_are_returned_on_request(
         ({"documents": []}, "documents"),
         ({"documents": [{"image": "x"}]}, "a document"),
         ({"documents": [5]}, "documents"),
+        ({"top_n": -1}, "top_n"),
+        ({"top_n": 2**40}, "top_n"),
     ],
 )
 async def test_queries_and_documents_without_text_are_refused(

@@ -504,6 +504,31 @@ def test_order_of_anthropic_events() -> None:
     assert events.result()["content"][2]["input"] == {}
 
 
+def test_text_that_may_begin_a_stop_sequence_comes_before_the_call_after_it() -> None:
+    for further in (
+        {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "get", "arguments": "{}"}}]},
+        {"reasoning_content": "hm"},
+    ):
+        events = MessageEvents("demo", ["\n\nHuman:"])
+        for source in (chunk("I look.\n\n"), chunk(**further), chunk(finish="stop")):
+            events.feed(msgspec.json.encode(source))
+        events.last_events()
+        content = events.result()["content"]
+        assert content[0] == {"type": "text", "text": "I look.\n\n"} and len(content) == 2
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [("[1]", {"arguments": [1]}), ("null", {}), ("", {})])
+def test_arguments_of_a_call_are_an_object(arguments: str, wanted: dict[str, Any]) -> None:
+    called = chunk(tool_calls=[{"index": 0, "id": "c", "function": {"name": "get", "arguments": arguments}}])
+    events, lines = MessageEvents("demo"), ChatLines("demo")
+    for source in (called, chunk(finish="tool_calls")):
+        events.feed(msgspec.json.encode(source))
+        records = lines.feed(msgspec.json.encode(source))
+    events.last_events()
+    assert events.result()["content"][0]["input"] == wanted
+    assert records[0]["message"]["tool_calls"][0]["function"]["arguments"] == wanted
+
+
 def test_omitted_thinking_is_restored_from_its_signature() -> None:
     events = MessageEvents("demo", omit_thinking=True)
     inputs = [chunk(reasoning_content="h"), chunk(reasoning_content="m"), chunk("Hi"), chunk(finish="stop")]

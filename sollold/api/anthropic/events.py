@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import ToolPiece
+from sollold.api.engine.chunks import ToolPiece, object_of
 from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.engine.sealed_thought import sealed
 from sollold.api.engine.stop_sequences import StopSequences
@@ -68,11 +68,16 @@ class MessageEvents(EventTranslator):
         }
 
     def _think(self, text: str) -> list[Event]:
-        return self._add("thinking", text)
+        return [*self._say_rest(), *self._add("thinking", text)]
 
     def _say(self, text: str) -> list[Event]:
         text = self._stops.feed(text)
         return self._add("text", text) if text else []
+
+    def _say_rest(self) -> list[Event]:
+        """Say what may have been the beginning of a stop sequence: something else follows it."""
+        rest = self._stops.flush()
+        return self._add("text", rest) if rest else []
 
     def _add(self, kind: str, text: str) -> list[Event]:
         """Add text to a block of text or thinking."""
@@ -96,6 +101,7 @@ class MessageEvents(EventTranslator):
         index = piece.number(position)
         if index != self._call:
             id_ = piece.id or "toolu_" + secrets.token_hex(12)
+            events += self._say_rest()
             events += self._open({"type": "tool_use", "id": id_, "name": piece.name, "input": {}})
             self._call = index
         if arguments := piece.arguments:
@@ -119,7 +125,7 @@ class MessageEvents(EventTranslator):
         self._parts = []
         if block["type"] == "tool_use":
             try:
-                block["input"] = msgspec.json.decode(text) if text else {}
+                block["input"] = object_of(msgspec.json.decode(text)) if text else {}
             except msgspec.DecodeError:
                 # Cut off by max_tokens: a stream can deliver the truncated JSON, a whole message can't.
                 block["input"] = {}
@@ -142,11 +148,7 @@ class MessageEvents(EventTranslator):
 
     def last_events(self) -> list[Event]:
         """End the open block, then send ``message_delta`` and ``message_stop``."""
-        events = self._begin()
-        rest = self._stops.flush()
-        if rest:
-            events += self._add("text", rest)
-        events += self._close()
+        events = [*self._begin(), *self._say_rest(), *self._close()]
         delta = {"stop_reason": self._reason(), "stop_sequence": self._stops.found}
         events.append({"type": "message_delta", "delta": delta, "usage": self._usage()})
         events.append({"type": "message_stop"})

@@ -152,6 +152,13 @@ def read_chunk(raw: bytes) -> Chunk:
     return chunk
 
 
+def object_of(arguments: Any) -> dict[str, Any]:
+    """Return a call's arguments as an object, which clients require; any other value becomes its member."""
+    if isinstance(arguments, dict):
+        return arguments
+    return {} if arguments is None else {"arguments": arguments}
+
+
 class ToolCalls:
     """Assembles tool calls from their pieces; one is complete when the next begins."""
 
@@ -182,7 +189,7 @@ class ToolCalls:
                 arguments = msgspec.json.decode("".join(parts) or "{}")
             except msgspec.DecodeError:
                 continue
-            function = {"index": index, "name": name, "arguments": arguments}
+            function = {"index": index, "name": name, "arguments": object_of(arguments)}
             out.append({"id": id_, "function": function} if id_ else {"function": function})
         return out
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.number_ranges import Count
 from sollold.errors import Fault, Refusal
 
 
@@ -16,7 +17,7 @@ class Rerank(msgspec.Struct, kw_only=True):
     query: str | dict[str, Any] | None = None
     documents: list[str | dict[str, Any]] | None = None
     texts: list[str] | None = None
-    top_n: int | None = None
+    top_n: Count | None = None
     return_documents: bool | None = None
 
 
