@@ -24,6 +24,8 @@ _CALLERS_FAULT = re.compile(
     r"|Jinja|template|[Ss]chema|[Gg]rammar"
     r"|(?:load|decode|process|read) (?:the )?(?:image|audio)",
 )
+_ENGINES_FAULT = re.compile(r"runner process|error loading model|(?:CUDA|ROCm|HIP|Vulkan|SYCL) error")
+"""Messages about the engine itself, which may quote any words: `unknown model architecture`, an assertion."""
 TEMPLATE_REFUSES = "the model's chat template refuses this conversation: "
 """Prefix of the message of a template's refusal, followed by the template's own words."""
 _TEMPLATE = re.compile(r"Jinja Exception: (.+)", re.DOTALL)
@@ -85,6 +87,8 @@ def message_in(body: bytes) -> str:
 
 
 def _is_callers_fault(message: str) -> bool:
+    if _ENGINES_FAULT.search(message) is not None:
+        return False
     # llama-server reports an input too long to embed as a server error.
     return longest_input(message) is not None or _CALLERS_FAULT.search(message) is not None
 

@@ -43,6 +43,9 @@ ENGINES = (
     "[json.exception.type_error.316] invalid UTF-8 byte at index 3: 0xE2",
     "Failed to parse input at pos 7: <tool_call>",
     "llama runner process has terminated: exit status 2",
+    "llama runner process has terminated: error loading model: unknown model architecture: 'newer'",
+    "llama runner process has terminated: GGML_ASSERT(n_tokens > 0) failed: Missing input",
+    "CUDA error: unknown error",
     "model requires more system memory (3.1 GiB) than is available (1.2 GiB)",
     "cudaMalloc failed: out of memory",
 )
