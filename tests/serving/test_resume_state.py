@@ -190,6 +190,7 @@ def test_a_stream_interrupted_anywhere_equals_the_uninterrupted_one(
         ("text", {"best_of": 2}, []),
         ("text", {"prompt": ["a", "b"]}, []),
         ("native", {"n_probs": 2}, []),
+        ("native", {"prompt": [{"prompt_string": "<__media__>", "multimodal_data": ["x"]}]}, []),
         ("ollama", {"format": "json"}, [{"message": {"content": "x"}}]),
         ("ollama", {}, [{"message": {"content": "", "tool_calls": [{}]}}]),
         ("prompt", {"context": [1, 2]}, [{"response": "x"}]),
@@ -206,6 +207,15 @@ def test_streams_that_cant_be_continued_exactly_are_refused(
         continuation.add_events([json.dumps(event).encode()])
     with pytest.raises(NotResumable):
         continuation.check()
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]]])
+def test_a_prompt_of_tokens_is_continued_by_tokens(prompt: list[Any]) -> None:
+    continuation = continuation_for(Engine.LLAMA, Call("/completion", {"prompt": prompt}))
+    event = {"content": "x", "tokens": [3], "stop": False, "tokens_predicted": 1}
+    continuation.add_events([json.dumps(event).encode()])
+    continuation.check()
+    assert continuation.resume(None).body["prompt"] == [1, 2, 3]
 
 
 def test_an_ollama_stream_is_resumable_only_after_its_thinking() -> None:

@@ -173,7 +173,7 @@ class NativeContinuation(_TextContinuation):
         prompt = body.get("prompt", "")
         if self._exact and self._ids and self.call.path != "/infill" and isinstance(prompt, str | list):
             self.tokens = len(self._ids)
-            body["prompt"] = [*(prompt if isinstance(prompt, list) else [prompt]), *self._ids]
+            body["prompt"] = [*_parts(prompt), *self._ids]
         else:
             self._exact = False
             body["prompt"] = _extended(prompt, text)
@@ -205,7 +205,19 @@ def _is_single(prompt: Any) -> bool:
         return True
     if not isinstance(prompt, list):
         return False
+    if any(isinstance(part, dict) for part in prompt):
+        # An object with media can't be extended: beside it, further parts would be further prompts.
+        return False
     return len(prompt) == 1 or any(isinstance(part, int) for part in prompt)
+
+
+def _parts(prompt: str | list[Any]) -> list[Any]:
+    """The tokens and strings of a single prompt."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if len(prompt) == 1 and isinstance(prompt[0], list):
+        return prompt[0]
+    return prompt
 
 
 def _extended(prompt: Any, text: str) -> Any:
