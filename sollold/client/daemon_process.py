@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ _START_SECONDS = 60.0
 _BUILD_SECONDS = 3600.0
 _STOP_SECONDS = 20.0
 _STEP_SECONDS = 0.25
+_POLL_SECONDS = 0.05
 
 
 class DaemonProcess:
@@ -34,14 +37,14 @@ class DaemonProcess:
         self._backends = tuple(backends)
         self._url = url
         self._words = tuple(words)
-        self._process: asyncio.subprocess.Process | None = None
+        # Not asyncio's, which belongs to one event loop: the program may use several, one after another.
+        self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
         self._starter = 0
-        self._starting: asyncio.Lock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process may use the daemon, but does not stop it.
-        return {**vars(self), "_process": None, "_log": None, "_starting": None}
+        return {**vars(self), "_process": None, "_log": None}
 
     async def ensure(self) -> None:
         """Ensure that a local daemon runs and its llama.cpp is ready.
@@ -51,11 +54,9 @@ class DaemonProcess:
         """
         if await self._answers():
             return
-        self._starting = self._starting or asyncio.Lock()
-        # The first requests may be concurrent, but only one daemon can have the port.
-        async with self._starting:
-            if self._process is None or self._process.returncode is not None:
-                await self._start()
+        # The first requests may be concurrent, but only one daemon can have the port: no await in between.
+        if self._process is None or self._process.poll() is not None:
+            self._start()
         await self._wait()
 
     async def stop(self) -> None:
@@ -64,18 +65,17 @@ class DaemonProcess:
             # In a forked child: the daemon belongs to the parent.
             self._process = self._log = None
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        if process is not None:
+            process.terminate()
+            deadline = time.monotonic() + _STOP_SECONDS
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    process.kill()
+                await asyncio.sleep(_POLL_SECONDS)
         if self._log is not None:
             self._log.unlink(missing_ok=True)
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         self._starter = os.getpid()
         file, name = tempfile.mkstemp(prefix="sollold-", suffix=".log")
         self._log = Path(name)
@@ -86,9 +86,9 @@ class DaemonProcess:
             environment["RPC_BACKENDS"] = ",".join(self._backends)
         log.info("no daemon on this machine: starting one (`sollold run`), its log is %s", name)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *guarded(words),
-                stdin=asyncio.subprocess.DEVNULL,
+            self._process = subprocess.Popen(
+                guarded(words),
+                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 env=environment,
@@ -103,7 +103,7 @@ class DaemonProcess:
         limit = _START_SECONDS
         async with Client(self._url, timeout=_PING_SECONDS) as client:
             while True:
-                if self._process is None or self._process.returncode is not None:
+                if self._process is None or self._process.poll() is not None:
                     raise ClientError(f"the daemon could not be started:\n{self._last_lines()}")
                 with contextlib.suppress(ClientError):
                     cluster = await client.get("/api/cluster")

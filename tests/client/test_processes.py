@@ -20,10 +20,13 @@ from sollold.client import (
     InsufficientMemory,
     RequestTimeout,
     background,
+    daemon_process,
     sync_wrapper,
 )
 from sollold.client.coordinator import DISTRIBUTED
+from sollold.client.daemon_process import DaemonProcess
 from sollold.client.errors import NodeLost, NodeSilent
+from sollold.tasks import cancel_and_wait
 from tests.doubles import until
 from tests.http_double import HttpDouble
 
@@ -106,6 +109,23 @@ async def test_forked_children_use_the_parents_pool(node: tuple[Slow, str]) -> N
         for thread in threads:
             thread.join()
         await asyncio.to_thread(pool.close)
+
+
+def test_a_daemon_is_stopped_from_another_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_process, "guarded", lambda words: ["sleep", "60"])
+    daemon = DaemonProcess(url="http://127.0.0.1:9")
+
+    async def start() -> None:
+        waiting = [asyncio.create_task(daemon.ensure()) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        await cancel_and_wait(*waiting)
+
+    asyncio.run(start())
+    process, log = daemon._process, daemon._log
+    assert process is not None and process.returncode is None
+    assert log is not None and log.exists()
+    asyncio.run(daemon.stop())
+    assert process.returncode is not None and not log.exists()
 
 
 async def test_many_concurrent_streams(node: tuple[Slow, str]) -> None:
