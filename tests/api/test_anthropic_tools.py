@@ -14,7 +14,7 @@ from tests.api.dialects import post
 
 TOOL_MODEL = model(capabilities=("completion", "tools"))
 PATH = "/v1/messages"
-ASK = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}]}
+ASK: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}]}
 READ = {"name": "Read", "description": "Reads.", "input_schema": {"type": "object", "properties": {}}}
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 FIND = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
@@ -118,7 +118,7 @@ async def test_an_unreadable_document_is_left_out_with_a_warning(
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": [PDF] if in_result else "PDF read"}
     blocks = [result] if in_result else [result, PDF]
-    turns = [*ASK["messages"], call, {"role": "user", "content": blocks}]  # type: ignore[misc]
+    turns = [*ASK["messages"], call, {"role": "user", "content": blocks}]
     body = {**ASK, "messages": turns, "tools": [READ], "stream": True}
     async with http.post(url, json=body) as answer:
         assert answer.status == 200 and "document" in answer.headers["X-Sollold-Warning"]
@@ -149,7 +149,7 @@ async def test_a_failed_tool_result_is_marked_as_an_error(
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
     result = {"type": "tool_result", "tool_use_id": "t1", "content": content}
     for failed, expected in ((True, expected_error), (False, content if isinstance(content, str) else None)):
-        turns = [*ASK["messages"], call, {"role": "user", "content": [{**result, "is_error": failed}]}]  # type: ignore[misc]
+        turns = [*ASK["messages"], call, {"role": "user", "content": [{**result, "is_error": failed}]}]
         assert (await post(http, url, {**ASK, "messages": turns, "tools": [READ]}))[0] == 200
         if expected is not None:
             assert call_of(service).body["messages"][2]["content"] == expected

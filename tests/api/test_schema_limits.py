@@ -112,12 +112,10 @@ def test_rewriting_a_tool_does_not_make_the_prompt_much_longer() -> None:
     ):
         schema = object_schema(a=inner)
         function = {"name": "f", "parameters": schema}
-        body = {
-            "messages": [{"role": "user", "content": "a"}],
-            "tools": [{"type": "function", "function": function}],
-        }
+        tools: list[dict[str, Any]] = [{"type": "function", "function": function}]
+        body = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
         warnings = prepare_chat(body).warnings
-        sent = body["tools"][0]["function"]["parameters"]  # type: ignore[index]
+        sent = body["tools"][0]["function"]["parameters"]
         assert len(json.dumps(sent)) < 3 * len(json.dumps(schema)) + 1000
         assert any(f'"{keyword}" at /properties/a' in warning for warning in warnings)
 

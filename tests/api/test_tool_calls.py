@@ -118,7 +118,7 @@ async def test_a_required_call_follows_the_schema_of_its_own_tool(
     service = ScriptedService({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]})
     url = await serve(parts(service, TALKER))
     kinds = {"text": "string", "number": "integer"}
-    tools = [
+    tools: list[dict[str, Any]] = [
         {"type": "function", "function": {"name": name, "parameters": linked(kind, definitions)}}
         for name, kind in kinds.items()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.command_line import (
@@ -58,9 +59,9 @@ WORKERS = [
 KEY_FILE = Path("/state/engine_keys/18080.key")
 
 
-def line(plan: Plan = PLAN, model: Model = MODEL, llama: Llama = LLAMA, **more: object) -> list[str]:
+def line(plan: Plan = PLAN, model: Model = MODEL, llama: Llama = LLAMA, **more: Any) -> list[str]:
     workers = WORKERS if plan.shares else []
-    return command_line(plan, model, llama, workers, port=18080, key_file=KEY_FILE, threads=4, **more)  # type: ignore[arg-type]
+    return command_line(plan, model, llama, workers, port=18080, key_file=KEY_FILE, threads=4, **more)
 
 
 def after(arguments: list[str], option: str) -> str:

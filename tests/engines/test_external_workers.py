@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +36,11 @@ OURS = Version(7, 0, 0)
 
 
 @contextlib.asynccontextmanager
-async def listening(handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]):  # type: ignore[no-untyped-def]
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)  # type: ignore[arg-type]
+async def listening(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+) -> AsyncIterator[int]:
+    """Serve connections with ``handle`` on a port of 127.0.0.1."""
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         yield int(server.sockets[0].getsockname()[1])
 

@@ -112,7 +112,7 @@ async def test_a_program_that_can_not_be_killed_does_not_hold_up_the_load(
     async def start(*command: str, **options: object) -> Stuck:
         return Stuck()
 
-    monkeypatch.setattr(fit_check.asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     monkeypatch.setattr(fit_check, "ASK_SECONDS", 0.01)
     monkeypatch.setattr(fit_check, "_KILL_SECONDS", 0.01)
     (tmp_path / fit_check.PROGRAM).touch()

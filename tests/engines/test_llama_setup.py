@@ -96,9 +96,9 @@ class Workshop:
     def git(self, middle: str = "") -> None:
         self.tool("git", GIT, middle)
 
-    def setup(self, **more: object) -> Setup:
+    def setup(self, **more: Any) -> Setup:
         self.progress_reports: list[Progress] = []
-        return Setup(LlamaSettings(**more), self.cache, self.progress_reports.append)  # type: ignore[arg-type]
+        return Setup(LlamaSettings(**more), self.cache, self.progress_reports.append)
 
     def entries(self) -> list[str]:
         """The names in the cache's folder, without the log and the lock."""

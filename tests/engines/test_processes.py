@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,14 +27,14 @@ from tests.doubles import until
 ROOT = Path(__file__).parents[2]
 
 
-async def begin(folder: Path, *command: str, **more: object) -> Process:
+async def begin(folder: Path, *command: str, **more: Any) -> Process:
     return await Process.start(
         "test",
         command,
         deployment="d",
         journal=Journal(folder / "children.json"),
         log_file=folder / "logs/d/test.log",
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

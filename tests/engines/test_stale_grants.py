@@ -7,20 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from sollold.cluster.gossip.record import Grant, GrantState
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Done, Release
 from sollold.engines.llamacpp.stale_grants import _MAX_DEPLOYMENTS, StaleGrants
 from tests.doubles import FakeView, record
 
 
-class Owners:
+class Owners(RpcClient):
     """Calls to owners, answered only after ``free`` is set."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Release]] = []
         self.free = asyncio.Event()
 
-    async def call(self, node: str, method: str, request: Release, reply: type, *, timeout: float) -> Any:
-        assert method == "release" and timeout > 0
+    async def call(self, node: str, method: str, request: object, reply: type[Any], *, timeout: float) -> Any:
+        assert method == "release" and isinstance(request, Release) and timeout > 0
         self.asked.append((node, request))
         await self.free.wait()
         return Done(True)
@@ -32,7 +33,7 @@ def grant(deployment: str, head: str = "me", state: GrantState = GrantState.COMM
 
 async def test_grants_of_an_earlier_run_are_released_once() -> None:
     view, owners = FakeView(record("me")), Owners()
-    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants = StaleGrants(view, owners)
     stale_grants.register_own("ours")
     view.world.records["b"] = record(
         "b",
@@ -61,7 +62,7 @@ async def test_grants_of_an_earlier_run_are_released_once() -> None:
 
 async def test_grants_of_a_deployment_older_than_many_others_are_kept() -> None:
     view, owners = FakeView(record("me")), Owners()
-    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants = StaleGrants(view, owners)
     stale_grants.register_own("pinned")
     view.world.records["b"] = record("b", grants=(grant("pinned"),))
     for number in range(3 * _MAX_DEPLOYMENTS):
@@ -75,7 +76,7 @@ async def test_grants_of_a_deployment_older_than_many_others_are_kept() -> None:
 
 async def test_closing_does_not_wait_for_owners() -> None:
     view, owners = FakeView(record("me")), Owners()
-    stale_grants = StaleGrants(view, owners)  # type: ignore[arg-type]
+    stale_grants = StaleGrants(view, owners)
     view.world.records["b"] = record("b", grants=(grant("old"),))
     stale_grants.release_stale()
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,27 +21,15 @@ from sollold.engines.llamacpp.hash_frames import HashFrames
 from sollold.engines.llamacpp.tunnel import Tunnel, Tunnels
 from sollold.engines.llamacpp.tunnel_dialer import TunnelClient
 from tests.cluster.shells import IDS, Pair
-from tests.doubles import until
+from tests.doubles import FakeView, record, until
 from tests.strangers import stranger
 
 
-@dataclass
-class LiveView:
-    """A view that knows only which nodes are alive."""
-
-    nodes: list[str] = field(default_factory=lambda: list(IDS))
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
-
-    def live(self) -> tuple[LiveView.Node, ...]:
-        return tuple(LiveView.Node(node) for node in self.nodes)
-
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self.callbacks.append(callback)
-        return lambda: self.callbacks.remove(callback)
-
-    @dataclass
-    class Node:
-        node: str
+def live_view() -> FakeView:
+    """The head's view, in which all nodes are alive."""
+    view = FakeView(record(IDS[1]))
+    view.world.records |= {node: record(node) for node in IDS}
+    return view
 
 
 @dataclass
@@ -112,7 +100,7 @@ class Route:
     """
 
     pair: Pair
-    view: LiveView
+    view: FakeView
     worker: Worker
     tunnels: Tunnels
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -140,8 +128,8 @@ class Route:
 
 @pytest.fixture
 async def route() -> AsyncIterator[Route]:
-    pair, view, worker = Pair(), LiveView(), Worker()
-    route = Route(pair, view, worker, Tunnels(pair.reach[1], view))  # type: ignore[arg-type]
+    pair, view, worker = Pair(), live_view(), Worker()
+    route = Route(pair, view, worker, Tunnels(pair.reach[1], view))
     pair.peers[0].tunnel(route)
     await worker.start()
     await pair.start()
@@ -305,16 +293,14 @@ async def connected(route: Route, tunnel: Tunnel) -> asyncio.StreamWriter:
     return writer
 
 
-@dataclass
-class RecordingDialer:
+class RecordingDialer(Dialer):
     """Records the transports of the head's connections to the owner; ``stuck``: never connects."""
 
-    reach: Dialer
-    made: list[Any] = field(default_factory=list)
-    stuck: bool = False
-
-    def name(self, node: str) -> str:
-        return self.reach.name(node)
+    def __init__(self, reach: Dialer) -> None:
+        self.name = reach.name
+        self.reach = reach
+        self.made: list[Any] = []
+        self.stuck = False
 
     async def connect(self, *arguments: Any, **more: Any) -> Any:
         if self.stuck:
@@ -331,7 +317,7 @@ async def until_made(dialer: RecordingDialer, connections: int) -> None:
 
 async def test_the_next_connection_is_prepared_in_advance(route: Route) -> None:
     dialer = RecordingDialer(route.pair.reach[1])
-    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
+    tunnels = Tunnels(dialer, route.view)
     tunnel = await tunnels.open("d1", IDS[0])
     for number in range(1, 4):
         await until_made(dialer, number)
@@ -350,7 +336,7 @@ async def test_an_unused_prepared_connection_is_closed_and_replaced(
 ) -> None:
     monkeypatch.setattr("sollold.engines.llamacpp.tunnel_dialer._PREPARED_SECONDS", 0.05)
     dialer = RecordingDialer(route.pair.reach[1])
-    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
+    tunnels = Tunnels(dialer, route.view)
     tunnel = await tunnels.open("d1", IDS[0])
     await until(lambda: dialer.made and dialer.made[0].is_closing())
     (await connected(route, tunnel)).close()
@@ -361,7 +347,7 @@ async def test_an_unused_prepared_connection_is_closed_and_replaced(
 
 async def test_a_prepared_connection_closed_by_the_owner_is_replaced(route: Route) -> None:
     dialer = RecordingDialer(route.pair.reach[1])
-    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
+    tunnels = Tunnels(dialer, route.view)
     tunnel = await tunnels.open("d1", IDS[0])
     await until(lambda: dialer.made)
     route.pair.peers[0].cut(IDS[1])
@@ -372,18 +358,17 @@ async def test_a_prepared_connection_closed_by_the_owner_is_replaced(route: Rout
 
 async def test_a_closed_tunnel_leaves_no_prepared_connection(route: Route) -> None:
     dialer = RecordingDialer(route.pair.reach[1])
-    tunnels = Tunnels(dialer, route.view)  # type: ignore[arg-type]
+    tunnels = Tunnels(dialer, route.view)
     opened, stuck_dialer = (
         [await tunnels.open("d1", IDS[0]) for _ in range(2)],
         RecordingDialer(route.pair.reach[1]),
     )
     await until(lambda: len(dialer.made) == 2)
-    route.view.nodes.remove(IDS[0])
-    for callback in list(route.view.callbacks):
-        callback()
+    route.view.world.dead.add(IDS[0])
+    route.view.tell()
     await until(lambda: all(transport.is_closing() for transport in dialer.made))
     stuck_dialer.stuck = True
-    late = Tunnels(stuck_dialer, route.view)  # type: ignore[arg-type]
+    late = Tunnels(stuck_dialer, route.view)
     await late.open("d1", IDS[0])
     await asyncio.wait_for(late.close(), 2)
     await tunnels.close()
@@ -452,9 +437,8 @@ async def test_tunnels_to_a_dead_node_break_immediately(route: Route) -> None:
     reader, writer = await route.connect(tunnel)
     writer.write(b"anybody?")
     await until(lambda: route.worker.clients == 1)
-    route.view.nodes.remove(IDS[0])
-    for callback in list(route.view.callbacks):
-        callback()
+    route.view.world.dead.add(IDS[0])
+    route.view.tell()
     assert await end_of(reader) == b""
     assert "left or failed" in tunnel.failure
     await until(lambda: route.worker.ended == 1)
@@ -521,7 +505,7 @@ async def test_an_invalid_greeting_is_refused(route: Route) -> None:
 
 
 async def test_the_delay_of_a_slow_network_is_simulated(route: Route) -> None:
-    slow = Tunnels(route.pair.reach[1], route.view, delay=0.05)  # type: ignore[arg-type]
+    slow = Tunnels(route.pair.reach[1], route.view, delay=0.05)
     tunnel = await slow.open("d1", IDS[0])
     reader, writer = await route.connect(tunnel)
     writer.write(b"warm")

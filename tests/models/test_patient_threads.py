@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,10 +88,10 @@ async def test_a_hanging_share_does_not_delay_transfers_of_other_models(
     await until(lambda: b.library.find("hung") and b.library.find("well"))
     read = peer_source._read
 
-    def hangs(path: str, *args: object) -> bytes:
+    def hangs(path: str, *args: Any) -> bytes:
         if path == str(hung):
             share_answers.wait()
-        return read(path, *args)  # type: ignore[arg-type]
+        return read(path, *args)
 
     monkeypatch.setattr(peer_source, "_read", hangs)
     a.sender._threads = PatientThreads(1, "send", seconds=0.5)
