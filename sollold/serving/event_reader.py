@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sollold.serving.attempts import Attempt
 from sollold.serving.model_names import callers_name
-from sollold.serving.request import Engine
+from sollold.serving.request import Call, Engine
 from sollold.serving.resume.base import Continuation
 from sollold.serving.resume.base import read as read_event
 
 _ERROR = b'{"error"'
 """Beginning of an event by which an engine reports an error."""
+_NATIVE = ("/completion", "/infill")
+"""Paths with events in llama-server's own format."""
 
 
 class EventSplitter:
@@ -88,9 +90,16 @@ def _done_word(path: str) -> tuple[bytes, ...]:
         return (b'"message_stop"',)
     if path.startswith("/v1/responses"):
         return (b'"response.completed"', b'"response.failed"', b'"response.incomplete"')
-    if path.startswith(("/completion", "/infill")):
+    if path.startswith(_NATIVE):
         return (b'"stop":true',)
     return ()
+
+
+def _leaves_out_end(call: Call) -> bool:
+    """Whether the last event lacks its mark because the caller has chosen its fields; the others have all."""
+    fields = call.body.get("response_fields")
+    chosen = isinstance(fields, list) and bool(fields) and "stop" not in fields
+    return chosen and call.path.startswith(_NATIVE)
 
 
 class EventReader:
@@ -99,6 +108,7 @@ class EventReader:
     def __init__(self, attempt: Attempt, continuation: Continuation) -> None:
         self._events = EventSplitter(attempt.candidate.engine, attempt.call.path)
         self._rename = callers_name(attempt.candidate, attempt.call)
+        self._unmarked = _leaves_out_end(attempt.call)
         self._continuation = continuation
         self.started = False
         """Whether the engine has sent an event other than an error."""
@@ -118,7 +128,7 @@ class EventReader:
     def finish(self) -> list[bytes]:
         """End the body and return the last events."""
         events = self._to_caller(self._events.finish())
-        self.whole = self._events.done
+        self.whole = self._events.done or self._unmarked
         return events
 
     @property

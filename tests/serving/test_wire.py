@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.serving.event_reader import EventSplitter
+from sollold.serving.event_reader import EventReader, EventSplitter
 from sollold.serving.protocol import BadFrame, Frames, frame
-from sollold.serving.request import Engine
+from sollold.serving.request import Call, Engine
+from sollold.serving.resume.select import continuation_for
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -89,3 +92,17 @@ def test_the_data_of_named_events_is_kept() -> None:
     assert got == [b'{"type":"message_stop"}']
     assert events.finish() == []
     assert events.done
+
+
+@pytest.mark.parametrize(
+    ("fields", "whole"), [(["content"], True), (["content", "stop"], False), ([], False)]
+)
+def test_a_last_event_without_its_mark_ends_an_answer_whose_fields_were_chosen(
+    fields: list[str], whole: bool
+) -> None:
+    call = Call("/completion", {"prompt": "a", "response_fields": fields})
+    attempt: Any = SimpleNamespace(candidate=SimpleNamespace(engine=Engine.LLAMA), call=call)
+    reader = EventReader(attempt, continuation_for(Engine.LLAMA, call))
+    assert len(reader.feed(b'data: {"content":"x","stop":false}\n\ndata: {"content":""}\n\n')) == 2
+    assert not reader.finish()
+    assert reader.whole is whole
