@@ -6,8 +6,10 @@ method: ``response`` (`ResponseRequest` → `ResponseReply`).
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -144,6 +146,8 @@ class ResponseService:
         """Return the response with this id, or with an output item of this id; None when there is none."""
         holder = self._holder(id_)
         if holder == self._node or self._calls is None:
+            # Reading a large response takes time; a caller may read many.
+            await asyncio.sleep(0)
             return self._take(id_, client, delete=delete)
         try:
             request = ResponseRequest(id_, client, delete)
@@ -166,14 +170,26 @@ class ResponseService:
             id_ = stored.previous
         return [item for part in reversed(parts) for item in part]
 
-    async def item(self, id_: str, client: str) -> Item | None:
-        """Return an output item by its id, or an input item by its `input_id`; None when there is none."""
-        if (named := _input_of(id_)) is not None:
-            stored = await self.get(named[0], client)
-            return stored.items[named[1]] if stored is not None and named[1] < len(stored.items) else None
-        stored = await self.get(id_, client)
-        output = stored.response.get("output", ()) if stored is not None else ()
-        return next((item for item in output if item.get("id") == id_), None)
+    async def items(self, ids: Iterable[str], client: str) -> dict[str, Item]:
+        """Return output items by their ids, and input items by their `input_id`; up to the first that is
+        missing. Each response is read once, since it may be large.
+        """
+        found: dict[str, Item] = {}
+        read: dict[str, StoredResponse] = {}
+        for id_ in ids:
+            named = _input_of(id_)
+            response = named[0] if named is not None else id_
+            if id_ not in found and response not in read:
+                stored = await self.get(response, client)
+                if stored is None:
+                    return found
+                read[stored.response["id"]] = stored
+                found |= {item["id"]: item for item in stored.response.get("output", ()) if "id" in item}
+            if named is not None and named[1] < len(items := read[response].items):
+                found[id_] = items[named[1]]
+            if id_ not in found:
+                return found
+        return found
 
     def _holder(self, id_: str) -> str:
         digits = id_.partition("_")[2][:_NODE_DIGITS]

@@ -20,6 +20,7 @@ from sollold.control.responses import (
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, text_service, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import post
+from tests.api.watched_loop import watched
 
 TOOL_MODEL = model(capabilities=("completion", "tools"))
 
@@ -240,4 +241,24 @@ async def test_responses_are_found_on_other_nodes() -> None:
     assert await first_service.conversation(second, "") is None
     del peers.handlers[nodes[1]]
     assert await first_service.get(second, "") is None
-    assert await first_service.get("resp_nonsense", "") is None and await first_service.item("", "") is None
+    assert await first_service.get("resp_nonsense", "") is None and await first_service.items(["x"], "") == {}
+
+
+async def test_many_references_to_a_large_item_are_refused(serve: Serve, http: ClientSession) -> None:
+    service = text_service("Hello")
+    url = await serve(parts(service)) + "/v1/responses"
+    large = {"role": "user", "content": "x" * (4 << 20)}
+    _, first, _ = await post(
+        http, url, {"model": "demo", "input": [large, *[{"role": "user", "content": "y"}] * 1000]}
+    )
+    async with http.get(f"{url}/{first['id']}/input_items?order=asc&limit=2") as answer:
+        long, short = [item["id"] for item in (await answer.json())["data"]]
+    async with watched() as loop:
+        refused = await post(http, url, {"model": "demo", "input": [{"id": long}] * 2000})
+        # Different items of one response.
+        prefix = short[:-4]
+        references = [{"id": f"{prefix}{number:04x}"} for number in range(1, 1000)]
+        accepted = await post(http, url, {"model": "demo", "input": references})
+    assert refused[0] == 413 and "referenced" in refused[1]["error"]["message"]
+    assert accepted[0] == 200 and len(sent(service)) == 999
+    assert loop.longest < 0.25

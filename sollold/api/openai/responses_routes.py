@@ -35,6 +35,9 @@ from sollold.control.responses import StoredResponse, input_id
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call
 
+_MAX_REFERENCED_BYTES = 24 << 20
+"""Maximum bytes of all referenced items, as JSON: as much as a request that contains them may have."""
+
 
 class ResponsesRoutes:
     """The handlers of ``/v1/responses``."""
@@ -139,21 +142,22 @@ class ResponsesRoutes:
         """Return the items of an input, with references to earlier items resolved.
 
         Raises:
-            Refusal: BAD_REQUEST with status 404 if a referenced item no longer exists.
+            Refusal: BAD_REQUEST with status 404 if a referenced item no longer exists, 413 if the referenced
+                items are too long together.
         """
         if isinstance(source, str):
             return [{"role": "user", "content": source}] if source else []
-        items: list[Event] = []
-        for item in source or ():
-            id_ = item.get("id")
-            if isinstance(id_, str) and _is_reference(item):
-                found = await self._services.responses.item(id_, client)
-                if found is None:
-                    raise Refusal(Fault.BAD_REQUEST, f"Item with id '{id_[:100]}' not found.", status=404)
-                items.append(found)
-            else:
-                items.append(item)
-        return items
+        items = source or []
+        ids = [item["id"] if _is_reference(item) else "" for item in items]
+        found = await self._services.responses.items(filter(None, ids), client)
+        sizes = {id_: len(msgspec.json.encode(found[id_])) for id_ in {*ids} & found.keys()}
+        if sum(sizes.get(id_, 0) for id_ in ids) > _MAX_REFERENCED_BYTES:
+            message = f"the items that are referenced are longer than {_MAX_REFERENCED_BYTES} bytes together"
+            raise Refusal(Fault.BAD_REQUEST, message, status=413)
+        for id_ in filter(None, ids):
+            if id_ not in found:
+                raise Refusal(Fault.BAD_REQUEST, f"Item with id '{id_[:100]}' not found.", status=404)
+        return [found[id_] if id_ else item for id_, item in zip(ids, items, strict=True)]
 
     async def _history(self, id_: str | None, client: str) -> list[Event]:
         """Return the conversation up to and including the response ``id_``.
@@ -220,4 +224,6 @@ def _count_response(raw: bytes) -> bytes:
 
 def _is_reference(item: Event) -> bool:
     """Whether an item is a reference; its type may be missing, and it then has no role either."""
-    return item.get("type") == "item_reference" or (item.get("type") is None and "role" not in item)
+    kind = item.get("type")
+    named = isinstance(item.get("id"), str) and item["id"] != ""
+    return named and (kind == "item_reference" or (kind is None and "role" not in item))
