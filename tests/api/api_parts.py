@@ -24,6 +24,7 @@ from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Dropped
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalState, ExternalWorker
+from sollold.machine.gpus import GpuLoad
 from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.serving.request import Answer, Ask, Call, Engine, Routing, Waiting
@@ -416,10 +417,14 @@ class NoPeers:
         return await self.methods[method](node, request)
 
 
-def monitor_of(cluster: Any, left: Callable[[str], bool] = lambda _: False) -> Monitor:
+def monitor_of(
+    cluster: Any,
+    left: Callable[[str], bool] = lambda _: False,
+    gpus: Callable[[], list[GpuLoad]] | None = None,
+) -> Monitor:
     """A monitor that is not started."""
     calls: Any = NoPeers()
-    monitor = Monitor(cluster, calls, Activity(), left)
+    monitor = Monitor(cluster, calls, Activity(), left, gpus)
     monitor.register(calls)
     return monitor
 

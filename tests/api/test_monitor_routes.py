@@ -22,7 +22,6 @@ from sollold.machine.gpus import GpuLoad
 from sollold.serving.request import Ask
 from tests.api.api_parts import (
     CHAT,
-    NoPeers,
     PlainCluster,
     ScriptedService,
     chunk,
@@ -250,8 +249,7 @@ def test_disconnecting_after_the_whole_answer_is_no_cancellation() -> None:
 
 async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster(record(), BETA)
-    gpus = [GpuLoad("CUDA0", 0.5, 60.0, float("nan"))]
-    monitor = Monitor(cluster, NoPeers(), Activity(), lambda _: False, lambda: gpus)
+    monitor = monitor_of(cluster, gpus=lambda: [GpuLoad("CUDA0", 0.5, 60.0, float("nan"))])
     url = await serve(parts(ScriptedService(chunk("a"), usage_chunk()), cluster=cluster, monitor=monitor))
     async with watching(monitor):
         async with http.post(f"{url}/api/chat", json=CHAT) as answer:

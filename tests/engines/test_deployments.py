@@ -40,12 +40,25 @@ from tests.strangers import stranger
 pytestmark = pytest.mark.llama
 
 
+def engine_of(agent: Agent, name: str) -> EngineAddress:
+    """The address of the llama-server of a deployment."""
+    engine = agent.deployments.address(name)
+    assert engine is not None
+    return engine
+
+
+def worker_process(agent: Agent) -> Process:
+    """The process of the worker of deployment d."""
+    worker = agent.grants.workers.get("d")
+    assert worker is not None
+    return worker.process
+
+
 async def answer(agent: Agent, name: str) -> str:
     """The text of a completion of 24 tokens by a deployment."""
     body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
     with agent.deployments.busy(name):
-        engine = agent.deployments.address(name)
-        assert engine is not None
+        engine = engine_of(agent, name)
         async with aiohttp.ClientSession(headers=engine.headers) as http:
             async with http.post(engine.url + "/completion", json=body) as reply:
                 assert reply.status == 200
@@ -126,7 +139,7 @@ async def test_requests_without_an_engines_key_are_refused(folder: Path, llama: 
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a"))
         await cluster.until("a", "d", State.READY)
-        engine = cluster.agents["a"].deployments.address("d")
+        engine = engine_of(cluster.agents["a"], "d")
         for key, status in (("", 401), ("wrong", 401), (engine.key, 200)):
             async with aiohttp.ClientSession(headers=EngineAddress("", key).headers) as http:
                 for path in ("/slots", "/metrics", "/props"):
@@ -160,7 +173,7 @@ async def test_a_worker_is_restarted_after_a_connection_of_another_user(
         assert await cluster.call("a", "b", "commit", commit) == Done(True)
         workers = cluster.servers["b"].workers
         host, port = await workers.address("a", "d", "")
-        first = cluster.agents["b"].grants.workers.get("d").process
+        first = worker_process(cluster.agents["b"])
         with ExitStack() as stack:
             other = await asyncio.to_thread(stack.enter_context, stranger(port))
             await until(lambda: "Accepted client connection" in first.last_lines())
@@ -187,7 +200,7 @@ async def test_a_killed_worker_ends_the_deployment_and_releases_all_grants(
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4), ("c", 3)))
         await cluster.until("a", "d", State.READY)
-        os.kill(cluster.agents["b"].grants.workers.get("d").process.pid, signal.SIGKILL)
+        os.kill(worker_process(cluster.agents["b"]).pid, signal.SIGKILL)
         failed = await cluster.until("a", "d", State.FAILED, seconds=2.0)
         assert failed.culprit == "b" and not failed.crashed
         assert failed.reason.startswith("a worker exited: it was killed (SIGKILL)")
@@ -216,7 +229,7 @@ async def test_a_deployment_with_a_hanging_worker_can_be_ended(
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
         await cluster.until("a", "d", State.READY)
-        os.kill(cluster.agents["b"].grants.workers.get("d").process.pid, signal.SIGSTOP)
+        os.kill(worker_process(cluster.agents["b"]).pid, signal.SIGSTOP)
         cluster.agents["a"].deployments.fail("d", "no token for 120 s")
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.reason == "no token for 120 s"
@@ -505,7 +518,7 @@ async def test_an_engine_is_started_again_if_another_program_answers_on_its_port
             await cluster.deploy("d", plan(tiny, "a"))
             await cluster.until("a", "d", State.READY)
             assert await answer(cluster.agents["a"], "d")
-            assert not cluster.agents["a"].deployments.address("d").url.endswith(f":{taken}")
+            assert not engine_of(cluster.agents["a"], "d").url.endswith(f":{taken}")
     finally:
         await other.cleanup()
 
@@ -553,7 +566,7 @@ async def test_a_segmentation_fault_counts_as_a_crash(
         cluster.models[tiny.digest] = tiny
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
         await cluster.until("a", "d", State.READY)
-        worker = cluster.agents["b"].grants.workers.get("d").process
+        worker = worker_process(cluster.agents["b"])
         server = cluster.agents["a"].deployments.all["d"].head
         assert server is not None
         os.kill(worker.pid if program == "worker" else server.process.pid, signal.SIGSEGV)

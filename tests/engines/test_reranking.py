@@ -53,6 +53,7 @@ async def test_documents_are_ordered_by_a_query(folder: Path, llama: Llama, tmp_
         assert (await cluster.deploy("rank", embedding_plan)).ok
         await cluster.until("a", "rank", State.READY)
         engine = cluster.agents["a"].deployments.address("rank")
+        assert engine is not None
         service = DirectService({model.name: engine.url}, key=engine.key)
         settings = HttpSettings(host="127.0.0.1", port=0)
         listener = Listener(build_app(parts(service, library=PlainLibrary(model)), settings), settings)

@@ -44,7 +44,9 @@ async def served(folder: Path, llama: Llama, model: Model) -> AsyncIterator[Engi
         assert (await cluster.deploy("d", templated)).ok
         endpoint = await cluster.until("a", "d", State.READY, seconds=120.0)
         assert endpoint.template == fingerprint(model.template)
-        yield cluster.agents["a"].deployments.address("d")
+        engine = cluster.agents["a"].deployments.address("d")
+        assert engine is not None
+        yield engine
 
 
 async def post(engine: EngineAddress, path: str, body: dict[str, Any]) -> dict[str, Any]:
