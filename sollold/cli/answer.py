@@ -8,6 +8,7 @@ from typing import Any
 
 from sollold.cli.asking import console
 from sollold.cli.progress import loading
+from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.facts import dataclass
 
@@ -90,7 +91,7 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
 
 
 class _Printed:
-    """Prints an answer piece by piece, its thoughts first.
+    """Prints an answer piece by piece, its thoughts first; on a terminal without control characters.
 
     Attributes:
         looping: the text ends in a loop.
@@ -99,6 +100,8 @@ class _Printed:
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._thinking = False
+        # A document in the conversation can make a model write escape sequences.
+        self._shown = harmless if sys.stdout.isatty() else str
         self.looping = False
 
     @property
@@ -115,13 +118,14 @@ class _Printed:
         """Print a piece."""
         thinking, text = message.get("thinking") or "", message.get("content") or ""
         if thinking:
-            print("" if self._thinking else "(thinking) ", thinking, sep="", end="", flush=True)
+            prefix = "" if self._thinking else "(thinking) "
+            print(prefix, self._shown(thinking), sep="", end="", flush=True)
             self._thinking = True
         if text:
             if self._thinking and not self._parts:
                 print("\n")
             self._parts.append(text)
-            print(text, end="", flush=True)
+            print(self._shown(text), end="", flush=True)
             self.looping = loops("".join(self._parts[-_MAX_LOOP:]))
 
 

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
 
+from sollold.cli.answer import Sampling, answer
 from sollold.cli.asking import console
 from sollold.cli.exit import Exit
 from sollold.cli.main import main
+from sollold.client.blocking import BlockingClient
 
 
 def command(*words: str) -> list[str]:
@@ -73,6 +76,23 @@ def test_an_undecodable_prompt_is_accepted() -> None:
     done = subprocess.run(words, input=b"caf\xe9", capture_output=True, timeout=60)
     assert done.returncode == Exit.UNREACHABLE
     assert b"no daemon answers" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_answer_cannot_control_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    chunks = [{"message": {"content": "a\x1b]52;c;cm0=\x07\tb\n"}}, {"message": {}, "done": True}]
+
+    class Node(BlockingClient):
+        def stream(self, *_: object, **__: object) -> Any:
+            return (chunk for chunk in chunks)
+
+    told = answer(Node("http://127.0.0.1:9"), "m", [], Sampling(verbose=False))
+    output = capsys.readouterr().out
+    assert "\tb\n" in output and ("\x1b" in output) is not terminal
+    assert told.text == "a\x1b]52;c;cm0=\x07\tb\n"
 
 
 def test_a_command_with_closed_output_works() -> None:
