@@ -116,7 +116,12 @@ async def test_an_expired_key_is_renewed() -> None:
             valid.append(key)
             assert await asyncio.to_thread(client.post, "/", {}) == {"ok": True}
         issued: list[str] = []
-        client = BlockingClient(url, credentials=lambda: issued.append("wrong") or "wrong")
+
+        def issue() -> str:
+            issued.append("wrong")
+            return "wrong"
+
+        client = BlockingClient(url, credentials=issue)
         with pytest.raises(ClientError, match="a key is needed"):
             await asyncio.to_thread(client.post, "/", {})
         assert len(issued) == 1
