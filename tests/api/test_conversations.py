@@ -195,3 +195,15 @@ async def test_messages_are_reordered_for_another_nodes_template(
         assert not [
             deployment for deployment in (await response.json())["deployments"] if deployment["reason"]
         ]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_thousands_of_messages_are_merged_quickly(role: str) -> None:
+    # A million characters joined one message at a time would be copied a thousand times.
+    messages = [{**turn(role, "x" * 1900), "reasoning_content": "y"} for _ in range(4096)]
+    started = time.thread_time()
+    for form in (merge_answers, tidy, flatten):
+        form(messages)
+    assert time.thread_time() - started < 0.25
+    contents = [message["content"] for message in tidy(messages)]
+    assert contents[-1] == "\n\n".join(["x" * 1900] * 4096)

@@ -6,6 +6,7 @@ function changes its argument.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -71,7 +72,11 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
         turns.append(message)
     if turns and turns[0].get("role") == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
-    first = [{"role": "system", "content": _text_of(system)}] if system else []
+    first = (
+        [{"role": "system", "content": _join(*(message.get("content") for message in system))}]
+        if system
+        else []
+    )
     return [*first, *_merge(turns, lambda role: role in ("user", "assistant"), named=False)]
 
 
@@ -133,19 +138,26 @@ def without(messages: Sequence[Message], exchanges: Sequence[Sequence[int]]) -> 
 
 def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named: bool) -> list[Message]:
     """Merge adjacent messages; ``named``: also messages with a ``name``, which is dropped if they differ."""
-    merged: list[Message] = []
+    runs: list[list[Message]] = []
     for message in messages:
-        last = merged[-1] if merged else None
-        if last is not None and merges(message.get("role")) and _can_merge(last, message, named=named):
-            joined = {**last, **message, "content": _join(last.get("content"), message.get("content"))}
-            thoughts = [m["reasoning_content"] for m in (last, message) if m.get("reasoning_content")]
-            if thoughts:
-                joined["reasoning_content"] = "\n\n".join(thoughts)
-            if last.get("name") != message.get("name"):
-                joined.pop("name", None)
-            merged[-1] = joined
+        if runs and merges(message.get("role")) and _can_merge(runs[-1][-1], message, named=named):
+            runs[-1].append(message)
         else:
-            merged.append(message)
+            runs.append([message])
+    return [run[0] if len(run) == 1 else _merged(run) for run in runs]
+
+
+def _merged(messages: Sequence[Message]) -> Message:
+    """Return one message with the fields of all; their contents are joined once, since each join copies."""
+    merged: Message = {}
+    for message in messages:
+        merged |= message
+    merged["content"] = _join(*(message.get("content") for message in messages))
+    thoughts = [m["reasoning_content"] for m in messages if m.get("reasoning_content")]
+    if thoughts:
+        merged["reasoning_content"] = "\n\n".join(thoughts)
+    if any(message.get("name") != messages[0].get("name") for message in messages):
+        merged.pop("name", None)
     return merged
 
 
@@ -159,14 +171,18 @@ def _can_merge(last: Message, message: Message, *, named: bool) -> bool:
     return same_role and not has_name and not last.get("tool_calls")
 
 
-def _join(first: Any, second: Any) -> Any:
-    """Join two contents: strings with an empty line between them, else the parts of both."""
-    if not first or not second:
-        return first or second or ""
-    first, second = _as_text(first), _as_text(second)
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    return [*_parts(first), *_parts(second)]
+def _join(*contents: Any) -> Any:
+    """Join contents: strings with an empty line between them, else the parts of all."""
+    filled = [content for content in contents if content]
+    if len(filled) < 2:
+        return filled[0] if filled else ""
+    texts = list(map(_as_text, filled))
+    first = list(itertools.takewhile(lambda text: isinstance(text, str), texts))
+    joined = "\n\n".join(first)
+    if len(first) == len(texts):
+        return joined
+    parts = _parts(joined) if first else []
+    return [*parts, *(part for text in texts[len(first) :] for part in _parts(text))]
 
 
 def _as_text(content: Any) -> Any:
@@ -178,10 +194,3 @@ def _as_text(content: Any) -> Any:
 
 def _parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
-def _text_of(messages: Sequence[Message]) -> Any:
-    content: Any = ""
-    for message in messages:
-        content = _join(content, message.get("content"))
-    return content
