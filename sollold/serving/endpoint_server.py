@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 from aiohttp import web
 
@@ -340,12 +341,13 @@ class EndpointServer:
             if state.endpoint is None:
                 self._states.pop(state.id, None)
             return
-        idle = state.idle.seconds(now) > self._settings.still
+        still = self._settings.still if self._settings.still > 0 else inf
+        idle = state.idle.seconds(now) > still
         for stream in working:
             progress = stream.progress
             if progress is None:
                 continue
-            stuck = idle and progress.waited(now) > self._settings.still
+            stuck = idle and progress.waited(now) > still
             if stuck or progress.hung(now):
                 seconds = progress.silent(now)
                 reason = f"the engine produced no token for {seconds:.0f} s although its process runs"

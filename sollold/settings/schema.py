@@ -300,7 +300,8 @@ class ServingSettings:
     stall: Seconds = 120.0
     """Minimum seconds without a token before a stream counts as hung; 0 or negative: never."""
     still: Seconds = 15.0
-    """The same if the engine's processes used no CPU either: stopped or deadlocked, not slow."""
+    """The same if the engine's processes used no CPU either: stopped or deadlocked, not slow. 0 or negative:
+    never."""
     drain_limit: Limit = 60.0
     """Seconds that running streams may continue after the daemon is told to stop."""
     recover_limit: Limit = 300.0

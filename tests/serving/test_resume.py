@@ -437,6 +437,21 @@ async def test_a_failed_check_does_not_end_the_checks(
     assert failures and "no token" in cluster.nodes[1].engines.failed[0][1]
 
 
+@pytest.mark.parametrize("still", [0.0, -1.0])
+async def test_without_a_limit_no_engine_counts_as_idle(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, still: float
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=600, still=still)
+    a, engine_b, _ = await three_nodes(cluster)
+    b = cluster.nodes[1]
+    b.engines.done = Work(0, 0)
+    engine_b.pause = 0.02
+    answer = await a.serving.open(ask(), lambda _: None)
+    assert text_of(await read(answer)) == TEXT
+    assert not b.engines.failed
+
+
 async def test_a_loading_ollama_has_a_longer_time_limit(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(stall=100.0)
     b = await cluster.node("b")
