@@ -15,11 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sollold.cluster.gossip.packet import RECORD_LIMIT, encode
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.engines.address import EngineAddress
 from sollold.engines.llamacpp.child_journal import MARK, Journal
 from sollold.engines.llamacpp.process import Process
-from sollold.engines.ollama.api import OllamaApi, OllamaError, Tag, address, is_here
+from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag, address, is_here
 from sollold.engines.ollama.convert import seconds_left
 from sollold.engines.ollama.endpoints import OllamaEndpoints
 from sollold.engines.ollama.service import _MAX_HANGS, LocalOllama
@@ -172,6 +173,32 @@ async def test_an_older_list_does_not_replace_a_newer_one(view: FakeView, catalo
         answered.set()
         await asyncio.gather(newer, older)
     assert models.has("kept:latest") and not models.has("deleted:latest")
+
+
+async def test_a_store_of_hundreds_of_models_does_not_make_the_record_too_big(
+    view: FakeView, catalogue: Catalogue
+) -> None:
+    found = [
+        Tag(
+            f"hf.co/somebody/Some-Long-Name-{number}-Instruct-GGUF:Q4_K_M", size=1000, digest=f"{number:064x}"
+        )
+        for number in range(600)
+    ]
+
+    class Api(OllamaApi):
+        async def tags(self) -> list[Tag]:
+            return found
+
+        async def capabilities(self, model: str) -> list[str]:
+            return ["completion"]
+
+    async with aiohttp.ClientSession() as session:
+        models = OllamaEndpoints(view, catalogue, lambda: 1)
+        await models.read_tags(Api(session, "http://127.0.0.1:1"))
+    models.use_loaded([Loaded(found[-1].name, 1000, digest=found[-1].digest)])
+    models.publish()
+    assert len(encode(view.me)) < RECORD_LIMIT
+    assert [endpoint.id for endpoint in view.me.endpoints if endpoint.loaded], "those in use come first"
 
 
 async def test_memory_shared_with_a_gpu_is_counted_once(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint
@@ -18,12 +19,16 @@ from sollold.models.listing import template_refusal
 from sollold.models.names import canonical, parse
 from sollold.models.stores.catalogue import Catalogue
 
+log = logging.getLogger("sollold.engines")
+
 _MARGIN = 1.1
 """Minimum memory of a loaded model, per byte of its file."""
 _EXPIRY_SECONDS = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
 _SHOW_SECONDS = 1.0
 """Seconds after which no further model is asked about; the rest follow with the next list."""
+_MAX_ENDPOINTS = 192
+"""Maximum models published, those in use first: the other nodes reject a record above `RECORD_LIMIT`."""
 _GATHER_SECONDS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
 
@@ -52,6 +57,7 @@ class OllamaEndpoints:
         """File → bytes of RAM that its runner holds."""
         self._timer: asyncio.TimerHandle | None = None
         self._published_at = float("-inf")
+        self._left_out = 0
 
     def has(self, name: str) -> bool:
         """Return whether Ollama has a model of exactly this name (ignoring case), even if too big to run."""
@@ -145,7 +151,7 @@ class OllamaEndpoints:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        endpoints = tuple(
+        endpoints = self._limited(
             endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
         )
         self.loaded.forget_unused({endpoint.id for endpoint in endpoints})
@@ -156,6 +162,19 @@ class OllamaEndpoints:
             self.endpoints, self._published_at = endpoints, now
             others = (e for e in self._view.me.endpoints if e.backend is not Backend.OLLAMA)
             self._view.update_me(endpoints=(*endpoints, *others))
+
+    def _limited(self, found: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+        """Return as many endpoints as a record carries, in the same order."""
+        endpoints = tuple(found)
+        left_out = max(0, len(endpoints) - _MAX_ENDPOINTS)
+        if left_out and left_out != self._left_out:
+            log.warning("Ollama has %d models; %d of them are not offered", len(endpoints), left_out)
+        self._left_out = left_out
+        if not left_out:
+            return endpoints
+        used_first = sorted(endpoints, key=lambda e: not (e.loaded or e.active or e.waiting))
+        kept = {endpoint.id for endpoint in used_first[:_MAX_ENDPOINTS]}
+        return tuple(endpoint for endpoint in endpoints if endpoint.id in kept)
 
     def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
         """Return None for a model too big for this machine, unless only Ollama can run it."""
