@@ -319,3 +319,5 @@ async def test_a_node_warns_once_that_others_will_reject_its_record(
     for _ in range(2):
         first.update_me(http_port=70_000, setup=f"{caplog.text}x")
     assert caplog.text.count("the other nodes will reject this node's record: 70000 is not a port") == 1
+    first.update_me(http_port=1, cached=tuple((f"{number}" * 400, 1) for number in range(1000)))
+    assert "the other nodes will reject this node's record: it is too large" in caplog.text

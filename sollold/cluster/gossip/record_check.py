@@ -9,6 +9,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
+from sollold.cluster.gossip.packet import RECORD_LIMIT, encode
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.term import Term, follows
 
@@ -51,6 +52,11 @@ def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str
         if not 0 <= port <= 65535:
             return f"{port} is not a port"
     return _bad_field(record, known)
+
+
+def oversize(record: Record) -> str:
+    """Return why other nodes reject a record because of its size; empty if they accept it."""
+    return "it is too large" if len(encode(record)) > RECORD_LIMIT else ""
 
 
 def bad_value(value: Any, name: str = "", minimum: int = 0) -> str:

@@ -21,7 +21,7 @@ from sollold.cluster.gossip.actions import Address, Change, NodeEvent
 from sollold.cluster.gossip.double import boot_number
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.record import Record
-from sollold.cluster.gossip.record_check import objection
+from sollold.cluster.gossip.record_check import objection, oversize
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.change_log import log_change
 from sollold.cluster.net.connections import NodeConnections
@@ -252,7 +252,7 @@ class ClusterNode:
         if self._gossip is None:
             self._first_record = after
             return
-        if why := objection(after, self._gossip.known.leader()):
+        if why := objection(after, self._gossip.known.leader()) or oversize(after):
             if why != self._objection:
                 log.error("the other nodes will reject this node's record: %s", why)
             self._objection = why
