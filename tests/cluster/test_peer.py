@@ -98,6 +98,37 @@ async def test_a_call_times_out(pair: Pair) -> None:
     await asyncio.wait_for(done.wait(), 5)
 
 
+@pytest.mark.parametrize("callee", [0, 1])
+async def test_a_call_is_completed_although_its_caller_gives_up(pair: Pair, callee: int) -> None:
+    """Whether it is a call to another node or to oneself."""
+    completed = asyncio.Event()
+
+    async def slow(caller: str, request: Sum) -> Total:
+        await asyncio.sleep(0.3)
+        completed.set()
+        return Total(0, caller)
+
+    pair.peers[callee].method("slow", Sum, slow)
+    await pair.start()
+    with pytest.raises(PeerError, match=r"did not answer slow within 0\.1 s"):
+        await pair.calls[0].call(IDS[callee], "slow", Sum(1), Total, timeout=0.1)
+    await asyncio.wait_for(completed.wait(), 3)
+
+
+async def test_a_call_to_oneself_ends_with_the_server(pair: Pair) -> None:
+    async def endless(caller: str, request: Sum) -> Total:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    pair.peers[0].method("endless", Sum, endless)
+    await pair.start()
+    call = asyncio.create_task(pair.calls[0].call(IDS[0], "endless", Sum(1), Total, timeout=60))
+    await asyncio.sleep(0.05)
+    await pair.peers[0].close()
+    with pytest.raises(PeerError, match="this node stops"):
+        await call
+
+
 async def test_a_call_to_an_unreachable_node_fails(pair: Pair) -> None:
     pair.where[IDS[0]] = [("127.0.0.1", 1)]
     with pytest.raises(PeerError, match="nothing listens there") as caught:

@@ -177,9 +177,24 @@ class RpcServer:
     async def answer(self, caller: str, name: str, request: object) -> object:
         """Return the reply of the method ``name`` to a request of its type.
 
+        A started call is completed even if its caller is cancelled: no command is carried out in part.
+
         Raises:
-            PeerError: there is no such method, or it refused or failed.
+            PeerError: there is no such method, or it refused or failed, or this node stops.
         """
+        task = asyncio.create_task(self._answer(caller, name, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() and current is not None and not current.cancelling():
+                raise PeerError(self._identity.node, f"{name}: this node stops", transport=False) from None
+            task.add_done_callback(retrieve_error)
+            raise
+
+    async def _answer(self, caller: str, name: str, request: object) -> object:
         found = self._methods.get(name)
         if found is None:
             raise PeerError(self._identity.node, f"no call is named {name!r} here", transport=True)
@@ -210,18 +225,10 @@ class RpcServer:
             decoded = found[0].decode(await request.read())
         except msgspec.DecodeError as error:
             return _refuse(400, f"the request to {name} is invalid: {error}", True)
-        # A started call is completed even if its caller disconnects: no command is carried out in part.
-        task = asyncio.create_task(self.answer(caller(request), name, decoded))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            reply = await asyncio.shield(task)
+            reply = await self.answer(caller(request), name, decoded)
         except PeerError as error:
             return _refuse(409, str(error), error.transport)
-        except asyncio.CancelledError:
-            if not task.done():
-                task.add_done_callback(retrieve_error)
-            raise
         return web.Response(body=msgspec.msgpack.encode(reply), content_type="application/msgpack")
 
 
