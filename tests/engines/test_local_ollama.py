@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sollold.engines.llamacpp.child_journal import MARK, Journal
 from sollold.engines.llamacpp.process import Process
 from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag, address, is_here
 from sollold.engines.ollama.convert import seconds_left
+from sollold.engines.ollama.created_models import CreatedModels
 from sollold.engines.ollama.endpoints import OllamaEndpoints
 from sollold.engines.ollama.service import _MAX_HANGS, LocalOllama
 from sollold.machine.device import Device, Kind
@@ -617,3 +619,10 @@ async def test_only_models_created_through_the_daemon_can_be_deleted(
     assert "mine:latest" not in standin.models
     assert "mine:latest" not in names(ollama)
     assert not await ollama.delete("mine:latest")
+
+
+def test_names_recorded_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    created = CreatedModels(tmp_path / "models.json")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(created.add, [f"m{number}" for number in range(40)]))
+    assert all(f"m{number}" in created for number in range(40))

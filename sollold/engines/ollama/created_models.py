@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ class CreatedModels:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
 
     def add(self, name: str) -> None:
         """Record that a model was created under this name; invalid names are ignored."""
@@ -35,9 +37,11 @@ class CreatedModels:
 
     def _change(self, name: str, *, add: bool) -> None:
         try:
-            names = self._read()
-            (names.add if add else names.discard)(parse(name).key)
-            write_whole(self._path, msgspec.json.encode(sorted(names)))
+            # Two pulls may end at the same moment.
+            with self._lock:
+                names = self._read()
+                (names.add if add else names.discard)(parse(name).key)
+                write_whole(self._path, msgspec.json.encode(sorted(names)))
         except ValueError:
             pass
         except OSError as error:
