@@ -150,7 +150,7 @@ def _known_node() -> str:
 def _is_host(name: str) -> bool:
     try:
         return bool(socket.getaddrinfo(name, HTTP_PORT))
-    except OSError:
+    except (OSError, UnicodeError):
         return False
 
 

@@ -56,7 +56,7 @@ class BlockingClient:
             port = parts.port
         except ValueError as error:
             raise ClientError(f"invalid URL {self.url!r}: {error}", 400) from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or " " in parts.hostname:
             raise ClientError(f"invalid URL {self.url!r}: it should look like http://HOST:11435", 400)
         self._secure = parts.scheme == "https"
         self._host = parts.hostname
@@ -171,7 +171,8 @@ class BlockingClient:
         except TimeoutError as error:
             connection.close()
             raise NodeSilent(no_answer(self.url, timeout, _NODE_OPTION)) from error
-        except (OSError, http.client.HTTPException) as error:
+        # A host name with an empty or a long part can't be encoded.
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
         if answer.status == 401 and renew and self._credentials is not None:

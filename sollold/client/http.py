@@ -270,7 +270,8 @@ class _Exchange:
 
         try:
             response = await self._answer()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        # A host name with an empty or a long part can't be encoded.
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise NodeSilent(no_answer(self._url, self._limit, _NODE_ARGUMENT)) from error
             if isinstance(error, aiohttp.ClientConnectorCertificateError):

@@ -30,7 +30,7 @@ def test_rpc_backend(host: str, port: int = PORT, timeout: float = 2.0) -> bool:
     try:
         with socket.create_connection((host, port), timeout) as connection:
             return _greets(connection, time.monotonic() + timeout)
-    except OSError:
+    except (OSError, UnicodeError):
         return False
 
 

@@ -8,7 +8,8 @@ import pytest
 from aiohttp import web
 
 from sollold.client import OllamaPool, RequestTimeout
-from sollold.client.errors import ClientError
+from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError, NodeLost
 from sollold.client.http import Client
 from tests.http_double import HttpDouble
 
@@ -92,3 +93,18 @@ async def test_a_silent_node_is_not_reported_as_absent() -> None:
             await client.get("/api/cluster")
     # Python code passes node=; --node is for the command line.
     assert nobody.value.status == 0 and "node=" in nobody.value.message
+
+
+@pytest.mark.parametrize("host", ["192.168.1..5", f"{'x' * 70}.lan"])
+async def test_a_host_name_that_can_not_be_encoded_is_unreachable(host: str) -> None:
+    async with Client(host) as client:
+        with pytest.raises(NodeLost, match="no daemon answers"):
+            await client.get("/api/version")
+    with pytest.raises(ClientError, match="no daemon answers") as failed:
+        await asyncio.to_thread(BlockingClient(f"http://{host}:1").get, "/api/version")
+    assert failed.value.status == 0
+
+
+def test_a_host_name_with_a_space_is_invalid() -> None:
+    with pytest.raises(ClientError, match="invalid URL"):
+        BlockingClient("http://pc 2:11435")

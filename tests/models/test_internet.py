@@ -224,6 +224,13 @@ async def test_a_daemon_uses_the_proxy_only_for_the_hub(
             assert f"through the proxy http://127.0.0.1:{port}" in found.body.decode()
 
 
+async def test_a_host_name_that_can_not_be_encoded_is_reported() -> None:
+    async with internet({}) as access:
+        with pytest.raises(Unreachable, match="can't be reached"):
+            async with access.get("http://hub..test/file", TIMEOUT):
+                pass
+
+
 async def test_an_interrupted_response_is_reported(content: bytes) -> None:
     class Breaks(HttpDouble):
         async def start(self) -> str:

@@ -145,7 +145,7 @@ class OllamaApi:
         try:
             async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_TIMEOUT)) as response:
                 return response.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError):
             return False
 
     async def tags(self) -> list[Tag]:
@@ -223,7 +223,7 @@ class OllamaApi:
                     text = raw[:300].decode("utf-8", "replace")
                     raise OllamaError(f"{path} of {self.url} answered {response.status}: {text}")
                 return cast(T, None) if reply is None else msgspec.json.decode(raw, type=reply)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
             why = "timed out" if isinstance(error, TimeoutError) else str(error)
             raise OllamaError(f"{self.url}{path}: {why}") from error
         except msgspec.DecodeError as error:

@@ -98,7 +98,8 @@ class Internet:
                 raise Unreachable(f"it redirects more than {_MAX_REDIRECTS} times")
         except BadProxy as error:
             raise self._fault(server, f"{server} can't be reached: {error}", _FIX) from None
-        except (aiohttp.ClientError, Unreachable, TimeoutError, OSError) as error:
+        # A host name with an empty or a long part can't be encoded.
+        except (aiohttp.ClientError, Unreachable, TimeoutError, OSError, UnicodeError) as error:
             via = f" through the proxy {proxy}" if proxy else ""
             verb = "broke off" if answered else "can't be reached"
             problem = f"{urlsplit(url).netloc} {verb}{via}: {_reason(error)}"
