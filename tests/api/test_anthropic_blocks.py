@@ -53,6 +53,12 @@ class Client:
         return tool_names[0]
 
 
+async def test_too_many_stop_sequences_are_refused(ask: Client) -> None:
+    status, _, text = await ask(stop_sequences=[f"x{number}" for number in range(257)])
+    assert status == 400 and "stop_sequences has more than 256" in text and not ask.service.asks
+    assert (await ask(stop_sequences=[f"x{number}" for number in range(256)]))[0] == 200
+
+
 @pytest.fixture
 def ask(serve: Serve, http: ClientSession) -> Client:
     return Client(serve, http)

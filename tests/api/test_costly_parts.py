@@ -19,8 +19,10 @@ from sollold.api.http.body import as_type
 from sollold.api.ollama.generate import unpack_context
 from sollold.api.ollama.request import format_of
 from sollold.api.openai.constraints import with_own_constraints
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.api.openai.responses_tools import add_tools
 from sollold.errors import Fault, Refusal
-from tests.api.api_parts import ScriptedService, parts
+from tests.api.api_parts import ScriptedService, model, parts
 from tests.api.conftest import Serve
 from tests.api.watched_loop import watched
 
@@ -128,3 +130,19 @@ async def test_one_long_text_to_embed_does_not_block_the_loop(serve: Serve, http
     async with watched() as loop, http.post(url + "/v1/embeddings", data=body) as answer:
         assert answer.status == 200, await answer.text()
     assert loop.longest < LIMIT_SECONDS
+
+
+def test_a_choice_among_thousands_of_tools_is_quick() -> None:
+    tools = [{"type": "function", "name": f"f{number}", "parameters": {}} for number in range(4000)]
+    allowed = [{"type": "function", "name": f"g{number}"} for number in range(9000)]
+    body = {
+        "input": "a",
+        "tools": [{"type": "namespace", "name": "n", "tools": tools}],
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [*allowed, tools[1]]},
+    }
+    ask = as_type(body, ResponseAsk)
+    started = time.thread_time()
+    engine: dict[str, Any] = {}
+    add_tools(engine, ask, model(capabilities=("completion", "tools")))
+    assert time.thread_time() - started < LIMIT_SECONDS
+    assert [tool["function"]["name"] for tool in engine["tools"]] == ["n__f1"]

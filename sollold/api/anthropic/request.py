@@ -21,6 +21,8 @@ from sollold.api.engine.tools import arguments_text
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
+_MAX_STOP_SEQUENCES = 256
+
 
 def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     """Return the body for ``/v1/chat/completions``, always streamed: a whole answer is assembled here.
@@ -32,6 +34,9 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     """
     if ask.max_tokens is None:
         raise Refusal(Fault.BAD_REQUEST, "max_tokens is required and must be at least 1")
+    if len(ask.stop_sequences or ()) > _MAX_STOP_SEQUENCES:
+        # Each is searched for in the answer, token by token.
+        raise Refusal(Fault.BAD_REQUEST, f"stop_sequences has more than {_MAX_STOP_SEQUENCES} entries")
     body = prompt_body(ask, model)
     body["max_tokens"] = ask.max_tokens
     for name in ("temperature", "top_p", "top_k"):

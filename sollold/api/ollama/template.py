@@ -52,7 +52,6 @@ def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 _FIELDS = {"system": "System", "user": "Prompt", "assistant": "Response"}
 _FOLLOWING = {"System": ("Prompt", "Response"), "Prompt": ("Response",), "Response": ()}
 """Fields of an exchange that must still be empty when this one is added; otherwise a new exchange begins."""
-_EMPTY = dict.fromkeys(_FOLLOWING, "")
 
 
 def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -> str:
@@ -63,12 +62,18 @@ def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], turns: Sequen
     if "Response" not in field_names(nodes):
         nodes = (*nodes, Print(Operand(".", ("Response",))))
     printed: list[str] = []
-    exchange = dict(_EMPTY)
+    exchange: dict[str, list[str]] = {}
+
+    def render(nodes: tuple[Node, ...]) -> str:
+        fields = {name: "\n\n".join(exchange.get(name, ())) for name in _FOLLOWING}
+        return render_nodes(nodes, {**values, **fields, "First": not printed})
+
     for role, content in turns:
         name = _FIELDS.get(role, "Prompt")
-        if any(exchange[field] for field in _FOLLOWING[name]):
-            printed.append(render_nodes(nodes, {**values, **exchange, "First": not printed}))
-            exchange = dict(_EMPTY)
-        exchange[name] = f"{exchange[name]}\n\n{content}" if exchange[name] else content
+        if any(field in exchange for field in _FOLLOWING[name]):
+            printed.append(render(nodes))
+            exchange = {}
+        if content or name in exchange:
+            exchange.setdefault(name, []).append(content)
     last, _ = until_response(nodes)
-    return "".join([*printed, render_nodes(last, {**values, **exchange, "First": not printed})])
+    return "".join([*printed, render(last)])

@@ -256,7 +256,8 @@ def _set_tool_choice(out: dict[str, Any]) -> None:
         return
     mode, names = chosen_tools(choice)
     if names is not None:
-        tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in names]
+        chosen = frozenset(names)
+        tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in chosen]
         if not tools:
             raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
         out["tools"] = tools

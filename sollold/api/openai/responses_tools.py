@@ -152,7 +152,8 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
         return
     require_capability(model, "tools", "tools")
     if names is not None:
-        offered = {name: own for name, own in offered.items() if name in names or own.name in names}
+        chosen = frozenset(names)
+        offered = {name: own for name, own in offered.items() if not chosen.isdisjoint((name, own.name))}
         if not offered:
             raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
     body["tools"] = [{"type": "function", "function": own.function} for own in offered.values()]
