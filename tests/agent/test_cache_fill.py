@@ -16,6 +16,7 @@ import pytest
 from sollold.agent import cache_fill
 from sollold.agent.cache_fill import CacheFill, copy_bytes, tensor_key
 from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import FillCache, WantedTensor
 from sollold.engines.llamacpp import tensor_cache
 from sollold.engines.llamacpp.hash_frames import HeldHash
@@ -39,7 +40,7 @@ def held_hash(tensor: WantedTensor, hash: str, **other: Any) -> HeldHash:
 
 
 @dataclass
-class Calls:
+class Calls(RpcClient):
     """The calls of the head and other nodes, which have ``data``."""
 
     data: bytes = DATA
@@ -50,7 +51,7 @@ class Calls:
     old: bool = False
     """The head runs a release that only knows SHA-256."""
 
-    async def call(self, node: str, method: str, request: Any, reply: type, *, timeout: float) -> Any:
+    async def call(self, node: str, method: str, request: Any, reply: type[Any], *, timeout: float) -> Any:
         if node in self.away:
             raise PeerError(node, "it is away", transport=True)
         if method == "parcel":
@@ -113,7 +114,7 @@ class Bench:
             request,
             self.cache,
             model,
-            self.calls,  # type: ignore[arg-type]
+            self.calls,
             lambda node, digest: self.sources[node],
         )
         self.fills.append(fill)
@@ -350,7 +351,7 @@ async def test_a_model_of_many_tensors_does_not_block_the_loop(bench: Bench) -> 
     shape = (1, 1, 1, 1)
     tensors = tuple(WantedTensor(f"t{index}", 0, index, 1, 8, shape) for index in range(16_000))
     request = FillCache("d1", "head", MODEL.digest, tensors, ())
-    fill = CacheFill(request, bench.cache, None, bench.calls, lambda node, digest: Source(node))  # type: ignore[arg-type]
+    fill = CacheFill(request, bench.cache, None, bench.calls, lambda node, digest: Source(node))
     bench.fills.append(fill)
     compared = 0
 

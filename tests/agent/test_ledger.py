@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,14 +16,14 @@ from sollold.engines.commands import Commit, Release, Renew, Reserve
 from sollold.machine.device import Device, Kind
 
 
-def device(name: str = "CPU", total: int = 1000, free: int | None = None, **more: object) -> Device:
+def device(name: str = "CPU", total: int = 1000, free: int | None = None, **more: Any) -> Device:
     kind = Kind.CPU if name == "CPU" else Kind.GPU
     base = Device(name, kind, name, total, total if free is None else free, total, 0, 0)
-    return replace(base, **more)  # type: ignore[arg-type]
+    return replace(base, **more)
 
 
-def ledger(*devices: Device, **more: object) -> Ledger:
-    book = Ledger(ready=True, **more)  # type: ignore[arg-type]
+def ledger(*devices: Device, **more: Any) -> Ledger:
+    book = Ledger(ready=True, **more)
     book.measured(MeasuredMemory(devices or (device(),)))
     return book
 

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvloop
@@ -23,20 +23,13 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.llamacpp.tunnel import Tunnels
+from tests.doubles import FakeView, record
 from tests.keys import key
 
 HEAD, OWNER = key(1), key(2)
 SIZES = (64, 4096, 65536, 1 << 20)
 TRIPS = {64: 1500, 4096: 1500, 65536: 500, 1 << 20: 60}
 BULK = 512 << 20
-
-
-class _View:
-    def live(self) -> tuple[object, ...]:
-        return ()
-
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return lambda: None
 
 
 def _worker_double() -> None:
@@ -79,7 +72,7 @@ async def _owner(worker: int) -> None:
 
 async def _head(owner: int) -> None:
     reach = Dialer(Identity(HEAD, Tokens.read("")), lambda node: [("127.0.0.1", owner)])
-    tunnel = await Tunnels(reach, _View()).open("bench", OWNER.node)  # type: ignore[arg-type]
+    tunnel = await Tunnels(reach, FakeView(record(HEAD.node))).open("bench", OWNER.node)
     print(tunnel.port, flush=True)
     await asyncio.Event().wait()
 

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sollold.cluster.admission.admission import Admission
 from sollold.cluster.admission.change import unsettled
 from sollold.cluster.admission.keyring import Keyring
 from sollold.cluster.admission.orders import secret_of
@@ -59,10 +60,13 @@ class Lan:
     async def stop(self, number: int) -> None:
         await self.running.pop(number).close()
 
-    def ring(self, number: int) -> Keyring:
+    def admission(self, number: int) -> Admission:
         admission = self.running[number].admission
         assert admission is not None
-        return admission.ring
+        return admission
+
+    def ring(self, number: int) -> Keyring:
+        return self.admission(number).ring
 
     def joined(self, *numbers: int) -> bool:
         """Return whether all nodes, or those with these numbers, form one cluster."""

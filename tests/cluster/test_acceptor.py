@@ -63,13 +63,14 @@ async def test_handshakes_per_address_are_limited(peers: RpcServer, monkeypatch:
 async def test_the_total_number_of_handshakes_is_limited(
     peers: RpcServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert peers._server is not None
+    server = peers._server
+    assert server is not None
     monkeypatch.setattr(acceptor, "MOST", 5)
     opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]
     ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
     await until(lambda: sum(task.done() for task in ended) == 4)
     for _, writer in opened:
         writer.close()
-    await until(lambda: not peers._server._handshakes)  # type: ignore[union-attr]
+    await until(lambda: not server._handshakes)
     for task in ended:
         task.cancel()

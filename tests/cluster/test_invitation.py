@@ -197,6 +197,6 @@ async def test_junk_and_idle_connections_keep_the_invitation(two: Two) -> None:
         await use_code(reach, key(7), "x", plain_code(offer.code), where)
     for connection, _, _ in idle:
         connection.transport.abort()
-    await until(lambda: two.lan.running[0].admission.invitations._speaking == 0)  # type: ignore[union-attr]
+    await until(lambda: two.lan.admission(0).invitations._speaking == 0)
     assert await two.joins.join(offer.code, two.seed) == "m0"
     await until(two.lan.joined)

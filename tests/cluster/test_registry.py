@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Collection
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -37,8 +38,8 @@ def delta(source: Registry, room: int = ROOM, enough: int = ROOM) -> Delta:
     return msgspec.msgpack.decode(source.delta(room, enough), type=Delta)
 
 
-def change(writer: Registry, **changes: object) -> None:
-    assert writer.update(replace(writer.me, **changes))  # type: ignore[arg-type]
+def change(writer: Registry, **changes: Any) -> None:
+    assert writer.update(replace(writer.me, **changes))
 
 
 def big(count: int, seed: int = 1) -> tuple[Endpoint, ...]:

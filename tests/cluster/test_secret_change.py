@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,8 +40,8 @@ RING = Keyring("11" * 32, A, 0.0, alone=False)
 OPEN = Keyring.for_open()
 
 
-def order(step: Step, generation: int = 1, secret: str = "22" * 32, **more: object) -> SecretOrder:
-    return replace(SecretOrder(step, A, generation, secret), **more)  # type: ignore[arg-type]
+def order(step: Step, generation: int = 1, secret: str = "22" * 32, **more: Any) -> SecretOrder:
+    return replace(SecretOrder(step, A, generation, secret), **more)
 
 
 # A single keyring
@@ -148,7 +149,9 @@ def test_a_keyring_that_closed_an_open_cluster_overrides_the_setting(tmp_path: P
     settings = ClusterSettings(door="open")
     KeyringFile(tmp_path).write(RING)
     assert secret_of(settings, tmp_path, B)[0].open
-    secured = used(OPEN, obeyed(OPEN, order(Step.INSTALL), B).pending)  # type: ignore[arg-type]
+    pending = obeyed(OPEN, order(Step.INSTALL), B).pending
+    assert pending is not None
+    secured = used(OPEN, pending)
     KeyringFile(tmp_path).write(secured)
     tokens, ring = secret_of(settings, tmp_path, B)
     assert not tokens.open and ring == settled(secured)
@@ -199,7 +202,7 @@ async def lan(tmp_path: Path, fast_timing: None) -> AsyncIterator[Lan]:
     for number in range(3):
         # The first hour is over.
         ring = lan.ring(number)
-        lan.running[number].admission.ring = replace(ring, founded=1.0)  # type: ignore[union-attr]
+        lan.admission(number).ring = replace(ring, founded=1.0)
     yield lan
     await lan.close()
 
@@ -271,8 +274,8 @@ async def test_an_interrupted_change_completes_by_itself(lan: Lan, monkeypatch: 
     founder = lan.ring(0).founder
     install = SecretOrder(Step.INSTALL, founder, 1, "22" * 32, lan.ring(0).members)
     for number in range(3):
-        await lan.running[number].admission.obey(install)  # type: ignore[union-attr]
-    await lan.running[1].admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
+        await lan.admission(number).obey(install)
+    await lan.admission(1).obey(replace(install, step=Step.USE))
     await until(lambda: all(lan.ring(number).secret == "22" * 32 for number in range(3)))
     await until(lan.settled)
     assert lan.led()
@@ -280,7 +283,7 @@ async def test_an_interrupted_change_completes_by_itself(lan: Lan, monkeypatch: 
     # settle time keeps it from ending by itself first.
     monkeypatch.setattr(admission, "_SETTLE_SECONDS", 60.0)
     other = next(number for number in range(3) if number != leader(lan))
-    await lan.running[other].admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
+    await lan.admission(other).obey(replace(install, generation=7))
     rolled = await lan.changes[other].rotate()
     assert rolled.generation == 8 and lan.settled() and lan.led()
 
@@ -434,7 +437,7 @@ async def test_an_open_cluster_stays_open_if_a_node_cannot_save_the_secret(
         await lan.start(1, 0)
         await until(lambda: lan.led(0, 1), 30)
         full = lan.running[1].me.name
-        states = {number: lan.running[number].admission._file._path.parent for number in (0, 1)}  # type: ignore[union-attr]
+        states = {number: lan.admission(number)._file._path.parent for number in (0, 1)}
         monkeypatch.setattr(
             keyring, "why_not_writable", lambda folder: "No space left on device" * (folder == states[1])
         )

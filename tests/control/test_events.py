@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
 from sollold.cluster.gossip.term import Term
@@ -105,8 +106,8 @@ def test_drains_and_elections_are_events() -> None:
 def test_events_of_a_model_from_load_to_failure() -> None:
     scene = Scene(ANNA, BERT)
 
-    def with_state(state: State, **changes: object) -> Record:
-        return replace(ANNA, endpoints=(replace(SPREAD, state=state, **changes),))  # type: ignore[arg-type]
+    def with_state(state: State, **changes: Any) -> Record:
+        return replace(ANNA, endpoints=(replace(SPREAD, state=state, **changes),))
 
     assert scene.update(with_state(State.STARTING), BERT) == [
         (EventKind.MODEL_LOADING, "big:latest is being loaded by anna, spread over 2 machines")

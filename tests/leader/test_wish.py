@@ -24,8 +24,8 @@ from tests.placement.fleets import GIB, MIB, shape
 EXTERNAL = "10.0.0.9:50052"
 
 
-def with_wish(**wish: object) -> Ensure:
-    return replace(ENSURE, placement=PlacementWish(**wish))  # type: ignore[arg-type]
+def with_wish(**wish: Any) -> Ensure:
+    return replace(ENSURE, placement=PlacementWish(**wish))
 
 
 def plan_of(cluster: Cluster) -> Plan:

@@ -170,9 +170,9 @@ class Responses:
         }  # fmt: skip
         output = [*([self._message(answer.text)] if answer.text else []), *self._calls(answer)]
         short = answer.reason == "length"
-        ended = {"status": "incomplete" if short else "completed"}
+        ended: dict[str, Any] = {"status": "incomplete" if short else "completed"}
         if short:
-            ended |= {"incomplete_details": {"reason": "max_output_tokens"}}  # type: ignore[dict-item]
+            ended |= {"incomplete_details": {"reason": "max_output_tokens"}}
         return self._response(model) | ended | {"output": output, "usage": usage}
 
     def _response(self, model: str) -> dict[str, Any]:

@@ -167,8 +167,7 @@ class Standin:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
-        actual = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        self.url = f"http://{host}:{actual}"
+        self.url = f"http://{host}:{self._runner.addresses[0][1]}"
         return self.url
 
     async def close(self) -> None:

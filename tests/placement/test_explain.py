@@ -228,7 +228,7 @@ def test_unavailable_memory_is_attributed_to_the_binding_constraint() -> None:
         device = Device("CPU", Kind.CPU, "cpu", 24 * GIB, free, limit, granted, available, reserve=reserve)
         record = Record("a", "host-a", 1, (), 1, 2, "0", devices=(device,))
         (capacity,) = machine_of(record, holds=True, spare=0.0).devices
-        return tuple(size // GIB for size in (capacity.held_back, capacity.reserved, capacity.others))  # type: ignore[return-value]
+        return capacity.held_back // GIB, capacity.reserved // GIB, capacity.others // GIB
 
     assert kept(24 * GIB, 0, 24 * GIB) == (0, 0, 0)
     assert kept(24 * GIB, 2 * GIB, 4 * GIB) == (

@@ -228,12 +228,9 @@ async def test_the_head_reports_progress_directly(cluster: Cluster) -> None:
             super().__init__()
             self.route("GET", "/deployments/{id}/wait", wait)
 
-    original = cluster_double.FakePeers
-    cluster_double.FakePeers = Peers  # type: ignore[misc]
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cluster_double, "FakePeers", Peers)
         await scene.start()
-    finally:
-        cluster_double.FakePeers = original  # type: ignore[misc]
     scene.answers = [WAIT]
     asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
     await until(lambda: scene.asked)

@@ -22,10 +22,10 @@ READY = Endpoint("d", "m:latest", "x" * 64, Backend.LOCAL, State.READY, context=
 OLLAMA = replace(READY, id="ollama:m", backend=Backend.OLLAMA)
 
 
-def record(node: str, *endpoints: Endpoint, **more: object) -> Record:
+def record(node: str, *endpoints: Endpoint, **more: Any) -> Record:
     return replace(
         Record(node, node, 1, ("10.0.0.1",), 1, 2, "0", endpoints=endpoints),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

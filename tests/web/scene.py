@@ -260,6 +260,18 @@ class Pulls:
         yield {"status": "success"}
 
 
+def cluster_of(given: AppServices) -> PlainCluster:
+    """The double that is the services' cluster."""
+    assert isinstance(given.cluster, PlainCluster)
+    return given.cluster
+
+
+def library_of(given: AppServices) -> PlainLibrary:
+    """The double that is the services' library."""
+    assert isinstance(given.library, PlainLibrary)
+    return given.library
+
+
 @contextlib.asynccontextmanager
 async def services(*records: Record, service: Any = None, still: bool = False) -> AsyncIterator[AppServices]:
     """Yield the services over the fictitious cluster, with a monitor that has an hour of history."""

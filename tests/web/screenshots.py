@@ -16,9 +16,8 @@ from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
 from sollold.settings.schema import HttpSettings
-from tests.api.api_parts import PlainCluster
 from tests.web.browser import PROGRAM, Browser, Page, chromium
-from tests.web.scene import machines, services
+from tests.web.scene import cluster_of, machines, services
 
 VIEWS = (
     "cluster",
@@ -78,7 +77,7 @@ async def prepare(page: Page, view: str) -> None:
 
 def remove_majority(given: AppServices) -> None:
     """Remove three of five machines, including the leader."""
-    cluster: PlainCluster = given.cluster  # type: ignore[assignment]
+    cluster = cluster_of(given)
     cluster.leads = False
     cluster.refusal = Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again")
     cluster.change(*machines()[:1], machines()[3])
@@ -89,13 +88,15 @@ async def take(devtools: str, folder: Path, views: tuple[str, ...] = VIEWS) -> N
     lost = replace(machines()[4], node="f" * 16, name="fritz", addresses=("192.168.1.16",))
     async with services(*machines(), lost, still=True) as given, ClientSession() as session:
         browser = Browser(devtools, session)
-        given.cluster.change(*machines())  # type: ignore[attr-defined]
+        cluster, keys = cluster_of(given), given.keys
+        assert keys is not None
+        cluster.change(*machines())
         draining = replace(machines()[2], draining=True)
-        given.cluster.change(*machines()[:2], draining, *machines()[3:])  # type: ignore[attr-defined]
-        await given.keys.create("open-webui", Scope.INFER)  # type: ignore[union-attr]
-        await given.keys.create("build server", Scope.MODELS, 90 * 86400)  # type: ignore[union-attr]
-        await given.keys.create("old laptop", Scope.ADMIN)  # type: ignore[union-attr]
-        await given.keys.revoke("old laptop")  # type: ignore[union-attr]
+        cluster.change(*machines()[:2], draining, *machines()[3:])
+        await keys.create("open-webui", Scope.INFER)
+        await keys.create("build server", Scope.MODELS, 90 * 86400)
+        await keys.create("old laptop", Scope.ADMIN)
+        await keys.revoke("old laptop")
         facts = HttpSettings(host="127.0.0.1", port=0)
         listener = Listener(build_app(given, facts), facts, drain=0.2)
         await listener.start()

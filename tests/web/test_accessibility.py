@@ -11,7 +11,7 @@ from sollold.cluster.gossip.record import WaitingMachine
 from tests.npm import fetched
 from tests.web.browser import Page
 from tests.web.conftest import Show
-from tests.web.scene import machine, machines
+from tests.web.scene import cluster_of, library_of, machine, machines
 from tests.web.test_dashboard import READY, VIEWS
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(240)]
@@ -35,7 +35,7 @@ async def test_axe_finds_no_violations(page: Page, show: Show, axe: str) -> None
     lost = replace(others[-1], node="f" * 16, name="fritz")
     records = (replace(first, waiting=waiting), second, replace(third, draining=True), *others)
     given, url = await show(*records, lost)
-    given.cluster.change(*records)  # type: ignore[attr-defined]
+    cluster_of(given).change(*records)
     found = {}
     for view in VIEWS:
         await page.size(390, 844)
@@ -60,7 +60,7 @@ async def test_axe_finds_no_violations(page: Page, show: Show, axe: str) -> None
 
 async def test_a_single_machine_without_models_shows_hints(page: Page, show: Show, axe: str) -> None:
     given, url = await show(machine("anna"))
-    given.library.all.clear()  # type: ignore[attr-defined]
+    library_of(given).all.clear()
     hints = {
         "cluster": ("Only this machine so far", "There is no model yet"),
         "models": ("No model yet. Pull one above",),

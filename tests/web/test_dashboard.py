@@ -7,7 +7,6 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -21,12 +20,11 @@ from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Dropped
 from sollold.models.gguf import demo_model
-from tests.api.api_parts import PlainCluster
 from tests.daemons import Cluster
 from tests.doubles import until
 from tests.web.browser import Browser, Page
 from tests.web.conftest import Show
-from tests.web.scene import LLAMA, NODES, TalkingService, machine, machines
+from tests.web.scene import LLAMA, NODES, Pulls, TalkingService, cluster_of, library_of, machine, machines
 
 pytestmark = pytest.mark.browser
 
@@ -45,11 +43,6 @@ READY = (
     "document.querySelector('main h1') && document.querySelector('#headline').textContent.includes('leader')"
 )
 CARDS = "[...document.querySelectorAll('.machine h3')].map((h) => h.textContent)"
-
-
-def cluster_of(given: Any) -> PlainCluster:
-    cluster: PlainCluster = given.cluster
-    return cluster
 
 
 async def drop_network_errors(page: Page) -> None:
@@ -130,7 +123,7 @@ async def test_the_page_keeps_its_contents_when_its_node_dies(
 
 async def test_every_view_handles_the_absence_of_models(page: Page, show: Show) -> None:
     given, url = await show()
-    given.library.all.clear()  # type: ignore[attr-defined]
+    library_of(given).all.clear()
     cluster_of(given).change(replace(machines()[1], links=()))
     await page.open(f"{url}/#/model/nosuch")
     await page.until("document.querySelector('main .empty').innerText.includes('has this model')")
@@ -288,7 +281,7 @@ async def test_no_view_is_wider_than_a_phone(page: Page, show: Show) -> None:
 
 async def test_models_are_planned_loaded_unloaded_copied_and_deleted(page: Page, show: Show) -> None:
     given, url = await show()
-    cluster, library = cluster_of(given), given.library
+    cluster, library = cluster_of(given), library_of(given)
     await page.open(f"{url}/#/models")
     await page.until("document.querySelectorAll('.model').length === 5")
     row = "[data-model='demo:latest']"
@@ -303,10 +296,10 @@ async def test_models_are_planned_loaded_unloaded_copied_and_deleted(page: Page,
     await page.click(f"{row} [data-act=Copy]")
     await page.write(f"{row} .model-panel input", "mydemo")
     await page.press("Enter")
-    await until(lambda: ("demo:latest", "mydemo", ()) in library.copied)  # type: ignore[attr-defined]
+    await until(lambda: ("demo:latest", "mydemo", ()) in library.copied)
     await page.click(f"{row} [data-act=Delete]")
     await page.click(f"{row} .danger")
-    await until(lambda: ("demo:latest", ()) in library.deleted)  # type: ignore[attr-defined]
+    await until(lambda: ("demo:latest", ()) in library.deleted)
 
 
 async def test_a_model_that_does_not_fit_shows_remedies(page: Page, show: Show) -> None:
@@ -327,7 +320,8 @@ async def test_a_model_is_pulled_with_progress(page: Page, show: Show) -> None:
     await page.press("Enter")
     await page.until("document.querySelector('.pulls').innerText.includes('1.00 GiB of 4.00 GiB')")
     assert await page.run("document.querySelector('.pulls progress').value") == 0.25
-    given.puller.goes_on.set()  # type: ignore[union-attr]
+    assert isinstance(given.puller, Pulls)
+    given.puller.goes_on.set()
     await page.until("document.querySelector('.pulls').innerText.includes('done')")
 
 
@@ -449,12 +443,12 @@ async def test_chat_buttons_are_enabled_with_a_model_and_without_a_running_answe
     send = "document.querySelector('.composer [type=submit]').disabled"
     await open_and_ask(page, url, "refuse this")
     await page.until("document.querySelector('button.again')")
-    models = dict(given.library.all)  # type: ignore[attr-defined]
-    given.library.all.clear()  # type: ignore[attr-defined]
+    models = dict(library_of(given).all)
+    library_of(given).all.clear()
     await page.open(f"{url}/?again#/chat")
     await page.until("document.querySelector('button.again')")
     assert await page.run(f"document.querySelector('button.again').disabled && {send}")
-    given.library.all.update(models)  # type: ignore[attr-defined]
+    library_of(given).all.update(models)
     await page.open(f"{url}/?and-again#/chat")
     await page.until(f"document.querySelector('#chat-model').value && !{send}")
     assert not await page.run("document.querySelector('button.again').disabled")

@@ -18,8 +18,7 @@ from sollold.api.http.application import Listener, build_app
 from sollold.settings.schema import HttpSettings
 from tests.doubles import free_port
 from tests.web.browser import PROGRAM, Browser, Page, chromium
-from tests.web.scene import NODES, services
-from tests.web.test_dashboard import cluster_of
+from tests.web.scene import NODES, cluster_of, services
 
 pytestmark = pytest.mark.browser
 
