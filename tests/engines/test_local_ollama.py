@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -626,3 +627,19 @@ def test_names_recorded_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(created.add, [f"m{number}" for number in range(40)]))
     assert all(f"m{number}" in created for number in range(40))
+
+
+def test_a_list_of_created_models_that_can_not_be_read_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = CreatedModels(tmp_path / "models.json")
+    created.add("first:latest")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        created.add("second:latest")
+        assert "first:latest" not in created
+    assert "first:latest" in created

@@ -15,7 +15,7 @@ log = logging.getLogger("sollold.engines")
 
 
 class CreatedModels:
-    """The names, stored on disk. Every call may block: use it off the loop."""
+    """The names, stored on disk. Every call may block: use it off the loop, in any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,7 +32,7 @@ class CreatedModels:
     def __contains__(self, name: str) -> bool:
         try:
             return parse(name).key in self._read()
-        except ValueError:
+        except (OSError, ValueError):
             return False
 
     def _change(self, name: str, *, add: bool) -> None:
@@ -48,7 +48,12 @@ class CreatedModels:
             log.warning("can't record in %s that %s was created: %s", self._path, name, error)
 
     def _read(self) -> set[str]:
+        """Return the names; none if the file is missing or damaged.
+
+        Raises:
+            OSError: it can't be read now, so it must not be replaced.
+        """
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=set[str])
-        except (OSError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError):
             return set()
