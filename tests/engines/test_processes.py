@@ -18,7 +18,9 @@ import pytest
 
 from sollold.engines.llamacpp import process_log
 from sollold.engines.llamacpp.child_journal import MARK, Journal, started
+from sollold.engines.llamacpp.engine_key import EngineKey
 from sollold.engines.llamacpp.exit_reason import crashed, exit_reason
+from sollold.engines.llamacpp.llama_server import Head
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.process_log import ProcessLog, prune
@@ -350,3 +352,19 @@ def test_exit_reasons(code: int, lines: list[str], words: str) -> None:
 def test_sigbus_does_not_count_as_a_crash() -> None:
     assert crashed(-signal.SIGSEGV) and crashed(-signal.SIGABRT) and crashed(1)
     assert not crashed(-signal.SIGBUS)
+
+
+async def test_an_engine_that_is_stopped_twice_gives_back_its_port_once(folder: Path) -> None:
+    ports = Ports(0)
+    port = ports.take_port()
+    first = EngineKey(folder, port)
+    first.make()
+    head = Head(await begin(folder, "/bin/true"), port, ports, first)
+    await head.stop(0.0)
+    assert not first.file.exists()
+    # The next engine may get the same port.
+    ports._taken.add(port)
+    second = EngineKey(folder, port)
+    second.make()
+    await head.stop(0.0)
+    assert second.file.exists() and port in ports._taken

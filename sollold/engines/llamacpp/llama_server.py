@@ -126,6 +126,8 @@ class Head:
         self.address = EngineAddress(f"http://{LOOPBACK}:{port}", key.text)
         self._ports = ports
         self._key = key
+        self._released = False
+        """Whether its port and key are given back."""
 
     @classmethod
     async def start(
@@ -230,8 +232,14 @@ class Head:
         )
 
     async def stop(self, grace: float) -> None:
-        """Stop it, by SIGKILL after ``grace`` seconds: it ignores SIGTERM while it waits for a worker."""
+        """Stop it, by SIGKILL after ``grace`` seconds: it ignores SIGTERM while it waits for a worker.
+
+        May be called twice: its port, and the key file named by it, may be another engine's by then.
+        """
         await self.process.stop(grace)
+        if self._released:
+            return
+        self._released = True
         try:
             await asyncio.to_thread(self._key.remove)
         finally:
