@@ -160,9 +160,13 @@ class ClusterClient:
             *(fetch(known) for known in self.nodes if not known.failures), return_exceptions=True
         )
         found: dict[str, Any] = {}
+        ids = set[str]()
         for answer in answers:
             if not isinstance(answer, BaseException):
                 known, data = answer
+                if known.node and known.node in ids:
+                    continue  # the same node at another address
+                ids.add(known.node)
                 name = known.name or known.url
                 found[f"{name} ({known.node})" if name in found else name] = data
         if not found:

@@ -81,6 +81,9 @@ class NodeList:
                 continue
             # The URL by which the node was reached is better than its own address on its LAN.
             known = self._by_url(origin) if entry.get("me") else self._by_id(node) or self._by_url(url)
+            if known is not None and known.failures and known.url != url:
+                # It may have got another address. The old one is kept: it may lead through a proxy.
+                known = self._by_url(url)
             if known is None:
                 self.add([url], trusted=trusted)
                 known = self._by_url(url)

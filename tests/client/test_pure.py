@@ -77,6 +77,22 @@ def test_other_nodes_are_learned_from_one_node() -> None:
     assert len(nodes) == MOST_NODES
 
 
+def test_a_failed_node_is_tried_at_its_new_address() -> None:
+    nodes = NodeList(["http://a"])
+    nodes.learn("http://a", {"nodes": [node("1", me=True), node("2")]})
+    nodes.learn("http://a", {"nodes": [node("1", me=True), {**node("2"), "url": "http://10.0.0.9:11435"}]})
+    assert [known.url for known in nodes] == ["http://a", "http://10.0.0.2:11435"], "the known one works"
+    nodes.failed("http://10.0.0.2:11435", 1.0)
+    for _ in range(2):
+        listed = [node("1", me=True), {**node("2"), "url": "http://10.0.0.9:11435"}]
+        nodes.learn("http://a", {"nodes": listed})
+        assert [known.url for known in nodes.order()] == [
+            "http://a",
+            "http://10.0.0.9:11435",
+            "http://10.0.0.2:11435",
+        ]
+
+
 def test_a_resumed_request_carries_the_delivered_text() -> None:
     received = Received()
     body = {"model": "m", "stream": True}
