@@ -20,7 +20,7 @@ from sollold.api.http.connections import (
     raise_descriptor_limit,
 )
 from sollold.settings.schema import HttpSettings
-from tests.api.api_parts import parts
+from tests.api.api_parts import ScriptedService, parts
 from tests.api.conftest import Serve
 from tests.doubles import until
 
@@ -240,3 +240,29 @@ async def test_a_closed_connection_is_not_counted() -> None:
             assert await reader.read() == b""
     finally:
         server.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_disconnected(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.api.http.connections._UNREAD_SECONDS", 0.3)
+    size = 16 << 20
+    service = ScriptedService(b'{"prompt":"' + b"x" * size + b'"}')
+    port = port_of(await serve(parts(service)))
+    body = b'{"model":"demo","messages":[{"role":"user","content":"a"}]}'
+    head = b"POST /apply-template HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    async def received(pause: float) -> int:
+        """Number of bytes that arrive if the client reads nothing at first, then slowly."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+        writer.write(head + body)
+        await asyncio.sleep(pause)
+        count = 0
+        with contextlib.suppress(ConnectionError):
+            while count < size and (piece := await reader.read(1 << 18)):
+                count += len(piece)
+                await asyncio.sleep(0.01)
+        writer.close()
+        return count
+
+    assert await received(1.5) < size <= await received(0.0)

@@ -1,4 +1,5 @@
-"""Limits callers' connections: their number, the time for the first header, and the bytes read at once.
+"""Limits callers' connections: their number, the time for the first header and without reading an answer, and
+the bytes read at once.
 
 Otherwise thousands of connections that send a header byte by byte would take all file descriptors, including
 those for other nodes and for engines.
@@ -8,13 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 from collections.abc import Callable
 from typing import cast
 
 from sollold.cluster.net.acceptor import is_loopback
 
+log = logging.getLogger("sollold.api")
+
 _HEADER_SECONDS = 10.0
+_UNREAD_SECONDS = 600.0
+"""Seconds without the client reading anything of an answer, which takes memory until it is read."""
 LONGEST_HEADER = 64 * 1024
 """Maximum bytes of a header line: browsers send all cookies of ``localhost`` to each of its ports."""
 _MAX_HEAD_BYTES = 4 * LONGEST_HEADER
@@ -118,6 +124,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._connections = connections
         self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
+        """Of the first header, later of unread data."""
         self._transport: asyncio.Transport | None = None
         self._protocol: asyncio.Protocol | None = None
 
@@ -148,11 +155,13 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The peer reads slowly."""
+        self._watch_unread(-1)
         if self._protocol is not None:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
         """The peer has caught up."""
+        self._stop_timer()
         if self._protocol is not None:
             self._protocol.resume_writing()
 
@@ -163,6 +172,18 @@ class ClientConnection(asyncio.BufferedProtocol):
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             protocol.connection_lost(exc)
+
+    def _watch_unread(self, unsent: int) -> None:
+        """Abort the connection if the peer has read nothing since ``unsent`` bytes were left to send."""
+        if self._transport is None:
+            return
+        remaining = self._transport.get_write_buffer_size()
+        if remaining == unsent:
+            log.info("closing a connection whose client does not read its answer")
+            self._transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_UNREAD_SECONDS, self._watch_unread, remaining)
 
     def _collect(self, data: bytes) -> None:
         # The end of the header may have begun in earlier bytes.
