@@ -13,7 +13,8 @@ from dataclasses import field
 
 from sollold.facts import dataclass
 
-_MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = 100_000
+"""Maximum length of a template, in characters."""
 _MAX_DEPTH = 50
 _MAX_PIPES = 50
 """Maximum number of ``|`` in one action: each nests the value before it one level deeper."""
@@ -132,8 +133,8 @@ def parse_template(text: str) -> tuple[Node, ...]:
     Raises:
         TemplateError: it is malformed or uses an unsupported feature.
     """
-    if len(text) > _MAX_CHARACTERS:
-        raise TemplateError(f"it is longer than {_MAX_CHARACTERS} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise TemplateError(f"it is longer than {MAX_CHARACTERS} characters")
     nodes: list[Node] = []
     stack: list[_Open] = []
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from sollold.facts import dataclass
 from sollold.models.templates.exchanges import field_names, until_response
 from sollold.models.templates.go_parser import (
+    MAX_CHARACTERS,
     Assign,
     Branch,
     Expression,
@@ -30,7 +31,7 @@ from sollold.models.templates.go_parser import (
     parse_template,
 )
 
-_MAX_CHARACTERS = 1_000_000
+_MAX_TRANSLATED = 1_000_000
 """Maximum length of a translated template, in characters: some constructs repeat their operands."""
 _MAX_GUARDS = 50
 """Maximum number of nodes after which the rest of one loop's body is conditional, each nested in the last."""
@@ -121,9 +122,14 @@ def to_jinja(template: str) -> str:
     return _exchanges(nodes)
 
 
-@functools.lru_cache(maxsize=4096)
 def untranslatable(template: str) -> str:
     """Return why a template can't be given to llama-server, as the end of a sentence; empty if it can."""
+    # A longer one is refused at once and need not be kept.
+    return (_reason if len(template) <= MAX_CHARACTERS else _reason.__wrapped__)(template)
+
+
+@functools.lru_cache(maxsize=1024)
+def _reason(template: str) -> str:
     try:
         to_jinja(template) if template else None
     except TemplateError as error:
@@ -246,7 +252,7 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
 
 
 def _check_size(characters: int) -> None:
-    if characters > _MAX_CHARACTERS:
+    if characters > _MAX_TRANSLATED:
         raise TemplateError("its translation is too long")
 
 
