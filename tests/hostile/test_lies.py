@@ -20,6 +20,7 @@ from sollold.cluster.gossip.packet import (
     Left,
     MemberState,
     Message,
+    Ping,
     PushPull,
     Suspect,
     Whole,
@@ -182,6 +183,19 @@ def push_false_states(liar: Liar, victim: Machine) -> None:
         receiver.apply(receiver.gossip.push_pull(body, liar.machine.address, receiver.clock())[1])
 
 
+def send_as_an_earlier_process(liar: Liar, victim: Machine) -> None:
+    """Send datagrams in the name of processes of the victim, among them one that has ended."""
+    former = process(victim).boot
+    victim.crash()
+    victim.start()
+    victim.introduce_all()
+    liar.world.run_until(liar.world.now + 10.0)
+    for boot in (1, former, process(victim).boot + 1):
+        data = compound(head(victim.node, boot), [encode(Ping(7, ""))])
+        for machine in liar.world.machines[:-1]:
+            process(machine).receive(data, liar.machine.address)
+
+
 ATTACKS: list[Callable[[Liar, Machine], None]] = [
     suspect,
     declare_dead,
@@ -191,6 +205,7 @@ ATTACKS: list[Callable[[Liar, Machine], None]] = [
     rewrite_the_record,
     impersonate_victim,
     push_false_states,
+    send_as_an_earlier_process,
 ]
 
 

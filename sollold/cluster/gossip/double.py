@@ -20,8 +20,6 @@ _SILENT_SECONDS = 60.0
 _CURRENT_SECONDS = 180.0
 """Seconds without any message of the other process after which it is considered gone."""
 _TELL_PAUSE = 0.5
-_LATE_SECONDS = 3.0
-"""Seconds for which datagrams of an ended process may still arrive."""
 _CHANCE_BITS = 32
 _EPOCH = 1_577_836_800
 """The year 2020, in Unix time."""
@@ -64,11 +62,10 @@ class _Barred:
 class Processes:
     """The processes that have used one node's id."""
 
-    __slots__ = ("_barred", "_followed", "_former", "_returns")
+    __slots__ = ("_barred", "_former", "_returns")
 
     def __init__(self) -> None:
         self._former: deque[int] = deque(maxlen=_MAX_PROCESSES)
-        self._followed = 0.0
         self._returns = 0
         self._barred: dict[int, _Barred] = {}
 
@@ -93,35 +90,23 @@ class Processes:
                 return False
         if boot not in self._former:
             self._former.append(boot)
-        self._followed = now
         return True
 
-    def hear(
-        self,
-        boot: int,
-        other: int,
-        source: Address | None,
-        hosts: tuple[Address, ...],
-        heard: float,
-        now: float,
-    ) -> bool:
-        """Note a message of process ``other``, while ``boot`` is the one that counts.
+    def hear(self, other: int, source: Address | None, heard: float, now: float) -> None:
+        """Note a message of process ``other``, which is not the one that counts.
 
-        ``heard``: when ``boot`` was last heard. Returns True if this shows for the first time that both live.
+        ``heard``: when that one was last heard. A datagram does not prove that ``other`` lives: any member
+        can send one in its name. Only its signed statements do, see `follows`.
         """
         entry = self._barred.get(other)
         if entry is None:
-            if other not in self._former or now - self._followed < _LATE_SECONDS or source is None:
-                return False
-            self._bar(boot, other, hosts, (source,), now)
-            return True
+            return
         if now - max(heard, entry.since) > _SILENT_SECONDS:
             del self._barred[other]
-            return False
+            return
         entry.heard = now
         if source is not None and not entry.host:
             entry.host = source[0]
-        return False
 
     def _bar(
         self, boot: int, other: int, hosts: tuple[Address, ...], others: tuple[Address, ...], now: float

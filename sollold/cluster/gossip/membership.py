@@ -154,7 +154,7 @@ class Membership:
             processes.forget(alive.boot)
             return True
         if processes.barred(alive.boot):
-            processes.hear(member.boot, alive.boot, None, member.addresses, member.heard, now)
+            processes.hear(alive.boot, None, member.heard, now)
             return False
         before = processes.other(now)
         follows = processes.follows(member.boot, alive.boot, member.addresses, alive.addresses, now)
@@ -164,8 +164,7 @@ class Membership:
 
     def hear_other(self, member: Member, boot: int, source: Address, now: float) -> None:
         """Note a datagram of a live node that came from another process than the one that counts."""
-        if member.processes.hear(member.boot, boot, source, member.addresses, member.heard, now):
-            self._changed(Change.DOUBLED, member.node)
+        member.processes.hear(boot, source, member.heard, now)
 
     def barred(self, node: str, boot: int) -> bool:
         """Whether this process shares its node id with another live one and is ignored."""

@@ -129,16 +129,18 @@ class OwnState:
             if now < self._refute_after:
                 return
             self._refute_after = now + _REFUTE_PAUSE
-            self.hear_double(alive.boot, alive.addresses[0][0] if alive.addresses else "", now)
+            host = alive.addresses[0][0] if alive.addresses else ""
+            self.hear_double(alive.boot, host, now, signed=True)
         self.refute(alive.incarnation)
 
-    def hear_double(self, boot: int, host: str, now: float) -> bool:
+    def hear_double(self, boot: int, host: str, now: float, *, signed: bool = False) -> bool:
         """Handle a message from a clone, another process with our node id. False if it was reported recently.
 
-        The process that started first stays, in this node's view as in all others'.
+        The process that started first stays, in this node's view as in all others'. But any member can send
+        a datagram in our name: only ``signed`` statements of the other process make this one withdraw.
         """
         self.double = host or self.double
-        withdraws = boot < self.boot and not self.withdrawn
+        withdraws = signed and boot < self.boot and not self.withdrawn
         if withdraws:
             self.withdrawn = True
             self._news.withdraw("member", self.node)
