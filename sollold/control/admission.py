@@ -77,8 +77,15 @@ class AdmissionService:
             await self.secret.pardon(waiting.node)
         # An evicted machine may have come in through an open door by now.
         order = AdmitOrder(waiting.node)
-        admitted = await asyncio.gather(*(self._call(record, "admit", order) for record in records))
-        if not any(admitted) and not waiting.evicted:
+        results = await asyncio.gather(
+            *(self._call(record, "admit", order) for record in records), return_exceptions=True
+        )
+        # One of the nodes at which it waits is enough.
+        if True in results:
+            return waiting
+        if fault := next((result for result in results if isinstance(result, BaseException)), None):
+            raise fault
+        if not waiting.evicted:
             raise Refusal(Fault.NOT_FOUND, f"{waiting.name} is no longer waiting")
         return waiting
 

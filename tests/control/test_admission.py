@@ -117,6 +117,17 @@ async def test_admission_opened_on_some_nodes_only_is_reported() -> None:
     assert admitter.opened == [600, 0]
 
 
+async def test_one_of_the_nodes_at_which_a_machine_waits_is_enough() -> None:
+    admitter = Admitter(GPU_BOX)
+    admitter.view.others = {OTHER: replace(record(OTHER, name="bert"), waiting=(GPU_BOX,))}
+    assert await admitter.service.admit("gpu-box") == GPU_BOX, "bert can't be reached"
+    assert admitter.approved == [NEW]
+    admitter.view.update_me(waiting=())
+    with pytest.raises(Refusal, match="bert: ") as refused:
+        await admitter.service.admit("gpu-box")
+    assert refused.value.fault is Fault.UNAVAILABLE
+
+
 async def test_an_evicted_machine_is_reported_as_evicted() -> None:
     admitter = Admitter()
     gone = KeyringMember(NEW, "bert")
