@@ -218,6 +218,50 @@ async def test_tokenize_with_pieces_limits_the_length(serve: Serve, http: Client
                 assert status == 200 or "with_pieces" in text
 
 
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v1/chat/completions", "Content-Length: 999999999", 413),
+        ("/v1/chat/completions", "Content-Length: 9\r\nOrigin: http://evil.example", 403),
+        ("/v1/chat/completions", "Content-Length: 9\r\nX-Forwarded-For: 192.168.1.8", 401),
+    ],
+)
+async def test_a_refused_client_is_not_asked_for_its_body(
+    serve: Serve, path: str, header: str, status: int
+) -> None:
+    url = await serve(parts(), trusted_proxies=TRUSTED_PROXIES, auth="keys")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n{header}\r\n\r\n"
+    writer.write(head.encode())
+    async with asyncio.timeout(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    # The body may follow, or another request, and nobody could tell which.
+    assert b"connection: close" in answer.lower()
+    writer.close()
+
+
+@pytest.mark.parametrize("expected", ["100-continue", "100-Continue", "the-unexpected"])
+async def test_an_accepted_client_is_asked_for_its_body(serve: Serve, expected: str) -> None:
+    url = await serve(parts(ScriptedService({"choices": []})))
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    body = b'{"model":"demo","messages":[{"role":"user","content":"a"}]}'
+    for _ in range(2):
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        writer.write(f"{head}Expect: {expected}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        async with asyncio.timeout(5):
+            if expected != "the-unexpected":
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            (length,) = [
+                line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:")
+            ]
+            await reader.readexactly(int(length.split()[1]))
+    writer.close()
+
+
 async def test_announced_lengths_reserve_no_memory(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(ScriptedService(chunk(finish="stop"))), bodies=MIB)
     head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n"

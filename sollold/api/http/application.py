@@ -34,6 +34,7 @@ from sollold.api.http.connections import (
     connection_limit,
 )
 from sollold.api.http.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
+from sollold.api.http.expect import is_waiting, note_expectation
 from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests
@@ -118,10 +119,10 @@ def build_app(
     app[REQUEST_LOG] = requests
     app[BODY_BUDGET] = ByteBudget(bodies)
     for row in rows:
-        app.router.add_route(row.method, row.path, row.handler)
+        app.router.add_route(row.method, row.path, row.handler, expect_handler=note_expectation)
         if row.path.startswith("/api/"):
             # For Ollama clients that were given a base URL ending in /v1.
-            app.router.add_route(row.method, "/v1" + row.path, row.handler)
+            app.router.add_route(row.method, "/v1" + row.path, row.handler, expect_handler=note_expectation)
 
     async def end_batches(_: web.Application) -> None:
         await batches.close()
@@ -137,8 +138,10 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
         if isinstance(response, web.Response) and isinstance(response.body, (bytes, bytearray)):
             # For all routes, since any response may be large.
             response.body = sendable(response.body)
-        if request.version < HttpVersion11 and response.content_length is None:
-            # Without chunks the response ends with the connection, also if the caller requested keep-alive.
+        # Without chunks the response ends with the connection, also if the caller requested keep-alive.
+        is_endless = request.version < HttpVersion11 and response.content_length is None
+        # What a client sends that waits to send its body may be the body or another request.
+        if is_endless or is_waiting(request):
             response.force_close()
             response.headers["Connection"] = "close"
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from sollold.api.http.access import client_of
 from sollold.api.http.decompress import decompressed
+from sollold.api.http.expect import accept_body
 from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
@@ -142,6 +143,7 @@ async def read_bytes(request: web.Request) -> bytearray:
         return raw
     # An announced length takes no memory yet, so it is not counted against the budget.
     _check_size(request, request.content_length or 0)
+    accept_body(request)
     parts, bounds = bytearray(), JsonBounds()
     try:
         if _is_complete(request):

@@ -17,6 +17,7 @@ from aiohttp import web
 from sollold.api.engine.fields import require_model
 from sollold.api.http.body import as_type, read_bytes, read_object
 from sollold.api.http.errors import Dialect, refusal_bytes, refusal_object, status_of
+from sollold.api.http.expect import accept_body
 from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -187,6 +188,8 @@ class OllamaModelRoutes:
             body, model = bytes(await read_bytes(request)), parsed.needed(path)
             if changed is not None:
                 body, model = msgspec.json.encode(changed), str(changed["from"])
+        elif relay is not None:
+            accept_body(request)
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
