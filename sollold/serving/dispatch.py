@@ -22,7 +22,9 @@ from sollold.serving.request import Ask, Call, Engine, Waiting
 log = logging.getLogger("sollold.serving")
 
 _RETRY_SECONDS = 0.3
-"""Pause before endpoints that have just failed are tried again, in seconds."""
+"""Pause before endpoints that have just failed are tried again, in seconds, unless the records change."""
+_MIN_PART = 1 / 6
+"""Minimum of such a pause if the records change, as a part of it."""
 _MEMORY_SECONDS = 20.0
 """Maximum wait for memory to reload the model after an engine was lost, in seconds: a program that uses it
 may be at its peak, and end soon or be killed by the system like the engine."""
@@ -217,7 +219,6 @@ class Dispatcher:
         Raises:
             Refusal: as its fault says.
         """
-        view = self._context.view
         if search.refusal is not None:
             await self._load_in_llama(search, search.refusal)
             return
@@ -227,17 +228,17 @@ class Dispatcher:
         search.ready = None
         if search.tried:
             # The record still reports an unresponsive endpoint as READY: give its node time to notice.
-            await next_change(view, _RETRY_SECONDS)
+            await self._pause(_RETRY_SECONDS)
             search.tried.clear()
             return
         if search.loaded:
             # The leader named an endpoint that is READY, but this node does not know or reach it yet.
-            await next_change(view, _RETRY_SECONDS)
+            await self._pause(_RETRY_SECONDS)
         try:
             search.ready = ready = await self._load(search)
         except Refusal as refusal:
             if self._may_wait_for_memory(search, refusal):
-                await next_change(view, _MEMORY_CHECK)
+                await self._pause(_MEMORY_CHECK)
                 return
             if search.too_long is None or refusal.fault is not Fault.TOO_BIG:
                 raise
@@ -260,6 +261,15 @@ class Dispatcher:
                 context=min(context, search.query.context),
                 usual=min(context, search.query.usual),
             )
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for a change of the records, at most ``seconds`` and at least `_MIN_PART` of it.
+
+        In a big cluster the records change all the time, and each attempt costs a connection or a plan.
+        """
+        began = self._loop.time()
+        await next_change(self._context.view, seconds)
+        await asyncio.sleep(max(0.0, began + _MIN_PART * seconds - self._loop.time()))
 
     async def _load_in_llama(self, search: _Search, refusal: Refusal) -> None:
         """After a failure of the Ollama that has the model, ask the leader to load it with llama.cpp.

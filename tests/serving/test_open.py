@@ -361,6 +361,26 @@ async def test_an_unreachable_endpoint_is_replaced(cluster: Cluster) -> None:
     assert text_of(events) == TEXT
 
 
+async def test_constant_changes_of_the_records_cause_no_flood_of_attempts(cluster: Cluster) -> None:
+    """As in a big cluster, while the leader names an endpoint that can't be reached from here."""
+    a, b, reciter = await two_nodes(cluster)
+    await reciter.stop()
+
+    async def load() -> Ready:
+        return Ready("b", b.view.me.endpoints[0])
+
+    a.loader.load = load
+    task = asyncio.create_task(fetch(a))
+    await until(lambda: a.loader.loads)
+    ends = asyncio.get_running_loop().time() + 0.5
+    while asyncio.get_running_loop().time() < ends:
+        cluster.world.changed()
+        await asyncio.sleep(0.001)
+    assert a.loader.loads < 15
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_an_unreachable_node_is_skipped(cluster: Cluster) -> None:
     a, b, reciter = await two_nodes(cluster)
     c = await cluster.node("c")
