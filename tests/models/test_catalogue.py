@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -562,6 +563,28 @@ async def test_hanging_reads_of_a_file_make_its_folder_unusable_until_they_end(
             reachable.set()
             await until(lambda: not catalogue.problems and not named(catalogue)["far:latest"].unusable)
             assert (await catalogue.header(model)).metadata
+    finally:
+        reachable.set()
+
+
+async def test_a_hanging_projector_does_not_make_the_folder_of_the_weights_unresponsive(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "folder" / "far.gguf")
+    catalogue = make()
+    await catalogue.start()
+    model = replace(
+        named(catalogue)["far:latest"], digest="0" * 64, projector=str(tmp_path / "share" / "mmproj.gguf")
+    )
+    reachable = threading.Event()
+    monkeypatch.setattr(reader, "read", lambda path: reachable.wait(30))
+    monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 0.05)
+    try:
+        for ask in (catalogue._headers.shape, catalogue._headers.metadata):
+            with pytest.raises(LookupError, match="share does not answer"):
+                await ask(model)
+        assert catalogue._headers.silent == {tmp_path / "share"}
+        assert not named(catalogue)["far:latest"].unusable
     finally:
         reachable.set()
 

@@ -46,7 +46,12 @@ class HeaderReader:
         """
         shape = self._shapes.get(model.digest)
         if shape is None:
-            shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
+            shape = await self._read(
+                f"shape {model.digest}", lambda: shape_of(reader.read_files(model.files)), model.files[0]
+            )
+            if model.projector:
+                shape = with_projector(shape, await self._header_of(model.projector))
+            shape = with_adapters(shape, [await self._header_of(path) for path in model.adapters])
             while len(self._shapes) >= _MAX_SHAPES:
                 del self._shapes[next(iter(self._shapes))]
             self._shapes[model.digest] = shape
@@ -58,7 +63,9 @@ class HeaderReader:
         Raises:
             GgufError, LookupError: as `shape`.
         """
-        return await self._read(f"header {model.digest}", lambda: reader.read_files(model.files), model)
+        return await self._read(
+            f"header {model.digest}", lambda: reader.read_files(model.files), model.files[0]
+        )
 
     async def metadata(self, model: Model, *, whole: bool = False) -> dict[str, object]:
         """Return the header's key-value pairs, including the projector's (``clip.…``).
@@ -69,18 +76,27 @@ class HeaderReader:
             GgufError, LookupError: as `shape`.
         """
         key = f"{'whole ' if whole else ''}metadata {model.digest}"
-        return await self._read(key, lambda: _metadata(model, whole), model)
+        pairs = dict(await self._read(key, lambda: _metadata(model, whole), model.files[0]))
+        if model.projector:
+            projector = await self._header_of(model.projector)
+            pairs |= {key: value for key, value in _pairs(projector).items() if key.startswith("clip.")}
+            pairs["clip.parameter_count"] = sum(tensor.elements for tensor in projector.tensors)
+        return pairs
 
-    async def _read(self, key: str, work: Callable[[], T], model: Model) -> T:
-        """Return the result of ``work`` on a model's files; concurrent requests for the same share it.
+    async def _header_of(self, path: str) -> Header:
+        """Return the header of a projector or an adapter, which may be on another share than the weights."""
+        return await self._read(f"header {path}", lambda: reader.read(path), path)
+
+    async def _read(self, key: str, work: Callable[[], T], path: str) -> T:
+        """Return the result of ``work`` on a file (or shards); concurrent requests for the same share it.
 
         Once it has timed out, further requests fail at once.
         """
         reading = self._reads.get(key)
         if reading is None:
-            reading = self._reads[key] = in_own_thread(work, name=f"read {model.name}")
+            reading = self._reads[key] = in_own_thread(work, name=f"read {path}")
             reading.add_done_callback(lambda _: self._ended(key))
-        folder = Path(model.files[0]).parent
+        folder = Path(path).parent
         if key not in self._silent:
             try:
                 return await asyncio.wait_for(asyncio.shield(reading), PATIENCE)
@@ -96,22 +112,11 @@ class HeaderReader:
             self._changed()
 
 
-def _shape(model: Model) -> Shape:
-    shape = shape_of(reader.read_files(model.files))
-    if model.projector:
-        shape = with_projector(shape, reader.read(model.projector))
-    return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
-
-
 def _metadata(model: Model, whole: bool) -> dict[str, object]:
     header = reader.read_files(model.files)
     pairs = _pairs(header)
     if whole:
         pairs |= long_arrays(header)
-    if model.projector:
-        projector = reader.read(model.projector)
-        pairs |= {key: value for key, value in _pairs(projector).items() if key.startswith("clip.")}
-        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in projector.tensors)
     return pairs
 
 
