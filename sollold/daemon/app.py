@@ -110,7 +110,7 @@ class Daemon:
         stack.push_async_callback(parts.monitor.close)
         self._start_task(self._set_up(), "llama.cpp set-up")
         self._start_task(systemd.keep_telling(self.status), "systemd")
-        self._start_task(trim_periodically(), "memory")
+        self._start_task(trim_periodically((parts.sender, parts.puller)), "memory")
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
         """Build the HTTP application, and listen."""

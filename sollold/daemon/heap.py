@@ -1,4 +1,4 @@
-"""Keeps the daemon's memory small: one malloc arena, and unused memory returned to the system."""
+"""Keeps the daemon small: one malloc arena, no idle threads, and unused memory returned to the system."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 _ARENA_MAX = -8
 """``M_ARENA_MAX`` of glibc's malloc.h."""
@@ -32,12 +34,30 @@ def use_one_arena() -> None:
             ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
-async def trim_periodically() -> None:
-    """Return memory that only the start needed, then unused memory every minute, until cancelled."""
+class ThreadPool(Protocol):
+    """Threads that run from time to time."""
+
+    def end_idle_threads(self) -> None:
+        """End the threads unless one of them is needed now."""
+
+
+async def trim_periodically(pools: Sequence[ThreadPool]) -> None:
+    """Return memory that only the start needed, then unused memory every minute, until cancelled.
+
+    Idle threads of ``pools`` and of the loop's executor end too: an executor keeps all that it has started.
+    """
     memory = ReclaimableMemory()
+    loop = asyncio.get_running_loop()
     pauses = iter((_START_SECONDS, _START_SECONDS))
+    executor: ThreadPoolExecutor | None = None
     while True:
         await asyncio.sleep(next(pauses, _PERIOD_SECONDS))
+        for pool in pools:
+            pool.end_idle_threads()
+        former, executor = executor, ThreadPoolExecutor(thread_name_prefix="loop")
+        loop.set_default_executor(executor)
+        if former is not None:
+            former.shutdown(wait=False)  # its threads finish their work first
         await asyncio.to_thread(memory.give_back)
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+import uvloop
 from aiohttp import connector
 
+from sollold.daemon import heap
 from sollold.daemon.heap import ReclaimableMemory
 from sollold.daemon.late_certificates import LateContext, install
+from sollold.tasks import cancel_and_wait
+from tests.doubles import until
 
 
 def test_certificates_are_loaded_at_the_first_use() -> None:
@@ -108,3 +115,31 @@ def _run(code: str) -> list[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     return done.stdout.split()
+
+
+def test_idle_threads_of_the_loop_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_START_SECONDS", 0.05)
+    monkeypatch.setattr(heap, "_PERIOD_SECONDS", 0.05)
+    ended = 0
+
+    class Pool:
+        def end_idle_threads(self) -> None:
+            nonlocal ended
+            ended += 1
+
+    async def main() -> int:
+        trimming = asyncio.create_task(heap.trim_periodically([Pool()]))
+        await until(lambda: ended)
+        together, free = threading.Barrier(3, timeout=30), threading.Event()
+        busy = [asyncio.create_task(asyncio.to_thread(free.wait, 60)) for _ in range(2)]
+        await asyncio.gather(*(asyncio.to_thread(together.wait) for _ in range(3)))
+        before = ended
+        await until(lambda: ended > before + 2)
+        free.set()
+        assert await asyncio.gather(*busy) == [True, True], "work goes on"
+        await until(lambda: threading.active_count() <= started + 2)
+        await cancel_and_wait(trimming)
+        return ended
+
+    started = threading.active_count()
+    assert uvloop.run(main())

@@ -77,6 +77,20 @@ async def test_additional_threads_end_after_hanging_reads_have_ended(share_answe
     threads.close()
 
 
+async def test_idle_threads_end(share_answers: threading.Event) -> None:
+    threads = PatientThreads(MAX_THREADS, "test")
+    reading = asyncio.create_task(threads.run("/share/a", share_answers.wait))
+    assert await threads.run("/disk/a", lambda: "read") == "read"
+    threads.end_idle()
+    share_answers.set()
+    assert await reading
+    assert any(thread.name.startswith("test") for thread in threading.enumerate())
+    threads.end_idle()
+    await until(lambda: not any(thread.name.startswith("test") for thread in threading.enumerate()))
+    assert await threads.run("/disk/a", lambda: "read again") == "read again"
+    threads.close()
+
+
 async def test_a_hanging_share_does_not_delay_transfers_of_other_models(
     three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_answers: threading.Event
 ) -> None:

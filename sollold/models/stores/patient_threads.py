@@ -37,6 +37,8 @@ class PatientThreads:
         self._pool = self._new_pool()
         self._closed = False
         self._slots = asyncio.Semaphore(most)
+        self._reads = 0
+        """Reads that wait or run."""
         self._seconds = seconds
         self._silent: Counter[str] = Counter()
 
@@ -44,6 +46,12 @@ class PatientThreads:
         """Start no more reads."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def end_idle(self) -> None:
+        """End the threads if nothing is read."""
+        if not self._reads and not self._closed:
+            self._pool.shutdown(wait=False)
+            self._pool = self._new_pool()
 
     async def run(self, path: str | Path, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of ``work``, which blocks while it reads ``path``.
@@ -61,12 +69,16 @@ class PatientThreads:
 
     async def _run(self, place: str, work: Callable[[], T]) -> T:
         self._check(place)
-        async with self._slots:
-            self._check(place)
-            pool = self._pool
-            job = pool.submit(work)
-            waiting = asyncio.wrap_future(job)
-            await asyncio.wait({waiting}, timeout=self._seconds)
+        self._reads += 1
+        try:
+            async with self._slots:
+                self._check(place)
+                pool = self._pool
+                job = pool.submit(work)
+                waiting = asyncio.wrap_future(job)
+                await asyncio.wait({waiting}, timeout=self._seconds)
+        finally:
+            self._reads -= 1
         if waiting.done():
             return waiting.result()
         waiting.add_done_callback(retrieve_error)

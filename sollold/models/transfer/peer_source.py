@@ -145,6 +145,11 @@ class Sender:
         self._threads.close()
         self._digests.close()
 
+    def end_idle_threads(self) -> None:
+        """End the threads if nothing is being read."""
+        self._threads.end_idle()
+        self._digests.end_idle()
+
     async def _parcel(self, caller: str, request: ReadPartRequest) -> ModelFiles:
         model = self._catalogue.with_digest(request.digest)
         if model is None or model.unusable:

@@ -97,7 +97,7 @@ class Puller:
         self._ollama_url = ollama_url
         self._internet = internet
         self._pulled_here = pulled
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+        self._threads = _new_threads()
         self._pulls: dict[str, _Pull] = {}
         self._transfers = WeakValueDictionary[str, asyncio.Lock]()
         """Content digest → held while that content is fetched from nodes."""
@@ -110,6 +110,12 @@ class Puller:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def end_idle_threads(self) -> None:
+        """End the threads if nothing is being pulled."""
+        if not self._pulls:
+            self._threads.shutdown(wait=False)
+            self._threads = _new_threads()
 
     async def pull(
         self, name: str, *, nodes_only: bool = False, insecure: bool = False
@@ -316,6 +322,10 @@ class Puller:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         return self._session
+
+
+def _new_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
 
 
 class _Guarded:
