@@ -40,6 +40,7 @@ from sollold.models.model import Model
 from sollold.placement.cost_model import Correction, uncorrected
 from sollold.placement.request import profile_of
 from sollold.placement.speculation import MeasuredDrafts, nothing_measured
+from sollold.retry import LogAndRetry
 from sollold.settings.schema import Settings
 from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn, sleep_until_set
@@ -239,20 +240,25 @@ class Leader:
 
     async def _look(self) -> None:
         """Periodically load replicas of models with long queues, and reload lost pinned models."""
+        attempt = LogAndRetry("the check of queues and pinned models", log)
         while True:
             await next_turn(LOOK_EVERY)
-            records = self._view.live()
-            wanted = self._replica_policy.observe(records, self._clock())
-            if not self._leads:
-                continue
-            for model, digest, embedding in wanted:
-                ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
-                ensured = await self._ensure_unasked(ask, "start a replica of")
-                if ensured.verdict is Verdict.WAIT:
-                    log.info("%s: queue is long, starting a replica", model)
-            for head, endpoint in self._pinned.due(records, self._clock()):
-                await self._load_again(head, endpoint)
-            await self._end_redundant_pins(records)
+            with attempt:
+                await self._look_once()
+
+    async def _look_once(self) -> None:
+        records = self._view.live()
+        wanted = self._replica_policy.observe(records, self._clock())
+        if not self._leads:
+            return
+        for model, digest, embedding in wanted:
+            ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
+            ensured = await self._ensure_unasked(ask, "start a replica of")
+            if ensured.verdict is Verdict.WAIT:
+                log.info("%s: queue is long, starting a replica", model)
+        for head, endpoint in self._pinned.due(records, self._clock()):
+            await self._load_again(head, endpoint)
+        await self._end_redundant_pins(records)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
         """Load a lost pinned model again, with the options it had."""

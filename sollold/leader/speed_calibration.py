@@ -26,6 +26,7 @@ from sollold.placement.cost_model import Correction
 from sollold.placement.inventory import DeviceCapacity, Link, joined, links_between, machine_of
 from sollold.placement.speculation import MeasuredDrafts
 from sollold.placement.speculation_gain import AcceptanceHistory, Measured
+from sollold.retry import LogAndRetry
 from sollold.settings.state_file import write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
@@ -93,22 +94,27 @@ class SpeedCalibration:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         saved = loop.time()
+        attempt = LogAndRetry("learning from measured speeds", log)
         while True:
             await self._changed.wait()
             self._changed.clear()
-            records = self._view.live()
-            present = {endpoint.id for record in records for endpoint in record.endpoints}
-            self._seen = {key: value for key, value in self._seen.items() if key in present}
-            self._counted = {key: value for key, value in self._counted.items() if key in present}
-            for record in records:
-                for endpoint in record.endpoints:
-                    self._learn_drafts(endpoint)
-                    if self._has_changed(endpoint):
-                        await self._learn(record, endpoint, records)
-            if loop.time() - saved >= SAVE_EVERY:
-                saved = loop.time()
-                await self._save()
+            with attempt:
+                await self._learn_all()
+                if loop.time() - saved >= SAVE_EVERY:
+                    saved = loop.time()
+                    await self._save()
             await next_turn(SETTLE)
+
+    async def _learn_all(self) -> None:
+        records = self._view.live()
+        present = {endpoint.id for record in records for endpoint in record.endpoints}
+        self._seen = {key: value for key, value in self._seen.items() if key in present}
+        self._counted = {key: value for key, value in self._counted.items() if key in present}
+        for record in records:
+            for endpoint in record.endpoints:
+                self._learn_drafts(endpoint)
+                if self._has_changed(endpoint):
+                    await self._learn(record, endpoint, records)
 
     def _has_changed(self, endpoint: Endpoint) -> bool:
         if endpoint.backend is Backend.OLLAMA or endpoint.state is not State.READY or endpoint.speed <= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import uvloop
 from sollold.cluster.net import dialer
 from sollold.cluster.net.dialer import Dialer, _attempt
 from sollold.cluster.net.identity import Identity, Tokens, tls_name
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import HTTP, RpcServer
 from sollold.tasks import cancel_and_wait
 from tests import doubles, netns
@@ -108,3 +111,21 @@ async def test_a_connection_made_while_its_caller_is_cancelled_is_closed(
     assert len(opened) == 1
     await doubles.until(lambda: opened[0].is_closing())
     silent.close()
+
+
+async def test_too_many_open_files_fail_an_attempt_like_any_other_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    identity = Identity(key(2), TOKENS)
+
+    def fail(protocol: str, *, anyone: bool = False) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(identity, "client_context", fail)
+    reach = Dialer(identity, lambda node: [("127.0.0.1", 9)])
+    with pytest.raises(PeerError, match="Too many open files"):
+        await reach.connect(key(1).node, HTTP, asyncio.Protocol, timeout=1)
+    calls = RpcClient(reach, RpcServer(identity))
+    with pytest.raises(PeerError, match="Too many open files"):
+        await calls.call(key(1).node, "add", True, bool, timeout=1)
+    await calls.close()

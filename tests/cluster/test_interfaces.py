@@ -10,8 +10,17 @@ from typing import ClassVar, cast
 import pytest
 from zeroconf import ServiceStateChange, Zeroconf
 
+from sollold.cluster.net import interfaces as interfaces_module
 from sollold.cluster.net import mdns as discovery_module
-from sollold.cluster.net.interfaces import Interface, _unstable_addresses, interfaces, rank, tellable, within
+from sollold.cluster.net.interfaces import (
+    Interface,
+    InterfaceWatch,
+    _unstable_addresses,
+    interfaces,
+    rank,
+    tellable,
+    within,
+)
 from sollold.cluster.net.mdns import SERVICE, Discovery
 from tests import netns
 from tests.doubles import until
@@ -196,6 +205,31 @@ async def test_a_node_that_withdrew_its_announcement_stays_known_without_address
         discovery._on_change(cast(Zeroconf, None), SERVICE, f"{other}.{SERVICE}", change)
         await until(lambda: discovery.seen() == {other: addresses} and not discovery._asking)  # noqa: B023
     assert len(found) == 2
+
+
+async def test_changes_of_the_interfaces_are_noticed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces_module, "_SETTLE_SECONDS", 0.0)
+    found: list[tuple[Interface, ...]] = []
+    answers: list[tuple[Interface, ...] | Exception] = [
+        (),
+        RuntimeError("can't start new thread"),
+        (Interface("eth0", 0, ("192.168.1.5",)),),
+    ]
+
+    def read(chosen: object) -> tuple[Interface, ...]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(interfaces_module, "interfaces", read)
+    watch = InterfaceWatch((), found.append, lambda lost: None)
+    await watch.start()
+    for left in (1, 0):
+        watch._news.set()
+        await until(lambda: len(answers) == left)  # noqa: B023
+    await until(lambda: len(found) == 2)
+    await watch.close()
 
 
 async def test_many_withdrawn_announcements_do_not_hide_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:

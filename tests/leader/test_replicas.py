@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+import pytest
+
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.leader import leader
 from sollold.leader.replicas import AGAIN, STANDS, ReplicaPolicy
+from tests.doubles import until
+from tests.leader.cluster import Cluster
 
 ENDPOINT = Endpoint("x", "m", "d", Backend.LOCAL, State.READY, slots=2)
 
@@ -49,3 +55,21 @@ def test_endpoints_share_a_queue_and_a_loading_one_is_awaited() -> None:
     for now in range(0, 60, 2):
         assert policy.observe(two, float(now)) == []
         assert policy.observe(loading, now + 1.0) == []
+
+
+async def test_the_periodic_check_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
+    cluster, checks = Cluster(), 0
+    cluster.add("a", 1 << 30)
+
+    def failing_once(records: Iterable[Record], now: float) -> list[tuple[str, str, bool]]:
+        nonlocal checks
+        checks += 1
+        if checks == 1:
+            raise OSError("too many open files")
+        return []
+
+    monkeypatch.setattr(cluster.planner._replica_policy, "observe", failing_once)
+    await cluster.planner.start()
+    await until(lambda: checks > 2)
+    await cluster.planner.close()

@@ -74,10 +74,19 @@ class Dialer:
         self._contexts.clear()
 
     def context(self, protocol: str, *, anyone: bool = False) -> ssl.SSLContext:
-        """Return the cached TLS context for connecting with ALPN ``protocol``."""
+        """Return the cached TLS context for connecting with ALPN ``protocol``.
+
+        Raises:
+            PeerError: it can't be created: this process has too many open files.
+        """
         found = self._contexts.get((protocol, anyone))
         if found is None:
-            found = self._contexts[protocol, anyone] = self._identity.client_context(protocol, anyone=anyone)
+            try:
+                found = self._identity.client_context(protocol, anyone=anyone)
+            except OSError as error:
+                why = f"no connection can be made: {system_reason(error)}"
+                raise PeerError("", why, transport=True) from error
+            self._contexts[protocol, anyone] = found
         return found
 
     async def connect(

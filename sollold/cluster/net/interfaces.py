@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from sollold.facts import dataclass
+from sollold.retry import LogAndRetry
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
 
@@ -189,11 +190,13 @@ class InterfaceWatch:
         self._news.set()
 
     async def _watch(self) -> None:
+        attempt = LogAndRetry("watching the network interfaces", log)
         while True:
             await sleep_until_set(self._news, _LOOK_SECONDS if self._socket is None else 10 * _LOOK_SECONDS)
             await asyncio.sleep(_SETTLE_SECONDS)
             self._news.clear()
-            await self._look()
+            with attempt:
+                await self._look()
 
     async def _look(self) -> None:
         try:

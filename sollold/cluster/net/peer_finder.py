@@ -16,6 +16,7 @@ from sollold.cluster.net.interfaces import Interface, InterfaceWatch, tellable, 
 from sollold.cluster.net.mdns import Discovery, DiscoveryStatus
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.cluster.net.state_file import Peer, RememberedPeers
+from sollold.retry import LogAndRetry
 from sollold.settings.schema import ClusterSettings
 
 log = logging.getLogger("sollold.cluster")
@@ -193,15 +194,17 @@ class PeerFinder:
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
         """Try seeds and announced nodes again every half minute."""
+        attempt = LogAndRetry("the search for nodes", log)
         while True:
-            for seed in seeds:
-                self._seeds[seed] = addresses = await resolve(seed)
-                if addresses:
-                    self.introduce(addresses, f"{seed.host}:{seed.port}")
-            if self._discovery is not None:
-                for node, addresses in self._discovery.seen().items():
-                    self._announced(node, addresses)
-                self._check_multicast(self._discovery)
+            with attempt:
+                for seed in seeds:
+                    self._seeds[seed] = addresses = await resolve(seed)
+                    if addresses:
+                        self.introduce(addresses, f"{seed.host}:{seed.port}")
+                if self._discovery is not None:
+                    for node, addresses in self._discovery.seen().items():
+                        self._announced(node, addresses)
+                    self._check_multicast(self._discovery)
             await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
 
     def _check_multicast(self, discovery: Discovery) -> None:
