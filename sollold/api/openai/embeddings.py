@@ -79,6 +79,11 @@ class _Vectors(msgspec.Struct):
     data: list[_Vector]
 
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_entries = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_vector = msgspec.json.Decoder(list[float])
+
+
 def convert_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
     """Return a response of ``/v1/embeddings`` cut to ``dimensions``, and encoded as base64 if requested.
 
@@ -92,13 +97,15 @@ def convert_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
             vectors = msgspec.json.decode(raw, type=_Vectors).data
             if all(bytes(vector.embedding).startswith(b'"') for vector in vectors):
                 return raw
-        answer = msgspec.json.decode(raw)
-        for entry in answer["data"]:
-            vector = shortened(entry["embedding"], ask.dimensions)
+        answer: dict[str, Any] = _fields.decode(raw)
+        entries: list[dict[str, Any]] = _entries.decode(answer["data"])
+        for entry in entries:
+            # One by one: decoding and encoding all at once would keep other threads, and the loop, waiting.
+            vector = shortened(_vector.decode(entry["embedding"]), ask.dimensions)
+            value: object = vector
             if ask.encoding_format == "base64":
-                entry["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-            else:
-                entry["embedding"] = vector
-    except (msgspec.DecodeError, KeyError, TypeError):
+                value = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            entry["embedding"] = msgspec.Raw(msgspec.json.encode(value))
+    except (msgspec.DecodeError, KeyError, TypeError, OverflowError):
         raise Refusal(Fault.ENGINE, "the engine's embeddings can't be parsed") from None
-    return msgspec.json.encode(answer)
+    return msgspec.json.encode({**answer, "data": entries})
