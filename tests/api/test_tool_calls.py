@@ -102,6 +102,23 @@ async def test_a_required_call_is_streamed(url: str, http: ClientSession) -> Non
     assert choices[-1]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize(
+    "further",
+    [{"tool_choice": "required"}, {"response_format": {"type": "json_object"}}],
+    ids=["forced", "format"],
+)
+async def test_the_deadline_covers_both_tries(
+    serve: Serve, http: ClientSession, further: dict[str, Any]
+) -> None:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"content": "{}"}}
+    service = ScriptedService(0.2, {"choices": [choice]})
+    url = await serve(parts(service, TALKER))
+    body = {"model": "talker", "messages": USER, "tools": [TOOL], "timeout": "5s", **further}
+    await post(http, f"{url}/v1/chat/completions", body)
+    first, second = (ask.deadline for ask in service.asks)
+    assert first == 5.0 and 4.0 < second < 4.9
+
+
 def linked(kind: str, definitions: str) -> dict[str, Any]:
     """Return a tool's schema: a list of values of this type, linked by a definition of the same name."""
     link = {"$ref": f"#/{definitions}/Link"}

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.begun_answer import begins_with_call
+from sollold.api.engine.retry import end_of, ending
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
@@ -38,6 +39,7 @@ class ForcedToolService:
         return self._open_forced(ask, on_wait, call)
 
     async def _open_forced(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
+        end = end_of(ask)
         answer = await self.service.open(ask, on_wait)
         if answer.routing.engine is not Engine.LLAMA:
             return answer
@@ -47,14 +49,14 @@ class ForcedToolService:
         await answer.end()
         forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
         try:
-            answer = await self.service.open(forced, on_wait)
+            answer = await self.service.open(ending(forced, end), on_wait)
         except Refusal as refusal:
             if refusal.fault is Fault.ENGINE and refusal.status >= 500:
                 raise
             if refusal.fault not in (Fault.ENGINE, Fault.BAD_REQUEST):
                 raise
             # The engine can't convert the format: text is better than nothing.
-            return await self.service.open(ask, on_wait)
+            return await self.service.open(ending(ask, end), on_wait)
         if answer.routing.engine is Engine.LLAMA:
             part = "delta" if ask.stream or ask.gathered else "message"
             return Answer(answer.routing, pushed(_translated(answer.batches, part)), answer.close)

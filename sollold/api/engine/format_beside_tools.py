@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sollold.api.engine.begun_answer import begins_with_call
+from sollold.api.engine.retry import end_of, ending
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _FORMATS = ("response_format", "json_schema", "format")
@@ -34,6 +35,7 @@ class FormatBesideToolsService:
         if ask.delivered is not None and ask.delivered.content:
             # The rest of an answer that began as text.
             return await self.service.open(formatted, on_wait)
+        end = end_of(ask)
         answer = await self.service.open(plain, on_wait)
         engine = answer.routing.engine
         if engine not in engines or ask.calls[engine].body.get("tool_choice") == "required":
@@ -42,7 +44,7 @@ class FormatBesideToolsService:
         if calls is not False:
             return answer
         await answer.end()
-        return await self.service.open(formatted, on_wait)
+        return await self.service.open(ending(formatted, end), on_wait)
 
 
 def _has_both(body: dict[str, Any]) -> bool:

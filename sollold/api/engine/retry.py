@@ -10,6 +10,16 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Service, Waiting
 
 
+def end_of(ask: Ask) -> float:
+    """Return when the deadline of a request that begins now passes, in monotonic time; 0.0 for none."""
+    return time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
+
+
+def ending(ask: Ask, end: float) -> Ask:
+    """Return ``ask`` for another try, with the time left until ``end`` as its deadline; 0.0: it has none."""
+    return replace(ask, deadline=max(0.001, end - time.monotonic())) if end else ask
+
+
 class RevisingService:
     """Base of the services that retry a refused request as revised by `_revised`, at most ``tries`` times."""
 
@@ -24,24 +34,24 @@ class RevisingService:
         Raises:
             Refusal: also if the request can't be revised any further.
         """
-        deadline = time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
+        end = end_of(ask)
         try:
             return await self.service.open(ask, on_wait)
         except Refusal as first:
             refusal = first
-        return await self._retry(ask, on_wait, refusal, deadline)
+        return await self._retry(ask, on_wait, refusal, end)
 
     async def _retry(
-        self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, deadline: float
+        self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, end: float
     ) -> Answer:
-        """Retry ``first``, which was refused, in revised forms; ``deadline``: monotonic time, 0 for none."""
+        """Retry ``first``, which was refused, in revised forms; ``end``: from `end_of`."""
         ask = first
         for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
             revised = await self._revised(ask, refusal, attempt) if by_engine else None
             if revised is None:
                 break
-            ask = replace(revised, deadline=max(0.001, deadline - time.monotonic())) if deadline else revised
+            ask = ending(revised, end)
             try:
                 answer = await self.service.open(ask, on_wait)
             except Refusal as next_refusal:

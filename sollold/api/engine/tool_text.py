@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.retry import end_of, ending
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
@@ -30,13 +31,15 @@ class ToolTextService:
         return self._open_with_tools(ask, on_wait, call)
 
     async def _open_with_tools(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
+        end = end_of(ask)
         try:
             answer = await self.service.open(ask, on_wait)
         except Refusal as refusal:
             if not _is_unparsed(refusal):
                 raise
             plain = Call(call.path, {**call.body, "tool_choice": "none"})
-            return await self.service.open(replace(ask, calls={**ask.calls, Engine.LLAMA: plain}), on_wait)
+            uncalled = replace(ask, calls={**ask.calls, Engine.LLAMA: plain})
+            return await self.service.open(ending(uncalled, end), on_wait)
         if answer.routing.engine is Engine.LLAMA and ask.stream:
             return Answer(answer.routing, pushed(_end_cleanly(answer.batches)), answer.close)
         return answer
