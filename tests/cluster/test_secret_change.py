@@ -268,6 +268,28 @@ async def test_a_holder_of_the_former_secret_alone_loses_its_connections(lan: La
     await calls.close()
 
 
+async def test_a_secret_that_could_not_be_used_at_first_is_used_later(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making the new certificate fails once at a follower, in the last step."""
+    follower = next(number for number in range(3) if number != leader(lan))
+    identity = lan.running[follower]._identity
+    change, made = identity.change_tokens, 0
+
+    def failing_once(tokens: Tokens) -> None:
+        nonlocal made
+        made += 1
+        if made == 3:
+            raise OSError(24, "Too many open files")
+        change(tokens)
+
+    monkeypatch.setattr(identity, "change_tokens", failing_once)
+    await lan.changes[leader(lan)].rotate()
+    await until(lambda: made > 3 and lan.settled())
+    assert identity.tokens == lan.ring(follower).tokens
+    await until(lan.led)
+
+
 async def test_an_interrupted_change_completes_by_itself(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
     """All nodes have the next secret and one uses it, but no leader continues the change."""
     monkeypatch.setattr(admission, "_SETTLE_SECONDS", 0.5)

@@ -112,6 +112,7 @@ class Admission:
         self._open = False
         self._clock = ClockWatch()
         self._steps = asyncio.Lock()
+        self._unapplied = False
         self._stepped = time.monotonic()
         self._following: asyncio.Task[None] | None = None
 
@@ -276,14 +277,17 @@ class Admission:
     async def _take(self, ring: Keyring) -> None:
         """Switch to another keyring."""
         before, self.ring = self.ring, ring
-        if ring == before:
+        if ring == before and not self._unapplied:
             return
         self._stepped = time.monotonic()
         self._save()
         if ring.secret != before.secret:
             log.info("the cluster has a new secret, generation %d", ring.generation)
-        if (ring.tokens, ring.refused) != (before.tokens, before.refused):
+        if self._unapplied or (ring.tokens, ring.refused) != (before.tokens, before.refused):
+            # If this fails, for example for lack of file descriptors, it is tried again in `run`.
+            self._unapplied = True
             await self._apply()
+            self._unapplied = False
         self._changed()
 
     def saw(self, live: Iterable[tuple[str, str]]) -> None:
@@ -311,6 +315,9 @@ class Admission:
                 if (self.open_seconds > 0) != self._open:
                     self._open = not self._open
                     self._changed()
+                if self._unapplied:
+                    async with self._steps:
+                        await self._take(self.ring)
                 if unsettled(self.ring) and now - self._stepped > _SETTLE_SECONDS:
                     async with self._steps:
                         await self._take(settled(self.ring))
