@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -17,7 +18,7 @@ class OllamaGGUFResolver:
         self._configured = () if ollama_models_dir is None else (str(ollama_models_dir),)
 
     def get_gguf_path(self, model_name: str) -> str | None:
-        """The path of the model's GGUF file (the first if split), or None if no store has it.
+        """The path of the model's GGUF file (the first if split), or None if no store has it whole.
 
         Raises:
             PermissionError: a store has it, but this user can't read the file.
@@ -29,9 +30,9 @@ class OllamaGGUFResolver:
         if not name:
             return None
         files, unusable = found[name]
-        if files:
+        if _readable(files):
             return files[0]
-        if unusable:
+        if unusable and not _missing(files):
             raise PermissionError(unusable)
         return None
 
@@ -39,7 +40,7 @@ class OllamaGGUFResolver:
 
     def list_available_models(self) -> dict[str, str]:
         """Models with readable files: name → path of the first file."""
-        return {name: files[0] for name, (files, _) in sorted(self._found().items()) if files}
+        return {name: files[0] for name, (files, _) in sorted(self._found().items()) if _readable(files)}
 
     def _found(self) -> dict[str, tuple[tuple[str, ...], str]]:
         from sollold.models.stores import ollama_store
@@ -50,3 +51,19 @@ class OllamaGGUFResolver:
                 if model.format == "gguf":
                     found.setdefault(model.name, (model.files, model.unusable))
         return found
+
+
+def _readable(files: tuple[str, ...]) -> bool:
+    return bool(files) and all(os.access(file, os.R_OK) for file in files)
+
+
+def _missing(files: tuple[str, ...]) -> bool:
+    """Whether a file does not exist; False if its folder may not be entered."""
+    for file in files:
+        try:
+            Path(file).stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+    return False

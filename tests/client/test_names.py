@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -204,6 +205,10 @@ def test_the_resolver_finds_models_of_ollama(tmp_path: Path) -> None:
     assert path is not None and Path(path).is_file() and Path(path).parent == store.root / "blobs"
     assert Path(path).read_bytes()[:4] == b"GGUF"
     assert resolver.get_gguf_path("llama3.1:8b") is None
+    assert resolver.list_available_models() == {"llama3.1:70b": path}
+    store.manifest("half:latest", [store.layer("model", b"GGUF")])
+    (store.root / "blobs" / f"sha256-{hashlib.sha256(b'GGUF').hexdigest()}").unlink()
+    assert resolver.get_gguf_path("half") is None, "its blob is missing"
     assert resolver.list_available_models() == {"llama3.1:70b": path}
 
 
