@@ -46,6 +46,11 @@ class DaemonProcess:
         # Another process may use the daemon, but does not stop it.
         return {**vars(self), "_process": None, "_log": None}
 
+    @property
+    def ended(self) -> bool:
+        """Whether a daemon was started here and has ended by itself, for example killed for memory."""
+        return self._starter == os.getpid() and self._process is not None and self._process.poll() is not None
+
     async def ensure(self) -> None:
         """Ensure that a local daemon runs and its llama.cpp is ready.
 
@@ -53,6 +58,8 @@ class DaemonProcess:
             ClientError: it could not be started; includes the end of its log.
         """
         if await self._answers():
+            if self.ended:
+                self._process = None  # another one has taken its place
             return
         # The first requests may be concurrent, but only one daemon can have the port: no await in between.
         if self._process is None or self._process.poll() is not None:
@@ -77,6 +84,8 @@ class DaemonProcess:
 
     def _start(self) -> None:
         self._starter = os.getpid()
+        if self._log is not None:
+            self._log.unlink(missing_ok=True)
         file, name = tempfile.mkstemp(prefix="sollold-", suffix=".log")
         self._log = Path(name)
         words = [sys.executable, "-m", "sollold", "run", *self._words]

@@ -345,10 +345,11 @@ class HybridRouter(RouterPlacement, Generation):
         Raises:
             ClientError: no daemon was reachable or could be started.
         """
-        if self._ready:
+        ended = self._child is not None and self._child.ended
+        if self._ready and not ended:
             return
         client = self.ollama_pool.client
-        if self._child is not None and not len(client.nodes) and not named_in_environment():
+        if self._child is not None and (ended or not len(client.nodes)) and not named_in_environment():
             await self._child.ensure()
             client.nodes.add([HERE])
         try:

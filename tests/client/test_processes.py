@@ -111,6 +111,31 @@ async def test_forked_children_use_the_parents_pool(node: tuple[Slow, str]) -> N
         await asyncio.to_thread(pool.close)
 
 
+async def test_a_daemon_that_has_ended_is_started_again(
+    node: tuple[Slow, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = node
+    monkeypatch.setattr(daemon_process, "guarded", lambda words: ["sleep", "60"])
+    monkeypatch.setattr(DaemonProcess, "_answers", lambda self: asyncio.sleep(0, False))
+    monkeypatch.setattr(DaemonProcess, "_wait", lambda self: asyncio.sleep(0))
+    async with HybridRouter(auto_setup_rpc=True) as router:
+        child = router._child
+        assert child is not None
+        child._start()
+        router.ollama_pool.client.nodes.add([url])
+        first = child._process
+        for _ in range(2):
+            await router.connect()
+        assert first is not None and child._process is first
+        first.kill()
+        await asyncio.to_thread(first.wait)
+        for _ in range(2):
+            await router.connect()
+        second = child._process
+        assert second is not None and second is not first and second.poll() is None
+    assert second.poll() is not None
+
+
 def test_a_daemon_is_stopped_from_another_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_process, "guarded", lambda words: ["sleep", "60"])
     daemon = DaemonProcess(url="http://127.0.0.1:9")
