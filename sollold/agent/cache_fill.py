@@ -13,17 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sollold.agent import tensor_copy
 from sollold.agent.read_ahead import ReadAhead
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -33,9 +32,8 @@ from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 from sollold.models.stores.threads import in_thread, lower_priority
 from sollold.models.transfer.download import BlockingSource, SourceError, Stop
-from sollold.models.transfer.file_digest import digest_between
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash, same_bytes
-from sollold.models.transfer.partial_file import Item, write_all
+from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.peer_source import NodeSource, items_of, paths_of
 from sollold.units import bytes_text
 
@@ -43,7 +41,6 @@ log = logging.getLogger("sollold.agent")
 
 PATIENCE = 10.0
 """Seconds without progress after which the head sends its data instead."""
-_CHUNK = 8 << 20
 _PARALLEL = 2
 """Parallel copies, and parallel connections per node."""
 _MAX_FAILURES = 3
@@ -230,10 +227,12 @@ class CacheFill:
                     source, matches = paths[tensor.file], True
                     if tensor.file in self._whole:
                         span = (tensor.start, tensor.size)
-                        await in_thread(threads, copy_bytes, source, *span, file, stop, self._count_chunk)
+                        await in_thread(
+                            threads, tensor_copy.copy_bytes, source, *span, file, stop, self._count_chunk
+                        )
                     else:
                         digest = partial(
-                            _copy_and_digest, source, tensor.start, file, stop, self._count_chunk
+                            tensor_copy.copy_and_digest, source, tensor.start, file, stop, self._count_chunk
                         )
                         matches = await self._matches_head(tensor, digest, threads)
                 except (OSError, IndexError) as error:
@@ -257,11 +256,11 @@ class CacheFill:
         if not set(nodes) - {self._request.head}:
             return  # The head would send it just as fast.
         chunks = deque(
-            (tensor, start, min(start + _CHUNK, tensor.start + tensor.size))
+            (tensor, start, min(start + tensor_copy.CHUNK_BYTES, tensor.start + tensor.size))
             for tensor in wanted
-            for start in range(tensor.start, tensor.start + tensor.size, _CHUNK)
+            for start in range(tensor.start, tensor.start + tensor.size, tensor_copy.CHUNK_BYTES)
         )
-        remaining = {tensor.name: -(-tensor.size // _CHUNK) for tensor in wanted}
+        remaining = {tensor.name: -(-tensor.size // tensor_copy.CHUNK_BYTES) for tensor in wanted}
 
         async def fetch_from(source: BlockingSource) -> None:
             stop = Stop()
@@ -271,7 +270,7 @@ class CacheFill:
                 tensor, start, end = chunk = chunks.popleft()
                 file = folder / self._numbers[tensor.name]
                 try:
-                    await in_thread(threads, _fetch_chunk, source, tensor, start, end, file, stop)
+                    await in_thread(threads, tensor_copy.fetch_chunk, source, tensor, start, end, file, stop)
                 except (SourceError, OSError) as error:
                     log.info("%s: %s", tensor.name, error)
                     chunks.appendleft(chunk)
@@ -281,7 +280,7 @@ class CacheFill:
                 self._count_chunk()
                 remaining[tensor.name] -= 1
                 if not remaining[tensor.name]:
-                    digest = partial(_digest, file, tensor.start)
+                    digest = partial(tensor_copy.digest_file, file, tensor.start)
                     self._finish(tensor, file, await self._matches_head(tensor, digest, threads))
 
         sources = [self._connect(node, self._request.digest) for node in nodes]
@@ -333,85 +332,6 @@ class CacheFill:
 def tensor_key(tensor: WantedTensor) -> str:
     """Return a tensor's key in the cache index."""
     return f"{tensor.file}:{tensor.start}:{tensor.size}"
-
-
-def copy_bytes(
-    path: str, start: int, size: int, target: Path, stop: Stop, notify: Callable[[], None] = lambda: None
-) -> None:
-    """Copy part of a file within the kernel, sharing blocks if the file system can. Blocks.
-
-    ``notify`` is called after each chunk.
-
-    Raises:
-        OSError: reading or writing failed, the file is too short, or ``stop`` was set.
-    """
-    with ExitStack() as stack:
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, source)
-        output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, output)
-        copied, in_kernel = 0, True
-        while copied < size:
-            if stop.stopped:
-                raise InterruptedError("the copy was cancelled")
-            count = min(_CHUNK, size - copied)
-            try:
-                if in_kernel:
-                    count = os.copy_file_range(source, output, count, start + copied, copied)
-                else:
-                    count = os.sendfile(output, source, start + copied, count)
-            except OSError:
-                if not in_kernel or copied:
-                    raise
-                in_kernel = False  # Not supported between these file systems.
-                continue
-            if not count:
-                raise OSError(f"{path} is too short")
-            copied += count
-            notify()
-
-
-def _fetch_chunk(
-    source: BlockingSource, tensor: WantedTensor, start: int, end: int, file: Path, stop: Stop
-) -> None:
-    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def write(offset: int, data: memoryview) -> None:
-        write_all(output, offset - tensor.start, data)
-
-    try:
-        source.fetch_range(tensor.file, start, end, write, stop)
-    finally:
-        os.close(output)
-
-
-def _digest(file: Path, base: int, start: int, end: int, key: str) -> str:
-    """Digest part of a tensor in a ``file`` of its own; in the model's file the tensor begins at ``base``."""
-    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return digest_between(handle, start - base, end - base, key)
-    finally:
-        os.close(handle)
-
-
-def _copy_and_digest(
-    path: str, base: int, target: Path, stop: Stop, notify: Callable[[], None], start: int, end: int, key: str
-) -> str:
-    """Copy part of the model's file to a tensor's own, which begins at ``base``; return its digest."""
-    with ExitStack() as stack:
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, source)
-        output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, output)
-        place = start - base
-
-        def write(piece: bytes) -> None:
-            nonlocal place
-            write_all(output, place, piece)
-            place += len(piece)
-            notify()
-
-        return digest_between(source, start, end, key, lambda: stop.stopped, write)
 
 
 async def _run_all(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from sollold.agent import cache_fill
-from sollold.agent.cache_fill import CacheFill, copy_bytes, tensor_key
+from sollold.agent import cache_fill, tensor_copy
+from sollold.agent.cache_fill import CacheFill, tensor_key
+from sollold.agent.tensor_copy import copy_bytes
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import FillCache, WantedTensor
@@ -129,7 +130,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(tensor_cache, "_SPARE_BYTES", 0)
-    monkeypatch.setattr(cache_fill, "_CHUNK", 3000)
+    monkeypatch.setattr(tensor_copy, "CHUNK_BYTES", 3000)
     bench = Bench(tmp_path)
     yield bench
     for fill in bench.fills:
@@ -156,7 +157,7 @@ async def test_a_hanging_read_does_not_delay_closing(
         reading.set()
         release.wait()
 
-    monkeypatch.setattr(cache_fill, "_copy_and_digest", hanging)
+    monkeypatch.setattr(tensor_copy, "copy_and_digest", hanging)
     monkeypatch.setattr(cache_fill, "_CLOSE_SECONDS", 0.05)
     fill = bench.fill(copy)
     await asyncio.to_thread(reading.wait)
