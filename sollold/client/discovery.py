@@ -117,7 +117,8 @@ async def on_the_lan(seconds: float = _LISTEN_SECONDS) -> list[str]:
     try:
         browser = AsyncServiceBrowser(zeroconf.zeroconf, _SERVICE, handlers=[heard])
         try:
-            await asyncio.wait_for(found.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await found.wait()
             await asyncio.sleep(_ENOUGH_SECONDS)
         except TimeoutError:
             pass

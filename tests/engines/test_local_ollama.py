@@ -363,6 +363,22 @@ async def test_a_hung_ollama_is_removed_until_it_answers(
     await until(lambda: names(ollama))
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_the_watch_ends_also_in_the_moment_of_a_use(make: Make, standin: Standin, turns: int) -> None:
+    ollama = make(standin.url)
+    ollama._poll = 60.0
+    await ollama.start()
+    await until(lambda: names(ollama))
+    await asyncio.sleep(0.1)
+    ollama._poll_now.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    assert ollama._task is not None
+    ollama._task.cancel()
+    await asyncio.wait({ollama._task}, timeout=5.0)
+    assert ollama._task.done()
+
+
 async def test_a_missing_ollama_is_no_problem(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[bool] = []
     connect = LocalOllama._connect

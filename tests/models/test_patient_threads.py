@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sollold.models.stores import patient_read
 from sollold.models.stores.patient_threads import PatientThreads
 from sollold.models.transfer import peer_source
 from tests.doubles import until
@@ -129,3 +130,20 @@ async def test_a_failed_read_is_reported_only_to_its_caller(tmp_path: Path) -> N
         gc.collect()
         await asyncio.sleep(0)
     assert reports == []
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_a_cancellation_in_the_moment_of_the_answer_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(patient_read, "in_own_thread", lambda work, name: answer)
+    reading = asyncio.create_task(patient_read.read_patiently(lambda: 1, "/share/a"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    answer.set_result(1)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading

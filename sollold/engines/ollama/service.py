@@ -29,6 +29,7 @@ from sollold.models.stores.ollama_unit import ollama_service
 from sollold.retry import LogAndRetry
 from sollold.settings.schema import OllamaSettings
 from sollold.tasks import cancel_and_wait
+from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.engines")
 
@@ -317,8 +318,8 @@ class LocalOllama:
                 log.debug("Ollama: %s", error)
             if self._own is not None and self._own.ended:
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poll_now.wait(), self._poll)
+            await sleep_until_set(self._poll_now, self._poll)
+            if self._poll_now.is_set():
                 await asyncio.sleep(min(0.3, self._poll))  # A use shows in /api/ps a moment later.
         if self._own is not None and self._own.started:
             log.warning("Ollama has not answered %d times; restarting it", _MAX_HANGS)

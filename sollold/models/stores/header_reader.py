@@ -99,7 +99,8 @@ class HeaderReader:
         folder = Path(path).parent
         if key not in self._silent:
             try:
-                return await asyncio.wait_for(asyncio.shield(reading), PATIENCE)
+                async with asyncio.timeout(PATIENCE):
+                    return await asyncio.shield(reading)
             except TimeoutError:
                 if not reading.done():
                     self._silent[key] = folder

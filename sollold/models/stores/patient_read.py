@@ -26,7 +26,8 @@ async def read_patiently(work: Callable[[], T], path: str | Path, seconds: float
         LookupError: it took longer than ``seconds``; the message names the folder. The read itself continues.
     """
     try:
-        return await asyncio.wait_for(asyncio.shield(in_own_thread(work, name=f"read {path}")), seconds)
+        async with asyncio.timeout(seconds):
+            return await asyncio.shield(in_own_thread(work, name=f"read {path}"))
     except TimeoutError:
         raise LookupError(no_answer(Path(path).parent)) from None
 

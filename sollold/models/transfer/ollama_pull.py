@@ -28,9 +28,10 @@ async def pull_through_ollama(
     succeeded, silence = False, _SILENCE_SECONDS
     try:
         body = {"model": name, "stream": True, **({"insecure": True} if insecure else {})}
-        posting = session.post(url, json=body, timeout=timeout)
-        async with await asyncio.wait_for(posting, silence) as answer:
-            while raw := await asyncio.wait_for(answer.content.readline(), silence):
+        async with asyncio.timeout(silence):
+            answer = await session.post(url, json=body, timeout=timeout)
+        async with answer:
+            while raw := await _next_line(answer, silence):
                 line = json.loads(raw) if raw.strip() else {}
                 if not isinstance(line, dict):
                     continue
@@ -50,3 +51,13 @@ async def pull_through_ollama(
         raise PullError(f"Ollama's pull of {name} was interrupted: {error}") from None
     if not succeeded:
         raise PullError(f"Ollama's pull of {name} was interrupted; pull it again to go on")
+
+
+async def _next_line(answer: aiohttp.ClientResponse, silence: float) -> bytes:
+    """Return the next line; empty at the end.
+
+    Raises:
+        TimeoutError: there was none within ``silence`` seconds.
+    """
+    async with asyncio.timeout(silence):
+        return await answer.content.readline()
