@@ -10,6 +10,7 @@ import pytest
 
 from sollold.cluster.admission import admission
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
+from sollold.cluster.net.identity import Tokens
 from sollold.cluster.net.rpc import PeerError
 from tests.cluster.lan import Lan
 from tests.doubles import until
@@ -71,3 +72,22 @@ async def test_an_admitted_machine_admits_nobody_by_decisions_about_its_former_c
     await admit(lan, 2)
     assert not moved.open_seconds and not moved.invitations.shown
     assert not lan.running[2].me.door_until and not lan.running[2].me.inviting
+
+
+async def test_a_change_that_fails_at_first_is_completed_later(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making the new certificate fails once."""
+    identity = lan.running[2]._identity
+    change, failed = identity.change_tokens, 0
+
+    def failing_once(tokens: Tokens) -> None:
+        nonlocal failed
+        if not failed:
+            failed += 1
+            raise OSError(24, "Too many open files")
+        change(tokens)
+
+    monkeypatch.setattr(identity, "change_tokens", failing_once)
+    await admit(lan, 2)
+    assert failed

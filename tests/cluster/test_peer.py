@@ -129,6 +129,13 @@ async def test_a_call_to_oneself_ends_with_the_server(pair: Pair) -> None:
         await call
 
 
+async def test_a_node_evicted_right_after_its_handshake_is_refused(pair: Pair) -> None:
+    await pair.start()
+    assert pair.peers[0]._protocol(HTTP, IDS[1]) is not None
+    pair.peers[0]._identity.refused.add(IDS[1])
+    assert pair.peers[0]._protocol(HTTP, IDS[1]) is None
+
+
 async def test_a_call_to_an_unreachable_node_fails(pair: Pair) -> None:
     pair.where[IDS[0]] = [("127.0.0.1", 1)]
     with pytest.raises(PeerError, match="nothing listens there") as caught:

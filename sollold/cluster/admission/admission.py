@@ -357,5 +357,7 @@ class Admission:
             self.invitations.close()
             self._save()
             log.info("admitted to the cluster of %s (%s)", name, node)
+            self._unapplied = True
             await self._moved(node, address)
+            self._unapplied = False
         self._changed()

@@ -101,9 +101,12 @@ class NodeAdmission:
         # Before anything is awaited: the nodes of the former cluster would be remembered as members of this
         # one, and announced to it.
         self._runner.forget_others()
-        await self._use_secret()
-        await self._connections.leave_cluster()
-        self._meet(node, address)
+        try:
+            await self._use_secret()
+            await self._connections.leave_cluster()
+        finally:
+            # The secret is used later if that failed.
+            self._meet(node, address)
 
     def _meet(self, node: str, address: Address) -> None:
         """Introduce the member ``node`` at ``address``."""

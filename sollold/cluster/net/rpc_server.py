@@ -210,7 +210,11 @@ class RpcServer:
 
     def _protocol(self, alpn: str | None, peer: str) -> asyncio.Protocol | None:
         make = self._protocols.get(alpn or "")
-        return make(peer) if make is not None and (peer or alpn in STRANGERS) else None
+        if make is None:
+            return None
+        # A node may have been evicted since its handshake, when its other connections were closed.
+        member = peer and peer not in self._identity.refused
+        return make(peer) if member or alpn in STRANGERS else None
 
     def _http(self, peer: str) -> asyncio.Protocol:
         assert self._runner is not None and self._runner.server is not None
