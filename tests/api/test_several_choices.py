@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import ScriptedService, parts
+from tests.api.api_parts import BODIES, ScriptedService, chunk, parts
 from tests.api.conftest import Serve
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -172,3 +172,23 @@ async def test_usage_of_llama_cpps_choices(path: str, real: str, http: ClientSes
             {"message"} if path == CHAT else {"text"}
         )
     assert usages[1][0] == usages[0][0] and usages[1][1] > usages[0][1] > 0
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{"choices": [{"index": "a"}]}, {"choices": [{"index": 0, "delta": {"content": 5}}]}, b"{"],
+)
+async def test_an_unreadable_chunk_is_the_engines_error(
+    serve: Serve, http: ClientSession, event: Any
+) -> None:
+    url = await serve(parts(ScriptedService(chunk("a"), event)))
+    body = {"model": "demo", "messages": [{"role": "user", "content": "a"}], "n": 2}
+    async with http.post(url + "/v1/chat/completions", json=body) as answer:
+        assert answer.status == 502 and "unreadable" in await answer.text()
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_an_unreadable_record_is_ollamas_error(serve: Serve, http: ClientSession, path: str) -> None:
+    url = await serve(parts(ScriptedService(b"<html>", engine=Engine.OLLAMA)))
+    async with http.post(url + path, json={**BODIES[path], "stream": False}) as answer:
+        assert answer.status == 502 and "unreadable" in await answer.text()

@@ -45,7 +45,7 @@ class RevisingService:
         self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, end: float
     ) -> Answer:
         """Retry ``first``, which was refused, in revised forms; ``end``: from `end_of`."""
-        ask = first
+        ask = ending(first, end)
         for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
             revised = await self._revised(ask, refusal, attempt) if by_engine else None

@@ -63,7 +63,7 @@ class LineEncoder:
         return b"".join([msgspec.json.encode(record) + b"\n" for record in self._lines.feed(raw)])
 
     def _last(self, raw: bytes, routing: Routing) -> bytes:
-        record = msgspec.json.decode(raw)
+        record = _read(raw)
         if record.get("done") is True:
             self._ended = True
             record["_routing"] = routing_object(routing, self._started)
@@ -91,11 +91,26 @@ class LineEncoder:
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the only record of an answer that is not streamed."""
         if routing.engine is Engine.OLLAMA:
-            record = msgspec.json.decode(raw)
+            record = _read(raw)
         else:
             record = self._lines.whole(raw, routing, time.monotonic() - self._started)
         record["_routing"] = routing_object(routing, self._started)
         return msgspec.json.encode(record)
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    """Decode a record of an Ollama.
+
+    Raises:
+        Refusal: ENGINE, if it is unreadable.
+    """
+    try:
+        return _record.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable response from Ollama: {error}") from None
+
+
+_record = msgspec.json.Decoder(dict[str, Any])
 
 
 class LoadLines:

@@ -29,9 +29,9 @@ class LogprobColumns:
                 if choice.get("logprobs"):
                     rows = choice["logprobs"]["content"]
                     choice["logprobs"] |= self.columns(rows, choice.get("index", 0))
+            return msgspec.json.encode(answer)
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
             return raw
-        return msgspec.json.encode(answer)
 
     def columns(self, rows: list[dict[str, Any]], choice: int = 0) -> dict[str, Any]:
         """Return the columns for ``rows``, the next tokens of a choice.

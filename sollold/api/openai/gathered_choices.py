@@ -14,6 +14,7 @@ from sollold.api.engine.chunks import read_chunk
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.http.encoder import Encoder
 from sollold.api.openai.sse import with_required
+from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
 
 _OMITTED = ("choices", "usage", "timings", "object")
@@ -37,9 +38,12 @@ class GatheredChoices(SseEncoder):
         """Collect the event's chunk; no bytes are sent.
 
         Raises:
-            Refusal: ENGINE, if the event is an error.
+            Refusal: ENGINE, if the event is an error or unreadable.
         """
-        self._collect(self._chunks.event(raw))
+        try:
+            self._collect(self._chunks.event(raw))
+        except (msgspec.MsgspecError, TypeError, AttributeError) as error:
+            raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
         return b""
 
     def finish(self, routing: Routing) -> bytes:
@@ -56,13 +60,13 @@ class GatheredChoices(SseEncoder):
             answer["usage"] = self._usage
         return with_required(msgspec.json.encode(answer))
 
-    def _collect(self, data: bytes) -> None:
-        for line in data.split(b"\n\n"):
+    def _collect(self, events: bytes) -> None:
+        for line in events.split(b"\n\n"):
             if not line.startswith(b"data: {"):
                 continue
-            chunk = msgspec.json.decode(line.removeprefix(b"data: "))
-            if "error" in chunk:
-                read_chunk(line.removeprefix(b"data: "))
+            data = line.removeprefix(b"data: ")
+            read_chunk(data)
+            chunk = msgspec.json.decode(data)
             self._head = self._head or {key: value for key, value in chunk.items() if key not in _OMITTED}
             self._usage = chunk.get("usage") or self._usage
             for choice in chunk.get("choices") or ():
