@@ -175,7 +175,8 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
         raise SettingsError(f"{file}: can't be read: {system_reason(error)}{_hint(error)}") from error
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides invalid TOML: numbers that are too long for Python, and lists that are nested too deeply.
         raise SettingsError(f"{file}: not TOML: {error}") from error
     lines = _lines(text)
     sections = [field.name for field in dataclasses.fields(Settings)]
@@ -264,7 +265,7 @@ def _from_text(setting: Setting, text: str, place: str) -> object:
     bare = _base_type(setting.kind)
     is_list, is_table = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
     if (is_list and text.lstrip().startswith("[")) or (is_table and text.lstrip().startswith("{")):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
+        with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):
             return _convert(setting, tomllib.loads(f"value = {text}")["value"], place)
     if bare is bool:
         words = {"1": True, "true": True, "yes": True, "on": True}

@@ -62,7 +62,7 @@ def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, in
             if configured:
                 return None
             continue
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         break
     if not isinstance(http, dict):

@@ -124,9 +124,12 @@ def test_an_invalid_key_or_value_is_refused_with_its_line(
     assert not {"abc", "123"} & set(re.findall(r"\w+", str(refused.value))), "secrets are not shown"
 
 
-def test_invalid_toml_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[http", f"x = {'[' * 5000}{']' * 5000}", "x = " + "1" * 5000])
+def test_invalid_toml_is_refused(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
     with pytest.raises(SettingsError, match="not TOML"):
-        load(write(tmp_path, "[http"), {})
+        load(file, {})
+    assert local_address({"SOLLOLD_CONFIG": str(file)}) is None
 
 
 def test_a_file_with_a_bom_and_crlf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
