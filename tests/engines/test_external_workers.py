@@ -283,6 +283,22 @@ async def test_a_worker_that_is_not_allowed_is_not_a_device(
         assert not refused.ok
 
 
+async def test_the_watch_continues_after_an_unforeseen_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "_INTERVAL", 0.01)
+    failures = [RuntimeError("unforeseen")]
+
+    def taken() -> frozenset[str]:
+        if failures:
+            raise failures.pop()
+        return frozenset()
+
+    external = ExternalWorkers(["127.0.0.1:1"], True, {}, taken, lambda: None)
+    external.use_version(OURS)
+    async with watched(external):
+        await until(lambda: external.listed()[0].state is ExternalState.DEAD)
+    assert not failures
+
+
 async def test_workers_named_by_requests_are_listed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: set[str] = set()
     external = ExternalWorkers([], True, {}, lambda: frozenset(taken), lambda: None)

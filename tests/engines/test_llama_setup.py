@@ -534,6 +534,25 @@ async def test_a_failed_setup_is_repeated(workshop: Workshop, monkeypatch: pytes
     assert (await asyncio.wait_for(work, 30)).server == server
 
 
+async def test_an_unforeseen_error_does_not_end_the_setup(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find.Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", frozenset())
+    results = iter((RuntimeError("can't start new thread"), RuntimeError("can't start new thread"), found))
+
+    async def attempt(*arguments: object) -> find.Llama:
+        if isinstance(result := next(results), Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(llama_setup, "set_up", attempt)
+    monkeypatch.setattr(llama_setup, "LOOK_SECONDS", 0.0)
+    failures: list[str] = []
+    work = persist(LlamaSettings(), folder, lambda progress: None, lambda error: failures.append(str(error)))
+    assert await asyncio.wait_for(work, 5.0) is found
+    assert failures == ["internal error: can't start new thread"]
+
+
 def test_two_simultaneous_setups_build_once(workshop: Workshop) -> None:
     gate = workshop.folder / "gate"
     workshop.ninja(f'while [ ! -e "{gate}" ]; do sleep 0.05; done')

@@ -16,6 +16,7 @@ from sollold.engines.external.rpc_protocol import Version
 from sollold.facts import dataclass
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalDevice, ExternalState, ExternalWorker, split_address
+from sollold.retry import LogAndRetry
 from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.engines")
@@ -159,22 +160,27 @@ class ExternalWorkers:
 
     async def run(self) -> None:
         """Watch the workers until cancelled."""
-        loop = asyncio.get_running_loop()
+        retrying = LogAndRetry("the watch of external workers", log)
         while self._watched:
-            taken = self._taken()
-            now = loop.time()
-            self._forget_unnamed(now, taken)
-            for address, watch in self._watched.items():
-                if address in taken:
-                    self._update(watch, replace(watch.worker, state=ExternalState.TAKEN, reason=""))
-                elif watch.worker.state is ExternalState.TAKEN:
-                    # Whether it survived its client is unknown: it is offered again only after a probe.
-                    reason = "a deployment has just released it"
-                    self._update(watch, replace(watch.worker, state=ExternalState.CHECKING, reason=reason))
-                    watch.due = now
-            due = [watch for watch in self._watched.values() if now >= watch.due and self._local is not None]
-            await asyncio.gather(*(self._probe(watch) for watch in due if watch.worker.address not in taken))
+            with retrying:
+                await self._check_all()
             await asyncio.sleep(_INTERVAL)
+
+    async def _check_all(self) -> None:
+        """Update the states of workers that were taken or released, and probe those that are due."""
+        taken = self._taken()
+        now = asyncio.get_running_loop().time()
+        self._forget_unnamed(now, taken)
+        for address, watch in self._watched.items():
+            if address in taken:
+                self._update(watch, replace(watch.worker, state=ExternalState.TAKEN, reason=""))
+            elif watch.worker.state is ExternalState.TAKEN:
+                # Whether it survived its client is unknown: it is offered again only after a probe.
+                reason = "a deployment has just released it"
+                self._update(watch, replace(watch.worker, state=ExternalState.CHECKING, reason=reason))
+                watch.due = now
+        due = [watch for watch in self._watched.values() if now >= watch.due and self._local is not None]
+        await asyncio.gather(*(self._probe(watch) for watch in due if watch.worker.address not in taken))
 
     async def check(self, address: str) -> str:
         """Probe a worker that a deployment is about to use; return why it is unusable, or an empty string."""

@@ -38,6 +38,7 @@ from sollold.engines.install.toolchain import (
 )
 from sollold.errors import system_reason
 from sollold.facts import dataclass
+from sollold.retry import LogAndRetry
 from sollold.settings.schema import GIB, MIB, LlamaSettings
 from sollold.units import bytes_text
 
@@ -110,9 +111,13 @@ async def persist(
             return await set_up(settings, cache, tell)
         except SetupFailed as error:
             failed(error)
+        except Exception as error:
+            log.exception("the set-up of llama.cpp failed")
+            failed(SetupFailed(f"internal error: {error or type(error).__name__}"))
+        retrying = LogAndRetry("the search for llama.cpp", log)
         for _ in range(searches):
             await asyncio.sleep(LOOK_SECONDS)
-            with contextlib.suppress(SetupFailed):
+            with retrying, contextlib.suppress(SetupFailed):
                 return await set_up(replace(settings, build=False), cache, _ignore_progress)
         searches *= 2
 
