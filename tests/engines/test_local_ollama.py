@@ -201,6 +201,7 @@ async def test_a_store_of_hundreds_of_models_does_not_make_the_record_too_big(
     models.use_loaded([Loaded(found[-1].name, 1000, digest=found[-1].digest)])
     models.publish()
     assert len(encode(view.me)) < RECORD_LIMIT
+    assert len(view.me.endpoints) > 200
     assert [endpoint.id for endpoint in view.me.endpoints if endpoint.loaded], "those in use come first"
 
 

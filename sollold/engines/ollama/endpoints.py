@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from sollold.cluster.gossip.packet import RECORD_LIMIT, encode
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint
 from sollold.cluster.net.view import View
 from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag
@@ -27,8 +28,8 @@ _EXPIRY_SECONDS = 10.0
 """Minimum interval between updates in which only expiry times change, in seconds."""
 _SHOW_SECONDS = 1.0
 """Seconds after which no further model is asked about; the rest follow with the next list."""
-_MAX_ENDPOINTS = 192
-"""Maximum models published, those in use first: the other nodes reject a record above `RECORD_LIMIT`."""
+_MAX_BYTES = RECORD_LIMIT * 3 // 4
+"""Maximum encoded size of the models published: other nodes reject a record above its limit."""
 _GATHER_SECONDS = 0.25
 """Interval in which changes of request counts are gathered into one record update, in seconds."""
 
@@ -166,14 +167,17 @@ class OllamaEndpoints:
     def _limited(self, found: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
         """Return as many endpoints as a record carries, in the same order."""
         endpoints = tuple(found)
-        left_out = max(0, len(endpoints) - _MAX_ENDPOINTS)
+        kept, size = set(), 0
+        # Those in use come first.
+        for endpoint in sorted(endpoints, key=lambda e: not (e.loaded or e.active or e.waiting)):
+            size += len(encode(endpoint))
+            if size > _MAX_BYTES:
+                break
+            kept.add(endpoint.id)
+        left_out = len(endpoints) - len(kept)
         if left_out and left_out != self._left_out:
             log.warning("Ollama has %d models; %d of them are not offered", len(endpoints), left_out)
         self._left_out = left_out
-        if not left_out:
-            return endpoints
-        used_first = sorted(endpoints, key=lambda e: not (e.loaded or e.active or e.waiting))
-        kept = {endpoint.id for endpoint in used_first[:_MAX_ENDPOINTS]}
         return tuple(endpoint for endpoint in endpoints if endpoint.id in kept)
 
     def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
