@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
+
+from sollold.retry import LogAndRetry
+
+log = logging.getLogger("sollold")
 
 _ARENA_MAX = -8
 """``M_ARENA_MAX`` of glibc's malloc.h."""
@@ -48,17 +53,19 @@ async def trim_periodically(pools: Sequence[ThreadPool]) -> None:
     """
     memory = ReclaimableMemory()
     loop = asyncio.get_running_loop()
+    attempt = LogAndRetry("returning unused memory", log)
     pauses = iter((_START_SECONDS, _START_SECONDS))
     executor: ThreadPoolExecutor | None = None
     while True:
         await asyncio.sleep(next(pauses, _PERIOD_SECONDS))
-        for pool in pools:
-            pool.end_idle_threads()
-        former, executor = executor, ThreadPoolExecutor(thread_name_prefix="loop")
-        loop.set_default_executor(executor)
-        if former is not None:
-            former.shutdown(wait=False)  # its threads finish their work first
-        await asyncio.to_thread(memory.give_back)
+        with attempt:
+            for pool in pools:
+                pool.end_idle_threads()
+            former, executor = executor, ThreadPoolExecutor(thread_name_prefix="loop")
+            loop.set_default_executor(executor)
+            if former is not None:
+                former.shutdown(wait=False)  # its threads finish their work first
+            await asyncio.to_thread(memory.give_back)
 
 
 class ReclaimableMemory:
