@@ -7,12 +7,14 @@ import gzip
 import json
 import socket
 import zlib
+from typing import Any
 
 import msgspec
 import pytest
 from aiohttp import ClientSession
 
 from sollold.api.http.application import Listener, build_app
+from sollold.errors import Fault, Refusal
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import (
     CHAT,
@@ -212,6 +214,17 @@ async def test_request_ids(serve: Serve, http: ClientSession) -> None:
     named = {"X-Request-Id": "mine-2", "anthropic-version": "2023-06-01"}
     async with http.post(f"{url}/v1/messages", json={**CHAT, "max_tokens": 5}, headers=named) as answer:
         assert answer.headers["request-id"] == "mine-2"
+    failing = (chunk("a"), Refusal(Fault.INTERRUPTED, "the engine died"))
+    tries: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
+        ({"messages": []}, ()),
+        ({"stream": True}, failing),
+    ]
+    for body, events in tries:
+        service.events = events
+        asked = {**CHAT, "max_tokens": 5, **body}
+        async with http.post(f"{url}/v1/messages", json=asked, headers=named) as answer:
+            text = await answer.text()
+            assert '"type":"error"' in text and '"request_id":"mine-2"' in text
     async with http.get(f"{url}/api/version", headers={"X-Request-Id": "not sane"}) as answer:
         assert "request-id" not in answer.headers
         assert answer.headers["X-Request-Id"] != "not sane"

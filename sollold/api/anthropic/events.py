@@ -21,9 +21,16 @@ class MessageEvents(EventTranslator):
     """The events of one message, from ``message_start`` to ``message_stop``."""
 
     def __init__(
-        self, model: str, stop_sequences: Sequence[str] = (), *, omit_thinking: bool = False
+        self,
+        model: str,
+        stop_sequences: Sequence[str] = (),
+        *,
+        omit_thinking: bool = False,
+        request: str = "",
     ) -> None:
+        """``request``: the request's id, for errors."""
         super().__init__()
+        self._request = request
         self._omits = omit_thinking
         self._id = "msg_" + secrets.token_hex(12)
         self._model = model
@@ -45,7 +52,7 @@ class MessageEvents(EventTranslator):
 
     def fail(self, refusal: Refusal) -> list[Event]:
         """Return the error as an event."""
-        return [refusal_object(Dialect.ANTHROPIC, refusal)]
+        return [refusal_object(Dialect.ANTHROPIC, refusal, self._request)]
 
     def _begin(self) -> list[Event]:
         if self._started:

@@ -46,6 +46,7 @@ _ERRORS: dict[Dialect, dict[str, Any]] = {
                 "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
                 "required": ["type", "message"],
             },
+            "request_id": {"type": ["string", "null"]},
         },
         "required": ["type", "error"],
     },

@@ -75,22 +75,30 @@ def status_of(refusal: Refusal) -> int:
 
 
 def error_object(
-    dialect: Dialect, status: int, message: str, code: str | None = None, field: str = ""
+    dialect: Dialect,
+    status: int,
+    message: str,
+    code: str | None = None,
+    field: str = "",
+    request: str = "",
 ) -> dict[str, Any]:
-    """Return the body of an error in ``dialect``. ``field``: the request's invalid field."""
+    """Return the body of an error in ``dialect``. ``field``: the request's invalid field; ``request``: the
+    request's id, which Anthropic's errors contain.
+    """
     # A path or a header in the message may have bytes that are not UTF-8.
     message = message.encode("utf-8", "replace").decode()
     if dialect is Dialect.OLLAMA:
         return {"error": message}
     if dialect is Dialect.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": message}}
+        error = {"type": kind, "message": message}
+        return {"type": "error", "error": error, "request_id": request or None}
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
 
 
-def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
-    """Return the body of a refusal in ``dialect``.
+def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dict[str, Any]:
+    """Return the body of a refusal in ``dialect``. ``request``: as for `error_object`.
 
     A prompt that is too long gets the code or message by which agents recognize that they must shorten it.
     """
@@ -99,12 +107,12 @@ def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:
             message = f"prompt is too long: {message}"
-    return error_object(dialect, status_of(refusal), message, code, refusal.field)
+    return error_object(dialect, status_of(refusal), message, code, refusal.field, request)
 
 
-def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:
+def refusal_bytes(dialect: Dialect, refusal: Refusal, request: str = "") -> bytes:
     """Return `refusal_object` as JSON."""
-    return msgspec.json.encode(refusal_object(dialect, refusal))
+    return msgspec.json.encode(refusal_object(dialect, refusal, request))
 
 
 def retry_after(refusal: Refusal) -> str | None:

@@ -101,7 +101,7 @@ class Guard:
 
     async def _answer(self, request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
         if forbidden := _cross_origin_refusal(request, self.origins, self.hosts):
-            return json_response_of(dialect, 403, forbidden)
+            return json_response_of(dialect, 403, forbidden, request[ID])
         if request.method == "OPTIONS" and (
             "Access-Control-Request-Method" in request.headers or request.path == "*"
         ):
@@ -109,26 +109,26 @@ class Guard:
         try:
             denied = await self.access.admit(request)
             if denied is not None:
-                return _denied(dialect, denied)
+                return _denied(dialect, denied, request[ID])
             return await self._handled(request, handler)
         except Refusal as refusal:
             details = (request.method, request.path, refusal.message)
             log.info("%s %s refused: %s", *details, extra={"request": request[ID]})
             if refusal is revoked(request) and (response := request.get(BEGUN)) is not None:
                 return await _cut_short(request, response, dialect, refusal)
-            return refusal_response(dialect, refusal)
+            return refusal_response(dialect, refusal, request[ID])
         except web.HTTPNotFound:
             return await self._renamed_or_unknown(request, dialect)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return _http_error(dialect, error)
+            return _http_error(dialect, error, request[ID])
         except Exception as error:
             if isinstance(error, ConnectionError) and hung_up(request):
                 raise
             log.exception("%s %s failed", request.method, request.path, extra={"request": request[ID]})
             message = f"internal error; see the node's log for request {request[ID]}"
-            return json_response_of(dialect, 500, message)
+            return json_response_of(dialect, 500, message, request[ID])
 
     async def _handled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         client = client_of(request)
@@ -141,7 +141,7 @@ class Guard:
         renamed = await _renamed(request)
         if renamed is None:
             message = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
-            return json_response_of(dialect, 404, message)
+            return json_response_of(dialect, 404, message, request[ID])
         try:
             return await self._answer(renamed, renamed.match_info.handler, dialect)
         finally:
@@ -164,16 +164,17 @@ async def _cut_short(
     return response
 
 
-def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
+def _http_error(dialect: Dialect, error: web.HTTPException, request: str) -> web.Response:
     """Convert an exception of aiohttp to a response in the dialect."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         methods = ", ".join(sorted(error.allowed_methods))
-        response = json_response_of(dialect, 405, f"method {error.method} is not allowed; use {methods}")
+        message = f"method {error.method} is not allowed; use {methods}"
+        response = json_response_of(dialect, 405, message, request)
         response.headers["Allow"] = methods
         return response
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return json_response_of(dialect, 413, f"body too large: {error.text}")
-    return json_response_of(dialect, error.status, error.text or error.reason)
+        return json_response_of(dialect, 413, f"body too large: {error.text}", request)
+    return json_response_of(dialect, error.status, error.text or error.reason, request)
 
 
 def _copy_account(source: web.Request, target: web.Request) -> None:
@@ -184,8 +185,8 @@ def _copy_account(source: web.Request, target: web.Request) -> None:
         target[FINISHED] = source[FINISHED]
 
 
-def _denied(dialect: Dialect, denied: Denied) -> web.Response:
-    response = json_response_of(dialect, denied.status, denied.message)
+def _denied(dialect: Dialect, denied: Denied, request: str) -> web.Response:
+    response = json_response_of(dialect, denied.status, denied.message, request)
     if denied.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -224,8 +225,8 @@ async def _renamed(request: web.Request) -> web.Request | None:
     return renamed
 
 
-def json_response_of(dialect: Dialect, status: int, message: str) -> web.Response:
-    """Return an error response in the dialect."""
-    response = json_response(error_object(dialect, status, message))
+def json_response_of(dialect: Dialect, status: int, message: str, request: str) -> web.Response:
+    """Return an error response in the dialect. ``request``: the request's id."""
+    response = json_response(error_object(dialect, status, message, request=request))
     response.set_status(status)
     return response

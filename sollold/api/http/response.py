@@ -61,8 +61,8 @@ class ResponseContext:
     inflight: InflightRequests
 
 
-def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
-    """Return the response for a refusal before anything was sent."""
+def refusal_response(dialect: Dialect, refusal: Refusal, request: str) -> web.Response:
+    """Return the response for a refusal before anything was sent. ``request``: the request's id."""
     headers = {}
     seconds = retry_after(refusal)
     if seconds is not None:
@@ -74,7 +74,7 @@ def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     return web.Response(
         status=status,
-        body=refusal_bytes(dialect, refusal),
+        body=refusal_bytes(dialect, refusal, request),
         headers={"Content-Type": JSON, **headers},
     )
 
