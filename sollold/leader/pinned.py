@@ -36,6 +36,8 @@ class _Pinned:
     leaves: bool = False
     """Whether it was about to end since its head drains, or to be reloaded."""
     lost: float | None = None
+    replicas: frozenset[str] = frozenset()
+    """If lost: unpinned deployments of the content that served already, while one of them still does."""
     next: float = 0.0
     told: str = ""
     """Last logged reason why it could not be loaded again; ``told_at``: when it was logged."""
@@ -69,29 +71,40 @@ class PinnedPolicy:
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records what is pinned and what was lost."""
         self._seen |= dict.fromkeys((record.node for record in records), now)
-        self._seen = {node: seen for node, seen in self._seen.items() if now - seen < FORGOTTEN}
+        # A node that drains is probably about to leave on purpose.
+        draining = {record.node for record in records if record.draining}
+        self._seen = {
+            node: seen for node, seen in self._seen.items() if now - seen < FORGOTTEN and node not in draining
+        }
         found = _by_content(records)
         for content, endpoints in found.items():
             before = self._pinned.get(content, _NOT_PINNED)
             for head, endpoint in endpoints:
                 # A model being loaded again counts as lost until it is ready, since the load may fail.
                 running = endpoint.state is State.READY or (is_loading(endpoint) and before.lost is None)
+                leaves = endpoint.closing or head.draining
                 if endpoint.pinned and running:
-                    leaves = endpoint.closing or head.draining
                     self._pinned[content] = _Pinned(head.node, endpoint, leaves, next=before.next)
+                elif leaves and endpoint.id == before.endpoint.id:
+                    # An idle one ends so soon that no record may show it ready and closing.
+                    before.leaves = True
         heads = {record.node: record for record in records}
         for content, pinned in list(self._pinned.items()):
             endpoints = found.get(content, [])
+            ready = frozenset(e.id for _, e in endpoints if e.state is State.READY and not e.closing)
             if pinned.lost is None:
                 lost = _is_lost(pinned, endpoints, heads.get(pinned.head))
                 if lost is None:
                     del self._pinned[content]
                 elif lost:
-                    pinned.lost = now
-            if pinned.lost is not None:
-                answers = any(e.state is State.READY and not e.closing for _, e in endpoints)
-                if answers or now - pinned.lost >= FORGOTTEN:
-                    del self._pinned[content]
+                    pinned.lost, pinned.replicas = now, ready
+            elif ready & pinned.replicas:
+                pinned.replicas |= ready
+            elif pinned.replicas:
+                # The last one has ended, by its keep_alive for example.
+                pinned.lost, pinned.replicas = now, frozenset()
+            elif ready or now - pinned.lost >= FORGOTTEN:
+                del self._pinned[content]
 
     def due(self, records: Sequence[Record], now: float) -> list[tuple[str, Endpoint]]:
         """Return (head, endpoint), as last seen, for each model to load again now."""
@@ -104,17 +117,17 @@ class PinnedPolicy:
         due = []
         for content, pinned in self._pinned.items():
             waited = pinned.lost is not None and now - pinned.lost >= STANDS
-            if waited and now >= pinned.next and content not in loading:
+            if waited and now >= pinned.next and not pinned.replicas and content not in loading:
                 pinned.next = now + AGAIN
                 due.append((pinned.head, pinned.endpoint))
         return due
 
     def lost(self, now: float) -> tuple[LostModel, ...]:
-        """Return all lost models."""
+        """Return all lost models, except those that a replica still serves."""
         return tuple(
             LostModel(pinned.endpoint.model, pinned.head, now - pinned.lost, pinned.told)
             for pinned in self._pinned.values()
-            if pinned.lost is not None
+            if pinned.lost is not None and not pinned.replicas
         )
 
     def is_lost(self, model: str, digest: str) -> bool:

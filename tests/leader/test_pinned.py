@@ -111,6 +111,32 @@ def test_a_model_that_ends_because_of_a_draining_worker_is_due(observed: Observe
     assert observed.due(head(), after=STANDS) == ["x"]
 
 
+def test_a_model_that_is_first_seen_ending_because_of_a_drain_is_due() -> None:
+    # An idle one ends in the turn of the loop in which the drain is noticed.
+    for ending in (
+        head(replace(PINNED, state=State.DRAINING, closing=True)),
+        head(replace(PINNED, state=State.DRAINING), draining=True),
+    ):
+        observed = ObservedPolicy()
+        observed.see(head(PINNED))
+        observed.see(ending)
+        assert observed.due(head()) == []
+        assert observed.due(head(), after=STANDS) == ["x"]
+
+
+def test_a_replica_that_served_before_the_loss_only_postpones_the_reload() -> None:
+    replica = replace(MINE, node="c", endpoints=(replace(PINNED, id="y", pinned=False),))
+    observed = ObservedPolicy()
+    observed.see(head(PINNED), replica)
+    assert observed.due(replica) == []
+    assert observed.due(replica, after=2 * FORGOTTEN) == []
+    assert observed.policy.lost(observed.now) == ()
+    assert observed.policy.is_lost("m", "d")
+    gone = replace(replica, endpoints=())
+    assert observed.due(gone) == []
+    assert observed.due(gone, after=STANDS) == ["x"]
+
+
 def test_another_endpoint_of_the_model_is_sufficient(observed: ObservedPolicy) -> None:
     observed.see()
     assert observed.policy.is_lost("m", "d") and observed.policy.is_lost("M", "")
@@ -125,6 +151,14 @@ def test_nothing_is_due_while_most_machines_are_missing(observed: ObservedPolicy
     observed.see()
     assert observed.due(after=STANDS) == []  # One of four.
     assert observed.due(others[0]) == ["x"]  # Two of four.
+
+
+def test_machines_that_were_stopped_on_purpose_are_not_missing(observed: ObservedPolicy) -> None:
+    others = [replace(MINE, node=node) for node in "cde"]
+    observed.see(head(PINNED), *others)
+    observed.see(head(PINNED, draining=True), *(replace(record, draining=True) for record in others))
+    observed.see()
+    assert observed.due(after=STANDS) == ["x"]
 
 
 def test_a_lost_model_is_forgotten_after_a_time_or_an_unload(observed: ObservedPolicy) -> None:
