@@ -125,8 +125,8 @@ class HttpSettings:
     scheme); ``"*"``: all. A node's own pages are always allowed."""
     hosts: tuple[HostText, ...] = ()
     """Names by which clients may address this node in addition to IP addresses, the nodes' names, localhost,
-    *.local, *.lan, *.internal and *.home.arpa; ``*.example.com``: all subdomains; ``*``: any (no protection
-    against DNS rebinding)."""
+    *.local (for programs on this machine, of these only its own name), *.lan, *.internal and *.home.arpa;
+    ``*.example.com``: all subdomains; ``*``: any (no protection against DNS rebinding)."""
     auth: Literal["", "open", "keys"] = ""
     """Who needs an API key. ``open``: other machines may use models and read without one; ``keys``: they need
     one for everything; empty: as ``open`` until the first key is made. Programs on this machine never need

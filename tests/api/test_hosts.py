@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from aiohttp import ClientSession
@@ -92,6 +93,34 @@ async def test_names_of_nodes_are_accepted(serve: Serve, http: ClientSession) ->
     cluster.change(record(name="anna"), record(node="1" * 16, name="bert"))
     async with http.get(url + "/api/version", headers={"Host": "bert:1"}) as answer:
         assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "forwarded", "status"),
+    [
+        ("evil.local:11435", "", 403),
+        ("evil.local.", "", 403),
+        ("anna.evil.local", "", 403),
+        ("Anna.local:11435", "", 200),
+        ("llm.local", "", 200),
+        ("pc.lan", "", 200),
+        ("evil.local:11435", "192.168.1.7", 200),
+    ],
+)
+async def test_programs_on_the_machine_use_no_mdns_name_that_others_can_claim(
+    serve: Serve,
+    http: ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    forwarded: str,
+    status: int,
+) -> None:
+    """A page under such a name, pointed at 127.0.0.1, would have all rights in a browser on the machine."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "anna.example.com")
+    url = await serve(parts(cluster=PlainCluster(record(name="carl"))), hosts=("llm.local",))
+    headers = {"Host": host, "Origin": f"http://{host}"} | ({"Via": forwarded} if forwarded else {})
+    async with http.get(url + "/api/version", headers=headers) as answer:
+        assert answer.status == status
 
 
 @pytest.mark.parametrize(

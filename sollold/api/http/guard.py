@@ -15,6 +15,7 @@ from sollold import tracing
 from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
 from sollold.api.http.body import release_body
 from sollold.api.http.caller import ID, request_id
+from sollold.api.http.client_address import address_of
 from sollold.api.http.cors import Origins, allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_bytes
 from sollold.api.http.hosts import Hosts, cross_site
@@ -198,8 +199,9 @@ def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts) 
     if not request.raw_path.startswith("/") and request.url.raw_authority:
         # The target is a whole URL, as for proxies: that name counts, too (RFC 9112, 3.2.2).
         names.append(request.url.raw_authority)
+    local = address_of(request, ()).local
     for host in names:
-        if not hosts.accepts(host):
+        if not hosts.accepts(host, local=local):
             return f"host {host[:200]} is not allowed; add it to hosts in sollold.toml, [http]"
     for origin in request.headers.getall("Origin", ()):
         if not allowed(origin, request.host, origins.allowed):

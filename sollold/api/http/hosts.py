@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import socket
 from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
 _LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 """No registry assigns these, so nobody outside can point one at a node."""
+_MULTICAST = ".local"
+"""Any machine on the LAN can claim such a name by mDNS, and point it at another machine's loopback."""
 
 
 class Hosts:
@@ -29,12 +32,16 @@ class Hosts:
         self.allowed = allowed
         self._nodes = nodes
 
-    def accepts(self, host: str) -> bool:
-        """Whether ``host``, the value of the header with or without a port, is a name of this node."""
+    def accepts(self, host: str, *, local: bool = False) -> bool:
+        """Whether ``host``, the value of the header with or without a port, is a name of this node.
+
+        ``local``: the request comes from this machine and needs no key, so the only ``.local`` name accepted
+        is the machine's own, for which its mDNS responder accepts no answer of another machine.
+        """
         name = _name(host)
         if name is None:
             return False
-        if _is_local(name):
+        if _is_local(name) and not (local and name.endswith(_MULTICAST) and name != _multicast_name()):
             return True
         return any(_matches(name, pattern) for pattern in self.allowed) or any(
             name == as_sent(node) for node in self._nodes()
@@ -91,6 +98,11 @@ def _is_local(name: str) -> bool:
         return ipaddress.ip_address(address).version == 6 or not zone
     except ValueError:
         return False
+
+
+def _multicast_name() -> str:
+    """Return this machine's name in mDNS."""
+    return as_sent(socket.gethostname().partition(".")[0]) + _MULTICAST
 
 
 @functools.lru_cache(4096)
