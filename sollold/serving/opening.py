@@ -81,13 +81,13 @@ class StreamOpening:
         self._on_wait = on_wait
         self._stage = stage
         self._nudge: asyncio.Future[None] | None = None
-        """Done when another endpoint may have become free; None until the request is queued."""
+        """Done when another endpoint may have become free; None unless the request is queued."""
         self._task: asyncio.Future[Stream] | None = None
         self._stream: Stream | None = None
 
     @property
     def queued(self) -> bool:
-        """Whether the request has had to wait in the endpoint's queue."""
+        """Whether the request waits in the endpoint's queue. Once admitted, it stays with its engine."""
         return self._nudge is not None
 
     @property
@@ -121,6 +121,7 @@ class StreamOpening:
 
     def _on_position(self, position: int) -> None:
         if not position:
+            self.leave_queue()
             self.tell_start()
             return
         self._nudge = self._nudge or self._waiters.add(self.candidate.key)
@@ -135,7 +136,7 @@ class StreamOpening:
         task = self._task = self._task or asyncio.ensure_future(self.open())
         futures = (task,) if nudge is None else (task, nudge)
         await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if nudge is not None and nudge.done() and not task.done():
+        if nudge is not None and nudge is self._nudge and nudge.done() and not task.done():
             self._nudge = self._waiters.add(self.candidate.key)
         return task.done()
 
@@ -161,5 +162,6 @@ class StreamOpening:
 
     def leave_queue(self) -> None:
         """Stop looking for other endpoints."""
-        if self._nudge is not None:
-            self._waiters.remove(self._nudge)
+        nudge, self._nudge = self._nudge, None
+        if nudge is not None:
+            self._waiters.remove(nudge)

@@ -481,6 +481,30 @@ async def test_a_queued_request_moves_to_a_free_endpoint(cluster: Cluster) -> No
     await first
 
 
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_a_request_that_an_engine_has_after_its_wait_does_not_move(
+    cluster: Cluster, asked: str
+) -> None:
+    a, b, slow = await two_nodes(cluster, slots=1)
+    node = a if asked == "a" else b
+    slow.gate.clear()
+    first = asyncio.create_task(fetch(node, id="first", user="first", stream=False))
+    await until(lambda: slow.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(fetch(node, id="second", user="second", waits=waits, stream=False))
+    await until(lambda: any(wait.stage == "queued" for wait in waits))
+    first.cancel()
+    await until(lambda: len(slow.requests) == 2 and slow.running == 1)
+    c = await cluster.node("c")
+    other = await cluster.reciter()
+    c.engines.serve("d2", other)
+    await asyncio.sleep(0.6)
+    assert slow.running == 1 and not other.requests
+    slow.gate.set()
+    _, answer = await second
+    assert answer.routing.node == "host-b"
+
+
 async def test_a_request_cancelled_while_moving_is_counted_on_no_endpoint(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
