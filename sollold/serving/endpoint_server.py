@@ -109,7 +109,6 @@ class EndpointServer:
         self._settings = settings
         self._bodies = ByteBudget(settings.bodies)
         self._states: dict[str, EndpointState] = {}
-        self._closing: set[asyncio.Task[None]] = set()
         self._client: EngineClient | None = None
         self._checks: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -131,7 +130,7 @@ class EndpointServer:
         self.refuse("this node is stopping")
         self.abort_all("this node is stopping")
         self._unsubscribe()
-        tasks = [*self._peer_requests.tasks(), *self._closing]
+        tasks = self._peer_requests.tasks()
         tasks += [state.asking for state in self._states.values() if state.asking is not None]
         if self._checks is not None:
             self._checks.cancel()
@@ -357,24 +356,18 @@ class EndpointServer:
                 self._fail(state, reason)
                 return
             if progress.unread(now) > _UNREAD_SECONDS:
-                self._free_slot(stream)
+                # It resumes when the caller reads again.
+                stream.abort(StreamError(ErrorKind.MOVED, "the client did not read for a long time"))
         doubtful = any(stream.progress is not None and stream.progress.doubtful(now) for stream in working)
         if doubtful and (state.asking is None or state.asking.done()):
             state.asking = asyncio.create_task(self._ask_engine(state), name=f"slots of {state.id}")
 
     def _fail(self, state: EndpointState, reason: str) -> None:
+        # Before the slots are freed, for which others wait.
+        state.queue.dismiss()
         for stream in tuple(state.streams):
             stream.abort(StreamError(ErrorKind.ENGINE, reason))
-        state.queue.dismiss()
         state.host.fail(state.id, reason)
-
-    def _free_slot(self, stream: LocalStream) -> None:
-        """Free the slot of a request whose caller does not read; it resumes when the caller reads again."""
-        stream.abort(StreamError(ErrorKind.MOVED, "the client did not read for a long time"))
-        # The task that should close it may wait for its caller forever.
-        closing = asyncio.create_task(stream.close(), name=f"closing {stream.request.id}")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
 
     async def _ask_engine(self, state: EndpointState) -> None:
         """Ask llama-server for its progress: its slots may have worked without any output yet."""

@@ -249,14 +249,20 @@ class LocalStream:
         return True
 
     def abort(self, error: StreamError) -> None:
-        """Break off the stream from outside: its reader gets ``error``."""
+        """Break off the stream from outside and free its slot: its reader gets ``error``."""
         taken = error.kind is ErrorKind.ENGINE and self.progress is not None
         self._error = replace(error, taken=taken)
         self.failure = error.message
         self._hang_up()
+        if self.head is not None:
+            # The task that would close it may wait for its caller for a long time.
+            self._release()
 
     async def close(self) -> None:
         """Free the slot. The connection is closed, which ends a running generation, or kept for reuse."""
+        self._release()
+
+    def _release(self) -> None:
         if self._ended:
             return
         self._ended = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -49,7 +49,9 @@ class Unreachable:
         raise AssertionError
 
 
-def local_stream(engine: Unreachable, queue: AdmissionQueue) -> LocalStream:
+def local_stream(
+    engine: Unreachable, queue: AdmissionQueue, on_end: Callable[[LocalStream], None] = lambda stream: None
+) -> LocalStream:
     return LocalStream(
         EngineRequest("r", "d", "/v1/chat/completions", b"{}", True),
         queue,
@@ -58,7 +60,7 @@ def local_stream(engine: Unreachable, queue: AdmissionQueue) -> LocalStream:
         stall=10.0,
         speed=0.0,
         on_speed=lambda stream, figures: None,
-        on_end=lambda stream: None,
+        on_end=on_end,
         is_newest=lambda stream: True,
     )
 
@@ -132,6 +134,20 @@ class Answered(Unreachable):
 
     def close(self) -> None:
         self.pieces.clear()
+
+
+async def test_an_aborted_stream_releases_its_slot_although_its_caller_does_not_read() -> None:
+    engine, queue = Answered(b"data: 1\n\n", b"data: 2\n\n"), AdmissionQueue(1, 1)
+    ended: list[LocalStream] = []
+    stream = local_stream(engine, queue, ended.append)
+    await stream.open(lambda position: None)
+    assert not await stream.pour(lambda piece: False)
+    stream.abort(StreamError(ErrorKind.DEADLINE, "the deadline passed"))
+    assert engine.users == queue.active == 0
+    with pytest.raises(StreamError, match="the deadline passed"):
+        await stream.pour(lambda piece: True)
+    await stream.close()
+    assert ended == [stream]
 
 
 async def received(*pieces: bytes) -> bytes:
