@@ -10,9 +10,9 @@ from aiohttp import ClientSession
 from sollold.api.engine.calls import ollama_body
 from sollold.api.engine.ollama_tools import readable_tools
 from sollold.serving.request import Engine
-from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, text_service, usage_chunk
 from tests.api.conftest import Serve
-from tests.api.dialects import PATHS, body_of, post, tools_of
+from tests.api.dialects import PATHS, body_of, post, status_of, tools_of
 
 USER = [{"role": "user", "content": "go"}]
 UNUSUAL_SCHEMA: dict[str, Any] = {
@@ -95,3 +95,46 @@ def test_invalid_tools_are_left_unchanged(tools: Any) -> None:
     """Embeddings and completions have no tools; a field of this name must not cause an error."""
     assert readable_tools(tools) == tools
     assert ollama_body({"input": "a", "tools": tools})["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("path", "none", "required", "notes"),
+    [
+        (
+            "/v1/chat/completions",
+            "none",
+            {"tool_choice": "required", "parallel_tool_calls": False, "top_k": 5},
+            ("top_k", "tool_choice", "parallel_tool_calls"),
+        ),
+        (
+            "/v1/responses",
+            "none",
+            {"tool_choice": "required", "parallel_tool_calls": False},
+            ("tool_choice", "parallel_tool_calls"),
+        ),
+        (
+            "/v1/messages",
+            {"type": "none"},
+            {
+                "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+                "top_k": 5,
+                "thinking": {"type": "enabled", "budget_tokens": 2000},
+            },
+            ("top_k", "thinking.budget_tokens", "tool_choice", "tool_choice.disable_parallel_tool_use"),
+        ),
+    ],
+)
+async def test_an_ollama_gets_no_tools_that_must_not_be_called_and_other_choices_warn(
+    serve: Serve, http: ClientSession, path: str, none: Any, required: dict[str, Any], notes: tuple[str, ...]
+) -> None:
+    """An Ollama ignores a tool_choice."""
+    service = text_service()
+    url = await serve(parts(service, model(capabilities=("completion", "tools", "thinking"))))
+    body = body_of(path, "demo", USER, stream=True, tools=tools_of(path, tool({"type": "object"})))
+    assert await status_of(http, url + path, {**body, "tool_choice": none}) == 200
+    assert "tools" not in call_of(service, Engine.OLLAMA).body and call_of(service).body["tools"]
+    assert call_of(service, Engine.OLLAMA).notes == ()
+    assert await status_of(http, url + path, {**body, **required}) == 200
+    assert call_of(service, Engine.OLLAMA).notes == tuple(
+        f"{name} has no effect: an Ollama answers" for name in notes
+    )

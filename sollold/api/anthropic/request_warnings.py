@@ -7,6 +7,7 @@ from typing import Any
 from sollold.api.anthropic.blocks import unknown_kinds
 from sollold.api.anthropic.messages_ask import Messages
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+from sollold.api.engine.ollama_notes import tool_notes, without_effect
 
 _FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
 _PARTS = {
@@ -30,6 +31,19 @@ def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
         kinds = ", ".join(kind[:_MAX_LENGTH] for kind in unknown[:_MAX_KINDS])
         warnings.append(f"content blocks of type {kinds} are not known here and are left out")
     return tuple(warnings)
+
+
+_LLAMA_FIELDS = {"top_k": "top_k", "reasoning_budget_tokens": "thinking.budget_tokens"}
+"""llama-server's name → the caller's."""
+
+
+def native_message_notes(body: dict[str, Any]) -> tuple[str, ...]:
+    """Return a warning for each field that has no effect when an Ollama answers.
+
+    ``body``: from ``messages_body``, without what the model's Modelfile adds.
+    """
+    ignored = [name for field, name in _LLAMA_FIELDS.items() if field in body]
+    return (*without_effect(ignored), *tool_notes(body, "tool_choice.disable_parallel_tool_use"))
 
 
 def _keeps_all(management: object) -> bool:

@@ -10,7 +10,7 @@ from aiohttp import web
 from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
-from sollold.api.anthropic.request_warnings import message_warnings
+from sollold.api.anthropic.request_warnings import message_warnings, native_message_notes
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
 from sollold.api.engine.chat_ask import chat_ask
@@ -62,7 +62,8 @@ class AnthropicRoutes:
         messages = engine["messages"]
         notes = (*tool_warnings(parsed), *message_warnings(body), *left_out_warnings(messages))
         native["model"] = parsed.model
-        call = Call(CHAT_PATH, native, (*notes, *context_note(parsed.num_ctx)))
+        native_notes = (*native_message_notes(plain), *context_note(parsed.num_ctx))
+        call = Call(CHAT_PATH, native, (*notes, *native_notes))
         caller = caller_of(request, parsed.priority, parsed.timeout)
         prefix = prefix_of(body.get("messages"))
         ask, prepared = await chat_ask(

@@ -40,9 +40,9 @@ _EFFORTS = {"minimal": "low", "xhigh": "high"}
 def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, Any]:
     """`engine_body` for an Ollama's ``/v1``.
 
-    Ollama names the fields ``reasoning`` and ``max_tokens``, its templates have no developer role, and it
-    can't read every tool schema. It rejects unknown efforts, and any effort for a ``model`` that can't think,
-    although clients made for OpenAI's models (Codex) always send one.
+    Ollama names the fields ``reasoning`` and ``max_tokens``, its templates have no developer role, it ignores
+    a ``tool_choice``, and can't read every tool schema. It rejects unknown efforts, and any effort for a
+    ``model`` that can't think, although clients made for OpenAI's models (Codex) always send one.
     """
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
@@ -56,6 +56,9 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_ollama_message(message) for message in messages]
+    if out.get("tool_choice") == "none":
+        # Ollama ignores it, and the model could call the tools.
+        out.pop("tools", None)
     if out.get("tools"):
         out["tools"] = readable_tools(out["tools"])
     return out

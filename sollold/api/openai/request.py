@@ -148,9 +148,6 @@ def chat_completion_body(checked: dict[str, Any], ask: ChatCompletion, model: Mo
 def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
     """Return the body for an Ollama's ``/v1/chat/completions``; ``checked``: from `checked_chat`."""
     out = ollama_body(checked, model)
-    if out.get("tool_choice") == "none":
-        # Ollama ignores it, and the model could call the tools.
-        out.pop("tools", None)
     if ask.stream:
         # Even if the caller does not want it: the usage shows whether the Ollama truncated the prompt.
         out["stream_options"] = {"include_usage": True}

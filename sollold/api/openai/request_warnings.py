@@ -8,8 +8,8 @@ import msgspec
 
 from sollold.api.engine.calls import OWN_FIELDS
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields, ignored_parts
+from sollold.api.engine.ollama_notes import tool_notes, without_effect
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
-from sollold.api.engine.tools import chosen_tools
 from sollold.api.openai.llama_sampling import LlamaSampling
 from sollold.api.openai.request import UNSUPPORTED_FIELDS, ApplyTemplate, ChatCompletion, Completion
 
@@ -62,16 +62,15 @@ _LLAMA_FIELDS = (SAMPLING - _OLLAMA_FIELDS) | {
 _NEUTRAL = {"repeat_penalty": 1, "repetition_penalty": 1, "typical_p": 1, "add_generation_prompt": True}
 
 
-def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
-    """Return a warning for each field of a chat that has no effect when an Ollama answers."""
+def native_chat_notes(body: dict[str, Any], ask: ChatCompletion, native: dict[str, Any]) -> tuple[str, ...]:
+    """Return a warning for each field of a chat that has no effect when an Ollama answers.
+
+    ``body``: the original one; ``native``: the one sent to the Ollama.
+    """
     ignored = [
         name
         for name, value in body.items()
         if name in _LLAMA_FIELDS and value and value != _NEUTRAL.get(name)
     ]
     ignored += ["n"] if (ask.n or 1) > 1 else []
-    if ask.tool_choice is not None:
-        mode, names = chosen_tools(ask.tool_choice)
-        ignored += ["tool_choice"] if mode == "required" or names is not None else []
-    ignored += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
-    return (*(f"{name} has no effect: an Ollama answers" for name in ignored), *context_note(ask.num_ctx))
+    return (*without_effect(ignored), *tool_notes(native), *context_note(ask.num_ctx))

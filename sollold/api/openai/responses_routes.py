@@ -16,6 +16,7 @@ from sollold.api.engine.fields import require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import without_modelfile
+from sollold.api.engine.ollama_notes import tool_notes
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
@@ -88,7 +89,7 @@ class ResponsesRoutes:
         messages = engine["messages"]
         notes = (*response_warnings(body, expanded), *left_out_warnings(messages))
         ollama = ollama_body({**plain, "model": parsed.model}, listed.model)
-        native = Call(CHAT_PATH, ollama, (*notes, *context_note(parsed.num_ctx)))
+        native = Call(CHAT_PATH, ollama, (*notes, *tool_notes(ollama), *context_note(parsed.num_ctx)))
         prefix = prefix_of(messages)
         ask, prepared = await chat_ask(
             request, body, parsed, listed, engine, native, caller=caller, prefix=prefix

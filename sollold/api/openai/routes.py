@@ -232,7 +232,7 @@ class OpenAiRoutes:
         native = native_chat_body(checked, chat, listed.model)
         messages = native["messages"]
         notes = (*ignored, *left_out_warnings(messages))
-        call = Call(CHAT_PATH, native, (*notes, *native_chat_notes(body, chat)))
+        call = Call(CHAT_PATH, native, (*notes, *native_chat_notes(body, chat, native)))
         llama = partial(chat_completion_body, checked, chat, listed.model)
 
         def encoder(prefix: AnswerPrefix) -> Encoder:
