@@ -29,8 +29,13 @@ _ENGINES_FAULT = re.compile(r"runner process|error loading model|(?:CUDA|ROCm|HI
 TEMPLATE_REFUSES = "the model's chat template refuses this conversation: "
 """Prefix of the message of a template's refusal, followed by the template's own words."""
 _TEMPLATE = re.compile(r"Jinja Exception: (.+)", re.DOTALL)
-_DUMP = re.compile(r"; tools = \[.*", re.DOTALL)
-"""llama-server appends all tools to the error about one of them."""
+_DUMP = re.compile(r"; (?:tools|messages) = .*|; last read: '.*", re.DOTALL)
+"""llama-server appends all tools or messages to an error about one of them, and the text to one of JSON."""
+_MESSAGE = re.compile(r"(Failed to parse messages: (?:\[json[^\]]*\])?[^\[{;]*[^\[{;:\s]).*", re.DOTALL)
+"""It quotes the message, too."""
+_ANSWER = re.compile(r"(Failed to parse input at pos \d+): .*", re.DOTALL)
+"""llama-server quotes the model's answer that it can't parse. Errors are logged and shown to others, and the
+answer may contain any of the words by which errors are classified."""
 _TOO_MANY_CHOICES = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= (\d+)")
 _RUNNER_CRASHED = re.compile(r"terminated:.*(?:segmentation fault|signal: aborted|SIGSEGV|SIGABRT)")
 _MAX_CHARACTERS = 1000
@@ -83,7 +88,7 @@ def message_in(body: bytes) -> str:
     message = error if isinstance(error, str) else error.message
     # Ollama passes on its engine's errors verbatim: JSON within a JSON string.
     inner = message_in(message.encode()) if message.startswith('{"error":') else ""
-    return inner or message
+    return inner or _ANSWER.sub(r"\1", message)
 
 
 def _is_callers_fault(message: str) -> bool:
@@ -102,4 +107,4 @@ def _shortened(message: str) -> str:
         )
     if refused := _TEMPLATE.search(message):
         message = f"{TEMPLATE_REFUSES}{refused[1].strip()}"
-    return _DUMP.sub("", message)[:_MAX_CHARACTERS]
+    return _DUMP.sub("", _MESSAGE.sub(r"\1", message))[:_MAX_CHARACTERS]

@@ -105,6 +105,43 @@ def test_error_messages_do_not_repeat_the_tools() -> None:
     assert engine_refusal(500, body(CALLERS[2])).message == "Failed to parse tools: Missing tool type: {}"
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_error_messages_do_not_quote_the_models_answer(nested: bool) -> None:
+    """They are logged, and listed to other callers."""
+    raw = body("Failed to parse input at pos 12: Unknown \nschema of my secret")
+    raw = json.dumps({"error": raw.decode()}).encode() if nested else raw
+    refusal = engine_refusal(500, raw)
+    assert refusal.message == "Failed to parse input at pos 12"
+    assert not is_callers_fault(refusal)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            'Failed to parse messages: Missing \'role\' in message: {"content": "my secret"}; '
+            'messages = ["my secret"]',
+            "Failed to parse messages: Missing 'role' in message",
+        ),
+        (
+            "Failed to parse messages: [json.exception.type_error.302] type must be string; "
+            'messages = ["my secret"]',
+            "Failed to parse messages: [json.exception.type_error.302] type must be string",
+        ),
+        (
+            "Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] parse error at "
+            "line 1, column 8: syntax error while parsing value - invalid literal; last read: '\"secret'",
+            "Failed to parse tool call arguments as JSON: [json.exception.parse_error.101] parse error at "
+            "line 1, column 8: syntax error while parsing value - invalid literal",
+        ),
+    ],
+)
+def test_error_messages_do_not_quote_the_conversation(message: str, shown: str) -> None:
+    refusal = engine_refusal(500, body(message))
+    assert refusal.message == shown
+    assert is_callers_fault(refusal)
+
+
 async def two_engines(cluster: Cluster, backend: Backend) -> tuple[Node, Reciter, Reciter]:
     a, b = await cluster.node("a"), await cluster.node("b")
     first, second = await cluster.reciter(), await cluster.reciter()
