@@ -127,3 +127,20 @@ def test_a_dead_leader_is_replaced_within_the_settle_and_patience_times() -> Non
     assert gossip.known.leader() == Term()
     run(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
     assert gossip.known.leader() == Term(7, C)
+
+
+def test_the_record_of_a_replaced_process_does_not_count() -> None:
+    observer, former, restarted = core(), core(B, boot=3), core(B, boot=5)
+    exchange(former, observer, 1.0)
+    former.update_record(replace(former.known.me, setup="old"), 1.0)
+    exchange(former, observer, 1.0)
+    assert [entry.node for entry in observer.known.live()] == [ME, B]
+    for status in (False, True):
+        if status:
+            mark_dead(observer, B)
+        receive(observer, C, alive(B, 9 + status, boot=5), now=2.0)
+        assert observer.known.alive(B)
+        assert [entry.node for entry in observer.known.live()] == [ME]
+    exchange(restarted, observer, 3.0)
+    exchange(restarted, observer, 3.0)
+    assert [(entry.node, entry.setup) for entry in observer.known.live()] == [(ME, ""), (B, "")]

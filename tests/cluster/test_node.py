@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from sollold.cluster.gossip.actions import PersistedState, PushPullWith
+from sollold.cluster.gossip.actions import Change, NodeEvent, PersistedState, PushPullWith
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net import gossip_runner
 from sollold.cluster.net.mdns import Discovery
@@ -101,6 +101,17 @@ async def test_peers_and_the_term_survive_a_restart(nodes: Nodes, tmp_path: Path
     assert restarted.leader().counter >= term
     restarted.update_me(setup="again")
     assert restarted.me.version > version
+
+
+async def test_a_node_that_restarts_before_it_is_missed_is_seen_absent_once(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(lambda: len(first.live()) == 2 and len(second.live()) == 2)
+    seen: list[int] = []
+    first.subscribe(lambda: seen.append(len(first.live())))
+    first._note_change(NodeEvent(Change.RESTARTED, second.me.node))
+    await until(lambda: seen[-1:] == [2])
+    assert seen[0] == 1
 
 
 def test_an_address_is_remembered_only_for_its_current_node() -> None:

@@ -34,9 +34,16 @@ class Known:
         return self._leadership.term
 
     def live(self) -> tuple[Record, ...]:
-        """Return the records of the live nodes, including this one, by node id; missing ones are left out."""
-        registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
-        return tuple(register.record for register in registers if register is not None)
+        """Return the records of the live nodes, including this one, by node id.
+
+        Missing ones are left out, and those of a process that was replaced: all that they show has ended.
+        """
+        found = []
+        for node in sorted([self._me, *self._membership.live]):
+            register = self._registry.get(node)
+            if register is not None and register.boot >= self.boot(node):
+                found.append(register.record)
+        return tuple(found)
 
     def record(self, node: str) -> Record | None:
         """Return the last record of ``node``, alive or not."""

@@ -110,6 +110,8 @@ class ClusterNode:
         self._subscribers = Subscribers("the cluster")
         self._notify_due = False
         self._live: tuple[Record, ...] | None = None
+        self._restarted: set[str] = set()
+        """Nodes that `live` leaves out for one notification: what their former process ran has ended."""
         self._leaving = False
         self._admission: NodeAdmission | None = None
         if ring is not None:
@@ -217,7 +219,8 @@ class ClusterNode:
         if self._gossip is None:
             return (self._first_record,)
         if self._live is None:
-            self._live = self._gossip.known.live()
+            live = self._gossip.known.live()
+            self._live = tuple(record for record in live if record.node not in self._restarted)
         return self._live
 
     def record(self, node: str) -> Record | None:
@@ -301,6 +304,8 @@ class ClusterNode:
             self._finder.remember()
         if change is Change.MOVED and self._gossip is not None:
             self._connections.drop_hosts_of(self._name(node), self._gossip.known.lost_hosts(node))
+        if change is Change.RESTARTED:
+            self._restarted.add(node)
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             restarted = change is Change.RESTARTED and self._gossip is not None
             self._connections.drop_node(
@@ -328,6 +333,9 @@ class ClusterNode:
             if self._measures.keep(alive):
                 self.update_me(links=self._measures.told())
         self._subscribers.notify()
+        if self._restarted:
+            self._restarted.clear()
+            self._changed()
 
     # Received data
 
