@@ -137,14 +137,17 @@ class ClusterService:
         """Return the current leader and its term."""
         return self._view.leader()
 
-    async def plan(self, ask: Ensure, *, online: bool = False) -> Planned:
+    async def plan(
+        self, ask: Ensure, *, online: bool = False, permit: Callable[[], None] = lambda: None
+    ) -> Planned:
         """Preview a load without doing it.
 
         If no node has the model, its header is read from where it would be fetched: from the Hugging Face Hub
-        if its name says so, or with ``online`` from Ollama's registry.
+        if its name says so, or with ``online`` from Ollama's registry. ``permit`` is called before; it raises
+        `Refusal` if the caller may not cause that.
 
         Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS.
+            Refusal: NOT_FOUND, AMBIGUOUS, as ``permit``.
         """
         ask = await self._with_drafter(ask)
         try:
@@ -153,6 +156,7 @@ class ClusterService:
             if refusal.fault is not Fault.NOT_FOUND:
                 raise
             if online or on_hub(ask.model):
+                permit()
                 return await self._plan_remote(ask)
             outline = self._leader.outline_from_profile(ask.model)
             if outline is None:

@@ -320,7 +320,9 @@ class PlainCluster(ClusterService):
     async def use_external(self, addresses: Sequence[str]) -> None:
         self.asked.append(("external", tuple(addresses)))
 
-    async def plan(self, ask: Any, *, online: bool = False) -> Planned:
+    async def plan(
+        self, ask: Any, *, online: bool = False, permit: Callable[[], None] = lambda: None
+    ) -> Planned:
         self.asked.append(ask)
         return self.planned
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from aiohttp import ClientSession
@@ -49,7 +50,9 @@ async def test_route_answers_for_a_model_that_no_node_has_but_that_can_be_planne
     serve: Serve, http: ClientSession
 ) -> None:
     class PlanningCluster(PlainCluster):
-        async def plan(self, ask: Ensure, *, online: bool = False) -> Planned:
+        async def plan(
+            self, ask: Ensure, *, online: bool = False, permit: Callable[[], None] = lambda: None
+        ) -> Planned:
             if ask.model != "big:1t":
                 raise Refusal(Fault.NOT_FOUND, f"model {ask.model!r} not found")
             return Planned(True, "it would be spread")

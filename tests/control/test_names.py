@@ -24,7 +24,7 @@ from sollold.machine.external_worker import ExternalWorker
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.internet import Internet
-from sollold.models.transfer.remote_header import RemoteHeaders
+from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders
 from sollold.serving.loader import Loader
 from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, ModelSettings
@@ -140,8 +140,10 @@ async def newcomer(tmp_path: Path) -> AsyncIterator[Newcomer]:
     await newcomer.close()
 
 
-async def ask(url: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    async with ClientSession() as session, session.post(url + path, json=body) as answer:
+async def ask(
+    url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> tuple[int, str]:
+    async with ClientSession() as session, session.post(url + path, json=body, headers=headers) as answer:
         return answer.status, await answer.text()
 
 
@@ -169,3 +171,29 @@ async def test_once_all_lists_are_known_a_missing_model_is_reported_immediately(
     status, text = await ask(url, "/api/show", {"model": "nope"})
     assert status == 404 and "nope" in text
     assert loop.time() - before < 2.5
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/cluster/plan", {"model": "hf.co/org/repo:Q4_0"}),
+        ("/api/cluster/plan", {"model": "llama3.1:405b", "online": True}),
+        ("/api/cluster/route", {"model": "hf.co/org/repo:Q4_0"}),
+    ],
+)
+async def test_strangers_cause_no_download_of_a_header(
+    newcomer: Newcomer, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    fetched: list[str] = []
+
+    async def read(headers: RemoteHeaders, name: str) -> None:
+        fetched.append(name)
+        raise RemoteError("it is missing", missing=True)
+
+    monkeypatch.setattr(RemoteHeaders, "read", read)
+    url = await newcomer.start()
+    newcomer.learn()
+    status, text = await ask(url, path, body, {"Via": "another machine"})
+    assert (status, fetched) == (401, []) and "scope models" in text
+    assert (await ask(url, path, body))[0] == 404
+    assert fetched == [body["model"]]

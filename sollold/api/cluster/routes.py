@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,12 +18,13 @@ from sollold.api.cluster.views import (
 )
 from sollold.api.engine.fields import parse_keep_alive, require_model
 from sollold.api.engine.placement import PlacementBody, PolicyName, prepare_placement
-from sollold.api.http.access import ACCESS
+from sollold.api.http.access import ACCESS, require
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
+from sollold.control.keys import Scope
 from sollold.control.logs import MOST_LINES
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Ensure
@@ -167,7 +169,8 @@ class ClusterRoutes:
     async def plan(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/plan``."""
         body = await self._plan_body(request)
-        planned = await self._services.cluster.plan(body.ask(), online=body.online)
+        permit = partial(_permit_online, request)
+        planned = await self._services.cluster.plan(body.ask(), online=body.online, permit=permit)
         return json_response({"ok": planned.ok, "reason": planned.reason, **planned.plan})
 
     async def load(self, request: web.Request) -> web.Response:
@@ -227,7 +230,7 @@ class ClusterRoutes:
             if refusal.fault is not Fault.NOT_FOUND:
                 raise
             # The settings may define a model that no node has: planning refuses only unknown names.
-            await self._services.cluster.plan(Ensure(model))
+            await self._services.cluster.plan(Ensure(model), permit=partial(_permit_online, request))
             return json_response({"model": model, "nodes": [], "endpoints": []})
         scores = await self._services.cluster.scores(listed.model.name)
         return json_response(
@@ -240,3 +243,8 @@ class ClusterRoutes:
                 ],
             }
         )
+
+
+def _permit_online(request: web.Request) -> None:
+    """Require the scope for downloads: a header may have hundreds of megabytes, and $HF_TOKEN is used."""
+    require(request, Scope.MODELS, "planning for a model that no node has")
