@@ -650,6 +650,40 @@ def test_responses_have_one_leading_system_message() -> None:
     assert responses(input=[user, late])["messages"] == [user, late]
 
 
+def test_an_answer_of_responses_becomes_one_message_before_its_results() -> None:
+    """A model may think again between two parallel calls, and write a text after a call."""
+    items: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    for name in ("a", "b"):
+        thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": f"think {name}"}]}
+        items += [thought, {"type": "function_call", "call_id": name, "name": name, "arguments": "{}"}]
+    items += [{"role": "assistant", "content": [{"type": "output_text", "text": "I wait."}]}]
+    items += [{"type": "function_call_output", "call_id": name, "output": name} for name in ("a", "b")]
+    _, _, answer, first, second = responses(input=items)["messages"]
+    assert (answer["reasoning_content"], answer["content"]) == ("think a\n\nthink b", "I wait.")
+    assert [call["id"] for call in answer["tool_calls"]] == ["a", "b"]
+    assert (first["content"], second["content"]) == ("a", "b")
+
+
+def test_the_thinking_of_a_response_is_a_content_part() -> None:
+    events = ResponseEvents(msgspec.convert({"model": "demo", "input": "hi"}, ResponseAsk), {})
+    out = [
+        event
+        for source in (chunk(reasoning_content="hm"), chunk(finish="stop"))
+        for event in events.feed(msgspec.json.encode(source))
+    ] + events.last_events()
+    assert [event["type"].removeprefix("response.") for event in out] == [
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert out[1]["part"] == {"type": "reasoning_text", "text": ""}
+    assert out[4]["part"] == events.result()["output"][0]["content"][0]
+
+
 def test_tools_of_responses_that_run_elsewhere_are_left_out() -> None:
     search = {"type": "web_search", "external_web_access": False}
     function = {"type": "function", "name": "get", "parameters": {"type": "object"}}

@@ -73,7 +73,7 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
     if turns and turns[0].get("role") == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
     first = (
-        [{"role": "system", "content": _join(*(message.get("content") for message in system))}]
+        [{"role": "system", "content": join_contents(*(message.get("content") for message in system))}]
         if system
         else []
     )
@@ -93,13 +93,13 @@ def flatten(messages: Sequence[Message]) -> list[Message]:
         elif message.get("tool_calls"):
             calls = [msgspec.json.encode(call.get("function")).decode() for call in message["tool_calls"]]
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
-            turns.append({**rest, "content": _join(message.get("content") or "", "\n".join(calls))})
+            turns.append({**rest, "content": join_contents(message.get("content") or "", "\n".join(calls))})
         else:
             turns.append(message)
     if system:
         if not turns or turns[0].get("role") != "user":
             turns.insert(0, {"role": "user", "content": ""})
-        turns[0] = {**turns[0], "content": _join(system, turns[0].get("content") or "")}
+        turns[0] = {**turns[0], "content": join_contents(system, turns[0].get("content") or "")}
     return _merge(turns, lambda role: True, named=True)
 
 
@@ -152,7 +152,7 @@ def _merged(messages: Sequence[Message]) -> Message:
     merged: Message = {}
     for message in messages:
         merged |= message
-    merged["content"] = _join(*(message.get("content") for message in messages))
+    merged["content"] = join_contents(*(message.get("content") for message in messages))
     thoughts = [m["reasoning_content"] for m in messages if m.get("reasoning_content")]
     if thoughts:
         merged["reasoning_content"] = "\n\n".join(thoughts)
@@ -171,7 +171,7 @@ def _can_merge(last: Message, message: Message, *, named: bool) -> bool:
     return same_role and not has_name and not last.get("tool_calls")
 
 
-def _join(*contents: Any) -> Any:
+def join_contents(*contents: Any) -> Any:
     """Join contents: strings with an empty line between them, else the parts of all."""
     filled = [content for content in contents if content]
     if len(filled) < 2:

@@ -116,14 +116,13 @@ class ResponseEvents(EventTranslator):
         self._output.append(item)
         index = len(self._output) - 1
         events.append(self._event("response.output_item.added", output_index=index, item=dict(item)))
-        if kind == "message":
-            part = _text_part("", [])
-            events.append(
-                self._event("response.content_part.added", **self._place(), content_index=0, part=part)
-            )
-        elif self._summary:
+        if kind == "reasoning" and self._summary:
             kind, part = "response.reasoning_summary_part.added", _summary_part("")
             events.append(self._event(kind, **self._place(), summary_index=0, part=part))
+        else:
+            part = _text_part("", []) if kind == "message" else _thinking_part("")
+            kind = "response.content_part.added"
+            events.append(self._event(kind, **self._place(), content_index=0, part=part))
         return events
 
     def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
@@ -199,9 +198,12 @@ class ResponseEvents(EventTranslator):
         if self._seals:
             item["encrypted_content"] = sealed(text)
         if not self._summary:
-            item["content"] = [{"type": "reasoning_text", "text": text}]
-            done = self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text)
-            return [done]
+            part = _thinking_part(text)
+            item["content"] = [part]
+            return [
+                self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text),
+                self._event("response.content_part.done", **self._place(), content_index=0, part=part),
+            ]
         part = _summary_part(text)
         item["summary"] = [part]
         kind = "response.reasoning_summary"
@@ -290,6 +292,10 @@ def _object_of(arguments: str) -> Event:
 
 def _summary_part(text: str) -> Event:
     return {"type": "summary_text", "text": text}
+
+
+def _thinking_part(text: str) -> Event:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _text_part(text: str, tokens: list[Event]) -> Event:

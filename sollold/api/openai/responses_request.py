@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.conversation import join_contents
 from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
@@ -126,9 +127,14 @@ def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Mes
         kind = item.get("type") or "message"
         if kind == "message":
             message = _message(item, model)
-            if thoughts and message["role"] == "assistant":
-                message["reasoning_content"] = "".join(thoughts)
-            messages.append(message)
+            if message["role"] == "assistant":
+                # After a call it belongs to the call's message, which the results must follow.
+                if not (messages and messages[-1].get("tool_calls")):
+                    messages.append({**message, "content": []})
+                messages[-1]["content"].append(message["content"])
+                _add_thoughts(messages[-1], thoughts)
+            else:
+                messages.append(message)
             thoughts = []
         elif kind == "agent_message":
             # A task for an agent, from the agent that started it.
@@ -146,7 +152,19 @@ def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Mes
     if not messages:
         kinds = ", ".join(repr(str(item.get("type"))[:40]) for item in source[:5])
         raise Refusal(Fault.BAD_REQUEST, f"input has no message, only items of type {kinds}")
+    for message in messages:
+        if message["role"] == "assistant":
+            # Joined once, since each join copies.
+            message["content"] = join_contents(*message["content"])
+            if "reasoning_content" in message:
+                message["reasoning_content"] = "\n\n".join(message["reasoning_content"])
     return messages
+
+
+def _add_thoughts(message: Message, thoughts: list[str]) -> None:
+    """Add the thinking before an item to the assistant's message that contains the item."""
+    if thoughts:
+        message.setdefault("reasoning_content", []).append("".join(thoughts))
 
 
 def _ran_at_caller(item: dict[str, Any], kind: str) -> bool:
@@ -242,7 +260,10 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: list[str]) -> None:
-    """Add a call to the assistant's message before it: templates support calls only as part of one."""
+    """Add a call to the assistant's message before it: templates support calls only as part of one.
+
+    The message's content and thinking are lists, see `input_messages`.
+    """
     kind = str(item.get("type"))
     id_, name = item.get("call_id") or item.get("id"), item.get("name") or kind.removesuffix("_call")
     if not isinstance(id_, str) or not isinstance(name, str) or name == "function":
@@ -254,9 +275,8 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: li
     else:
         arguments = arguments_text(item.get("action") or item.get("operation"))
     if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": ""})
-    if thoughts:
-        messages[-1]["reasoning_content"] = "".join(thoughts)
+        messages.append({"role": "assistant", "content": []})
+    _add_thoughts(messages[-1], thoughts)
     function = {"name": full_name(item.get("namespace"), name), "arguments": arguments}
     call = {"id": id_, "type": "function", "function": function}
     messages[-1].setdefault("tool_calls", []).append(call)
