@@ -108,6 +108,24 @@ PDF = {
 }
 
 
+async def test_the_model_sees_a_documents_title_and_context_and_citations_warn(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = text_service("Hello")
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
+    text = {"type": "text", "media_type": "text/plain", "data": "All is well."}
+    note = {"type": "document", "title": "Report", "context": "from May", "source": text}
+    content = [note, {**PDF, "context": "a scan", "citations": {"enabled": True}}]
+    body = {**ASK, "messages": [{"role": "user", "content": content}], "stream": True}
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200 and "citations has no effect" in answer.headers["X-Sollold-Warning"]
+    seen = call_of(service).body["messages"][-1]["content"]
+    assert seen.startswith("Report\nfrom May\nAll is well.\n") and seen.endswith("a scan")
+    content[1] = {**PDF, "citations": {"enabled": False}}
+    async with http.post(url, json=body) as answer:
+        assert "citations" not in answer.headers["X-Sollold-Warning"]
+
+
 @pytest.mark.parametrize("in_result", [True, False])
 async def test_an_unreadable_document_is_left_out_with_a_warning(
     serve: Serve, http: ClientSession, in_result: bool

@@ -30,6 +30,12 @@ def unknown_kinds(messages: object) -> list[str]:
     return sorted(kind for kind in kinds if not is_known(kind))
 
 
+def wants_citations(messages: object) -> bool:
+    """Whether a block of the original request asks for answers that cite it."""
+    fields = (block.get("citations") for turn in _objects(messages) for block in _blocks(turn.get("content")))
+    return any(isinstance(citations, dict) and citations.get("enabled") is True for citations in fields)
+
+
 def _blocks(content: object) -> Iterator[dict[str, Any]]:
     """Yield the blocks of a message, and those in tool results."""
     for block in _objects(content):

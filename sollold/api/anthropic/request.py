@@ -165,16 +165,25 @@ def _image(block: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _document(block: dict[str, Any]) -> str:
-    source = block.get("source")
-    text = source.get("data") if isinstance(source, dict) and source.get("type") == "text" else None
-    if isinstance(text, str):
-        return text
-    content = source.get("content") if isinstance(source, dict) else None
-    if isinstance(content, (str, list)):
-        return _text_of(content, "a document's content")
+    """Return a document's title, context and text, each of which the model is meant to see."""
+    title, context = (value if isinstance(value := block.get(name), str) else "" for name in _ABOUT)
+    text = _document_text(block.get("source"))
+    lines = (unread_document(title), context) if text is None else (title, context, text)
+    return "\n".join(filter(None, lines))
+
+
+_ABOUT = ("title", "context")
+"""Fields of a document that describe it."""
+
+
+def _document_text(source: object) -> str | None:
+    """Return a document's text; None if it is not plain text."""
     if not isinstance(source, dict) or not isinstance(source.get("type"), str):
         raise Refusal(Fault.BAD_REQUEST, "a document needs a source with a type")
-    return unread_document(block.get("title"))
+    text, content = source.get("data"), source.get("content")
+    if source["type"] == "text" and isinstance(text, str):
+        return text
+    return _text_of(content, "a document's content") if isinstance(content, (str, list)) else None
 
 
 def _call(block: dict[str, Any]) -> dict[str, Any]:

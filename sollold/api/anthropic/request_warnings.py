@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.anthropic.blocks import unknown_kinds
+from sollold.api.anthropic.blocks import unknown_kinds, wants_citations
 from sollold.api.anthropic.messages_ask import Messages
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.ollama_notes import tool_notes, without_effect
@@ -27,6 +27,8 @@ def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
     display = thinking.get("display") if isinstance(thinking, dict) else None
     if isinstance(display, str) and display not in ("summarized", "omitted"):
         warnings.append(f"thinking.display {display[:_MAX_LENGTH]} has no effect: thinking is shown as it is")
+    if wants_citations(body.get("messages")):
+        warnings.append("citations has no effect: answers cite nothing here")
     if unknown := unknown_kinds(body.get("messages")):
         kinds = ", ".join(kind[:_MAX_LENGTH] for kind in unknown[:_MAX_KINDS])
         warnings.append(f"content blocks of type {kinds} are not known here and are left out")

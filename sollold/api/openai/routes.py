@@ -101,7 +101,13 @@ def anthropic_model_object(listed: Listed) -> dict[str, Any]:
     """Return a model as Anthropic's clients expect it, which use the same path."""
     name = listed.model.name
     created = timestamp_text(listed.model.modified)
-    return {"type": "model", "id": name, "display_name": name, "created_at": created}
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": created,
+        "lifecycle": "active",
+    }
 
 
 class OpenAiRoutes:
