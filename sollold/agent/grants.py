@@ -44,6 +44,8 @@ _PAUSED_SECONDS = 2 * MEASURE_SECONDS
 """Gap between two clock readings while something is granted, from which this daemon was not running."""
 
 _REPORT_SECONDS = 3.0
+_CLEAN_SECONDS = 3.0
+"""Timeout for the deletion of files when the daemon stops, in seconds; the next start deletes the rest."""
 
 
 class GrantManager:
@@ -101,6 +103,7 @@ class GrantManager:
         self._checked: set[str] = set()
         """Deployments whose external workers were free when they took them."""
         self._reports: set[asyncio.Task[None]] = set()
+        self._cleaning: set[asyncio.Task[None]] = set()
         self._keeping: dict[str, asyncio.Task[None]] = {}
         """Tasks that take over the tensors of loaded deployments."""
         self._reserved = asyncio.Event()
@@ -166,7 +169,9 @@ class GrantManager:
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
-        await cancel_and_wait(*self._reports, *self._keeping.values())
+        if self._cleaning:
+            await asyncio.wait(self._cleaning, timeout=_CLEAN_SECONDS)
+        await cancel_and_wait(*self._reports, *self._cleaning, *self._keeping.values())
         await self.memory.wait_until_measured()
 
     def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
@@ -333,13 +338,25 @@ class GrantManager:
             if (start := self._starting.get(deployment)) is not None:
                 await cancel_and_wait(start)
             await self.workers.stop(deployment)
-            await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:
             self._checked.discard(deployment)
             # The dead processes' memory is free now; the next grant measures it.
             self.memory.invalidate()
             self._ending.pop(deployment, None)
             self._apply(self.ledger.ended(deployment))
+            # In a task: nobody may wait for the memory because of a disk that does not respond.
+            cleaning = asyncio.create_task(self._clean_up(deployment), name=f"files of {deployment}")
+            self._cleaning.add(cleaning)
+            cleaning.add_done_callback(self._cleaning.discard)
+
+    async def _clean_up(self, deployment: str) -> None:
+        """Delete the files of an ended deployment, and old logs."""
+        try:
+            await self.workers.delete_files(deployment)
+            kept = self.ledger.deployments() | {deployment}
+            await asyncio.to_thread(prune, self._places.state / "logs", kept)
+        except Exception:
+            log.exception("the files of %s are not deleted", deployment, extra={"deployment": deployment})
 
     def _has_workers(self, request: Commit) -> bool:
         own = not request.devices or self.workers.get(request.deployment) is not None

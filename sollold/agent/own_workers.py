@@ -63,6 +63,8 @@ class OwnWorkers:
         self._cache = cache
         self._fills = fills
         self._running: dict[str, _Running] = {}
+        self._making: dict[str, asyncio.Task[Path | None]] = {}
+        """Tasks that make the cache folders; a thread in one may outlast the start that needed it."""
         self.cached: tuple[tuple[str, int], ...] = ()
 
     async def clean_up(self) -> None:
@@ -90,7 +92,7 @@ class OwnWorkers:
         deployment = request.deployment
         cache: Path | None = None
         if self._settings.worker_cache and request.head != self._node:
-            cache = await asyncio.to_thread(self._cache.make_folder, deployment, size)
+            cache = await self._make_folder(deployment, size)
         worker = await Worker.start(
             llama,
             request.devices,
@@ -104,12 +106,24 @@ class OwnWorkers:
         self._running[deployment] = _Running(worker, request, llama, size)
         worker.process.exited.add_done_callback(lambda exited: self._ended(deployment, worker))
 
+    async def _make_folder(self, deployment: str, size: int) -> Path | None:
+        making = self._making[deployment] = asyncio.create_task(
+            asyncio.to_thread(self._cache.make_folder, deployment, size)
+        )
+        making.add_done_callback(lambda _: self._making.pop(deployment, None))
+        return await asyncio.shield(making)
+
     async def stop(self, deployment: str) -> None:
-        """Stop the worker of a deployment, if there is one, and delete its unfinished files."""
+        """Stop the worker of a deployment, if there is one."""
         running = self._running.pop(deployment, None)
         if running is not None:
             await running.worker.stop()
+
+    async def delete_files(self, deployment: str) -> None:
+        """Delete the unfinished files of a stopped worker. The disk may be slow or not respond at all."""
         await self._fills.end_deployment(deployment)
+        if (making := self._making.get(deployment)) is not None:
+            await asyncio.wait({making})
         await asyncio.to_thread(self._cache.remove_folder, deployment)
 
     async def start_again(self, deployment: str) -> None:
@@ -127,6 +141,7 @@ class OwnWorkers:
         except asyncio.CancelledError:
             await stopping  # the end of the deployment relies on its memory being free
             raise
+        await self.delete_files(deployment)
         await self.start(replaced.request, replaced.llama, replaced.size)
 
     async def loaded(self, deployment: str) -> bool:

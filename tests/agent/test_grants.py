@@ -12,10 +12,11 @@ import pytest
 from sollold.agent import grants, memory_monitor, term_file
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
-from sollold.engines.commands import Commit, Renew, Reserve, Reserved
+from sollold.engines.commands import Commit, Release, Renew, Reserve, Reserved
 from sollold.machine.devices import DeviceMeter
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
+from sollold.tasks import cancel_and_wait
 from tests.agent_cluster import MISSING_LLAMA, AgentCluster, running_agents
 from tests.doubles import until
 
@@ -185,3 +186,53 @@ async def test_a_renewal_is_answered_while_the_disk_of_the_tensor_cache_hangs(
             renewal = Renew("d", "b", loaded=True)
             assert (await asyncio.wait_for(cluster.call("b", "a", "renew", renewal), 5.0)).ok
         assert asked == ["d"]
+
+
+async def test_memory_is_free_while_the_disk_of_the_tensor_cache_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
+        owner = cluster.agents["a"].grants
+        responds = threading.Event()
+        deleted: list[str] = []
+
+        def hang(deployment: str) -> None:
+            assert responds.wait(30)
+            deleted.append(deployment)
+
+        monkeypatch.setattr(owner.workers._cache, "remove_folder", hang)
+        try:
+            assert (await reserve(cluster, Term(9, "l"), "d")).ok
+            assert (await cluster.call("b", "a", "commit", Commit("d", "b", (), MISSING_LLAMA.build))).ok
+            release = Release(Term(9, "l"), "d", "b")
+            assert (await asyncio.wait_for(cluster.call("b", "a", "release", release), 5.0)).ok
+            assert not owner.ledger.holds("d")
+        finally:
+            responds.set()
+        await until(lambda: deleted == ["d"])
+
+
+async def test_the_folder_of_a_cancelled_start_is_deleted_once_it_is_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
+        workers = cluster.agents["a"].grants.workers
+        make, responds = workers._cache.make_folder, threading.Event()
+
+        def slow(deployment: str, size: int) -> Path | None:
+            assert responds.wait(30)
+            return make(deployment, size)
+
+        monkeypatch.setattr(workers._cache, "make_folder", slow)
+        commit = Commit("d", "b", ("CPU",), MISSING_LLAMA.build)
+        start = asyncio.create_task(workers.start(commit, MISSING_LLAMA, 0))
+        try:
+            await until(lambda: bool(workers._making))
+            await cancel_and_wait(start)
+            await workers.stop("d")
+            deleting = asyncio.create_task(workers.delete_files("d"))
+            await asyncio.sleep(0.1)
+        finally:
+            responds.set()
+        await deleting
+        assert not await asyncio.to_thread(list, (folder / "a").rglob("d"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from aiohttp import web
 
 from sollold.engines.address import EngineAddress
 from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp import kept_prompts
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.daemons import Cluster, Node, until
@@ -173,6 +176,30 @@ async def test_a_disk_that_becomes_read_only_does_not_fail_loads_and_unloads(
         await kept.save(http, address, "b", 20_000, 8000)
         kept.close()
     monkeypatch.undo()
+    await engine.close()
+
+
+async def test_a_disk_that_does_not_respond_stops_no_load_and_no_unload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_prompts, "_DISK_SECONDS", 0.05)
+    kept = KeptPrompts(tmp_path / "prompts", 2500)
+    kept.open()
+    engine = Engine((300, 4000), kept.folder or tmp_path)
+    address = await engine.start()
+    responds = threading.Event()
+
+    def hang() -> list[Any]:
+        assert responds.wait(30)
+        return []
+
+    monkeypatch.setattr(kept, "_files", hang)
+    try:
+        async with aiohttp.ClientSession() as http, asyncio.timeout(5.0):
+            await kept.save(http, address, "a", 2000, 8000)
+            await kept.restore(http, address, "a")
+    finally:
+        responds.set()
     await engine.close()
 
 

@@ -13,8 +13,9 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import aiohttp
 import msgspec
@@ -27,11 +28,16 @@ from sollold.placement.plan import Plan
 
 log = logging.getLogger("sollold.engines")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _MIN_TOKENS = 256
 """Shorter prompts are processed faster than a file is read."""
 _SAVE_SECONDS = 5.0
 """Timeout for all slots of a deployment, in seconds: a load may be waiting for its memory."""
 _RESTORE_SECONDS = 5.0
+_DISK_SECONDS = 5.0
+"""Timeout for listing or deleting files, in seconds: a disk that hangs must not stop a load or an unload."""
 _SPARE_DISK = 2 << 30
 """Bytes that stay free on the disk."""
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError)
@@ -112,7 +118,8 @@ class KeptPrompts:
         except _FAILURES as error:
             log.debug("an engine's prompts were not saved: %s", error or "it took too long")
         finally:
-            await asyncio.to_thread(self._prune, key)
+            with contextlib.suppress(TimeoutError):
+                await _on_disk(self._prune, key)
         if saved:
             log.info("saved %d tokens of processed prompts", saved)
 
@@ -120,17 +127,19 @@ class KeptPrompts:
         """Have a newly started engine restore the slots saved under ``key``. Failures are ignored."""
         if self._limit <= 0:
             return
-        files = [
-            file for file in await asyncio.to_thread(self._files) if file.path.name == f"{key}-{file.slot}"
-        ]
-        for file in files:
-            try:
-                async with asyncio.timeout(_RESTORE_SECONDS):
-                    await _slot_action(http, engine, file.slot, "restore", file.path.name)
-            except _FAILURES as error:
-                log.debug("saved prompts can't be used: %s", error or "it took too long")
-            # It is saved again when this deployment ends.
-            await asyncio.to_thread(_remove, file.path)
+        with contextlib.suppress(TimeoutError):
+            for file in await _on_disk(self._files):
+                if file.path.name == f"{key}-{file.slot}":
+                    await self._restore(http, engine, file)
+                    # It is saved again when this deployment ends.
+                    await _on_disk(_remove, file.path)
+
+    async def _restore(self, http: aiohttp.ClientSession, engine: EngineAddress, file: _File) -> None:
+        try:
+            async with asyncio.timeout(_RESTORE_SECONDS):
+                await _slot_action(http, engine, file.slot, "restore", file.path.name)
+        except _FAILURES as error:
+            log.debug("saved prompts can't be used: %s", error or "it took too long")
 
     def _take_over(self, part: str, name: str) -> None:
         file = self._folder / part
@@ -163,6 +172,16 @@ class KeptPrompts:
             incomplete = file.slot < 0
             if file.path.name.startswith(f"{key}-") if incomplete else total > self._limit:
                 _remove(file.path)
+
+
+async def _on_disk(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Run ``function`` in a thread.
+
+    Raises:
+        TimeoutError: the disk does not respond.
+    """
+    async with asyncio.timeout(_DISK_SECONDS):
+        return await asyncio.to_thread(function, *arguments, **named)
 
 
 def _remove(file: Path) -> None:
