@@ -149,7 +149,9 @@ class Dispatcher:
         except StreamError as error:
             search.tried.add(candidate.key)
             search.lost = True
-            if call.path not in BYPASS_PATHS:
+            # Of small requests only the caller's own can be the cause, and only of a crash.
+            own = call is self._ask.calls.get(candidate.engine)
+            if call.path not in BYPASS_PATHS or (own and error.crashed):
                 self.attempts.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
             search.tried.add(candidate.key)

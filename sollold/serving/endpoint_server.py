@@ -81,9 +81,14 @@ class EndpointState:
         return self.host.endpoint(self.id)
 
     def newest_unanswered(self) -> LocalStream | None:
-        """The unanswered request that the engine got last; None if there is none."""
-        waiting = [s for s in self.streams if s.progress is not None and not s.progress.began]
-        return max(waiting, key=lambda stream: stream.sent_at, default=None)
+        """The unanswered request that the engine got last; None if there is none.
+
+        Small requests (`EngineRequest.bypass_queue`) count only if the engine has no others.
+        """
+        sent = [stream for stream in self.streams if stream.progress is not None]
+        sent = [stream for stream in sent if not stream.request.bypass_queue] or sent
+        unanswered = [s for s in sent if s.progress is not None and not s.progress.began]
+        return max(unanswered, key=lambda stream: stream.sent_at, default=None)
 
 
 class EndpointServer:

@@ -112,6 +112,8 @@ class Reciter:
         if self.deaf:
             await asyncio.Event().wait()
         text = (await request.json())["content"]
+        if self.poison and self.poison in text:
+            self._die(request)
         return web.json_response({"tokens": list(range(count(text)))})
 
     async def aside(self, request: web.Request) -> web.Response:
@@ -228,10 +230,7 @@ class Reciter:
         body = await request.json()
         self.requests.append((request.path, body, dict(request.headers)))
         if self.poison and self.poison in json.dumps(body):
-            self.deaths += 1
-            self.on_death()
-            assert request.transport is not None
-            request.transport.abort()
+            self._die(request)
         if self.cut_error:
             self.cut_error = False
             await self._cut(request, 500)
@@ -246,6 +245,12 @@ class Reciter:
             )
             raise _status(400, json.dumps({"error": {"message": message, "code": 400}}))
         return dict(body)
+
+    def _die(self, request: web.Request) -> None:
+        self.deaths += 1
+        self.on_death()
+        assert request.transport is not None
+        request.transport.abort()
 
     def _limit(self, body: dict[str, Any]) -> int | None:
         limits = [body[key] for key in ("max_tokens", "n_predict") if body.get(key) is not None]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,8 +15,13 @@ from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
 from sollold.models.gguf import demo_model
+from sollold.serving.admission import AdmissionQueue
+from sollold.serving.endpoint_server import EndpointState
 from sollold.serving.engine_deaths import PERIOD, Quarantine
-from sollold.serving.request import Answer
+from sollold.serving.local_stream import LocalStream
+from sollold.serving.protocol import EngineRequest
+from sollold.serving.request import Answer, Call, Engine
+from sollold.serving.watchdog import RequestProgress
 from tests.api.direct_service import LlamaServer
 from tests.doubles import until
 from tests.serving.cluster_double import Cluster, Node, ask, text_of
@@ -61,6 +66,48 @@ async def test_a_request_that_crashes_an_engine_is_not_retried(
         assert "crashed" in refused.value.message
     assert first.deaths + second.deaths == 1
     assert text_of(await fetch(node, id="other")) == TEXT
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_a_token_count_that_crashes_an_engine_is_not_retried(cluster: Cluster, asked: str) -> None:
+    await three_nodes(cluster)
+    first, second = cluster.reciters
+    call = Call("/tokenize", {"content": "deadly"})
+    with pytest.raises(Refusal) as refused:
+        await fetch(cluster.nodes["abc".index(asked)], stream=False, calls={Engine.LLAMA: call})
+    assert refused.value.status == 422
+    assert first.deaths + second.deaths == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "blamed"),
+    [
+        (("/v1/chat/completions", "/v1/chat/completions", "/tokenize"), 1),
+        (("/tokenize", "/tokenize"), 1),
+        (("answered", "/tokenize"), None),
+        (("answered", "/v1/chat/completions"), 1),
+    ],
+)
+async def test_a_small_request_is_blamed_for_a_crash_only_if_there_were_no_others(
+    paths: tuple[str, ...], blamed: int | None
+) -> None:
+    """The streams with these paths were sent one after another; ``answered`` has been answered in part."""
+    queue = AdmissionQueue(4, 4)
+    state = EndpointState("d", cast(Any, None), queue)
+    streams = []
+    for sent, path in enumerate(paths):
+        request = EngineRequest("r", "d", path, b"{}", bypass_queue=path == "/tokenize")
+        stream = LocalStream(
+            request, queue, cast(Any, None), cast(Any, None), stall=0.0, speed=0.0,
+            on_speed=lambda stream, figures: None,
+            on_end=lambda stream: None,
+            is_newest=lambda stream: True,
+        )  # fmt: skip
+        stream.sent_at, stream.progress = float(sent), RequestProgress(0.0, 0.0, 0.0)
+        stream.progress.began = path == "answered"
+        streams.append(stream)
+    state.streams = set(streams)
+    assert state.newest_unanswered() is (None if blamed is None else streams[blamed])
 
 
 async def test_other_requests_of_a_crashed_engine_are_answered_elsewhere(cluster: Cluster) -> None:
