@@ -6,7 +6,8 @@ from io import BytesIO
 from typing import Protocol
 
 from sollold.cluster.net.pour import Receiver
-from sollold.serving.protocol import ErrorKind, ResponseHead, StreamError
+from sollold.errors import Fault, Refusal
+from sollold.serving.protocol import ResponseHead, StreamError
 
 
 class Stream(Protocol):
@@ -36,14 +37,15 @@ async def whole(stream: Stream, limit: int = 256 * 1024 * 1024) -> bytes:
     """Read and return the whole body.
 
     Raises:
-        StreamError: the stream broke off, or is longer than ``limit`` bytes.
+        StreamError: the stream broke off.
+        Refusal: ENGINE, if it is longer than ``limit`` bytes, as it would be from another engine.
     """
     # BytesIO grows in place and returns its content without a copy; copying a long body would block the loop.
     body = BytesIO()
 
     def receive(chunk: bytes) -> bool:
         if body.tell() + len(chunk) > limit:
-            raise StreamError(ErrorKind.ENGINE, f"the answer is longer than {limit} bytes")
+            raise Refusal(Fault.ENGINE, f"the answer is longer than {limit} bytes", status=502)
         body.write(chunk)
         return True
 

@@ -12,10 +12,12 @@ import pytest
 from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.pour import Receiver
 from sollold.engines.address import EngineAddress
+from sollold.errors import Refusal
 from sollold.serving.admission import AdmissionQueue
 from sollold.serving.engine_client import EngineClient
 from sollold.serving.local_stream import LocalStream
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
+from sollold.serving.stream import whole
 from tests.doubles import until
 
 
@@ -148,6 +150,14 @@ async def test_an_aborted_stream_releases_its_slot_although_its_caller_does_not_
         await stream.pour(lambda piece: True)
     await stream.close()
     assert ended == [stream]
+
+
+async def test_an_answer_that_is_too_long_is_refused_instead_of_generated_again() -> None:
+    stream = local_stream(Answered(b"12345", b"67890", b"1"), AdmissionQueue(1, 1))
+    await stream.open(lambda position: None)
+    with pytest.raises(Refusal, match="longer than 10 bytes"):
+        await whole(stream, limit=10)
+    await stream.close()
 
 
 async def received(*pieces: bytes) -> bytes:
