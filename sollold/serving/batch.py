@@ -240,6 +240,8 @@ class Batches:
     async def _run_workers(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         try:
             async with asyncio.TaskGroup() as group:
+                # The first alone: while its model is loaded, others would occupy the slots of other jobs.
+                await self._embed_next(job, pieces, embed)
                 for _ in range(min(self._concurrency, len(pieces))):
                     group.create_task(self._work(job, pieces, embed))
         except* BatchEnded as ended:
@@ -267,8 +269,11 @@ class Batches:
 
     async def _work(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         while pieces:
-            pieces += reversed(await self._embed(job, pieces.pop(), embed))
-            job.waiting = ""
+            await self._embed_next(job, pieces, embed)
+
+    async def _embed_next(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
+        pieces += reversed(await self._embed(job, pieces.pop(), embed))
+        job.waiting = ""
 
     async def _embed(self, job: Job, piece: _Piece, embed: Embed) -> list[_Piece]:
         """Store the vectors of a piece, or the error. Return the pieces to request instead, if any."""

@@ -163,6 +163,20 @@ async def test_concurrent_pieces_are_limited(batches: Batches) -> None:
     assert most == 3
 
 
+async def test_a_batch_whose_model_is_loading_does_not_delay_others(batches: Batches) -> None:
+    never = asyncio.Event()
+
+    async def load(texts: Sequence[str]) -> list[list[float]]:
+        await never.wait()
+        return []
+
+    loading = batches.submit("m", ["a"] * 40, load)
+    await asyncio.sleep(0)
+    other = batches.submit("n", ["a"] * 40, lengths)
+    await ended(batches, other.id)
+    assert other.progress is JobState.DONE and loading.progress is JobState.RUNNING
+
+
 async def test_a_running_batch_can_be_cancelled(batches: Batches) -> None:
     first = asyncio.Event()
 
