@@ -21,19 +21,22 @@ from sollold.cluster.admission import admission, exchange
 from sollold.cluster.admission.calls import AdmissionCalls
 from sollold.cluster.admission.exchange import (
     AdmissionState,
+    Answer,
     Greeting,
     Hello,
     Request,
+    applicant,
     ask,
     greet,
     request_content,
 )
-from sollold.cluster.admission.keyring import Keyring, KeyringFile
+from sollold.cluster.admission.keyring import MAX_MEMBERS, Keyring, KeyringFile, KeyringMember
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds, secret_of
 from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
 from sollold.cluster.admission.waiting import WaitingList
 from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.framing import frame
 from sollold.cluster.net.identity import JOIN, Identity, Tokens
 from sollold.cluster.net.push_pull_stream import SYNC, FrameClient
 from sollold.cluster.net.rpc import PeerError
@@ -393,6 +396,24 @@ async def test_a_signature_for_another_member_admits_nobody(lan: Lan) -> None:
     with pytest.raises(PeerError, match="closed during the exchange"):
         await connection.exchange(msgspec.msgpack.encode(Request(newcomer.public, "x", signed)))
     assert lan.ring(0).admitted == ()
+
+
+async def test_a_stranger_receives_answers_of_limited_size() -> None:
+    """Anybody can announce a cluster, and each of its members would be contacted every two seconds."""
+    names = tuple(KeyringMember(f"{number:016x}", "\U0001f600" * 64) for number in range(MAX_MEMBERS))
+    longest = Answer(AdmissionState.ADMITTED, "ab" * 32, "0" * 16, 1e12, 2**40, names, names)
+    for size, accepted in ((len(msgspec.msgpack.encode(longest)), True), (1 << 20, False)):
+        client = applicant()
+        client.connection_made(Mock())
+        exchanging = asyncio.create_task(client.exchange(b"hello"))
+        await asyncio.sleep(0)
+        client.data_received(frame(bytes(size)) if accepted else frame(bytes(size))[:100])
+        if accepted:
+            assert len(await exchanging) == size
+        else:
+            with pytest.raises(PeerError, match="the limit is"):
+                async with asyncio.timeout(1):
+                    await exchanging
 
 
 @pytest.mark.parametrize("junk", [b"\x00" * 2000, b"\xff" * 40, b"\x00\x00\x00\x00\x00\x00\x00\x05junk!"])

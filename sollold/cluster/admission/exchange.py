@@ -42,6 +42,8 @@ log = logging.getLogger("sollold.cluster")
 T = TypeVar("T")
 
 _MAX_BYTES = 4096
+_MAX_ANSWER_BYTES = 512 * 1024
+"""Maximum size of the message of a member, for which anybody may pose: an `Answer` has some hundred names."""
 _TIMEOUT = 5.0
 _MAX_CONNECTIONS = 64
 _MAX_PER_ADDRESS = 4
@@ -197,6 +199,11 @@ class Welcome(asyncio.Protocol):
         transport.close()
 
 
+def applicant() -> FrameClient:
+    """Return the protocol of a stranger's connection to a possible member."""
+    return FrameClient(_MAX_ANSWER_BYTES)
+
+
 async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address]:
     """Return the standing of the node at ``addresses``, and its address. ``port``: our port for nodes.
 
@@ -206,7 +213,7 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
     """
     async with asyncio.timeout(_TIMEOUT):
         connection, found, address = await reach.connect(
-            "", JOIN, FrameClient, timeout=3.0, addresses=addresses
+            "", JOIN, applicant, timeout=3.0, addresses=addresses
         )
         try:
             greeting = decoded(await connection.exchange(msgspec.msgpack.encode(Hello(port))), Greeting)
@@ -237,7 +244,7 @@ async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, ad
     """
     name = printable_name(name)
     async with asyncio.timeout(_TIMEOUT):
-        connection, found, _ = await reach.connect("", JOIN, FrameClient, timeout=3.0, addresses=(address,))
+        connection, found, _ = await reach.connect("", JOIN, applicant, timeout=3.0, addresses=(address,))
         try:
             if found != member:
                 raise PeerError(member, "another node answers there", transport=True)

@@ -19,7 +19,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from sollold.cluster.admission.exchange import Answer, decoded
+from sollold.cluster.admission.exchange import Answer, applicant, decoded
 from sollold.cluster.admission.pake import (
     MESSAGE_BYTES,
     PROOF_BYTES,
@@ -36,7 +36,6 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.framing import HEADER, frame
 from sollold.cluster.net.identity import INVITED, peer_key_of
 from sollold.cluster.net.node_key import NodeKey, id_of_key
-from sollold.cluster.net.push_pull_stream import FrameClient
 from sollold.cluster.net.rpc import PeerError
 from sollold.facts import dataclass
 
@@ -285,7 +284,7 @@ async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, hosts: Seq
     """
     async with asyncio.timeout(_TIMEOUT):
         connection, member, address = await reach.connect(
-            "", INVITED, FrameClient, timeout=_CONNECT_SECONDS, addresses=hosts
+            "", INVITED, applicant, timeout=_CONNECT_SECONDS, addresses=hosts
         )
         try:
             if member == key.node:

@@ -63,10 +63,10 @@ class SyncServer(asyncio.Protocol):
 
 
 class FrameClient(asyncio.Protocol):
-    """Sends framed messages and receives one response to each."""
+    """Sends framed messages and receives one response to each, of at most ``limit`` bytes."""
 
-    def __init__(self) -> None:
-        self._bytes = Unframer(LARGEST)
+    def __init__(self, limit: int = LARGEST) -> None:
+        self._bytes = Unframer(limit)
         self._waiter: asyncio.Future[bytes] | None = None
         self._lost = False
 
