@@ -94,6 +94,29 @@ async def test_a_suffix_is_refused_for_a_model_without_infill(serve: Serve, http
             assert answer.status == 400 and "suffix" in await answer.text()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("alternatives", [0, 1])
+async def test_logprobs_beside_a_suffix_are_openais_columns(
+    serve: Serve, http: ClientSession, alternatives: int, stream: bool
+) -> None:
+    row = {"token": "tw", "logprob": -0.5, "bytes": [], "top_logprobs": [{"token": "a", "logprob": -1.5}]}
+    event = {
+        "content": "two",
+        "stop": True,
+        "stop_type": "eos",
+        "completion_probabilities": [row, {**row, "token": "o"}],
+    }
+    service = ScriptedService(event)
+    url = await serve(parts(service, library=PlainLibrary(FILL)))
+    body = {"model": "fill", "prompt": "one", "suffix": "three", "logprobs": alternatives, "stream": stream}
+    (answer,) = await events(http, f"{url}/v1/completions", body)
+    assert service.asks[-1].calls[Engine.LLAMA].body["n_probs"] == 1
+    logprobs = answer["choices"][0]["logprobs"]
+    assert (logprobs["tokens"], logprobs["token_logprobs"]) == (["tw", "o"], [-0.5, -0.5])
+    assert logprobs["text_offset"] == [0, 2]
+    assert logprobs["top_logprobs"] == ([{"a": -1.5}] * 2 if alternatives else None)
+
+
 async def test_ollamas_answer_to_a_suffix_is_passed_on(serve: Serve, http: ClientSession) -> None:
     event = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
     # The model has the requested name; a whole answer has the fields that OpenAI's schema requires.

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from sollold.api.engine.infill_events import Infilled, read_infilled
+from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
 from sollold.api.openai.sse import ChunkEncoder
 from sollold.api.openai.text_completion import TextCompletion, choice_of
@@ -30,8 +33,9 @@ def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
     out |= {"input_prefix": ask.prompt, "input_suffix": ask.suffix or ""}
     if ask.max_tokens is not None:
         out["n_predict"] = ask.max_tokens
-    if ask.logprobs:
-        out["n_probs"] = ask.logprobs
+    if ask.logprobs is not None:
+        # llama-server takes 0 for no probabilities at all.
+        out["n_probs"] = max(1, ask.logprobs)
     return out
 
 
@@ -42,6 +46,7 @@ class InfillEncoder(ChunkEncoder):
         super().__init__(model)
         self._completion = TextCompletion(ask, model)
         self._engine = Engine.LLAMA
+        self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
 
     def begin(self, routing: Routing) -> bytes:
         """Remember the engine; no bytes are sent."""
@@ -51,17 +56,18 @@ class InfillEncoder(ChunkEncoder):
     def event(self, raw: bytes) -> bytes:
         """Return the chunk for one event, followed by the usage after the last."""
         if self._engine is Engine.OLLAMA:
-            return super().event(raw)
+            return super().event(self._columns.event(raw) if self._columns is not None else raw)
         event = read_infilled(raw)
-        return self._completion.events(_choice(event), event.tokens_evaluated, event.tokens_predicted)
+        return self._completion.events(self._choice(event), event.tokens_evaluated, event.tokens_predicted)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the whole answer."""
         if routing.engine is Engine.OLLAMA:
-            return super().whole(raw, routing)
+            return super().whole(self._columns.event(raw) if self._columns is not None else raw, routing)
         event = read_infilled(raw)
-        return self._completion.whole(_choice(event), event.tokens_evaluated, event.tokens_predicted)
+        return self._completion.whole(self._choice(event), event.tokens_evaluated, event.tokens_predicted)
 
-
-def _choice(event: Infilled) -> dict[str, Any]:
-    return choice_of(event.content, event.logprobs, event.finish or None)
+    def _choice(self, event: Infilled) -> dict[str, Any]:
+        rows = msgspec.to_builtins(event.completion_probabilities)
+        logprobs = {"content": rows, **self._columns.columns(rows)} if rows and self._columns else None
+        return choice_of(event.content, logprobs, event.finish or None)
