@@ -203,6 +203,11 @@ async def test_a_call_that_can_not_be_parsed_is_returned_as_text(
     async with http.post(url + path, json=body) as response:
         output = await response.text()
     assert "lo" in output and "does not match" not in output and '"error": {' not in output
+    if path == "/v1/chat/completions":
+        chunks = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("data: {")]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        for field in ("id", "object", "created", "model"):
+            assert chunks[-1][field] == chunks[0][field]
     service.events = (chunk("Hel"), Refusal(Fault.ENGINE, "boom", status=500))
     async with http.post(url + path, json=body) as response:
         assert "boom" in await response.text()

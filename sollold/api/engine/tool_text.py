@@ -14,7 +14,9 @@ from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _UNPARSED = "does not match the expected"
-_END = msgspec.json.encode({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+_END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+_HEAD = ("id", "object", "created", "model")
+"""Fields that all chunks of a chat have in common."""
 
 
 class ToolTextService:
@@ -46,15 +48,24 @@ class ToolTextService:
 
 
 async def _end_cleanly(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    has_events = False
+    last = b""
     try:
         async for batch in batches:
-            has_events = any(batch)
+            last = next(filter(None, reversed(batch)), b"")
             yield batch
     except Refusal as refusal:
-        if not has_events or not _is_unparsed(refusal):
+        if not last or not _is_unparsed(refusal):
             raise
-        yield [_END]
+        yield [_end_after(last)]
+
+
+def _end_after(raw: bytes) -> bytes:
+    """Return the last chunk of a chat after the chunk ``raw``."""
+    try:
+        chunk = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError:
+        chunk = {}
+    return msgspec.json.encode({**{name: chunk[name] for name in _HEAD if name in chunk}, **_END})
 
 
 def _is_unparsed(refusal: Refusal) -> bool:
