@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.serving.request import Engine
-from tests.api.api_parts import BODIES, ScriptedService, chunk, parts
+from tests.api.api_parts import BODIES, ScriptedService, call_of, chunk, model, parts
 from tests.api.conftest import Serve
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -192,3 +192,40 @@ async def test_an_unreadable_record_is_ollamas_error(serve: Serve, http: ClientS
     url = await serve(parts(ScriptedService(b"<html>", engine=Engine.OLLAMA)))
     async with http.post(url + path, json={**BODIES[path], "stream": False}) as answer:
         assert answer.status == 502 and "unreadable" in await answer.text()
+
+
+@pytest.mark.parametrize("tools", [False, True])
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_functions_are_answered_with_a_function_call(
+    serve: Serve, http: ClientSession, stream: bool, choices: int, tools: bool
+) -> None:
+    """Clients that send the deprecated ``functions`` read only this field."""
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+    streams = stream or choices > 1
+    pieces = {"tool_calls": [{"index": 0, **call}, {"index": 1, **call, "id": "c2"}]}
+    events: list[dict[str, Any]] = [
+        {"model": "x", "choices": [{"index": index, **fields}]}
+        for index in range(choices)
+        for fields in ({"delta": pieces}, {"delta": {}, "finish_reason": "tool_calls"})
+    ]
+    if not streams:
+        message = {"role": "assistant", "content": None, "tool_calls": [call, {**call, "id": "c2"}]}
+        events = [{"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}]
+    service = ScriptedService(*events)
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    body = {"model": "demo", **HI, "n": choices, "stream": stream, "functions": [{"name": "get"}]}
+    if tools:
+        body["tools"] = [{"type": "function", "function": {"name": "other"}}]
+    async with http.post(f"{url}{CHAT}", json=body) as answer:
+        lines = (await answer.text()).replace("data: ", "").splitlines()
+    found = [choice for line in lines if line.startswith("{") for choice in json.loads(line)["choices"]]
+    messages = [choice.get("delta") or choice.get("message") or {} for choice in found]
+    field, finish = ("tool_calls", "tool_calls") if tools else ("function_call", "function_call")
+    calls = [message[field] for message in messages if field in message]
+    assert len(calls) == choices
+    assert all(not message.keys() & ({"tool_calls", "function_call"} - {field}) for message in messages)
+    assert [choice["finish_reason"] for choice in found if choice.get("finish_reason")] == [finish] * choices
+    if not tools:
+        assert calls == [{"name": "get", "arguments": "{}"}] * choices
+        assert call_of(service).body["parallel_tool_calls"] is False

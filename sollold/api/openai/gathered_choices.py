@@ -13,6 +13,7 @@ import msgspec
 from sollold.api.engine.chunks import read_chunk
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.http.encoder import Encoder
+from sollold.api.openai.function_call import with_function_call
 from sollold.api.openai.sse import with_required
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
@@ -24,8 +25,10 @@ _REASONING = ("reasoning_content", "reasoning")
 class GatheredChoices(SseEncoder):
     """`Encoder` that wraps the stream's encoder, and assembles its chunks into one answer."""
 
-    def __init__(self, chunks: Encoder) -> None:
+    def __init__(self, chunks: Encoder, *, calls_function: bool = False) -> None:
+        """``calls_function``: whether the caller expects a ``function_call``, not ``tool_calls``."""
         self._chunks = chunks
+        self._calls_function = calls_function
         self._head: dict[str, Any] = {}
         self._usage: Any = None
         self._choices: dict[int, _Choice] = {}
@@ -58,7 +61,8 @@ class GatheredChoices(SseEncoder):
         answer = {**self._head, "object": kind, "choices": choices}
         if self._usage is not None:
             answer["usage"] = self._usage
-        return with_required(msgspec.json.encode(answer))
+        encoded = msgspec.json.encode(answer)
+        return with_required(with_function_call(encoded) if self._calls_function else encoded)
 
     def _collect(self, events: bytes) -> None:
         for line in events.split(b"\n\n"):

@@ -88,6 +88,11 @@ class ChatCompletion(Sampling, kw_only=True):
     reasoning_budget_tokens: Small | None = None
     thinking_budget_tokens: Small | None = None
 
+    @property
+    def uses_functions(self) -> bool:
+        """Whether the caller expects a ``function_call`` in the answer, not ``tool_calls``."""
+        return bool(self.functions) and not self.tools
+
 
 class Completion(Sampling, kw_only=True):
     """``POST /v1/completions``."""
@@ -142,6 +147,9 @@ def chat_completion_body(checked: dict[str, Any], ask: ChatCompletion, model: Mo
     if ask.logprobs and not ask.top_logprobs:
         # llama-server takes 0 for no probabilities at all.
         out["top_logprobs"] = 1
+    if ask.uses_functions:
+        # The answer has room for one call.
+        out["parallel_tool_calls"] = False
     return out
 
 

@@ -244,8 +244,11 @@ class OpenAiRoutes:
         def encoder(prefix: AnswerPrefix) -> Encoder:
             summed = SummedUsage(choices, counted=chat.counted) if choices > 1 else None
             name = chat.model or listed.model.name
-            chunks = ChunkEncoder(name, prefix, counted=chat.counted, summed=summed)
-            return GatheredChoices(chunks) if gathers else chunks
+            legacy = chat.uses_functions
+            chunks = ChunkEncoder(
+                name, prefix, counted=chat.counted, summed=summed, calls_function=legacy and not gathers
+            )
+            return GatheredChoices(chunks, calls_function=legacy) if gathers else chunks
 
         return await self._respond(
             request,

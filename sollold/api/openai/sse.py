@@ -9,6 +9,7 @@ import msgspec
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.engine.impossible_tokens import with_shown_logprobs
+from sollold.api.openai.function_call import with_function_call
 from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
@@ -26,11 +27,14 @@ class ChunkEncoder(SseEncoder):
         *,
         counted: bool = True,
         summed: SummedUsage | None = None,
+        calls_function: bool = False,
     ) -> None:
         """``model``: the caller's name for it; ``prefix``: the beginning of the answer that the caller sent;
         ``counted``: whether the caller wants the chunk with the usage, which is always requested of Ollama;
-        ``summed``: the sum of the usage, for a streamed completion or a chat with several choices.
+        ``summed``: the sum of the usage, for a streamed completion or a chat with several choices;
+        ``calls_function``: whether the caller expects a ``function_call``, not ``tool_calls``.
         """
+        self._calls_function = calls_function
         self._summed = summed
         self._counted = counted
         self._named = b'"model":' + msgspec.json.encode(model)
@@ -42,6 +46,8 @@ class ChunkEncoder(SseEncoder):
 
         An event is parsed only if something in it must change, since there is one for each token.
         """
+        if self._calls_function:
+            raw = with_function_call(raw)
         if b'"reasoning' in raw:
             raw = _with_both_reasonings(raw)
         if b'"logprob"' in raw:
