@@ -362,6 +362,8 @@ class Leader:
                     model = snapshot.holders[0][1]
                     lost = self._pinned.is_lost(model.name, model.digest)
                     keep_alive = -1.0 if decision.pinned or lost else usual
+                if decision.pinned:
+                    self._pinned.note_replaced(victim for _, victim, _ in decision.evictions)
                 try:
                     deployment = await self._applier.apply(decision, keep_alive, term, excluded)
                 except StaleError:

@@ -67,6 +67,8 @@ class PinnedPolicy:
         self._pinned: dict[_Content, _Pinned] = {}
         self._seen: dict[str, float] = {}
         """Time each node was last seen."""
+        self._replaced: set[str] = set()
+        """Deployments that this node, as the leader, ends to load them with other options."""
 
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records what is pinned and what was lost."""
@@ -82,7 +84,7 @@ class PinnedPolicy:
             for head, endpoint in endpoints:
                 # A model being loaded again counts as lost until it is ready, since the load may fail.
                 running = endpoint.state is State.READY or (is_loading(endpoint) and before.lost is None)
-                leaves = endpoint.closing or head.draining
+                leaves = endpoint.closing or head.draining or endpoint.id in self._replaced
                 if endpoint.pinned and running:
                     self._pinned[content] = _Pinned(head.node, endpoint, leaves, next=before.next)
                 elif leaves and endpoint.id == before.endpoint.id:
@@ -146,6 +148,12 @@ class PinnedPolicy:
         pinned.told, pinned.told_at = reason, now
         return True
 
+    def note_replaced(self, deployments: Iterable[str]) -> None:
+        """Note that these end to be loaded with other options: if that fails, the pinned ones are lost."""
+        self._replaced = {*deployments, *self._replaced & {p.endpoint.id for p in self._pinned.values()}}
+        for pinned in self._pinned.values():
+            pinned.leaves |= pinned.endpoint.id in self._replaced
+
     def forget(self, *names: str) -> bool:
         """Unpin the models or deployments of these names: they are being unloaded.
 
@@ -157,6 +165,7 @@ class PinnedPolicy:
         for content, pinned in list(self._pinned.items()):
             if {pinned.endpoint.model, pinned.endpoint.id} & set(names):
                 lost |= pinned.lost is not None
+                self._replaced.discard(pinned.endpoint.id)
                 del self._pinned[content]
         return lost
 

@@ -21,7 +21,7 @@ from sollold.leader.pinned import (
     PinnedPolicy,
     redundant_pins,
 )
-from tests.leader.cluster import Cluster, let_leader_look, load, model
+from tests.leader.cluster import Cluster, fail_deployment, let_leader_look, load, model
 from tests.placement.fleets import GIB, MIB
 
 PINNED = Endpoint("x", "m", "d", Backend.LOCAL, State.READY, pinned=True)
@@ -269,6 +269,33 @@ async def test_the_leader_reloads_a_lost_model_with_its_options(
         assert (again.plan.head, again.keep_alive, again.plan.asked) == ("c", -1.0, first.plan.asked)
         assert len([r for r in caplog.records if "yet" in r.getMessage()]) == 1
         assert again.deployment != deployment and len(deploys(cluster)) == 2
+    finally:
+        await cluster.planner.close()
+
+
+async def test_a_pinned_model_whose_reload_with_more_context_fails_is_loaded_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
+    cluster = Cluster()
+    cluster.add("a", 2 * GIB, model())
+    await cluster.planner.start()
+    try:
+        await load(cluster, Ensure("demo", context=2048, keep_alive=-1.0), pinned=True)
+        larger = await cluster.planner.ensure(Ensure("demo", context=8192))
+        cluster.ready(larger.deployment, state=State.LOADING, pinned=True)
+        await let_leader_look(cluster, STANDS)
+        assert [deploy.plan.asked.context for deploy in deploys(cluster)] == [2048, 8192]
+        fail_deployment(cluster, larger.deployment)
+        await let_leader_look(cluster, STANDS)
+        assert [deploy.plan.asked.context for deploy in deploys(cluster)] == [2048, 8192, 2048]
+        again = deploys(cluster)[-1]
+        assert again.keep_alive == -1.0
+        cluster.ready(again.deployment, pinned=True)
+        await cluster.planner.unload(Drop("demo"))
+        await let_leader_look(cluster, STANDS)
+        await let_leader_look(cluster, STANDS)
+        assert len(deploys(cluster)) == 3
     finally:
         await cluster.planner.close()
 
