@@ -62,3 +62,20 @@ async def test_a_node_that_only_small_packets_reach_is_found(
     await pair.start()
     assert await here.check() == (Unreached(IDS[1], "", large=True),)
     assert sizes == [32 * 1024]
+
+
+async def test_concurrent_checks_share_their_connections(pair: Pair) -> None:
+    """Anybody may request the findings, and each check connects to all nodes and back."""
+    here, _ = checks(pair)
+    asked = 0
+
+    async def count(caller: str, request: ReachRequest) -> Reached:
+        nonlocal asked
+        asked += 1
+        return Reached("blocked" if asked > 1 else "")
+
+    pair.peers[1].method("reach", ReachRequest, count)
+    await pair.start()
+    first, *others = await asyncio.gather(*(here.check() for _ in range(20)))
+    assert asked == 2
+    assert first == () and {found[0].why for found in others} == {"blocked"}

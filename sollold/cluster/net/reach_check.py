@@ -56,13 +56,31 @@ class ReachCheck:
         self._view = view
         self._reach = reach
         self._calls = calls
+        self._checking = asyncio.Lock()
+        self._requested = self._covered = 0
+        """Number of requests for a check, and of those that the last result covers."""
+        self._found: tuple[Unreached, ...] = ()
 
     def register(self, peers: RpcServer) -> None:
         """Register the peer method ``reach``."""
         peers.method("reach", ReachRequest, self._answer)
 
     async def check(self) -> tuple[Unreached, ...]:
-        """Return failing connections; takes seconds if there are any."""
+        """Return failing connections; takes seconds if there are any.
+
+        One check runs at a time, and all who waited for it share the next one: each opens two connections per
+        node, and anybody on the LAN may request any number.
+        """
+        self._requested += 1
+        number = self._requested
+        async with self._checking:
+            if self._covered < number:
+                latest = self._requested
+                self._found = await self._check_all()
+                self._covered = latest
+            return self._found
+
+    async def _check_all(self) -> tuple[Unreached, ...]:
         me = self._view.me.node
         others = [record.node for record in self._view.live() if record.node != me]
         found = await asyncio.gather(*(self._check(node) for node in others))
