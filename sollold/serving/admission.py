@@ -3,7 +3,8 @@
 Each endpoint has one queue, at its node, so that the order does not depend on which node got the request. A
 request starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without limit: later
 requests can overtake it only for a bounded time, so none starves. Within a level the client with the fewest
-requests in the engine comes first, then the one served longest ago, then the oldest request.
+requests in the engine comes first, then the one served longest ago, then the oldest request. In a full queue
+the client with the most requests gives up its last one to a client with fewer.
 """
 
 from __future__ import annotations
@@ -76,6 +77,22 @@ class FairQueue:
             return Full(self.retry_after())
         self._waiting[ticket.id] = ticket
         return self._admit(now)
+
+    def displaced_by(self, ticket: Ticket, now: float) -> str | None:
+        """The waiting request to refuse instead of ``ticket``, for which the queue is full; None for none.
+
+        It is the last one of the client with the most requests, if that has at least two more than the
+        client of ``ticket``, and its level is not higher.
+        """
+        waiting = Counter(other.client for other in self._waiting.values())
+        if not waiting:
+            return None
+        client, most = waiting.most_common(1)[0]
+        level = _level(ticket, now)
+        others = [t for t in self._waiting.values() if t.client == client and _level(t, now) <= level]
+        if most < waiting[ticket.client] + 2 or not others:
+            return None
+        return min(others, key=lambda other: (_level(other, now), -other.arrival)).id
 
     def leave(self, id: str, now: float) -> tuple[str, ...]:
         """Remove a request, done or given up, and return the ids admitted now. Unknown ids are ignored."""
@@ -205,12 +222,16 @@ class AdmissionQueue:
         not at all if there is no wait.
 
         Raises:
-            QueueFull: the queue is full.
+            QueueFull: the queue is full, or became so and another client's request takes the place.
             QueueClosed: the request would have to wait, and `dismiss` was called before or during the wait.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        admitted = self._admission.offer(Ticket(id, priority, client, now - age), now)
+        ticket = Ticket(id, priority, client, now - age)
+        admitted = self._admission.offer(ticket, now)
+        if isinstance(admitted, Full):
+            self._displace(self._admission.displaced_by(ticket, now), QueueFull(admitted.retry_after))
+            admitted = self._admission.offer(ticket, now)
         if isinstance(admitted, Full):
             raise QueueFull(admitted.retry_after)
         if id in admitted:
@@ -225,6 +246,16 @@ class AdmissionQueue:
         self._report_positions()
         await waiter
         on_position(0)
+
+    def _displace(self, id: str | None, full: QueueFull) -> None:
+        """Refuse a waiting request, if ``id`` is one, with ``full``."""
+        waiter = self._waiters.get(id) if id is not None else None
+        if id is None or waiter is None or waiter[0].done():
+            return
+        waiter[0].set_exception(full)
+        # Mark it as retrieved: its waiter may be gone.
+        waiter[0].exception()
+        self.leave(id)
 
     def leave(self, id: str) -> None:
         """Remove a request that is done or was abandoned by its caller. Unknown ids are ignored."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.serving.admission import STEP, AdmissionQueue, FairQueue, Full, QueueClosed, Ticket
+from sollold.serving.admission import STEP, AdmissionQueue, FairQueue, Full, QueueClosed, QueueFull, Ticket
 
 EVENTS = st.lists(
     st.one_of(
@@ -136,6 +136,38 @@ def test_a_full_queue_estimates_when_to_retry() -> None:
     answer = queue.offer(Ticket("e", 10, "x", 30.0), 30.0)
     assert isinstance(answer, Full)
     assert answer.retry_after == 60.0
+
+
+async def test_in_a_full_queue_a_client_with_few_requests_takes_the_place_of_one_with_many() -> None:
+    queue = AdmissionQueue(1, 3)
+    refused: list[str] = []
+
+    async def enter(id: str, client: str, priority: int = 5) -> None:
+        try:
+            await queue.enter(id, priority, client, 0.0, lambda position: None)
+        except QueueFull as full:
+            assert full.retry_after >= 1
+            refused.append(id)
+            queue.leave(id)
+
+    async def arrive(*requests: tuple[str, str, int]) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(enter(*request)) for request in requests]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return tasks
+
+    await enter("running", "greedy")
+    tasks = await arrive(("g1", "greedy", 6), ("g2", "greedy", 5), ("g3", "greedy", 5))
+    tasks += await arrive(("low", "modest", 4))
+    assert refused == ["low"] and queue.waiting == 3
+    tasks += await arrive(("m1", "modest", 5))
+    assert refused == ["low", "g3"] and queue.waiting == 3
+    # Taking another place would only exchange the two clients' numbers.
+    tasks += await arrive(("m2", "modest", 5), ("g4", "greedy", 9))
+    assert refused == ["low", "g3", "m2", "g4"] and queue.waiting == 3
+    for id in ("running", "g1", "m1", "g2"):
+        queue.leave(id)
+    await asyncio.gather(*tasks)
 
 
 async def test_requests_after_dismissal_are_refused_until_the_queue_is_resized() -> None:
