@@ -206,6 +206,27 @@ async def test_fields_of_a_chat_that_ollama_ignores_are_named(serve: Serve, http
     assert not call_of(service, Engine.OLLAMA).notes
 
 
+@pytest.mark.parametrize(
+    ("more", "ignored"),
+    [
+        ({}, ["logit_bias", "dry_multiplier"]),
+        ({"suffix": "z", "num_ctx": 4096}, ["top_k", "logit_bias", "dry_multiplier"]),
+    ],
+)
+async def test_fields_of_a_completion_that_ollama_ignores_are_named(
+    serve: Serve, http: ClientSession, more: dict[str, Any], ignored: list[str]
+) -> None:
+    service = text_service()
+    url = await serve(parts(service, model(capabilities=("completion", "insert"))))
+    fields = {"top_k": 4, "temperature": 0.5, "logprobs": 1, "logit_bias": {"7": -100}, "dry_multiplier": 0.8}
+    body = {"model": "demo", "prompt": "a", "typ_p": 0, "stream": True, **fields, **more}
+    await warning_for(http, f"{url}/v1/completions", body)
+    notes = call_of(service, Engine.OLLAMA).notes
+    named = [note.removesuffix(" has no effect: an Ollama answers") for note in notes]
+    assert [name for name in named if " " not in name] == ignored
+    assert any("num_ctx" in note for note in notes) is bool(more)
+
+
 async def test_embeddings_and_token_counts_warn_too(serve: Serve, http: ClientSession) -> None:
     vectors = b'{"data":[{"embedding":[1.0],"index":0}],"usage":{"prompt_tokens":1,"total_tokens":1}}'
     url = await serve(parts(ScriptedService(vectors), EMBEDDING_MODEL))
@@ -219,6 +240,9 @@ async def test_embeddings_and_token_counts_warn_too(serve: Serve, http: ClientSe
     count = {**CHAT, "context_management": {"edits": [1]}, "stream": None}
     warned = await warning_for(http, f"{url}/v1/messages/count_tokens", count)
     assert "context_management has no effect" in warned
+    items = {"model": "demo", "input": "a", "max_tool_calls": 3}
+    warned = await warning_for(http, f"{url}/v1/responses/input_tokens", items)
+    assert "max_tool_calls has no effect" in warned
 
 
 async def test_an_unknown_truncation_is_refused(serve: Serve, http: ClientSession) -> None:

@@ -20,7 +20,7 @@ from sollold.api.openai.text_completion import TextCompletion, choice_of
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call, Engine, Routing
 
-_OPTIONS = {
+OPTIONS = {
     "max_tokens": "num_predict",
     "n_predict": "num_predict",
     **{
@@ -53,7 +53,7 @@ def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) 
     if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body or ask.max_tokens == 0:
         # (An Ollama takes a limit of 0 tokens for no limit.)
         return None
-    options = {_OPTIONS[name]: value for name, value in body.items() if name in _OPTIONS}
+    options = {OPTIONS[name]: value for name, value in body.items() if name in OPTIONS}
     if ask.num_ctx:
         options["num_ctx"] = ask.num_ctx
     if body.get("stop"):

@@ -11,6 +11,7 @@ from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignor
 from sollold.api.engine.ollama_notes import tool_notes, without_effect
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
 from sollold.api.openai.llama_sampling import LlamaSampling
+from sollold.api.openai.raw_completion import OPTIONS
 from sollold.api.openai.request import UNSUPPORTED_FIELDS, ApplyTemplate, ChatCompletion, Completion
 
 _CHAT_FIELDS = frozenset(
@@ -67,10 +68,18 @@ def native_chat_notes(body: dict[str, Any], ask: ChatCompletion, native: dict[st
 
     ``body``: the original one; ``native``: the one sent to the Ollama.
     """
-    ignored = [
-        name
-        for name, value in body.items()
-        if name in _LLAMA_FIELDS and value and value != _NEUTRAL.get(name)
-    ]
+    ignored = _requested(body, _LLAMA_FIELDS)
     ignored += ["n"] if (ask.n or 1) > 1 else []
     return (*without_effect(ignored), *tool_notes(native), *context_note(ask.num_ctx))
+
+
+def native_completion_notes(body: dict[str, Any], ask: Completion) -> tuple[str, ...]:
+    """Return a warning for each field of a completion that has no effect when an Ollama answers."""
+    if ask.suffix:
+        return (*without_effect(_requested(body, _LLAMA_FIELDS)), *context_note(ask.num_ctx))
+    return without_effect(_requested(body, SAMPLING - OPTIONS.keys() - _OLLAMA_FIELDS))
+
+
+def _requested(body: dict[str, Any], fields: frozenset[str]) -> list[str]:
+    """Return those of ``fields`` that are in ``body`` with a value that changes the answer."""
+    return [name for name, value in body.items() if name in fields and value and value != _NEUTRAL.get(name)]

@@ -126,7 +126,9 @@ class ResponsesRoutes:
             return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
 
         ask = await off_loop(request, body, build)
-        return await Reply(request, self._context, ask, PassThroughEncoder(_count_response)).run()
+        warnings = response_warnings(body, expanded)
+        encoder = PassThroughEncoder(_count_response)
+        return await Reply(request, self._context, ask, encoder, warnings=warnings).run()
 
     async def _expand(self, parsed: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
         """Return the request with the conversation that it continues, and its own items.

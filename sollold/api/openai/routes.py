@@ -22,7 +22,6 @@ from sollold.api.engine.calls import (
 from sollold.api.engine.continue_message import AnswerPrefix
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import refuse_reranker, require_capability, require_completion, require_model
-from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
 from sollold.api.engine.prepare import Prepared, normalize_chat, prepare_format
@@ -68,6 +67,7 @@ from sollold.api.openai.request_warnings import (
     completion_warnings,
     llama_warnings,
     native_chat_notes,
+    native_completion_notes,
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
@@ -282,10 +282,10 @@ class OpenAiRoutes:
 
         def calls() -> tuple[dict[Engine, Call], Prepared]:
             prepared = Prepared(warnings=prepare_format(engine))
-            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, ignored)
+            notes = (*ignored, *native_completion_notes(body, ask))
+            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, notes)
             if ask.suffix:
                 call = Call("/infill", infill_body(engine, ask))
-                notes = (*ignored, *context_note(ask.num_ctx))
                 native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
             built = calls_for(listed.model, llama=lambda: call, ollama=native, operation="/v1/completions")
             return built, prepared
