@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp import deployment, llama_server, load_progress, participants
+from sollold.engines.llamacpp.engine_key import EngineKey
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process import Process
@@ -436,6 +438,32 @@ async def test_a_llama_server_that_hangs_without_output_fails(
         assert failed.reason.startswith("llama-server hung at startup: no activity for")
         assert failed.hung
         await until(lambda: children() == [])
+
+
+async def test_a_load_fails_if_the_disk_of_the_state_folder_hangs(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "START_SECONDS", 1.0)
+    monkeypatch.setattr(llama_server, "_REMOVE_SECONDS", 0.1)
+    responds = threading.Event()
+
+    def hang(key: EngineKey) -> None:
+        assert responds.wait(60)
+
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        with monkeypatch.context() as disk:
+            disk.setattr(EngineKey, "make", hang)
+            disk.setattr(EngineKey, "remove", hang)
+            try:
+                await cluster.deploy("d", plan(tiny, "a", ("b", 2)))
+                failed = await cluster.until("a", "d", State.FAILED)
+                assert "not started within" in failed.reason and str(folder) in failed.reason
+                await until(
+                    lambda: not any(agent.grants.ledger.holds("d") for agent in cluster.agents.values())
+                )
+            finally:
+                responds.set()
 
 
 def test_time_while_the_daemon_was_suspended_is_not_a_stall(

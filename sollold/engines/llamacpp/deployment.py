@@ -40,6 +40,8 @@ log = logging.getLogger("sollold.engines")
 FIRST_SECONDS = 10.0
 """Minimum idle time before the first request, in seconds, so that clients waiting for the load can use it
 even with a shorter keep_alive."""
+START_SECONDS = 120.0
+"""Timeout for the check of the plan and the start of ``llama-server``'s process, in seconds."""
 _STOP_SECONDS = 1.5
 
 
@@ -283,10 +285,10 @@ class Deployment:
                 # At once: a committed grant could expire while its own or another worker starts.
                 group.create_task(self._participants.renew(node, self._ready))
             workers = await self._participants.commit_and_connect()
+            watcher = group.create_task(self._watch_load())
             if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
                 raise HeadFailed(check)
             self._become(State.LOADING)
-            watcher = group.create_task(self._watch_load())
             self.head = await self._load(workers)
             watcher.cancel()
             if can_keep(self.plan, self.drafts.by):
@@ -365,8 +367,14 @@ class Deployment:
 
     async def _watch_load(self) -> None:
         """End a load that stalls."""
+        waited = 0.0
         while not self._fault.done():
             await asyncio.sleep(1.0)
+            waited += 1.0
+            if self.head is None and waited > START_SECONDS:
+                where = no_answer(self._context.keys.parent)
+                self.end(f"llama-server was not started within {waited:.0f} s: {where}")
+                return
             process = self.head.process if self.head is not None else None
             on_disk = process is not None and process.waits_for_disk()
             if stalled := self.progress.stalled(self._load_work(), on_disk):

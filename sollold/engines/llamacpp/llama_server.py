@@ -37,6 +37,7 @@ from sollold.settings.state_file import write_whole
 LOAD_SECONDS = 3600.0
 """Maximum duration of a load, in seconds."""
 _POLL_SECONDS = 0.1
+_REMOVE_SECONDS = 2.0
 _STATE = "cmd_child_to_router:state:"
 _ENVIRONMENT = {**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"}
 """With a router's port it reports its progress, and exits when its stdin closes, so when the daemon dies."""
@@ -183,8 +184,7 @@ class Head:
                 gather=GATHER_SECONDS,
             )
         except BaseException as error:
-            await asyncio.shield(asyncio.to_thread(key.remove))
-            ports.give_back(port)
+            await _give_back(port, key, ports)
             if isinstance(error, OSError):
                 raise HeadFailed(f"llama-server could not be started: {system_words(error)}") from error
             raise
@@ -240,7 +240,11 @@ class Head:
         if self._released:
             return
         self._released = True
-        try:
-            await asyncio.to_thread(self._key.remove)
-        finally:
-            self._ports.give_back(self.port)
+        await _give_back(self.port, self._key, self._ports)
+
+
+async def _give_back(port: int, key: EngineKey, ports: Ports) -> None:
+    """Delete a key's file, then give back the port that names it. If the disk hangs, do not wait for that."""
+    removing = asyncio.ensure_future(asyncio.to_thread(key.remove))
+    removing.add_done_callback(lambda _: ports.give_back(port))
+    await asyncio.wait({removing}, timeout=_REMOVE_SECONDS)
