@@ -259,3 +259,28 @@ async def test_unread_data_stops_the_engine(client: EngineClient) -> None:
         assert await connection.pour(count)
     assert got == 64_000_000
     server.close()
+
+
+async def test_a_connection_with_a_partly_sent_request_is_not_reused() -> None:
+    """The engine has answered before it has read the whole body, and then its caller hangs up."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await reader.read(-1)
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = EngineClient()
+    connection = await client.connect(url)
+    asking = asyncio.ensure_future(connection.ask("POST", "/", {}, bytes(64 << 20)))
+    await until(lambda: connection._parser.done and connection._parser.status == 413)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    client.release(connection)
+    assert client.take_idle(url) is None
+    client.close()
+    server.close()
+    await server.wait_closed()

@@ -37,6 +37,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = ResponseParser()
         self._parser.done = True
+        self._sending = False
+        """Whether a request has been sent in part only."""
         self._receive: Receiver[bytes] | None = None
         self._waiter: asyncio.Future[bool] | None = None
         """Set while the caller waits for the response head or its end."""
@@ -48,7 +50,8 @@ class HttpConnection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the response was read completely and another request may follow."""
-        return self._parser.done and self._parser.keep and not self._unread and self._error is None
+        complete = self._parser.done and not self._unread and not self._sending
+        return complete and self._parser.keep and self._error is None
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str], *body: bytes | bytearray) -> int:
         """Send a request; its body may have several parts. Returns the status of the response.
@@ -68,9 +71,11 @@ class HttpConnection(asyncio.Protocol):
             # In one write: each wakes the other side, and is a TLS record.
             self._transport.write(b"".join((head, *body)))
         else:
+            self._sending = True
             self._transport.write(head)
             for part in body:
                 await self._write_in_pieces(part)
+            self._sending = False
         # The server may have refused the request before it was complete.
         if not self._parser.status:
             if self._error is not None:
