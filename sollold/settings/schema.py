@@ -296,7 +296,8 @@ class ServingSettings:
     queue: Count = 512
     """Requests queued at an endpoint, or waiting for a model to load, before 503."""
     bodies: Bytes = GIB
-    """Total bytes of request bodies held at once before 503; 0: no limit."""
+    """Total bytes of request bodies held at once before 503, and as many of large answers that clients have
+    not read yet; 0: no limit."""
     stall: Seconds = 120.0
     """Minimum seconds without a token before a stream counts as hung; 0 or negative: never."""
     still: Seconds = 15.0

@@ -44,6 +44,31 @@ async def test_a_large_answer_is_sent_in_pieces(serve: Serve, http: ClientSessio
     assert how == "streamed" or loop.longest < 0.025
 
 
+async def test_answers_that_are_not_read_take_limited_memory(serve: Serve, http: ClientSession) -> None:
+    size = 8 << 20
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+    url = await serve(parts(ScriptedService(b'{"prompt":"' + b"x" * size + b'"}')), bodies=40 << 20)
+    url += "/apply-template"
+    others = {"X-Forwarded-For": "192.168.1.77"}
+    unread = [await http.post(url, json=body, headers=others) for _ in range(4)]
+    assert [answer.status for answer in unread] == [200, 200, 503, 503]
+    refused = await unread[2].json()
+    assert "try again later" in refused["error"]["message"] and unread[2].headers["Retry-After"]
+    # Other clients still have room.
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200 and len(await answer.read()) > size
+    for answer in unread:
+        answer.close()
+    for _ in range(100):
+        async with http.post(url, json=body, headers=others) as answer:
+            if answer.status == 200:
+                assert len(await answer.read()) > size
+                break
+        await asyncio.sleep(0.05)
+    else:
+        pytest.fail("the memory of answers that were given up is still counted")
+
+
 async def test_metrics_of_many_models_do_not_block_the_loop(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     monitor = monitor_of(cluster)

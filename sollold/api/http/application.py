@@ -23,6 +23,7 @@ from sollold.api.cluster.routes import ClusterRoutes
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
+from sollold.api.http.answer_budget import AnswerBudget
 from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.client_address import networks
@@ -94,8 +95,8 @@ def build_app(
     """Build the application; its batches end with it (`on_cleanup`). Its `ORIGINS`, `HOSTS`, `ACCESS` and
     `REQUEST_LOG` may be changed later.
 
-    ``bodies``: maximum bytes of all request bodies in progress, 0 for no limit. ``requests_logged``: the mode
-    of `RequestLog`.
+    ``bodies``: maximum bytes of all request bodies in progress, and of large answers; 0 for no limit.
+    ``requests_logged``: the mode of `RequestLog`.
     """
     inflight = InflightRequests(services.monitor.activity)
     requests = RequestLog(requests_logged)
@@ -108,7 +109,7 @@ def build_app(
     access = Access(settings.auth, services.keys, services.passes)
     access.proxies = networks(settings.trusted_proxies)
     hosts = Hosts(settings.hosts, lambda: [node.name for node in services.cluster.live()])
-    guard = Guard(origins, hosts, access, answers, requests)
+    guard = Guard(origins, hosts, access, answers, requests, AnswerBudget(bodies))
     app = web.Application(
         middlewares=[quiet_hang_up, guard.middleware()],
         client_max_size=LONGEST_BODY,

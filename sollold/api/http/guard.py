@@ -13,6 +13,7 @@ from aiohttp.typedefs import Middleware
 
 from sollold import tracing
 from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
+from sollold.api.http.answer_budget import AnswerBudget
 from sollold.api.http.body import release_body
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.client_address import address_of
@@ -25,7 +26,7 @@ from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler, dialect_of
 from sollold.api.http.traced import traced
 from sollold.cluster.net.hang_up import hung_up
-from sollold.errors import Refusal
+from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.api")
@@ -75,6 +76,7 @@ class Guard:
     access: Access
     answers: ResponseCounts
     requests: RequestLog
+    unread: AnswerBudget
 
     def middleware(self) -> Middleware:
         """Return the middleware for aiohttp."""
@@ -88,6 +90,7 @@ class Guard:
             try:
                 answer = self._answer(request, handler, dialect)
                 response = await (traced(request, answer) if tracing.on() else answer)
+                response = self._counted(request, dialect, response)
                 status = response.status
                 return response
             finally:
@@ -99,6 +102,20 @@ class Guard:
                 self.requests.write(request, request[ID], status, started)
 
         return guard
+
+    def _counted(
+        self, request: web.Request, dialect: Dialect, response: web.StreamResponse
+    ) -> web.StreamResponse:
+        """Count a large answer until it is sent; if too many wait to be read, return a refusal instead."""
+        if not isinstance(response, web.Response) or not isinstance(response.body, bytes | bytearray):
+            return response
+        client = client_of(request)
+        body = self.unread.counted(response.body, "" if client.local else client.identity)
+        if body is None:
+            message = "the answers that clients have not read yet use too much memory; try again later"
+            return refusal_response(dialect, Refusal(Fault.UNAVAILABLE, message), request[ID])
+        response.body = body
+        return response
 
     async def _answer(self, request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
         if forbidden := _cross_origin_refusal(request, self.origins, self.hosts):
