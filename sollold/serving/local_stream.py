@@ -197,17 +197,25 @@ class LocalStream:
         """Make a new connection.
 
         Raises:
-            StreamError: the stream was aborted while connecting.
+            StreamError: the stream was aborted or closed meanwhile.
             OSError: connecting failed.
         """
         try:
             # Has no timeout of its own: `abort` and `close` expire it.
             async with asyncio.timeout(None) as self._connecting:
-                return await self._client.connect(url)
+                connection = await self._client.connect(url)
         except TimeoutError:
-            raise self._error or StreamError(ErrorKind.MOVED, "the request was cancelled") from None
+            raise self._cancelled() from None
         finally:
             self._connecting = None
+        if self._error is not None or self._ended:
+            # In the turn of the loop in which the connection was made.
+            connection.close()
+            raise self._cancelled()
+        return connection
+
+    def _cancelled(self) -> StreamError:
+        return self._error or StreamError(ErrorKind.MOVED, "the request was cancelled")
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
         """Pass on the body in pieces.

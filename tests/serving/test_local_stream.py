@@ -51,6 +51,35 @@ class Unreachable:
         raise AssertionError
 
 
+class Answered(Unreachable):
+    """An engine whose answer arrives in these pieces."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        super().__init__()
+        self.pieces = list(pieces)
+        self.asked = False
+        self.connected = asyncio.Event()
+        self.connected.set()
+
+    async def connect(self, url: str) -> HttpConnection:
+        self.connecting += 1
+        await self.connected.wait()
+        return cast(HttpConnection, self)
+
+    async def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
+        self.asked = True
+        return 200
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        while self.pieces:
+            if not receive(self.pieces.pop(0)):
+                return False
+        return True
+
+    def close(self) -> None:
+        self.pieces.clear()
+
+
 def local_stream(
     engine: Unreachable, queue: AdmissionQueue, on_end: Callable[[LocalStream], None] = lambda stream: None
 ) -> LocalStream:
@@ -94,6 +123,22 @@ async def test_second_abort_while_the_first_takes_effect() -> None:
     assert engine.connecting == engine.users == queue.active == 0
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_request_aborted_as_its_connection_is_made_is_not_sent(closed: bool) -> None:
+    engine, queue = Answered(b"data: 1\n\n"), AdmissionQueue(1, 1)
+    engine.connected.clear()
+    stream = local_stream(engine, queue)
+    opening = asyncio.ensure_future(stream.open(lambda position: None))
+    await until(lambda: engine.connecting)
+    engine.connected.set()
+    stream.abort(StreamError(ErrorKind.MOVED, "the node is drained"))
+    if closed:
+        await stream.close()
+    with pytest.raises(StreamError, match="the node is drained"):
+        await asyncio.wait_for(opening, 5)
+    assert not engine.pieces and not engine.asked and engine.users == queue.active == 0
+
+
 async def test_caller_cancels_while_connecting() -> None:
     engine, queue = Unreachable(), AdmissionQueue(1, 1)
     opening = asyncio.ensure_future(local_stream(engine, queue).open(lambda position: None))
@@ -113,29 +158,6 @@ async def test_close_while_connecting() -> None:
     with pytest.raises(StreamError, match="cancelled"):
         await asyncio.wait_for(opening, 5)
     assert engine.connecting == engine.users == queue.active == 0
-
-
-class Answered(Unreachable):
-    """An engine whose answer arrives in these pieces."""
-
-    def __init__(self, *pieces: bytes) -> None:
-        super().__init__()
-        self.pieces = list(pieces)
-
-    async def connect(self, url: str) -> HttpConnection:
-        return cast(HttpConnection, self)
-
-    async def ask(self, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
-        return 200
-
-    async def pour(self, receive: Receiver[bytes]) -> bool:
-        while self.pieces:
-            if not receive(self.pieces.pop(0)):
-                return False
-        return True
-
-    def close(self) -> None:
-        self.pieces.clear()
 
 
 async def test_an_aborted_stream_releases_its_slot_although_its_caller_does_not_read() -> None:
