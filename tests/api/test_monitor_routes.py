@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 
 from sollold.api.http.inflight import InflightRequest
 from sollold.control.activity import Activity, RequestStats
-from sollold.control.history import bounded_request
+from sollold.control.history import HistoryRequest, NodeHistory, bounded_request
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
 from sollold.machine.gpus import GpuLoad
@@ -245,6 +245,26 @@ def test_disconnecting_after_the_whole_answer_is_no_cancellation() -> None:
         live = InflightRequest(Ask("id", "demo", {}, stream=True), "/api/chat", Activity(), ended=ended)
         live.cancelled()
         assert live.outcome == outcome
+
+
+async def test_histories_are_gathered_one_at_a_time(
+    serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes megabytes from every node, and needs no key by default."""
+    running, most = 0, 0
+
+    async def histories(monitor: Monitor, span: HistoryRequest) -> list[NodeHistory]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return []
+
+    monkeypatch.setattr(Monitor, "histories", histories)
+    url = await serve(parts())
+    await asyncio.gather(*(get(http, f"{url}/api/cluster/history") for _ in range(8)))
+    assert most == 1
 
 
 async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None:

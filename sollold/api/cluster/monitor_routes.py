@@ -17,7 +17,7 @@ from sollold.api.http.response import JSON, SSE, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.events import Event, as_object
-from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, bounded_request, totals
+from sollold.control.history import FIRST_TOKEN, TOTALS, HistoryRequest, NodeHistory, bounded_request, totals
 from sollold.errors import Fault, Refusal
 from sollold.natural_order import natural
 
@@ -46,6 +46,8 @@ class MonitorRoutes:
         self._inflight = inflight
         self._followers: Counter[str] = Counter()
         """Number of open event streams by caller."""
+        self._gathering = asyncio.Lock()
+        """Limits histories, of megabytes from every node, to one at a time."""
 
     def routes(self) -> list[Route]:
         """Return the route table."""
@@ -160,6 +162,12 @@ class MonitorRoutes:
     async def history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: series of the whole cluster and of each node."""
         span = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
+        async with self._gathering:
+            body = await self._history(span)
+        return web.Response(body=body, headers={"Content-Type": JSON})
+
+    async def _history(self, span: HistoryRequest) -> bytes:
+        """Return the history of all nodes as JSON."""
         nodes = await self._services.monitor.histories(span)
         points = span.seconds // span.step
         value = {
@@ -171,9 +179,7 @@ class MonitorRoutes:
             "nodes": [_node_object(node) for node in sorted(nodes, key=lambda n: (natural(n.name), n.node))],
         }
         # A day's history of twenty nodes takes some ten milliseconds to encode.
-        return web.Response(
-            body=await asyncio.to_thread(msgspec.json.encode, value), headers={"Content-Type": JSON}
-        )
+        return await asyncio.to_thread(msgspec.json.encode, value)
 
     async def requests(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/requests``."""
