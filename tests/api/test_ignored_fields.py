@@ -98,6 +98,23 @@ async def test_fields_without_effect_are_named(serve: Serve, http: ClientSession
         assert f"{name} has no effect" in warned or f"{name} {value[0]} has no effect" in warned, name
 
 
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"reasoning": {"effort": "low", "max_tokens": 100, "exclude": True}}, ["max_tokens", "exclude"]),
+        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, ["budget_tokens"]),
+        ({"reasoning": {"enabled": True, "summary": "auto"}, "thinking": {"type": "disabled"}}, []),
+    ],
+)
+async def test_parts_of_other_servers_fields_for_thinking_warn_in_a_chat(
+    serve: Serve, http: ClientSession, fields: dict[str, Any], ignored: list[str]
+) -> None:
+    url = await serve(parts(text_service(), TOOL_MODEL))
+    warned = await warning_for(http, f"{url}/v1/chat/completions", {**CHAT, **fields})
+    assert warned.count("has no effect") == len(ignored)
+    assert all(f".{name} has no effect: send reasoning_budget_tokens" in warned for name in ignored[:1])
+
+
 async def test_warnings_suggest_the_right_field(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts(text_service()))
     warned = await warning_for(http, f"{url}/api/chat", {**CHAT, "temperature": 0.5})

@@ -23,9 +23,12 @@ _REASONS = {
     "include": "only OpenAI produces what it names",
     "max_tool_calls": "the tools that it counts run only at OpenAI",
     "moderation": "nothing is moderated here",
+    "reasoning.exclude": "leave out the answer's reasoning_content yourself",
+    "reasoning.max_tokens": "send reasoning_budget_tokens",
     "store": "chats are not kept here; /v1/responses keeps its responses for a while",
     "text": "it belongs to /v1/responses; a chat has response_format",
     "verbosity": "say in the prompt how long the answer should be",
+    "thinking.budget_tokens": "send reasoning_budget_tokens",
     "text.verbosity": "say in the prompt how long the answer should be",
     "truncation": "it belongs to /v1/responses",
 }

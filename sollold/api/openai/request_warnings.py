@@ -29,7 +29,7 @@ _COMPLETION_FIELDS = frozenset(
 
 def chat_warnings(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
     """Return a warning for each field of a chat that has no effect here; ``body``: the original one."""
-    warnings = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _PARTS)
+    warnings = ignored_fields(body, _CHAT_FIELDS) + ignored_parts(body, _CHAT_PARTS)
     if ask.web_search_options is not None:
         warnings += ("web_search_options has no effect: there is no web search here",)
     return warnings
@@ -51,6 +51,7 @@ def llama_warnings(body: dict[str, Any], parsed: msgspec.Struct) -> tuple[str, .
 
 
 _PARTS = {"stream_options": ("include_usage", "include_obfuscation")}
+_CHAT_PARTS = {**_PARTS, "reasoning": ("effort", "enabled", "summary"), "thinking": ("type",)}
 
 
 _OLLAMA_FIELDS = frozenset(
