@@ -20,7 +20,7 @@ def turn(role: str, content: Any = "", **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-CALL = {"id": "c0", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+CALL = {"id": "call00000", "type": "function", "function": {"name": "get", "arguments": "{}"}}
 ODD_ORDERS = {
     "two user turns": [turn("user", "a"), turn("user", "b")],
     "assistant first": [turn("assistant", "hello"), turn("user", "a")],
@@ -30,9 +30,9 @@ ODD_ORDERS = {
     "tools without support in the template": [
         turn("user", "a"),
         turn("assistant", "", tool_calls=[CALL]),
-        turn("tool", "noon", tool_call_id="c0"),
+        turn("tool", "noon", tool_call_id="call00000"),
     ],
-    "a result without its call": [turn("tool", "noon", tool_call_id="c0")],
+    "a result without its call": [turn("tool", "noon", tool_call_id="call00000")],
     "speakers with names": [turn("user", "a", name="x"), turn("user", "b", name="y")],
 }
 
@@ -129,6 +129,26 @@ async def test_tool_results_are_sent_in_the_order_of_their_calls(
     sent = call_of(service).body["messages"]
     assert [message["content"] for message in sent if message["role"] == "tool"] == ["of a", "of b", "of c"]
     assert [message["role"] for message in sent] == [message["role"] for message in conversation]
+
+
+def test_tidy_gives_calls_the_ids_that_mistrals_templates_require() -> None:
+    """They refuse ids of another length, even those that llama-server makes."""
+    ids = ["call_0", "toolu_01A", "call_0", "abcDEF123"]
+    turns = [
+        message
+        for id_ in ids
+        for message in (
+            turn("user", "a"),
+            turn("assistant", tool_calls=[{**CALL, "id": id_}]),
+            turn("tool", "noon", tool_call_id=id_),
+            turn("assistant", "b"),
+        )
+    ]
+    tidied = tidy(turns)
+    called = [call["id"] for message in tidied for call in message.get("tool_calls", ())]
+    assert called == ["call00000", "call00001", "call00000", "abcDEF123"]
+    assert [message["tool_call_id"] for message in tidied if message["role"] == "tool"] == called
+    assert turns[1]["tool_calls"][0]["id"] == "call_0"
 
 
 def test_results_with_ambiguous_ids_keep_their_order() -> None:

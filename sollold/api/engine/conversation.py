@@ -16,6 +16,7 @@ import msgspec
 Message = dict[str, Any]
 
 _SYSTEM = ("system", "developer")
+_ID_LENGTH = 9
 
 
 def merge_answers(messages: Sequence[Message]) -> list[Message]:
@@ -54,8 +55,9 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
 
     System messages are merged into one, the first; adjacent user or assistant messages are merged; the first
     turn is the user's (an empty one if the assistant began); a tool result without its call, or a message of
-    unknown role, becomes the user's.
+    unknown role, becomes the user's; the ids of calls have nine letters and digits.
     """
+    messages = _with_short_ids(messages)
     system = [message for message in messages if message.get("role") in _SYSTEM]
     turns: list[Message] = []
     calls: set[str] = set()
@@ -78,6 +80,26 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
         else []
     )
     return [*first, *_merge(turns, lambda role: role in ("user", "assistant"), named=False)]
+
+
+def _with_short_ids(messages: Sequence[Message]) -> list[Message]:
+    """Return ``messages`` with the only ids of calls that Mistral's templates accept."""
+    ids: dict[str, str] = {}
+
+    def short(id_: object) -> str:
+        text = str(id_)
+        if len(text) == _ID_LENGTH and text.isascii() and text.isalnum():
+            return text
+        return ids.setdefault(text, f"call{len(ids):05}")
+
+    out = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message = {**message, "tool_calls": [{**call, "id": short(call.get("id"))} for call in calls]}
+        if "tool_call_id" in message:
+            message = {**message, "tool_call_id": short(message["tool_call_id"])}
+        out.append(message)
+    return out
 
 
 def flatten(messages: Sequence[Message]) -> list[Message]:
