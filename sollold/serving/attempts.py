@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from sollold import tracing
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
@@ -136,13 +137,21 @@ class Attempts:
             body=body,
             stream=ask.stream,
             priority=ask.priority,
-            client=ask.client,
+            client=self._client(),
             age=now - self.came,
             deadline=remaining,
             keep_alive=ask.keep_alive,
             bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
             trace=tracing.traceparent(),
         )
+
+    def _client(self) -> str:
+        """The caller's identity in the queue of an endpoint, which has requests from all nodes."""
+        client = self._ask.client
+        if is_loopback(client.removeprefix("::ffff:")):
+            # Programs on other machines have the same address.
+            return f"{self._context.view.me.node}:{client}"
+        return client
 
     async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | EndpointCandidate:
         """Return the stream; or, while the request is queued, another endpoint that is free and now claimed.

@@ -430,6 +430,18 @@ async def test_the_total_size_of_waiting_bodies_is_limited(cluster: Cluster) -> 
     await fetch(a, id="4", padding="x" * 9000)
 
 
+async def test_programs_on_different_machines_count_as_different_clients(cluster: Cluster) -> None:
+    a, b, reciter = await two_nodes(cluster, slots=1)
+    reciter.gate.clear()
+    tasks = []
+    for number, node in enumerate((a, a, a, b)):
+        tasks.append(asyncio.create_task(fetch(node, id=f"r{number}", user=f"{number}", client="127.0.0.1")))
+        await until(lambda: b.server.under_way == len(tasks))
+    reciter.gate.set()
+    await asyncio.gather(*tasks)
+    assert [body["user"] for _, body, _ in reciter.requests] == ["0", "3", "1", "2"]
+
+
 async def test_a_full_queue_is_refused_with_a_retry_time(cluster: Cluster) -> None:
     cluster.settings = type(cluster.settings)(queue=1)
     a, b, reciter = await two_nodes(cluster, slots=1)
