@@ -292,7 +292,9 @@ class Agent:
                 deployment.stop_accepting(request.reason, within=float("inf"))
             return Done(True)
         if self._unload_ollama is not None and request.deployment.startswith(OLLAMA_PREFIX):
-            return await self._unload_ollama(request.deployment, request.force)
+            done = await self._unload_ollama(request.deployment, request.force)
+            self.grants.memory.invalidate()
+            return done
         reason = request.reason or "unloaded"
         return await self.deployments.unload(request.deployment, reason, force=request.force)
 

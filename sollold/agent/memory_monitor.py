@@ -46,6 +46,8 @@ class MemoryMonitor:
         self._measured_at = float("-inf")
         self._measured = Measurement((), {})
         self._allocated: dict[str, dict[str, int]] = {}
+        self._outdated = False
+        """Whether memory was freed since the last measurement began."""
         self._warned = False
         self._measuring: asyncio.Task[None] | None = None
         self.others: Callable[[], Mapping[str, int]] = dict
@@ -64,11 +66,13 @@ class MemoryMonitor:
         if time.monotonic() - self._measured_at <= _FRESH_SECONDS:
             self.report()
             return True
-        return await self.measure()
+        # One that was running may be outdated already.
+        return await self.measure() and (not self._outdated or await self.measure())
 
     def invalidate(self) -> None:
-        """Discard the last measurement: the next grant measures again."""
+        """Discard the last measurement, and one that is running: memory was freed. A grant measures again."""
         self._measured_at = float("-inf")
+        self._outdated = True
 
     async def wait_until_measured(self) -> None:
         """Wait up to `_MEASURE_TIMEOUT` for a running measurement."""
@@ -95,8 +99,10 @@ class MemoryMonitor:
 
     async def _measure(self) -> None:
         processes = dict(self._processes())
+        self._outdated = False
         self._measured, self._allocated = await asyncio.to_thread(self._measure_blocking, processes)
-        self._measured_at = time.monotonic()
+        if not self._outdated:
+            self._measured_at = time.monotonic()
         self.report()
 
     def report(self) -> None:

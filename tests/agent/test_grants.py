@@ -12,8 +12,8 @@ import pytest
 from sollold.agent import grants, memory_monitor, term_file
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
-from sollold.engines.commands import Commit, Release, Renew, Reserve, Reserved
-from sollold.machine.devices import DeviceMeter
+from sollold.engines.commands import Commit, Done, Release, Renew, Reserve, Reserved, Unload
+from sollold.machine.devices import DeviceMeter, Measurement
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
 from sollold.tasks import cancel_and_wait
@@ -236,3 +236,40 @@ async def test_the_folder_of_a_cancelled_start_is_deleted_once_it_is_made(
             responds.set()
         await deleting
         assert not await asyncio.to_thread(list, (folder / "a").rglob("d"))
+
+
+async def test_a_grant_counts_memory_that_was_freed_a_moment_ago(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_monitor, "_FRESH_SECONDS", 60.0)
+    async with running_agents(folder, MISSING_LLAMA, "a") as cluster:
+        agent = cluster.agents["a"]
+        measure, measured, responds = agent._meter.measure, 0, threading.Event()
+
+        def counted() -> Measurement:
+            nonlocal measured
+            measured += 1
+            assert responds.wait(30)
+            return measure()
+
+        async def unload(endpoint: str, force: bool) -> Done:
+            return Done(True)
+
+        monkeypatch.setattr(agent._meter, "measure", counted)
+        agent.account_for_ollama(unload, dict)
+        try:
+            responds.set()
+            assert (await cluster.call("l", "a", "unload", Unload(Term(9, "l"), "ollama:m"))).ok
+            assert (await reserve(cluster, Term(9, "l"), "d")).ok
+            assert measured >= 1
+            # A measurement that is running may have missed it.
+            responds.clear()
+            agent.grants.memory.invalidate()
+            reserving, before = reserve(cluster, Term(9, "l"), "e"), measured
+            await until(lambda: measured > before)
+            agent.grants.memory.invalidate()
+            responds.set()
+            assert (await reserving).ok
+            assert measured >= before + 2
+        finally:
+            responds.set()
