@@ -112,3 +112,12 @@ async def test_a_machine_that_admitted_another_meanwhile_does_not_leave_it(
     setattr(world, moment, world.admit_another)
     await world.look()
     assert not world.joined
+
+
+async def test_one_machine_does_not_crowd_out_others_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, groups=[])
+    for port in range(1, 2 * _MAX_CANDIDATES):
+        world.search.hear(("10.0.0.66", port))
+    world.search.hear(THERE)
+    await world.look()
+    assert THERE in world.contacted and world.joined == [MEMBER.node]

@@ -15,6 +15,7 @@ from sollold.cluster.admission.invitation import Invited, use_code
 from sollold.cluster.admission.keyring import Keyring
 from sollold.cluster.admission.policy import Standing, asks, behind, code_of, preferred
 from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.rpc import PeerError
@@ -24,6 +25,8 @@ log = logging.getLogger("sollold.cluster")
 _HEARD_SECONDS = 30.0
 """Seconds for which a machine that asked is considered a candidate."""
 _MAX_CANDIDATES = 16
+_MAX_PER_HOST = 4
+"""Maximum candidates with one address: a machine can name any number of ports, and would crowd out others."""
 _SEARCH_TURNS = 5
 """A node that is not alone looks in every n-th turn for members that have a later secret."""
 
@@ -93,7 +96,9 @@ class ClusterSearch:
 
     def hear(self, address: Address) -> None:
         """Note a stranger's address. If it does not ask us, we may have to ask it: it may not know us."""
-        if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
+        others = [heard for heard in self._heard if heard[0] == address[0] and heard != address]
+        crowd = len(others) >= _MAX_PER_HOST and not is_loopback(address[0])
+        if not crowd and (len(self._heard) < _MAX_CANDIDATES or address in self._heard):
             self._heard[address] = time.monotonic()
 
     def forget(self, now: float) -> None:
