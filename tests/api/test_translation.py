@@ -481,6 +481,29 @@ def test_anthropic_thinking_is_left_out_for_a_model_without_it(kind: str) -> Non
     assert not {"chat_template_kwargs", "reasoning_budget_tokens", "reasoning_effort"} & set(body)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_the_system_prompt_of_claude_code_is_the_same_in_each_request(separate: bool) -> None:
+    """Its billing header differs in each; the whole prompt would have to be processed again."""
+
+    def messages(cch: str) -> Any:
+        header, rest = (
+            f"x-anthropic-billing-header: cc_version=2.1.37.0d9; cch={cch};",
+            "You are Claude Code.",
+        )
+        texts = [header, rest] if separate else [header + rest]
+        system = [{"type": "text", "text": text} for text in texts]
+        request = {
+            "model": "demo",
+            "max_tokens": 5,
+            "system": system,
+            "messages": [{"role": "user", "content": "hi"}],
+        }
+        return messages_body(msgspec.convert(request, Messages), model())["messages"]
+
+    assert messages("fa690")[0] == {"role": "system", "content": "You are Claude Code."}
+    assert messages("fa690") == messages("0aaa9")
+
+
 def test_order_of_anthropic_events() -> None:
     events = MessageEvents("demo")
     inputs = [

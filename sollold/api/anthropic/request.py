@@ -6,6 +6,7 @@ request goes through ``/v1/chat/completions`` and the answer is translated back 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sollold.api.anthropic.blocks import READ, is_known
@@ -70,7 +71,7 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     """
     if not ask.messages:
         raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
-    system = (_text_of(ask.system, "system") if ask.system is not None else "") or model.system
+    system = _system_text(ask.system) or model.system
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages += own_messages(model)
     for turn in ask.messages:
@@ -79,6 +80,16 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     add_tools(body, ask, model)
     _thinking(body, ask.thinking, model)
     return normalize_chat(body)
+
+
+_BILLING = re.compile(r"x-anthropic-billing-header:(?:[ \t]*+[\w.-]++=[^;\s]*+;?)*+\s*+")
+"""Where Claude Code's system prompt begins. Anthropic removes it; it differs in each request, so no engine
+could reuse the prompt before."""
+
+
+def _system_text(system: str | list[dict[str, Any]] | None) -> str:
+    text = _text_of(system, "system") if system is not None else ""
+    return text[billing.end() :] if (billing := _BILLING.match(text)) else text
 
 
 def _text_of(content: str | list[Any], subject: str) -> str:
