@@ -53,6 +53,28 @@ def test_layers_are_read(store: OllamaStore, tmp_path: Path) -> None:
     assert model.unusable == ""
 
 
+@pytest.mark.parametrize("kind", ["system", "template", "license"])
+def test_a_link_in_place_of_a_text_publishes_no_other_file(
+    store: OllamaStore, tmp_path: Path, kind: str
+) -> None:
+    """Another user may own the store, and the texts are shown to everybody."""
+    secret = tmp_path / "keyring"
+    secret.write_text("a secret of the daemon")
+    layer = store.layer(kind, b"harmless")
+    store.path(layer).unlink()
+    store.path(layer).symlink_to(secret)
+    store.model("mario:latest", tmp_path, extra=[layer])
+    assert getattr(found(store)["mario:latest"], kind) == ""
+
+
+def test_a_text_may_be_a_link_and_long(store: OllamaStore, tmp_path: Path) -> None:
+    layer = store.layer("license", b"MIT " * 200_000)
+    moved = store.path(layer).rename(tmp_path / "license")
+    store.path(layer).symlink_to(moved)
+    store.model("mario:latest", tmp_path, extra=[layer])
+    assert found(store)["mario:latest"].license.startswith("MIT MIT")
+
+
 def test_a_manifest_with_thousands_of_licenses_takes_little_memory(
     store: OllamaStore, tmp_path: Path
 ) -> None:

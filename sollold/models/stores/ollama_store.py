@@ -22,7 +22,7 @@ from sollold.errors import system_reason
 from sollold.models.names import Name, is_name
 from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
-from sollold.models.stores.safe_read import UNDECODABLE, open_file, read_text
+from sollold.models.stores.safe_read import MOST, UNDECODABLE, open_file, read_text
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan, stamp, unreadable
 from sollold.settings.location import expanded, home_folder
 
@@ -32,6 +32,8 @@ _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODELS = 20_000
 _MAX_LICENSES = 16
+_MAX_TEXT_BYTES = 16 << 20
+"""Maximum size of a text blob; the text of larger ones is left out."""
 _Size = Annotated[int, Meta(le=1 << 50)]
 """Bytes of a layer. The sum over a manifest must fit into 64 bits, since lists of models are sent."""
 
@@ -204,7 +206,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
-    licenses = [read_text(path) for path in _blobs(root, layers, "license")[:_MAX_LICENSES]]
+    licenses = [_blob_text(path) for path in _blobs(root, layers, "license")[:_MAX_LICENSES]]
     kind = "gguf"
     if name.cloud or config.remote_host:
         kind = "cloud"
@@ -276,7 +278,25 @@ def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
 
 def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
     paths = _blobs(root, layers, kind)
-    return read_text(paths[-1]) if paths else ""
+    return _blob_text(paths[-1]) if paths else ""
+
+
+def _blob_text(path: Path) -> str:
+    """Return the beginning of a text blob; empty if it can't be read, or its name is not that of its content.
+
+    Whoever may write to the store could otherwise publish any file that the daemon can read, by a link to it.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open_file(path) as file:
+            digest.update(text := file.read(MOST))
+            for _ in range(_MAX_TEXT_BYTES // MOST):
+                if not (piece := file.read(MOST)):
+                    break
+                digest.update(piece)
+    except OSError:
+        return ""
+    return text.decode("utf-8", "replace") if path.name.endswith(digest.hexdigest()) else ""
 
 
 def _config(root: Path, layer: _Layer | None) -> _Config:
