@@ -297,8 +297,7 @@ class Ledger:
         if entry is None or not entry.ending:
             return ()
         del self._entries[deployment]
-        allocated = {name: sizes for name, sizes in self._measured.allocated.items() if name != deployment}
-        self._measured = replace(self._measured, allocated=allocated)
+        self._measured = self._measured.without(deployment)
         return (GrantsChanged(),)
 
     # Internal

@@ -16,7 +16,7 @@ node's limit does not include them, and they serve one deployment at a time, sin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 
 from sollold.facts import dataclass
 from sollold.machine.device import Device
@@ -45,6 +45,21 @@ class MeasuredMemory:
     def device(self, name: str) -> Device | None:
         """Return the device with this id, or None."""
         return next((device for device in self.devices if device.id == name), None)
+
+    def without(self, deployment: str) -> MeasuredMemory:
+        """Return it as it is once the processes of ``deployment`` are dead: what they held is free."""
+        freed: dict[str, int] = {}
+        for name, size in self.allocated.get(deployment, {}).items():
+            if (found := self.device(name)) is not None:
+                freed[found.memory] = freed.get(found.memory, 0) + size
+        devices = tuple(
+            replace(device, free=min(device.total, device.free + freed[device.memory]))
+            if device.memory in freed
+            else device
+            for device in self.devices
+        )
+        others = {name: sizes for name, sizes in self.allocated.items() if name != deployment}
+        return replace(self, devices=devices, allocated=others)
 
 
 @dataclass(frozen=True, slots=True)

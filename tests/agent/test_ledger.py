@@ -69,6 +69,22 @@ def test_a_released_grant_returns_its_memory_once_the_worker_ended() -> None:
     assert book.available("CPU") == 1000
 
 
+def test_what_a_dead_worker_held_is_available_before_the_next_measurement() -> None:
+    devices = device("Vulkan0", pool="ram"), device(pool="ram"), device("CUDA0")
+    book = ledger(*devices)
+    assert book.reserve(Reserve(T1, "d", "head", {"Vulkan0": 300, "CPU": 200, "CUDA0": 500}), 0.0)[0].ok
+    assert book.commit(commit(), 1.0)[0].ok
+    used = tuple(replace(entry, free=450 if entry.pool else 500) for entry in devices)
+    book.measured(MeasuredMemory(used, {"d": {"CPU": 450, "CUDA0": 400}}))
+    book.release(Release(T1, "d", "head"), "head", 2.0)
+    book.ended("d")
+    assert {entry.id: (entry.free, entry.available) for entry in book.devices()} == {
+        "Vulkan0": (900, 900),
+        "CPU": (900, 900),
+        "CUDA0": (900, 900),
+    }
+
+
 def test_a_refusal_states_the_requested_and_available_memory() -> None:
     book = ledger(device(total=4 * 1024**3))
     refused, _ = book.reserve(ask(size=5 * 1024**3), 0.0)
