@@ -196,7 +196,7 @@ class EndpointServer:
         if not request.path.startswith(_PATHS) or not _PLAIN_PATH.fullmatch(request.path):
             raise StreamError(ErrorKind.ENGINE, f"endpoints do not serve the path {request.path}")
         size = len(request.body)
-        if not self._bodies.reserve(size):
+        if not self._bodies.reserve(size, holder=request.client):
             message = "the requests queued on this node already hold too much memory; try again later"
             raise StreamError(ErrorKind.FULL, message, _FULL_RETRY_SECONDS)
         state = self._state(endpoint, host)
@@ -208,7 +208,7 @@ class EndpointServer:
                     traced.set({"sollold.queue_ms": stream.head.queue_ms})
                 traced.end(stream.failure)
             state.streams.discard(stream)
-            self._bodies.release(size)
+            self._bodies.release(size, request.client)
 
         stream = LocalStream(
             request,

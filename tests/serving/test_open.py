@@ -430,6 +430,21 @@ async def test_the_total_size_of_waiting_bodies_is_limited(cluster: Cluster) -> 
     await fetch(a, id="4", padding="x" * 9000)
 
 
+async def test_one_client_takes_at_most_half_of_the_room_for_bodies(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(bodies=10_000)
+    a, b, reciter = await two_nodes(cluster, slots=1)
+    reciter.gate.clear()
+    tasks = [asyncio.create_task(fetch(a, client="10.0.0.8", padding="x" * 4000))]
+    await until(lambda: reciter.running == 1)
+    with pytest.raises(Refusal, match="too much memory"):
+        await fetch(b, id="second", client="10.0.0.8", padding="x" * 4000)
+    tasks.append(asyncio.create_task(fetch(b, id="other", client="10.0.0.9", padding="x" * 4000)))
+    await until(lambda: b.server.under_way == 2)
+    reciter.gate.set()
+    await asyncio.gather(*tasks)
+    await fetch(a, id="later", client="10.0.0.8", padding="x" * 4000)
+
+
 async def test_programs_on_different_machines_count_as_different_clients(cluster: Cluster) -> None:
     a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
