@@ -35,6 +35,8 @@ from sollold.serving.protocol import (
 
 log = logging.getLogger("sollold.serving")
 
+_SILENCE_SECONDS = 30.0
+"""Seconds without a byte of a request after which its node counts as dead."""
 _ALIVE_SECONDS = 2.0
 """Seconds without a frame to a caller's node after which it gets a keep-alive."""
 
@@ -133,7 +135,7 @@ class PeerRequestHandler:
         """Handle the peer route.
 
         Raises:
-            web.HTTPException: the body is too big or not an `EngineRequest`.
+            web.HTTPException: the body is too big, not an `EngineRequest`, or stops arriving.
         """
         engine_request = await _read_request(request)
         response = StreamedResponse(headers={"Content-Type": "application/octet-stream"})
@@ -169,14 +171,20 @@ async def _read_request(request: web.Request) -> EngineRequest:
     """Read a peer's request.
 
     Raises:
-        web.HTTPException: it is too big or not an `EngineRequest`.
+        web.HTTPException: it is too big, not an `EngineRequest`, or stops arriving.
     """
     raw = BytesIO()
     pieces: AsyncIterator[bytes] = request.content.iter_any()
-    async for piece in pieces:
-        raw.write(piece)
-        if raw.tell() > LARGEST_REQUEST:
-            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_REQUEST, actual_size=raw.tell())
+    now = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(_SILENCE_SECONDS) as limit:
+            async for piece in pieces:
+                raw.write(piece)
+                if raw.tell() > LARGEST_REQUEST:
+                    raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_REQUEST, actual_size=raw.tell())
+                limit.reschedule(now() + _SILENCE_SECONDS)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
     try:
         return await read_request(raw.getvalue())
     except msgspec.MsgspecError as error:

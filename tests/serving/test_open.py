@@ -445,6 +445,21 @@ async def test_one_client_takes_at_most_half_of_the_room_for_bodies(cluster: Clu
     await fetch(a, id="later", client="10.0.0.8", padding="x" * 4000)
 
 
+async def test_a_node_that_stops_sending_its_request_is_dropped(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.peer_handler._SILENCE_SECONDS", 0.2)
+    _, b, _ = await two_nodes(cluster)
+    reader, writer = await asyncio.open_connection("127.0.0.1", b.peers.port)
+    writer.write(b"POST /serve HTTP/1.1\r\nHost: b\r\nX-Peer: a\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(3):
+        writer.write(b"x")
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
 async def test_programs_on_different_machines_count_as_different_clients(cluster: Cluster) -> None:
     a, b, reciter = await two_nodes(cluster, slots=1)
     reciter.gate.clear()
