@@ -19,6 +19,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.models.gguf import reader as gguf
 from sollold.models.node_lists import ModelList
 from sollold.models.transfer import peer_source
+from sollold.models.transfer.part_check import PartDigestRequest, PartHash
 from sollold.models.transfer.partial_file import Item, PartialFile
 from sollold.models.transfer.peer_source import ModelFiles
 from sollold.models.transfer.pull_progress import PullError
@@ -588,3 +589,20 @@ async def test_a_hanging_adapter_does_not_make_the_folder_of_the_weights_unrespo
         assert [item.name for item in files.items] == ["model.gguf"]
     finally:
         reachable.set()
+
+
+async def test_a_file_that_is_no_model_is_not_sent(three: ThreeNodes, tmp_path: Path) -> None:
+    """Another user of the machine may have linked a secret of the daemon into a folder of models."""
+    a, b, _ = three.nodes
+    secret = tmp_path / "keyring"
+    secret.write_text("a secret of the daemon")
+    (b.folder / "m").mkdir(parents=True)
+    (b.folder / "m" / "model.gguf").symlink_to(secret)
+    await three.start()
+    (model,) = b.catalogue.models
+    assert model.unusable and model.files
+    headers = {"Range": "bytes=0-7"}
+    async with a.calls.stream("b", "GET", f"/models/{model.digest}/0", headers=headers) as answer:
+        assert answer.status == 404
+    with pytest.raises(PeerError, match="no longer on this node"):
+        await a.calls.call("b", "part", PartDigestRequest(model.digest, 0, 0, 1), PartHash, timeout=5)

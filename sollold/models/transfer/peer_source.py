@@ -150,9 +150,14 @@ class Sender:
         self._threads.end_idle()
         self._digests.end_idle()
 
+    def _usable(self, digest: str) -> Model | None:
+        """Return a model of which the files may be sent: what is no model may be any file, linked as one."""
+        model = self._catalogue.with_digest(digest)
+        return None if model is None or model.unusable else model
+
     async def _parcel(self, caller: str, request: ReadPartRequest) -> ModelFiles:
-        model = self._catalogue.with_digest(request.digest)
-        if model is None or model.unusable:
+        model = self._usable(request.digest)
+        if model is None:
             raise PeerError(self._node, "the model is no longer on this node", transport=False)
         try:
             # One by one: the files may be on several shares, of which one may hang.
@@ -169,7 +174,7 @@ class Sender:
             raise PeerError(self._node, str(error), transport=False) from None
 
     async def _part(self, caller: str, request: PartDigestRequest) -> PartHash:
-        model = self._catalogue.with_digest(request.digest)
+        model = self._usable(request.digest)
         paths = paths_of(model) if model else ()
         fits = 0 <= request.start < request.end <= request.start + LARGEST
         if not 0 <= request.index < len(paths) or not fits:
@@ -194,7 +199,7 @@ class Sender:
             raise PeerError(self._node, str(error), transport=False) from None
 
     async def _bytes(self, request: web.Request) -> web.StreamResponse:
-        model = self._catalogue.with_digest(request.match_info["digest"])
+        model = self._usable(request.match_info["digest"])
         paths = paths_of(model) if model else ()
         index = request.match_info["index"]
         wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
