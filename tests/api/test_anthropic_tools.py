@@ -171,3 +171,19 @@ async def test_a_failed_tool_result_is_marked_as_an_error(
         assert (await post(http, url, {**ASK, "messages": turns, "tools": [READ]}))[0] == 200
         if expected is not None:
             assert call_of(service).body["messages"][2]["content"] == expected
+
+
+async def test_a_conversation_has_one_prefix_wherever_its_cache_breakpoint_is(
+    serve: Serve, http: ClientSession
+) -> None:
+    """Claude Code moves the breakpoint with each request; another prefix might choose another replica."""
+    service = text_service("Hello")
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
+    text = {"type": "text", "text": "hi"}
+    marked = {**text, "cache_control": {"type": "ephemeral"}}
+    turns = [{"role": "assistant", "content": "b"}, {"role": "user", "content": [marked]}]
+    for messages in ([{"role": "user", "content": [marked]}], [{"role": "user", "content": [text]}, *turns]):
+        async with http.post(url, json={**ASK, "messages": messages, "stream": True}) as answer:
+            assert answer.status == 200
+    first, second = (ask.prefix for ask in service.asks)
+    assert first == second != ""

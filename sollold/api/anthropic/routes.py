@@ -65,7 +65,8 @@ class AnthropicRoutes:
         native_notes = (*native_message_notes(plain), *context_note(parsed.num_ctx))
         call = Call(CHAT_PATH, native, (*notes, *native_notes))
         caller = caller_of(request, parsed.priority, parsed.timeout)
-        prefix = prefix_of(body.get("messages"))
+        # Not of the original messages: agents move a cache_control in them with each request.
+        prefix = prefix_of(messages)
         ask, prepared = await chat_ask(
             request, body, parsed, listed, engine, call, caller=caller, prefix=prefix
         )
